@@ -1,0 +1,28 @@
+"""What can go wrong, told apart by what is to be done about it.
+
+Foreign errors are translated once, at the edge where they arise, with their cause chained.
+"""
+
+
+class BridgeError(Exception):
+    """Something failed; the text says what, where, and what to do."""
+
+
+class TransientError(BridgeError):
+    """Trying again may help: the peer is away, slow or busy."""
+
+
+class FatalError(BridgeError):
+    """Trying again will not help: someone has to change something first."""
+
+
+class NotFoundError(FatalError):
+    """What was asked for does not exist."""
+
+
+class AmbiguousError(FatalError):
+    """What was asked for fits several containers."""
+
+
+class StreamOverflowError(TransientError):
+    """The memory set aside for events that were received but not yet written down is full; they were dropped."""

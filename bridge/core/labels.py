@@ -1,0 +1,80 @@
+"""Which labels may be stored and published: include, exclude and redact, by globs on the label's key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import translate
+
+from bridge.core.model import Labels
+
+REDACTED = "[redacted]"
+DEFAULT_INCLUDE = ("*", "nerdctl/name")
+DEFAULT_EXCLUDE = (
+    "nerdctl/*",
+    "io.containerd.image.config.*",
+    "org.opencontainers.image.*",
+    "org.label-schema.*",
+    "maintainer",
+)
+DEFAULT_REDACT = (
+    "*passw*",
+    "*secret*",
+    "*token*",
+    "*credential*",
+    "*api?key*",
+    "*apikey*",
+    "*access?key*",
+    "*private?key*",
+)
+
+_WILDCARDS = frozenset("*?[")
+_VERDICTS_KEPT = 10_000  # keys are few on a node; a hostile one that invents them must not fill the memory
+
+
+class LabelRules:
+    """Decides per key, by globs; case does not matter to ``redact``.
+
+    A label is kept if a glob of ``include`` fits its key and none of ``exclude`` does; a key that ``include`` names
+    in full, without a wildcard, is kept whatever ``exclude`` says. Of a kept label that ``redact`` fits, the value is
+    replaced.
+    """
+
+    def __init__(
+        self,
+        include: Iterable[str] = DEFAULT_INCLUDE,
+        exclude: Iterable[str] = DEFAULT_EXCLUDE,
+        redact: Iterable[str] = DEFAULT_REDACT,
+    ) -> None:
+        include = tuple(include)
+        self._named = frozenset(glob for glob in include if not _WILDCARDS & set(glob))
+        self._include = _any_of(include)
+        self._exclude = _any_of(exclude)
+        self._redact = _any_of(redact, re.IGNORECASE)
+        self._verdicts: dict[str, tuple[bool, bool]] = {}
+
+    @classmethod
+    def keep_all(cls) -> LabelRules:
+        """Rules that let every label through as it is, for use as a library."""
+        return cls(include=("*",), exclude=(), redact=())
+
+    def apply(self, labels: Labels) -> Labels:
+        """Return the labels that may be told, redacted where the rules say so."""
+        told = {}
+        for key, value in labels.items():
+            keep, redact = self._verdicts.get(key) or self._judge(key)
+            if keep:
+                told[key] = REDACTED if redact else value
+        return told
+
+    def _judge(self, key: str) -> tuple[bool, bool]:
+        keep = key in self._named or bool(self._include.match(key) and not self._exclude.match(key))
+        if len(self._verdicts) >= _VERDICTS_KEPT:
+            self._verdicts.clear()
+        verdict = self._verdicts[key] = (keep, keep and bool(self._redact.match(key)))
+        return verdict
+
+
+def _any_of(globs: Iterable[str], flags: int = 0) -> re.Pattern[str]:
+    """Compile globs into one pattern; no globs fit nothing."""
+    return re.compile("|".join(map(translate, globs)) or r"(?!)", flags)

@@ -1,0 +1,74 @@
+"""The ports: what the flow needs of the world, and nothing of how the world does it.
+
+Clock, sleep and randomness are reached through here only, so that a simulator can own them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Task
+
+
+class Clock(Protocol):
+    """Time and chance."""
+
+    def now(self) -> Instant:
+        """Return this moment on both clocks."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+
+    def random(self) -> float:
+        """Return a number of the interval [0, 1)."""
+
+
+class Stream(Protocol):
+    """One subscription to containerd's events, drained into memory whether or not anyone asks for batches."""
+
+    async def batch(self) -> Sequence[Event]:
+        """Wait for events; return all there are, in containerd's order, at least one.
+
+        Raises:
+            StreamOverflowError: More was received than may be held; what was held is dropped.
+            TransientError: The stream ended; whatever was received before has been returned.
+        """
+
+    def close(self) -> None:
+        """End the subscription; harmless when repeated."""
+
+
+class Source(Protocol):
+    """One containerd, read only but for marks. Every call is bounded in time and raises BridgeErrors only."""
+
+    async def engine(self) -> Engine:
+        """Connect where that is needed, and tell which containerd answers."""
+
+    async def subscribe(self) -> Stream:
+        """Start receiving events; that it works is known only when a mark came back."""
+
+    async def mark(self, nonce: str, number: int) -> None:
+        """Publish a mark, which comes back on every stream that works."""
+
+    async def namespaces(self) -> Sequence[str]:
+        """List all namespaces."""
+
+    def containers(self, namespace: str) -> AsyncIterator[Metadata]:
+        """List a namespace's records, however many and however large they are."""
+
+    async def tasks(self, namespace: str) -> Sequence[Task]:
+        """List a namespace's tasks; one that is left out may live all the same."""
+
+    async def container(self, key: ContainerKey) -> Metadata | None:
+        """Return a container's record as it is now; None where there is none."""
+
+    async def task(self, key: ContainerKey) -> Task | None:
+        """Return a container's task as it is now; None is containerd's word that there is none.
+
+        Raises:
+            TransientError: containerd or the shim gave no answer, which proves nothing.
+        """
+
+    async def close(self) -> None:
+        """End all connections; harmless when repeated."""
