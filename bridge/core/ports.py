@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
+from bridge.core.events import Record
 from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Task
 
 
@@ -72,3 +73,26 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """End all connections; harmless when repeated."""
+
+
+class Sink(Protocol):
+    """Where records go. One owner of each retry: a sink bounds its library's own retries, the pump repeats."""
+
+    async def start(self) -> None:
+        """Connect.
+
+        Raises:
+            TransientError: Not reachable now.
+            FatalError: Refused for a reason that only a person can change.
+        """
+
+    async def publish(self, batch: Sequence[Record]) -> None:
+        """Hand over records in order; return when the other side has acknowledged all of them.
+
+        Raises:
+            TransientError: Some were perhaps not stored; the whole batch may be handed over again.
+            FatalError: This sink cannot go on.
+        """
+
+    async def close(self) -> None:
+        """Let go of everything within a bounded time; harmless when repeated."""

@@ -1,0 +1,218 @@
+"""From what happened to the bytes that consumers get: sequence numbers, frames, JSON.
+
+A ledger speaks for one source (one containerd on one host) in one epoch. A record gets its sequence and its bytes
+once; both never change.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import overload
+
+import msgspec
+from msgspec import Struct
+
+from bridge.core import events
+from bridge.core.events import EngineInfo, EventRecord, Previous, Reason, Record
+from bridge.core.identity import display_id
+from bridge.core.lives import Ending, Transition
+from bridge.core.model import Engine, Labels, Metadata
+
+MAX_BYTES = 512 * 1024
+_ENCODER = msgspec.json.Encoder()
+_SECOND = 1_000_000_000
+_LAST_SECOND = 253_402_300_799  # of the year 9999, the last that RFC 3339 can write
+
+
+@overload
+def rfc3339(at: int) -> str: ...
+@overload
+def rfc3339(at: int | None) -> str | None: ...
+def rfc3339(at: int | None) -> str | None:
+    """Write nanoseconds since the Unix epoch as RFC 3339 in UTC, all nine digits unless the second is whole."""
+    if at is None:
+        return None
+    seconds, nanoseconds = divmod(at, _SECOND)
+    stem = _to_the_second(min(max(seconds, 0), _LAST_SECOND))
+    return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
+
+
+@lru_cache(maxsize=64)  # many records of the same second
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+class Gap(Struct, frozen=True):
+    """Why a snapshot is taken, and the interval (wall clock) in which something may have been missed."""
+
+    reason: Reason
+    since: int | None
+    until: int | None
+
+
+class Coverage(Struct, frozen=True):
+    """Which namespaces a snapshot lists, which of them failed, and whether some task's state is unconfirmed."""
+
+    namespaces: list[str]
+    failed: list[str]
+    partial: bool
+
+
+class Ledger:
+    """Numbers and encodes the records of one source in one epoch.
+
+    Args:
+        host: The node's name.
+        engine: The containerd that the records speak of.
+        epoch: Greater than any epoch of this source before; normally the start's Unix milliseconds.
+        previous: The source's last epoch and sequence before this epoch, where known.
+        max_bytes: A record larger than that loses its labels, and says so.
+    """
+
+    def __init__(
+        self, host: str, engine: Engine, epoch: int, *, previous: Previous | None = None, max_bytes: int = MAX_BYTES
+    ) -> None:
+        self.epoch = epoch
+        self.sequence = 0
+        self._host = host
+        self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
+        self._previous = previous
+        self._max_bytes = max_bytes
+        self._snapshots = 0
+
+    @property
+    def position(self) -> Previous:
+        """The last sequence given."""
+        return Previous(self.epoch, self.sequence)
+
+    def set_engine(self, engine: Engine) -> None:
+        """The same source, restarted: its version and pid may be others now."""
+        self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
+
+    def transition(self, transition: Transition) -> Record:
+        """Record a transition, or a row of a snapshot."""
+        record = self._about_container(transition, transition.metadata, transition.pod_labels)
+        if len(record.data) > self._max_bytes:
+            record = self._about_container(transition, _without_labels(transition.metadata), None, dropped=True)
+        self.sequence += 1
+        return record
+
+    def snapshot(
+        self, gap: Gap, coverage: Coverage, transitions: list[Transition], rows: list[Transition], now: int
+    ) -> list[Record]:
+        """Record a whole snapshot: its frames, what was missed, and a row for each living container."""
+        self._snapshots += 1
+        body = events.Snapshot(
+            id=f"{self.epoch}-{self._snapshots}",
+            reason=gap.reason,
+            since=rfc3339(gap.since),
+            until=rfc3339(gap.until),
+            namespaces=coverage.namespaces,
+            failed=coverage.failed,
+            partial=coverage.partial,
+            containers=len(rows),
+            previous=self._previous,
+        )
+        self._previous = None
+        started = self._frame("snapshot_started", now, body)
+        between = [self.transition(each) for each in (*transitions, *rows)]
+        completed = self._frame("snapshot_completed", now, msgspec.structs.replace(body, previous=None))
+        return [started, *between, completed]
+
+    def lost(self, lost: events.Lost, now: int) -> Record:
+        """Make the record that stands for lost ones: it has the last of their sequences, and takes none of its own."""
+        document = self._document("lost", now, origin="live", lost=lost)
+        document = msgspec.structs.replace(document, epoch=lost.epoch, sequence=lost.last)
+        return Record(lost.epoch, lost.last, "lost", "", "", _ENCODER.encode(document))
+
+    def _frame(self, type_: events.FrameType, now: int, snapshot: events.Snapshot) -> Record:
+        document = self._document(type_, now, origin="snapshot", snapshot=snapshot)
+        self.sequence += 1
+        return Record(self.epoch, self.sequence, type_, "", "", _ENCODER.encode(document))
+
+    def _about_container(
+        self, told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool = False
+    ) -> Record:
+        container = _container(told, metadata, pod_labels, dropped=dropped)
+        document = self._document(
+            told.type,
+            told.at,
+            origin=told.origin,
+            id=display_id(told.key),
+            project=container.project,
+            container=container,
+            exit=_exit(told.ending),
+        )
+        return Record(
+            self.epoch,
+            self.sequence + 1,
+            told.type,
+            told.key.namespace,
+            container.project,
+            _ENCODER.encode(document),
+        )
+
+    def _document(
+        self,
+        type_: events.RecordType,
+        at: int,
+        *,
+        origin: events.Origin,
+        id: str | None = None,
+        project: str | None = None,
+        container: events.Container | None = None,
+        exit: events.Exit | None = None,
+        snapshot: events.Snapshot | None = None,
+        lost: events.Lost | None = None,
+    ) -> EventRecord:
+        return EventRecord(
+            events.VERSION,
+            type_,
+            rfc3339(at),
+            id,
+            project,
+            origin,
+            container,
+            exit,
+            snapshot,
+            lost,
+            self._engine,
+            self._host,
+            self.epoch,
+            self.sequence + 1,
+        )
+
+
+def _container(
+    told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool
+) -> events.Container:
+    key = told.key
+    if metadata is None:
+        metadata = Metadata(key, key.id, "", "", "", "", None, None, None)
+    pod = metadata.pod
+    return events.Container(
+        key.id,
+        key.namespace,
+        metadata.name,
+        metadata.project,
+        metadata.service,
+        told.pid,
+        told.incarnation,
+        told.paused,
+        metadata.kind,
+        metadata.image,
+        metadata.runtime,
+        rfc3339(metadata.created_at),
+        metadata.labels,
+        dropped,
+        None if pod is None else events.Pod(pod.name, pod.namespace, pod.uid, pod.container, pod_labels),
+    )
+
+
+def _exit(ending: Ending | None) -> events.Exit | None:
+    return None if ending is None else events.Exit(ending.status, rfc3339(ending.exited_at), ending.oom)
+
+
+def _without_labels(metadata: Metadata | None) -> Metadata | None:
+    return None if metadata is None else msgspec.structs.replace(metadata, labels=None)

@@ -1,0 +1,78 @@
+"""What the tracker keeps of a container, and what it tells of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from msgspec import Struct, field
+
+from bridge.core.events import Origin, RowType, TransitionType
+from bridge.core.model import ContainerKey, Labels, Metadata, TaskExited
+
+ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
+
+
+class Life(Struct):
+    """One incarnation of a container.
+
+    ``changed_at`` is the timestamp of the event that changed it last. ``proven``: an event or containerd's word has
+    confirmed it since the stream was connected last. ``told``: it is in scope, which is decided once per life.
+    """
+
+    pid: int
+    incarnation: str
+    paused: bool
+    changed_at: int
+    proven: bool
+    told: bool
+
+
+class Ending(NamedTuple):
+    """How a life ended, as far as known; ``oom`` None where the exit is inferred."""
+
+    status: int | None = None
+    exited_at: int | None = None
+    oom: bool | None = None
+
+
+class Transition(Struct, frozen=True):
+    """What is to be told of a container; ``metadata`` and ``pod_labels`` as they are known at that moment."""
+
+    type: TransitionType | RowType
+    origin: Origin
+    at: int
+    key: ContainerKey
+    metadata: Metadata | None
+    pod_labels: Labels | None
+    pid: int
+    incarnation: str
+    paused: bool
+    ending: Ending | None = None
+
+
+class Question(NamedTuple):
+    """A container whose task has to be asked for, and the version of what was known when the question arose."""
+
+    key: ContainerKey
+    version: int
+
+
+class Entry(Struct):
+    """All that is known under one id. ``created``: pid of a task seen created and not started yet, else 0.
+
+    ``held``: an exit without a start, and until when (monotonic) the start may still come. ``unanswered``: containerd
+    was asked for its task and could not say, before anything was known of it. ``version`` counts what has been seen.
+    """
+
+    key: ContainerKey
+    metadata: Metadata | None = None
+    life: Life | None = None
+    created: int = 0
+    held: TaskExited | None = None
+    held_until: int = 0
+    oom: bool = False
+    deleted: bool = False
+    unanswered: bool = False
+    version: int = 0
+    ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))

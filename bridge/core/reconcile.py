@@ -1,0 +1,124 @@
+"""Merge and difference: containerd's listing, the window of events around it, and what is remembered.
+
+Between two marks containerd is listed while events go on arriving; either may be older than the other, also by the
+same shim's doing. So nothing is decided by arrival: rows and events are merged by incarnation, and what still
+disagrees is asked for (DESIGN section 3, step 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec import Struct, field
+
+from bridge.core.lives import Entry, Transition
+from bridge.core.model import ContainerKey, Instant, Metadata, Task, TaskStatus
+from bridge.core.tracker import Tracker
+
+
+class Listing(Struct):
+    """What containerd listed, namespace by namespace; of those in ``failed`` nothing may be concluded."""
+
+    namespaces: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    containers: dict[ContainerKey, Metadata] = field(default_factory=dict)
+    tasks: dict[ContainerKey, Task] = field(default_factory=dict)
+
+
+def reconcile(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
+    """Bring what is remembered into line with a listing taken after the tracker was disconnected.
+
+    The events of the window must have been fed to the tracker before. What cannot be decided from the rows is left
+    as questions that are due: ask them before the snapshot is completed.
+
+    Returns:
+        The transitions that were missed, in order for each container.
+    """
+    told: list[Transition] = []
+    for metadata in listing.containers.values():
+        _learn(tracker, metadata)
+    for key in {**listing.containers, **listing.tasks}:
+        told += _place(tracker, key, listing.tasks.get(key), now)
+    _miss(tracker, listing)
+    return told
+
+
+def suspects(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
+    """Return the containers of which the tasks listed and the portfolio disagree (the audit's question).
+
+    A disagreement proves nothing: rows and events cross each other. Asking for the task does.
+    """
+    listed = set(listing.namespaces) - set(listing.failed)
+    found = {key for key, task in listing.tasks.items() if task.alive and not _agrees(tracker.find(key), task)}
+    for entry in tracker.entries():
+        if entry.key.namespace not in listed:
+            continue
+        row = listing.tasks.get(entry.key)
+        lost = entry.life is not None and (row is None or not row.alive or row.pid != entry.life.pid)
+        if lost or entry.unanswered:
+            found.add(entry.key)
+    return found
+
+
+def unproven(tracker: Tracker) -> bool:
+    """Whether there is a container whose state nobody could confirm: the snapshot is partial."""
+    return any(entry.unanswered or (entry.life is not None and not entry.life.proven) for entry in tracker.entries())
+
+
+def _learn(tracker: Tracker, metadata: Metadata) -> None:
+    """Take a listed record, unless an event of the window brought a newer one."""
+    entry = tracker.find(metadata.key)
+    known = entry.metadata if entry is not None else None
+    if known is None or entry is None or not entry.version or _age(known) <= _age(metadata):
+        tracker.learn(metadata)
+
+
+def _age(metadata: Metadata) -> tuple[int, int]:
+    return (metadata.created_at or 0, metadata.updated_at or 0)
+
+
+def _place(tracker: Tracker, key: ContainerKey, row: Task | None, now: Instant) -> list[Transition]:
+    """Settle a row where nothing contradicts it; a row that is missing or UNKNOWN proves nothing."""
+    entry = tracker.find(key)
+    if row is None or row.status is TaskStatus.UNKNOWN:
+        tracker.ask(key)
+        return []
+    touched = entry is not None and entry.version > 0
+    if not touched or _agrees(entry, row) or _ends(entry, row):
+        return tracker.settle(key, row, now)
+    tracker.ask(key)
+    return []
+
+
+def _agrees(entry: Entry | None, row: Task) -> bool:
+    """Whether a row only says what is known, or is older than it."""
+    if entry is None:
+        return False
+    if row.pid in entry.ended:
+        return True
+    life = entry.life
+    return life is not None and row.alive and life.pid == row.pid and life.paused is row.paused
+
+
+def _ends(entry: Entry | None, row: Task) -> bool:
+    """STOPPED beats RUNNING of the same pid."""
+    life = entry.life if entry is not None else None
+    return life is not None and row.status is TaskStatus.STOPPED and life.pid == row.pid
+
+
+def _miss(tracker: Tracker, listing: Listing) -> None:
+    """Ask for the lives that no row spoke of; forget records that are gone and lifeless."""
+    failed = set(listing.failed)
+    for entry in _absent(tracker, listing):
+        if entry.key.namespace in failed:
+            continue
+        if entry.life is not None:
+            tracker.ask(entry.key)
+        elif not entry.version:
+            tracker.forget(entry.key)
+
+
+def _absent(tracker: Tracker, listing: Listing) -> Iterable[Entry]:
+    return [
+        entry for entry in tracker.entries() if entry.key not in listing.containers and entry.key not in listing.tasks
+    ]

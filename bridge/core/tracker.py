@@ -1,0 +1,465 @@
+"""The state machine of lives: containerd's events and answers in, well-formed transitions out.
+
+Invariants, whatever comes in and in whatever order:
+
+- A life (one incarnation of a container) is told by one ``started`` (or was there before anybody looked), then by
+  ``paused`` and ``unpaused`` in turn, then by at most one ``exited``. Nothing is told of it afterwards.
+- STOPPED beats RUNNING of the same pid: a pid that has ended under an id does not come back.
+- What an event alone cannot decide is not guessed: the container is put down to be asked for (``due_questions``),
+  and containerd's answer decides (``answer``), unless more events came in meanwhile: then it is asked for again.
+
+The tracker does no I/O and knows no time but the one it is told. Sources of the rules: DESIGN section 3, containerd's
+shims (they publish after they changed state, late and repeatedly), whalewatcher (which tasks count as alive).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from bridge.core.events import Origin, RowType, TransitionType
+from bridge.core.identity import incarnation
+from bridge.core.lives import Ending, Entry, Life, Question, Transition
+from bridge.core.model import (
+    ContainerCreated,
+    ContainerDeleted,
+    ContainerEvent,
+    ContainerKey,
+    ContainerUpdated,
+    Instant,
+    Labels,
+    Metadata,
+    Task,
+    TaskCreated,
+    TaskDeleted,
+    TaskExited,
+    TaskOOM,
+    TaskPaused,
+    TaskResumed,
+    TaskStarted,
+    TaskStatus,
+)
+
+SECOND = 1_000_000_000
+HOLD = 30 * SECOND  # an exit waits that long for its start: shims retry a failed publish for some 15 to 45 s
+GRACE = 5 * SECOND  # a life that must be over waits that long for its exit event before containerd is asked
+GRAVES_KEPT = 10_000  # ids without record and life remembered, to know late and repeated events by
+
+Scope: TypeAlias = Callable[[Metadata | None], bool]
+
+
+class Tracker:
+    """Keeps the lives of all containers of one containerd.
+
+    Args:
+        boot_id: The host's boot, part of each incarnation.
+        in_scope: Whether a container's lives are told at all; asked once per life, at its beginning.
+    """
+
+    def __init__(self, boot_id: str, in_scope: Scope = lambda _metadata: True) -> None:
+        self.counts: Counter[str] = Counter()
+        self.adopted = 0
+        self._boot_id = boot_id
+        self._in_scope = in_scope
+        self._entries: dict[ContainerKey, Entry] = {}
+        self._graves: dict[ContainerKey, Entry] = {}
+        self._sandboxes: dict[str, tuple[ContainerKey, Labels | None]] = {}
+        self._questions: dict[ContainerKey, int] = {}
+        self._holding: set[ContainerKey] = set()
+        self._blind: set[str] | None = None
+        self._told: list[Transition] = []
+
+    # --- what is known ---
+
+    def entries(self) -> Iterator[Entry]:
+        """Every container with a record or a life."""
+        return iter(self._entries.values())
+
+    def find(self, key: ContainerKey) -> Entry | None:
+        """Return what is known under an id, if anything."""
+        return self._entries.get(key) or self._graves.get(key)
+
+    def lives(self) -> Iterator[tuple[Entry, Life]]:
+        """Every life, told or not."""
+        return ((entry, entry.life) for entry in self._entries.values() if entry.life is not None)
+
+    def rows(self, now: Instant) -> list[Transition]:
+        """Return a ``present`` row for every living container in scope: the portfolio."""
+        return [
+            self._describe(entry, life, "present", "snapshot", now.wall) for entry, life in self.lives() if life.told
+        ]
+
+    def remembers(self, namespace: str) -> bool:
+        """Whether what lived in a namespace is known, so that a container not known there is a newborn."""
+        return self._blind is not None and namespace not in self._blind
+
+    def next_due(self) -> int | None:
+        """When (monotonic) a held exit or a question becomes due next; None if nothing waits."""
+        dues = [*self._questions.values(), *(self._entries[key].held_until for key in self._holding)]
+        return min(dues, default=None)
+
+    # --- what comes in ---
+
+    def learn(self, metadata: Metadata) -> None:
+        """Take in a container's record as it is now."""
+        entry = self._enter(metadata.key)
+        entry.metadata, entry.deleted = metadata, False
+        if metadata.kind == "sandbox" and metadata.pod is not None:
+            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
+
+    def step(self, event: ContainerEvent, now: Instant) -> list[Transition]:
+        """Take in one event; return what it has to be told as, in order: often nothing."""
+        entry = self._enter(event.key)
+        if not isinstance(event, (TaskOOM, ContainerUpdated)):
+            entry.version += 1
+        _STEPS[type(event)](self, entry, event, now)
+        return self._close(entry)
+
+    def expire(self, now: Instant) -> list[Transition]:
+        """Decide on the exits that were held for long enough."""
+        told: list[Transition] = []
+        for key in [key for key in self._holding if self._entries[key].held_until <= now.monotonic]:
+            entry = self._entries[key]
+            self._conclude(entry, now)
+            told += self._close(entry)
+        return told
+
+    def ask(self, key: ContainerKey, due: int = 0) -> None:
+        """Have a container's task asked for, at once or when ``due`` (monotonic)."""
+        self._questions[key] = min(due, self._questions.get(key, due))
+
+    def due_questions(self, now: Instant) -> list[Question]:
+        """Hand out the questions that are due; each must be brought back by ``answer`` or ``no_answer``."""
+        due = [key for key, at in self._questions.items() if at <= now.monotonic]
+        for key in due:
+            del self._questions[key]
+        return [Question(key, entry.version if (entry := self.find(key)) else 0) for key in due]
+
+    def answer(self, question: Question, task: Task | None, now: Instant) -> list[Transition]:
+        """Take in containerd's answer to a question; None: there is no such task.
+
+        Where events came in since it was asked, it is asked again: nobody can tell which of the two is newer.
+        """
+        entry = self._enter(question.key)
+        if entry.version != question.version:
+            self.ask(question.key)
+            return self._close(entry)
+        return self.settle(question.key, task, now)
+
+    def no_answer(self, question: Question) -> None:
+        """Containerd could not say: what is known stays, unproven; the audit asks again."""
+        entry = self._enter(question.key)
+        if entry.life is None:
+            entry.unanswered = True
+        else:
+            entry.life.proven = False
+        self._close(entry)
+
+    def settle(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
+        """Take containerd's word for how a container's task is; None is its word that there is none."""
+        entry = self._enter(key)
+        if task is None or task.status is TaskStatus.CREATED:
+            self._settle_lifeless(entry, task, now)
+        elif task.status is not TaskStatus.UNKNOWN and task.pid not in entry.ended:
+            self._settle_known(entry, task, now)
+        return self._close(entry)
+
+    def disconnect(self) -> None:
+        """The stream is gone: from now on anything may happen unseen."""
+        self._questions.clear()
+        for entry in self._entries.values():
+            entry.version = 0
+            entry.created = 0  # it may be started unseen
+            if entry.life is not None:
+                entry.life.proven = False
+
+    def complete(self, failed: set[str]) -> None:
+        """A snapshot is complete but for the namespaces that failed: whoever is unknown elsewhere is a newborn."""
+        self._blind = failed if self._blind is None else self._blind & failed
+
+    def end_all(self, now: Instant) -> list[Transition]:
+        """Every life is over, because the host was booted or the engine replaced; forget everything."""
+        for entry, _life in list(self.lives()):
+            self._end(entry, "inferred", now.wall, Ending())
+        for lost in (self._entries, self._graves, self._sandboxes, self._questions):
+            lost.clear()
+        self._holding.clear()
+        self._blind = set()
+        return self._flush()
+
+    def forget(self, key: ContainerKey) -> None:
+        """A listing does not name this container's record any more."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._delete(entry)
+            self._close(entry)
+
+    # --- one step per event ---
+
+    def _on_container_created(self, entry: Entry, _event: ContainerCreated, _now: Instant) -> None:
+        entry.unanswered = False
+
+    def _on_container_updated(self, entry: Entry, _event: ContainerUpdated, _now: Instant) -> None:
+        """The record was learned already: it is fetched for each such event."""
+
+    def _on_container_deleted(self, entry: Entry, _event: ContainerDeleted, now: Instant) -> None:
+        self._delete(entry)
+        if entry.life is not None:
+            self.ask(entry.key, now.monotonic + GRACE)
+
+    def _on_created(self, entry: Entry, event: TaskCreated, now: Instant) -> None:
+        if self._is_known(entry, event.pid):
+            self.counts["late"] += 1
+            return
+        entry.created = event.pid
+        entry.oom = False
+        if entry.life is not None:
+            self.ask(entry.key, now.monotonic + GRACE)
+
+    def _on_started(self, entry: Entry, event: TaskStarted, now: Instant) -> None:
+        if self._is_known(entry, event.pid):
+            self.counts["duplicate"] += 1
+            if entry.life is not None and entry.life.pid == event.pid:
+                entry.life.proven = True
+            return
+        if entry.life is not None:
+            self._end(entry, "inferred", now.wall, Ending())
+        if entry.held is not None and entry.held.pid != event.pid:
+            self._conclude(entry, now)
+        self._begin(entry, event.pid, "live", event.at)
+        self._end_by_held(entry)
+
+    def _on_exited(self, entry: Entry, event: TaskExited, now: Instant) -> None:
+        if event.exec_id:
+            entry.version -= 1  # an exec's exit says nothing about the container
+            self.counts["exec_exit"] += 1
+        elif entry.life is not None and entry.life.pid == event.pid:
+            self._end(entry, "live", event.at, Ending(event.status, event.exited_at, entry.oom))
+        elif event.pid == 0:
+            if entry.life is not None:
+                self.ask(entry.key)
+        elif event.pid in entry.ended or (entry.held is not None and entry.held.pid == event.pid):
+            self.counts["duplicate"] += 1
+        else:
+            self._hold(entry, event, now)
+
+    def _on_deleted(self, entry: Entry, event: TaskDeleted, now: Instant) -> None:
+        if event.exec_id:
+            entry.version -= 1
+        elif entry.life is None:
+            pass  # its exit was told already, or is held, or nobody ever knew of it
+        elif event.pid == entry.life.pid:
+            self._end(entry, "inferred", now.wall, Ending(event.status, event.exited_at))
+        elif event.pid == 0:
+            self.ask(entry.key)
+
+    def _on_paused(self, entry: Entry, event: TaskPaused, _now: Instant) -> None:
+        self._turn(entry, event.at, paused=True)
+
+    def _on_resumed(self, entry: Entry, event: TaskResumed, _now: Instant) -> None:
+        self._turn(entry, event.at, paused=False)
+
+    def _on_oom(self, entry: Entry, _event: TaskOOM, _now: Instant) -> None:
+        entry.oom = True
+
+    # --- what a step is made of ---
+
+    def _turn(self, entry: Entry, at: int, *, paused: bool) -> None:
+        """Tell a pause or its end where it fits a proven life; else have the task asked for, as it has no pid."""
+        life = entry.life
+        if life is not None and life.proven and life.paused is not paused and at >= life.changed_at:
+            self._set_paused(entry, life, "live", at, paused=paused)
+        else:
+            self.counts["unexpected_pause"] += 1
+            self.ask(entry.key)
+
+    def _hold(self, entry: Entry, event: TaskExited, now: Instant) -> None:
+        """Keep an exit whose start has not been seen; another life's being alive has to be checked, too."""
+        if entry.held is not None:
+            self._conclude(entry, now)
+        entry.held, entry.held_until = event, now.monotonic + HOLD
+        self._holding.add(entry.key)
+        if entry.life is not None:
+            self.ask(entry.key)
+
+    def _conclude(self, entry: Entry, now: Instant) -> None:
+        """Decide on a held exit: of a life whose start fell into a gap, or of a task that was never started.
+
+        While another life goes on it can only be a late event of an older one, which changes nothing.
+        """
+        held = entry.held
+        assert held is not None  # noqa: S101 (only a held exit is concluded)
+        if held.pid == entry.created or entry.life is not None:
+            self.counts["never_started" if entry.life is None else "late"] += 1
+            entry.ended.append(held.pid)
+            self._release(entry)
+        else:
+            self._begin(entry, held.pid, "inferred", now.wall)
+            self._end_by_held(entry)
+
+    def _end_by_held(self, entry: Entry) -> None:
+        """A life has begun: if its exit was here before, it is over."""
+        held = entry.held
+        if held is not None:
+            self._end(entry, "live", held.at, Ending(held.status, held.exited_at, entry.oom))
+            self._release(entry)
+
+    def _release(self, entry: Entry) -> None:
+        entry.held = None
+        self._holding.discard(entry.key)
+
+    def _settle_lifeless(self, entry: Entry, task: Task | None, now: Instant) -> None:
+        """There is no task, or one that is not started yet."""
+        entry.unanswered = False
+        life = entry.life
+        if task is not None and (self._is_known(entry, task.pid)):
+            return  # the answer is older than what is known
+        if life is not None:
+            self._end(entry, "inferred", now.wall, Ending())
+        if task is not None:
+            entry.created = task.pid
+
+    def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
+        """There is a task that runs or ran, and is not known to have ended."""
+        silent = entry.unanswered or not self.remembers(entry.key.namespace)
+        entry.unanswered = False
+        if entry.life is not None and entry.life.pid != task.pid:
+            self._end(entry, "inferred", now.wall, Ending())
+        if entry.held is not None and entry.held.pid == task.pid:
+            if task.pid != entry.created or task.alive:
+                self._begin(entry, task.pid, "inferred", now.wall)
+                self._end_by_held(entry)
+        elif task.alive:
+            self._settle_alive(entry, task, now, silent=silent)
+        else:
+            self._settle_stopped(entry, task, now, silent=silent)
+
+    def _settle_alive(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
+        if entry.life is None:
+            if entry.held is not None:
+                self._conclude(entry, now)
+            self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=silent and task.paused)
+        life = entry.life
+        assert life is not None  # noqa: S101 (just begun, or there before)
+        life.proven = True
+        if life.paused is not task.paused:
+            self._set_paused(entry, life, "inferred", now.wall, paused=task.paused)
+
+    def _settle_stopped(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
+        if entry.life is None:
+            if task.pid == entry.created:
+                return  # killed before it was started, as far as anybody saw: its exit event will tell
+            if silent:
+                entry.ended.append(task.pid)  # it ended before anybody looked
+                return
+            self._begin(entry, task.pid, "inferred", now.wall)
+        self._end(entry, "inferred", now.wall, Ending(task.exit_status, task.exited_at))
+
+    def _begin(
+        self, entry: Entry, pid: int, origin: Origin, at: int, *, silent: bool = False, paused: bool = False
+    ) -> None:
+        """Begin a life; a silent one was there before anybody looked: its first ``present`` row tells it."""
+        entry.unanswered = False
+        entry.created = 0
+        entry.life = Life(
+            pid=pid,
+            incarnation=incarnation(self._boot_id, pid),
+            paused=paused,
+            changed_at=at,
+            proven=True,
+            told=self._in_scope(entry.metadata),
+        )
+        if silent:
+            self.adopted += 1
+        else:
+            self._tell(entry, entry.life, "started", origin, at)
+
+    def _set_paused(self, entry: Entry, life: Life, origin: Origin, at: int, *, paused: bool) -> None:
+        life.paused, life.changed_at = paused, at
+        self._tell(entry, life, "paused" if paused else "unpaused", origin, at)
+
+    def _end(self, entry: Entry, origin: Origin, at: int, ending: Ending) -> None:
+        life = entry.life
+        assert life is not None  # noqa: S101 (only a life can end)
+        entry.life, entry.oom = None, False
+        entry.ended.append(life.pid)
+        self._questions.pop(entry.key, None)
+        life.paused = False
+        self._tell(entry, life, "exited", origin, at, ending)
+
+    def _delete(self, entry: Entry) -> None:
+        entry.deleted = True
+        pod = entry.metadata.pod if entry.metadata is not None else None
+        sandbox = self._sandboxes.get(pod.uid) if pod is not None else None
+        if pod is not None and sandbox is not None and sandbox[0] == entry.key:
+            del self._sandboxes[pod.uid]
+
+    @staticmethod
+    def _is_known(entry: Entry, pid: int) -> bool:
+        return pid in entry.ended or (entry.life is not None and entry.life.pid == pid)
+
+    def _tell(
+        self,
+        entry: Entry,
+        life: Life,
+        type_: TransitionType,
+        origin: Origin,
+        at: int,
+        ending: Ending | None = None,
+    ) -> None:
+        if life.told:
+            self._told.append(self._describe(entry, life, type_, origin, at, ending))
+
+    def _describe(
+        self,
+        entry: Entry,
+        life: Life,
+        type_: TransitionType | RowType,
+        origin: Origin,
+        at: int,
+        ending: Ending | None = None,
+    ) -> Transition:
+        metadata = entry.metadata
+        pod = metadata.pod if metadata is not None else None
+        sandbox = self._sandboxes.get(pod.uid) if pod is not None else None
+        pod_labels = sandbox[1] if sandbox is not None else None
+        return Transition(
+            type_, origin, at, entry.key, metadata, pod_labels, life.pid, life.incarnation, life.paused, ending
+        )
+
+    def _enter(self, key: ContainerKey) -> Entry:
+        """Return the entry of an id, out of its grave if need be."""
+        entry = self._entries.get(key)
+        if entry is None:
+            grave = self._graves.pop(key, None)
+            entry = self._entries[key] = Entry(key) if grave is None else grave
+        return entry
+
+    def _close(self, entry: Entry) -> list[Transition]:
+        """Bury an id that has neither record nor life, and hand over what is to be told."""
+        gone = entry.deleted or entry.metadata is None
+        if gone and entry.life is None and entry.held is None:
+            del self._entries[entry.key]
+            self._graves[entry.key] = entry
+            if len(self._graves) > GRAVES_KEPT:
+                del self._graves[next(iter(self._graves))]
+        return self._flush()
+
+    def _flush(self) -> list[Transition]:
+        told, self._told = self._told, []
+        return told
+
+
+_STEPS: dict[type, Callable[..., None]] = {
+    ContainerCreated: Tracker._on_container_created,
+    ContainerUpdated: Tracker._on_container_updated,
+    ContainerDeleted: Tracker._on_container_deleted,
+    TaskCreated: Tracker._on_created,
+    TaskStarted: Tracker._on_started,
+    TaskExited: Tracker._on_exited,
+    TaskDeleted: Tracker._on_deleted,
+    TaskPaused: Tracker._on_paused,
+    TaskResumed: Tracker._on_resumed,
+    TaskOOM: Tracker._on_oom,
+}
