@@ -21,6 +21,7 @@ from bridge.core.model import Engine, Labels, Metadata
 
 MAX_BYTES = 512 * 1024
 _ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(EventRecord)
 _SECOND = 1_000_000_000
 _LAST_SECOND = 253_402_300_799  # of the year 9999, the last that RFC 3339 can write
 
@@ -120,12 +121,6 @@ class Ledger:
         completed = self._frame("snapshot_completed", now, msgspec.structs.replace(body, previous=None))
         return [started, *between, completed]
 
-    def lost(self, lost: events.Lost, now: int) -> Record:
-        """Make the record that stands for lost ones: it has the last of their sequences, and takes none of its own."""
-        document = self._document("lost", now, origin="live", lost=lost)
-        document = msgspec.structs.replace(document, epoch=lost.epoch, sequence=lost.last)
-        return Record(lost.epoch, lost.last, "lost", "", "", _ENCODER.encode(document))
-
     def _frame(self, type_: events.FrameType, now: int, snapshot: events.Snapshot) -> Record:
         document = self._document(type_, now, origin="snapshot", snapshot=snapshot)
         self.sequence += 1
@@ -164,7 +159,6 @@ class Ledger:
         container: events.Container | None = None,
         exit: events.Exit | None = None,
         snapshot: events.Snapshot | None = None,
-        lost: events.Lost | None = None,
     ) -> EventRecord:
         return EventRecord(
             events.VERSION,
@@ -176,7 +170,7 @@ class Ledger:
             container,
             exit,
             snapshot,
-            lost,
+            None,
             self._engine,
             self._host,
             self.epoch,
@@ -216,3 +210,23 @@ def _exit(ending: Ending | None) -> events.Exit | None:
 
 def _without_labels(metadata: Metadata | None) -> Metadata | None:
     return None if metadata is None else msgspec.structs.replace(metadata, labels=None)
+
+
+def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -> Record:
+    """Make the record that stands for the sequences from ``first`` to that of ``last``, the last one lost.
+
+    It has the last one's sequence and takes none of its own.
+    """
+    document = msgspec.structs.replace(
+        _DECODER.decode(last.data),
+        type="lost",
+        timestamp=rfc3339(now),
+        id=None,
+        project=None,
+        origin="live",
+        container=None,
+        exit=None,
+        snapshot=None,
+        lost=events.Lost(last.epoch, first, last.sequence, reason),
+    )
+    return Record(last.epoch, last.sequence, "lost", "", "", _ENCODER.encode(document))

@@ -30,6 +30,7 @@ RecordType: TypeAlias = Literal[
     "heartbeat",
 ]
 Origin: TypeAlias = Literal["live", "inferred", "snapshot"]
+LossReason: TypeAlias = Literal["overflow", "refused"]
 Reason: TypeAlias = Literal[
     "start", "reconnect", "overflow", "audit", "filters", "requested", "interval", "outbox_reset"
 ]
@@ -100,7 +101,7 @@ class Lost(Struct, frozen=True):
     epoch: int
     first: int
     last: int
-    reason: Literal["overflow", "refused"]
+    reason: LossReason
 
 
 class EngineInfo(Struct, frozen=True):

@@ -9,25 +9,6 @@ from fnmatch import translate
 from bridge.core.model import Labels
 
 REDACTED = "[redacted]"
-DEFAULT_INCLUDE = ("*", "nerdctl/name")
-DEFAULT_EXCLUDE = (
-    "nerdctl/*",
-    "io.containerd.image.config.*",
-    "org.opencontainers.image.*",
-    "org.label-schema.*",
-    "maintainer",
-)
-DEFAULT_REDACT = (
-    "*passw*",
-    "*secret*",
-    "*token*",
-    "*credential*",
-    "*api?key*",
-    "*apikey*",
-    "*access?key*",
-    "*private?key*",
-)
-
 _WILDCARDS = frozenset("*?[")
 _VERDICTS_KEPT = 10_000  # keys are few on a node; a hostile one that invents them must not fill the memory
 
@@ -37,15 +18,10 @@ class LabelRules:
 
     A label is kept if a glob of ``include`` fits its key and none of ``exclude`` does; a key that ``include`` names
     in full, without a wildcard, is kept whatever ``exclude`` says. Of a kept label that ``redact`` fits, the value is
-    replaced.
+    replaced. The rules themselves are settings (``config.settings.LabelsSettings``).
     """
 
-    def __init__(
-        self,
-        include: Iterable[str] = DEFAULT_INCLUDE,
-        exclude: Iterable[str] = DEFAULT_EXCLUDE,
-        redact: Iterable[str] = DEFAULT_REDACT,
-    ) -> None:
+    def __init__(self, include: Iterable[str], exclude: Iterable[str], redact: Iterable[str]) -> None:
         include = tuple(include)
         self._named = frozenset(glob for glob in include if not _WILDCARDS & set(glob))
         self._include = _any_of(include)

@@ -96,3 +96,22 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """Let go of everything within a bounded time; harmless when repeated."""
+
+
+class Outbox(Protocol):
+    """Where records wait until every sink has acknowledged them; what it took it keeps, within its bounds."""
+
+    async def append(self, records: Sequence[Record]) -> None:
+        """Write down records; when this returns they are as safe as this outbox makes them."""
+
+    async def read(self, sink: str, limit: int) -> Sequence[Record]:
+        """Wait for records that a sink has not acknowledged; return the oldest, at least one, in order.
+
+        Where some had to be dropped, a ``lost`` record comes in their place.
+        """
+
+    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
+        """The sink has what was read: forget it."""
+
+    def depth(self, sink: str) -> int:
+        """Return how many records a sink has not acknowledged."""

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+from msgspec.structs import replace
+
 from bridge.core.events import Origin, RowType, TransitionType
 from bridge.core.identity import incarnation
 from bridge.core.lives import Ending, Entry, Life, Question, Transition
@@ -104,6 +106,9 @@ class Tracker:
     def learn(self, metadata: Metadata) -> None:
         """Take in a container's record as it is now."""
         entry = self._enter(metadata.key)
+        known = entry.metadata
+        if known is not None and not metadata.runtime:  # told by an update event alone: the record is gone
+            metadata = replace(metadata, runtime=known.runtime, created_at=known.created_at)
         entry.metadata, entry.deleted = metadata, False
         if metadata.kind == "sandbox" and metadata.pod is not None:
             self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
@@ -134,7 +139,12 @@ class Tracker:
         due = [key for key, at in self._questions.items() if at <= now.monotonic]
         for key in due:
             del self._questions[key]
-        return [Question(key, entry.version if (entry := self.find(key)) else 0) for key in due]
+        return [self.question(key) for key in due]
+
+    def question(self, key: ContainerKey) -> Question:
+        """Put the question for a container's task, whatever the reason."""
+        entry = self.find(key)
+        return Question(key, entry.version if entry is not None else 0)
 
     def answer(self, question: Question, task: Task | None, now: Instant) -> list[Transition]:
         """Take in containerd's answer to a question; None: there is no such task.

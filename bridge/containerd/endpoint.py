@@ -1,0 +1,113 @@
+"""Where containerd is: its address, and a look at the socket before gRPC is let at it.
+
+gRPC says "failed to connect" for a socket that is missing, forbidden, no socket, or somebody else's; these want
+different things done about them. So a plain connection is made first, which also tells the process on the other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from typing import NamedTuple
+
+from bridge.core.errors import FatalError, TransientError
+
+# What a client of HTTP/2 begins with: the preface, and a SETTINGS frame without settings (RFC 9113, sections 3.4, 6.5).
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_FRAME_HEADER = 9
+_SETTINGS = 4
+_HTTP1 = b"HTTP/1."
+_UCRED = struct.Struct("3i")  # pid, uid, gid: what SO_PEERCRED gives
+
+
+class Peer(NamedTuple):
+    """Who listens: the socket's device and inode, and the process, 0 where this machine's kernel does not tell."""
+
+    device: int
+    inode: int
+    pid: int
+
+
+def socket_path(address: str) -> str:
+    """Return the absolute path in an address: ``PATH``, ``unix:PATH`` or ``unix://PATH``.
+
+    Raises:
+        FatalError: It is an address of another kind.
+    """
+    path = address.removeprefix("unix:")
+    if path != address:
+        path = path.removeprefix("//")
+    if not path or "://" in path or "\0" in path:
+        raise FatalError(f"{address!r} is no address of containerd: give the path of its unix socket")
+    return os.path.abspath(path)
+
+
+async def probe(path: str, seconds: float) -> Peer:
+    """Look whether something that speaks HTTP/2 listens there, and who it is.
+
+    Raises:
+        TransientError: Nobody listens, or nothing was said: containerd may not have started yet, or hangs.
+        FatalError: It is no socket, is forbidden, or speaks something else.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISSOCK(found.st_mode):
+            raise FatalError(f"{path} is not a socket: give the path of containerd's socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            async with asyncio.timeout(seconds):
+                pid = await _greet(connection, path)
+    except OSError as error:  # TimeoutError is one
+        raise _translated(error, path, seconds) from error
+    return Peer(found.st_dev, found.st_ino, pid)
+
+
+async def _greet(connection: socket.socket, path: str) -> int:
+    """Connect, and wait for the other side's SETTINGS; return its process id."""
+    loop = asyncio.get_running_loop()
+    connection.setblocking(False)
+    await loop.sock_connect(connection, path)
+    await loop.sock_sendall(connection, _GREETING)
+    answer = b""
+    while len(answer) < _FRAME_HEADER:
+        received = await loop.sock_recv(connection, _FRAME_HEADER - len(answer))
+        if not received:
+            break
+        answer += received
+    _check_answer(answer, path)
+    return peer_pid(connection)
+
+
+def _check_answer(answer: bytes, path: str) -> None:
+    if not answer:
+        raise TransientError(f"what listens at {path} closes the connection: it is not containerd, or is just stopping")
+    if answer.startswith(_HTTP1):
+        raise FatalError(
+            f"{path} is not containerd's socket, HTTP/1 is spoken there (Docker's API?): give containerd's"
+        )
+    if len(answer) < _FRAME_HEADER or answer[3] != _SETTINGS:
+        raise FatalError(f"{path} is not containerd's socket, no gRPC is spoken there: give containerd's")
+
+
+def peer_pid(connection: socket.socket) -> int:
+    """Return the process that listens; 0 where it is invisible from this pid namespace."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[0])
+
+
+def _translated(error: OSError, path: str, seconds: float) -> FatalError | TransientError:
+    if isinstance(error, FileNotFoundError):
+        return TransientError(f"there is no socket {path}: is containerd running? `whalebridge doctor` looks elsewhere")
+    if isinstance(error, PermissionError):
+        return FatalError(f"permission denied on {path}: containerd's socket belongs to root, try sudo")
+    if isinstance(error, ConnectionRefusedError):
+        return TransientError(f"nobody listens at {path}: containerd is not running")
+    if isinstance(error, TimeoutError):
+        return TransientError(
+            f"what listens at {path} says nothing for {seconds:g} s: containerd hangs, or it is not containerd"
+        )
+    if isinstance(error, ConnectionError | BlockingIOError):
+        return TransientError(f"containerd at {path} cannot be reached: {error.strerror}")
+    return FatalError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")

@@ -1,0 +1,47 @@
+"""gRPC's failures as ours: translated once, here, into one line that says what failed, where, and how."""
+
+from __future__ import annotations
+
+import grpc
+
+from bridge.core.errors import TransientError
+
+_DETAILS_SHOWN = 300  # characters: containerd's texts nest, and can carry what a stranger wrote
+
+
+class RefusedError(TransientError):
+    """A call failed with a status that may mean something to the caller, in ``code``."""
+
+    def __init__(self, message: str, code: grpc.StatusCode) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def refusal(error: grpc.RpcError, doing: str, path: str, seconds: float | None = None) -> RefusedError:
+    """Translate the failure of a call: ``doing`` names it, ``seconds`` is the time it was given."""
+    code, details = _status(error)
+    return RefusedError(_sentence(code, details, doing, path, seconds), code)
+
+
+def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    """Return code and details; an RpcError that carries none is a bug of gRPC's and counts as UNKNOWN."""
+    if isinstance(error, grpc.aio.AioRpcError | grpc.Call):
+        return error.code(), error.details() or ""
+    return grpc.StatusCode.UNKNOWN, str(error)
+
+
+def _sentence(code: grpc.StatusCode, details: str, doing: str, path: str, seconds: float | None) -> str:
+    told = one_line(details)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"containerd at {path} cannot be reached to {doing}: {told}"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and seconds is not None:
+        return (
+            f"containerd at {path} took longer than {seconds:g} s to {doing}: it, or one of its shims, hangs or is busy"
+        )
+    return f"containerd at {path} failed to {doing}: {code.name}: {told}"
+
+
+def one_line(text: str) -> str:
+    """Return a foreign text fit for a log line: one line, printable, bounded."""
+    line = " ".join(text.split())
+    return "".join(character if character.isprintable() else "?" for character in line[:_DETAILS_SHOWN])

@@ -1,0 +1,75 @@
+"""Makes the ``_pb2`` modules from the .proto files beside it: ``python -m bridge.containerd.protos.generate [--check]``.
+
+Needs the development extra (grpcio-tools). ``--check`` changes nothing and fails if what is committed differs from what
+the .proto files give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+FOLDER = HERE.relative_to(ROOT)
+SHARED_POOL = "_descriptor_pool.Default()"
+OWN_POOL = "_protos.POOL"
+OWN_IMPORT = "from bridge.containerd import protos as _protos\n"
+IMPORTS_END = "# @@protoc_insertion_point(imports)\n"
+
+
+def protos() -> list[str]:
+    """Return the .proto files, named from the repository's root: these names are unique in any descriptor pool."""
+    return sorted(str(FOLDER / path.name) for path in HERE.glob("*.proto"))
+
+
+def compile_into(root: Path) -> None:
+    """Generate all modules under ``root``, in the folders of the repository."""
+    from grpc_tools import protoc  # noqa: PLC0415 - only developers have it
+    from importlib.resources import files  # noqa: PLC0415
+
+    wellknown = files("grpc_tools") / "_proto"
+    arguments = [f"-I{ROOT}", f"-I{wellknown}", f"--python_out={root}", f"--pyi_out={root}"]
+    if protoc.main(["protoc", *arguments, *protos()]) != 0:
+        raise SystemExit("protos: protoc failed")
+    for module in (root / FOLDER).glob("*_pb2.py"):
+        module.write_text(with_own_pool(module.read_text()))
+
+
+def with_own_pool(source: str) -> str:
+    """Let a generated module register its messages in our pool instead of the process's."""
+    if source.count(SHARED_POOL) != 1 or source.count(IMPORTS_END) != 1:
+        raise SystemExit("protos: this protoc generates something that generate.py does not know how to adapt")
+    return source.replace(SHARED_POOL, OWN_POOL).replace(IMPORTS_END, OWN_IMPORT + IMPORTS_END)
+
+
+def generated(folder: Path) -> dict[str, str]:
+    """Return the text of each generated module in a folder, by name."""
+    return {path.name: path.read_text() for path in sorted([*folder.glob("*_pb2.py"), *folder.glob("*_pb2.pyi")])}
+
+
+def differences() -> list[str]:
+    """Return the names of modules that are missing, outdated or left over."""
+    with tempfile.TemporaryDirectory() as folder:
+        compile_into(Path(folder))
+        fresh, committed = generated(Path(folder) / FOLDER), generated(HERE)
+    return sorted(name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Generate, or check; return the exit status."""
+    parser = argparse.ArgumentParser(prog="generate.py", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
+    if not parser.parse_args(arguments).check:
+        compile_into(ROOT)
+        return 0
+    stale = differences()
+    if stale:
+        sys.stderr.write(f"protos: out of date: {', '.join(stale)}: run `make protos` and commit what it changes\n")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

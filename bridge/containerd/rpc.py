@@ -1,0 +1,88 @@
+"""containerd's methods as they are called here, and how gRPC's channels to it are set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from bridge.containerd.protos import (
+    containers_pb2,
+    health_pb2,
+    introspection_pb2,
+    namespaces_pb2,
+    tasks_pb2,
+    version_pb2,
+)
+from bridge.containerd.protos.envelope_pb2 import Envelope
+
+_Answer = TypeVar("_Answer", bound=Message)
+
+NAMESPACE_HEADER = "containerd-namespace"
+MARK_NAMESPACE = "whalebridge"
+
+# containerd sends 16 MiB at most by default; what an administrator allowed beyond that comes by ListStream.
+LIST_LIMIT = 16 * 1024 * 1024 + 64 * 1024
+
+
+@dataclass(frozen=True)
+class Method(Generic[_Answer]):
+    """One method: its path, what it answers, and what it is for, as in "containerd failed to ..."."""
+
+    path: str
+    answer: type[_Answer]
+    doing: str
+
+
+VERSION = Method("/containerd.services.version.v1.Version/Version", version_pb2.VersionResponse, "tell its version")
+SERVER = Method(
+    "/containerd.services.introspection.v1.Introspection/Server", introspection_pb2.ServerResponse, "tell its id"
+)
+HEALTH = Method("/grpc.health.v1.Health/Check", health_pb2.HealthCheckResponse, "tell its health")
+NAMESPACES = Method(
+    "/containerd.services.namespaces.v1.Namespaces/List",
+    namespaces_pb2.ListNamespacesResponse,
+    "list the namespaces",
+)
+CONTAINERS = Method(
+    "/containerd.services.containers.v1.Containers/List",
+    containers_pb2.ListContainersResponse,
+    "list the containers",
+)
+CONTAINERS_STREAM = Method(
+    "/containerd.services.containers.v1.Containers/ListStream",
+    containers_pb2.ListContainerMessage,
+    "list the containers one by one",
+)
+CONTAINER = Method(
+    "/containerd.services.containers.v1.Containers/Get", containers_pb2.GetContainerResponse, "get a container"
+)
+TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksResponse, "list the tasks")
+TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
+PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publish a mark")
+SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
+
+
+def target(path: str) -> str:
+    """Return gRPC's name for a socket: a URI, in which odd characters are escaped."""
+    return f"unix://{quote(path)}"
+
+
+def channel_options() -> list[tuple[str, int | str]]:
+    """Return the options of every channel.
+
+    A channel gets a connection of its own, made anew within a second when containerd is back. Nothing pings:
+    containerd closes connections that ping more often than every five minutes, and marks prove more.
+    """
+    return [
+        ("grpc.max_receive_message_length", LIST_LIMIT),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.default_authority", "localhost"),
+        ("grpc.enable_http_proxy", 0),
+    ]

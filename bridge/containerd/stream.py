@@ -1,0 +1,133 @@
+"""One subscription to containerd's events: read in a thread of its own, handed to the event loop in batches.
+
+containerd keeps an unbounded queue for a slow subscriber, so the thread takes whatever comes, at once, and never waits
+for the loop. A synchronous gRPC stream with ``SingleThreadedUnaryStream`` is the cheapest way to read one from Python:
+no other thread and no event loop takes part in receiving an event. The loop is woken once a batch, not once an event;
+decoding is done there, when a batch is asked for.
+
+The hand-over needs no lock: the thread alone appends and counts what it received, the loop alone takes and counts what
+it took. The thread appends before it looks whether a wake-up is under way, the loop forgets the wake-up before it looks
+whether something is there; so nothing is overlooked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from grpc.experimental import ChannelOptions
+
+from bridge.containerd import decode
+from bridge.containerd.failures import refusal
+from bridge.containerd.protos.events_pb2 import SubscribeRequest
+from bridge.containerd.rpc import SUBSCRIBE, channel_options, target
+from bridge.core.errors import StreamOverflowError, TransientError
+from bridge.core.model import Event
+
+FILTERS = (r'topic~="^/(tasks|containers|namespaces|whalebridge)/"',)
+
+DEFAULT_BUFFER_BYTES = 128 * 1024 * 1024
+ITEM_BYTES = 64  # what Python needs to hold an event's bytes, besides the bytes
+BATCH_EVENTS = 4096  # decoding so many keeps the event loop busy for some 10 ms
+_JOIN_SECONDS = 1.0
+
+
+class EventStream:
+    """Implements ``bridge.core.ports.Stream``; to be made, used and closed on one event loop."""
+
+    def __init__(self, path: str, *, buffer_bytes: int = DEFAULT_BUFFER_BYTES) -> None:
+        self._path = path
+        self._buffer_bytes = buffer_bytes
+        self._loop = asyncio.get_running_loop()
+        self._arrived = asyncio.Event()
+        self._wakeup_due = False
+        self._held: deque[bytes] = deque()
+        self._received = 0  # written by the thread only
+        self._taken = 0  # written by the loop only
+        self._failure: TransientError | None = None
+        options = [*channel_options(), (ChannelOptions.SingleThreadedUnaryStream, 1)]
+        self._channel = grpc.insecure_channel(target(path), options=options)
+        self._call = self._subscribe()
+        self._thread = threading.Thread(target=self._drain, name="containerd-events", daemon=True)
+        self._thread.start()
+
+    def _subscribe(self) -> Any:
+        method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(SUBSCRIBE.path)
+        return method(SubscribeRequest(filters=FILTERS).SerializeToString())
+
+    async def batch(self) -> Sequence[Event]:
+        """Wait for events; return those that there are, in order, at least one and at most ``BATCH_EVENTS``.
+
+        Raises:
+            StreamOverflowError: More was received than may be held; what was held is dropped.
+            TransientError: The stream ended; whatever was received before has been returned.
+        """
+        while True:
+            self._wakeup_due = False
+            self._arrived.clear()
+            failure = self._failure  # looked at first: nothing is appended after it is set
+            if failure is not None and (not self._held or isinstance(failure, StreamOverflowError)):
+                self._held.clear()
+                raise type(failure)(*failure.args)
+            if self._held:
+                return [decode.event(raw) for raw in self._take()]
+            await self._arrived.wait()
+
+    def _take(self) -> list[bytes]:
+        taken = [self._held.popleft() for _ in range(min(len(self._held), BATCH_EVENTS))]
+        self._taken += _size(taken)
+        return taken
+
+    def close(self) -> None:
+        """End the subscription and its thread; harmless when repeated. Cancelling asks nothing of containerd."""
+        self._call.cancel()
+        self._thread.join(_JOIN_SECONDS)
+
+    # --- in the thread ---
+
+    def _drain(self) -> None:
+        try:
+            self._receive()
+            failure = TransientError(f"containerd at {self._path} ended the event stream")
+        except grpc.RpcError as error:
+            failure = self._ended(error)
+        self._failure = self._failure or failure
+        self._channel.close()
+        self._wake()
+
+    def _receive(self) -> None:
+        """Take events until the stream ends; after an overflow that is soon."""
+        for raw in self._call:
+            self._received += len(raw) + ITEM_BYTES
+            if self._failure is None and self._received - self._taken > self._buffer_bytes:
+                self._overflow()
+            if self._failure is None:
+                self._held.append(raw)
+            if not self._wakeup_due:
+                self._wake()
+
+    def _overflow(self) -> None:
+        """Give the subscription up: to leave it unread would fill containerd's memory instead of ours."""
+        self._failure = StreamOverflowError(
+            f"more than {self._buffer_bytes} bytes of events from containerd at {self._path} were waiting"
+        )
+        self._call.cancel()
+
+    def _ended(self, error: grpc.RpcError) -> TransientError:
+        if self._call.cancelled():
+            return TransientError(f"the event stream of containerd at {self._path} was closed")
+        return TransientError(str(refusal(error, SUBSCRIBE.doing, self._path)))
+
+    def _wake(self) -> None:
+        self._wakeup_due = True
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to be woken
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+
+def _size(raws: Iterable[bytes]) -> int:
+    return sum(len(raw) + ITEM_BYTES for raw in raws)

@@ -1,0 +1,107 @@
+"""Log lines on standard error: for people (console) or for programs (JSON).
+
+``structlog.get_logger()`` gives a logger to every part of the program. Lines of the standard library's ``logging``,
+which libraries use, come out in the same form, from level warning on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import structlog
+from structlog.typing import Processor
+
+from bridge.telemetry.stderr import STDERR, PatientWriter
+from bridge.telemetry.text import printable
+
+_LINES = frozenset({"exception", "stack"})  # fields that are meant to have several lines
+
+
+def configure(level: str, form: str, *, descriptor: int = STDERR) -> PatientWriter:
+    """Set logging up for the whole process.
+
+    Args:
+        level: debug, info, warning or error.
+        form: json, console, or auto, which is console on a terminal and json elsewhere.
+        descriptor: Where lines go.
+
+    Returns:
+        What writes the lines. It is closed by itself as the interpreter ends.
+    """
+    terminal = os.isatty(descriptor)
+    console = form == "console" or (form == "auto" and terminal)
+    render = _console(colors=terminal and not os.environ.get("NO_COLOR")) if console else _json()
+    writer = PatientWriter(_left_out(render), descriptor=descriptor)
+    atexit.register(writer.close)
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.StackInfoRenderer(), *render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: _Logger(writer.write_line),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[_FromLogging()], force=True)
+    return writer
+
+
+def _json() -> list[Processor]:
+    return [*_common(), _in_order, structlog.processors.JSONRenderer(default=repr)]
+
+
+def _console(*, colors: bool) -> list[Processor]:
+    return [*_common(), _make_printable, structlog.dev.ConsoleRenderer(colors=colors)]
+
+
+def _common() -> list[Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+
+
+def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put first what every line has."""
+    return {name: event.pop(name) for name in ("timestamp", "level", "event")} | dict(event)
+
+
+def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Escape what a terminal would obey, in keys and in values of any type."""
+    return {
+        printable(name): printable(value if isinstance(value, str) else repr(value), "\n" if name in _LINES else "")
+        if not isinstance(value, (bool, int, float, type(None)))
+        else value
+        for name, value in event.items()
+    }
+
+
+def _left_out(render: list[Processor]) -> Callable[[int], str]:
+    def line(count: int) -> str:
+        event: Any = {"event": "Log lines were left out, because nobody read standard error.", "lines": count}
+        for processor in render:
+            event = processor(None, "warning", event)
+        return str(event)
+
+    return line
+
+
+class _Logger:
+    """The end of structlog's chain: hands each line to the writer."""
+
+    def __init__(self, write_line: Callable[[str], None]) -> None:
+        self.msg = self.debug = self.info = self.warning = self.error = self.critical = write_line
+
+
+class _FromLogging(logging.Handler):
+    """Lines of libraries, which know ``logging`` only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            level = max(logging.DEBUG, min(record.levelno // 10 * 10, logging.CRITICAL))
+            log = structlog.get_logger().bind(logger=record.name)
+            log.log(level, record.getMessage(), exc_info=record.exc_info)
+        except (TypeError, ValueError):  # arguments that do not fit the message
+            self.handleError(record)

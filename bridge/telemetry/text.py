@@ -1,0 +1,24 @@
+"""Foreign text on its way to a person's terminal.
+
+Names and labels come from whoever may start a container. Escape sequences in them could rewrite what the terminal
+shows or what it types, so nothing but printable characters is let through.
+"""
+
+from __future__ import annotations
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Return ``text`` with every character that is not printable, nor in ``keep``, written as a backslash escape.
+
+    That covers control characters (new lines, ANSI escapes, C1), invisible and direction-changing ones, lone
+    surrogates, and separators other than the blank.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else _escaped(character) for character in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -1,0 +1,79 @@
+"""The audit: lost events leave no trace, so now and then containerd's tasks are compared with the portfolio."""
+
+from __future__ import annotations
+
+from bridge.core.encode import Gap
+from bridge.core.model import ContainerKey, Metadata
+from bridge.core.ports import Clock, Source
+from bridge.core.reconcile import suspects
+from bridge.core.tracker import Tracker
+from bridge.watch.intake import Answers, Audited, Intake
+from bridge.watch.listing import ask_all, list_tasks
+from bridge.watch.requests import Requests
+from bridge.watch.settings import WatchSettings
+
+_SECOND = 1_000_000_000
+_JITTER = 0.1  # the share of the snapshot interval by which nodes started together drift apart
+
+
+class Auditor:
+    """Audits at its interval, and on request; a periodic snapshot is an audit that is published in any case."""
+
+    def __init__(
+        self,
+        source: Source,
+        clock: Clock,
+        settings: WatchSettings,
+        tracker: Tracker,
+        intake: Intake,
+        requests: Requests,
+    ) -> None:
+        self._source = source
+        self._clock = clock
+        self._settings = settings
+        self._tracker = tracker
+        self._intake = intake
+        self._requests = requests
+
+    async def run(self) -> None:
+        """Audit until the connection ends.
+
+        Raises:
+            TransientError: containerd did not even list its namespaces.
+        """
+        last, pause = self._clock.now().wall, self._settings.first_audit
+        snapshot_due = self._next_snapshot()
+        while True:
+            left = (snapshot_due - self._clock.now().monotonic) / _SECOND
+            reason = await self._requests.wait(max(0.0, min(pause, left)))
+            if reason is None and self._clock.now().monotonic >= snapshot_due:
+                reason = "interval"
+            now = self._clock.now().wall
+            await self._audit(Gap(reason or "audit", last, now), forced=reason is not None)
+            last, pause = now, self._settings.audit_interval
+            if reason is not None:
+                snapshot_due = self._next_snapshot()
+
+    async def _audit(self, gap: Gap, *, forced: bool) -> None:
+        """Ask for the task of each container that is not as the listing says; the intake takes the answers."""
+        listing = await list_tasks(self._source, self._clock, self._settings)
+        keys = suspects(self._tracker, listing)
+        questions = [self._tracker.question(key) for key in keys]
+        records = await self._records(keys)
+        answers = await ask_all(self._source, [each.key for each in questions], self._settings.questions)
+        self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, Audited(gap, listing, forced)))
+
+    async def _records(self, keys: set[ContainerKey]) -> list[Metadata]:
+        """Fetch the records of containers that nobody had heard of."""
+        found = []
+        for key in keys:
+            entry = self._tracker.find(key)
+            if entry is None or entry.metadata is None:
+                metadata = await self._source.container(key)
+                if metadata is not None:
+                    found.append(metadata)
+        return found
+
+    def _next_snapshot(self) -> int:
+        spread = 1 - _JITTER * self._clock.random()
+        return self._clock.now().monotonic + int(self._settings.snapshot_interval * spread * _SECOND)

@@ -1,0 +1,222 @@
+"""The intake: one queue of what has to be decided on, in the order in which it was received.
+
+Events wait in it for the records that they need (their names, labels, pods), which are asked for the moment that the
+event arrives, many at a time, so that a container that lives for a millisecond is caught. Answers about tasks queue
+up behind the events that were received before them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple, TypeAlias
+
+from msgspec import Struct
+
+from bridge.core.encode import Gap
+from bridge.core.errors import BridgeError, TransientError
+from bridge.core.identity import describe
+from bridge.core.labels import LabelRules
+from bridge.core.lives import Question
+from bridge.core.model import (
+    ContainerCreated,
+    ContainerDeleted,
+    ContainerEvent,
+    ContainerKey,
+    ContainerUpdated,
+    Metadata,
+    Task,
+    TaskCreated,
+    TaskExited,
+    TaskOOM,
+    TaskPaused,
+    TaskResumed,
+    TaskStarted,
+)
+from bridge.core.ports import Source
+from bridge.core.reconcile import Listing
+
+CAPACITY = 8192  # events held with their records; the others wait in the stream's bounded buffer
+
+_ALWAYS = (ContainerCreated, ContainerUpdated)
+_IF_UNKNOWN = (TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM)
+_ATTEMPTS = 3
+
+
+class Sighting(NamedTuple):
+    """An event, and the container's record as it was when the event arrived (None: the one known will do)."""
+
+    event: ContainerEvent
+    metadata: Metadata | None
+
+
+class Audited(NamedTuple):
+    """What an audit was about: whether a snapshot is due even if nothing has to be repaired, and what was listed."""
+
+    gap: Gap
+    listing: Listing
+    forced: bool
+
+
+class Answers(NamedTuple):
+    """containerd's answers to questions: a task, None for no task, or the error that came instead.
+
+    ``records`` are those of containers that were not known before.
+    """
+
+    answers: list[tuple[Question, Task | BridgeError | None]]
+    records: list[Metadata]
+    audited: Audited | None = None
+
+
+Item: TypeAlias = Sighting | Answers
+
+
+class _Waiting(Struct):
+    event: ContainerEvent
+    lookup: asyncio.Task[Metadata | TransientError | None] | None
+
+
+def _outcome(item: _Waiting | Answers) -> Metadata | TransientError | None:
+    """Return what a look-up that is done brought; None also where none was needed."""
+    if isinstance(item, Answers) or item.lookup is None or not item.lookup.done() or item.lookup.cancelled():
+        return None
+    return item.lookup.result()
+
+
+class Intake:
+    """Holds what was received and not yet decided on, also from one connection to the next."""
+
+    def __init__(self, rules: LabelRules, lookups: int) -> None:
+        self.received = 0
+        self.taken = 0
+        self._rules = rules
+        self._source: Source | None = None
+        self._gate = asyncio.Semaphore(lookups)
+        self._queue: deque[_Waiting | Answers] = deque()
+        self._known: set[ContainerKey] = set()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+
+    def connect(self, source: Source) -> None:
+        """Go on with a new connection: what could not be asked for on the old one is asked for now."""
+        self._source = source
+        self._known.clear()
+        answers = [item for item in self._queue if isinstance(item, Answers)]
+        for item in answers:  # they speak of what was known on the old connection
+            self._queue.remove(item)
+        self.taken += len(answers)
+        for waiting in self._queue:
+            if isinstance(waiting, _Waiting) and waiting.lookup is not None:
+                waiting.lookup.cancel()
+                waiting.lookup = self._start(waiting.event)
+
+    def know(self, keys: Iterable[ContainerKey]) -> None:
+        """Take note of records that a listing has told."""
+        self._known.update(keys)
+
+    @property
+    def full(self) -> bool:
+        """Whether events have to wait in the stream's buffer, as those before them are not decided on yet."""
+        return len(self._queue) >= CAPACITY
+
+    async def admit(self, events: list[ContainerEvent]) -> None:
+        """Queue events, asking at once for the records that they need; wait while the queue is full."""
+        for event in events:
+            self._queue.append(_Waiting(event, self._start(event) if self._needs_record(event) else None))
+        self.received += len(events)
+        self._changed.set()
+        while self.full:
+            self._room.clear()
+            await self._room.wait()
+
+    def answer(self, answers: Answers) -> None:
+        """Queue answers behind the events received before them."""
+        self._queue.append(answers)
+        self.received += 1
+        self._changed.set()
+
+    def nudge(self) -> None:
+        """Have ``wait`` return, though there may be nothing to take."""
+        self._changed.set()
+
+    async def wait(self, seconds: float | None = None) -> None:
+        """Wait until the oldest item is complete, a nudge comes, or ``seconds`` are over.
+
+        Raises:
+            TransientError: The oldest event's record could not be asked for; it stays queued for the next connection.
+        """
+        self._changed.clear()
+        if not self._head_complete():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
+        if self._queue and isinstance(failure := _outcome(self._queue[0]), TransientError):
+            raise failure
+
+    def take(self) -> list[Item]:
+        """Take out the items that are complete, oldest first, up to the first that is not."""
+        items: list[Item] = []
+        while self._head_complete():
+            head = self._queue[0]
+            if isinstance(head, Answers):
+                items.append(head)
+            elif isinstance(metadata := _outcome(head), TransientError):
+                break
+            else:
+                items.append(Sighting(head.event, metadata))
+            self._queue.popleft()
+        self.taken += len(items)
+        self._room.set()
+        return items
+
+    def give_up(self) -> list[Sighting]:
+        """Take out every event: the containerd that could have been asked is gone for good."""
+        for item in self._queue:
+            if isinstance(item, _Waiting) and item.lookup is not None:
+                item.lookup.cancel()
+                item.lookup = None
+        return [item for item in self.take() if isinstance(item, Sighting)]
+
+    def _head_complete(self) -> bool:
+        if not self._queue:
+            return False
+        head = self._queue[0]
+        return isinstance(head, Answers) or head.lookup is None or head.lookup.done()
+
+    def _needs_record(self, event: ContainerEvent) -> bool:
+        if isinstance(event, ContainerDeleted):
+            self._known.discard(event.key)
+            return False
+        needs = isinstance(event, _ALWAYS) or (isinstance(event, _IF_UNKNOWN) and event.key not in self._known)
+        if needs:
+            self._known.add(event.key)
+        return needs
+
+    def _start(self, event: ContainerEvent) -> asyncio.Task[Metadata | TransientError | None]:
+        assert self._source is not None  # noqa: S101 (connect comes first)
+        lookup = asyncio.create_task(self._look_up(self._source, event))
+        lookup.add_done_callback(lambda _: self._changed.set())
+        return lookup
+
+    async def _look_up(self, source: Source, event: ContainerEvent) -> Metadata | TransientError | None:
+        """Ask for a container's record; where it is gone, what the event itself tells has to do, if it does."""
+        failure = TransientError("")
+        for _ in range(_ATTEMPTS):
+            try:
+                async with self._gate:
+                    metadata = await source.container(event.key)
+            except TransientError as error:
+                failure = error
+            else:
+                return metadata or self._from_event(event)
+        return failure
+
+    def _from_event(self, event: ContainerEvent) -> Metadata | None:
+        if isinstance(event, ContainerUpdated):
+            return describe(event.key, event.labels, self._rules, image=event.image, updated_at=event.at)
+        if isinstance(event, ContainerCreated):
+            return describe(event.key, None, self._rules, image=event.image, runtime=event.runtime)
+        return None

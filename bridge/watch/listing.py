@@ -1,0 +1,72 @@
+"""Listing containerd namespace by namespace: one that fails is tried again, then told as failed, never guessed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from bridge.core.errors import BridgeError, NotFoundError
+from bridge.core.model import ContainerKey, Metadata, Task
+from bridge.core.ports import Clock, Source
+from bridge.core.reconcile import Listing
+from bridge.watch.settings import WatchSettings
+
+_PAUSE = 0.5  # seconds between two attempts at one namespace
+_log = structlog.get_logger(__name__)
+
+
+async def list_all(source: Source, clock: Clock, settings: WatchSettings) -> Listing:
+    """List the records and tasks of all watched namespaces."""
+    return await _list(source, clock, settings, records=True)
+
+
+async def list_tasks(source: Source, clock: Clock, settings: WatchSettings) -> Listing:
+    """List the tasks alone: containerd loads every spec to list records, which is not for polling."""
+    return await _list(source, clock, settings, records=False)
+
+
+async def _list(source: Source, clock: Clock, settings: WatchSettings, *, records: bool) -> Listing:
+    listing = Listing()
+    for namespace in sorted(filter(settings.namespaces, await source.namespaces())):
+        listed = await _attempt(source, clock, settings.namespace_attempts, namespace, records=records)
+        listing.namespaces.append(namespace)
+        if listed is None:
+            listing.failed.append(namespace)
+            continue
+        containers, tasks = listed
+        listing.containers.update(containers)
+        listing.tasks.update((task.key, task) for task in tasks)
+    return listing
+
+
+async def _attempt(
+    source: Source, clock: Clock, attempts: int, namespace: str, *, records: bool
+) -> tuple[dict[ContainerKey, Metadata], Sequence[Task]] | None:
+    """List one namespace; None where it failed for good. One that was deleted meanwhile is empty."""
+    for attempt in range(1, attempts + 1):
+        try:
+            containers = {each.key: each async for each in source.containers(namespace)} if records else {}
+            return containers, await source.tasks(namespace)
+        except NotFoundError:
+            return {}, []
+        except BridgeError as error:
+            _log.warning("namespace_not_listed", namespace=namespace, attempt=attempt, of=attempts, error=str(error))
+            if attempt < attempts:
+                await clock.sleep(_PAUSE * attempt)
+    return None
+
+
+async def ask_all(source: Source, keys: Sequence[ContainerKey], at_once: int) -> list[Task | BridgeError | None]:
+    """Ask for many tasks, some at a time; an answer that did not come is the error that came instead."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def ask(key: ContainerKey) -> Task | BridgeError | None:
+        async with gate:
+            try:
+                return await source.task(key)
+            except BridgeError as error:
+                return error
+
+    return await asyncio.gather(*map(ask, keys))

@@ -1,0 +1,35 @@
+"""What arrives on the stream and says nothing about a container: counted, told at a bounded rate, never fatal."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import structlog
+
+from bridge.core.model import Ignored, Mark, Undecodable
+from bridge.core.ports import Clock
+from bridge.telemetry.sparingly import Sparingly
+
+_log = structlog.get_logger(__name__)
+
+
+class Oddities:
+    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_mark``."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.counts: Counter[str] = Counter()
+        self._sparingly = Sparingly(clock)
+
+    def note(self, oddity: Ignored | Undecodable | Mark) -> None:
+        """Take note of one."""
+        match oddity:
+            case Mark():
+                self.counts["foreign_mark"] += 1
+            case Ignored(known=True):
+                self.counts["ignored"] += 1
+            case Ignored(topic=topic):
+                self.counts["unknown"] += 1
+                self._sparingly.say(_log.warning, ("unknown", topic), "unknown_topic", topic=topic)
+            case Undecodable(topic=topic, reason=reason):
+                self.counts["undecodable"] += 1
+                self._sparingly.say(_log.warning, ("undecodable", topic), "undecodable", topic=topic, reason=reason)

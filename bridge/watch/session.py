@@ -1,0 +1,245 @@
+"""One connection to containerd: subscribe, mark, list, mark, reconcile; then follow, prove and audit till it breaks.
+
+Everything that is decided is decided in one place, ``_decide``, item by item in the order of the intake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import lru_cache
+
+import structlog
+
+from bridge.core.encode import Coverage, Gap
+from bridge.core.errors import BridgeError
+from bridge.core.events import Reason
+from bridge.core.lives import Transition
+from bridge.core.model import ContainerEvent, Ignored, Instant, Mark, Undecodable
+from bridge.core.ports import Clock, Source, Stream
+from bridge.core.reconcile import reconcile, unproven
+from bridge.core.tracker import Tracker
+from bridge.tasks import together
+from bridge.watch.audit import Auditor
+from bridge.watch.intake import Answers, Audited, Intake, Item
+from bridge.watch.journal import Journal
+from bridge.watch.listing import ask_all, list_all
+from bridge.watch.marks import Marks
+from bridge.watch.oddities import Oddities
+from bridge.watch.requests import Requests
+from bridge.watch.settings import WatchSettings
+
+ROUNDS = 5  # of questions before a snapshot is completed all the same, as partial
+_SECOND = 1_000_000_000
+_log = structlog.get_logger(__name__)
+
+
+class Session:
+    """Follows one containerd from one subscription to its end.
+
+    ``missed`` holds what was decided and not told yet: it goes into the next snapshot, be it the next session's.
+    ``proven_at`` is the wall-clock moment up to which nothing was missed; None before the first proof.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        clock: Clock,
+        settings: WatchSettings,
+        tracker: Tracker,
+        intake: Intake,
+        journal: Journal,
+        requests: Requests,
+        oddities: Oddities,
+        missed: list[Transition],
+        proven_at: int | None,
+    ) -> None:
+        self.proven_at = proven_at
+        self.live = False
+        self._source = source
+        self._clock = clock
+        self._settings = settings
+        self._tracker = tracker
+        self._intake = intake
+        self._journal = journal
+        self._missed = missed
+        self._oddities = oddities
+        self._marks = Marks(source, clock, settings.mark_timeout, lambda: intake.full)
+        self._auditor = Auditor(source, clock, settings, tracker, intake, requests)
+        self._watched = lru_cache(maxsize=1024)(settings.namespaces)
+        self._asked = 0
+
+    async def run(self, reason: Reason) -> None:
+        """Connect, publish a snapshot for ``reason``, and follow.
+
+        Raises:
+            TransientError: The connection broke; everything received before is in the intake, decided on or told.
+        """
+        stream = await self._source.subscribe()
+        try:
+            async with together() as tasks:
+                self._intake.connect(self._source)
+                tasks.create_task(self._drain(stream))
+                await self._begin(tasks, reason)
+                tasks.create_task(self._prove())
+                tasks.create_task(self._auditor.run())
+                await self._follow(tasks)
+        finally:
+            stream.close()
+
+    def absorb(self) -> None:
+        """Decide on what was received and can be decided on without containerd."""
+        self._decide_all()
+
+    # --- receiving ---
+
+    async def _drain(self, stream: Stream) -> None:
+        """Take from the stream whatever there is, whether or not anyone has time for it."""
+        while True:
+            batch = await stream.batch()
+            events: list[ContainerEvent] = []
+            marks: list[Mark] = []
+            for event in batch:
+                if isinstance(event, Mark):
+                    marks.append(event)
+                elif isinstance(event, (Ignored, Undecodable)):
+                    self._oddities.note(event)
+                elif self._watched(event.key.namespace):
+                    events.append(event)
+            self._marks.arrived()
+            await self._intake.admit(events)
+            for mark in marks:
+                if not self._marks.returned(mark):
+                    self._oddities.note(mark)
+
+    async def _prove(self) -> None:
+        """Keep proving that the stream works: nothing else tells a hung containerd from a quiet one."""
+        while True:
+            await self._clock.sleep(self._settings.mark_interval)
+            self.proven_at = await self._marks.prove()
+
+    # --- connecting ---
+
+    async def _begin(self, tasks: asyncio.TaskGroup, reason: Reason) -> None:
+        """Find out how things are, and publish it with whatever was missed."""
+        since = self.proven_at
+        await self._marks.prove()
+        gap = Gap(reason, since, self._clock.now().wall)
+        listing = await list_all(self._source, self._clock, self._settings)
+        self._intake.know(listing.containers)
+        proven_at = await self._catch_up()
+        self._missed += reconcile(self._tracker, listing, self._clock.now())
+        await self._question(tasks)
+        self._tracker.complete(set(listing.failed))
+        rows = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
+        self._missed.clear()
+        self.live, self.proven_at = True, proven_at
+        await self._journal.write()
+        _log.info("live", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
+
+    async def _catch_up(self) -> int:
+        """Decide on all that containerd had told before now; return the moment up to which that is proven."""
+        proof = asyncio.ensure_future(self._marks.prove())
+        proof.add_done_callback(lambda _: self._intake.nudge())
+        try:
+            while not proof.done():
+                await self._intake.wait()
+                self._decide_all()
+            target = self._intake.received
+            while self._intake.taken < target:
+                await self._intake.wait()
+                self._decide_all()
+            return proof.result()
+        finally:
+            proof.cancel()
+
+    async def _question(self, tasks: asyncio.TaskGroup) -> None:
+        """Ask for the tasks of which listing, events and memory disagree, again while events about them arrive."""
+        for _ in range(ROUNDS):
+            self._ask(tasks)
+            if not self._asked:
+                return
+            while self._asked:
+                await self._intake.wait()
+                self._decide_all()
+
+    # --- following ---
+
+    async def _follow(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            await self._intake.wait(self._until_due())
+            self._decide_all()
+            self._tell(self._tracker.expire(self._clock.now()))
+            self._ask(tasks)
+            await self._journal.write()
+
+    def _until_due(self) -> float | None:
+        due = self._tracker.next_due()
+        return None if due is None else max(0, due - self._clock.now().monotonic) / _SECOND
+
+    def _ask(self, tasks: asyncio.TaskGroup) -> None:
+        """Have the questions that are due asked; the answers come through the intake."""
+        questions = self._tracker.due_questions(self._clock.now())
+        if not questions:
+            return
+        self._asked += 1
+
+        async def ask() -> None:
+            answers = await ask_all(self._source, [each.key for each in questions], self._settings.questions)
+            self._intake.answer(Answers(list(zip(questions, answers, strict=True)), []))
+
+        tasks.create_task(ask())
+
+    # --- deciding ---
+
+    def _decide_all(self) -> None:
+        now = self._clock.now()
+        for item in self._intake.take():
+            self._decide(item, now)
+
+    def _decide(self, item: Item, now: Instant) -> None:
+        if not isinstance(item, Answers):
+            if item.metadata is not None:
+                self._tracker.learn(item.metadata)
+            self._tell(self._tracker.step(item.event, now))
+        elif item.audited is None:
+            self._asked -= 1
+            self._tell(self._take_answers(item, now))
+        else:
+            self._conclude_audit(item, item.audited, now)
+
+    def _take_answers(self, item: Answers, now: Instant) -> list[Transition]:
+        for metadata in item.records:
+            self._tracker.learn(metadata)
+        told: list[Transition] = []
+        for question, answer in item.answers:
+            if isinstance(answer, BridgeError):
+                _log.warning("task_unknown", namespace=question.key.namespace, id=question.key.id, error=str(answer))
+                self._tracker.no_answer(question)
+            else:
+                told += self._tracker.answer(question, answer, now)
+        return told
+
+    def _conclude_audit(self, item: Answers, audited: Audited, now: Instant) -> None:
+        """Publish what an audit had to repair, if anything, or what was asked for, as a snapshot."""
+        adopted = self._tracker.adopted
+        repairs = self._take_answers(item, now)
+        listing = audited.listing
+        self._tracker.complete(set(listing.failed))
+        if repairs or self._tracker.adopted != adopted or audited.forced:
+            coverage = Coverage(listing.namespaces, listing.failed, unproven(self._tracker))
+            rows = self._publish(audited.gap, coverage, repairs)
+            _log.info("snapshot", reason=audited.gap.reason, containers=rows, repairs=len(repairs))
+
+    def _tell(self, transitions: list[Transition]) -> None:
+        """Tell at once when live; until then it belongs into the snapshot."""
+        if self.live:
+            self._journal.tell(transitions)
+        else:
+            self._missed += transitions
+
+    def _publish(self, gap: Gap, coverage: Coverage, transitions: list[Transition]) -> int:
+        now = self._clock.now()
+        rows = self._tracker.rows(now)
+        self._journal.snapshot(gap, coverage, transitions, rows, now.wall)
+        return len(rows)

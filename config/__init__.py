@@ -1,0 +1,1 @@
+"""What a person can set: typed, documented models, and where their values come from."""

@@ -1,0 +1,26 @@
+"""From settings to sinks. A sink's module, and the library it needs, is imported only where it is asked for."""
+
+# ruff: noqa: PLC0415 (imports are lazy on purpose)
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bridge.core.ports import Sink
+    from config.sinks import SinkSettings
+
+
+def make(settings: SinkSettings) -> Sink:
+    """Return the sink that ``settings`` describe, not yet started."""
+    match settings.type:
+        case "stdout":
+            from sinks.stdout import StdoutSink
+
+            return StdoutSink()
+
+
+def make_all(settings: Iterable[SinkSettings]) -> list[Sink]:
+    """Return a sink for each of ``settings``, in their order."""
+    return [make(each) for each in settings]
