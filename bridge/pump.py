@@ -52,4 +52,4 @@ class Pump:
 
     def _complain(self, failure: Failure) -> None:
         text = str(failure.error)
-        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failure.count)
+        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failure.in_a_row)

@@ -75,6 +75,10 @@ class LabelsSettings(Section):
     redact: Globs = setting(
         (
             "*passw*",
+            "*passphrase*",
+            "*[._-]pass",
+            "*pwd*",
+            "*basicauth*",
             "*secret*",
             "*token*",
             "*credential*",

@@ -8,6 +8,7 @@ Invariants:
 - Lines are whole: what a failed write left of one is written before anything else is.
 - Pieces of at most PIPE_BUF bytes go into a pipe whole or not at all, so that a process that ends in the midst of it
   cuts no line shorter than that.
+- A terminal gets nothing to obey: there, and only there, more characters are escaped than JSON asks for.
 - At most one batch is in the thread's hands, however often a publish is given up and repeated.
 """
 
@@ -25,6 +26,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from bridge.core.errors import BridgeError, FatalError, TransientError
+from sinks.terminal import printable_json
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -43,6 +45,7 @@ class StdoutSink:
         self._descriptor = descriptor
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._writing: asyncio.Future[None] | None = None
+        self._to_terminal = False
 
     async def start(self) -> None:
         """Make sure that there is a standard output, and start the thread.
@@ -57,6 +60,7 @@ class StdoutSink:
             os.fstat(self._descriptor)
         except OSError as error:
             raise translated(error) from error
+        self._to_terminal = os.isatty(self._descriptor)
         threading.Thread(
             target=_work, args=(self._jobs, LineWriter(self._descriptor)), name="stdout", daemon=True
         ).start()
@@ -72,7 +76,7 @@ class StdoutSink:
             await asyncio.wait({self._writing})
         loop = asyncio.get_running_loop()
         self._writing = loop.create_future()
-        self._jobs.put(_Job([record.data + b"\n" for record in batch], loop, self._writing))
+        self._jobs.put(_Job([self._line(record.data) for record in batch], loop, self._writing))
         await asyncio.shield(self._writing)
 
     async def reader_gone(self) -> None:
@@ -94,6 +98,9 @@ class StdoutSink:
         if self._writing:
             await asyncio.wait({self._writing}, timeout=CLOSE_SECONDS)
         self._jobs.put(None)
+
+    def _line(self, document: bytes) -> bytes:
+        return (printable_json(document.decode()).encode() if self._to_terminal else document) + b"\n"
 
 
 class LineWriter:

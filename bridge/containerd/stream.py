@@ -34,6 +34,7 @@ FILTERS = (r'topic~="^/(tasks|containers|namespaces|whalebridge)/"',)
 DEFAULT_BUFFER_BYTES = 128 * 1024 * 1024
 ITEM_BYTES = 64  # what Python needs to hold an event's bytes, besides the bytes
 BATCH_EVENTS = 4096  # decoding so many keeps the event loop busy for some 10 ms
+LINGER_SECONDS = 0.005  # a single event is handed over at once, a flood in batches: it halves the cost of an event
 _JOIN_SECONDS = 1.0
 
 
@@ -49,6 +50,7 @@ class EventStream:
         self._held: deque[bytes] = deque()
         self._received = 0  # written by the thread only
         self._taken = 0  # written by the loop only
+        self._last_batch = -LINGER_SECONDS
         self._failure: TransientError | None = None
         options = [*channel_options(), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         self._channel = grpc.insecure_channel(target(path), options=options)
@@ -68,19 +70,30 @@ class EventStream:
             TransientError: The stream ended; whatever was received before has been returned.
         """
         while True:
-            self._wakeup_due = False
-            self._arrived.clear()
             failure = self._failure  # looked at first: nothing is appended after it is set
             if failure is not None and (not self._held or isinstance(failure, StreamOverflowError)):
                 self._held.clear()
                 raise type(failure)(*failure.args)
-            if self._held:
+            if not self._held:
+                await self._more()
+            elif self._is_due():
                 return [decode.event(raw) for raw in self._take()]
+            else:
+                await asyncio.sleep(LINGER_SECONDS)
+
+    async def _more(self) -> None:
+        self._wakeup_due = False
+        self._arrived.clear()
+        if not self._held and self._failure is None:
             await self._arrived.wait()
+
+    def _is_due(self) -> bool:
+        return len(self._held) >= BATCH_EVENTS or self._loop.time() >= self._last_batch + LINGER_SECONDS
 
     def _take(self) -> list[bytes]:
         taken = [self._held.popleft() for _ in range(min(len(self._held), BATCH_EVENTS))]
         self._taken += _size(taken)
+        self._last_batch = self._loop.time()
         return taken
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TypeAlias
 
 from msgspec.structs import replace
@@ -116,7 +117,7 @@ class Tracker:
     def step(self, event: ContainerEvent, now: Instant) -> list[Transition]:
         """Take in one event; return what it has to be told as, in order: often nothing."""
         entry = self._enter(event.key)
-        if not isinstance(event, (TaskOOM, ContainerUpdated)):
+        if not isinstance(event, TaskOOM):
             entry.version += 1
         _STEPS[type(event)](self, entry, event, now)
         return self._close(entry)
@@ -152,15 +153,21 @@ class Tracker:
         Where events came in since it was asked, it is asked again: nobody can tell which of the two is newer.
         """
         entry = self._enter(question.key)
+        if task is not None and task.status is TaskStatus.UNKNOWN:
+            self.no_answer(question)
+            return []
         if entry.version != question.version:
             self.ask(question.key)
             return self._close(entry)
+        entry.version += 1  # other answers on their way are older
         return self.settle(question.key, task, now)
 
     def no_answer(self, question: Question) -> None:
         """Containerd could not say: what is known stays, unproven; the audit asks again."""
         entry = self._enter(question.key)
-        if entry.life is None:
+        if entry.version != question.version:
+            self.ask(question.key)
+        elif entry.life is None:
             entry.unanswered = True
         else:
             entry.life.proven = False
@@ -171,16 +178,18 @@ class Tracker:
         entry = self._enter(key)
         if task is None or task.status is TaskStatus.CREATED:
             self._settle_lifeless(entry, task, now)
-        elif task.status is not TaskStatus.UNKNOWN and task.pid not in entry.ended:
+        else:
             self._settle_known(entry, task, now)
+        entry.unanswered = False
         return self._close(entry)
 
     def disconnect(self) -> None:
         """The stream is gone: from now on anything may happen unseen."""
         self._questions.clear()
-        for entry in self._entries.values():
+        for entry in chain(self._entries.values(), self._graves.values()):
             entry.version = 0
-            entry.created = 0  # it may be started unseen
+            if entry.held is None:
+                entry.created = 0  # it may be started unseen
             if entry.life is not None:
                 entry.life.proven = False
 
@@ -222,6 +231,8 @@ class Tracker:
         if self._is_known(entry, event.pid):
             self.counts["late"] += 1
             return
+        if entry.held is not None and entry.held.pid == entry.created != event.pid:
+            self._conclude(entry, now)
         entry.created = event.pid
         entry.oom = False
         if entry.life is not None:
@@ -321,9 +332,8 @@ class Tracker:
 
     def _settle_lifeless(self, entry: Entry, task: Task | None, now: Instant) -> None:
         """There is no task, or one that is not started yet."""
-        entry.unanswered = False
         life = entry.life
-        if task is not None and (self._is_known(entry, task.pid)):
+        if task is not None and self._is_known(entry, task.pid):
             return  # the answer is older than what is known
         if life is not None:
             self._end(entry, "inferred", now.wall, Ending())
@@ -333,9 +343,10 @@ class Tracker:
     def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
         """There is a task that runs or ran, and is not known to have ended."""
         silent = entry.unanswered or not self.remembers(entry.key.namespace)
-        entry.unanswered = False
         if entry.life is not None and entry.life.pid != task.pid:
             self._end(entry, "inferred", now.wall, Ending())
+        if task.pid in entry.ended:
+            return
         if entry.held is not None and entry.held.pid == task.pid:
             if task.pid != entry.created or task.alive:
                 self._begin(entry, task.pid, "inferred", now.wall)
@@ -346,9 +357,9 @@ class Tracker:
             self._settle_stopped(entry, task, now, silent=silent)
 
     def _settle_alive(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
+        if entry.held is not None:
+            self._conclude(entry, now)
         if entry.life is None:
-            if entry.held is not None:
-                self._conclude(entry, now)
             self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=silent and task.paused)
         life = entry.life
         assert life is not None  # noqa: S101 (just begun, or there before)
@@ -449,7 +460,7 @@ class Tracker:
     def _close(self, entry: Entry) -> list[Transition]:
         """Bury an id that has neither record nor life, and hand over what is to be told."""
         gone = entry.deleted or entry.metadata is None
-        if gone and entry.life is None and entry.held is None:
+        if gone and entry.life is None and entry.held is None and not entry.unanswered:
             del self._entries[entry.key]
             self._graves[entry.key] = entry
             if len(self._graves) > GRAVES_KEPT:

@@ -127,4 +127,4 @@ class Watch:
 
     def _complain(self, failure: Failure) -> None:
         text = str(failure.error)
-        self._sparingly.say(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.count)
+        self._sparingly.say(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.in_a_row)

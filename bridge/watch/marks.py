@@ -10,6 +10,10 @@ from bridge.core.model import Mark
 from bridge.core.ports import Clock, Source
 
 
+_PATIENCE = 0.1  # seconds before a second mark is sent; 1 to 60 ms is what one takes
+_SECOND = 1_000_000_000
+
+
 class Marks:
     """Publishes marks on one connection and waits for them to come back on its stream.
 
@@ -23,6 +27,7 @@ class Marks:
         self._timeout = timeout
         self._nonce = f"{int(clock.random() * 2**64):016x}"
         self._number = 0
+        self._first = 0
         self._awaited: asyncio.Future[None] | None = None
         self._arrivals = 0
 
@@ -32,31 +37,33 @@ class Marks:
 
     def returned(self, mark: Mark) -> bool:
         """Take note of a mark that came back, all events before it being queued; False for another bridge's."""
-        if mark == Mark(self._nonce, self._number) and self._awaited is not None and not self._awaited.done():
+        if mark.nonce != self._nonce:
+            return False
+        if mark.number >= self._first and self._awaited is not None and not self._awaited.done():
             self._awaited.set_result(None)
-        return mark.nonce == self._nonce
+        return True
 
     async def prove(self) -> int:
-        """Publish a mark and wait until it is back.
+        """Publish marks until one of them is back.
+
+        More than one may be needed: a mark that overtakes the subscription on its way to containerd never comes back.
 
         Returns:
-            The moment (wall clock) up to which the stream is proven: when the mark was sent.
+            The moment (wall clock) up to which the stream is proven: when the first mark was sent.
 
         Raises:
-            TransientError: It did not come back in time, and nothing else arrived meanwhile.
+            TransientError: None came back in time, and nothing else arrived meanwhile.
         """
-        self._number += 1
+        self._first = self._number + 1
         self._awaited = asyncio.get_running_loop().create_future()
-        sent = self._clock.now().wall
-        await self._source.mark(self._nonce, self._number)
-        while not await self._back(self._awaited):
-            pass
-        return sent
-
-    async def _back(self, awaited: asyncio.Future[None]) -> bool:
-        """Wait for the mark; False where it may still come, since a backlog is being delivered before it."""
-        before = self._arrivals
-        done, _ = await asyncio.wait([awaited], timeout=self._timeout)
-        if not done and self._arrivals == before and not self._busy():
-            raise TransientError(f"containerd's event stream gave no sign of life for {self._timeout:g} s")
-        return bool(done)
+        sent, arrivals, patience = self._clock.now(), self._arrivals, _PATIENCE
+        while not self._awaited.done():
+            self._number += 1
+            await self._source.mark(self._nonce, self._number)
+            await asyncio.wait([self._awaited], timeout=patience)
+            patience = min(2 * patience, self._timeout)
+            if self._arrivals != arrivals or self._busy():
+                arrivals = self._arrivals
+            elif self._clock.now().monotonic - sent.monotonic > self._timeout * _SECOND:
+                raise TransientError(f"containerd's event stream gave no sign of life for {self._timeout:g} s")
+        return sent.wall

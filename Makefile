@@ -1,0 +1,57 @@
+# Everything a person or CI calls. `make` alone tells what there is.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := bridge/containerd/protos/generate.py
+# More for the program behind a target: make test ARGS="-k tracker", make run ARGS="--rounds 1"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-long lint testbed protos protos-check lock
+
+help: ## tell what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/installed ## whalebridge, every sink and the test tools, editable, in .venv
+
+run: setup ## real events of real containers on standard output (your containerd's, or a private one's)
+	@$(BIN)/python -m tests.testbed.demo $(ARGS)
+
+test: setup testbed ## every test; those that repeat a fault do so a few times
+	$(BIN)/pytest $(ARGS)
+
+test-long: export WHALEBRIDGE_TEST_SCALE = full
+test-long: test ## every test at its full count
+
+lint: setup protos-check ## formatting, types, the one way of imports, generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+testbed: ## what the tests need: containerd 1.6 and 2.4, nerdctl, Docker, ... in a cache outside the checkout
+	@$(PYTHON) -m tests.testbed install
+
+protos: setup ## the Python code of our .proto files
+	$(BIN)/python $(PROTOS)
+
+protos-check: setup
+	$(BIN)/python $(PROTOS) --check
+
+lock: setup ## requirements.lock from pyproject.toml
+	$(BIN)/pip-compile --quiet --allow-unsafe --extra=dev --generate-hashes --strip-extras --no-emit-index-url \
+	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
+
+# Its messages go to stderr: `make run` has nothing but events on standard output.
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed: install it, or name another one: make setup PYTHON=python3.12"; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3-venv || { \
+	    echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; } } >&2
+	@echo "setup: installing whalebridge and its tools into .venv ..." >&2
+	@$(PYTHON) -m venv .venv >&2
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
+	@touch $@

@@ -1,0 +1,82 @@
+"""The command line: one module a command, and what they all do alike.
+
+Whatever can be foreseen to go wrong is told in lines on standard error that begin with ``whalebridge:``, without a
+traceback. Exit status: 0 fine; 1 failed, not found, ambiguous; 2 wrong usage or settings; 3 a connection failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from bridge.cli import inspect, list as list_command, output, run, schema, version
+from bridge.cli.failure import INTERRUPTED, WRONG_USAGE, Failure
+from bridge.telemetry.text import printable
+
+NAME = "whalebridge"
+
+app = typer.Typer(
+    help="Tell which containers live on a containerd node, and what happens to them.",
+    epilog=f"'{NAME} COMMAND --help' tells more, with examples.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help, quickly
+)
+app.command("run")(run.run)
+app.command("list")(list_command.list_)
+app.command("inspect")(inspect.inspect)
+app.add_typer(schema.app, name="schema")
+app.command("version")(version.version)
+
+
+def main() -> None:
+    """Run the command that the process was called with, and exit."""
+    _occupy_standard_descriptors()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
+    sys.exit(execute(sys.argv[1:]))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run a command; return the exit status."""
+    if not arguments:
+        execute(["--help"])
+        return WRONG_USAGE
+    try:
+        command = typer.main.get_command(app)
+        return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
+    except Failure as failure:
+        complain(*failure.lines)
+        return failure.status
+    except typer.TyperException as error:  # wrong usage
+        complain(f"{error.format_message()} See '{NAME} --help'.")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as end:  # typer's answer to a closed pipe while it prints help
+        output.abandon()
+        return end.code if isinstance(end.code, int) else 1
+
+
+def complain(*lines: str) -> None:
+    """Tell the person what went wrong, with nothing in it that a terminal would obey."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError):
+        sys.stderr.writelines(f"{NAME}: {printable(line)}\n" for line in lines)
+        sys.stderr.flush()
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open those that were closed as the process started; else their numbers go to other files, and output there."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
