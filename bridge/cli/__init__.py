@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import inspect, list as list_command, output, run, schema, version
-from bridge.cli.failure import INTERRUPTED, WRONG_USAGE, Failure
+from bridge.cli import inspect, list_, output, run, schema, version
+from bridge.cli.failure import INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
 NAME = "whalebridge"
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help, quickly
 )
 app.command("run")(run.run)
-app.command("list")(list_command.list_)
+app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
 app.add_typer(schema.app, name="schema")
 app.command("version")(version.version)
@@ -51,11 +51,12 @@ def execute(arguments: Sequence[str]) -> int:
     try:
         command = typer.main.get_command(app)
         return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
-    except Failure as failure:
+    except CommandError as failure:
         complain(*failure.lines)
         return failure.status
     except typer.TyperException as error:  # wrong usage
-        complain(f"{error.format_message()} See '{NAME} --help'.")
+        text = error.format_message()
+        complain(f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{NAME} --help'.")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -10,7 +10,7 @@ NOT_CONNECTED = 3
 INTERRUPTED = 130  # as shells say it of a program that Ctrl-C has ended
 
 
-class Failure(Exception):
+class CommandError(Exception):
     """A command cannot go on; each of ``lines`` says what failed, where, and what to do."""
 
     def __init__(self, *lines: str, status: int = FAILED) -> None:
@@ -19,12 +19,12 @@ class Failure(Exception):
         self.status = status
 
     @classmethod
-    def of(cls, error: BridgeError) -> Failure:
+    def of(cls, error: BridgeError) -> CommandError:
         """Return what an error of the bridge means for a command."""
         return cls(str(error), status=NOT_CONNECTED if isinstance(error, TransientError) else FAILED)
 
     @classmethod
-    def to_connect(cls, error: BridgeError) -> Failure:
+    def to_connect(cls, error: BridgeError) -> CommandError:
         """Return what an error means that comes up before containerd has ever answered: wrong, forbidden, or away."""
         told = isinstance(error, NotFoundError | AmbiguousError)
         return cls(str(error), status=FAILED if told else NOT_CONNECTED)

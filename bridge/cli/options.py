@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bridge.cli.failure import WRONG_USAGE, Failure
+from bridge.cli.failure import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -47,7 +47,7 @@ def settings(
     """Return the settings, of which options that were given override all others.
 
     Raises:
-        Failure: Some of them are wrong; all that is wrong is told.
+        CommandError: Some of them are wrong; all that is wrong is told.
     """
     from config.settings import SettingsError, load
 
@@ -58,7 +58,7 @@ def settings(
     try:
         return load(_given(flags))
     except SettingsError as error:
-        raise Failure(*error.mistakes, status=WRONG_USAGE) from error
+        raise CommandError(*error.mistakes, status=WRONG_USAGE) from error
 
 
 def _absolute(address: str) -> str:

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from bridge.cli.failure import Failure
+from bridge.cli.failure import CommandError
 from sinks.terminal import printable_json
 
 STDOUT = 1
@@ -18,19 +18,19 @@ def write(text: str) -> None:
     """Write ``text`` and a line feed; it is out when this returns.
 
     Raises:
-        Failure: It cannot be written. Nothing is said of a reader that has seen enough.
+        CommandError: It cannot be written. Nothing is said of a reader that has seen enough.
     """
     if sys.stdout is None:
-        raise Failure("standard output is closed: send it to a file, a pipe or a terminal")
+        raise CommandError("standard output is closed: send it to a file, a pipe or a terminal")
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError as error:
         abandon()
-        raise Failure from error
+        raise CommandError from error
     except OSError as error:
         abandon()
-        raise Failure(f"standard output cannot be written: {error.strerror}") from error
+        raise CommandError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def write_json(document: Any) -> None:

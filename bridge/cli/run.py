@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bridge.cli import options
-from bridge.cli.failure import Failure
+from bridge.cli.failure import CommandError
 
 Sinks = Annotated[
     list[str] | None,
@@ -45,7 +45,7 @@ def run(
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Watch containerd and publish what happens to its containers, until SIGTERM or Ctrl-C.
+    """Publish what happens to containers, until SIGTERM or Ctrl-C.
 
     Records go to standard output, one JSON document a line; log lines go to standard error. A containerd that is not
     there yet is waited for. Each option can be set in the environment as well: WHALEBRIDGE_LOG__LEVEL=debug.
@@ -69,11 +69,14 @@ def run(
     from bridge import app
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
+    from sinks.stdout import OutputError
 
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings))
+    except OutputError as error:
+        raise CommandError(str(error)) from error
     except BridgeError as error:
-        raise Failure.of(error) from error
+        raise CommandError.to_connect(error) from error
     finally:
         writer.close()  # so that the last word is ours

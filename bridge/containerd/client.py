@@ -26,12 +26,14 @@ from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, EventStream
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskStatus
+from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, TaskStatus
 
 _Answer = TypeVar("_Answer", bound=Message)
 
 # containerd's rule (pkg/identifiers). No container is where no namespace can be; gRPC refuses odd header values.
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+
+_FOR_EVER = 100 * 365 * 86400.0  # seconds: a deadline that gRPC can reckon with
 
 
 @dataclass(frozen=True)
@@ -213,11 +215,22 @@ class ContainerdClient:
             )
         return task
 
-    async def _get(self, method: rpc.Method[_Answer], request: Message, key: ContainerKey) -> _Answer | None:
+    async def wait(self, key: ContainerKey) -> TaskEnd | None:
+        """Wait for the end of a container's task, for as long as it takes; None where there is no task.
+
+        Raises:
+            TransientError: The connection ended, or containerd or the shim gave no answer.
+        """
+        answer = await self._get(rpc.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_FOR_EVER)
+        return None if answer is None else TaskEnd(answer.exit_status, decode.nanoseconds(answer.exited_at))
+
+    async def _get(
+        self, method: rpc.Method[_Answer], request: Message, key: ContainerKey, *, seconds: float | None = None
+    ) -> _Answer | None:
         if not key.id or not _NAMESPACE.fullmatch(key.namespace):
             return None
         try:
-            return await self._call(method, request, key.namespace)
+            return await self._call(method, request, key.namespace, seconds)
         except RefusedError as error:
             if error.code is StatusCode.NOT_FOUND:
                 return None

@@ -42,7 +42,7 @@ class Connection:
             RefusedError: containerd says no, or nothing within ``seconds``.
             TransientError: The answer cannot be read, or the connection was closed by us.
         """
-        with self._translating(method, seconds):
+        with self._translating(method):
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method.path)
             raw = await call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
             return method.answer.FromString(raw)
@@ -51,7 +51,7 @@ class Connection:
         self, method: Method[_Answer], request: Message, namespace: str, seconds: float
     ) -> AsyncIterator[_Answer]:
         """Return the answers of a method that gives many; ``seconds`` and the errors as above."""
-        with self._translating(method, seconds):
+        with self._translating(method):
             call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(method.path)
             answers = call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
             try:
@@ -61,11 +61,11 @@ class Connection:
                 answers.cancel()
 
     @contextmanager
-    def _translating(self, method: Method[_Answer], seconds: float) -> Iterator[None]:
+    def _translating(self, method: Method[_Answer]) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise refusal(error, method.doing, self._path, seconds) from error
+            raise refusal(error, method.doing, self._path) from error
         except DecodeError as error:
             raise TransientError(f"containerd at {self._path} gave an unreadable answer: {method.path}") from error
         except grpc.aio.UsageError as error:

@@ -17,10 +17,10 @@ class RefusedError(TransientError):
         self.code = code
 
 
-def refusal(error: grpc.RpcError, doing: str, path: str, seconds: float | None = None) -> RefusedError:
-    """Translate the failure of a call: ``doing`` names it, ``seconds`` is the time it was given."""
+def refusal(error: grpc.RpcError, doing: str, path: str) -> RefusedError:
+    """Translate the failure of a call; ``doing`` says what it was for, as in "containerd failed to ..."."""
     code, details = _status(error)
-    return RefusedError(_sentence(code, details, doing, path, seconds), code)
+    return RefusedError(_sentence(code, one_line(details), doing, path), code)
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
@@ -30,14 +30,11 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.UNKNOWN, str(error)
 
 
-def _sentence(code: grpc.StatusCode, details: str, doing: str, path: str, seconds: float | None) -> str:
-    told = one_line(details)
+def _sentence(code: grpc.StatusCode, told: str, doing: str, path: str) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"containerd at {path} cannot be reached to {doing}: {told}"
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED and seconds is not None:
-        return (
-            f"containerd at {path} took longer than {seconds:g} s to {doing}: it, or one of its shims, hangs or is busy"
-        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # ours, or the one that containerd gives its shims
+        return f"containerd at {path} did not {doing} in time: it, or a shim, hangs or is busy ({told})"
     return f"containerd at {path} failed to {doing}: {code.name}: {told}"
 
 

@@ -62,6 +62,7 @@ CONTAINER = Method(
 )
 TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksResponse, "list the tasks")
 TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
+WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task's end")
 PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publish a mark")
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
 

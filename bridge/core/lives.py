@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from bridge.core.events import Origin, RowType, TransitionType
-from bridge.core.model import ContainerKey, Labels, Metadata, TaskExited
+from bridge.core.model import ContainerKey, Labels, Metadata, TaskEnd, TaskExited
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
 
@@ -16,16 +16,17 @@ ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repea
 class Life(Struct):
     """One incarnation of a container.
 
-    ``changed_at`` is the timestamp of the event that changed it last. ``proven``: an event or containerd's word has
+    ``proven``: an event or containerd's word has
     confirmed it since the stream was connected last. ``told``: it is in scope, which is decided once per life.
+    ``silent``: it was there before anybody looked, and its first ``present`` row is still to come.
     """
 
     pid: int
     incarnation: str
     paused: bool
-    changed_at: int
     proven: bool
     told: bool
+    silent: bool = False
 
 
 class Ending(NamedTuple):
@@ -59,10 +60,12 @@ class Question(NamedTuple):
 
 
 class Entry(Struct):
-    """All that is known under one id. ``created``: pid of a task seen created and not started yet, else 0.
+    """All that is known under one id. ``created``: pid of the task seen created last, else 0.
 
-    ``held``: an exit without a start, and until when (monotonic) the start may still come. ``unanswered``: containerd
+    ``held``: an exit without a start, and until when (monotonic) the start may still come. ``witnessed``: the end of the
+    task with that pid as whoever waited for it was told, in case its exit event gets lost. ``unanswered``: containerd
     was asked for its task and could not say, before anything was known of it. ``version`` counts what has been seen.
+    ``changed_at``: the moment (monotonic) of the newest change known; what is told of an earlier one comes late.
     """
 
     key: ContainerKey
@@ -71,8 +74,10 @@ class Entry(Struct):
     created: int = 0
     held: TaskExited | None = None
     held_until: int = 0
+    witnessed: tuple[int, TaskEnd] | None = None
     oom: bool = False
     deleted: bool = False
     unanswered: bool = False
     version: int = 0
+    changed_at: int = 0
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))

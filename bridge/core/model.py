@@ -90,6 +90,13 @@ class Task(Struct, frozen=True):
         return self.paused or self.status is TaskStatus.RUNNING
 
 
+class TaskEnd(Struct, frozen=True):
+    """How a task ended, as whoever waited for it was told."""
+
+    exit_status: int
+    exited_at: int | None
+
+
 class Engine(Struct, frozen=True):
     """One containerd: ``id`` is its server UUID ("" where it tells none), ``pid`` 0 where unknown."""
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 from bridge.core.events import Record
-from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Task
+from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Task, TaskEnd
 
 
 class Clock(Protocol):
@@ -69,6 +69,13 @@ class Source(Protocol):
 
         Raises:
             TransientError: containerd or the shim gave no answer, which proves nothing.
+        """
+
+    async def wait(self, key: ContainerKey) -> TaskEnd | None:
+        """Wait for the end of a container's task, for as long as it takes; None where there is no task.
+
+        Raises:
+            TransientError: The connection ended, or containerd or the shim gave no answer.
         """
 
     async def close(self) -> None:

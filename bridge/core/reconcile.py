@@ -51,25 +51,27 @@ def suspects(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
     listed = set(listing.namespaces) - set(listing.failed)
     found = {key for key, task in listing.tasks.items() if task.alive and not _agrees(tracker.find(key), task)}
     for entry in tracker.entries():
-        if entry.key.namespace not in listed:
-            continue
         row = listing.tasks.get(entry.key)
-        lost = entry.life is not None and (row is None or not row.alive or row.pid != entry.life.pid)
-        if lost or entry.unanswered:
+        lost = entry.life is not None and (row is None or not row.alive)
+        if entry.key.namespace in listed and (lost or _is_unproven(entry)):
             found.add(entry.key)
     return found
 
 
 def unproven(tracker: Tracker) -> bool:
     """Whether there is a container whose state nobody could confirm: the snapshot is partial."""
-    return any(entry.unanswered or (entry.life is not None and not entry.life.proven) for entry in tracker.entries())
+    return any(map(_is_unproven, tracker.entries()))
+
+
+def _is_unproven(entry: Entry) -> bool:
+    return entry.unanswered or (entry.life is not None and not entry.life.proven)
 
 
 def _learn(tracker: Tracker, metadata: Metadata) -> None:
     """Take a listed record, unless an event of the window brought a newer one."""
     entry = tracker.find(metadata.key)
     known = entry.metadata if entry is not None else None
-    if known is None or entry is None or not entry.version or _age(known) <= _age(metadata):
+    if known is None or entry is None or not entry.version or _age(known) + (entry.deleted,) <= _age(metadata) + (False,):
         tracker.learn(metadata)
 
 
@@ -94,10 +96,10 @@ def _agrees(entry: Entry | None, row: Task) -> bool:
     """Whether a row only says what is known, or is older than it."""
     if entry is None:
         return False
-    if row.pid in entry.ended:
-        return True
     life = entry.life
-    return life is not None and row.alive and life.pid == row.pid and life.paused is row.paused
+    if life is None:
+        return row.pid in entry.ended
+    return entry.held is None and row.alive and life.pid == row.pid and life.paused is row.paused
 
 
 def _ends(entry: Entry | None, row: Task) -> bool:

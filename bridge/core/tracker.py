@@ -36,6 +36,7 @@ from bridge.core.model import (
     Task,
     TaskCreated,
     TaskDeleted,
+    TaskEnd,
     TaskExited,
     TaskOOM,
     TaskPaused,
@@ -47,6 +48,7 @@ from bridge.core.model import (
 SECOND = 1_000_000_000
 HOLD = 30 * SECOND  # an exit waits that long for its start: shims retry a failed publish for some 15 to 45 s
 GRACE = 5 * SECOND  # a life that must be over waits that long for its exit event before containerd is asked
+WITNESSED_GRACE = 2 * SECOND  # the same where its exit status is known anyway
 GRAVES_KEPT = 10_000  # ids without record and life remembered, to know late and repeated events by
 
 Scope: TypeAlias = Callable[[Metadata | None], bool]
@@ -88,10 +90,13 @@ class Tracker:
         return ((entry, entry.life) for entry in self._entries.values() if entry.life is not None)
 
     def rows(self, now: Instant) -> list[Transition]:
-        """Return a ``present`` row for every living container in scope: the portfolio."""
-        return [
-            self._describe(entry, life, "present", "snapshot", now.wall) for entry, life in self.lives() if life.told
-        ]
+        """Return a ``present`` row for every living container in scope: the portfolio, which is to be published."""
+        rows = []
+        for entry, life in self.lives():
+            life.silent = False
+            if life.told:
+                rows.append(self._describe(entry, life, "present", "snapshot", now.wall))
+        return rows
 
     def remembers(self, namespace: str) -> bool:
         """Whether what lived in a namespace is known, so that a container not known there is a newborn."""
@@ -173,6 +178,19 @@ class Tracker:
             entry.life.proven = False
         self._close(entry)
 
+    def witness(self, key: ContainerKey, pid: int, end: TaskEnd, now: Instant) -> None:
+        """Take in how a task ended from whoever waited for it: the exit event is on its way, or lost.
+
+        The event is what tells, as it has the time at which it was told and comes in order; where it does not come,
+        its status is known all the same.
+        """
+        entry = self._enter(key)
+        if entry.created == pid or (entry.life is not None and entry.life.pid == pid):
+            entry.witnessed = (pid, end)
+        if entry.life is not None and entry.life.pid == pid:
+            self.ask(key, now.monotonic + WITNESSED_GRACE)
+        self._close(entry)
+
     def settle(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
         """Take containerd's word for how a container's task is; None is its word that there is none."""
         entry = self._enter(key)
@@ -181,6 +199,7 @@ class Tracker:
         else:
             self._settle_known(entry, task, now)
         entry.unanswered = False
+        entry.changed_at = now.monotonic
         return self._close(entry)
 
     def disconnect(self) -> None:
@@ -228,12 +247,11 @@ class Tracker:
             self.ask(entry.key, now.monotonic + GRACE)
 
     def _on_created(self, entry: Entry, event: TaskCreated, now: Instant) -> None:
-        if self._is_known(entry, event.pid):
+        late = self._is_late(entry, event.at, now)
+        if self._is_known(entry, event.pid) or (late and entry.created):
             self.counts["late"] += 1
             return
-        if entry.held is not None and entry.held.pid == entry.created != event.pid:
-            self._conclude(entry, now)
-        entry.created = event.pid
+        self._expect(entry, event.pid, now)
         entry.oom = False
         if entry.life is not None:
             self.ask(entry.key, now.monotonic + GRACE)
@@ -244,11 +262,20 @@ class Tracker:
             if entry.life is not None and entry.life.pid == event.pid:
                 entry.life.proven = True
             return
+        late = self._is_late(entry, event.at, now)
+        doubtful = late + (entry.life is not None) + (not self._is_awaited(entry, event.pid)) > 1
+        if late or doubtful:
+            self.ask(entry.key)
+        if doubtful:
+            self.counts["late"] += 1
+            return
         if entry.life is not None:
             self._end(entry, "inferred", now.wall, Ending())
         if entry.held is not None and entry.held.pid != event.pid:
             self._conclude(entry, now)
         self._begin(entry, event.pid, "live", event.at)
+        if entry.witnessed is not None and entry.witnessed[0] == event.pid:
+            self.ask(entry.key, now.monotonic + WITNESSED_GRACE)
         self._end_by_held(entry)
 
     def _on_exited(self, entry: Entry, event: TaskExited, now: Instant) -> None:
@@ -275,25 +302,48 @@ class Tracker:
         elif event.pid == 0:
             self.ask(entry.key)
 
-    def _on_paused(self, entry: Entry, event: TaskPaused, _now: Instant) -> None:
-        self._turn(entry, event.at, paused=True)
+    def _on_paused(self, entry: Entry, event: TaskPaused, now: Instant) -> None:
+        self._turn(entry, event.at, now, paused=True)
 
-    def _on_resumed(self, entry: Entry, event: TaskResumed, _now: Instant) -> None:
-        self._turn(entry, event.at, paused=False)
+    def _on_resumed(self, entry: Entry, event: TaskResumed, now: Instant) -> None:
+        self._turn(entry, event.at, now, paused=False)
 
     def _on_oom(self, entry: Entry, _event: TaskOOM, _now: Instant) -> None:
         entry.oom = True
 
     # --- what a step is made of ---
 
-    def _turn(self, entry: Entry, at: int, *, paused: bool) -> None:
+    @staticmethod
+    def _is_late(entry: Entry, at: int, now: Instant) -> bool:
+        """Whether an event may be older than what is known already; its timestamp raises doubt, it decides nothing.
+
+        The wall clock may be set at any time, so the monotonic moment of the event is what is compared.
+        """
+        moment = now.monotonic - (now.wall - at)
+        if not entry.changed_at <= moment <= now.monotonic:
+            return True
+        entry.changed_at = moment
+        return False
+
+    @staticmethod
+    def _is_awaited(entry: Entry, pid: int) -> bool:
+        """Whether a task's start, however late, is the one that is missing."""
+        return pid == entry.created or (entry.held is not None and entry.held.pid == pid)
+
+    def _turn(self, entry: Entry, at: int, now: Instant, *, paused: bool) -> None:
         """Tell a pause or its end where it fits a proven life; else have the task asked for, as it has no pid."""
-        life = entry.life
-        if life is not None and life.proven and life.paused is not paused and at >= life.changed_at:
+        life, late = entry.life, self._is_late(entry, at, now)
+        if life is not None and life.proven and life.paused is not paused and not late:
             self._set_paused(entry, life, "live", at, paused=paused)
         else:
             self.counts["unexpected_pause"] += 1
             self.ask(entry.key)
+
+    def _expect(self, entry: Entry, pid: int, now: Instant) -> None:
+        """A task waits to be started; the one before it does not any more, so if its exit is held, it never was."""
+        if entry.held is not None and entry.held.pid == entry.created != pid:
+            self._conclude(entry, now)
+        entry.created = pid
 
     def _hold(self, entry: Entry, event: TaskExited, now: Instant) -> None:
         """Keep an exit whose start has not been seen; another life's being alive has to be checked, too."""
@@ -338,7 +388,7 @@ class Tracker:
         if life is not None:
             self._end(entry, "inferred", now.wall, Ending())
         if task is not None:
-            entry.created = task.pid
+            self._expect(entry, task.pid, now)
 
     def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
         """There is a task that runs or ran, and is not known to have ended."""
@@ -347,7 +397,9 @@ class Tracker:
             self._end(entry, "inferred", now.wall, Ending())
         if task.pid in entry.ended:
             return
-        if entry.held is not None and entry.held.pid == task.pid:
+        if entry.held is not None and entry.held.pid != task.pid:
+            self._conclude(entry, now)
+        if entry.held is not None:
             if task.pid != entry.created or task.alive:
                 self._begin(entry, task.pid, "inferred", now.wall)
                 self._end_by_held(entry)
@@ -357,8 +409,6 @@ class Tracker:
             self._settle_stopped(entry, task, now, silent=silent)
 
     def _settle_alive(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
-        if entry.held is not None:
-            self._conclude(entry, now)
         if entry.life is None:
             self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=silent and task.paused)
         life = entry.life
@@ -382,31 +432,36 @@ class Tracker:
     ) -> None:
         """Begin a life; a silent one was there before anybody looked: its first ``present`` row tells it."""
         entry.unanswered = False
-        entry.created = 0
         entry.life = Life(
             pid=pid,
             incarnation=incarnation(self._boot_id, pid),
             paused=paused,
-            changed_at=at,
             proven=True,
             told=self._in_scope(entry.metadata),
+            silent=silent,
         )
         if silent:
-            self.adopted += 1
+            self.adopted += entry.life.told
         else:
             self._tell(entry, entry.life, "started", origin, at)
 
     def _set_paused(self, entry: Entry, life: Life, origin: Origin, at: int, *, paused: bool) -> None:
-        life.paused, life.changed_at = paused, at
-        self._tell(entry, life, "paused" if paused else "unpaused", origin, at)
+        life.paused = paused
+        if not life.silent:
+            self._tell(entry, life, "paused" if paused else "unpaused", origin, at)
 
     def _end(self, entry: Entry, origin: Origin, at: int, ending: Ending) -> None:
         life = entry.life
         assert life is not None  # noqa: S101 (only a life can end)
-        entry.life, entry.oom = None, False
+        if ending.status is None and entry.witnessed is not None and entry.witnessed[0] == life.pid:
+            end = entry.witnessed[1]
+            ending = Ending(end.exit_status, end.exited_at)
+        entry.life, entry.oom, entry.witnessed = None, False, None
         entry.ended.append(life.pid)
         self._questions.pop(entry.key, None)
         life.paused = False
+        if life.silent:
+            self._tell(entry, life, "started", "inferred", at)
         self._tell(entry, life, "exited", origin, at, ending)
 
     def _delete(self, entry: Entry) -> None:

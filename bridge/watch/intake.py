@@ -29,6 +29,7 @@ from bridge.core.model import (
     Metadata,
     Task,
     TaskCreated,
+    TaskEnd,
     TaskExited,
     TaskOOM,
     TaskPaused,
@@ -71,7 +72,15 @@ class Answers(NamedTuple):
     audited: Audited | None = None
 
 
-Item: TypeAlias = Sighting | Answers
+class Witnessed(NamedTuple):
+    """How a task ended, as told to whoever waited for it."""
+
+    key: ContainerKey
+    pid: int
+    end: TaskEnd
+
+
+Item: TypeAlias = Sighting | Answers | Witnessed
 
 
 class _Waiting(Struct):
@@ -79,9 +88,9 @@ class _Waiting(Struct):
     lookup: asyncio.Task[Metadata | TransientError | None] | None
 
 
-def _outcome(item: _Waiting | Answers) -> Metadata | TransientError | None:
+def _outcome(item: _Waiting | Answers | Witnessed) -> Metadata | TransientError | None:
     """Return what a look-up that is done brought; None also where none was needed."""
-    if isinstance(item, Answers) or item.lookup is None or not item.lookup.done() or item.lookup.cancelled():
+    if not isinstance(item, _Waiting) or item.lookup is None or not item.lookup.done() or item.lookup.cancelled():
         return None
     return item.lookup.result()
 
@@ -95,7 +104,7 @@ class Intake:
         self._rules = rules
         self._source: Source | None = None
         self._gate = asyncio.Semaphore(lookups)
-        self._queue: deque[_Waiting | Answers] = deque()
+        self._queue: deque[_Waiting | Answers | Witnessed] = deque()
         self._known: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -132,8 +141,8 @@ class Intake:
             self._room.clear()
             await self._room.wait()
 
-    def answer(self, answers: Answers) -> None:
-        """Queue answers behind the events received before them."""
+    def answer(self, answers: Answers | Witnessed) -> None:
+        """Queue what containerd answered behind the events received before it."""
         self._queue.append(answers)
         self.received += 1
         self._changed.set()
@@ -161,7 +170,7 @@ class Intake:
         items: list[Item] = []
         while self._head_complete():
             head = self._queue[0]
-            if isinstance(head, Answers):
+            if not isinstance(head, _Waiting):
                 items.append(head)
             elif isinstance(metadata := _outcome(head), TransientError):
                 break
@@ -184,7 +193,7 @@ class Intake:
         if not self._queue:
             return False
         head = self._queue[0]
-        return isinstance(head, Answers) or head.lookup is None or head.lookup.done()
+        return not isinstance(head, _Waiting) or head.lookup is None or head.lookup.done()
 
     def _needs_record(self, event: ContainerEvent) -> bool:
         if isinstance(event, ContainerDeleted):

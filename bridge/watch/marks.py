@@ -9,7 +9,6 @@ from bridge.core.errors import TransientError
 from bridge.core.model import Mark
 from bridge.core.ports import Clock, Source
 
-
 _PATIENCE = 0.1  # seconds before a second mark is sent; 1 to 60 ms is what one takes
 _SECOND = 1_000_000_000
 

@@ -14,13 +14,14 @@ from bridge.core.encode import Coverage, Gap
 from bridge.core.errors import BridgeError
 from bridge.core.events import Reason
 from bridge.core.lives import Transition
-from bridge.core.model import ContainerEvent, Ignored, Instant, Mark, Undecodable
+from bridge.core.model import ContainerEvent, Ignored, Instant, Mark, TaskCreated, TaskStarted, Undecodable
 from bridge.core.ports import Clock, Source, Stream
 from bridge.core.reconcile import reconcile, unproven
 from bridge.core.tracker import Tracker
 from bridge.tasks import together
 from bridge.watch.audit import Auditor
-from bridge.watch.intake import Answers, Audited, Intake, Item
+from bridge.watch.endings import Endings
+from bridge.watch.intake import Answers, Audited, Intake, Item, Sighting, Witnessed
 from bridge.watch.journal import Journal
 from bridge.watch.listing import ask_all, list_all
 from bridge.watch.marks import Marks
@@ -67,6 +68,7 @@ class Session:
         self._marks = Marks(source, clock, settings.mark_timeout, lambda: intake.full)
         self._auditor = Auditor(source, clock, settings, tracker, intake, requests)
         self._watched = lru_cache(maxsize=1024)(settings.namespaces)
+        self._endings = Endings(source, lambda key, pid, end: intake.answer(Witnessed(key, pid, end)))
         self._asked = 0
 
     async def run(self, reason: Reason) -> None:
@@ -85,6 +87,7 @@ class Session:
                 tasks.create_task(self._auditor.run())
                 await self._follow(tasks)
         finally:
+            self._endings.close()
             stream.close()
 
     def absorb(self) -> None:
@@ -106,6 +109,8 @@ class Session:
                     self._oddities.note(event)
                 elif self._watched(event.key.namespace):
                     events.append(event)
+                    if isinstance(event, (TaskCreated, TaskStarted)):
+                        self._endings.expect(event.key, event.pid)
             self._marks.arrived()
             await self._intake.admit(events)
             for mark in marks:
@@ -134,6 +139,8 @@ class Session:
         rows = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
         self._missed.clear()
         self.live, self.proven_at = True, proven_at
+        for entry, life in self._tracker.lives():
+            self._endings.expect(entry.key, life.pid)
         await self._journal.write()
         _log.info("live", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
 
@@ -198,7 +205,9 @@ class Session:
             self._decide(item, now)
 
     def _decide(self, item: Item, now: Instant) -> None:
-        if not isinstance(item, Answers):
+        if isinstance(item, Witnessed):
+            self._tracker.witness(item.key, item.pid, item.end, now)
+        elif isinstance(item, Sighting):
             if item.metadata is not None:
                 self._tracker.learn(item.metadata)
             self._tell(self._tracker.step(item.event, now))

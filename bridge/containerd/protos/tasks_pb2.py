@@ -24,23 +24,28 @@ _sym_db = _symbol_database.Default()
 
 
 from bridge.containerd.protos import process_pb2 as bridge_dot_containerd_dot_protos_dot_process__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _protos.POOL.AddSerializedFile(b'\n$bridge/containerd/protos/tasks.proto\x12\x1c\x63ontainerd.services.tasks.v1\x1a&bridge/containerd/protos/process.proto\"\"\n\nGetRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"<\n\x0bGetResponse\x12-\n\x07process\x18\x01 \x01(\x0b\x32\x1c.containerd.v1.types.Process\"\"\n\x10ListTasksRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\"@\n\x11ListTasksResponse\x12+\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.containerd.v1.types.Process2\xcc\x01\n\x05Tasks\x12Z\n\x03Get\x12(.containerd.services.tasks.v1.GetRequest\x1a).containerd.services.tasks.v1.GetResponse\x12g\n\x04List\x12..containerd.services.tasks.v1.ListTasksRequest\x1a/.containerd.services.tasks.v1.ListTasksResponseb\x06proto3')
+DESCRIPTOR = _protos.POOL.AddSerializedFile(b'\n$bridge/containerd/protos/tasks.proto\x12\x1c\x63ontainerd.services.tasks.v1\x1a&bridge/containerd/protos/process.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\"\n\nGetRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\"<\n\x0bGetResponse\x12-\n\x07process\x18\x01 \x01(\x0b\x32\x1c.containerd.v1.types.Process\"\"\n\x10ListTasksRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\"@\n\x11ListTasksResponse\x12+\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.containerd.v1.types.Process\"4\n\x0bWaitRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\"R\n\x0cWaitResponse\x12\x13\n\x0b\x65xit_status\x18\x01 \x01(\r\x12-\n\texited_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xab\x02\n\x05Tasks\x12Z\n\x03Get\x12(.containerd.services.tasks.v1.GetRequest\x1a).containerd.services.tasks.v1.GetResponse\x12g\n\x04List\x12..containerd.services.tasks.v1.ListTasksRequest\x1a/.containerd.services.tasks.v1.ListTasksResponse\x12]\n\x04Wait\x12).containerd.services.tasks.v1.WaitRequest\x1a*.containerd.services.tasks.v1.WaitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bridge.containerd.protos.tasks_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETREQUEST']._serialized_start=110
-  _globals['_GETREQUEST']._serialized_end=144
-  _globals['_GETRESPONSE']._serialized_start=146
-  _globals['_GETRESPONSE']._serialized_end=206
-  _globals['_LISTTASKSREQUEST']._serialized_start=208
-  _globals['_LISTTASKSREQUEST']._serialized_end=242
-  _globals['_LISTTASKSRESPONSE']._serialized_start=244
-  _globals['_LISTTASKSRESPONSE']._serialized_end=308
-  _globals['_TASKS']._serialized_start=311
-  _globals['_TASKS']._serialized_end=515
+  _globals['_GETREQUEST']._serialized_start=143
+  _globals['_GETREQUEST']._serialized_end=177
+  _globals['_GETRESPONSE']._serialized_start=179
+  _globals['_GETRESPONSE']._serialized_end=239
+  _globals['_LISTTASKSREQUEST']._serialized_start=241
+  _globals['_LISTTASKSREQUEST']._serialized_end=275
+  _globals['_LISTTASKSRESPONSE']._serialized_start=277
+  _globals['_LISTTASKSRESPONSE']._serialized_end=341
+  _globals['_WAITREQUEST']._serialized_start=343
+  _globals['_WAITREQUEST']._serialized_end=395
+  _globals['_WAITRESPONSE']._serialized_start=397
+  _globals['_WAITRESPONSE']._serialized_end=479
+  _globals['_TASKS']._serialized_start=482
+  _globals['_TASKS']._serialized_end=781
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,44 @@
+"""``whalebridge inspect``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridge.cli import options, output
+
+if TYPE_CHECKING:
+    from bridge.cli.containers import Living
+    from config.settings import Settings
+
+NameOrId = Annotated[
+    str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the beginning of an id, or a nerdctl name.")
+]
+
+
+def inspect(name_or_id: NameOrId, containerd: options.Containerd = None) -> None:
+    """Print what is known of one living container, as JSON.
+
+    It is named by its id (NAMESPACE/ID, or ID alone in namespace default), by the beginning of an id that no other
+    begins with, or by its nerdctl name. The JSON is the object that records call "container".
+
+    \b
+    Examples:
+      whalebridge inspect web-1
+      whalebridge inspect shop/919f59b77021
+      whalebridge inspect web-1 | jq .labels
+    """
+    import asyncio
+
+    settings = options.settings(containerd=containerd)
+    output.write_json(asyncio.run(_inspect(settings, name_or_id)).document())
+
+
+async def _inspect(settings: Settings, name_or_id: str) -> Living:
+    from bridge.cli.containers import connected, find, watched_namespaces
+
+    async with connected(settings) as client:
+        return await find(client, watched_namespaces(settings), name_or_id)

@@ -1,0 +1,58 @@
+"""``whalebridge list``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bridge.cli import options, output
+from bridge.cli.failure import NOT_CONNECTED, CommandError
+
+if TYPE_CHECKING:
+    from bridge.cli.containers import Listing
+    from config.settings import Settings
+
+
+def list_(
+    containerd: options.Containerd = None,
+    namespace: options.Include = None,
+    exclude_namespace: options.Exclude = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """List the containers that live now.
+
+    On a terminal, ids are shortened and the table fits; elsewhere each container is one line, with all there is.
+    The status is running, paused, or unknown where containerd gets no answer from the container's shim.
+
+    \b
+    Examples:
+      whalebridge list
+      whalebridge list --namespace k8s.io
+      whalebridge list --json | jq '.[] | .container.name'
+    """
+    import asyncio
+
+    settings = options.settings(containerd=containerd, include=namespace, exclude=exclude_namespace)
+    listing = asyncio.run(_list(settings))
+    if as_json:
+        output.write_json(
+            [{"id": each.id, "status": each.status, "container": each.document()} for each in listing.containers]
+        )
+    else:
+        from bridge.cli import table
+
+        output.write(table.render(listing.containers))
+    if listing.failures:
+        raise CommandError(*listing.failures, status=NOT_CONNECTED)
+
+
+async def _list(settings: Settings) -> Listing:
+    from bridge.cli.containers import connected, list_living, watched_namespaces
+
+    named = [glob for glob in settings.namespaces.include if not set("*?[") & set(glob)]
+    async with connected(settings) as client:
+        listing = await list_living(client, watched_namespaces(settings), named)
+    if not settings.containers.sandboxes:
+        listing = listing._replace(containers=[each for each in listing.containers if each.metadata.kind != "sandbox"])
+    return listing

@@ -1,0 +1,144 @@
+"""The real program, run as its users run it: `whalebridge run` with its standard output read along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+Document = dict[str, Any]
+
+FRAMES = ("snapshot_started", "snapshot_completed")
+
+
+class BridgeProcess:
+    """`whalebridge run` on one containerd; as a context manager it is ended with SIGTERM."""
+
+    def __init__(self, address: str, folder: Path, *flags: str, host: str = "node-1") -> None:
+        self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *flags]
+        self.out = folder / "records.jsonl"
+        self.log = folder / "log.jsonl"
+        self._host = host
+        self._read = 0
+        self._records: list[Document] = []
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        with self.out.open("ab") as out, self.log.open("ab") as log:
+            environment = {"WHALEBRIDGE_HOST": self._host, "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            status = self.process.wait(30)
+            assert status == 0 or kind is not None, self.log.read_text()
+
+    def records(self) -> list[Document]:
+        """All records written so far; each line must be whole and valid."""
+        with self.out.open("rb") as file:
+            file.seek(self._read)
+            data = file.read()
+        end = data.rfind(b"\n") + 1
+        self._read += end
+        self._records += map(msgspec.json.decode, data[:end].splitlines())
+        return self._records
+
+    def wait(self, fits: Callable[[list[Document]], object], what: str, seconds: float = 30) -> list[Document]:
+        """Wait until the records fit; fail with what is there and what the log says."""
+        deadline = time.monotonic() + seconds
+        while not fits(self.records()):
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                last = [summary(each) for each in self._records[-20:]]
+                raise AssertionError(f"no {what} within {seconds} s; {last=}; log: {self.log.read_text()[-3000:]}")
+            time.sleep(0.02)
+        return self._records
+
+    def wait_live(self, snapshots: int = 1, seconds: float = 30) -> list[Document]:
+        """Wait until that many snapshots are complete."""
+        return self.wait(
+            lambda records: sum(each["type"] == "snapshot_completed" for each in records) >= snapshots,
+            f"snapshot number {snapshots}",
+            seconds,
+        )
+
+
+def summary(record: Document) -> tuple[Any, ...]:
+    """A record in short, for messages."""
+    exit_ = record["exit"] and record["exit"]["status"]
+    return (record["sequence"], record["type"], record["origin"], record["id"], exit_)
+
+
+def transitions(records: list[Document]) -> list[Document]:
+    """The lifecycle transitions alone: neither frames nor rows."""
+    return [each for each in records if each["type"] in ("started", "exited", "paused", "unpaused")]
+
+
+def fold(records: list[Document]) -> dict[str, Document]:
+    """What lives after these records, by display id: a consumer's view (docs/events.md has the rules)."""
+    alive: dict[str, Document] = {}
+    for record in records:
+        container = record["container"]
+        if record["type"] == "exited":
+            if alive.get(record["id"], container)["incarnation"] == container["incarnation"]:
+                alive.pop(record["id"], None)
+        elif container is not None:
+            alive[record["id"]] = container
+    return alive
+
+
+def check_stream(records: list[Document]) -> None:
+    """What must hold of any stream: gapless sequences from 1, framed snapshots, well-formed lives."""
+    assert [each["sequence"] for each in records] == list(range(1, len(records) + 1))
+    assert records[0]["type"] == "snapshot_started"
+    check_lives(records)
+    open_ = None
+    for record in records:
+        if record["type"] == "snapshot_started":
+            open_, rows = record["snapshot"], 0
+        elif record["type"] == "snapshot_completed":
+            assert open_ is not None
+            assert record["snapshot"] == {**open_, "previous": None}
+            assert rows == open_["containers"]
+            open_ = None
+        elif record["type"] == "present":
+            assert open_ is not None
+            rows += 1
+
+
+def check_lives(records: list[Document]) -> None:
+    """P2: each life begins once, turns in turn, ends once, and nothing is told of it afterwards."""
+    states: dict[str, str] = {}
+    for record in records:
+        container = record["container"]
+        if container is None:
+            continue
+        life = f"{record['id']} {container['incarnation']}"
+        state = states.get(life)
+        match record["type"]:
+            case "started":
+                assert state is None, (life, state, record)
+                states[life] = "running"
+            case "present":
+                assert state in (None, "paused" if container["paused"] else "running"), (life, state, record)
+                states[life] = "paused" if container["paused"] else "running"
+            case "paused":
+                assert state == "running", (life, state, record)
+                states[life] = "paused"
+            case "unpaused":
+                assert state == "paused", (life, state, record)
+                states[life] = "running"
+            case "exited":
+                assert state in ("running", "paused"), (life, state, record)
+                states[life] = "exited"

@@ -1,0 +1,122 @@
+"""`make run`: finds the right containerd, shows something, and ends without a trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.traces import traces
+from tests.testbed import demo
+from tests.testbed.containerd import Containerd
+
+# The demo's own containerd is always this one.
+pytestmark = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+
+
+@pytest.fixture
+def no_containerd(engine: Containerd) -> None:
+    del engine  # says that the testbed is there
+    if any(Path(path).exists() for path in demo.USUAL_SOCKETS):
+        pytest.skip("this machine has a containerd of its own, which the demo would take")
+
+
+def start(*args: str, **environment: str) -> subprocess.Popen[str]:
+    """The demo in a process group of its own, as a terminal has it."""
+    inherited = {name: value for name, value in os.environ.items() if name != "CONTAINERD_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.testbed.demo", *args],
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def first_api(process: subprocess.Popen[str]) -> Path:
+    """The containerd that the first record is about."""
+    assert process.stdout is not None
+    return Path(json.loads(process.stdout.readline())["engine"]["api"])
+
+
+@pytest.mark.usefixtures("no_containerd")
+def test_a_private_containerd_shows_lives() -> None:
+    with start("--rounds=2", "--pause=0.3") as process:
+        directory = first_api(process).parent
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "no containerd answers" in err
+    records = [json.loads(line) for line in out.splitlines()]
+    assert {"started", "paused", "unpaused", "exited"} <= {record["type"] for record in records}
+    assert {"demo-web-1", "front", "demo-db-1"} <= {row["container"]["name"] for row in records if row["container"]}
+    assert traces(directory) == []
+
+
+@pytest.mark.usefixtures("no_containerd")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_without_a_trace(how: signal.Signals) -> None:
+    with start("--pause=0.1") as process:
+        directory = first_api(process).parent
+        os.killpg(process.pid, how)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert traces(directory) == []
+
+
+@pytest.mark.usefixtures("no_containerd")
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    with start("--pause=0.1") as process:
+        directory = first_api(process).parent
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        assert process.wait(120) == 0, err
+    assert "Traceback" not in err
+    assert traces(directory) == []
+
+
+def test_a_containerd_that_answers_is_the_one(engine: Containerd) -> None:
+    with start(CONTAINERD_ADDRESS=f"unix://{engine.address}") as process:
+        assert str(first_api(process)) == engine.address
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert err.startswith(f"demo: containerd answers at {engine.address}: these are its events\n")
+    assert process.returncode == 0
+    engine.ctr("version")
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_address_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    with start(CONTAINERD_ADDRESS=str(tmp_path / "nothing.sock")) as process:
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, len(err.splitlines())) == (3, "", 1)
+    assert "CONTAINERD_ADDRESS" in err
+    assert "No such file" in err
+
+
+def test_a_socket_for_others_only_names_sudo(engine: Containerd) -> None:
+    # As root nothing is forbidden: another user has to ask, who need not be able to read this checkout.
+    program = """
+import os, sys
+from tests.testbed.demo import main
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+sys.exit(main())
+"""
+    asked = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "CONTAINERD_ADDRESS": engine.address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert asked.returncode == 3
+    assert asked.stderr == f"demo: no permission to open {engine.address}: sudo make run\n"

@@ -1,0 +1,190 @@
+"""containerd dies and comes back while containers live, die and are reborn: every death is told once, none is made up."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.scale import scaled
+from tests.testbed.containerd import Containerd
+
+ROUNDS = scaled(part=3, full=20)
+
+
+@pytest.fixture
+def containerd(fresh_engine: Callable[[], Containerd]) -> Containerd:
+    return fresh_engine()
+
+
+def alive(containerd: Containerd) -> dict[str, bool]:
+    """containerd's own word: the living containers of namespace default, and whether each is paused."""
+    tasks = containerd.tasks()
+    return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
+
+
+def told_alive(records: list[Document]) -> dict[str, bool]:
+    return {id_: container["paused"] for id_, container in fold(records).items()}
+
+
+def exits(records: list[Document], id_: str) -> list[Document]:
+    return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
+
+
+def kill(containerd: Containerd, id_: str) -> None:
+    """End a container as a node does it, without asking containerd: SIGKILL to its init process."""
+    pid = init_pid(containerd, id_)
+    os.kill(pid, signal.SIGKILL)
+
+
+def init_pid(containerd: Containerd, id_: str) -> int:
+    lines = containerd.ctr("tasks", "ls").stdout.splitlines()[1:]
+    return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
+
+
+@contextmanager
+def suspended(pids: list[int]) -> Iterator[None]:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, tmp_path: Path) -> None:
+    ids = [f"gap{number}" for number in range(6)]
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_live()
+        for id_ in ids:
+            containerd.run(id_, "sleep", "600")
+        containerd.ctr("task", "pause", "gap5")
+        bridge.wait(lambda records: len(transitions(records)) == 7, "all starts and the pause")
+        doomed = {id_: init_pid(containerd, id_) for id_ in ids[:3]}
+        down = time.time()
+        containerd.kill()
+        for pid in doomed.values():
+            os.kill(pid, signal.SIGKILL)
+        containerd.start()
+        back = time.time()
+        bridge.wait_live(2)
+        assert time.time() - back < 5
+        records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd")
+    check_stream(records)
+    for id_ in doomed:
+        assert len(exits(records, id_)) == 1, list(map(summary, records))
+    for id_ in ids[3:]:
+        assert exits(records, id_) == []
+    frame = next(each for each in records if each["type"] == "snapshot_started" and each["sequence"] > 1)["snapshot"]
+    assert frame["reason"] == "reconnect"
+    assert _seconds(frame["since"]) < down < _seconds(frame["until"])
+    assert told_alive(records) == {"gap3": False, "gap4": False, "gap5": True}
+
+
+def test_reborn_while_containerd_is_down_is_two_lives(containerd: Containerd, tmp_path: Path) -> None:
+    """The bridge is stopped (SIGSTOP) while containers die and come back under their ids, then containerd is killed."""
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_live()
+        for id_ in ("phoenix", "stays"):
+            containerd.run(id_, "sleep", "600")
+        bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
+        with suspended([bridge.process.pid]):
+            containerd.ctr("task", "kill", "--signal", "SIGKILL", "phoenix")
+            while containerd.tasks()["phoenix"] != "STOPPED":
+                time.sleep(0.02)
+            containerd.ctr("task", "rm", "phoenix")
+            containerd.kill()  # what was queued for the bridge is gone with it
+            containerd.start()
+            containerd.ctr("task", "start", "--detach", "--null-io", "phoenix")
+        records = bridge.wait(
+            lambda records: told_alive(records) == alive(containerd) and len(exits(records, "phoenix")) == 1,
+            "the second life",
+        )
+    check_stream(records)
+    lives = [each for each in transitions(records) if each["id"] == "phoenix"]
+    assert [each["type"] for each in lives] == ["started", "exited", "started"]
+    assert len({each["container"]["incarnation"] for each in lives}) == 2
+
+
+def test_shims_that_hang_are_not_dead(containerd: Containerd, tmp_path: Path) -> None:
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_live()
+        for id_ in ("hangs", "answers", "dies"):
+            containerd.run(id_, "sleep", "600")
+        bridge.wait(lambda records: len(transitions(records)) == 3, "all starts")
+        shims = containerd.shim_pids("default", "hangs")
+        assert shims
+        pid = init_pid(containerd, "dies")
+        with suspended(shims):
+            containerd.kill()
+            os.kill(pid, signal.SIGKILL)
+            containerd.start()
+            records = bridge.wait_live(2, seconds=60)
+            frame = records[-1] if records[-1]["snapshot"] else next(r for r in reversed(records) if r["snapshot"])
+            assert frame["snapshot"]["partial"] or frame["snapshot"]["failed"]
+            assert exits(records, "hangs") == []
+        kill(containerd, "hangs")
+        records = bridge.wait(lambda records: exits(records, "hangs"), "the exit that did happen", seconds=60)
+        bridge.wait(lambda records: told_alive(records) == {"answers": False}, "agreement", seconds=60)
+    check_stream(records)
+    assert len(exits(records, "dies")) == 1
+    assert exits(records, "answers") == []
+
+
+def test_a_hung_containerd_is_noticed_within_30_s(containerd: Containerd, tmp_path: Path) -> None:
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_live()
+        containerd.run("sleeper", "sleep", "600")
+        bridge.wait(lambda records: transitions(records), "its start")
+        containerd.suspend()
+        before = time.monotonic()
+        while "waiting_for_containerd" not in bridge.log.read_text():
+            assert time.monotonic() - before < 30
+            time.sleep(0.1)
+        containerd.resume()
+        records = bridge.wait_live(2, seconds=40)
+    check_stream(records)
+    assert exits(records, "sleeper") == []
+
+
+def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> None:
+    """Kill and start containerd at random moments under a stream of births, deaths, pauses and second lives."""
+    chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))
+    died: set[str] = set()
+    with BridgeProcess(containerd.address, tmp_path) as bridge:
+        bridge.wait_live()
+        for round_ in range(ROUNDS):
+            names = [f"r{round_}-{number}" for number in range(5)]
+            for id_ in names:
+                containerd.run(id_, "sleep", "600")
+            doomed = chance.sample(sorted(alive(containerd).keys() - {names[-1]}), 3)
+            pids = [init_pid(containerd, id_) for id_ in doomed]
+            moment = chance.random()
+            for pid in pids[: int(moment * 3)]:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(moment * 0.2)
+            containerd.kill()
+            for pid in pids[int(moment * 3) :]:
+                os.kill(pid, signal.SIGKILL)
+            died |= set(doomed)
+            containerd.start()
+            bridge.wait_live(2 + round_, seconds=60)
+            bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", seconds=60)
+        records = bridge.records()
+    check_stream(records)
+    for id_ in {each["id"] for each in transitions(records)}:
+        assert len(exits(records, id_)) == (id_ in died), (id_, list(map(summary, records)))
+
+
+def _seconds(text: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(text).timestamp()

@@ -1,0 +1,150 @@
+"""The testbed does what it says: the versions are right, containers live and die, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.traces import traces
+from tests.testbed.containerd import Containerd, busybox
+from tests.testbed.dockerd import Docker
+from tests.testbed.image import LABELS, NAME, oci_archive
+from tests.testbed.process import CommandError, wait_until
+
+FreshEngine = Callable[[], Containerd]
+
+NERDCTL_RUN = ("run", "--detach", "--pull=never", "--net=host")
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/cmdline").exists() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+def test_each_version_is_the_one_that_it_says(engine: Containerd) -> None:
+    client, server = engine.ctr("version").stdout.split("Server:")
+    assert f"Version:  {engine.version}." in client
+    assert f"Version:  {engine.version}." in server
+
+
+def test_the_image_has_the_same_bytes_every_time(engine: Containerd) -> None:
+    assert oci_archive(busybox()) == (engine.directory / "busybox.tar").read_bytes()
+
+
+def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
+    engine.run("life", "sleep", "1000", labels={"color": "blue"})
+    assert engine.tasks()["life"] == "RUNNING"
+    assert len(engine.shim_pids("default", "life")) == 1
+    info = engine.ctr("containers", "info", "life").stdout
+    assert '"color": "blue"' in info
+    assert all(value in info for value in LABELS.values())
+    assert engine.ctr("tasks", "exec", "--exec-id", "one", "life", "echo", "hello").stdout == "hello\n"
+    with pytest.raises(CommandError, match="exit status 3"):
+        engine.ctr("tasks", "exec", "--exec-id", "two", "life", "sh", "-c", "exit 3")
+    engine.ctr("tasks", "pause", "life")
+    assert engine.tasks()["life"] == "PAUSED"
+    engine.ctr("tasks", "resume", "life")
+    engine.ctr("tasks", "kill", "--signal", "KILL", "life")
+    wait_until(lambda: engine.tasks()["life"] == "STOPPED", "the container to stop")
+    engine.ctr("tasks", "delete", "life", check=False)  # hands on the container's exit status
+    engine.ctr("containers", "delete", "life")
+    assert "life" not in engine.tasks()
+
+
+def test_a_name_space_may_have_a_dot(engine: Containerd) -> None:
+    engine.import_image("a.b")
+    engine.run("dotted", "sleep", "1000", namespace="a.b")
+    assert engine.tasks("a.b") == {"dotted": "RUNNING"}
+
+
+def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: Path) -> None:
+    engine.nerdctl(*NERDCTL_RUN, "--name=web", "busybox:latest", "sleep", "1000")
+    engine.nerdctl("rename", "web", "front")
+    engine.nerdctl("pause", "front")
+    assert "PAUSED" in engine.tasks().values()
+    engine.nerdctl("unpause", "front")
+    engine.nerdctl("rm", "--force", "front")
+    short = engine.nerdctl("run", "--rm", "--pull=never", "--net=host", "busybox:latest", "echo", "hello")
+    assert short.stdout == "hello\n"
+    service = f"{{image: {NAME}, command: sleep 1000, network_mode: host, pull_policy: never}}"
+    compose = tmp_path / "compose.yaml"
+    compose.write_text(f"name: shop\nservices:\n  web: {service}\n  db: {service}\n")
+    engine.nerdctl("compose", "--file", str(compose), "up", "--detach")
+    names = engine.nerdctl("ps", "--format", "{{.Names}}").stdout.split()
+    assert {"shop-web-1", "shop-db-1"} <= set(names)
+    engine.nerdctl("compose", "--file", str(compose), "kill")
+    engine.nerdctl("compose", "--file", str(compose), "down")
+
+
+def test_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Docker) -> None:
+    container = docker.docker("run", "--detach", "--network=host", "busybox:latest", "sleep", "1000").stdout.strip()
+    assert engine.tasks("moby") == {container: "RUNNING"}
+    docker.stop()
+    assert engine.tasks("moby") == {}
+
+
+@pytest.mark.parametrize("end", [Containerd.kill, Containerd.stop])
+def test_containers_survive_the_end_of_containerd(fresh_engine: FreshEngine, end: Callable[[Containerd], None]) -> None:
+    engine = fresh_engine()
+    engine.run("survivor", "sleep", "1000")
+    shims = engine.shim_pids()
+    first = engine.pid
+    end(engine)
+    assert not alive(first)
+    assert engine.shim_pids() == shims
+    engine.start()
+    assert engine.pid != first
+    assert engine.tasks() == {"survivor": "RUNNING"}
+
+
+def test_a_suspended_containerd_answers_no_more(fresh_engine: FreshEngine) -> None:
+    engine = fresh_engine()
+    engine.suspend()
+    with pytest.raises(subprocess.TimeoutExpired):
+        engine.ctr("version", timeout=1)
+    engine.resume()
+    engine.wait_ready()
+
+
+def test_two_of_a_kind_do_not_meet(fresh_engine: FreshEngine) -> None:
+    one, other = fresh_engine(), fresh_engine()
+    one.run("here", "sleep", "1000")
+    assert one.tasks() == {"here": "RUNNING"}
+    assert other.tasks() == {}
+    assert other.shim_pids() == []
+
+
+def test_nothing_is_left_behind(fresh_engine: FreshEngine) -> None:
+    engine = fresh_engine()
+    for name in ("left-running", "left-paused", "left-without-shim", "left-with-stopped-shim"):
+        engine.run(name, "sleep", "1000")
+    engine.ctr("tasks", "pause", "left-paused")
+    os.kill(engine.shim_pids("default", "left-without-shim")[0], signal.SIGKILL)
+    os.kill(engine.shim_pids("default", "left-with-stopped-shim")[0], signal.SIGSTOP)
+    engine.nerdctl(*NERDCTL_RUN, "busybox:latest", "sleep", "1000")
+    assert traces(engine.directory, "left-*")
+    engine.close()
+    assert traces(engine.directory, "left-*") == []
+
+
+def test_nothing_is_left_behind_by_tests_that_are_killed(engine: Containerd) -> None:
+    program = f"""
+from tests.testbed.containerd import Containerd
+engine = Containerd("{engine.version}")
+engine.start()
+engine.import_image()
+engine.run("orphan", "sleep", "1000")
+print(engine.directory, flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tests:
+        assert tests.stdout is not None
+        directory = Path(tests.stdout.readline().decode().strip())
+        assert traces(directory, "orphan")
+        tests.kill()
+    wait_until(lambda: not traces(directory, "orphan"), "the guard to clean up")

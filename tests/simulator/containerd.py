@@ -1,0 +1,274 @@
+"""A stand-in for containerd: the same services on a unix socket, thousands of living tasks, and faults at will.
+
+``test_contract.py`` holds it to what containerd 1.6 and 2.4 do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import Message
+
+from bridge.containerd.protos import (
+    containers_pb2,
+    events_pb2,
+    health_pb2,
+    introspection_pb2,
+    namespaces_pb2,
+    process_pb2,
+    tasks_pb2,
+    version_pb2,
+)
+from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.core.model import ContainerKey, TaskStatus
+from tests.simulator import wire
+from tests.simulator.state import RefusedError, State, stamp
+
+SENT_AT_MOST = 16 * 1024 * 1024
+VERSIONS = {"1.6": "1.6.20~ds1", "2.4": "2.4.2+unknown"}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Unary = Callable[[Any, str], Awaitable[Message | bytes]]
+ALL = "*"
+
+
+@dataclass
+class Faults:
+    """What goes wrong. Methods are named as in ``Tasks.List``; "*" stands for every method, or every namespace."""
+
+    refused: dict[tuple[str, str], RefusedError] = field(default_factory=dict)
+    """By method and namespace: answered with this error."""
+    hanging: dict[str, asyncio.Event] = field(default_factory=dict)
+    """By method: not answered until the event is set."""
+    hooks: dict[str, Callable[[], None]] = field(default_factory=dict)
+    """By method: called when the answer is made and not yet sent, which is where races are."""
+    hung_shims: set[ContainerKey] = field(default_factory=set)
+    """Shims that do not answer: containerd 1.6 tells UNKNOWN, 2.4 leaves the row out."""
+    left_out: set[ContainerKey] = field(default_factory=set)
+    """Tasks that are not listed, for no reason at all."""
+    shim_seconds: float = 0.0
+    """How long containerd waits for each hung shim, one after the other; a real one takes 2 s."""
+
+    def hang(self, method: str = ALL) -> None:
+        """Let a method hang until ``release``."""
+        self.hanging[method] = asyncio.Event()
+
+    def release(self) -> None:
+        """Let everything that hangs go on."""
+        while self.hanging:
+            self.hanging.popitem()[1].set()
+
+
+class SimulatedContainerd:
+    """A containerd of the given version at ``address``, which is a path; as a context manager it is started."""
+
+    def __init__(self, address: str | Path, version: str = "2.4") -> None:
+        self.address = str(address)
+        self.version = version
+        self.id = str(uuid.uuid4())
+        self.state = State()
+        self.faults = Faults()
+        self.calls: list[str] = []
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen, on a new socket."""
+        self._server = grpc.aio.server(options=[("grpc.max_send_message_length", SENT_AT_MOST)])
+        for service, methods in self._services().items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+        self._server.add_insecure_port(f"unix:{self.address}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Go away, as containerd does when it is killed; what it knew stays known."""
+        server, self._server = self._server, None
+        if server is not None:
+            self.faults.release()
+            await server.stop(None)
+            with suppress(FileNotFoundError):
+                os.unlink(self.address)
+
+    async def restart(self) -> None:
+        """Stop and start."""
+        await self.stop()
+        await self.start()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # --- the services ---
+
+    def _services(self) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
+        return {
+            "containerd.services.version.v1.Version": {"Version": self._unary("Version.Version", None, self._version)},
+            "containerd.services.introspection.v1.Introspection": {
+                "Server": self._unary("Introspection.Server", None, self._server_id)
+            },
+            "grpc.health.v1.Health": {"Check": self._unary("Health.Check", None, self._health)},
+            "containerd.services.namespaces.v1.Namespaces": {
+                "List": self._unary("Namespaces.List", None, self._namespaces)
+            },
+            "containerd.services.containers.v1.Containers": {
+                "Get": self._unary("Containers.Get", containers_pb2.GetContainerRequest, self._container),
+                "List": self._unary("Containers.List", None, self._containers),
+                "ListStream": self._streaming("Containers.ListStream", None, self._containers_stream),
+            },
+            "containerd.services.tasks.v1.Tasks": {
+                "Get": self._unary("Tasks.Get", tasks_pb2.GetRequest, self._task),
+                "List": self._unary("Tasks.List", None, self._tasks),
+                "Wait": self._unary("Tasks.Wait", tasks_pb2.WaitRequest, self._wait),
+            },
+            "containerd.services.events.v1.Events": {
+                "Publish": self._unary("Events.Publish", events_pb2.PublishRequest, self._publish),
+                "Subscribe": self._streaming("Events.Subscribe", events_pb2.SubscribeRequest, self._subscribe),
+            },
+        }
+
+    def _unary(self, name: str, request: type[Message] | None, answer: Unary) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handle(asked: Any, context: Context) -> bytes:
+            try:
+                namespace = await self._admit(name, context)
+                answered = await answer(asked, namespace)
+            except RefusedError as refused:
+                await context.abort(refused.code, refused.details)
+            self.faults.hooks.get(name, _nothing)()
+            return answered if isinstance(answered, bytes) else answered.SerializeToString()
+
+        return grpc.unary_unary_rpc_method_handler(handle, request and request.FromString)
+
+    def _streaming(
+        self, name: str, request: type[Message] | None, answer: Callable[[Any, str], AsyncIterator[bytes]]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handle(asked: Any, context: Context) -> AsyncIterator[bytes]:
+            try:
+                namespace = await self._admit(name, context)
+                async for message in answer(asked, namespace):
+                    yield message
+            except RefusedError as refused:
+                await context.abort(refused.code, refused.details)
+
+        return grpc.unary_stream_rpc_method_handler(handle, request and request.FromString)
+
+    async def _admit(self, name: str, context: Context) -> str:
+        """Count a call, let the faults have their way with it, and return its namespace."""
+        self.calls.append(name)
+        namespace = dict(context.invocation_metadata() or ()).get("containerd-namespace", "")
+        for method in (name, ALL):
+            if method in self.faults.hanging:
+                await self.faults.hanging[method].wait()
+            for where in (str(namespace), ALL):
+                if (method, where) in self.faults.refused:
+                    raise self.faults.refused[method, where]
+        return str(namespace)
+
+    # --- who it is ---
+
+    async def _version(self, _: object, __: str) -> Message:
+        return version_pb2.VersionResponse(version=VERSIONS[self.version])
+
+    async def _server_id(self, _: object, __: str) -> Message:
+        return introspection_pb2.ServerResponse(uuid=self.id)
+
+    async def _health(self, _: object, __: str) -> Message:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    # --- what there is ---
+
+    async def _namespaces(self, _: object, __: str) -> Message:
+        return namespaces_pb2.ListNamespacesResponse(namespaces=[{"name": name} for name in self.state.namespaces])
+
+    def _records(self, namespace: str) -> list[bytes]:
+        return [wire.field(1, container.record()) for container in self.state.namespaces.get(namespace, {}).values()]
+
+    async def _container(self, asked: containers_pb2.GetContainerRequest, namespace: str) -> bytes:
+        return wire.field(1, self.state.container(ContainerKey(namespace, asked.id)).record())
+
+    async def _containers(self, _: object, namespace: str) -> bytes:
+        answer = b"".join(self._records(namespace))
+        if len(answer) > SENT_AT_MOST:
+            told = f"trying to send message larger than max ({len(answer)} vs. {SENT_AT_MOST})"
+            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
+        return answer
+
+    async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
+        for record in self._records(namespace):
+            yield record
+
+    async def _tasks(self, _: object, namespace: str) -> Message:
+        answer = tasks_pb2.ListTasksResponse()
+        for container in self.state.namespaces.get(namespace, {}).values():
+            key = ContainerKey(namespace, container.id)
+            if container.task is None or key in self.faults.left_out:
+                continue
+            try:
+                answer.tasks.append(await self._process(key))
+            except RefusedError:
+                continue
+        return answer
+
+    async def _task(self, asked: tasks_pb2.GetRequest, namespace: str) -> Message:
+        return tasks_pb2.GetResponse(process=await self._process(ContainerKey(namespace, asked.container_id)))
+
+    async def _process(self, key: ContainerKey) -> process_pb2.Process:
+        task = self.state.task(key)
+        if key not in self.faults.hung_shims:
+            return task.process(key.id)
+        await asyncio.sleep(self.faults.shim_seconds)
+        if self.version != "1.6":
+            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "context deadline exceeded")
+        process = process_pb2.Process(id=key.id, status=process_pb2.Status.Name(TaskStatus.UNKNOWN))
+        process.exited_at.CopyFrom(stamp(type(process.exited_at), None))
+        return process
+
+    async def _wait(self, asked: tasks_pb2.WaitRequest, namespace: str) -> Message:
+        task = self.state.task(ContainerKey(namespace, asked.container_id))
+        await task.ended.wait()
+        answer = tasks_pb2.WaitResponse(exit_status=task.exit_status)
+        answer.exited_at.CopyFrom(stamp(type(answer.exited_at), task.exited_at))
+        return answer
+
+    # --- what happens ---
+
+    async def _publish(self, asked: events_pb2.PublishRequest, namespace: str) -> bytes:
+        self.state.publish_any(namespace, asked.topic, asked.event.type_url, asked.event.value)
+        return b""
+
+    async def _subscribe(self, asked: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
+        fits = _filter(asked)
+        waiting: asyncio.Queue[Envelope] = asyncio.Queue()  # unbounded, as containerd's are
+        self.state.listeners.add(waiting.put_nowait)
+        try:
+            while True:
+                envelope = await waiting.get()
+                if fits(envelope.topic):
+                    yield envelope.SerializeToString()
+        finally:
+            self.state.listeners.discard(waiting.put_nowait)
+
+
+def _filter(asked: events_pb2.SubscribeRequest) -> Callable[[str], bool]:
+    """Understand the one kind of filter that is used here: ``topic~="REGEX"``."""
+    patterns = [re.compile(match[1]) for told in asked.filters if (match := re.fullmatch(r'topic~="(.*)"', told))]
+    if len(patterns) != len(asked.filters):
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"the stand-in does not understand {asked.filters}")
+    return lambda topic: not patterns or any(pattern.search(topic) for pattern in patterns)
+
+
+def _nothing() -> None:
+    pass

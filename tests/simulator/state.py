@@ -1,0 +1,227 @@
+"""What the stand-in for containerd remembers, and what its clients and shims do to it; every act tells its event."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
+from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.core.model import ContainerKey, Labels, TaskStatus
+from tests.simulator import wire
+
+IMAGE = "docker.io/library/busybox:latest"
+RUNTIME = "io.containerd.runc.v2"
+GO_ZERO_SECONDS = -62_135_596_800  # what Go's zero time is on the wire
+KILLED = 137
+
+_SECOND = 1_000_000_000
+
+
+class RefusedError(Exception):
+    """What containerd would answer instead: a status code and its text."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
+
+
+@dataclass
+class SimulatedTask:
+    """A task; ``ended`` is set when it stops."""
+
+    pid: int
+    status: TaskStatus = TaskStatus.CREATED
+    exit_status: int = 0
+    exited_at: int | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def process(self, id_: str) -> process_pb2.Process:
+        """Tell it as containerd does: ``container_id`` stays empty."""
+        process = process_pb2.Process(
+            id=id_, pid=self.pid, status=process_pb2.Status.Name(self.status), exit_status=self.exit_status
+        )
+        process.exited_at.CopyFrom(stamp(type(process.exited_at), self.exited_at))
+        return process
+
+
+@dataclass
+class SimulatedContainer:
+    """A record, and perhaps a task."""
+
+    id: str
+    labels: Labels
+    image: str
+    runtime: str
+    created_at: int
+    updated_at: int
+    spec_bytes: int
+    task: SimulatedTask | None = None
+
+    def record(self) -> bytes:
+        """Tell the record as containerd does, with a spec if it has one."""
+        record = containers_pb2.Container(
+            id=self.id,
+            labels=[{"key": key.encode(), "value": value.encode()} for key, value in self.labels.items()],
+            image=self.image.encode(),
+            runtime={"name": self.runtime.encode()},
+        )
+        record.created_at.CopyFrom(stamp(type(record.created_at), self.created_at))
+        record.updated_at.CopyFrom(stamp(type(record.updated_at), self.updated_at))
+        return record.SerializeToString() + (wire.spec(self.spec_bytes) if self.spec_bytes else b"")
+
+
+class State:
+    """Namespaces of containers, a broadcast of events, and pids that never recur."""
+
+    def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
+        self.now = now
+        self.namespaces: dict[str, dict[str, SimulatedContainer]] = {}
+        self.listeners: set[Callable[[Envelope], None]] = set()
+        self._pids = itertools.count(10_000)
+
+    # --- what clients do ---
+
+    def create(
+        self,
+        key: ContainerKey,
+        labels: Mapping[str, str] | None = None,
+        *,
+        image: str = IMAGE,
+        runtime: str = RUNTIME,
+        spec_bytes: int = 0,
+    ) -> None:
+        """Make a record."""
+        now = self.now()
+        container = SimulatedContainer(key.id, dict(labels or {}), image, runtime, now, now, spec_bytes)
+        self.namespaces.setdefault(key.namespace, {})[key.id] = container
+        payload = payloads_pb2.ContainerCreate(id=key.id, image=image.encode(), runtime={"name": runtime.encode()})
+        self.publish(key.namespace, "/containers/create", payload)
+
+    def relabel(self, key: ContainerKey, labels: Mapping[str, str]) -> None:
+        """Replace the labels of a record."""
+        container = self.container(key)
+        container.labels, container.updated_at = dict(labels), self.now()
+        told = [{"key": name.encode(), "value": value.encode()} for name, value in labels.items()]
+        payload = payloads_pb2.ContainerUpdate(id=key.id, image=container.image.encode(), labels=told)
+        self.publish(key.namespace, "/containers/update", payload)
+
+    def delete(self, key: ContainerKey) -> None:
+        """Remove a record."""
+        self.container(key)
+        del self.namespaces[key.namespace][key.id]
+        self.publish(key.namespace, "/containers/delete", payloads_pb2.ContainerDelete(id=key.id))
+
+    def create_task(self, key: ContainerKey) -> int:
+        """Make a task, not started; return its pid."""
+        task = self.container(key).task = SimulatedTask(next(self._pids))
+        self.publish(key.namespace, "/tasks/create", payloads_pb2.TaskCreate(container_id=key.id, pid=task.pid))
+        return task.pid
+
+    def start(self, key: ContainerKey) -> None:
+        """Start a task."""
+        task = self.task(key)
+        task.status = TaskStatus.RUNNING
+        self.publish(key.namespace, "/tasks/start", payloads_pb2.TaskStart(container_id=key.id, pid=task.pid))
+
+    def run(self, key: ContainerKey, labels: Mapping[str, str] | None = None) -> int:
+        """Make a record and a task and start it; return its pid."""
+        self.create(key, labels)
+        pid = self.create_task(key)
+        self.start(key)
+        return pid
+
+    def pause(self, key: ContainerKey) -> None:
+        """Pause a task."""
+        self.task(key).status = TaskStatus.PAUSED
+        self.publish(key.namespace, "/tasks/paused", payloads_pb2.TaskPaused(container_id=key.id))
+
+    def resume(self, key: ContainerKey) -> None:
+        """Let a task go on."""
+        self.task(key).status = TaskStatus.RUNNING
+        self.publish(key.namespace, "/tasks/resumed", payloads_pb2.TaskResumed(container_id=key.id))
+
+    def exec(self, key: ContainerKey, exec_id: str, status: int = 0) -> None:
+        """Run another process in a container, to its end."""
+        pid = next(self._pids)
+        self.publish(key.namespace, "/tasks/exec-added", payloads_pb2.TaskOOM(container_id=key.id))
+        self.publish(key.namespace, "/tasks/exec-started", payloads_pb2.TaskOOM(container_id=key.id))
+        self.publish_exit(key, pid, status, exec_id=exec_id)
+
+    def oom(self, key: ContainerKey) -> None:
+        """Tell that some process of the container ran out of memory."""
+        self.publish(key.namespace, "/tasks/oom", payloads_pb2.TaskOOM(container_id=key.id))
+
+    def exit(self, key: ContainerKey, status: int = KILLED) -> None:
+        """End a task's init process."""
+        task = self.stop_silently(key, status)
+        self.publish_exit(key, task.pid, status, exited_at=task.exited_at)
+
+    def stop_silently(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
+        """End a task's init process, of which no event is ever told."""
+        task = self.task(key)
+        task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self.now()
+        task.ended.set()
+        return task
+
+    def delete_task(self, key: ContainerKey) -> None:
+        """Remove a task that has ended."""
+        task = self.task(key)
+        self.container(key).task = None
+        payload = payloads_pb2.TaskDelete(container_id=key.id, id=key.id, pid=task.pid, exit_status=task.exit_status)
+        payload.exited_at.CopyFrom(stamp(type(payload.exited_at), task.exited_at))
+        self.publish(key.namespace, "/tasks/delete", payload)
+
+    # --- events, also such as no act brings about: late, twice, absurd ---
+
+    def publish_exit(
+        self, key: ContainerKey, pid: int, status: int, *, exec_id: str = "", exited_at: int | None = None
+    ) -> None:
+        """Tell an exit, of the init process where there is no ``exec_id``."""
+        payload = payloads_pb2.TaskExit(container_id=key.id, id=exec_id or key.id, pid=pid, exit_status=status)
+        payload.exited_at.CopyFrom(stamp(type(payload.exited_at), exited_at or self.now()))
+        self.publish(key.namespace, "/tasks/exit", payload)
+
+    def publish(self, namespace: str, topic: str, payload: Message) -> None:
+        """Tell everyone who listens."""
+        self.publish_any(namespace, topic, payload.DESCRIPTOR.full_name, payload.SerializeToString())
+
+    def publish_any(self, namespace: str, topic: str, type_url: str, value: bytes) -> None:
+        """Tell everyone who listens whatever one likes."""
+        envelope = Envelope(namespace=namespace, topic=topic, event={"type_url": type_url, "value": value})
+        envelope.timestamp.CopyFrom(stamp(type(envelope.timestamp), self.now()))
+        for listener in list(self.listeners):
+            listener(envelope)
+
+    # --- look-ups, with containerd's words for what is missing ---
+
+    def container(self, key: ContainerKey) -> SimulatedContainer:
+        """Return a container."""
+        found = self.namespaces.get(key.namespace, {}).get(key.id)
+        if found is None:
+            raise RefusedError(
+                grpc.StatusCode.NOT_FOUND, f'container "{key.id}" in namespace "{key.namespace}": not found'
+            )
+        return found
+
+    def task(self, key: ContainerKey) -> SimulatedTask:
+        """Return a container's task."""
+        task = self.container(key).task
+        if task is None:
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"task {key.id} not found")
+        return task
+
+
+def stamp(kind: type[Timestamp], nanoseconds: int | None) -> Timestamp:
+    """Return a timestamp of the wanted descriptor pool; Go's zero time for None."""
+    if nanoseconds is None:
+        return kind(seconds=GO_ZERO_SECONDS)
+    return kind(seconds=nanoseconds // _SECOND, nanos=nanoseconds % _SECOND)

@@ -1,0 +1,30 @@
+"""`python3 -m tests.testbed install [COMPONENT...]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.testbed.install import COMPONENTS, InstallError, install
+
+
+def main() -> int:
+    """Read the command line and install."""
+    parser = argparse.ArgumentParser(prog="python3 -m tests.testbed", description="Real peers for the tests.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    names = ", ".join(component.name for component in COMPONENTS)
+    command = commands.add_parser("install", help="install into the cache what is not there yet")
+    command.add_argument("component", nargs="*", help=f"only these ({names}); none: all")
+    try:
+        install(parser.parse_args().component)
+    except InstallError as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("testbed: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Running programs and waiting for what they do, always with a bound."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+
+class CommandError(Exception):
+    """A program ended with another status than 0; `result` has its output."""
+
+    def __init__(self, result: subprocess.CompletedProcess[str]) -> None:
+        said = (result.stderr.strip() or result.stdout.strip())[-4000:]
+        super().__init__(f"{' '.join(map(str, result.args))}: exit status {result.returncode}: {said}")
+        self.result = result
+
+
+def run(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 60, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end and hand back its output; a failure raises with what it wrote to stderr."""
+    result = subprocess.run(
+        command,
+        env=env,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check and result.returncode:
+        raise CommandError(result)
+    return result
+
+
+def wait_until(condition: Callable[[], object], what: str, *, timeout: float = 30, interval: float = 0.02) -> None:
+    """Poll until `condition` holds; name what was waited for where it never does."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout:g} s in vain: {what}")
+        time.sleep(interval)
+
+
+def pids_with_arguments(*wanted: str) -> list[int]:
+    """Living processes that have all of these among the arguments of their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
+            except OSError:  # it ended while we looked
+                continue
+            if all(argument in arguments for argument in wanted):
+                found.append(int(entry.name))
+    return found

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bridge.cli import containers
+from bridge.cli.containers import Living, connected, find, list_living, matching
+from bridge.cli.failure import CommandError
+from bridge.core.errors import TransientError
+from bridge.core.events import Container
+from bridge.core.identity import describe
+from bridge.core.labels import LabelRules
+from bridge.core.model import ContainerKey, Metadata, Task, TaskStatus
+from config.namespaces import NamespaceFilter
+from config.settings import load
+
+ALL = LabelRules.keep_all()
+NOT_DOCKER = NamespaceFilter()
+
+
+class FakeSource:
+    """A containerd with the given containers: NAMESPACE/ID, status and labels."""
+
+    def __init__(self, *there: tuple[str, TaskStatus | None, dict[str, str] | None], failing: str = "") -> None:
+        self.there = {ContainerKey(*id_.split("/")): (status, labels) for id_, status, labels in there}
+        self.failing = failing
+        self.listed: list[str] = []
+
+    async def namespaces(self) -> Sequence[str]:
+        return list({key.namespace for key in self.there} | ({self.failing} - {""}))
+
+    async def tasks(self, namespace: str) -> Sequence[Task]:
+        self.listed.append(namespace)
+        if namespace == self.failing:
+            raise TransientError("no answer")
+        return [
+            Task(key, 7, status)
+            for key, (status, _) in self.there.items()
+            if status is not None and key.namespace == namespace
+        ]
+
+    async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
+        for key, (_, labels) in self.there.items():
+            if key.namespace == namespace and labels is not None:
+                yield describe(key, labels, ALL)
+
+
+RUNNING, PAUSED, STOPPED = TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.STOPPED
+
+
+# --- list ---
+
+
+async def test_what_lives_is_listed_and_what_may_live() -> None:
+    source = FakeSource(
+        ("shop/a", RUNNING, {}),
+        ("shop/b", PAUSED, {}),
+        ("shop/c", TaskStatus.PAUSING, {}),
+        ("shop/d", TaskStatus.UNKNOWN, {}),
+        ("shop/e", STOPPED, {}),
+        ("shop/f", TaskStatus.CREATED, {}),
+        ("shop/g", None, {}),
+        ("default/h", RUNNING, {}),
+        ("moby/i", RUNNING, {}),
+    )
+    listing = await list_living(source, NOT_DOCKER, [])
+    assert [(each.id, each.status) for each in listing.containers] == [
+        ("h", "running"),
+        ("shop/a", "running"),
+        ("shop/b", "paused"),
+        ("shop/c", "paused"),
+        ("shop/d", "unknown"),
+    ]
+    assert listing.failures == []
+
+
+async def test_a_task_whose_record_is_gone_still_lives() -> None:
+    (each,) = (await list_living(FakeSource(("default/a", RUNNING, None)), NOT_DOCKER, [])).containers
+    assert (each.id, each.metadata.name, each.metadata.labels) == ("a", "a", None)
+
+
+async def test_a_namespace_that_fails_is_told_and_the_others_are_listed() -> None:
+    listing = await list_living(FakeSource(("shop/a", RUNNING, {}), failing="default"), NOT_DOCKER, [])
+    assert [each.id for each in listing.containers] == ["shop/a"]
+    assert listing.failures == ["namespace default is not listed: no answer"]
+
+
+async def test_namespaces_asked_for_by_name_must_exist() -> None:
+    source = FakeSource(("shop/a", RUNNING, {}), ("default/b", RUNNING, {}))
+    with pytest.raises(CommandError) as caught:
+        await list_living(source, NamespaceFilter(["nope", "shop", "no"]), ["nope", "shop", "no"])
+    assert caught.value.status == 1
+    assert caught.value.lines == (
+        "there is no namespace 'nope' on this containerd; there are: default, shop",
+        "there is no namespace 'no' on this containerd; there are: default, shop",
+    )
+    assert source.listed == []
+
+
+async def test_a_container_of_a_pod_has_the_labels_of_its_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "boot_id", lambda: "5f3c9a1e-2c1d")
+    pod = {"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "prod", "io.kubernetes.pod.uid": "1b2c"}
+    source = FakeSource(
+        ("k8s.io/sand", RUNNING, pod | {"io.cri-containerd.kind": "sandbox", "app": "web"}),
+        ("k8s.io/app", RUNNING, pod | {"io.cri-containerd.kind": "container", "io.kubernetes.container.name": "app"}),
+    )
+    listed = {each.id: each for each in (await list_living(source, NOT_DOCKER, [])).containers}
+    document = listed["k8s.io/app"].document()
+    assert document["pod"] == {
+        "name": "web",
+        "namespace": "prod",
+        "uid": "1b2c",
+        "container": "app",
+        "labels": {"app": "web"},
+    }
+    assert (document["id"], document["namespace"], document["pid"]) == ("app", "k8s.io", 7)
+    assert (document["incarnation"], document["paused"], document["kind"]) == ("5f3c9a1e-7", False, "container")
+    assert set(document) == set(Container.__struct_fields__)
+
+
+# --- find ---
+
+SEVERAL = FakeSource(
+    ("default/abc1", RUNNING, {"nerdctl/name": "web"}),
+    ("default/abc2", RUNNING, {"nerdctl/name": "abc1"}),
+    ("shop/abc3", PAUSED, {"nerdctl/name": "db"}),
+    ("shop/xyz", RUNNING, {"nerdctl/name": "web"}),
+    ("shop/old", STOPPED, {"nerdctl/name": "db"}),
+    ("moby/dock", RUNNING, {}),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "id_"),
+    [
+        ("abc1", "abc1"),  # an id beats a name
+        ("abc2", "abc2"),
+        ("shop/abc3", "shop/abc3"),
+        ("shop/a", "shop/abc3"),
+        ("shop/web", "shop/xyz"),
+        ("default/web", "abc1"),
+        ("db", "shop/abc3"),  # the other db is not alive
+        ("x", "shop/xyz"),
+        ("moby/d", "moby/dock"),  # asked for by name, whatever is watched
+    ],
+)
+async def test_finding_by_id_name_and_unique_beginning(text: str, id_: str) -> None:
+    assert (await find(SEVERAL, NOT_DOCKER, text)).id == id_
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("web", "'web' fits several containers, say which: abc1 (web), shop/xyz (web)"),
+        ("ab", "'ab' fits several containers, say which: abc1 (web), abc2 (abc1), shop/abc3 (db)"),
+        ("nope", "no living container is called 'nope'"),
+        ("", "no living container is called ''"),
+        ("shop/", "no living container is called 'shop/'"),
+        ("old", "no living container is called 'old'"),
+        ("dock", "no living container is called 'dock'"),
+        ("none/x", "there is no namespace 'none'"),
+        ("/x", "there is no namespace ''"),
+    ],
+)
+async def test_not_found_and_ambiguous(text: str, said: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        await find(SEVERAL, NOT_DOCKER, text)
+    assert str(caught.value).startswith(said)
+    assert caught.value.status == 1
+
+
+async def test_a_long_list_of_matches_is_cut() -> None:
+    source = FakeSource(*((f"default/a{number}", RUNNING, {}) for number in range(8)))
+    with pytest.raises(CommandError, match=r"a4 \(a4\) and 3 more$"):
+        await find(source, NOT_DOCKER, "a")
+
+
+async def test_not_found_is_no_verdict_where_a_namespace_did_not_answer() -> None:
+    source = FakeSource(("default/a", RUNNING, {}), failing="shop")
+    assert (await find(source, NOT_DOCKER, "a")).id == "a"
+    with pytest.raises(CommandError) as caught:
+        await find(source, NOT_DOCKER, "b")
+    assert (caught.value.status, caught.value.lines) == (3, ("namespace shop is not listed: no answer",))
+
+
+def test_matching_prefers_ids_then_names_then_beginnings() -> None:
+    def living(id_: str, name: str) -> Living:
+        key = ContainerKey("default", id_)
+        return Living(describe(key, {"nerdctl/name": name}, ALL), Task(key, 1, RUNNING), None)
+
+    a, b, c = living("a", "x"), living("ab", "a"), living("abc", "ab")
+    assert matching([a, b, c], "a") == [a]
+    assert matching([b, c], "a") == [b]
+    assert matching([c], "a") == [c]
+    assert matching([a, b, c], "ab") == [b]
+
+
+# --- connecting ---
+
+
+async def test_a_containerd_that_is_not_there_is_status_3(tmp_path: Path) -> None:
+    settings = load({"containerd": {"address": str(tmp_path / "c.sock")}})
+    with pytest.raises(CommandError, match=f"there is no socket {tmp_path}/c.sock") as caught:
+        async with connected(settings):
+            pass
+    assert caught.value.status == 3
+
+
+async def test_something_that_is_no_containerd_is_status_3(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, path)
+    async with server:
+        with pytest.raises(CommandError, match="is not containerd's socket") as caught:
+            async with connected(load({"containerd": {"address": str(path)}})):
+                pass
+    assert caught.value.status == 3

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.identity import describe, display_id, incarnation, parse_display_id
+from bridge.core.labels import REDACTED, LabelRules
+from bridge.core.model import ContainerKey, PodReference
+
+ALL = LabelRules.keep_all()
+SHOP = ContainerKey("shop", "919f59b77021")
+POD = ContainerKey("k8s.io", "5d2c")
+
+POD_LABELS = {
+    "io.kubernetes.pod.name": "web-7f9",
+    "io.kubernetes.pod.namespace": "prod",
+    "io.kubernetes.pod.uid": "1b2c",
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        (ContainerKey("default", "abc"), "abc"),
+        (ContainerKey("shop", "abc"), "shop/abc"),
+        (ContainerKey("shop.eu-1", "abc"), "shop.eu-1/abc"),
+    ],
+)
+def test_display_ids_name_the_namespace_unless_it_is_default(key: ContainerKey, text: str) -> None:
+    assert display_id(key) == text
+    assert parse_display_id(text) == key
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("default/abc", ContainerKey("default", "abc")),
+        ("shop/a/b", ContainerKey("shop", "a/b")),
+        ("/abc", ContainerKey("", "abc")),
+        ("shop/", ContainerKey("shop", "")),
+        ("", ContainerKey("default", "")),
+    ],
+)
+def test_display_ids_are_split_at_the_first_slash(text: str, key: ContainerKey) -> None:
+    assert parse_display_id(text) == key
+
+
+def test_an_incarnation_is_told_by_boot_and_pid() -> None:
+    boot = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
+    assert incarnation(boot, 20786) == "5f3c9a1e-20786"
+    assert len({incarnation(boot, 1), incarnation(boot, 2), incarnation("6" + boot[1:], 1)}) == 3
+
+
+# --- describe ---
+
+
+def test_nerdctl_and_compose_labels_tell_name_project_and_service() -> None:
+    labels = {
+        "nerdctl/name": "web-shop-web-1",
+        "com.docker.compose.project": "web-shop",
+        "com.docker.compose.service": "web",
+    }
+    told = describe(SHOP, labels, ALL, image="busybox", runtime="runc", created_at=1, updated_at=2)
+    assert (told.name, told.project, told.service) == ("web-shop-web-1", "web-shop", "web")
+    assert (told.key, told.image, told.runtime, told.created_at, told.updated_at) == (SHOP, "busybox", "runc", 1, 2)
+    assert (told.labels, told.kind, told.pod, told.pod_labels) == (labels, "container", None, None)
+
+
+@pytest.mark.parametrize("labels", [{}, {"nerdctl/name": ""}])
+def test_without_a_name_the_id_serves(labels: dict[str, str]) -> None:
+    told = describe(SHOP, labels, ALL)
+    assert (told.name, told.project, told.service, told.labels) == (SHOP.id, "", "", labels)
+
+
+def test_labels_that_could_not_be_asked_for_are_none() -> None:
+    told = describe(SHOP, None, ALL)
+    assert (told.name, told.labels) == (SHOP.id, None)
+
+
+def test_rules_keep_labels_back_but_not_who_the_container_is() -> None:
+    rules = LabelRules(include=["*"], exclude=["nerdctl/*", "com.*"], redact=["*password*"])
+    labels = {"nerdctl/name": "web", "com.docker.compose.project": "shop", "password": "hunter2"}
+    told = describe(SHOP, labels, rules)
+    assert (told.name, told.project, told.labels) == ("web", "shop", {"password": REDACTED})
+
+
+def test_a_cri_container_belongs_to_its_pod() -> None:
+    labels = POD_LABELS | {"io.cri-containerd.kind": "container", "io.kubernetes.container.name": "app"}
+    told = describe(POD, labels, ALL)
+    assert told.kind == "container"
+    assert told.pod == PodReference("web-7f9", "prod", "1b2c", "app")
+    assert told.pod_labels is None
+
+
+def test_a_sandbox_carries_the_labels_of_its_pod() -> None:
+    labels = POD_LABELS | {"io.cri-containerd.kind": "sandbox", "app": "web", "token": "hunter2"}
+    told = describe(POD, labels, LabelRules(include=["*"], exclude=[], redact=["token"]))
+    assert told.kind == "sandbox"
+    assert told.pod == PodReference("web-7f9", "prod", "1b2c", "")
+    assert told.pod_labels == {"app": "web", "token": REDACTED}
+
+
+def test_cri_labels_mean_nothing_in_other_namespaces() -> None:
+    labels = POD_LABELS | {"io.cri-containerd.kind": "sandbox"}
+    told = describe(SHOP, labels, ALL)
+    assert (told.kind, told.pod, told.pod_labels) == ("container", None, None)
+
+
+@pytest.mark.parametrize("missing", ["io.cri-containerd.kind", "io.kubernetes.pod.uid"])
+def test_no_pod_without_the_labels_that_make_one(missing: str) -> None:
+    labels = POD_LABELS | {"io.cri-containerd.kind": "container"}
+    del labels[missing]
+    assert describe(POD, labels, ALL).pod is None
+
+
+def test_a_pod_may_lack_what_is_not_its_uid() -> None:
+    labels = {"io.cri-containerd.kind": "container", "io.kubernetes.pod.uid": "1b2c"}
+    assert describe(POD, labels, ALL).pod == PodReference("", "", "1b2c", "")

@@ -1,0 +1,321 @@
+"""A containerd with its shims: the truth, and the events, rows and answers that a bridge gets of it, faults included.
+
+Every choice is drawn from one ``random.Random``: hypothesis's own shrinks what it finds. State changes first and is
+published afterwards, as shims do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Literal, NamedTuple
+
+from bridge.core.model import (
+    ContainerCreated,
+    ContainerDeleted,
+    ContainerEvent,
+    ContainerKey,
+    ContainerUpdated,
+    Instant,
+    Metadata,
+    Task,
+    TaskCreated,
+    TaskDeleted,
+    TaskExited,
+    TaskOOM,
+    TaskPaused,
+    TaskResumed,
+    TaskStarted,
+    TaskStatus,
+)
+from bridge.core.reconcile import Listing
+
+SECOND = 1_000_000_000
+KEYS = [ContainerKey("default", "a"), ContainerKey("default", "b"), ContainerKey("shop", "a")]
+NAMESPACES = ["default", "shop"]
+LIVES_PER_ID = 14  # fewer than the tracker remembers per id
+ALIVE = (TaskStatus.RUNNING, TaskStatus.PAUSED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What may go wrong in a history."""
+
+    duplicates: bool = False  # a shim's event comes twice, the second time at once or much later
+    late: bool = False  # a publish fails and is repeated later, overtaken by whatever follows
+    lost: bool = False  # an event is given up, though containerd is up
+    gaps: bool = False  # connections end, and what happens until the next one is not seen
+    silence: bool = False  # shims that do not answer, rows left out or UNKNOWN, namespaces that fail
+    dead_shims: bool = False  # exits with pid 0
+    lag: bool = False  # events wait in containerd's queue while other things are listed and asked for
+    clock: Literal["steady", "stepping", "mad"] = "steady"
+
+
+class Happening(NamedTuple):
+    """A true transition; status and OOM are those of exits."""
+
+    type: str
+    key: ContainerKey
+    pid: int
+    status: int | None = None
+    oom: bool | None = None
+
+
+class Delivery(NamedTuple):
+    """An event as a bridge gets it, and the container's record where it comes with the event."""
+
+    event: ContainerEvent
+    metadata: Metadata | None
+
+
+@dataclass
+class TrueTask:
+    """One task as it truly is."""
+
+    pid: int
+    status: TaskStatus = TaskStatus.CREATED
+    exit_status: int | None = None
+    exited_at: int | None = None
+    oom: bool = False
+
+
+@dataclass
+class World:
+    """The truth. ``murky`` are the pids of which nobody can tell from outside whether they were ever started."""
+
+    chance: Random
+    faults: Faults = field(default_factory=Faults)
+    records: dict[ContainerKey, Metadata] = field(default_factory=dict)
+    tasks: dict[ContainerKey, TrueTask] = field(default_factory=dict)
+    history: list[Happening] = field(default_factory=list)
+    never_ran: set[int] = field(default_factory=set)
+    murky: set[int] = field(default_factory=set)
+    subscribed: bool = False
+    stream: deque[Delivery] = field(default_factory=deque)
+    resends: list[ContainerEvent] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._monotonic = 1_000 * SECOND
+        self._offset = 1_795_447_267 * SECOND
+        self._pid = 100
+        self._updates = 0
+        self._known: set[ContainerKey] = set()  # whose record came with an event or a listing
+        self._lives: Counter[ContainerKey] = Counter()
+
+    # --- what an observer gets ---
+
+    def now(self) -> Instant:
+        return Instant(self._wall(), self._monotonic)
+
+    def alive(self) -> dict[ContainerKey, tuple[int, bool]]:
+        return {
+            key: (task.pid, task.status is TaskStatus.PAUSED)
+            for key, task in self.tasks.items()
+            if task.status in ALIVE
+        }
+
+    def task(self, key: ContainerKey) -> Task | None:
+        """Answer ``Tasks.Get`` as of this moment."""
+        task = self.tasks.get(key)
+        return None if task is None else Task(key, task.pid, task.status, task.exit_status, task.exited_at)
+
+    def subscribe(self) -> None:
+        self.subscribed = True
+        self._known.clear()
+
+    def unsubscribe(self) -> None:
+        """Break the connection: what is in containerd's queue is gone."""
+        self.subscribed = False
+        self.stream.clear()
+        self.murky.update(task.pid for task in self.tasks.values())
+        self.murky.update(pid for event in self.resends if (pid := getattr(event, "pid", 0)))
+
+    def listing(self, meanwhile: Callable[[], None], *, records: bool) -> Listing:
+        """List everything, row by row, while other things happen."""
+        listing = Listing()
+        for namespace in NAMESPACES:
+            listing.namespaces.append(namespace)
+            if self.faults.silence and self.flip(0.15):
+                listing.failed.append(namespace)
+                continue
+            keys = [key for key in KEYS if key.namespace == namespace]
+            for key in keys if records else []:
+                meanwhile()
+                if key in self.records:
+                    listing.containers[key] = self.records[key]
+                    self._known.add(key)
+            for key in keys:
+                meanwhile()
+                self._list_task(listing, key)
+        return listing
+
+    def _list_task(self, listing: Listing, key: ContainerKey) -> None:
+        task = self.task(key)
+        if task is None or (self.faults.silence and self.flip(0.1)):
+            return
+        if self.faults.silence and self.flip(0.1):
+            task = Task(key, 0, TaskStatus.UNKNOWN)
+        listing.tasks[key] = task
+
+    # --- what happens ---
+
+    def move(self) -> None:
+        """Let one thing happen."""
+        self.pass_time(self.chance.choice([1, 1, 1, 1_000, 8_000]) * SECOND // 1_000)
+        if self.resends and self.flip(0.3):
+            self._resend()
+            return
+        key = self.chance.choice(KEYS)
+        moves = self._moves(key)
+        self.chance.choice(moves)(key)
+
+    def pass_time(self, nanoseconds: int) -> None:
+        self._monotonic += nanoseconds
+        if self.faults.clock == "stepping" and not self.stream and self.flip(0.1):
+            self._offset += self.chance.choice([-7_200, -3, 3, 7_200]) * SECOND
+
+    def calm_down(self) -> None:
+        """No more faults; what was to be sent again arrives, unless it is lost."""
+        while self.resends:
+            self._resend()
+        self.faults = Faults(clock=self.faults.clock)
+
+    def flip(self, probability: float) -> bool:
+        return self.chance.random() < probability
+
+    def _wall(self) -> int:
+        if self.faults.clock == "mad":
+            return self.chance.randrange(4 * 10**9) * SECOND
+        return self._offset + self._monotonic
+
+    def _moves(self, key: ContainerKey) -> list[Callable[[ContainerKey], None]]:
+        task = self.tasks.get(key)
+        if key not in self.records:
+            return [self._create_record]
+        if task is None:
+            moves = [self._update_record, self._delete_record]
+            return moves + 4 * [self._create_task] if self._lives[key] < LIVES_PER_ID else moves
+        if task.status is TaskStatus.CREATED:
+            return [*4 * [self._start], self._kill_unstarted]
+        if task.status is TaskStatus.STOPPED:
+            return [*2 * [self._delete_task], self._exit_exec]
+        turn = self._resume if task.status is TaskStatus.PAUSED else self._pause
+        moves = [*2 * [turn], *2 * [self._exit], self._exit_exec, self._update_record, self._oom]
+        return [*moves, self._lose_shim] if self.faults.dead_shims else moves
+
+    def _create_record(self, key: ContainerKey) -> None:
+        self._write_record(key, created_at=self._wall())
+        at = self._wall()
+        self._broadcast(ContainerCreated(key, at, "busybox", "runc"))
+
+    def _update_record(self, key: ContainerKey) -> None:
+        self._write_record(key, created_at=self.records[key].created_at)
+        self._broadcast(ContainerUpdated(key, self._wall(), "busybox", self.records[key].labels or {}))
+
+    def _write_record(self, key: ContainerKey, *, created_at: int | None) -> None:
+        self._updates += 1
+        labels = {"update": str(self._updates)}
+        self.records[key] = Metadata(key, key.id, "", "", "busybox", "runc", created_at, self._wall(), labels)
+
+    def _delete_record(self, key: ContainerKey) -> None:
+        del self.records[key]
+        self._broadcast(ContainerDeleted(key, self._wall()))
+
+    def _create_task(self, key: ContainerKey) -> None:
+        self._pid += 1
+        self._lives[key] += 1
+        self.tasks[key] = TrueTask(self._pid)
+        if not self.subscribed:
+            self.murky.add(self._pid)
+        self._publish(TaskCreated(key, self._wall(), self._pid))
+
+    def _start(self, key: ContainerKey) -> None:
+        task = self.tasks[key]
+        task.status = TaskStatus.RUNNING
+        self.history.append(Happening("started", key, task.pid))
+        self._publish(TaskStarted(key, self._wall(), task.pid))
+
+    def _pause(self, key: ContainerKey) -> None:
+        task = self.tasks[key]
+        task.status = TaskStatus.PAUSED
+        self.history.append(Happening("paused", key, task.pid))
+        self._publish(TaskPaused(key, self._wall()))
+
+    def _resume(self, key: ContainerKey) -> None:
+        task = self.tasks[key]
+        task.status = TaskStatus.RUNNING
+        self.history.append(Happening("unpaused", key, task.pid))
+        self._publish(TaskResumed(key, self._wall()))
+
+    def _oom(self, key: ContainerKey) -> None:
+        self.tasks[key].oom = True
+        self._publish(TaskOOM(key, self._wall()))
+
+    def _exit(self, key: ContainerKey) -> None:
+        task = self._stop(key, self.chance.choice([0, 1, 137]))
+        self.history.append(Happening("exited", key, task.pid, task.exit_status, task.oom))
+        self._publish_exit(key, task, task.exit_status)
+        if self.faults.duplicates and self.flip(0.2):
+            self._publish_exit(key, task, 137)
+
+    def _kill_unstarted(self, key: ContainerKey) -> None:
+        task = self._stop(key, 137)
+        self.never_ran.add(task.pid)
+        self._publish_exit(key, task, 137)
+
+    def _lose_shim(self, key: ContainerKey) -> None:
+        """The shim dies and takes its task along; containerd knows no pid to tell."""
+        task = self._stop(key, 255)
+        del self.tasks[key]
+        self.history.append(Happening("exited", key, task.pid, None, None))
+        self._broadcast(TaskExited(key, self._wall(), "", 0, 255, None))
+
+    def _stop(self, key: ContainerKey, status: int) -> TrueTask:
+        task = self.tasks[key]
+        task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
+        return task
+
+    def _publish_exit(self, key: ContainerKey, task: TrueTask, status: int | None) -> None:
+        self._publish(TaskExited(key, self._wall(), "", task.pid, status or 0, task.exited_at))
+
+    def _exit_exec(self, key: ContainerKey) -> None:
+        self._pid += 1
+        self._publish(TaskExited(key, self._wall(), "exec-1", self._pid, self.chance.choice([0, 126]), self._wall()))
+
+    def _delete_task(self, key: ContainerKey) -> None:
+        task = self.tasks.pop(key)
+        self._publish(TaskDeleted(key, self._wall(), "", task.pid, task.exit_status or 0, task.exited_at))
+
+    # --- how it is told ---
+
+    def _publish(self, event: ContainerEvent) -> None:
+        """Publish as a shim does: it may fail, and be repeated outside the shim's queue."""
+        away = not self.subscribed and self.flip(0.5)  # containerd is down, too: the shim tries again later
+        if away or (self.faults.late and self.flip(0.15)):
+            self._fail(event)
+            return
+        self._broadcast(event)
+        if self.faults.duplicates and self.flip(0.15):
+            if self.flip(0.5):
+                self._broadcast(event)
+            else:
+                self.resends.append(event)
+
+    def _fail(self, event: ContainerEvent) -> None:
+        if isinstance(event, (TaskCreated, TaskExited)):
+            self.murky.add(event.pid)
+        self.resends.append(event)
+
+    def _resend(self) -> None:
+        event = self.resends.pop(self.chance.randrange(len(self.resends)))
+        if not (self.faults.lost and self.flip(0.3)):
+            self._broadcast(event)
+
+    def _broadcast(self, event: ContainerEvent) -> None:
+        if not self.subscribed:
+            return
+        needed = isinstance(event, (ContainerCreated, ContainerUpdated)) or event.key not in self._known
+        self._known.add(event.key)
+        self.stream.append(Delivery(event, self.records.get(event.key) if needed else None))

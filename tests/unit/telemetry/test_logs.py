@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from bridge.telemetry import logs
+from bridge.telemetry.stderr import PatientWriter
+
+HOSTILE = "web\x1b]0;title\x07\x9b2J\r\n{}"
+Configure = Callable[..., PatientWriter]
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+@pytest.fixture
+def configure() -> Iterator[Configure]:
+    writers: list[PatientWriter] = []
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def configured(*args: Any, **kwargs: Any) -> PatientWriter:
+        writers.append(logs.configure(*args, **kwargs))
+        return writers[-1]
+
+    yield configured
+    for writer in writers:
+        writer.close()
+    structlog.reset_defaults()
+    logging.root.handlers[:], logging.root.level = handlers, level
+
+
+def read(descriptor: int) -> str:
+    return os.read(descriptor, 65536).decode()
+
+
+def test_json_is_one_document_a_line_with_the_usual_fields_first(pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure("info", "json", descriptor=pipe[1])
+    structlog.get_logger("bridge.watch").warning("Waiting.", containerd=HOSTILE, bytes=b"\xff")
+    writer.close()
+    (line,) = read(pipe[0]).splitlines()
+    told = json.loads(line)
+    assert list(told)[:3] == ["timestamp", "level", "event"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", told["timestamp"])
+    assert (told["level"], told["event"], told["containerd"]) == ("warning", "Waiting.", HOSTILE)
+    assert line.isprintable()
+
+
+def test_console_lets_nothing_through_that_a_terminal_would_obey(pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure("info", "console", descriptor=pipe[1])
+    structlog.get_logger().info(f"event {HOSTILE}", **{HOSTILE: HOSTILE}, nested={"x": HOSTILE}, count=3, none=None)
+    writer.close()
+    (line,) = read(pipe[0]).splitlines()
+    assert line.isprintable()
+    assert "count=3" in line
+    assert r"web\x1b]0;title\x07\x9b2J\r\n{}" in line
+
+
+def test_a_traceback_keeps_its_lines_and_nothing_else_of_that_kind(pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure("info", "console", descriptor=pipe[1])
+    structlog.get_logger().error("Failed.", exc_info=ValueError(HOSTILE))
+    writer.close()
+    lines = read(pipe[0]).splitlines()
+    assert len(lines) > 1
+    assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize(("level", "said"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_levels(level: str, said: int, pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure(level, "json", descriptor=pipe[1])
+    log = structlog.get_logger()
+    for method in (log.debug, log.info, log.warning, log.error):
+        method("Said.")
+    writer.close()
+    assert len(read(pipe[0]).splitlines()) == said
+
+
+def test_auto_is_json_where_there_is_no_terminal(pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure("info", "auto", descriptor=pipe[1])
+    structlog.get_logger().info("Said.")
+    writer.close()
+    assert json.loads(read(pipe[0]))["event"] == "Said."
+
+
+@pytest.mark.parametrize(("form", "no_color", "coloured"), [("auto", "", True), ("auto", "1", False)])
+def test_colours_only_on_a_terminal_that_wants_them(
+    form: str, no_color: str, coloured: bool, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    ours, theirs = pty.openpty()
+    try:
+        writer = configure("info", form, descriptor=theirs)
+        structlog.get_logger().info("Said.", name="web")
+        writer.close()
+        line = read(ours)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Said." in line
+    assert ("\x1b[" in line) is coloured
+
+
+def test_console_without_a_terminal_has_no_colours(pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure("info", "console", descriptor=pipe[1])
+    structlog.get_logger().info("Said.", name="web")
+    writer.close()
+    assert "\x1b" not in read(pipe[0])
+
+
+def test_libraries_come_out_in_the_same_form_from_warning_on(pipe: tuple[int, int], configure: Configure) -> None:
+    writer = configure("debug", "json", descriptor=pipe[1])
+    library = logging.getLogger("grpc._channel")
+    library.info("Chatter.")
+    library.warning("Odd %s: %s", "frame", HOSTILE)
+    library.log(35, "Odd level.")
+    writer.close()
+    first, second = map(json.loads, read(pipe[0]).splitlines())
+    assert (first["event"], first["level"], first["logger"]) == (f"Odd frame: {HOSTILE}", "warning", "grpc._channel")
+    assert (second["event"], second["level"]) == ("Odd level.", "warning")

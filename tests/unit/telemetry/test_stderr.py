@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridge.telemetry.stderr import PatientWriter
+
+LONG = "x" * 100_000  # more than a pipe holds
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def read_all_lines(descriptor: int, count: int) -> list[str]:
+    with open(os.dup(descriptor), encoding="utf-8") as file:
+        return [file.readline().rstrip("\n") for _ in range(count)]
+
+
+def test_lines_are_written_in_order(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = PatientWriter(str, descriptor=file.fileno())
+        for number in range(500):
+            writer.write_line(f"line {number}")
+        writer.close()
+    assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(500)]
+
+
+def test_a_reader_that_sleeps_blocks_nobody_and_is_told_what_was_left_out(pipe: tuple[int, int]) -> None:
+    writer = PatientWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], kept=3)
+    writer.write_line(LONG)
+    fill(writer)
+    for number in range(7):
+        writer.write_line(f"left out {number}")
+    told = read_all_lines(pipe[0], 4)
+    assert told == [LONG, "kept", "kept", "kept"]
+    writer.write_line("later")
+    assert read_all_lines(pipe[0], 2) == ["7 lines were left out", "later"]
+    writer.close()
+
+
+def fill(writer: PatientWriter) -> None:
+    """Wait until the thread is stuck with the first line, then fill the memory."""
+    with writer._changed:
+        while writer._lines:
+            writer._changed.wait(0.01)
+    for _ in range(3):
+        writer.write_line("kept")
+
+
+def test_closing_is_bounded_and_final(pipe: tuple[int, int]) -> None:
+    writer = PatientWriter(str, descriptor=pipe[1])
+    writer.write_line(LONG)
+    writer.close(seconds=0.01)
+    writer.write_line("too late")
+    writer.close(seconds=0.01)
+    assert read_all_lines(pipe[0], 1) == [LONG]  # so that the thread ends before its descriptor does
+    writer.close(seconds=10)
+    assert not any(thread is writer._thread for thread in threading.enumerate())
+
+
+def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
+    fcntl.fcntl(pipe[1], fcntl.F_SETFL, os.O_NONBLOCK)
+    writer = PatientWriter(str, descriptor=pipe[1])
+    writer.write_line(LONG)
+    assert read_all_lines(pipe[0], 1) == [LONG]
+    writer.close()
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    writer = PatientWriter(str, descriptor=theirs)
+    writer.write_line("to nobody")
+    writer.close(seconds=10)
+    os.close(theirs)
+    assert not writer._thread.is_alive()
+
+
+def test_what_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as file:
+        writer = PatientWriter(str, descriptor=file.fileno())
+        writer.write_line("\udc80")
+        writer.close()
+    assert (tmp_path / "log").read_text() == "\\udc80\n"

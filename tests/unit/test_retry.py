@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from bridge.clock import SystemClock
+from bridge.core.errors import FatalError, TransientError
+from bridge.core.model import Instant
+from bridge.retry import Backoff, Failure, forever
+
+SECOND = 1_000_000_000
+
+
+class FakeClock:
+    """Time passes by sleeping only, or where a test lets it pass."""
+
+    def __init__(self, chance: float = 0.5) -> None:
+        self.time = 0
+        self.chance = chance
+        self.slept: list[float] = []
+
+    def now(self) -> Instant:
+        return Instant(self.time, self.time)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.time += int(seconds * SECOND)
+
+    def random(self) -> float:
+        return self.chance
+
+
+def failing(times: int, error: Exception | None = None) -> Callable[[], Awaitable[str]]:
+    """Return an attempt that fails so many times before it works."""
+    left = times
+
+    async def attempt() -> str:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise error or TransientError("away")
+        return "done"
+
+    return attempt
+
+
+async def test_what_works_is_done_once_and_at_once() -> None:
+    clock = FakeClock()
+    assert await forever(failing(0), clock=clock) == "done"
+    assert clock.slept == []
+
+
+async def test_delays_double_up_to_the_most_and_stay_there_for_ever() -> None:
+    clock = FakeClock(chance=0)
+    assert await forever(failing(2000), clock=clock, backoff=Backoff(first=0.2, most=2)) == "done"
+    assert clock.slept[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1])
+    assert set(clock.slept[4:]) == {1}
+    assert len(clock.slept) == 2000
+
+
+@pytest.mark.parametrize(("chance", "delay"), [(0, 1), (0.5, 1.5), (0.999, 1.999)])
+def test_delays_are_drawn_from_the_upper_half(chance: float, delay: float) -> None:
+    assert Backoff(first=2, most=2).delay(7, chance) == pytest.approx(delay, abs=0.001)
+
+
+@pytest.mark.parametrize("error", [FatalError("forbidden"), ValueError("a bug")])
+async def test_other_errors_pass_through(error: Exception) -> None:
+    clock = FakeClock()
+    with pytest.raises(type(error)) as caught:
+        await forever(failing(1, error), clock=clock)
+    assert caught.value is error
+    assert clock.slept == []
+
+
+async def test_a_fatal_error_after_transient_ones_ends_it() -> None:
+    errors = [TransientError("1"), TransientError("2"), FatalError("3")]
+
+    async def attempt() -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(FatalError, match="3"):
+        await forever(attempt, clock=FakeClock())
+
+
+async def test_cancellation_passes_through_an_attempt() -> None:
+    started = asyncio.Event()
+
+    async def attempt() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(forever(attempt, clock=FakeClock()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_cancellation_passes_through_a_delay() -> None:
+    asleep = asyncio.Event()
+
+    class SleepsForEver(FakeClock):
+        async def sleep(self, seconds: float) -> None:  # noqa: ARG002
+            asleep.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(forever(failing(9), clock=SleepsForEver()))
+    await asleep.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_each_failure_is_told_before_its_delay() -> None:
+    clock = FakeClock(chance=0)
+    told: list[tuple[Failure, int]] = []
+    error = TransientError("away")
+    await forever(
+        failing(2, error),
+        clock=clock,
+        backoff=Backoff(first=2, most=8),
+        before_sleep=lambda failure: told.append((failure, len(clock.slept))),
+    )
+    assert told == [(Failure(error, 1, 1.0), 0), (Failure(error, 2, 2.0), 1)]
+
+
+async def test_after_an_attempt_that_had_worked_for_long_the_delays_begin_anew() -> None:
+    clock = FakeClock(chance=0)
+    lasted = [0, 0, 59, 60, 0]
+
+    async def session() -> str:
+        if not lasted:
+            return "done"
+        clock.time += lasted.pop(0) * SECOND
+        raise TransientError("broken")
+
+    told: list[int] = []
+    await forever(
+        session,
+        clock=clock,
+        backoff=Backoff(first=2, most=100, steady=60),
+        before_sleep=lambda failure: told.append(failure.in_a_row),
+    )
+    assert told == [1, 2, 3, 1, 2]
+    assert clock.slept == [1, 2, 4, 1, 2]
+
+
+async def test_an_attempt_that_is_a_plain_function_returning_an_awaitable_is_awaited() -> None:
+    answer = asyncio.get_running_loop().create_future()
+    answer.set_result("done")
+    assert await forever(lambda: answer, clock=FakeClock()) == "done"
+
+
+async def test_the_system_clock_goes_forward_and_sleeps() -> None:
+    clock = SystemClock()
+    before = clock.now()
+    await clock.sleep(0)
+    after = clock.now()
+    assert after.monotonic >= before.monotonic
+    assert after.wall > 1_700_000_000 * SECOND
+    assert all(0 <= clock.random() < 1 for _ in range(100))
+    assert len({clock.random() for _ in range(100)}) > 1
