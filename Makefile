@@ -51,7 +51,7 @@ lock: setup ## requirements.lock from pyproject.toml
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3-venv || { \
 	    echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; } } >&2
 	@echo "setup: installing whalebridge and its tools into .venv ..." >&2
-	@$(PYTHON) -m venv .venv >&2
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
 	@touch $@

@@ -38,6 +38,10 @@ CLOSE_SECONDS = 1.0  # what a reader that has fallen asleep is given at the end
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+class OutputError(FatalError):
+    """Standard output cannot be written, and trying again will not help."""
+
+
 class StdoutSink:
     """Writes records to a file descriptor, which it neither opens nor closes."""
 
@@ -51,11 +55,11 @@ class StdoutSink:
         """Make sure that there is a standard output, and start the thread.
 
         Raises:
-            FatalError: It is closed.
+            OutputError: It is closed.
         """
         # Where the descriptor was closed as Python started, its number may belong to another file by now.
         if self._descriptor == STDOUT and sys.__stdout__ is None:
-            raise FatalError("standard output is closed: send it to a file, a pipe or a terminal")
+            raise OutputError("standard output is closed: send it to a file, a pipe or a terminal")
         try:
             os.fstat(self._descriptor)
         except OSError as error:
@@ -70,7 +74,7 @@ class StdoutSink:
 
         Raises:
             TransientError: The disk behind it is full.
-            FatalError: Nobody can read it any more.
+            OutputError: Nobody can read it any more.
         """
         while self._writing and not self._writing.done():  # somebody gave this one up, the thread did not
             await asyncio.wait({self._writing})
@@ -83,7 +87,7 @@ class StdoutSink:
         """Wait until nobody can read any more, also while there is nothing to write. A file never gets there.
 
         Raises:
-            FatalError: That is so now.
+            OutputError: That is so now.
         """
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
@@ -158,11 +162,11 @@ def rest_of_line(data: bytes, written: int) -> bytes:
 def translated(error: OSError) -> BridgeError:
     """Tell what an error of the descriptor means."""
     if error.errno == errno.EPIPE:
-        return FatalError("standard output: its reader has gone")
+        return OutputError("standard output: its reader has gone")
     reason = f"standard output cannot be written: {error.strerror}"
     if error.errno in _DISK_FULL:
         return TransientError(f"{reason}; make room where it is redirected to")
-    return FatalError(f"{reason}; send it to a file, a pipe or a terminal")
+    return OutputError(f"{reason}; send it to a file, a pipe or a terminal")
 
 
 class _Job(NamedTuple):

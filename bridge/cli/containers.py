@@ -8,18 +8,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from bridge.app import boot_id
-from bridge.cli.failure import NOT_CONNECTED, CommandError
+from bridge.cli.failure import CommandError
 from bridge.containerd.client import ContainerdClient
+from bridge.containerd.watcher import ContainerdWatcher
 from bridge.core.encode import Ledger
 from bridge.core.errors import BridgeError
 from bridge.core.identity import describe, display_id, incarnation
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine, Labels, Metadata, Task, TaskStatus
-from config.namespaces import NamespaceFilter
-from config.settings import Settings
-
-MATCHES_TOLD = 5
+from config.settings import NamespacesSettings, Settings
 
 
 class Lists(Protocol):
@@ -123,37 +121,23 @@ async def list_living(source: Lists, watched: Callable[[str], bool], named: Iter
     return listing
 
 
-async def find(source: Lists, watched: Callable[[str], bool], name_or_id: str) -> Living:
-    """Find one living container.
-
-    ``NAMESPACE/...`` looks into that namespace alone, watched or not; anything else into all that are watched.
+async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or_id: str) -> Living:
+    """Find one living container; a namespace that ``name_or_id`` begins with is looked into, watched or not.
 
     Raises:
-        CommandError: There is none, there are several, or containerd does not tell.
+        NotFoundError: There is none.
+        AmbiguousError: There are several.
     """
-    namespace, slash, rest = name_or_id.partition("/")
+    namespace, slash, _ = name_or_id.partition("/")
     if slash:
-        listing = await list_living(source, lambda name: name == namespace, [namespace])
+        watcher = ContainerdWatcher(client, include=(namespace,))
     else:
-        listing = await list_living(source, watched, [])
-    found = matching(listing.containers, rest if slash else name_or_id)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(f"{each.id} ({each.metadata.name})" for each in found[:MATCHES_TOLD])
-        more = f" and {len(found) - MATCHES_TOLD} more" if len(found) > MATCHES_TOLD else ""
-        raise CommandError(f"{name_or_id!r} fits several containers, say which: {names}{more}")
-    if listing.failures:
-        raise CommandError(*listing.failures, status=NOT_CONNECTED)
-    raise CommandError(f"no living container is called {name_or_id!r}: 'whalebridge list' shows those that are")
-
-
-def matching(containers: Iterable[Living], text: str) -> list[Living]:
-    """Return those whose id is ``text``; where there are none, whose name it is; else, whose id begins with it."""
-    containers = list(containers)
-    by_id = [each for each in containers if each.task.key.id == text]
-    by_name = [each for each in containers if each.metadata.name == text]
-    return by_id or by_name or [each for each in containers if text and each.task.key.id.startswith(text)]
+        watcher = ContainerdWatcher(client, include=namespaces.include, exclude=namespaces.exclude)
+    found = await watcher.find(name_or_id)
+    pods: dict[str, Labels | None] = {}
+    if found.metadata.pod:
+        pods = _pods([each async for each in client.containers(found.metadata.key.namespace)])
+    return _living(found.task, found.metadata, pods)
 
 
 async def _living_in(source: Lists, namespace: str) -> list[Living]:
@@ -162,13 +146,13 @@ async def _living_in(source: Lists, namespace: str) -> list[Living]:
     if not tasks:
         return []
     records = {each.key: each async for each in source.containers(namespace)}
-    pods = {each.pod.uid: each.pod_labels for each in records.values() if each.pod and each.kind == "sandbox"}
+    pods = _pods(records.values())
     return [_living(task, records.get(task.key) or _unrecorded(task.key), pods) for task in tasks]
 
 
-def watched_namespaces(settings: Settings) -> NamespaceFilter:
-    """Return the decision which namespaces are watched."""
-    return NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude)
+def _pods(records: Iterable[Metadata]) -> dict[str, Labels | None]:
+    """Return the labels of pods, which their sandboxes carry, by the pod's uid."""
+    return {each.pod.uid: each.pod_labels for each in records if each.pod and each.kind == "sandbox"}
 
 
 def _living(task: Task, metadata: Metadata, pods: Mapping[str, Labels | None]) -> Living:

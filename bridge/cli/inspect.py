@@ -38,7 +38,7 @@ def inspect(name_or_id: NameOrId, containerd: options.Containerd = None) -> None
 
 
 async def _inspect(settings: Settings, name_or_id: str) -> Living:
-    from bridge.cli.containers import connected, find, watched_namespaces
+    from bridge.cli.containers import connected, find
 
     async with connected(settings) as client:
-        return await find(client, watched_namespaces(settings), name_or_id)
+        return await find(client, settings.namespaces, name_or_id)

@@ -48,11 +48,13 @@ def list_(
 
 
 async def _list(settings: Settings) -> Listing:
-    from bridge.cli.containers import connected, list_living, watched_namespaces
+    from bridge.cli.containers import connected, list_living
+    from config.namespaces import NamespaceFilter
 
-    named = [glob for glob in settings.namespaces.include if not set("*?[") & set(glob)]
+    include, exclude = settings.namespaces.include, settings.namespaces.exclude
+    named = [glob for glob in include if not set("*?[") & set(glob)]
     async with connected(settings) as client:
-        listing = await list_living(client, watched_namespaces(settings), named)
+        listing = await list_living(client, NamespaceFilter(include, exclude), named)
     if not settings.containers.sandboxes:
         listing = listing._replace(containers=[each for each in listing.containers if each.metadata.kind != "sandbox"])
     return listing

@@ -7,10 +7,12 @@ different things done about them. So a plain connection is made first, which als
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import stat
 import struct
+from contextlib import suppress
 from typing import NamedTuple
 
 from bridge.core.errors import FatalError, TransientError
@@ -20,6 +22,7 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0,
 _FRAME_HEADER = 9
 _SETTINGS = 4
 _HTTP1 = b"HTTP/1."
+_MISTAKES = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EPROTOTYPE, None})  # None: too long a path
 _UCRED = struct.Struct("3i")  # pid, uid, gid: what SO_PEERCRED gives
 
 
@@ -69,13 +72,12 @@ async def _greet(connection: socket.socket, path: str) -> int:
     loop = asyncio.get_running_loop()
     connection.setblocking(False)
     await loop.sock_connect(connection, path)
-    await loop.sock_sendall(connection, _GREETING)
     answer = b""
-    while len(answer) < _FRAME_HEADER:
-        received = await loop.sock_recv(connection, _FRAME_HEADER - len(answer))
-        if not received:
-            break
-        answer += received
+    with suppress(ConnectionError):  # whoever hangs up may have spoken before
+        await loop.sock_sendall(connection, _GREETING)
+    with suppress(ConnectionError):
+        while len(answer) < _FRAME_HEADER and (received := await loop.sock_recv(connection, _FRAME_HEADER)):
+            answer += received
     _check_answer(answer, path)
     return peer_pid(connection)
 
@@ -108,6 +110,6 @@ def _translated(error: OSError, path: str, seconds: float) -> FatalError | Trans
         return TransientError(
             f"what listens at {path} says nothing for {seconds:g} s: containerd hangs, or it is not containerd"
         )
-    if isinstance(error, ConnectionError | BlockingIOError):
-        return TransientError(f"containerd at {path} cannot be reached: {error.strerror}")
-    return FatalError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")
+    if error.errno in _MISTAKES:
+        return FatalError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")
+    return TransientError(f"containerd at {path} cannot be reached: {error.strerror}")

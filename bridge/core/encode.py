@@ -23,7 +23,7 @@ MAX_BYTES = 512 * 1024
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(EventRecord)
 _SECOND = 1_000_000_000
-_LAST_SECOND = 253_402_300_799  # of the year 9999, the last that RFC 3339 can write
+_LAST = 253_402_300_800 * _SECOND - 1  # of the year 9999, the last that RFC 3339 can write
 
 
 @overload
@@ -34,8 +34,8 @@ def rfc3339(at: int | None) -> str | None:
     """Write nanoseconds since the Unix epoch as RFC 3339 in UTC, all nine digits unless the second is whole."""
     if at is None:
         return None
-    seconds, nanoseconds = divmod(at, _SECOND)
-    stem = _to_the_second(min(max(seconds, 0), _LAST_SECOND))
+    seconds, nanoseconds = divmod(min(max(at, 0), _LAST), _SECOND)
+    stem = _to_the_second(seconds)
     return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
 
 

@@ -11,14 +11,15 @@ from bridge.core.events import Origin, RowType, TransitionType
 from bridge.core.model import ContainerKey, Labels, Metadata, TaskEnd, TaskExited
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
+CREATED_KEPT = 4  # pids of created tasks remembered per id, to tell by which exits are of tasks that never were started
 
 
 class Life(Struct):
     """One incarnation of a container.
 
-    ``proven``: an event or containerd's word has
-    confirmed it since the stream was connected last. ``told``: it is in scope, which is decided once per life.
-    ``silent``: it was there before anybody looked, and its first ``present`` row is still to come.
+    ``proven``: an event or containerd's word has confirmed it since the stream was connected last. ``told``: it is in
+    scope, which is decided once per life. ``silent``: it was there before anybody looked, and its first ``present``
+    row is still to come.
     """
 
     pid: int
@@ -60,18 +61,19 @@ class Question(NamedTuple):
 
 
 class Entry(Struct):
-    """All that is known under one id. ``created``: pid of the task seen created last, else 0.
+    """All that is known under one id.
 
-    ``held``: an exit without a start, and until when (monotonic) the start may still come. ``witnessed``: the end of the
-    task with that pid as whoever waited for it was told, in case its exit event gets lost. ``unanswered``: containerd
-    was asked for its task and could not say, before anything was known of it. ``version`` counts what has been seen.
-    ``changed_at``: the moment (monotonic) of the newest change known; what is told of an earlier one comes late.
+    ``created``: pids of the tasks seen created last. ``held``: an exit without a start, and until when (monotonic) the
+    start may still come. ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case
+    its exit event gets lost. ``unanswered``: containerd was asked for its task and could not say, before anything was
+    known of it. ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change
+    known; an event of an earlier one comes late.
     """
 
     key: ContainerKey
     metadata: Metadata | None = None
     life: Life | None = None
-    created: int = 0
+    created: tuple[int, ...] = ()
     held: TaskExited | None = None
     held_until: int = 0
     witnessed: tuple[int, TaskEnd] | None = None

@@ -68,11 +68,17 @@ def _is_unproven(entry: Entry) -> bool:
 
 
 def _learn(tracker: Tracker, metadata: Metadata) -> None:
-    """Take a listed record, unless an event of the window brought a newer one."""
+    """Take a listed record, unless the window's events told more: a newer one, or that it is gone."""
     entry = tracker.find(metadata.key)
-    known = entry.metadata if entry is not None else None
-    if known is None or entry is None or not entry.version or _age(known) + (entry.deleted,) <= _age(metadata) + (False,):
+    if entry is None or not entry.version or not _is_stale(entry, metadata):
         tracker.learn(metadata)
+
+
+def _is_stale(entry: Entry, metadata: Metadata) -> bool:
+    if entry.metadata is None:
+        return entry.deleted
+    known, listed = _age(entry.metadata), _age(metadata)
+    return listed <= known if entry.deleted else listed < known
 
 
 def _age(metadata: Metadata) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from bridge.core.events import Origin, RowType, TransitionType
 from bridge.core.identity import incarnation
-from bridge.core.lives import Ending, Entry, Life, Question, Transition
+from bridge.core.lives import CREATED_KEPT, Ending, Entry, Life, Question, Transition
 from bridge.core.model import (
     ContainerCreated,
     ContainerDeleted,
@@ -185,7 +185,7 @@ class Tracker:
         its status is known all the same.
         """
         entry = self._enter(key)
-        if entry.created == pid or (entry.life is not None and entry.life.pid == pid):
+        if pid in entry.created or (entry.life is not None and entry.life.pid == pid):
             entry.witnessed = (pid, end)
         if entry.life is not None and entry.life.pid == pid:
             self.ask(key, now.monotonic + WITNESSED_GRACE)
@@ -207,8 +207,8 @@ class Tracker:
         self._questions.clear()
         for entry in chain(self._entries.values(), self._graves.values()):
             entry.version = 0
-            if entry.held is None:
-                entry.created = 0  # it may be started unseen
+            exited = entry.held.pid if entry.held is not None else None
+            entry.created = tuple(pid for pid in entry.created if pid == exited)  # the others may be started unseen
             if entry.life is not None:
                 entry.life.proven = False
 
@@ -218,11 +218,12 @@ class Tracker:
 
     def end_all(self, now: Instant) -> list[Transition]:
         """Every life is over, because the host was booted or the engine replaced; forget everything."""
+        for key in list(self._holding):
+            self._conclude(self._entries[key], now)
         for entry, _life in list(self.lives()):
             self._end(entry, "inferred", now.wall, Ending())
         for lost in (self._entries, self._graves, self._sandboxes, self._questions):
             lost.clear()
-        self._holding.clear()
         self._blind = set()
         return self._flush()
 
@@ -247,11 +248,10 @@ class Tracker:
             self.ask(entry.key, now.monotonic + GRACE)
 
     def _on_created(self, entry: Entry, event: TaskCreated, now: Instant) -> None:
-        late = self._is_late(entry, event.at, now)
-        if self._is_known(entry, event.pid) or (late and entry.created):
+        if self._is_known(entry, event.pid):
             self.counts["late"] += 1
             return
-        self._expect(entry, event.pid, now)
+        self._expect(entry, event.pid)
         entry.oom = False
         if entry.life is not None:
             self.ask(entry.key, now.monotonic + GRACE)
@@ -328,7 +328,7 @@ class Tracker:
     @staticmethod
     def _is_awaited(entry: Entry, pid: int) -> bool:
         """Whether a task's start, however late, is the one that is missing."""
-        return pid == entry.created or (entry.held is not None and entry.held.pid == pid)
+        return pid in entry.created or (entry.held is not None and entry.held.pid == pid)
 
     def _turn(self, entry: Entry, at: int, now: Instant, *, paused: bool) -> None:
         """Tell a pause or its end where it fits a proven life; else have the task asked for, as it has no pid."""
@@ -339,11 +339,11 @@ class Tracker:
             self.counts["unexpected_pause"] += 1
             self.ask(entry.key)
 
-    def _expect(self, entry: Entry, pid: int, now: Instant) -> None:
-        """A task waits to be started; the one before it does not any more, so if its exit is held, it never was."""
-        if entry.held is not None and entry.held.pid == entry.created != pid:
-            self._conclude(entry, now)
-        entry.created = pid
+    @staticmethod
+    def _expect(entry: Entry, pid: int) -> None:
+        """A task waits to be started; those before it are remembered for a while, as their exits may come late."""
+        if pid not in entry.created:
+            entry.created = (*entry.created[1 - CREATED_KEPT :], pid)
 
     def _hold(self, entry: Entry, event: TaskExited, now: Instant) -> None:
         """Keep an exit whose start has not been seen; another life's being alive has to be checked, too."""
@@ -361,7 +361,7 @@ class Tracker:
         """
         held = entry.held
         assert held is not None  # noqa: S101 (only a held exit is concluded)
-        if held.pid == entry.created or entry.life is not None:
+        if held.pid in entry.created or entry.life is not None:
             self.counts["never_started" if entry.life is None else "late"] += 1
             entry.ended.append(held.pid)
             self._release(entry)
@@ -388,7 +388,7 @@ class Tracker:
         if life is not None:
             self._end(entry, "inferred", now.wall, Ending())
         if task is not None:
-            self._expect(entry, task.pid, now)
+            self._expect(entry, task.pid)
 
     def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
         """There is a task that runs or ran, and is not known to have ended."""
@@ -400,7 +400,7 @@ class Tracker:
         if entry.held is not None and entry.held.pid != task.pid:
             self._conclude(entry, now)
         if entry.held is not None:
-            if task.pid != entry.created or task.alive:
+            if task.pid not in entry.created or task.alive:
                 self._begin(entry, task.pid, "inferred", now.wall)
                 self._end_by_held(entry)
         elif task.alive:
@@ -419,7 +419,7 @@ class Tracker:
 
     def _settle_stopped(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
         if entry.life is None:
-            if task.pid == entry.created:
+            if task.pid in entry.created:
                 return  # killed before it was started, as far as anybody saw: its exit event will tell
             if silent:
                 entry.ended.append(task.pid)  # it ended before anybody looked

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -138,7 +139,7 @@ def blink(story: Story, number: int) -> None:
     story.note(id_, "started exited", before, project="blinks", status=status)
 
 
-def execs(story: Story, number: int) -> None:
+def execs(story: Story, _number: int) -> None:
     """Commands are run in it, some fail: none of that is the container's exit."""
     id_ = story.fresh("execs")
     story.start(id_)
@@ -237,15 +238,9 @@ def compose(story: Story, number: int) -> None:
             before = time.time()
             story.nerdctl(*command, verb, "web")
             story.note(ids["web"], types, before, name=names["web"], project=project)
-    for service in names:
-        story.do(
-            ids[service],
-            "exited",
-            lambda name=names[service]: story.nerdctl("kill", name),  # type: ignore[misc]
-            name=names[service],
-            project=project,
-            status=137,
-        )
+    for service, name in names.items():
+        kill = partial(story.nerdctl, "kill", name)
+        story.do(ids[service], "exited", kill, name=name, project=project, status=137)
     story.nerdctl(*command, "down")
 
 

@@ -1,4 +1,4 @@
-"""containerd dies and comes back while containers live, die and are reborn: every death is told once, none is made up."""
+"""containerd dies and comes back while containers live, die and are reborn: each death is told once, none made up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def told_alive(records: list[Document]) -> dict[str, bool]:
 
 def exits(records: list[Document], id_: str) -> list[Document]:
     return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
+
+
+def last_frame(records: list[Document]) -> Document:
+    return next(each for each in reversed(records) if each["snapshot"])
 
 
 def kill(containerd: Containerd, id_: str) -> None:
@@ -114,50 +119,70 @@ def test_reborn_while_containerd_is_down_is_two_lives(containerd: Containerd, tm
     assert len({each["container"]["incarnation"] for each in lives}) == 2
 
 
-def test_shims_that_hang_are_not_dead(containerd: Containerd, tmp_path: Path) -> None:
+def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, tmp_path: Path) -> None:
+    """containerd hangs for so long that the bridge connects anew, and then finds a shim that gives no answer."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
-        for id_ in ("hangs", "answers", "dies"):
+        for id_ in ("hangs", "answers"):
             containerd.run(id_, "sleep", "600")
-        bridge.wait(lambda records: len(transitions(records)) == 3, "all starts")
+        bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         shims = containerd.shim_pids("default", "hangs")
         assert shims
-        pid = init_pid(containerd, "dies")
         with suspended(shims):
-            containerd.kill()
-            os.kill(pid, signal.SIGKILL)
-            containerd.start()
+            containerd.suspend()
+            noticed = time.monotonic() + 30
+            while "waiting_for_containerd" not in bridge.log.read_text():
+                assert time.monotonic() < noticed, "a hung containerd was not noticed within 30 s"
+                time.sleep(0.1)
+            containerd.resume()
             records = bridge.wait_live(2, seconds=60)
-            frame = records[-1] if records[-1]["snapshot"] else next(r for r in reversed(records) if r["snapshot"])
-            assert frame["snapshot"]["partial"] or frame["snapshot"]["failed"]
-            assert exits(records, "hangs") == []
+            assert last_frame(records)["snapshot"]["partial"]
+            assert not [each for each in records if each["type"] == "exited"]
+            assert told_alive(records) == {"hangs": False, "answers": False}
         kill(containerd, "hangs")
         records = bridge.wait(lambda records: exits(records, "hangs"), "the exit that did happen", seconds=60)
-        bridge.wait(lambda records: told_alive(records) == {"answers": False}, "agreement", seconds=60)
     check_stream(records)
-    assert len(exits(records, "dies")) == 1
+    assert [each["exit"]["status"] for each in exits(records, "hangs")] == [137]
     assert exits(records, "answers") == []
 
 
-def test_a_hung_containerd_is_noticed_within_30_s(containerd: Containerd, tmp_path: Path) -> None:
+def test_a_shim_that_hangs_while_the_bridge_starts(containerd: Containerd, tmp_path: Path) -> None:
+    """Nobody can say whether the container lives: it is not in the snapshot, which says so; the audit finds it."""
+    containerd.run("hangs", "sleep", "600")
+    with suspended(containerd.shim_pids("default", "hangs")), BridgeProcess(containerd.address, tmp_path) as bridge:
+        records = bridge.wait_live(seconds=60)
+        assert last_frame(records)["snapshot"]["partial"]
+        assert told_alive(records) == {}
+        for pid in containerd.shim_pids("default", "hangs"):
+            os.kill(pid, signal.SIGCONT)
+        records = bridge.wait(lambda records: told_alive(records) == {"hangs": False}, "what the audit found", 60)
+        assert last_frame(records)["snapshot"]["reason"] == "audit"
+        check_stream(records)
+    assert transitions(records) == []
+
+
+def test_a_shim_that_hangs_while_containerd_starts(containerd: Containerd, tmp_path: Path) -> None:
+    """containerd gives such a shim up and kills its container: that is what has to be told, and of no other."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
-        containerd.run("sleeper", "sleep", "600")
-        bridge.wait(lambda records: transitions(records), "its start")
-        containerd.suspend()
-        before = time.monotonic()
-        while "waiting_for_containerd" not in bridge.log.read_text():
-            assert time.monotonic() - before < 30
-            time.sleep(0.1)
-        containerd.resume()
-        records = bridge.wait_live(2, seconds=40)
+        for id_ in ("hangs", "answers"):
+            containerd.run(id_, "sleep", "600")
+        bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
+        pid = init_pid(containerd, "hangs")
+        with suspended(containerd.shim_pids("default", "hangs")):
+            containerd.kill()
+            containerd.start()
+            bridge.wait_live(2, seconds=60)
+            records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", 60)
+            assert not Path(f"/proc/{pid}").exists()
     check_stream(records)
-    assert exits(records, "sleeper") == []
+    assert len(exits(records, "hangs")) == 1
+    assert exits(records, "answers") == []
 
 
 def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> None:
     """Kill and start containerd at random moments under a stream of births, deaths, pauses and second lives."""
-    chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))
+    chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (to be repeated by its seed)
     died: set[str] = set()
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
@@ -185,6 +210,4 @@ def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> No
 
 
 def _seconds(text: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(text).timestamp()

@@ -152,8 +152,9 @@ class State:
     def exec(self, key: ContainerKey, exec_id: str, status: int = 0) -> None:
         """Run another process in a container, to its end."""
         pid = next(self._pids)
-        self.publish(key.namespace, "/tasks/exec-added", payloads_pb2.TaskOOM(container_id=key.id))
-        self.publish(key.namespace, "/tasks/exec-started", payloads_pb2.TaskOOM(container_id=key.id))
+        told = wire.field(1, key.id) + wire.field(2, exec_id)
+        self.publish_any(key.namespace, "/tasks/exec-added", "containerd.events.TaskExecAdded", told)
+        self.publish_any(key.namespace, "/tasks/exec-started", "containerd.events.TaskExecStarted", told)
         self.publish_exit(key, pid, status, exec_id=exec_id)
 
     def oom(self, key: ContainerKey) -> None:

@@ -131,16 +131,16 @@ class DebianPackages:
         tree.replace(place)
 
 
-_CONTAINERD = tuple(f"./cmd/{program}" for program in ("containerd", "containerd-shim-runc-v2", "ctr"))
-_SHIM_1_6 = ("containerd", "containerd-shim-runc-v2", "ctr")
+_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
+_CONTAINERD_GO = tuple(f"./cmd/{program}" for program in _CONTAINERD)
 
 COMPONENTS: tuple[Component, ...] = (
     DebianPackages("busybox", ("busybox-static",), ("busybox",)),
     DebianPackages("runc", ("runc",), ("runc",)),
-    DebianPackages("containerd-1.6", ("containerd",), _SHIM_1_6),
+    DebianPackages("containerd-1.6", ("containerd",), _CONTAINERD),
     DebianPackages("cni", ("containernetworking-plugins",), ("bridge",)),
     DebianPackages("docker", ("docker.io", "libdevmapper1.02.1"), ("dockerd", "docker")),
-    GoPrograms("containerd-2.4", "github.com/containerd/containerd/v2", "v2.4.2", _CONTAINERD, tags="no_btrfs"),
+    GoPrograms("containerd-2.4", "github.com/containerd/containerd/v2", "v2.4.2", _CONTAINERD_GO, tags="no_btrfs"),
     GoPrograms("nerdctl", "github.com/containerd/nerdctl/v2", "v2.1.2", ("./cmd/nerdctl",)),
 )
 
@@ -170,6 +170,8 @@ def install(names: Iterable[str] = ()) -> None:
         return
     cache().mkdir(parents=True, exist_ok=True)
     with _lock(cache() / "lock"):
+        for stale in cache().glob("staging-*"):  # of an installation that was killed
+            shutil.rmtree(stale)
         for component in wanted:
             if _installed(component):
                 continue

@@ -50,11 +50,11 @@ def generated(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted([*folder.glob("*_pb2.py"), *folder.glob("*_pb2.pyi")])}
 
 
-def differences() -> list[str]:
+def differences(committed_in: Path = HERE) -> list[str]:
     """Return the names of modules that are missing, outdated or left over."""
     with tempfile.TemporaryDirectory() as folder:
         compile_into(Path(folder))
-        fresh, committed = generated(Path(folder) / FOLDER), generated(HERE)
+        fresh, committed = generated(Path(folder) / FOLDER), generated(committed_in)
     return sorted(name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bridge.cli import containers
-from bridge.cli.containers import Living, connected, find, list_living, matching
+from bridge.cli.containers import connected, list_living
 from bridge.cli.failure import CommandError
 from bridge.core.errors import TransientError
 from bridge.core.events import Container
@@ -119,83 +119,6 @@ async def test_a_container_of_a_pod_has_the_labels_of_its_sandbox(monkeypatch: p
     assert (document["id"], document["namespace"], document["pid"]) == ("app", "k8s.io", 7)
     assert (document["incarnation"], document["paused"], document["kind"]) == ("5f3c9a1e-7", False, "container")
     assert set(document) == set(Container.__struct_fields__)
-
-
-# --- find ---
-
-SEVERAL = FakeSource(
-    ("default/abc1", RUNNING, {"nerdctl/name": "web"}),
-    ("default/abc2", RUNNING, {"nerdctl/name": "abc1"}),
-    ("shop/abc3", PAUSED, {"nerdctl/name": "db"}),
-    ("shop/xyz", RUNNING, {"nerdctl/name": "web"}),
-    ("shop/old", STOPPED, {"nerdctl/name": "db"}),
-    ("moby/dock", RUNNING, {}),
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "id_"),
-    [
-        ("abc1", "abc1"),  # an id beats a name
-        ("abc2", "abc2"),
-        ("shop/abc3", "shop/abc3"),
-        ("shop/a", "shop/abc3"),
-        ("shop/web", "shop/xyz"),
-        ("default/web", "abc1"),
-        ("db", "shop/abc3"),  # the other db is not alive
-        ("x", "shop/xyz"),
-        ("moby/d", "moby/dock"),  # asked for by name, whatever is watched
-    ],
-)
-async def test_finding_by_id_name_and_unique_beginning(text: str, id_: str) -> None:
-    assert (await find(SEVERAL, NOT_DOCKER, text)).id == id_
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("web", "'web' fits several containers, say which: abc1 (web), shop/xyz (web)"),
-        ("ab", "'ab' fits several containers, say which: abc1 (web), abc2 (abc1), shop/abc3 (db)"),
-        ("nope", "no living container is called 'nope'"),
-        ("", "no living container is called ''"),
-        ("shop/", "no living container is called 'shop/'"),
-        ("old", "no living container is called 'old'"),
-        ("dock", "no living container is called 'dock'"),
-        ("none/x", "there is no namespace 'none'"),
-        ("/x", "there is no namespace ''"),
-    ],
-)
-async def test_not_found_and_ambiguous(text: str, said: str) -> None:
-    with pytest.raises(CommandError) as caught:
-        await find(SEVERAL, NOT_DOCKER, text)
-    assert str(caught.value).startswith(said)
-    assert caught.value.status == 1
-
-
-async def test_a_long_list_of_matches_is_cut() -> None:
-    source = FakeSource(*((f"default/a{number}", RUNNING, {}) for number in range(8)))
-    with pytest.raises(CommandError, match=r"a4 \(a4\) and 3 more$"):
-        await find(source, NOT_DOCKER, "a")
-
-
-async def test_not_found_is_no_verdict_where_a_namespace_did_not_answer() -> None:
-    source = FakeSource(("default/a", RUNNING, {}), failing="shop")
-    assert (await find(source, NOT_DOCKER, "a")).id == "a"
-    with pytest.raises(CommandError) as caught:
-        await find(source, NOT_DOCKER, "b")
-    assert (caught.value.status, caught.value.lines) == (3, ("namespace shop is not listed: no answer",))
-
-
-def test_matching_prefers_ids_then_names_then_beginnings() -> None:
-    def living(id_: str, name: str) -> Living:
-        key = ContainerKey("default", id_)
-        return Living(describe(key, {"nerdctl/name": name}, ALL), Task(key, 1, RUNNING), None)
-
-    a, b, c = living("a", "x"), living("ab", "a"), living("abc", "ab")
-    assert matching([a, b, c], "a") == [a]
-    assert matching([b, c], "a") == [b]
-    assert matching([c], "a") == [c]
-    assert matching([a, b, c], "ab") == [b]
 
 
 # --- connecting ---

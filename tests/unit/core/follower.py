@@ -8,7 +8,7 @@ from bridge.core.lives import Question, Transition
 from bridge.core.model import ContainerEvent, ContainerKey, Task
 from bridge.core.reconcile import reconcile, suspects, unproven
 from bridge.core.tracker import Tracker
-from tests.unit.core.world import SECOND, Happening, World
+from tests.unit.core.world import SECOND, Delivery, Happening, Witness, World
 
 BOOT = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ROUNDS = 5
@@ -137,7 +137,7 @@ class Follower:
             self._meanwhile()
             silent = self.world.faults.silence and self.world.flip(0.3)
             answers.append((question, self.world.task(question.key), silent))
-            self.world.murky.update(getattr(each.event, "pid", 0) for each in self.world.stream)
+            self.world.murky.update(getattr(each.event, "pid", 0) for each in self.world.stream if isinstance(each, Delivery))
         if self.world.faults.lag and questions:
             self._meanwhile()
             if audit and self.world.flip(0.5):
@@ -169,6 +169,9 @@ class Follower:
     def _deliver(self, count: int) -> None:
         for _ in range(count):
             delivery = self.world.stream.popleft()
+            if isinstance(delivery, Witness):
+                self.tracker.witness(*delivery, self.world.now())
+                continue
             self.received.append(delivery.event)
             if delivery.metadata is not None:
                 self.tracker.learn(delivery.metadata)

@@ -23,6 +23,7 @@ from bridge.core.model import (
     Task,
     TaskCreated,
     TaskDeleted,
+    TaskEnd,
     TaskExited,
     TaskOOM,
     TaskPaused,
@@ -70,6 +71,14 @@ class Delivery(NamedTuple):
     metadata: Metadata | None
 
 
+class Witness(NamedTuple):
+    """What containerd answers who waited for a task."""
+
+    key: ContainerKey
+    pid: int
+    end: TaskEnd
+
+
 @dataclass
 class TrueTask:
     """One task as it truly is."""
@@ -93,7 +102,7 @@ class World:
     never_ran: set[int] = field(default_factory=set)
     murky: set[int] = field(default_factory=set)
     subscribed: bool = False
-    stream: deque[Delivery] = field(default_factory=deque)
+    stream: deque[Delivery | Witness] = field(default_factory=deque)
     resends: list[ContainerEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -275,6 +284,8 @@ class World:
     def _stop(self, key: ContainerKey, status: int) -> TrueTask:
         task = self.tasks[key]
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
+        if self.subscribed and self.flip(0.5):
+            self.stream.append(Witness(key, task.pid, TaskEnd(status, task.exited_at)))
         return task
 
     def _publish_exit(self, key: ContainerKey, task: TrueTask, status: int | None) -> None:
@@ -293,6 +304,9 @@ class World:
     def _publish(self, event: ContainerEvent) -> None:
         """Publish as a shim does: it may fail, and be repeated outside the shim's queue."""
         away = not self.subscribed and self.flip(0.5)  # containerd is down, too: the shim tries again later
+        if self.faults.lost and self.flip(0.05):
+            self._blur(event)
+            return
         if away or (self.faults.late and self.flip(0.15)):
             self._fail(event)
             return
@@ -304,9 +318,12 @@ class World:
                 self.resends.append(event)
 
     def _fail(self, event: ContainerEvent) -> None:
-        if isinstance(event, (TaskCreated, TaskExited)):
-            self.murky.add(event.pid)
+        self._blur(event)
         self.resends.append(event)
+
+    def _blur(self, event: ContainerEvent) -> None:
+        if isinstance(event, TaskCreated):
+            self.murky.add(event.pid)
 
     def _resend(self) -> None:
         event = self.resends.pop(self.chance.randrange(len(self.resends)))

@@ -1,0 +1,395 @@
+"""The commands as people call them, on real containerd."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from bridge.core.labels import REDACTED
+from tests.bridge_process import BridgeProcess
+from tests.testbed.containerd import Containerd
+
+WHALEBRIDGE = [sys.executable, "-m", "bridge"]
+ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm"}
+HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
+
+
+def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Call it without a terminal."""
+    command = [*prefix, *WHALEBRIDGE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+
+
+class Yard:
+    """Makes containers of names of their own on a shared containerd, and removes them."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, engine: Containerd) -> None:
+        self.engine = engine
+        self.address = engine.address
+        self._made: list[tuple[str, str]] = []
+
+    def run(self, namespace: str = "default", labels: dict[str, str] | None = None, stem: str = "cli") -> str:
+        """Run a container that does nothing, and return its id."""
+        id_ = f"{stem}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
+        self.engine.import_image(namespace)
+        self.engine.run(id_, "sleep", "600", namespace=namespace, labels=labels)
+        self._made.append((namespace, id_))
+        return id_
+
+    def clear(self) -> None:
+        for namespace, id_ in self._made:
+            self.engine.ctr("tasks", "delete", "--force", id_, namespace=namespace, check=False)
+            self.engine.ctr("containers", "delete", id_, namespace=namespace)
+
+
+@pytest.fixture
+def yard(engine: Containerd) -> Iterator[Yard]:
+    yard = Yard(engine)
+    yield yard
+    yard.clear()
+
+
+# --- list ---
+
+
+def listed(yard: Yard, *flags: str) -> dict[str, dict[str, Any]]:
+    done = whalebridge("list", "--json", "--containerd", yard.address, *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    return {each["id"]: each for each in json.loads(done.stdout)}
+
+
+def test_list_is_a_plain_table_where_there_is_no_terminal(yard: Yard) -> None:
+    labels = {
+        "nerdctl/name": "web-" + "x" * 200,
+        "com.docker.compose.project": "shop",
+        "com.docker.compose.service": "web",
+    }
+    first, second = yard.run(labels=labels), yard.run("shop")
+    yard.engine.ctr("tasks", "pause", second, namespace="shop")
+    done = whalebridge("list", "--containerd", yard.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, *lines = done.stdout.splitlines()
+    assert head.split() == ["ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED"]
+    rows = {cells[0]: cells for cells in (re.split(r" {2,}", line) for line in lines)}
+    assert rows[first][1:5] == ["web-" + "x" * 200, "shop", "web", "running"]
+    assert rows[first][6] == "docker.io/library/busybox:latest"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[first][7])
+    assert rows[f"shop/{second}"][1:5] == [second, "-", "-", "paused"]
+
+
+def test_list_tells_as_json_what_containerd_tells(yard: Yard) -> None:
+    running, paused = yard.run("shop", labels={"color": "größe 容器"}), yard.run()
+    yard.engine.ctr("tasks", "pause", paused)
+    stopped = yard.run()
+    yard.engine.ctr("tasks", "kill", "--signal", "SIGKILL", stopped)
+    wait_for(lambda: yard.engine.tasks().get(stopped) == "STOPPED")
+    pids = {line.split()[0]: int(line.split()[1]) for line in yard.engine.ctr("tasks", "ls").stdout.splitlines()[1:]}
+
+    there = listed(yard)
+    assert stopped not in there
+    assert there[f"shop/{running}"]["status"] == "running"
+    assert there[f"shop/{running}"]["container"]["labels"]["color"] == "größe 容器"
+    assert there[paused]["status"] == "paused"
+    assert there[paused]["container"]["paused"] is True
+    assert there[paused]["container"]["pid"] == pids[paused]
+
+
+def test_list_asks_the_namespaces_it_is_told_to(yard: Yard) -> None:
+    in_default, in_shop, in_docker = yard.run(), yard.run("shop"), yard.run("moby")
+    assert {in_default, f"shop/{in_shop}"} <= set(listed(yard))
+    assert f"moby/{in_docker}" not in listed(yard)
+    assert {each["container"]["namespace"] for each in listed(yard, "--namespace", "sh*").values()} == {"shop"}
+    assert f"moby/{in_docker}" in listed(yard, "--namespace", "moby")
+    assert in_default not in listed(yard, "--exclude-namespace", "def*")
+
+
+def test_labels_pass_the_rules(yard: Yard) -> None:
+    id_ = yard.run(labels={"nerdctl/name": "web", "nerdctl/mounts": "[]", "db_password": "hunter2"})
+    labels = listed(yard)[id_]["container"]["labels"]
+    assert labels["db_password"] == REDACTED
+    assert "nerdctl/mounts" not in labels
+    assert "io.containerd.image.config.stop-signal" not in labels
+
+
+def test_hostile_names_do_nothing_to_a_terminal(yard: Yard) -> None:
+    id_ = yard.run(labels={"nerdctl/name": HOSTILE, "evil": HOSTILE})
+    table = on_terminal("list", "--containerd", yard.address)
+    plain = re.sub(r"\x1b\[\d*m", "", table)  # our own colours
+    assert id_ in plain
+    for page in (plain, on_terminal("inspect", id_, "--containerd", yard.address)):
+        assert all(line.isprintable() for line in page.split("\r\n"))
+    done = whalebridge("inspect", HOSTILE[:-1], "--containerd", yard.address)
+    assert done.returncode == 1
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+def on_terminal(*arguments: str) -> str:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, 0x5414, b"\x28\x00\xc8\x00\x00\x00\x00\x00")  # TIOCSWINSZ: 40 lines of 200
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen([*WHALEBRIDGE, *arguments], stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT)
+        os.close(theirs)
+        page = b""
+        try:
+            while data := terminal.read(65536):
+                page += data
+        except OSError:  # how Linux tells that the other end is closed
+            pass
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    return page.decode()
+
+
+# --- inspect ---
+
+
+def test_inspect_prints_the_object_that_records_call_container(yard: Yard, tmp_path: Path) -> None:
+    id_ = yard.run("shop", stem="longer", labels={"nerdctl/name": "inspected", "com.docker.compose.project": "p"})
+    with BridgeProcess(yard.address, tmp_path) as bridge:
+        rows = {each["id"]: each["container"] for each in bridge.wait_live() if each["type"] == "present"}
+    for name in (f"shop/{id_}", id_, "inspected", "longer", "shop/longer"):
+        done = whalebridge("inspect", name, "--containerd", yard.address)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(done.stdout) == rows[f"shop/{id_}"]
+
+
+def test_inspect_finds_docker_containers_by_their_namespace_only(yard: Yard) -> None:
+    id_ = yard.run("moby")
+    assert whalebridge("inspect", f"moby/{id_}", "--containerd", yard.address).returncode == 0
+    assert whalebridge("inspect", id_, "--containerd", yard.address).returncode == 1
+
+
+def test_inspect_says_what_is_ambiguous(yard: Yard) -> None:
+    first, second = yard.run(stem="twin"), yard.run("shop", stem="twin")
+    done = whalebridge("inspect", "twin", "--containerd", yard.address)
+    assert_one_line(done, 1, "'twin' fits 2 containers", first, f"shop/{second}")
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["inspect", "nope"], 1, "'nope'"),
+        (["inspect", "nope/nope"], 1, "'nope/nope'"),
+        (["list", "--namespace", "nope"], 1, "there is no namespace 'nope' on this containerd; there are: default"),
+        (["inspect"], 2, "NAME_OR_ID"),
+        (["list", "--containerd"], 2, "--containerd"),
+        (["run", "--sink", "kafka://h/t"], 2, "unknown scheme 'kafka'"),
+    ],
+)
+def test_bad_input_is_one_line(yard: Yard, arguments: list[str], status: int, said: str) -> None:
+    done = whalebridge(*arguments[:1], *(["--containerd", yard.address] if status == 1 else []), *arguments[1:])
+    assert_one_line(done, status, said)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert re.fullmatch(r"whalebridge: .*\n", done.stderr), done.stderr
+    assert [each for each in said if each not in done.stderr] == []
+
+
+ONCE = [["list"], ["inspect", "x"]]
+
+
+@pytest.mark.parametrize("command", ONCE)
+def test_a_socket_that_is_not_there(command: list[str], tmp_path: Path) -> None:
+    path = str(tmp_path / "nothing.sock")
+    assert_one_line(whalebridge(*command, "--containerd", path), 3, path, "is containerd running?")
+
+
+@pytest.mark.parametrize("command", [*ONCE, ["run", "--log-level", "error"]])
+def test_a_file_that_is_no_socket(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    assert_one_line(whalebridge(*command, "--containerd", str(path)), 3, str(path), "not a socket")
+
+
+@pytest.mark.parametrize("command", [*ONCE, ["run", "--log-level", "error"]])
+def test_a_socket_without_permission_names_sudo(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        path.chmod(0)
+        without = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root as others are
+        done = whalebridge(*command, "--containerd", str(path), prefix=without)
+    assert_one_line(done, 3, str(path), "sudo")
+
+
+@pytest.mark.parametrize("command", [*ONCE, ["run", "--log-level", "error"]])
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_a_socket_that_is_no_containerds(command: list[str], answer: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        threading.Thread(target=answer_all, args=(server, answer), daemon=True).start()
+        done = whalebridge(*command, "--containerd", str(path))
+        server.shutdown(socket.SHUT_RDWR)
+    assert_one_line(done, 3, str(path), "not containerd")
+
+
+def answer_all(server: socket.socket, answer: bytes) -> None:
+    while True:
+        try:
+            connection, _ = server.accept()
+        except OSError:
+            return
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+
+# --- run ---
+
+
+class Run:
+    """`whalebridge run` with both outputs as pipes."""
+
+    def __init__(self, address: str, *flags: str) -> None:
+        self.process = subprocess.Popen(
+            [*WHALEBRIDGE, "run", "--containerd", address, *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+        )
+
+    @property
+    def records(self) -> IO[bytes]:
+        assert self.process.stdout
+        return self.process.stdout
+
+    @property
+    def log(self) -> IO[bytes]:
+        assert self.process.stderr
+        return self.process.stderr
+
+    def live(self) -> None:
+        """Read on until the first snapshot is complete."""
+        for line in self.records:
+            if json.loads(line)["type"] == "snapshot_completed":
+                return
+        raise AssertionError(self.log.read().decode())
+
+    def end(self, seconds: float = 30) -> tuple[int, list[dict[str, Any]], str]:
+        """Wait for the end: exit status, the records that are left, the log."""
+        out, log = self.process.communicate(timeout=seconds)
+        return self.process.returncode, [json.loads(line) for line in out.splitlines()], log.decode()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        with self.process:
+            pass
+
+
+def wait_for(fits: Any, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not fits():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_run_cleanly(yard: Yard, number: signal.Signals) -> None:
+    with Run(yard.address) as run:
+        run.live()
+        id_ = yard.run()
+        run.process.send_signal(number)
+        status, records, log = run.end()
+    assert status == 0
+    assert "Traceback" not in log
+    # What had happened before the signal is told: the bridge is asked to stop only after the container runs.
+    assert [each["type"] for each in records if each["id"] == id_] == ["started"]
+    for line in log.splitlines():
+        json.loads(line)  # a log of programs: nothing else is mixed in
+
+
+def test_a_signal_while_waiting_stops_run_as_well(tmp_path: Path) -> None:
+    with Run(str(tmp_path / "c.sock")) as run:
+        assert "c.sock" in run.log.readline().decode()
+        run.process.terminate()
+        status, records, log = run.end()
+    assert (status, records) == (0, [])
+    assert "Traceback" not in log
+
+
+def test_run_waits_for_a_containerd_that_is_not_there_yet_and_says_so(yard: Yard, tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    with Run(str(path), "--log-format", "json") as run:
+        told = json.loads(run.log.readline())
+        assert (told["level"], told["event"]) == ("warning", "waiting_for_containerd")
+        assert str(path) in told["error"]
+        path.symlink_to(yard.address)
+        came = time.monotonic()
+        run.live()
+        assert time.monotonic() - came < 5
+        run.process.terminate()
+        assert run.end()[0] == 0
+
+
+def test_a_reader_that_has_gone_ends_run_without_a_traceback(yard: Yard) -> None:
+    with Run(yard.address) as run:
+        run.live()
+        run.records.close()
+        yard.run()  # something to write
+        status = run.process.wait(30)
+        log = run.log.read().decode()
+    assert status == 1
+    assert log.endswith("\nwhalebridge: standard output: its reader has gone\n")
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_a_reader_that_sleeps_does_not_keep_run_from_ending(yard: Yard) -> None:
+    yard.run(labels={"long": "x" * 4000})
+    ours, theirs = os.pipe()
+    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    command = [*WHALEBRIDGE, "run", "--containerd", yard.address]
+    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        os.close(theirs)
+        assert process.stderr
+        wait_for(lambda: b'"live"' in process.stderr.readline())
+        process.terminate()
+        began = time.monotonic()
+        process.wait(30)
+        log = process.stderr.read().decode()
+    os.close(ours)
+    assert time.monotonic() - began < 15  # the deadline is 10 s
+    assert "Traceback" not in log
+
+
+def test_run_can_share_one_pipe_for_records_and_log(yard: Yard) -> None:
+    """As in `whalebridge run 2>&1 | less`: a pager that is not read blocks neither the log nor the signal."""
+    yard.run()
+    command = [*WHALEBRIDGE, "run", "--containerd", yard.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT) as process:
+        assert process.stdout
+        lines = iter(process.stdout.readline, b"")
+        assert any(b'"snapshot_completed"' in line for line in lines)
+        process.terminate()
+        rest = [json.loads(line) for line in lines]
+        assert process.wait(30) == 0
+    assert rest[-1]["event"] == "stopping"

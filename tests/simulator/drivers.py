@@ -1,0 +1,166 @@
+"""One way to bring things about on the stand-in and on real containerds, for tests that must hold for both."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
+from typing import Protocol
+
+from bridge.core.model import ContainerKey
+from tests.simulator.containerd import SimulatedContainerd
+from tests.simulator.records import create_records
+from tests.simulator.state import IMAGE
+from tests.testbed.containerd import Containerd
+
+
+class Driver(Protocol):
+    """Does to one namespace of a containerd what its clients do."""
+
+    namespace: str
+
+    @property
+    def address(self) -> str:
+        """The socket's path."""
+
+    @property
+    def version(self) -> str:
+        """1.6 or 2.4."""
+
+    async def record(self, id_: str, *, spec_bytes: int = 0) -> None:
+        """Make a record without a task."""
+
+    async def run(self, id_: str, labels: Mapping[str, str]) -> None:
+        """Run a container that lives until it is killed."""
+
+    async def exec(self, id_: str, exec_id: str) -> None:
+        """Run another process in it, successfully."""
+
+    async def pause(self, id_: str) -> None:
+        """Pause it."""
+
+    async def resume(self, id_: str) -> None:
+        """Let it go on."""
+
+    async def relabel(self, id_: str, key: str, value: str) -> None:
+        """Set one label."""
+
+    async def kill(self, id_: str) -> None:
+        """Kill it with SIGKILL."""
+
+    async def delete_task(self, id_: str) -> None:
+        """Remove its task."""
+
+    async def delete(self, id_: str) -> None:
+        """Remove its record."""
+
+    async def hang_shim(self, id_: str, *, hung: bool) -> None:
+        """Let its shim hang, or go on."""
+
+
+class RealDriver:
+    """Drives a real containerd by its own client."""
+
+    def __init__(self, engine: Containerd, namespace: str) -> None:
+        self.namespace = namespace
+        self._engine = engine
+
+    @property
+    def address(self) -> str:
+        return self._engine.address
+
+    @property
+    def version(self) -> str:
+        return self._engine.version
+
+    async def prepare(self) -> None:
+        """Bring the image into the namespace."""
+        await asyncio.to_thread(self._engine.import_image, self.namespace)
+
+    async def record(self, id_: str, *, spec_bytes: int = 0) -> None:
+        await create_records(self.address, self.namespace, [id_], spec_bytes=spec_bytes)
+
+    async def run(self, id_: str, labels: Mapping[str, str]) -> None:
+        told = [f"--label={key}={value}" for key, value in labels.items()]
+        await self._ctr("run", "--detach", *told, IMAGE, id_, "sleep", "1000")
+
+    async def exec(self, id_: str, exec_id: str) -> None:
+        await self._ctr("tasks", "exec", "--exec-id", exec_id, id_, "true")
+
+    async def pause(self, id_: str) -> None:
+        await self._ctr("tasks", "pause", id_)
+
+    async def resume(self, id_: str) -> None:
+        await self._ctr("tasks", "resume", id_)
+
+    async def relabel(self, id_: str, key: str, value: str) -> None:
+        await self._ctr("containers", "label", id_, f"{key}={value}")
+
+    async def kill(self, id_: str) -> None:
+        await self._ctr("tasks", "kill", "--signal", "SIGKILL", id_)
+
+    async def delete_task(self, id_: str) -> None:
+        await self._ctr("tasks", "delete", id_)
+
+    async def delete(self, id_: str) -> None:
+        await self._ctr("containers", "delete", id_)
+
+    async def hang_shim(self, id_: str, *, hung: bool) -> None:
+        for pid in self._engine.shim_pids(self.namespace, id_):
+            os.kill(pid, signal.SIGSTOP if hung else signal.SIGCONT)
+
+    async def _ctr(self, *args: str) -> None:
+        await asyncio.to_thread(self._engine.ctr, *args, namespace=self.namespace)
+
+
+class SimulatedDriver:
+    """Drives the stand-in."""
+
+    def __init__(self, engine: SimulatedContainerd, namespace: str) -> None:
+        self.namespace = namespace
+        self._engine = engine
+        self._state = engine.state
+
+    @property
+    def address(self) -> str:
+        return self._engine.address
+
+    @property
+    def version(self) -> str:
+        return self._engine.version
+
+    async def record(self, id_: str, *, spec_bytes: int = 0) -> None:
+        self._state.create(self._key(id_), spec_bytes=spec_bytes)
+
+    async def run(self, id_: str, labels: Mapping[str, str]) -> None:
+        self._state.run(self._key(id_), labels)
+
+    async def exec(self, id_: str, exec_id: str) -> None:
+        self._state.exec(self._key(id_), exec_id)
+
+    async def pause(self, id_: str) -> None:
+        self._state.pause(self._key(id_))
+
+    async def resume(self, id_: str) -> None:
+        self._state.resume(self._key(id_))
+
+    async def relabel(self, id_: str, key: str, value: str) -> None:
+        labels = self._state.container(self._key(id_)).labels
+        self._state.relabel(self._key(id_), {**labels, key: value})
+
+    async def kill(self, id_: str) -> None:
+        self._state.exit(self._key(id_))
+
+    async def delete_task(self, id_: str) -> None:
+        self._state.delete_task(self._key(id_))
+
+    async def delete(self, id_: str) -> None:
+        self._state.delete(self._key(id_))
+
+    async def hang_shim(self, id_: str, *, hung: bool) -> None:
+        shims = self._engine.faults.hung_shims
+        (shims.add if hung else shims.discard)(self._key(id_))
+
+    def _key(self, id_: str) -> ContainerKey:
+        return ContainerKey(self.namespace, id_)

@@ -1,0 +1,279 @@
+"""The contract: what the stand-in and real containerds do alike, seen through the client and its stream."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge.containerd import rpc
+from bridge.containerd.client import ContainerdClient
+from bridge.containerd.connection import Connection
+from bridge.containerd.failures import RefusedError
+from bridge.containerd.protos import containers_pb2
+from bridge.containerd.stream import EventStream
+from bridge.core.errors import TransientError
+from bridge.core.labels import LabelRules
+from bridge.core.model import (
+    ContainerCreated,
+    ContainerDeleted,
+    ContainerKey,
+    ContainerUpdated,
+    Event,
+    Ignored,
+    Mark,
+    Task,
+    TaskCreated,
+    TaskDeleted,
+    TaskEnd,
+    TaskExited,
+    TaskPaused,
+    TaskResumed,
+    TaskStarted,
+    TaskStatus,
+)
+from tests.simulator.containerd import VERSIONS, SimulatedContainerd
+from tests.simulator.drivers import Driver, RealDriver, SimulatedDriver
+from tests.simulator.state import IMAGE, KILLED, RUNTIME
+from tests.testbed.containerd import Containerd
+
+_numbers = itertools.count(1)
+
+
+def unique(name: str) -> str:
+    return f"{name}-{os.getpid()}-{next(_numbers)}"
+
+
+async def subscribed(client: ContainerdClient) -> EventStream:
+    """Return a stream that is proven, with its marks taken off it."""
+    stream = await client.subscribe()
+    for number in itertools.count():
+        await client.mark("proof", number)
+        try:
+            async with asyncio.timeout(0.2):
+                while Mark("proof", number) not in await stream.batch():
+                    pass
+                return stream
+        except TimeoutError:
+            continue
+    raise AssertionError("never comes here")
+
+
+async def events_until_mark(client: ContainerdClient, stream: EventStream, namespace: str) -> list[Event]:
+    """Return what has happened in a namespace since the last call."""
+    nonce = f"flush{next(_numbers)}"
+    await client.mark(nonce, 0)
+    events: list[Event] = []
+    while Mark(nonce, 0) not in events:
+        events.extend(await stream.batch())
+    return [event for event in events if getattr(event, "key", ContainerKey(namespace, "")).namespace == namespace]
+
+
+async def wait_for_events(
+    client: ContainerdClient, stream: EventStream, namespace: str, last: type[Event]
+) -> list[Event]:
+    """Return what happens until the last one expected: shims tell later than they act."""
+    events: list[Event] = []
+    async with asyncio.timeout(20):
+        while not any(isinstance(event, last) for event in events):
+            events.extend(await events_until_mark(client, stream, namespace))
+    return [event for event in events if not isinstance(event, Mark)]
+
+
+class Contract:
+    @pytest.fixture
+    async def client(self, driver: Driver) -> AsyncIterator[ContainerdClient]:
+        async with ContainerdClient(driver.address, LabelRules.keep_all()) as client:
+            yield client
+
+    async def test_it_tells_who_it_is(self, driver: Driver, client: ContainerdClient) -> None:
+        engine = await client.engine()
+        assert engine == await client.engine()
+        assert len(engine.id) == 36
+        assert engine.version.startswith(f"{driver.version}.")
+        assert engine.api == driver.address
+        assert engine.pid > 1
+        assert await client.health()
+
+    async def test_a_running_container_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+        key = ContainerKey(driver.namespace, unique("life"))
+        stream = await subscribed(client)
+        await driver.run(key.id, {"a": "b"})
+        task = await client.task(key)
+        assert task is not None
+        assert task == Task(key, task.pid, TaskStatus.RUNNING)
+        assert await client.tasks(driver.namespace) == [task]
+
+        told = await wait_for_events(client, stream, driver.namespace, TaskStarted)
+        created, task_created, started = told
+        assert isinstance(created, ContainerCreated)
+        assert isinstance(task_created, TaskCreated)
+        assert isinstance(started, TaskStarted)
+        assert (created.key, created.image, created.runtime) == (key, IMAGE, RUNTIME)
+        assert task_created.key == started.key == key
+        assert task_created.pid == started.pid == task.pid > 1
+        assert created.at < task_created.at < started.at
+
+    async def test_a_pause_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+        key = ContainerKey(driver.namespace, unique("pause"))
+        await driver.run(key.id, {})
+        stream = await subscribed(client)
+        await driver.pause(key.id)
+        assert [task.status for task in await client.tasks(driver.namespace)] == [TaskStatus.PAUSED]
+        await driver.resume(key.id)
+        paused, resumed = await wait_for_events(client, stream, driver.namespace, TaskResumed)
+        assert isinstance(paused, TaskPaused)
+        assert isinstance(resumed, TaskResumed)
+        assert paused.key == resumed.key == key
+
+    async def test_an_exec_is_told_apart(self, driver: Driver, client: ContainerdClient) -> None:
+        key = ContainerKey(driver.namespace, unique("exec"))
+        await driver.run(key.id, {})
+        stream = await subscribed(client)
+        await driver.exec(key.id, "e1")
+        *noise, exited = await wait_for_events(client, stream, driver.namespace, TaskExited)
+        assert noise == [Ignored("/tasks/exec-added", known=True), Ignored("/tasks/exec-started", known=True)]
+        assert isinstance(exited, TaskExited)
+        assert (exited.key, exited.exec_id, exited.status) == (key, "e1", 0)
+        (task,) = await client.tasks(driver.namespace)
+        assert exited.pid != task.pid
+
+    async def test_an_end_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+        key = ContainerKey(driver.namespace, unique("end"))
+        await driver.run(key.id, {})
+        (task,) = await client.tasks(driver.namespace)
+        stream = await subscribed(client)
+        waiting = asyncio.create_task(client.wait(key))
+        await driver.kill(key.id)
+        (exited,) = await wait_for_events(client, stream, driver.namespace, TaskExited)
+        assert isinstance(exited, TaskExited)
+        assert (exited.key, exited.exec_id, exited.pid, exited.status) == (key, "", task.pid, KILLED)
+        assert exited.exited_at is not None
+        assert exited.exited_at <= exited.at
+
+        end = TaskEnd(KILLED, exited.exited_at)
+        assert await waiting == end
+        assert await client.wait(key) == end
+        stopped = Task(key, task.pid, TaskStatus.STOPPED, KILLED, exited.exited_at)
+        assert await client.task(key) == stopped
+        assert await client.tasks(driver.namespace) == [stopped]
+
+        await driver.delete_task(key.id)
+        (deleted,) = await wait_for_events(client, stream, driver.namespace, TaskDeleted)
+        assert isinstance(deleted, TaskDeleted)
+        assert (deleted.key, deleted.exec_id, deleted.pid) == (key, "", task.pid)
+        assert (deleted.status, deleted.exited_at) == (KILLED, exited.exited_at)
+        assert await client.tasks(driver.namespace) == []
+
+    async def test_a_record_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+        namespace, id_ = driver.namespace, unique("record")
+        key = ContainerKey(namespace, id_)
+        stream = await subscribed(client)
+        await driver.record(id_)
+        record = await client.container(key)
+        assert record is not None
+        assert (record.key, record.name, record.image, record.runtime) == (key, id_, IMAGE, RUNTIME)
+        assert record.created_at
+        assert record.created_at == record.updated_at
+        assert [record async for record in client.containers(namespace)] == [record]
+
+        await driver.relabel(id_, "nerdctl/name", "new")
+        relabelled = await client.container(key)
+        assert relabelled is not None
+        assert relabelled.name == "new"
+        assert relabelled.labels
+        assert relabelled.labels["nerdctl/name"] == "new"
+        assert relabelled.updated_at
+        assert relabelled.updated_at > record.updated_at
+        assert relabelled.created_at == record.created_at
+        await driver.delete(id_)
+        created, updated, deleted = await wait_for_events(client, stream, namespace, ContainerDeleted)
+        assert isinstance(created, ContainerCreated)
+        assert isinstance(updated, ContainerUpdated)
+        assert isinstance(deleted, ContainerDeleted)
+        assert updated.labels == relabelled.labels
+        assert created.key == updated.key == deleted.key == key
+
+    async def test_what_is_not_there_is_not_found(self, driver: Driver, client: ContainerdClient) -> None:
+        record, task_gone = unique("record"), unique("gone")
+        await driver.record(record)
+        await driver.run(task_gone, {})
+        await driver.kill(task_gone)
+        await asyncio.wait_for(client.wait(ContainerKey(driver.namespace, task_gone)), 10)
+        await driver.delete_task(task_gone)
+        for id_ in (record, task_gone, "never"):
+            key = ContainerKey(driver.namespace, id_)
+            assert await client.task(key) is None
+            assert await client.wait(key) is None
+        assert await client.container(ContainerKey(driver.namespace, "never")) is None
+
+    @pytest.mark.parametrize("namespace", ["never", "not a name", "ümlaut", "a\nb", ""])
+    async def test_a_namespace_that_does_not_exist_holds_nothing(
+        self, client: ContainerdClient, namespace: str
+    ) -> None:
+        assert namespace not in await client.namespaces()
+        assert [record async for record in client.containers(namespace)] == []
+        assert await client.tasks(namespace) == []
+        assert await client.container(ContainerKey(namespace, "x")) is None
+        assert await client.task(ContainerKey(namespace, "x")) is None
+        assert namespace not in await client.namespaces()
+
+    async def test_marks_come_back_to_everyone_and_make_no_namespace(self, client: ContainerdClient) -> None:
+        one, two = await subscribed(client), await subscribed(client)
+        await client.mark("abc", 7)
+        for stream in (one, two):
+            events: list[Event] = []
+            while Mark("abc", 7) not in events:
+                events.extend(await stream.batch())
+            assert all(isinstance(event, Mark) for event in events)
+        assert rpc.MARK_NAMESPACE not in await client.namespaces()
+
+    async def test_a_listing_too_large_for_a_message_comes_one_by_one(
+        self, driver: Driver, client: ContainerdClient
+    ) -> None:
+        ids = [unique("large") for _ in range(3)]
+        for id_ in ids:
+            await driver.record(id_, spec_bytes=6 * 1024 * 1024)
+        connection = Connection(driver.address)
+        request = containers_pb2.ListContainersRequest()
+        with pytest.raises(RefusedError, match=r"RESOURCE_EXHAUSTED: .*larger than max"):
+            await connection.call(rpc.CONTAINERS, request, driver.namespace, 20)
+        await connection.close()
+        assert {record.key.id async for record in client.containers(driver.namespace)} == set(ids)
+
+    async def test_a_shim_that_hangs_proves_nothing(self, driver: Driver, client: ContainerdClient) -> None:
+        hung, fine = unique("hung"), unique("fine")
+        await driver.run(hung, {})
+        await driver.run(fine, {})
+        await driver.hang_shim(hung, hung=True)
+        try:
+            with pytest.raises(TransientError):
+                await client.task(ContainerKey(driver.namespace, hung))
+            statuses = {task.key.id: task.status for task in await client.tasks(driver.namespace)}
+        finally:
+            await driver.hang_shim(hung, hung=False)
+        unknown = {hung: TaskStatus.UNKNOWN} if driver.version == "1.6" else {}
+        assert statuses == {fine: TaskStatus.RUNNING} | unknown
+        task = await client.task(ContainerKey(driver.namespace, hung))
+        assert task is not None
+        assert task.status is TaskStatus.RUNNING
+
+
+class TestStandIn(Contract):
+    @pytest.fixture(params=VERSIONS)
+    async def driver(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Driver]:
+        async with SimulatedContainerd(tmp_path / "c.sock", request.param) as engine:
+            yield SimulatedDriver(engine, "contract")
+
+
+@pytest.mark.integration
+class TestContainerd(Contract):
+    @pytest.fixture
+    async def driver(self, engine: Containerd) -> Driver:
+        driver = RealDriver(engine, unique("contract"))
+        await driver.prepare()
+        return driver

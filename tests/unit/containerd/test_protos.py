@@ -1,0 +1,56 @@
+"""The generated modules: up to date, on the wire what containerd says, and in nobody's way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+from bridge.containerd.protos import POOL, containers_pb2, generate, tasks_pb2
+from bridge.containerd.protos.payloads_pb2 import TaskExit
+
+
+def test_they_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.main(["--check"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_out_of_date_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in generate.HERE.glob("*_pb2.py*"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "tasks_pb2.py").write_text("# edited")
+    (tmp_path / "version_pb2.pyi").unlink()
+    (tmp_path / "left_over_pb2.py").touch()
+    assert generate.differences(tmp_path) == ["left_over_pb2.py", "tasks_pb2.py", "version_pb2.pyi"]
+    monkeypatch.setattr(generate, "differences", lambda: ["tasks_pb2.py"])
+    assert generate.main(["--check"]) == 1
+    assert capsys.readouterr().err.startswith("protos: out of date: tasks_pb2.py: run `make protos`")
+
+
+def test_what_protoc_no_longer_says_is_noticed() -> None:
+    with pytest.raises(SystemExit, match="does not know how to adapt"):
+        generate.with_own_pool("DESCRIPTOR = something_new()")
+
+
+def test_another_package_may_know_the_same_messages_in_full() -> None:
+    full = FileDescriptorProto(
+        name="github.com/containerd/containerd/api/events/task.proto", package="containerd.events"
+    )
+    full.message_type.add(name="TaskExit")
+    descriptor_pool.Default().AddSerializedFile(full.SerializeToString())
+    assert TaskExit.DESCRIPTOR.full_name == "containerd.events.TaskExit"
+    assert "pid" in TaskExit.DESCRIPTOR.fields_by_name
+
+
+@pytest.mark.parametrize("name", ["spec", "extensions"])
+def test_what_may_hold_secrets_is_unknown(name: str) -> None:
+    assert name not in containers_pb2.Container.DESCRIPTOR.fields_by_name
+
+
+def test_services_are_containerds() -> None:
+    service = POOL.FindServiceByName("containerd.services.tasks.v1.Tasks")
+    assert service.methods_by_name["Get"].input_type.full_name == tasks_pb2.GetRequest.DESCRIPTOR.full_name
