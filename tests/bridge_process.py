@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,20 +20,19 @@ FRAMES = ("snapshot_started", "snapshot_completed")
 class BridgeProcess:
     """`whalebridge run` on one containerd; as a context manager it is ended with SIGTERM."""
 
-    def __init__(self, address: str, folder: Path, *flags: str, host: str = "node-1") -> None:
+    def __init__(self, address: str, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *flags]
         self.out = folder / "records.jsonl"
         self.log = folder / "log.jsonl"
-        self._host = host
+        self._environment = {"WHALEBRIDGE_HOST": "node-1", "PATH": "/usr/bin:/bin", **(environment or {})}
         self._read = 0
         self._records: list[Document] = []
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
         with self.out.open("ab") as out, self.log.open("ab") as log:
-            environment = {"WHALEBRIDGE_HOST": self._host, "PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1"}
             self.process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment
+                self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=self._environment
             )
         return self
 

@@ -124,7 +124,7 @@ class Ledger:
     def _frame(self, type_: events.FrameType, now: int, snapshot: events.Snapshot) -> Record:
         document = self._document(type_, now, origin="snapshot", snapshot=snapshot)
         self.sequence += 1
-        return Record(self.epoch, self.sequence, type_, "", "", _ENCODER.encode(document))
+        return _record(document)
 
     def _about_container(
         self, told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool = False
@@ -139,14 +139,7 @@ class Ledger:
             container=container,
             exit=_exit(told.ending),
         )
-        return Record(
-            self.epoch,
-            self.sequence + 1,
-            told.type,
-            told.key.namespace,
-            container.project,
-            _ENCODER.encode(document),
-        )
+        return _record(document, namespace=told.key.namespace)
 
     def _document(
         self,
@@ -176,6 +169,21 @@ class Ledger:
             self.epoch,
             self.sequence + 1,
         )
+
+
+def _record(document: EventRecord, *, namespace: str = "") -> Record:
+    return Record(
+        document.epoch,
+        document.sequence,
+        document.type,
+        document.timestamp,
+        document.host,
+        document.engine.id,
+        namespace,
+        document.id or "",
+        document.project or "",
+        _ENCODER.encode(document),
+    )
 
 
 def _container(
@@ -229,4 +237,4 @@ def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -
         snapshot=None,
         lost=events.Lost(last.epoch, first, last.sequence, reason),
     )
-    return Record(last.epoch, last.sequence, "lost", "", "", _ENCODER.encode(document))
+    return _record(document)

@@ -136,15 +136,25 @@ class EventRecord(Struct, frozen=True):
 class Record(Struct, frozen=True):
     """A record as it is stored and handed to sinks: what routes it, and its bytes, which never change.
 
-    ``namespace`` and ``project`` are "" for frames.
+    ``subject`` is the container's display id; it, ``namespace`` and ``project`` are "" for frames. ``engine`` is the
+    containerd's id; with ``host`` it names the source.
     """
 
     epoch: int
     sequence: int
     type: RecordType
+    time: str
+    host: str
+    engine: str
     namespace: str
+    subject: str
     project: str
     data: bytes
+
+    @property
+    def id(self) -> str:
+        """What names it within its source; a ``lost`` record has an id of its own beside those it stands for."""
+        return f"{self.epoch}-{self.sequence}-lost" if self.type == "lost" else f"{self.epoch}-{self.sequence}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -50,6 +50,8 @@ class Faults:
     """By method and namespace: answered with this error."""
     hanging: dict[str, asyncio.Event] = field(default_factory=dict)
     """By method: not answered until the event is set."""
+    garbled: set[str] = field(default_factory=set)
+    """Methods whose answers nobody can read."""
     hooks: dict[str, Callable[[], None]] = field(default_factory=dict)
     """By method: called when the answer is made and not yet sent, which is where races are."""
     hung_shims: set[ContainerKey] = field(default_factory=set)
@@ -148,6 +150,8 @@ class SimulatedContainerd:
             except RefusedError as refused:
                 await context.abort(refused.code, refused.details)
             self.faults.hooks.get(name, _nothing)()
+            if name in self.faults.garbled:
+                return b"\xff"
             return answered if isinstance(answered, bytes) else answered.SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(handle, request and request.FromString)

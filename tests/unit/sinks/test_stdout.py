@@ -21,7 +21,7 @@ LONG = b"x" * 100_000  # more than a pipe holds
 
 
 def record(data: bytes, sequence: int = 1) -> Record:
-    return Record(epoch=1, sequence=sequence, type="started", namespace="", project="", data=data)
+    return Record(1, sequence, "started", "", "node-1", "", "", "", "", data)
 
 
 def numbered(count: int, size: int = 10) -> list[Record]:

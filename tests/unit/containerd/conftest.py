@@ -1,0 +1,26 @@
+"""The stand-in for containerd, and a client of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bridge.containerd.client import ContainerdClient, Timeouts
+from bridge.core.labels import LabelRules
+from tests.simulator.containerd import SimulatedContainerd
+
+
+@pytest.fixture
+async def standin(tmp_path: Path) -> AsyncIterator[SimulatedContainerd]:
+    async with SimulatedContainerd(tmp_path / "c.sock") as standin:
+        yield standin
+
+
+@pytest.fixture
+async def client(standin: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
+    """A client that is quick to give up."""
+    timeouts = Timeouts(connect=0.5, call=0.5, listing=0.5)
+    async with ContainerdClient(standin.address, LabelRules.keep_all(), timeouts=timeouts) as client:
+        yield client
