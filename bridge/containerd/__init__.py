@@ -1,1 +1,7 @@
 """containerd: its client, its event stream, its messages, and whalewatcher's engine client on top of them."""
+
+import os
+
+# gRPC's core writes notes of its own to stderr ("Got goaway ..." when containerd stops), where logs are JSON lines.
+# What goes wrong is told by our errors. It looks at this variable once, before its first channel.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -26,3 +26,15 @@ class AmbiguousError(FatalError):
 
 class StreamOverflowError(TransientError):
     """The memory set aside for events that were received but not yet written down is full; they were dropped."""
+
+
+class RefusedRecordError(BridgeError):
+    """A sink's other side refuses records for what they are; trying again will not help, but the others may pass.
+
+    ``positions`` are the (epoch, sequence) of the refused records. Of the rest of the batch nothing is known: it is to
+    be published again.
+    """
+
+    def __init__(self, reason: str, positions: frozenset[tuple[int, int]]) -> None:
+        super().__init__(reason)
+        self.positions = positions

@@ -98,6 +98,7 @@ class Sink(Protocol):
 
         Raises:
             TransientError: Some were perhaps not stored; the whole batch may be handed over again.
+            RefusedRecordError: Some will never be taken, for what they are; the others are to be handed over again.
             FatalError: This sink cannot go on.
         """
 

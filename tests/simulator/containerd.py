@@ -82,6 +82,7 @@ class SimulatedContainerd:
         self.faults = Faults()
         self.calls: list[str] = []
         self._server: grpc.aio.Server | None = None
+        self._stirred = asyncio.Event()
 
     async def start(self) -> None:
         """Listen, on a new socket."""
@@ -113,6 +114,16 @@ class SimulatedContainerd:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.stop()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to be so, looking again whenever a call or a subscription begins or ends."""
+        async with asyncio.timeout(10):
+            while not condition():
+                await self._stirred.wait()
+
+    def _stir(self) -> None:
+        stirred, self._stirred = self._stirred, asyncio.Event()
+        stirred.set()
 
     # --- the services ---
 
@@ -172,6 +183,7 @@ class SimulatedContainerd:
     async def _admit(self, name: str, context: Context) -> str:
         """Count a call, let the faults have their way with it, and return its namespace."""
         self.calls.append(name)
+        self._stir()
         namespace = dict(context.invocation_metadata() or ()).get("containerd-namespace", "")
         for method in (name, ALL):
             if method in self.faults.hanging:
@@ -257,6 +269,7 @@ class SimulatedContainerd:
         fits = _filter(asked)
         waiting: asyncio.Queue[Envelope] = asyncio.Queue()  # unbounded, as containerd's are
         self.state.listeners.add(waiting.put_nowait)
+        self._stir()
         try:
             while True:
                 envelope = await waiting.get()
@@ -264,6 +277,7 @@ class SimulatedContainerd:
                     yield envelope.SerializeToString()
         finally:
             self.state.listeners.discard(waiting.put_nowait)
+            self._stir()
 
 
 def _filter(asked: events_pb2.SubscribeRequest) -> Callable[[str], bool]:

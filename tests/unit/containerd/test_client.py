@@ -47,7 +47,7 @@ class TestEngine:
             await client.engine()
 
     async def test_another_grpc_server_is_no_containerd(self, tmp_path: Path) -> None:
-        handler = grpc.unary_unary_rpc_method_handler(_healthy)
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(_healthy)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": handler}),)
@@ -77,7 +77,7 @@ class TestEngine:
         standin.faults.refused.clear()
         assert (await client.engine()).id == standin.id
 
-    async def test_a_socket_that_was_replaced_is_followed(self, tmp_path: Path, client: ContainerdClient) -> None:
+    async def test_a_socket_that_was_replaced_is_followed(self, client: ContainerdClient) -> None:
         old = await client.engine()
         os.unlink(client.path)  # the old one lives on, and is still connected
         async with SimulatedContainerd(client.path) as new:
@@ -92,12 +92,8 @@ class TestEngine:
         await client.engine()
         await standin.restart()
         async with asyncio.timeout(5):
-            while True:
-                try:
-                    assert await client.namespaces() == []
-                    return
-                except TransientError:
-                    await asyncio.sleep(0.05)
+            while await _lost(client):
+                await asyncio.sleep(0.05)
 
     @pytest.mark.parametrize("name", ["with space", "100%41", "#?&", "ümlaut"])
     async def test_odd_paths_are_paths(self, tmp_path: Path, name: str) -> None:
@@ -110,6 +106,13 @@ class TestEngine:
 
 async def _healthy(_: bytes, __: object) -> bytes:
     return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
+
+
+async def _lost(client: ContainerdClient) -> bool:
+    try:
+        return await client.namespaces() != []
+    except TransientError:
+        return True
 
 
 async def _listed(client: ContainerdClient) -> None:
@@ -151,6 +154,7 @@ class TestFailures:
     async def test_an_answer_that_nobody_can_read_is_told(
         self, standin: SimulatedContainerd, client: ContainerdClient, method: str
     ) -> None:
+        standin.state.run(KEY)
         standin.faults.garbled.add(method)
         with pytest.raises(TransientError, match=f"gave an unreadable answer: .*{method.replace('.', '/')}"):
             await CALLS[method](client)
@@ -187,8 +191,7 @@ class TestFailures:
     ) -> None:
         standin.faults.hang("Tasks.Wait")
         waiting = asyncio.create_task(client.wait(KEY))
-        while "Tasks.Wait" not in standin.calls:
-            await asyncio.sleep(0.001)
+        await standin.until(lambda: "Tasks.Wait" in standin.calls)
         await client.close()
         with pytest.raises(TransientError, match="was closed: could not wait for a task's end"):
             await waiting

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,7 @@ async def stream(standin: SimulatedContainerd) -> AsyncIterator[EventStream]:
 
 async def subscribed(standin: SimulatedContainerd, streams: int) -> None:
     """Wait until the stand-in has so many subscribers."""
-    async with asyncio.timeout(5):
-        while len(standin.state.listeners) != streams:
-            await asyncio.sleep(0.001)
+    await standin.until(lambda: len(standin.state.listeners) == streams)
 
 
 def tell(standin: SimulatedContainerd, events: int) -> list[Event]:
@@ -102,16 +101,12 @@ async def test_a_batch_that_is_cancelled_loses_nothing(standin: SimulatedContain
         told += tell(standin, 1)
         await asyncio.sleep(0.001)
         waiting.cancel()
-        try:
+        with suppress(asyncio.CancelledError):
             events.extend(await waiting)
-        except asyncio.CancelledError:
-            pass
     assert events + await received(stream, len(told) - len(events)) == told
 
 
 async def test_the_end_is_told_after_all_that_came_before(standin: SimulatedContainerd, stream: EventStream) -> None:
-    told = tell(standin, 10)
-    assert await stream.batch() == told[: len(told)]
     told = tell(standin, 5)
     await asyncio.sleep(0.1)
     await standin.stop()
@@ -137,7 +132,7 @@ async def test_closing_wakes_whoever_waits(stream: EventStream) -> None:
     began = time.perf_counter()
     stream.close()
     assert readers() == []
-    with pytest.raises(TransientError, match="the event stream of containerd at .* was closed"):
+    with pytest.raises(TransientError, match=r"the event stream of containerd at .* was closed"):
         await waiting
     assert time.perf_counter() - began < 0.5
     stream.close()
@@ -146,8 +141,7 @@ async def test_closing_wakes_whoever_waits(stream: EventStream) -> None:
 async def test_closing_is_prompt_when_containerd_hangs(standin: SimulatedContainerd) -> None:
     standin.faults.hang()
     stream = EventStream(standin.address)
-    while "Events.Subscribe" not in standin.calls:
-        await asyncio.sleep(0.001)
+    await standin.until(lambda: "Events.Subscribe" in standin.calls)
     began = time.perf_counter()
     stream.close()
     assert time.perf_counter() - began < 0.5
