@@ -7,6 +7,7 @@ step, as the transitions that have to be told.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class Story:
     def fresh(self, stem: str) -> str:
         """A name nobody had."""
         tidy = self.namespace.replace(".", "-")
-        return f"{stem}-{tidy}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
+        return f"{stem}-{tidy}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
 
     def ctr(self, *args: str) -> str:
         """Call ctr in this namespace."""

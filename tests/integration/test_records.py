@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import grpc
@@ -9,6 +10,7 @@ import jsonschema
 import pytest
 
 from bridge.containerd.protos.events_pb2 import PublishRequest
+from bridge.containerd.rpc import PUBLISH
 from bridge.core.events import json_schema
 from tests.bridge_process import BridgeProcess, Document, check_stream, transitions
 from tests.testbed.containerd import Containerd
@@ -23,7 +25,7 @@ POD = {
 
 
 def unique(engine: Containerd, stem: str) -> str:
-    return f"{stem}-{engine.version.replace('.', '')}"
+    return f"{stem}-{os.getpid()}-{engine.version.replace('.', '')}"
 
 
 def told_of(records: list[Document], id_: str) -> list[Document]:
@@ -163,5 +165,5 @@ def publish(engine: Containerd, topic: str, value: bytes) -> None:
     with grpc.insecure_channel(
         f"unix://{engine.address}", options=[("grpc.default_authority", "localhost")]
     ) as channel:
-        call = channel.unary_unary("/containerd.services.events.v1.Events/Publish")
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUBLISH.path)
         call(request.SerializeToString(), metadata=(("containerd-namespace", "default"),), timeout=10)

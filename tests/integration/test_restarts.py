@@ -18,6 +18,10 @@ from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
 ROUNDS = scaled(part=3, full=20)
+# runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
+HANGS, ANSWERS, PHOENIX, STAYS, SLEEPER = (
+    f"{stem}-{os.getpid()}" for stem in ("hangs", "answers", "phoenix", "stays", "sleeper")
+)
 
 
 @pytest.fixture
@@ -74,12 +78,12 @@ def suspended(pids: list[int]) -> Iterator[None]:
 
 
 def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, tmp_path: Path) -> None:
-    ids = [f"gap{number}" for number in range(6)]
+    ids = [f"gap{number}-{os.getpid()}" for number in range(6)]
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
         for id_ in ids:
             containerd.run(id_, "sleep", "600")
-        containerd.ctr("task", "pause", "gap5")
+        containerd.ctr("task", "pause", ids[5])
         bridge.wait(lambda records: len(transitions(records)) == 7, "all starts and the pause")
         doomed = {id_: init_pid(containerd, id_) for id_ in ids[:3]}
         down = time.time()
@@ -99,30 +103,30 @@ def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, t
     frame = next(each for each in records if each["type"] == "snapshot_started" and each["sequence"] > 1)["snapshot"]
     assert frame["reason"] == "reconnect"
     assert _seconds(frame["since"]) < down < _seconds(frame["until"])
-    assert told_alive(records) == {"gap3": False, "gap4": False, "gap5": True}
+    assert told_alive(records) == {ids[3]: False, ids[4]: False, ids[5]: True}
 
 
 def test_reborn_while_containerd_is_down_is_two_lives(containerd: Containerd, tmp_path: Path) -> None:
     """The bridge is stopped (SIGSTOP) while containers die and come back under their ids, then containerd is killed."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
-        for id_ in ("phoenix", "stays"):
+        for id_ in (PHOENIX, STAYS):
             containerd.run(id_, "sleep", "600")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         with suspended([bridge.process.pid]):
-            containerd.ctr("task", "kill", "--signal", "SIGKILL", "phoenix")
-            while containerd.tasks()["phoenix"] != "STOPPED":
+            containerd.ctr("task", "kill", "--signal", "SIGKILL", PHOENIX)
+            while containerd.tasks()[PHOENIX] != "STOPPED":
                 time.sleep(0.02)
-            containerd.ctr("task", "rm", "phoenix")
+            containerd.ctr("task", "rm", PHOENIX)
             containerd.kill()  # what was queued for the bridge is gone with it
             containerd.start()
-            containerd.ctr("task", "start", "--detach", "--null-io", "phoenix")
+            containerd.ctr("task", "start", "--detach", "--null-io", PHOENIX)
         records = bridge.wait(
-            lambda records: told_alive(records) == alive(containerd) and len(exits(records, "phoenix")) == 1,
+            lambda records: told_alive(records) == alive(containerd) and len(exits(records, PHOENIX)) == 1,
             "the second life",
         )
     check_stream(records)
-    lives = [each for each in transitions(records) if each["id"] == "phoenix"]
+    lives = [each for each in transitions(records) if each["id"] == PHOENIX]
     assert [each["type"] for each in lives] == ["started", "exited", "started"]
     assert len({each["container"]["incarnation"] for each in lives}) == 2
 
@@ -131,10 +135,10 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
     """containerd hangs for so long that the bridge connects anew, and then finds a shim that gives no answer."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
-        for id_ in ("hangs", "answers"):
+        for id_ in (HANGS, ANSWERS):
             containerd.run(id_, "sleep", "600")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
-        shims = containerd.shim_pids("default", "hangs")
+        shims = containerd.shim_pids("default", HANGS)
         assert shims
         with suspended(shims):
             containerd.suspend()
@@ -146,24 +150,24 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
             records = bridge.wait_live(2, seconds=60)
             assert last_frame(records)["snapshot"]["partial"]
             assert not [each for each in records if each["type"] == "exited"]
-            assert told_alive(records) == {"hangs": False, "answers": False}
-        kill(containerd, "hangs")
-        records = bridge.wait(lambda records: exits(records, "hangs"), "the exit that did happen", seconds=60)
+            assert told_alive(records) == {HANGS: False, ANSWERS: False}
+        kill(containerd, HANGS)
+        records = bridge.wait(lambda records: exits(records, HANGS), "the exit that did happen", seconds=60)
     check_stream(records)
-    assert [each["exit"]["status"] for each in exits(records, "hangs")] == [137]
-    assert exits(records, "answers") == []
+    assert [each["exit"]["status"] for each in exits(records, HANGS)] == [137]
+    assert exits(records, ANSWERS) == []
 
 
 def test_a_shim_that_hangs_while_the_bridge_starts(containerd: Containerd, tmp_path: Path) -> None:
     """Nobody can say whether the container lives: it is not in the snapshot, which says so; the audit finds it."""
-    containerd.run("hangs", "sleep", "600")
-    with suspended(containerd.shim_pids("default", "hangs")), BridgeProcess(containerd.address, tmp_path) as bridge:
+    containerd.run(HANGS, "sleep", "600")
+    with suspended(containerd.shim_pids("default", HANGS)), BridgeProcess(containerd.address, tmp_path) as bridge:
         records = bridge.wait_live(seconds=60)
         assert last_frame(records)["snapshot"]["partial"]
         assert told_alive(records) == {}
-        for pid in containerd.shim_pids("default", "hangs"):
+        for pid in containerd.shim_pids("default", HANGS):
             os.kill(pid, signal.SIGCONT)
-        records = bridge.wait(lambda records: told_alive(records) == {"hangs": False}, "what the audit found", 60)
+        records = bridge.wait(lambda records: told_alive(records) == {HANGS: False}, "what the audit found", 60)
         assert last_frame(records)["snapshot"]["reason"] == "audit"
         check_stream(records)
     assert transitions(records) == []
@@ -173,19 +177,19 @@ def test_a_shim_that_hangs_while_containerd_starts(containerd: Containerd, tmp_p
     """containerd gives such a shim up and kills its container: that is what has to be told, and of no other."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
-        for id_ in ("hangs", "answers"):
+        for id_ in (HANGS, ANSWERS):
             containerd.run(id_, "sleep", "600")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
-        pid = init_pid(containerd, "hangs")
-        with suspended(containerd.shim_pids("default", "hangs")):
+        pid = init_pid(containerd, HANGS)
+        with suspended(containerd.shim_pids("default", HANGS)):
             containerd.kill()
             containerd.start()
             bridge.wait_live(2, seconds=60)
             records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", 60)
             assert not lives(pid)
     check_stream(records)
-    assert len(exits(records, "hangs")) == 1
-    assert exits(records, "answers") == []
+    assert len(exits(records, HANGS)) == 1
+    assert exits(records, ANSWERS) == []
 
 
 def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> None:
@@ -195,7 +199,7 @@ def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> No
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
         for round_ in range(ROUNDS):
-            names = [f"r{round_}-{number}" for number in range(5)]
+            names = [f"r{round_}-{number}-{os.getpid()}" for number in range(5)]
             for id_ in names:
                 containerd.run(id_, "sleep", "600")
             doomed = chance.sample(sorted(alive(containerd).keys() - {names[-1]}), 3)

@@ -9,8 +9,8 @@ import asyncio
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +83,7 @@ class SimulatedContainerd:
         self.calls: list[str] = []
         self._server: grpc.aio.Server | None = None
         self._stirred = asyncio.Event()
+        self._subscriptions: set[asyncio.Queue[Envelope | None]] = set()
 
     async def start(self) -> None:
         """Listen, on a new socket."""
@@ -97,6 +98,9 @@ class SimulatedContainerd:
         server, self._server = self._server, None
         if server is not None:
             self.faults.release()
+            for waiting in self._subscriptions:
+                waiting.put_nowait(None)
+            await self.until(lambda: not self._subscriptions)
             await server.stop(None)
             with suppress(FileNotFoundError):
                 os.unlink(self.address)
@@ -267,15 +271,22 @@ class SimulatedContainerd:
 
     async def _subscribe(self, asked: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
         fits = _filter(asked)
-        waiting: asyncio.Queue[Envelope] = asyncio.Queue()  # unbounded, as containerd's are
+        waiting: asyncio.Queue[Envelope | None] = asyncio.Queue()  # unbounded, as containerd's are
+        with self._subscribed(waiting):
+            while (envelope := await waiting.get()) is not None:
+                if fits(envelope.topic):
+                    yield envelope.SerializeToString()
+        raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the stand-in goes away")
+
+    @contextmanager
+    def _subscribed(self, waiting: asyncio.Queue[Envelope | None]) -> Iterator[None]:
+        self._subscriptions.add(waiting)
         self.state.listeners.add(waiting.put_nowait)
         self._stir()
         try:
-            while True:
-                envelope = await waiting.get()
-                if fits(envelope.topic):
-                    yield envelope.SerializeToString()
+            yield
         finally:
+            self._subscriptions.discard(waiting)
             self.state.listeners.discard(waiting.put_nowait)
             self._stir()
 

@@ -35,6 +35,4 @@ async def create_records(
                 asked = wire.field(1, record(id_, labels or {}, spec_bytes))
                 await create(asked, timeout=60, metadata=((NAMESPACE_HEADER, namespace),))
 
-        async with asyncio.TaskGroup() as group:
-            for id_ in ids:
-                group.create_task(one(id_))
+        await asyncio.gather(*map(one, ids))

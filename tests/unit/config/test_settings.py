@@ -80,6 +80,11 @@ def test_addresses_of_containerd(written: str) -> None:
     assert load({"containerd": {"address": written}}).containerd.address == "/run/c.sock"
 
 
+def test_a_duration_may_be_one_already() -> None:
+    interval = timedelta(minutes=5)
+    assert load({"snapshot": {"interval": interval}}).snapshot.interval == interval
+
+
 def test_settings_never_change() -> None:
     with pytest.raises(ValidationError):
         load().log.level = "debug"

@@ -6,49 +6,45 @@ from dataclasses import dataclass, field
 
 from bridge.core.lives import Question, Transition
 from bridge.core.model import ContainerEvent, ContainerKey, Task
-from bridge.core.reconcile import reconcile, suspects, unproven
+from bridge.core.reconcile import reconcile, suspects
 from bridge.core.tracker import Tracker
-from tests.unit.core.world import SECOND, Delivery, Happening, Witness, World
+from tests.unit.core.world import Happening, Witness, World
 
 BOOT = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
-ROUNDS = 5
+ROUNDS = 5  # of questions before a snapshot
 
 
 @dataclass
 class Judge:
-    """A consumer that folds records and accepts well-formed lives only (P2)."""
+    """A consumer: it folds the records into what lives, and accepts well-formed lives only (P2)."""
 
     fold: dict[ContainerKey, tuple[int, bool]] = field(default_factory=dict)
-    ended: set[tuple[ContainerKey, str]] = field(default_factory=set)
     told: list[Happening] = field(default_factory=list)
+    ended: set[tuple[ContainerKey, str]] = field(default_factory=set)
     adoptions: int = 0
 
     def take(self, each: Transition) -> None:
-        life = (each.key, each.incarnation)
         current = self.fold.get(each.key)
-        assert life not in self.ended, f"told after its end: {each}"
+        assert (each.key, each.incarnation) not in self.ended, f"told after its end: {each}"
+        assert (each.ending is not None) is (each.type == "exited")
         if each.type == "started":
             assert current is None, f"started on top of {current}: {each}"
-            assert not each.paused
-            self.fold[each.key] = (each.pid, False)
         else:
             assert current is not None, f"of nothing that lives: {each}"
             assert current[0] == each.pid, f"of another life than {current}: {each}"
-            if each.type == "exited":
-                assert each.ending is not None
-                del self.fold[each.key]
-                self.ended.add(life)
-            else:
-                paused = each.type == "paused"
-                assert current[1] is not paused, f"told twice: {each}"
-                assert each.paused is paused
-                self.fold[each.key] = (each.pid, paused)
-        ending = each.ending
-        status, oom = (ending.status, ending.oom) if ending is not None else (None, None)
+        if each.type == "exited":
+            del self.fold[each.key]
+            self.ended.add((each.key, each.incarnation))
+        else:
+            paused = each.type == "paused"
+            assert current is None or current[1] is not paused, f"told twice: {each}"
+            assert each.paused is paused
+            self.fold[each.key] = (each.pid, paused)
+        status, oom = (each.ending.status, each.ending.oom) if each.ending is not None else (None, None)
         self.told.append(Happening(each.type, each.key, each.pid, status, oom))
 
     def take_snapshot(self, transitions: list[Transition], rows: list[Transition]) -> None:
-        """A snapshot's rows are what its transitions led to, and who was there before anybody looked."""
+        """The rows are what the transitions led to, and whoever was there before anybody looked."""
         for each in transitions:
             self.take(each)
         for row in rows:
@@ -81,7 +77,7 @@ class Follower:
         self._deliver(len(world.stream))
         self._decided(reconcile(tracker, listing, world.now()))
         for _ in range(ROUNDS):
-            self._ask(tracker.due_questions(world.now()))
+            self._decided(self._ask(tracker.due_questions(world.now())))
         tracker.complete(set(listing.failed))
         self._publish()
         self._live = True
@@ -97,19 +93,24 @@ class Follower:
         """Take in some of what has happened, and do what is due."""
         self._deliver(self._some())
         self._decided(self.tracker.expire(self.world.now()))
-        self._ask(self.tracker.due_questions(self.world.now()))
-        due = self.tracker.next_due()
-        assert due is None or due >= 0
+        self._decided(self._ask(self.tracker.due_questions(self.world.now())))
+        if self.tracker.adopted != self._adopted:
+            self._publish()
 
     def audit(self) -> None:
         world, tracker = self.world, self.tracker
         listing = world.listing(self._meanwhile, records=False)
         questions = [tracker.question(key) for key in sorted(suspects(tracker, listing))]
         for key, _version in questions:
-            if key in world.records and ((entry := tracker.find(key)) is None or entry.metadata is None):
+            entry = tracker.find(key)
+            if key in world.records and (entry is None or entry.metadata is None):
                 tracker.learn(world.records[key])
-        self._ask(questions, audit=True)
+        repairs = self._ask(questions, follow=True)
         tracker.complete(set(listing.failed))
+        if repairs or tracker.adopted != self._adopted:
+            self._check(repairs)
+            self._missed += repairs
+            self._publish()
 
     def settle_down(self) -> None:
         """Let everything arrive and every question be answered."""
@@ -125,22 +126,23 @@ class Follower:
             self.follow()
         raise AssertionError("questions without end")
 
-    def replay(self, events: list[ContainerEvent]) -> None:
-        for event in events:
+    def repeat(self) -> None:
+        """Receive every event once more."""
+        for event in self.received:
             self._decided(self.tracker.step(event, self.world.now()))
         self.settle_down()
 
-    def _ask(self, questions: list[Question], *, audit: bool = False) -> None:
-        """Ask, while things go on happening; an answer is older than some events that come before it."""
+    def _ask(self, questions: list[Question], *, follow: bool = False) -> list[Transition]:
+        """Ask, while things go on happening: whoever answers has not seen what comes next, nor has the asker."""
         answers: list[tuple[Question, Task | None, bool]] = []
         for question in questions:
             self._meanwhile()
             silent = self.world.faults.silence and self.world.flip(0.3)
             answers.append((question, self.world.task(question.key), silent))
-            self.world.murky.update(getattr(each.event, "pid", 0) for each in self.world.stream if isinstance(each, Delivery))
+            self.world.blur_what_is_on_its_way()
         if self.world.faults.lag and questions:
             self._meanwhile()
-            if audit and self.world.flip(0.5):
+            if follow and self.world.flip(0.5):
                 self.follow()
             self._deliver(self._some())
         told: list[Transition] = []
@@ -149,14 +151,7 @@ class Follower:
                 self.tracker.no_answer(question)
             else:
                 told += self.tracker.answer(question, task, self.world.now())
-        if audit and (told or self.tracker.adopted != self._adopted):
-            self._check(told)
-            self._missed += told
-            self._publish()
-        else:
-            self._decided(told)
-            if self._live and self.tracker.adopted != self._adopted:
-                self._publish()
+        return told
 
     def _meanwhile(self) -> None:
         if self.world.faults.lag and self.world.flip(0.3):
@@ -188,23 +183,13 @@ class Follower:
             self._missed += transitions
 
     def _check(self, transitions: list[Transition]) -> None:
-        """No exit of what lives at this moment, nothing of what never ran."""
+        """No exit is told of what lives at this moment, nothing is told of what never ran."""
         alive = self.world.alive()
         for each in transitions:
-            assert each.type != "exited" or alive.get(each.key, (0, False))[0] != each.pid, f"alive: {each}"
-            assert each.pid not in self.world.never_ran - self.world.murky, f"never ran: {each}"
+            assert each.type != "exited" or alive.get(each.key, (0, False))[0] != each.pid, f"it lives: {each}"
+            assert each.pid not in self.world.never_ran - self.world.murky, f"it never ran: {each}"
 
     def _publish(self) -> None:
-        rows = self.tracker.rows(self.world.now())
-        unproven(self.tracker)
-        self.judge.take_snapshot(self._missed, rows)
+        self.judge.take_snapshot(self._missed, self.tracker.rows(self.world.now()))
         self._missed = []
         self._adopted = self.tracker.adopted
-
-
-def assert_converged(follower: Follower) -> None:
-    """P3: the records folded are what containerd has."""
-    assert follower.judge.fold == follower.world.alive()
-
-
-__all__ = ["BOOT", "SECOND", "Follower", "Judge", "assert_converged"]

@@ -35,9 +35,8 @@ from bridge.core.reconcile import Listing
 
 SECOND = 1_000_000_000
 KEYS = [ContainerKey("default", "a"), ContainerKey("default", "b"), ContainerKey("shop", "a")]
-NAMESPACES = ["default", "shop"]
 LIVES_PER_ID = 14  # fewer than the tracker remembers per id
-ALIVE = (TaskStatus.RUNNING, TaskStatus.PAUSED)
+STARTED_AT = 1_795_447_267 * SECOND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,7 @@ class Faults:
     silence: bool = False  # shims that do not answer, rows left out or UNKNOWN, namespaces that fail
     dead_shims: bool = False  # exits with pid 0
     lag: bool = False  # events wait in containerd's queue while other things are listed and asked for
+    witnessed: bool = False  # some ends are told to who waited for them, too: no fault, but one more order of things
     clock: Literal["steady", "stepping", "mad"] = "steady"
 
 
@@ -103,14 +103,14 @@ class World:
     murky: set[int] = field(default_factory=set)
     subscribed: bool = False
     stream: deque[Delivery | Witness] = field(default_factory=deque)
-    resends: list[ContainerEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._resends: list[ContainerEvent] = []
+        self._known: set[ContainerKey] = set()  # whose record came with an event or a listing
         self._monotonic = 1_000 * SECOND
-        self._offset = 1_795_447_267 * SECOND
+        self._offset = STARTED_AT
         self._pid = 100
         self._updates = 0
-        self._known: set[ContainerKey] = set()  # whose record came with an event or a listing
         self._lives: Counter[ContainerKey] = Counter()
 
     # --- what an observer gets ---
@@ -119,11 +119,7 @@ class World:
         return Instant(self._wall(), self._monotonic)
 
     def alive(self) -> dict[ContainerKey, tuple[int, bool]]:
-        return {
-            key: (task.pid, task.status is TaskStatus.PAUSED)
-            for key, task in self.tasks.items()
-            if task.status in ALIVE
-        }
+        return {key: (task.pid, task.paused) for key in self.tasks if (task := self.task(key)) and task.alive}
 
     def task(self, key: ContainerKey) -> Task | None:
         """Answer ``Tasks.Get`` as of this moment."""
@@ -139,12 +135,19 @@ class World:
         self.subscribed = False
         self.stream.clear()
         self.murky.update(task.pid for task in self.tasks.values())
-        self.murky.update(pid for event in self.resends if (pid := getattr(event, "pid", 0)))
+        for event in self._resends:
+            self._blur(event)
+
+    def blur_what_is_on_its_way(self) -> None:
+        """Answers overtake these events, so nobody can tell by them any more."""
+        for each in self.stream:
+            if isinstance(each, Delivery):
+                self._blur(each.event)
 
     def listing(self, meanwhile: Callable[[], None], *, records: bool) -> Listing:
         """List everything, row by row, while other things happen."""
         listing = Listing()
-        for namespace in NAMESPACES:
+        for namespace in sorted({key.namespace for key in KEYS}):
             listing.namespaces.append(namespace)
             if self.faults.silence and self.flip(0.15):
                 listing.failed.append(namespace)
@@ -157,28 +160,27 @@ class World:
                     self._known.add(key)
             for key in keys:
                 meanwhile()
-                self._list_task(listing, key)
+                task = self._row(key)
+                if task is not None:
+                    listing.tasks[key] = task
         return listing
 
-    def _list_task(self, listing: Listing, key: ContainerKey) -> None:
+    def _row(self, key: ContainerKey) -> Task | None:
         task = self.task(key)
-        if task is None or (self.faults.silence and self.flip(0.1)):
-            return
-        if self.faults.silence and self.flip(0.1):
-            task = Task(key, 0, TaskStatus.UNKNOWN)
-        listing.tasks[key] = task
+        if task is None or not self.faults.silence or self.flip(0.8):
+            return task
+        return Task(key, 0, TaskStatus.UNKNOWN) if self.flip(0.5) else None
 
     # --- what happens ---
 
     def move(self) -> None:
         """Let one thing happen."""
         self.pass_time(self.chance.choice([1, 1, 1, 1_000, 8_000]) * SECOND // 1_000)
-        if self.resends and self.flip(0.3):
+        if self._resends and self.flip(0.3):
             self._resend()
             return
         key = self.chance.choice(KEYS)
-        moves = self._moves(key)
-        self.chance.choice(moves)(key)
+        self.chance.choice(self._moves(key))(key)
 
     def pass_time(self, nanoseconds: int) -> None:
         self._monotonic += nanoseconds
@@ -186,8 +188,8 @@ class World:
             self._offset += self.chance.choice([-7_200, -3, 3, 7_200]) * SECOND
 
     def calm_down(self) -> None:
-        """No more faults; what was to be sent again arrives, unless it is lost."""
-        while self.resends:
+        """Nothing goes wrong any more; what was to be sent again arrives, unless it is lost."""
+        while self._resends:
             self._resend()
         self.faults = Faults(clock=self.faults.clock)
 
@@ -215,18 +217,18 @@ class World:
         return [*moves, self._lose_shim] if self.faults.dead_shims else moves
 
     def _create_record(self, key: ContainerKey) -> None:
-        self._write_record(key, created_at=self._wall())
-        at = self._wall()
-        self._broadcast(ContainerCreated(key, at, "busybox", "runc"))
+        self._write_record(key, self._wall())
+        self._broadcast(ContainerCreated(key, self._wall(), "busybox", "runc"))
 
     def _update_record(self, key: ContainerKey) -> None:
-        self._write_record(key, created_at=self.records[key].created_at)
-        self._broadcast(ContainerUpdated(key, self._wall(), "busybox", self.records[key].labels or {}))
+        labels = self._write_record(key, self.records[key].created_at)
+        self._broadcast(ContainerUpdated(key, self._wall(), "busybox", labels))
 
-    def _write_record(self, key: ContainerKey, *, created_at: int | None) -> None:
+    def _write_record(self, key: ContainerKey, created_at: int | None) -> dict[str, str]:
         self._updates += 1
         labels = {"update": str(self._updates)}
         self.records[key] = Metadata(key, key.id, "", "", "busybox", "runc", created_at, self._wall(), labels)
+        return labels
 
     def _delete_record(self, key: ContainerKey) -> None:
         del self.records[key]
@@ -241,59 +243,58 @@ class World:
         self._publish(TaskCreated(key, self._wall(), self._pid))
 
     def _start(self, key: ContainerKey) -> None:
-        task = self.tasks[key]
-        task.status = TaskStatus.RUNNING
-        self.history.append(Happening("started", key, task.pid))
+        task = self._turn(key, TaskStatus.RUNNING, "started")
         self._publish(TaskStarted(key, self._wall(), task.pid))
 
     def _pause(self, key: ContainerKey) -> None:
-        task = self.tasks[key]
-        task.status = TaskStatus.PAUSED
-        self.history.append(Happening("paused", key, task.pid))
+        self._turn(key, TaskStatus.PAUSED, "paused")
         self._publish(TaskPaused(key, self._wall()))
 
     def _resume(self, key: ContainerKey) -> None:
-        task = self.tasks[key]
-        task.status = TaskStatus.RUNNING
-        self.history.append(Happening("unpaused", key, task.pid))
+        self._turn(key, TaskStatus.RUNNING, "unpaused")
         self._publish(TaskResumed(key, self._wall()))
+
+    def _turn(self, key: ContainerKey, status: TaskStatus, happening: str) -> TrueTask:
+        task = self.tasks[key]
+        task.status = status
+        self.history.append(Happening(happening, key, task.pid))
+        return task
 
     def _oom(self, key: ContainerKey) -> None:
         self.tasks[key].oom = True
         self._publish(TaskOOM(key, self._wall()))
 
     def _exit(self, key: ContainerKey) -> None:
-        task = self._stop(key, self.chance.choice([0, 1, 137]))
-        self.history.append(Happening("exited", key, task.pid, task.exit_status, task.oom))
-        self._publish_exit(key, task, task.exit_status)
+        status = self.chance.choice([0, 1, 137])
+        task = self._stop(key, status)
+        self.history.append(Happening("exited", key, task.pid, status, task.oom))
+        self._publish(TaskExited(key, self._wall(), "", task.pid, status, task.exited_at))
         if self.faults.duplicates and self.flip(0.2):
-            self._publish_exit(key, task, 137)
+            self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _kill_unstarted(self, key: ContainerKey) -> None:
         task = self._stop(key, 137)
         self.never_ran.add(task.pid)
-        self._publish_exit(key, task, 137)
+        self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _lose_shim(self, key: ContainerKey) -> None:
         """The shim dies and takes its task along; containerd knows no pid to tell."""
         task = self._stop(key, 255)
         del self.tasks[key]
-        self.history.append(Happening("exited", key, task.pid, None, None))
+        self.history.append(Happening("exited", key, task.pid, 255, task.oom))
         self._broadcast(TaskExited(key, self._wall(), "", 0, 255, None))
 
     def _stop(self, key: ContainerKey, status: int) -> TrueTask:
         task = self.tasks[key]
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
-        if self.subscribed and self.flip(0.5):
+        if self.faults.witnessed and self.subscribed and self.flip(0.5):
             self.stream.append(Witness(key, task.pid, TaskEnd(status, task.exited_at)))
         return task
-
-    def _publish_exit(self, key: ContainerKey, task: TrueTask, status: int | None) -> None:
-        self._publish(TaskExited(key, self._wall(), "", task.pid, status or 0, task.exited_at))
 
     def _exit_exec(self, key: ContainerKey) -> None:
         self._pid += 1
         self._publish(TaskExited(key, self._wall(), "exec-1", self._pid, self.chance.choice([0, 126]), self._wall()))
+        self._publish(TaskDeleted(key, self._wall(), "exec-1", self._pid, 0, self._wall()))
 
     def _delete_task(self, key: ContainerKey) -> None:
         task = self.tasks.pop(key)
@@ -303,30 +304,28 @@ class World:
 
     def _publish(self, event: ContainerEvent) -> None:
         """Publish as a shim does: it may fail, and be repeated outside the shim's queue."""
-        away = not self.subscribed and self.flip(0.5)  # containerd is down, too: the shim tries again later
         if self.faults.lost and self.flip(0.05):
             self._blur(event)
             return
+        away = not self.subscribed and self.flip(0.5)  # containerd is down, too: the shim tries again later
         if away or (self.faults.late and self.flip(0.15)):
-            self._fail(event)
+            self._blur(event)
+            self._resends.append(event)
             return
         self._broadcast(event)
         if self.faults.duplicates and self.flip(0.15):
             if self.flip(0.5):
                 self._broadcast(event)
             else:
-                self.resends.append(event)
-
-    def _fail(self, event: ContainerEvent) -> None:
-        self._blur(event)
-        self.resends.append(event)
+                self._resends.append(event)
 
     def _blur(self, event: ContainerEvent) -> None:
-        if isinstance(event, TaskCreated):
+        """Without these in their place, a task that was never started looks like one that was."""
+        if isinstance(event, (TaskCreated, TaskExited)):
             self.murky.add(event.pid)
 
     def _resend(self) -> None:
-        event = self.resends.pop(self.chance.randrange(len(self.resends)))
+        event = self._resends.pop(self.chance.randrange(len(self._resends)))
         if not (self.faults.lost and self.flip(0.3)):
             self._broadcast(event)
 

@@ -174,14 +174,20 @@ async def test_a_reader_that_goes_is_noticed_without_anything_to_write() -> None
     os.close(theirs)
 
 
-async def test_a_full_disk_is_transient_and_says_what_to_do() -> None:
-    with Path("/dev/full").open("wb") as full:
-        sink = await started(full.fileno())
-        with pytest.raises(TransientError, match="No space left on device; make room"):
-            await sink.publish([record(b"{}")])
-        with pytest.raises(TransientError):
-            await sink.publish([record(b"{}")])
-        await sink.close()
+@pytest.fixture
+def full() -> Iterator[int]:
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+async def test_a_full_disk_is_transient_and_says_what_to_do(full: int) -> None:
+    sink = await started(full)
+    with pytest.raises(TransientError, match="No space left on device; make room"):
+        await sink.publish([record(b"{}")])
+    with pytest.raises(TransientError):
+        await sink.publish([record(b"{}")])
+    await sink.close()
 
 
 async def test_an_error_of_a_publish_that_was_given_up_disturbs_nobody() -> None:

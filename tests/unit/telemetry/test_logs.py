@@ -129,3 +129,29 @@ def test_libraries_come_out_in_the_same_form_from_warning_on(pipe: tuple[int, in
     first, second = map(json.loads, read(pipe[0]).splitlines())
     assert (first["event"], first["level"], first["logger"]) == (f"Odd frame: {HOSTILE}", "warning", "grpc._channel")
     assert (second["event"], second["level"]) == ("Odd level.", "warning")
+
+
+def test_a_library_that_logs_wrongly_harms_nobody(
+    pipe: tuple[int, int], configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    writer = configure("info", "json", descriptor=pipe[1])
+    logging.getLogger("library").warning("%d and %d", 1)  # noqa: PLE1206 (that is the point)
+    writer.close()
+    os.write(pipe[1], b"nothing more")
+    assert read(pipe[0]) == "nothing more"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_lines_that_were_left_out_are_told_in_the_same_form(
+    form: str, pipe: tuple[int, int], configure: Configure
+) -> None:
+    writer = configure("info", form, descriptor=pipe[1])
+    log = structlog.get_logger()
+    writer._left_out = 7  # as if nobody had read for a while
+    log.info("Read again.")
+    writer.close()
+    first, second = read(pipe[0]).splitlines()
+    assert "left out" in first
+    assert ('"lines": 7' if form == "json" else "lines=7") in first
+    assert "Read again." in second

@@ -1,0 +1,211 @@
+"""What the documents say is tried: the fold, the examples, the commands, the settings, the links."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import jsonschema
+import msgspec
+import pytest
+from pydantic import BaseModel
+
+from bridge.cli import execute
+from bridge.core import events
+from bridge.core.encode import Coverage, Gap, Ledger
+from bridge.core.lives import Transition
+from bridge.core.model import ContainerKey, Engine
+from config.settings import Settings
+from config.sinks import StdoutSettings
+
+ROOT = Path(__file__).parents[3]
+EVENTS = (ROOT / "docs" / "events.md").read_text()
+README = (ROOT / "README.md").read_text()
+
+Documents = list[dict[str, Any]]
+Fold = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+# --- the reference fold ---
+
+SOURCE = ("node-1", "engine")
+
+
+@pytest.fixture
+def fold() -> Fold:
+    (code,) = blocks(EVENTS, "python")
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 (it is ours)
+    return names["fold"]  # type: ignore[no-any-return]
+
+
+class Story:
+    """Records as the bridge writes them."""
+
+    def __init__(self, epoch: int = 1, engine: str = "engine") -> None:
+        self._ledger = Ledger("node-1", Engine(engine, "2", "/c.sock", 1), epoch)
+
+    def tell(self, type_: events.TransitionType, id_: str) -> Documents:
+        return self._decoded([self._ledger.transition(told(type_, id_))])
+
+    def snapshot(self, *rows: str, missed: tuple[Transition, ...] = (), failed: tuple[str, ...] = ()) -> Documents:
+        coverage = Coverage(["default", "shop"], list(failed), False)
+        present = [told("present", id_) for id_ in rows]
+        return self._decoded(self._ledger.snapshot(Gap("start", None, 0), coverage, list(missed), present, 0))
+
+    @staticmethod
+    def _decoded(records: list[events.Record]) -> Documents:
+        return [json.loads(record.data) for record in records]
+
+
+def told(type_: events.TransitionType | events.RowType, id_: str) -> Transition:
+    namespace, _, id_ = id_.rpartition("/")
+    key = ContainerKey(namespace or "default", id_)
+    return Transition(type_, "live", 0, key, None, None, 1, "boot-1", type_ == "paused")
+
+
+def test_the_fold_follows_transitions(fold: Fold) -> None:
+    story = Story()
+    records = story.snapshot("a", "b") + story.tell("started", "c") + story.tell("exited", "a")
+    records += story.tell("paused", "b")
+    here = fold(records)[SOURCE]
+    assert {id_: container["paused"] for id_, container in here.items()} == {"b": True, "c": False}
+
+
+def test_a_snapshot_ends_what_it_does_not_name_but_for_failed_namespaces(fold: Fold) -> None:
+    story = Story()
+    records = story.snapshot("a", "b", "shop/c")
+    records += story.snapshot("b", missed=(told("started", "d"), told("exited", "d")), failed=("shop",))
+    assert set(fold(records)[SOURCE]) == {"b", "shop/c"}
+
+
+def test_an_unfinished_snapshot_ends_nothing(fold: Fold) -> None:
+    first = Story(epoch=1)
+    records = first.snapshot("a", "b") + first.snapshot("b")[:-1]
+    assert set(fold(records)[SOURCE]) == {"a", "b"}
+    records += Story(epoch=2).snapshot("a")
+    assert set(fold(records)[SOURCE]) == {"a"}
+
+
+def test_repetitions_change_nothing(fold: Fold) -> None:
+    story = Story()
+    records = story.snapshot("a") + story.tell("exited", "a") + story.tell("started", "b") + story.snapshot("b")
+    for start in range(len(records)):
+        for end in range(start, len(records) + 1):
+            assert fold(records[:end] + records[start:]) == fold(records)
+
+
+@pytest.mark.parametrize("begin", range(6))
+def test_who_joins_in_the_middle_is_right_after_the_next_snapshot(begin: int, fold: Fold) -> None:
+    story = Story()
+    records = story.snapshot("a", "b") + story.tell("exited", "a") + story.tell("started", "c")
+    records += story.snapshot("b", "c")
+    assert fold(records[begin:]) == fold(records)
+
+
+def test_sources_do_not_mix(fold: Fold) -> None:
+    records = Story(engine="one").snapshot("a") + Story(engine="two").snapshot("b")
+    assert {source[1]: set(here) for source, here in fold(records).items()} == {"one": {"a"}, "two": {"b"}}
+
+
+def test_unknown_types_change_nothing(fold: Fold) -> None:
+    story = Story()
+    records = story.snapshot("a")
+    (unknown,) = story.tell("started", "b")
+    assert set(fold([*records, unknown | {"type": "created"}])[SOURCE]) == {"a"}
+
+
+# --- examples ---
+
+
+@pytest.mark.parametrize("text", [EVENTS, README], ids=["events.md", "README.md"])
+def test_examples_are_records(text: str) -> None:
+    examples = blocks(text, "json")
+    assert examples
+    for example in examples:
+        jsonschema.Draft202012Validator(events.json_schema()).validate(json.loads(example))
+        record = msgspec.json.decode(example, type=events.EventRecord)
+        assert json.loads(msgspec.json.encode(record)) == json.loads(example)
+
+
+def test_every_field_and_type_is_documented() -> None:
+    names = {*events.EventRecord.__struct_fields__, *events.Container.__struct_fields__}
+    names |= {*events.Snapshot.__struct_fields__, *events.Pod.__struct_fields__, *events.Exit.__struct_fields__}
+    names |= {*get_args(events.RecordType), *get_args(events.Reason), *get_args(events.LossReason)}
+    assert [name for name in sorted(names) if f"`{name}`" not in EVENTS and f'"{name}"' not in EVENTS] == []
+
+
+# --- commands ---
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    for block in blocks(text, "console"):
+        for line in block.splitlines():
+            if line.startswith("$ whalebridge "):
+                yield shlex.split(line.partition("|")[0], comments=True)[2:]
+
+
+def test_documented_commands_and_their_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    documented = [
+        command for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) for command in commands(path.read_text())
+    ]
+    assert ["run"] in documented
+    for command in documented:
+        assert execute([command[0], "--help"]) == 0
+        told = capsys.readouterr().out
+        assert [flag for flag in command if flag.startswith("--") and f"{flag} " not in told] == []
+
+
+def test_documented_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        documented = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / name).read_text()))
+        assert {word for word in documented if word not in targets and word != "alone"} == set()
+
+
+# --- settings ---
+
+
+def settings(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{path}{name}.")
+        else:
+            yield path + name, written(field.default)
+
+
+def written(default: object) -> str:
+    if isinstance(default, timedelta):
+        return f"`{int(default.total_seconds()) // 3600}h`"
+    if isinstance(default, tuple):
+        return ", ".join(f"`{item.type}:`" if isinstance(item, StdoutSettings) else f"`{item}`" for item in default)
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def test_the_table_of_settings_is_complete_and_has_the_right_defaults() -> None:
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) ?\|", README, re.MULTILINE))
+    expected = dict(settings(Settings))
+    in_words = {"host", "labels.exclude", "labels.redact"}
+    assert set(rows) == set(expected)
+    assert {path: rows[path] for path in expected if path not in in_words} == {
+        path: default for path, default in expected.items() if path not in in_words
+    }
+
+
+# --- links ---
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/events.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
