@@ -1,0 +1,169 @@
+"""A containerd that does as the test says, with hooks at the points where races happen; and a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from bridge.core.errors import TransientError
+from bridge.core.events import Record
+from bridge.core.labels import LabelRules
+from bridge.core.model import ContainerKey, Engine, Event, Instant, Mark, Metadata, Task, TaskEnd, TaskStatus
+from bridge.watch import WatchSettings
+
+NEVER = 1e6  # seconds
+
+
+class FakeClock:
+    """Time goes on only as somebody sleeps, and then at once; a sleep longer than NEVER does not end."""
+
+    def __init__(self) -> None:
+        self.nanoseconds = 0
+
+    def now(self) -> Instant:
+        return Instant(1_800_000_000_000_000_000 + self.nanoseconds, self.nanoseconds)
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > NEVER:
+            await asyncio.Event().wait()
+        self.nanoseconds += int(seconds * 1e9)
+        await asyncio.sleep(0)
+
+    def random(self) -> float:
+        return 0.5
+
+
+class FakeStream:
+    """What is put in comes out; ``end`` breaks it."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._events: list[Event] = []
+        self._error: TransientError | None = None
+        self._changed = asyncio.Event()
+
+    def put(self, *events: Event) -> None:
+        self._events += events
+        self._changed.set()
+
+    def end(self, error: TransientError) -> None:
+        self._error = error
+        self._changed.set()
+
+    async def batch(self) -> Sequence[Event]:
+        while not self._events:
+            if self._error is not None:
+                raise self._error
+            self._changed.clear()
+            await self._changed.wait()
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def nothing(*_: object) -> None:
+    """A hook that does nothing."""
+
+
+class FakeSource:
+    """A containerd in memory. Hooks run inside the calls they are named after."""
+
+    def __init__(self) -> None:
+        self.id = "engine-1"
+        self.records: dict[ContainerKey, Metadata] = {}
+        self.running: dict[ContainerKey, Task] = {}
+        self.stream = FakeStream()
+        self.calls: Counter[str] = Counter()
+        self.marks_come_back = True
+        self.before_listing: Callable[[str], Awaitable[None]] = nothing
+        self.before_task: Callable[[ContainerKey], Awaitable[None]] = nothing
+        self.before_record: Callable[[ContainerKey], Awaitable[None]] = nothing
+
+    async def engine(self) -> Engine:
+        return Engine(self.id, "2.4.2", "/run/c.sock", 812)
+
+    async def subscribe(self) -> FakeStream:
+        self.stream = FakeStream()
+        return self.stream
+
+    async def mark(self, nonce: str, number: int) -> None:
+        self.calls["mark"] += 1
+        if self.marks_come_back:
+            self.stream.put(Mark(nonce, number))
+
+    async def namespaces(self) -> Sequence[str]:
+        return sorted({key.namespace for key in {**self.records, **self.running}} | {"default"})
+
+    async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
+        self.calls["containers"] += 1
+        await self.before_listing(namespace)
+        for key, record in self.records.items():
+            if key.namespace == namespace:
+                yield record
+
+    async def tasks(self, namespace: str) -> Sequence[Task]:
+        return [task for key, task in self.running.items() if key.namespace == namespace]
+
+    async def container(self, key: ContainerKey) -> Metadata | None:
+        self.calls["container"] += 1
+        await self.before_record(key)
+        return self.records.get(key)
+
+    async def task(self, key: ContainerKey) -> Task | None:
+        self.calls["task"] += 1
+        await self.before_task(key)
+        return self.running.get(key)
+
+    async def wait(self, key: ContainerKey) -> TaskEnd | None:  # noqa: ARG002 (the port's signature)
+        await asyncio.Event().wait()
+        return None
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    # --- what a test does to it ---
+
+    def run(self, key: ContainerKey, pid: int, status: TaskStatus = TaskStatus.RUNNING) -> None:
+        """Have a container with a task, without any event."""
+        self.records[key] = record(key)
+        self.running[key] = Task(key, pid, status)
+
+
+class KeepingOutbox:
+    """An outbox that keeps everything, for a test to look at."""
+
+    def __init__(self) -> None:
+        self.kept: list[Record] = []
+        self.before_append: Callable[[], Awaitable[None]] = nothing
+
+    async def append(self, records: Sequence[Record]) -> None:
+        await self.before_append()
+        self.kept += records
+
+    async def read(self, sink: str, limit: int) -> Sequence[Record]:
+        raise NotImplementedError
+
+    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
+        raise NotImplementedError
+
+    def depth(self, sink: str) -> int:  # noqa: ARG002 (the port's signature)
+        return 0
+
+
+def record(key: ContainerKey, name: str = "") -> Metadata:
+    return Metadata(key, name or key.id, "", "", "busybox", "runc", 1, 1, {"tier": "front"})
+
+
+def settings(**changed: object) -> WatchSettings:
+    """Settings of a watch of everything."""
+    values = {
+        "host": "node-1",
+        "namespaces": lambda name: name != "moby",
+        "publishes": lambda _: True,
+        "rules": LabelRules.keep_all(),
+        **changed,
+    }
+    return WatchSettings(**values)  # type: ignore[arg-type]
