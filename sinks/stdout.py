@@ -177,12 +177,14 @@ class _Job(NamedTuple):
 
 def _work(jobs: SimpleQueue[_Job | None], writer: LineWriter) -> None:
     while job := jobs.get():
-        error: BridgeError | None = None
+        error: Exception | None = None
         try:
             writer.write(job.lines)
         except OSError as cause:
             error = translated(cause)
             error.__cause__ = cause
+        except Exception as bug:  # noqa: BLE001 (it is told where somebody waits, instead of nowhere)
+            error = bug
         _tell(job.loop, job.done, error)
 
 
@@ -197,7 +199,7 @@ def _poll(descriptor: int, events: int) -> None:
     poll.poll()
 
 
-def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], error: BridgeError | None) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], error: Exception | None) -> None:
     """End ``future`` from another thread."""
 
     def end() -> None:

@@ -19,6 +19,4 @@ def printable_json(document: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    # All of these stand within strings: outside of them JSON has no such characters. The standard library knows
-    # surrogate pairs, but leaves DEL alone.
-    return "\\u007f" if character == "\x7f" else json.dumps(character)[1:-1]
+    return json.dumps(character)[1:-1]  # these all stand within strings: outside of them JSON has no such characters

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import inspect, list_, output, run, schema, version
-from bridge.cli.failure import INTERRUPTED, WRONG_USAGE, CommandError
+from bridge.cli import inspect, list_, run, schema, version
+from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
 NAME = "whalebridge"
@@ -61,8 +61,7 @@ def execute(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as end:  # typer's answer to a closed pipe while it prints help
-        output.abandon()
-        return end.code if isinstance(end.code, int) else 1
+        return end.code if isinstance(end.code, int) else FAILED
 
 
 def complain(*lines: str) -> None:

@@ -164,7 +164,7 @@ class ContainerdWatcher:
             record = resolve(name_or_id, [record async for record in self._records()])
         task = await self._client.task(record.key)
         if task is None or not task.alive:
-            state = f"it is {task.status.name}" if task else "it has no task"
+            state = f"its task is {task.status.name}" if task else "it has no task"
             raise NotFoundError(f"container {display_id(record.key)} has no initial process: {state}")
         return Living(record, task)
 

@@ -37,7 +37,7 @@ class LabelRules:
     def apply(self, labels: Labels) -> Labels:
         """Return the labels that may be told, redacted where the rules say so."""
         told = {}
-        for key, value in labels.items():
+        for key, value in sorted(labels.items()):
             keep, redact = self._verdicts.get(key) or self._judge(key)
             if keep:
                 told[key] = REDACTED if redact else value

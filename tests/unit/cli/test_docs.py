@@ -102,6 +102,12 @@ def test_repetitions_change_nothing(fold: Fold) -> None:
     for start in range(len(records)):
         for end in range(start, len(records) + 1):
             assert fold(records[:end] + records[start:]) == fold(records)
+    for record in records:
+        assert fold([*records, record]) == fold(records)
+
+
+def test_the_end_of_a_snapshot_whose_beginning_was_not_seen_ends_nothing(fold: Fold) -> None:
+    assert set(fold(Story().snapshot("a", "b")[2:])[SOURCE]) == {"b"}
 
 
 @pytest.mark.parametrize("begin", range(6))

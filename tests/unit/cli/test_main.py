@@ -24,10 +24,14 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+# As most people have it: with buffers, which the interpreter flushes as it ends.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 def whalebridge(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        [sys.executable, "-m", "bridge", *arguments], text=True, check=False, timeout=60, **options
-    )
+    command = [sys.executable, "-m", "bridge", *arguments]
+    options = {"env": ENVIRONMENT} | options
+    return subprocess.run(command, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
 
 
 # --- what is fine ---
@@ -200,7 +204,10 @@ def test_a_closed_standard_output_is_told() -> None:
 
 
 def test_closed_descriptors_are_not_given_to_other_files() -> None:
-    code = "import os; from bridge import cli; cli._occupy_standard_descriptors(); os._exit(os.open('/', os.O_RDONLY))"
+    code = (
+        "import atexit, os, sys; from bridge import cli; sys.argv[1:] = ['version'];"
+        "atexit.register(lambda: os._exit(os.open('/', os.O_RDONLY))); cli.main()"
+    )
     done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
     assert done.returncode == 3
 

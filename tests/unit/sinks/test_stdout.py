@@ -205,6 +205,17 @@ async def test_an_error_of_a_publish_that_was_given_up_disturbs_nobody() -> None
     os.close(theirs)
 
 
+async def test_a_bug_is_told_to_who_waits(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise ZeroDivisionError
+
+    sink = await started(pipe[1])
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(ZeroDivisionError):
+        await sink.publish([record(b"{}")])
+    await sink.close()
+
+
 async def test_a_closed_descriptor_is_refused_at_the_start(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
         descriptor = file.fileno()

@@ -1,0 +1,158 @@
+"""``ContainerdWatcher`` on real containerds, and the example in its documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from bridge.containerd.watcher import Container, ContainerdWatcher, ContainerEventType
+from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
+from tests.simulator.state import IMAGE
+from tests.testbed.containerd import Containerd
+
+LIBRARY = Path(__file__).parents[2] / "docs" / "library.md"
+STARTED, EXITED, PAUSED, UNPAUSED = ContainerEventType
+
+_numbers = itertools.count(1)
+
+
+class Namespace:
+    """A namespace of one's own, driven by ctr."""
+
+    def __init__(self, engine: Containerd) -> None:
+        self.engine = engine
+        self.name = f"watched.{os.getpid()}-{next(_numbers)}"
+
+    async def ctr(self, *args: str) -> None:
+        await asyncio.to_thread(self.engine.ctr, *args, namespace=self.name)
+
+    async def run(self, id_: str, *labels: str) -> None:
+        await self.ctr("run", "--detach", *(f"--label={label}" for label in labels), IMAGE, id_, "sleep", "1000")
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+
+
+@pytest.fixture
+async def namespace(engine: Containerd) -> Namespace:
+    namespace = Namespace(engine)
+    await asyncio.to_thread(engine.import_image, namespace.name)
+    return namespace
+
+
+@pytest.fixture
+async def watcher(engine: Containerd, namespace: Namespace) -> AsyncIterator[ContainerdWatcher]:
+    async with ContainerdWatcher.at(f"unix://{engine.address}", include=[namespace.name]) as watcher:
+        yield watcher
+
+
+async def test_the_engine_is_told(engine: Containerd, watcher: ContainerdWatcher) -> None:
+    assert watcher.type == "containerd.io"
+    assert watcher.api == engine.address
+    assert watcher.pid == engine.pid
+    assert (await watcher.version()).startswith(f"{engine.version}.")
+    uuid = engine.directory / "root" / "io.containerd.grpc.v1.introspection" / "uuid"
+    assert await watcher.id() == uuid.read_text()
+
+
+async def test_a_life_is_told_and_listed(namespace: Namespace, watcher: ContainerdWatcher) -> None:
+    id_ = f"life-{os.getpid()}-{next(_numbers)}"
+    async with watcher.lifecycle_events() as events:
+        await namespace.run(id_, "com.docker.compose.project=shop", "nerdctl/name=web")
+        await namespace.ctr("tasks", "exec", "--exec-id", "e1", id_, "true")
+        (found,) = await watcher.list()
+        assert found == Container(
+            id=f"{namespace.name}/{id_}",
+            name=f"{namespace.name}/web",
+            labels=found.labels,
+            pid=found.pid,
+            project="shop",
+            paused=False,
+        )
+        assert found.labels["nerdctl/name"] == "web"
+        assert command_line(found.pid) == "sleep 1000"
+        for meant in (found.id, id_[:-1], "web", f"{namespace.name}/web"):
+            assert await watcher.inspect(meant) == found
+
+        await namespace.ctr("tasks", "pause", id_)
+        assert (await watcher.inspect("web")).paused
+        await namespace.ctr("tasks", "resume", id_)
+        told = [await anext(events) for _ in range(3)]
+        await namespace.ctr("containers", "label", id_, "com.docker.compose.project=other")
+        await namespace.ctr("tasks", "kill", "--signal", "SIGKILL", id_)
+        told.append(await anext(events))
+    assert {event.id for event in told} == {found.id}
+    assert [event.type for event in told] == [STARTED, PAUSED, UNPAUSED, EXITED]
+    assert [event.project for event in told] == ["shop", "shop", "shop", "other"]
+    assert await watcher.list() == []
+    with pytest.raises(NotFoundError, match=f"container {found.id} has no initial process: its task is STOPPED"):
+        await watcher.inspect("web")
+
+
+async def test_an_ambiguous_id_names_the_candidates(namespace: Namespace, watcher: ContainerdWatcher) -> None:
+    prefix = f"same-{os.getpid()}-{next(_numbers)}"
+    await namespace.run(f"{prefix}-a")
+    await namespace.run(f"{prefix}-b")
+    display = f"{namespace.name}/{prefix}"
+    with pytest.raises(
+        AmbiguousError, match=f"^'{prefix}' fits 2 containers: {display}-a, {display}-b: give a longer id"
+    ):
+        await watcher.inspect(prefix)
+    with pytest.raises(NotFoundError, match=r"^there is no container 'nobody': give an id"):
+        await watcher.inspect("nobody")
+
+
+async def test_docker_is_left_out_unless_asked_for(engine: Containerd) -> None:
+    moby = Namespace(engine)
+    moby.name = "moby"
+    await asyncio.to_thread(engine.import_image, "moby")
+    id_ = f"docker-{os.getpid()}-{next(_numbers)}"
+    await moby.run(id_)
+    async with ContainerdWatcher.at(engine.address) as watcher:
+        assert f"moby/{id_}" not in {found.id for found in await watcher.list()}
+        with pytest.raises(NotFoundError):
+            await watcher.inspect(f"moby/{id_}")
+    async with ContainerdWatcher.at(engine.address, include=["moby"]) as watcher:
+        assert (await watcher.inspect(f"moby/{id_}")).id == f"moby/{id_}"
+    await moby.ctr("tasks", "kill", "--signal", "SIGKILL", id_)
+
+
+async def test_a_lost_stream_is_an_error(fresh_engine: Callable[[], Containerd]) -> None:
+    engine = fresh_engine()
+    async with ContainerdWatcher.at(engine.address) as watcher, watcher.lifecycle_events() as events:
+        await asyncio.to_thread(engine.stop)
+        with pytest.raises(TransientError, match=f"containerd at {engine.address} "):
+            await anext(events)
+
+
+async def test_the_example_of_the_documentation_runs(
+    engine: Containerd, namespace: Namespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = re.search(r"```python\n(.*?)```", LIBRARY.read_text(), re.DOTALL)
+    assert source is not None
+    example: dict[str, object] = {"__name__": "example"}
+    exec(compile(source[1], str(LIBRARY), "exec"), example)  # noqa: S102 - it is what the reader is told to do
+    main = example["main"]
+    assert callable(main)
+
+    id_ = f"example-{os.getpid()}-{next(_numbers)}"
+    await namespace.run(f"{id_}-old", "com.docker.compose.project=shop")
+    running = asyncio.create_task(main(engine.address))
+    told = ""
+    async with asyncio.timeout(20):
+        while f"alive: {namespace.name}/{id_}-old" not in told:
+            await asyncio.sleep(0.01)
+            told += capsys.readouterr().out
+        await namespace.run(f"{id_}-new")
+        while f"started: {namespace.name}/{id_}-new -" not in told:
+            await asyncio.sleep(0.01)
+            told += capsys.readouterr().out
+    running.cancel()
+    assert told.startswith(f"containerd.io {engine.version}.")
