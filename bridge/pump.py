@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import structlog
 
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.retry import Backoff, Failure, forever
+from bridge.tasks import together
 from bridge.telemetry.sparingly import Sparingly
 
 BATCH = 1000  # records
 BACKOFF = Backoff(first=0.1, most=30.0)
 _log = structlog.get_logger(__name__)
+
+
+@runtime_checkable
+class NoticesReader(Protocol):
+    """A sink that notices that its reader is gone for good, although there is nothing to publish."""
+
+    async def reader_gone(self) -> None:
+        """Wait for that; raise a FatalError then."""
 
 
 class Pump:
@@ -33,6 +43,12 @@ class Pump:
             FatalError: The sink cannot go on.
         """
         await self._insist(self._sink.start)
+        async with together() as tasks:
+            if isinstance(self._sink, NoticesReader):
+                tasks.create_task(self._sink.reader_gone())
+            await self._publish()
+
+    async def _publish(self) -> None:
         while True:
             batch = await self._outbox.read(self.name, BATCH)
             await self._insist(partial(self._sink.publish, batch))

@@ -1,62 +1,27 @@
-"""The commands as people call them, on real containerd."""
+"""The commands that look once, and bad input, on real containerd."""
 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import os
 import pty
 import re
-import signal
 import socket
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
 from bridge.core.labels import REDACTED
 from tests.bridge_process import BridgeProcess
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
 from tests.testbed.containerd import Containerd
 
-WHALEBRIDGE = [sys.executable, "-m", "bridge"]
-ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm"}
 HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
-
-
-def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Call it without a terminal."""
-    command = [*prefix, *WHALEBRIDGE, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
-
-
-class Yard:
-    """Makes containers of names of their own on a shared containerd, and removes them."""
-
-    _numbers = itertools.count()
-
-    def __init__(self, engine: Containerd) -> None:
-        self.engine = engine
-        self.address = engine.address
-        self._made: list[tuple[str, str]] = []
-
-    def run(self, namespace: str = "default", labels: dict[str, str] | None = None, stem: str = "cli") -> str:
-        """Run a container that does nothing, and return its id."""
-        id_ = f"{stem}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
-        self.engine.import_image(namespace)
-        self.engine.run(id_, "sleep", "600", namespace=namespace, labels=labels)
-        self._made.append((namespace, id_))
-        return id_
-
-    def clear(self) -> None:
-        for namespace, id_ in self._made:
-            self.engine.ctr("tasks", "delete", "--force", id_, namespace=namespace, check=False)
-            self.engine.ctr("containers", "delete", id_, namespace=namespace)
 
 
 @pytest.fixture
@@ -201,12 +166,6 @@ def test_bad_input_is_one_line(yard: Yard, arguments: list[str], status: int, sa
     assert_one_line(done, status, said)
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
-    assert (done.returncode, done.stdout) == (status, ""), done.stderr
-    assert re.fullmatch(r"whalebridge: .*\n", done.stderr), done.stderr
-    assert [each for each in said if each not in done.stderr] == []
-
-
 ONCE = [["list"], ["inspect", "x"]]
 
 
@@ -257,136 +216,3 @@ def answer_all(server: socket.socket, answer: bytes) -> None:
         with connection:
             connection.recv(1000)
             connection.sendall(answer)
-
-
-# --- run ---
-
-
-class Run:
-    """`whalebridge run` with both outputs as pipes."""
-
-    def __init__(self, address: str, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [*WHALEBRIDGE, "run", "--containerd", address, *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-        )
-
-    @property
-    def records(self) -> IO[bytes]:
-        assert self.process.stdout
-        return self.process.stdout
-
-    @property
-    def log(self) -> IO[bytes]:
-        assert self.process.stderr
-        return self.process.stderr
-
-    def live(self) -> None:
-        """Read on until the first snapshot is complete."""
-        for line in self.records:
-            if json.loads(line)["type"] == "snapshot_completed":
-                return
-        raise AssertionError(self.log.read().decode())
-
-    def end(self, seconds: float = 30) -> tuple[int, list[dict[str, Any]], str]:
-        """Wait for the end: exit status, the records that are left, the log."""
-        out, log = self.process.communicate(timeout=seconds)
-        return self.process.returncode, [json.loads(line) for line in out.splitlines()], log.decode()
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        with self.process:
-            pass
-
-
-def wait_for(fits: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not fits():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_run_cleanly(yard: Yard, number: signal.Signals) -> None:
-    with Run(yard.address) as run:
-        run.live()
-        yard.run()  # perhaps told, perhaps not any more
-        run.process.send_signal(number)
-        status, _, log = run.end()  # the lines that are left are whole
-    assert status == 0
-    for line in log.splitlines():
-        json.loads(line)  # a log of programs: nothing else is mixed in
-
-
-def test_a_signal_while_waiting_stops_run_as_well(tmp_path: Path) -> None:
-    with Run(str(tmp_path / "c.sock")) as run:
-        assert "c.sock" in run.log.readline().decode()
-        run.process.terminate()
-        status, records, log = run.end()
-    assert (status, records) == (0, [])
-    assert "Traceback" not in log
-
-
-def test_run_waits_for_a_containerd_that_is_not_there_yet_and_says_so(yard: Yard, tmp_path: Path) -> None:
-    path = tmp_path / "c.sock"
-    with Run(str(path), "--log-format", "json") as run:
-        told = json.loads(run.log.readline())
-        assert (told["level"], told["event"]) == ("warning", "waiting_for_containerd")
-        assert str(path) in told["error"]
-        path.symlink_to(yard.address)
-        came = time.monotonic()
-        run.live()
-        assert time.monotonic() - came < 5
-        run.process.terminate()
-        assert run.end()[0] == 0
-
-
-def test_a_reader_that_has_gone_ends_run_without_a_traceback(yard: Yard) -> None:
-    with Run(yard.address) as run:
-        run.live()
-        run.records.close()
-        yard.run()  # something to write
-        status = run.process.wait(30)
-        log = run.log.read().decode()
-    assert status == 1
-    assert log.endswith("\nwhalebridge: standard output: its reader has gone\n")
-    assert "Traceback" not in log
-
-
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_a_reader_that_sleeps_does_not_keep_run_from_ending(yard: Yard) -> None:
-    yard.run(labels={"long": "x" * 4000})
-    ours, theirs = os.pipe()
-    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
-    command = [*WHALEBRIDGE, "run", "--containerd", yard.address]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
-        os.close(theirs)
-        assert process.stderr
-        wait_for(lambda: b'"live"' in process.stderr.readline())
-        process.terminate()
-        began = time.monotonic()
-        process.wait(30)
-        log = process.stderr.read().decode()
-    os.close(ours)
-    assert time.monotonic() - began < 15  # the deadline is 10 s
-    assert "Traceback" not in log
-
-
-def test_run_can_share_one_pipe_for_records_and_log(yard: Yard) -> None:
-    """As in `whalebridge run 2>&1 | less`: a pager that is not read blocks neither the log nor the signal."""
-    yard.run()
-    command = [*WHALEBRIDGE, "run", "--containerd", yard.address]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT) as process:
-        assert process.stdout
-        lines = iter(process.stdout.readline, b"")
-        assert any(b'"snapshot_completed"' in line for line in lines)
-        process.terminate()
-        rest = [json.loads(line) for line in lines]
-        assert process.wait(30) == 0
-    assert rest[-1]["event"] == "stopping"

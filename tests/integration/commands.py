@@ -1,0 +1,60 @@
+"""Calling the command line as people do, and containers to call it about."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from tests.testbed.containerd import Containerd
+
+WHALEBRIDGE = [sys.executable, "-m", "bridge"]
+ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm"}
+
+
+def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Call it without a terminal."""
+    command = [*prefix, *WHALEBRIDGE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
+    assert re.fullmatch(r"whalebridge: .*\n", done.stderr), done.stderr
+    assert [each for each in said if each not in done.stderr] == []
+
+
+class Yard:
+    """Makes containers of names of their own on a shared containerd, and removes them."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, engine: Containerd) -> None:
+        self.engine = engine
+        self.address = engine.address
+        self._made: list[tuple[str, str]] = []
+
+    def run(self, namespace: str = "default", labels: dict[str, str] | None = None, stem: str = "cli") -> str:
+        """Run a container that does nothing, and return its id."""
+        id_ = f"{stem}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
+        self.engine.import_image(namespace)
+        self.engine.run(id_, "sleep", "600", namespace=namespace, labels=labels)
+        self._made.append((namespace, id_))
+        return id_
+
+    def clear(self) -> None:
+        for namespace, id_ in self._made:
+            self.engine.ctr("tasks", "delete", "--force", id_, namespace=namespace, check=False)
+            self.engine.ctr("containers", "delete", id_, namespace=namespace)
+
+
+def wait_for(fits: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until it fits, or fail."""
+    deadline = time.monotonic() + seconds
+    while not fits():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
