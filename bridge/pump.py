@@ -67,5 +67,5 @@ class Pump:
         await forever(attempt, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
 
     def _complain(self, failure: Failure) -> None:
-        text = str(failure.error)
-        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failure.in_a_row)
+        text, failures = str(failure.error), failure.in_a_row
+        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)

@@ -90,8 +90,9 @@ def fold(records: list[Document]) -> dict[str, Document]:
     for record in records:
         container = record["container"]
         if record["type"] == "exited":
-            if alive.get(record["id"], container)["incarnation"] == container["incarnation"]:
-                alive.pop(record["id"], None)
+            known = alive.get(record["id"])
+            if known is not None and known["incarnation"] == record["container"]["incarnation"]:
+                del alive[record["id"]]
         elif container is not None:
             alive[record["id"]] = container
     return alive
@@ -102,7 +103,8 @@ def check_stream(records: list[Document]) -> None:
     assert [each["sequence"] for each in records] == list(range(1, len(records) + 1))
     assert records[0]["type"] == "snapshot_started"
     check_lives(records)
-    open_ = None
+    open_: Document | None = None
+    rows = 0
     for record in records:
         if record["type"] == "snapshot_started":
             open_, rows = record["snapshot"], 0

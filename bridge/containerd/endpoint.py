@@ -101,7 +101,7 @@ def peer_pid(connection: socket.socket) -> int:
 
 def _translated(error: OSError, path: str, seconds: float) -> FatalError | TransientError:
     if isinstance(error, FileNotFoundError):
-        return TransientError(f"there is no socket {path}: is containerd running? `whalebridge doctor` looks elsewhere")
+        return TransientError(f"there is no socket {path}: is containerd running, or elsewhere (--containerd PATH)?")
     if isinstance(error, PermissionError):
         return FatalError(f"permission denied on {path}: containerd's socket belongs to root, try sudo")
     if isinstance(error, ConnectionRefusedError):
