@@ -29,7 +29,7 @@ class Stream(Protocol):
     """One subscription to containerd's events, drained into memory whether or not anyone asks for batches."""
 
     async def batch(self) -> Sequence[Event]:
-        """Wait for events; return all there are, in containerd's order, at least one.
+        """Wait for events; return the oldest, in containerd's order, from one to some thousands.
 
         Raises:
             StreamOverflowError: More was received than may be held; what was held is dropped.

@@ -328,7 +328,8 @@ class Tracker:
     @staticmethod
     def _is_awaited(entry: Entry, pid: int) -> bool:
         """Whether a task's start, however late, is the one that is missing."""
-        return pid in entry.created[-1:] or (entry.held is not None and entry.held.pid == pid)
+        exited = entry.life is None and entry.held is not None and entry.held.pid == pid
+        return exited or pid in entry.created[-1:]
 
     def _turn(self, entry: Entry, at: int, now: Instant, *, paused: bool) -> None:
         """Tell a pause or its end where it fits a proven life; else have the task asked for, as it has no pid."""

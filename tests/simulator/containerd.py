@@ -11,7 +11,6 @@ import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +31,7 @@ from bridge.containerd.protos import (
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.model import ContainerKey, TaskStatus
 from tests.simulator import wire
+from tests.simulator.faults import ALL, Faults
 from tests.simulator.state import RefusedError, State, stamp
 
 SENT_AT_MOST = 16 * 1024 * 1024
@@ -39,36 +39,6 @@ VERSIONS = {"1.6": "1.6.20~ds1", "2.4": "2.4.2+unknown"}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Unary = Callable[[Any, str], Awaitable[Message | bytes]]
-ALL = "*"
-
-
-@dataclass
-class Faults:
-    """What goes wrong. Methods are named as in ``Tasks.List``; "*" stands for every method, or every namespace."""
-
-    refused: dict[tuple[str, str], RefusedError] = field(default_factory=dict)
-    """By method and namespace: answered with this error."""
-    hanging: dict[str, asyncio.Event] = field(default_factory=dict)
-    """By method: not answered until the event is set."""
-    garbled: set[str] = field(default_factory=set)
-    """Methods whose answers nobody can read."""
-    hooks: dict[str, Callable[[], None]] = field(default_factory=dict)
-    """By method: called when the answer is made and not yet sent, which is where races are."""
-    hung_shims: set[ContainerKey] = field(default_factory=set)
-    """Shims that do not answer: containerd 1.6 tells UNKNOWN, 2.4 leaves the row out."""
-    left_out: set[ContainerKey] = field(default_factory=set)
-    """Tasks that are not listed, for no reason at all."""
-    shim_seconds: float = 0.0
-    """How long containerd waits for each hung shim, one after the other; a real one takes 2 s."""
-
-    def hang(self, method: str = ALL) -> None:
-        """Let a method hang until ``release``."""
-        self.hanging[method] = asyncio.Event()
-
-    def release(self) -> None:
-        """Let everything that hangs go on."""
-        while self.hanging:
-            self.hanging.popitem()[1].set()
 
 
 class SimulatedContainerd:
@@ -93,13 +63,17 @@ class SimulatedContainerd:
         self._server.add_insecure_port(f"unix:{self.address}")
         await self._server.start()
 
+    def end_streams(self) -> None:
+        """End all subscriptions."""
+        for waiting in self._subscriptions:
+            waiting.put_nowait(None)
+
     async def stop(self) -> None:
         """Go away, as containerd does when it is killed; what it knew stays known."""
         server, self._server = self._server, None
         if server is not None:
             self.faults.release()
-            for waiting in self._subscriptions:
-                waiting.put_nowait(None)
+            self.end_streams()
             await self.until(lambda: not self._subscriptions)
             await server.stop(None)
             with suppress(FileNotFoundError):
@@ -266,7 +240,8 @@ class SimulatedContainerd:
     # --- what happens ---
 
     async def _publish(self, asked: events_pb2.PublishRequest, namespace: str) -> bytes:
-        self.state.publish_any(namespace, asked.topic, asked.event.type_url, asked.event.value)
+        if not self.faults.deaf:
+            self.state.publish_any(namespace, asked.topic, asked.event.type_url, asked.event.value)
         return b""
 
     async def _subscribe(self, asked: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
@@ -276,7 +251,8 @@ class SimulatedContainerd:
             while (envelope := await waiting.get()) is not None:
                 if fits(envelope.topic):
                     yield envelope.SerializeToString()
-        raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the stand-in goes away")
+        if self._server is None:
+            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the stand-in goes away")
 
     @contextmanager
     def _subscribed(self, waiting: asyncio.Queue[Envelope | None]) -> Iterator[None]:

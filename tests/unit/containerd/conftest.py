@@ -20,7 +20,13 @@ async def standin(tmp_path: Path) -> AsyncIterator[SimulatedContainerd]:
 
 @pytest.fixture
 async def client(standin: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
+    async with ContainerdClient(standin.address, LabelRules.keep_all()) as client:
+        yield client
+
+
+@pytest.fixture
+async def hasty(standin: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
     """A client that is quick to give up."""
-    timeouts = Timeouts(connect=0.5, call=0.5, listing=0.5)
+    timeouts = Timeouts(connect=0.3, call=0.3, listing=0.3)
     async with ContainerdClient(standin.address, LabelRules.keep_all(), timeouts=timeouts) as client:
         yield client

@@ -9,14 +9,19 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 from grpc import StatusCode
 
 from bridge.containerd.client import ContainerdClient
+from bridge.containerd.connection import Connection
+from bridge.containerd.failures import refusal
 from bridge.containerd.protos import health_pb2
+from bridge.containerd.rpc import VERSION
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, TaskStatus
-from tests.simulator.containerd import ALL, SENT_AT_MOST, SimulatedContainerd
+from tests.simulator.containerd import SENT_AT_MOST, SimulatedContainerd
+from tests.simulator.faults import ALL
 from tests.simulator.state import RefusedError
 
 KEY = ContainerKey("shop", "web")
@@ -135,12 +140,12 @@ CALLS: dict[str, Callable[[ContainerdClient], Awaitable[object]]] = {
 class TestFailures:
     @pytest.mark.parametrize("method", CALLS)
     async def test_no_call_waits_for_ever(
-        self, standin: SimulatedContainerd, client: ContainerdClient, method: str
+        self, standin: SimulatedContainerd, hasty: ContainerdClient, method: str
     ) -> None:
         standin.faults.hang(method)
         async with asyncio.timeout(5):
             with pytest.raises(TransientError, match=rf"{standin.address} did not .* in time: it, or a shim, hangs"):
-                await CALLS[method](client)
+                await CALLS[method](hasty)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Version.Version"])
     async def test_a_refusal_says_what_where_and_why(
@@ -195,6 +200,16 @@ class TestFailures:
         await client.close()
         with pytest.raises(TransientError, match="was closed: could not wait for a task's end"):
             await waiting
+
+    async def test_a_connection_that_was_closed_stays_closed(self, standin: SimulatedContainerd) -> None:
+        connection = Connection(standin.address)
+        await connection.close()
+        with pytest.raises(TransientError, match="was closed: could not tell its version"):
+            await connection.call(VERSION, Empty(), "", 1)
+
+    def test_an_error_without_a_status_is_told_too(self) -> None:
+        error = refusal(grpc.RpcError("odd"), "sing", "/c.sock")
+        assert (error.code, str(error)) == (StatusCode.UNKNOWN, "containerd at /c.sock failed to sing: UNKNOWN: odd")
 
     async def test_a_call_that_is_cancelled_is_cancelled(
         self, standin: SimulatedContainerd, client: ContainerdClient

@@ -118,6 +118,12 @@ async def test_the_end_is_told_after_all_that_came_before(standin: SimulatedCont
     assert readers() == []
 
 
+async def test_an_orderly_end_is_an_end(standin: SimulatedContainerd, stream: EventStream) -> None:
+    standin.end_streams()
+    with pytest.raises(TransientError, match=f"containerd at {standin.address} ended the event stream"):
+        await stream.batch()
+
+
 async def test_without_containerd_it_ends_at_once(tmp_path: Path) -> None:
     stream = EventStream(f"{tmp_path}/c.sock")
     async with asyncio.timeout(5):

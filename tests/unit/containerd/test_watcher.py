@@ -10,12 +10,14 @@ from itertools import pairwise
 import pytest
 from grpc import StatusCode
 
+from bridge.containerd import lifecycle
 from bridge.containerd import watcher as module
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.watcher import Container, ContainerdWatcher, ContainerEvent, ContainerEventType, Living
 from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
 from bridge.core.model import ContainerKey
-from tests.simulator.containerd import ALL, SimulatedContainerd
+from tests.simulator.containerd import SimulatedContainerd
+from tests.simulator.faults import ALL
 from tests.simulator.state import IMAGE, RefusedError
 
 PROJECT = {"com.docker.compose.project": "p"}
@@ -229,6 +231,10 @@ class TestEvents:
         await standin.until(lambda: bool(standin.state.listeners))
         standin.state.run(key("shop/a"))
         assert (await waiting).type is STARTED
+        standin.state.exit(key("shop/a"))
+        async for event in events:
+            assert event.type is EXITED
+            break
         events.close()
         events.close()
 
@@ -259,3 +265,25 @@ class TestEvents:
         with pytest.raises(TransientError, match=r"allow Events\.Publish"):
             await anext(watcher.lifecycle_events())
         await standin.until(lambda: not standin.state.listeners)
+
+    async def test_nor_is_one_whose_marks_do_not_come_back(
+        self, standin: SimulatedContainerd, watcher: ContainerdWatcher, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lifecycle, "_MARKS", 3)
+        standin.faults.deaf = True
+        with pytest.raises(TransientError, match="takes marks, but sends none back"):
+            await anext(watcher.lifecycle_events())
+
+    async def test_projects_take_bounded_memory(
+        self, standin: SimulatedContainerd, client: ContainerdClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lifecycle, "_PROJECTS_KEPT", 2)
+        projects = lifecycle.Projects(client)
+        for number in range(5):
+            standin.state.run(key(f"shop/{number}"), PROJECT)
+            assert await projects.of(key(f"shop/{number}")) == "p"
+        assert await projects.of(key("shop/0")) == "p"
+        assert standin.calls.count("Containers.Get") == 6
+
+    def test_what_never_began_may_be_closed(self, client: ContainerdClient) -> None:
+        ContainerdWatcher(client).lifecycle_events().close()

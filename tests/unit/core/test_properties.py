@@ -96,10 +96,9 @@ def test_whatever_goes_wrong_lives_are_well_formed_and_the_records_converge(
     assert judge.fold == world.alive()
     assert judge.adoptions <= tracker.adopted
     assert not unproven(tracker)
-    statuses = {(each.key, each.pid): each.status for each in world.history if each.type == "exited"}
     for each in judge.told:
         if each.type == "exited" and not faults.duplicates:  # else a made-up exit may overtake the true one
-            assert each.status in (None, statuses[each.key, each.pid])
+            assert each.status in (None, world.statuses[each.pid])
 
 
 @pytest.mark.parametrize("faults", [Faults(late=True, lag=True), Faults(gaps=True, lag=True)], ids=["late", "gaps"])
@@ -118,6 +117,7 @@ def test_records_are_known_as_they_are_now(faults: Faults, chance: Random, lengt
 @given(chance=chances, length=lengths)
 def test_everything_twice_tells_nothing_more(chance: Random, length: int) -> None:
     follower = live_through(chance, length, Faults(duplicates=True, silence=True, lag=True, witnessed=True))
+    follower.audit()
     told = list(follower.judge.told)
     follower.repeat()
     assert follower.judge.told == told

@@ -92,13 +92,14 @@ class TrueTask:
 
 @dataclass
 class World:
-    """The truth. ``murky`` are the pids of which nobody can tell from outside whether they were ever started."""
+    """The truth. ``statuses`` are how tasks ended, by pid; ``murky`` are the pids of which nobody can tell from outside whether they were ever started."""
 
     chance: Random
     faults: Faults = field(default_factory=Faults)
     records: dict[ContainerKey, Metadata] = field(default_factory=dict)
     tasks: dict[ContainerKey, TrueTask] = field(default_factory=dict)
     history: list[Happening] = field(default_factory=list)
+    statuses: dict[int, int] = field(default_factory=dict)
     never_ran: set[int] = field(default_factory=set)
     murky: set[int] = field(default_factory=set)
     subscribed: bool = False
@@ -287,6 +288,7 @@ class World:
     def _stop(self, key: ContainerKey, status: int) -> TrueTask:
         task = self.tasks[key]
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
+        self.statuses[task.pid] = status
         if self.faults.witnessed and self.subscribed and self.flip(0.5):
             self.stream.append(Witness(key, task.pid, TaskEnd(status, task.exited_at)))
         return task
