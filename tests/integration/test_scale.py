@@ -1,0 +1,62 @@
+"""Ten thousand living tasks: the stand-in's, as no machine of ours runs so many; the program is the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from bridge.core.model import ContainerKey
+from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.simulator.containerd import SimulatedContainerd
+
+KEYS = [ContainerKey(f"ns{number % 3}", f"c{number}") for number in range(10_000)]
+MOST_MEMORY = 400  # MiB; see the bounds in ARCHITECTURE.md
+
+
+async def test_ten_thousand_lives_are_listed_followed_and_reconciled(tmp_path: Path) -> None:
+    address = tmp_path / "c.sock"
+    async with SimulatedContainerd(address) as containerd:
+        for key in KEYS:
+            containerd.state.run(key, labels={"tier": "front", "note": "x" * 200})
+        with BridgeProcess(str(address), tmp_path) as bridge:
+            await asyncio.to_thread(bridge.wait_live, seconds=60)
+            assert len(fold(bridge.records())) == len(KEYS)
+
+            for key in KEYS[:1000]:
+                containerd.state.exit(key, 3)
+                if key.id.endswith("7"):
+                    containerd.state.delete_task(key)
+                    containerd.state.create_task(key)
+                    containerd.state.start(key)
+            await until(bridge, lambda records: len(transitions(records)) == 1100, "the exits and second lives")
+
+            for key in KEYS[1000:1500]:
+                containerd.state.stop_silently(key)
+                containerd.state.delete_task(key)
+            await containerd.restart()
+            await until(bridge, lambda records: len(fold(records)) == len(KEYS) - 1000 + 100 - 500, "the missed deaths")
+            records = await until(bridge, lambda records: snapshots(records) == 2, "the second snapshot")
+            memory = peak_memory(bridge.process.pid)
+    check_stream(records)
+    inferred = [each for each in transitions(records) if each["origin"] == "inferred"]
+    assert {each["type"] for each in inferred} == {"exited"}, list(map(summary, inferred[:20]))
+    assert len(inferred) == 500
+    assert memory < MOST_MEMORY, memory
+
+
+def snapshots(records: list[Document]) -> int:
+    return sum(each["type"] == "snapshot_completed" for each in records)
+
+
+async def until(bridge: BridgeProcess, fits: Callable[[list[Document]], object], what: str) -> list[Document]:
+    return await asyncio.to_thread(bridge.wait, fits, what, 60)
+
+
+def peak_memory(pid: int) -> float:
+    """The most resident memory that a process ever had, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1]) / 1024
