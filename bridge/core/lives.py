@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from bridge.core.events import Origin, RowType, TransitionType
-from bridge.core.model import ContainerKey, Labels, Metadata, TaskEnd, TaskExited
+from bridge.core.model import ContainerKey, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
 CREATED_KEPT = 4  # pids of created tasks remembered per id, to tell by which exits are of tasks that never were started
@@ -63,17 +63,19 @@ class Question(NamedTuple):
 class Entry(Struct):
     """All that is known under one id.
 
-    ``created``: pids of the tasks seen created last. ``held``: an exit without a start, and until when (monotonic) the
-    start may still come. ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case
-    its exit event gets lost. ``unanswered``: containerd was asked for its task and could not say, before anything was
-    known of it. ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change
-    known; an event of an earlier one comes late.
+    ``created``: pids of the tasks seen created last. ``doubted``: a start that came late or while another life went on,
+    for containerd to confirm. ``held``: an exit without a start, and until when (monotonic) the start may still come.
+    ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case its exit event gets
+    lost. ``unanswered``: containerd was asked for its task and could not say, before anything was known of it.
+    ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change known; an event
+    of an earlier one comes late.
     """
 
     key: ContainerKey
     metadata: Metadata | None = None
     life: Life | None = None
     created: tuple[int, ...] = ()
+    doubted: TaskStarted | None = None
     held: TaskExited | None = None
     held_until: int = 0
     witnessed: tuple[int, TaskEnd] | None = None

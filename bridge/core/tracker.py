@@ -187,6 +187,7 @@ class Tracker:
         entry = self._enter(key)
         if pid in entry.created or (entry.life is not None and entry.life.pid == pid):
             entry.witnessed = (pid, end)
+            entry.version += 1
         if entry.life is not None and entry.life.pid == pid:
             self.ask(key, now.monotonic + WITNESSED_GRACE)
         self._close(entry)
@@ -263,14 +264,12 @@ class Tracker:
                 entry.life.proven = True
             return
         late = self._is_late(entry, event.at, now)
-        doubtful = late + (entry.life is not None) + (not self._is_awaited(entry, event.pid)) > 1
-        if late or doubtful:
+        if late or entry.life is not None:
             self.ask(entry.key)
-        if doubtful:
-            self.counts["late"] += 1
+        if entry.life is not None or (late and not self._is_awaited(entry, event.pid)):
+            self.counts["doubted"] += 1
+            entry.doubted = event
             return
-        if entry.life is not None:
-            self._end(entry, "inferred", now.wall, Ending())
         if entry.held is not None and entry.held.pid != event.pid:
             self._conclude(entry, now)
         self._begin(entry, event.pid, "live", event.at)
@@ -328,8 +327,15 @@ class Tracker:
     @staticmethod
     def _is_awaited(entry: Entry, pid: int) -> bool:
         """Whether a task's start, however late, is the one that is missing."""
-        exited = entry.life is None and entry.held is not None and entry.held.pid == pid
-        return exited or pid in entry.created[-1:]
+        return pid in entry.created[-1:] or (entry.held is not None and entry.held.pid == pid)
+
+    @staticmethod
+    def _is_doubted(entry: Entry, pid: int) -> bool:
+        return entry.doubted is not None and entry.doubted.pid == pid
+
+    def _is_unstarted(self, entry: Entry, pid: int) -> bool:
+        """Whether a task was seen created, and not started."""
+        return pid in entry.created and not self._is_doubted(entry, pid)
 
     def _turn(self, entry: Entry, at: int, now: Instant, *, paused: bool) -> None:
         """Tell a pause or its end where it fits a proven life; else have the task asked for, as it has no pid."""
@@ -362,7 +368,7 @@ class Tracker:
         """
         held = entry.held
         assert held is not None  # noqa: S101 (only a held exit is concluded)
-        if held.pid in entry.created or entry.life is not None:
+        if self._is_unstarted(entry, held.pid) or entry.life is not None:
             self.counts["never_started" if entry.life is None else "late"] += 1
             entry.ended.append(held.pid)
             self._release(entry)
@@ -390,6 +396,8 @@ class Tracker:
             self._end(entry, "inferred", now.wall, Ending())
         if task is not None:
             self._expect(entry, task.pid)
+        elif entry.held is not None and self._is_doubted(entry, entry.held.pid):
+            self._conclude(entry, now)
 
     def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
         """There is a task that runs or ran, and is not known to have ended."""
@@ -401,7 +409,7 @@ class Tracker:
         if entry.held is not None and entry.held.pid != task.pid:
             self._conclude(entry, now)
         if entry.held is not None:
-            if task.pid not in entry.created or task.alive:
+            if task.alive or not self._is_unstarted(entry, task.pid):
                 self._begin(entry, task.pid, "inferred", now.wall)
                 self._end_by_held(entry)
         elif task.alive:
@@ -411,7 +419,7 @@ class Tracker:
 
     def _settle_alive(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
         if entry.life is None:
-            self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=silent and task.paused)
+            self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=task.paused)
         life = entry.life
         assert life is not None  # noqa: S101 (just begun, or there before)
         life.proven = True
@@ -420,7 +428,7 @@ class Tracker:
 
     def _settle_stopped(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
         if entry.life is None:
-            if task.pid in entry.created:
+            if self._is_unstarted(entry, task.pid):
                 return  # killed before it was started, as far as anybody saw: its exit event will tell
             if silent:
                 entry.ended.append(task.pid)  # it ended before anybody looked
@@ -432,11 +440,13 @@ class Tracker:
         self, entry: Entry, pid: int, origin: Origin, at: int, *, silent: bool = False, paused: bool = False
     ) -> None:
         """Begin a life; a silent one was there before anybody looked: its first ``present`` row tells it."""
+        if entry.doubted is not None and entry.doubted.pid == pid:
+            origin, at, silent = "live", entry.doubted.at, False
         entry.unanswered = False
         entry.life = Life(
             pid=pid,
             incarnation=incarnation(self._boot_id, pid),
-            paused=paused,
+            paused=silent and paused,
             proven=True,
             told=self._in_scope(entry.metadata),
             silent=silent,
@@ -459,7 +469,8 @@ class Tracker:
             ending = Ending(end.exit_status, end.exited_at)
         entry.life, entry.oom, entry.witnessed = None, False, None
         entry.ended.append(life.pid)
-        self._questions.pop(entry.key, None)
+        if entry.doubted is None:
+            self._questions.pop(entry.key, None)
         life.paused = False
         if life.silent:
             self._tell(entry, life, "started", "inferred", at)

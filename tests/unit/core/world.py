@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from bridge.core.model import (
     ContainerCreated,
@@ -54,6 +54,9 @@ class Faults:
     clock: Literal["steady", "stepping", "mad"] = "steady"
 
 
+Move: TypeAlias = Callable[[ContainerKey], None]
+
+
 class Happening(NamedTuple):
     """A true transition; status and OOM are those of exits."""
 
@@ -92,7 +95,11 @@ class TrueTask:
 
 @dataclass
 class World:
-    """The truth. ``statuses`` are how tasks ended, by pid; ``murky`` are the pids of which nobody can tell from outside whether they were ever started."""
+    """The truth.
+
+    ``statuses`` are how tasks ended, by pid; ``murky`` are the pids of which nobody can tell from outside whether they
+    were ever started.
+    """
 
     chance: Random
     faults: Faults = field(default_factory=Faults)
@@ -202,20 +209,20 @@ class World:
             return self.chance.randrange(4 * 10**9) * SECOND
         return self._offset + self._monotonic
 
-    def _moves(self, key: ContainerKey) -> list[Callable[[ContainerKey], None]]:
+    def _moves(self, key: ContainerKey) -> list[Move]:
         task = self.tasks.get(key)
         if key not in self.records:
             return [self._create_record]
         if task is None:
-            moves = [self._update_record, self._delete_record]
-            return moves + 4 * [self._create_task] if self._lives[key] < LIVES_PER_ID else moves
+            births = 4 if self._lives[key] < LIVES_PER_ID else 0
+            return [*births * [self._create_task], self._update_record, self._delete_record]
         if task.status is TaskStatus.CREATED:
             return [*4 * [self._start], self._kill_unstarted]
         if task.status is TaskStatus.STOPPED:
             return [*2 * [self._delete_task], self._exit_exec]
         turn = self._resume if task.status is TaskStatus.PAUSED else self._pause
-        moves = [*2 * [turn], *2 * [self._exit], self._exit_exec, self._update_record, self._oom]
-        return [*moves, self._lose_shim] if self.faults.dead_shims else moves
+        deaths = [self._exit, self._lose_shim if self.faults.dead_shims else self._exit]
+        return [*2 * [turn], *deaths, self._exit_exec, self._update_record, self._oom]
 
     def _create_record(self, key: ContainerKey) -> None:
         self._write_record(key, self._wall())

@@ -1,0 +1,107 @@
+"""Short names for what the tests of the core are made of: moments, events, records, tasks, and what was told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from bridge.core.lives import Transition
+from bridge.core.model import (
+    ContainerKey,
+    Instant,
+    Kind,
+    Labels,
+    Metadata,
+    PodReference,
+    Task,
+    TaskCreated,
+    TaskDeleted,
+    TaskExited,
+    TaskPaused,
+    TaskResumed,
+    TaskStarted,
+    TaskStatus,
+)
+from bridge.core.tracker import Tracker
+
+SECOND = 1_000_000_000
+BOOT = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
+WEB = ContainerKey("shop", "web")
+DB = ContainerKey("shop", "db")
+BOOTED = 1_795_447_267 * SECOND
+
+Told: TypeAlias = list[tuple[str, str, int]]
+
+
+def moment(seconds: float) -> Instant:
+    """The seconds since the machine was booted, on both clocks."""
+    return Instant(wall(seconds), int(seconds * SECOND))
+
+
+def wall(seconds: float) -> int:
+    return BOOTED + int(seconds * SECOND)
+
+
+def created(pid: int, seconds: float, key: ContainerKey = WEB) -> TaskCreated:
+    return TaskCreated(key, wall(seconds), pid)
+
+
+def started(pid: int, seconds: float, key: ContainerKey = WEB) -> TaskStarted:
+    return TaskStarted(key, wall(seconds), pid)
+
+
+def exited(pid: int, seconds: float, status: int = 0, *, exec_id: str = "", key: ContainerKey = WEB) -> TaskExited:
+    return TaskExited(key, wall(seconds), exec_id, pid, status, wall(seconds))
+
+
+def deleted(pid: int, seconds: float, status: int = 0, *, exec_id: str = "") -> TaskDeleted:
+    return TaskDeleted(WEB, wall(seconds), exec_id, pid, status, wall(seconds))
+
+
+def paused(seconds: float) -> TaskPaused:
+    return TaskPaused(WEB, wall(seconds))
+
+
+def resumed(seconds: float) -> TaskResumed:
+    return TaskResumed(WEB, wall(seconds))
+
+
+def task(pid: int, status: TaskStatus = TaskStatus.RUNNING, key: ContainerKey = WEB) -> Task:
+    stopped = status is TaskStatus.STOPPED
+    return Task(key, pid, status, 3 if stopped else None, wall(0.5) if stopped else None)
+
+
+def record(
+    key: ContainerKey = WEB,
+    labels: Labels | None = None,
+    *,
+    created_at: int | None = 1,
+    updated_at: int | None = 1,
+    runtime: str = "runc",
+    kind: Kind = "container",
+    pod: PodReference | None = None,
+    pod_labels: Labels | None = None,
+) -> Metadata:
+    return Metadata(
+        key, key.id, "shop", "web", "busybox", runtime, created_at, updated_at, labels, kind, pod, pod_labels
+    )
+
+
+def listening() -> Tracker:
+    """A tracker that has listed everything and found nothing, so that whoever appears is a newborn."""
+    tracker = Tracker(BOOT)
+    tracker.complete(set())
+    return tracker
+
+
+def following(pid: int = 5) -> Tracker:
+    """A tracker that knows of one container, which was created and started within the first second."""
+    tracker = listening()
+    tracker.learn(record())
+    tracker.step(created(pid, 0.1), moment(0.1))
+    tracker.step(started(pid, 0.2), moment(0.2))
+    return tracker
+
+
+def told(transitions: Iterable[Transition]) -> Told:
+    return [(each.type, each.origin, each.pid) for each in transitions]

@@ -1,0 +1,102 @@
+"""The records' schema: what it demands, and that it is of the types."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, get_args
+
+import jsonschema
+import msgspec
+import pytest
+
+from bridge.core import events
+from bridge.core.events import EventRecord, Record, RecordType, json_schema
+
+DOCUMENT: dict[str, Any] = {
+    "version": 1,
+    "type": "exited",
+    "timestamp": "2026-11-23T15:21:08.256344486Z",
+    "id": "shop/919f59b77021",
+    "project": "web-shop",
+    "origin": "live",
+    "container": {
+        "id": "919f59b77021",
+        "namespace": "shop",
+        "name": "web-shop-web-1",
+        "project": "web-shop",
+        "service": "web",
+        "pid": 20786,
+        "incarnation": "5f3c9a1e-20786",
+        "paused": False,
+        "kind": "container",
+        "image": "docker.io/library/busybox:latest",
+        "runtime": "io.containerd.runc.v2",
+        "created_at": "2026-11-23T15:21:07.525245796Z",
+        "labels": {"nerdctl/name": "web-shop-web-1"},
+        "labels_dropped": False,
+        "pod": {"name": "web-1", "namespace": "prod", "uid": "1b2c", "container": "app", "labels": None},
+    },
+    "exit": {"status": 137, "at": "2026-11-23T15:21:08.253053355Z", "oom": False},
+    "snapshot": None,
+    "lost": None,
+    "engine": {"id": "c79d280c", "type": "containerd.io", "version": "2.4.2", "api": "/run/c.sock", "pid": 812},
+    "host": "node-1",
+    "epoch": 1795447267123,
+    "sequence": 42,
+}
+
+
+@pytest.fixture(scope="module")
+def validator() -> jsonschema.Draft202012Validator:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+def test_the_designs_example_is_valid_and_is_what_the_types_write(validator: jsonschema.Draft202012Validator) -> None:
+    validator.validate(DOCUMENT)
+    assert msgspec.to_builtins(msgspec.convert(DOCUMENT, EventRecord)) == DOCUMENT
+
+
+@pytest.mark.parametrize("path", [(), ("container",), ("container", "pod"), ("exit",), ("engine",)])
+def test_every_key_is_always_present(path: tuple[str, ...], validator: jsonschema.Draft202012Validator) -> None:
+    for key in _at(DOCUMENT, path):
+        document = copy.deepcopy(DOCUMENT)
+        del _at(document, path)[key]
+        assert not validator.is_valid(document), key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("version", 2), ("type", "died"), ("origin", "guessed"), ("sequence", "42"), ("timestamp", None), ("host", None)],
+)
+def test_what_is_not_meant_is_not_valid(key: str, value: object, validator: jsonschema.Draft202012Validator) -> None:
+    assert not validator.is_valid({**DOCUMENT, key: value})
+
+
+def test_a_field_that_a_later_minor_version_adds_is_valid(validator: jsonschema.Draft202012Validator) -> None:
+    validator.validate({**DOCUMENT, "added": 1})
+
+
+def test_the_schema_says_what_it_is_and_explains_its_parts() -> None:
+    schema = json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert "major version 1" in schema["title"]
+    assert all(each.get("description") for each in schema["$defs"].values())
+
+
+def test_each_kind_of_record_has_a_type() -> None:
+    named = {value for each in (events.TransitionType, events.RowType, events.FrameType) for value in get_args(each)}
+    assert set(get_args(RecordType)) == named | {"created", "deleted", "oom", "renamed"}
+
+
+def test_a_records_id_is_its_place_and_a_lost_records_its_own() -> None:
+    record = Record(7, 42, "started", "", "node-1", "c79d", "shop", "shop/web", "", b"{}")
+    assert record.id == "7-42"
+    assert msgspec.structs.replace(record, type="lost").id == "7-42-lost"
+
+
+def _at(document: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for key in path:
+        document = document[key]
+    return document
