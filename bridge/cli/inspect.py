@@ -19,7 +19,12 @@ NameOrId = Annotated[
 ]
 
 
-def inspect(name_or_id: NameOrId, containerd: options.Containerd = None) -> None:
+def inspect(
+    name_or_id: NameOrId,
+    containerd: options.Containerd = None,
+    namespace: options.Include = None,
+    exclude_namespace: options.Exclude = None,
+) -> None:
     """Print what is known of one living container, as JSON.
 
     It is named by its id (NAMESPACE/ID, or ID alone in namespace default), by the beginning of an id that no other
@@ -33,7 +38,7 @@ def inspect(name_or_id: NameOrId, containerd: options.Containerd = None) -> None
     """
     import asyncio
 
-    settings = options.settings(containerd=containerd)
+    settings = options.settings(containerd=containerd, include=namespace, exclude=exclude_namespace)
     output.write_json(asyncio.run(_inspect(settings, name_or_id)).document())
 
 

@@ -24,7 +24,7 @@ from bridge.containerd.failures import RefusedError
 from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, EventStream
-from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, TaskStatus
 
@@ -33,6 +33,7 @@ _Answer = TypeVar("_Answer", bound=Message)
 # containerd's rule (pkg/identifiers). No container is where no namespace can be; gRPC refuses odd header values.
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
+_UNREACHED = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED})
 _FOR_EVER = 100 * 365 * 86400.0  # seconds: a deadline that gRPC can reckon with
 
 
@@ -195,8 +196,18 @@ class ContainerdClient:
     # --- single ones ---
 
     async def container(self, key: ContainerKey) -> Metadata | None:
-        """Return a container's record as it is now; None where there is none."""
-        answer = await self._get(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
+        """Return a container's record as it is now; None where there is none.
+
+        Raises:
+            TransientError: containerd cannot be reached.
+            UnreadableError: It can, but does not give this record.
+        """
+        try:
+            answer = await self._get(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
+        except RefusedError as error:
+            if error.code in _UNREACHED:
+                raise
+            raise UnreadableError(str(error)) from error
         return None if answer is None else decode.metadata(key.namespace, answer.container, self.rules)
 
     async def task(self, key: ContainerKey) -> Task | None:
@@ -206,14 +217,19 @@ class ContainerdClient:
             TransientError: containerd or the shim gave no answer, which proves nothing.
         """
         answer = await self._get(rpc.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
-        if answer is None:
-            return None
-        task = decode.task(key.namespace, answer.process)
-        if task.status is TaskStatus.UNKNOWN:
+        task = await self._without_record(key) if answer is None else decode.task(key.namespace, answer.process)
+        if task is not None and task.status is TaskStatus.UNKNOWN:
             raise TransientError(
                 f"containerd at {self.path} does not know the state of {key}: its shim gives no answer"
             )
         return task
+
+    async def _without_record(self, key: ContainerKey) -> Task | None:
+        """Return a task that containerd did not find: it looks for the record first, which can be gone before it."""
+        request = containers_pb2.GetContainerRequest(id=key.id)
+        if not _NAMESPACE.fullmatch(key.namespace) or await self._get(rpc.CONTAINER, request, key) is not None:
+            return None
+        return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
     async def wait(self, key: ContainerKey) -> TaskEnd | None:
         """Wait for the end of a container's task, for as long as it takes; None where there is no task.

@@ -10,7 +10,7 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from bridge.containerd.failures import refusal
+from bridge.containerd.failures import RefusedError, refusal
 from bridge.containerd.rpc import NAMESPACE_HEADER, Method, channel_options, target
 from bridge.core.errors import TransientError
 
@@ -67,7 +67,8 @@ class Connection:
         except grpc.RpcError as error:
             raise refusal(error, method.doing, self._path) from error
         except DecodeError as error:
-            raise TransientError(f"containerd at {self._path} gave an unreadable answer: {method.path}") from error
+            text = f"containerd at {self._path} gave an unreadable answer: {method.path}"
+            raise RefusedError(text, grpc.StatusCode.DATA_LOSS) from error
         except grpc.aio.UsageError as error:
             raise self._closed(method) from error
         except asyncio.CancelledError as error:

@@ -101,6 +101,11 @@ class EventStream:
         self._call.cancel()
         self._thread.join(_JOIN_SECONDS)
 
+    def rest(self) -> Sequence[Event]:
+        """Return what was received before it was closed and has not been handed over; nothing after an overflow."""
+        held, self._held = self._held, deque()
+        return [] if isinstance(self._failure, StreamOverflowError) else [decode.event(raw) for raw in held]
+
     # --- in the thread ---
 
     def _drain(self) -> None:

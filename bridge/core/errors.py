@@ -24,6 +24,10 @@ class AmbiguousError(FatalError):
     """What was asked for fits several containers."""
 
 
+class UnreadableError(BridgeError):
+    """The peer is there, but what was asked for cannot be had from it, however often one asks."""
+
+
 class StreamOverflowError(TransientError):
     """The memory set aside for events that were received but not yet written down is full; they were dropped."""
 

@@ -39,6 +39,9 @@ class Stream(Protocol):
     def close(self) -> None:
         """End the subscription; harmless when repeated."""
 
+    def rest(self) -> Sequence[Event]:
+        """Return what was received before it was closed and has not been handed over; nothing after an overflow."""
+
 
 class Source(Protocol):
     """One containerd, read only but for marks. Every call is bounded in time and raises BridgeErrors only."""
@@ -62,7 +65,12 @@ class Source(Protocol):
         """List a namespace's tasks; one that is left out may live all the same."""
 
     async def container(self, key: ContainerKey) -> Metadata | None:
-        """Return a container's record as it is now; None where there is none."""
+        """Return a container's record as it is now; None where there is none.
+
+        Raises:
+            TransientError: containerd cannot be reached.
+            UnreadableError: It can, but does not give this record.
+        """
 
     async def task(self, key: ContainerKey) -> Task | None:
         """Return a container's task as it is now; None is containerd's word that there is none.

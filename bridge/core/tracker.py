@@ -185,7 +185,7 @@ class Tracker:
         its status is known all the same.
         """
         entry = self._enter(key)
-        if pid in entry.created or (entry.life is not None and entry.life.pid == pid):
+        if pid in entry.created[-1:] or (entry.life is not None and entry.life.pid == pid):
             entry.witnessed = (pid, end)
             entry.version += 1
         if entry.life is not None and entry.life.pid == pid:
@@ -195,6 +195,10 @@ class Tracker:
     def settle(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
         """Take containerd's word for how a container's task is; None is its word that there is none."""
         entry = self._enter(key)
+        if task is not None and not task.pid:  # a shim that was given up: it can only be the life that is known
+            if entry.life is None:
+                return self._close(entry)
+            task = replace(task, pid=entry.life.pid)
         if task is None or task.status is TaskStatus.CREATED:
             self._settle_lifeless(entry, task, now)
         else:
@@ -210,6 +214,7 @@ class Tracker:
             entry.version = 0
             exited = entry.held.pid if entry.held is not None else None
             entry.created = tuple(pid for pid in entry.created if pid == exited)  # the others may be started unseen
+            entry.deleted &= entry.metadata is not None  # one never known may be made anew unseen
             if entry.life is not None:
                 entry.life.proven = False
 
@@ -308,7 +313,8 @@ class Tracker:
         self._turn(entry, event.at, now, paused=False)
 
     def _on_oom(self, entry: Entry, _event: TaskOOM, _now: Instant) -> None:
-        entry.oom = True
+        if entry.life is not None or entry.held is not None or self._is_expected(entry):
+            entry.oom = True
 
     # --- what a step is made of ---
 
@@ -323,6 +329,11 @@ class Tracker:
             return True
         entry.changed_at = moment
         return False
+
+    @staticmethod
+    def _is_expected(entry: Entry) -> bool:
+        """Whether a task was created and has not ended."""
+        return bool(entry.created) and entry.created[-1] not in entry.ended
 
     @staticmethod
     def _is_awaited(entry: Entry, pid: int) -> bool:
@@ -467,6 +478,7 @@ class Tracker:
         if ending.status is None and entry.witnessed is not None and entry.witnessed[0] == life.pid:
             end = entry.witnessed[1]
             ending = Ending(end.exit_status, end.exited_at)
+        self._overtake(entry, life, ending)
         entry.life, entry.oom, entry.witnessed = None, False, None
         entry.ended.append(life.pid)
         if entry.doubted is None:
@@ -475,6 +487,16 @@ class Tracker:
         if life.silent:
             self._tell(entry, life, "started", "inferred", at)
         self._tell(entry, life, "exited", origin, at, ending)
+
+    def _overtake(self, entry: Entry, life: Life, ending: Ending) -> None:
+        """A held exit that is older than the end of a life was that of a life before it, which changes nothing."""
+        held = entry.held
+        if held is None or held.pid == life.pid or held.exited_at is None or ending.exited_at is None:
+            return
+        if held.exited_at <= ending.exited_at:
+            self.counts["late"] += 1
+            entry.ended.append(held.pid)
+            self._release(entry)
 
     def _delete(self, entry: Entry) -> None:
         entry.deleted = True

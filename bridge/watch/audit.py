@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from bridge.core.encode import Gap
+from bridge.core.errors import BridgeError
 from bridge.core.model import ContainerKey, Metadata
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import suspects
@@ -13,6 +17,7 @@ from bridge.watch.requests import Requests
 from bridge.watch.settings import WatchSettings
 
 _SECOND = 1_000_000_000
+OVERFLOW_PAUSE = 30 * _SECOND
 _JITTER = 0.1  # the share of the snapshot interval by which nodes started together drift apart
 
 
@@ -27,6 +32,7 @@ class Auditor:
         tracker: Tracker,
         intake: Intake,
         requests: Requests,
+        gate: asyncio.Semaphore,
     ) -> None:
         self._source = source
         self._clock = clock
@@ -34,6 +40,8 @@ class Auditor:
         self._tracker = tracker
         self._intake = intake
         self._requests = requests
+        self._gate = gate
+        self._overflow_due = 0
 
     async def run(self) -> None:
         """Audit until the connection ends.
@@ -48,6 +56,8 @@ class Auditor:
             reason = await self._requests.wait(max(0.0, min(pause, left)))
             if reason is None and self._clock.now().monotonic >= snapshot_due:
                 reason = "interval"
+            if reason == "overflow":
+                await self._spread_overflows()
             now = self._clock.now().wall
             await self._audit(Gap(reason or "audit", last, now), forced=reason is not None)
             last, pause = now, self._settings.audit_interval
@@ -60,7 +70,7 @@ class Auditor:
         keys = suspects(self._tracker, listing)
         questions = [self._tracker.question(key) for key in keys]
         records = await self._records(keys)
-        answers = await ask_all(self._source, [each.key for each in questions], self._settings.questions)
+        answers = await ask_all(self._source, [each.key for each in questions], self._gate)
         self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, Audited(gap, listing, forced)))
 
     async def _records(self, keys: set[ContainerKey]) -> list[Metadata]:
@@ -69,10 +79,16 @@ class Auditor:
         for key in keys:
             entry = self._tracker.find(key)
             if entry is None or entry.metadata is None:
-                metadata = await self._source.container(key)
-                if metadata is not None:
-                    found.append(metadata)
-        return found
+                with contextlib.suppress(BridgeError):  # it is told without its labels
+                    found.append(await self._source.container(key))
+        return [metadata for metadata in found if metadata is not None]
+
+    async def _spread_overflows(self) -> None:
+        """A sink that loses even the snapshot that follows a loss must not have it repeated without end."""
+        rest = self._overflow_due - self._clock.now().monotonic
+        if rest > 0:
+            await self._clock.sleep(rest / _SECOND)
+        self._overflow_due = self._clock.now().monotonic + OVERFLOW_PAUSE
 
     def _next_snapshot(self) -> int:
         spread = 1 - _JITTER * self._clock.random()

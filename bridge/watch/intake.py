@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple, TypeAlias
 
+import structlog
 from msgspec import Struct
 
 from bridge.core.encode import Gap
-from bridge.core.errors import BridgeError, TransientError
+from bridge.core.errors import BridgeError, TransientError, UnreadableError
 from bridge.core.identity import describe
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Question
@@ -36,11 +37,13 @@ from bridge.core.model import (
     TaskResumed,
     TaskStarted,
 )
-from bridge.core.ports import Source
+from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import Listing
+from bridge.telemetry.sparingly import Sparingly
 
 CAPACITY = 8192  # events held with their records; the others wait in the stream's bounded buffer
 
+_log = structlog.get_logger(__name__)
 _ALWAYS = (ContainerCreated, ContainerUpdated)
 _IF_UNKNOWN = (TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM)
 _ATTEMPTS = 3
@@ -95,13 +98,18 @@ def _outcome(item: _Waiting | Answers | Witnessed) -> Metadata | TransientError 
     return item.lookup.result()
 
 
+def _has_outcome(lookup: asyncio.Task[Metadata | TransientError | None]) -> bool:
+    return lookup.done() and not lookup.cancelled() and not isinstance(lookup.result(), TransientError)
+
+
 class Intake:
     """Holds what was received and not yet decided on, also from one connection to the next."""
 
-    def __init__(self, rules: LabelRules, lookups: int) -> None:
+    def __init__(self, rules: LabelRules, lookups: int, clock: Clock) -> None:
         self.received = 0
         self.taken = 0
         self._rules = rules
+        self._sparingly = Sparingly(clock)
         self._source: Source | None = None
         self._gate = asyncio.Semaphore(lookups)
         self._queue: deque[_Waiting | Answers | Witnessed] = deque()
@@ -118,7 +126,7 @@ class Intake:
             self._queue.remove(item)
         self.taken += len(answers)
         for waiting in self._queue:
-            if isinstance(waiting, _Waiting) and waiting.lookup is not None:
+            if isinstance(waiting, _Waiting) and waiting.lookup is not None and not _has_outcome(waiting.lookup):
                 waiting.lookup.cancel()
                 waiting.lookup = self._start(waiting.event)
 
@@ -131,12 +139,16 @@ class Intake:
         """Whether events have to wait in the stream's buffer, as those before them are not decided on yet."""
         return len(self._queue) >= CAPACITY
 
-    async def admit(self, events: list[ContainerEvent]) -> None:
-        """Queue events, asking at once for the records that they need; wait while the queue is full."""
+    def put(self, events: list[ContainerEvent]) -> None:
+        """Queue events, asking at once for the records that they need."""
         for event in events:
             self._queue.append(_Waiting(event, self._start(event) if self._needs_record(event) else None))
         self.received += len(events)
         self._changed.set()
+
+    async def admit(self, events: list[ContainerEvent]) -> None:
+        """Queue events, and wait while the queue is full."""
+        self.put(events)
         while self.full:
             self._room.clear()
             await self._room.wait()
@@ -150,6 +162,12 @@ class Intake:
     def nudge(self) -> None:
         """Have ``wait`` return, though there may be nothing to take."""
         self._changed.set()
+
+    async def look_ups_done(self, seconds: float) -> None:
+        """Wait until nothing is being asked for any more, or ``seconds`` are over."""
+        lookups = [item.lookup for item in self._queue if isinstance(item, _Waiting) and item.lookup is not None]
+        if lookups:
+            await asyncio.wait(lookups, timeout=seconds)
 
     async def wait(self, seconds: float | None = None) -> None:
         """Wait until the oldest item is complete, a nudge comes, or ``seconds`` are over.
@@ -184,7 +202,7 @@ class Intake:
     def give_up(self) -> list[Sighting]:
         """Take out every event: the containerd that could have been asked is gone for good."""
         for item in self._queue:
-            if isinstance(item, _Waiting) and item.lookup is not None:
+            if isinstance(item, _Waiting) and item.lookup is not None and not _has_outcome(item.lookup):
                 item.lookup.cancel()
                 item.lookup = None
         return [item for item in self.take() if isinstance(item, Sighting)]
@@ -219,9 +237,17 @@ class Intake:
                     metadata = await source.container(event.key)
             except TransientError as error:
                 failure = error
+            except UnreadableError as error:
+                self._complain(event.key, error)
+                return self._from_event(event)
             else:
-                return metadata or self._from_event(event)
+                of_another = metadata is not None and (metadata.created_at or 0) > event.at
+                return self._from_event(event) if metadata is None or of_another else metadata
         return failure
+
+    def _complain(self, key: ContainerKey, error: UnreadableError) -> None:
+        text = str(error)
+        self._sparingly.say(_log.warning, text, "record_unreadable", namespace=key.namespace, id=key.id, error=text)
 
     def _from_event(self, event: ContainerEvent) -> Metadata | None:
         if isinstance(event, ContainerUpdated):

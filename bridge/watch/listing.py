@@ -58,9 +58,10 @@ async def _attempt(
     return None
 
 
-async def ask_all(source: Source, keys: Sequence[ContainerKey], at_once: int) -> list[Task | BridgeError | None]:
-    """Ask for many tasks, some at a time; an answer that did not come is the error that came instead."""
-    gate = asyncio.Semaphore(at_once)
+async def ask_all(
+    source: Source, keys: Sequence[ContainerKey], gate: asyncio.Semaphore
+) -> list[Task | BridgeError | None]:
+    """Ask for many tasks, as many at a time as the gate lets; an answer that did not come is the error instead."""
 
     async def ask(key: ContainerKey) -> Task | BridgeError | None:
         async with gate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import structlog
 
 from bridge.core.encode import Coverage, Gap, Ledger
@@ -45,7 +47,7 @@ class Watch:
         self._settings = settings
         self._boot_id = boot_id
         self._tracker = Tracker(boot_id, settings.publishes)
-        self._intake = Intake(settings.rules, settings.lookups)
+        self._intake = Intake(settings.rules, settings.lookups, clock)
         self._missed: list[Transition] = []
         self._proven_at: int | None = None
         self._reason: Reason = "start"
@@ -77,6 +79,9 @@ class Watch:
         )
         try:
             await session.run(self._reason)
+        except asyncio.CancelledError:
+            await session.conclude()
+            raise
         except StreamOverflowError:
             self._reason = "overflow"
             raise
@@ -93,7 +98,6 @@ class Watch:
     async def _recognise(self, engine: Engine) -> Journal:
         """Go on under the source's name; where another containerd answers, end the old one's lives first."""
         known, journal = self._engine, self._journal
-        self._engine = engine
         if known is None or journal is None:
             journal = self._open(engine, self._clock.now().wall // _MILLISECOND)
         elif engine.id not in (known.id, ""):
@@ -102,7 +106,7 @@ class Watch:
             journal = self._open(engine, epoch)
         else:
             journal.ledger.set_engine(engine)
-        self._journal = journal
+        self._engine, self._journal = engine, journal
         return journal
 
     def _open(self, engine: Engine, epoch: int) -> Journal:

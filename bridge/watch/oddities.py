@@ -6,7 +6,8 @@ from collections import Counter
 
 import structlog
 
-from bridge.core.model import Ignored, Mark, Undecodable
+from bridge.core.errors import BridgeError
+from bridge.core.model import ContainerKey, Ignored, Mark, Undecodable
 from bridge.core.ports import Clock
 from bridge.telemetry.sparingly import Sparingly
 
@@ -14,7 +15,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Oddities:
-    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_mark``."""
+    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_mark``, ``unanswered``."""
 
     def __init__(self, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
@@ -33,3 +34,9 @@ class Oddities:
             case Undecodable(topic=topic, reason=reason):
                 self.counts["undecodable"] += 1
                 self._sparingly.say(_log.warning, ("undecodable", topic), "undecodable", topic=topic, reason=reason)
+
+    def unanswered(self, key: ContainerKey, error: BridgeError) -> None:
+        """Take note of a container whose task nobody could tell of."""
+        self.counts["unanswered"] += 1
+        told = {"namespace": key.namespace, "id": key.id, "error": str(error)}
+        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_unknown", **told)

@@ -6,6 +6,7 @@ Everything that is decided is decided in one place, ``_decide``, item by item in
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import lru_cache
 
 import structlog
@@ -14,9 +15,9 @@ from bridge.core.encode import Coverage, Gap
 from bridge.core.errors import BridgeError
 from bridge.core.events import Reason
 from bridge.core.lives import Transition
-from bridge.core.model import ContainerEvent, Ignored, Instant, Mark, TaskCreated, TaskStarted, Undecodable
+from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Mark, TaskCreated, TaskStarted, Undecodable
 from bridge.core.ports import Clock, Source, Stream
-from bridge.core.reconcile import reconcile, unproven
+from bridge.core.reconcile import Listing, reconcile, unproven
 from bridge.core.tracker import Tracker
 from bridge.tasks import together
 from bridge.watch.audit import Auditor
@@ -29,6 +30,7 @@ from bridge.watch.oddities import Oddities
 from bridge.watch.requests import Requests
 from bridge.watch.settings import WatchSettings
 
+STOP_SECONDS = 1.0  # for look-ups that are under way as the bridge stops
 ROUNDS = 5  # of questions before a snapshot is completed all the same, as partial
 _SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
@@ -66,10 +68,12 @@ class Session:
         self._missed = missed
         self._oddities = oddities
         self._marks = Marks(source, clock, settings.mark_timeout, lambda: intake.full)
-        self._auditor = Auditor(source, clock, settings, tracker, intake, requests)
+        self._gate = asyncio.Semaphore(settings.questions)
+        self._auditor = Auditor(source, clock, settings, tracker, intake, requests, self._gate)
         self._watched = lru_cache(maxsize=1024)(settings.namespaces)
         self._endings = Endings(source, lambda key, pid, end: intake.answer(Witnessed(key, pid, end)))
         self._asked = 0
+        self._adopted = tracker.adopted
 
     async def run(self, reason: Reason) -> None:
         """Connect, publish a snapshot for ``reason``, and follow.
@@ -89,33 +93,49 @@ class Session:
         finally:
             self._endings.close()
             stream.close()
+            self._intake.put(self._sort(stream.rest())[0])
 
     def absorb(self) -> None:
         """Decide on what was received and can be decided on without containerd."""
         self._decide_all()
+
+    async def conclude(self) -> None:
+        """The bridge stops: decide on everything that was received, with what can be learned of it in short time."""
+        await self._intake.look_ups_done(STOP_SECONDS)
+        now = self._clock.now()
+        for sighting in self._intake.give_up():
+            self._decide(sighting, now)
+        if self._journal.ledger.sequence:  # an epoch begins with a snapshot
+            self._journal.tell(self._missed)
+            self._missed.clear()
 
     # --- receiving ---
 
     async def _drain(self, stream: Stream) -> None:
         """Take from the stream whatever there is, whether or not anyone has time for it."""
         while True:
-            batch = await stream.batch()
-            events: list[ContainerEvent] = []
-            marks: list[Mark] = []
-            for event in batch:
-                if isinstance(event, Mark):
-                    marks.append(event)
-                elif isinstance(event, (Ignored, Undecodable)):
-                    self._oddities.note(event)
-                elif self._watched(event.key.namespace):
-                    events.append(event)
-                    if isinstance(event, (TaskCreated, TaskStarted)):
-                        self._endings.expect(event.key, event.pid)
+            events, marks = self._sort(await stream.batch())
+            for event in events:
+                if isinstance(event, (TaskCreated, TaskStarted)):
+                    self._endings.expect(event.key, event.pid)
             self._marks.arrived()
             await self._intake.admit(events)
             for mark in marks:
                 if not self._marks.returned(mark):
                     self._oddities.note(mark)
+
+    def _sort(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Mark]]:
+        """Part what concerns watched containers from the marks; the rest is noted."""
+        events: list[ContainerEvent] = []
+        marks: list[Mark] = []
+        for event in batch:
+            if isinstance(event, Mark):
+                marks.append(event)
+            elif isinstance(event, (Ignored, Undecodable)):
+                self._oddities.note(event)
+            elif self._watched(event.key.namespace):
+                events.append(event)
+        return events, marks
 
     async def _prove(self) -> None:
         """Keep proving that the stream works: nothing else tells a hung containerd from a quiet one."""
@@ -126,14 +146,17 @@ class Session:
     # --- connecting ---
 
     async def _begin(self, tasks: asyncio.TaskGroup, reason: Reason) -> None:
-        """Find out how things are, and publish it with whatever was missed."""
+        """Find out how things are, and publish it with whatever was missed.
+
+        All the while the intake is emptied: a mark comes back behind the events before it.
+        """
         since = self.proven_at
-        await self._marks.prove()
+        await self._catch_up()
         gap = Gap(reason, since, self._clock.now().wall)
-        listing = await list_all(self._source, self._clock, self._settings)
-        self._intake.know(listing.containers)
+        listing = await self._list(tasks)
         proven_at = await self._catch_up()
         self._missed += reconcile(self._tracker, listing, self._clock.now())
+        self._intake.know(listing.containers)
         await self._question(tasks)
         self._tracker.complete(set(listing.failed))
         rows = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
@@ -143,6 +166,14 @@ class Session:
             self._endings.expect(entry.key, life.pid)
         await self._journal.write()
         _log.info("live", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
+
+    async def _list(self, tasks: asyncio.TaskGroup) -> Listing:
+        """List everything; meanwhile keep proving that the stream works, since a listing may take its time."""
+        listing = tasks.create_task(list_all(self._source, self._clock, self._settings))
+        while not listing.done():
+            await self._catch_up()
+            await asyncio.wait([listing], timeout=self._settings.mark_interval)
+        return listing.result()
 
     async def _catch_up(self) -> int:
         """Decide on all that containerd had told before now; return the moment up to which that is proven."""
@@ -192,7 +223,7 @@ class Session:
         self._asked += 1
 
         async def ask() -> None:
-            answers = await ask_all(self._source, [each.key for each in questions], self._settings.questions)
+            answers = await ask_all(self._source, [each.key for each in questions], self._gate)
             self._intake.answer(Answers(list(zip(questions, answers, strict=True)), []))
 
         tasks.create_task(ask())
@@ -223,7 +254,7 @@ class Session:
         told: list[Transition] = []
         for question, answer in item.answers:
             if isinstance(answer, BridgeError):
-                _log.warning("task_unknown", namespace=question.key.namespace, id=question.key.id, error=str(answer))
+                self._oddities.unanswered(question.key, answer)
                 self._tracker.no_answer(question)
             else:
                 told += self._tracker.answer(question, answer, now)
@@ -231,11 +262,10 @@ class Session:
 
     def _conclude_audit(self, item: Answers, audited: Audited, now: Instant) -> None:
         """Publish what an audit had to repair, if anything, or what was asked for, as a snapshot."""
-        adopted = self._tracker.adopted
         repairs = self._take_answers(item, now)
         listing = audited.listing
         self._tracker.complete(set(listing.failed))
-        if repairs or self._tracker.adopted != adopted or audited.forced:
+        if repairs or self._tracker.adopted != self._adopted or audited.forced:
             coverage = Coverage(listing.namespaces, listing.failed, unproven(self._tracker))
             rows = self._publish(audited.gap, coverage, repairs)
             _log.info("snapshot", reason=audited.gap.reason, containers=rows, repairs=len(repairs))
@@ -251,4 +281,5 @@ class Session:
         now = self._clock.now()
         rows = self._tracker.rows(now)
         self._journal.snapshot(gap, coverage, transitions, rows, now.wall)
+        self._adopted = self._tracker.adopted
         return len(rows)

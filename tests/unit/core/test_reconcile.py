@@ -193,6 +193,17 @@ def test_where_a_row_says_no_more_than_events_did_nothing_is_told(window: list[C
     assert not unproven(tracker)
 
 
+def test_a_row_older_than_an_exit_that_waits_does_not_decide_on_it() -> None:
+    tracker = after_a_gap(exited(6, 2, 9))
+    merge(tracker, listing(task(5)))
+    (question,) = tracker.due_questions(moment(10))
+    assert told(tracker.answer(question, task(6, TaskStatus.STOPPED), moment(10))) == [
+        ("exited", "inferred", 5),
+        ("started", "inferred", 6),
+        ("exited", "live", 6),
+    ]
+
+
 def test_a_stopped_row_beats_a_start_of_the_same_pid() -> None:
     tracker = after_a_gap(exited(5, 2), started(6, 3))
     transitions = reconcile(tracker, listing(task(6, TaskStatus.STOPPED)), moment(10))
@@ -273,6 +284,16 @@ def test_a_record_gone_before_the_gap_and_made_anew_in_it_is_known_by_its_new_la
     tracker.disconnect()
     merge(tracker, listing(task(6), records=[OLD]))
     assert _known(tracker) == OLD, "though the clock was set back meanwhile"
+    assert names(tracker) == ["web"]
+
+
+def test_nor_does_an_old_deletion_hide_a_record_made_in_the_gap() -> None:
+    tracker = listening()
+    tracker.step(ContainerDeleted(WEB, wall(1)), moment(1))
+    tracker.disconnect()
+    tracker.step(exited(5, 2, exec_id="sh"), moment(2))
+    tracker.step(created(6, 2), moment(2))
+    merge(tracker, listing())
     assert names(tracker) == ["web"]
 
 

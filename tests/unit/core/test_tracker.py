@@ -89,6 +89,12 @@ def test_who_exits_while_paused_is_not_told_as_paused() -> None:
 
 
 def test_an_oom_event_before_the_exit_is_told_with_it_and_with_no_other() -> None:
+    tracker = following(4)
+    step(tracker, TaskOOM(WEB, wall(0.5)))
+    step(tracker, exited(4, 0.5))
+    step(tracker, started(5, 0.6))
+    (end,) = tracker.step(exited(5, 0.7), moment(0.7))
+    assert end.ending == Ending(0, wall(0.7), oom=False)
     tracker = following()
     assert step(tracker, TaskOOM(WEB, wall(1))) == []
     (end,) = tracker.step(exited(5, 2, 137), moment(2))
@@ -264,13 +270,15 @@ def test_the_next_start_is_told_when_containerd_confirms_that_the_life_is_over(s
     assert told(more) == ([("paused", "inferred", 6)] if status is TaskStatus.PAUSED else [])
 
 
-def test_the_next_start_is_told_too_where_the_exit_was_only_late() -> None:
+@pytest.mark.parametrize("asked_already", [True, False])
+def test_the_next_start_is_told_too_where_the_exit_was_only_late(asked_already: bool) -> None:
     tracker = following()
     step(tracker, created(6, 1))
     step(tracker, started(6, 2))
-    (question,) = tracker.due_questions(moment(2))
+    questions = tracker.due_questions(moment(2)) if asked_already else []
     assert step(tracker, exited(5, 0.9), moment(3)) == EXITED
-    tracker.answer(question, task(6), moment(3))
+    for question in questions:
+        assert told(tracker.answer(question, task(6), moment(3))) == []
     (question,) = tracker.due_questions(moment(3))
     assert told(tracker.answer(question, task(6), moment(3))) == [("started", "live", 6)]
 
@@ -411,6 +419,13 @@ def test_a_start_that_is_late_and_not_awaited_is_asked_for() -> None:
     assert step(tracker, started(4, 0.1), moment(4)) == []
     assert tracker.counts["doubted"] == 1
     assert asked(tracker, 4) == [WEB]
+
+
+def test_a_late_start_whose_exit_waits_for_it_is_told() -> None:
+    tracker = listening()
+    step(tracker, paused(2))
+    step(tracker, exited(5, 3))
+    assert step(tracker, started(5, 1), moment(4)) == STARTED + EXITED
 
 
 def test_a_start_that_is_late_and_awaited_is_told_and_asked_for() -> None:
@@ -961,3 +976,24 @@ def test_a_boot_ends_all_lives_and_whatever_comes_next_is_new() -> None:
     assert (list(tracker.entries()), tracker.find(WEB), tracker.next_due()) == ([], None, None)
     assert tracker.remembers("shop")
     assert step(tracker, started(5, 10)) == STARTED
+
+
+@pytest.mark.parametrize(("status", "expected"), [(TaskStatus.STOPPED, DIED), (TaskStatus.RUNNING, [])])
+def test_a_task_without_a_pid_is_that_of_the_life_that_is_known(status: TaskStatus, expected: Told) -> None:
+    assert told(following().settle(WEB, Task(WEB, 0, status), moment(6))) == expected
+
+
+def test_a_task_without_a_pid_of_nobody_known_says_nothing() -> None:
+    tracker = listening()
+    assert told(tracker.settle(WEB, Task(WEB, 0, TaskStatus.STOPPED), moment(6))) == []
+    assert lives(tracker) == []
+
+
+def test_an_oom_event_after_the_exit_is_not_the_next_lifes() -> None:
+    tracker = following()
+    step(tracker, exited(5, 1))
+    tracker.step(TaskOOM(WEB, wall(2)), moment(2))
+    step(tracker, started(6, 3))
+    ending = tracker.step(exited(6, 4), moment(4))[0].ending
+    assert ending is not None
+    assert ending.oom is False

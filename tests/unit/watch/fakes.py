@@ -63,6 +63,10 @@ class FakeStream:
     def close(self) -> None:
         self.closed = True
 
+    def rest(self) -> Sequence[Event]:
+        events, self._events = self._events, []
+        return events
+
 
 async def nothing(*_: object) -> None:
     """A hook that does nothing."""
