@@ -227,7 +227,7 @@ class ContainerdClient:
     async def _without_record(self, key: ContainerKey) -> Task | None:
         """Return a task that containerd did not find: it looks for the record first, which can be gone before it."""
         request = containers_pb2.GetContainerRequest(id=key.id)
-        if not _NAMESPACE.fullmatch(key.namespace) or await self._get(rpc.CONTAINER, request, key) is not None:
+        if not _is_possible(key) or await self._get(rpc.CONTAINER, request, key) is not None:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
@@ -243,7 +243,7 @@ class ContainerdClient:
     async def _get(
         self, method: rpc.Method[_Answer], request: Message, key: ContainerKey, *, seconds: float | None = None
     ) -> _Answer | None:
-        if not key.id or not _NAMESPACE.fullmatch(key.namespace):
+        if not _is_possible(key):
             return None
         try:
             return await self._call(method, request, key.namespace, seconds)
@@ -274,3 +274,7 @@ class ContainerdClient:
         for stream in list(self._streams):
             stream.close()
         await self._disconnect()
+
+
+def _is_possible(key: ContainerKey) -> bool:
+    return bool(key.id) and _NAMESPACE.fullmatch(key.namespace) is not None

@@ -197,6 +197,7 @@ class Tracker:
         entry = self._enter(key)
         if task is not None and not task.pid:  # a shim that was given up: it can only be the life that is known
             if entry.life is None:
+                entry.unanswered = False
                 return self._close(entry)
             task = replace(task, pid=entry.life.pid)
         if task is None or task.status is TaskStatus.CREATED:

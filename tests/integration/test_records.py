@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import grpc
@@ -12,6 +14,7 @@ import pytest
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc import PUBLISH
 from bridge.core.events import json_schema
+from bridge.core.tracker import GRACE
 from tests.bridge_process import BridgeProcess, Document, check_stream, transitions
 from tests.testbed.containerd import Containerd
 from tests.testbed.dockerd import Docker
@@ -167,3 +170,29 @@ def publish(engine: Containerd, topic: str, value: bytes) -> None:
     ) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUBLISH.path)
         call(request.SerializeToString(), metadata=(("containerd-namespace", "default"),), timeout=10)
+
+
+def test_a_container_that_outlives_its_record_is_not_dead(engine: Containerd, tmp_path: Path) -> None:
+    """Only clients refuse to delete the record of a container that runs; containerd itself does not mind."""
+    id_ = unique(engine, "outlives")
+    with BridgeProcess(engine.address, tmp_path) as bridge:
+        bridge.wait_live()
+        engine.run(id_, "sleep", "600")
+        bridge.wait(lambda records: told_of(records, id_), "its start")
+        pid = told_of(bridge.records(), id_)[0]["container"]["pid"]
+        delete_record(engine, id_)
+        time.sleep(GRACE / 1e9 + 1)  # nothing is to happen: there is nothing to wait for
+        assert engine.tasks()[id_] == "RUNNING"
+        assert [each["type"] for each in told_of(bridge.records(), id_)] == ["started"]
+        os.kill(pid, signal.SIGKILL)
+        records = bridge.wait(lambda records: len(told_of(records, id_)) == 2, "its exit")
+    assert told_of(records, id_)[1]["exit"]["status"] == 137
+
+
+def delete_record(engine: Containerd, id_: str) -> None:
+    request = b"\x0a" + bytes([len(id_)]) + id_.encode()  # DeleteContainerRequest{id}
+    options = [("grpc.default_authority", "localhost")]
+    with grpc.insecure_channel(f"unix://{engine.address}", options=options) as channel:
+        path = "/containerd.services.containers.v1.Containers/Delete"
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(path)
+        call(request, metadata=(("containerd-namespace", "default"),), timeout=10)

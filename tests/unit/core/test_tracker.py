@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from bridge.core.lives import CREATED_KEPT, ENDED_KEPT, Ending, Question
 from bridge.core.model import (
@@ -15,6 +16,7 @@ from bridge.core.model import (
     PodReference,
     Task,
     TaskEnd,
+    TaskExited,
     TaskOOM,
     TaskStatus,
 )
@@ -985,8 +987,42 @@ def test_a_task_without_a_pid_is_that_of_the_life_that_is_known(status: TaskStat
 
 def test_a_task_without_a_pid_of_nobody_known_says_nothing() -> None:
     tracker = listening()
+    tracker.no_answer(tracker.question(WEB))
+    (entry,) = tracker.entries()
     assert told(tracker.settle(WEB, Task(WEB, 0, TaskStatus.STOPPED), moment(6))) == []
     assert lives(tracker) == []
+    assert not entry.unanswered
+
+
+@pytest.mark.parametrize(
+    ("held", "end", "expected"),
+    [
+        pytest.param(exited(6, 1), exited(5, 2), [], id="older"),
+        pytest.param(exited(6, 3), exited(5, 2), [("started", "inferred", 6), ("exited", "live", 6)], id="newer"),
+        pytest.param(exited(6, 1), deleted(5, 2), [], id="older than a lost one"),
+        pytest.param(
+            replace(exited(6, 1), exited_at=None),
+            exited(5, 2),
+            [("started", "inferred", 6), ("exited", "live", 6)],
+            id="of a time unknown",
+        ),
+        pytest.param(
+            exited(6, 1),
+            replace(exited(5, 2), exited_at=None),
+            [("started", "inferred", 6), ("exited", "live", 6)],
+            id="and a life's end of a time unknown",
+        ),
+    ],
+)
+def test_an_exit_that_waits_while_a_life_ends_is_a_newer_lifes_unless_it_is_the_older_exit(
+    held: TaskExited, end: ContainerEvent, expected: Told
+) -> None:
+    tracker = following()
+    step(tracker, held, moment(3))
+    assert len(step(tracker, end, moment(4))) == 1
+    assert told(tracker.expire(moment(33))) == expected
+    assert step(tracker, held, moment(40)) == []
+    assert tracker.next_due() is None
 
 
 def test_an_oom_event_after_the_exit_is_not_the_next_lifes() -> None:

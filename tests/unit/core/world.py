@@ -48,7 +48,7 @@ class Faults:
     lost: bool = False  # an event is given up, though containerd is up
     gaps: bool = False  # connections end, and what happens until the next one is not seen
     silence: bool = False  # shims that do not answer, rows left out or UNKNOWN, namespaces that fail
-    dead_shims: bool = False  # exits with pid 0
+    dead_shims: bool = False  # exits with pid 0, tasks without a pid
     lag: bool = False  # events wait in containerd's queue while other things are listed and asked for
     witnessed: bool = False  # some ends are told to who waited for them, too: no fault, but one more order of things
     clock: Literal["steady", "stepping", "mad"] = "steady"
@@ -91,6 +91,7 @@ class TrueTask:
     exit_status: int | None = None
     exited_at: int | None = None
     oom: bool = False
+    given_up: bool = False  # its shim is gone, and with it the pid
 
 
 @dataclass
@@ -132,7 +133,9 @@ class World:
     def task(self, key: ContainerKey) -> Task | None:
         """Answer ``Tasks.Get`` as of this moment."""
         task = self.tasks.get(key)
-        return None if task is None else Task(key, task.pid, task.status, task.exit_status, task.exited_at)
+        if task is None:
+            return None
+        return Task(key, 0 if task.given_up else task.pid, task.status, task.exit_status, task.exited_at)
 
     def subscribe(self) -> None:
         self.subscribed = True
@@ -286,9 +289,11 @@ class World:
         self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _lose_shim(self, key: ContainerKey) -> None:
-        """The shim dies and takes its task along; containerd knows no pid to tell."""
+        """The shim dies and takes its task along; containerd knows no pid to tell, and may clean up."""
         task = self._stop(key, 255)
-        del self.tasks[key]
+        task.given_up = True
+        if self.flip(0.5):
+            del self.tasks[key]
         self.history.append(Happening("exited", key, task.pid, 255, task.oom))
         self._broadcast(TaskExited(key, self._wall(), "", 0, 255, None))
 
@@ -307,7 +312,8 @@ class World:
 
     def _delete_task(self, key: ContainerKey) -> None:
         task = self.tasks.pop(key)
-        self._publish(TaskDeleted(key, self._wall(), "", task.pid, task.exit_status or 0, task.exited_at))
+        pid = 0 if task.given_up else task.pid
+        self._publish(TaskDeleted(key, self._wall(), "", pid, task.exit_status or 0, task.exited_at))
 
     # --- how it is told ---
 
