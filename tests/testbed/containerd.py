@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Literal, Self, get_args
 
 from tests.testbed import guard, image
-from tests.testbed.install import cache, search_path
+from tests.testbed.install import search_path
 from tests.testbed.process import pids_with_arguments, run, wait_until
+from tests.testbed.recipes import cache
 
 Version = Literal["1.6", "2.4"]
 VERSIONS: tuple[Version, ...] = get_args(Version)

@@ -9,8 +9,8 @@ from typing import Self
 
 from tests.testbed import image
 from tests.testbed.containerd import Containerd, busybox
-from tests.testbed.install import cache
 from tests.testbed.process import run, wait_until
+from tests.testbed.recipes import cache
 
 
 class Docker:
