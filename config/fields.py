@@ -85,7 +85,8 @@ def _socket(value: str) -> str:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
-Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], BeforeValidator(_items)]
+Items = BeforeValidator(_items)
+Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
 HostName = Annotated[str, AfterValidator(_host)]
 SocketPath = Annotated[str, AfterValidator(_socket)]
 Word = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)

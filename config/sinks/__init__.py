@@ -1,0 +1,82 @@
+"""Where records go: the settings of each type of sink, and the URLs that stand for them.
+
+One module a type, with its settings and the reading of its URL; a new one is named in ``_MODELS`` and ``_URLS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn, TypeAlias
+
+from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from config.fields import numbered
+from config.sinks import stdout
+from config.sinks.common import SinkSection
+from config.sinks.stdout import StdoutSettings
+
+__all__ = ["SinkSection", "SinkSettings", "Sinks", "StdoutSettings", "from_url"]
+
+SinkSettings: TypeAlias = StdoutSettings
+
+_MODELS: dict[str, type[SinkSection]] = {"stdout": StdoutSettings}
+_URLS: dict[str, Callable[[str, str], dict[str, Any]]] = {"stdout": stdout.from_url}
+"""By scheme: what makes settings of the scheme, and of what follows its colon."""
+
+
+def from_url(url: str) -> dict[str, Any]:
+    """Return the settings that a sink's URL stands for.
+
+    Raises:
+        ValueError: It stands for none. The text never repeats more of the URL than its scheme: there may be a
+            password in the rest.
+    """
+    scheme, colon, rest = url.strip().partition(":")
+    scheme = scheme.lower()
+    known = ", ".join(f"{name}:" for name in _URLS)
+    if not colon:
+        raise ValueError(f"a sink is written as a URL, with a colon after its scheme; known schemes: {known}")
+    if scheme not in _URLS:
+        raise ValueError(f"unknown scheme {scheme[:20]!r}; known schemes: {known}")
+    return _URLS[scheme](scheme, rest)
+
+
+def _sinks(value: object) -> object:
+    """Read a list from the environment: URLs parted by blanks (there are commas in some), or numbered from 0."""
+    return value.split() if isinstance(value, str) else numbered(value)
+
+
+def _sink(value: object, _: object) -> object:
+    """Choose the model by ``type``: the mistakes that it finds keep their paths, and are told of no other model."""
+    if isinstance(value, SinkSection):
+        return value
+    settings = from_url(value) if isinstance(value, str) else value
+    if not isinstance(settings, dict):
+        raise ValueError("write a sink as a URL, or as a group of settings with a type")  # noqa: TRY004 (pydantic's)
+    type_ = settings.get("type")
+    known = ", ".join(_MODELS)
+    if not isinstance(type_, str):
+        _wrong_type(f"say which type of sink it is: {known}")
+    if type_ not in _MODELS:
+        _wrong_type(f"unknown type {type_[:20]!r}; known types: {known}")
+    return _MODELS[type_].model_validate(settings)
+
+
+def _wrong_type(text: str) -> NoReturn:
+    error = PydanticCustomError("sink_type", "{text}", {"text": text})
+    raise ValidationError.from_exception_data("sink", [InitErrorDetails(type=error, loc=("type",), input=None)])
+
+
+def _useful(sinks: tuple[SinkSettings, ...]) -> tuple[SinkSettings, ...]:
+    if not sinks:
+        raise ValueError("name one sink at least, such as stdout:")
+    names = [sink.called for sink in sinks]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the same sink is named twice: {', '.join(twice)}; if they differ, give each a name")
+    return sinks
+
+
+Sinks = Annotated[
+    tuple[Annotated[SinkSettings, WrapValidator(_sink)], ...], BeforeValidator(_sinks), AfterValidator(_useful)
+]
