@@ -27,6 +27,11 @@ def setting(default: Any, description: str, *, reason: str, unit: str | None = N
     return Field(default=default, description=description, json_schema_extra=told)
 
 
+def needed(description: str, *, reason: str, unit: str | None = None) -> Any:
+    """Declare a setting without a default; ``reason`` is why there is none."""
+    return Field(description=description, json_schema_extra={"reason": reason, "unit": unit})
+
+
 def _duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value

@@ -12,16 +12,23 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValid
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.fields import numbered
-from config.sinks import stdout
+from config.sinks import file, kafka, stdout
 from config.sinks.common import SinkSection
+from config.sinks.file import FileSettings
+from config.sinks.kafka import KafkaSettings
 from config.sinks.stdout import StdoutSettings
 
-__all__ = ["SinkSection", "SinkSettings", "Sinks", "StdoutSettings", "from_url"]
+__all__ = ["FileSettings", "KafkaSettings", "SinkSection", "SinkSettings", "Sinks", "StdoutSettings", "from_url"]
 
-SinkSettings: TypeAlias = StdoutSettings
+SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings
 
-_MODELS: dict[str, type[SinkSection]] = {"stdout": StdoutSettings}
-_URLS: dict[str, Callable[[str, str], dict[str, Any]]] = {"stdout": stdout.from_url}
+_MODELS: dict[str, type[SinkSection]] = {"stdout": StdoutSettings, "file": FileSettings, "kafka": KafkaSettings}
+_URLS: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "stdout": stdout.from_url,
+    "file": file.from_url,
+    "kafka": kafka.from_url,
+    "kafkas": kafka.from_url,
+}
 """By scheme: what makes settings of the scheme, and of what follows its colon."""
 
 
