@@ -12,22 +12,39 @@ from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValid
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.fields import numbered
-from config.sinks import file, kafka, stdout
+from config.sinks import file, kafka, nats, stdout
 from config.sinks.common import SinkSection
 from config.sinks.file import FileSettings
 from config.sinks.kafka import KafkaSettings
+from config.sinks.nats import NatsSettings
 from config.sinks.stdout import StdoutSettings
 
-__all__ = ["FileSettings", "KafkaSettings", "SinkSection", "SinkSettings", "Sinks", "StdoutSettings", "from_url"]
+__all__ = [
+    "FileSettings",
+    "KafkaSettings",
+    "NatsSettings",
+    "SinkSection",
+    "SinkSettings",
+    "Sinks",
+    "StdoutSettings",
+    "from_url",
+]
 
-SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings
+SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings
 
-_MODELS: dict[str, type[SinkSection]] = {"stdout": StdoutSettings, "file": FileSettings, "kafka": KafkaSettings}
+_MODELS: dict[str, type[SinkSection]] = {
+    "stdout": StdoutSettings,
+    "file": FileSettings,
+    "kafka": KafkaSettings,
+    "nats": NatsSettings,
+}
 _URLS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "stdout": stdout.from_url,
     "file": file.from_url,
     "kafka": kafka.from_url,
     "kafkas": kafka.from_url,
+    "nats": nats.from_url,
+    "tls": nats.from_url,
 }
 """By scheme: what makes settings of the scheme, and of what follows its colon."""
 
