@@ -54,7 +54,7 @@ def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
         ("type", event_type(record.type)),
         ("time", record.time),
         ("dataschema", schema),
-        ("sequence", f"{record.epoch}-{record.sequence:020}"),
+        ("sequence", sequence(record)),
     ]
     if record.subject:
         found.append(("subject", allowed(record.subject)))
@@ -63,16 +63,14 @@ def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
 
 def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:
     """Return the headers of binary mode on Kafka."""
-    fixed, type_ = _kafka_fixed(record.host, record.engine, schema), _kafka_type(record.type)
     headers = [
-        *fixed,
-        type_,
+        *_kafka_fixed(record.host, record.engine, record.type, schema),
         ("ce_id", record.id.encode()),
         ("ce_time", record.time.encode()),
         ("ce_sequence", b"%d-%020d" % (record.epoch, record.sequence)),
     ]
-    if record.subject:
-        headers.append(("ce_subject", allowed(record.subject).encode()))
+    if subject := record.subject:
+        headers.append(("ce_subject", allowed(subject).encode()))
     return headers
 
 
@@ -83,8 +81,14 @@ def kafka_envelope_headers() -> KafkaHeaders:
 
 def nats_headers(record: Record, schema: str = SCHEMA) -> dict[str, str]:
     """Return the headers of binary mode on NATS."""
-    headers = {f"ce-{name}": nats_value(value) for name, value in attributes(record, schema)}
-    headers["ce-datacontenttype"] = JSON
+    headers = {
+        **_nats_fixed(record.host, record.engine, record.type, schema),
+        "ce-id": record.id,
+        "ce-time": record.time,
+        "ce-sequence": sequence(record),
+    }
+    if record.subject:
+        headers["ce-subject"] = nats_value(allowed(record.subject))
     return headers
 
 
@@ -115,6 +119,11 @@ def event_type(type_: str) -> str:
     return _TYPES.get(type_, f"io.whalebridge.container.{type_}")
 
 
+def sequence(record: Record) -> str:
+    """Return what orders a source's records lexicographically."""
+    return f"{record.epoch}-{record.sequence:020}"
+
+
 def allowed(value: str) -> str:
     """Return a string as an attribute may hold it: where it has a forbidden character, percent-encoded."""
     if (value.isascii() and value.isprintable()) or not _FORBIDDEN.search(value):
@@ -123,15 +132,22 @@ def allowed(value: str) -> str:
 
 
 @lru_cache(_LIMIT)
-def _kafka_fixed(host: str, engine: str, schema: str) -> KafkaHeaders:
+def _kafka_fixed(host: str, engine: str, type_: str, schema: str) -> KafkaHeaders:
     return [
         ("content-type", JSON.encode()),
         ("ce_specversion", b"1.0"),
         ("ce_source", source(host, engine).encode()),
+        ("ce_type", event_type(type_).encode()),
         ("ce_dataschema", schema.encode()),
     ]
 
 
 @lru_cache(_LIMIT)
-def _kafka_type(type_: str) -> tuple[str, bytes]:
-    return "ce_type", event_type(type_).encode()
+def _nats_fixed(host: str, engine: str, type_: str, schema: str) -> dict[str, str]:
+    return {
+        "ce-specversion": "1.0",
+        "ce-source": nats_value(source(host, engine)),
+        "ce-type": event_type(type_),
+        "ce-dataschema": nats_value(schema),
+        "ce-datacontenttype": JSON,
+    }
