@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -89,13 +89,16 @@ def fold(state: State, records: Iterable[Record]) -> tuple[State, list[Change]]:
     return folding.state(), list(folding.changes.values())
 
 
-def runs(batch: Sequence[Record]) -> Iterable[tuple[Row, Sequence[Record]]]:
+def runs(batch: Sequence[Record]) -> Iterator[tuple[Row, Sequence[Record]]]:
     """Split a batch into runs of records of one source, in order."""
     start = 0
-    for end in range(1, len(batch) + 1):
-        if end == len(batch) or source_of(batch[end]) != source_of(batch[start]):
-            yield source_of(batch[start]), batch[start:end]
-            start = end
+    while start < len(batch):
+        host, engine = batch[start].host, batch[start].engine
+        end = start + 1
+        while end < len(batch) and batch[end].host == host and batch[end].engine == engine:
+            end += 1
+        yield Row(host, engine), batch[start:end]
+        start = end
 
 
 class _Folding:
@@ -154,3 +157,13 @@ class _Folding:
 def _with_id(document: bytes, snapshot_id: str | None) -> bytes:
     """Add ``snapshot_id`` to a document, whose other bytes stay as they are."""
     return b'%s,"snapshot_id":%s}' % (document[:-1], msgspec.json.encode(snapshot_id))
+
+
+def without_labels(value: bytes) -> bytes:
+    """Return a row without its container's labels, for where it is too large."""
+    document = msgspec.json.decode(value)
+    if container := document["container"]:
+        container |= {"labels": None, "labels_dropped": True}
+        if container["pod"]:
+            container["pod"]["labels"] = None
+    return msgspec.json.encode(document)

@@ -6,13 +6,13 @@ One module a type, with its settings and the reading of its URL; a new one is na
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from config.fields import numbered
-from config.sinks import file, kafka, nats, stdout
+from config.sinks import file, kafka, nats, plugins, stdout
 from config.sinks.common import SinkSection
 from config.sinks.file import FileSettings
 from config.sinks.kafka import KafkaSettings
@@ -30,7 +30,8 @@ __all__ = [
     "from_url",
 ]
 
-SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings
+SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings | SinkSection
+"""The last of them stands for those of third parties."""
 
 _MODELS: dict[str, type[SinkSection]] = {
     "stdout": StdoutSettings,
@@ -58,12 +59,15 @@ def from_url(url: str) -> dict[str, Any]:
     """
     scheme, colon, rest = url.strip().partition(":")
     scheme = scheme.lower()
-    known = ", ".join(f"{name}:" for name in _URLS)
+    if colon and scheme in _URLS:
+        return _URLS[scheme](scheme, rest)
+    others = plugins.names()
+    if colon and scheme in others:
+        return {**plugins.load(scheme).from_url(rest), "type": scheme}
+    known = ", ".join(f"{name}:" for name in (*_URLS, *others))
     if not colon:
         raise ValueError(f"a sink is written as a URL, with a colon after its scheme; known schemes: {known}")
-    if scheme not in _URLS:
-        raise ValueError(f"unknown scheme {scheme[:20]!r}; known schemes: {known}")
-    return _URLS[scheme](scheme, rest)
+    raise ValueError(f"unknown scheme {scheme[:20]!r}; known schemes: {known}")
 
 
 def _sinks(value: object) -> object:
@@ -78,17 +82,18 @@ def _sink(value: object, _: object) -> object:
     settings = from_url(value) if isinstance(value, str) else value
     if not isinstance(settings, dict):
         raise ValueError("write a sink as a URL, or as a group of settings with a type")  # noqa: TRY004 (pydantic's)
-    type_ = settings.get("type")
-    known = ", ".join(_MODELS)
-    if not isinstance(type_, str):
-        _wrong_type(f"say which type of sink it is: {known}")
-    if type_ not in _MODELS:
-        _wrong_type(f"unknown type {type_[:20]!r}; known types: {known}")
-    return _MODELS[type_].model_validate(settings)
+    return _model(settings.get("type")).model_validate(settings)
 
 
-def _wrong_type(text: str) -> NoReturn:
-    error = PydanticCustomError("sink_type", "{text}", {"text": text})
+def _model(type_: object) -> type[SinkSection]:
+    if isinstance(type_, str) and type_ in _MODELS:
+        return _MODELS[type_]
+    others = plugins.names()
+    if isinstance(type_, str) and type_ in others:
+        return plugins.load(type_).Settings
+    known = ", ".join((*_MODELS, *others))
+    text = f"unknown type {type_[:20]!r}; known" if isinstance(type_, str) else "say which type of sink it is; known"
+    error = PydanticCustomError("sink_type", "{text}", {"text": f"{text} types: {known}"})
     raise ValidationError.from_exception_data("sink", [InitErrorDetails(type=error, loc=("type",), input=None)])
 
 
