@@ -6,10 +6,12 @@ import base64
 import uuid
 from collections.abc import Mapping, Sequence
 
+from aiokafka.errors import KafkaError
+
 from tests.certificates import Authority, Certificate
 from tests.testbed.kafka_admin import KafkaAdmin, answers
 from tests.testbed.kafka_config import Listener, Node, Tls, properties, scram
-from tests.testbed.process import run
+from tests.testbed.process import run, wait_until
 from tests.testbed.recipes import cache
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
@@ -69,9 +71,19 @@ class Kafka(Servers):
         """One broker by its node id, which begins at 1."""
         return self.servers[number - 1]
 
-    def leader(self, topic: str, partition: int = 0) -> Server:
-        """The broker that leads a partition."""
-        return self.broker(self.admin.leader(topic, partition))
+    def leader(self, topic: str, partition: int = 0, *, timeout: float = 30) -> Server:
+        """The running broker that leads a partition; where there is none for the moment, wait for one."""
+        found = [-1]
+
+        def known() -> bool:
+            try:
+                found[0] = self.admin.leader(topic, partition)
+            except (KafkaError, TimeoutError):  # it asked a broker that does not run
+                return False
+            return found[0] > 0 and self.broker(found[0]).running
+
+        wait_until(known, f"a leader of {topic}/{partition}", timeout=timeout, interval=0.1)
+        return self.broker(found[0])
 
     def start(self) -> None:
         """Start all brokers, freshly formatted if they never ran, and wait until all answer."""

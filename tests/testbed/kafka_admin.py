@@ -106,7 +106,7 @@ class KafkaAdmin:
         return self._with_admin(work)
 
     def describe(self, topic: str) -> dict[str, Any]:
-        """What the brokers say of a topic: `partitions` with `leader`, `replicas`, `isr`, and its `settings`."""
+        """What one of the brokers knows of a topic: `partitions` (`leader`, `replicas`, `isr`) and its `settings`."""
 
         async def work(admin: AIOKafkaAdminClient) -> dict[str, Any]:
             (found,) = await admin.describe_topics([topic])
@@ -126,9 +126,14 @@ class KafkaAdmin:
         return self._with_admin(work)
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """The node id of the broker that leads a partition; -1 while there is none."""
-        partitions = self.describe(topic)["partitions"]
-        return next(int(found["leader"]) for found in partitions if found["partition"] == partition)
+        """The node id of the broker that leads a partition, as one of the brokers knows it; -1: none."""
+
+        async def work(admin: AIOKafkaAdminClient) -> int:
+            (found,) = await admin.describe_topics([topic])
+            _check([(found["error_code"], topic)])
+            return next(int(each["leader"]) for each in found["partitions"] if each["partition"] == partition)
+
+        return self._with_admin(work)
 
     def allow(
         self,
