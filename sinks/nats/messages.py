@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sinks import cloudevents
@@ -28,7 +29,7 @@ class Item(NamedTuple):
     @property
     def header_size(self) -> int:
         """How many bytes its headers are on the wire, at the most."""
-        return sum(len(name) + len(value) + 4 for name, value in self.headers.items()) + _MORE
+        return len("".join(self.headers)) + len("".join(self.headers.values())) + 4 * len(self.headers) + _MORE
 
 
 class Messages:
@@ -52,9 +53,15 @@ class Messages:
         elif self._cloudevents == "structured":
             headers |= cloudevents.nats_envelope_headers()
             document = cloudevents.envelope(record, document, self._schema)
-        return Item(id_, (record.epoch, record.sequence), self.subjects.of(record), document, headers)
+        position = (record.epoch, record.sequence)
+        return Item(id_, position, self.subjects.of(record), document, headers)
 
 
 def message_id(record: Record) -> str:
     """Return what JetStream is to know a record by: its source and its id, in printable ASCII."""
-    return f"{cloudevents.source(record.host, record.engine)}/{record.id}"
+    return f"{_source(record.host, record.engine)}/{record.id}"
+
+
+@lru_cache(maxsize=64)
+def _source(host: str, engine: str) -> str:
+    return cloudevents.nats_value(cloudevents.source(host, engine))

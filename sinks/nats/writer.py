@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH = 1000  # messages; what servers take unless told otherwise
 BATCH_BYTES = 4 * 1024 * 1024
+ANSWER_BYTES = 128 * 1024
 HEADER_BYTES = 65_535
 
 _TOO_LARGE = (10054, 10097)
@@ -73,10 +74,9 @@ class Writer:
         """Find what the server would take for too large; one such message would end the connection."""
         limits = (self._link.max_payload, self._stream.max_message)
         limit = min(each for each in limits if each >= 0)
+        sizes = [(item, item.header_size) for item in items]
         too_large = frozenset(
-            item.position
-            for item in items
-            if len(item.data) + item.header_size > limit or item.header_size > HEADER_BYTES
+            item.position for item, size in sizes if len(item.data) + size > limit or size > HEADER_BYTES
         )
         if too_large:
             raise RefusedRecordError(
@@ -87,8 +87,14 @@ class Writer:
 
     def _unknown(self, items: Sequence[Item]) -> list[Item]:
         """Leave out what is stored already, and what comes twice."""
-        once = {item.id or str(place): item for place, item in reversed(list(enumerate(items)))}
-        return [item for item in reversed(once.values()) if not item.id or item.id not in self._known]
+        seen = set(self._known)
+        left = []
+        for item in items:
+            if item.id not in seen:
+                left.append(item)
+            if item.id:
+                seen.add(item.id)
+        return left
 
     def _chunk(self, items: Sequence[Item]) -> int:
         """Return how many of ``items`` go together."""
@@ -103,13 +109,8 @@ class Writer:
 
     async def _store_whole(self, items: Sequence[Item]) -> list[Item]:
         """Store a batch; return what of it is still to be stored, where the server wants it otherwise."""
-        batch = uuid4().hex
         last = len(items) - 1
-        messages = [
-            Message(item.subject, item.data, item.headers | _batch_headers(batch, place, last), place in (0, last))
-            for place, item in enumerate(items)
-        ]
-        answers = await Exchange(self._link, messages, unless_refused).run()
+        answers = await Exchange(self._link, _batch(items), unless_refused).run()
         refusal = next((answer.error for answer in answers.values() if answer.error), None)
         if refusal is None:
             self._acknowledged(items, answers[last])
@@ -177,6 +178,18 @@ class Writer:
         return AnsweredError(f"{where} did not store the records: {said} ({refusal.err_code})", refusal.err_code)
 
 
-def _batch_headers(batch: str, place: int, last: int) -> dict[str, str]:
-    headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(place + 1)}
-    return headers | {"Nats-Batch-Commit": "1"} if place == last else headers
+def _batch(items: Sequence[Item]) -> list[Message]:
+    """Make an atomic batch. Answers to some messages on the way tell of progress over a slow network."""
+    batch = uuid4().hex
+    last = len(items) - 1
+    messages = []
+    quiet = ANSWER_BYTES  # since an answer was asked for
+    for place, item in enumerate(items):
+        headers = {**item.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(place + 1)}
+        if place == last:
+            headers["Nats-Batch-Commit"] = "1"
+        quiet += len(item.data)
+        answered = place == last or quiet >= ANSWER_BYTES
+        quiet = 0 if answered else quiet
+        messages.append(Message(item.subject, item.data, headers, answered))
+    return messages
