@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.testbed.recipes import Component, DebianPackages, GoPrograms, InstallError, MavenJars, cache
+from tests.testbed.recipes import Component, DebianPackages, GoPrograms, GoSource, InstallError, MavenJars, cache
 
 _CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 _CONTAINERD_GO = tuple(f"./cmd/{program}" for program in _CONTAINERD)
@@ -35,6 +35,7 @@ COMPONENTS: tuple[Component, ...] = (
     DebianPackages("kcat", ("kcat", "librdkafka1", "libyajl2", "libsasl2-2"), ("kcat",)),
     GoPrograms("nats-server", "github.com/nats-io/nats-server/v2", "v2.15.2", (".",)),
     GoPrograms("nats", "github.com/nats-io/natscli", "v0.5.1", ("./nats",)),
+    GoSource(Path(__file__).parents[1] / "bench" / "flood"),
 )
 
 
