@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from bridge.clock import SystemClock
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def make(settings: SinkSettings) -> Sink:
         case KafkaSettings():
             from sinks.kafka.sink import KafkaSink
 
-            return KafkaSink(settings)
+            return KafkaSink(settings, SystemClock())
         case NatsSettings():
             from sinks.nats.sink import NatsSink
 

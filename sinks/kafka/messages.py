@@ -57,7 +57,7 @@ def too_large(messages: Iterable[Message], most: int) -> Iterator[Position]:
 class Builder(Protocol):
     """A batch under construction: aiokafka's BatchBuilder."""
 
-    def append(self, *, timestamp: int | None, key: bytes, value: bytes | None, headers: KafkaHeaders) -> object:
+    def append(self, *, timestamp: int, key: bytes, value: bytes | None, headers: KafkaHeaders) -> object:
         """Add a message; None where it has no room, unless it is the first."""
 
 
@@ -111,7 +111,7 @@ def partition_of(source: Row, partitions: Sequence[int]) -> int:
 
 
 def batches(
-    messages: Sequence[Message], timestamp: int | None, new: Callable[[], Builder]
+    messages: Sequence[Message], timestamp: int, new: Callable[[], Builder]
 ) -> Iterator[tuple[Builder, Sequence[Message]]]:
     """Fill batches, in order, each with as many messages as it takes, and one at least."""
     start = 0

@@ -31,11 +31,13 @@ from sinks.kafka.messages import Message, batches, event_messages, partition_of,
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
+    from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
     from sinks.kafka.producer import Producer
 
 _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1
+_NANOSECONDS = 1_000_000  # of a millisecond
 _EXPLAIN_SECONDS = 5.0
 
 
@@ -50,13 +52,14 @@ class _Run(NamedTuple):
 class KafkaSink:
     """Publishes records to one topic, and where asked to the current state to another."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         self._settings = settings
+        self._clock = clock
         self._timeout = settings.timeout.total_seconds()
         self._link: Link | None = None
         self._given_up: list[Producer] = []
         self._limit = settings.max_request_size  # of a batch; less where the brokers take less
-        self._timestamp: int | None = None  # None: the moment of sending
+        self._timestamps = True  # unless the brokers refuse this host's clock
         self._partitions: dict[tuple[str, Row], int] = {}
         self._states: dict[Row, State] = {}
         self._warned: set[str] = set()
@@ -103,7 +106,7 @@ class KafkaSink:
             link = await self._connected()
             topic = link.state if to_state and link.state else link.events
             partition = self._partition(topic, source)
-            for builder, part in batches(messages[done:], self._timestamp, link.producer.create_batch):
+            for builder, part in batches(messages[done:], self._timestamp(), link.producer.create_batch):
                 try:
                     async with asyncio.timeout(self._timeout):
                         await (await link.producer.send_batch(builder, topic.name, partition=partition))
@@ -128,8 +131,8 @@ class KafkaSink:
         """
         if isinstance(error, TOO_LARGE) and len(part) > 1:
             self._limit = max(sum(message.size for message in part) // 2, 1)
-        elif isinstance(error, InvalidTimestampError) and self._timestamp is None:
-            self._timestamp = _NO_TIMESTAMP
+        elif isinstance(error, InvalidTimestampError) and self._timestamps:
+            self._timestamps = False
             _log.warning("timestamps_refused", topic=topic, todo="set this host's clock; records go without timestamps")
         elif isinstance(error, POISONED) and not poisoned:
             _log.info("producer_replaced", topic=topic, reason=said(error))
@@ -146,6 +149,9 @@ class KafkaSink:
         most = self._settings.max_request_size
         if positions := frozenset(too_large((message for run in runs for message in run.messages), most)):
             raise RefusedRecordError(f"larger than max_request_size ({most} bytes)", positions)
+
+    def _timestamp(self) -> int:
+        return self._clock.now().wall // _NANOSECONDS if self._timestamps else _NO_TIMESTAMP
 
     def _partition(self, topic: Topic, source: Row) -> int:
         """Return a source's partition, the same for as long as there is one of that number."""

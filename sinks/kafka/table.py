@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
 
 
+_POLL_MILLISECONDS = 200
+
+
 async def rows_of(
     source: Row, topic: str, partition: int, settings: KafkaSettings, options: dict[str, Any]
 ) -> set[Row]:
@@ -31,6 +34,7 @@ async def rows_of(
         request_timeout_ms=int(REQUEST_SECONDS * 1000),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        fetch_max_wait_ms=_POLL_MILLISECONDS // 2,
         **options,
     )
     try:
@@ -53,8 +57,9 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
     consumer.assign([place])
     end = (await consumer.end_offsets([place]))[place]
     rows: set[Row] = set()
-    while await consumer.position(place) < end:
-        for records in (await consumer.getmany(place, timeout_ms=1000)).values():
+    while True:
+        # Once also where there is nothing yet: that we may not read it is better known now than after the next start.
+        for records in (await consumer.getmany(place, timeout_ms=_POLL_MILLISECONDS)).values():
             for record in records:
                 row = row_of(record.key or b"")
                 if row is None or row[:2] != source[:2] or row == source:
@@ -63,7 +68,8 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
                     rows.discard(row)
                 else:
                     rows.add(row)
-    return rows
+        if await consumer.position(place) >= end:
+            return rows
 
 
 async def _end(consumer: AIOKafkaConsumer) -> None:
