@@ -7,6 +7,7 @@ No sentence holds a secret: servers do not repeat them, and of settings only nam
 from __future__ import annotations
 
 import ssl
+from typing import NamedTuple
 
 import nats.errors
 from nats.js.errors import APIError, ServiceUnavailableError
@@ -15,7 +16,13 @@ from bridge.core.errors import TransientError
 
 _SHOWN = 300  # characters of a foreign text
 _DENIED = "permissions violation"
-_REFUSED = ("authorization violation", "authentication expired", "authentication revoked", "authentication timeout")
+_REFUSED = (
+    "authorization violation",
+    "authorization failed",
+    "authentication expired",
+    "authentication revoked",
+    "authentication timeout",
+)
 _NOT_ENABLED = (10039, 10076)
 
 
@@ -38,65 +45,79 @@ def is_denial(error: Exception) -> bool:
     return _DENIED in str(error).lower()
 
 
-def denied(server: str, error: Exception) -> str:
-    """Say that a permission is missing; ``error`` names the subject."""
-    said = one_line(error).removeprefix("nats: ")
-    return f"NATS at {server} refuses us a subject: {said}; docs/nats.md lists the permissions that are needed"
+class Texts(NamedTuple):
+    """Says what is wrong with one server.
 
+    ``login`` and ``certificate`` name the settings that say who we are, "" for none.
+    """
 
-def unreachable(server: str, error: Exception, seconds: float, login: str) -> str:
-    """Say why there is no connection; ``login`` names the settings that say who we are, "" for none."""
-    where = f"NATS at {server}"
-    match error:
-        case nats.errors.SecureConnWantedError():
-            return f"{where} offers no TLS: nothing was sent to it; turn TLS on there, or off here"
-        case ssl.SSLCertVerificationError():
-            reason = one_line(error.verify_message)
-            return (
-                f"{where} has a certificate that is not to be trusted: {reason}; check tls.ca_file and the host's name"
+    server: str
+    seconds: float
+    login: str
+    certificate: str
+
+    def unreachable(self, error: Exception, *, asks_certificate: bool) -> str:
+        """Say why there is no connection."""
+        where = f"NATS at {self.server}"
+        match error:
+            case nats.errors.SecureConnWantedError():
+                text = f"{where} offers no TLS: nothing was sent to it; turn TLS on there, or off here"
+            case ssl.SSLCertVerificationError():
+                reason = one_line(error.verify_message)
+                text = f"{where} shows a certificate that is not to be trusted: {reason}; check tls.ca_file"
+            case TimeoutError():
+                text = f"{where} did not answer within {self.seconds:g} s"
+            case ssl.SSLError() | ConnectionResetError() if asks_certificate:
+                # The server's own reason comes in the midst of the login, if at all.
+                told = (
+                    f"does not like ours, {self.certificate}"
+                    if self.certificate
+                    else "there is none: set tls.cert_file"
+                )
+                text = f"{where} asks for a certificate, and {told}"
+            case ssl.SSLError():
+                text = f"{where}: TLS failed: {one_line(error.reason or error)}; is TLS meant there?"
+            case OSError():
+                text = f"{where} cannot be reached: {one_line(error.strerror or error)}"
+            case _:
+                text = self._refused(error)
+        return text
+
+    def ended(self, error: Exception | None) -> str:
+        """Say why a connection that worked does not go on."""
+        if error is None or isinstance(error, nats.errors.UnexpectedEOF):
+            return f"NATS at {self.server} ended the connection"
+        if isinstance(error, nats.errors.StaleConnectionError):
+            return f"NATS at {self.server} does not answer pings any more"
+        if isinstance(error, OSError):
+            return f"the connection to NATS at {self.server} broke: {one_line(error.strerror or error)}"
+        return self._refused(error)
+
+    def denied(self, error: Exception) -> str:
+        """Say that a permission is missing; ``error`` names the subject."""
+        said = one_line(error).removeprefix("nats: ")
+        return f"NATS at {self.server} refuses us a subject: {said}; docs/nats.md lists the permissions that are needed"
+
+    def answered(self, doing: str, error: Exception) -> TransientError:
+        """Say that a request to JetStream's API failed."""
+        where = f"NATS at {self.server}"
+        if isinstance(error, ServiceUnavailableError) and error.err_code in (None, *_NOT_ENABLED):
+            return AnsweredError(
+                f"{where} has no JetStream for us, needed to {doing}: turn it on there (jetstream {{}} in its "
+                "configuration; per account, where there are accounts), set domain, or set mode: core"
             )
-        case ssl.SSLError():
-            reason = one_line(error.reason or error)
-            return f"{where}: TLS failed: {reason}; check tls.cert_file and tls.key_file, and whether TLS is meant"
-        case TimeoutError():
-            return f"{where} did not answer within {seconds:g} s"
-        case OSError():
-            return f"{where} cannot be reached: {one_line(error.strerror or error)}"
-    return _refused(where, error, login)
+        if isinstance(error, APIError):
+            return AnsweredError(
+                f"{where} failed to {doing}: {one_line(error.description)} ({error.err_code})", error.err_code or 0
+            )
+        return TransientError(f"{where} failed to {doing}: {one_line(error)}")
 
-
-def _refused(where: str, error: Exception, login: str) -> str:
-    said = one_line(error).removeprefix("nats: ").strip("'")
-    if any(each in said.lower() for each in (*_REFUSED, "authorization failed")):
-        return f"{where} refused us ({said}): {f'check {login}' if login else 'it asks for a login, and there is none'}"
-    if "expecting INFO" in said:
-        return f"{where} ended the connection: it wants TLS first (handshake_first), or is no NATS server"
-    return f"{where} refused the connection: {said}"
-
-
-def ended(server: str, error: Exception | None, login: str) -> str:
-    """Say why a connection that worked does not go on."""
-    if error is None or isinstance(error, nats.errors.UnexpectedEOF):
-        return f"NATS at {server} ended the connection"
-    if isinstance(error, nats.errors.StaleConnectionError):
-        return f"NATS at {server} does not answer pings any more"
-    if isinstance(error, OSError):
-        return f"the connection to NATS at {server} broke: {one_line(error.strerror or error)}"
-    return _refused(f"NATS at {server}", error, login)
-
-
-def answered(server: str, doing: str, error: Exception) -> TransientError:
-    """Say that a request to JetStream's API failed."""
-    where = f"NATS at {server}"
-    if isinstance(error, ServiceUnavailableError) and error.err_code in (None, *_NOT_ENABLED):
-        return AnsweredError(
-            f"{where} has no JetStream for us, needed to {doing}: turn it on there (jetstream {{}} in its "
-            "configuration; per account, where there are accounts), set domain, or set mode: core"
-        )
-    if isinstance(error, APIError):
-        return AnsweredError(
-            f"{where} failed to {doing}: {one_line(error.description)} ({error.err_code})", error.err_code or 0
-        )
-    if isinstance(error, TimeoutError):
-        return TransientError(f"{where} did not {doing} in time")
-    return TransientError(f"{where} failed to {doing}: {one_line(error)}")
+    def _refused(self, error: Exception) -> str:
+        where = f"NATS at {self.server}"
+        said = one_line(error).removeprefix("nats: ").strip("'")
+        if any(each in said.lower() for each in _REFUSED):
+            advice = f"check {self.login}" if self.login else "it asks for a login, and there is none"
+            return f"{where} refused us ({said}): {advice}"
+        if "expecting INFO" in said:
+            return f"{where} ended the connection: it wants TLS first (handshake_first), or is no NATS server"
+        return f"{where} refused the connection: {said}"

@@ -28,7 +28,8 @@ from bridge.core.errors import TransientError
 from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
 from sinks.access import tls_context
-from sinks.nats import failures, login
+from sinks.nats import login
+from sinks.nats.failures import Texts, is_denial
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -53,15 +54,15 @@ class Place(NamedTuple):
 class Link:
     """A connection that works until ``failed`` is done, which then says why it does not any more."""
 
-    def __init__(self, client: _Client, place: Place, timeout: float, login_named: str) -> None:
+    def __init__(self, client: _Client, place: Place, texts: Texts) -> None:
         self.place = place
-        self.timeout = timeout
+        self.timeout = texts.seconds
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
         self._listener: Callable[[int, Msg], None] = lambda _, __: None
         self._numbers = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._login = login_named
+        self._texts = texts
         self._inbox = ""
 
     @classmethod
@@ -71,9 +72,11 @@ class Link:
         Raises:
             TransientError: That did not work.
         """
-        timeout = settings.timeout.total_seconds()
         must_encrypt = settings.tls.enabled
-        link = cls(_Client(must_encrypt=must_encrypt), place, timeout, login.named(settings.login))
+        certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
+        seconds = settings.timeout.total_seconds()
+        texts = Texts(place.server, seconds, login.named(settings.login), certificate)
+        link = cls(_Client(must_encrypt=must_encrypt), place, texts)
         options = {**login.options(settings.login), "tls_handshake_first": settings.handshake_first}
         if must_encrypt:
             options["tls"] = tls_context(settings.tls)
@@ -92,7 +95,7 @@ class Link:
             self._on_error(error)
 
         async def closed() -> None:
-            self._fail(failures.ended(self.place.server, self._client.last_error, self._login))
+            self._fail(self._texts.ended(self._client.last_error))
 
         try:
             async with asyncio.timeout(self.timeout):
@@ -114,7 +117,7 @@ class Link:
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._take)
         except (OSError, nats.errors.Error) as error:
             cause = seen[-1] if seen and isinstance(error, nats.errors.NoServersError) else error
-            text = failures.unreachable(self.place.server, cause, self.timeout, self._login)
+            text = self._texts.unreachable(cause, asks_certificate=self._client.asks_certificate)
             raise TransientError(text) from cause
 
     @property
@@ -146,7 +149,7 @@ class Link:
             return task.result()
         except (OSError, nats.errors.Error) as error:
             self.check()
-            raise failures.answered(self.place.server, doing, error) from error
+            raise self._texts.answered(doing, error) from error
         finally:
             task.cancel()
 
@@ -160,7 +163,7 @@ class Link:
         message = await self.ask(doing, self._client.request(subject, json.dumps(body).encode(), 2 * self.timeout))
         answer: dict[str, Any] = json.loads(message.data)
         if error := answer.get("error"):
-            raise failures.answered(self.place.server, doing, APIError(**error))
+            raise self._texts.answered(doing, APIError(**error))
         return answer
 
     def check(self) -> None:
@@ -214,8 +217,8 @@ class Link:
         self._listener(int(message.subject.rpartition(".")[2]), message)
 
     def _on_error(self, error: Exception) -> None:
-        if failures.is_denial(error):
-            self._fail(failures.denied(self.place.server, error))
+        if is_denial(error):
+            self._fail(self._texts.denied(error))
 
     def _fail(self, reason: str) -> None:
         if not self.failed.done():
@@ -228,12 +231,14 @@ class _Client(Client):
     def __init__(self, *, must_encrypt: bool) -> None:
         super().__init__()
         self._must_encrypt = must_encrypt
+        self.asks_certificate = False
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self._must_encrypt and initial_connection:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise nats.errors.SecureConnWantedError
             info["tls_required"] = True
+        self.asks_certificate = bool(info.get("tls_verify"))
         await super()._process_info(info, initial_connection)
 
     def abort(self) -> None:

@@ -18,6 +18,7 @@ from bridge.core.model import ContainerKey
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
 from tests.testbed.nats import Nats
+from tests.testbed.server import HOST
 
 FreshNats = Callable[..., Nats]
 ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
@@ -106,7 +107,11 @@ def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSetting
 async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
     """A sink that is connected."""
     sink = NatsSink(settings(peer, subject, **options))
-    await sink.start()
+    try:
+        await sink.start()
+    except BaseException:
+        await sink.close()
+        raise
     return sink
 
 
@@ -116,15 +121,14 @@ def positions(of: Sequence[Record] | Sequence[Stored]) -> list[tuple[int, int]]:
 
 
 class Reader:
-    """A plain client; as a context manager it is connected."""
+    """A plain client, which goes past the proxies; as a context manager it is connected."""
 
-    def __init__(self, peer: Nats | str, **login: Any) -> None:
-        self._url = peer if isinstance(peer, str) else peer.urls
-        self._login = login
+    def __init__(self, peer: Nats) -> None:
+        self._urls = [f"nats://{HOST}:{node.port}" for node in peer.nodes]
         self.client = nats.aio.client.Client()
 
     async def __aenter__(self) -> Reader:
-        await self.client.connect(self._url, error_cb=_ignore, **self._login)
+        await self.client.connect(self._urls, error_cb=_ignore)
         return self
 
     async def __aexit__(self, *_: object) -> None:
