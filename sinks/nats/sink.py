@@ -44,6 +44,7 @@ class NatsSink:
         self._left: Link | None = None  # what was given up, and not let go of yet
         self._writer: Writer | CoreWriter | None = None  # None: what takes the records has to be looked at first
         self._known: set[str] = set()
+        self._told: set[str] = set()  # weaknesses, each once
 
     async def start(self) -> None:
         """Connect, and see to it that what takes the records is there.
@@ -114,6 +115,10 @@ class NatsSink:
 
     async def _look(self, link: Link) -> Writer:
         stream = await ensure_stream(link, self._settings, self._messages.subjects.pattern)
+        for weakness in stream.weaknesses:
+            if weakness not in self._told:
+                self._told.add(weakness)
+                _log.warning("stream_weakness", sink=self._settings.called, stream=stream.name, weakness=weakness)
         if self._bucket:
             await self._bucket.check(link)
         return Writer(link, stream, self._known)

@@ -28,13 +28,14 @@ class Stream(NamedTuple):
     """What is to be known of a stream.
 
     ``atomic``: whether it takes batches whole. ``max_message``: bytes of a message, -1 for any. ``expiring``: whether
-    a single message can be told to go by itself.
+    a single message can be told to go by itself. ``weaknesses``: what of it works less well than it could.
     """
 
     name: str
     atomic: bool
     max_message: int
     expiring: bool
+    weaknesses: tuple[str, ...] = ()
 
 
 async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Stream:
@@ -50,9 +51,7 @@ async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Str
             f"stream {config.name} at NATS {link.place.server} is not fit for the records: {'; '.join(mistakes)}. "
             f"Change it (nats stream edit {config.name}), or set stream.name to another one"
         )
-    for weakness in configs.weaknesses(config, pattern):
-        _log.warning("stream_weakness", stream=config.name, weakness=weakness)
-    return _known(config)
+    return _known(config)._replace(weaknesses=tuple(configs.weaknesses(config, pattern)))
 
 
 async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stream:
