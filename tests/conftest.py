@@ -11,6 +11,7 @@ from typing import NoReturn
 import pytest
 
 from tests.certificates import Authority
+from tests.testbed import broker_images
 from tests.testbed import kafka as kafka_peer
 from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import VERSIONS, Containerd, Version, components
@@ -68,6 +69,12 @@ def docker(engine: Containerd) -> Iterator[Docker]:
         yield docker
 
 
+@pytest.fixture
+def require() -> Callable[..., None]:
+    """Called with names of components: the test does without what they bring as it does without a peer."""
+    return _require_installed
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Whom the testbed's servers and clients trust."""
@@ -106,3 +113,18 @@ def fresh_nats() -> Iterator[Callable[..., Nats]]:
     _require_installed(*nats_peer.COMPONENTS)
     with contextlib.ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(Nats(*args, **options))
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """Where a Docker engine answers that can publish ports: the one that DOCKER_HOST names, else one of the testbed.
+
+    What images are made of is there, too.
+    """
+    _require_installed(*broker_images.COMPONENTS)
+    if given := os.environ.get("DOCKER_HOST"):
+        yield given
+        return
+    _require(*components("2.4"), "docker")
+    with Containerd("2.4") as containerd, Docker(containerd, ports=True) as docker:
+        yield docker.host

@@ -16,8 +16,8 @@ from tests.integration.traces import traces
 from tests.testbed import flood
 from tests.testbed.containerd import Containerd, busybox
 from tests.testbed.dockerd import Docker
+from tests.testbed.guard import LINKS
 from tests.testbed.image import LABELS, NAME, oci_archive
-from tests.testbed.install import missing
 from tests.testbed.process import CommandError, wait_until
 
 FreshEngine = Callable[[], Containerd]
@@ -91,8 +91,8 @@ def test_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Doc
     assert engine.tasks("moby") == {}
 
 
-def test_a_flood_goes_through_containerd_in_order(engine: Containerd) -> None:
-    assert missing(flood.COMPONENTS) == []
+def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: Callable[..., None]) -> None:
+    require(*flood.COMPONENTS)
     reader = engine.popen(engine.ctr_command("events"))
     try:
         assert reader.stdout is not None
@@ -108,6 +108,20 @@ def test_a_flood_goes_through_containerd_in_order(engine: Containerd) -> None:
     assert [line[5] for line in seen if '"flood-7"' in line[6]] == topics
     names = engine.ctr("containers", "ls", "--quiet", namespace="flooded").stdout.split()
     assert sorted(names) == [f"flood-{number}" for number in range(10)]
+
+
+def test_a_docker_that_publishes_ports_leaves_no_network_behind(
+    fresh_engine: FreshEngine, require: Callable[..., None]
+) -> None:
+    require("docker")
+    engine = fresh_engine()
+    with Docker(engine, ports=True) as docker:
+        docker.docker("run", "--detach", "--publish=127.0.0.1::80", "busybox:latest", "sleep", "1000")
+        (bridge,) = (engine.directory / LINKS).read_text().split()
+        assert len(list(Path("/sys/class/net", bridge, "brif").iterdir())) == 1
+    engine.close()
+    assert not Path("/sys/class/net", bridge).exists()
+    assert traces(engine.directory) == []
 
 
 @pytest.mark.parametrize("end", [Containerd.kill, Containerd.stop])

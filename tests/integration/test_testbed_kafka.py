@@ -17,7 +17,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizat
 
 from tests.certificates import Authority, Certificate
 from tests.integration.traces import traces
-from tests.testbed.install import missing, search_path
+from tests.testbed.install import search_path
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.kafka_config import MECHANISMS, Listener, unsecured_jwt
 from tests.testbed.process import run, wait_until
@@ -85,8 +85,8 @@ def test_topics_are_made_changed_and_deleted(kafka: Kafka) -> None:
     assert "changing" not in kafka.admin.topics()
 
 
-def test_kcat_writes_too(kafka: Kafka, tmp_path: Path) -> None:
-    assert missing(["kcat"]) == []
+def test_kcat_writes_too(kafka: Kafka, tmp_path: Path, require: Callable[..., None]) -> None:
+    require("kcat")
     kafka.admin.create_topic("kcat")
     (tmp_path / "lines").write_text("one\ntwo\n")
     libraries = ":".join(map(str, (cache() / "debian" / "kcat").glob("**/*-linux-gnu*")))
