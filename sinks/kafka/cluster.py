@@ -30,9 +30,11 @@ from sinks.kafka import access
 from sinks.kafka.failures import CONNECT_ERRORS, not_reached, said, who
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
 
 REQUEST_SECONDS = 10.0
+_POLL_SECONDS = 0.1
 _TOPIC = 2  # Kafka's number for this kind of resource
 _SETTINGS = ["cleanup.policy", "max.message.bytes"]
 
@@ -66,14 +68,14 @@ class Cluster:
         self._connection = connection
         self._server = server
 
-    async def event_topic(self) -> Topic:
+    async def event_topic(self, clock: Clock) -> Topic:
         """Return the topic for the records, created if it was missing.
 
         Raises:
             TransientError: It is not there, or we may not see or create it.
             CompactionError: It is compacted.
         """
-        topic = await self._topic(self._settings.topic, "delete")
+        topic = await self._topic(self._settings.topic, "delete", clock)
         if topic.policy is not None and "compact" in topic.policy:
             raise CompactionError(
                 f"topic {topic.name} is compacted (cleanup.policy={topic.policy}): it would keep only the last "
@@ -81,14 +83,14 @@ class Cluster:
             )
         return topic
 
-    async def state_topic(self, name: str) -> Topic:
+    async def state_topic(self, name: str, clock: Clock) -> Topic:
         """Return the topic for the current state, created if it was missing.
 
         Raises:
             TransientError: It is not there, or we may not see or create it.
             CompactionError: It is not compacted.
         """
-        topic = await self._topic(name, "compact")
+        topic = await self._topic(name, "compact", clock)
         if topic.policy is not None and "compact" not in topic.policy:
             raise CompactionError(
                 f"state_topic {name} is not compacted (cleanup.policy={topic.policy}): it would forget rows; "
@@ -120,13 +122,13 @@ class Cluster:
             for _, number, leader, replicas, in_sync, *_ in partitions
         }
 
-    async def _topic(self, name: str, policy: str) -> Topic:
+    async def _topic(self, name: str, policy: str, clock: Clock) -> Topic:
         partitions = await self.where(name)
         if not partitions:
             await self._create(name, policy)
+        while not partitions:  # brokers learn of it one after the other; whoever called has an end to his patience
+            await clock.sleep(_POLL_SECONDS)
             partitions = await self.where(name)
-            if not partitions:
-                raise TransientError(f"topic {name} was created, but is not there yet")
         known = await self._settings_of(name)
         size = known.get("max.message.bytes")
         return Topic(name, partitions, int(size) if size else None, known.get("cleanup.policy"))

@@ -14,7 +14,10 @@ from sinks.kafka.failures import not_allowed, said
 from sinks.kafka.producer import Producer
 
 if TYPE_CHECKING:
+    from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
+
+_EXPLAIN_SECONDS = 5.0
 
 
 class Link(NamedTuple):
@@ -27,7 +30,7 @@ class Link(NamedTuple):
     limit: int
 
 
-async def connect(settings: KafkaSettings, limit: int, given_up: list[Producer]) -> Link:
+async def connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: list[Producer]) -> Link:
     """Connect in a bounded time. A producer that was begun in vain is put to those that are ``given_up``.
 
     Raises:
@@ -37,20 +40,20 @@ async def connect(settings: KafkaSettings, limit: int, given_up: list[Producer])
     seconds = settings.timeout.total_seconds()
     try:
         async with asyncio.timeout(seconds):
-            return await _connect(settings, limit, given_up)
+            return await _connect(settings, clock, limit, given_up)
     except TimeoutError as error:
-        servers = ", ".join(settings.servers)
-        raise TransientError(f"Kafka at {servers}: not connected within {seconds:g} s") from error
+        text = f"Kafka at {', '.join(settings.servers)}: not connected within {seconds:g} s"
+        raise TransientError(await explained(text, settings)) from error
     except KafkaError as error:
         denied = not_allowed(error, settings.topic, settings)
         raise TransientError(denied or f"Kafka: {said(error)}") from error
 
 
-async def _connect(settings: KafkaSettings, limit: int, given_up: list[Producer]) -> Link:
+async def _connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: list[Producer]) -> Link:
     options = access.options(settings)
     async with cluster.connected(settings, options) as there:
-        events = await there.event_topic()
-        state = await there.state_topic(settings.state_topic) if settings.state_topic else None
+        events = await there.event_topic(clock)
+        state = await there.state_topic(settings.state_topic, clock) if settings.state_topic else None
     for topic in (events, state):
         if topic and topic.max_bytes is not None:
             limit = min(limit, topic.max_bytes)
@@ -65,3 +68,14 @@ async def _connect(settings: KafkaSettings, limit: int, given_up: list[Producer]
     await producer.start()
     given_up.remove(producer)
     return Link(producer, events, state, options, limit)
+
+
+async def explained(text: str, settings: KafkaSettings, topic: str = "", partition: int = 0) -> str:
+    """Add to ``text`` why nobody answered, as far as that can be found out in a few seconds."""
+    try:
+        async with asyncio.timeout(_EXPLAIN_SECONDS):
+            return f"{text}; {await cluster.state_of(topic or settings.topic, partition, settings)}"
+    except TransientError as error:
+        return f"{text}; {error}"
+    except TimeoutError:
+        return text

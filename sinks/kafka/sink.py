@@ -23,10 +23,10 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from bridge.core.errors import RefusedRecordError, TransientError
 from sinks import current
 from sinks.current import Row, State
-from sinks.kafka import cluster, table
+from sinks.kafka import table
 from sinks.kafka.cluster import Topic
 from sinks.kafka.failures import POISONED, REFUSED, TOO_LARGE, not_allowed, said
-from sinks.kafka.link import Link, connect
+from sinks.kafka.link import Link, connect, explained
 from sinks.kafka.messages import Message, batches, event_messages, partition_of, state_messages, too_large
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1
 _NANOSECONDS = 1_000_000  # of a millisecond
-_EXPLAIN_SECONDS = 5.0
 
 
 class _Run(NamedTuple):
@@ -101,7 +100,7 @@ class KafkaSink:
     # --- messages ---
 
     async def _deliver(self, source: Row, messages: Sequence[Message], *, to_state: bool) -> None:
-        done, poisoned = 0, False
+        settings, done, poisoned = self._settings, 0, False
         while done < len(messages):
             link = await self._connected()
             topic = link.state if to_state and link.state else link.events
@@ -112,7 +111,8 @@ class KafkaSink:
                         await (await link.producer.send_batch(builder, topic.name, partition=partition))
                 except TimeoutError as error:
                     await self._end_after_error()
-                    raise TransientError(await self._explain(topic.name, partition)) from error
+                    text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
+                    raise TransientError(await explained(text, settings, topic.name, partition)) from error
                 except (KafkaError, AssertionError) as error:  # the latter where the partition is not there any more
                     await self._end_after_error()
                     poisoned = self._worth_another_producer(error, topic.name, part, poisoned=poisoned)
@@ -177,7 +177,7 @@ class KafkaSink:
     async def _connected(self) -> Link:
         if self._link is None:
             await self._end()
-            self._link = await connect(self._settings, self._limit, self._given_up)
+            self._link = await connect(self._settings, self._clock, self._limit, self._given_up)
             self._limit = self._link.limit
             self._warn(self._link)
         return self._link
@@ -201,14 +201,3 @@ class KafkaSink:
         while self._given_up:
             await self._given_up[0].abandon()
             del self._given_up[0]
-
-    async def _explain(self, topic: str, partition: int) -> str:
-        """Tell why there was no acknowledgement, as far as that can be found out in a few seconds."""
-        text = f"topic {topic}: no acknowledgement within {self._timeout:g} s"
-        try:
-            async with asyncio.timeout(_EXPLAIN_SECONDS):
-                return f"{text}; {await cluster.state_of(topic, partition, self._settings)}"
-        except TransientError as error:
-            return f"{text}; {error!s}"
-        except TimeoutError:
-            return text
