@@ -76,7 +76,7 @@ class Texts(NamedTuple):
                 )
                 text = f"{where} asks for a certificate, and {told}"
             case ssl.SSLError():
-                text = f"{where}: TLS failed: {one_line(error.reason or error)}; is TLS meant there?"
+                text = f"{where}: TLS failed: {one_line(getattr(error, 'reason', None) or error)}; is TLS meant there?"
             case OSError():
                 text = f"{where} cannot be reached: {one_line(error.strerror or error)}"
             case _:

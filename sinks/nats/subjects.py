@@ -92,7 +92,7 @@ def _takes(wide: list[str], narrow: list[str]) -> bool:
     for one, another in zip(wide, narrow, strict=False):
         if one == ">":
             return True
-        if one not in ("*", another):
+        if another == ">" or one not in ("*", another):
             return False
     return len(wide) == len(narrow)
 
