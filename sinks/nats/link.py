@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 from collections.abc import Callable, Coroutine
 from math import ceil
@@ -126,8 +127,11 @@ class Link:
         return self._client.max_payload
 
     def discovered(self) -> list[Place]:
-        """Return the servers that this one has named as others of its cluster."""
-        return [Place(each.netloc, self.place.name) for each in self._client.discovered_servers]
+        """Return the servers that this one has named as others of its cluster.
+
+        Their certificates are for their own names, or, where they are named by address, for this one's.
+        """
+        return [_discovered(each.netloc, self.place.name) for each in self._client.discovered_servers]
 
     def jetstream(self, domain: str | None) -> JetStreamContext:
         """Return what asks JetStream's API; each call is to be made through ``ask``."""
@@ -246,6 +250,15 @@ class _Client(Client):
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
+
+
+def _discovered(server: str, name: str) -> Place:
+    found = place(server)
+    try:
+        ipaddress.ip_address(found.name)
+    except ValueError:
+        return found
+    return found._replace(name=name)
 
 
 def place(server: str) -> Place:

@@ -44,7 +44,7 @@ class NatsSink:
         self._left: Link | None = None  # what was given up, and not let go of yet
         self._writer: Writer | CoreWriter | None = None  # None: what takes the records has to be looked at first
         self._known: set[str] = set()
-        self._told: set[str] = set()  # weaknesses, each once
+        self._told: set[str] = set()
 
     async def start(self) -> None:
         """Connect, and see to it that what takes the records is there.
@@ -53,11 +53,10 @@ class NatsSink:
             TransientError: That did not work.
         """
         if self._core:
-            _log.warning(
+            self._warn_once(
                 "core_mode",
-                sink=self._settings.called,
-                meaning="core NATS keeps nothing: a record is lost where nobody listens at the moment (no P1), and "
-                "nobody is told of the gap (no P4)",
+                "core NATS keeps nothing: a record is lost where nobody listens at the moment (no P1), and nobody is "
+                "told of the gap (no P4)",
             )
         await self._ready()
 
@@ -116,12 +115,15 @@ class NatsSink:
     async def _look(self, link: Link) -> Writer:
         stream = await ensure_stream(link, self._settings, self._messages.subjects.pattern)
         for weakness in stream.weaknesses:
-            if weakness not in self._told:
-                self._told.add(weakness)
-                _log.warning("stream_weakness", sink=self._settings.called, stream=stream.name, weakness=weakness)
+            self._warn_once("stream_weakness", f"{stream.name}: {weakness}")
         if self._bucket:
             await self._bucket.check(link)
         return Writer(link, stream, self._known)
+
+    def _warn_once(self, event: str, meaning: str) -> None:
+        if meaning not in self._told:
+            self._told.add(meaning)
+            _log.warning(event, sink=self._settings.called, meaning=meaning)
 
     def _give_up(self) -> None:
         if self._link:

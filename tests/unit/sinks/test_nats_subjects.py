@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.core.events import Record
+from sinks.nats.link import place
 from sinks.nats.subjects import MAX_TOKEN, Subjects, collide, covered, read_token, state_key, token
 
 TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
@@ -125,3 +126,17 @@ def test_keys_of_buckets() -> None:
     assert state_key("node-1", "c79d-1") == "node-1.c79d-1"
     assert state_key("node-1.lan", "", "k8s.io", "a/b c") == "node-1=2Elan._.k8s=2Eio.a=2Fb=20c"
     assert re.fullmatch(r"[-/_=\.a-zA-Z0-9]+", state_key("größe", "*", ">", "\x00"))  # what a bucket allows
+
+
+@pytest.mark.parametrize(
+    ("server", "where", "name"),
+    [
+        ("n1", "n1:4222", "n1"),
+        ("n1:1", "n1:1", "n1"),
+        ("10.0.0.1:1", "10.0.0.1:1", "10.0.0.1"),
+        ("[::1]:1", "[::1]:1", "::1"),
+        ("[::1]", "[::1]:4222", "::1"),
+    ],
+)
+def test_places(server: str, where: str, name: str) -> None:
+    assert place(server) == (where, name)
