@@ -89,9 +89,16 @@ def _socket(value: str) -> str:
     return path
 
 
+def _folder(value: str) -> str:
+    if not value.startswith("/") or not value.isprintable():
+        raise ValueError("write the absolute path of a directory, such as /var/lib/whalebridge")
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Items = BeforeValidator(_items)
 Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
+FolderPath = Annotated[str, AfterValidator(_folder)]
 HostName = Annotated[str, AfterValidator(_host)]
 SocketPath = Annotated[str, AfterValidator(_socket)]
 Word = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
