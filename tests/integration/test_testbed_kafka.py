@@ -17,11 +17,10 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizat
 
 from tests.certificates import Authority, Certificate
 from tests.integration.traces import traces
-from tests.testbed.install import search_path
+from tests.testbed import kcat
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.kafka_config import MECHANISMS, Listener, unsecured_jwt
 from tests.testbed.process import run, wait_until
-from tests.testbed.recipes import cache
 
 FreshKafka = Callable[..., Kafka]
 
@@ -86,12 +85,11 @@ def test_topics_are_made_changed_and_deleted(kafka: Kafka) -> None:
 
 
 def test_kcat_writes_too(kafka: Kafka, tmp_path: Path, require: Callable[..., None]) -> None:
-    require("kcat")
+    require(*kcat.COMPONENTS)
     kafka.admin.create_topic("kcat")
     (tmp_path / "lines").write_text("one\ntwo\n")
-    libraries = ":".join(map(str, (cache() / "debian" / "kcat").glob("**/*-linux-gnu*")))
-    environment = {"PATH": search_path("kcat"), "LD_LIBRARY_PATH": libraries}
-    run(["kcat", "-P", "-b", kafka.bootstrap, "-t", "kcat", "-l", str(tmp_path / "lines")], env=environment)
+    command = ["kcat", "-P", "-b", kafka.bootstrap, "-t", "kcat", "-l", str(tmp_path / "lines")]
+    run(command, env=kcat.environment())
     assert [record.value for record in kafka.admin.records("kcat")] == [b"one", b"two"]
 
 

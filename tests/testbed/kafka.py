@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import re
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -52,7 +54,6 @@ class Kafka(Servers):
         self.proxies: list[TcpProxy] = []
         self._tls = Tls(authority, certificate or authority.issue("broker")) if authority else None
         self._users, self._acls, self._settings, self._java = users, acls, dict(settings or {}), java
-        self._cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         names = tuple(dict.fromkeys(("plaintext", *listeners)))
         self.nodes = [self._node(number, names, proxied=proxied) for number in range(1, brokers + 1)]
         self.servers = [self._server(node) for node in self.nodes]
@@ -87,9 +88,8 @@ class Kafka(Servers):
 
     def start(self) -> None:
         """Start all brokers, freshly formatted if they never ran, and wait until all answer."""
-        for node in self.nodes:
-            if not (node.folder / "data").exists():
-                self._format(node)
+        if not (self.nodes[0].folder / "data").exists():
+            self._format()
         super().start()
 
     def close(self) -> None:
@@ -117,9 +117,24 @@ class Kafka(Servers):
         java = ["java", *self._java, quiet, "-cp", f"{cache()}/kafka/libs/*", program]
         return [*java, *arguments, f"{node.folder}/server.properties"]
 
-    def _format(self, node: Node) -> None:
-        content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
-        lines = (f"{key}={value}\n" for key, value in content.items())
-        (node.folder / "server.properties").write_text("".join(lines))
-        options = [*scram(self._users), "--cluster-id", self._cluster, "--config"]
-        run(self._command("kafka.tools.StorageTool", node, "format", *options))
+    def _format(self) -> None:
+        for node in self.nodes:
+            content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
+            lines = (f"{key}={value}\n" for key, value in content.items())
+            (node.folder / "server.properties").write_text("".join(lines))
+        first, *others = self.nodes
+        options = [*scram(self._users), "--cluster-id", _uuid(), "--config"]
+        run(self._command("kafka.tools.StorageTool", first, "format", *options))
+        for node in others:  # what differs is two lines, and each call of the tool takes most of a second
+            data = shutil.copytree(first.folder / "data", node.folder / "data")
+            meta = (data / "meta.properties").read_text()
+            meta = re.sub(r"^node\.id=.*$", f"node.id={node.id}", meta, flags=re.MULTILINE)
+            meta = re.sub(r"^directory\.id=.*$", f"directory.id={_uuid()}", meta, flags=re.MULTILINE)
+            (data / "meta.properties").write_text(meta)
+
+
+def _uuid() -> str:
+    """As Kafka writes them; its tool takes one that begins with "-" for an option."""
+    while (found := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return found

@@ -16,8 +16,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
 from aiokafka.protocol.admin import CreateAclsRequest
+
+from tests.testbed.process import wait_until
 
 _T = TypeVar("_T")
 
@@ -69,7 +71,7 @@ class KafkaAdmin:
         replicas: int = -1,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Create it; -1 replicas: as many as is the brokers' default."""
+        """Create it, and wait until every broker that runs knows it; -1 replicas: the brokers' default."""
 
         async def work(admin: AIOKafkaAdminClient) -> None:
             # Its constructor wants an assignment with -1; the broker wants none.
@@ -78,6 +80,20 @@ class KafkaAdmin:
             _check((code, message) for _, code, message, *_ in (await admin.create_topics([wanted])).topic_errors)
 
         self._with_admin(work)
+        brokers = [KafkaAdmin(server) for server in self._bootstrap.split(",")]
+        wait_until(lambda: all(broker.knows(topic) for broker in brokers), f"all brokers to know {topic}")
+
+    def knows(self, topic: str) -> bool:
+        """Whether a broker has learned of a topic (one that does not run need not): they do not learn at once."""
+
+        async def work(admin: AIOKafkaAdminClient) -> bool:
+            (found,) = await admin.describe_topics([topic])
+            return not found["error_code"]
+
+        try:
+            return self._with_admin(work)
+        except KafkaConnectionError:
+            return True
 
     def delete_topic(self, topic: str) -> None:
         """Delete it."""

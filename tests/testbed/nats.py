@@ -97,7 +97,7 @@ class Nats(Servers):
     def monitor(self, path: str, node: Node | None = None) -> dict[str, Any]:
         """What a server's monitoring says: `varz`, `connz`, `jsz?streams=true`, ..."""
         url = f"http://{HOST}:{(node or self.nodes[0]).monitor}/{path}"
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(url, timeout=2) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
 
