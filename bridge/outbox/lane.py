@@ -36,11 +36,27 @@ class Cover(Struct, frozen=True):
     record: Record
 
 
-class Handed(NamedTuple):
-    """A record that was handed out, and the position after it and whatever it stands for."""
+class Batch(NamedTuple):
+    """Records that were handed out, and the position after each of them and whatever it stands for."""
 
-    record: Record
-    end: int
+    records: Sequence[Record]
+    ends: Sequence[int]
+
+    def split(self, number: int) -> tuple[Batch, Batch]:
+        """Part the first ones from the others."""
+        first, rest = slice(None, number), slice(number, None)
+        return Batch(self.records[first], self.ends[first]), Batch(self.records[rest], self.ends[rest])
+
+    def within(self, limit: int, max_bytes: int) -> Batch:
+        """Return as many of them as the bounds allow, one at least."""
+        for number, record in enumerate(self.records):
+            max_bytes -= len(record.data)
+            if number and (number == limit or max_bytes < 0):
+                return self.split(number)[0]
+        return self
+
+
+NO_BATCH = Batch((), ())
 
 
 class Stretch(NamedTuple):
@@ -57,19 +73,19 @@ class Lane:
         self.cursor = cursor
         self.covers: list[Cover] = [cover for cover in covers if cover.end > cursor]
         self.size = size
-        self.handed: list[Handed] = []
+        self.handed = NO_BATCH
         self.filled = asyncio.Event()
         self.changing = asyncio.Lock()  # held while records are chosen, to be handed out or to be dropped
 
     @property
     def ahead(self) -> int:
         """The first position that was not handed out."""
-        return self.handed[-1].end if self.handed else self.cursor
+        return self.handed.ends[-1] if self.handed.ends else self.cursor
 
     @property
     def open(self) -> int:
         """The first position of a record that could still be dropped."""
-        return self.covers[-1].end if self.covers and self.covers[-1].end > self.ahead else self.ahead
+        return max(self.ahead, self.covers[-1].end) if self.covers else self.ahead
 
     def depth(self, end: int) -> int:
         """Return how many records are to be handed out up to position ``end``."""
@@ -91,21 +107,26 @@ class Lane:
         return [Stretch(0, self.cursor), *(Stretch(cover.first, cover.end) for cover in self.covers)]
 
     def acknowledge(self, batch: Sequence[Record]) -> list[Cover]:
-        """Move on past what was acknowledged; return the losses that were told with it."""
-        if len(batch) > len(self.handed) or (batch and batch[-1] is not self.handed[len(batch) - 1].record):
+        """Move on past what was acknowledged; return the losses that were told with it.
+
+        Raises:
+            ValueError: It is not the beginning of what was handed out last.
+        """
+        done, rest = self.handed.split(len(batch))
+        if len(done.records) < len(batch) or (batch and batch[-1] is not done.records[-1]):
             raise ValueError("only what was read last can be acknowledged")
-        done, self.handed = self.handed[: len(batch)], self.handed[len(batch) :]
-        self.cursor = done[-1].end if done else self.cursor
+        self.handed = rest
+        self.cursor = done.ends[-1] if done.ends else self.cursor
         told = [cover for cover in self.covers if cover.end <= self.cursor]
         self.covers = self.covers[len(told) :]
-        stood_for = {id(cover.record) for cover in told}
-        self.size -= sum(len(record.data) for record, _ in done if id(record) not in stood_for)
+        self.size += sum(len(cover.record.data) for cover in told)  # it never counted
+        self.size -= sum(len(record.data) for record in done.records)
         return told
 
     def loss_to_extend(self, epoch: int, sequence: int) -> Cover | None:
         """Return the loss that one from ``open`` on, with that epoch and sequence first, continues, if there is one."""
         last = self.covers[-1] if self.covers else None
-        if last is None or last.reason != "overflow" or last.first < self.ahead or last.end != self.open:
+        if last is None or last.reason != "overflow" or last.first < self.ahead:
             return None
         return last if last.record.epoch == epoch and last.record.sequence + 1 == sequence else None
 
@@ -117,21 +138,12 @@ class Lane:
 
     def replace(self, covers: Sequence[Cover]) -> None:
         """Take over single records that were refused; what was handed out is to be read again."""
-        self.handed.clear()
+        self.handed = NO_BATCH
         self.covers = sorted([*self.covers, *covers], key=lambda cover: cover.first)
         self.size -= sum(cover.size for cover in covers)
 
 
-def within(waiting: Iterable[Handed], limit: int, max_bytes: int) -> Iterator[Handed]:
-    """Take as many records as the bounds allow, one at least."""
-    for taken, each in enumerate(waiting):
-        max_bytes -= len(each.record.data)
-        if taken and (taken == limit or max_bytes < 0):
-            return
-        yield each
-
-
-def refusals(handed: Iterable[Handed], positions: Collection[tuple[int, int]], now: int) -> list[Cover]:
+def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) -> list[Cover]:
     """Return what is told in the place of records that were refused, which ``positions`` (epoch, sequence) name.
 
     What stands for others already is never replaced.
@@ -145,7 +157,7 @@ def refusals(handed: Iterable[Handed], positions: Collection[tuple[int, int]], n
             "refused",
             lost_record(record, record.sequence, "refused", now),
         )
-        for record, end in handed
+        for record, end in zip(handed.records, handed.ends, strict=True)
         if (record.epoch, record.sequence) in positions and record.type != "lost"
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import structlog
 
@@ -16,7 +17,7 @@ from bridge.core.encode import lost_record
 from bridge.core.events import Record
 from bridge.core.ports import Clock, Recollection
 from bridge.outbox.bounds import Bounds
-from bridge.outbox.lane import Cover, Handed, Lane, refusals, unneeded_by_all, within
+from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
 
 _NOTHING: Mapping[str, bytes | None] = {}
 _SECOND = 1_000_000_000
@@ -74,8 +75,9 @@ class MemoryOutbox:
         while not lane.depth(self._end):
             lane.filled.clear()
             await lane.filled.wait()
-        lane.handed = list(within(self._waiting(lane), limit, max_bytes))
-        return [record for record, _ in lane.handed]
+        waiting = list(islice(self._waiting(lane), limit))
+        lane.handed = Batch([record for record, _ in waiting], [end for _, end in waiting]).within(limit, max_bytes)
+        return lane.handed.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         """The sink has what was read last, or its beginning: forget it."""
@@ -102,13 +104,13 @@ class MemoryOutbox:
     async def close(self) -> None:
         """There is nothing to let go of."""
 
-    def _waiting(self, lane: Lane) -> Iterator[Handed]:
+    def _waiting(self, lane: Lane) -> Iterator[tuple[Record, int]]:
         for step in lane.plan(self._end):
             if isinstance(step, Cover):
-                yield Handed(step.record, step.end)
+                yield step.record, step.end
             else:
                 for position in range(step.first, step.end):
-                    yield Handed(self._records[position], position + 1)
+                    yield self._records[position], position + 1
 
     # --- bounds ---
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -27,7 +27,7 @@ from bridge.outbox import dead_letters
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.database import Database
 from bridge.outbox.folder import StateFolder
-from bridge.outbox.lane import Cover, Handed, Lane, Stretch, refusals, within
+from bridge.outbox.lane import Batch, Cover, Lane, Stretch, refusals
 from bridge.outbox.rows import Content
 from bridge.outbox.store import Store
 from bridge.outbox.tail import Tail
@@ -160,9 +160,9 @@ class SqliteOutbox:
         if self._failure is not None:
             raise self._failure
         async with lane.changing:
-            found = [each async for each in self._waiting(lane, limit, max_bytes)]
-            lane.handed = list(within(found, limit, max_bytes))
-        return [record for record, _ in lane.handed]
+            found = await self._waiting(lane, limit, max_bytes)
+            lane.handed = found.within(limit, max_bytes)
+        return lane.handed.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         """The sink has what was read last, or its beginning: forget it."""
@@ -180,7 +180,7 @@ class SqliteOutbox:
         if not covers:
             return 0
         ends = {cover.end for cover in covers}
-        refused = [record for record, end in lane.handed if end in ends]
+        refused = [record for record, end in zip(*lane.handed, strict=True) if end in ends]
 
         def job(database: Database) -> None:
             dead_letters.write(self._folder.dead_letters, sink, refused, reason, now)
@@ -194,21 +194,21 @@ class SqliteOutbox:
         """Return how many records a sink has not acknowledged."""
         return self._lanes[sink].depth(self._tail.end)
 
-    async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> AsyncIterator[Handed]:
-        """Go through what is to be handed out, from the cursor on; far enough for the bounds."""
+    async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> Batch:
+        """Return what is to be handed out from the cursor on, as far as there is need for it, or a little further."""
+        records: list[Record] = []
+        ends: list[int] = []
         for step in lane.plan(self._tail.end):
             if isinstance(step, Cover):
-                yield Handed(step.record, step.end)
-                limit -= 1
+                records.append(step.record)
+                ends.append(step.end)
             else:
-                records = await self._fetch(step, limit, max_bytes)
-                for end, record in enumerate(records, step.first + 1):
-                    yield Handed(record, end)
-                limit -= len(records)
-                if step.first + len(records) < step.end:
-                    return
-            if limit <= 0:
-                return
+                found = await self._fetch(step, limit - len(records), max_bytes)
+                records += found
+                ends += range(step.first + 1, step.first + len(found) + 1)
+            if len(records) >= limit or ends[-1] < step.end:
+                break
+        return Batch(records, ends)
 
     async def _fetch(self, stretch: Stretch, limit: int, max_bytes: int) -> Sequence[Record]:
         first, end = stretch.first, min(stretch.end, stretch.first + limit)

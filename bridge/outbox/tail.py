@@ -40,9 +40,12 @@ class Tail:
 
     def forget(self, before: int) -> None:
         """Let go of the records before a position."""
-        while self.first < min(before, self.end):
-            self._forget_first()
-        self._give_back()
+        if before >= self.end:
+            self._records, self._gone, self._size = [], 0, 0
+        else:
+            while self.first < before:
+                self._forget_first()
+            self._give_back()
 
     def get(self, first: int, end: int) -> Sequence[Record]:
         """Return records that are held."""
