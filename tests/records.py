@@ -14,7 +14,11 @@ class Recorder:
     """Makes the records of one source in one epoch."""
 
     def __init__(
-        self, epoch: int = 1_795_447_267_123, host: str = "node-1", engine: Engine = ENGINE, previous: Previous | None = None
+        self,
+        epoch: int = 1_795_447_267_123,
+        host: str = "node-1",
+        engine: Engine = ENGINE,
+        previous: Previous | None = None,
     ) -> None:
         self.ledger = Ledger(host, engine, epoch, previous=previous)
 

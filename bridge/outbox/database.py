@@ -20,7 +20,7 @@ from bridge.core.encode import parse
 from bridge.core.events import Record
 from bridge.outbox.lane import Cover, Stretch
 from bridge.outbox.rows import Chunk, Content, Header, StoredLane, Writing
-from bridge.outbox.schema import migrate
+from bridge.outbox.schema import migrate, recognise
 
 T = TypeVar("T")
 
@@ -29,7 +29,6 @@ _LOG_KEPT_BYTES = 16 * 1024 * 1024
 _ROWS_AT_ONCE = (64, 8, 1)  # of one statement: each statement gives the interpreter's lock away and has to get it back
 _FREE_PAGES_KEPT = 2048
 _PRAGMAS = (
-    "auto_vacuum = INCREMENTAL",
     "locking_mode = EXCLUSIVE",  # no file of shared memory, and no reader that keeps the log from being reused
     "journal_mode = WAL",
     "synchronous = FULL",
@@ -52,11 +51,13 @@ class Database:
 
         Raises:
             DamagedError: It is damaged; that is looked for where ``check`` says so, which reads all of it.
-            ForeignError, NewerError: see ``migrate``.
+            ForeignError, NewerError: see ``recognise``.
         """
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._execute = self._connection.execute
         try:
+            if not recognise(self._connection):  # before anything is changed
+                self._execute("PRAGMA auto_vacuum = INCREMENTAL")
             for pragma in _PRAGMAS:
                 self._execute(f"PRAGMA {pragma}").fetchall()
             migrate(self._connection)

@@ -19,6 +19,7 @@ from bridge.core.ports import Clock, Recollection
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
 
+DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
 _NOTHING: Mapping[str, bytes | None] = {}
 _SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
@@ -35,7 +36,12 @@ class MemoryOutbox:
     """
 
     def __init__(
-        self, sinks: Iterable[str], clock: Clock, bounds: Bounds, *, on_loss: Callable[[], None] = lambda: None
+        self,
+        sinks: Iterable[str],
+        clock: Clock,
+        bounds: Bounds = DEFAULT,
+        *,
+        on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
         self._bounds = bounds

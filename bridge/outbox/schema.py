@@ -59,19 +59,29 @@ class NewerError(Exception):
         self.format = format_
 
 
-def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> None:
-    """Bring a database to the newest format, all or nothing; an empty one is made ours.
+def recognise(connection: sqlite3.Connection, newest: int = len(STEPS)) -> int:
+    """Return the format of a database, 0 for an empty one; changes nothing.
 
     Raises:
         ForeignError: It is not ours.
-        NewerError: Its format is newer than ``steps`` know.
+        NewerError: Its format is newer than ``newest``.
     """
     application = _pragma(connection, "application_id")
     format_ = _pragma(connection, "user_version")
     if application != APPLICATION and (application or format_ or not _is_empty(connection)):
         raise ForeignError
-    if format_ > len(steps):
+    if format_ > newest:
         raise NewerError(format_)
+    return format_
+
+
+def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> None:
+    """Bring a database to the newest format, all or nothing; an empty one is made ours.
+
+    Raises:
+        ForeignError, NewerError: see ``recognise``.
+    """
+    format_ = recognise(connection, len(steps))
     if format_ == len(steps):
         return
     script = "".join(steps[format_:])

@@ -53,7 +53,8 @@ class Store:
         self._folder = folder
         self._clock = clock
         self._worker = Worker("outbox")
-        self._database: Database | None = None  # for the thread only
+        self._database: Database | None = None  # this and the next for the thread only
+        self._broken: StateError | None = None
         self._sparingly = Sparingly(clock)
 
     async def open(self) -> Content:
@@ -119,33 +120,35 @@ class Store:
             raise
 
     def _opened(self) -> Content:
-        path, last = self._folder.database, self._folder.last_set_aside()
-        missing = not path.exists()
+        path = self._folder.database
+        if not path.exists():  # whoever set the last one aside may have died before a new one was there
+            last = self._folder.last_set_aside()
+            return self._load(None if last is None else last.stat().st_mtime_ns)
+        written = path.stat().st_mtime_ns
         try:
-            self._folder.create_database()
-            content = self._load()
+            return self._load()
         except (sqlite3.Error, DamagedError) as error:
             if not _is_damage(error):
                 raise
             self._close_database()
-            last, missing = self._folder.set_aside(), True
-            _log.critical("outbox_damaged", path=str(path), error=str(error), set_aside=str(last))
-            self._folder.create_database()
-            content = self._load()
-        if missing and last is not None:
-            assert self._database is not None  # noqa: S101 (just opened)
-            self._database.note_reset(last.stat().st_mtime_ns)
-            content = self._database.load()
-        return content
+            aside = self._folder.set_aside()
+            _log.critical("outbox_damaged", path=str(path), error=str(error), set_aside=str(aside))
+            return self._load(written)
 
-    def _load(self) -> Content:
+    def _load(self, reset: int | None = None) -> Content:
+        """Open the file; ``reset`` is when the one in whose place it stands was written to last."""
+        self._folder.create_database()
         self._database = Database(self._folder.database, check=True)
         try:
+            if reset is not None:
+                self._database.note_reset(reset)
             return self._database.load()
         except ValueError as error:
             raise DamagedError(str(error)) from error
 
     def _attempt(self, job: Callable[[Database], T]) -> T:
+        if self._broken is not None:
+            raise self._broken
         try:
             if self._database is None:
                 self._database = Database(self._folder.database, check=False)
@@ -155,10 +158,11 @@ class Store:
             if not _is_damage(error):
                 raise _translated(error, self._folder) from error
             aside = self._folder.set_aside()
-            raise StateError(
+            self._broken = StateError(
                 f"{self._folder.database} is damaged ({error}); it was set aside as {aside.name}: "
                 "start whalebridge again, and it begins a new one with a snapshot"
-            ) from error
+            )
+            raise self._broken from error
 
     def _close_database(self) -> None:
         if self._database is not None:

@@ -32,9 +32,7 @@ def clock() -> ManualClock:
 async def make(request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock) -> AsyncIterator[Make]:
     async with AsyncExitStack() as stack:
 
-        async def make(
-            *sinks: str, bounds: Bounds = WIDE, on_loss: Callable[[], None] = lambda: None
-        ) -> Outbox:
+        async def make(*sinks: str, bounds: Bounds = WIDE, on_loss: Callable[[], None] = lambda: None) -> Outbox:
             outbox: Outbox
             if request.param == "memory":
                 outbox = MemoryOutbox(sinks or ["s"], clock, bounds, on_loss=on_loss)
@@ -75,7 +73,7 @@ async def test_every_sink_gets_all_records_in_order_byte_for_byte(make: Make) ->
 
 async def test_nothing_to_read_is_waited_for(make: Make) -> None:
     outbox, recorder = await make(), Recorder()
-    reading = asyncio.create_task(outbox.read("s", 10))  # type: ignore[arg-type]
+    reading = asyncio.create_task(outbox.read("s", 10))
     await asyncio.sleep(0)
     assert not reading.done()
     await outbox.append(recorder.starts(2))
@@ -125,7 +123,7 @@ async def test_depth_counts_what_a_sink_has_not_acknowledged(make: Make) -> None
 
 async def test_appends_that_nobody_waits_for_any_more_are_kept_once(make: Make) -> None:
     outbox, recorder = await make(), Recorder()
-    appending = asyncio.create_task(outbox.append(recorder.starts(3)))  # type: ignore[arg-type]
+    appending = asyncio.create_task(outbox.append(recorder.starts(3)))
     await asyncio.sleep(0)
     appending.cancel()
     await asyncio.wait([appending])
@@ -156,7 +154,7 @@ async def fill(outbox: Outbox, records: Sequence[Record], at_once: int = 10) -> 
         await outbox.append(records[start : start + at_once])
 
 
-async def test_overflow_takes_the_oldest_and_tells_of_it(make: Make, clock: ManualClock) -> None:
+async def test_overflow_takes_the_oldest_and_tells_of_it(make: Make) -> None:
     outbox, recorder = await make(bounds=TIGHT), Recorder()
     appended = recorder.starts(150)
     await fill(outbox, appended)
