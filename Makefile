@@ -39,7 +39,7 @@ protos-check: setup
 	$(BIN)/python $(PROTOS) --check
 
 lock: setup ## requirements.lock from pyproject.toml
-	$(BIN)/pip-compile --quiet --allow-unsafe --extra=dev --generate-hashes --strip-extras --no-emit-index-url \
+	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \
 	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
 
 # Its messages go to stderr: `make run` has nothing but events on standard output.

@@ -1,14 +1,16 @@
 """The composition root: builds the parts, runs them together, and stops them in the right order.
 
-Stopping: first the watch, which writes down what it has received; then the pumps, which have ``DRAIN_SECONDS`` to
-hand it over; then the sinks.
+Stopping, all of it within ``STOP_SECONDS``: first the watch, which writes down what it has received; then the pumps,
+which hand over what they can; then the sinks; at last the outbox.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import hashlib
 import signal
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +22,23 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.labels import LabelRules
 from bridge.core.model import Metadata
+from bridge.outbox.bounds import Bounds
 from bridge.outbox.memory import MemoryOutbox
-from bridge.pump import Pump
+from bridge.outbox.sqlite import SqliteOutbox
+from bridge.pump import PATIENCE, Pump
 from bridge.tasks import together
 from bridge.watch import Watch, WatchSettings
 from config.namespaces import NamespaceFilter
+from config.sinks import StdoutSettings
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Sink
+    from bridge.core.ports import Clock, Outbox
     from config.settings import Settings
     from config.sinks import SinkSettings
 
-DRAIN_SECONDS = 10.0
+STOP_SECONDS = 10.0
+WRITE_SECONDS = 1.5  # of those, twice at the most, for what is received but not yet written down
+CLOSING_SECONDS = 2.5  # of those, for closing what was opened
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
@@ -43,11 +50,12 @@ async def run(settings: Settings) -> None:
         FatalError: Something that only a person can change is in the way.
     """
     clock = SystemClock()
-    named = {f"{each.type}-{number}": sink for number, (each, sink) in enumerate(_sinks(settings))}
-    outbox = MemoryOutbox(named, clock, on_loss=lambda: watch.requests.ask("overflow"))
+    boot = boot_id()
+    made = list(zip(settings.sinks, sinks.registry.make_all(settings.sinks), strict=True))
     source = ContainerdClient(settings.containerd.address, _rules(settings))
-    watch = Watch(source, outbox, clock, watch_settings(settings), boot_id())
-    pumps = [Pump(name, sink, outbox, clock) for name, sink in named.items()]
+    outbox = await _outbox(settings, clock, on_loss=lambda: watch.requests.ask("overflow"))
+    watch = Watch(source, outbox, clock, watch_settings(settings), boot)
+    pumps = [Pump(each.called, sink, outbox, clock, patience=_patience(each)) for each, sink in made]
     stopping = _on_signals()
     try:
         async with together() as tasks:
@@ -55,13 +63,37 @@ async def run(settings: Settings) -> None:
             watching = tasks.create_task(watch.run())
             await stopping.wait()
             await _stop(watching)
-            await _drain(pumps)
+            await _drain(pumps, stopping.left() - CLOSING_SECONDS)
             for task in running:
                 task.cancel()
     finally:
-        for pump in pumps:
-            await pump.close()
+        await asyncio.gather(*(pump.close() for pump in pumps))
         await source.close()
+        await outbox.close()
+
+
+async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
+    names = [sink.called for sink in settings.sinks]
+    bounds = settings.outbox
+    room = Bounds(
+        max_records=bounds.max_records,
+        max_bytes=bounds.max_bytes if settings.state_dir else bounds.memory_max_bytes,
+        max_age=int(bounds.max_age.total_seconds()),
+    )
+    if settings.state_dir:
+        return await SqliteOutbox.open(Path(settings.state_dir), names, clock, room, on_loss=on_loss)
+    return MemoryOutbox(names, clock, room, on_loss=on_loss)
+
+
+def _patience(settings: SinkSettings) -> float | None:
+    """After how long an attempt at a sink is given up: later than the sink itself does, which knows more about it.
+
+    A reader of standard output may take all the time it likes.
+    """
+    if isinstance(settings, StdoutSettings):
+        return None
+    timeout: timedelta | None = getattr(settings, "timeout", None)
+    return PATIENCE if timeout is None else timeout.total_seconds() + PATIENCE
 
 
 def watch_settings(settings: Settings) -> WatchSettings:
@@ -76,8 +108,15 @@ def watch_settings(settings: Settings) -> WatchSettings:
         namespaces=NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude),
         publishes=publishes,
         rules=_rules(settings),
+        scope=_scope(settings),
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
+
+
+def _scope(settings: Settings) -> str:
+    """Tell one choice of namespaces, containers and labels from another."""
+    chosen = (settings.namespaces, settings.containers, settings.labels)
+    return hashlib.sha256("\n".join(each.model_dump_json() for each in chosen).encode()).hexdigest()
 
 
 def boot_id() -> str:
@@ -97,32 +136,50 @@ def _rules(settings: Settings) -> LabelRules:
     return LabelRules(include=labels.include, exclude=labels.exclude, redact=labels.redact)
 
 
-def _sinks(settings: Settings) -> list[tuple[SinkSettings, Sink]]:
-    return list(zip(settings.sinks, sinks.registry.make_all(settings.sinks), strict=True))
+class _Stopping:
+    """Whether to stop, and how much time is left for it; a second signal changes nothing."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked = asyncio.Event()
+        self._deadline = 0.0
+
+    async def wait(self) -> None:
+        """Wait until somebody asks for it."""
+        await self._asked.wait()
+
+    def ask(self, name: str) -> None:
+        """Ask for it."""
+        if not self._asked.is_set():
+            _log.info("stopping", signal=name)
+            self._deadline = self._loop.time() + STOP_SECONDS
+            self._asked.set()
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return self._deadline - self._loop.time()
 
 
-def _on_signals() -> asyncio.Event:
-    stopping = asyncio.Event()
+def _on_signals() -> _Stopping:
+    stopping = _Stopping()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _note, stopping, signal.Signals(number).name)
+        loop.add_signal_handler(number, stopping.ask, signal.Signals(number).name)
     return stopping
 
 
-def _note(stopping: asyncio.Event, name: str) -> None:
-    _log.info("stopping", signal=name)
-    stopping.set()
-
-
 async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    """Cancel a task; where it waits for a disk that does not work, cancel that as well."""
+    for _ in range(2):
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=WRITE_SECONDS)
+        if done:
+            return
 
 
-async def _drain(pumps: list[Pump]) -> None:
+async def _drain(pumps: list[Pump], seconds: float) -> None:
     try:
-        async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(seconds):
             await asyncio.gather(*(pump.drained() for pump in pumps))
     except TimeoutError:
-        _log.warning("not_drained", seconds=DRAIN_SECONDS)
+        _log.warning("not_drained", waiting={pump.name: pump.waiting for pump in pumps if pump.waiting})

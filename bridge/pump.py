@@ -1,20 +1,31 @@
-"""The pump: from the outbox to one sink; it forgets only what the sink has acknowledged."""
+"""The pump: from the outbox to one sink; it forgets only what the sink has acknowledged.
+
+Invariants:
+- One batch is on its way at a time, so that a sink gets records in order, and again what it may not have.
+- No attempt lasts for ever: one that hangs is given up, and made again.
+- A record that is refused for what it is holds up no other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 import structlog
 
+from bridge.core.errors import BridgeError, RefusedRecordError, TransientError
+from bridge.core.events import Record
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.retry import Backoff, Failure, forever
-from bridge.tasks import together
+from bridge.tasks import bounded, together
 from bridge.telemetry.sparingly import Sparingly
 
-BATCH = 1000  # records
+BATCH_RECORDS = 1000
+BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(first=0.1, most=30.0)
+PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
+CLOSE_SECONDS = 1.5
 _log = structlog.get_logger(__name__)
 
 
@@ -27,14 +38,26 @@ class NoticesReader(Protocol):
 
 
 class Pump:
-    """Moves records to one sink, in order, trying again for as long as trying may help."""
+    """Moves records to one sink, in order, trying again for as long as trying may help.
 
-    def __init__(self, name: str, sink: Sink, outbox: Outbox, clock: Clock) -> None:
+    Args:
+        name: What the outbox knows the sink by.
+        sink: The sink.
+        outbox: Where records come from.
+        clock: Time and chance.
+        patience: After how many seconds an attempt is given up; None where waiting is as it should be.
+    """
+
+    def __init__(
+        self, name: str, sink: Sink, outbox: Outbox, clock: Clock, *, patience: float | None = PATIENCE
+    ) -> None:
         self.name = name
         self._sink = sink
         self._outbox = outbox
         self._clock = clock
+        self._patience = patience
         self._sparingly = Sparingly(clock)
+        self._failing = False
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -46,26 +69,61 @@ class Pump:
         async with together() as tasks:
             if isinstance(self._sink, NoticesReader):
                 tasks.create_task(self._sink.reader_gone())
-            await self._publish()
+            while True:
+                await self._deliver(await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES))
 
-    async def _publish(self) -> None:
-        while True:
-            batch = await self._outbox.read(self.name, BATCH)
-            await self._insist(partial(self._sink.publish, batch))
-            await self._outbox.acknowledge(self.name, batch)
+    @property
+    def waiting(self) -> int:
+        """How many records the sink has not acknowledged."""
+        return self._outbox.depth(self.name)
 
     async def drained(self) -> None:
         """Wait until the sink has everything that was written down."""
-        while self._outbox.depth(self.name):
+        while self.waiting:
             await self._clock.sleep(0.02)
 
     async def close(self) -> None:
-        """Let go of the sink."""
-        await self._sink.close()
+        """Let go of the sink, or give it up."""
+        try:
+            await bounded(self._sink.close, CLOSE_SECONDS)
+        except BridgeError as error:
+            _log.warning("sink_not_closed", sink=self.name, error=str(error))
+
+    async def _deliver(self, batch: Sequence[Record]) -> None:
+        """Bring the sink what it will have of a batch; where some is refused, the rest is read again with what is told
+        of it.
+        """
+        try:
+            await self._insist(partial(self._publish, batch))
+        except RefusedRecordError as refused:
+            count = await self._outbox.refuse(self.name, refused.positions, str(refused))
+            _log.error("refused", sink=self.name, records=count, reason=str(refused))
+        else:
+            await self._outbox.acknowledge(self.name, batch)
+
+    async def _publish(self, batch: Sequence[Record]) -> None:
+        try:
+            await self._sink.publish(batch)
+        except RefusedRecordError as refused:
+            if any((each.epoch, each.sequence) in refused.positions and each.type != "lost" for each in batch):
+                raise
+            # Nothing could take its place: what is refused stands for others itself, or was never published.
+            raise TransientError(f"refused: {refused}") from refused
 
     async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        await forever(attempt, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
+        await forever(
+            lambda: bounded(attempt, self._patience),
+            clock=self._clock,
+            backoff=BACKOFF,
+            before_sleep=self._complain,
+        )
+        if self._failing:
+            self._failing = False
+            _log.info("sink_reached", sink=self.name)
 
     def _complain(self, failure: Failure) -> None:
-        text, failures = str(failure.error), failure.in_a_row
-        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)
+        self._failing = True
+        text = str(failure.error)
+        self._sparingly.say(
+            _log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failure.in_a_row
+        )

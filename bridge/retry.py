@@ -61,8 +61,15 @@ async def forever(
     ``before_sleep`` is called after each failure, and decides whether that is worth a line in the log.
     """
     series = _Series(backoff, clock)
+    series.began = clock.now().monotonic
+    try:  # without tenacity, whose setting up takes longer than most attempts that work
+        return await attempt()
+    except TransientError as error:
+        first: list[TransientError] = [error]
 
     async def timed() -> T:
+        if first:
+            raise first.pop()
         series.began = clock.now().monotonic
         return await attempt()
 

@@ -27,6 +27,11 @@ def setting(default: Any, description: str, *, reason: str, unit: str | None = N
     return Field(default=default, description=description, json_schema_extra=told)
 
 
+def needed(description: str, *, reason: str, unit: str | None = None) -> Any:
+    """Declare a setting without a default; ``reason`` is why there is none."""
+    return Field(description=description, json_schema_extra={"reason": reason, "unit": unit})
+
+
 def _duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
@@ -84,8 +89,16 @@ def _socket(value: str) -> str:
     return path
 
 
+def _folder(value: str) -> str:
+    if not value.startswith("/") or not value.isprintable():
+        raise ValueError("write the absolute path of a directory, such as /var/lib/whalebridge")
+    return value
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
-Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], BeforeValidator(_items)]
+Items = BeforeValidator(_items)
+Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
+FolderPath = Annotated[str, AfterValidator(_folder)]
 HostName = Annotated[str, AfterValidator(_host)]
 SocketPath = Annotated[str, AfterValidator(_socket)]
 Word = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)

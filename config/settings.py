@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.environment import from_environment
-from config.fields import Duration, Globs, HostName, Section, SocketPath, Word, setting, within
+from config.fields import Duration, FolderPath, Globs, HostName, Section, SocketPath, Word, setting, within
 from config.sinks import Sinks, StdoutSettings
 
 
@@ -103,6 +103,34 @@ class SnapshotSettings(Section):
     )
 
 
+class OutboxSettings(Section):
+    """How much waits for a sink that does not take it; beyond that its oldest records are dropped, and it is told."""
+
+    max_bytes: Annotated[int, Field(ge=1_048_576)] = setting(
+        536_870_912,
+        "How many bytes of records wait for one sink at the most, on disk in state_dir.",
+        unit="bytes",
+        reason="Some hours of a busy node. What SQLite needs besides comes on top: a tenth, and 16 MiB.",
+    )
+    max_records: Annotated[int, Field(ge=1000)] = setting(
+        1_000_000,
+        "How many records wait for one sink at the most.",
+        reason="At a usual size it is met after max_bytes.",
+    )
+    max_age: Annotated[Duration, within("1m", "365d")] = setting(
+        timedelta(days=7),
+        "How old a record grows that waits for a sink. Only time for which whalebridge runs counts.",
+        unit="duration: a whole number and s, m, h or d",
+        reason="As long as brokers keep records.",
+    )
+    memory_max_bytes: Annotated[int, Field(ge=1_048_576)] = setting(
+        67_108_864,
+        "The same as max_bytes, where there is no state_dir and records wait in memory.",
+        unit="bytes",
+        reason="Memory is dearer than disk.",
+    )
+
+
 class LogSettings(Section):
     """Log lines, on standard error."""
 
@@ -134,6 +162,13 @@ class Settings(BaseSettings):
         (StdoutSettings(),), "Where records go; each gets all of them.", reason="It is there without a broker."
     )
     snapshot: SnapshotSettings = SnapshotSettings()
+    state_dir: FolderPath | None = setting(
+        None,
+        "Absolute path of a directory of whalebridge's own, on a local disk, for what must outlive the process: "
+        "records on their way, and what is known of containers.",
+        reason="It works without; then the next start's snapshot makes up for what was on its way.",
+    )
+    outbox: OutboxSettings = OutboxSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

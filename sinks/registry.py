@@ -7,6 +7,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from bridge.clock import SystemClock
+from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
+
 if TYPE_CHECKING:
     from bridge.core.ports import Sink
     from config.sinks import SinkSettings
@@ -14,11 +17,26 @@ if TYPE_CHECKING:
 
 def make(settings: SinkSettings) -> Sink:
     """Return the sink that ``settings`` describe, not yet started."""
-    match settings.type:
-        case "stdout":
+    match settings:
+        case StdoutSettings():
             from sinks.stdout import StdoutSink
 
-            return StdoutSink()
+            return StdoutSink(encoding=settings.encoding)
+        case FileSettings():
+            from sinks.file import FileSink
+
+            return FileSink(settings)
+        case KafkaSettings():
+            from sinks.kafka.sink import KafkaSink
+
+            return KafkaSink(settings, SystemClock())
+        case NatsSettings():
+            from sinks.nats.sink import NatsSink
+
+            return NatsSink(settings)
+        case _:
+            sink: Sink = plugins.load(settings.type).make(settings)
+            return sink
 
 
 def make_all(settings: Iterable[SinkSettings]) -> list[Sink]:

@@ -1,32 +1,31 @@
 """Standard output: one JSON document a line.
 
 Writing can block for as long as the reader likes (a pager, a stopped program), and other programs may share the file
-behind the descriptor, so that it must not be made non-blocking. Therefore a thread of our own does all of it. It is
-a daemon, because a thread stuck in write(2) cannot be woken, and must not keep the process from ending.
+behind the descriptor, so that it must not be made non-blocking. Therefore a thread of our own does all of it.
 
 Invariants:
 - Lines are whole: what a failed write left of one is written before anything else is.
 - Pieces of at most PIPE_BUF bytes go into a pipe whole or not at all, so that a process that ends in the midst of it
   cuts no line shorter than that.
 - A terminal gets nothing to obey: there, and only there, more characters are escaped than JSON asks for.
-- At most one batch is in the thread's hands, however often a publish is given up and repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import select
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING
 
 from bridge.core.errors import BridgeError, FatalError, TransientError
+from sinks.documents import Encoding, format_of
 from sinks.terminal import printable_json
+from sinks.thread import Worker, tell
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -45,14 +44,15 @@ class OutputError(FatalError):
 class StdoutSink:
     """Writes records to a file descriptor, which it neither opens nor closes."""
 
-    def __init__(self, descriptor: int = STDOUT) -> None:
+    def __init__(self, descriptor: int = STDOUT, *, encoding: Encoding = "json") -> None:
         self._descriptor = descriptor
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._writing: asyncio.Future[None] | None = None
+        self._encode = format_of(encoding).encode
+        self._writer = LineWriter(descriptor)
+        self._worker = Worker("stdout", translated)
         self._to_terminal = False
 
     async def start(self) -> None:
-        """Make sure that there is a standard output, and start the thread.
+        """Make sure that there is a standard output.
 
         Raises:
             OutputError: It is closed.
@@ -65,9 +65,6 @@ class StdoutSink:
         except OSError as error:
             raise translated(error) from error
         self._to_terminal = os.isatty(self._descriptor)
-        threading.Thread(
-            target=_work, args=(self._jobs, LineWriter(self._descriptor)), name="stdout", daemon=True
-        ).start()
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Write records; return when the operating system has taken all of them.
@@ -76,12 +73,9 @@ class StdoutSink:
             TransientError: The disk behind it is full.
             OutputError: Nobody can read it any more.
         """
-        while self._writing and not self._writing.done():  # somebody gave this one up, the thread did not
-            await asyncio.wait({self._writing})
-        loop = asyncio.get_running_loop()
-        self._writing = loop.create_future()
-        self._jobs.put(_Job([self._line(record.data) for record in batch], loop, self._writing))
-        await asyncio.shield(self._writing)
+        documents = map(self._encode, batch)
+        lines = [self._line(document) for document in documents if document is not None]
+        await self._worker.do(partial(self._writer.write, lines))
 
     async def reader_gone(self) -> None:
         """Wait until nobody can read any more, also while there is nothing to write. A file never gets there.
@@ -99,9 +93,7 @@ class StdoutSink:
 
     async def close(self) -> None:
         """Let the thread end; one that is stuck is left to itself."""
-        if self._writing:
-            await asyncio.wait({self._writing}, timeout=CLOSE_SECONDS)
-        self._jobs.put(None)
+        await self._worker.close(CLOSE_SECONDS)
 
     def _line(self, document: bytes) -> bytes:
         return (printable_json(document.decode()).encode() if self._to_terminal else document) + b"\n"
@@ -169,46 +161,12 @@ def translated(error: OSError) -> BridgeError:
     return OutputError(f"{reason}; send it to a file, a pipe or a terminal")
 
 
-class _Job(NamedTuple):
-    lines: list[bytes]
-    loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[None]
-
-
-def _work(jobs: SimpleQueue[_Job | None], writer: LineWriter) -> None:
-    while job := jobs.get():
-        error: Exception | None = None
-        try:
-            writer.write(job.lines)
-        except OSError as cause:
-            error = translated(cause)
-            error.__cause__ = cause
-        except Exception as bug:  # noqa: BLE001 (it is told where somebody waits, instead of nowhere)
-            error = bug
-        _tell(job.loop, job.done, error)
-
-
 def _wait_for_hangup(descriptor: int, loop: asyncio.AbstractEventLoop, gone: asyncio.Future[None]) -> None:
     _poll(descriptor, 0)  # hang-ups and errors are reported whatever is asked for
-    _tell(loop, gone, None)
+    tell(loop, gone, None)
 
 
 def _poll(descriptor: int, events: int) -> None:
     poll = select.poll()
     poll.register(descriptor, events)
     poll.poll()
-
-
-def _tell(loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], error: Exception | None) -> None:
-    """End ``future`` from another thread."""
-
-    def end() -> None:
-        if future.done():
-            return
-        if error:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-        loop.call_soon_threadsafe(end)

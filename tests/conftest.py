@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
+from tests.certificates import Authority
+from tests.testbed import broker_images
+from tests.testbed import kafka as kafka_peer
+from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import VERSIONS, Containerd, Version, components
 from tests.testbed.dockerd import Docker
 from tests.testbed.install import missing
+from tests.testbed.kafka import Kafka
+from tests.testbed.kafka_config import LISTENERS
+from tests.testbed.nats import Nats
 
 
 def _require(*names: str) -> None:
+    _require_installed(*names)
+    if os.geteuid() != 0:
+        _do_without("containers need root (sudo make test)")
+
+
+def _require_installed(*names: str) -> None:
     if absent := missing(names):
-        reason = f"not installed: {', '.join(absent)} (make testbed)"
-    elif os.geteuid() != 0:
-        reason = "containers need root (sudo make test)"
-    else:
-        return
+        _do_without(f"not installed: {', '.join(absent)} (make testbed)")
+
+
+def _do_without(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -53,3 +67,64 @@ def docker(engine: Containerd) -> Iterator[Docker]:
     _require("docker")
     with Docker(engine) as docker:
         yield docker
+
+
+@pytest.fixture
+def require() -> Callable[..., None]:
+    """Called with names of components: the test does without what they bring as it does without a peer."""
+    return _require_installed
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Whom the testbed's servers and clients trust."""
+    if shutil.which("openssl") is None:
+        _do_without("not installed: openssl (apt-get install openssl)")
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def kafka(authority: Authority) -> Iterator[Kafka]:
+    """One broker with every kind of listener, shared by all tests: use topics of your own, and leave it running."""
+    _require_installed(*kafka_peer.COMPONENTS)
+    with Kafka(listeners=LISTENERS, authority=authority) as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def fresh_kafka() -> Iterator[Callable[..., Kafka]]:
+    """Makes Kafkas that the test has for itself, called like the class, to be killed, suspended and restarted."""
+    _require_installed(*kafka_peer.COMPONENTS)
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Kafka(*args, **options))
+
+
+@pytest.fixture(scope="session")
+def nats() -> Iterator[Nats]:
+    """One server, shared by all tests: use streams and subjects of your own, and leave it running."""
+    _require_installed(*nats_peer.COMPONENTS)
+    with Nats() as nats:
+        yield nats
+
+
+@pytest.fixture
+def fresh_nats() -> Iterator[Callable[..., Nats]]:
+    """Makes NATS servers that the test has for itself, called like the class (they start in 0.1 s)."""
+    _require_installed(*nats_peer.COMPONENTS)
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Nats(*args, **options))
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """Where a Docker engine answers that can publish ports: the one that DOCKER_HOST names, else one of the testbed.
+
+    What images are made of is there, too.
+    """
+    _require_installed(*broker_images.COMPONENTS)
+    if given := os.environ.get("DOCKER_HOST"):
+        yield given
+        return
+    _require(*components("2.4"), "docker")
+    with Containerd("2.4") as containerd, Docker(containerd, ports=True) as docker:
+        yield docker.host

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -14,6 +15,15 @@ from bridge.cli.failure import CommandError
 Sinks = Annotated[
     list[str] | None,
     typer.Option("--sink", metavar="URL", help="Where records go; may be repeated. Known: stdout: (the default)."),
+]
+StateDir = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        help="Directory of whalebridge's own for what must outlive the process, records on their way among it. "
+        "Default: none, they are in memory.",
+    ),
 ]
 Interval = Annotated[
     str | None,
@@ -41,6 +51,7 @@ def run(
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
     sink: Sinks = None,
+    state_dir: StateDir = None,
     snapshot_interval: Interval = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
@@ -61,20 +72,21 @@ def run(
         include=namespace,
         exclude=exclude_namespace,
         sinks=sink,
+        state_dir=state_dir and os.path.abspath(state_dir),
         snapshot={"interval": snapshot_interval},
         log={"level": log_level, "format": log_format},
     )
     import asyncio
 
     from bridge import app
-    from bridge.core.errors import BridgeError
+    from bridge.core.errors import BridgeError, StateError
     from bridge.telemetry import logs
     from sinks.stdout import OutputError
 
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings))
-    except OutputError as error:
+    except (OutputError, StateError) as error:
         raise CommandError(str(error)) from error
     except BridgeError as error:
         raise CommandError.to_connect(error) from error

@@ -220,6 +220,52 @@ def _without_labels(metadata: Metadata | None) -> Metadata | None:
     return None if metadata is None else msgspec.structs.replace(metadata, labels=None)
 
 
+class _Engine(Struct, frozen=True):
+    id: str
+
+
+class _Container(Struct, frozen=True):
+    namespace: str
+
+
+class _Head(Struct, frozen=True):
+    """What of a document routes it."""
+
+    epoch: int
+    sequence: int
+    type: events.RecordType
+    timestamp: str
+    id: str | None
+    project: str | None
+    host: str
+    engine: _Engine
+    container: _Container | None
+
+
+_HEADS = msgspec.json.Decoder(_Head)
+
+
+def parse(data: bytes) -> Record:
+    """Make a record of its stored bytes; the same that it was made of.
+
+    Raises:
+        ValueError: These are not a record's.
+    """
+    head = _HEADS.decode(data)
+    return Record(
+        head.epoch,
+        head.sequence,
+        head.type,
+        head.timestamp,
+        head.host,
+        head.engine.id,
+        head.container.namespace if head.container is not None else "",
+        head.id or "",
+        head.project or "",
+        data,
+    )
+
+
 def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -> Record:
     """Make the record that stands for the sequences from ``first`` to that of ``last``, the last one lost.
 

@@ -16,6 +16,10 @@ class FatalError(BridgeError):
     """Trying again will not help: someone has to change something first."""
 
 
+class StateError(FatalError):
+    """What outlives the process cannot be read or kept: the state directory is not as it has to be."""
+
+
 class NotFoundError(FatalError):
     """What was asked for does not exist."""
 

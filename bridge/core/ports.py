@@ -5,8 +5,8 @@ Clock, sleep and randomness are reached through here only, so that a simulator c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from bridge.core.events import Record
 from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Task, TaskEnd
@@ -114,20 +114,60 @@ class Sink(Protocol):
         """Let go of everything within a bounded time; harmless when repeated."""
 
 
+class Recollection(NamedTuple):
+    """What an earlier process has left in the outbox.
+
+    ``reset``: there was something, but it could not be read any more; ``last_written`` (wall clock, 0: nothing known)
+    is then when that was written to last.
+    """
+
+    values: Mapping[str, bytes]
+    reset: bool = False
+    last_written: int = 0
+
+
 class Outbox(Protocol):
-    """Where records wait until every sink has acknowledged them; what it took it keeps, within its bounds."""
+    """Where records wait until every sink has acknowledged them; what it took it keeps, within its bounds.
 
-    async def append(self, records: Sequence[Record]) -> None:
-        """Write down records; when this returns they are as safe as this outbox makes them."""
+    Beside the records it keeps a memory: values by key, which mean nothing to it, and change together with them.
+    """
 
-    async def read(self, sink: str, limit: int) -> Sequence[Record]:
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written down at the moment, if that is so."""
+
+    def recall(self) -> Recollection:
+        """Hand over the memory as it was left; to be asked for once, before anything is appended."""
+
+    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = ...) -> None:
+        """Write down records and what changes in the memory with them (None: the key is removed), all or nothing.
+
+        When this returns they are as safe as this outbox makes them; it waits for as long as that takes. The moment
+        it is called they are taken over: whoever gives up waiting must not append them again.
+
+        Raises:
+            FatalError: The outbox cannot go on.
+        """
+
+    async def read(self, sink: str, limit: int, max_bytes: int = ...) -> Sequence[Record]:
         """Wait for records that a sink has not acknowledged; return the oldest, at least one, in order.
 
-        Where some had to be dropped, a ``lost`` record comes in their place.
+        Where some had to be dropped or were refused, a ``lost`` record comes in their place. No more than ``limit``
+        are returned, and no more than ``max_bytes`` of data unless the first one alone is larger.
         """
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """The sink has what was read: forget it."""
+        """The sink has what was read last, or its beginning: forget it."""
+
+    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+        """The sink will never have those of the records read last: set them aside, and have their loss told.
+
+        Returns:
+            How many of them were among the records read last. The others of those are to be read again.
+        """
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
+
+    async def close(self) -> None:
+        """Write down what can be, and let go of everything, within a bounded time; harmless when repeated."""

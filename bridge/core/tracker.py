@@ -15,9 +15,9 @@ shims (they publish after they changed state, late and repeatedly), whalewatcher
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
@@ -54,6 +54,19 @@ GRAVES_KEPT = 10_000  # ids without record and life remembered, to know late and
 Scope: TypeAlias = Callable[[Metadata | None], bool]
 
 
+class Change(NamedTuple):
+    """An id of which more, less or other things are known than before.
+
+    ``entry`` is None where nothing is known of it any more, ``metadata`` None where its record is not to be kept any
+    longer. ``relearned``: the record is another one than before.
+    """
+
+    key: ContainerKey
+    entry: Entry | None
+    metadata: Metadata | None
+    relearned: bool
+
+
 class Tracker:
     """Keeps the lives of all containers of one containerd.
 
@@ -74,6 +87,7 @@ class Tracker:
         self._holding: set[ContainerKey] = set()
         self._blind: set[str] | None = None
         self._told: list[Transition] = []
+        self._changed: dict[ContainerKey, bool] = {}  # since changes() was called last; True: also its record
 
     # --- what is known ---
 
@@ -93,7 +107,9 @@ class Tracker:
         """Return a ``present`` row for every living container in scope: the portfolio, which is to be published."""
         rows = []
         for entry, life in self.lives():
-            life.silent = False
+            if life.silent:
+                life.silent = False
+                self._changed.setdefault(entry.key, False)
             if life.told:
                 rows.append(self._describe(entry, life, "present", "snapshot", now.wall))
         return rows
@@ -107,6 +123,45 @@ class Tracker:
         dues = [*self._questions.values(), *(self._entries[key].held_until for key in self._holding)]
         return min(dues, default=None)
 
+    # --- what outlives the process ---
+
+    @property
+    def blind(self) -> set[str] | None:
+        """The namespaces of which nobody knows what lived there; None: all."""
+        return self._blind
+
+    @property
+    def changed(self) -> bool:
+        """Whether something has changed since ``changes`` was called last."""
+        return bool(self._changed)
+
+    def changes(self) -> Iterator[Change]:
+        """Tell what has changed since the last call."""
+        changed, self._changed = self._changed, {}
+        for key, relearned in changed.items():
+            entry = self._entries.get(key)
+            if entry is None:
+                yield Change(key, self._graves.get(key), None, relearned=True)
+            else:
+                yield Change(key, entry, entry.metadata, relearned)
+
+    def restore(self, entries: Iterable[Entry], blind: set[str] | None, now: Instant, *, altered: bool) -> None:
+        """Take up what was remembered at some moment in the past; since then anything may have happened unseen.
+
+        ``altered``: it is not as it was written down, so that it counts as changed.
+        """
+        for entry in entries:
+            self._entries[entry.key] = entry
+            if entry.metadata is not None:
+                self._index(entry.metadata)
+            if entry.held is not None:
+                entry.held_until = now.monotonic + HOLD
+                self._holding.add(entry.key)
+            self._close(entry)
+        self._blind = blind
+        self.disconnect()
+        self._changed = dict.fromkeys([*self._entries, *self._graves], True) if altered else {}
+
     # --- what comes in ---
 
     def learn(self, metadata: Metadata) -> None:
@@ -115,9 +170,10 @@ class Tracker:
         known = entry.metadata
         if known is not None and not metadata.runtime:  # told by an update event alone: the record is gone
             metadata = replace(metadata, runtime=known.runtime, created_at=known.created_at)
+        if metadata != known:
+            self._changed[metadata.key] = True
         entry.metadata, entry.deleted = metadata, False
-        if metadata.kind == "sandbox" and metadata.pod is not None:
-            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
+        self._index(metadata)
 
     def step(self, event: ContainerEvent, now: Instant) -> list[Transition]:
         """Take in one event; return what it has to be told as, in order: often nothing."""
@@ -229,6 +285,7 @@ class Tracker:
             self._conclude(self._entries[key], now)
         for entry, _life in list(self.lives()):
             self._end(entry, "inferred", now.wall, Ending())
+        self._changed.update(dict.fromkeys([*self._entries, *self._graves], True))
         for lost in (self._entries, self._graves, self._sandboxes, self._questions):
             lost.clear()
         self._blind = set()
@@ -499,6 +556,11 @@ class Tracker:
             entry.ended.append(held.pid)
             self._release(entry)
 
+    def _index(self, metadata: Metadata) -> None:
+        """Remember the labels of a pod, which its sandbox carries, for its other containers."""
+        if metadata.kind == "sandbox" and metadata.pod is not None:
+            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
+
     def _delete(self, entry: Entry) -> None:
         entry.deleted = True
         pod = entry.metadata.pod if entry.metadata is not None else None
@@ -549,12 +611,15 @@ class Tracker:
 
     def _close(self, entry: Entry) -> list[Transition]:
         """Bury an id that has neither record nor life, and hand over what is to be told."""
+        self._changed.setdefault(entry.key, False)
         gone = entry.deleted or entry.metadata is None
         if gone and entry.life is None and entry.held is None and not entry.unanswered:
             del self._entries[entry.key]
             self._graves[entry.key] = entry
             if len(self._graves) > GRAVES_KEPT:
-                del self._graves[next(iter(self._graves))]
+                oldest = next(iter(self._graves))
+                del self._graves[oldest]
+                self._changed[oldest] = True
         return self._flush()
 
     def _flush(self) -> list[Transition]:

@@ -7,126 +7,155 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from msgspec import Struct
+import structlog
 
 from bridge.core.encode import lost_record
 from bridge.core.events import Record
-from bridge.core.ports import Clock
+from bridge.core.ports import Clock, Recollection
+from bridge.outbox.bounds import Bounds
+from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
 
-MAX_RECORDS = 200_000
-MAX_BYTES = 64 * 1024 * 1024
+DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
+_NOTHING: Mapping[str, bytes | None] = {}
+_SECOND = 1_000_000_000
+_log = structlog.get_logger(__name__)
 
 
 class MemoryOutbox:
-    """Keeps what the sinks have not acknowledged.
+    """Implements ``bridge.core.ports.Outbox``, and remembers nothing across a restart.
 
     Args:
         sinks: Their names.
-        clock: For the time of a loss.
-        max_records: How many records wait for one sink at the most.
-        max_bytes: How many bytes of records wait for one sink at the most.
-        on_loss: Called when a sink has been told of a loss: a snapshot has to follow.
+        clock: Time and chance.
+        bounds: How much may wait for a sink.
+        on_loss: Called when a sink has been told of an overflow: a snapshot has to follow.
     """
 
     def __init__(
         self,
         sinks: Iterable[str],
         clock: Clock,
+        bounds: Bounds = DEFAULT,
         *,
-        max_records: int = MAX_RECORDS,
-        max_bytes: int = MAX_BYTES,
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
-        self._lanes = {sink: _Lane(clock, max_records, max_bytes) for sink in sinks}
+        self._clock = clock
+        self._bounds = bounds
         self._on_loss = on_loss
+        self._lanes = {sink: Lane(0) for sink in sinks}
+        self._records: dict[int, Record] = {}
+        self._end = 0
+        self._appended: deque[tuple[int, int]] = deque()  # end positions, and when (monotonic)
+        self._old = 0  # records before this position are older than they may be
 
-    async def append(self, records: Sequence[Record]) -> None:
+    @property
+    def trouble(self) -> str | None:
+        """Nothing ever keeps this outbox from taking records."""
+        return None
+
+    def recall(self) -> Recollection:
+        """Nothing is remembered."""
+        return Recollection({})
+
+    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = _NOTHING) -> None:  # noqa: ARG002
         """Keep records for every sink."""
+        size = sum(len(record.data) for record in records)
+        self._grow_old()
+        for sink, lane in self._lanes.items():
+            self._make_room(sink, lane, len(records), size)
+            lane.size += size
+        for position, record in enumerate(records, self._end):
+            self._records[position] = record
+        self._end += len(records)
+        self._appended.append((self._end, self._clock.now().monotonic))
         for lane in self._lanes.values():
-            lane.append(records)
+            lane.filled.set()
 
-    async def read(self, sink: str, limit: int) -> Sequence[Record]:
-        """Wait for records that a sink has not acknowledged; return the oldest, at most ``limit``."""
+    async def read(self, sink: str, limit: int, max_bytes: int = 1024 * 1024) -> Sequence[Record]:
+        """Wait for records that a sink has not acknowledged; return the oldest."""
         lane = self._lanes[sink]
-        while not lane.depth:
+        while not lane.depth(self._end):
             lane.filled.clear()
             await lane.filled.wait()
-        return lane.oldest(limit)
+        waiting = list(islice(self._waiting(lane), limit))
+        lane.handed = Batch([record for record, _ in waiting], [end for _, end in waiting]).within(limit, max_bytes)
+        return lane.handed.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """The sink has what was read: forget it."""
-        if self._lanes[sink].forget(batch):
+        """The sink has what was read last, or its beginning: forget it."""
+        lane = self._lanes[sink]
+        first = lane.cursor
+        told = lane.acknowledge(batch)
+        self._free(first)
+        if any(cover.reason == "overflow" for cover in told):
             self._on_loss()
+
+    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+        """Have the loss of records that a sink will never have told in their place; there is no file to keep them."""
+        lane = self._lanes[sink]
+        covers = refusals(lane.handed, positions, self._clock.now().wall)
+        for cover in covers:
+            _log.error("record_dropped", sink=sink, id=f"{cover.record.epoch}-{cover.record.sequence}", reason=reason)
+        lane.replace(covers)
+        return len(covers)
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
-        return self._lanes[sink].depth
+        return self._lanes[sink].depth(self._end)
 
+    async def close(self) -> None:
+        """There is nothing to let go of."""
 
-class _Loss(Struct):
-    """A range of one epoch's sequences that was dropped: from ``first`` to that of ``last``."""
+    def _waiting(self, lane: Lane) -> Iterator[tuple[Record, int]]:
+        for step in lane.plan(self._end):
+            if isinstance(step, Cover):
+                yield step.record, step.end
+            else:
+                for position in range(step.first, step.end):
+                    yield self._records[position], position + 1
 
-    first: int
-    last: Record
+    # --- bounds ---
 
+    def _grow_old(self) -> None:
+        oldest = self._clock.now().monotonic - self._bounds.max_age * _SECOND
+        while self._appended and self._appended[0][1] < oldest:
+            self._old = self._appended.popleft()[0]
 
-class _Lane:
-    """One sink's records; what had to be dropped at the old end is remembered as ranges, one an epoch."""
+    def _make_room(self, sink: str, lane: Lane, records: int, size: int) -> None:
+        records, size = self._bounds.excess(lane.depth(self._end) + records, lane.size + size)
+        first = end = lane.open
+        dropped = 0
+        while end < self._end and (end - first < records or dropped < size or end < self._old):
+            dropped += len(self._records[end].data)
+            end += 1
+        if end == first:
+            return
+        lane.lose(list(self._losses(lane, first, end)), dropped)
+        self._free(first)
+        _log.warning("overflow", sink=sink, lost=end - first, waiting=lane.depth(self._end))
 
-    def __init__(self, clock: Clock, max_records: int, max_bytes: int) -> None:
-        self.filled = asyncio.Event()
-        self._clock = clock
-        self._max_records = max_records
-        self._max_bytes = max_bytes
-        self._records: deque[Record] = deque()
-        self._bytes = 0
-        self._losses: list[_Loss] = []
-
-    @property
-    def depth(self) -> int:
-        return len(self._losses) + len(self._records)
-
-    def append(self, records: Sequence[Record]) -> None:
-        self._records.extend(records)
-        self._bytes += sum(len(record.data) for record in records)
-        while len(self._records) > self._max_records or self._bytes > self._max_bytes:
-            self._drop_oldest()
-        self.filled.set()
-
-    def oldest(self, limit: int) -> list[Record]:
+    def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
+        """Make the records that tell of a loss: one an epoch."""
         now = self._clock.now().wall
-        lost = [lost_record(loss.last, loss.first, "overflow", now) for loss in self._losses[:limit]]
-        return [*lost, *islice(self._records, limit - len(lost))]
+        known = lane.loss_to_extend(self._records[first].epoch, self._records[first].sequence)
+        start, sequence, size = first, self._records[first].sequence, 0
+        if known is not None:
+            start, sequence, size = known.first, known.sequence, known.size
+        for position in range(first, end):
+            record = self._records[position]
+            size += len(record.data)
+            after = self._records.get(position + 1) if position + 1 < end else None
+            if after is None or (after.epoch, after.sequence) != (record.epoch, record.sequence + 1):
+                told = lost_record(record, sequence, "overflow", now)
+                yield Cover(start, position + 1, sequence, size, "overflow", told)
+                start, sequence, size = position + 1, after.sequence if after is not None else 0, 0
 
-    def forget(self, batch: Sequence[Record]) -> bool:
-        """Drop what was acknowledged; return whether a loss was told with it."""
-        epoch, end = _position(batch[-1])
-        # A loss may have grown, or begun, behind the batch's back: what the batch delivered of it is not lost.
-        self._losses = [loss for loss in self._losses if _position(loss.last) > (epoch, end)]
-        for loss in self._losses:
-            if loss.last.epoch == epoch:
-                loss.first = max(loss.first, end + 1)
-        while self._records and _position(self._records[0]) <= (epoch, end):
-            self._pop()
-        return any(record.type == "lost" for record in batch)
-
-    def _pop(self) -> Record:
-        record = self._records.popleft()
-        self._bytes -= len(record.data)
-        return record
-
-    def _drop_oldest(self) -> None:
-        record = self._pop()
-        if self._losses and self._losses[-1].last.epoch == record.epoch:
-            self._losses[-1].last = record
-        else:
-            self._losses.append(_Loss(record.sequence, record))
-
-
-def _position(record: Record) -> tuple[int, int]:
-    return (record.epoch, record.sequence)
+    def _free(self, first: int) -> None:
+        """Forget the records from a position on that no sink needs any more."""
+        for stretch in unneeded_by_all(self._lanes.values()):
+            for position in range(max(first, stretch.first), min(stretch.end, self._end)):
+                self._records.pop(position, None)

@@ -83,7 +83,13 @@ class Witnessed(NamedTuple):
     end: TaskEnd
 
 
-Item: TypeAlias = Sighting | Answers | Witnessed
+class Proven(NamedTuple):
+    """Everything that happened before a moment (wall clock) was received before this."""
+
+    at: int
+
+
+Item: TypeAlias = Sighting | Answers | Witnessed | Proven
 
 
 class _Waiting(Struct):
@@ -91,7 +97,7 @@ class _Waiting(Struct):
     lookup: asyncio.Task[Metadata | TransientError | None] | None
 
 
-def _outcome(item: _Waiting | Answers | Witnessed) -> Metadata | TransientError | None:
+def _outcome(item: _Waiting | Answers | Witnessed | Proven) -> Metadata | TransientError | None:
     """Return what a look-up that is done brought; None also where none was needed."""
     if not isinstance(item, _Waiting) or item.lookup is None or not item.lookup.done() or item.lookup.cancelled():
         return None
@@ -112,7 +118,7 @@ class Intake:
         self._sparingly = Sparingly(clock)
         self._source: Source | None = None
         self._gate = asyncio.Semaphore(lookups)
-        self._queue: deque[_Waiting | Answers | Witnessed] = deque()
+        self._queue: deque[_Waiting | Answers | Witnessed | Proven] = deque()
         self._known: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -153,7 +159,7 @@ class Intake:
             self._room.clear()
             await self._room.wait()
 
-    def answer(self, answers: Answers | Witnessed) -> None:
+    def answer(self, answers: Answers | Witnessed | Proven) -> None:
         """Queue what containerd answered behind the events received before it."""
         self._queue.append(answers)
         self.received += 1

@@ -1,15 +1,20 @@
-"""The watch: one session after another, for as long as the bridge runs; what it knows outlives each of them."""
+"""The watch: one session after another, for as long as the bridge runs; what it knows outlives each of them.
+
+With an outbox that lasts it outlives the process, too: the first session goes on as after a broken connection.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
 from bridge.core.encode import Coverage, Gap, Ledger
 from bridge.core.errors import StreamOverflowError, TransientError
-from bridge.core.events import Reason
+from bridge.core.events import Previous, Reason
 from bridge.core.lives import Transition
+from bridge.core.memory import SourceName, Watched
 from bridge.core.model import Engine
 from bridge.core.ports import Clock, Outbox, Source
 from bridge.core.tracker import Tracker
@@ -18,6 +23,7 @@ from bridge.telemetry.sparingly import Sparingly
 from bridge.watch.intake import Intake
 from bridge.watch.journal import Journal
 from bridge.watch.oddities import Oddities
+from bridge.watch.past import Past, recall
 from bridge.watch.requests import Requests
 from bridge.watch.session import Session
 from bridge.watch.settings import WatchSettings
@@ -53,6 +59,7 @@ class Watch:
         self._reason: Reason = "start"
         self._engine: Engine | None = None
         self._journal: Journal | None = None
+        self._positions: dict[SourceName, Previous | None] = {}
         self._sparingly = Sparingly(clock)
 
     async def run(self) -> None:
@@ -93,25 +100,58 @@ class Watch:
             session.absorb()
             self._tracker.disconnect()
             self._proven_at = session.proven_at
-            await journal.write()
+            await journal.write(remember=not self._missed, all_=True)
 
     async def _recognise(self, engine: Engine) -> Journal:
         """Go on under the source's name; where another containerd answers, end the old one's lives first."""
         known, journal = self._engine, self._journal
         if known is None or journal is None:
-            journal = self._open(engine, self._clock.now().wall // _MILLISECOND)
+            journal = await self._start(engine)
         elif engine.id not in (known.id, ""):
             await self._replace(journal)
-            epoch = max(journal.ledger.epoch + 1, self._clock.now().wall // _MILLISECOND)
-            journal = self._open(engine, epoch)
+            journal = self._open(engine, self._epoch(journal.ledger.epoch + 1))
         else:
-            journal.ledger.set_engine(engine)
+            journal.follow(engine)
         self._engine, self._journal = engine, journal
         return journal
 
-    def _open(self, engine: Engine, epoch: int) -> Journal:
-        _log.info("engine", id=engine.id, version=engine.version, api=engine.api, epoch=epoch)
-        return Journal(Ledger(self._settings.host, engine, epoch), self._outbox)
+    async def _start(self, engine: Engine) -> Journal:
+        """Go on where an earlier process ended, as far as that was this containerd's and this boot's."""
+        past = recall(self._outbox.recall(), self._settings)
+        self._reason, watched, epoch = past.reason, past.watched, self._epoch(past.least_epoch)
+        self._positions = {source: past.previous(source) for source in past.positions}
+        outdated = past.outdated
+        if watched is None:
+            return self._open(engine, epoch, outdated)
+        if (watched.host, watched.engine.id) != (self._settings.host, engine.id or watched.engine.id):
+            await self._end_source(past, watched, engine, epoch)
+            return self._open(engine, epoch + 1)
+        self._proven_at = past.proven_at
+        tracker = past.tracker(self._settings, self._clock.now())
+        if watched.boot_id == self._boot_id:
+            self._tracker = tracker
+        else:
+            _log.info("rebooted", lives=sum(1 for _ in tracker.lives()))
+            self._missed += tracker.end_all(self._clock.now())
+            self._tracker.complete(set())  # whoever lives now is a newborn
+            outdated = outdated + past.keys
+        return self._open(engine, epoch, outdated)
+
+    async def _end_source(self, past: Past, watched: Watched, engine: Engine, epoch: int) -> None:
+        """Tell the readers of another source, under its name, that nothing lives there any more.
+
+        Where it is only the host that is called something else now, nobody has died.
+        """
+        _log.warning("source_replaced", host=watched.host, engine=watched.engine.id)
+        now = self._clock.now()
+        tracker = past.tracker(self._settings, now)
+        deaths = tracker.end_all(now)
+        ledger = Ledger(watched.host, watched.engine, epoch, previous=past.previous(watched.source))
+        journal = Journal(ledger, self._outbox, tracker, watched, proven_at=past.proven_at, outdated=past.outdated)
+        gap = Gap(past.reason, past.proven_at, now.wall)
+        told = deaths if engine.id != watched.engine.id else []
+        journal.snapshot(gap, Coverage([], [], False), told, [], now.wall)
+        await journal.write()
 
     async def _replace(self, journal: Journal) -> None:
         """Another engine stands in the old one's place: its containers cannot live any more."""
@@ -124,10 +164,21 @@ class Watch:
         self._missed += self._tracker.end_all(now)
         gap = Gap("reconnect", self._proven_at, now.wall)
         journal.snapshot(gap, Coverage([], [], False), self._missed, [], now.wall)
-        await journal.write()
         self._missed.clear()
+        await journal.write()
+        self._positions[journal.watched.source] = journal.ledger.position
         self._tracker = Tracker(self._boot_id, self._settings.publishes)
         self._proven_at, self._reason = None, "start"
+
+    def _epoch(self, least: int) -> int:
+        """Return an epoch greater than any before, although the clock may have been set back."""
+        return max(least, self._clock.now().wall // _MILLISECOND)
+
+    def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = ()) -> Journal:
+        _log.info("engine", id=engine.id, version=engine.version, api=engine.api, epoch=epoch)
+        watched = Watched(self._settings.host, engine, self._boot_id, self._settings.scope, None)
+        ledger = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(watched.source))
+        return Journal(ledger, self._outbox, self._tracker, watched, proven_at=self._proven_at, outdated=outdated)
 
     def _complain(self, failure: Failure) -> None:
         text = str(failure.error)

@@ -22,7 +22,7 @@ from bridge.core.tracker import Tracker
 from bridge.tasks import together
 from bridge.watch.audit import Auditor
 from bridge.watch.endings import Endings
-from bridge.watch.intake import Answers, Audited, Intake, Item, Sighting, Witnessed
+from bridge.watch.intake import Answers, Audited, Intake, Item, Proven, Sighting, Witnessed
 from bridge.watch.journal import Journal
 from bridge.watch.listing import ask_all, list_all
 from bridge.watch.marks import Marks
@@ -142,6 +142,7 @@ class Session:
         while True:
             await self._clock.sleep(self._settings.mark_interval)
             self.proven_at = await self._marks.prove()
+            self._intake.answer(Proven(self.proven_at))
 
     # --- connecting ---
 
@@ -162,6 +163,7 @@ class Session:
         rows = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
         self._missed.clear()
         self.live, self.proven_at = True, proven_at
+        self._journal.proven(proven_at)
         for entry, life in self._tracker.lives():
             self._endings.expect(entry.key, life.pid)
         await self._journal.write()
@@ -238,6 +240,8 @@ class Session:
     def _decide(self, item: Item, now: Instant) -> None:
         if isinstance(item, Witnessed):
             self._tracker.witness(item.key, item.pid, item.end, now)
+        elif isinstance(item, Proven):
+            self._journal.proven(item.at)
         elif isinstance(item, Sighting):
             if item.metadata is not None:
                 self._tracker.learn(item.metadata)

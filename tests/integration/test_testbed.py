@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.integration.traces import traces
+from tests.testbed import flood
 from tests.testbed.containerd import Containerd, busybox
 from tests.testbed.dockerd import Docker
+from tests.testbed.guard import LINKS
 from tests.testbed.image import LABELS, NAME, oci_archive
 from tests.testbed.process import CommandError, wait_until
 
@@ -88,6 +91,39 @@ def test_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Doc
     assert engine.tasks("moby") == {}
 
 
+def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: Callable[..., None]) -> None:
+    require(*flood.COMPONENTS)
+    reader = engine.popen(engine.ctr_command("events"))
+    try:
+        assert reader.stdout is not None
+        time.sleep(1)  # containerd gives no sign that the subscription has begun
+        report = flood.flood(engine, events=80, containers=10, rate=400)
+        seen = [next(line for line in reader.stdout if " flooded /tasks/" in line).split() for _ in range(80)]
+    finally:
+        reader.kill()
+        reader.communicate()
+    assert (report.events, report.containers) == (80, 10)
+    assert 0.1 < report.seconds < 10
+    topics = ["/tasks/start", "/tasks/paused", "/tasks/resumed", "/tasks/exit"] * 2
+    assert [line[5] for line in seen if '"flood-7"' in line[6]] == topics
+    names = engine.ctr("containers", "ls", "--quiet", namespace="flooded").stdout.split()
+    assert sorted(names) == [f"flood-{number}" for number in range(10)]
+
+
+def test_a_docker_that_publishes_ports_leaves_no_network_behind(
+    fresh_engine: FreshEngine, require: Callable[..., None]
+) -> None:
+    require("docker")
+    engine = fresh_engine()
+    with Docker(engine, ports=True) as docker:
+        docker.docker("run", "--detach", "--publish=127.0.0.1::80", "busybox:latest", "sleep", "1000")
+        (bridge,) = (engine.directory / LINKS).read_text().split()
+        assert len(list(Path("/sys/class/net", bridge, "brif").iterdir())) == 1
+    engine.close()
+    assert not Path("/sys/class/net", bridge).exists()
+    assert traces(engine.directory) == []
+
+
 @pytest.mark.parametrize("end", [Containerd.kill, Containerd.stop])
 def test_containers_survive_the_end_of_containerd(fresh_engine: FreshEngine, end: Callable[[Containerd], None]) -> None:
     engine = fresh_engine()
@@ -134,6 +170,7 @@ def test_nothing_is_left_behind(fresh_engine: FreshEngine) -> None:
 
 def test_nothing_is_left_behind_by_tests_that_are_killed(engine: Containerd) -> None:
     program = f"""
+from tests.testbed import flood
 from tests.testbed.containerd import Containerd
 engine = Containerd("{engine.version}")
 engine.start()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.testbed.install import COMPONENTS, InstallError, install
+from tests.testbed.install import COMPONENTS, install
+from tests.testbed.recipes import InstallError
 
 
 def main() -> int:

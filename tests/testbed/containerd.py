@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Literal, Self, get_args
 
 from tests.testbed import guard, image
-from tests.testbed.install import cache, search_path
-from tests.testbed.process import pids_with_arguments, run, wait_until
+from tests.testbed.install import search_path
+from tests.testbed.process import freeze, pids_with_arguments, run, wait_until
+from tests.testbed.recipes import cache
 
 Version = Literal["1.6", "2.4"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
@@ -113,13 +114,7 @@ class Containerd:
 
     def suspend(self) -> None:
         """Freeze containerd alone (SIGSTOP): its socket still accepts, and nothing answers."""
-        os.kill(self.pid, signal.SIGSTOP)
-        threads = Path(f"/proc/{self.pid}/task")
-
-        def stopped() -> bool:  # the signal takes its time: a thread may still have answered
-            return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads.glob("*/stat"))
-
-        wait_until(stopped, "containerd to stop")
+        freeze(self.pid)
 
     def resume(self) -> None:
         """End what suspend() began."""

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from tests.testbed.containerd import Containerd, components
 from tests.testbed.image import NAME
-from tests.testbed.install import InstallError, install
+from tests.testbed.install import install
 from tests.testbed.process import CommandError
+from tests.testbed.recipes import InstallError
 
 USUAL_SOCKETS = (
     "/run/containerd/containerd.sock",

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tests.testbed import image
 from tests.testbed.containerd import Containerd, busybox
-from tests.testbed.install import cache
+from tests.testbed.guard import LINKS
 from tests.testbed.process import run, wait_until
+from tests.testbed.recipes import cache
 
 
 class Docker:
-    """Debian's dockerd with folders below those of its containerd, without networks of its own.
+    """Debian's dockerd with folders below those of its containerd.
 
-    As a context manager it is started with the image `busybox:latest`; `run` needs `--network=host`.
+    As a context manager it is started with the image `busybox:latest`. Without `ports` it has no network of its own,
+    and `run` needs `--network=host`; with them it has a bridge, so that ports can be published on this machine.
     """
 
-    def __init__(self, engine: Containerd) -> None:
+    def __init__(self, engine: Containerd, *, ports: bool = False) -> None:
         self.engine = engine
+        self._ports = ports
         self.directory = engine.directory / "docker"
         self.host = f"unix://{self.directory}/d.sock"
         self._process: subprocess.Popen[bytes] | None = None
@@ -36,9 +41,12 @@ class Docker:
             "pidfile": f"{self.directory}/pid",
             "data-root": f"{self.directory}/data",
             "exec-root": f"{self.directory}/exec",  # guard.py looks for containers here
-            "bridge": "none",
+            "bridge": _make_bridge(self.engine.directory / LINKS) if self._ports else "none",
+            # A published port is forwarded by a process of dockerd: nothing of the machine's own network changes.
             "iptables": False,
             "ip6tables": False,
+            "ip-forward": False,
+            "ip-masq": False,
             "cgroup-parent": "/moby",
             "oom-score-adjust": 0,  # the default, -500, takes CAP_SYS_RESOURCE
         }
@@ -92,3 +100,15 @@ class Docker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _make_bridge(noted: Path) -> str:
+    """A network bridge with some addresses that are set aside for tests (RFC 2544); the guard will remove it."""
+    number = random.randrange(512)  # noqa: S311 - nobody has to guess it
+    name = f"whale{number}"
+    with noted.open("a") as file:
+        file.write(f"{name}\n")
+    run(["ip", "link", "add", name, "type", "bridge"])
+    run(["ip", "address", "add", f"198.{18 + number // 256}.{number % 256}.1/24", "dev", name])
+    run(["ip", "link", "set", name, "up"])
+    return name

@@ -24,6 +24,9 @@ from pathlib import Path
 READY = "ready\n"
 """What it writes once programs can be started inside."""
 
+LINKS = "links"
+"""The file in the folder that names, a line each, the network interfaces to be removed."""
+
 _PRIVATE = (Path("/run/containerd"), Path("/run/docker"))
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -45,6 +48,9 @@ def main(folder: Path) -> None:
         _end_container([Path(path) for path in json.loads(state.read_text())["cgroup_paths"].values()])
     for namespace in {namespace.name for root in roots for namespace in root.glob("*")}:
         _remove_namespace(namespace)
+    if (folder / LINKS).exists():
+        for link in (folder / LINKS).read_text().split():
+            subprocess.run(["ip", "link", "delete", link], check=False, stderr=subprocess.DEVNULL)  # it may be gone
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     if ours := [mount for mount in mounts if mount.startswith(f"{folder}/")]:
         subprocess.run(["umount", "--lazy", *reversed(ours)], check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +44,17 @@ def wait_until(condition: Callable[[], object], what: str, *, timeout: float = 3
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout:g} s in vain: {what}")
         time.sleep(interval)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP a process, and wait until all of its threads have stopped: until then one may still have answered."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = Path(f"/proc/{pid}/task")
+
+    def stopped() -> bool:
+        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads.glob("*/stat"))
+
+    wait_until(stopped, f"process {pid} to stop")
 
 
 def pids_with_arguments(*wanted: str) -> list[int]:

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 import pytest
 
+from bridge.core.encode import Coverage, Gap, Ledger
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from bridge.core.events import Record
+from bridge.core.model import Engine
 from bridge.outbox.memory import MemoryOutbox
 from bridge.pump import Pump
-from tests.unit.outbox.test_memory import records
 from tests.unit.watch.fakes import FakeClock
+
+
+def records(count: int, epoch: int = 1) -> list[Record]:
+    ledger = Ledger("node-1", Engine("engine-1", "2.4.2", "/run/c.sock", 812), epoch)
+    frames: list[Record] = []
+    while len(frames) < count:
+        frames += ledger.snapshot(Gap("audit", None, None), Coverage([], [], False), [], [], 0)
+    return frames[:count]
 
 
 class FakeSink:

@@ -115,9 +115,9 @@ def test_settings_never_change() -> None:
         ({"sinks": []}, "sinks", "one sink at least"),
         ({"sinks": ["stdout:", "stdout:"]}, "sinks", "twice"),
         ({"sinks": ["stdout"]}, "sinks.0", "known schemes: stdout:"),
-        ({"sinks": ["kafka://h/t"]}, "sinks.0", "unknown scheme 'kafka'; known schemes: stdout:"),
+        ({"sinks": ["kafak://h/t"]}, "sinks.0", "unknown scheme 'kafak'; known schemes: stdout:"),
         ({"sinks": ["stdout:x"]}, "sinks.0", "nothing may follow"),
-        ({"sinks": [{"type": "kafka"}]}, "sinks.0.type", "'stdout'"),
+        ({"sinks": [{"type": "kafak"}]}, "sinks.0.type", "unknown type 'kafak'; known types: stdout"),
         ({"sinks": [{"type": "stdout", "topic": "t"}]}, "sinks.0.topic", "no such setting"),
     ],
 )

@@ -4,16 +4,19 @@ import subprocess
 import sys
 
 from config.settings import load
+from sinks.file import FileSink
+from sinks.kafka.sink import KafkaSink
+from sinks.nats.sink import NatsSink
 from sinks.registry import make, make_all
 from sinks.stdout import StdoutSink
 
 
 def test_each_setting_makes_its_sink() -> None:
-    settings = load({"sinks": ["stdout:"]}).sinks
+    settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]}).sinks
     assert isinstance(make(settings[0]), StdoutSink)
-    assert [type(sink) for sink in make_all(settings)] == [StdoutSink]
+    assert [type(sink) for sink in make_all(settings)] == [StdoutSink, FileSink, KafkaSink, NatsSink]
 
 
-def test_a_sink_is_imported_only_where_it_is_asked_for() -> None:
-    code = "import sys, sinks.registry; sys.exit('sinks.stdout' in sys.modules)"
+def test_a_sink_and_its_library_are_imported_only_where_they_are_asked_for() -> None:
+    code = "import sys, sinks.registry; sys.exit(bool({'sinks.stdout', 'aiokafka', 'nats'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
 from bridge.core.errors import TransientError
 from bridge.core.events import Record
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Event, Instant, Mark, Metadata, Task, TaskEnd, TaskStatus
+from bridge.core.ports import Recollection
 from bridge.watch import WatchSettings
 
 NEVER = 1e6  # seconds
@@ -137,24 +138,35 @@ class FakeSource:
 
 
 class KeepingOutbox:
-    """An outbox that keeps everything, for a test to look at."""
+    """An outbox that keeps everything, for a test to look at; it begins with no memory."""
+
+    trouble = None
 
     def __init__(self) -> None:
         self.kept: list[Record] = []
-        self.before_append: Callable[[], Awaitable[None]] = nothing
+        self.memory: dict[str, bytes | None] = {}
 
-    async def append(self, records: Sequence[Record]) -> None:
-        await self.before_append()
+    def recall(self) -> Recollection:
+        return Recollection({})
+
+    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] | None = None) -> None:
         self.kept += records
+        self.memory |= memory or {}
 
-    async def read(self, sink: str, limit: int) -> Sequence[Record]:
+    async def read(self, sink: str, limit: int, max_bytes: int = 0) -> Sequence[Record]:
         raise NotImplementedError
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         raise NotImplementedError
 
+    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+        raise NotImplementedError
+
     def depth(self, sink: str) -> int:  # noqa: ARG002 (the port's signature)
         return 0
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 def record(key: ContainerKey, name: str = "") -> Metadata:

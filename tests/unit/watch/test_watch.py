@@ -358,24 +358,6 @@ async def test_a_refusal_that_only_a_person_can_change_ends_the_watch() -> None:
             await running.until(lambda: False)
 
 
-async def test_what_could_not_be_written_is_written_later_in_order() -> None:
-    source = FakeSource()
-    async with watching(source) as running:
-        await running.live()
-        failures = iter([TransientError("disk full")])
-
-        async def fails() -> None:
-            for failure in failures:
-                raise failure
-
-        running.outbox.before_append = fails
-        source.run(WEB, 10)
-        source.stream.put(*start(WEB, 10))
-        await running.live(2)
-    assert [each["sequence"] for each in running.documents] == list(range(1, len(running.documents) + 1))
-    assert running.told == [("started", "live", "web"), ("present", "snapshot", "web")]
-
-
 async def _advance(clock: FakeClock) -> None:
     while True:
         clock.nanoseconds += 100_000_000

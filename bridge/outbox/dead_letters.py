@@ -1,0 +1,46 @@
+"""The dead-letter file: records that a sink refused for what they are, one JSON line each, for a person to look at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from io import FileIO
+from pathlib import Path
+
+import msgspec
+
+from bridge.core.encode import rfc3339
+from bridge.core.events import Record
+
+MAX_BYTES = 16 * 1024 * 1024
+
+
+def write(path: Path, sink: str, records: Iterable[Record], reason: str, now: int, max_bytes: int = MAX_BYTES) -> None:
+    """Append records; when this returns they are on the disk.
+
+    At ``max_bytes`` the file is set aside as ``PATH.1``, in the place of the one before: twice as much is kept at the
+    most, and a record at least.
+    """
+    lines = b"".join(_line(sink, record, reason, now) for record in records)
+    size = path.stat().st_size if path.exists() else 0
+    if size and size + len(lines) > max_bytes:
+        os.replace(path, path.with_name(f"{path.name}.1"))
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            while lines:
+                lines = lines[os.write(file.fileno(), lines) :]
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), size)  # no half line, to which the next attempt would add
+            raise
+
+
+def _open(path: Path) -> FileIO:
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    return FileIO(os.open(path, flags, 0o600), "a")
+
+
+def _line(sink: str, record: Record, reason: str, now: int) -> bytes:
+    head = {"time": rfc3339(now), "sink": sink, "reason": reason, "record": msgspec.Raw(record.data)}
+    return msgspec.json.encode(head) + b"\n"

@@ -1,0 +1,197 @@
+"""The outbox' file behind one thread: opened, given up after an error, opened again until it works.
+
+Invariant: what failed is never taken for done. It is repeated on a new connection until it succeeds, or the process
+ends.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from bridge.core.errors import StateError, TransientError
+from bridge.core.ports import Clock
+from bridge.outbox.database import DamagedError, Database
+from bridge.outbox.folder import StateFolder
+from bridge.outbox.rows import Content
+from bridge.outbox.schema import STEPS, ForeignError, NewerError
+from bridge.outbox.worker import Worker
+from bridge.retry import Backoff, Failure, forever
+from bridge.telemetry.sparingly import Sparingly
+
+T = TypeVar("T")
+
+BACKOFF = Backoff(first=0.1, most=5.0)
+_PRIMARY_CODE = 0xFF
+_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_PASSING = {
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_IOERR: "look after its disk",
+    sqlite3.SQLITE_READONLY: "make it writable",
+    sqlite3.SQLITE_PERM: "make it writable",
+    sqlite3.SQLITE_CANTOPEN: "make it and its directory writable",
+    sqlite3.SQLITE_BUSY: "end the other program that has it open",
+    sqlite3.SQLITE_LOCKED: "end the other program that has it open",
+    sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
+    sqlite3.SQLITE_PROTOCOL: "end the other program that has it open",
+}
+_log = structlog.get_logger(__name__)
+
+
+class Store:
+    """Hands jobs to the thread that has the connection.
+
+    ``trouble`` tells why the file cannot be used at the moment; None where it can.
+    """
+
+    def __init__(self, folder: StateFolder, clock: Clock) -> None:
+        self.trouble: str | None = None
+        self._folder = folder
+        self._clock = clock
+        self._worker = Worker("outbox")
+        self._database: Database | None = None  # this and the next for the thread only
+        self._broken: StateError | None = None
+        self._sparingly = Sparingly(clock)
+
+    async def open(self) -> Content:
+        """Take the directory and open the file in it; one that is damaged is set aside, and a new one begun.
+
+        Raises:
+            StateError: That cannot be done; the text says why and what to do.
+        """
+        return await self._worker.run(self._open)
+
+    async def attempt(self, job: Callable[[Database], T]) -> T:
+        """Have something done once.
+
+        Raises:
+            TransientError: It did not work; perhaps it did all the same.
+            StateError: It never will.
+        """
+        return await self._worker.run(partial(self._attempt, job))
+
+    async def insist(self, job: Callable[[Database], T]) -> T:
+        """Have something done, again and again until it works: it must do no harm to do it twice.
+
+        Raises:
+            StateError: It never will.
+        """
+        result = await forever(
+            lambda: self.attempt(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._complain
+        )
+        if self.trouble is not None:
+            self.trouble = None
+            _log.info("outbox_recovered", path=str(self._folder.database))
+        return result
+
+    async def close(self) -> None:
+        """Let go of everything; harmless when repeated."""
+        await self._worker.run(self._close)
+        self._worker.stop()
+
+    def _complain(self, failure: Failure) -> None:
+        self.trouble = str(failure.error)
+        self._sparingly.say(
+            _log.error, self.trouble, "outbox_not_written", error=self.trouble, failures=failure.in_a_row
+        )
+
+    # --- in the thread ---
+
+    def _open(self) -> Content:
+        self._folder.take()
+        try:
+            return self._opened()
+        except BaseException as error:
+            self._close()
+            path = self._folder.database
+            if isinstance(error, ForeignError):
+                raise StateError(f"{path} is another program's; name a state_dir of whalebridge's own") from error
+            if isinstance(error, NewerError):
+                raise StateError(
+                    f"{path} was written by a newer whalebridge (format {error.format}, this one knows {len(STEPS)}); "
+                    "run that version, or move the file away to begin anew"
+                ) from error
+            if isinstance(error, sqlite3.Error | OSError):
+                raise StateError(str(_translated(error, self._folder))) from error
+            raise
+
+    def _opened(self) -> Content:
+        path = self._folder.database
+        if not path.exists():  # whoever set the last one aside may have died before a new one was there
+            last = self._folder.last_set_aside()
+            return self._load(None if last is None else last.stat().st_mtime_ns)
+        written = path.stat().st_mtime_ns
+        try:
+            return self._load()
+        except (sqlite3.Error, DamagedError) as error:
+            if not _is_damage(error):
+                raise
+            self._close_database()
+            aside = self._folder.set_aside()
+            _log.critical("outbox_damaged", path=str(path), error=str(error), set_aside=str(aside))
+            return self._load(written)
+
+    def _load(self, reset: int | None = None) -> Content:
+        """Open the file; ``reset`` is when the one in whose place it stands was written to last."""
+        self._folder.create_database()
+        self._database = Database(self._folder.database, check=True)
+        try:
+            if reset is not None:
+                self._database.note_reset(reset)
+            return self._database.load()
+        except ValueError as error:
+            raise DamagedError(str(error)) from error
+
+    def _attempt(self, job: Callable[[Database], T]) -> T:
+        if self._broken is not None:
+            raise self._broken
+        try:
+            if self._database is None:
+                self._database = Database(self._folder.database, check=False)
+            return job(self._database)
+        except (sqlite3.Error, OSError, DamagedError) as error:
+            self._close_database()
+            if not _is_damage(error):
+                raise _translated(error, self._folder) from error
+            aside = self._folder.set_aside()
+            self._broken = StateError(
+                f"{self._folder.database} is damaged ({error}); it was set aside as {aside.name}: "
+                "start whalebridge again, and it begins a new one with a snapshot"
+            )
+            raise self._broken from error
+
+    def _close_database(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _close(self) -> None:
+        self._close_database()
+        self._folder.release()
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, DamagedError) or _code(error) in _DAMAGE
+
+
+def _code(error: Exception) -> int | None:
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & _PRIMARY_CODE
+
+
+def _translated(error: Exception, folder: StateFolder) -> TransientError:
+    """Tell what an error means that may pass.
+
+    Raises:
+        Exception: It is none of those: it is raised again.
+    """
+    if isinstance(error, OSError):
+        return TransientError(f"{error.filename or folder.path}: {error.strerror}; look after its disk")
+    code = _code(error)
+    if code not in _PASSING:
+        raise error
+    return TransientError(f"{folder.database}: {error}; {_PASSING[code]}")

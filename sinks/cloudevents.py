@@ -1,0 +1,153 @@
+"""CloudEvents 1.0: attributes of a record, in Kafka's headers, in NATS' headers, and in a JSON envelope. Pure.
+
+All that is in an attribute comes from the record, so that a record that is published again has the same bytes again.
+
+Invariants:
+- Every attribute is a non-empty string without control characters, whatever a container or its namespace is called:
+  what an attribute may not hold is percent-encoded before it is bound to a protocol.
+- Kafka: values are UTF-8. NATS: values are printable ASCII without space, double quote and percent sign, which, like
+  all else, are percent-encoded once more by the binding's rule, and decoded by its readers.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TypeAlias
+from urllib.parse import quote
+
+import msgspec
+
+from bridge.core.events import VERSION, Record
+
+Attributes: TypeAlias = list[tuple[str, str]]
+KafkaHeaders: TypeAlias = list[tuple[str, bytes]]
+
+JSON = "application/json"
+ENVELOPE_KAFKA = "application/cloudevents+json; charset=UTF-8"
+ENVELOPE_NATS = "application/cloudevents+json"
+SCHEMA = f"urn:whalebridge:event:{VERSION}"  # names the major version
+SCHEMA_WHALEWATCHER = "urn:whalebridge:whalewatcher:1"
+
+_TYPES = {
+    "snapshot_started": "io.whalebridge.snapshot.started",
+    "snapshot_completed": "io.whalebridge.snapshot.completed",
+    "lost": "io.whalebridge.lost",
+    "heartbeat": "io.whalebridge.heartbeat",
+}
+_NONCHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_FORBIDDEN = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}]")
+_HEADER_SAFE = re.compile(r"[!#-$&-~]*")  # U+0021 to U+007E without the double quote and the percent sign
+_HEADER_SAFE_CHARACTERS = "!#$&'()*+,/:;<=>?@[\\]^`{|}"  # besides those that quote() never touches
+_PATH_SAFE = "!$&'()*+,;=:@"  # what RFC 3986 allows in a segment of a path, besides the unreserved
+_NAME_SAFE = "!$&'()*+,;="  # the same for a registered name, the host of an authority
+_LIMIT = 64
+_ENCODER = msgspec.json.Encoder()
+
+
+def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
+    """Return a record's attributes but for ``datacontenttype``; there is no ``subject`` for frames."""
+    found = [
+        ("specversion", "1.0"),
+        ("id", record.id),
+        ("source", source(record.host, record.engine)),
+        ("type", event_type(record.type)),
+        ("time", record.time),
+        ("dataschema", schema),
+        ("sequence", sequence(record)),
+    ]
+    if record.subject:
+        found.append(("subject", allowed(record.subject)))
+    return found
+
+
+def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:
+    """Return the headers of binary mode on Kafka."""
+    headers = [
+        *_kafka_fixed(record.host, record.engine, record.type, schema),
+        ("ce_id", record.id.encode()),
+        ("ce_time", record.time.encode()),
+        ("ce_sequence", b"%d-%020d" % (record.epoch, record.sequence)),
+    ]
+    if subject := record.subject:
+        headers.append(("ce_subject", allowed(subject).encode()))
+    return headers
+
+
+def kafka_envelope_headers() -> KafkaHeaders:
+    """Return the headers of structured mode on Kafka."""
+    return [("content-type", ENVELOPE_KAFKA.encode())]
+
+
+def nats_headers(record: Record, schema: str = SCHEMA) -> dict[str, str]:
+    """Return the headers of binary mode on NATS."""
+    headers = {
+        **_nats_fixed(record.host, record.engine, record.type, schema),
+        "ce-id": record.id,
+        "ce-time": record.time,
+        "ce-sequence": sequence(record),
+    }
+    if record.subject:
+        headers["ce-subject"] = nats_value(allowed(record.subject))
+    return headers
+
+
+def nats_envelope_headers() -> dict[str, str]:
+    """Return the headers of structured mode on NATS."""
+    return {"Content-Type": ENVELOPE_NATS}
+
+
+def envelope(record: Record, document: bytes, schema: str = SCHEMA) -> bytes:
+    """Return the JSON of structured mode, with ``document`` as its data as it is."""
+    return _ENCODER.encode({**dict(attributes(record, schema)), "datacontenttype": JSON, "data": msgspec.Raw(document)})
+
+
+def nats_value(value: str) -> str:
+    """Percent-encode what NATS' binding asks for: all outside U+0021 to U+007E, the double quote, the percent sign."""
+    return value if _HEADER_SAFE.fullmatch(value) else quote(value, safe=_HEADER_SAFE_CHARACTERS)
+
+
+@lru_cache(_LIMIT)
+def source(host: str, engine: str) -> str:
+    """Return a source as a URI reference: one containerd on one host."""
+    return f"//{quote(host, safe=_NAME_SAFE, errors='surrogatepass')}/containerd.io/{quote(engine, safe=_PATH_SAFE)}"
+
+
+@lru_cache(_LIMIT)
+def event_type(type_: str) -> str:
+    """Return a record type as a CloudEvents type."""
+    return _TYPES.get(type_, f"io.whalebridge.container.{type_}")
+
+
+def sequence(record: Record) -> str:
+    """Return what orders a source's records lexicographically."""
+    return f"{record.epoch}-{record.sequence:020}"
+
+
+def allowed(value: str) -> str:
+    """Return a string as an attribute may hold it: where it has a forbidden character, percent-encoded."""
+    if (value.isascii() and value.isprintable()) or not _FORBIDDEN.search(value):
+        return value
+    return quote(value, safe=_HEADER_SAFE_CHARACTERS + ' "', errors="surrogatepass")
+
+
+@lru_cache(_LIMIT)
+def _kafka_fixed(host: str, engine: str, type_: str, schema: str) -> KafkaHeaders:
+    return [
+        ("content-type", JSON.encode()),
+        ("ce_specversion", b"1.0"),
+        ("ce_source", source(host, engine).encode()),
+        ("ce_type", event_type(type_).encode()),
+        ("ce_dataschema", schema.encode()),
+    ]
+
+
+@lru_cache(_LIMIT)
+def _nats_fixed(host: str, engine: str, type_: str, schema: str) -> dict[str, str]:
+    return {
+        "ce-specversion": "1.0",
+        "ce-source": nats_value(source(host, engine)),
+        "ce-type": event_type(type_),
+        "ce-dataschema": nats_value(schema),
+        "ce-datacontenttype": JSON,
+    }

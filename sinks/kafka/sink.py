@@ -1,0 +1,203 @@
+"""Kafka as a sink: each source's records in order in one partition, published once all replicas have them.
+
+Invariants:
+- At any moment one batch is under way, and the next goes out only when all replicas have it: so the first occurrences
+  of records stand in order whatever fails (P5).
+- After any error the producer is given up, and nothing of it goes on: the next one starts with a clean count, new
+  connections, and files read anew.
+- Every wait is bounded: for connecting and for each acknowledgement by the setting ``timeout``, for ending by some
+  seconds.
+- The current state follows the records: what was not acknowledged is folded again from where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+from aiokafka.errors import InvalidTimestampError, KafkaError
+
+from bridge.core.errors import RefusedRecordError, TransientError
+from sinks import current
+from sinks.current import Row, State
+from sinks.kafka import table
+from sinks.kafka.cluster import Topic
+from sinks.kafka.failures import POISONED, REFUSED, TOO_LARGE, not_allowed, said
+from sinks.kafka.link import Link, connect, explained
+from sinks.kafka.messages import Message, batches, event_messages, partition_of, state_messages, too_large
+
+if TYPE_CHECKING:
+    from bridge.core.events import Record
+    from bridge.core.ports import Clock
+    from config.sinks.kafka import KafkaSettings
+    from sinks.kafka.producer import Producer
+
+_log = structlog.get_logger(__name__)
+_NO_TIMESTAMP = -1
+_NANOSECONDS = 1_000_000  # of a millisecond
+
+
+class _Run(NamedTuple):
+    """Records of one source that follow one another, and their messages."""
+
+    source: Row
+    records: Sequence[Record]
+    messages: Sequence[Message]
+
+
+class KafkaSink:
+    """Publishes records to one topic, and where asked to the current state to another."""
+
+    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._timeout = settings.timeout.total_seconds()
+        self._link: Link | None = None
+        self._given_up: list[Producer] = []
+        self._limit = settings.max_request_size  # of a batch; less where the brokers take less
+        self._timestamps = True  # unless the brokers refuse this host's clock
+        self._partitions: dict[tuple[str, Row], int] = {}
+        self._states: dict[Row, State] = {}
+        self._warned: set[str] = set()
+        # All that it logs comes to us as an error as well, and while a broker is away it logs ten times a second.
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+    async def start(self) -> None:
+        """Connect, and see to it that the topics are there.
+
+        Raises:
+            TransientError: No server lets us in, or a topic is missing; the text says what to do.
+            CompactionError: A topic would keep what it should not, or not what it should.
+        """
+        await self._connected()
+
+    async def publish(self, batch: Sequence[Record]) -> None:
+        """Publish records; return when all replicas have all of them, and the current state tells of them.
+
+        Raises:
+            TransientError: Some were perhaps not stored; the whole batch may be handed over again.
+            RefusedRecordError: Some are too large, or refused for what they are.
+        """
+        settings = self._settings
+        runs = [
+            _Run(source, records, event_messages(source, records, settings.encoding, settings.cloudevents))
+            for source, records in current.runs(batch)
+        ]
+        self._refuse_too_large(runs)
+        for run in runs:
+            await self._deliver(run.source, run.messages, to_state=False)
+            if settings.state_topic:
+                await self._update_state(run, settings.state_topic)
+
+    async def close(self) -> None:
+        """Let go of all connections in a bounded time; harmless when repeated."""
+        self._give_up()
+        await self._end()
+
+    # --- messages ---
+
+    async def _deliver(self, source: Row, messages: Sequence[Message], *, to_state: bool) -> None:
+        settings, done, poisoned = self._settings, 0, False
+        while done < len(messages):
+            link = await self._connected()
+            topic = link.state if to_state and link.state else link.events
+            partition = self._partition(topic, source)
+            for builder, part in batches(messages[done:], self._timestamp(), link.producer.create_batch):
+                try:
+                    async with asyncio.timeout(self._timeout):
+                        await (await link.producer.send_batch(builder, topic.name, partition=partition))
+                except TimeoutError as error:
+                    await self._end_after_error()
+                    text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
+                    raise TransientError(await explained(text, settings, topic.name, partition)) from error
+                except (KafkaError, AssertionError) as error:  # the latter where the partition is not there any more
+                    await self._end_after_error()
+                    poisoned = self._worth_another_producer(error, topic.name, part, poisoned=poisoned)
+                    break
+                except BaseException:
+                    self._give_up()
+                    raise
+                done += len(part)
+
+    def _worth_another_producer(self, error: Exception, topic: str, part: Sequence[Message], *, poisoned: bool) -> bool:
+        """Change what made a batch fail, where that can be done; return whether that was a poisoned producer.
+
+        Raises:
+            TransientError: Nothing can be changed here.
+            RefusedRecordError: The one message will never be taken.
+        """
+        if isinstance(error, TOO_LARGE) and len(part) > 1:
+            self._limit = max(sum(message.size for message in part) // 2, 1)
+        elif isinstance(error, InvalidTimestampError) and self._timestamps:
+            self._timestamps = False
+            _log.warning("timestamps_refused", topic=topic, todo="set this host's clock; records go without timestamps")
+        elif isinstance(error, POISONED) and not poisoned:
+            _log.info("producer_replaced", topic=topic, reason=said(error))
+            return True
+        elif isinstance(error, REFUSED):
+            positions = frozenset(message.position for message in part)
+            raise RefusedRecordError(f"topic {topic} does not take it: {said(error)}", positions) from error
+        else:
+            denied = not_allowed(error, topic, self._settings)
+            raise TransientError(denied or f"topic {topic}: {said(error)}") from error
+        return poisoned
+
+    def _refuse_too_large(self, runs: Sequence[_Run]) -> None:
+        most = self._settings.max_request_size
+        if positions := frozenset(too_large((message for run in runs for message in run.messages), most)):
+            raise RefusedRecordError(f"larger than max_request_size ({most} bytes)", positions)
+
+    def _timestamp(self) -> int:
+        return self._clock.now().wall // _NANOSECONDS if self._timestamps else _NO_TIMESTAMP
+
+    def _partition(self, topic: Topic, source: Row) -> int:
+        """Return a source's partition, the same for as long as there is one of that number."""
+        place = (topic.name, source)
+        if self._partitions.get(place) not in topic.partitions:
+            self._partitions[place] = partition_of(source, sorted(topic.partitions))
+        return self._partitions[place]
+
+    # --- the current state ---
+
+    async def _update_state(self, run: _Run, topic: str) -> None:
+        state = self._states.get(run.source)
+        if state is None:
+            link = await self._connected()
+            partition = self._partition(link.state or link.events, run.source)
+            state = State(frozenset(await table.rows_of(run.source, topic, partition, self._settings, link.options)))
+        state, changes = current.fold(state, run.records)
+        await self._deliver(run.source, state_messages(changes, self._settings.max_request_size), to_state=True)
+        self._states[run.source] = state
+
+    # --- the connection ---
+
+    async def _connected(self) -> Link:
+        if self._link is None:
+            await self._end()
+            self._link = await connect(self._settings, self._clock, self._limit, self._given_up)
+            self._limit = self._link.limit
+            self._warn(self._link)
+        return self._link
+
+    def _warn(self, link: Link) -> None:
+        unchecked = {topic.name for topic in (link.events, link.state) if topic and topic.policy is None}
+        for name in unchecked - self._warned:
+            _log.warning("compaction_not_checked", topic=name, todo="allow DescribeConfigs on it")
+        self._warned |= unchecked
+
+    def _give_up(self) -> None:
+        if self._link is not None:
+            self._given_up.append(self._link.producer)
+            self._link = None
+
+    async def _end_after_error(self) -> None:
+        self._give_up()
+        await self._end()
+
+    async def _end(self) -> None:
+        while self._given_up:
+            await self._given_up[0].abandon()
+            del self._given_up[0]

@@ -1,0 +1,36 @@
+"""Core NATS: records to whoever listens at the moment. Nothing is acknowledged, and nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bridge.core.errors import RefusedRecordError
+from sinks.nats.exchange import Exchange, Message, always
+
+if TYPE_CHECKING:
+    from sinks.nats.link import Link
+    from sinks.nats.messages import Item
+
+
+class CoreWriter:
+    """Writes over one link, as long as that lasts."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def store(self, items: Sequence[Item]) -> None:
+        """Send items in their order; return when the server has read them.
+
+        Raises:
+            RefusedRecordError: Some are too large.
+            TransientError: The connection failed; it is to be given up.
+        """
+        limit = self._link.max_payload
+        too_large = frozenset(item.position for item in items if len(item.data) + item.header_size > limit)
+        if too_large:
+            where = f"NATS at {self._link.place.server}"
+            raise RefusedRecordError(f"too large: {where} takes {limit} bytes with headers (max_payload)", too_large)
+        messages = [Message(item.subject, item.data, item.headers or None, answered=False) for item in items]
+        await Exchange(self._link, messages, always).run()
+        await self._link.flush()

@@ -1,0 +1,67 @@
+"""From records to what goes over the wire. Pure."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from sinks import cloudevents
+from sinks.documents import format_of
+from sinks.nats.subjects import Subjects
+
+if TYPE_CHECKING:
+    from bridge.core.events import Record
+    from config.sinks.nats import NatsSettings
+
+MESSAGE_ID = "Nats-Msg-Id"
+_MORE = 160  # bytes that an atomic batch adds to a message's headers, at the most
+
+
+class Item(NamedTuple):
+    """A record as it is sent; ``id`` is "" where it may be stored again."""
+
+    id: str
+    position: tuple[int, int]
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+
+    @property
+    def header_size(self) -> int:
+        """How many bytes its headers are on the wire, at the most."""
+        return len("".join(self.headers)) + len("".join(self.headers.values())) + 4 * len(self.headers) + _MORE
+
+
+class Messages:
+    """Writes records as the settings have it."""
+
+    def __init__(self, settings: NatsSettings) -> None:
+        self.subjects = Subjects(settings.subject, settings.template)
+        self._encode, self._schema = format_of(settings.encoding)
+        self._cloudevents = settings.cloudevents
+
+    def item(self, record: Record) -> Item | None:
+        """Return what is sent for ``record``; None where the encoding knows nothing of the kind."""
+        document = self._encode(record)
+        if document is None:
+            return None
+        # A heartbeat repeats the position of the record before it, whose id is therefore not its own.
+        id_ = "" if record.type == "heartbeat" else message_id(record)
+        headers = {MESSAGE_ID: id_} if id_ else {}
+        if self._cloudevents == "binary":
+            headers |= cloudevents.nats_headers(record, self._schema)
+        elif self._cloudevents == "structured":
+            headers |= cloudevents.nats_envelope_headers()
+            document = cloudevents.envelope(record, document, self._schema)
+        position = (record.epoch, record.sequence)
+        return Item(id_, position, self.subjects.of(record), document, headers)
+
+
+def message_id(record: Record) -> str:
+    """Return what JetStream is to know a record by: its source and its id, in printable ASCII."""
+    return f"{_source(record.host, record.engine)}/{record.id}"
+
+
+@lru_cache(maxsize=64)
+def _source(host: str, engine: str) -> str:
+    return cloudevents.nats_value(cloudevents.source(host, engine))

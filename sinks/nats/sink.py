@@ -1,0 +1,132 @@
+"""NATS as a sink.
+
+Invariants:
+- ``publish`` returns when JetStream has acknowledged every record (in core mode: when the server has read them).
+- A connection on which something went wrong is not used again. What was under way on it may still be stored: it is
+  known by its message id when it is sent again.
+- Nothing waits for ever: each answer has its time, and so has the end of a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from bridge.core.errors import RefusedRecordError
+from sinks.nats.bucket import Bucket
+from sinks.nats.core import CoreWriter
+from sinks.nats.dial import Dialer
+from sinks.nats.failures import AnsweredError
+from sinks.nats.messages import Messages
+from sinks.nats.streams import ensure_stream
+from sinks.nats.writer import Writer
+
+if TYPE_CHECKING:
+    from bridge.core.events import Record
+    from config.sinks.nats import NatsSettings
+    from sinks.nats.link import Link
+
+_log = structlog.get_logger(__name__)
+
+
+class NatsSink:
+    """Publishes to NATS."""
+
+    def __init__(self, settings: NatsSettings) -> None:
+        self._settings = settings
+        self._core = settings.mode == "core"
+        self._messages = Messages(settings)
+        self._dialer = Dialer(settings)
+        self._bucket = Bucket(settings, settings.bucket.name) if settings.bucket.name else None
+        self._link: Link | None = None
+        self._left: Link | None = None  # what was given up, and not let go of yet
+        self._writer: Writer | CoreWriter | None = None  # None: what takes the records has to be looked at first
+        self._known: set[str] = set()
+        self._told: set[str] = set()
+
+    async def start(self) -> None:
+        """Connect, and see to it that what takes the records is there.
+
+        Raises:
+            TransientError: That did not work.
+        """
+        if self._core:
+            self._warn_once(
+                "core_mode",
+                "core NATS keeps nothing: a record is lost where nobody listens at the moment (no P1), and nobody is "
+                "told of the gap (no P4)",
+            )
+        await self._ready()
+
+    async def publish(self, batch: Sequence[Record]) -> None:
+        """Publish records in order; return when all are acknowledged.
+
+        Raises:
+            RefusedRecordError: Some are refused for what they are.
+            TransientError: Some were perhaps not stored.
+        """
+        link, writer = await self._ready()
+        items = [item for record in batch if (item := self._messages.item(record))]
+        self._known.intersection_update(item.id for item in items)
+        try:
+            await writer.store(items)
+            if self._bucket:
+                await self._bucket.write(link, batch)
+        except (AnsweredError, RefusedRecordError):
+            self._writer = None
+            raise
+        except BaseException:
+            self._give_up()
+            raise
+        self._known.clear()
+
+    async def close(self) -> None:
+        """Let go of the connection; bounded, harmless when repeated."""
+        links = [link for link in (self._left, self._link) if link]
+        self._left = self._link = self._writer = None
+        for link in links:
+            await link.close()
+
+    async def _ready(self) -> tuple[Link, Writer | CoreWriter]:
+        link = await self._connected()
+        if self._writer is None:
+            try:
+                self._writer = CoreWriter(link) if self._core else await self._look(link)
+            except AnsweredError:
+                raise
+            except BaseException:
+                self._give_up()
+                raise
+        return link, self._writer
+
+    async def _connected(self) -> Link:
+        if self._link and self._link.failed.done():
+            self._give_up()
+        if self._left:
+            await self._left.close()
+            self._left = None
+        if self._link is None:
+            self._link = await self._dialer.connect()
+            _log.info("connected", sink=self._settings.called, server=self._link.place.server)
+        return self._link
+
+    async def _look(self, link: Link) -> Writer:
+        stream = await ensure_stream(link, self._settings, self._messages.subjects.pattern)
+        for weakness in stream.weaknesses:
+            self._warn_once("stream_weakness", f"{stream.name}: {weakness}")
+        if self._bucket:
+            await self._bucket.check(link)
+        return Writer(link, stream, self._known)
+
+    def _warn_once(self, event: str, meaning: str) -> None:
+        if meaning not in self._told:
+            self._told.add(meaning)
+            _log.warning(event, sink=self._settings.called, meaning=meaning)
+
+    def _give_up(self) -> None:
+        if self._link:
+            self._dialer.learn(self._link)
+            self._link.abort()
+        self._link, self._left, self._writer = None, self._link or self._left, None

@@ -1,0 +1,68 @@
+"""The encoding ``whalewatcher``: documents that Go's ``encoding/json`` decodes into whalewatcher's own structs. Pure.
+
+One document fits both ``engineclient.ContainerEvent`` (Timestamp, Type, ID, Project) and ``watcher.ContainerEvent``
+(Type, Container): each takes the keys it knows. Only what happens in a container's life is told, and rows of snapshots
+as started; there are no frames, so that readers can not notice what they missed.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from bridge.core.events import Record, RecordType
+from bridge.core.identity import display_id
+from bridge.core.model import ContainerKey, Labels
+
+TYPES: dict[RecordType, int] = {"started": 0, "present": 0, "exited": 1, "paused": 2, "unpaused": 3}
+"""``engineclient.ContainerEventType`` of each record that has one."""
+
+
+class _Known(Struct, frozen=True):
+    """What of a record's container is told on."""
+
+    id: str
+    namespace: str
+    name: str
+    project: str
+    pid: int
+    paused: bool
+    labels: Labels | None
+
+
+class _Document(Struct, frozen=True):
+    container: _Known
+
+
+class _Container(Struct, frozen=True):
+    """``whalewatcher.Container``: ID and Name with the namespace in front, unless it is ``default``."""
+
+    ID: str
+    Name: str
+    Labels: Labels
+    PID: int
+    Project: str
+    Paused: bool
+
+
+_DECODER = msgspec.json.Decoder(_Document)
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode(record: Record) -> bytes | None:
+    """Return a record's document; None where whalewatcher knows nothing of the kind."""
+    type_ = TYPES.get(record.type)
+    if type_ is None:
+        return None
+    known = _DECODER.decode(record.data).container
+    name = display_id(ContainerKey(known.namespace, known.name))
+    container = _Container(record.subject, name, known.labels or {}, known.pid, known.project, known.paused)
+    return _ENCODER.encode(
+        {
+            "Timestamp": record.time,
+            "Type": type_,
+            "ID": record.subject,
+            "Project": record.project,
+            "Container": container,
+        }
+    )

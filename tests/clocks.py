@@ -1,0 +1,51 @@
+"""A clock that tests move by hand."""
+
+from __future__ import annotations
+
+import asyncio
+
+from bridge.core.model import Instant
+
+SECOND = 1_000_000_000
+START = 1_795_447_267 * SECOND
+
+
+class ManualClock:
+    """Time passes only where a test lets it: then all whose sleep is over wake up."""
+
+    def __init__(self, chance: float = 0.5) -> None:
+        self.chance = chance
+        self.slept: list[float] = []
+        self._wall = START
+        self._monotonic = 1_000 * SECOND
+        self._sleepers: list[tuple[int, asyncio.Future[None]]] = []
+
+    def now(self) -> Instant:
+        return Instant(self._wall, self._monotonic)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        woken = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self._monotonic + int(seconds * SECOND), woken))
+        await woken
+
+    def random(self) -> float:
+        return self.chance
+
+    def set_wall(self, wall: int) -> None:
+        """Set the wall clock, as an operator or NTP does."""
+        self._wall = wall
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass on both clocks."""
+        self._wall += int(seconds * SECOND)
+        self._monotonic += int(seconds * SECOND)
+        for due, woken in self._sleepers:
+            if due <= self._monotonic and not woken.done():
+                woken.set_result(None)
+        self._sleepers = [(due, woken) for due, woken in self._sleepers if not woken.done()]
+
+    @property
+    def asleep(self) -> int:
+        """How many wait."""
+        return sum(not woken.done() for _, woken in self._sleepers)

@@ -1,0 +1,83 @@
+"""What the tests of the Kafka sink share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from bridge.clock import SystemClock
+from bridge.core.errors import TransientError
+from bridge.core.events import Record
+from bridge.core.ports import Clock
+from config.sinks.kafka import KafkaSettings
+from sinks.kafka.sink import KafkaSink
+from tests.testbed.install import search_path
+from tests.testbed.kafka import Kafka
+from tests.testbed.kafka_admin import Record as Stored
+from tests.testbed.process import run
+from tests.testbed.recipes import cache
+
+FreshKafka = Callable[..., Kafka]
+
+
+def settings(servers: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
+    """Settings of a sink for a peer, or for an address of one."""
+    address = servers if isinstance(servers, str) else servers.bootstrap
+    return KafkaSettings.model_validate({"servers": address, "topic": topic, "timeout": "10s", **options})
+
+
+@contextlib.asynccontextmanager
+async def sink(
+    servers: Kafka | str, topic: str, *, clock: Clock | None = None, **options: Any
+) -> AsyncIterator[KafkaSink]:
+    """A sink that is connected, and closed in time; nothing of it goes on."""
+    before = asyncio.all_tasks()
+    made = KafkaSink(settings(servers, topic, **options), clock or SystemClock())
+    try:
+        await made.start()
+        yield made
+    finally:
+        async with asyncio.timeout(5):
+            await made.close()
+            if left := asyncio.all_tasks() - before:
+                await asyncio.wait(left)
+
+
+async def insist(made: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
+    """Publish as a pump does, trying again; return what was in the way."""
+    complaints = []
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                await made.publish(batch)
+            except TransientError as error:
+                complaints.append(str(error))
+                await asyncio.sleep(0.1)
+            else:
+                return complaints
+
+
+def kcat(*arguments: str) -> str:
+    """What kcat says: a client that has nothing in common with ours."""
+    libraries = ":".join(map(str, (cache() / "debian" / "kcat").glob("**/*-linux-gnu*")))
+    environment = {"PATH": search_path("kcat"), "LD_LIBRARY_PATH": libraries}
+    return run(["kcat", *arguments], env=environment).stdout
+
+
+def first_occurrences(stored: Iterable[Stored]) -> list[bytes]:
+    """Values in the order in which each of them came first."""
+    return list(dict.fromkeys(each.value or b"" for each in stored))
+
+
+def data(of: Iterable[Record]) -> list[bytes]:
+    """What is to be stored."""
+    return [each.data for each in of]
+
+
+def document(stored: Stored) -> dict[str, Any]:
+    """A stored value, read."""
+    return dict(msgspec.json.decode(stored.value or b"{}"))

@@ -1,0 +1,171 @@
+"""What the tests of the NATS sink share: records to publish, and a plain reader of what a server has stored."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import nats.aio.client
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from bridge.core.errors import TransientError
+from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
+from bridge.core.identity import display_id
+from bridge.core.model import ContainerKey
+from config.sinks.nats import NatsSettings
+from sinks.nats.sink import NatsSink
+from tests.testbed.nats import Nats
+from tests.testbed.server import HOST
+
+FreshNats = Callable[..., Nats]
+ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
+EPOCH = 1795447267123
+_TIME = "2026-11-23T15:21:08.256344486Z"
+
+
+class Stored(NamedTuple):
+    """A message of a stream."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch and sequence of its record."""
+        document = msgspec.json.decode(self.data)
+        return document["epoch"], document["sequence"]
+
+
+def record(
+    sequence: int,
+    type_: RecordType = "started",
+    *,
+    namespace: str = "shop",
+    id_: str = "web-1",
+    host: str = "node-1",
+    project: str = "web-shop",
+    epoch: int = EPOCH,
+    labels: dict[str, str] | None = None,
+) -> Record:
+    """A record about a container."""
+    container = Container(
+        id=id_,
+        namespace=namespace,
+        name=id_,
+        project=project,
+        service="web",
+        pid=4711,
+        incarnation="boot-4711",
+        paused=type_ == "paused",
+        kind="container",
+        image="busybox",
+        runtime="runc",
+        created_at=_TIME,
+        labels=labels or {"com.docker.compose.project": project, "size": "x" * 200},
+        labels_dropped=False,
+        pod=None,
+    )
+    subject = display_id(ContainerKey(namespace, id_))
+    document = EventRecord(
+        1, type_, _TIME, subject, project, "live", container, None, None, None, ENGINE, host, epoch, sequence
+    )
+    data = msgspec.json.encode(document)
+    return Record(epoch, sequence, type_, _TIME, host, ENGINE.id, namespace, subject, project, data)
+
+
+def frame(
+    sequence: int, type_: RecordType, snapshot: int = 1, *, failed: Sequence[str] = (), epoch: int = EPOCH
+) -> Record:
+    """A frame of a snapshot."""
+    body = Snapshot(f"{epoch}-{snapshot}", "start", None, None, ["shop"], list(failed), False, 1, None)
+    document = EventRecord(
+        1, type_, _TIME, None, None, "snapshot", None, None, body, None, ENGINE, "node-1", epoch, sequence
+    )
+    return Record(epoch, sequence, type_, _TIME, "node-1", ENGINE.id, "", "", "", msgspec.json.encode(document))
+
+
+def records(count: int, first: int = 1, **options: Any) -> list[Record]:
+    """Records of one source in a row."""
+    return [record(first + number, id_=f"web-{number}", **options) for number in range(count)]
+
+
+def batches(all_: Sequence[Record], size: int) -> list[Sequence[Record]]:
+    """As a pump cuts them."""
+    return [all_[start : start + size] for start in range(0, len(all_), size)]
+
+
+def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
+    """Settings of a sink for a peer."""
+    servers = [url.partition("//")[2] for url in peer.urls]
+    return NatsSettings.model_validate({"servers": servers, "subject": subject, "timeout": "5s", **options})
+
+
+async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
+    """A sink that is connected."""
+    sink = NatsSink(settings(peer, subject, **options))
+    try:
+        await sink.start()
+    except BaseException:
+        await sink.close()
+        raise
+    return sink
+
+
+def positions(of: Sequence[Record] | Sequence[Stored]) -> list[tuple[int, int]]:
+    """Where records, or messages that hold one each, stand in their source."""
+    return [each.position if isinstance(each, Stored) else (each.epoch, each.sequence) for each in of]
+
+
+class Reader:
+    """A plain client, which goes past the proxies; as a context manager it is connected."""
+
+    def __init__(self, peer: Nats) -> None:
+        self._urls = [f"nats://{HOST}:{node.port}" for node in peer.nodes]
+        self.client = nats.aio.client.Client()
+
+    async def __aenter__(self) -> Reader:
+        await self.client.connect(self._urls, error_cb=_ignore)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.close()
+
+    @property
+    def jetstream(self) -> JetStreamContext:
+        """The client's."""
+        return self.client.jetstream(timeout=10)
+
+    async def stored(self, stream: str = "WHALEBRIDGE_EVENTS") -> list[Stored]:
+        """Return all that a stream has, in its order."""
+        count = (await self.jetstream.stream_info(stream)).state.messages
+        subscription = await self.jetstream.pull_subscribe(
+            ">", stream=stream, config=ConsumerConfig(ack_policy=AckPolicy.NONE)
+        )
+        found: list[Stored] = []
+        while len(found) < count:
+            page = await subscription.fetch(min(1000, count - len(found)), timeout=10)
+            found += [Stored(each.subject, each.data, dict(each.headers or {})) for each in page]
+        await subscription.unsubscribe()
+        return found
+
+
+async def _ignore(_: Exception) -> None:
+    """The default would log it."""
+
+
+async def insist(sink: NatsSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
+    """Publish as a pump does, trying again; return what was in the way."""
+    complaints = []
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                await sink.publish(batch)
+            except TransientError as error:
+                complaints.append(str(error))
+                await asyncio.sleep(0.05)
+            else:
+                return complaints

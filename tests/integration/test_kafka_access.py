@@ -1,0 +1,269 @@
+"""Who may publish to Kafka: every way of logging in, right and wrong. What is wrong is named, and never a secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.core.errors import TransientError
+from tests.certificates import Authority
+from tests.integration.kafka_sinks import data, insist, sink
+from tests.sample_records import record, records
+from tests.testbed.kafka import USERS, Kafka
+from tests.testbed.kafka_config import Listener, unsecured_jwt
+
+MECHANISMS = ["plain", "scram-sha-256", "scram-sha-512"]
+SECRET = "hunter2-swordfish"  # noqa: S105 (it opens nothing)
+USER = "bridge"
+
+
+@pytest.fixture(scope="module")
+def guarded(kafka: Kafka) -> Iterator[Kafka]:
+    """A Kafka that allows nothing to those who log in, unless told so. (`kafka` sees to it that it is installed.)"""
+    assert kafka.servers
+    users = {name: f"{name}-password" for name in ("writer", "owner", "least", "nobody", "keeper", "stateful")}
+    with Kafka(listeners=("sasl_plaintext",), users=users, acls=True) as guarded:
+        yield guarded
+
+
+def login(user: str = USER, **options: Any) -> dict[str, Any]:
+    return {"mechanism": "scram-sha-256", "username": user, **options}
+
+
+def tls(authority: Authority, **options: Any) -> dict[str, Any]:
+    return {"enabled": True, "ca_file": str(authority.certificate), **options}
+
+
+async def refusal(where: str, **options: Any) -> str:
+    """What is said where publishing does not work."""
+    with pytest.raises(TransientError) as caught:
+        async with sink(where, "closed", **options) as made:
+            await made.publish([record(1)])
+    text = str(caught.value)
+    error: BaseException | None = caught.value
+    while error:
+        assert SECRET not in str(error)
+        assert SECRET not in repr(error)
+        error = error.__cause__ or error.__context__
+    return text
+
+
+# --- logins ---
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("listener", ["sasl_plaintext", "sasl_ssl"])
+async def test_a_user_with_the_right_password_publishes(
+    kafka: Kafka, authority: Authority, listener: Listener, mechanism: str, tmp_path: Path
+) -> None:
+    topic = f"{listener}-{mechanism}"
+    file = tmp_path / "password"
+    file.write_text(f"{USERS[USER]}\n")
+    secure = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
+    where = kafka.bootstrap_of(listener)
+    for sasl in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
+        async with sink(where, topic, sasl=sasl, **secure) as made:
+            await made.publish([record(1)])
+    assert len(kafka.admin.records(topic)) == 2
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("user", [USER, "stranger"])
+async def test_a_wrong_password_or_user_is_named(kafka: Kafka, mechanism: str, user: str) -> None:
+    sasl = login(user, mechanism=mechanism, password=SECRET)
+    text = await refusal(kafka.bootstrap_of("sasl_plaintext"), sasl=sasl)
+    assert f"it refuses user {user} by {mechanism}: check name and secret (sasl.password)" in text
+
+
+async def test_a_token_from_a_file_publishes_and_an_expired_one_is_named(kafka: Kafka, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    sasl = {"mechanism": "oauthbearer", "token_file": str(file)}
+    where = kafka.bootstrap_of("sasl_plaintext")
+    file.write_text(unsecured_jwt(USER) + "\n")
+    async with sink(where, "token", sasl=sasl) as made:
+        await made.publish([record(1)])
+    assert len(kafka.admin.records("token")) == 1
+    for token in (unsecured_jwt(USER, seconds=-60), SECRET):
+        file.write_text(token)
+        assert f"it refuses the token of token_file {file}" in await refusal(where, sasl=sasl)
+    file.write_text(" \n")
+    assert await refusal(where, sasl=sasl) == f"sasl.token_file {file} is empty"
+    file.unlink()
+    assert await refusal(where, sasl=sasl) == f"sasl.token_file {file} cannot be read: No such file or directory"
+
+
+async def test_a_way_of_logging_in_that_the_broker_does_not_have_is_named(guarded: Kafka, kafka: Kafka) -> None:
+    where = kafka.bootstrap
+    text = await refusal(where, sasl=login(password=SECRET))
+    assert text.endswith("it wants no login at this port: unset sasl, or take the port for logins")
+    assert "perhaps it wants TLS (kafkas://, tls.enabled) or a login (sasl)" in await refusal(
+        guarded.bootstrap_of("sasl_plaintext")
+    )
+
+
+async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(SECRET)
+    whole = records(10)
+    where = kafka.bootstrap_of("sasl_plaintext")
+    with pytest.raises(TransientError, match="it refuses user bridge"):
+        async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
+            pass
+    async with sink(kafka, "rotated"):
+        pass
+    file.write_text(USERS[USER])
+    async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
+        await made.publish(whole[:5])
+        file.write_text(SECRET)
+        await made.close()  # as after any error: the next attempt reads the file anew
+        with pytest.raises(TransientError, match=r"it refuses user bridge .*sasl/password|refuses user bridge"):
+            await made.publish(whole[5:])
+        file.write_text(USERS[USER])
+        await insist(made, whole[5:])
+    assert [each.value for each in kafka.admin.records("rotated")] == data(whole)
+
+
+# --- TLS ---
+
+
+async def test_tls_and_a_certificate_of_our_own_publish(kafka: Kafka, authority: Authority) -> None:
+    ours = authority.issue(USER, password=SECRET)
+    own = {"cert_file": str(ours.certificate), "key_file": str(ours.key), "key_password": SECRET}
+    async with sink(kafka.bootstrap_of("ssl"), "tls", tls=tls(authority)) as made:
+        await made.publish([record(1)])
+    async with sink(kafka.bootstrap_of("mtls"), "tls", tls=tls(authority, **own)) as made:
+        await made.publish([record(2)])
+    assert len(kafka.admin.records("tls")) == 2
+
+
+async def test_a_server_of_an_authority_that_is_not_ours_is_not_trusted(
+    kafka: Kafka, authority: Authority, tmp_path: Path
+) -> None:
+    where = kafka.bootstrap_of("ssl")
+    other = Authority(tmp_path / "other", "another authority")
+    text = await refusal(where, tls=tls(other))
+    assert "its certificate is not trusted: unable to get local issuer certificate; trusted are those of" in text
+    assert str(other.certificate) in text
+    assert "the system's authorities; set tls.ca_file" in await refusal(where, tls={"enabled": True})
+    assert authority.certificate != other.certificate
+
+
+async def test_a_server_whose_certificate_is_for_another_host_is_not_trusted(
+    fresh_kafka: Any, authority: Authority
+) -> None:
+    certificate = authority.issue("broker", hosts=("elsewhere.example", "127.0.0.9"))
+    kafka = fresh_kafka(listeners=("ssl",), authority=authority, certificate=certificate)
+    where = kafka.bootstrap_of("ssl")
+    assert "its certificate is for another host: IP address mismatch" in await refusal(where, tls=tls(authority))
+    where = where.replace("127.0.0.1", "localhost")
+    assert "its certificate is for another host: Hostname mismatch" in await refusal(where, tls=tls(authority))
+
+
+async def test_a_missing_or_wrong_certificate_of_ours_is_named(
+    kafka: Kafka, authority: Authority, tmp_path: Path
+) -> None:
+    where = kafka.bootstrap_of("mtls")
+    assert "it wants a certificate: set tls.cert_file" in await refusal(where, tls=tls(authority))
+    strange = Authority(tmp_path / "strange", "another authority").issue(USER)
+    own = {"cert_file": str(strange.certificate), "key_file": str(strange.key)}
+    text = await refusal(where, tls=tls(authority, **own))
+    assert f"it does not accept our certificate {strange.certificate}" in text
+
+
+async def test_files_that_are_missing_or_useless_are_named(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
+    where = kafka.bootstrap_of("mtls")
+    ours, others = authority.issue(USER, password=SECRET), authority.issue("other")
+    rubbish = tmp_path / "rubbish"
+    rubbish.write_text(SECRET)
+    cert, key = str(ours.certificate), str(ours.key)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"ca_file": "/nowhere"}, "tls.ca_file /nowhere cannot be read: No such file or directory"),
+        ({"ca_file": str(rubbish)}, f"tls.ca_file {rubbish} has no certificate in it"),
+        ({"cert_file": "/nowhere"}, "tls.cert_file /nowhere cannot be read"),
+        ({"cert_file": cert, "key_file": "/nowhere"}, "tls.key_file /nowhere cannot be read"),
+        ({"cert_file": cert, "key_file": key}, f"tls.key_file {key} is encrypted, and tls.key_password is missing"),
+        ({"cert_file": cert, "key_file": key, "key_password": f"{SECRET}!"}, "tls.key_password is wrong"),
+        ({"cert_file": cert, "key_file": key, "key_password_file": "/nowhere"}, "tls.key_password_file /nowhere"),
+        ({"cert_file": cert, "key_file": str(others.key)}, f"{others.key} is not the key of tls.cert_file {cert}"),
+        ({"cert_file": str(rubbish)}, f"tls.cert_file {rubbish} and tls.key_file {rubbish} are no certificate and"),
+    ]
+    for options, text in wrong:
+        assert text in await refusal(where, tls=tls(authority) | options)
+
+
+async def test_plain_text_and_tls_that_meet_are_told_of(kafka: Kafka, authority: Authority) -> None:
+    assert "it closed the connection: is it a port for TLS" in await refusal(kafka.bootstrap, tls=tls(authority))
+    assert "perhaps it wants TLS" in await refusal(kafka.bootstrap_of("ssl"))
+
+
+# --- servers ---
+
+
+async def test_each_server_that_cannot_be_used_is_named_with_its_reason(kafka: Kafka) -> None:
+    port = kafka.bootstrap.rpartition(":")[2]
+    text = await refusal(f"127.0.0.1:1,no.such.host.invalid:{port}")
+    assert text.startswith("no Kafka server can be used: 127.0.0.1:1: connection refused: nothing listens there; ")
+    assert f"no.such.host.invalid:{port}: its name is not known" in text
+    async with sink(f"127.0.0.1:1,{kafka.bootstrap}", "second") as made:
+        await made.publish([record(1)])
+
+
+# --- permissions ---
+
+
+def acl(user: str) -> dict[str, Any]:
+    return {"sasl": login(user, password=f"{user}-password")}
+
+
+async def test_the_least_that_brokers_must_allow(guarded: Kafka) -> None:
+    """As docs/kafka.md has it: Describe and Write on a topic that is there."""
+    where = guarded.bootstrap_of("sasl_plaintext")
+    guarded.admin.create_topic("given")
+    text = await refusal(where, **acl("least") | {"create": False})
+    assert text == "user least may not see topic closed: allow Describe and Write on it"
+    guarded.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
+    async with sink(where, "given", **acl("least")) as made:
+        await made.publish([record(1)])
+    assert len(guarded.admin.records("given")) == 1
+
+
+async def test_a_topic_is_created_by_whom_that_is_allowed(guarded: Kafka) -> None:
+    where = guarded.bootstrap_of("sasl_plaintext")
+    guarded.admin.allow("User:owner", "write", "topic", "owned")
+    with pytest.raises(TransientError) as caught:
+        async with sink(where, "owned", **acl("owner")):
+            pass
+    assert "topic owned is missing, and user owner may not create it: allow Create on it, or create it" in str(
+        caught.value
+    )
+    guarded.admin.allow("User:owner", "create", "topic", "owned")
+    guarded.admin.allow("User:owner", "describe_configs", "topic", "owned")
+    async with sink(where, "owned", **acl("owner")) as made:
+        await made.publish([record(1)])
+    assert guarded.admin.describe("owned")["settings"]["cleanup.policy"] == "delete"
+
+
+async def test_a_topic_that_may_only_be_seen_is_not_written(guarded: Kafka) -> None:
+    where = guarded.bootstrap_of("sasl_plaintext")
+    guarded.admin.create_topic("seen")
+    guarded.admin.allow("User:nobody", "describe", "topic", "seen")
+    with pytest.raises(TransientError, match="user nobody may not"):
+        async with sink(where, "seen", **acl("nobody")) as made:
+            await made.publish([record(1)])
+
+
+async def test_the_least_for_the_current_state(guarded: Kafka) -> None:
+    where = guarded.bootstrap_of("sasl_plaintext")
+    for topic, policy in (("stream", "delete"), ("rows", "compact")):
+        guarded.admin.create_topic(topic, settings={"cleanup.policy": policy})
+        guarded.admin.allow("User:stateful", "write", "topic", topic)
+    with pytest.raises(TransientError, match=r"user stateful may not read state_topic rows.*allow Read on it"):
+        async with sink(where, "stream", state_topic="rows", **acl("stateful")) as made:
+            await made.publish([record(1)])
+    guarded.admin.allow("User:stateful", "read", "topic", "rows")
+    async with sink(where, "stream", state_topic="rows", **acl("stateful")) as made:
+        await made.publish([record(1)])
+    assert len(guarded.admin.records("rows")) == 1

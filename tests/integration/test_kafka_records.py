@@ -1,0 +1,282 @@
+"""What the Kafka sink publishes stands in its topic: in order, byte for byte, with key and headers as promised."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from cloudevents.core.bindings.kafka import KafkaMessage, from_binary, from_kafka, from_structured
+from cloudevents.core.formats.json import JSONFormat
+
+from bridge.clock import SystemClock
+from bridge.core.errors import FatalError, RefusedRecordError, TransientError
+from bridge.core.events import EngineInfo
+from bridge.core.model import Instant
+from sinks import cloudevents
+from tests.integration.kafka_sinks import FreshKafka, data, document, kcat, sink
+from tests.sample_records import EPOCH, TIME, batches, frame, lost, record, records
+from tests.testbed.kafka import Kafka
+from tests.testbed.kafka_admin import Record as Stored
+
+HOSTILE = ["a\r\nce_type: evil", "\x00\x1b[31m", "größe/容器", '"%41 %', "../../etc", "x" * 4096, "\ufffe\U0001ffff"]
+
+
+def judged(stored: Stored) -> KafkaMessage:
+    """A stored record as the package of CloudEvents takes it, which would have the key for an attribute."""
+    return KafkaMessage(headers=dict(stored.headers), key=None, value=stored.value or b"")
+
+
+# --- order and bytes ---
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_records_stand_in_order_and_byte_for_byte(kafka: Kafka, compression: str) -> None:
+    topic = f"order-{compression}"
+    whole = records(4500, size=800)
+    async with sink(kafka, topic, compression=compression) as made:
+        for batch in batches(whole, 1700):
+            await made.publish(batch)
+    stored = kafka.admin.records(topic)
+    assert [each.value for each in stored] == data(whole)
+    assert {each.key for each in stored} == {b"node-1/c79d280c-f53d-4d5e"}
+    now = time.time() * 1000
+    assert all(now - 60_000 < each.timestamp <= now for each in stored)
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
+async def test_other_clients_read_every_compression(kafka: Kafka, compression: str) -> None:
+    """kcat is librdkafka; a broker has to unpack gzip to store it as zstd."""
+    topic = f"others-{compression}"
+    kafka.admin.create_topic(topic, settings={"compression.type": "gzip" if compression == "zstd" else "zstd"})
+    whole = records(1000, size=800)
+    async with sink(kafka, topic, compression=compression) as made:
+        await made.publish(whole)
+    assert kcat("-C", "-e", "-q", "-b", kafka.bootstrap, "-t", topic).encode().splitlines() == data(whole)
+
+
+async def test_each_source_has_one_partition(kafka: Kafka) -> None:
+    kafka.admin.create_topic("sources", partitions=7)
+    whole = [
+        record(sequence, host=f"node-{node}", engine=EngineInfo(f"engine-{node % 3}", "containerd.io", "2", "/", 1))
+        for sequence in range(1, 101)
+        for node in range(20)
+    ]
+    async with sink(kafka, "sources") as made:
+        for batch in batches(whole, 333):
+            await made.publish(batch)
+    stored = [kafka.admin.records("sources", partition) for partition in range(7)]
+    assert sum(map(len, stored)) == len(whole)
+    assert sum(bool(partition) for partition in stored) > 3
+    for node in range(20):
+        ours = [data([each]) for each in whole if each.host == f"node-{node}"]
+        holding = [
+            partition for partition in stored if any(document(each)["host"] == f"node-{node}" for each in partition)
+        ]
+        assert len(holding) == 1
+        assert [[each.value] for each in holding[0] if document(each)["host"] == f"node-{node}"] == ours
+
+
+async def test_the_partition_is_the_one_that_other_clients_choose_for_the_key(kafka: Kafka, tmp_path: Path) -> None:
+    kafka.admin.create_topic("murmur", partitions=20)
+    async with sink(kafka, "murmur") as made:
+        await made.publish([record(1)])
+    ours = [partition for partition in range(20) if kafka.admin.records("murmur", partition)]
+    line = tmp_path / "line"
+    line.write_text("node-1/c79d280c-f53d-4d5e\tby kcat")
+    how = ["-K", "\t", "-X", "partitioner=murmur2_random"]
+    kcat("-P", "-b", kafka.bootstrap, "-t", "murmur", *how, "-l", str(line))
+    assert [partition for partition in range(20) if len(kafka.admin.records("murmur", partition)) == 2] == ours
+
+
+# --- topics ---
+
+
+async def test_a_missing_topic_is_created_as_the_settings_have_it(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka(settings={"num.partitions": "3"})
+    async with sink(kafka, "plain"), sink(kafka, "wide", partitions=5, replicas=1, state_topic="rows"):
+        pass
+    assert len(kafka.admin.describe("plain")["partitions"]) == 1
+    assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"
+    assert len(kafka.admin.describe("wide")["partitions"]) == 5
+    assert kafka.admin.describe("rows")["settings"]["cleanup.policy"] == "compact"
+
+
+async def test_a_missing_topic_that_may_not_be_created_is_told_of_also_where_brokers_would_create_it(
+    fresh_kafka: FreshKafka,
+) -> None:
+    kafka = fresh_kafka(settings={"auto.create.topics.enable": "true"})
+    with pytest.raises(TransientError) as caught:
+        async with sink(kafka, "nowhere", create=False, partitions=4):
+            pass
+    assert str(caught.value) == (
+        "topic nowhere is missing, and create is false: create it (such as by: kafka-topics.sh --create --topic "
+        "nowhere --partitions 4 --config cleanup.policy=delete)"
+    )
+    assert kafka.admin.topics() == []
+    kafka.admin.create_topic("nowhere")
+    async with sink(kafka, "nowhere", create=False):
+        pass
+
+
+async def test_more_replicas_than_brokers_are_told_of(kafka: Kafka) -> None:
+    with pytest.raises(TransientError, match=r"topic replicated is missing, and .*replication factor.*: create it"):
+        async with sink(kafka, "replicated", replicas=3):
+            pass
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+async def test_a_compacted_event_topic_is_refused(kafka: Kafka, policy: str) -> None:
+    topic = f"compacted-{len(policy)}"
+    kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
+    with pytest.raises(FatalError, match=rf"topic {topic} is compacted .*set its cleanup.policy to delete"):
+        async with sink(kafka, topic):
+            pass
+
+
+async def test_a_state_topic_that_is_not_compacted_is_refused(kafka: Kafka) -> None:
+    kafka.admin.create_topic("forgetful")
+    with pytest.raises(FatalError, match=r"state_topic forgetful is not compacted .*set its cleanup.policy to compact"):
+        async with sink(kafka, "remembering", state_topic="forgetful"):
+            pass
+
+
+# --- what is too large ---
+
+
+async def test_records_that_no_request_can_hold_are_named_before_anything_is_sent(kafka: Kafka) -> None:
+    whole = records(10)
+    whole[3], whole[7] = record(4, size=20_000), record(8, size=20_000)
+    async with sink(kafka, "large", max_request_size=16_384) as made:
+        with pytest.raises(RefusedRecordError, match="larger than max_request_size") as caught:
+            await made.publish(whole)
+        assert caught.value.positions == {(EPOCH, 4), (EPOCH, 8)}
+        assert kafka.admin.records("large") == []
+        rest = [each for each in whole if (each.epoch, each.sequence) not in caught.value.positions]
+        await made.publish(rest)
+    assert [each.value for each in kafka.admin.records("large")] == data(rest)
+
+
+async def test_a_broker_that_takes_less_gets_smaller_batches_and_what_it_never_takes_is_named(kafka: Kafka) -> None:
+    """The limit comes down while we are connected, so that we learn of it by being refused."""
+    whole = records(200, size=900)
+    whole[150] = record(151, size=40_000)
+    kafka.admin.create_topic("smaller")
+    async with sink(kafka, "smaller") as made:
+        kafka.admin.alter_topic("smaller", {"max.message.bytes": "30000"})
+        with pytest.raises(RefusedRecordError, match="topic smaller does not take it") as caught:
+            await made.publish(whole)
+        assert caught.value.positions == {(EPOCH, 151)}
+        stored = kafka.admin.records("smaller")
+        assert [each.value for each in stored] == data(whole[: len(stored)])
+        del whole[150]
+        await made.publish(whole)
+    assert list(dict.fromkeys(each.value for each in kafka.admin.records("smaller"))) == data(whole)
+
+
+# --- CloudEvents ---
+
+
+async def test_binary_cloud_events_are_read_by_an_independent_judge(kafka: Kafka) -> None:
+    whole = [frame(1, "snapshot_started"), record(2), frame(3, "snapshot_completed"), lost(record(9), 4)]
+    async with sink(kafka, "binary") as made:
+        await made.publish(whole)
+    for sent, stored in zip(whole, kafka.admin.records("binary"), strict=True):
+        event = from_binary(judged(stored), JSONFormat())
+        assert event.get_data() == msgspec.json.decode(sent.data)
+        assert event.get_id() == sent.id
+        assert event.get_source() == "//node-1/containerd.io/c79d280c-f53d-4d5e"
+        assert event.get_subject() == (sent.subject or None)
+        assert event.get_datacontenttype() == "application/json"
+        assert event.get_dataschema() == cloudevents.SCHEMA
+        assert event.get_extension("sequence") == f"{EPOCH}-{sent.sequence:020}"
+        assert stored.value == sent.data
+    headers = [dict(each.headers) for each in kafka.admin.records("binary")]
+    assert [each["ce_type"].decode().removeprefix("io.whalebridge.") for each in headers] == [
+        "snapshot.started", "container.started", "snapshot.completed", "lost",
+    ]  # fmt: skip
+    assert headers[1] == {
+        "content-type": b"application/json",
+        "ce_specversion": b"1.0",
+        "ce_id": f"{EPOCH}-2".encode(),
+        "ce_source": b"//node-1/containerd.io/c79d280c-f53d-4d5e",
+        "ce_type": b"io.whalebridge.container.started",
+        "ce_dataschema": b"urn:whalebridge:event:1",
+        "ce_time": TIME.encode(),
+        "ce_sequence": f"{EPOCH}-00000000000000000002".encode(),
+        "ce_subject": b"shop/web-1",
+    }
+
+
+async def test_structured_cloud_events_are_read_by_an_independent_judge(kafka: Kafka) -> None:
+    whole = [frame(1, "snapshot_started"), record(2, id_="größe"), frame(3, "snapshot_completed")]
+    async with sink(kafka, "structured", cloudevents="structured") as made:
+        await made.publish(whole)
+    for sent, stored in zip(whole, kafka.admin.records("structured"), strict=True):
+        assert stored.headers == (("content-type", b"application/cloudevents+json; charset=UTF-8"),)
+        for read in (from_kafka, from_structured):
+            event = read(judged(stored), JSONFormat())
+            assert event.get_data() == msgspec.json.decode(sent.data)
+            assert event.get_id() == sent.id
+            assert event.get_subject() == (sent.subject or None)
+            assert event.get_type() == cloudevents.event_type(sent.type)
+            assert event.get_extension("sequence") == f"{EPOCH}-{sent.sequence:020}"
+
+
+async def test_without_cloud_events_there_are_no_headers(kafka: Kafka) -> None:
+    async with sink(kafka, "bare", cloudevents="none") as made:
+        await made.publish([record(1)])
+    assert kafka.admin.records("bare")[0].headers == ()
+
+
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+async def test_hostile_names_are_harmless_in_keys_and_headers(kafka: Kafka, mode: str) -> None:
+    whole = [
+        record(number, id_=name, namespace=name, host=f"n-{number}", labels={name: name})
+        for number, name in enumerate(HOSTILE, 1)
+    ]
+    async with sink(kafka, f"hostile-{mode}", cloudevents=mode) as made:
+        await made.publish(whole)
+    for sent, stored in zip(whole, kafka.admin.records(f"hostile-{mode}"), strict=True):
+        event = from_kafka(judged(stored), JSONFormat())
+        assert event.get_data() == msgspec.json.decode(sent.data)
+        subject = event.get_subject()
+        assert subject
+        assert not set(subject) & {chr(code) for code in (*range(32), *range(127, 160))}
+        assert len(dict(stored.headers)) == len(stored.headers)
+        assert event.get_type() == "io.whalebridge.container.started"
+
+
+async def test_the_whalewatcher_encoding_has_no_frames(kafka: Kafka) -> None:
+    whole = [frame(1, "snapshot_started"), record(2, "present"), record(3, "exited"), frame(4, "snapshot_completed")]
+    async with sink(kafka, "whales", encoding="whalewatcher") as made:
+        await made.publish(whole)
+        await made.publish(whole[:1])
+    stored = kafka.admin.records("whales")
+    assert [document(each)["Type"] for each in stored] == [0, 1]
+    assert dict(stored[0].headers)["ce_dataschema"] == b"urn:whalebridge:whalewatcher:1"
+
+
+# --- clocks ---
+
+
+class Ahead(SystemClock):
+    """A clock that comes to be two hours ahead."""
+
+    ahead = 0
+
+    def now(self) -> Instant:
+        return super().now()._replace(wall=time.time_ns() + self.ahead)
+
+
+async def test_a_clock_that_brokers_do_not_believe_stops_nothing(kafka: Kafka) -> None:
+    whole, clock = records(30), Ahead()
+    async with sink(kafka, "clock", clock=clock) as made:
+        await made.publish(whole[:10])
+        clock.ahead = 7_200 * 1_000_000_000  # brokers take what is an hour ahead
+        await made.publish(whole[10:20])
+        await made.publish(whole[20:])
+    stored = kafka.admin.records("clock")
+    assert [each.value for each in stored] == data(whole)
+    assert [each.timestamp for each in stored[10:]] == [-1] * 20

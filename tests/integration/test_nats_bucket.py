@@ -1,0 +1,161 @@
+"""The bucket of the current state: what lives is in it, and nothing else, after a completed snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from nats.js.errors import NoKeysError
+from nats.js.kv import KeyValue
+
+from bridge.core.errors import TransientError
+from bridge.core.events import Record, RecordType
+from tests.integration.nats_reading import ENGINE, EPOCH, FreshNats, Reader, frame, insist, record, started
+from tests.testbed.nats import Nats
+
+SOURCE = f"node-1.{ENGINE.id}"
+LATER = EPOCH + 1000
+
+
+def told(*lives: tuple[RecordType, str], first: int = 1, epoch: int = EPOCH) -> list[Record]:
+    return [record(first + number, type_, id_=id_, epoch=epoch) for number, (type_, id_) in enumerate(lives)]
+
+
+def snapshot(
+    *ids: str, first: int = 1, epoch: int = EPOCH, number: int = 1, failed: Sequence[str] = ()
+) -> list[Record]:
+    rows = told(*(("present", id_) for id_ in ids), first=first + 1, epoch=epoch)
+    started = frame(first, "snapshot_started", number, epoch=epoch)
+    completed = frame(first + len(ids) + 1, "snapshot_completed", number, epoch=epoch, failed=failed)
+    return [started, *rows, completed]
+
+
+async def rows(reader: Reader, bucket: str) -> dict[str, dict[str, Any]]:
+    store = await reader.jetstream.key_value(bucket)
+    try:
+        keys = await store.keys()
+    except NoKeysError:
+        return {}
+    return {key: json.loads((await store.get(key)).value or b"") for key in keys}
+
+
+async def living(reader: Reader, bucket: str) -> set[str]:
+    return {key.rpartition(".")[2] for key in await rows(reader, bucket) if key != SOURCE}
+
+
+async def test_rows_come_change_and_go(nats: Nats) -> None:
+    sink = await started(nats, "b_rows", bucket={"name": "rows"})
+    async with Reader(nats) as reader:
+        await sink.publish(snapshot("a", "b"))
+        await sink.publish(told(("paused", "a"), ("exited", "b"), ("started", "c.d"), first=5))
+        found = await rows(reader, "rows")
+        assert set(found) == {SOURCE, f"{SOURCE}.shop.a", f"{SOURCE}.shop.c=2Ed"}
+        paused = found[f"{SOURCE}.shop.a"]
+        assert (paused["type"], paused["container"]["paused"]) == ("paused", True)
+        assert (paused["epoch"], paused["sequence"], paused["snapshot_id"]) == (EPOCH, 5, f"{EPOCH}-1")
+        assert found[SOURCE]["type"] == "snapshot_completed"
+        await sink.publish(told(("started", "b"), ("exited", "b"), ("started", "b"), first=8))
+        assert await living(reader, "rows") == {"a", "b", "c=2Ed"}
+        await sink.publish(told(("exited", "a"), ("exited", "b"), ("exited", "c.d"), first=11))
+        assert await living(reader, "rows") == set()
+    await sink.close()
+
+
+async def test_a_snapshot_removes_what_it_does_not_name(nats: Nats) -> None:
+    sink = await started(nats, "b_removed", bucket={"name": "removed"})
+    async with Reader(nats) as reader:
+        await sink.publish(snapshot("a", "b", "c"))
+        await sink.publish(snapshot("b", first=6, number=2, failed=["shop"]))
+        assert await living(reader, "removed") == {"a", "b", "c"}  # nobody knows: the namespace failed
+        await sink.publish(snapshot("b", first=9, number=3))
+        assert await living(reader, "removed") == {"b"}
+        assert (await rows(reader, "removed"))[f"{SOURCE}.shop.b"]["snapshot_id"] == f"{EPOCH}-3"
+    await sink.close()
+
+
+async def test_stale_rows_go_with_the_first_snapshot_after_a_restart(nats: Nats) -> None:
+    """Only those of the same source: another host's rows are its own."""
+    async with Reader(nats) as reader:
+        sink = await started(nats, "b_stale", bucket={"name": "stale"})
+        await sink.publish([*snapshot("a", "b", "c"), record(9, host="node-2", id_="theirs")])
+        await sink.close()
+        sink = await started(nats, "b_stale", bucket={"name": "stale"})
+        await sink.publish(snapshot("b", epoch=LATER)[:1])
+        assert await living(reader, "stale") == {
+            "a",
+            "b",
+            "c",
+            "theirs",
+        }  # not complete: it says nothing
+        await sink.publish(snapshot("b", epoch=LATER)[1:])
+        assert await living(reader, "stale") == {"b", "theirs"}
+        await sink.close()
+
+
+async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
+    sink = await started(nats, "b_watch", bucket={"name": "watch"})
+    async with Reader(nats) as reader:
+        store = await reader.jetstream.key_value("watch")
+        watcher = await store.watch(f"{SOURCE}.>")
+        assert await watcher.updates() is None  # type: ignore[no-untyped-call] # nothing there yet
+        await sink.publish([*snapshot("a"), *told(("exited", "a"), first=4)])
+        await sink.publish(told(("started", "a"), first=5))
+        await sink.publish(told(("exited", "a"), first=6))
+        seen: list[KeyValue.Entry] = [await watcher.updates() for _ in range(3)]  # type: ignore[no-untyped-call]
+        await watcher.stop()  # type: ignore[no-untyped-call]
+        status = await store.status()
+        assert [(entry.key, entry.operation) for entry in seen] == [
+            (f"{SOURCE}.shop.a", operation) for operation in ("DEL", None, "DEL")
+        ]
+        assert status.history == 1
+        [marker] = [each for each in await reader.stored("KV_watch") if each.headers.get("KV-Operation") == "DEL"]
+        assert marker.headers["Nats-TTL"] == "3600"
+    await sink.close()
+
+
+async def test_a_batch_that_is_published_again_changes_nothing(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats(proxied=True)
+    sink = await started(peer, bucket={"name": "state"})
+    batch = [*snapshot("a", "b", "c"), *told(("exited", "b"), ("started", "d"), first=6)]
+    for budget in range(2000, 30_000, 3000):
+        await asyncio.to_thread(peer.proxies[0].reset_after, budget)
+        await insist(sink, batch)
+        async with Reader(peer) as reader:
+            assert await living(reader, "state") == {"a", "c", "d"}
+            assert len(await reader.stored()) == len(batch)
+    await sink.close()
+
+
+async def test_a_bucket_that_is_missing_or_something_else(nats: Nats) -> None:
+    sink_settings: dict[str, Any] = {"bucket": {"name": "none", "create": False}}
+    with pytest.raises(TransientError, match="has no stream KV_none: create it"):
+        await started(nats, "b_missing", **sink_settings)
+    async with Reader(nats) as reader:
+        await reader.jetstream.add_stream(name="KV_strange", subjects=["strange.>"])
+    with pytest.raises(TransientError, match=r"stream KV_strange at NATS .* is no key-value bucket"):
+        await started(nats, "b_strange", bucket={"name": "strange"})
+
+
+async def test_a_bucket_that_others_have_made_is_used(nats: Nats) -> None:
+    async with Reader(nats) as reader:
+        await reader.jetstream.create_key_value(bucket="theirs", history=3)
+        sink = await started(nats, "b_theirs", bucket={"name": "theirs", "create": False})
+        await sink.publish(snapshot("a", "b"))
+        await sink.publish(told(("exited", "b"), first=5))
+        assert await living(reader, "theirs") == {"a"}
+    await sink.close()
+
+
+async def test_ten_thousand_containers(nats: Nats) -> None:
+    sink = await started(nats, "b_many", bucket={"name": "many"})
+    names = [f"c{number}" for number in range(10_000)]
+    await sink.publish(snapshot(*names))
+    await sink.close()
+    sink = await started(nats, "b_many", bucket={"name": "many"})
+    await sink.publish(snapshot(*names[:5], epoch=LATER))
+    await sink.close()
+    async with Reader(nats) as reader:
+        assert await living(reader, "many") == set(names[:5])

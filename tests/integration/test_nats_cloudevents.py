@@ -1,0 +1,99 @@
+"""Records on NATS are CloudEvents 1.0: the `cloudevents` package reads them as what they are.
+
+It has no binding for NATS. Binary mode is read by the binding's own rules into attributes, which the package validates
+and reads once more; structured mode it reads as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from cloudevents.core.formats.json import JSONFormat
+from cloudevents.core.v1.event import CloudEvent
+
+from bridge.core.events import Record
+from tests.integration.nats_reading import ENGINE, EPOCH, Reader, Stored, frame, record, started
+from tests.testbed.nats import Nats
+
+BATCH = [
+    frame(1, "snapshot_started"),
+    record(2, "present"),
+    frame(3, "snapshot_completed"),
+    record(4, "exited", namespace="default", id_="größe % \" ' 容器"),
+    record(5, "paused", host="knoten-größe"),
+]
+TYPES = ["snapshot.started", "container.present", "snapshot.completed", "container.exited", "container.paused"]
+
+
+def binary(stored: Stored) -> CloudEvent:
+    """Read a message by the rules of the binding: names are case-insensitive, values percent-encoded ASCII."""
+    headers = {name.lower(): value for name, value in stored.headers.items()}
+    found = {name.removeprefix("ce-"): unquote(value) for name, value in headers.items() if name.startswith("ce-")}
+    attributes: dict[str, Any] = dict(found)
+    attributes["time"] = datetime.fromisoformat(found["time"].replace("Z", "+00:00")[:26] + "+00:00")
+    return CloudEvent(attributes=attributes, data=json.loads(stored.data))
+
+
+async def stored_of(nats: Nats, mode: str) -> list[Stored]:
+    sink = await started(nats, f"ce_{mode}", cloudevents=mode)
+    await sink.publish(BATCH)
+    await sink.close()
+    async with Reader(nats) as reader:
+        return await reader.stored(f"WHALEBRIDGE_CE_{mode.upper()}")
+
+
+def check(event: Any, one: Record, type_: str) -> None:
+    host = "knoten-gr%C3%B6%C3%9Fe" if "größe" in one.host else one.host
+    assert event.get_id() == f"{EPOCH}-{one.sequence}"
+    assert event.get_source() == f"//{host}/containerd.io/{ENGINE.id}"
+    assert event.get_type() == f"io.whalebridge.{type_}"
+    assert event.get_specversion() == "1.0"
+    assert event.get_subject() == (one.subject or None)
+    assert event.get_datacontenttype() == "application/json"
+    assert event.get_dataschema() == "urn:whalebridge:event:1"
+    assert event.get_extension("sequence") == f"{EPOCH}-{one.sequence:020}"
+    assert event.get_time().replace(tzinfo=UTC).isoformat().startswith("2026-11-23T15:21:08.256344")
+    assert event.get_data() == json.loads(one.data)
+
+
+async def test_binary_mode(nats: Nats) -> None:
+    for stored, one, type_ in zip(await stored_of(nats, "binary"), BATCH, TYPES, strict=True):
+        assert all(0x21 <= ord(character) <= 0x7E for value in stored.headers.values() for character in value)
+        assert stored.data == one.data
+        check(binary(stored), one, type_)
+
+
+async def test_structured_mode(nats: Nats) -> None:
+    for stored, one, type_ in zip(await stored_of(nats, "structured"), BATCH, TYPES, strict=True):
+        assert stored.headers["Content-Type"] == "application/cloudevents+json"
+        assert not [name for name in stored.headers if name.lower().startswith("ce-")]
+        check(JSONFormat().read(None, stored.data), one, type_)
+
+
+async def test_without_cloudevents_there_is_the_document_alone(nats: Nats) -> None:
+    for stored, one in zip(await stored_of(nats, "none"), BATCH, strict=True):
+        assert stored.data == one.data
+        assert {name for name in stored.headers if not name.startswith("Nats-")} == set()
+
+
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+async def test_the_bytes_of_a_record_never_change(nats: Nats, mode: str) -> None:
+    """Two streams, two sinks, two processes as it were: the same record is the same message."""
+    found = []
+    for number in (1, 2):
+        subject = f"ce_same_{mode}_{number}"
+        sink = await started(nats, subject, cloudevents=mode)
+        await sink.publish(BATCH)
+        await sink.close()
+        async with Reader(nats) as reader:
+            stored = await reader.stored(f"WHALEBRIDGE_{subject.upper()}")
+        found.append([(each.data, _lasting(each.headers)) for each in stored])
+    assert found[0] == found[1]
+
+
+def _lasting(headers: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if not name.startswith("Nats-Batch")}

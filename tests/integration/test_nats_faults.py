@@ -1,0 +1,218 @@
+"""What the NATS sink does when servers and networks fail: it says so in bounded time, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from bridge.core.errors import TransientError
+from sinks.nats.sink import NatsSink
+from tests.integration.nats_reading import (
+    FreshNats,
+    Reader,
+    batches,
+    insist,
+    positions,
+    record,
+    records,
+    settings,
+    started,
+)
+from tests.testbed.nats import Nats
+
+Failing = Callable[[Nats], None]
+TIMEOUT = 2.0
+
+
+async def timed_failure(attempt: asyncio.Future[None]) -> tuple[str, float]:
+    began = time.monotonic()
+    with pytest.raises(TransientError) as caught:
+        await attempt
+    return str(caught.value), time.monotonic() - began
+
+
+async def test_a_server_that_is_dead_at_the_start(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats()
+    peer.kill()
+    sink = NatsSink(settings(peer, timeout="2s"))
+    with pytest.raises(TransientError, match=r"^NATS at 127\.0\.0\.1:\d+ cannot be reached: .*[Cc]onnect"):
+        await sink.start()
+    peer.start()
+    await sink.start()
+    await sink.publish(records(5))
+    await sink.close()
+
+
+async def test_a_server_that_is_dead_for_a_while(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats()
+    all_ = records(300)
+    sink = await started(peer)
+    await sink.publish(all_[:100])
+    peer.kill()
+    for _ in range(3):
+        with pytest.raises(TransientError, match="NATS at"):
+            await sink.publish(all_[100:200])
+    peer.start()
+    for batch in batches(all_[100:], 100):
+        await sink.publish(batch)
+    await sink.close()
+    async with Reader(peer) as reader:
+        assert positions(await reader.stored()) == positions(all_)
+
+
+async def test_a_server_that_goes_while_nothing_is_to_be_done(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats()
+    sink = await started(peer)
+    await asyncio.to_thread(peer.stop)
+    await asyncio.to_thread(peer.start)
+    await sink.publish(records(3))  # at the first attempt: the old connection is known to be gone
+    await sink.close()
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+async def test_a_server_that_flaps(fresh_nats: FreshNats, atomic: bool) -> None:
+    """Connections are reset every few milliseconds, refused at times, in the midst of records."""
+    peer = fresh_nats(proxied=True)
+    proxy = peer.proxies[0]
+    all_ = records(6000)
+    async with Reader(peer) as reader:
+        await reader.jetstream.add_stream(
+            name="WHALEBRIDGE_EVENTS", subjects=["events.>"], duplicate_window=3600, allow_atomic=atomic
+        )
+    stopping = asyncio.Event()
+
+    async def flap() -> None:
+        budget = 0
+        while not stopping.is_set():
+            budget = (budget + 77_777) % 500_000
+            await asyncio.to_thread(proxy.reset_after, budget)
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(proxy.cut)
+            await asyncio.sleep(0.02)
+            await asyncio.to_thread(proxy.heal)
+            await asyncio.sleep(0.05)
+
+    flapping = asyncio.ensure_future(flap())
+    sink = NatsSink(settings(peer, timeout="5s"))
+    complaints = [complaint for batch in batches(all_, 400) for complaint in await insist(sink, batch)]
+    stopping.set()
+    await flapping
+    await sink.close()
+    assert complaints
+    async with Reader(peer) as reader:
+        stored = await reader.stored()
+    assert sorted(positions(stored)) == positions(all_)  # each once
+    if atomic:
+        assert positions(stored) == positions(all_)
+
+
+def suspend(peer: Nats) -> None:
+    peer.suspend()
+
+
+def silence(peer: Nats) -> None:
+    peer.proxies[0].silence()
+
+
+@pytest.mark.parametrize("fail", [suspend, silence])
+async def test_a_server_that_hangs_is_given_up_in_bounded_time(fresh_nats: FreshNats, fail: Failing) -> None:
+    peer = fresh_nats(proxied=True)
+    all_ = records(3000, labels={"size": "x" * 5000})  # more than the kernel takes for a server that does not read
+    sink = await started(peer, timeout="2s")
+    await sink.publish(all_[:10])
+    fail(peer)
+    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_[10:1000])))
+    assert "has acknowledged nothing for 2 s" in text
+    assert lasted < 2 * TIMEOUT + 1
+    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_[10:1000])))
+    assert "did not answer within 2 s" in text
+    assert lasted < TIMEOUT + 2
+    if fail is suspend:
+        peer.resume()
+    else:
+        await asyncio.to_thread(peer.proxies[0].heal)
+    for batch in batches(all_[10:], 1000):
+        await insist(sink, batch)
+    await sink.close()
+    async with Reader(peer) as reader:
+        assert positions(await reader.stored()) == positions(all_)
+
+
+@pytest.mark.parametrize("size", [10, 500_000])
+async def test_closing_and_cancelling_are_bounded_where_a_server_hangs(fresh_nats: FreshNats, size: int) -> None:
+    peer = fresh_nats()
+    sink = await started(peer, timeout="60s")
+    peer.suspend()
+    publishing = asyncio.ensure_future(sink.publish(records(100, labels={"size": "x" * size})))
+    await asyncio.sleep(0.5)
+    began = time.monotonic()
+    publishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await publishing
+    assert time.monotonic() - began < 0.5
+    await sink.close()
+    await sink.close()
+    assert time.monotonic() - began < 3
+    peer.resume()
+
+
+async def test_closing_an_idle_connection_to_a_server_that_hangs_is_bounded(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats()
+    sink = await started(peer)
+    peer.suspend()
+    began = time.monotonic()
+    await sink.close()
+    assert time.monotonic() - began < 2
+    peer.resume()
+
+
+async def test_a_client_that_is_closed_for_good_is_replaced(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats()
+    sink = await started(peer)
+    await sink.publish(records(3))
+    assert sink._link
+    await sink._link._client.close()
+    await sink.publish(records(3, first=4))
+    await sink.close()
+    async with Reader(peer) as reader:
+        assert positions(await reader.stored()) == positions(records(6))
+
+
+async def test_a_slow_network_is_no_failure_as_long_as_something_moves(fresh_nats: FreshNats) -> None:
+    peer = fresh_nats(proxied=True)
+    sink = await started(peer, timeout="2s")
+    peer.proxies[0].delay(0.2)  # for each 64 KiB: the batch takes longer than the timeout
+    all_ = records(300, labels={"size": "x" * 5000})
+    await sink.publish(all_)
+    await sink.close()
+    await asyncio.to_thread(peer.proxies[0].heal)
+    async with Reader(peer) as reader:
+        assert positions(await reader.stored()) == positions(all_)
+
+
+async def test_a_server_that_takes_leave_is_followed_by_another(fresh_nats: FreshNats) -> None:
+    """One server is known; the others of its cluster are learned, and used when it is gone."""
+    peer = fresh_nats(3)
+    one = settings(peer).model_copy(update={"servers": settings(peer).servers[:1]})
+    sink = NatsSink(one.model_copy(update={"stream": one.stream.model_copy(update={"replicas": 3})}))
+    await sink.start()
+    await sink.publish([record(1)])
+    await asyncio.to_thread(peer.servers[0].stop)
+    await insist(sink, [record(2)])
+    await sink.close()
+
+
+async def test_too_many_batches_at_once_is_worth_another_try(fresh_nats: FreshNats, tmp_path: object) -> None:
+    limits = "limits { batch { max_inflight_per_stream: 1 } }"
+    peer = fresh_nats(settings=f'jetstream {{ store_dir: "{tmp_path}", {limits} }}\n')
+    sinks = [await started(peer) for _ in range(6)]
+    all_ = [records(500, host=f"node-{number}") for number in range(6)]
+    complaints = await asyncio.gather(*map(insist, sinks, all_))
+    for sink in sinks:
+        await sink.close()
+    assert any("too many inflight" in complaint for each in complaints for complaint in each)
+    async with Reader(peer) as reader:
+        assert len(await reader.stored()) == 3000

@@ -1,0 +1,233 @@
+"""Logging in to NATS, and TLS: each way works, and each mistake is told plainly, without a secret."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridge.core.errors import TransientError
+from sinks.nats.sink import NatsSink
+from tests.certificates import Authority
+from tests.integration.nats_reading import FreshNats, record, records, settings
+from tests.testbed import nats_auth
+from tests.testbed.nats import Nats
+from tests.testbed.nats_auth import Key, Operator
+
+SECRET = "s3cr3t-\\\"'"  # noqa: S105 (it opens nothing but the testbed)
+WRONG = "wr0ng"
+
+
+async def publishes(peer: Nats, **options: Any) -> None:
+    sink = NatsSink(settings(peer, **options))
+    try:
+        await sink.start()
+        await sink.publish(records(3))
+    finally:
+        await sink.close()
+
+
+async def complaint(peer: Nats, **options: Any) -> str:
+    with pytest.raises(TransientError) as caught:
+        await publishes(peer, **options)
+    text = str(caught.value)
+    for secret in (SECRET, WRONG):
+        assert secret not in text
+        assert secret not in repr(caught.value.__cause__)
+    return text
+
+
+def file(folder: Path, content: str) -> str:
+    path = folder / "secret"
+    path.write_text(content)
+    return str(path)
+
+
+# --- logins ---
+
+
+async def test_a_token(fresh_nats: FreshNats, tmp_path: Path) -> None:
+    peer = fresh_nats(login=nats_auth.token(SECRET))
+    await publishes(peer, login={"token": SECRET})
+    await publishes(peer, login={"token_file": file(tmp_path, SECRET + "\n")})
+    wrong = await complaint(peer, login={"token_file": file(tmp_path, WRONG)})
+    assert wrong.endswith(f"refused us (Authorization Violation): check login.token_file {tmp_path}/secret")
+    assert (await complaint(peer, login={"token": WRONG})).endswith("check login.token")
+    assert (await complaint(peer)).endswith("it asks for a login, and there is none")
+
+
+async def test_user_and_password(fresh_nats: FreshNats, tmp_path: Path) -> None:
+    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}))
+    await publishes(peer, login={"user": "bridge", "password": SECRET})
+    await publishes(peer, login={"user": "bridge", "password_file": file(tmp_path, SECRET)})
+    wrong = await complaint(peer, login={"user": "bridge", "password": WRONG})
+    assert wrong.endswith("refused us (Authorization Violation): check login.user and login.password")
+    assert "Authorization Violation" in await complaint(peer, login={"user": "other", "password": SECRET})
+
+
+async def test_an_nkey(fresh_nats: FreshNats, tmp_path: Path) -> None:
+    key, other = Key.new(), Key.new()
+    peer = fresh_nats(login=nats_auth.nkey(key))
+    await publishes(peer, login={"nkey_seed": key.seed})
+    await publishes(peer, login={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
+    wrong = await complaint(peer, login={"nkey_seed_file": file(tmp_path, other.seed)})
+    assert wrong.endswith(f"refused us (Authorization Violation): check login.nkey_seed_file {tmp_path}/secret")
+    assert other.seed not in wrong
+    for useless in ("nonsense", "SUnonsense", key.seed[:-8], key.public):
+        path = file(tmp_path, useless)
+        text = await complaint(peer, login={"nkey_seed_file": path})
+        assert text == f"login.nkey_seed_file {path} holds no seed of an nkey (it begins with SU)"
+        assert (await complaint(peer, login={"nkey_seed": useless})).startswith("login.nkey_seed holds no seed")
+
+
+async def test_a_creds_file(fresh_nats: FreshNats, tmp_path: Path) -> None:
+    operator, stranger = Operator(), Operator()
+    peer = fresh_nats(login=operator.config())
+    path = tmp_path / "bridge.creds"
+    login = {"creds_file": str(path)}
+    operator.creds(path)
+    await publishes(peer, login=login)
+    operator.creds(path, seconds=-60)
+    assert (await complaint(peer, login=login)).endswith(f"check login.creds_file {path}")
+    stranger.creds(path)
+    assert "refused us (Authorization Violation)" in await complaint(peer, login=login)
+    for useless in ("", "nonsense", "-----BEGIN NATS USER JWT-----\neyJ0\n"):
+        path.write_text(useless)
+        text = await complaint(peer, login=login)
+        assert text.endswith(f"{path} does not hold a JWT and its seed, as `nsc generate creds` writes them")
+    path.write_text("-----BEGIN NATS USER JWT-----\neyJ0\n-----BEGIN USER NKEY SEED-----\nSUnonsense\n")
+    assert (await complaint(peer, login=login)).endswith("holds no seed of an nkey (it begins with SU)")
+    path.unlink()
+    assert (await complaint(peer, login=login)).endswith(f"{path} cannot be read: No such file or directory")
+    path.write_bytes(b"\xff\xfe")
+    assert (await complaint(peer, login=login)).endswith(f"{path} is not a text file")
+
+
+async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
+    fresh_nats: FreshNats, tmp_path: Path
+) -> None:
+    operator = Operator()
+    peer = fresh_nats(login=operator.config())
+    path = operator.creds(tmp_path / "bridge.creds", seconds=2)
+    sink = NatsSink(settings(peer, login={"creds_file": str(path)}))
+    await sink.start()
+    await sink.publish(records(3))
+    await asyncio.sleep(2.5)
+    with pytest.raises(TransientError, match=f"refused us .*: check login.creds_file {path}"):
+        await sink.publish([record(4)])
+    operator.creds(path)
+    await sink.publish([record(4)])
+    await sink.close()
+
+
+def replace(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+async def test_files_that_are_replaced_are_read_at_the_next_connection(fresh_nats: FreshNats, tmp_path: Path) -> None:
+    peer = fresh_nats(login=nats_auth.token(SECRET))
+    path = Path(file(tmp_path, WRONG))
+    sink = NatsSink(settings(peer, login={"token_file": str(path)}))
+    with pytest.raises(TransientError, match=r"check login\.token_file"):
+        await sink.start()
+    replace(path, SECRET)
+    await sink.start()
+    await sink.publish(records(3))
+    replace(path, WRONG)
+    await sink.publish([record(4)])  # the connection is as good as before
+    await asyncio.to_thread(peer.stop)
+    await asyncio.to_thread(peer.start)
+    with pytest.raises(TransientError, match=r"check login\.token_file"):
+        await sink.publish([record(5)])
+    replace(path, SECRET)
+    await sink.publish([record(5)])
+    await sink.close()
+
+
+# --- TLS ---
+
+
+async def test_tls(fresh_nats: FreshNats, authority: Authority, tmp_path: Path) -> None:
+    peer = fresh_nats(authority=authority)
+    trusting = {"enabled": True, "ca_file": str(authority.certificate)}
+    await publishes(peer, tls=trusting)
+    wrong = Authority(tmp_path / "wrong")
+    text = await complaint(peer, tls=trusting | {"ca_file": str(wrong.certificate)})
+    assert "shows a certificate that is not to be trusted" in text
+    assert "check tls.ca_file" in text
+    assert "not to be trusted" in await complaint(peer, tls={"enabled": True})
+    assert "not to be trusted" in await complaint(peer)  # the server wants TLS: the system's authorities are asked
+    for useless in (tmp_path / "none.pem", tmp_path):
+        assert f"tls.ca_file {useless} cannot be read" in await complaint(
+            peer, tls=trusting | {"ca_file": str(useless)}
+        )
+    empty = file(tmp_path, "nonsense")
+    assert f"{empty} has no certificate in it" in await complaint(peer, tls=trusting | {"ca_file": empty})
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [({"hosts": ["elsewhere"]}, "mismatch|not valid"), ({"expired": True}, "expired")]
+)
+async def test_a_certificate_for_another_host_or_another_time(
+    fresh_nats: FreshNats, authority: Authority, what: dict[str, Any], told: str
+) -> None:
+    peer = fresh_nats(authority=authority, certificate=authority.issue("nats", **what))
+    text = await complaint(peer, tls={"enabled": True, "ca_file": str(authority.certificate)})
+    assert "not to be trusted" in text
+    assert any(word in text for word in told.split("|"))
+
+
+async def test_a_certificate_of_our_own(fresh_nats: FreshNats, authority: Authority, tmp_path: Path) -> None:
+    peer = fresh_nats(authority=authority, mtls=True)
+    trusting = {"enabled": True, "ca_file": str(authority.certificate)}
+    ours = authority.issue("bridge")
+    own = {"cert_file": str(ours.certificate), "key_file": str(ours.key)}
+    await publishes(peer, tls=trusting | own)
+    await publishes(peer, tls=trusting | {"cert_file": str(ours.both)})
+    locked = authority.issue("bridge", password=SECRET)
+    own_locked = {"cert_file": str(locked.certificate), "key_file": str(locked.key)}
+    await publishes(peer, tls=trusting | own_locked | {"key_password": SECRET})
+    await publishes(peer, tls=trusting | own_locked | {"key_password_file": file(tmp_path, SECRET)})
+    assert "tls.key_password is wrong" in await complaint(peer, tls=trusting | own_locked | {"key_password": WRONG})
+    assert "tls.key_password is missing" in await complaint(peer, tls=trusting | own_locked)
+    mixed = own | {"key_file": str(locked.key), "key_password": SECRET}
+    assert "is not the key of" in await complaint(peer, tls=trusting | mixed)
+    assert (await complaint(peer, tls=trusting)).endswith(
+        "asks for a certificate, and there is none: set tls.cert_file"
+    )
+    stranger = Authority(tmp_path / "stranger").issue("bridge")
+    foreign = {"cert_file": str(stranger.certificate), "key_file": str(stranger.key)}
+    text = await complaint(peer, tls=trusting | foreign)
+    assert text.endswith(f"asks for a certificate, and does not like ours, tls.cert_file {stranger.certificate}")
+
+
+async def test_nothing_is_sent_in_clear_text_where_tls_is_asked_for(
+    fresh_nats: FreshNats, authority: Authority
+) -> None:
+    peer = fresh_nats(login=nats_auth.token(SECRET))
+    tls = {"enabled": True, "ca_file": str(authority.certificate)}
+    text = await complaint(peer, login={"token": SECRET}, tls=tls)
+    assert text.endswith("offers no TLS: nothing was sent to it; turn TLS on there, or off here")
+    assert "offers no TLS" in await complaint(peer, login={"token": WRONG}, tls=tls)
+
+
+async def test_tls_that_a_server_offers_but_does_not_ask_for_is_used(
+    fresh_nats: FreshNats, authority: Authority
+) -> None:
+    peer = fresh_nats(authority=authority, settings="allow_non_tls: true\n")
+    sink = NatsSink(settings(peer, tls={"enabled": True, "ca_file": str(authority.certificate)}))
+    await sink.start()
+    [connection] = peer.monitor("connz")["connections"]
+    assert connection["tls_version"]
+    await sink.close()
+
+
+async def test_tls_first(fresh_nats: FreshNats, authority: Authority) -> None:
+    shown = authority.issue("nats")
+    first = f'tls {{ cert_file: "{shown.certificate}", key_file: "{shown.key}", handshake_first: true }}\n'
+    peer = fresh_nats(settings=first)
+    tls = {"enabled": True, "ca_file": str(authority.certificate)}
+    await publishes(peer, tls=tls, handshake_first=True)
+    assert "handshake_first" in await complaint(peer, tls=tls)

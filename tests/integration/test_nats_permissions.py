@@ -1,0 +1,82 @@
+"""What NATS must allow at the least, as docs/nats.md says, and what is told where it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from bridge.core.errors import TransientError
+from sinks.nats.sink import NatsSink
+from tests.integration.nats_reading import FreshNats, insist, records, settings
+from tests.integration.test_nats_login import SECRET, complaint, publishes
+from tests.testbed import nats_auth
+from tests.testbed.nats_auth import Permissions
+
+SINK = Permissions(
+    publish=["events.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_EVENTS", "$JS.API.STREAM.CREATE.WHALEBRIDGE_EVENTS"],
+    subscribe=["_INBOX.>"],
+)
+
+
+@pytest.mark.parametrize("create", [True, False])
+async def test_the_permissions_of_the_documentation_are_enough(fresh_nats: FreshNats, create: bool) -> None:
+    login = nats_auth.users({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
+    peer = fresh_nats(login=login)
+    if not create:
+        await publishes(peer, login={"user": "admin", "password": SECRET})
+    await publishes(peer, login={"user": "bridge", "password": SECRET}, stream={"create": create})
+
+
+async def test_with_a_bucket_a_few_more_are_needed(fresh_nats: FreshNats) -> None:
+    more = ["$KV.state.>", "$JS.API.STREAM.INFO.KV_state", "$JS.API.STREAM.CREATE.KV_state"]
+    allowed = Permissions(publish=[*(SINK.publish or ()), *more], subscribe=SINK.subscribe)
+    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
+    await publishes(peer, login={"user": "bridge", "password": SECRET}, bucket={"name": "state"})
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("events.>", r'publish to "events.node-1.shop.started"'),
+        ("$JS.API.STREAM.INFO.WHALEBRIDGE_EVENTS", r'publish to "$js.api.stream.info.whalebridge_events"'),
+        ("$JS.API.STREAM.CREATE.WHALEBRIDGE_EVENTS", r'publish to "$js.api.stream.create.whalebridge_events"'),
+        ("_INBOX.>", r'subscription to "_inbox.'),
+    ],
+)
+async def test_a_permission_that_is_missing_is_named(fresh_nats: FreshNats, missing: str, told: str) -> None:
+    def without(subjects: Any) -> list[str]:
+        return [subject for subject in subjects if subject != missing] or ["nothing"]
+
+    allowed = Permissions(publish=without(SINK.publish), subscribe=without(SINK.subscribe))
+    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
+    text = await complaint(peer, login={"user": "bridge", "password": SECRET})
+    assert f"refuses us a subject: permissions violation for {told}" in text
+    assert "docs/nats.md" in text
+
+
+async def test_a_permission_that_is_granted_later_is_used(fresh_nats: FreshNats) -> None:
+    def users(permissions: Permissions) -> str:
+        return nats_auth.users({"bridge": SECRET}, {"bridge": permissions})
+
+    allowed = Permissions(publish=["$JS.API.>"], subscribe=["_INBOX.>"])
+    peer = fresh_nats(login=users(allowed))
+    sink = NatsSink(settings(peer, login={"user": "bridge", "password": SECRET}))
+    await sink.start()
+    with pytest.raises(TransientError, match="permissions violation"):
+        await sink.publish(records(3))
+    config = peer.nodes[0].folder / "nats.conf"
+    config.write_text(config.read_text().replace(users(allowed), users(SINK)))
+    await asyncio.to_thread(peer.stop)
+    await asyncio.to_thread(peer.start)
+    await insist(sink, records(3))
+    await sink.close()
+
+
+async def test_an_inbox_of_our_own(fresh_nats: FreshNats) -> None:
+    allowed = Permissions(publish=SINK.publish, subscribe=["_INBOX.whalebridge.>"])
+    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
+    login = {"user": "bridge", "password": SECRET}
+    await publishes(peer, login=login, inbox="_INBOX.whalebridge")
+    assert "_inbox." in await complaint(peer, login=login)

@@ -1,0 +1,202 @@
+"""The testbed's Kafka does what it says: it stores, lets in whom it should, fails on request, and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.abc import AbstractTokenProvider
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError
+
+from tests.certificates import Authority, Certificate
+from tests.integration.traces import traces
+from tests.testbed import kcat
+from tests.testbed.kafka import USERS, Kafka
+from tests.testbed.kafka_config import MECHANISMS, Listener, unsecured_jwt
+from tests.testbed.process import run, wait_until
+
+FreshKafka = Callable[..., Kafka]
+
+USER = "bridge"
+RIGHT, WRONG = USERS[USER], "other"
+
+
+class Token(AbstractTokenProvider):  # type: ignore[misc]
+    """Hands out what it was made with."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def token(self) -> str:
+        return self._token
+
+
+async def store(bootstrap: str, topic: str, value: bytes = b"hello", **options: Any) -> int:
+    """Send one record, acknowledged by all, within 10 s, and hand back its offset."""
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", request_timeout_ms=3000, **options)
+    try:
+        async with asyncio.timeout(10):
+            await producer.start()
+            return int((await producer.send_and_wait(topic, value)).offset)
+    finally:
+        await producer.stop()
+
+
+def trusting(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(authority.certificate))
+    if own:
+        context.load_cert_chain(own.certificate, own.key)
+    return context
+
+
+def sasl(mechanism: str, password: str) -> dict[str, Any]:
+    """The client's options; the token of OAUTHBEARER is an expired one where the password is wrong."""
+    if mechanism == "OAUTHBEARER":
+        token = unsecured_jwt(USER, seconds=3600 if password == RIGHT else -3600)
+        return {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": Token(token)}
+    return {"sasl_mechanism": mechanism, "sasl_plain_username": USER, "sasl_plain_password": password}
+
+
+async def test_a_record_is_stored_and_read(kafka: Kafka) -> None:
+    kafka.admin.create_topic("stored", settings={"retention.ms": "3600000"})
+    for compression in (None, "gzip", "snappy", "lz4", "zstd"):
+        await store(kafka.bootstrap, "stored", compression_type=compression)
+    records = kafka.admin.records("stored")
+    assert [(record.offset, record.value) for record in records] == [(offset, b"hello") for offset in range(5)]
+
+
+def test_topics_are_made_changed_and_deleted(kafka: Kafka) -> None:
+    kafka.admin.create_topic("changing", partitions=2, settings={"retention.ms": "3600000"})
+    with pytest.raises(TopicAlreadyExistsError, match="changing"):
+        kafka.admin.create_topic("changing")
+    assert len(kafka.admin.describe("changing")["partitions"]) == 2
+    kafka.admin.alter_topic("changing", {"cleanup.policy": "compact"})
+    settings = kafka.admin.describe("changing")["settings"]
+    assert (settings["cleanup.policy"], settings["retention.ms"]) == ("compact", "604800000")
+    kafka.admin.delete_topic("changing")
+    assert "changing" not in kafka.admin.topics()
+
+
+def test_kcat_writes_too(kafka: Kafka, tmp_path: Path, require: Callable[..., None]) -> None:
+    require(*kcat.COMPONENTS)
+    kafka.admin.create_topic("kcat")
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    command = ["kcat", "-P", "-b", kafka.bootstrap, "-t", "kcat", "-l", str(tmp_path / "lines")]
+    run(command, env=kcat.environment())
+    assert [record.value for record in kafka.admin.records("kcat")] == [b"one", b"two"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # aiokafka leaves a refused OAUTHBEARER connection open
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("listener", ["sasl_plaintext", "sasl_ssl"])
+async def test_sasl(kafka: Kafka, authority: Authority, listener: Listener, mechanism: str) -> None:
+    topic = f"{listener}-{mechanism}"
+    kafka.admin.create_topic(topic)
+    options: dict[str, Any] = {"security_protocol": listener.upper()}
+    options |= {"ssl_context": trusting(authority)} if listener == "sasl_ssl" else {}
+    where = kafka.bootstrap_of(listener)
+    assert await store(where, topic, **options, **sasl(mechanism, RIGHT)) == 0
+    with pytest.raises(KafkaError):
+        await store(where, topic, **options, **sasl(mechanism, WRONG))
+    gc.collect()  # what was left open is found here, and not in the next test
+
+
+async def test_tls_and_mtls(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
+    kafka.admin.create_topic("tls")
+    own = trusting(authority, authority.issue(USER, hosts=()))
+    assert await store(kafka.bootstrap_of("ssl"), "tls", security_protocol="SSL", ssl_context=trusting(authority)) == 0
+    assert await store(kafka.bootstrap_of("mtls"), "tls", security_protocol="SSL", ssl_context=own) == 1
+    mistakes: dict[Listener, ssl.SSLContext] = {"ssl": trusting(Authority(tmp_path)), "mtls": trusting(authority)}
+    for listener, wrong in mistakes.items():
+        with pytest.raises(KafkaError):
+            await store(kafka.bootstrap_of(listener), "tls", security_protocol="SSL", ssl_context=wrong)
+
+
+async def test_only_what_was_allowed_is_permitted(fresh_kafka: FreshKafka, authority: Authority) -> None:
+    kafka = fresh_kafka(listeners=["sasl_plaintext", "mtls"], authority=authority, acls=True)
+    kafka.admin.create_topic("events")
+    login = {"security_protocol": "SASL_PLAINTEXT", **sasl("SCRAM-SHA-512", RIGHT)}
+    certified = {
+        "security_protocol": "SSL",
+        "ssl_context": trusting(authority, authority.issue("certified", hosts=())),
+    }
+    users: list[tuple[str, Listener, dict[str, Any]]] = [
+        (f"User:{USER}", "sasl_plaintext", login),
+        ("User:CN=certified", "mtls", certified),
+    ]
+    for principal, listener, how in users:
+        with pytest.raises(TopicAuthorizationFailedError):
+            await store(kafka.bootstrap_of(listener), "events", **how)
+        kafka.admin.allow(principal, "write", "topic", "ev", prefix=True)
+        assert await store(kafka.bootstrap_of(listener), "events", **how) >= 0
+
+
+async def test_records_survive_a_kill_and_a_restart(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka()
+    kafka.admin.create_topic("events")
+    assert await store(kafka.bootstrap, "events") == 0
+    kafka.kill()
+    kafka.start()
+    assert await store(kafka.bootstrap, "events") == 1
+    kafka.stop()
+    kafka.start()
+    assert await store(kafka.bootstrap, "events") == 2
+
+
+async def test_suspended_and_behind_a_proxy(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka(proxied=True)
+    kafka.admin.create_topic("events")
+    where = kafka.bootstrap_of("plaintext")
+    assert await store(where, "events") == 0
+    assert kafka.proxies[0].accepted > 1  # the one it began with, and the broker that it was sent to
+    for fail, heal in (
+        (kafka.suspend, kafka.resume),
+        (kafka.proxies[0].cut, kafka.proxies[0].heal),
+        (kafka.proxies[0].silence, kafka.proxies[0].heal),
+    ):
+        fail()
+        with pytest.raises((TimeoutError, KafkaError)):
+            await store(where, "events")
+        heal()
+        assert await store(where, "events") > 0
+
+
+async def test_a_cluster_finds_another_leader(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka(3)
+    kafka.admin.create_topic("events")
+    assert len(kafka.admin.describe("events")["partitions"][0]["isr"]) == 3
+    assert await store(kafka.bootstrap, "events") == 0
+    first = kafka.leader("events")
+    first.kill()
+    assert kafka.leader("events") is not first
+    assert await store(kafka.bootstrap, "events") == 1
+    first.start()
+    wait_until(lambda: len(kafka.admin.describe("events")["partitions"][0]["isr"]) == 3, "the broker to catch up")
+
+
+def test_nothing_is_left_behind(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka()
+    kafka.suspend()
+    assert traces(kafka.directory)
+    kafka.close()
+    assert traces(kafka.directory) == []
+
+
+def test_nothing_is_left_behind_by_tests_that_are_killed(kafka: Kafka) -> None:
+    assert kafka
+    start = "kafka = Kafka(); kafka.start(); print(kafka.directory, flush=True); input()"
+    program = f"from tests.testbed.kafka import Kafka; {start}"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tests:
+        assert tests.stdout is not None
+        directory = Path(tests.stdout.readline().decode().strip())
+        assert traces(directory)
+        tests.kill()
+    wait_until(lambda: not traces(directory), "the sweeper to clean up")

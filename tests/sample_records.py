@@ -1,0 +1,96 @@
+"""Single records and frames of any kind, made without a ledger: for the tests of sinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from bridge.core.encode import lost_record
+from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
+from bridge.core.identity import display_id
+from bridge.core.model import ContainerKey
+
+EPOCH = 1795447267123
+HOST = "node-1"
+ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
+TIME = "2026-11-23T15:21:08.256344486Z"
+_encode = msgspec.json.encode
+
+
+def record(
+    sequence: int,
+    type_: RecordType = "started",
+    *,
+    namespace: str = "shop",
+    id_: str = "web-1",
+    name: str | None = None,
+    project: str = "web-shop",
+    paused: bool | None = None,
+    labels: dict[str, str] | None = None,
+    host: str = HOST,
+    engine: EngineInfo = ENGINE,
+    epoch: int = EPOCH,
+    size: int = 0,
+) -> Record:
+    """A record about a container; its document is filled up to `size` bytes."""
+    container = Container(
+        id=id_,
+        namespace=namespace,
+        name=name or id_,
+        project=project,
+        service="web",
+        pid=4711,
+        incarnation="5f3c9a1e-4711",
+        paused=type_ == "paused" if paused is None else paused,
+        kind="container",
+        image="docker.io/library/busybox:latest",
+        runtime="io.containerd.runc.v2",
+        created_at=TIME,
+        labels=labels if labels is not None else {"com.docker.compose.project": project},
+        labels_dropped=False,
+        pod=None,
+    )
+    subject = display_id(ContainerKey(namespace, id_))
+    document = EventRecord(
+        1, type_, TIME, subject, project, "live", container, None, None, None, engine, host, epoch, sequence
+    )
+    data = _encode(document)
+    if len(data) < size:
+        container = msgspec.structs.replace(container, image="x" * (len(container.image) + size - len(data)))
+        data = _encode(msgspec.structs.replace(document, container=container))
+    return Record(epoch, sequence, type_, TIME, host, engine.id, namespace, subject, project, data)
+
+
+def records(count: int, first: int = 1, **options: Any) -> list[Record]:
+    """Records of one source in a row, about a hundred containers."""
+    return [record(first + number, id_=f"web-{number % 100}", **options) for number in range(count)]
+
+
+def frame(
+    sequence: int,
+    type_: RecordType,
+    snapshot: int = 1,
+    *,
+    failed: Sequence[str] = (),
+    host: str = HOST,
+    engine: EngineInfo = ENGINE,
+    epoch: int = EPOCH,
+) -> Record:
+    """A frame of a snapshot."""
+    body = Snapshot(f"{epoch}-{snapshot}", "start", None, None, ["shop"], list(failed), False, 1, None)
+    document = EventRecord(
+        1, type_, TIME, None, None, "snapshot", None, None, body, None, engine, host, epoch, sequence
+    )
+    return Record(epoch, sequence, type_, TIME, host, engine.id, "", "", "", _encode(document))
+
+
+def lost(last: Record, first: int) -> Record:
+    """The record that stands for those from `first` to `last`."""
+    return lost_record(last, first, "overflow", 0)
+
+
+def batches(whole: Sequence[Record], size: int) -> list[Sequence[Record]]:
+    """As a pump cuts them."""
+    return [whole[start : start + size] for start in range(0, len(whole), size)]

@@ -1,0 +1,138 @@
+"""Images of NATS and Kafka, made of what the testbed has installed: no registry is asked for anything.
+
+They answer to testcontainers' NatsContainer and KafkaContainer as the images of `nats` and `confluentinc/cp-kafka` do.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.testbed.containerd import busybox
+from tests.testbed.install import search_path
+from tests.testbed.process import run
+from tests.testbed.recipes import cache
+
+COMPONENTS = ("nats-server", "kafka", "busybox")
+"""What has to be installed for the images."""
+
+_CONFLUENT = "etc/confluent/docker"
+_JAVA = "usr/lib/jvm"
+_APPLETS = ("sh", "sed", "hostname", "env", "tr", "cut", "sleep", "grep", "cat", "mkdir")
+# What every Linux has, and C++ programs need; libraries of Java that want more (for screens and sounds) stay away.
+_BASE = ("libc.so", "libm.so", "libz.so", "libdl.so", "librt.so", "libpthread.so", "libstdc++.so", "libgcc_s.so")
+_SKIPPED = ("jmods", "legal", "man", "docs", "include")
+
+_SCRIPTS = {
+    "etc/confluent/docker/bash-config": "",
+    # KAFKA_ADVERTISED_LISTENERS=... becomes advertised.listeners=...; testcontainers appends a call of kafka-storage.
+    "etc/confluent/docker/configure": r"""#!/bin/sh
+set -e
+env | grep '^KAFKA_' | while IFS='=' read -r name value; do
+    echo "$(echo "${name#KAFKA_}" | tr 'A-Z_' 'a-z.')=$value"
+done > /etc/kafka/kafka.properties
+echo 'log.dirs=/var/lib/kafka' >> /etc/kafka/kafka.properties
+""",
+    "bin/kafka-storage": f"""#!/bin/sh
+exec /{_JAVA}/bin/java -cp '/kafka/libs/*' kafka.tools.StorageTool "$@"
+""",
+    "etc/confluent/docker/launch": f"""#!/bin/sh
+exec /{_JAVA}/bin/java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \\
+    -Dorg.slf4j.simpleLogger.defaultLogLevel=warn -Dorg.slf4j.simpleLogger.log.kafka.server=info \\
+    -cp '/kafka/libs/*' kafka.Kafka /etc/kafka/kafka.properties
+""",
+}
+
+
+@dataclass(frozen=True)
+class Image:
+    """What `docker import` needs: the root file system as a tar archive, and what the image says of itself."""
+
+    archive: Path
+    repository: str
+    tag: str
+    changes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What containers are run of."""
+        return f"{self.repository}:{self.tag}"
+
+
+def nats_image(folder: Path) -> Image:
+    """A static nats-server and nothing else."""
+    server = shutil.which("nats-server", path=search_path("nats-server"))
+    assert server is not None
+    archive = folder / "nats.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(server, "nats-server")
+        _folder(tar, "tmp")
+    changes = ('ENTRYPOINT ["/nats-server"]', 'CMD ["--http_port", "8222"]', "EXPOSE 4222 8222")
+    return Image(archive, "whalebridge-testbed/nats", "2.15.2", changes)
+
+
+def kafka_image(folder: Path) -> Image:
+    """Kafka's jars, the machine's own Java without its screens, and a busybox for the scripts."""
+    archive = folder / "kafka.tar"
+    with tarfile.open(archive, "w", dereference=True) as tar:
+        for place in ("tmp", "etc/kafka", "var/lib/kafka"):
+            _folder(tar, place)
+        tar.add(busybox(), "bin/busybox")
+        for applet in _APPLETS:
+            _link(tar, f"bin/{applet}", "busybox")
+        for name, content in _SCRIPTS.items():
+            _script(tar, name, content)
+        tar.add(cache() / "kafka" / "libs", "kafka/libs")
+        _add_java(tar)
+    return Image(archive, "whalebridge-testbed/cp-kafka", "8.3.1", ('CMD ["/bin/sh"]', "ENV PATH=/bin"))
+
+
+def _add_java(tar: tarfile.TarFile) -> None:
+    home = Path(shutil.which("java") or "java").resolve().parents[1]
+    libraries: dict[str, Path] = {}
+    for file in sorted(path for path in home.rglob("*") if path.is_file()):
+        name = file.relative_to(home)
+        if any(name.is_relative_to(skipped) for skipped in _SKIPPED) or (
+            name.parts[0] == "bin" and name.name != "java"
+        ):
+            continue
+        if ".so" in file.name or name.name == "java":
+            needed = dict(_needed(file, home))
+            if not all(library.startswith((*_BASE, "ld-linux")) for library in needed):
+                continue
+            libraries |= needed
+        tar.add(file, f"{_JAVA}/{name}")
+    for library, place in libraries.items():
+        # The linker stands where programs expect it, the others where it looks first.
+        tar.add(place, str(place).lstrip("/") if library.startswith("ld-linux") else f"lib/{library}")
+
+
+def _needed(program: Path, home: Path) -> Iterator[tuple[str, Path]]:
+    """The libraries of the system that it is linked to, by name (Java's own come along anyway)."""
+    for line in run(["ldd", str(program)], check=False).stdout.splitlines():
+        name, _, place = line.partition(" => ")
+        path = Path((place or name).split(" (")[0].strip())
+        if path.is_absolute() and not path.is_relative_to(home) and path.exists():
+            yield path.name if not place else name.strip(), path
+
+
+def _folder(tar: tarfile.TarFile, name: str) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+    tar.addfile(entry)
+
+
+def _link(tar: tarfile.TarFile, name: str, target: str) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = tarfile.SYMTYPE, target
+    tar.addfile(entry)
+
+
+def _script(tar: tarfile.TarFile, name: str, content: str) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content.encode()), 0o755
+    tar.addfile(entry, io.BytesIO(content.encode()))

@@ -1,0 +1,140 @@
+"""A private Kafka: one broker or a cluster, on loopback, in KRaft mode (each broker is a controller too)."""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+
+from aiokafka.errors import KafkaError
+
+from tests.certificates import Authority, Certificate
+from tests.testbed.kafka_admin import KafkaAdmin, answers
+from tests.testbed.kafka_config import Listener, Node, Tls, properties, scram
+from tests.testbed.process import run, wait_until
+from tests.testbed.recipes import cache
+from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
+from tests.testbed.tcp_proxy import TcpProxy
+
+COMPONENTS = ("kafka",)
+"""What has to be installed for a Kafka."""
+
+USERS = {"bridge": "bridge-secret", "reader": "reader-secret"}
+"""Who can log in where the test does not say: the password by the name."""
+
+QUICK = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Options of Java: starts in 2 s; a benchmark takes others."""
+
+
+class Kafka(Servers):
+    """As a context manager it is started, and removed with all that it ran.
+
+    `listeners`: `plaintext` is always there, for the brokers themselves and for `admin`; with `acls` its clients may
+    do everything, and the others what `admin.allow` allows (principals: `User:NAME` of `users`, or `User:CN=NAME` of
+    an mTLS certificate). TLS listeners need `authority`; `certificate` may be another than a good one of it.
+    `proxied`: clients are sent through `proxies`, one a broker, which can fail (plaintext only).
+    """
+
+    def __init__(
+        self,
+        brokers: int = 1,
+        *,
+        listeners: Sequence[Listener] = ("plaintext",),
+        users: Mapping[str, str] = USERS,
+        authority: Authority | None = None,
+        certificate: Certificate | None = None,
+        acls: bool = False,
+        proxied: bool = False,
+        settings: Mapping[str, str] | None = None,
+        java: Sequence[str] = QUICK,
+    ) -> None:
+        super().__init__(Workspace("kafka"))
+        self.proxies: list[TcpProxy] = []
+        self._tls = Tls(authority, certificate or authority.issue("broker")) if authority else None
+        self._users, self._acls, self._settings, self._java = users, acls, dict(settings or {}), java
+        names = tuple(dict.fromkeys(("plaintext", *listeners)))
+        self.nodes = [self._node(number, names, proxied=proxied) for number in range(1, brokers + 1)]
+        self.servers = [self._server(node) for node in self.nodes]
+        self.admin = KafkaAdmin(self.bootstrap)
+
+    @property
+    def bootstrap(self) -> str:
+        """Where plaintext clients begin: HOST:PORT of every broker, separated by commas (behind no proxy)."""
+        return ",".join(f"{HOST}:{node.ports['plaintext']}" for node in self.nodes)
+
+    def bootstrap_of(self, listener: Listener) -> str:
+        """The same for another listener, or for clients that go through the proxies."""
+        return ",".join(f"{HOST}:{node.advertised[listener]}" for node in self.nodes)
+
+    def broker(self, number: int) -> Server:
+        """One broker by its node id, which begins at 1."""
+        return self.servers[number - 1]
+
+    def leader(self, topic: str, partition: int = 0, *, timeout: float = 30) -> Server:
+        """The running broker that leads a partition; where there is none for the moment, wait for one."""
+        found = [-1]
+
+        def known() -> bool:
+            try:
+                found[0] = self.admin.leader(topic, partition)
+            except (KafkaError, TimeoutError):  # it asked a broker that does not run
+                return False
+            return found[0] > 0 and self.broker(found[0]).running
+
+        wait_until(known, f"a leader of {topic}/{partition}", timeout=timeout, interval=0.1)
+        return self.broker(found[0])
+
+    def start(self) -> None:
+        """Start all brokers, freshly formatted if they never ran, and wait until all answer."""
+        if not (self.nodes[0].folder / "data").exists():
+            self._format()
+        super().start()
+
+    def close(self) -> None:
+        """End and remove everything that this instance brought about."""
+        for proxy in self.proxies:
+            proxy.close()
+        super().close()
+
+    def _node(self, number: int, listeners: Sequence[Listener], *, proxied: bool) -> Node:
+        folder = self.directory / f"broker-{number}"
+        folder.mkdir()
+        ports = {name: free_port() for name in listeners}
+        advertised = dict(ports)
+        if proxied:
+            self.proxies.append(TcpProxy(HOST, ports["plaintext"]))
+            advertised["plaintext"] = self.proxies[-1].port
+        return Node(number, folder, free_port(), ports, advertised)
+
+    def _server(self, node: Node) -> Server:
+        ready = answers(f"{HOST}:{node.ports['plaintext']}", node.id)
+        return Server(f"broker-{node.id}", self._workspace, self._command("kafka.Kafka", node), ready=ready)
+
+    def _command(self, program: str, node: Node, *arguments: str) -> list[str]:
+        quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+        java = ["java", *self._java, quiet, "-cp", f"{cache()}/kafka/libs/*", program]
+        return [*java, *arguments, f"{node.folder}/server.properties"]
+
+    def _format(self) -> None:
+        for node in self.nodes:
+            content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
+            lines = (f"{key}={value}\n" for key, value in content.items())
+            (node.folder / "server.properties").write_text("".join(lines))
+        first, *others = self.nodes
+        options = [*scram(self._users), "--cluster-id", _uuid(), "--config"]
+        run(self._command("kafka.tools.StorageTool", first, "format", *options))
+        for node in others:  # what differs is two lines, and each call of the tool takes most of a second
+            data = shutil.copytree(first.folder / "data", node.folder / "data")
+            meta = (data / "meta.properties").read_text()
+            meta = re.sub(r"^node\.id=.*$", f"node.id={node.id}", meta, flags=re.MULTILINE)
+            meta = re.sub(r"^directory\.id=.*$", f"directory.id={_uuid()}", meta, flags=re.MULTILINE)
+            (data / "meta.properties").write_text(meta)
+
+
+def _uuid() -> str:
+    """As Kafka writes them; its tool takes one that begins with "-" for an option."""
+    while (found := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return found

@@ -1,0 +1,17 @@
+"""Debian's kcat, unpacked and not installed: where it is, and the libraries that come with it."""
+
+from __future__ import annotations
+
+import os
+
+from tests.testbed.install import search_path
+from tests.testbed.recipes import cache
+
+COMPONENTS = ("kcat",)
+"""What has to be installed for it."""
+
+
+def environment() -> dict[str, str]:
+    """The environment in which `kcat` can be called."""
+    libraries = os.pathsep.join(map(str, (cache() / "debian" / "kcat").glob("**/*-linux-gnu*")))
+    return {**os.environ, "PATH": search_path(*COMPONENTS), "LD_LIBRARY_PATH": libraries}

@@ -1,0 +1,164 @@
+"""A private nats-server with JetStream, or a cluster of them, on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.certificates import Authority, Certificate
+from tests.testbed.install import search_path
+from tests.testbed.nats_auth import OPEN
+from tests.testbed.process import wait_until
+from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
+from tests.testbed.tcp_proxy import TcpProxy
+
+COMPONENTS = ("nats-server",)
+"""What has to be installed for a Nats."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One server: its folder and ports (`advertised` is the one that clients are told of)."""
+
+    name: str
+    folder: Path
+    port: int
+    advertised: int
+    cluster: int
+    monitor: int
+
+
+class Nats(Servers):
+    """As a context manager it is started, and removed with all that it ran.
+
+    `login`: configuration from nats_auth, by default everybody may do everything. TLS: where `authority` is given, with
+    a certificate of it unless `certificate` is another; `mtls`: clients need one too. `proxied`: clients are sent
+    through `proxies`, one a server, which can fail. `settings`: more of the configuration, as it stands in the file.
+    """
+
+    def __init__(
+        self,
+        servers: int = 1,
+        *,
+        login: str = OPEN,
+        authority: Authority | None = None,
+        certificate: Certificate | None = None,
+        mtls: bool = False,
+        proxied: bool = False,
+        settings: str = "",
+    ) -> None:
+        super().__init__(Workspace("nats"))
+        self.proxies: list[TcpProxy] = []
+        self._tls = ""
+        if authority:
+            shown = certificate or authority.issue("nats")
+            trusted = f'ca_file: "{authority.certificate}", verify: {str(mtls).lower()}'
+            self._tls = f'tls {{ cert_file: "{shown.certificate}", key_file: "{shown.key}", {trusted} }}\n'
+        self._common = login + self._tls + settings
+        self.nodes = [self._node(number, proxied=proxied) for number in range(1, servers + 1)]
+        for node in self.nodes:
+            (node.folder / "nats.conf").write_text(self._config(node))
+        self.servers = [self._server(node) for node in self.nodes]
+
+    @property
+    def urls(self) -> list[str]:
+        """Where clients connect to, through the proxies if there are any."""
+        scheme = "tls" if self._tls else "nats"
+        return [f"{scheme}://{HOST}:{node.advertised}" for node in self.nodes]
+
+    @property
+    def url(self) -> str:
+        """The same as one string, with commas."""
+        return ",".join(self.urls)
+
+    def server(self, name: str) -> Server:
+        """One server by its name: n1, n2, ..."""
+        return next(server for server in self.servers if server.name == name)
+
+    def leader(self, stream: str, *, timeout: float = 30) -> Server:
+        """The server that leads a stream; where there is none for the moment, wait for one."""
+        found: list[str] = []
+
+        def known() -> bool:
+            # Each server has an opinion; one that was frozen or cut off may still hold an old one.
+            leaders = [name for state in self._streams(stream) for name in _leader(state)]
+            found[:] = [max(leaders, key=leaders.count)] if leaders else []
+            return bool(found) and self.server(found[0]).running
+
+        wait_until(known, f"a leader of stream {stream}", timeout=timeout, interval=0.1)
+        return self.server(found[0])
+
+    def monitor(self, path: str, node: Node | None = None) -> dict[str, Any]:
+        """What a server's monitoring says: `varz`, `connz`, `jsz?streams=true`, ..."""
+        url = f"http://{HOST}:{(node or self.nodes[0]).monitor}/{path}"
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            found: dict[str, Any] = json.load(answer)
+        return found
+
+    def close(self) -> None:
+        """End and remove everything that this instance brought about."""
+        for proxy in self.proxies:
+            proxy.close()
+        super().close()
+
+    def _streams(self, stream: str) -> list[dict[str, Any]]:
+        found = []
+        for node, server in zip(self.nodes, self.servers, strict=True):
+            if not server.running:
+                continue
+            try:
+                accounts = self.monitor("jsz?accounts=true&streams=true", node)["account_details"]
+            except (OSError, KeyError):  # it does not answer, or has no account yet
+                continue
+            details = [detail for account in accounts for detail in account.get("stream_detail", [])]
+            found += [detail for detail in details if detail["name"] == stream]
+        return found
+
+    def _node(self, number: int, *, proxied: bool) -> Node:
+        name = f"n{number}"
+        folder = self.directory / name
+        folder.mkdir()
+        port = advertised = free_port()
+        if proxied:
+            self.proxies.append(TcpProxy(HOST, port))
+            advertised = self.proxies[-1].port
+        return Node(name, folder, port, advertised, free_port(), free_port())
+
+    def _config(self, node: Node) -> str:
+        lines = [
+            f"server_name: {node.name}",
+            f"listen: {HOST}:{node.port}",
+            f"client_advertise: {HOST}:{node.advertised}",
+            f"http: {HOST}:{node.monitor}",
+            f'jetstream {{ store_dir: "{node.folder}/jetstream" }}',
+            self._common,
+        ]
+        if len(self.nodes) > 1:
+            routes = ", ".join(f'"nats://{HOST}:{other.cluster}"' for other in self.nodes)
+            lines.append(f"cluster {{ name: testbed, listen: {HOST}:{node.cluster}, routes: [{routes}] }}")
+        return "\n".join(lines) + "\n"
+
+    def _server(self, node: Node) -> Server:
+        program = shutil.which("nats-server", path=search_path("nats-server")) or "nats-server"
+        command = [program, "--config", f"{node.folder}/nats.conf"]
+        return Server(node.name, self._workspace, command, ready=self._healthy(node))
+
+    def _healthy(self, node: Node) -> Callable[[], bool]:
+        def check() -> bool:
+            try:
+                return bool(self.monitor("healthz", node)["status"] == "ok")
+            except urllib.error.HTTPError:  # 503: it answers, and is not ready
+                return False
+
+        return check
+
+
+def _leader(state: dict[str, Any]) -> list[str]:
+    cluster = state.get("cluster")  # a single server has none: it leads
+    return ["n1"] if cluster is None else [name for name in [cluster.get("leader")] if name]

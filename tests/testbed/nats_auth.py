@@ -1,0 +1,154 @@
+"""Ways of logging in to a NATS server: what its configuration says, and what the client needs for it.
+
+Keys are made with the nkeys library; the JWTs of an operator, its accounts and users are signed here, so that `nsc` is
+not needed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nkeys  # type: ignore[import-untyped]
+
+OPEN = ""
+"""The configuration of a server that lets everybody in."""
+
+_UNLIMITED = {"subs": -1, "data": -1, "payload": -1}
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """The subjects that a user may publish to and subscribe to; none given: all."""
+
+    publish: Sequence[str] | None = None
+    subscribe: Sequence[str] | None = None
+
+    def config(self) -> dict[str, Any]:
+        """As it stands in a server's configuration."""
+        kinds = {"publish": self.publish, "subscribe": self.subscribe}
+        return {kind: list(subjects) for kind, subjects in kinds.items() if subjects is not None}
+
+    def claims(self) -> dict[str, Any]:
+        """As it stands in a user's JWT."""
+        kinds = {"pub": self.publish, "sub": self.subscribe}
+        return {kind: {} if subjects is None else {"allow": list(subjects)} for kind, subjects in kinds.items()}
+
+
+EVERYTHING = Permissions()
+
+
+@dataclass(frozen=True)
+class Key:
+    """An nkey: its public half, and its secret seed."""
+
+    public: str
+    seed: str
+
+    @classmethod
+    def new(cls, kind: int = nkeys.PREFIX_BYTE_USER) -> Key:
+        """A random one; kinds are nkeys.PREFIX_BYTE_*."""
+        seed = nkeys.encode_seed(os.urandom(32), kind)
+        return cls(nkeys.from_seed(bytearray(seed)).public_key.decode(), seed.decode())
+
+    def sign(self, data: bytes) -> bytes:
+        """An Ed25519 signature."""
+        signature: bytes = nkeys.from_seed(bytearray(self.seed.encode())).sign(data)
+        return signature
+
+
+def token(secret: str) -> str:
+    """The configuration of a server that wants this token."""
+    return _render({"authorization": {"token": secret}})
+
+
+def users(passwords: dict[str, str], permissions: dict[str, Permissions] | None = None) -> str:
+    """The configuration of a server that wants user and password; users not named in `permissions` may do all."""
+    allowed = permissions or {}
+    known = [
+        {"user": user, "password": password, "permissions": allowed.get(user, EVERYTHING).config()}
+        for user, password in passwords.items()
+    ]
+    return _render({"authorization": {"users": known}})
+
+
+def nkey(key: Key, permissions: Permissions = EVERYTHING) -> str:
+    """The configuration of a server that lets this key in."""
+    return _render({"authorization": {"users": [{"nkey": key.public, "permissions": permissions.config()}]}})
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator with one account for users, which has JetStream, and the system account that goes with it."""
+
+    operator: Key = field(default_factory=lambda: Key.new(nkeys.PREFIX_BYTE_OPERATOR))
+    account: Key = field(default_factory=lambda: Key.new(nkeys.PREFIX_BYTE_ACCOUNT))
+    system: Key = field(default_factory=lambda: Key.new(nkeys.PREFIX_BYTE_ACCOUNT))
+
+    def config(self) -> str:
+        """The configuration of a server that trusts this operator."""
+        storage = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
+        accounts = {
+            self.account.public: _jwt(self.operator, self.account.public, "bridge", _account(storage)),
+            self.system.public: _jwt(self.operator, self.system.public, "system", _account({})),
+        }
+        trusted = {"type": "operator", "version": 2, "system_account": self.system.public}
+        return _render(
+            {
+                "operator": _jwt(self.operator, self.operator.public, "testbed", trusted),
+                "system_account": self.system.public,
+                "resolver": "MEMORY",
+                "resolver_preload": accounts,
+            }
+        )
+
+    def creds(
+        self, file: Path, *, user: str = "bridge", permissions: Permissions = EVERYTHING, seconds: int = 3600
+    ) -> Path:
+        """Write the credentials file of a user of the account; negative seconds: one that has expired."""
+        key = Key.new()
+        claims = {"type": "user", "version": 2, **_UNLIMITED, **permissions.claims()}
+        jwt = _jwt(self.account, key.public, user, claims, expires=int(time.time()) + seconds)
+        file.touch(0o600)
+        file.write_text(_block("NATS USER JWT", jwt) + "\n" + _block("USER NKEY SEED", key.seed))
+        return file
+
+
+def _account(storage: dict[str, int]) -> dict[str, Any]:
+    limits = {"imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1, **_UNLIMITED, **storage}
+    return {"type": "account", "version": 2, "limits": limits, "default_permissions": {"pub": {}, "sub": {}}}
+
+
+def _jwt(issuer: Key, subject: str, name: str, claims: dict[str, Any], expires: int | None = None) -> str:
+    """A JWT of NATS's kind: signed by an nkey, and with an id that is a digest of itself."""
+    payload: dict[str, Any] = {"iat": int(time.time()), "iss": issuer.public, "name": name, "sub": subject}
+    payload |= {"exp": expires} if expires is not None else {}
+    payload["nats"] = claims
+    digest = hashlib.new("sha512_256", _json(payload)).digest()
+    payload["jti"] = base64.b32encode(digest).decode().rstrip("=")
+    signed = f"{_base64(_json({'typ': 'JWT', 'alg': 'ed25519-nkey'}))}.{_base64(_json(payload))}"
+    return f"{signed}.{_base64(issuer.sign(signed.encode()))}"
+
+
+def _block(title: str, content: str) -> str:
+    return f"-----BEGIN {title}-----\n{content}\n------END {title}------\n"
+
+
+def _render(config: dict[str, Any]) -> str:
+    """A nats-server reads JSON where its configuration wants values."""
+    return "".join(f"{name}: {json.dumps(value)}\n" for name, value in config.items())
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).decode().rstrip("=")

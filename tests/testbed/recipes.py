@@ -1,0 +1,268 @@
+"""The kinds of things that the testbed installs: Go programs, Debian's packages, jars.
+
+Each is made in a staging folder and then moved into its place in the cache, so that what is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+_GO = (1, 25)
+_JAVA = 17
+
+
+class InstallError(Exception):
+    """Something is missing; the message is one line that says what, and what to do."""
+
+
+class Component(Protocol):
+    """A thing the tests need; its recipe changes whenever it has to be installed anew."""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def recipe(self) -> str:
+        """All that decides what gets installed, as text."""
+
+    def folders(self) -> list[Path]:
+        """Where its programs are."""
+
+    def absent(self) -> list[str]:
+        """What of it is not there."""
+
+    def install(self, staging: Path) -> None:
+        """Make it in `staging`, then move it into place."""
+
+
+def cache() -> Path:
+    """The folder that holds everything installed here."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "whalebridge-testbed"
+
+
+@dataclass(frozen=True)
+class GoPrograms:
+    """Programs of one Go module at one version, built without cgo into the flat `bin/`."""
+
+    name: str
+    module: str
+    version: str
+    packages: tuple[str, ...]
+    tags: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """Module, version and what is built of it."""
+        return f"go {self.module}@{self.version} {' '.join(self.packages)} [{self.tags}]"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Programs are called as the folder of their main package, the module's own as the module without its /v2."""
+        own = re.sub(r"/v\d+$", "", self.module)
+        return tuple((own if package == "." else package).rsplit("/", 1)[-1] for package in self.packages)
+
+    def folders(self) -> list[Path]:
+        """All Go programs share one folder."""
+        return [cache() / "bin"]
+
+    def absent(self) -> list[str]:
+        """Those of its programs that are not there."""
+        return _absent(self.programs, self.folders())
+
+    def install(self, staging: Path) -> None:
+        """Build inside the module's own folder: unlike `go install` that accepts modules with replace directives."""
+        module = f"{self.module}@{self.version}"
+        download = ["go", "mod", "download"]
+        _require_go()
+        _run([*download, module], staging, f"download {module}", _go_environment())
+        found = json.loads(_run([*download, "-json", module], staging, f"find {module}", _go_environment()))
+        _go_build(Path(found["Dir"]), staging, module, self.packages, self.tags)
+
+
+@dataclass(frozen=True)
+class GoSource:
+    """A Go program of this repository: its folder is a module, and its name is the program's."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def recipe(self) -> str:
+        """Every byte of the source."""
+        digest = hashlib.sha256()
+        for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            digest.update(f"{file.relative_to(self.folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+        return f"go source {self.name} {digest.hexdigest()[:16]}"
+
+    def folders(self) -> list[Path]:
+        """All Go programs share one folder."""
+        return [cache() / "bin"]
+
+    def absent(self) -> list[str]:
+        """The program, where it is not there."""
+        return _absent([self.name], self.folders())
+
+    def install(self, staging: Path) -> None:
+        """Build it; its go.sum pins what it is made of."""
+        _require_go()
+        _go_build(self.folder, staging, self.name, (".",))
+
+
+@dataclass(frozen=True)
+class DebianPackages:
+    """Debian packages, unpacked and not installed."""
+
+    name: str
+    packages: tuple[str, ...]
+    programs: tuple[str, ...]
+
+    @property
+    def recipe(self) -> str:
+        """The packages; their version is what the machine's Debian has."""
+        return f"debian {' '.join(self.packages)}"
+
+    def folders(self) -> list[Path]:
+        """Where Debian's packages keep programs."""
+        root = cache() / "debian" / self.name
+        return [root / folder for folder in ("usr/sbin", "usr/bin", "sbin", "bin", "usr/lib/cni")]
+
+    def absent(self) -> list[str]:
+        """Those of its programs that are not there."""
+        return _absent(self.programs, self.folders())
+
+    def install(self, staging: Path) -> None:
+        """Download (with fresh package lists if these do not know the packages) and unpack."""
+        if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+            raise InstallError(
+                f"apt-get not found: {self.name} is taken from Debian's packages; use Debian 12 or later"
+            )
+        # The sandbox user of apt could not write into our folder, and apt would warn about it.
+        download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *self.packages]
+        try:
+            _run(download, staging, "download")
+        except InstallError:
+            _run(["apt-get", "update", "-q"], staging, "update apt's package lists (root is needed for that)")
+            _run(download, staging, f"download Debian's {' '.join(self.packages)}")
+        tree = staging / "tree"
+        for package in sorted(staging.glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(package), str(tree)], staging, f"unpack {package.name}")
+        _move(tree, cache() / "debian" / self.name, staging)
+
+
+@dataclass(frozen=True)
+class MavenJars:
+    """Jars and all they depend on, from Maven's central repository, flat in NAME/libs/."""
+
+    name: str
+    artifacts: tuple[str, ...]  # GROUP:ARTIFACT:VERSION
+
+    @property
+    def recipe(self) -> str:
+        """The artifacts that are asked for."""
+        return f"maven {' '.join(self.artifacts)}"
+
+    def folders(self) -> list[Path]:
+        """No programs: java runs the jars."""
+        return []
+
+    def absent(self) -> list[str]:
+        """Those of the artifacts, and java, that are not there."""
+        libraries = cache() / self.name / "libs"
+        jars = ["{}-{}.jar".format(*artifact.split(":")[1:]) for artifact in self.artifacts]
+        return [jar for jar in jars if not (libraries / jar).is_file()] + _absent(["java"], None)
+
+    def install(self, staging: Path) -> None:
+        """Let Maven find and copy what the artifacts depend on."""
+        _require_java(self.name)
+        if not shutil.which("mvn"):
+            raise InstallError(f"mvn not found: {self.name} is taken from Maven's repository; apt-get install maven")
+        (staging / "pom.xml").write_text(_pom(self.artifacts))
+        goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={staging}/tree/libs"]
+        _run(["mvn", "--batch-mode", "--quiet", *goal], staging, f"download {' '.join(self.artifacts)}")
+        _move(staging / "tree", cache() / self.name, staging)
+
+
+def _absent(programs: Sequence[str], folders: list[Path] | None) -> list[str]:
+    path = None if folders is None else os.pathsep.join(map(str, folders))
+    return [program for program in programs if not shutil.which(program, path=path)]
+
+
+def _move(made: Path, place: Path, staging: Path) -> None:
+    place.parent.mkdir(exist_ok=True)
+    if place.exists():
+        place.replace(staging / "old")
+    made.replace(place)
+
+
+def _pom(artifacts: Sequence[str]) -> str:
+    wanted = "".join(f"<dependency>{_coordinates(*artifact.split(':'))}</dependency>" for artifact in artifacts)
+    own = _coordinates("whalebridge", "testbed", "1")
+    return f"<project><modelVersion>4.0.0</modelVersion>{own}<dependencies>{wanted}</dependencies></project>"
+
+
+def _coordinates(group: str, artifact: str, version: str) -> str:
+    return f"<groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version>"
+
+
+def _go_environment() -> dict[str, str]:
+    # Without cgo the programs are static: they run on any distribution, whatever C library built them.
+    return os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
+
+
+def _go_build(source: Path, staging: Path, what: str, packages: Sequence[str], tags: str = "") -> None:
+    (staging / "bin").mkdir()
+    command = ["go", "build", "-trimpath", "-ldflags=-s -w", f"-tags={tags}", "-o", f"{staging}/bin/"]
+    _run([*command, *packages], source, f"build {what}", _go_environment())
+    (cache() / "bin").mkdir(exist_ok=True)
+    for program in (staging / "bin").iterdir():
+        program.replace(cache() / "bin" / program.name)
+
+
+def _require_go() -> None:
+    wanted = ".".join(map(str, _GO))
+    go = shutil.which("go")
+    found = re.search(r"go(\d+)\.(\d+)", _run([go, "version"], Path.cwd(), "ask Go for its version")) if go else None
+    if found is None:
+        raise InstallError(
+            f"go not found: install Go {wanted} or newer (Debian 12's own is too old) and put it on PATH"
+        )
+    if (int(found[1]), int(found[2])) < _GO:
+        raise InstallError(f"{go} is Go {found[1]}.{found[2]}: install {wanted} or newer and put it first on PATH")
+
+
+def _require_java(what: str) -> None:
+    java = shutil.which("java")
+    if java is None:
+        raise InstallError(
+            f"java not found: {what} needs Java {_JAVA} or newer; apt-get install openjdk-17-jre-headless"
+        )
+    # `-version` alone writes to stderr.
+    found = re.search(r"^\S+ (\d+)", _run([java, "--version"], Path.cwd(), "ask Java for its version"))
+    if found is None or int(found[1]) < _JAVA:
+        raise InstallError(f"{java} is too old: {what} needs Java {_JAVA} or newer, first on PATH")
+
+
+def _run(command: Sequence[str], folder: Path, what: str, environment: dict[str, str] | None = None) -> str:
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise InstallError(f"cannot {what}: {error}") from error
+    if done.returncode:
+        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["it said nothing"]
+        raise InstallError(f"cannot {what}: {said[-1].strip()} ({' '.join(command)})")
+    return done.stdout

@@ -1,0 +1,215 @@
+"""P1 of any outbox, whatever it goes through: every sink gets each record or is told of its loss, in order.
+
+Hypothesis makes up the history. A crash is a copy of the files as the kernel has them at that moment, which is what a
+SIGKILL leaves; a loss of power also cuts the log, at any byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from bridge.core.events import Record
+from bridge.core.ports import Outbox
+from bridge.outbox.bounds import Bounds
+from bridge.outbox.memory import MemoryOutbox
+from bridge.outbox.sqlite import SqliteOutbox
+from tests.clocks import ManualClock
+from tests.contract.test_outbox import lost
+from tests.records import Recorder
+from tests.scale import scaled
+
+BOUNDS = Bounds(max_records=40, max_bytes=40_000, max_age=1000)
+SINKS = ("a", "b")
+sinks = st.sampled_from(SINKS)
+histories = settings(
+    max_examples=scaled(part=40, full=1000),
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+class Consumer:
+    """Reads as the consumer rules say, and accepts neither a hole nor a record that changed."""
+
+    def __init__(self) -> None:
+        self.expected = (0, 1)
+        self.seen: dict[str, bytes] = {}
+        self.epochs: dict[int, int] = {}
+
+    def take(self, record: Record) -> None:
+        assert self.seen.setdefault(record.id, record.data) == record.data, f"{record.id} has changed"
+        first, last = (record.sequence, record.sequence) if record.type != "lost" else lost(record)[1:3]
+        known = self.epochs.get(record.epoch, 0)
+        assert first <= known + 1, f"a hole before {record.id}"
+        assert known or record.epoch > max(self.epochs, default=0), "an old epoch came back"
+        self.epochs[record.epoch] = max(known, last)
+
+    def skip_to(self, epochs: dict[int, int]) -> None:
+        """The outbox is another one: what was appended so far may be lost."""
+        self.epochs = dict(epochs)
+
+
+class Promises(RuleBasedStateMachine):
+    """What is done to an outbox, and what its sinks get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.clock = ManualClock()
+        self.recorder = Recorder(epoch=1)
+        self.consumers = {sink: Consumer() for sink in SINKS}
+        self.appended: dict[int, int] = {}
+        self.memory: dict[str, bytes] = {}
+        self.outbox: Outbox
+
+    def teardown(self) -> None:
+        for sink in SINKS:
+            while self.outbox.depth(sink):
+                self.read(sink, 1000, 1 << 20, acknowledge=True)
+            assert self.consumers[sink].epochs == self.appended, f"{sink} lacks records at the end"
+        self.runner.run(self.outbox.close())
+        self.runner.close()
+
+    @rule(count=st.integers(1, 60), size=st.sampled_from([0, 300, 3000]), key=st.sampled_from("xyz"))
+    def append(self, count: int, size: int, key: str) -> None:
+        records = self.recorder.starts(count, size)
+        forget = count % 3 == 0
+        value = None if forget else str(records[-1].sequence).encode()
+        self.runner.run(self.outbox.append(records, {key: value}))
+        self.appended[records[-1].epoch] = records[-1].sequence
+        if value is None:
+            self.memory.pop(key, None)
+        else:
+            self.memory[key] = value
+
+    @rule(
+        sink=sinks, limit=st.integers(1, 50), max_bytes=st.sampled_from([1, 5000, 1 << 20]), acknowledge=st.booleans()
+    )
+    def read(self, sink: str, limit: int, max_bytes: int, *, acknowledge: bool) -> None:
+        if not self.outbox.depth(sink):
+            return
+        batch = list(self.runner.run(self.outbox.read(sink, limit, max_bytes)))
+        assert 1 <= len(batch) <= limit
+        for record in batch:
+            self.consumers[sink].take(record)
+        if acknowledge:
+            self.runner.run(self.outbox.acknowledge(sink, batch[: (limit + 1) // 2] if limit % 3 == 0 else batch))
+
+    @rule(sink=sinks, limit=st.integers(1, 50), chosen=st.sets(st.integers(0, 49), min_size=1, max_size=3))
+    def refuse(self, sink: str, limit: int, chosen: set[int]) -> None:
+        if not self.outbox.depth(sink):
+            return
+        batch = self.runner.run(self.outbox.read(sink, limit))
+        refused = {(each.epoch, each.sequence) for number, each in enumerate(batch) if number in chosen}
+        self.runner.run(self.outbox.refuse(sink, refused, "no"))
+
+    @rule(seconds=st.sampled_from([1, 100, 600]))
+    def pass_time(self, seconds: int) -> None:
+        self.clock.pass_time(seconds)
+
+    @rule()
+    def begin_an_epoch(self) -> None:
+        self.recorder = Recorder(epoch=self.recorder.ledger.epoch + 1)
+
+    @invariant()
+    def bounded(self) -> None:
+        for sink in SINKS:
+            # a batch on its way, a refusal or two and one append are beyond the bound
+            assert self.outbox.depth(sink) <= 3 * BOUNDS.max_records + 60
+
+
+class MemoryPromises(Promises):
+    @initialize()
+    def make(self) -> None:
+        self.outbox = MemoryOutbox(SINKS, self.clock, BOUNDS)
+
+
+class SqlitePromises(Promises):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="whalebridge-"))
+        self.number = 0
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            shutil.rmtree(self.folder)
+
+    @initialize()
+    def make(self) -> None:
+        self.outbox = self.runner.run(SqliteOutbox.open(self.path, SINKS, self.clock, BOUNDS))
+
+    @property
+    def path(self) -> Path:
+        return self.folder / str(self.number)
+
+    @rule()
+    def restart(self) -> None:
+        self.runner.run(self.outbox.close())
+        self.make()
+        self.remembers()
+
+    @rule()
+    def crash(self) -> None:
+        """SIGKILL: what was acknowledged a moment ago may be told again, and nothing else happens."""
+        self.leave()
+        self.make()
+        self.remembers()
+
+    @precondition(lambda self: self.appended)
+    @rule(kept=st.floats(0, 1))
+    def lose_power(self, kept: float) -> None:
+        """A disk that lied about fsync: the newest transactions are gone, and those before are whole."""
+        self.leave()
+        log = self.path / "outbox.db-wal"
+        if log.exists():
+            with log.open("r+b") as file:
+                file.truncate(int(log.stat().st_size * kept))
+        self.make()
+        values = self.runner.run(self._left())
+        self.memory = dict(self.outbox.recall().values)
+        for sink in SINKS:
+            self.consumers[sink].skip_to(values)
+        self.appended = dict(values)
+        self.recorder = Recorder(epoch=self.recorder.ledger.epoch + 1)
+
+    async def _left(self) -> dict[int, int]:
+        """What the sinks still get has no hole in itself; return up to where it goes."""
+        left: dict[int, int] = {}
+        for sink in SINKS:
+            expected: dict[int, int] = {}
+            while self.outbox.depth(sink):
+                batch = await self.outbox.read(sink, 1000)
+                for record in batch:
+                    first = record.sequence if record.type != "lost" else lost(record)[1]
+                    assert expected.setdefault(record.epoch, first) == first
+                    expected[record.epoch] = record.sequence + 1
+                await self.outbox.acknowledge(sink, batch)
+            left |= {epoch: sequence - 1 for epoch, sequence in expected.items()}
+        return left
+
+    def leave(self) -> None:
+        """Keep the files as they are now, and go on with a copy of them."""
+        before = self.path
+        self.number += 1
+        shutil.copytree(before, self.path)
+        self.runner.run(self.outbox.close())
+        shutil.rmtree(before)
+
+    def remembers(self) -> None:
+        assert dict(self.outbox.recall().values) == self.memory
+
+
+TestMemory = MemoryPromises.TestCase
+TestMemory.settings = histories
+TestSqlite = SqlitePromises.TestCase
+TestSqlite.settings = histories

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.events import Record
+from config.sinks.nats import NatsSettings
+from sinks.nats.messages import Messages, message_id
+
+RECORD = Record(7, 42, "started", "2026-11-23T15:21:08Z", "node-1", "c79d", "shop", "shop/web", "p", b'{"x":1}')
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+HEADER = re.compile(r"[!-~]*")  # printable ASCII without blanks: nothing can end a line, or be trimmed
+
+
+def messages(**settings: Any) -> Messages:
+    return Messages(NatsSettings.model_validate({"servers": ["n1"], "subject": "events", **settings}))
+
+
+def test_a_message() -> None:
+    item = messages().item(RECORD)
+    assert item
+    assert item.id == "//node-1/containerd.io/c79d/7-42"
+    assert item.position == (7, 42)
+    assert item.subject == "events.node-1.shop.started"
+    assert item.data == RECORD.data
+    assert item.headers == {
+        "Nats-Msg-Id": item.id,
+        "ce-specversion": "1.0",
+        "ce-id": "7-42",
+        "ce-source": "//node-1/containerd.io/c79d",
+        "ce-type": "io.whalebridge.container.started",
+        "ce-time": "2026-11-23T15:21:08Z",
+        "ce-dataschema": "urn:whalebridge:event:1",
+        "ce-sequence": "7-00000000000000000042",
+        "ce-subject": "shop/web",
+        "ce-datacontenttype": "application/json",
+    }
+
+
+def test_the_size_of_headers_is_that_on_the_wire_and_a_batchs_share() -> None:
+    item = messages().item(RECORD)
+    assert item
+    wire = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in item.headers.items()) + b"\r\n"
+    batch = {"Nats-Batch-Id": "x" * 32, "Nats-Batch-Sequence": "1000", "Nats-Batch-Commit": "1"}
+    share = sum(len(name) + len(value) + 4 for name, value in batch.items())
+    assert len(wire) + share <= item.header_size < len(wire) + share + 60
+
+
+def test_structured_mode_has_everything_in_its_document() -> None:
+    item = messages(cloudevents="structured").item(RECORD)
+    assert item
+    assert item.headers == {"Nats-Msg-Id": item.id, "Content-Type": "application/cloudevents+json"}
+    assert json.loads(item.data)["data"] == {"x": 1}
+
+
+def test_without_cloudevents_there_is_the_id_alone() -> None:
+    item = messages(cloudevents="none").item(RECORD)
+    assert item
+    assert item.headers == {"Nats-Msg-Id": item.id}
+
+
+def test_a_heartbeat_has_no_id_of_its_own() -> None:
+    beat = messages(cloudevents="none").item(msgspec.structs.replace(RECORD, type="heartbeat"))
+    assert beat
+    assert (beat.id, beat.headers) == ("", {})
+
+
+def test_what_an_encoding_does_not_know_is_left_out() -> None:
+    assert messages(encoding="whalewatcher").item(msgspec.structs.replace(RECORD, type="snapshot_started")) is None
+
+
+@pytest.mark.parametrize("field", ["host", "engine"])
+def test_ids_tell_sources_apart(field: str) -> None:
+    others = [msgspec.structs.replace(RECORD, **{field: value}) for value in ("a", "b", "a/b", "ä")]
+    assert len({message_id(other) for other in others}) == len(others)
+
+
+@given(TEXT, TEXT, TEXT, TEXT)
+def test_headers_and_subjects_are_safe_whatever_something_is_called(
+    host: str, namespace: str, subject: str, project: str
+) -> None:
+    hostile = msgspec.structs.replace(RECORD, host=host, namespace=namespace, subject=subject, project=project)
+    item = messages(template="{host}.{namespace}.{project}.{type}").item(hostile)
+    assert item
+    assert all(HEADER.fullmatch(value) for value in item.headers.values())
+    assert re.fullmatch(r"events(\.[A-Za-z0-9_=-]+){4}", item.subject)
