@@ -1,11 +1,11 @@
-"""The real program, run as its users run it: `whalebridge run` with its standard output read along."""
+"""The real program, run as its users run it: `whalebridge run`, with its standard output or its brokers read along."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,10 +18,22 @@ FRAMES = ("snapshot_started", "snapshot_completed")
 
 
 class BridgeProcess:
-    """`whalebridge run` on one containerd; as a context manager it is ended with SIGTERM."""
+    """`whalebridge run` on one containerd; as a context manager it is ended with SIGTERM.
 
-    def __init__(self, address: str, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
-        self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *flags]
+    `sinks`: URLs; without any, records go to standard output, which `records` and what waits for them read.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        folder: Path,
+        *flags: str,
+        sinks: Sequence[str] = (),
+        state_dir: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        options = [f"--sink={url}" for url in sinks] + ([f"--state-dir={state_dir}"] if state_dir else [])
+        self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *options, *flags]
         self.out = folder / "records.jsonl"
         self.log = folder / "log.jsonl"
         self._environment = {"WHALEBRIDGE_HOST": "node-1", "PATH": "/usr/bin:/bin", **(environment or {})}
@@ -30,11 +42,27 @@ class BridgeProcess:
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it, perhaps once more: what it writes is appended."""
         with self.out.open("ab") as out, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=self._environment
             )
-        return self
+
+    def kill(self) -> None:
+        """SIGKILL it, whatever it is about."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def stop(self) -> float:
+        """End it as an operator does; return how many seconds that took."""
+        began = time.monotonic()
+        self.process.terminate()
+        assert self.process.wait(30) == 0, self.log.read_text()[-3000:]
+        return time.monotonic() - began
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -43,6 +71,19 @@ class BridgeProcess:
             self.process.terminate()
             status = self.process.wait(30)
             assert status == 0 or kind is not None, self.log.read_text()
+
+    def said(self, event: str) -> list[Document]:
+        """The lines of the log, of all runs, that tell of an event."""
+        lines = self.log.read_bytes().splitlines()
+        return [line for line in map(msgspec.json.decode, lines) if line["event"] == event]
+
+    def wait_said(self, event: str, times: int = 1, seconds: float = 60) -> list[Document]:
+        """Wait until the log tells of an event that many times."""
+        deadline = time.monotonic() + seconds
+        while len(found := self.said(event)) < times:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()[-3000:]  # noqa: PT018
+            time.sleep(0.05)
+        return found
 
     def records(self) -> list[Document]:
         """All records written so far; each line must be whole and valid."""

@@ -1,0 +1,241 @@
+"""What the tests of delivery share: where records go, what plain consumers find there, and a churn of containers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+
+from tests.bridge_process import BridgeProcess, Document, check_lives, fold, summary
+from tests.integration.nats_reading import Reader, Stored
+from tests.testbed.containerd import Containerd
+from tests.testbed.image import NAME as IMAGE
+from tests.testbed.kafka import Kafka
+from tests.testbed.kafka_admin import Record
+from tests.testbed.nats import Nats
+
+Position = tuple[int, int]
+_numbers = itertools.count()
+
+
+class Places:
+    """A topic and a stream of their own, on both brokers."""
+
+    def __init__(self, kafka: Kafka, nats: Nats) -> None:
+        self.topic = f"e2e{os.getpid()}x{next(_numbers)}"
+        self.stream = f"WHALEBRIDGE_{self.topic.upper()}"
+        self._kafka = kafka
+        self._nats = nats
+
+    @property
+    def urls(self) -> list[str]:
+        """What `--sink` is told."""
+        servers = ",".join(url.partition("//")[2] for url in self._nats.urls)
+        return [f"kafka://{self._kafka.bootstrap_of('plaintext')}/{self.topic}", f"nats://{servers}/{self.topic}"]
+
+    def bridge(
+        self, engine: Containerd, folder: Path, *flags: str, environment: dict[str, str] | None = None
+    ) -> BridgeProcess:
+        """The program with both sinks and a state_dir, for the namespaces that the flags name."""
+        state_dir = folder / "state"
+        return BridgeProcess(
+            engine.address, folder, *flags, sinks=self.urls, state_dir=state_dir, environment=environment
+        )
+
+    def in_kafka(self) -> list[Record]:
+        """All that a plain consumer finds in the topic."""
+        return self._kafka.admin.records(self.topic)
+
+    def in_nats(self) -> list[Stored]:
+        """All that a plain consumer finds in the stream."""
+
+        async def read() -> list[Stored]:
+            async with Reader(self._nats) as reader:
+                return await reader.stored(self.stream)
+
+        return asyncio.run(read())
+
+    def kafka_values(self) -> list[bytes]:
+        """The values alone; none where there is no topic yet."""
+        try:
+            return [record.value or b"" for record in self.in_kafka()]
+        except (UnknownTopicOrPartitionError, KafkaError, AssertionError):
+            return []
+
+    def nats_values(self) -> list[bytes]:
+        """The values alone."""
+        return [message.data for message in self.in_nats()]
+
+
+def documents(values: Sequence[bytes]) -> list[Document]:
+    """What a consumer makes of values: in order, each once. Those that came twice have to be identical."""
+    found: dict[Position, bytes] = {}
+    decoded = {value: msgspec.json.decode(value) for value in dict.fromkeys(values)}
+    for value, document in decoded.items():
+        position = (document["epoch"], document["sequence"])
+        assert found.setdefault(position, value) == value, (found[position], value)
+    return [decoded[found[position]] for position in sorted(found)]
+
+
+def in_order(values: Sequence[bytes]) -> bool:
+    """Whether first occurrences stand in the order of their positions (P5)."""
+    decoded = map(msgspec.json.decode, dict.fromkeys(values))
+    positions = [(document["epoch"], document["sequence"]) for document in decoded]
+    return positions == sorted(positions)
+
+
+def check_whole(records: Sequence[Document]) -> None:
+    """Every sequence of every epoch is there, the epochs are linked, and lives are well formed across them."""
+    last: Position | None = None
+    for epoch, group in itertools.groupby(records, key=lambda record: int(record["epoch"])):
+        told = list(group)
+        assert [record["sequence"] for record in told] == list(range(1, len(told) + 1)), epoch
+        assert told[0]["type"] == "snapshot_started"
+        previous = told[0]["snapshot"]["previous"]
+        assert previous == (last and {"epoch": last[0], "sequence": last[1]}), (epoch, last)
+        last = (epoch, len(told))
+    assert "lost" not in {record["type"] for record in records}
+    check_lives(list(records))
+
+
+def wait_for(fits: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Wait until it fits, or fail."""
+    deadline = time.monotonic() + seconds
+    while not fits():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.3)
+
+
+def alive(engine: Containerd, *namespaces: str) -> dict[str, bool]:
+    """containerd's own word: who lives, by display id, and whether it is paused."""
+    return {
+        f"{namespace}/{id_}": status == "PAUSED"
+        for namespace in namespaces
+        for id_, status in engine.tasks(namespace).items()
+        if status in ("RUNNING", "PAUSED", "PAUSING")
+    }
+
+
+def told_alive(records: list[Document]) -> dict[str, bool]:
+    """The same, as a consumer knows it."""
+    return {id_: container["paused"] for id_, container in fold(records).items()}
+
+
+def wait_agreement(
+    values: Callable[[], list[bytes]], engine: Containerd, *namespaces: str, seconds: float = 90
+) -> None:
+    """Wait until what a consumer folds is what containerd says."""
+    said = alive(engine, *namespaces)
+    try:
+        wait_for(lambda: told_alive(documents(values())) == said, "agreement with containerd", seconds)
+    except AssertionError:
+        records = documents(values())
+        told = told_alive(records)
+        wrong = {id_ for id_ in said.keys() | told.keys() if said.get(id_) != told.get(id_)}
+        about = [summary(record) for record in records if record["id"] in wrong]
+        raise AssertionError(f"{wrong=}; told of them: {about[-30:]}") from None
+
+
+class Churn:
+    """Containers that are born, paused, killed and reborn, for as long as the context lasts; some are left over."""
+
+    def __init__(self, engine: Containerd, namespace: str, seed: str = "7") -> None:
+        self.namespace = namespace
+        self.lives: Counter[str] = Counter()
+        """How often each was started, by display id."""
+        self._engine = engine
+        self._chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", seed))  # noqa: S311 (to be repeated)
+        self._states: dict[str, str] = {}
+        self._over = Event()
+        self._thread = ThreadPoolExecutor(1)
+        self._done: Future[None]
+        engine.import_image(namespace)
+
+    def __enter__(self) -> Self:
+        self._done = self._thread.submit(self._live)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.shutdown()
+        if kind is None:
+            self._done.result()
+
+    def clear(self) -> None:
+        """Remove all that is left."""
+        for id_ in self._states:
+            self._ctr("tasks", "delete", "--force", id_, check=False)
+            self._ctr("containers", "delete", id_, check=False)
+
+    def step(self) -> None:
+        """Do one thing."""
+        living = [id_ for id_, state in self._states.items() if state != "dead"]
+        dead = [id_ for id_, state in self._states.items() if state == "dead"]
+        if len(living) < 2 or (len(living) < 5 and self._chance.random() < 0.4):
+            if dead and self._chance.random() < 0.4:
+                self._reborn(self._chance.choice(dead))
+            else:
+                self._born()
+        else:
+            self._turn(self._chance.choice(living))
+
+    def _live(self) -> None:
+        while not self._over.is_set():
+            self.step()
+
+    def _born(self) -> None:
+        id_ = f"c{len(self._states)}-{os.getpid()}-{self.namespace}"
+        self._count(id_)
+        if self._chance.random() < 0.3:
+            self._states[id_] = "dead"
+            self._ctr("run", "--null-io", IMAGE, id_, "true")
+            self._ctr("tasks", "delete", id_, check=False)
+        else:
+            self._states[id_] = "running"
+            self._ctr("run", "--detach", "--null-io", "--label", "team=e2e", IMAGE, id_, "sleep", "600")
+
+    def _reborn(self, id_: str) -> None:
+        self._count(id_)
+        if self._engine.tasks(self.namespace).get(id_):
+            self._ctr("tasks", "delete", id_)
+        self._ctr("tasks", "start", "--detach", "--null-io", id_)
+        self._states[id_] = "running"
+        if self._chance.random() < 0.3:
+            self._kill(id_)
+
+    def _turn(self, id_: str) -> None:
+        if self._states[id_] == "paused":
+            self._ctr("tasks", "resume", id_)
+            self._states[id_] = "running"
+        elif self._chance.random() < 0.5:
+            self._ctr("tasks", "pause", id_)
+            self._states[id_] = "paused"
+        else:
+            self._kill(id_)
+
+    def _kill(self, id_: str) -> None:
+        self._ctr("tasks", "kill", "--signal", "SIGKILL", id_)
+        wait_for(lambda: self._engine.tasks(self.namespace).get(id_) in ("STOPPED", None), f"the end of {id_}")
+        if self._chance.random() < 0.7:  # else it stays listed
+            self._ctr("tasks", "delete", id_, check=False)
+        self._states[id_] = "dead"
+
+    def _count(self, id_: str) -> None:
+        self.lives[f"{self.namespace}/{id_}"] += 1
+
+    def _ctr(self, *args: str, check: bool = True) -> None:
+        self._engine.ctr(*args, namespace=self.namespace, check=check)
