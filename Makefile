@@ -7,7 +7,7 @@ PROTOS := bridge/containerd/protos/generate.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long lint testbed protos protos-check lock
+.PHONY: help setup run test test-long bench lint testbed protos protos-check lock
 
 help: ## tell what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: setup testbed ## every test; those that repeat a fault do so a few times
 
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## every test at its full count
+
+bench: setup testbed ## whalebridge and `ctr events | kcat -P` side by side: loss, time, CPU, latency, memory
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 lint: setup protos-check ## formatting, types, the one way of imports, generated code
 	$(BIN)/ruff check

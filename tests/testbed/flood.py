@@ -31,21 +31,28 @@ class Report:
 
 
 def flood(
-    engine: Containerd, *, events: int = 40_000, containers: int = 100, rate: float = 0, workers: int = 4
+    engine: Containerd,
+    *,
+    events: int = 40_000,
+    containers: int = 100,
+    rate: float = 0,
+    workers: int = 4,
+    prefix: str = "flood-",
 ) -> Report:
     """Create the container records that are not there yet, and forward the events; rate 0: as fast as can be.
 
     `events` is a multiple of PHASES times `containers`, so that every life ends; nothing runs behind the events.
+    Another flood of the same containers (the ids are `prefix` and a number) has the same pids again.
     """
     limit = 60 + (events / rate if rate else events / 500)
     options = {"address": engine.address, "namespace": NAMESPACE, "events": events, "containers": containers}
-    options |= {"rate": rate, "workers": workers, "limit": f"{limit:.0f}s"}
+    options |= {"rate": rate, "workers": workers, "prefix": prefix, "limit": f"{limit:.0f}s"}
     program = shutil.which("flood", path=search_path(*COMPONENTS)) or "flood"
     command = [program, "-create", *(f"-{name}={value}" for name, value in options.items())]
     said = json.loads(run(command, timeout=limit + 5).stdout)
     return Report(**{name: said[name] for name in Report.__dataclass_fields__})
 
 
-def create(engine: Containerd, containers: int = 100) -> None:
+def create(engine: Containerd, containers: int = 100, prefix: str = "flood-") -> None:
     """Only create the container records."""
-    flood(engine, events=0, containers=containers)
+    flood(engine, events=0, containers=containers, prefix=prefix)

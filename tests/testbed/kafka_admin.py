@@ -174,6 +174,20 @@ class KafkaAdmin:
         """All records there are at the time of asking, read by a plain consumer (committed ones only)."""
         return self._run(_read(self._bootstrap, topic, partition))
 
+    def end(self, topic: str, partition: int = 0) -> int:
+        """The offset after the last record of a partition: how many were appended to one that lost none."""
+
+        async def work() -> int:
+            consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap)
+            await consumer.start()
+            try:
+                place = TopicPartition(topic, partition)
+                return int((await consumer.end_offsets([place]))[place])
+            finally:
+                await consumer.stop()
+
+        return self._run(work())
+
     def _with_admin(self, work: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, _T]]) -> _T:
         async def whole() -> _T:
             admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)

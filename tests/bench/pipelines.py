@@ -1,0 +1,118 @@
+"""The two ways from a containerd into a topic that are compared, each as its users run it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.testbed import kcat
+from tests.testbed.containerd import Containerd
+from tests.testbed.flood import NAMESPACE
+
+TOPICS = frozenset({"/tasks/start", "/tasks/paused", "/tasks/resumed", "/tasks/exit"})
+TYPES = frozenset({"started", "paused", "unpaused", "exited"})
+_LINE = re.compile(rb"(\S+ \S+) \+0000 UTC (\S+) (\S+) ")
+
+
+@dataclass
+class Pipeline:
+    """Processes that publish to a topic; as a context manager they run, and are ended.
+
+    `sent_at` reads the time at which an event was sent from its record; None for what is no event of the flood.
+    """
+
+    name: str
+    commands: Sequence[tuple[Sequence[str], dict[str, str] | None]]
+    sent_at: Callable[[bytes], int | None]
+    log: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that were started."""
+        return [process.pid for process in self.processes]
+
+    def check(self) -> None:
+        """Raise where one of them has ended."""
+        if any(process.poll() is not None for process in self.processes):
+            raise RuntimeError(f"{self.name} ended: {self.log.read_text()[-2000:]}")
+
+    def __enter__(self) -> Self:
+        try:
+            with self.log.open("ab") as log:
+                for number, (command, environment) in enumerate(self.commands, 1):
+                    before = self.processes[-1].stdout if self.processes else subprocess.DEVNULL
+                    out = log if number == len(self.commands) else subprocess.PIPE
+                    self.processes.append(
+                        subprocess.Popen(command, env=environment, stdin=before, stdout=out, stderr=log)
+                    )
+            for process in self.processes:  # so that the end of a reader reaches the writer
+                if process.stdout is not None:
+                    process.stdout.close()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """End the first; the next one ends with what it reads, or is ended."""
+        for number, process in enumerate(self.processes):
+            if number == 0:
+                process.terminate()
+            for end in (process.terminate, process.kill, None):
+                try:
+                    process.wait(15)
+                    break
+                except subprocess.TimeoutExpired:
+                    if end is not None:
+                        end()
+
+
+def whalebridge(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
+    """Our program, with its outbox on disk."""
+    command = [sys.executable, "-m", "bridge", "run", "--containerd", engine.address, "--log-format", "json"]
+    command += ["--sink", f"kafka://{bootstrap}/{topic}", "--state-dir", str(folder / topic)]
+    return Pipeline("whalebridge", [(command, None)], _sent_in_record, folder / f"{topic}.log")
+
+
+def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
+    """What one writes in a shell: `ctr events | kcat -P`."""
+    ctr = engine.inside("ctr", "--address", engine.address, "events")
+    producer = ["kcat", "-P", "-b", bootstrap, "-t", topic]
+    commands = [(ctr, engine.env), (producer, kcat.environment())]
+    return Pipeline("ctr events | kcat", commands, _sent_in_line, folder / f"{topic}.log")
+
+
+PIPELINES = {"whalebridge": whalebridge, "kcat": ctr_kcat}
+
+
+def _sent_in_record(value: bytes) -> int | None:
+    record = json.loads(value)
+    of_flood = record["type"] in TYPES and record["container"]["namespace"] == NAMESPACE
+    return _nanoseconds(record["timestamp"].removesuffix("Z")) if of_flood and record["origin"] == "live" else None
+
+
+def _sent_in_line(value: bytes) -> int | None:
+    found = _LINE.match(value)
+    if not found or found[2].decode() != NAMESPACE or found[3].decode() not in TOPICS:
+        return None
+    return _nanoseconds(found[1].decode())
+
+
+def _nanoseconds(moment: str) -> int:
+    whole, _, fraction = moment.partition(".")
+    seconds = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC).timestamp()
+    return int(seconds) * 1_000_000_000 + int(fraction.ljust(9, "0") or "0")
