@@ -15,7 +15,7 @@ from bridge.core.encode import Coverage, Gap
 from bridge.core.errors import BridgeError
 from bridge.core.events import Reason
 from bridge.core.lives import Transition
-from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Mark, TaskCreated, TaskStarted, Undecodable
+from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Mark, TaskCreated, Undecodable
 from bridge.core.ports import Clock, Source, Stream
 from bridge.core.reconcile import Listing, reconcile, unproven
 from bridge.core.tracker import Tracker
@@ -116,7 +116,7 @@ class Session:
         while True:
             events, marks = self._sort(await stream.batch())
             for event in events:
-                if isinstance(event, (TaskCreated, TaskStarted)):
+                if isinstance(event, TaskCreated):
                     self._endings.expect(event.key, event.pid)
             self._marks.arrived()
             await self._intake.admit(events)
@@ -164,8 +164,9 @@ class Session:
         self._missed.clear()
         self.live, self.proven_at = True, proven_at
         self._journal.proven(proven_at)
-        for entry, life in self._tracker.lives():
-            self._endings.expect(entry.key, life.pid)
+        for entry in self._tracker.entries():
+            for pid in [entry.life.pid] if entry.life is not None else entry.created[-1:]:
+                self._endings.expect(entry.key, pid)
         await self._journal.write()
         _log.info("live", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
 
