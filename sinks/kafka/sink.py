@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -135,7 +136,7 @@ class KafkaSink:
             self._timestamps = False
             _log.warning("timestamps_refused", topic=topic, todo="set this host's clock; records go without timestamps")
         elif isinstance(error, POISONED) and not poisoned:
-            _log.info("producer_replaced", topic=topic, reason=said(error))
+            _log.info("producer_replaced", topic=topic, reason=type(error).__name__)
             return True
         elif isinstance(error, REFUSED):
             positions = frozenset(message.position for message in part)
@@ -177,7 +178,7 @@ class KafkaSink:
     async def _connected(self) -> Link:
         if self._link is None:
             await self._end()
-            self._link = await connect(self._settings, self._clock, self._limit, self._given_up)
+            self._link = await connect(self._settings, self._clock, self._limit)
             self._limit = self._link.limit
             self._warn(self._link)
         return self._link
@@ -199,5 +200,7 @@ class KafkaSink:
 
     async def _end(self) -> None:
         while self._given_up:
-            await self._given_up[0].abandon()
-            del self._given_up[0]
+            producer = self._given_up[0]
+            await producer.abandon()
+            with contextlib.suppress(ValueError):  # close() may have come to it at the same time
+                self._given_up.remove(producer)

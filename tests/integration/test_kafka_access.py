@@ -62,7 +62,7 @@ async def test_a_user_with_the_right_password_publishes(
     topic = f"{listener}-{mechanism}"
     file = tmp_path / "password"
     file.write_text(f"{USERS[USER]}\n")
-    secure = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
+    secure: dict[str, Any] = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
     where = kafka.bootstrap_of(listener)
     for sasl in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
         async with sink(where, topic, sasl=sasl, **secure) as made:
