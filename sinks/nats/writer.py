@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
+import structlog
+
 from bridge.core.errors import RefusedRecordError, TransientError
 from sinks.nats.exchange import Answer, Exchange, Message, Refusal, always, unless_refused
 from sinks.nats.failures import AnsweredError, one_line
@@ -33,8 +35,10 @@ HEADER_BYTES = 65_535
 _TOO_LARGE = (10054, 10097)
 _BATCH_TOO_LARGE = 10199
 _DUPLICATE_IN_BATCH = 10201
-_NO_BATCHES = (10174, 10177)  # turned off; or a server 2.12.0, which takes no message ids in them
+_NO_BATCHES = 10174
+_NO_IDS_IN_BATCHES = 10177  # of server 2.12.0
 _WRONG_LAST_ID = 10070
+_log = structlog.get_logger(__name__)
 
 
 @dataclass
@@ -43,11 +47,13 @@ class Progress:
 
     ``stored``: ids of records that the stream has, of those that may be handed over once more. ``most``: how many
     messages of a batch the server takes. ``batch``: how many to send at once, fewer where connections end before.
+    ``atomic``: whether the server knows of message ids in batches.
     """
 
     stored: set[str] = field(default_factory=set)
     most: int = BATCH
     batch: int = BATCH
+    atomic: bool = True
 
     def advance(self, items: Iterable[Item]) -> None:
         """Those are stored."""
@@ -70,7 +76,7 @@ class Writer:
         self._link = link
         self._stream = stream
         self._progress = progress
-        self._atomic = stream.atomic
+        self._atomic = stream.atomic and progress.atomic
 
     async def store(self, items: Sequence[Item]) -> None:
         """Store items in their order; return when the stream has all of them.
@@ -150,8 +156,11 @@ class Writer:
             return await self._missing(items)
         if refusal.err_code == _BATCH_TOO_LARGE and self._progress.batch > 1:
             self._progress.limit()
-        elif refusal.err_code in _NO_BATCHES:
+        elif refusal.err_code == _NO_BATCHES:  # turned off since we looked
             self._atomic = False
+        elif refusal.err_code == _NO_IDS_IN_BATCHES:
+            self._atomic = self._progress.atomic = False
+            _log.warning("no_atomic_batches", server=self._link.place.server, meaning="the server is older than 2.12.1")
         else:
             raise self._refused(refusal, items[0])
         return list(items)

@@ -180,6 +180,16 @@ async def test_batches_shrink_where_connections_end_and_grow_again() -> None:
     assert progress.batch == 992
 
 
+@pytest.mark.parametrize(("code", "lasting"), [(10174, False), (10177, True)])
+async def test_a_server_that_takes_no_batches_after_all(code: int, lasting: bool) -> None:
+    """The stream allows them no more, or the server is 2.12.0, which takes no message ids in them."""
+    server, progress = Server(refuse=lambda headers: code if "Nats-Batch-Id" in headers else 0), Progress()
+    items = [item(number) for number in range(5)]
+    await writer(FakeLink(server), progress).store(items)
+    assert server.ids == [each.id for each in items]
+    assert progress.atomic is not lasting
+
+
 async def test_records_without_an_id_are_always_sent() -> None:
     server, progress = Server(), Progress()
     beat = item(1)._replace(id="", headers={"Nats-Msg-Id": "beat-1"})
