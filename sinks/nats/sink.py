@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,7 @@ class NatsSink:
         """Let go of the connection; bounded, harmless when repeated."""
         links = [link for link in (self._left, self._link) if link]
         self._left = self._link = self._writer = None
-        for link in links:
-            await link.close()
+        await asyncio.gather(*(link.close() for link in links))
 
     async def _ready(self) -> tuple[Link, Writer | CoreWriter]:
         link = await self._connected()

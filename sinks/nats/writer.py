@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import structlog
 
-from bridge.core.errors import RefusedRecordError, TransientError
+from bridge.core.errors import RefusedRecordError
 from sinks.nats.exchange import Answer, Exchange, Message, Refusal, always, unless_refused
 from sinks.nats.failures import AnsweredError, one_line
 from sinks.nats.messages import MESSAGE_ID, Item
@@ -93,9 +93,9 @@ class Writer:
                 size = self._chunk(left)
                 chunk, left = left[:size], left[size:]
                 left = await self._store(chunk) + left
-        except AnsweredError:
+        except (AnsweredError, RefusedRecordError):
             raise
-        except TransientError:
+        except BaseException:  # the pump's patience ends in a cancellation
             self._progress.shrink()
             raise
 
