@@ -110,7 +110,8 @@ def nats_value(value: str) -> str:
 @lru_cache(_LIMIT)
 def source(host: str, engine: str) -> str:
     """Return a source as a URI reference: one containerd on one host."""
-    return f"//{quote(host, safe=_NAME_SAFE, errors='surrogatepass')}/containerd.io/{quote(engine, safe=_PATH_SAFE)}"
+    authority = quote(host, safe=_NAME_SAFE, errors="surrogatepass")
+    return f"//{authority}/containerd.io/{quote(engine, safe=_PATH_SAFE, errors='surrogatepass')}"
 
 
 @lru_cache(_LIMIT)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from bridge.clock import SystemClock
+from bridge.core.errors import FatalError
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings, plugins
 
 if TYPE_CHECKING:
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def make(settings: SinkSettings) -> Sink:
-    """Return the sink that ``settings`` describe, not yet started."""
+    """Return the sink that ``settings`` describe, not yet started.
+
+    Raises:
+        FatalError: Its library is not installed.
+    """
     match settings:
         case StdoutSettings():
             from sinks.stdout import StdoutSink
@@ -27,11 +33,13 @@ def make(settings: SinkSettings) -> Sink:
 
             return FileSink(settings)
         case KafkaSettings():
-            from sinks.kafka.sink import KafkaSink
+            with _library("kafka"):
+                from sinks.kafka.sink import KafkaSink
 
             return KafkaSink(settings, SystemClock())
         case NatsSettings():
-            from sinks.nats.sink import NatsSink
+            with _library("nats"):
+                from sinks.nats.sink import NatsSink
 
             return NatsSink(settings)
         case _:
@@ -42,3 +50,13 @@ def make(settings: SinkSettings) -> Sink:
 def make_all(settings: Iterable[SinkSettings]) -> list[Sink]:
     """Return a sink for each of ``settings``, in their order."""
     return [make(each) for each in settings]
+
+
+@contextlib.contextmanager
+def _library(extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise FatalError(
+            f"the sink {extra} needs a library that is not installed ({error.name}): pip install 'whalebridge[{extra}]'"
+        ) from error

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from tests.certificates import Authority
@@ -20,6 +21,10 @@ from tests.testbed.install import missing
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_config import LISTENERS
 from tests.testbed.nats import Nats
+
+# How long an example takes says more of what else the machine does than of the code.
+hypothesis.settings.register_profile("whalebridge", deadline=None)
+hypothesis.settings.load_profile("whalebridge")
 
 
 def _require(*names: str) -> None:

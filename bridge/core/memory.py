@@ -149,18 +149,19 @@ def decode(values: Mapping[str, bytes]) -> Memory:
     memory = Memory()
     entries: dict[ContainerKey, Entry] = {}
     for key, value in values.items():
-        kind, *names = key.split(_SEPARATOR, 2)
-        if kind == WATCHED:
+        if key == WATCHED:
             memory.watched = _WATCHED.decode(value)
-        elif kind == _POSITION:
-            memory.positions[SourceName(*names)] = _POSITIONS.decode(value)
+            continue
+        kind, first, second = key.split(_SEPARATOR, 2)
+        if kind == _POSITION:
+            memory.positions[SourceName(first, second)] = _POSITIONS.decode(value)
+            continue
+        container = ContainerKey(first, second)
+        entry = entries.setdefault(container, Entry(container))
+        if kind == _RECORD:
+            entry.metadata = _RECORDS.decode(value)
         else:
-            container = ContainerKey(*names)
-            entry = entries.setdefault(container, Entry(container))
-            if kind == _RECORD:
-                entry.metadata = _RECORDS.decode(value)
-            else:
-                _fill(entry, _LIVES.decode(value))
+            _fill(entry, _LIVES.decode(value))
     memory.entries = list(entries.values())
     return memory
 

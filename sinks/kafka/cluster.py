@@ -7,6 +7,7 @@ own, whose errors can be told. Nothing here is kept: each (re)connect asks anew.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -187,7 +188,7 @@ async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIt
         try:
             yield Cluster(settings, connection, server)
         finally:
-            connection.close()
+            await hang_up(connection)
         return
     raise TransientError(f"no Kafka server can be used: {'; '.join(reasons)}")
 
@@ -206,7 +207,7 @@ async def state_of(topic: str, partition: int, settings: KafkaSettings) -> str:
     if found.leader is None:
         return f"partition {partition} has no leader"
     try:
-        (await open_(*host_and_port(found.leader, PORT), options, REQUEST_SECONDS)).close()
+        await hang_up(await open_(*host_and_port(found.leader, PORT), options, REQUEST_SECONDS))
     except CONNECT_ERRORS as error:
         reason = not_reached(error, found.leader, settings)
         return f"the leader of partition {partition}, as the brokers name it, cannot be used: {reason}"
@@ -216,6 +217,14 @@ async def state_of(topic: str, partition: int, settings: KafkaSettings) -> str:
 async def open_(host: str, port: int, options: dict[str, Any], seconds: float) -> AIOKafkaConnection:
     """Connect to one server."""
     return await create_conn(host, port, request_timeout_ms=int(seconds * 1000), **options)
+
+
+async def hang_up(connection: AIOKafkaConnection) -> None:
+    """Let go of a connection without waiting for the other side, which may hang."""
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+    if ended := connection.close():
+        await asyncio.wait({ended}, timeout=1.0)
 
 
 def _patience(settings: KafkaSettings) -> float:

@@ -26,6 +26,7 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownProducerId,
     UnsupportedSaslMechanismError,
+    kafka_errors,
 )
 
 if TYPE_CHECKING:
@@ -34,8 +35,19 @@ if TYPE_CHECKING:
 CONNECT_ERRORS = (OSError, KafkaError, TimeoutError, ValueError, AssertionError)
 """What aiokafka raises where a connection cannot be made; the last two by a peer that breaks the protocol."""
 
+
+class InvalidRecordError(BrokerResponseError):  # type: ignore[misc] # aiokafka has no types
+    """A broker's own rules (of schemas, of compacted topics) are against a record."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "This record has failed the validation on the broker."
+
+
+kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)  # aiokafka 0.14 calls it an unknown error
+
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-REFUSED = (*TOO_LARGE, PolicyViolationError)
+REFUSED = (*TOO_LARGE, InvalidRecordError, PolicyViolationError)
 """What a broker says of records that it will never take."""
 
 POISONED = (OutOfOrderSequenceNumber, UnknownProducerId, ProducerFenced, InvalidProducerEpoch)

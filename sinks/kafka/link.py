@@ -30,8 +30,8 @@ class Link(NamedTuple):
     limit: int
 
 
-async def connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: list[Producer]) -> Link:
-    """Connect in a bounded time. A producer that was begun in vain is put to those that are ``given_up``.
+async def connect(settings: KafkaSettings, clock: Clock, limit: int) -> Link:
+    """Connect in a bounded time.
 
     Raises:
         TransientError: It does not work now; the text says why.
@@ -40,7 +40,7 @@ async def connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: l
     seconds = settings.timeout.total_seconds()
     try:
         async with asyncio.timeout(seconds):
-            return await _connect(settings, clock, limit, given_up)
+            return await _connect(settings, clock, limit)
     except TimeoutError as error:
         text = f"Kafka at {', '.join(settings.servers)}: not connected within {seconds:g} s"
         raise TransientError(await explained(text, settings)) from error
@@ -49,7 +49,7 @@ async def connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: l
         raise TransientError(denied or f"Kafka: {said(error)}") from error
 
 
-async def _connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: list[Producer]) -> Link:
+async def _connect(settings: KafkaSettings, clock: Clock, limit: int) -> Link:
     options = access.options(settings)
     async with cluster.connected(settings, options) as there:
         events = await there.event_topic(clock)
@@ -64,9 +64,11 @@ async def _connect(settings: KafkaSettings, clock: Clock, limit: int, given_up: 
         request_seconds=min(REQUEST_SECONDS, settings.timeout.total_seconds()),
         **options,
     )
-    given_up.append(producer)
-    await producer.start()
-    given_up.remove(producer)
+    try:
+        await producer.start()
+    except BaseException:
+        await producer.abandon()
+        raise
     return Link(producer, events, state, options, limit)
 
 

@@ -27,6 +27,7 @@ _SAFE = "!$&'()*+,;=:@"  # of a part of a key: all but what separates parts, and
 _OVERHEAD = 101  # of a batch, 61, and of its one record at the most
 _HEADER_OVERHEAD = 10  # two lengths
 _KEY_PARTS = 4
+MOST = 100_000  # messages of a batch
 
 
 class Message(NamedTuple):
@@ -111,13 +112,13 @@ def partition_of(source: Row, partitions: Sequence[int]) -> int:
 
 
 def batches(
-    messages: Sequence[Message], timestamp: int, new: Callable[[], Builder]
+    messages: Sequence[Message], timestamp: int, new: Callable[[], Builder], most: int = MOST
 ) -> Iterator[tuple[Builder, Sequence[Message]]]:
-    """Fill batches, in order, each with as many messages as it takes, and one at least."""
+    """Fill batches, in order, each with as many messages as it takes, ``most`` of them, and one at least."""
     start = 0
     while start < len(messages):
         builder, end = new(), start
-        while end < len(messages):
+        while end < min(len(messages), start + most):
             _, key, value, headers = messages[end]
             if builder.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
                 break

@@ -13,12 +13,14 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from aiokafka.errors import InvalidTimestampError, KafkaError
+from msgspec import Struct
 
 from bridge.core.errors import RefusedRecordError, TransientError
 from sinks import current
@@ -27,7 +29,7 @@ from sinks.kafka import table
 from sinks.kafka.cluster import Topic
 from sinks.kafka.failures import POISONED, REFUSED, TOO_LARGE, not_allowed, said
 from sinks.kafka.link import Link, connect, explained
-from sinks.kafka.messages import Message, batches, event_messages, partition_of, state_messages, too_large
+from sinks.kafka.messages import MOST, Message, batches, event_messages, partition_of, state_messages, too_large
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -46,6 +48,23 @@ class _Run(NamedTuple):
     source: Row
     records: Sequence[Record]
     messages: Sequence[Message]
+
+
+class _Delivery(Struct):
+    """How far one delivery has come; ``most`` messages go into a batch."""
+
+    done: int = 0
+    most: int = MOST
+    poisoned: bool = False
+
+
+def _events(link: Link) -> Topic:
+    return link.events
+
+
+def _state(link: Link) -> Topic:
+    assert link.state  # noqa: S101 (it is there where it is set up)
+    return link.state
 
 
 class KafkaSink:
@@ -88,9 +107,9 @@ class KafkaSink:
         ]
         self._refuse_too_large(runs)
         for run in runs:
-            await self._deliver(run.source, run.messages, to_state=False)
+            await self._deliver(run.source, run.messages, _events)
             if settings.state_topic:
-                await self._update_state(run, settings.state_topic)
+                await self._update_state(run)
 
     async def close(self) -> None:
         """Let go of all connections in a bounded time; harmless when repeated."""
@@ -99,51 +118,52 @@ class KafkaSink:
 
     # --- messages ---
 
-    async def _deliver(self, source: Row, messages: Sequence[Message], *, to_state: bool) -> None:
-        settings, done, poisoned = self._settings, 0, False
-        while done < len(messages):
+    async def _deliver(self, source: Row, messages: Sequence[Message], which: Callable[[Link], Topic]) -> None:
+        delivery = _Delivery()
+        while delivery.done < len(messages):
             link = await self._connected()
-            topic = link.state if to_state and link.state else link.events
+            topic = which(link)
             partition = self._partition(topic, source)
-            for builder, part in batches(messages[done:], self._timestamp(), link.producer.create_batch):
+            left = messages[delivery.done :]
+            for builder, part in batches(left, self._timestamp(), link.producer.create_batch, delivery.most):
                 try:
                     async with asyncio.timeout(self._timeout):
                         await (await link.producer.send_batch(builder, topic.name, partition=partition))
                 except TimeoutError as error:
                     await self._end_after_error()
                     text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
-                    raise TransientError(await explained(text, settings, topic.name, partition)) from error
+                    raise TransientError(await explained(text, self._settings, topic.name, partition)) from error
                 except (KafkaError, AssertionError) as error:  # the latter where the partition is not there any more
                     await self._end_after_error()
-                    poisoned = self._worth_another_producer(error, topic.name, part, poisoned=poisoned)
-                    break
+                    self._change_or_raise(error, topic.name, part, delivery)
+                    break  # and go on with another producer
                 except BaseException:
                     self._give_up()
                     raise
-                done += len(part)
+                delivery.done += len(part)
 
-    def _worth_another_producer(self, error: Exception, topic: str, part: Sequence[Message], *, poisoned: bool) -> bool:
-        """Change what made a batch fail, where that can be done; return whether that was a poisoned producer.
+    def _change_or_raise(self, error: Exception, topic: str, part: Sequence[Message], delivery: _Delivery) -> None:
+        """Change what made a batch fail, where that can be done here, so that the rest may be sent again at once.
 
         Raises:
             TransientError: Nothing can be changed here.
             RefusedRecordError: The one message will never be taken.
         """
-        if isinstance(error, TOO_LARGE) and len(part) > 1:
-            self._limit = max(sum(message.size for message in part) // 2, 1)
+        if isinstance(error, REFUSED) and len(part) > 1:
+            delivery.most = len(part) // 2  # until the one is found
+            if isinstance(error, TOO_LARGE):
+                self._limit = max(sum(message.size for message in part) // 2, 1)
+        elif isinstance(error, REFUSED):
+            raise RefusedRecordError(f"topic {topic} does not take it: {said(error)}", frozenset({part[0].position}))
         elif isinstance(error, InvalidTimestampError) and self._timestamps:
             self._timestamps = False
             _log.warning("timestamps_refused", topic=topic, todo="set this host's clock; records go without timestamps")
-        elif isinstance(error, POISONED) and not poisoned:
-            _log.info("producer_replaced", topic=topic, reason=said(error))
-            return True
-        elif isinstance(error, REFUSED):
-            positions = frozenset(message.position for message in part)
-            raise RefusedRecordError(f"topic {topic} does not take it: {said(error)}", positions) from error
+        elif isinstance(error, POISONED) and not delivery.poisoned:
+            delivery.poisoned = True
+            _log.info("producer_replaced", topic=topic, reason=type(error).__name__)
         else:
             denied = not_allowed(error, topic, self._settings)
-            raise TransientError(denied or f"topic {topic}: {said(error)}") from error
-        return poisoned
+            raise TransientError(denied or f"topic {topic}: {said(error)}")
 
     def _refuse_too_large(self, runs: Sequence[_Run]) -> None:
         most = self._settings.max_request_size
@@ -162,14 +182,20 @@ class KafkaSink:
 
     # --- the current state ---
 
-    async def _update_state(self, run: _Run, topic: str) -> None:
+    async def _update_state(self, run: _Run) -> None:
+        topic = _state(await self._connected())
         state = self._states.get(run.source)
         if state is None:
-            link = await self._connected()
-            partition = self._partition(link.state or link.events, run.source)
-            state = State(frozenset(await table.rows_of(run.source, topic, partition, self._settings, link.options)))
+            partition = self._partition(topic, run.source)
+            options = (await self._connected()).options
+            state = State(frozenset(await table.rows_of(run.source, topic.name, partition, self._settings, options)))
         state, changes = current.fold(state, run.records)
-        await self._deliver(run.source, state_messages(changes, self._settings.max_request_size), to_state=True)
+        most = min(self._settings.max_request_size, topic.max_bytes or self._settings.max_request_size)
+        try:
+            await self._deliver(run.source, state_messages(changes, most), _state)
+        except RefusedRecordError as error:
+            # Not to be told on: the topic of the records has taken all of them.
+            raise TransientError(f"a row is refused, also without labels: {error}") from error
         self._states[run.source] = state
 
     # --- the connection ---
@@ -177,7 +203,7 @@ class KafkaSink:
     async def _connected(self) -> Link:
         if self._link is None:
             await self._end()
-            self._link = await connect(self._settings, self._clock, self._limit, self._given_up)
+            self._link = await connect(self._settings, self._clock, self._limit)
             self._limit = self._link.limit
             self._warn(self._link)
         return self._link
@@ -199,5 +225,7 @@ class KafkaSink:
 
     async def _end(self) -> None:
         while self._given_up:
-            await self._given_up[0].abandon()
-            del self._given_up[0]
+            producer = self._given_up[0]
+            await producer.abandon()
+            with contextlib.suppress(ValueError):  # close() may have come to it at the same time
+                self._given_up.remove(producer)

@@ -97,12 +97,14 @@ class Exchange:
             TransientError: The connection failed, or nothing moved for the link's timeout. It is to be given up.
         """
         self._first = self._link.claim(len(self._messages), self._take)
-        sending = self._link.spawn(self._send())
+        sending = asyncio.ensure_future(self._send())
+        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may ask
         try:
             await self._finish(sending)
         finally:
+            # nats-py swallows a cancellation while it waits for the network: then the sending finds that it is over.
             self._end()
-            self._room.set()  # nobody cancels what sends: it ends by itself, or with the link
+            sending.cancel()
         return self.answers
 
     async def _finish(self, sending: asyncio.Future[None]) -> None:

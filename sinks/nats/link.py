@@ -21,7 +21,6 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
@@ -30,6 +29,7 @@ from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
 from sinks.access import tls_context
 from sinks.nats import login
+from sinks.nats.client import StrictClient
 from sinks.nats.failures import Texts, is_denial
 
 if TYPE_CHECKING:
@@ -55,14 +55,13 @@ class Place(NamedTuple):
 class Link:
     """A connection that works until ``failed`` is done, which then says why it does not any more."""
 
-    def __init__(self, client: _Client, place: Place, texts: Texts) -> None:
+    def __init__(self, client: StrictClient, place: Place, texts: Texts) -> None:
         self.place = place
         self.timeout = texts.seconds
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
         self._listener: Callable[[int, Msg], None] = lambda _, __: None
         self._numbers = 0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._texts = texts
         self._inbox = ""
 
@@ -77,7 +76,7 @@ class Link:
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
         texts = Texts(place.server, seconds, login.named(settings.login), certificate)
-        link = cls(_Client(must_encrypt=must_encrypt), place, texts)
+        link = cls(StrictClient(must_encrypt=must_encrypt), place, texts)
         options = {**login.options(settings.login), "tls_handshake_first": settings.handshake_first}
         if must_encrypt:
             options["tls"] = tls_context(settings.tls)
@@ -182,18 +181,10 @@ class Link:
         self._listener = listener
         return first
 
-    def spawn(self, sending: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run what sends, in a task that nobody is to cancel; it ends with the connection at the latest."""
-        task = asyncio.ensure_future(sending)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # some are told of by nobody else
-        return task
-
     async def send(self, subject: str, data: bytes, headers: dict[str, str] | None, number: int | None) -> None:
         """Hand over a message; with a ``number``, an answer to it goes to the listener.
 
-        nats-py swallows a cancellation while this waits for the network, so it is called in a task of ``spawn``.
+        nats-py swallows a cancellation while this waits for the network: the caller has to look for another sign.
         """
         reply = "" if number is None else f"{self._inbox}.{number}"
         await self._client.publish(subject, data, reply, headers)
@@ -227,29 +218,6 @@ class Link:
     def _fail(self, reason: str) -> None:
         if not self.failed.done():
             self.failed.set_result(reason)
-
-
-class _Client(Client):
-    """nats-py's client, which keeps to TLS and can be ended at once; what it overrides is not part of its API."""
-
-    def __init__(self, *, must_encrypt: bool) -> None:
-        super().__init__()
-        self._must_encrypt = must_encrypt
-        self.asks_certificate = False
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if self._must_encrypt and initial_connection:
-            if not (info.get("tls_required") or info.get("tls_available")):
-                raise nats.errors.SecureConnWantedError
-            info["tls_required"] = True
-        self.asks_certificate = bool(info.get("tls_verify"))
-        await super()._process_info(info, initial_connection)
-
-    def abort(self) -> None:
-        """Drop the connection: whatever waits for the server to read or to write ends."""
-        writer = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
-            writer.transport.abort()
 
 
 def _discovered(server: str, name: str) -> Place:

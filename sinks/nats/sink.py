@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from sinks.nats.dial import Dialer
 from sinks.nats.failures import AnsweredError
 from sinks.nats.messages import Messages
 from sinks.nats.streams import ensure_stream
-from sinks.nats.writer import Writer
+from sinks.nats.writer import Progress, Writer
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -43,7 +44,7 @@ class NatsSink:
         self._link: Link | None = None
         self._left: Link | None = None  # what was given up, and not let go of yet
         self._writer: Writer | CoreWriter | None = None  # None: what takes the records has to be looked at first
-        self._known: set[str] = set()
+        self._progress = Progress()
         self._told: set[str] = set()
 
     async def start(self) -> None:
@@ -69,7 +70,7 @@ class NatsSink:
         """
         link, writer = await self._ready()
         items = [item for record in batch if (item := self._messages.item(record))]
-        self._known.intersection_update(item.id for item in items)
+        self._progress.stored.intersection_update(item.id for item in items)
         try:
             await writer.store(items)
             if self._bucket:
@@ -80,14 +81,13 @@ class NatsSink:
         except BaseException:
             self._give_up()
             raise
-        self._known.clear()
+        self._progress.stored.clear()
 
     async def close(self) -> None:
         """Let go of the connection; bounded, harmless when repeated."""
         links = [link for link in (self._left, self._link) if link]
         self._left = self._link = self._writer = None
-        for link in links:
-            await link.close()
+        await asyncio.gather(*(link.close() for link in links))
 
     async def _ready(self) -> tuple[Link, Writer | CoreWriter]:
         link = await self._connected()
@@ -118,7 +118,7 @@ class NatsSink:
             self._warn_once("stream_weakness", f"{stream.name}: {weakness}")
         if self._bucket:
             await self._bucket.check(link)
-        return Writer(link, stream, self._known)
+        return Writer(link, stream, self._progress)
 
     def _warn_once(self, event: str, meaning: str) -> None:
         if meaning not in self._told:

@@ -11,9 +11,12 @@ restart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from uuid import uuid4
+
+import structlog
 
 from bridge.core.errors import RefusedRecordError
 from sinks.nats.exchange import Answer, Exchange, Message, Refusal, always, unless_refused
@@ -32,25 +35,48 @@ HEADER_BYTES = 65_535
 _TOO_LARGE = (10054, 10097)
 _BATCH_TOO_LARGE = 10199
 _DUPLICATE_IN_BATCH = 10201
-_NO_BATCHES = (10174, 10177)  # turned off; or a server 2.12.0, which takes no message ids in them
+_NO_BATCHES = 10174
+_NO_IDS_IN_BATCHES = 10177  # of server 2.12.0
 _WRONG_LAST_ID = 10070
+_log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Progress:
+    """What is known beyond the end of a connection.
+
+    ``stored``: ids of records that the stream has, of those that may be handed over once more. ``most``: how many
+    messages of a batch the server takes. ``batch``: how many to send at once, fewer where connections end before.
+    ``atomic``: whether the server knows of message ids in batches.
+    """
+
+    stored: set[str] = field(default_factory=set)
+    most: int = BATCH
+    batch: int = BATCH
+    atomic: bool = True
+
+    def advance(self, items: Iterable[Item]) -> None:
+        """Those are stored."""
+        self.stored.update(item.id for item in items)
+        self.batch = min(self.most, 2 * self.batch)
+
+    def shrink(self) -> None:
+        """The connection ended before the batch did."""
+        self.batch = max(1, self.batch // 2)
+
+    def limit(self) -> None:
+        """The server takes fewer."""
+        self.most = self.batch = max(1, self.batch // 2)
 
 
 class Writer:
-    """Writes to one stream over one link, as long as that lasts; ``known`` outlives it.
+    """Writes to one stream over one link, as long as that lasts; ``progress`` outlives it."""
 
-    Args:
-        link: The connection.
-        stream: What takes the records.
-        known: The ids of records that are stored, of those not yet acknowledged to whoever handed them over.
-    """
-
-    def __init__(self, link: Link, stream: Stream, known: set[str]) -> None:
+    def __init__(self, link: Link, stream: Stream, progress: Progress) -> None:
         self._link = link
         self._stream = stream
-        self._known = known
-        self._atomic = stream.atomic
-        self._batch = BATCH
+        self._progress = progress
+        self._atomic = stream.atomic and progress.atomic
 
     async def store(self, items: Sequence[Item]) -> None:
         """Store items in their order; return when the stream has all of them.
@@ -62,13 +88,16 @@ class Writer:
         """
         self._check(items)
         left = self._unknown(items)
-        while left:
-            size = self._chunk(left)
-            chunk, left = left[:size], left[size:]
-            if self._atomic and size > 1:
-                left = await self._store_whole(chunk) + left
-            else:
-                await self._store_each(chunk)
+        try:
+            while left:
+                size = self._chunk(left)
+                chunk, left = left[:size], left[size:]
+                left = await self._store(chunk) + left
+        except (AnsweredError, RefusedRecordError):
+            raise
+        except BaseException:  # the pump's patience ends in a cancellation
+            self._progress.shrink()
+            raise
 
     def _check(self, items: Sequence[Item]) -> None:
         """Find what the server would take for too large; one such message would end the connection."""
@@ -87,40 +116,51 @@ class Writer:
 
     def _unknown(self, items: Sequence[Item]) -> list[Item]:
         """Leave out what is stored already, and what comes twice."""
-        seen = set(self._known)
+        seen = set(self._progress.stored)
         left = []
         for item in items:
-            if item.id not in seen:
+            if not item.id or item.id not in seen:
                 left.append(item)
-            if item.id:
-                seen.add(item.id)
+            seen.add(item.id)
         return left
 
     def _chunk(self, items: Sequence[Item]) -> int:
         """Return how many of ``items`` go together."""
         if not self._atomic:
             return len(items)
+        most = self._progress.batch
         size = 0
-        for count, item in enumerate(items[: self._batch]):
+        for count, item in enumerate(items[:most]):
             size += len(item.data)
-            if count and size > BATCH_BYTES:
+            if count and size > BATCH_BYTES * most // BATCH:
                 return count
-        return min(len(items), self._batch)
+        return min(len(items), most)
+
+    async def _store(self, items: Sequence[Item]) -> list[Item]:
+        """Store items that go together; return what of them is still to be stored: the server wants it otherwise."""
+        if self._atomic and len(items) > 1:
+            return await self._store_whole(items)
+        await self._store_each(items)
+        return []
 
     async def _store_whole(self, items: Sequence[Item]) -> list[Item]:
-        """Store a batch; return what of it is still to be stored, where the server wants it otherwise."""
+        """Store a batch; return what of it is still to be stored."""
         last = len(items) - 1
         answers = await Exchange(self._link, _batch(items), unless_refused).run()
         refusal = next((answer.error for answer in answers.values() if answer.error), None)
         if refusal is None:
-            self._acknowledged(items, answers[last])
+            self._check_stream(answers[last])
+            self._progress.advance(items)
             return []
         if refusal.err_code == _DUPLICATE_IN_BATCH:
             return await self._missing(items)
-        if refusal.err_code == _BATCH_TOO_LARGE and self._batch > 1:
-            self._batch //= 2
-        elif refusal.err_code in _NO_BATCHES:
+        if refusal.err_code == _BATCH_TOO_LARGE and self._progress.batch > 1:
+            self._progress.limit()
+        elif refusal.err_code == _NO_BATCHES:  # turned off since we looked
             self._atomic = False
+        elif refusal.err_code == _NO_IDS_IN_BATCHES:
+            self._atomic = self._progress.atomic = False
+            _log.warning("no_atomic_batches", server=self._link.place.server, meaning="the server is older than 2.12.1")
         else:
             raise self._refused(refusal, items[0])
         return list(items)
@@ -138,7 +178,7 @@ class Writer:
         if not stored:
             # Some batch that has them is still on its way through the cluster.
             raise AnsweredError(f"NATS at {self._link.place.server} is still busy with the same records")
-        self._known |= stored
+        self._progress.stored |= stored
         return [item for item in items if item.id not in stored]
 
     def _has(self, answer: Answer, item: Item) -> bool:
@@ -149,22 +189,28 @@ class Writer:
         raise self._refused(answer.error, item)
 
     async def _store_each(self, items: Sequence[Item]) -> None:
-        messages = [Message(item.subject, item.data, item.headers) for item in items]
-        answers = await Exchange(self._link, messages, unless_refused).run()
-        for place, answer in sorted(answers.items()):
-            if answer.error is None:
-                self._acknowledged([items[place]], answer)
-        for place, answer in sorted(answers.items()):
+        exchange = Exchange(
+            self._link, [Message(item.subject, item.data, item.headers) for item in items], unless_refused
+        )
+        try:
+            await exchange.run()
+        finally:  # what is stored is not sent again
+            answers = exchange.answers.items()
+            self._progress.advance(items[place] for place, answer in answers if self._has_stored(answer))
+        for place, answer in sorted(answers):
             if answer.error is not None:
                 raise self._refused(answer.error, items[place])
+            self._check_stream(answer)
 
-    def _acknowledged(self, items: Sequence[Item], answer: Answer) -> None:
+    def _has_stored(self, answer: Answer) -> bool:
+        return answer.error is None and answer.stream == self._stream.name
+
+    def _check_stream(self, answer: Answer) -> None:
         if answer.stream != self._stream.name:
             raise AnsweredError(
                 f"stream {one_line(answer.stream)} at NATS {self._link.place.server} took records that are for "
                 f"{self._stream.name}: set stream.name to that one, or take another subject"
             )
-        self._known.update(item.id for item in items)
 
     def _refused(self, refusal: Refusal, item: Item) -> AnsweredError | RefusedRecordError:
         where = f"stream {self._stream.name} at NATS {self._link.place.server}"

@@ -15,11 +15,10 @@ from bridge.core.events import Record
 from bridge.core.ports import Clock
 from config.sinks.kafka import KafkaSettings
 from sinks.kafka.sink import KafkaSink
-from tests.testbed.install import search_path
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import Record as Stored
+from tests.testbed.kcat import environment
 from tests.testbed.process import run
-from tests.testbed.recipes import cache
 
 FreshKafka = Callable[..., Kafka]
 
@@ -63,9 +62,7 @@ async def insist(made: KafkaSink, batch: Sequence[Record], *, seconds: float = 6
 
 def kcat(*arguments: str) -> str:
     """What kcat says: a client that has nothing in common with ours."""
-    libraries = ":".join(map(str, (cache() / "debian" / "kcat").glob("**/*-linux-gnu*")))
-    environment = {"PATH": search_path("kcat"), "LD_LIBRARY_PATH": libraries}
-    return run(["kcat", *arguments], env=environment).stdout
+    return run(["kcat", *arguments], env=environment()).stdout
 
 
 def first_occurrences(stored: Iterable[Stored]) -> list[bytes]:

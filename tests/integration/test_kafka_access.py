@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from bridge.core.errors import TransientError
+from bridge.core.errors import RefusedRecordError, TransientError
+from sinks.kafka.messages import Message, event_messages
 from tests.certificates import Authority
-from tests.integration.kafka_sinks import data, insist, sink
-from tests.sample_records import record, records
+from tests.integration.kafka_sinks import data, first_occurrences, insist, sink
+from tests.sample_records import EPOCH, record, records
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.kafka_config import Listener, unsecured_jwt
 
@@ -62,7 +63,7 @@ async def test_a_user_with_the_right_password_publishes(
     topic = f"{listener}-{mechanism}"
     file = tmp_path / "password"
     file.write_text(f"{USERS[USER]}\n")
-    secure = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
+    secure: dict[str, Any] = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
     where = kafka.bootstrap_of(listener)
     for sasl in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
         async with sink(where, topic, sasl=sasl, **secure) as made:
@@ -267,3 +268,25 @@ async def test_the_least_for_the_current_state(guarded: Kafka) -> None:
     async with sink(where, "stream", state_topic="rows", **acl("stateful")) as made:
         await made.publish([record(1)])
     assert len(guarded.admin.records("rows")) == 1
+
+
+async def test_what_the_brokers_own_rules_are_against_is_named(guarded: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that is at hand: nothing without a key in a compacted topic, which this user may not see to be one."""
+    where, whole = guarded.bootstrap_of("sasl_plaintext"), records(1000)
+    guarded.admin.create_topic("ruled", settings={"cleanup.policy": "compact"})
+    guarded.admin.allow("User:keeper", "write", "topic", "ruled")
+
+    def without_a_key(*arguments: Any) -> list[Message]:
+        made = event_messages(*arguments)
+        nothing: Any = None
+        return [each._replace(key=nothing) if each.position == (EPOCH, 700) else each for each in made]
+
+    monkeypatch.setattr("sinks.kafka.sink.event_messages", without_a_key)
+    async with sink(where, "ruled", **acl("keeper")) as made:
+        with pytest.raises(RefusedRecordError, match=r"^topic ruled does not take it: ") as caught:
+            await made.publish(whole)
+        assert caught.value.positions == {(EPOCH, 700)}
+        assert [each.value for each in guarded.admin.records("ruled")] == data(whole[:699])
+        del whole[699]
+        await made.publish(whole)
+    assert first_occurrences(guarded.admin.records("ruled")) == data(whole)

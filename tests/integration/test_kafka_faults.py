@@ -171,7 +171,7 @@ async def test_a_half_open_connection_is_noticed(fresh_kafka: FreshKafka) -> Non
 async def test_a_slow_network_is_no_fault(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(500)
     (proxy,) = kafka.proxies
-    proxy.delay(0.2)
+    proxy.delay(0.05)
     async with sink(kafka.bootstrap_of("plaintext"), "slow", timeout="10s") as made:
         for batch in batches(whole, 100):
             await made.publish(batch)
@@ -195,26 +195,30 @@ async def test_a_leader_that_cannot_be_reached_is_named(fresh_kafka: FreshKafka)
 # --- producers whose count the broker does not share ---
 
 
-@pytest.mark.parametrize("how", ["gap", "fenced"])
-async def test_a_poisoned_producer_is_replaced_at_once(kafka: Kafka, how: str) -> None:
+@pytest.mark.parametrize("how", ["OutOfOrderSequenceNumber", "ProducerFenced"])
+async def test_a_poisoned_producer_is_replaced_at_once(
+    kafka: Kafka, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     topic, whole = f"poisoned-{how}", records(300)
     async with sink(kafka, topic) as made:
+        pretend(made, epoch=1)
         await made.publish(whole[:100])
-        poison(made, topic, how)
+        if how == "ProducerFenced":
+            pretend(made, epoch=0)
+        else:
+            pretend(made, skipped=5)
         began = time.monotonic()
         await made.publish(whole[100:200])
         assert time.monotonic() - began < 10
         await made.publish(whole[200:])
     assert [each.value for each in kafka.admin.records(topic)] == data(whole)
+    assert f"reason={how}" in capsys.readouterr().out
 
 
-def poison(made: KafkaSink, topic: str, how: str) -> None:
-    """Make the producer's count differ from the broker's, as a batch does that failed after it was counted."""
+def pretend(made: KafkaSink, *, epoch: int = 1, skipped: int = 0) -> None:
+    """Make the producer's count differ from the broker's, as after a batch that failed when it had been counted."""
     assert made._link
     manager = made._link.producer._txn_manager
-    (place,) = manager._sequence_numbers
-    assert place.topic == topic
-    if how == "gap":
-        manager.increment_sequence_number(place, 5)
-    else:
-        manager._pid_and_epoch = manager._pid_and_epoch._replace(epoch=-1 + 2**15)
+    manager._pid_and_epoch = manager._pid_and_epoch._replace(epoch=epoch)
+    for place in manager._sequence_numbers:
+        manager.increment_sequence_number(place, skipped)

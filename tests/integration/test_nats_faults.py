@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 
@@ -74,7 +75,7 @@ async def test_a_server_that_goes_while_nothing_is_to_be_done(fresh_nats: FreshN
 
 @pytest.mark.parametrize("atomic", [True, False])
 async def test_a_server_that_flaps(fresh_nats: FreshNats, atomic: bool) -> None:
-    """Connections are reset every few milliseconds, refused at times, in the midst of records."""
+    """Connections are reset ten times a second, in the midst of records, and the server is killed every other."""
     peer = fresh_nats(proxied=True)
     proxy = peer.proxies[0]
     all_ = records(6000)
@@ -86,14 +87,16 @@ async def test_a_server_that_flaps(fresh_nats: FreshNats, atomic: bool) -> None:
 
     async def flap() -> None:
         budget = 0
-        while not stopping.is_set():
+        for turn in itertools.count():
+            if stopping.is_set():
+                return
             budget = (budget + 77_777) % 500_000
             await asyncio.to_thread(proxy.reset_after, budget)
             await asyncio.sleep(0.1)
-            await asyncio.to_thread(proxy.cut)
-            await asyncio.sleep(0.02)
-            await asyncio.to_thread(proxy.heal)
-            await asyncio.sleep(0.05)
+            await asyncio.to_thread(proxy.drop)
+            if turn % 8 == 7:
+                await asyncio.to_thread(peer.kill)
+                await asyncio.to_thread(peer.start)
 
     flapping = asyncio.ensure_future(flap())
     sink = NatsSink(settings(peer, timeout="5s"))

@@ -1,4 +1,4 @@
-"""What NATS must allow at the least, as docs/nats.md says, and what is told where it does not."""
+"""What NATS must allow at the least (test_nats_docs has the lists of the page), and what is told where it does not."""
 
 from __future__ import annotations
 
@@ -21,19 +21,12 @@ SINK = Permissions(
 
 
 @pytest.mark.parametrize("create", [True, False])
-async def test_the_permissions_of_the_documentation_are_enough(fresh_nats: FreshNats, create: bool) -> None:
+async def test_what_is_needed_is_enough(fresh_nats: FreshNats, create: bool) -> None:
     login = nats_auth.users({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
     peer = fresh_nats(login=login)
     if not create:
         await publishes(peer, login={"user": "admin", "password": SECRET})
     await publishes(peer, login={"user": "bridge", "password": SECRET}, stream={"create": create})
-
-
-async def test_with_a_bucket_a_few_more_are_needed(fresh_nats: FreshNats) -> None:
-    more = ["$KV.state.>", "$JS.API.STREAM.INFO.KV_state", "$JS.API.STREAM.CREATE.KV_state"]
-    allowed = Permissions(publish=[*(SINK.publish or ()), *more], subscribe=SINK.subscribe)
-    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
-    await publishes(peer, login={"user": "bridge", "password": SECRET}, bucket={"name": "state"})
 
 
 @pytest.mark.parametrize(

@@ -1,68 +1,263 @@
+"""The pump with a sink that does as the test says."""
+
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
-from bridge.core.encode import Coverage, Gap, Ledger
-from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.core.errors import FatalError, RefusedRecordError, TransientError
 from bridge.core.events import Record
-from bridge.core.model import Engine
 from bridge.outbox.memory import MemoryOutbox
-from bridge.pump import Pump
-from tests.unit.watch.fakes import FakeClock
+from bridge.pump import BATCH_BYTES, Pump
+from tests.clocks import ManualClock
+from tests.contract.test_outbox import lost
+from tests.records import Recorder, sequences
 
-
-def records(count: int, epoch: int = 1) -> list[Record]:
-    ledger = Ledger("node-1", Engine("engine-1", "2.4.2", "/run/c.sock", 812), epoch)
-    frames: list[Record] = []
-    while len(frames) < count:
-        frames += ledger.snapshot(Gap("audit", None, None), Coverage([], [], False), [], [], 0)
-    return frames[:count]
+Behaviour = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 class FakeSink:
-    """Takes what it is given, after as many errors as the test wants."""
+    """Takes what it is handed, unless the next behaviour in line says otherwise."""
 
-    def __init__(self, *errors: BridgeError) -> None:
-        self.errors = list(errors)
+    def __init__(self, *behaviours: Behaviour) -> None:
+        self.behaviours = list(behaviours)
+        self.attempts: list[list[Record]] = []
         self.taken: list[Record] = []
+        self.starts: list[Callable[[], Awaitable[None]]] = []
         self.closed = False
 
     async def start(self) -> None:
-        """Ready at once."""
+        if self.starts:
+            await self.starts.pop(0)()
 
     async def publish(self, batch: Sequence[Record]) -> None:
-        if self.errors:
-            raise self.errors.pop(0)
+        self.attempts.append(list(batch))
+        if self.behaviours:
+            await self.behaviours.pop(0)(batch)
         self.taken += batch
 
     async def close(self) -> None:
         self.closed = True
 
 
-async def test_it_forgets_only_what_the_sink_has_taken() -> None:
-    sink = FakeSink(TransientError("away"), TransientError("away"))
-    outbox = MemoryOutbox(["sink"], FakeClock())
-    some = records(5)
-    await outbox.append(some)
-    pump = Pump("sink", sink, outbox, FakeClock())
-    running = asyncio.create_task(pump.run())
-    await asyncio.wait_for(pump.drained(), 5)
-    assert sink.taken == some
-    assert sink.errors == []
-    running.cancel()
+async def fail(_: object = None) -> None:
+    raise TransientError("the broker is away")
+
+
+async def give_up(_: object = None) -> None:
+    raise FatalError("the topic is compacted")
+
+
+async def hang(_: object = None) -> None:
+    await asyncio.Event().wait()
+
+
+async def hang_on(_: object = None) -> None:
+    """Hang, and do not let go when cancelled, not at once."""
     with contextlib.suppress(asyncio.CancelledError):
-        await running
-    await pump.close()
+        await asyncio.Event().wait()
+    await asyncio.Event().wait()
+
+
+def refuse(*numbers: int) -> Behaviour:
+    async def behave(batch: Sequence[Record]) -> None:
+        positions = frozenset((each.epoch, each.sequence) for each in batch if each.sequence in numbers)
+        raise RefusedRecordError("the message is too large", positions)
+
+    return behave
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def outbox(clock: ManualClock) -> MemoryOutbox:
+    return MemoryOutbox(["s", "other"], clock)
+
+
+@contextlib.asynccontextmanager
+async def pumping(
+    sink: FakeSink, outbox: MemoryOutbox, clock: ManualClock, *, name: str = "s", patience: float | None = 60
+) -> AsyncIterator[asyncio.Task[None]]:
+    pump = Pump(name, sink, outbox, clock, patience=patience)
+    task = asyncio.create_task(pump.run())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await pump.close()
+
+
+async def until(fits: Callable[[], object], clock: ManualClock | None = None) -> None:
+    """Let things happen, and time pass where a clock is given."""
+    for _ in range(10_000):
+        if fits():
+            return
+        await asyncio.sleep(0)
+        if clock is not None and clock.asleep:
+            clock.pass_time(60)
+    raise AssertionError("it does not happen")
+
+
+async def test_records_are_forgotten_when_the_sink_has_acknowledged_them(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
+    acknowledge = asyncio.Event()
+    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
+    async with pumping(sink, outbox, clock):
+        await outbox.append(recorder.starts(3))
+        await until(lambda: sink.attempts)
+        assert outbox.depth("s") == 3
+        acknowledge.set()
+        await until(lambda: outbox.depth("s") == 0)
+        await outbox.append(recorder.starts(2))
+        await until(lambda: outbox.depth("s") == 0)
+    assert sequences(sink.taken) == [1, 2, 3, 4, 5]
     assert sink.closed
 
 
-async def test_a_fatal_error_ends_it_and_nothing_is_forgotten() -> None:
-    outbox = MemoryOutbox(["sink"], FakeClock())
-    await outbox.append(records(2))
-    with pytest.raises(FatalError, match="closed"):
-        await Pump("sink", FakeSink(FatalError("closed")), outbox, FakeClock()).run()
-    assert outbox.depth("sink") == 2
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def test_a_failure_is_tried_again_for_ever_with_growing_pauses(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink = FakeSink(*[fail] * 30)
+    with capture_logs() as logs:
+        async with pumping(sink, outbox, clock):
+            await outbox.append(Recorder().starts(3))
+            await until(lambda: outbox.depth("s") == 0, clock)
+    assert len(sink.attempts) == 31
+    assert all(attempt == sink.attempts[0] for attempt in sink.attempts), "the same bytes each time"
+    assert clock.slept[:4] == pytest.approx([0.075, 0.15, 0.3, 0.6])
+    assert clock.slept[-1] == pytest.approx(22.5), "at most 30 s, with jitter"
+    events = [each["event"] for each in logs]
+    assert events[0] == "sink_not_reached"
+    assert events[-1] == "sink_reached"
+    assert len(events) < 40
+
+
+async def test_a_sink_that_cannot_be_started_is_tried_again(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink = FakeSink()
+    sink.starts = [fail, fail]
+    async with pumping(sink, outbox, clock):
+        await outbox.append(Recorder().starts(3))
+        await until(lambda: sink.taken, clock)
+
+
+@pytest.mark.parametrize("hanging", [hang, hang_on])
+async def test_an_attempt_that_hangs_is_given_up_and_made_again(
+    outbox: MemoryOutbox, clock: ManualClock, hanging: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.tasks.GRACE_SECONDS", 0.01)
+    sink = FakeSink(hanging)
+    with capture_logs() as logs:
+        async with pumping(sink, outbox, clock, patience=0.01):
+            await outbox.append(Recorder().starts(3))
+            while not sink.taken:
+                await asyncio.sleep(0.005)
+                clock.pass_time(60)
+    assert sink.attempts[0] == sink.attempts[1]
+    assert "no answer within 0.01 s" in logs[0]["error"]
+
+
+async def test_refused_records_are_set_aside_and_the_others_flow(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink = FakeSink(refuse(2), refuse(4))
+    async with pumping(sink, outbox, clock):
+        await outbox.append(Recorder().starts(5))
+        await until(lambda: outbox.depth("s") == 0)
+        assert clock.slept == [], "no failure: nothing to wait for"
+    assert [record.type for record in sink.taken] == ["started", "lost", "started", "lost", "started"]
+    assert [lost(record)[1:] for record in sink.taken if record.type == "lost"] == [
+        (2, 2, "refused"),
+        (4, 4, "refused"),
+    ]
+    assert outbox.depth("other") == 5
+
+
+async def test_a_refusal_of_what_stands_for_others_is_a_failure_like_any_other(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
+    sink = FakeSink(refuse(2), refuse(2), refuse(2))
+    async with pumping(sink, outbox, clock):
+        await outbox.append(Recorder().starts(3))
+        await until(lambda: outbox.depth("s") == 0, clock)
+    assert len(clock.slept) == 2
+    assert [record.type for record in sink.taken] == ["started", "lost", "started"]
+
+
+async def test_a_fatal_error_ends_it(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    async with pumping(FakeSink(give_up), outbox, clock) as task:
+        await outbox.append(Recorder().starts(1))
+        await asyncio.wait([task])
+        with pytest.raises(FatalError, match="compacted"):
+            task.result()
+
+
+async def test_a_sink_that_is_dead_is_not_noticed_by_another(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    dead, well = FakeSink(hang), FakeSink()
+    async with pumping(dead, outbox, clock), pumping(well, outbox, clock, name="other"):
+        recorder = Recorder()
+        for _ in range(20):
+            await outbox.append(recorder.starts(100))
+            await until(lambda: outbox.depth("other") == 0)
+    assert sequences(well.taken) == list(range(1, 2001))
+    assert outbox.depth("s") == 2000
+
+
+async def test_batches_are_bounded_by_count_and_by_bytes(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink, recorder = FakeSink(), Recorder()
+    await outbox.append(recorder.starts(1500))
+    await outbox.append(recorder.starts(10, size=300_000))
+    async with pumping(sink, outbox, clock):
+        await until(lambda: outbox.depth("s") == 0)
+    assert max(map(len, sink.attempts)) == 1000
+    assert max(sum(len(each.data) for each in attempt) for attempt in sink.attempts) <= BATCH_BYTES
+    assert sequences(sink.taken) == list(range(1, 1511))
+
+
+async def test_drained_is_when_nothing_waits(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    acknowledge = asyncio.Event()
+    sink = FakeSink(lambda _: _wait(acknowledge))
+    pump = Pump("s", sink, outbox, clock)
+    await outbox.append(Recorder().starts(3))
+    drained = asyncio.create_task(pump.drained())
+    running = asyncio.create_task(pump.run())
+    await until(lambda: sink.attempts)
+    clock.pass_time(1)
+    await asyncio.sleep(0)
+    assert (pump.waiting, drained.done()) == (3, False)
+    acknowledge.set()
+    await until(drained.done, clock)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_a_sink_whose_closing_hangs_is_given_up(
+    outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.pump.CLOSE_SECONDS", 0.01)
+    sink = FakeSink()
+    monkeypatch.setattr(sink, "close", hang)
+    with capture_logs() as logs:
+        await Pump("s", sink, outbox, clock).close()
+    assert [each["event"] for each in logs] == ["sink_not_closed"]
+
+
+async def test_a_reader_that_is_gone_ends_it_though_there_is_nothing_to_publish(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
+    class Pipe(FakeSink):
+        async def reader_gone(self) -> None:
+            raise FatalError("its reader has gone")
+
+    async with pumping(Pipe(), outbox, clock) as task:
+        await asyncio.wait([task])
+        with pytest.raises(FatalError, match="reader has gone"):
+            task.result()

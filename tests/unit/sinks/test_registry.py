@@ -3,6 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from bridge.core.errors import FatalError
 from config.settings import load
 from sinks.file import FileSink
 from sinks.kafka.sink import KafkaSink
@@ -20,3 +23,12 @@ def test_each_setting_makes_its_sink() -> None:
 def test_a_sink_and_its_library_are_imported_only_where_they_are_asked_for() -> None:
     code = "import sys, sinks.registry; sys.exit(bool({'sinks.stdout', 'aiokafka', 'nats'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("url", "library"), [("kafka://h:1/topic", "aiokafka"), ("nats://h:1/subject", "nats")])
+def test_a_library_that_is_not_installed_is_named(url: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [each for each in sys.modules if each.split(".")[0] == library or each.startswith(f"sinks.{url[:4]}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
+    with pytest.raises(FatalError, match=rf"is not installed \({library}.*pip install 'whalebridge\["):
+        make(load({"sinks": [url]}).sinks[0])

@@ -1,0 +1,80 @@
+"""Three brokers, of which the one that leads dies or hangs under load: nothing is lost, and order is as P5 says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+
+import pytest
+from aiokafka.errors import KafkaError
+
+from sinks.kafka.sink import KafkaSink
+from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, insist, sink
+from tests.sample_records import batches, records
+from tests.scale import scaled
+from tests.testbed.kafka import Kafka
+from tests.testbed.kafka_admin import KafkaAdmin
+from tests.testbed.process import wait_until
+from tests.testbed.server import Server
+
+ROUNDS = scaled(part=1, full=3)
+COUNT = ROUNDS * 8000
+
+
+@pytest.fixture
+def cluster(fresh_kafka: FreshKafka) -> Kafka:
+    return fresh_kafka(3)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(("compression", "how"), [("none", "kill"), ("lz4", "stop"), ("zstd", "suspend")])
+async def test_the_leader_fails_under_load(cluster: Kafka, compression: str, how: str) -> None:
+    topic, whole = f"leader-{how}", records(COUNT, size=800)
+    cluster.admin.create_topic(topic, replicas=3)
+    begun = asyncio.Event()
+
+    async def publish(made: KafkaSink) -> None:
+        for batch in batches(whole, 200):
+            await insist(made, batch, seconds=120)
+            begun.set()
+            await asyncio.sleep(0.2)
+
+    async with sink(cluster, topic, compression=compression, timeout="30s") as made:
+        publishing = asyncio.create_task(publish(made))
+        await begun.wait()
+        for _ in range(ROUNDS):
+            await asyncio.to_thread(fail, cluster, topic, how)
+        assert not publishing.done(), "the load was over before the leader was back"
+        await publishing
+    stored = cluster.admin.records(topic)
+    assert first_occurrences(stored) == data(whole)
+    again = [count for count in Counter(each.value for each in stored).values() if count > 1]
+    print(f"{how}: {len(stored)} stored, {len(again)} of {COUNT} records more than once")
+
+
+def fail(cluster: Kafka, topic: str, how: str) -> None:
+    """Have the leader fail, wait for another one, and bring it back."""
+    leader = cluster.leader(topic)
+    getattr(leader, how)()
+    wait_until(lambda: led_by_other_than(leader, cluster, topic), "another leader", timeout=60, interval=0.2)
+    if how == "suspend":
+        leader.resume()
+    else:
+        leader.start()
+    wait_until(lambda: in_sync(cluster, topic) == 3, "all replicas in sync", timeout=60, interval=0.2)
+
+
+def led_by_other_than(leader: Server, cluster: Kafka, topic: str) -> bool:
+    living = [node for node, server in zip(cluster.nodes, cluster.servers, strict=True) if server is not leader]
+    addresses = ",".join(f"127.0.0.1:{node.ports['plaintext']}" for node in living)
+    with contextlib.suppress(KafkaError, TimeoutError):
+        found = KafkaAdmin(addresses, timeout=5).leader(topic)
+        return found not in (-1, cluster.servers.index(leader) + 1)
+    return False
+
+
+def in_sync(cluster: Kafka, topic: str) -> int:
+    with contextlib.suppress(KafkaError, TimeoutError):
+        return len(cluster.admin.describe(topic)["partitions"][0]["isr"])
+    return 0

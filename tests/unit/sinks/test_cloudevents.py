@@ -1,0 +1,164 @@
+"""CloudEvents 1.0, with the `cloudevents` package as independent judge."""
+
+from __future__ import annotations
+
+import re
+import string
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import pytest
+from cloudevents.core.bindings.kafka import KafkaMessage, from_binary
+from cloudevents.core.formats.json import JSONFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.events import EngineInfo, Record, RecordType
+from sinks import cloudevents
+from sinks.cloudevents import allowed, attributes, envelope, kafka_headers, nats_headers, nats_value, source
+from tests.sample_records import EPOCH, TIME, frame, lost, record
+
+FORBIDDEN = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))}
+NAMES = st.text(st.characters(exclude_categories=()), min_size=1)
+HOSTS = st.text(min_size=1).filter(lambda text: text.isprintable() and not set(text) & set(' /"%'))
+
+
+def of(name: str) -> Record:
+    return msgspec.structs.replace(record(1), subject=name)
+
+
+# --- attributes ---
+
+
+def test_all_attributes_of_a_record() -> None:
+    assert dict(attributes(record(42))) == {
+        "specversion": "1.0",
+        "id": f"{EPOCH}-42",
+        "source": "//node-1/containerd.io/c79d280c-f53d-4d5e",
+        "type": "io.whalebridge.container.started",
+        "time": TIME,
+        "dataschema": "urn:whalebridge:event:1",
+        "sequence": f"{EPOCH}-00000000000000000042",
+        "subject": "shop/web-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("type_", "meant"),
+    [
+        ("started", "container.started"),
+        ("present", "container.present"),
+        ("oom", "container.oom"),
+        ("renamed", "container.renamed"),
+        ("snapshot_started", "snapshot.started"),
+        ("snapshot_completed", "snapshot.completed"),
+        ("lost", "lost"),
+        ("heartbeat", "heartbeat"),
+    ],
+)
+def test_types(type_: RecordType, meant: str) -> None:
+    assert cloudevents.event_type(type_) == f"io.whalebridge.{meant}"
+
+
+def test_frames_have_no_subject_and_a_lost_record_an_id_of_its_own() -> None:
+    assert "subject" not in dict(attributes(frame(1, "snapshot_started")))
+    last = record(9)
+    assert dict(attributes(lost(last, 3)))["id"] == f"{EPOCH}-9-lost"
+    assert dict(attributes(lost(last, 3)))["sequence"] == dict(attributes(last))["sequence"]
+
+
+@given(st.lists(st.integers(1, 2**63 - 1), min_size=2, max_size=2), st.sampled_from([1, 1_795_447_267_123]))
+def test_sequences_are_ordered_as_text(numbers: list[int], epoch: int) -> None:
+    low, high = sorted(numbers)
+    texts = [dict(attributes(record(number, epoch=epoch)))["sequence"] for number in (low, high)]
+    assert texts == sorted(texts)
+    assert (low == high) == (texts[0] == texts[1])
+
+
+@given(NAMES)
+def test_a_subject_is_what_an_attribute_may_hold_and_says_which_container(name: str) -> None:
+    subject = allowed(name)
+    assert subject
+    assert not set(subject) & FORBIDDEN
+    assert not any(0xD800 <= ord(each) <= 0xDFFF or ord(each) & 0xFFFE == 0xFFFE for each in subject)
+    assert subject == name or unquote(subject, errors="surrogatepass") == name
+
+
+@given(HOSTS, NAMES)
+def test_a_source_is_a_uri_reference(host: str, engine: str) -> None:
+    text = source(host, engine)
+    assert set(text) <= set(string.ascii_letters + string.digits + "-._~!$&'()*+,;=:@/%")
+    assert not re.search(r"%(?![0-9A-F]{2})", text)
+    parts = urlsplit(text)
+    assert unquote(parts.netloc) == host
+    assert unquote(parts.path, errors="surrogatepass") == f"/containerd.io/{engine}"
+    assert not parts.query + parts.fragment
+
+
+# --- Kafka ---
+
+
+@given(NAMES, HOSTS)
+def test_kafka_headers_are_utf8_and_read_by_the_judge(name: str, host: str) -> None:
+    sent = msgspec.structs.replace(of(name), host=host)
+    headers = kafka_headers(sent)
+    assert len(dict(headers)) == len(headers)
+    event = from_binary(KafkaMessage(headers=dict(headers), key=None, value=sent.data), JSONFormat())
+    assert event.get_subject() == allowed(name)
+    assert event.get_source() == source(host, sent.engine)
+    assert (event.get_id(), event.get_type()) == (sent.id, "io.whalebridge.container.started")
+    assert event.get_data() == msgspec.json.decode(sent.data)
+
+
+def test_kafka_headers_say_the_same_as_the_attributes() -> None:
+    for each in (
+        record(1),
+        frame(2, "snapshot_completed"),
+        record(3, engine=EngineInfo("", "containerd.io", "", "", 0)),
+    ):
+        headers = dict(kafka_headers(each))
+        assert headers.pop("content-type") == b"application/json"
+        assert headers == {f"ce_{name}": value.encode() for name, value in attributes(each)}
+
+
+# --- NATS ---
+
+
+@given(NAMES, HOSTS)
+def test_nats_headers_are_printable_ascii_and_say_the_same(name: str, host: str) -> None:
+    sent = msgspec.structs.replace(of(name), host=host)
+    headers = nats_headers(sent)
+    assert headers.pop("ce-datacontenttype") == "application/json"
+    for value in headers.values():
+        assert all("!" <= each <= "~" and each != '"' for each in value)
+        assert not re.search(r"%(?![0-9A-F]{2})", value)
+    assert {key[3:]: unquote(value) for key, value in headers.items()} == dict(attributes(sent))
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [("a b", "a%20b"), ('"', "%22"), ("%", "%25"), ("ü", "%C3%BC"), ("\r\n", "%0D%0A"), ("~!/", "~!/")],
+)
+def test_values_for_nats(value: str, meant: str) -> None:
+    assert nats_value(value) == meant
+
+
+# --- structured mode ---
+
+
+@given(NAMES)
+def test_an_envelope_is_json_with_the_document_as_it_is(name: str) -> None:
+    sent = of(name)
+    text = envelope(sent, sent.data)
+    assert text.endswith(b'"data":' + sent.data + b"}")
+    event = JSONFormat().read(None, text)
+    assert event.get_data() == msgspec.json.decode(sent.data)
+    read = {**msgspec.json.decode(text)}
+    del read["data"]
+    assert read.pop("datacontenttype") == "application/json"
+    assert read == dict(attributes(sent))
+
+
+def test_content_types() -> None:
+    assert cloudevents.kafka_envelope_headers() == [("content-type", b"application/cloudevents+json; charset=UTF-8")]
+    assert cloudevents.nats_envelope_headers() == {"Content-Type": "application/cloudevents+json"}

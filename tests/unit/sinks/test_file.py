@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridge.core.errors import FatalError, TransientError
+from config.sinks.file import FileSettings
+from sinks import file
+from sinks.file import FileSink, RotatedFile
+from tests.sample_records import frame, record, records
+
+
+@contextlib.asynccontextmanager
+async def sink(path: Path, **options: Any) -> AsyncIterator[FileSink]:
+    made = FileSink(FileSettings(type="file", path=str(path), **options))
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.close()
+        await made.close()
+
+
+def lines(*paths: Path) -> list[bytes]:
+    return [line for path in paths for line in path.read_bytes().splitlines()]
+
+
+async def test_each_record_is_a_line(tmp_path: Path) -> None:
+    path, whole = tmp_path / "events", records(100)
+    async with sink(path) as made:
+        await made.publish(whole[:60])
+        await made.publish(whole[60:])
+        await made.publish([])
+    assert lines(path) == [each.data for each in whole]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0
+
+
+async def test_a_file_that_is_there_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    for number in (1, 2):
+        async with sink(path) as made:
+            await made.publish([record(number)])
+    assert lines(path) == [record(1).data, record(2).data]
+
+
+async def test_the_whalewatcher_encoding_has_no_frames(tmp_path: Path) -> None:
+    async with sink(tmp_path / "events", encoding="whalewatcher") as made:
+        await made.publish([frame(1, "snapshot_started")])
+        await made.publish([frame(1, "snapshot_started"), record(2)])
+    (line,) = lines(tmp_path / "events")
+    assert line.startswith(b'{"Timestamp":')
+
+
+# --- rotation ---
+
+
+async def test_a_file_that_is_full_is_set_aside_and_the_oldest_goes(tmp_path: Path) -> None:
+    path, whole = tmp_path / "events", records(60, size=1000)
+    async with sink(path, max_bytes=4096, keep=3) as made:
+        await made.publish(whole[:30])
+        for each in whole[30:]:
+            await made.publish([each])
+    kept = [tmp_path / f"events.{number}" for number in (3, 2, 1)]
+    assert sorted(os.listdir(tmp_path)) == ["events", "events.1", "events.2", "events.3"]
+    assert all(each.stat().st_size <= 4096 for each in kept)
+    assert lines(*kept, path) == [each.data for each in whole[-16:]]
+
+
+async def test_without_keeping_there_is_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    async with sink(path, max_bytes=4096, keep=0) as made:
+        await made.publish(records(20, size=1000))
+    assert os.listdir(tmp_path) == ["events"]
+    assert lines(path) == [each.data for each in records(20, size=1000)[-4:]]
+
+
+async def test_a_line_larger_than_a_file_has_one_for_itself(tmp_path: Path) -> None:
+    whole = [record(1), record(2, size=10_000), record(3)]
+    async with sink(tmp_path / "events", max_bytes=4096) as made:
+        await made.publish(whole)
+    assert [lines(tmp_path / name) for name in ("events.2", "events.1", "events")] == [[each.data] for each in whole]
+
+
+@given(st.lists(st.lists(st.integers(1, 3000), max_size=6), max_size=10))
+def test_whatever_is_written_is_whole_and_in_order(batches: list[list[int]]) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        rotated = RotatedFile(str(folder / "f"), 4096, 100)
+        written = []
+        for number, batch in enumerate(batches):
+            content = [b'{"' + b"%d" % number + b"x" * size + b"\n" for size in batch]
+            rotated.append(content)
+            written += content
+        rotated.close()
+        names = sorted(folder.iterdir(), key=lambda path: -int(path.suffix[1:] or 0))
+        assert b"".join(path.read_bytes() for path in names) == b"".join(written)
+
+
+@pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
+async def test_a_file_that_somebody_moves_away_is_begun_anew(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    async with sink(path) as made:
+        await made.publish([record(1)])
+        if how == "removed":
+            path.unlink()
+        else:
+            path.rename(tmp_path / "aside")
+        if how == "replaced":
+            path.touch()
+        await made.publish([record(2)])
+    assert lines(path) == [record(2).data]
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30])
+async def test_what_a_killed_process_left_of_a_line_goes(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    path.write_bytes(record(1).data + b"\n" + record(2).data[:cut])
+    async with sink(path) as made:
+        await made.publish([record(2)])
+    assert lines(path) == [record(1).data, record(2).data]
+
+
+async def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    path.write_bytes(b"root:x:0:0")
+    with pytest.raises(FatalError, match="ends in the midst of a line that is not ours"):
+        async with sink(path):
+            pass
+    assert path.read_bytes() == b"root:x:0:0"
+
+
+async def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", hold, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout
+    await other.stdout.readline()
+    with pytest.raises(TransientError, match="is being written by another process"):
+        async with sink(path):
+            pass
+    await other.communicate(b"\n")
+    async with sink(path) as made:
+        await made.publish([record(1)])
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("folder", FatalError, "Is a directory; name another file"),
+        ("pipe", FatalError, "is not a file; name one, or take stdout:"),
+        ("nowhere/events", TransientError, "No such file or directory; see to its folder and disk"),
+    ],
+)
+async def test_what_is_no_file_is_told_of(name: str, error: type[Exception], text: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(error, match=text):
+        async with sink(tmp_path / name):
+            pass
+
+
+class Disk:
+    """Fails on request."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.room = 1 << 30
+        self.syncs = True
+        self._pwrite, self._fdatasync = os.pwrite, os.fdatasync
+        monkeypatch.setattr(os, "pwrite", self._write)
+        monkeypatch.setattr(os, "fdatasync", self._sync)
+
+    def _write(self, descriptor: int, data: bytes, offset: int) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = self._pwrite(descriptor, data[: min(self.room, 700)], offset)
+        self.room -= written
+        return written
+
+    def _sync(self, descriptor: int) -> None:
+        if not self.syncs:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._fdatasync(descriptor)
+
+
+@pytest.mark.parametrize("room", [0, 1, 699, 700, 2000])
+async def test_a_full_disk_leaves_no_half_lines_and_nothing_is_lost(
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, path, whole = Disk(monkeypatch), tmp_path / "events", records(10, size=800)
+    async with sink(path) as made:
+        await made.publish(whole[:2])
+        disk.room = room
+        for _ in range(2):
+            with pytest.raises(TransientError, match="No space left on device; make room"):
+                await made.publish(whole[2:])
+            assert lines(path) == [each.data for each in whole[:2]]
+        disk.room = 1 << 30
+        await made.publish(whole[2:])
+    assert lines(path) == [each.data for each in whole]
+
+
+async def test_what_could_not_be_synced_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, path = Disk(monkeypatch), tmp_path / "events"
+    async with sink(path) as made:
+        disk.syncs = False
+        with pytest.raises(TransientError, match="Input/output error"):
+            await made.publish([record(1)])
+        disk.syncs = True
+        await made.publish([record(1)])
+    assert lines(path) == [record(1).data]
+
+
+async def test_closing_leaves_a_disk_that_hangs_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file, "CLOSE_SECONDS", 0.01)
+    ours, theirs = os.pipe()
+    monkeypatch.setattr(os, "fdatasync", lambda _: os.read(ours, 1))
+    made = FileSink(FileSettings(type="file", path=str(tmp_path / "events")))
+    await made.start()
+    publishing = asyncio.create_task(made.publish([record(1)]))
+    await asyncio.sleep(0.05)
+    await made.close()
+    assert not publishing.done()
+    os.write(theirs, b"x")
+    await publishing
+    os.close(ours)
+    os.close(theirs)

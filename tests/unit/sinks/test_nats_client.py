@@ -1,0 +1,61 @@
+"""What is overridden of nats-py's client does the same as before, but for what it is overridden for."""
+
+from __future__ import annotations
+
+import string
+
+import nats.errors
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from sinks.nats.client import StrictClient
+
+NAMES = st.text(string.ascii_letters + string.digits + "-", min_size=1)
+VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E))
+
+
+async def written(kind: type[Client], headers: dict[str, str] | None, data: bytes) -> list[bytes]:
+    commands: list[bytes] = []
+
+    class Capturing(kind):  # type: ignore[misc, valid-type]
+        async def _send_command(self, cmd: bytes, priority: bool = False) -> None:
+            assert not priority
+            commands.append(cmd)
+
+    client = Capturing() if kind is Client else Capturing(must_encrypt=False)
+    await client._send_publish("a.b", "reply", data, len(data), headers)
+    return commands
+
+
+@given(st.none() | st.dictionaries(NAMES, VALUES), st.binary())
+async def test_messages_are_written_as_nats_py_writes_them(headers: dict[str, str] | None, data: bytes) -> None:
+    assert await written(StrictClient, headers, data) == await written(Client, headers, data)
+
+
+@pytest.mark.parametrize("value", ["a\r\nPUB x 0", "a\nb", "a\rb", "\r\n"])
+async def test_nothing_can_end_a_line_of_a_header(value: str) -> None:
+    with pytest.raises(nats.errors.BadHeaderError):
+        await written(StrictClient, {"name": value}, b"")
+    with pytest.raises(nats.errors.BadHeaderError):
+        await written(StrictClient, {value: "value"}, b"")
+
+
+@pytest.mark.parametrize(
+    ("tls", "offered"), [({}, False), ({"tls_required": True}, True), ({"tls_available": True}, True)]
+)
+async def test_a_server_that_offers_no_tls_gets_nothing(tls: dict[str, bool], offered: bool) -> None:
+    client = StrictClient(must_encrypt=True)
+    client._setup_server_pool(["nats://n1:4222"])
+    client._current_server = client._server_pool[0]
+    if offered:
+        await client._process_info(tls, initial_connection=True)
+        assert tls["tls_required"]
+    else:
+        with pytest.raises(nats.errors.SecureConnWantedError):
+            await client._process_info(tls, initial_connection=True)
+
+
+def test_ending_what_never_began_is_harmless() -> None:
+    StrictClient(must_encrypt=False).abort()

@@ -1,0 +1,77 @@
+"""Sinks of third parties, as the example in tests/example_sink adds one."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from bridge.core.errors import FatalError
+from config.settings import SettingsError, load
+from config.sinks import plugins
+from sinks.registry import make
+from tests.sample_records import frame, record
+
+EXAMPLE = Path(__file__).parents[2] / "example_sink"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package is where Python finds packages and their metadata."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    importlib.invalidate_caches()
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("form", ["url", "settings"])
+async def test_a_third_party_sink_is_configured_and_works_like_any_other(form: str, tmp_path: Path) -> None:
+    sink = f"folder:{tmp_path}" if form == "url" else {"type": "folder", "path": str(tmp_path), "encoding": "json"}
+    (settings,) = load({"sinks": [sink]}).sinks
+    assert settings.called == f"folder/{tmp_path}"
+    made = make(settings)
+    await made.start()
+    await made.publish([record(1), record(2)])
+    await made.close()
+    assert kept(tmp_path) == {record(1).id: record(1).data, record(2).id: record(2).data}
+
+
+async def test_its_errors_are_the_usual_ones(tmp_path: Path) -> None:
+    made = make(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks[0])
+    with pytest.raises(FatalError, match="is not a folder"):
+        await made.start()
+
+
+async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
+    made = make(load({"sinks": [{"type": "folder", "path": str(tmp_path), "encoding": "whalewatcher"}]}).sinks[0])
+    await made.publish([frame(1, "snapshot_started"), record(2)])
+    assert list(kept(tmp_path)) == [record(2).id]
+
+
+@pytest.mark.parametrize(
+    ("sink", "path", "text"),
+    [
+        ("folder:", "sinks.0", "write it as folder:PATH"),
+        ({"type": "folder"}, "sinks.0.path", "field required"),
+        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.0.pth", "no such setting"),
+        ("broken:x", "sinks.0", "the package of sink 'broken' (whalebridge_example_that_is_not_there) does not work"),
+        ({"type": "broken"}, "sinks.0", "does not work"),
+        ("poor:x", "sinks.0", "the package of sink 'poor' (bridge.core.model) does not work"),
+        ("other:x", "sinks.0", "known schemes: stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
+        ({"type": "other"}, "sinks.0.type", "known types: stdout, file, kafka, nats, broken, folder, poor"),
+    ],
+)
+def test_mistakes_are_told_with_their_path(sink: object, path: str, text: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({"sinks": [sink]})
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith(f"{path}: ")
+    assert text in mistake
+
+
+def test_a_sink_that_nobody_adds_is_told_of() -> None:
+    with pytest.raises(ValueError, match="there is no sink 'nothing' in any installed package"):
+        plugins.load("nothing")

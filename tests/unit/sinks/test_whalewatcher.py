@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from bridge.core.events import RecordType
+from sinks.whalewatcher import encode
+from tests.sample_records import TIME, frame, lost, record
+
+
+def test_one_document_fits_both_of_whalewatchers_events() -> None:
+    told = encode(record(1, "paused", id_="abc", name="web", labels={"a": "b"}))
+    assert told
+    assert msgspec.json.decode(told) == {
+        "Timestamp": TIME,
+        "Type": 2,
+        "ID": "shop/abc",
+        "Project": "web-shop",
+        "Container": {
+            "ID": "shop/abc",
+            "Name": "shop/web",
+            "Labels": {"a": "b"},
+            "PID": 4711,
+            "Project": "web-shop",
+            "Paused": True,
+        },
+    }
+
+
+def test_in_the_default_namespace_names_are_bare() -> None:
+    told = encode(record(1, namespace="default", id_="abc", name="web"))
+    assert told
+    container = msgspec.json.decode(told)["Container"]
+    assert (container["ID"], container["Name"]) == ("abc", "web")
+
+
+@pytest.mark.parametrize(
+    ("type_", "number"), [("started", 0), ("present", 0), ("exited", 1), ("paused", 2), ("unpaused", 3)]
+)
+def test_types(type_: RecordType, number: int) -> None:
+    told = encode(record(1, type_))
+    assert told
+    assert msgspec.json.decode(told)["Type"] == number
+
+
+def test_what_whalewatcher_does_not_know_is_not_told() -> None:
+    for type_ in ("created", "deleted", "oom", "renamed"):
+        assert encode(record(1, type_)) is None
+    assert encode(frame(1, "snapshot_started")) is None
+    assert encode(lost(record(2), 1)) is None
+
+
+def test_labels_that_are_not_known_are_none_at_all() -> None:
+    unknown = record(1)
+    unlabelled = msgspec.structs.replace(
+        unknown, data=unknown.data.replace(b'"labels":{"com.docker.compose.project":"web-shop"}', b'"labels":null')
+    )
+    assert b'"labels":null' in unlabelled.data
+    told = encode(unlabelled)
+    assert told
+    assert msgspec.json.decode(told)["Container"]["Labels"] == {}

@@ -1,0 +1,3 @@
+module whalebridge.test/whalewatcher-reader
+
+go 1.25

@@ -1,0 +1,82 @@
+// Decodes documents of the encoding "whalewatcher", one a line of standard input, with encoding/json and nothing else,
+// into structs of the same shape as those of github.com/thediveo/whalewatcher/v2, and says what is in them.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"log"
+	"os"
+	"time"
+)
+
+// As in package engineclient.
+type ContainerEventType byte
+
+const (
+	ContainerStarted ContainerEventType = iota
+	ContainerExited
+	ContainerPaused
+	ContainerUnpaused
+)
+
+type EngineContainerEvent struct {
+	Timestamp time.Time
+	Type      ContainerEventType
+	ID        string
+	Project   string
+}
+
+// As in package whalewatcher.
+type Container struct {
+	ID       string
+	Name     string
+	Labels   map[string]string
+	PID      int
+	Project  string
+	Paused   bool
+	Rucksack any
+}
+
+// As in package watcher.
+type WatcherContainerEvent struct {
+	Type      ContainerEventType
+	Container *Container
+}
+
+var names = map[ContainerEventType]string{
+	ContainerStarted:  "started",
+	ContainerExited:   "exited",
+	ContainerPaused:   "paused",
+	ContainerUnpaused: "unpaused",
+}
+
+func main() {
+	lines := bufio.NewScanner(os.Stdin)
+	lines.Buffer(nil, 1<<24)
+	out := json.NewEncoder(os.Stdout)
+	for lines.Scan() {
+		var engine EngineContainerEvent
+		if err := json.Unmarshal(lines.Bytes(), &engine); err != nil {
+			log.Fatalf("engineclient.ContainerEvent: %v: %s", err, lines.Text())
+		}
+		var watcher WatcherContainerEvent
+		if err := json.Unmarshal(lines.Bytes(), &watcher); err != nil {
+			log.Fatalf("watcher.ContainerEvent: %v: %s", err, lines.Text())
+		}
+		err := out.Encode(map[string]any{
+			"nanoseconds": engine.Timestamp.UnixNano(),
+			"type":        names[engine.Type],
+			"id":          engine.ID,
+			"project":     engine.Project,
+			"again":       names[watcher.Type],
+			"container":   watcher.Container,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		log.Fatal(err)
+	}
+}
