@@ -15,7 +15,7 @@ from tests.unit.core.world import Faults, Happening, World
 
 # In CI hypothesis is deterministic of itself (its profile "ci").
 histories = settings(
-    max_examples=scaled(part=40, full=1000),
+    max_examples=scaled(part=25, full=1000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
