@@ -172,7 +172,7 @@ ONCE = [["list"], ["inspect", "x"]]
 @pytest.mark.parametrize("command", ONCE)
 def test_a_socket_that_is_not_there(command: list[str], tmp_path: Path) -> None:
     path = str(tmp_path / "nothing.sock")
-    assert_one_line(whalebridge(*command, "--containerd", path), 3, path, "is containerd running, or elsewhere (--containerd PATH)?")
+    assert_one_line(whalebridge(*command, "--containerd", path), 3, path, "elsewhere (--containerd PATH)?")
 
 
 @pytest.mark.parametrize("command", [*ONCE, ["run", "--log-level", "error"]])
