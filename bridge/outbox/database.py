@@ -29,7 +29,6 @@ _LOG_KEPT_BYTES = 16 * 1024 * 1024
 _ROWS_AT_ONCE = (64, 8, 1)  # of one statement: each statement gives the interpreter's lock away and has to get it back
 _FREE_PAGES_KEPT = 2048
 _PRAGMAS = (
-    "locking_mode = EXCLUSIVE",  # no file of shared memory, and no reader that keeps the log from being reused
     "journal_mode = WAL",
     "synchronous = FULL",
     "secure_delete = OFF",
@@ -43,6 +42,10 @@ class DamagedError(Exception):
     """The file does not hold together: nothing in it can be relied on."""
 
 
+class RemovedError(Exception):
+    """The file was removed, or another was put in its place."""
+
+
 class Database:
     """One connection. Every method raises sqlite3.Error where the file cannot be read or written."""
 
@@ -53,9 +56,14 @@ class Database:
             DamagedError: It is damaged; that is looked for where ``check`` says so, which reads all of it.
             ForeignError, NewerError: see ``recognise``.
         """
-        self._connection = sqlite3.connect(path, isolation_level=None)
+        self._path = path
+        self._file = path.stat().st_ino
+        self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         self._execute = self._connection.execute
         try:
+            # Before the first look at the log: then there is no file of shared memory, and no reader that keeps the
+            # log from being used again.
+            self._execute("PRAGMA locking_mode = EXCLUSIVE")
             if not recognise(self._connection):  # before anything is changed
                 self._execute("PRAGMA auto_vacuum = INCREMENTAL")
             for pragma in _PRAGMAS:
@@ -127,7 +135,13 @@ class Database:
         return [name for (name,) in rows]
 
     def note_age(self, age: int) -> None:
-        """Take note of how long the bridge has run."""
+        """Take note of how long the bridge has run.
+
+        Raises:
+            RemovedError: Whatever is written is gone when this process ends.
+        """
+        if not self._path.exists() or self._path.stat().st_ino != self._file:
+            raise RemovedError
         self._execute("INSERT OR REPLACE INTO state VALUES ('age', ?)", (age,))
 
     def note_reset(self, last_written: int) -> None:

@@ -18,6 +18,7 @@ from bridge.core.events import Record
 from bridge.core.ports import Clock, Recollection
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
+from bridge.telemetry.sparingly import Sparingly
 
 DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
 _NOTHING: Mapping[str, bytes | None] = {}
@@ -46,6 +47,7 @@ class MemoryOutbox:
         self._clock = clock
         self._bounds = bounds
         self._on_loss = on_loss
+        self._sparingly = Sparingly(clock)
         self._lanes = {sink: Lane(0) for sink in sinks}
         self._records: dict[int, Record] = {}
         self._end = 0
@@ -136,7 +138,8 @@ class MemoryOutbox:
             return
         lane.lose(list(self._losses(lane, first, end)), dropped)
         self._free(first)
-        _log.warning("overflow", sink=sink, lost=end - first, waiting=lane.depth(self._end))
+        waiting = lane.depth(self._end)
+        self._sparingly.say(_log.warning, sink, "overflow", sink=sink, lost=end - first, waiting=waiting)
 
     def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
         """Make the records that tell of a loss: one an epoch."""

@@ -65,7 +65,7 @@ class SqliteOutbox:
         self._lanes = {name: absent.pop(name) if name in absent else Lane(content.end) for name in sinks}
         self._absent = absent
         self._writer = Writer(store, self._tail, self._lanes, absent, clock, bounds, content.age)
-        self._failure: BridgeError | None = None
+        self._failure: Exception | None = None
         self._writing: asyncio.Task[None] | None = None
 
     @classmethod
@@ -110,7 +110,7 @@ class SqliteOutbox:
     async def _write(self) -> None:
         try:
             await self._writer.run()
-        except BridgeError as error:
+        except Exception as error:  # noqa: BLE001 (whoever reads or appends gets it)
             self._failure = error
             for lane in self._lanes.values():
                 lane.filled.set()

@@ -15,7 +15,7 @@ import structlog
 
 from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
-from bridge.outbox.database import DamagedError, Database
+from bridge.outbox.database import DamagedError, Database, RemovedError
 from bridge.outbox.folder import StateFolder
 from bridge.outbox.rows import Content
 from bridge.outbox.schema import STEPS, ForeignError, NewerError
@@ -153,6 +153,11 @@ class Store:
             if self._database is None:
                 self._database = Database(self._folder.database, check=False)
             return job(self._database)
+        except RemovedError as error:
+            self._close_database()
+            path = self._folder.database
+            self._broken = StateError(f"{path} was removed while it was in use: start whalebridge again")
+            raise self._broken from error
         except (sqlite3.Error, OSError, DamagedError) as error:
             self._close_database()
             if not _is_damage(error):

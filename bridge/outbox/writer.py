@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import structlog
 
-from bridge.core.errors import BridgeError
 from bridge.core.events import Record
 from bridge.core.ports import Clock
 from bridge.outbox.bounds import Bounds
@@ -19,6 +18,7 @@ from bridge.outbox.losses import Excess, losses
 from bridge.outbox.rows import Writing
 from bridge.outbox.store import Store
 from bridge.outbox.tail import Tail
+from bridge.telemetry.sparingly import Sparingly
 
 ABSENT_KEPT = 24 * 3600  # seconds of running for which a sink that is gone keeps its place
 FLUSH_SECONDS = 0.5  # an acknowledgement waits that long for a transaction to share; lost, it makes duplicates only
@@ -71,6 +71,7 @@ class Writer:
         self._told: set[str] = set()  # those of them that have passed covers
         self._freed = 0  # how far the lanes had moved when records were freed last
         self._first = True
+        self._sparingly = Sparingly(clock)
         self._wanted = asyncio.Event()
         self._flush: asyncio.TimerHandle | None = None
 
@@ -106,7 +107,7 @@ class Writer:
             self._under_way, self._waiting = self._waiting, []
             try:
                 await self._write()
-            except BridgeError as error:
+            except Exception as error:
                 for append in [*self._under_way, *self._waiting]:
                     if not append.written.done():
                         append.written.set_exception(error)
@@ -120,9 +121,10 @@ class Writer:
         """
         self._under_way += self._waiting
         self._waiting = []
-        if self._under_way or self._moved:
-            writing = self._transaction([each for append in self._under_way for each in append.records])
-            await self._store.attempt(lambda database: database.write(writing))
+        self._moved |= set(self._lanes)  # also what a transaction was about to write down
+        self._told |= self._moved
+        writing = self._transaction([each for append in self._under_way for each in append.records])
+        await self._store.attempt(lambda database: database.write(writing))
 
     # --- one transaction ---
 
@@ -225,5 +227,6 @@ class Writer:
             if covers:
                 lane.lose(covers, dropped)
                 lost = sum(cover.end - cover.first for cover in covers)
-                _log.warning("overflow", sink=sink, lost=lost, waiting=lane.depth(self._tail.end))
+                waiting = lane.depth(self._tail.end)
+                self._sparingly.say(_log.warning, sink, "overflow", sink=sink, lost=lost, waiting=waiting)
                 lane.filled.set()

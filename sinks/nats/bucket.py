@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import structlog
+
 from sinks.current import Change, Row, State, fold, runs
-from sinks.nats.exchange import Exchange, Message, unless_refused
+from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message
 from sinks.nats.failures import AnsweredError, one_line
 from sinks.nats.messages import MESSAGE_ID
 from sinks.nats.streams import ensure_bucket, subjects_in
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     from config.sinks.nats import NatsSettings
     from sinks.nats.link import Link
 
+_log = structlog.get_logger(__name__)
 MARKER_SECONDS = 3600  # how long a deleted key leaves a trace for those who watch the bucket
+HEADERS_BYTES = 2048  # more than those of a row
 _PARTS = 4  # of a container's key: host, engine, namespace, id
 
 
@@ -70,11 +74,26 @@ class Bucket:
         return State(rows=frozenset(rows))
 
     async def _store(self, link: Link, changes: Sequence[Change]) -> None:
-        answers = await Exchange(link, [self._message(change) for change in changes], unless_refused).run()
-        for answer in answers.values():
-            if answer.error:
+        messages = [message for change in changes if (message := self._fitting(link, change))]
+        answers = await Exchange(link, messages, _goes_on).run()
+        for position, answer in answers.items():
+            if answer.error and answer.error.err_code in TOO_LARGE:
+                self._leave_out(messages[position])
+            elif answer.error:
                 said = one_line(answer.error.description)
                 raise AnsweredError(f"bucket {self._name} at NATS {link.place.server} did not take a row: {said}")
+
+    def _fitting(self, link: Link, change: Change) -> Message | None:
+        """Return the message for a change; None where it would end the connection, because it is too large."""
+        message = self._message(change)
+        if len(message.data) + HEADERS_BYTES <= link.max_payload:
+            return message
+        self._leave_out(message)
+        return None
+
+    def _leave_out(self, message: Message) -> None:
+        """The record itself is in the stream, so nothing is lost but its row."""
+        _log.warning("row_too_large", bucket=self._name, key=message.subject, size=len(message.data))
 
     def _message(self, change: Change) -> Message:
         key = state_key(*change.row)
@@ -85,3 +104,7 @@ class Bucket:
             if self._expiring:
                 headers["Nats-TTL"] = str(MARKER_SECONDS)
         return Message(f"$KV.{self._name}.{key}", change.value or b"", headers)
+
+
+def _goes_on(answer: Answer) -> bool:
+    return answer.error is None or answer.error.err_code in TOO_LARGE

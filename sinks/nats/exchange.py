@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WINDOW = 1000  # messages without an answer
 WINDOW_BYTES = 8 * 1024 * 1024
 NO_RESPONDERS = 503
+TOO_LARGE = (10054, 10097)  # a message, or its headers
 
 
 class Refusal(Struct, frozen=True):
@@ -152,10 +153,10 @@ class Exchange:
 
     def _take(self, number: int, message: Msg) -> None:
         position = number - self._first
-        if position in self.answers or self._over.done():
+        if self._over.done() or position not in self._held:  # late, for an exchange before this one, or a stranger's
             return
         answer = self.answers[position] = read(message)
-        self._held_bytes -= self._held.pop(position, 0)
+        self._held_bytes -= self._held.pop(position)
         self._progress += 1
         self._room.set()
         if len(self.answers) == self._wanted or not self._goes_on(answer):

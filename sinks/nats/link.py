@@ -88,10 +88,11 @@ class Link:
         return link
 
     async def _connect(self, **options: Any) -> None:
-        seen: list[Exception] = []
+        last: Exception | None = None
 
         async def note(error: Exception) -> None:
-            seen.append(error)
+            nonlocal last
+            last = error
             self._on_error(error)
 
         async def closed() -> None:
@@ -116,7 +117,7 @@ class Link:
                 self._inbox = self._client.new_inbox()
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._take)
         except (OSError, nats.errors.Error) as error:
-            cause = seen[-1] if seen and isinstance(error, nats.errors.NoServersError) else error
+            cause = last if last and isinstance(error, nats.errors.NoServersError) else error
             text = self._texts.unreachable(cause, asks_certificate=self._client.asks_certificate)
             raise TransientError(text) from cause
 
@@ -130,7 +131,8 @@ class Link:
 
         Their certificates are for their own names, or, where they are named by address, for this one's.
         """
-        return [_discovered(each.netloc, self.place.name) for each in self._client.discovered_servers]
+        found = (_discovered(each.netloc, self.place.name) for each in self._client.discovered_servers)
+        return [place for place in found if place]
 
     def jetstream(self, domain: str | None) -> JetStreamContext:
         """Return what asks JetStream's API; each call is to be made through ``ask``."""
@@ -150,7 +152,7 @@ class Link:
                 self.check()
                 raise TransientError(f"NATS at {self.place.server} did not {doing} within {self.timeout:g} s")
             return task.result()
-        except (OSError, nats.errors.Error) as error:
+        except (OSError, nats.errors.Error, ValueError) as error:  # ValueError: it is no JSON
             self.check()
             raise self._texts.answered(doing, error) from error
         finally:
@@ -162,11 +164,13 @@ class Link:
         Raises:
             TransientError: There was no answer, or one that says no (AnsweredError).
         """
-        subject = f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}"
-        message = await self.ask(doing, self._client.request(subject, json.dumps(body).encode(), 2 * self.timeout))
+        return await self.ask(doing, self._request(f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}", body))
+
+    async def _request(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+        message = await self._client.request(subject, json.dumps(body).encode(), 2 * self.timeout)
         answer: dict[str, Any] = json.loads(message.data)
         if error := answer.get("error"):
-            raise self._texts.answered(doing, APIError(**error))
+            raise APIError(**error)
         return answer
 
     def check(self) -> None:
@@ -220,8 +224,11 @@ class Link:
             self.failed.set_result(reason)
 
 
-def _discovered(server: str, name: str) -> Place:
-    found = place(server)
+def _discovered(server: str, name: str) -> Place | None:
+    try:
+        found = place(server)
+    except ValueError:  # what a server says of others is not ours to check
+        return None
     try:
         ipaddress.ip_address(found.name)
     except ValueError:

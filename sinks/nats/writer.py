@@ -19,7 +19,7 @@ from uuid import uuid4
 import structlog
 
 from bridge.core.errors import RefusedRecordError
-from sinks.nats.exchange import Answer, Exchange, Message, Refusal, always, unless_refused
+from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message, Refusal, always, unless_refused
 from sinks.nats.failures import AnsweredError, one_line
 from sinks.nats.messages import MESSAGE_ID, Item
 
@@ -32,7 +32,6 @@ BATCH_BYTES = 4 * 1024 * 1024
 ANSWER_BYTES = 128 * 1024
 HEADER_BYTES = 65_535
 
-_TOO_LARGE = (10054, 10097)
 _BATCH_TOO_LARGE = 10199
 _DUPLICATE_IN_BATCH = 10201
 _NO_BATCHES = 10174
@@ -215,7 +214,7 @@ class Writer:
     def _refused(self, refusal: Refusal, item: Item) -> AnsweredError | RefusedRecordError:
         where = f"stream {self._stream.name} at NATS {self._link.place.server}"
         said = one_line(refusal.description)
-        if refusal.err_code in _TOO_LARGE and not self._atomic:
+        if refusal.err_code in TOO_LARGE and not self._atomic:
             return RefusedRecordError(f"{where} refuses the record: {said}", frozenset({item.position}))
         if not refusal.err_code:
             return AnsweredError(

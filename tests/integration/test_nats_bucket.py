@@ -159,3 +159,18 @@ async def test_ten_thousand_containers(nats: Nats) -> None:
     await sink.close()
     async with Reader(nats) as reader:
         assert await living(reader, "many") == set(names[:5])
+
+
+async def test_a_row_that_is_too_large_is_left_out_and_told(nats: Nats, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the bucket's own bound, or because a message of that size would end the connection."""
+    limit = nats.monitor("varz")["max_payload"]
+    large = record(3, id_="b", labels={"size": "x" * (limit - 2400)})
+    async with Reader(nats) as reader:
+        await reader.jetstream.create_key_value(bucket="bounded", max_value_size=5000)
+        for bucket, one in (("bounded", record(2, id_="b", labels={"size": "x" * 5000})), ("large", large)):
+            sink = await started(nats, f"b_{bucket}", bucket={"name": bucket})
+            await sink.publish([record(1, id_="a"), one, record(4, id_="c")])
+            await sink.close()
+            assert await living(reader, bucket) == {"a", "c"}
+            assert len(await reader.stored(f"WHALEBRIDGE_B_{bucket.upper()}")) == 3
+    assert capsys.readouterr().out.count("row_too_large") == 2

@@ -349,6 +349,28 @@ async def test_damage_found_while_running_ends_it_and_is_announced_by_the_next(p
         assert outbox.recall().reset
 
 
+async def test_a_file_that_is_removed_is_noticed(path: Path) -> None:
+    """SQLite would go on for ever with a file that nobody finds again."""
+    clock = ManualClock()
+    async with opened(path, clock=clock) as outbox:
+        await outbox.append(Recorder().starts(1))
+        (path / "outbox.db").unlink()
+        clock.pass_time(61)
+        with pytest.raises(StateError, match="was removed while it was in use: start whalebridge again"):
+            await outbox.append([])
+
+
+async def test_a_bug_does_not_leave_anybody_waiting(path: Path, disk: type[FailingDatabase]) -> None:
+    async with opened(path) as outbox:
+        disk.fails_before = sqlite3.ProgrammingError("a bug")
+        with pytest.raises(sqlite3.ProgrammingError):
+            await outbox.append(Recorder().starts(1))
+        with pytest.raises(sqlite3.ProgrammingError):
+            await outbox.append(Recorder().starts(1))
+        with pytest.raises(sqlite3.ProgrammingError):
+            await outbox.read("s", 1)
+
+
 # --- disks that fail ---
 
 

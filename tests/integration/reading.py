@@ -1,0 +1,58 @@
+"""Reading what several runs of the bridge wrote to one file, by the rules for consumers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tests.bridge_process import Document
+
+_BEGINNING = b'{"version":1,'
+
+
+class Reader:
+    """Accepts at-least-once delivery, and nothing else: duplicates are identical, and no sequence is missing."""
+
+    def __init__(self) -> None:
+        self.records: list[Document] = []
+        self.duplicates = 0
+        self._seen: dict[tuple[int, int], bytes] = {}
+
+    def take(self, line: bytes) -> None:
+        """Take one document."""
+        record = msgspec.json.decode(line)
+        position = (record["epoch"], record["sequence"])
+        if position in self._seen:
+            assert self._seen[position] == line, f"{position} has changed"
+            self.duplicates += 1
+            return
+        if record["sequence"] > 1:
+            assert self._last() == (record["epoch"], record["sequence"] - 1), f"a hole before {position}"
+        else:
+            self._check_beginning(record)
+        self._seen[position] = line
+        self.records.append(record)
+
+    def _check_beginning(self, record: Document) -> None:
+        assert record["type"] == "snapshot_started"
+        assert record["epoch"] > self._last()[0]
+        if self.records:
+            epoch, sequence = self._last()
+            assert record["snapshot"]["previous"] == {"epoch": epoch, "sequence": sequence}
+
+    def _last(self) -> tuple[int, int]:
+        return next(reversed(self._seen), (0, 0))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there were."""
+        return len({epoch for epoch, _ in self._seen})
+
+
+def read(path: Path) -> Reader:
+    """Read a file of JSON lines; one that a SIGKILL cut short is followed by the whole one."""
+    reader = Reader()
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        reader.take(line[line.rfind(_BEGINNING) :])
+    return reader

@@ -1,0 +1,186 @@
+"""The bridge is killed while containers live, die and are reborn; the next one goes on where it was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess, Document, check_lives, fold, summary, transitions
+from tests.integration.reading import read
+from tests.scale import scaled
+from tests.testbed.containerd import Containerd
+
+KILLS = scaled(part=8, full=100)
+
+
+@pytest.fixture
+def containerd(fresh_engine: Callable[[], Containerd]) -> Containerd:
+    return fresh_engine()
+
+
+def alive(containerd: Containerd) -> dict[str, bool]:
+    """containerd's own word: the living containers of namespace default, and whether each is paused."""
+    tasks = containerd.tasks()
+    return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
+
+
+def told_alive(records: list[Document]) -> dict[str, bool]:
+    return {id_: container["paused"] for id_, container in fold(records).items()}
+
+
+def bridge(containerd: Containerd, folder: Path) -> BridgeProcess:
+    return BridgeProcess(containerd.address, folder, "--state-dir", f"{folder}/state")
+
+
+def told(records: list[Document], id_: str) -> list[tuple[str, str, int | None]]:
+    """What is told of one container: type, origin, exit status."""
+    return [(each["type"], each["origin"], (each["exit"] or {}).get("status")) for each in records if each["id"] == id_]
+
+
+def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd, tmp_path: Path) -> None:
+    ids = ["dies", "stops", "reborn", "stays", "pauses"]
+    with bridge(containerd, tmp_path) as first:
+        first.wait_live()
+        for id_ in ids:
+            containerd.run(id_, "sleep", "600")
+        first.wait(lambda records: len(transitions(records)) == len(ids), "all starts")
+        first.process.kill()
+        first.process.wait()
+    for id_ in ("dies", "stops", "reborn"):
+        containerd.ctr("task", "kill", "--signal", "SIGKILL", id_)
+        _until(lambda id_=id_: containerd.tasks()[id_] == "STOPPED")  # type: ignore[misc]
+    for id_ in ("dies", "reborn"):
+        containerd.ctr("task", "rm", id_)
+    containerd.ctr("task", "start", "--detach", "--null-io", "reborn")
+    containerd.ctr("task", "pause", "pauses")
+    containerd.run("born", "sleep", "600")
+    before = len(read(first.out).records)
+    with bridge(containerd, tmp_path) as second:
+        second.wait(lambda records: told_alive(records) == alive(containerd), "agreement")
+    reader = read(second.out)
+    records = reader.records[before:]
+    check_lives(reader.records)
+    assert told(records, "dies") == [("exited", "inferred", None)]
+    assert told(records, "stops") == [("exited", "inferred", 137)]
+    assert [each[:2] for each in told(records, "reborn")] == [
+        ("exited", "inferred"),
+        ("started", "inferred"),
+        ("present", "snapshot"),
+    ]
+    assert [each[0] for each in told(records, "stays")] == ["present"]
+    assert [each[0] for each in told(records, "pauses")] == ["paused", "present"]
+    assert [each[0] for each in told(records, "born")] == ["started", "present"]
+    assert records[0]["snapshot"]["reason"] == "start"
+    assert records[0]["snapshot"]["since"] is not None
+
+
+class Churn:
+    """Containers that are born, paused, killed and born again, one after the other, until it is stopped."""
+
+    def __init__(self, containerd: Containerd, seed: str) -> None:
+        self._containerd = containerd
+        self._chance = random.Random(seed)  # noqa: S311 (to be repeated by its seed)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._go_on, name="churn", daemon=True)
+        self.acts = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            self._thread.join(60)
+
+    def _go_on(self) -> None:
+        while not self._stopping.is_set():
+            self._act(f"churn{self._chance.randrange(6)}")
+            self.acts += 1
+
+    def _act(self, id_: str) -> None:
+        status = self._containerd.tasks().get(id_)
+        if status is None:
+            self._containerd.ctr("container", "rm", id_, check=False)
+            self._containerd.run(id_, "sleep", "600")
+        elif status == "STOPPED":
+            self._containerd.ctr("task", "rm", id_, check=False)
+            if self._chance.random() < 0.5:
+                self._containerd.ctr("task", "start", "--detach", "--null-io", id_, check=False)
+        elif status == "PAUSED":
+            self._containerd.ctr("task", "resume", id_, check=False)
+        else:
+            act = self._chance.choice([("task", "pause", id_), *2 * [("task", "kill", "--signal", "SIGKILL", id_)]])
+            self._containerd.ctr(*act, check=False)
+
+
+def test_killed_at_any_moment_under_churn(containerd: Containerd, tmp_path: Path) -> None:
+    seed = os.environ.get("WHALEBRIDGE_TEST_SEED", "7")
+    chance = random.Random(seed)  # noqa: S311 (to be repeated by its seed)
+    churn = Churn(containerd, seed)
+    with churn.running():
+        for _ in range(KILLS):
+            with bridge(containerd, tmp_path) as killed:
+                wait_for(chance.choice(["nothing", "records", "live", "live"]), killed)
+                time.sleep(chance.choice([0, chance.uniform(0, 0.1), chance.uniform(0, 2.0)]))
+                killed.process.send_signal(signal.SIGKILL)
+                killed.process.wait()
+    with bridge(containerd, tmp_path) as last:
+        last.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd", 60)
+    reader = read(last.out)
+    assert churn.acts > KILLS
+    assert reader.epochs > KILLS // 4
+    check_lives(reader.records)
+    assert told_alive(reader.records) == alive(containerd), list(map(summary, reader.records))
+
+
+def test_stopped_within_the_deadline_by_a_broker_that_is_dead_and_nothing_is_lost(
+    engine: Containerd, tmp_path: Path
+) -> None:
+    """A server that accepts and never answers is the worst kind of dead."""
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        port = dead.getsockname()[1]
+        flags = ["--state-dir", f"{tmp_path}/state", "--sink", "stdout:"]
+        with BridgeProcess(engine.address, tmp_path, *flags, "--sink", f"kafka://127.0.0.1:{port}/t") as both:
+            both.wait_live()
+            both.process.terminate()
+            began = time.monotonic()
+            assert both.process.wait(30) == 0
+            assert time.monotonic() - began < 10.5
+        assert "not_drained" in both.log.read_text()
+    before = len(read(both.out).records)
+    assert before >= 2, "the other sink did not notice"
+    with BridgeProcess(engine.address, tmp_path, *flags) as alone:
+        alone.wait_live(2)
+    assert '"sink": "kafka/t", "unsent": ' in alone.log.read_text()
+    assert read(alone.out).duplicates == 0
+
+
+def wait_for(what: str, killed: BridgeProcess) -> None:
+    """Wait until the bridge has come so far."""
+    if what == "records":
+        size = killed.out.stat().st_size
+        _until(lambda: killed.out.stat().st_size > size)
+    elif what == "live":
+        before = _lives(killed)
+        _until(lambda: _lives(killed) > before)
+
+
+def _lives(bridge: BridgeProcess) -> int:
+    return bridge.log.read_text().count('"event": "live"')
+
+
+def _until(fits: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not fits():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
