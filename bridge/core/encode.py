@@ -83,9 +83,9 @@ class Ledger:
         self._snapshots = 0
 
     @property
-    def position(self) -> Previous:
-        """The last sequence given."""
-        return Previous(self.epoch, self.sequence)
+    def position(self) -> Previous | None:
+        """The last epoch and sequence that a record has: an earlier epoch's, as long as this one has no record."""
+        return Previous(self.epoch, self.sequence) if self.sequence else self._previous
 
     def set_engine(self, engine: Engine) -> None:
         """The same source, restarted: its version and pid may be others now."""

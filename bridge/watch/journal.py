@@ -103,5 +103,7 @@ class Journal:
         return changes
 
     def _position(self, proven_at: int | None) -> dict[str, bytes | None]:
-        position = Position(self.ledger.epoch, self.ledger.sequence, proven_at)
+        if (last := self.ledger.position) is None:
+            return {}
+        position = Position(last.epoch, last.sequence, proven_at)
         return dict([memory.encode_position(self.watched.source, position)])

@@ -202,7 +202,7 @@ class Churn:
         self._count(id_)
         if self._chance.random() < 0.3:
             self._states[id_] = "dead"
-            self._ctr("run", "--null-io", IMAGE, id_, "true")
+            self._ctr("run", "--null-io", IMAGE, id_, "sh", "-c", "test -e /again && exec sleep 600; touch /again")
             self._ctr("tasks", "delete", id_, check=False)
         else:
             self._states[id_] = "running"

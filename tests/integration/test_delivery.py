@@ -94,16 +94,18 @@ def test_sigkill_at_any_moment_loses_nothing(
     bridge = places.bridge(engine, tmp_path, "--namespace", churn.namespace, "--namespace", FLOODED)
     with ThreadPoolExecutor(1) as other, bridge:
         with churn:
+            before = 0
+            flooding = other.submit(flood, engine, events=KILLS * 800, containers=20, rate=200)
             for number in range(KILLS):
-                flooding = other.submit(flood, engine, events=800, containers=20, rate=400)
                 if number % 4:  # else it may be dead before it is live
-                    bridge.wait_said("live", len(bridge.said("live")) + 1)
+                    bridge.wait_said("live", before + 1)
                 time.sleep(chance.uniform(0, 2))
                 bridge.kill()
+                before = len(bridge.said("live"))
                 bridge.start()
-                flooding.result()
-        for values in (places.kafka_values, places.nats_values):
-            wait_agreement(values, engine, churn.namespace, FLOODED)
+            flooding.result()
+        for read in (places.kafka_values, places.nats_values):
+            wait_agreement(read, engine, churn.namespace, FLOODED)
     for values in (places.kafka_values(), places.nats_values()):
         records = documents(values)
         check_whole(records)

@@ -1,0 +1,109 @@
+"""What containers are called and labelled can harm nobody on the way: neither brokers nor consumers nor neighbours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sinks.nats.subjects import read_token
+from tests.bridge_process import BridgeProcess
+from tests.integration.delivery import Places, check_whole, documents, wait_for
+from tests.testbed.containerd import Containerd
+from tests.testbed.image import NAME as IMAGE
+from tests.testbed.kafka import Kafka
+from tests.testbed.nats import Nats
+
+HOST = "n*.>größe"
+VALUE_BYTES = 4000  # containerd takes 4096 bytes of key and value
+HOSTILE = {
+    "com.docker.compose.project": "x\r\nNats-Msg-Id: stolen\r\n\r\nPUB a.> 5\r\n* \x01\x1b[2J%0d%0a 🐳",
+    "nerdctl/name": '"><script>\r\nce_id: 0-0\r\n\r\n*.>\x7f\u2028\u202e',
+    "a\r\nb: c\t*>": "v\r\n\r\n\x01",
+    "../../{host}%s{0}": "$SYS.REQ.>",
+}
+
+
+@pytest.fixture
+def namespace(engine: Containerd) -> Iterator[str]:
+    name = f"with.dot.{os.getpid()}"
+    engine.import_image(name)
+    yield name
+    for id_ in engine.ctr("containers", "ls", "--quiet", namespace=name).stdout.split():
+        engine.ctr("tasks", "delete", "--force", id_, namespace=name, check=False)
+        engine.ctr("containers", "delete", id_, namespace=name)
+
+
+def bridge_to(engine: Containerd, folder: Path, namespace: str, sinks: list[dict[str, str]]) -> BridgeProcess:
+    """The sinks by the environment, where there is more to set than in a URL."""
+    environment = {"WHALEBRIDGE_HOST": HOST}
+    for number, settings in enumerate(sinks):
+        for name, value in settings.items():
+            environment[f"WHALEBRIDGE_SINKS__{number}__{name}"] = value
+    flags = ("--namespace", namespace)
+    return BridgeProcess(engine.address, folder, *flags, state_dir=folder / "state", environment=environment)
+
+
+def labels_of(count: int, stem: str = "big") -> list[str]:
+    return [f"{stem}-{number:04}={chr(97 + number % 26) * VALUE_BYTES}" for number in range(count)]
+
+
+def test_large_labels_and_hostile_names(
+    engine: Containerd, namespace: str, kafka: Kafka, nats: Nats, tmp_path: Path
+) -> None:
+    places = Places(kafka, nats)
+    kafka_url, nats_url = (url.partition("//")[2].partition("/")[0] for url in places.urls)
+    to_kafka = {"TYPE": "kafka", "SERVERS": kafka_url, "TOPIC": places.topic, "COMPRESSION": "gzip"}
+    template = "{host}.{namespace}.{project}.{type}"
+    to_nats = {"TYPE": "nats", "SERVERS": nats_url, "SUBJECT": places.topic, "TEMPLATE": template}
+
+    def run(id_: str, *labels: str) -> None:
+        engine.ctr("containers", "create", IMAGE, id_, "sleep", "600", namespace=namespace)
+        for start in range(0, len(labels), 200):  # an argument list is bounded, too
+            engine.ctr("containers", "label", id_, *labels[start : start + 200], namespace=namespace)
+        engine.ctr("tasks", "start", "--detach", "--null-io", id_, namespace=namespace)
+
+    with bridge_to(engine, tmp_path, namespace, [to_kafka, to_nats]) as bridge:
+        bridge.wait_said("live")
+        hostile = [f"{key}={value}" for key, value in HOSTILE.items()]
+        run("hostile", *hostile)
+        run("just-fits", *labels_of(100))
+        run("huge", *labels_of(530), "com.docker.compose.project=huge")  # 2 MiB
+        for number in range(3):
+            run(f"neighbour{number}")
+        engine.ctr("tasks", "kill", "--signal", "SIGKILL", "huge", namespace=namespace)
+
+        def complete() -> bool:
+            told = [documents(values()) for values in (places.kafka_values, places.nats_values)]
+            return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in told)
+
+        wait_for(complete, "seven transitions in both places")
+        assert bridge.said("refused") == bridge.said("sink_not_reached") == []
+    assert places.kafka_values() == places.nats_values()
+    records = documents(places.kafka_values())
+    check_whole(records)
+    started = {each["container"]["id"]: each["container"] for each in records if each["type"] == "started"}
+    told = dict(each.split("=", 1) for each in hostile)
+    assert {key: started["hostile"]["labels"][key] for key in told if key in started["hostile"]["labels"]} == told
+    assert started["hostile"]["project"] == told["com.docker.compose.project"]
+    assert started["hostile"]["name"] == told["nerdctl/name"]
+    assert not started["just-fits"]["labels_dropped"]
+    assert len(started["just-fits"]["labels"]) >= 100
+    assert started["huge"]["labels_dropped"]
+    assert started["huge"]["labels"] is None
+    assert started["huge"]["project"] == "huge"
+    assert max(map(len, places.kafka_values())) <= 512 * 1024
+    for record, message in zip(records, places.in_nats(), strict=True):
+        prefix, *tokens = message.subject.split(".")
+        assert prefix == places.topic
+        container = record["container"] or {"namespace": "", "project": ""}
+        expected = [HOST, container["namespace"], container["project"], record["type"]]
+        assert [*map(read_token, tokens)] == expected
+        assert message.headers["ce-id"] == f"{record['epoch']}-{record['sequence']}"
+        assert {name.lower() for name in message.headers} <= {
+            *(f"ce-{name}" for name in ("id", "source", "type", "time", "subject", "sequence", "specversion")),
+            *("ce-dataschema", "ce-datacontenttype", "nats-msg-id"),
+            *(f"nats-batch-{name}" for name in ("id", "sequence", "commit")),
+        }

@@ -1,0 +1,163 @@
+"""`whalebridge run` with sinks and a state_dir that cannot be: one clear line, the right status, and nothing lost."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess
+from tests.integration.commands import assert_one_line, whalebridge
+from tests.integration.delivery import Places, check_whole, documents, wait_for
+from tests.testbed.containerd import Containerd
+from tests.testbed.kafka import Kafka
+from tests.testbed.nats import Nats
+
+_numbers = itertools.count()
+one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (
+            "kafak://h:1/t",
+            "sinks.0: unknown scheme 'kafak'; known schemes: stdout:, file:, kafka:, kafkas:, nats:, tls:",
+        ),
+        ("kafka", "sinks.0: a sink is written as a URL, with a colon after its scheme"),
+        ("kafka:h/t", "sinks.0: write it as kafka://HOST:PORT,HOST:PORT/TOPIC"),
+        ("kafka://h:1", "sinks.0: write it as kafka://HOST:PORT,HOST:PORT/TOPIC"),
+        ("kafka://h:1/a/b", "sinks.0.topic: a topic's name has 1 to 249 characters"),
+        ("kafka://h:99999/t", "sinks.0.servers.0: write a server as HOST:PORT"),
+        ("kafka://user:s3cret@h:1/t", "sinks.0: credentials do not belong into a URL"),
+        ("kafka://h:1/t?acks=0", "sinks.0: write it as kafka://HOST:PORT,HOST:PORT/TOPIC"),
+        ("nats://h:1", "sinks.0: write it as nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX"),
+        ("nats://h:1/a.>", "sinks.0.subject: write words of letters, digits, _ and -"),
+        ("file:", "sinks.0"),
+    ],
+)
+def test_a_url_that_is_none(url: str, said: str) -> None:
+    done = whalebridge("run", "--sink", url)
+    assert_one_line(done, 2, said)
+    assert "s3cret" not in done.stderr
+
+
+def test_a_sink_that_is_named_twice() -> None:
+    assert_one_line(whalebridge("run", *["--sink", "kafka://h:1/t"] * 2), 2, "sinks: the same sink is named twice")
+
+
+def quiet(folder: Path, state_dir: Path) -> tuple[str, ...]:
+    """For a containerd that is not there: the state_dir comes first."""
+    return ("run", "--containerd", str(folder / "no.sock"), "--log-level", "error", "--state-dir", str(state_dir))
+
+
+def test_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
+    below_a_file = tmp_path / "file"
+    below_a_file.write_text("")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letters.txt").write_text("mine")
+    foreign_file = tmp_path / "foreign-file"
+    foreign_file.mkdir()
+    with sqlite3.connect(foreign_file / "outbox.db") as database:
+        database.execute("CREATE TABLE letters (content)")
+    database.close()
+    for path, *said in (
+        (below_a_file, "Not a directory; name a directory"),
+        (below_a_file / "state", "Not a directory; name a directory"),
+        (Path("/proc/whalebridge"), "name a directory"),
+        (Path("/sys/whalebridge"), "name a directory"),
+        (foreign, "is not whalebridge's: there are other files in it; name a directory of its own"),
+        (foreign_file, "is another program's; name a state_dir of whalebridge's own"),
+    ):
+        assert_one_line(whalebridge(*quiet(tmp_path, path)), 1, str(path), *said)
+    assert [path.name for path in foreign.iterdir()] == ["letters.txt"]
+
+
+def test_an_outbox_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with BridgeProcess(str(tmp_path / "no.sock"), tmp_path, state_dir=state) as bridge:
+        bridge.wait_said("waiting_for_containerd")
+    with sqlite3.connect(state / "outbox.db") as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    before = (state / "outbox.db").read_bytes()
+    done = whalebridge(*quiet(tmp_path, state))
+    assert_one_line(done, 1, "was written by a newer whalebridge (format 99", "run that version, or move the file away")
+    assert (state / "outbox.db").read_bytes() == before
+
+
+def test_a_state_dir_in_use_and_free_again_after_a_sigkill(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with BridgeProcess(str(tmp_path / "no.sock"), tmp_path, state_dir=state) as bridge:
+        bridge.wait_said("waiting_for_containerd")
+        done = whalebridge(*quiet(tmp_path, state))
+        said = (
+            f"state_dir {state} is in use by another whalebridge (process {bridge.process.pid}); stop that one, or give"
+        )
+        assert_one_line(done, 1, said)
+        bridge.kill()
+        bridge.start()
+        bridge.wait_said("waiting_for_containerd", 2)
+
+
+@one_engine
+def test_a_compacted_event_topic_is_refused_and_nothing_is_lost(
+    engine: Containerd, kafka: Kafka, nats: Nats, tmp_path: Path
+) -> None:
+    places = Places(kafka, nats)
+    kafka.admin.create_topic(places.topic, settings={"cleanup.policy": "compact"})
+    with places.bridge(engine, tmp_path, "--namespace", "nobody") as bridge:
+        assert bridge.process.wait(60) == 3
+        last = bridge.log.read_text().splitlines()[-1]
+        assert last.startswith(f"whalebridge: topic {places.topic} is compacted (cleanup.policy=compact)"), last
+        assert "set its cleanup.policy to delete, or name another topic" in last
+        assert "Traceback" not in bridge.log.read_text()
+        bridge.log.write_text("")
+        kafka.admin.alter_topic(places.topic, {"cleanup.policy": "delete"})
+        bridge.start()
+        bridge.wait_said("live")
+    for values in (places.kafka_values(), places.nats_values()):
+        check_whole(documents(values))
+    assert documents(places.kafka_values()) == documents(places.nats_values())
+
+
+@one_engine
+def test_a_missing_topic_and_stream_are_told_and_waited_for(
+    engine: Containerd, kafka: Kafka, nats: Nats, tmp_path: Path
+) -> None:
+    places = Places(kafka, nats)
+    state, flags = tmp_path / "state", ("--namespace", "nobody")
+
+    def creating(value: str) -> Mapping[str, str]:
+        kafka_at, nats_at = (url.partition("//")[2].partition("/")[0] for url in places.urls)
+        to_kafka = {"TYPE": "kafka", "SERVERS": kafka_at, "TOPIC": places.topic, "CREATE": value}
+        to_nats = {"TYPE": "nats", "SERVERS": nats_at, "SUBJECT": places.topic, "STREAM__CREATE": value}
+        return {
+            f"WHALEBRIDGE_SINKS__{number}__{name}": text
+            for number, sink in enumerate((to_kafka, to_nats))
+            for name, text in sink.items()
+        }
+
+    with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=creating("false")) as bridge:
+        bridge.wait_said("live")
+        told = {line["sink"]: line["error"] for line in bridge.wait_said("sink_not_reached", 2)}
+        assert f"topic {places.topic} is missing, and create is false: create it" in told[f"kafka/{places.topic}"]
+        assert places.stream in told[f"nats/{places.topic}"]
+        kafka.admin.create_topic(places.topic)
+        wait_for(lambda: len(places.kafka_values()) == 2, "the snapshot in Kafka")
+    with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=creating("true")):
+        wait_for(lambda: len(places.kafka_values()) == 4, "the second snapshot")
+        wait_for(lambda: places.stream and len(documents(_values(places))) == 4, "all of it in NATS")
+    assert places.kafka_values() == places.nats_values()
+    check_whole(documents(places.nats_values()))
+
+
+def _values(places: Places) -> list[bytes]:
+    try:
+        return places.nats_values()
+    except Exception:  # noqa: BLE001 (there is no stream yet)
+        return []
