@@ -104,6 +104,7 @@ def test_sigkill_at_any_moment_loses_nothing(
                 before = len(bridge.said("live"))
                 bridge.start()
             flooding.result()
+            bridge.wait_said("live", before + 1)
         for read in (places.kafka_values, places.nats_values):
             wait_agreement(read, engine, churn.namespace, FLOODED)
     for values in (places.kafka_values(), places.nats_values()):
