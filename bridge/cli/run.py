@@ -14,7 +14,12 @@ from bridge.cli.failure import CommandError
 
 Sinks = Annotated[
     list[str] | None,
-    typer.Option("--sink", metavar="URL", help="Where records go; may be repeated. Known: stdout: (the default)."),
+    typer.Option(
+        "--sink",
+        metavar="URL",
+        help="Where records go; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
+        "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://.",
+    ),
 ]
 StateDir = Annotated[
     str | None,
@@ -58,13 +63,15 @@ def run(
 ) -> None:
     """Publish what happens to containers, until SIGTERM or Ctrl-C.
 
-    Records go to standard output, one JSON document a line; log lines go to standard error. A containerd that is not
-    there yet is waited for. Each option can be set in the environment as well: WHALEBRIDGE_LOG__LEVEL=debug.
+    Without a sink, records go to standard output, one JSON document a line; log lines go to standard error. A
+    containerd that is not there yet is waited for. Each option can be set in the environment as well:
+    WHALEBRIDGE_LOG__LEVEL=debug.
 
     \b
     Examples:
       whalebridge run
       whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io
+      whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
     settings = options.settings(

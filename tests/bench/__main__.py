@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--only", choices=PIPELINES, help="measure one pipeline only")
     parser.add_argument("--load", choices=[load.name for load in LOADS], help="measure under one load only")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     load_before = os.getloadavg()[0]
     results = list(_measure_all(wanted))
     machine = {
