@@ -28,12 +28,17 @@ ANYTHING = Faults(
 )
 
 
-def live_through(chance: Random, length: int, faults: Faults, *, audits: bool = True) -> Follower:
-    """Follow a world from its empty beginning, with whatever may go wrong."""
-    follower = Follower(World(chance))
-    follower.connect()
-    world = follower.world
+def live_through(chance: Random, length: int, faults: Faults, *, before: int = 0, audits: bool = True) -> Follower:
+    """Follow a world with whatever may go wrong: from its empty beginning, or after some things have happened."""
+    world = World(chance)
+    follower = Follower(world)
+    if not before:
+        follower.connect()
     world.faults = faults
+    for _ in range(before):
+        world.move()
+    if before:
+        follower.connect()
     for _ in range(length):
         if faults.gaps and world.flip(0.1):
             if world.subscribed:
@@ -84,12 +89,12 @@ def test_where_nothing_is_lost_or_late_what_is_told_is_what_happened(
 )
 @pytest.mark.parametrize("clock", ["steady", "stepping", "mad"])
 @histories
-@given(chance=chances, length=lengths)
+@given(chance=chances, length=lengths, before=st.integers(0, 20))
 def test_whatever_goes_wrong_lives_are_well_formed_and_the_records_converge(
-    faults: Faults, clock: str, chance: Random, length: int
+    faults: Faults, clock: str, chance: Random, length: int, before: int
 ) -> None:
     faults = Faults(**{**vars(faults), "clock": clock})
-    follower = live_through(chance, length, faults)
+    follower = live_through(chance, length, faults, before=before)
     follower.audit()
     follower.settle_down()
     world, judge, tracker = follower.world, follower.judge, follower.tracker
@@ -104,9 +109,9 @@ def test_whatever_goes_wrong_lives_are_well_formed_and_the_records_converge(
 
 @pytest.mark.parametrize("faults", [Faults(late=True, lag=True), Faults(gaps=True, lag=True)], ids=["late", "gaps"])
 @histories
-@given(chance=chances, length=lengths)
-def test_records_are_known_as_they_are_now(faults: Faults, chance: Random, length: int) -> None:
-    follower = live_through(chance, length, faults)
+@given(chance=chances, length=lengths, before=st.integers(0, 20))
+def test_records_are_known_as_they_are_now(faults: Faults, chance: Random, length: int, before: int) -> None:
+    follower = live_through(chance, length, faults, before=before)
     for key, record in follower.world.records.items():
         entry = follower.tracker.find(key)
         assert entry is not None
