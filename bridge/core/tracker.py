@@ -162,6 +162,11 @@ class Tracker:
         self.disconnect()
         self._changed = dict.fromkeys([*self._entries, *self._graves], True) if altered else {}
 
+    def _index(self, metadata: Metadata) -> None:
+        """Remember the labels of a pod, which its sandbox carries, for its other containers."""
+        if metadata.kind == "sandbox" and metadata.pod is not None:
+            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
+
     # --- what comes in ---
 
     def learn(self, metadata: Metadata) -> None:
@@ -520,11 +525,6 @@ class Tracker:
         if life.silent:
             self._tell(entry, life, "started", "inferred", at)
         self._tell(entry, life, "exited", origin, at, ending)
-
-    def _index(self, metadata: Metadata) -> None:
-        """Remember the labels of a pod, which its sandbox carries, for its other containers."""
-        if metadata.kind == "sandbox" and metadata.pod is not None:
-            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
 
     def _delete(self, entry: Entry) -> None:
         entry.deleted = True
