@@ -14,7 +14,12 @@ from bridge.cli.failure import CommandError
 
 Sinks = Annotated[
     list[str] | None,
-    typer.Option("--sink", metavar="URL", help="Where records go; may be repeated. Known: stdout: (the default)."),
+    typer.Option(
+        "--sink",
+        metavar="URL",
+        help="Where records go; may be repeated. stdout: (the default), file:PATH, kafka://HOST:PORT,HOST:PORT/TOPIC "
+        "(kafkas:// for TLS), nats://HOST:PORT,HOST:PORT/SUBJECT (tls:// for TLS).",
+    ),
 ]
 StateDir = Annotated[
     str | None,
