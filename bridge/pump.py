@@ -123,7 +123,5 @@ class Pump:
 
     def _complain(self, failure: Failure) -> None:
         self._failing = True
-        text = str(failure.error)
-        self._sparingly.say(
-            _log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failure.in_a_row
-        )
+        text, failures = str(failure.error), failure.in_a_row
+        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)

@@ -162,6 +162,11 @@ class Tracker:
         self.disconnect()
         self._changed = dict.fromkeys([*self._entries, *self._graves], True) if altered else {}
 
+    def _index(self, metadata: Metadata) -> None:
+        """Remember the labels of a pod, which its sandbox carries, for its other containers."""
+        if metadata.kind == "sandbox" and metadata.pod is not None:
+            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
+
     # --- what comes in ---
 
     def learn(self, metadata: Metadata) -> None:
@@ -555,11 +560,6 @@ class Tracker:
             self.counts["late"] += 1
             entry.ended.append(held.pid)
             self._release(entry)
-
-    def _index(self, metadata: Metadata) -> None:
-        """Remember the labels of a pod, which its sandbox carries, for its other containers."""
-        if metadata.kind == "sandbox" and metadata.pod is not None:
-            self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
 
     def _delete(self, entry: Entry) -> None:
         entry.deleted = True

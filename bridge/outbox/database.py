@@ -175,11 +175,15 @@ class Database:
                 )
             self._delete(unneeded)
 
-    def give_back(self) -> None:
-        """Return some of the space that a backlog has left behind to the file system."""
-        free = self._execute("PRAGMA freelist_count").fetchone()[0]
-        if free > _FREE_PAGES_KEPT:
-            self._execute(f"PRAGMA incremental_vacuum({_FREE_PAGES_KEPT})").fetchall()
+    def give_back(self) -> bool:
+        """Return some of the space that a backlog has left behind to the file system; tell whether there is more."""
+        free: int = self._execute("PRAGMA freelist_count").fetchone()[0]
+        if free <= _FREE_PAGES_KEPT:
+            return False
+        # As a script: execute() would take one step, which is one page.
+        self._connection.executescript(f"PRAGMA incremental_vacuum({_FREE_PAGES_KEPT})")
+        self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # the file itself gets no shorter before that
+        return True
 
     def _remember(self, memory: Mapping[str, bytes | None]) -> None:
         kept = [(key, value) for key, value in memory.items() if value is not None]

@@ -92,6 +92,9 @@ class Writer:
         self._moved.add(sink)
         if told:
             self._told.add(sink)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._wanted.set)
 
@@ -148,8 +151,8 @@ class Writer:
         for append in done:
             if not append.written.done():
                 append.written.set_result(None)
-        if writing.unneeded and not records:
-            await self._store.insist(Database.give_back)
+        if not records and await self._store.insist(Database.give_back):
+            self._flush_soon()
 
     def _transaction(self, records: Sequence[Record]) -> Writing:
         memory: dict[str, bytes | None] = {}

@@ -13,7 +13,7 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-END_SECONDS = 1.0
+END_SECONDS = 0.5  # for each of its two steps
 _CANCELS = 10  # the sender passes the first ones on to what it waits for
 
 
@@ -45,6 +45,16 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
                 break
             sender.cancel()
             await asyncio.wait({sender}, timeout=END_SECONDS / _CANCELS)
-        self._message_accumulator.fail_all(KafkaConnectionError("abandoned"))
+        self._fail_batches()
         with contextlib.suppress(Exception):  # of whatever was under way: it is given up
             await asyncio.wait_for(self.stop(), END_SECONDS)
+
+    def _fail_batches(self) -> None:
+        accumulator = self._message_accumulator
+        batches = {*accumulator._pending_batches, *(each for queue in accumulator._batches.values() for each in queue)}
+        accumulator._pending_batches |= batches  # where aiokafka looks for them, also for what waits for its next try
+        accumulator.fail_all(KafkaConnectionError("abandoned"))
+        for batch in batches:
+            for future in (batch.future, batch._drain_waiter):
+                if future.done() and not future.cancelled():
+                    future.exception()  # whoever waits has it as well; where nobody does, asyncio would log it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
@@ -33,8 +34,10 @@ def settings(servers: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
 async def sink(
     servers: Kafka | str, topic: str, *, clock: Clock | None = None, **options: Any
 ) -> AsyncIterator[KafkaSink]:
-    """A sink that is connected, and closed in time; nothing of it goes on."""
+    """A sink that is connected, and closed in time; nothing of it goes on, and nothing was said behind our back."""
     before = asyncio.all_tasks()
+    complaints: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
     made = KafkaSink(settings(servers, topic, **options), clock or SystemClock())
     try:
         await made.start()
@@ -44,6 +47,8 @@ async def sink(
             await made.close()
             if left := asyncio.all_tasks() - before:
                 await asyncio.wait(left)
+        gc.collect()
+        assert not complaints, complaints
 
 
 async def insist(made: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:

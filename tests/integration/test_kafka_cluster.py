@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 from aiokafka.errors import KafkaError
 
+from bridge.core.errors import TransientError
 from sinks.kafka.sink import KafkaSink
 from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, insist, sink
 from tests.sample_records import batches, records
@@ -51,6 +52,21 @@ async def test_the_leader_fails_under_load(cluster: Kafka, compression: str, how
     assert first_occurrences(stored) == data(whole)
     again = [count for count in Counter(each.value for each in stored).values() if count > 1]
     print(f"{how}: {len(stored)} stored, {len(again)} of {COUNT} records more than once")
+
+
+async def test_too_few_replicas_in_sync_are_named_and_waited_for(cluster: Kafka) -> None:
+    cluster.admin.create_topic("safe", replicas=3, settings={"min.insync.replicas": "3"})
+    whole = records(20)
+    async with sink(cluster, "safe", timeout="6s") as made:
+        await made.publish(whole[:10])
+        other = next(server for server in cluster.servers if server is not cluster.leader("safe"))
+        other.kill()
+        wait_until(lambda: in_sync(cluster, "safe") == 2, "the broker to be missed", timeout=60, interval=0.2)
+        with pytest.raises(TransientError, match=r"no acknowledgement within 6 s; partition 0 has 2 of 3 replicas"):
+            await made.publish(whole[10:])
+        await asyncio.to_thread(other.start)
+        await insist(made, whole[10:])
+    assert first_occurrences(cluster.admin.records("safe")) == data(whole)
 
 
 def fail(cluster: Kafka, topic: str, how: str) -> None:

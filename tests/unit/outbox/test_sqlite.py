@@ -107,7 +107,22 @@ async def test_disk_space_is_used_again(path: Path) -> None:
         for _ in range(60):
             await outbox.append(recorder.starts(500, size=1000))
             await read_all(outbox)
-    assert sum(file.stat().st_size for file in path.iterdir()) < 16_000_000
+        assert size(path) < 16_000_000
+
+
+async def test_disk_space_of_a_backlog_is_given_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.outbox.writer.FLUSH_SECONDS", 0.01)
+    recorder = Recorder()
+    async with opened(path) as outbox:
+        for _ in range(40):
+            await outbox.append(recorder.starts(1000, size=1000))
+        assert size(path) > 50_000_000
+        await read_all(outbox)
+        await settled(lambda: size(path) < 30_000_000)
+
+
+def size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir())
 
 
 # --- sinks that come and go ---
