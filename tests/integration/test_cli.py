@@ -158,7 +158,7 @@ def test_inspect_says_what_is_ambiguous(yard: Yard) -> None:
         (["list", "--namespace", "nope"], 1, "there is no namespace 'nope' on this containerd; there are: default"),
         (["inspect"], 2, "NAME_OR_ID"),
         (["list", "--containerd"], 2, "--containerd"),
-        (["run", "--sink", "kafka://h/t"], 2, "unknown scheme 'kafka'"),
+        (["run", "--sink", "amqp://h/t"], 2, "unknown scheme 'amqp'"),
     ],
 )
 def test_bad_input_is_one_line(yard: Yard, arguments: list[str], status: int, said: str) -> None:
