@@ -92,11 +92,7 @@ def test_no_command_is_wrong_usage_and_gets_help(capsys: pytest.CaptureFixture[s
         ("run extra", "whalebridge: Got unexpected extra argument"),
         ("inspect", "whalebridge: Missing argument 'NAME_OR_ID'. See 'whalebridge --help'."),
         ("list --namespace", "whalebridge: Option '--namespace' requires an argument. See 'whalebridge --help'."),
-<<<<<<< HEAD
         ("run --sink amqp://h/t", "whalebridge: sinks.0: unknown scheme 'amqp'; known schemes: stdout:"),
-=======
-        ("run --sink kafak://h/t", "whalebridge: sinks.0: unknown scheme 'kafak'; known schemes: stdout:"),
->>>>>>> issue4
         ("list --containerd tcp://h:1", "whalebridge: containerd.address: write the socket's absolute path"),
         ("run --snapshot-interval 6", "whalebridge: snapshot.interval: write a whole number and its unit"),
     ],
