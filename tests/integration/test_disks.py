@@ -24,6 +24,8 @@ from tests.contract.test_outbox import WIDE, read_all
 from tests.records import Recorder, sequences
 from tests.testbed.containerd import Containerd
 
+pytestmark = pytest.mark.long
+
 SECCOMP_LACKS = 77
 
 

@@ -96,7 +96,7 @@ def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: C
     reader = engine.popen(engine.ctr_command("events"))
     try:
         assert reader.stdout is not None
-        time.sleep(1)  # containerd gives no sign that the subscription has begun
+        time.sleep(3)  # containerd gives no sign that the subscription has begun
         report = flood.flood(engine, events=80, containers=10, rate=400)
         seen = [next(line for line in reader.stdout if " flooded /tasks/" in line).split() for _ in range(80)]
     finally:
