@@ -55,6 +55,8 @@ lock: setup ## requirements.lock from pyproject.toml
 	    echo "$(PYTHON) cannot make virtual environments: sudo apt-get install python3-venv"; exit 1; } } >&2
 	@echo "setup: installing whalebridge and its tools into .venv ..." >&2
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv >&2
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock >&2
+	@# The lock names everything; a resolver would only refuse it (coverage[toml]) once something newer is out.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
+	@$(BIN)/pip check --quiet --disable-pip-version-check >&2
 	@touch $@
