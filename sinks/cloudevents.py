@@ -42,6 +42,7 @@ _HEADER_SAFE_CHARACTERS = "!#$&'()*+,/:;<=>?@[\\]^`{|}"  # besides those that qu
 _PATH_SAFE = "!$&'()*+,;=:@"  # what RFC 3986 allows in a segment of a path, besides the unreserved
 _NAME_SAFE = "!$&'()*+,;="  # the same for a registered name, the host of an authority
 _LIMIT = 64
+_SUBJECTS = 1024  # each container has several records
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -69,8 +70,8 @@ def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:
         ("ce_time", record.time.encode()),
         ("ce_sequence", b"%d-%020d" % (record.epoch, record.sequence)),
     ]
-    if subject := record.subject:
-        headers.append(("ce_subject", allowed(subject).encode()))
+    if record.subject:
+        headers.append(_kafka_subject(record.subject))
     return headers
 
 
@@ -141,6 +142,11 @@ def _kafka_fixed(host: str, engine: str, type_: str, schema: str) -> KafkaHeader
         ("ce_type", event_type(type_).encode()),
         ("ce_dataschema", schema.encode()),
     ]
+
+
+@lru_cache(_SUBJECTS)
+def _kafka_subject(subject: str) -> tuple[str, bytes]:
+    return "ce_subject", allowed(subject).encode()
 
 
 @lru_cache(_LIMIT)

@@ -8,7 +8,7 @@ containerd 1.6 and 2.4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -87,9 +87,10 @@ def text(value: bytes) -> str:
 
 def nanoseconds(stamp: Timestamp) -> int | None:
     """Return nanoseconds since the epoch; None for no time, for Go's zero time, and for what is no time at all."""
-    if not 0 <= stamp.seconds <= _LAST_SECOND or not 0 <= stamp.nanos < _SECOND:
+    seconds, nanos = stamp.seconds, stamp.nanos
+    if not 0 <= seconds <= _LAST_SECOND or not 0 <= nanos < _SECOND:
         return None
-    return stamp.seconds * _SECOND + stamp.nanos or None
+    return seconds * _SECOND + nanos or None
 
 
 def _labels(labels: Iterable[_Label]) -> Labels:
@@ -152,33 +153,37 @@ def _is_number(digits: str) -> bool:
     return digits.isascii() and digits.isdigit() and len(digits) <= _MARK_DIGITS
 
 
-@dataclass(frozen=True)
 class _Reader(Generic[_Payload]):
     """How the events of one topic are read: the payload's type, where it names the container, what it becomes."""
 
-    payload: type[_Payload]
-    container_id: Callable[[_Payload], str]
-    build: Callable[[ContainerKey, int, _Payload], ContainerEvent]
+    def __init__(
+        self,
+        payload: type[_Payload],
+        container_id: Callable[[_Payload], str],
+        build: Callable[[ContainerKey, int, _Payload], ContainerEvent],
+    ) -> None:
+        self._parse = payload.FromString
+        self._name = payload.DESCRIPTOR.full_name
+        self._container_id = container_id
+        self._build = build
 
     def read(self, envelope: Envelope) -> Event:
         """Return the event, or why it cannot be one."""
-        expected, told = self.payload.DESCRIPTOR.full_name, envelope.event.type_url.rpartition("/")[2]
-        if told != expected:
-            return Undecodable(envelope.topic, f"the payload is {told!r}, not {expected}")
+        wrapped = envelope.event
+        url = wrapped.type_url
+        if url != self._name and (told := url.rpartition("/")[2]) != self._name:
+            return Undecodable(envelope.topic, f"the payload is {told!r}, not {self._name}")
         try:
-            payload = self.payload.FromString(envelope.event.value)
+            payload = self._parse(wrapped.value)
         except DecodeError:
-            return Undecodable(envelope.topic, f"the payload is no {expected}")
-        return self._checked(envelope, payload)
-
-    def _checked(self, envelope: Envelope, payload: _Payload) -> Event:
-        key = ContainerKey(envelope.namespace, self.container_id(payload))
-        at = nanoseconds(envelope.timestamp)
-        if not key.namespace or not key.id:
+            return Undecodable(envelope.topic, f"the payload is no {self._name}")
+        namespace, id_ = envelope.namespace, self._container_id(payload)
+        if not namespace or not id_:
             return Undecodable(envelope.topic, "it names no container")
+        at = nanoseconds(envelope.timestamp)
         if at is None:
             return Undecodable(envelope.topic, "its timestamp is none")
-        return self.build(key, at, payload)
+        return self._build(ContainerKey(namespace, id_), at, payload)
 
 
 def _exec_id(payload: _Ended) -> str:
@@ -202,14 +207,8 @@ def _deleted(key: ContainerKey, at: int, payload: payloads_pb2.TaskDelete) -> Co
     return TaskDeleted(key, at, _exec_id(payload), payload.pid, payload.exit_status, nanoseconds(payload.exited_at))
 
 
-def _record_id(payload: Any) -> str:
-    return str(payload.id)
-
-
-def _task_id(payload: Any) -> str:
-    return str(payload.container_id)
-
-
+_record_id: Callable[[Any], str] = attrgetter("id")
+_task_id: Callable[[Any], str] = attrgetter("container_id")
 _READERS: dict[str, _Reader[Any]] = {
     "/containers/create": _Reader(payloads_pb2.ContainerCreate, _record_id, _created),
     "/containers/update": _Reader(payloads_pb2.ContainerUpdate, _record_id, _updated),

@@ -34,7 +34,9 @@ def rfc3339(at: int | None) -> str | None:
     """Write nanoseconds since the Unix epoch as RFC 3339 in UTC, all nine digits unless the second is whole."""
     if at is None:
         return None
-    seconds, nanoseconds = divmod(min(max(at, 0), _LAST), _SECOND)
+    if not 0 <= at <= _LAST:
+        at = min(max(at, 0), _LAST)
+    seconds, nanoseconds = divmod(at, _SECOND)
     stem = _to_the_second(seconds)
     return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
 
@@ -42,6 +44,11 @@ def rfc3339(at: int | None) -> str | None:
 @lru_cache(maxsize=64)  # many records of the same second
 def _to_the_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+@lru_cache(maxsize=4096)  # each record of a container has it
+def _created(at: int | None) -> str | None:
+    return rfc3339(at)
 
 
 class Gap(Struct, frozen=True):
@@ -122,53 +129,47 @@ class Ledger:
         return [started, *between, completed]
 
     def _frame(self, type_: events.FrameType, now: int, snapshot: events.Snapshot) -> Record:
-        document = self._document(type_, now, origin="snapshot", snapshot=snapshot)
         self.sequence += 1
-        return _record(document)
+        return _record(
+            EventRecord(
+                events.VERSION,
+                type_,
+                rfc3339(now),
+                None,
+                None,
+                "snapshot",
+                None,
+                None,
+                snapshot,
+                None,
+                self._engine,
+                self._host,
+                self.epoch,
+                self.sequence,
+            )
+        )
 
     def _about_container(
         self, told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool = False
     ) -> Record:
         container = _container(told, metadata, pod_labels, dropped=dropped)
-        document = self._document(
-            told.type,
-            told.at,
-            origin=told.origin,
-            id=display_id(told.key),
-            project=container.project,
-            container=container,
-            exit=_exit(told.ending),
-        )
-        return _record(document, namespace=told.key.namespace)
-
-    def _document(
-        self,
-        type_: events.RecordType,
-        at: int,
-        *,
-        origin: events.Origin,
-        id: str | None = None,
-        project: str | None = None,
-        container: events.Container | None = None,
-        exit: events.Exit | None = None,
-        snapshot: events.Snapshot | None = None,
-    ) -> EventRecord:
-        return EventRecord(
+        document = EventRecord(
             events.VERSION,
-            type_,
-            rfc3339(at),
-            id,
-            project,
-            origin,
+            told.type,
+            rfc3339(told.at),
+            display_id(told.key),
+            container.project,
+            told.origin,
             container,
-            exit,
-            snapshot,
+            _exit(told.ending),
+            None,
             None,
             self._engine,
             self._host,
             self.epoch,
             self.sequence + 1,
         )
+        return _record(document, namespace=told.key.namespace)
 
 
 def _record(document: EventRecord, *, namespace: str = "") -> Record:
@@ -205,7 +206,7 @@ def _container(
         metadata.kind,
         metadata.image,
         metadata.runtime,
-        rfc3339(metadata.created_at),
+        _created(metadata.created_at),
         metadata.labels,
         dropped,
         None if pod is None else events.Pod(pod.name, pod.namespace, pod.uid, pod.container, pod_labels),

@@ -6,20 +6,24 @@ others (`nats:2`, `confluentinc/cp-kafka:8.1.0`) where a registry can be reached
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import docker  # type: ignore[import-untyped]
+import nats
 import pytest
-from aiokafka import AIOKafkaProducer
-from nats import connect
 from testcontainers.community.kafka import KafkaContainer
 from testcontainers.core.config import ConnectionMode, testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
+from tests.bridge_process import BridgeProcess, transitions
+from tests.integration.delivery import check_whole, documents, wait_for
 from tests.testbed.broker_images import Image, kafka_image, nats_image
+from tests.testbed.containerd import Containerd
+from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka_admin import KafkaAdmin
 
 # Its clients leave connections to the engine open.
@@ -62,23 +66,39 @@ def imported(make: Callable[[Path], Image], folder: Path) -> str:
     return image.name
 
 
-async def test_nats_stores_a_message(nats_url: str) -> None:
-    connection = await connect(nats_url)
-    try:
-        stream = connection.jetstream()
-        await stream.add_stream(name="EVENTS", subjects=["events.>"])
-        assert (await stream.publish("events.one", b"hello")).seq == 1
-    finally:
-        await connection.close()
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_the_bridge_publishes_to_both(engine: Containerd, nats_url: str, kafka_bootstrap: str, tmp_path: Path) -> None:
+    """A container's whole life is the same for a plain consumer of either broker."""
+    namespace = f"tc{os.getpid()}"
+    engine.import_image(namespace)
+    sinks = [f"kafka://{kafka_bootstrap}/life", f"{nats_url}/life"]
+    state_dir = tmp_path / "state"
+    with BridgeProcess(engine.address, tmp_path, "--namespace", namespace, sinks=sinks, state_dir=state_dir) as bridge:
+        bridge.wait_said("live")
+        engine.ctr("run", "--rm", "--null-io", IMAGE, f"tc-{os.getpid()}", "sh", "-c", "exit 7", namespace=namespace)
+        admin = KafkaAdmin(kafka_bootstrap)
+        wait_for(lambda: _ended([record.value or b"" for record in admin.records("life")]), "the exit in Kafka")
+        wait_for(lambda: _ended(asyncio.run(_stored(nats_url))), "the exit in NATS")
+    values = [record.value or b"" for record in admin.records("life")]
+    assert values == asyncio.run(_stored(nats_url))
+    records = documents(values)
+    check_whole(records)
+    assert [(each["type"], each["exit"] and each["exit"]["status"]) for each in transitions(records)] == [
+        ("started", None),
+        ("exited", 7),
+    ]
 
 
-async def test_kafka_stores_a_record(kafka_bootstrap: str) -> None:
-    admin = KafkaAdmin(kafka_bootstrap)
-    admin.create_topic("events")
-    producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, enable_idempotence=True)
-    await producer.start()
+def _ended(values: Sequence[bytes]) -> bool:
+    return any(record["type"] == "exited" for record in documents(values))
+
+
+async def _stored(url: str) -> list[bytes]:
+    client = await nats.connect(url)
     try:
-        await producer.send_and_wait("events", b"hello")
+        stream = client.jetstream()
+        count = (await stream.stream_info("WHALEBRIDGE_LIFE")).state.messages
+        messages = [await stream.get_msg("WHALEBRIDGE_LIFE", seq) for seq in range(1, count + 1)]
+        return [message.data or b"" for message in messages]
     finally:
-        await producer.stop()
-    assert [record.value for record in admin.records("events")] == [b"hello"]
+        await client.close()

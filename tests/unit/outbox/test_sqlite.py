@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,24 @@ async def test_what_is_told_of_a_loss_outlives_it_and_never_changes(path: Path) 
         records = await read_all(outbox)
     assert (lost(records[0])[3], lost(records[2])[3]) == ("overflow", "refused")
     assert covered(records) == list(range(1, 401))
+
+
+async def test_a_loss_whose_records_a_lying_disk_has_not_kept_is_told_all_the_same(path: Path) -> None:
+    recorder = Recorder()
+    async with opened(path) as outbox:
+        await outbox.append(recorder.starts(5))
+        batch = await outbox.read("s", 5)
+        await outbox.refuse("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
+    with closing(sqlite3.connect(path / "outbox.db")) as database, database:
+        database.execute("DELETE FROM chunks")
+        database.execute("UPDATE sinks SET cursor = 4")
+    async with opened(path) as outbox:
+        (told,) = await outbox.read("s", 10)
+        assert lost(told)[1:3] == (5, 5)
+        await outbox.acknowledge("s", [told])
+        assert outbox.depth("s") == 0
+        await outbox.append(recorder.starts(1))
+        assert sequences(list(await outbox.read("s", 10))) == [6]
 
 
 async def test_a_backlog_is_read_from_the_disk_in_order(path: Path) -> None:
