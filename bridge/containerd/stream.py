@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -34,8 +35,16 @@ FILTERS = (r'topic~="^/(tasks|containers|namespaces|whalebridge)/"',)
 DEFAULT_BUFFER_BYTES = 128 * 1024 * 1024
 ITEM_BYTES = 64  # what Python needs to hold an event's bytes, besides the bytes
 BATCH_EVENTS = 4096  # decoding so many keeps the event loop busy for some 10 ms
-LINGER_SECONDS = 0.005  # a single event is handed over at once, a flood in batches: it halves the cost of an event
+# A single event is handed over at once, a flood in batches: that halves the cost of an event and more. How long the
+# next batch gathers follows from how many events the last one had.
+LINGER_SECONDS = 0.005
+MOST_LINGER_SECONDS = 0.05
+_LINGER_AN_EVENT = 0.002
 _JOIN_SECONDS = 1.0
+# Whoever had to wait for an event has read all there was. What comes during a nap is then read at once: waiting for
+# each event of a flood anew costs as much as reading it.
+_CAUGHT_UP_SECONDS = 0.0001
+_NAP_SECONDS = 0.002
 
 
 class EventStream:
@@ -50,7 +59,7 @@ class EventStream:
         self._held: deque[bytes] = deque()
         self._received = 0  # written by the thread only
         self._taken = 0  # written by the loop only
-        self._last_batch = -LINGER_SECONDS
+        self._next_batch = 0.0  # not before that
         self._failure: TransientError | None = None
         options = [*channel_options(), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         self._channel = grpc.insecure_channel(target(path), options=options)
@@ -79,7 +88,7 @@ class EventStream:
             elif self._is_due():
                 return [decode.event(raw) for raw in self._take()]
             else:
-                await asyncio.sleep(LINGER_SECONDS)
+                await asyncio.sleep(self._next_batch - self._loop.time())
 
     async def _more(self) -> None:
         self._wakeup_due = False
@@ -88,12 +97,13 @@ class EventStream:
             await self._arrived.wait()
 
     def _is_due(self) -> bool:
-        return len(self._held) >= BATCH_EVENTS or self._loop.time() >= self._last_batch + LINGER_SECONDS
+        return len(self._held) >= BATCH_EVENTS or self._loop.time() >= self._next_batch
 
     def _take(self) -> list[bytes]:
         taken = [self._held.popleft() for _ in range(min(len(self._held), BATCH_EVENTS))]
         self._taken += _size(taken)
-        self._last_batch = self._loop.time()
+        linger = min(max(len(taken) * _LINGER_AN_EVENT, LINGER_SECONDS), MOST_LINGER_SECONDS)
+        self._next_batch = self._loop.time() + linger
         return taken
 
     def close(self) -> None:
@@ -120,7 +130,9 @@ class EventStream:
 
     def _receive(self) -> None:
         """Take events until the stream ends; after an overflow that is soon."""
+        returned = time.monotonic()
         for raw in self._call:
+            waited = time.monotonic() - returned
             self._received += len(raw) + ITEM_BYTES
             if self._failure is None and self._received - self._taken > self._buffer_bytes:
                 self._overflow()
@@ -128,6 +140,9 @@ class EventStream:
                 self._held.append(raw)
             if not self._wakeup_due:
                 self._wake()
+            if waited > _CAUGHT_UP_SECONDS:
+                time.sleep(_NAP_SECONDS)
+            returned = time.monotonic()
 
     def _overflow(self) -> None:
         """Give the subscription up: to leave it unread would fill containerd's memory instead of ours."""
