@@ -17,11 +17,11 @@ setup: .venv/installed ## whalebridge, every sink and the test tools, editable, 
 run: setup ## real events of real containers on standard output (your containerd's, or a private one's)
 	@$(BIN)/python -m tests.testbed.demo $(ARGS)
 
-test: setup testbed ## every test but those of brokers and long faults; those that repeat a fault do so a few times
+test: setup testbed ## every test, on real peers; those that repeat a fault do so a few times
 	$(BIN)/pytest $(ARGS)
 
 test-long: export WHALEBRIDGE_TEST_SCALE = full
-test-long: test ## every test, at its full count: real brokers and their faults, too
+test-long: test ## the same at the full count: hundreds of kills, brokers dead for minutes
 
 bench: setup testbed ## whalebridge and `ctr events | kcat -P` side by side: loss, time, CPU, latency, memory
 	@$(BIN)/python -m tests.bench $(ARGS)

@@ -79,7 +79,7 @@ def test_both_brokers_have_the_same_records(
         )
 
 
-@pytest.mark.long
+@pytest.mark.timeout(scaled(part=300, full=1800))
 def test_sigkill_at_any_moment_loses_nothing(
     engine: Containerd,
     churn: Churn,
@@ -123,7 +123,6 @@ def test_sigkill_at_any_moment_loses_nothing(
 
 
 @one_engine
-@pytest.mark.long
 def test_brokers_that_are_dead_or_come_and_go_get_everything_in_order(
     engine: Containerd,
     churn: Churn,
@@ -167,7 +166,6 @@ def test_brokers_that_are_dead_or_come_and_go_get_everything_in_order(
 
 @one_engine
 @pytest.mark.parametrize("dead", ["kafka", "nats"])
-@pytest.mark.long
 def test_of_two_sinks_one_does_not_notice_that_the_other_is_dead(
     engine: Containerd,
     churn: Churn,
@@ -203,7 +201,6 @@ def test_of_two_sinks_one_does_not_notice_that_the_other_is_dead(
 
 @one_engine
 @pytest.mark.parametrize("how", ["dead", "frozen"])
-@pytest.mark.long
 def test_sigterm_with_brokers_that_do_not_answer(
     engine: Containerd,
     churn: Churn,

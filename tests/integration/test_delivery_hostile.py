@@ -16,8 +16,6 @@ from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
-pytestmark = pytest.mark.long
-
 HOST = "n*.>größe"
 VALUE_BYTES = 4000  # containerd takes 4096 bytes of key and value
 HOSTILE = {

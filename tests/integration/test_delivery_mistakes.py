@@ -16,8 +16,6 @@ from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
-pytestmark = pytest.mark.long
-
 _numbers = itertools.count()
 one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 

@@ -24,8 +24,6 @@ from tests.contract.test_outbox import WIDE, read_all
 from tests.records import Recorder, sequences
 from tests.testbed.containerd import Containerd
 
-pytestmark = pytest.mark.long
-
 SECCOMP_LACKS = 77
 
 

@@ -19,8 +19,6 @@ from tests.testbed.kafka_admin import KafkaAdmin
 from tests.testbed.process import wait_until
 from tests.testbed.server import Server
 
-pytestmark = pytest.mark.long
-
 ROUNDS = scaled(part=1, full=3)
 COUNT = ROUNDS * 8000
 

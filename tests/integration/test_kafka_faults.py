@@ -16,8 +16,6 @@ from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, i
 from tests.sample_records import batches, records
 from tests.testbed.kafka import Kafka
 
-pytestmark = pytest.mark.long
-
 CLOCK = SystemClock()
 
 

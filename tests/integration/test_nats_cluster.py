@@ -15,8 +15,6 @@ from tests.scale import scaled
 from tests.testbed.nats import Nats
 from tests.testbed.server import Server
 
-pytestmark = pytest.mark.long
-
 STREAM = "WHALEBRIDGE_EVENTS"
 ROUNDS = scaled(part=3, full=12)
 

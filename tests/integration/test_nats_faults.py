@@ -24,8 +24,6 @@ from tests.integration.nats_reading import (
 )
 from tests.testbed.nats import Nats
 
-pytestmark = pytest.mark.long
-
 Failing = Callable[[Nats], None]
 TIMEOUT = 2.0
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import msgspec
-import pytest
 from nats.js.errors import NotFoundError
 
 from tests.bridge_process import BridgeProcess, Document, check_lives, check_stream, fold, transitions
@@ -16,8 +15,6 @@ from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.nats import Nats
 from tests.testbed.process import wait_until
-
-pytestmark = pytest.mark.long
 
 
 def stored(peer: Nats) -> list[Document]:

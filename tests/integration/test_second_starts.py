@@ -19,8 +19,6 @@ from tests.integration.reading import read
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
-pytestmark = pytest.mark.long
-
 KILLS = scaled(part=8, full=100)
 
 

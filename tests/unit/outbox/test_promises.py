@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -26,7 +25,6 @@ from tests.contract.test_outbox import lost
 from tests.records import Recorder
 from tests.scale import scaled
 
-pytestmark = pytest.mark.long
 BOUNDS = Bounds(max_records=40, max_bytes=40_000, max_age=1000)
 SINKS = ("a", "b")
 sinks = st.sampled_from(SINKS)
