@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings
 
+from config import names
 from config.sources import Path, Source
 
 DEFAULT = "/etc/whalebridge/config.yaml"
@@ -29,8 +30,9 @@ _SYNTAX = {
     "mapping values are not allowed": "there is a colon where none can be: mind the indentation, or use quotes",
     "could not find expected ':'": "there is a name without a colon, or a line that is not indented like the others",
     "found undefined alias": "there is an alias (*) of nothing; " + _IN_QUOTES % "* & !",
+    "undefined tag handle": _IN_QUOTES % "* & !",
     "expected alphabetic": _IN_QUOTES % "* & !",
-    "while scanning a tag": _IN_QUOTES % "* & !",
+    " a tag": _IN_QUOTES % "* & !",
     "expected <block end>": "this line is not indented like those that it belongs to",
     "found unexpected end of stream": "a quote is not closed before the end",
     "expected ',' or": "a bracket is not closed, or a comma is missing",
@@ -159,4 +161,4 @@ class _Reading:
 
     def _complain(self, node: yaml.Node | None, text: str, path: Path = ()) -> None:
         where = self._line(node) if node else self._name
-        self.mistakes.append(": ".join(part for part in (where, ".".join(path), text) if part))
+        self.mistakes.append(": ".join(part for part in (where, ".".join(map(names.shown, path)), text) if part))

@@ -11,45 +11,46 @@ from pydantic_core import ErrorDetails
 from config import names, sinks
 from config.sources import Path, Source, as_group, places
 
-LONGEST_NAME = 60  # characters, of a name that nobody knows
+_WORDS = {
+    "missing": "this setting is needed, and not there",
+    "model_type": "this is a group of settings, it has no value of its own",
+    "dict_type": "this is a group of settings, it has no value of its own",
+    "string_type": "write text, not a list or a group",
+    "too_short": "it is empty",
+    "tuple_type": "write a list: each item on a line of its own, after a dash",
+    "bool_type": "write true or false",
+    "bool_parsing": "write true or false",
+    "int_type": "write a whole number, in digits",
+    "int_parsing": "write a whole number, in digits",
+    "int_parsing_size": "write a whole number, in digits",
+    "int_from_float": "write a whole number, in digits",
+}
+"""What is said of the kinds of mistakes that pydantic finds; of others, what pydantic says."""
+
+_ABOUT_NOTHING = ("missing", "model_type", "dict_type", "sink_type")  # mistakes that do not come of a missing value
 
 
 def told(detail: ErrorDetails, model: type[BaseModel], sources: Sequence[Source]) -> str:
     """Return one mistake that validation found: where it is written, its path, and what is wrong with it."""
     path = tuple(map(str, detail["loc"]))
-    shown = ".".join(name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..." for name in path)
+    shown = ".".join(map(names.shown, path))
     where = " and ".join(places(path, sources))
     return ": ".join(part for part in (where, shown, _text(detail, path, model, sources)) if part)
 
 
-def _text(detail: ErrorDetails, path: Path, model: type[BaseModel], sources: Sequence[Source]) -> str:  # noqa: PLR0911 (a table)
-    written = detail["input"]
-    match detail["type"]:
+def _text(detail: ErrorDetails, path: Path, model: type[BaseModel], sources: Sequence[Source]) -> str:
+    kind, written = detail["type"], detail["input"]
+    match kind:
         case "extra_forbidden":
-            around = _model_at(path[:-1], model, sources)
-            return f"there is no such setting; {names.advice(path[-1], around)}"
-        case "missing":
-            return "this setting is needed, and not there"
+            return f"there is no such setting; {names.advice(path[-1], _model_at(path[:-1], model, sources))}"
         case "value_error":
             return str(detail["ctx"]["error"])
-        case "model_type" | "dict_type":
-            return "this is a group of settings, it has no value of its own"
-        case "sink_type":
-            return detail["msg"]
-        case _ if written is None:
-            return "it has no value: write one, or leave the name out"
-        case "string_type":
-            return "write text, not a list or a group"
         case "tuple_type" if isinstance(written, Mapping) and any(map(str.isdecimal, written)):
             return "number the items from 0 on, without a gap"
-        case "tuple_type":
-            return "write a list: each item on a line of its own, after a dash"
-        case "bool_parsing" | "bool_type":
-            return "write true or false"
-        case "int_parsing" | "int_type" | "int_from_float" | "int_parsing_size":
-            return "write a whole number, in digits"
+        case _ if written is None and kind not in _ABOUT_NOTHING:
+            return "it has no value: write one, or leave the name out"
         case _:
-            return detail["msg"][:1].lower() + detail["msg"][1:]
+            return _WORDS.get(kind) or detail["msg"].replace("Input should", "it should", 1)
 
 
 def _model_at(path: Path, model: type[BaseModel], sources: Sequence[Source]) -> type[BaseModel]:

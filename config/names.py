@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -11,6 +12,7 @@ from pydantic.fields import FieldInfo
 
 from config.sinks import BUILT_IN
 
+_PLAIN = re.compile("[A-Za-z0-9_.-]{0,60}")
 ALIKE = 0.6  # difflib's own measure of what is worth showing to a person
 
 
@@ -46,9 +48,16 @@ def nearest(name: str, known: Iterable[str], alike: float = ALIKE) -> str | None
     return found[0] if found else None
 
 
+def shown(name: str) -> str:
+    """Return as much of a name as may be shown: where a colon or a blank is in it, a value may have got into it."""
+    plain = _PLAIN.match(name)
+    known = plain[0] if plain else ""
+    return name if known == name else f"{known}..."
+
+
 def advice(name: str, model: type[BaseModel]) -> str:
     """Tell what ``name``, which is none of ``model``'s, may have been meant to be."""
-    near = nearest(name.lower(), model.model_fields)
+    near = nearest(shown(name).lower(), model.model_fields)
     paths = [path for path, _ in fields(model)]
     deeper = [path for path in paths if path.rpartition(".")[2] == name]
     if name in paths:
