@@ -53,10 +53,19 @@ def settings(**given: Any) -> Settings:
     Raises:
         CommandError: Some of them are wrong; all that is wrong is told.
     """
+    return settled(reader(**given))
+
+
+def settled(read: Callable[[], Settings]) -> Settings:
+    """Return the settings that ``read`` reads.
+
+    Raises:
+        CommandError: Some of them are wrong; all that is wrong is told.
+    """
     from config.settings import SettingsError
 
     try:
-        return reader(**given)()
+        return read()
     except SettingsError as error:
         raise CommandError(*error.mistakes, status=WRONG_USAGE) from error
 
