@@ -75,7 +75,8 @@ def test_the_bridge_publishes_to_both(engine: Containerd, nats_url: str, kafka_b
     state_dir = tmp_path / "state"
     with BridgeProcess(engine.address, tmp_path, "--namespace", namespace, sinks=sinks, state_dir=state_dir) as bridge:
         bridge.wait_said("live")
-        engine.ctr("run", "--rm", "--null-io", IMAGE, f"tc-{os.getpid()}", "sh", "-c", "exit 7", namespace=namespace)
+        run = ("run", "--null-io", IMAGE, f"tc-{os.getpid()}", "sh", "-c", "exit 7")
+        engine.ctr(*run, namespace=namespace, check=False)  # its status is the container's
         admin = KafkaAdmin(kafka_bootstrap)
         wait_for(lambda: _ended([record.value or b"" for record in admin.records("life")]), "the exit in Kafka")
         wait_for(lambda: _ended(asyncio.run(_stored(nats_url))), "the exit in NATS")
