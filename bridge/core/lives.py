@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from bridge.core.events import Origin, RowType, TransitionType
-from bridge.core.model import ContainerKey, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
+from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
 CREATED_KEPT = 4  # pids of created tasks remembered per id, to tell by which exits are of tasks that never were started
@@ -85,3 +85,39 @@ class Entry(Struct):
     version: int = 0
     changed_at: int = 0
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
+
+    def is_known(self, pid: int) -> bool:
+        """Whether a task's life was told or is being told."""
+        return pid in self.ended or (self.life is not None and self.life.pid == pid)
+
+    def is_late(self, at: int, now: Instant) -> bool:
+        """Whether an event may be older than what is known already; its timestamp raises doubt, it decides nothing.
+
+        The wall clock may be set at any time, so the monotonic moment of the event is what is compared.
+        """
+        moment = now.monotonic - (now.wall - at)
+        if not self.changed_at <= moment <= now.monotonic:
+            return True
+        self.changed_at = moment
+        return False
+
+    def expect(self, pid: int) -> None:
+        """A task waits to be started; those before it are remembered for a while, as their exits may come late."""
+        if pid not in self.created:
+            self.created = (*self.created[1 - CREATED_KEPT :], pid)
+
+    def is_expected(self) -> bool:
+        """Whether a task was created and has not ended."""
+        return bool(self.created) and self.created[-1] not in self.ended
+
+    def is_awaited(self, pid: int) -> bool:
+        """Whether a task's start, however late, is the one that is missing."""
+        return pid in self.created[-1:] or (self.held is not None and self.held.pid == pid)
+
+    def is_doubted(self, pid: int) -> bool:
+        """Whether a task's start waits for containerd to confirm it."""
+        return self.doubted is not None and self.doubted.pid == pid
+
+    def is_unstarted(self, pid: int) -> bool:
+        """Whether a task was seen created, and not started."""
+        return pid in self.created and not self.is_doubted(pid)

@@ -16,10 +16,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bridge.core.book import Change
 from bridge.core.labels import LabelRules
 from bridge.core.lives import ENDED_KEPT, Entry, Life
 from bridge.core.model import ContainerKey, Engine, Metadata, TaskEnd, TaskExited
-from bridge.core.tracker import Change, Scope
+from bridge.core.tracker import Scope
 
 WATCHED = "watched"
 _POSITION, _LIFE, _RECORD = "position", "life", "record"

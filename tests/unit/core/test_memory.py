@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.core import memory
+from bridge.core.book import GRAVES_KEPT, HOLD
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Entry, Life, Transition
 from bridge.core.memory import Memory, Position, SourceName, Watched
@@ -28,7 +29,7 @@ from bridge.core.model import (
     TaskStatus,
 )
 from bridge.core.reconcile import Listing, reconcile
-from bridge.core.tracker import GRAVES_KEPT, HOLD, Tracker
+from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.follower import BOOT, Follower
 from tests.unit.core.world import Faults, World

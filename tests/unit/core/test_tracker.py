@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from bridge.core.book import GRAVES_KEPT, HOLD
 from bridge.core.lives import CREATED_KEPT, ENDED_KEPT, Ending, Question
 from bridge.core.model import (
     ContainerCreated,
@@ -20,7 +21,7 @@ from bridge.core.model import (
     TaskOOM,
     TaskStatus,
 )
-from bridge.core.tracker import GRACE, GRAVES_KEPT, HOLD, WITNESSED_GRACE, Tracker
+from bridge.core.tracker import GRACE, WITNESSED_GRACE, Tracker
 from tests.unit.core.made import (
     BOOT,
     DB,
