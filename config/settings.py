@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.environment import from_environment
-from config.fields import Duration, FolderPath, Globs, HostName, Section, SocketPath, Word, setting, within
+from config.fields import Duration, FolderPath, Globs, HostName, Items, Section, SocketPath, Word, setting, within
 from config.sinks import Sinks, StdoutSettings
 
 
@@ -43,13 +43,42 @@ class NamespacesSettings(Section):
     )
 
 
-class ContainersSettings(Section):
-    """Which containers are published."""
+class NamesSettings(Section):
+    """Containers by nerdctl name or id."""
 
-    sandboxes: bool = setting(
-        False,
-        "Whether the sandbox ('pause') containers of Kubernetes pods are published.",
-        reason="Every pod has one that runs nothing of the user's; it is tracked all the same, for the pod's labels.",
+    include: Globs = setting(("*",), "Globs of the names to publish.", reason="All.")
+    exclude: Globs = setting((), "Globs of the names to leave out.", reason="None.")
+
+
+class ProjectsSettings(Section):
+    """Containers by compose project."""
+
+    include: Globs = setting(("*",), "Globs of the projects to publish.", reason="All.")
+    exclude: Globs = setting((), "Globs of the projects to leave out.", reason="None.")
+
+
+class LabelConditionsSettings(Section):
+    """Containers by label."""
+
+    include: Globs = setting((), "KEY or KEY=GLOB; one has to fit, where there are any.", reason="No condition.")
+    exclude: Globs = setting((), "KEY or KEY=GLOB of the containers to leave out.", reason="None.")
+
+
+class ContainersSettings(Section):
+    """Which containers are published: those that all of this lets through. It is decided once for each life."""
+
+    kinds: Annotated[tuple[Literal["container", "sandbox"], ...], Items] = setting(
+        ("container",),
+        "container, sandbox (the 'pause' containers of Kubernetes pods), or both.",
+        reason="Every pod has a sandbox that runs nothing of the user's; it is tracked all the same, for the labels.",
+    )
+    names: NamesSettings = NamesSettings()
+    projects: ProjectsSettings = ProjectsSettings()
+    labels: LabelConditionsSettings = LabelConditionsSettings()
+    extras: Annotated[tuple[Literal["created", "deleted", "oom", "renamed"], ...], Items] = setting(
+        (),
+        "Records to publish besides: created, deleted, oom, renamed.",
+        reason="The four transitions say which containers live; these are for those who want to know more.",
     )
 
 
@@ -131,6 +160,17 @@ class OutboxSettings(Section):
     )
 
 
+class HeartbeatSettings(Section):
+    """Heartbeats: records that say that whalebridge is there, and when it last knew that it misses nothing."""
+
+    interval: Annotated[Duration, within("1s", "1d")] | None = setting(
+        timedelta(seconds=60),
+        "How often one is sent to each sink that takes them (its setting heartbeats), from 1s to 1d.",
+        unit="duration: a whole number and s, m, h or d",
+        reason="A node that fell silent is noticed within minutes, at next to no cost.",
+    )
+
+
 class LogSettings(Section):
     """Log lines, on standard error."""
 
@@ -169,6 +209,7 @@ class Settings(BaseSettings):
         reason="It works without; then the next start's snapshot makes up for what was on its way.",
     )
     outbox: OutboxSettings = OutboxSettings()
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

@@ -55,6 +55,5 @@ async def _list(settings: Settings) -> Listing:
     named = [glob for glob in include if not set("*?[") & set(glob)]
     async with connected(settings) as client:
         listing = await list_living(client, NamespaceFilter(include, exclude), named)
-    if not settings.containers.sandboxes:
-        listing = listing._replace(containers=[each for each in listing.containers if each.metadata.kind != "sandbox"])
-    return listing
+    kinds = settings.containers.kinds
+    return listing._replace(containers=[each for each in listing.containers if each.metadata.kind in kinds])

@@ -65,7 +65,7 @@ def run(
 
     Without a sink, records go to standard output, one JSON document a line; log lines go to standard error. A
     containerd that is not there yet is waited for. Each option can be set in the environment as well:
-    WHALEBRIDGE_LOG__LEVEL=debug.
+    WHALEBRIDGE_LOG__LEVEL=debug. SIGHUP has the settings read anew.
 
     \b
     Examples:
@@ -74,7 +74,7 @@ def run(
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
-    settings = options.settings(
+    read = options.reader(
         containerd=containerd,
         include=namespace,
         exclude=exclude_namespace,
@@ -83,6 +83,7 @@ def run(
         snapshot={"interval": snapshot_interval},
         log={"level": log_level, "format": log_format},
     )
+    settings = options.settled(read)
     import asyncio
 
     from bridge import app
@@ -92,7 +93,7 @@ def run(
 
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
-        asyncio.run(app.run(settings))
+        asyncio.run(app.run(settings, read))
     except (OutputError, StateError) as error:
         raise CommandError(str(error)) from error
     except BridgeError as error:

@@ -6,12 +6,13 @@ late and repeated events by.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from bridge.core.labels import LabelRules, ruled
 from bridge.core.lives import Entry, Life, Question
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata
 
@@ -90,11 +91,8 @@ class Book:
             else:
                 yield Change(key, entry, entry.metadata, relearned)
 
-    def restore(self, entries: Iterable[Entry], blind: set[str] | None, now: Instant, *, altered: bool) -> None:
-        """Take up what was remembered at some moment in the past; since then anything may have happened unseen.
-
-        ``altered``: it is not as it was written down, so that it counts as changed.
-        """
+    def restore(self, entries: Iterable[Entry], blind: set[str] | None, now: Instant) -> None:
+        """Take up what was remembered at some moment in the past; since then anything may have happened unseen."""
         for entry in entries:
             self._entries[entry.key] = entry
             if entry.metadata is not None:
@@ -105,7 +103,33 @@ class Book:
             self._tidy(entry)
         self._blind = blind
         self.disconnect()
-        self._changed = dict.fromkeys([*self._entries, *self._graves], True) if altered else {}
+        self._changed = {}
+
+    def restrict(self, watched: Callable[[str], bool], rules: LabelRules) -> None:
+        """Other choices of namespaces, containers and labels hold from now on.
+
+        What is not watched any more is forgotten, and of labels only what the rules let through is kept. Nobody can
+        tell who is a newborn from who was left out so far.
+        """
+        for entries in (self._entries, self._graves):
+            for entry in [*entries.values()]:
+                if watched(entry.key.namespace):
+                    self._rule(entry, rules)
+                else:
+                    self._delete(entry)
+                    del entries[entry.key]
+                    self._questions.pop(entry.key, None)
+                    self._holding.discard(entry.key)
+                    self._changed[entry.key] = True
+        self._blind = None
+
+    def _rule(self, entry: Entry, rules: LabelRules) -> None:
+        entry.announced = None if entry.announced is None else ruled(entry.announced, rules)
+        if entry.metadata is not None and (metadata := ruled(entry.metadata, rules)) != entry.metadata:
+            entry.metadata = metadata
+            self._changed[entry.key] = True
+            if self._pod_known_by(entry):
+                self._index(metadata)
 
     # --- what is learned ---
 
@@ -184,10 +208,14 @@ class Book:
 
     def _delete(self, entry: Entry) -> None:
         entry.deleted = True
+        if uid := self._pod_known_by(entry):
+            del self._sandboxes[uid]
+
+    def _pod_known_by(self, entry: Entry) -> str | None:
+        """Return the uid of the pod whose labels are those of this sandbox, if that is what it is."""
         pod = entry.metadata.pod if entry.metadata is not None else None
         sandbox = self._sandboxes.get(pod.uid) if pod is not None else None
-        if pod is not None and sandbox is not None and sandbox[0] == entry.key:
-            del self._sandboxes[pod.uid]
+        return pod.uid if pod is not None and sandbox is not None and sandbox[0] == entry.key else None
 
     def _index(self, metadata: Metadata) -> None:
         """Remember the labels of a pod, which its sandbox carries, for its other containers."""

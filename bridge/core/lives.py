@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from bridge.core.events import Origin, RowType, TransitionType
+from bridge.core.events import ExtraType, Origin, RowType, TransitionType
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
@@ -30,6 +30,9 @@ class Life(Struct):
     silent: bool = False
 
 
+NO_LIFE = Life(pid=0, incarnation="", paused=False, proven=False, told=False)
+
+
 class Ending(NamedTuple):
     """How a life ended, as far as known; ``oom`` None where the exit is inferred."""
 
@@ -39,9 +42,12 @@ class Ending(NamedTuple):
 
 
 class Transition(Struct, frozen=True):
-    """What is to be told of a container; ``metadata`` and ``pod_labels`` as they are known at that moment."""
+    """What is to be told of a container; ``metadata`` and ``pod_labels`` as they are known at that moment.
 
-    type: TransitionType | RowType
+    ``pid`` is 0 and ``incarnation`` "" where there is no life that was told.
+    """
+
+    type: TransitionType | RowType | ExtraType
     origin: Origin
     at: int
     key: ContainerKey
@@ -68,7 +74,8 @@ class Entry(Struct):
     ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case its exit event gets
     lost. ``unanswered``: containerd was asked for its task and could not say, before anything was known of it.
     ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change known; an event
-    of an earlier one comes late.
+    of an earlier one comes late. ``announced``: the record as readers know it who are told of records, too; None where
+    they know of none.
     """
 
     key: ContainerKey
@@ -84,6 +91,7 @@ class Entry(Struct):
     unanswered: bool = False
     version: int = 0
     changed_at: int = 0
+    announced: Metadata | None = None
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
 
     def is_known(self, pid: int) -> bool:

@@ -15,13 +15,12 @@ shims (they publish after they changed state, late and repeatedly), whalewatcher
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
-from bridge.core.book import HOLD, SECOND, Book
-from bridge.core.events import Origin, RowType, TransitionType
+from bridge.core.book import HOLD, SECOND
+from bridge.core.events import ExtraType, Origin
 from bridge.core.identity import incarnation
 from bridge.core.lives import Ending, Entry, Life, Question, Transition
 from bridge.core.model import (
@@ -31,7 +30,6 @@ from bridge.core.model import (
     ContainerKey,
     ContainerUpdated,
     Instant,
-    Metadata,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -43,39 +41,24 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
+from bridge.core.telling import Teller, in_scope
 
 GRACE = 5 * SECOND  # a life that must be over waits that long for its exit event before containerd is asked
 WITNESSED_GRACE = 2 * SECOND  # the same where its exit status is known anyway
 
-Scope: TypeAlias = Callable[[Metadata | None], bool]
 
-
-class Tracker(Book):
+class Tracker(Teller):
     """Keeps the lives of all containers of one containerd.
 
     Args:
         boot_id: The host's boot, part of each incarnation.
-        in_scope: Whether a container's lives are told at all; asked once per life, at its beginning.
+        extras: Which types of extra records are told, too; may be replaced at any time.
     """
 
-    def __init__(self, boot_id: str, in_scope: Scope = lambda _metadata: True) -> None:
-        super().__init__()
+    def __init__(self, boot_id: str, extras: Collection[ExtraType] = ()) -> None:
+        super().__init__(extras)
         self.counts: Counter[str] = Counter()
-        self.adopted = 0
         self._boot_id = boot_id
-        self._in_scope = in_scope
-        self._told: list[Transition] = []
-
-    def rows(self, now: Instant) -> list[Transition]:
-        """Return a ``present`` row for every living container in scope: the portfolio, which is to be published."""
-        rows = []
-        for entry, life in self.lives():
-            if life.silent:
-                life.silent = False
-                self._changed.setdefault(entry.key, False)
-            if life.told:
-                rows.append(self._describe(entry, life, "present", "snapshot", now.wall))
-        return rows
 
     # --- what comes in ---
 
@@ -162,19 +145,23 @@ class Tracker(Book):
         for lost in (self._entries, self._graves, self._sandboxes, self._questions):
             lost.clear()
         self._blind = set()
-        told, self._told = self._told, []
-        return told
+        return self._flush()
 
     # --- one step per event ---
 
-    def _on_container_created(self, entry: Entry, _event: ContainerCreated, _now: Instant) -> None:
+    def _on_container_created(self, entry: Entry, event: ContainerCreated, _now: Instant) -> None:
         entry.unanswered = False
+        self._announce(entry, event.at, "created")
 
-    def _on_container_updated(self, entry: Entry, _event: ContainerUpdated, _now: Instant) -> None:
+    def _on_container_updated(self, entry: Entry, event: ContainerUpdated, _now: Instant) -> None:
         """The record was learned already: it is fetched for each such event."""
+        self._announce(entry, event.at, "renamed")
 
-    def _on_container_deleted(self, entry: Entry, _event: ContainerDeleted, now: Instant) -> None:
+    def _on_container_deleted(self, entry: Entry, event: ContainerDeleted, now: Instant) -> None:
+        if not entry.deleted:
+            entry.announced = entry.announced or entry.metadata
         self._delete(entry)
+        self._announce(entry, event.at, "deleted")
         if entry.life is not None:
             self.ask(entry.key, now.monotonic + GRACE)
 
@@ -237,9 +224,10 @@ class Tracker(Book):
     def _on_resumed(self, entry: Entry, event: TaskResumed, now: Instant) -> None:
         self._turn(entry, event.at, now, paused=False)
 
-    def _on_oom(self, entry: Entry, _event: TaskOOM, _now: Instant) -> None:
+    def _on_oom(self, entry: Entry, event: TaskOOM, _now: Instant) -> None:
         if entry.life is not None or entry.held is not None or entry.is_expected():
             entry.oom = True
+        self._tell_extra(entry, "oom", "live", event.at, entry.metadata)
 
     # --- what a step is made of ---
 
@@ -348,7 +336,7 @@ class Tracker(Book):
             incarnation=incarnation(self._boot_id, pid),
             paused=silent and paused,
             proven=True,
-            told=self._in_scope(entry.metadata),
+            told=in_scope(entry.metadata),
             silent=silent,
         )
         if silent:
@@ -376,6 +364,8 @@ class Tracker(Book):
         if life.silent:
             self._tell(entry, life, "started", "inferred", at)
         self._tell(entry, life, "exited", origin, at, ending)
+        if entry.deleted:
+            self._announce(entry, at)
 
     def _overtake(self, entry: Entry, life: Life, ending: Ending) -> None:
         """A held exit that is older than the end of a life was that of a life before it, which changes nothing."""
@@ -386,47 +376,6 @@ class Tracker(Book):
             self.counts["late"] += 1
             entry.ended.append(held.pid)
             self._release(entry)
-
-    def _tell(
-        self,
-        entry: Entry,
-        life: Life,
-        type_: TransitionType,
-        origin: Origin,
-        at: int,
-        ending: Ending | None = None,
-    ) -> None:
-        if life.told:
-            self._told.append(self._describe(entry, life, type_, origin, at, ending))
-
-    def _describe(
-        self,
-        entry: Entry,
-        life: Life,
-        type_: TransitionType | RowType,
-        origin: Origin,
-        at: int,
-        ending: Ending | None = None,
-    ) -> Transition:
-        metadata = entry.metadata
-        return Transition(
-            type_,
-            origin,
-            at,
-            entry.key,
-            metadata,
-            self._pod_labels(metadata),
-            life.pid,
-            life.incarnation,
-            life.paused,
-            ending,
-        )
-
-    def _close(self, entry: Entry) -> list[Transition]:
-        """End a step: hand over what is to be told."""
-        self._tidy(entry)
-        told, self._told = self._told, []
-        return told
 
 
 _STEPS: dict[type, Callable[..., None]] = {

@@ -23,6 +23,10 @@ class SinkSection(Section):
         reason="Its type and what it writes to say enough; the outbox remembers by it what this sink already has.",
     )
 
+    heartbeats: bool = setting(
+        False, "Whether it gets heartbeats, every heartbeat.interval.", reason="Who reads along sees that it is there."
+    )
+
     @property
     def target(self) -> str:
         """What it writes to, as far as that tells it from other sinks of its type."""
@@ -48,6 +52,9 @@ class EncodedSection(SinkSection):
 class BrokerSection(EncodedSection):
     """A sink whose messages can have headers."""
 
+    heartbeats: bool = setting(
+        True, "Whether it gets heartbeats, every heartbeat.interval.", reason="Readers notice a node that fell silent."
+    )
     cloudevents: Annotated[Literal["none", "binary", "structured"], Word] = setting(
         "binary",
         "CloudEvents 1.0. binary: attributes in headers, the document is the value. structured: attributes and "

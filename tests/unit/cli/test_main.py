@@ -106,11 +106,11 @@ def test_wrong_usage_is_one_line(arguments: str, line: str, capsys: pytest.Captu
 
 
 def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__SANDBOXES", "perhaps")
+    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "perhaps")
     assert execute(["run", "--log-level", "loud", "--sink", "a:", "--sink", "b:"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert sorted(line.split(":")[1].strip() for line in lines) == [
-        "containers.sandboxes",
+        "containers.kinds.0",
         "log.level",
         "sinks.0",
         "sinks.1",

@@ -36,7 +36,7 @@ def test_defaults() -> None:
     assert settings.containerd.address == "/run/containerd/containerd.sock"
     assert settings.namespaces.include == ("*",)
     assert settings.namespaces.exclude == ()
-    assert not settings.containers.sandboxes
+    assert settings.containers.kinds == ("container",)
     assert settings.sinks == (StdoutSettings(),)
     assert settings.snapshot.interval == timedelta(hours=6)
     assert (settings.log.level, settings.log.format) == ("info", "auto")
@@ -47,12 +47,12 @@ def test_flags_beat_the_environment_and_leave_the_rest_of_it(monkeypatch: pytest
     monkeypatch.setenv("WHALEBRIDGE_LOG__FORMAT", "json")
     monkeypatch.setenv("WHALEBRIDGE_NAMESPACES__INCLUDE", "a*, b")
     monkeypatch.setenv("WHALEBRIDGE_NAMESPACES__EXCLUDE__0", "c,d")
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__SANDBOXES", "true")
+    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "sandbox")
     settings = load({"log": {"level": "debug"}})
     assert (settings.log.level, settings.log.format) == ("debug", "json")
     assert settings.namespaces.include == ("a*", "b")
     assert settings.namespaces.exclude == ("c,d",)
-    assert settings.containers.sandboxes
+    assert settings.containers.kinds == ("sandbox",)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_a_mistake_is_told_with_its_path(flags: dict[str, Any], path: str, text:
 
 
 def test_every_mistake_is_listed_wherever_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__SANDBOXES", "perhaps")
+    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "perhaps")
     monkeypatch.setenv("WHALEBRIDGE_LGO__LEVEL", "debug")
     told = mistakes({"log": {"level": "loud"}, "sinks": ["a:", "b:"], "host": ""})
     paths = sorted(mistake.partition(":")[0] for mistake in told)
-    assert paths == ["containers.sandboxes", "host", "lgo", "log.level", "sinks.0", "sinks.1"]
+    assert paths == ["containers.kinds.0", "host", "lgo", "log.level", "sinks.0", "sinks.1"]
 
 
 @pytest.mark.parametrize("url", ["kafka://user:hunter2@h/t", "stdout://user:hunter2@h", "hunter2"])
