@@ -90,8 +90,8 @@ class Mortal(Follower):
         if self._live and (transitions or self.world.flip(0.3)):
             written(self.tracker, self.values)
 
-    def _publish(self) -> None:
-        super()._publish()
+    def _publish(self, *, rescoped: bool = False) -> None:
+        super()._publish(rescoped=rescoped)
         written(self.tracker, self.values)
 
 
