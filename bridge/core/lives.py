@@ -72,7 +72,8 @@ class Entry(Struct):
     ``created``: pids of the tasks seen created last. ``doubted``: a start that came late or while another life went on,
     for containerd to confirm. ``held``: an exit without a start, and until when (monotonic) the start may still come.
     ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case its exit event gets
-    lost. ``unanswered``: containerd was asked for its task and could not say, before anything was known of it.
+    lost. ``deleted_at`` (wall clock): when an event said last that its record is. ``unanswered``: containerd was asked
+    for its task and could not say, before anything was known of it.
     ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change known; an event
     of an earlier one comes late. ``announced``: the record as readers know it who are told of records, too; None where
     they know of none.
@@ -88,6 +89,7 @@ class Entry(Struct):
     witnessed: tuple[int, TaskEnd] | None = None
     oom: bool = False
     deleted: bool = False
+    deleted_at: int = 0
     unanswered: bool = False
     version: int = 0
     changed_at: int = 0

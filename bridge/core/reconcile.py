@@ -97,14 +97,14 @@ def _learn(tracker: Tracker, metadata: Metadata) -> None:
 
 
 def _is_stale(entry: Entry, metadata: Metadata) -> bool:
-    if entry.metadata is None:
-        return entry.deleted
     known, listed = _age(entry.metadata), _age(metadata)
-    return listed <= known if entry.deleted else listed < known
+    if entry.deleted:
+        return listed[0] <= max(known[0], entry.deleted_at)
+    return listed < known
 
 
-def _age(metadata: Metadata) -> tuple[int, int]:
-    return (metadata.created_at or 0, metadata.updated_at or 0)
+def _age(metadata: Metadata | None) -> tuple[int, int]:
+    return (0, 0) if metadata is None else (metadata.created_at or 0, metadata.updated_at or 0)
 
 
 def _place(tracker: Tracker, key: ContainerKey, row: Task | None, now: Instant) -> list[Transition]:

@@ -160,6 +160,7 @@ class Tracker(Teller):
     def _on_container_deleted(self, entry: Entry, event: ContainerDeleted, now: Instant) -> None:
         if not entry.deleted:
             entry.announced = entry.announced or entry.metadata
+        entry.deleted_at = event.at
         self._delete(entry)
         self._announce(entry, event.at, "deleted")
         if entry.life is not None:

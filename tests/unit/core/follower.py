@@ -25,7 +25,7 @@ class Judge:
     told: list[Happening] = field(default_factory=list)
     ended: set[tuple[ContainerKey, str]] = field(default_factory=set)
     adoptions: int = 0
-    filtered: bool = False  # not every record is told of
+    filtered: bool = False  # not every record is told of, or nobody can tell one from the next
     names: dict[ContainerKey, str] = field(default_factory=dict)
     deleted: set[tuple[ContainerKey, int | None]] = field(default_factory=set)
 

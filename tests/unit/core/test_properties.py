@@ -37,6 +37,7 @@ def live_through(
     if not before:
         follower.connect()
     world.faults = faults
+    follower.judge.filtered = faults.clock != "steady"
     for _ in range(before):
         world.move()
     if before:
