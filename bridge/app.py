@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import signal
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,20 +20,21 @@ from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.labels import LabelRules
-from bridge.core.model import Metadata
+from bridge.delivery import Delivery
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
-from bridge.pump import PATIENCE, Pump
+from bridge.pump import Heart
+from bridge.reload import Reload
 from bridge.tasks import together
+from bridge.telemetry import logs
 from bridge.watch import Watch, WatchSettings
+from config.containers import ContainerFilter
 from config.namespaces import NamespaceFilter
-from config.sinks import StdoutSettings
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox
     from config.settings import Settings
-    from config.sinks import SinkSettings
 
 STOP_SECONDS = 10.0
 WRITE_SECONDS = 1.5  # of those, twice at the most, for what is received but not yet written down
@@ -43,31 +43,42 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
 
-async def run(settings: Settings) -> None:
-    """Watch and publish until SIGTERM or SIGINT.
+async def run(settings: Settings, load: Callable[[], Settings]) -> None:
+    """Watch and publish until SIGTERM or SIGINT; at SIGHUP, go on under the settings that ``load`` reads anew.
 
     Raises:
         FatalError: Something that only a person can change is in the way.
     """
     clock = SystemClock()
     boot = boot_id()
-    made = list(zip(settings.sinks, sinks.registry.make_all(settings.sinks), strict=True))
-    source = ContainerdClient(settings.containerd.address, _rules(settings))
-    outbox = await _outbox(settings, clock, on_loss=lambda: watch.requests.ask("overflow"))
-    watch = Watch(source, outbox, clock, watch_settings(settings), boot)
-    pumps = [Pump(each.called, sink, outbox, clock, patience=_patience(each)) for each, sink in made]
+    made = sinks.registry.make_all(settings.sinks)
+    chosen = watch_settings(settings)
+    source = ContainerdClient(settings.containerd.address, chosen.rules, scope=chosen.in_scope)
+    outbox = await _outbox(settings, clock, on_loss=lambda: watch.request("overflow"))
+    watch = Watch(source, outbox, clock, chosen, boot)
+    heart = Heart(lambda: watch.proof, _heartbeat_seconds(settings))
+    delivery = Delivery(outbox, clock, heart)
     stopping = _on_signals()
     try:
         async with together() as tasks:
-            running = [tasks.create_task(pump.run()) for pump in pumps]
+
+            async def apply(changed: Settings) -> None:
+                logs.set_level(changed.log.level)
+                heart.interval = _heartbeat_seconds(changed)
+                chosen = watch_settings(changed)
+                source.rules, source.scope = chosen.rules, chosen.in_scope
+                watch.reload(chosen)
+                await delivery.reload(tasks, changed)
+
+            delivery.start(tasks, settings, made)
             watching = tasks.create_task(watch.run())
+            reloading = tasks.create_task(_on_hangup(Reload(settings, load, apply)))
             await stopping.wait()
+            reloading.cancel()
             await _stop(watching)
-            await _drain(pumps, stopping.left() - CLOSING_SECONDS)
-            for task in running:
-                task.cancel()
+            await delivery.drain(stopping.left() - CLOSING_SECONDS)
     finally:
-        await asyncio.gather(*(pump.close() for pump in pumps))
+        await delivery.close()
         await source.close()
         await outbox.close()
 
@@ -85,30 +96,27 @@ async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None])
     return MemoryOutbox(names, clock, room, on_loss=on_loss)
 
 
-def _patience(settings: SinkSettings) -> float | None:
-    """After how long an attempt at a sink is given up: later than the sink itself does, which knows more about it.
-
-    A reader of standard output may take all the time it likes.
-    """
-    if isinstance(settings, StdoutSettings):
-        return None
-    timeout: timedelta | None = getattr(settings, "timeout", None)
-    return PATIENCE if timeout is None else timeout.total_seconds() + PATIENCE
+def _heartbeat_seconds(settings: Settings) -> float:
+    """Return the seconds from one heartbeat to the next; where there are none, no sink asks for it."""
+    interval = settings.heartbeat.interval
+    return 0.0 if interval is None else interval.total_seconds()
 
 
 def watch_settings(settings: Settings) -> WatchSettings:
     """Return what of the settings concerns the watch."""
-    kinds = settings.containers.kinds
-
-    def publishes(metadata: Metadata | None) -> bool:
-        return metadata is None or metadata.kind in kinds
-
+    containers = settings.containers
     return WatchSettings(
         host=settings.host,
         namespaces=NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude),
-        publishes=publishes,
+        in_scope=ContainerFilter(
+            kinds=containers.kinds,
+            names=(containers.names.include, containers.names.exclude),
+            projects=(containers.projects.include, containers.projects.exclude),
+            labels=(containers.labels.include, containers.labels.exclude),
+        ),
         rules=_rules(settings),
         scope=_scope(settings),
+        extras=containers.extras,
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 
@@ -168,6 +176,12 @@ def _on_signals() -> _Stopping:
     return stopping
 
 
+async def _on_hangup(reload: Reload) -> None:
+    """Reload at SIGHUP, as often as it comes."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.ask)
+    await reload.run()
+
+
 async def _stop(task: asyncio.Task[None]) -> None:
     """Cancel a task; where it waits for a disk that does not work, cancel that as well."""
     for _ in range(2):
@@ -175,11 +189,3 @@ async def _stop(task: asyncio.Task[None]) -> None:
         done, _ = await asyncio.wait([task], timeout=WRITE_SECONDS)
         if done:
             return
-
-
-async def _drain(pumps: list[Pump], seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await asyncio.gather(*(pump.drained() for pump in pumps))
-    except TimeoutError:
-        _log.warning("not_drained", waiting={pump.name: pump.waiting for pump in pumps if pump.waiting})

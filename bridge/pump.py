@@ -4,18 +4,21 @@ Invariants:
 - One batch is on its way at a time, so that a sink gets records in order, and again what it may not have.
 - No attempt lasts for ever: one that hangs is given up, and made again.
 - A record that is refused for what it is holds up no other.
+- A heartbeat goes out between batches, only where nothing waits, and once: whether it arrives changes nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
 import structlog
 
+from bridge.core.encode import heartbeat
 from bridge.core.errors import BridgeError, RefusedRecordError, TransientError
-from bridge.core.events import Record
+from bridge.core.events import Proof, Record
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.retry import Backoff, Failure, forever
 from bridge.tasks import bounded, together
@@ -37,6 +40,28 @@ class NoticesReader(Protocol):
         """Wait for that; raise a FatalError then."""
 
 
+class Heart:
+    """Makes the heartbeats of all pumps.
+
+    Args:
+        proof: Up to when all that containerd had told is written down, if anything is.
+        interval: Seconds from one beat to the next; may be replaced at any time.
+    """
+
+    def __init__(self, proof: Callable[[], Proof | None], interval: float) -> None:
+        self.interval = interval
+        self._proof = proof
+        self._beats = 0
+
+    def beat(self, last: Record) -> Record | None:
+        """Make one for readers who have everything up to ``last``; None before that is of the epoch that is proven."""
+        proof = self._proof()
+        if proof is None or proof.epoch != last.epoch:
+            return None
+        self._beats += 1
+        return heartbeat(last, proof.at, self._beats)
+
+
 class Pump:
     """Moves records to one sink, in order, trying again for as long as trying may help.
 
@@ -46,10 +71,18 @@ class Pump:
         outbox: Where records come from.
         clock: Time and chance.
         patience: After how many seconds an attempt is given up; None where waiting is as it should be.
+        heart: What makes heartbeats; None where the sink is to have none.
     """
 
     def __init__(
-        self, name: str, sink: Sink, outbox: Outbox, clock: Clock, *, patience: float | None = PATIENCE
+        self,
+        name: str,
+        sink: Sink,
+        outbox: Outbox,
+        clock: Clock,
+        *,
+        patience: float | None = PATIENCE,
+        heart: Heart | None = None,
     ) -> None:
         self.name = name
         self._sink = sink
@@ -58,6 +91,9 @@ class Pump:
         self._patience = patience
         self._sparingly = Sparingly(clock)
         self._failing = False
+        self._heart = heart
+        self._last: Record | None = None  # that the sink has
+        self._turn = asyncio.Lock()  # held while something is on its way
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -69,8 +105,12 @@ class Pump:
         async with together() as tasks:
             if isinstance(self._sink, NoticesReader):
                 tasks.create_task(self._sink.reader_gone())
+            if self._heart is not None:
+                tasks.create_task(self._beat(self._heart))
             while True:
-                await self._deliver(await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES))
+                batch = await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES)
+                async with self._turn:
+                    await self._deliver(batch)
 
     @property
     def waiting(self) -> int:
@@ -100,6 +140,7 @@ class Pump:
             _log.error("refused", sink=self.name, records=count, reason=str(refused))
         else:
             await self._outbox.acknowledge(self.name, batch)
+            self._last = batch[-1]
 
     async def _publish(self, batch: Sequence[Record]) -> None:
         try:
@@ -109,6 +150,19 @@ class Pump:
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
             raise TransientError(f"refused: {refused}") from refused
+
+    async def _beat(self, heart: Heart) -> None:
+        """Send heartbeats."""
+        while True:
+            await self._clock.sleep(heart.interval)
+            async with self._turn:
+                if self.waiting or self._last is None or (beat := heart.beat(self._last)) is None:
+                    continue
+                try:
+                    await bounded(partial(self._sink.publish, [beat]), self._patience)
+                except (TransientError, RefusedRecordError) as error:
+                    text = str(error)
+                    self._sparingly.say(_log.warning, text, "heartbeat_not_sent", sink=self.name, error=text)
 
     async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
         await forever(

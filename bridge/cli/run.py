@@ -66,7 +66,8 @@ def run(
 
     Without a sink, records go to standard output, one JSON document a line; log lines go to standard error. A
     containerd that is not there yet is waited for. Options override the environment (WHALEBRIDGE_LOG__LEVEL=debug),
-    and that overrides the file; docs/configuration.md tells all settings.
+    and that overrides the file; docs/configuration.md tells all settings. SIGHUP has them
+    read anew.
 
     \b
     Examples:
@@ -76,7 +77,7 @@ def run(
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
-    settings = options.settings(
+    read = options.reader(
         config=config,
         containerd=containerd,
         include=namespace,
@@ -86,6 +87,7 @@ def run(
         snapshot={"interval": snapshot_interval},
         log={"level": log_level, "format": log_format},
     )
+    settings = options.settled(read)
     import asyncio
 
     from bridge import app
@@ -95,7 +97,7 @@ def run(
 
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
-        asyncio.run(app.run(settings))
+        asyncio.run(app.run(settings, read))
     except (OutputError, StateError) as error:
         raise CommandError(str(error)) from error
     except BridgeError as error:

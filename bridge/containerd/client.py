@@ -25,6 +25,7 @@ from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2,
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, EventStream
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
+from bridge.core.identity import Scope, everything
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, TaskStatus
 
@@ -52,13 +53,17 @@ class Timeouts:
 
 
 class ContainerdClient:
-    """Implements ``bridge.core.ports.Source``; to be used on one event loop. ``rules`` may be replaced at any time."""
+    """Implements ``bridge.core.ports.Source``; to be used on one event loop.
+
+    ``rules`` and ``scope`` may be replaced at any time: they hold for what is read from then on.
+    """
 
     def __init__(
         self,
         address: str,
         rules: LabelRules,
         *,
+        scope: Scope = everything,
         timeouts: Timeouts | None = None,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
@@ -69,6 +74,7 @@ class ContainerdClient:
         """
         self.path = socket_path(address)
         self.rules = rules
+        self.scope = scope
         self._timeouts = timeouts or Timeouts()
         self._buffer_bytes = buffer_bytes
         self._connection: Connection | None = None
@@ -180,10 +186,10 @@ class ContainerdClient:
                 raise
         else:
             for record in answer.containers:
-                yield decode.metadata(namespace, record, self.rules)
+                yield decode.metadata(namespace, record, self.rules, self.scope)
             return
         async for message in self._connected().stream(rpc.CONTAINERS_STREAM, request, namespace, seconds):
-            yield decode.metadata(namespace, message.container, self.rules)
+            yield decode.metadata(namespace, message.container, self.rules, self.scope)
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
         """List a namespace's tasks; one that is left out or UNKNOWN may live all the same."""
@@ -208,7 +214,7 @@ class ContainerdClient:
             if error.code in _UNREACHED:
                 raise
             raise UnreadableError(str(error)) from error
-        return None if answer is None else decode.metadata(key.namespace, answer.container, self.rules)
+        return None if answer is None else decode.metadata(key.namespace, answer.container, self.rules, self.scope)
 
     async def task(self, key: ContainerKey) -> Task | None:
         """Return a container's task as it is now; None is containerd's word that there is none.

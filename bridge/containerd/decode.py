@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.identity import describe
+from bridge.core.identity import Scope, describe, everything
 from bridge.core.labels import LabelRules
 from bridge.core.model import (
     ContainerCreated,
@@ -100,12 +100,15 @@ def _labels(labels: Iterable[_Label]) -> Labels:
 # --- answers ---
 
 
-def metadata(namespace: str, record: containers_pb2.Container, rules: LabelRules) -> Metadata:
+def metadata(
+    namespace: str, record: containers_pb2.Container, rules: LabelRules, scope: Scope = everything
+) -> Metadata:
     """Return what a container's record tells; its raw labels end here."""
     return describe(
         ContainerKey(namespace, record.id),
         _labels(record.labels),
         rules,
+        scope,
         image=text(record.image),
         runtime=text(record.runtime.name),
         created_at=nanoseconds(record.created_at),

@@ -12,6 +12,7 @@ from typing import overload
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bridge.core import events
 from bridge.core.events import EngineInfo, EventRecord, Previous, Reason, Record
@@ -94,6 +95,11 @@ class Ledger:
         """The last epoch and sequence that a record has: an earlier epoch's, as long as this one has no record."""
         return Previous(self.epoch, self.sequence) if self.sequence else self._previous
 
+    @property
+    def snapshot_id(self) -> str:
+        """The id of the last snapshot."""
+        return f"{self.epoch}-{self._snapshots}"
+
     def set_engine(self, engine: Engine) -> None:
         """The same source, restarted: its version and pid may be others now."""
         self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
@@ -112,7 +118,7 @@ class Ledger:
         """Record a whole snapshot: its frames, what was missed, and a row for each living container."""
         self._snapshots += 1
         body = events.Snapshot(
-            id=f"{self.epoch}-{self._snapshots}",
+            id=self.snapshot_id,
             reason=gap.reason,
             since=rfc3339(gap.since),
             until=rfc3339(gap.until),
@@ -125,7 +131,7 @@ class Ledger:
         self._previous = None
         started = self._frame("snapshot_started", now, body)
         between = [self.transition(each) for each in (*transitions, *rows)]
-        completed = self._frame("snapshot_completed", now, msgspec.structs.replace(body, previous=None))
+        completed = self._frame("snapshot_completed", now, replace(body, previous=None))
         return [started, *between, completed]
 
     def _frame(self, type_: events.FrameType, now: int, snapshot: events.Snapshot) -> Record:
@@ -218,7 +224,7 @@ def _exit(ending: Ending | None) -> events.Exit | None:
 
 
 def _without_labels(metadata: Metadata | None) -> Metadata | None:
-    return None if metadata is None else msgspec.structs.replace(metadata, labels=None)
+    return None if metadata is None else replace(metadata, labels=None)
 
 
 class _Engine(Struct, frozen=True):
@@ -272,16 +278,29 @@ def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -
 
     It has the last one's sequence and takes none of its own.
     """
-    document = msgspec.structs.replace(
+    lost = events.Lost(last.epoch, first, last.sequence, reason)
+    return _record(_frame_at(last, "lost", now, lost))
+
+
+def heartbeat(last: Record, proven_at: int, number: int) -> Record:
+    """Make a heartbeat for readers whose last record is ``last``, whose position it has.
+
+    ``proven_at`` is its timestamp; ``number``, from 1, tells it from others that have the same position.
+    """
+    return replace(_record(_frame_at(last, "heartbeat", proven_at)), beat=number)
+
+
+def _frame_at(last: Record, type_: events.FrameType, at: int, lost: events.Lost | None = None) -> EventRecord:
+    """Return a document at the position of a record, and of its source, that has nothing else of it."""
+    return replace(
         _DECODER.decode(last.data),
-        type="lost",
-        timestamp=rfc3339(now),
+        type=type_,
+        timestamp=rfc3339(at),
         id=None,
         project=None,
         origin="live",
         container=None,
         exit=None,
         snapshot=None,
-        lost=events.Lost(last.epoch, first, last.sequence, reason),
+        lost=lost,
     )
-    return _record(document)

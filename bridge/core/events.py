@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -13,6 +13,7 @@ VERSION: Literal[1] = 1
 
 TransitionType: TypeAlias = Literal["started", "exited", "paused", "unpaused"]
 RowType: TypeAlias = Literal["present"]
+ExtraType: TypeAlias = Literal["created", "deleted", "oom", "renamed"]
 FrameType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat"]
 RecordType: TypeAlias = Literal[
     "started",
@@ -133,11 +134,19 @@ class EventRecord(Struct, frozen=True):
     sequence: int
 
 
+class Proof(NamedTuple):
+    """In this epoch, all that containerd had told before a moment (wall clock) is written down."""
+
+    epoch: int
+    at: int
+
+
 class Record(Struct, frozen=True):
     """A record as it is stored and handed to sinks: what routes it, and its bytes, which never change.
 
     ``subject`` is the container's display id; it, ``namespace`` and ``project`` are "" for frames. ``engine`` is the
-    containerd's id; with ``host`` it names the source.
+    containerd's id; with ``host`` it names the source. ``beat`` numbers heartbeats, which have the position of the
+    record before them.
     """
 
     epoch: int
@@ -150,10 +159,13 @@ class Record(Struct, frozen=True):
     subject: str
     project: str
     data: bytes
+    beat: int = 0
 
     @property
     def id(self) -> str:
-        """What names it within its source; a ``lost`` record has an id of its own beside those it stands for."""
+        """What names it within its source; what repeats a position, ``lost`` and heartbeats, has an id of its own."""
+        if self.beat:
+            return f"{self.epoch}-{self.sequence}-heartbeat-{self.beat}"
         return f"{self.epoch}-{self.sequence}-lost" if self.type == "lost" else f"{self.epoch}-{self.sequence}"
 
 

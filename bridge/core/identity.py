@@ -5,7 +5,7 @@ The label names and the rules are whalewatcher's, nerdctl's and CRI's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bridge.core.model import ContainerKey, Kind, Labels, Metadata, PodReference
 
@@ -28,6 +28,18 @@ POD_NAME_LABEL = POD_LABEL_PREFIX + "name"
 POD_NAMESPACE_LABEL = POD_LABEL_PREFIX + "namespace"
 POD_UID_LABEL = POD_LABEL_PREFIX + "uid"
 POD_CONTAINER_LABEL = "io.kubernetes.container.name"
+
+
+class Scope(Protocol):
+    """Whether a container is one of those that are published; ``labels`` are all of its labels."""
+
+    def __call__(self, *, kind: str, name: str, project: str, labels: Labels, id: str) -> bool:
+        """Tell whether it is."""
+
+
+def everything(**_: object) -> bool:
+    """Let every container be in scope."""
+    return True
 
 
 def display_id(key: ContainerKey) -> str:
@@ -53,22 +65,25 @@ def describe(
     key: ContainerKey,
     labels: Labels | None,
     rules: LabelRules,
+    scope: Scope = everything,
     *,
     image: str = "",
     runtime: str = "",
     created_at: int | None = None,
     updated_at: int | None = None,
 ) -> Metadata:
-    """Tell from a container's raw labels who it is, and keep of them what the rules let through.
+    """Tell from a container's raw labels who it is and whether it is in scope; keep of them what the rules let through.
 
-    ``labels`` is None where the record could not be asked for any more: then the id serves as name.
+    ``labels`` is None where the record could not be asked for any more: then the id serves as name, and it is in
+    scope, since one that nobody hears of is worse than one too many.
     """
     told = labels or {}
     kind: Kind = "sandbox" if _is_cri(key, told) and told.get(CRI_KIND_LABEL) == "sandbox" else "container"
+    name, project = told.get(NERDCTL_NAME_LABEL) or key.id, told.get(COMPOSER_PROJECT_LABEL, "")
     return Metadata(
         key=key,
-        name=told.get(NERDCTL_NAME_LABEL) or key.id,
-        project=told.get(COMPOSER_PROJECT_LABEL, ""),
+        name=name,
+        project=project,
         service=told.get(COMPOSER_SERVICE_LABEL, ""),
         image=image,
         runtime=runtime,
@@ -78,6 +93,7 @@ def describe(
         kind=kind,
         pod=_pod(key, told),
         pod_labels=rules.apply(_own_pod_labels(told)) if kind == "sandbox" else None,
+        in_scope=labels is None or scope(kind=kind, name=name, project=project, labels=labels, id=key.id),
     )
 
 

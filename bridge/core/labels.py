@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterable
 from fnmatch import translate
 
-from bridge.core.model import Labels
+from msgspec.structs import replace
+
+from bridge.core.model import Labels, Metadata
 
 REDACTED = "[redacted]"
 _WILDCARDS = frozenset("*?[")
@@ -49,6 +51,15 @@ class LabelRules:
             self._verdicts.clear()
         verdict = self._verdicts[key] = (keep, keep and bool(self._redact.match(key)))
         return verdict
+
+
+def ruled(metadata: Metadata, rules: LabelRules) -> Metadata:
+    """Return a record with the labels that may be told under other rules than those that it was read under."""
+
+    def apply(labels: Labels | None) -> Labels | None:
+        return None if labels is None else rules.apply(labels)
+
+    return replace(metadata, labels=apply(metadata.labels), pod_labels=apply(metadata.pod_labels))
 
 
 def _any_of(globs: Iterable[str], flags: int = 0) -> re.Pattern[str]:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from bridge.core.events import Origin, RowType, TransitionType
-from bridge.core.model import ContainerKey, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
+from bridge.core.events import ExtraType, Origin, RowType, TransitionType
+from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
 CREATED_KEPT = 4  # pids of created tasks remembered per id, to tell by which exits are of tasks that never were started
@@ -30,6 +30,9 @@ class Life(Struct):
     silent: bool = False
 
 
+NO_LIFE = Life(pid=0, incarnation="", paused=False, proven=False, told=False)
+
+
 class Ending(NamedTuple):
     """How a life ended, as far as known; ``oom`` None where the exit is inferred."""
 
@@ -39,9 +42,12 @@ class Ending(NamedTuple):
 
 
 class Transition(Struct, frozen=True):
-    """What is to be told of a container; ``metadata`` and ``pod_labels`` as they are known at that moment."""
+    """What is to be told of a container; ``metadata`` and ``pod_labels`` as they are known at that moment.
 
-    type: TransitionType | RowType
+    ``pid`` is 0 and ``incarnation`` "" where there is no life that was told.
+    """
+
+    type: TransitionType | RowType | ExtraType
     origin: Origin
     at: int
     key: ContainerKey
@@ -66,9 +72,11 @@ class Entry(Struct):
     ``created``: pids of the tasks seen created last. ``doubted``: a start that came late or while another life went on,
     for containerd to confirm. ``held``: an exit without a start, and until when (monotonic) the start may still come.
     ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case its exit event gets
-    lost. ``unanswered``: containerd was asked for its task and could not say, before anything was known of it.
+    lost. ``deleted_at`` (wall clock): when an event said last that its record is. ``unanswered``: containerd was asked
+    for its task and could not say, before anything was known of it.
     ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change known; an event
-    of an earlier one comes late.
+    of an earlier one comes late. ``announced``: the record as readers know it who are told of records, too; None where
+    they know of none.
     """
 
     key: ContainerKey
@@ -81,7 +89,45 @@ class Entry(Struct):
     witnessed: tuple[int, TaskEnd] | None = None
     oom: bool = False
     deleted: bool = False
+    deleted_at: int = 0
     unanswered: bool = False
     version: int = 0
     changed_at: int = 0
+    announced: Metadata | None = None
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
+
+    def is_known(self, pid: int) -> bool:
+        """Whether a task's life was told or is being told."""
+        return pid in self.ended or (self.life is not None and self.life.pid == pid)
+
+    def is_late(self, at: int, now: Instant) -> bool:
+        """Whether an event may be older than what is known already; its timestamp raises doubt, it decides nothing.
+
+        The wall clock may be set at any time, so the monotonic moment of the event is what is compared.
+        """
+        moment = now.monotonic - (now.wall - at)
+        if not self.changed_at <= moment <= now.monotonic:
+            return True
+        self.changed_at = moment
+        return False
+
+    def expect(self, pid: int) -> None:
+        """A task waits to be started; those before it are remembered for a while, as their exits may come late."""
+        if pid not in self.created:
+            self.created = (*self.created[1 - CREATED_KEPT :], pid)
+
+    def is_expected(self) -> bool:
+        """Whether a task was created and has not ended."""
+        return bool(self.created) and self.created[-1] not in self.ended
+
+    def is_awaited(self, pid: int) -> bool:
+        """Whether a task's start, however late, is the one that is missing."""
+        return pid in self.created[-1:] or (self.held is not None and self.held.pid == pid)
+
+    def is_doubted(self, pid: int) -> bool:
+        """Whether a task's start waits for containerd to confirm it."""
+        return self.doubted is not None and self.doubted.pid == pid
+
+    def is_unstarted(self, pid: int) -> bool:
+        """Whether a task was seen created, and not started."""
+        return pid in self.created and not self.is_doubted(pid)

@@ -4,22 +4,21 @@ Invariants:
 - What is remembered stands for exactly the records that were told: it is written down together with them.
 - It is enough to go on as after a broken connection: lives keep their incarnation, ended pids stay known, an exit that
   waited for its start goes on waiting. What only a living connection can prove is not remembered.
-- Labels are remembered as they may be told; rules that became stricter are applied before anything is told again.
+- Labels are remembered as they may be told; rules that became stricter are applied before anything is told again
+  (``Book.restrict``).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
-from bridge.core.labels import LabelRules
-from bridge.core.lives import ENDED_KEPT, Entry, Life
+from bridge.core.book import Change
+from bridge.core.lives import ENDED_KEPT, NO_LIFE, Entry, Life
 from bridge.core.model import ContainerKey, Engine, Metadata, TaskEnd, TaskExited
-from bridge.core.tracker import Change, Scope
 
 WATCHED = "watched"
 _POSITION, _LIFE, _RECORD = "position", "life", "record"
@@ -110,13 +109,13 @@ def encode_changes(changes: Iterable[Change]) -> Iterator[tuple[str, bytes | Non
     for key, entry, metadata, relearned in changes:
         yield _key(_LIFE, *key), _encode_life(entry)
         if relearned:
-            yield _key(_RECORD, *key), None if metadata is None else _ENCODER.encode(metadata)
+            yield key_of_record(key), None if metadata is None else _ENCODER.encode(metadata)
 
 
 def _encode_life(entry: Entry | None) -> bytes | None:
     if entry is None or not (entry.life or entry.ended or entry.held or entry.unanswered or entry.deleted):
         return None
-    life = entry.life or _NO_LIFE
+    life = entry.life or NO_LIFE
     return _ENCODER.encode(
         _Kept(
             entry.key.namespace,
@@ -135,9 +134,6 @@ def _encode_life(entry: Entry | None) -> bytes | None:
             entry.witnessed,
         )
     )
-
-
-_NO_LIFE = Life(pid=0, incarnation="", paused=False, proven=False, told=False)
 
 
 def decode(values: Mapping[str, bytes]) -> Memory:
@@ -162,6 +158,8 @@ def decode(values: Mapping[str, bytes]) -> Memory:
             entry.metadata = _RECORDS.decode(value)
         else:
             _fill(entry, _LIVES.decode(value))
+    for entry in entries.values():
+        entry.announced = None if entry.deleted else entry.metadata
     memory.entries = list(entries.values())
     return memory
 
@@ -171,37 +169,14 @@ def keys_of_containers(values: Iterable[str]) -> Iterator[str]:
     return (key for key in values if key.startswith((_LIFE, _RECORD)))
 
 
+def key_of_record(container: ContainerKey) -> str:
+    """Return the key of a container's record."""
+    return _key(_RECORD, *container)
+
+
 def key_of_position(source: SourceName) -> str:
     """Return the key of a source's position, to have it removed."""
     return _key(_POSITION, source.host, source.engine)
-
-
-def reconsider(
-    entries: Iterable[Entry], watched: Callable[[str], bool], in_scope: Scope, rules: LabelRules
-) -> list[Entry]:
-    """Apply another choice of namespaces, containers and labels to what is remembered; return what is left of it.
-
-    Who is told of only now gets a first row in the next snapshot; who is not any longer is left out of it.
-    """
-    left = []
-    for entry in entries:
-        if not watched(entry.key.namespace):
-            continue
-        life, metadata = entry.life, entry.metadata
-        if metadata is not None:
-            entry.metadata = replace(
-                metadata, labels=_ruled(metadata.labels, rules), pod_labels=_ruled(metadata.pod_labels, rules)
-            )
-        if life is not None:
-            told = in_scope(entry.metadata)
-            life.silent = told and (life.silent or not life.told)
-            life.told = told
-        left.append(entry)
-    return left
-
-
-def _ruled(labels: dict[str, str] | None, rules: LabelRules) -> dict[str, str] | None:
-    return None if labels is None else rules.apply(labels)
 
 
 def _fill(entry: Entry, kept: _Kept) -> None:

@@ -42,7 +42,8 @@ class Metadata(Struct, frozen=True):
     """What containerd's record of a container says, after the label rules; a record says nothing about a task.
 
     ``labels`` is None where the record was gone before it could be asked for. ``pod_labels`` are the pod's own
-    labels, which only a sandbox container carries.
+    labels, which only a sandbox container carries. ``in_scope``: it is one of those that are published, which was
+    decided on its labels as containerd has them, before the rules; true where nobody could see them.
     """
 
     key: ContainerKey
@@ -57,6 +58,7 @@ class Metadata(Struct, frozen=True):
     kind: Kind = "container"
     pod: PodReference | None = None
     pod_labels: Labels | None = None
+    in_scope: bool = True
 
 
 class TaskStatus(IntEnum):

@@ -25,11 +25,13 @@ class Listing(Struct):
     tasks: dict[ContainerKey, Task] = field(default_factory=dict)
 
 
-def reconcile(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
+def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, rescoped: bool = False) -> list[Transition]:
     """Bring what is remembered into line with a listing taken after the tracker was disconnected.
 
     The events of the window must have been fed to the tracker before. What cannot be decided from the rows is left
     as questions that are due: ask them before the snapshot is completed.
+
+    ``rescoped``: other filters hold than before, so that it is decided anew who is told of.
 
     Returns:
         The transitions that were missed, in order for each container.
@@ -37,9 +39,29 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant) -> list[Transiti
     told: list[Transition] = []
     for metadata in listing.containers.values():
         _learn(tracker, metadata)
+        if rescoped:
+            tracker.rescope(metadata.key)
+        told += tracker.announce(metadata.key, now)
     for key in {**listing.containers, **listing.tasks}:
         told += _place(tracker, key, listing.tasks.get(key), now)
-    _miss(tracker, listing)
+    return told + _miss(tracker, listing, now)
+
+
+def rescope(tracker: Tracker, listing: Listing, listed_at: int, now: Instant) -> list[Transition]:
+    """Decide anew who is told of, by records that were listed under other filters than before, while following.
+
+    Whose record was not listed stays what it was. ``listed_at`` (wall clock) is when the listing was begun: of records
+    that are younger, containerd's event is still to come.
+
+    Returns:
+        What became of records unnoticed, for readers of such extras.
+    """
+    told: list[Transition] = []
+    for metadata in listing.containers.values():
+        _learn(tracker, metadata)
+        tracker.rescope(metadata.key)
+        if (metadata.created_at or 0) <= listed_at:
+            told += tracker.announce(metadata.key, now)
     return told
 
 
@@ -75,14 +97,14 @@ def _learn(tracker: Tracker, metadata: Metadata) -> None:
 
 
 def _is_stale(entry: Entry, metadata: Metadata) -> bool:
-    if entry.metadata is None:
-        return entry.deleted
     known, listed = _age(entry.metadata), _age(metadata)
-    return listed <= known if entry.deleted else listed < known
+    if entry.deleted:
+        return listed[0] <= max(known[0], entry.deleted_at)
+    return listed < known
 
 
-def _age(metadata: Metadata) -> tuple[int, int]:
-    return (metadata.created_at or 0, metadata.updated_at or 0)
+def _age(metadata: Metadata | None) -> tuple[int, int]:
+    return (0, 0) if metadata is None else (metadata.created_at or 0, metadata.updated_at or 0)
 
 
 def _place(tracker: Tracker, key: ContainerKey, row: Task | None, now: Instant) -> list[Transition]:
@@ -114,16 +136,19 @@ def _ends(entry: Entry | None, row: Task) -> bool:
     return life is not None and row.status is TaskStatus.STOPPED and life.pid == row.pid
 
 
-def _miss(tracker: Tracker, listing: Listing) -> None:
-    """Ask for the lives that no row spoke of; forget records that are gone and lifeless."""
+def _miss(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
+    """Ask for the lives that no row spoke of; forget records that are gone."""
+    told: list[Transition] = []
     failed = set(listing.failed)
     for entry in _absent(tracker, listing):
         if entry.key.namespace in failed:
             continue
         if entry.life is not None:
             tracker.ask(entry.key)
-        elif not entry.version:
+        if not entry.version and (entry.life is None or entry.metadata is not None):
             tracker.forget(entry.key)
+            told += tracker.announce(entry.key, now)
+    return told
 
 
 def _absent(tracker: Tracker, listing: Listing) -> Iterable[Entry]:

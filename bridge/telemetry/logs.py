@@ -47,6 +47,11 @@ def configure(level: str, form: str, *, descriptor: int = STDERR) -> PatientWrit
     return writer
 
 
+def set_level(level: str) -> None:
+    """Change the least important level that is written."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
 def _json() -> list[Processor]:
     return [*_common(), _in_order, structlog.processors.JSONRenderer(default=repr)]
 

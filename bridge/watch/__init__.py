@@ -1,6 +1,7 @@
 """Watching one containerd: connect, list, reconcile, follow, audit; what happened goes to the outbox in order."""
 
 from bridge.watch.loop import Watch
+from bridge.watch.requests import SnapshotTaken
 from bridge.watch.settings import WatchSettings
 
-__all__ = ["Watch", "WatchSettings"]
+__all__ = ["SnapshotTaken", "Watch", "WatchSettings"]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 
 from bridge.core.encode import Gap
 from bridge.core.errors import BridgeError
+from bridge.core.events import Reason
 from bridge.core.model import ContainerKey, Metadata
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import suspects
 from bridge.core.tracker import Tracker
 from bridge.watch.intake import Answers, Audited, Intake
-from bridge.watch.listing import ask_all, list_tasks
-from bridge.watch.requests import Requests
+from bridge.watch.listing import ask_all, list_all, list_tasks
+from bridge.watch.requests import Asked, Requests
 from bridge.watch.settings import WatchSettings
 
 _SECOND = 1_000_000_000
@@ -22,7 +24,10 @@ _JITTER = 0.1  # the share of the snapshot interval by which nodes started toget
 
 
 class Auditor:
-    """Audits at its interval, and on request; a periodic snapshot is an audit that is published in any case."""
+    """Audits at its interval, and on request; a periodic snapshot is an audit that is published in any case.
+
+    ``settings`` may be replaced at any time.
+    """
 
     def __init__(
         self,
@@ -36,11 +41,12 @@ class Auditor:
     ) -> None:
         self._source = source
         self._clock = clock
-        self._settings = settings
+        self.settings = settings
         self._tracker = tracker
         self._intake = intake
         self._requests = requests
         self._gate = gate
+        self._spread = 1 - _JITTER * clock.random()
         self._overflow_due = 0
 
     async def run(self) -> None:
@@ -49,31 +55,38 @@ class Auditor:
         Raises:
             TransientError: containerd did not even list its namespaces.
         """
-        last, pause = self._clock.now().wall, self._settings.first_audit
-        snapshot_due = self._next_snapshot()
+        self._requests.resume()
+        last, pause = self._clock.now().wall, self.settings.first_audit
+        snapshot_at = self._clock.now().monotonic
         while True:
-            left = (snapshot_due - self._clock.now().monotonic) / _SECOND
-            reason = await self._requests.wait(max(0.0, min(pause, left)))
-            if reason is None and self._clock.now().monotonic >= snapshot_due:
+            left = self._until_snapshot(snapshot_at)
+            asked = await self._requests.wait(max(0.0, min(pause, left)))
+            reason: Reason = "audit" if asked is None else asked.reason
+            if asked is None and self._until_snapshot(snapshot_at) <= 0:
                 reason = "interval"
             if reason == "overflow":
                 await self._spread_overflows()
             now = self._clock.now().wall
-            await self._audit(Gap(reason or "audit", last, now), forced=reason is not None)
-            last, pause = now, self._settings.audit_interval
-            if reason is not None:
-                snapshot_due = self._next_snapshot()
+            await self._audit(Gap(reason, last, now), asked)
+            last, pause = now, self.settings.audit_interval
+            if reason != "audit":
+                snapshot_at, self._spread = self._clock.now().monotonic, 1 - _JITTER * self._clock.random()
 
-    async def _audit(self, gap: Gap, *, forced: bool) -> None:
-        """Ask for the task of each container that is not as the listing says; the intake takes the answers."""
-        listing = await list_tasks(self._source, self._clock, self._settings)
+    async def _audit(self, gap: Gap, asked: Asked | None) -> None:
+        """Ask for the task of each container that is not as the listing says; the intake takes the answers.
+
+        Where the filters are others than before, the records are listed as well: they tell who is in scope.
+        """
+        settings, rescoping = self.settings, gap.reason == "filters"
+        listing = await (list_all if rescoping else list_tasks)(self._source, self._clock, settings)
         keys = suspects(self._tracker, listing)
         questions = [self._tracker.question(key) for key in keys]
-        records = await self._records(keys)
+        records = await self._records(keys - listing.containers.keys())
         answers = await ask_all(self._source, [each.key for each in questions], self._gate)
-        self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, Audited(gap, listing, forced)))
+        audited = Audited(gap, listing, gap.reason != "audit", asked, settings.scope if rescoping else None)
+        self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, audited))
 
-    async def _records(self, keys: set[ContainerKey]) -> list[Metadata]:
+    async def _records(self, keys: Iterable[ContainerKey]) -> list[Metadata]:
         """Fetch the records of containers that nobody had heard of."""
         found = []
         for key in keys:
@@ -90,6 +103,7 @@ class Auditor:
             await self._clock.sleep(rest / _SECOND)
         self._overflow_due = self._clock.now().monotonic + OVERFLOW_PAUSE
 
-    def _next_snapshot(self) -> int:
-        spread = 1 - _JITTER * self._clock.random()
-        return self._clock.now().monotonic + int(self._settings.snapshot_interval * spread * _SECOND)
+    def _until_snapshot(self, last: int) -> float:
+        """Return the seconds until the next periodic snapshot is due, by the interval as it is set now."""
+        passed = (self._clock.now().monotonic - last) / _SECOND
+        return self.settings.snapshot_interval * self._spread - passed

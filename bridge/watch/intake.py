@@ -19,7 +19,6 @@ from msgspec import Struct
 from bridge.core.encode import Gap
 from bridge.core.errors import BridgeError, TransientError, UnreadableError
 from bridge.core.identity import describe
-from bridge.core.labels import LabelRules
 from bridge.core.lives import Question
 from bridge.core.model import (
     ContainerCreated,
@@ -40,6 +39,8 @@ from bridge.core.model import (
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import Listing
 from bridge.telemetry.sparingly import Sparingly
+from bridge.watch.requests import Asked
+from bridge.watch.settings import WatchSettings
 
 CAPACITY = 8192  # events held with their records; the others wait in the stream's bounded buffer
 
@@ -57,11 +58,17 @@ class Sighting(NamedTuple):
 
 
 class Audited(NamedTuple):
-    """What an audit was about: whether a snapshot is due even if nothing has to be repaired, and what was listed."""
+    """What an audit was about, and what was listed.
+
+    ``forced``: a snapshot is due even if nothing has to be repaired. ``asked``: whom it answers. ``scope``: records
+    were listed, too, under other filters than before; it names them.
+    """
 
     gap: Gap
     listing: Listing
     forced: bool
+    asked: Asked | None
+    scope: str | None
 
 
 class Answers(NamedTuple):
@@ -109,15 +116,18 @@ def _has_outcome(lookup: asyncio.Task[Metadata | TransientError | None]) -> bool
 
 
 class Intake:
-    """Holds what was received and not yet decided on, also from one connection to the next."""
+    """Holds what was received and not yet decided on, also from one connection to the next.
 
-    def __init__(self, rules: LabelRules, lookups: int, clock: Clock) -> None:
+    ``settings`` may be replaced at any time.
+    """
+
+    def __init__(self, settings: WatchSettings, clock: Clock) -> None:
+        self.settings = settings
         self.received = 0
         self.taken = 0
-        self._rules = rules
         self._sparingly = Sparingly(clock)
         self._source: Source | None = None
-        self._gate = asyncio.Semaphore(lookups)
+        self._gate = asyncio.Semaphore(settings.lookups)
         self._queue: deque[_Waiting | Answers | Witnessed | Proven] = deque()
         self._known: set[ContainerKey] = set()
         self._changed = asyncio.Event()
@@ -257,7 +267,8 @@ class Intake:
 
     def _from_event(self, event: ContainerEvent) -> Metadata | None:
         if isinstance(event, ContainerUpdated):
-            return describe(event.key, event.labels, self._rules, image=event.image, updated_at=event.at)
+            rules, scope = self.settings.rules, self.settings.in_scope
+            return describe(event.key, event.labels, rules, scope, image=event.image, updated_at=event.at)
         if isinstance(event, ContainerCreated):
-            return describe(event.key, None, self._rules, image=event.image, runtime=event.runtime)
+            return describe(event.key, None, self.settings.rules, image=event.image, runtime=event.runtime)
         return None

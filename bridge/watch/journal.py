@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from bridge.core import memory
 from bridge.core.encode import Coverage, Gap, Ledger
-from bridge.core.events import Record
+from bridge.core.events import Proof, Record
 from bridge.core.lives import Transition
 from bridge.core.memory import Position, Watched
 from bridge.core.model import Engine
@@ -31,6 +31,8 @@ class Journal:
         watched: What that is seen under; its ``blind`` is the tracker's.
         proven_at: Up to which moment (wall clock) nothing can have been missed.
         outdated: Keys of the memory that are to be removed.
+
+    ``proof``: up to when all that containerd had told is written down; None before anything is, in this epoch.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Journal:
         self._tracker = tracker
         self._unwritten: list[Record] = []
         self._outdated: dict[str, bytes | None] = dict.fromkeys(outdated)
+        self.proof: Proof | None = None
         self._header = b""  # as it was written down last
         self._proven_at = self._proof_written = proven_at
 
@@ -56,6 +59,10 @@ class Journal:
         """The same source, restarted: its version and pid may be others now."""
         self.ledger.set_engine(engine)
         self.watched = replace(self.watched, engine=engine)
+
+    def rescope(self, scope: str) -> None:
+        """From now on it is told of those that other filters let through."""
+        self.watched = replace(self.watched, scope=scope)
 
     def tell(self, transitions: Sequence[Transition]) -> None:
         """Number transitions."""
@@ -78,10 +85,12 @@ class Journal:
             remember: Whether everything that the tracker has decided was told; what it knows stands for that.
             all_: Write down also what can wait: what is known anew without a record to tell it.
         """
-        if not self._unwritten and not (remember and (all_ or self._proof_due())):
-            return
-        records, self._unwritten = self._unwritten, []
-        await self._outbox.append(records, self._changes() if remember else self._position(self._proof_written))
+        proven_at = self._proven_at
+        if self._unwritten or (remember and (all_ or self._proof_due())):
+            records, self._unwritten = self._unwritten, []
+            await self._outbox.append(records, self._changes() if remember else self._position(self._proof_written))
+        if remember and proven_at is not None and self.ledger.sequence:
+            self.proof = Proof(self.ledger.epoch, proven_at)
 
     def _proof_due(self) -> bool:
         """Whether a new proof, and what came with it, is worth a transaction of its own."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
+from bridge.core import memory
 from bridge.core.encode import Coverage, Gap, Ledger
 from bridge.core.errors import StreamOverflowError, TransientError
-from bridge.core.events import Previous, Reason
-from bridge.core.lives import Transition
+from bridge.core.events import Previous, Proof, Reason
+from bridge.core.lives import Entry, Transition
 from bridge.core.memory import SourceName, Watched
 from bridge.core.model import Engine
 from bridge.core.ports import Clock, Outbox, Source
@@ -24,11 +26,12 @@ from bridge.watch.intake import Intake
 from bridge.watch.journal import Journal
 from bridge.watch.oddities import Oddities
 from bridge.watch.past import Past, recall
-from bridge.watch.requests import Requests
+from bridge.watch.requests import Requests, SnapshotTaken
 from bridge.watch.session import Session
 from bridge.watch.settings import WatchSettings
 
 BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # so that one is live within 5 s of containerd's return
+SNAPSHOT_SECONDS = 30.0  # for containerd to be connected, for whoever asks for a snapshot
 _MILLISECOND = 1_000_000
 _log = structlog.get_logger(__name__)
 
@@ -52,13 +55,14 @@ class Watch:
         self._clock = clock
         self._settings = settings
         self._boot_id = boot_id
-        self._tracker = Tracker(boot_id, settings.publishes)
-        self._intake = Intake(settings.rules, settings.lookups, clock)
+        self._tracker = Tracker(boot_id, settings.extras)
+        self._intake = Intake(settings, clock)
         self._missed: list[Transition] = []
         self._proven_at: int | None = None
         self._reason: Reason = "start"
         self._engine: Engine | None = None
         self._journal: Journal | None = None
+        self._session: Session | None = None
         self._positions: dict[SourceName, Previous | None] = {}
         self._sparingly = Sparingly(clock)
 
@@ -68,11 +72,54 @@ class Watch:
         Raises:
             FatalError: This containerd cannot be watched, for a reason that only a person can change.
         """
-        await forever(self._session, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
+        await forever(self._connect, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
 
-    async def _session(self) -> None:
+    @property
+    def live(self) -> bool:
+        """Whether containerd is connected, and what lives there has been told."""
+        return self._session is not None and self._session.live
+
+    @property
+    def proof(self) -> Proof | None:
+        """Up to when all that containerd had told is written down; it stands still while containerd is away."""
+        return self._journal.proof if self._journal is not None else None
+
+    def request(self, reason: Reason) -> None:
+        """Have a snapshot taken soon."""
+        self.requests.ask(reason)
+
+    async def snapshot(self) -> SnapshotTaken:
+        """Take a snapshot, and wait until it is written down; who asks at the same time shares it.
+
+        Raises:
+            TransientError: containerd is not connected, and was not for as long as this waits.
+        """
+        taken = self.requests.ask("requested")
+        while not taken.done():
+            waiting: list[asyncio.Future[Any]] = [taken, asyncio.ensure_future(self._clock.sleep(SNAPSHOT_SECONDS))]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting[1].cancel()
+            if not taken.done() and not self.live:
+                raise TransientError(
+                    f"no snapshot within {SNAPSHOT_SECONDS:g} s, as containerd is not connected; it follows when it is"
+                )
+        return taken.result()
+
+    def reload(self, settings: WatchSettings) -> None:
+        """Go on under other settings of the same host; where filters or rules are others, a snapshot follows."""
+        other_filters = settings.scope != self._settings.scope
+        self._settings = self._intake.settings = settings
+        self._tracker.extras = settings.extras
+        if self._session is not None:
+            self._session.reload(settings)
+        if other_filters and self._journal is not None:
+            self.requests.ask("filters")
+
+    async def _connect(self) -> None:
         journal = await self._recognise(await self._source.engine())
-        session = Session(
+        session = self._session = Session(
             source=self._source,
             clock=self._clock,
             settings=self._settings,
@@ -97,6 +144,7 @@ class Watch:
                 self._reason = "reconnect"
             raise
         finally:
+            self._session = None
             session.absorb()
             self._tracker.disconnect()
             self._proven_at = session.proven_at
@@ -117,7 +165,7 @@ class Watch:
 
     async def _start(self, engine: Engine) -> Journal:
         """Go on where an earlier process ended, as far as that was this containerd's and this boot's."""
-        past = recall(self._outbox.recall(), self._settings)
+        past = recall(self._outbox.recall())
         self._reason, watched, epoch = past.reason, past.watched, self._epoch(past.least_epoch)
         self._positions = {source: past.previous(source) for source in past.positions}
         outdated = past.outdated
@@ -132,10 +180,16 @@ class Watch:
             self._tracker = tracker
         else:
             _log.info("rebooted", lives=sum(1 for _ in tracker.lives()))
+            records = [
+                Entry(each.key, each.metadata, announced=each.announced)
+                for each in tracker.entries()
+                if each.metadata is not None and not each.deleted
+            ]
             self._missed += tracker.end_all(self._clock.now())
-            self._tracker.complete(set())  # whoever lives now is a newborn
-            outdated = outdated + past.keys
-        return self._open(engine, epoch, outdated)
+            self._tracker.restore(records, set(), self._clock.now())  # whoever lives now is a newborn
+            kept = {memory.key_of_record(each.key) for each in records}
+            outdated = outdated + [key for key in past.keys if key not in kept]
+        return self._open(engine, epoch, outdated, watched.scope)
 
     async def _end_source(self, past: Past, watched: Watched, engine: Engine, epoch: int) -> None:
         """Tell the readers of another source, under its name, that nothing lives there any more.
@@ -167,16 +221,17 @@ class Watch:
         self._missed.clear()
         await journal.write()
         self._positions[journal.watched.source] = journal.ledger.position
-        self._tracker = Tracker(self._boot_id, self._settings.publishes)
+        self._tracker = Tracker(self._boot_id, self._settings.extras)
         self._proven_at, self._reason = None, "start"
 
     def _epoch(self, least: int) -> int:
         """Return an epoch greater than any before, although the clock may have been set back."""
         return max(least, self._clock.now().wall // _MILLISECOND)
 
-    def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = ()) -> Journal:
+    def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = (), scope: str | None = None) -> Journal:
         _log.info("engine", id=engine.id, version=engine.version, api=engine.api, epoch=epoch)
-        watched = Watched(self._settings.host, engine, self._boot_id, self._settings.scope, None)
+        scope = self._settings.scope if scope is None else scope
+        watched = Watched(self._settings.host, engine, self._boot_id, scope, None)
         ledger = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(watched.source))
         return Journal(ledger, self._outbox, self._tracker, watched, proven_at=self._proven_at, outdated=outdated)
 

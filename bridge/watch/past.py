@@ -22,8 +22,7 @@ _log = structlog.get_logger(__name__)
 class Past(Struct, kw_only=True):
     """What is remembered; ``watched`` is None where no containers are.
 
-    ``keys`` are those under which containers are remembered, ``outdated`` those to be removed. ``altered``: the
-    containers are not remembered as they were written down.
+    ``keys`` are those under which containers are remembered, ``outdated`` those to be removed.
     """
 
     reason: Reason = "start"
@@ -31,8 +30,6 @@ class Past(Struct, kw_only=True):
     positions: dict[SourceName, Position] = {}
     least_epoch: int = 0
     entries: list[Entry] = []
-    blind: set[str] | None = None
-    altered: bool = False
     keys: list[str] = []
     outdated: list[str] = []
 
@@ -42,6 +39,12 @@ class Past(Struct, kw_only=True):
         position = self.positions.get(self.watched.source) if self.watched is not None else None
         return None if position is None else position.proven_at
 
+    @property
+    def blind(self) -> set[str] | None:
+        """The namespaces of which nobody knows what lived there; None: all."""
+        blind = self.watched.blind if self.watched is not None else None
+        return None if blind is None else set(blind)
+
     def previous(self, source: SourceName) -> Previous | None:
         """Return the last epoch and sequence of a source."""
         known = self.positions.get(source)
@@ -50,12 +53,15 @@ class Past(Struct, kw_only=True):
     def tracker(self, settings: WatchSettings, now: Instant) -> Tracker:
         """Return a tracker that knows what is remembered, as of the boot in which it was seen."""
         boot_id = self.watched.boot_id if self.watched is not None else ""
-        tracker = Tracker(boot_id, settings.publishes)
-        tracker.restore(self.entries, self.blind, now, altered=self.altered)
+        tracker = Tracker(boot_id, settings.extras)
+        tracker.restore(self.entries, self.blind, now)
+        if self.watched is not None and self.watched.scope != settings.scope:
+            _log.info("settings_changed", containers=len(self.entries))
+            tracker.restrict(settings.namespaces, settings.rules)
         return tracker
 
 
-def recall(recollection: Recollection, settings: WatchSettings) -> Past:
+def recall(recollection: Recollection) -> Past:
     """Read what was left; what cannot be understood is as good as lost, and is told as that."""
     values = recollection.values
     try:
@@ -65,7 +71,7 @@ def recall(recollection: Recollection, settings: WatchSettings) -> Past:
         return Past(reason="outbox_reset", outdated=list(values))
     positions = remembered.positions
     newest = sorted(positions, key=lambda source: positions[source].epoch, reverse=True)
-    past = Past(
+    return Past(
         reason="outbox_reset" if recollection.reset else "start",
         watched=remembered.watched,
         positions=positions,
@@ -76,20 +82,3 @@ def recall(recollection: Recollection, settings: WatchSettings) -> Past:
         keys=list(memory.keys_of_containers(values)),
         outdated=[memory.key_of_position(source) for source in newest[SOURCES_KEPT:]],
     )
-    if past.watched is not None:
-        _apply(settings, past, past.watched)
-    return past
-
-
-def _apply(settings: WatchSettings, past: Past, watched: Watched) -> None:
-    """Apply today's choice of namespaces, containers and labels.
-
-    Where it is another one, nobody can tell who is a newborn from who was left out so far.
-    """
-    if watched.scope == settings.scope:
-        past.blind = None if watched.blind is None else set(watched.blind)
-        return
-    _log.info("settings_changed", containers=len(past.entries))
-    past.entries = memory.reconsider(past.entries, settings.namespaces, settings.publishes, settings.rules)
-    past.altered = True
-    past.outdated += past.keys

@@ -17,7 +17,7 @@ from bridge.core.events import Reason
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Mark, TaskCreated, Undecodable
 from bridge.core.ports import Clock, Source, Stream
-from bridge.core.reconcile import Listing, reconcile, unproven
+from bridge.core.reconcile import Listing, reconcile, rescope, unproven
 from bridge.core.tracker import Tracker
 from bridge.tasks import together
 from bridge.watch.audit import Auditor
@@ -27,11 +27,12 @@ from bridge.watch.journal import Journal
 from bridge.watch.listing import ask_all, list_all
 from bridge.watch.marks import Marks
 from bridge.watch.oddities import Oddities
-from bridge.watch.requests import Requests
+from bridge.watch.requests import Asked, Requests, SnapshotTaken
 from bridge.watch.settings import WatchSettings
 
 STOP_SECONDS = 1.0  # for look-ups that are under way as the bridge stops
 ROUNDS = 5  # of questions before a snapshot is completed all the same, as partial
+_NAMESPACES = 1024  # whose names are remembered, and whether they are watched
 _SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
@@ -67,10 +68,12 @@ class Session:
         self._journal = journal
         self._missed = missed
         self._oddities = oddities
+        self._requests = requests
+        self._taken: list[tuple[Asked, SnapshotTaken]] = []  # snapshots that are not written down yet, for who asked
         self._marks = Marks(source, clock, settings.mark_timeout, lambda: intake.full)
         self._gate = asyncio.Semaphore(settings.questions)
         self._auditor = Auditor(source, clock, settings, tracker, intake, requests, self._gate)
-        self._watched = lru_cache(maxsize=1024)(settings.namespaces)
+        self._watched = lru_cache(maxsize=_NAMESPACES)(settings.namespaces)
         self._endings = Endings(source, lambda key, pid, end: intake.answer(Witnessed(key, pid, end)))
         self._asked = 0
         self._adopted = tracker.adopted
@@ -94,6 +97,11 @@ class Session:
             self._endings.close()
             stream.close()
             self._intake.put(self._sort(stream.rest())[0])
+
+    def reload(self, settings: WatchSettings) -> None:
+        """Go on under other settings; who is told of is decided anew by the snapshot that is to follow."""
+        self._settings = self._auditor.settings = settings
+        self._watched = lru_cache(maxsize=_NAMESPACES)(settings.namespaces)
 
     def absorb(self) -> None:
         """Decide on what was received and can be decided on without containerd."""
@@ -151,12 +159,15 @@ class Session:
 
         All the while the intake is emptied: a mark comes back behind the events before it.
         """
-        since = self.proven_at
+        since, settings = self.proven_at, self._settings
         await self._catch_up()
         gap = Gap(reason, since, self._clock.now().wall)
-        listing = await self._list(tasks)
+        listing = await self._list(tasks, settings)
         proven_at = await self._catch_up()
-        self._missed += reconcile(self._tracker, listing, self._clock.now())
+        if rescoped := self._journal.watched.scope != settings.scope:
+            self._tracker.restrict(settings.namespaces, settings.rules)
+            self._journal.rescope(settings.scope)
+        self._missed += reconcile(self._tracker, listing, self._clock.now(), rescoped=rescoped)
         self._intake.know(listing.containers)
         await self._question(tasks)
         self._tracker.complete(set(listing.failed))
@@ -164,15 +175,18 @@ class Session:
         self._missed.clear()
         self.live, self.proven_at = True, proven_at
         self._journal.proven(proven_at)
-        for entry in self._tracker.entries():
-            for pid in [entry.life.pid] if entry.life is not None else entry.created[-1:]:
-                self._endings.expect(entry.key, pid)
+        self._expect_endings()
         await self._journal.write()
         _log.info("live", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
 
-    async def _list(self, tasks: asyncio.TaskGroup) -> Listing:
+    def _expect_endings(self) -> None:
+        for entry in self._tracker.entries():
+            for pid in [entry.life.pid] if entry.life is not None else entry.created[-1:]:
+                self._endings.expect(entry.key, pid)
+
+    async def _list(self, tasks: asyncio.TaskGroup, settings: WatchSettings) -> Listing:
         """List everything; meanwhile keep proving that the stream works, since a listing may take its time."""
-        listing = tasks.create_task(list_all(self._source, self._clock, self._settings))
+        listing = tasks.create_task(list_all(self._source, self._clock, settings))
         while not listing.done():
             await self._catch_up()
             await asyncio.wait([listing], timeout=self._settings.mark_interval)
@@ -213,6 +227,8 @@ class Session:
             self._tell(self._tracker.expire(self._clock.now()))
             self._ask(tasks)
             await self._journal.write()
+            while self._taken:
+                self._requests.done(*self._taken.pop())
 
     def _until_due(self) -> float | None:
         due = self._tracker.next_due()
@@ -258,6 +274,8 @@ class Session:
             self._tracker.learn(metadata)
         told: list[Transition] = []
         for question, answer in item.answers:
+            if not self._watched(question.key.namespace):
+                continue  # it was, when the question was asked
             if isinstance(answer, BridgeError):
                 self._oddities.unanswered(question.key, answer)
                 self._tracker.no_answer(question)
@@ -267,13 +285,26 @@ class Session:
 
     def _conclude_audit(self, item: Answers, audited: Audited, now: Instant) -> None:
         """Publish what an audit had to repair, if anything, or what was asked for, as a snapshot."""
-        repairs = self._take_answers(item, now)
-        listing = audited.listing
+        listing, repairs = audited.listing, []
+        if audited.scope is not None:
+            repairs += self._rescope(audited, audited.scope, now)
+        repairs += self._take_answers(item, now)
+        self._expect_endings()
         self._tracker.complete(set(listing.failed))
         if repairs or self._tracker.adopted != self._adopted or audited.forced:
             coverage = Coverage(listing.namespaces, listing.failed, unproven(self._tracker))
             rows = self._publish(audited.gap, coverage, repairs)
             _log.info("snapshot", reason=audited.gap.reason, containers=rows, repairs=len(repairs))
+            if audited.asked is not None:
+                self._taken.append((audited.asked, SnapshotTaken(self._journal.ledger.snapshot_id, rows)))
+
+    def _rescope(self, audited: Audited, scope: str, now: Instant) -> list[Transition]:
+        """Decide anew who is told of: from here on it is those that the filters of today let through."""
+        self._tracker.restrict(self._settings.namespaces, self._settings.rules)
+        repairs = rescope(self._tracker, audited.listing, audited.gap.until or 0, now)
+        self._intake.know(audited.listing.containers)
+        self._journal.rescope(scope)
+        return repairs
 
     def _tell(self, transitions: list[Transition]) -> None:
         """Tell at once when live; until then it belongs into the snapshot."""

@@ -18,7 +18,7 @@ _MORE = 160  # bytes that an atomic batch adds to a message's headers, at the mo
 
 
 class Item(NamedTuple):
-    """A record as it is sent; ``id`` is "" where it may be stored again."""
+    """A record as it is sent; by its ``id`` the server knows it again."""
 
     id: str
     position: tuple[int, int]
@@ -45,9 +45,8 @@ class Messages:
         document = self._encode(record)
         if document is None:
             return None
-        # A heartbeat repeats the position of the record before it, whose id is therefore not its own.
-        id_ = "" if record.type == "heartbeat" else message_id(record)
-        headers = {MESSAGE_ID: id_} if id_ else {}
+        id_ = message_id(record)
+        headers = {MESSAGE_ID: id_}
         if self._cloudevents == "binary":
             headers |= cloudevents.nats_headers(record, self._schema)
         elif self._cloudevents == "structured":

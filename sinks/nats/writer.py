@@ -118,7 +118,7 @@ class Writer:
         seen = set(self._progress.stored)
         left = []
         for item in items:
-            if not item.id or item.id not in seen:
+            if item.id not in seen:
                 left.append(item)
             seen.add(item.id)
         return left
@@ -169,11 +169,9 @@ class Writer:
         messages = [
             Message(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Expected-Last-Msg-Id": uuid4().hex})
             for item in items
-            if item.id
         ]
         answers = await Exchange(self._link, messages, always).run()
-        asked = [item for item in items if item.id]
-        stored = {item.id for place, item in enumerate(asked) if self._has(answers[place], item)}
+        stored = {item.id for place, item in enumerate(items) if self._has(answers[place], item)}
         if not stored:
             # Some batch that has them is still on its way through the cluster.
             raise AnsweredError(f"NATS at {self._link.place.server} is still busy with the same records")

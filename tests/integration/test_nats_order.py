@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from nats.js.api import StreamConfig
 
+from bridge.core.encode import heartbeat
 from bridge.core.errors import RefusedRecordError, TransientError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import FreshNats, Reader, batches, positions, record, records, started
@@ -119,11 +120,10 @@ async def test_a_lost_record_is_told_beside_the_one_it_stands_for(nats: Nats) ->
         assert positions(await reader.stored("WHALEBRIDGE_LOST")) == [(one.epoch, 1), (one.epoch, 1), (one.epoch, 2)]
 
 
-async def test_heartbeats_have_no_id_of_their_own_and_get_through(nats: Nats) -> None:
+async def test_heartbeats_have_ids_of_their_own_and_get_through(nats: Nats) -> None:
     one = record(1)
-    beat = msgspec.structs.replace(one, type="heartbeat", namespace="", subject="", project="")
     sink = await started(nats, "beats")
-    for batch in ([one], [beat], [beat], [one, beat, beat]):
+    for batch in ([one], *([heartbeat(one, number, number)] for number in range(1, 5)), [heartbeat(one, 1, 1)]):
         await sink.publish(batch)
     await sink.close()
     async with Reader(nats) as reader:

@@ -15,8 +15,9 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
+from bridge.core.identity import Scope, everything
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Instant, Metadata
+from bridge.core.model import ContainerKey, Instant
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.watch import Watch, WatchSettings
@@ -58,16 +59,16 @@ class Node:
         scope: str = "",
         rules: LabelRules | None = None,
         namespaces: Callable[[str], bool] = lambda _: True,
-        publishes: Callable[[Metadata | None], bool] = lambda _: True,
+        in_scope: Scope = everything,
     ) -> AsyncIterator[None]:
         """Run a bridge until it has told its first snapshot, and then for as long as the test likes."""
         clock, before = SetClock(offset), len(self.records)
         outbox = await SqliteOutbox.open(self.state_dir, ["reader"], clock, WIDE)
-        source = ContainerdClient(self.containerd.address, LabelRules.keep_all())
+        source = ContainerdClient(self.containerd.address, LabelRules.keep_all(), scope=in_scope)
         settings = WatchSettings(
             host=host,
             namespaces=namespaces,
-            publishes=publishes,
+            in_scope=in_scope,
             rules=rules or LabelRules.keep_all(),
             scope=scope,
         )
@@ -261,7 +262,7 @@ async def test_a_namespace_that_is_not_watched_any_more_is_left_out_and_comes_ba
 
 async def test_containers_that_are_not_published_any_more_are_left_out(node: Node) -> None:
     web, db = await two_containers(node)
-    async with node.bridge(scope="less", publishes=lambda metadata: metadata is None or metadata.key != WEB):
+    async with node.bridge(scope="less", in_scope=lambda *, id, **_: id != WEB.id):
         pass
     assert node.told() == [("present", "shop/db", life(db))]
     async with node.bridge():

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError, RefusedRecordError, TransientError
-from bridge.core.events import Record
+from bridge.core.events import Proof, Record
 from bridge.outbox.memory import MemoryOutbox
-from bridge.pump import BATCH_BYTES, Pump
+from bridge.pump import BATCH_BYTES, Heart, Pump
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import lost
 from tests.records import Recorder, sequences
@@ -83,9 +84,15 @@ def outbox(clock: ManualClock) -> MemoryOutbox:
 
 @contextlib.asynccontextmanager
 async def pumping(
-    sink: FakeSink, outbox: MemoryOutbox, clock: ManualClock, *, name: str = "s", patience: float | None = 60
+    sink: FakeSink,
+    outbox: MemoryOutbox,
+    clock: ManualClock,
+    *,
+    name: str = "s",
+    patience: float | None = 60,
+    heart: Heart | None = None,
 ) -> AsyncIterator[asyncio.Task[None]]:
-    pump = Pump(name, sink, outbox, clock, patience=patience)
+    pump = Pump(name, sink, outbox, clock, patience=patience, heart=heart)
     task = asyncio.create_task(pump.run())
     try:
         yield task
@@ -261,3 +268,111 @@ async def test_a_reader_that_is_gone_ends_it_though_there_is_nothing_to_publish(
         await asyncio.wait([task])
         with pytest.raises(FatalError, match="reader has gone"):
             task.result()
+
+
+# --- heartbeats ---
+
+PROOF = Proof(Recorder().ledger.epoch, 1_795_447_300_000_000_000)
+
+
+async def beats(clock: ManualClock, seconds: float = 60) -> None:
+    """Let a heartbeat become due."""
+    await until(lambda: clock.asleep)
+    clock.pass_time(seconds)
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_heartbeat_carries_the_last_position_and_what_is_proven(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
+    sink = FakeSink()
+    async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
+        await outbox.append(Recorder().starts(3))
+        await until(lambda: outbox.depth("s") == 0)
+        await beats(clock, 59)
+        assert len(sink.taken) == 3
+        await beats(clock, 1)
+        await beats(clock)
+    last, first, second = sink.taken[2:]
+    assert (first.type, first.epoch, first.sequence, first.host) == ("heartbeat", last.epoch, 3, last.host)
+    assert first.time == "2026-11-23T15:21:40Z"
+    assert (first.subject, first.namespace, first.project) == ("", "", "")
+    assert [first.id, second.id] == [f"{last.epoch}-3-heartbeat-1", f"{last.epoch}-3-heartbeat-2"]
+    document = msgspec.json.decode(first.data)
+    assert document.keys() == msgspec.json.decode(last.data).keys()
+    assert [name for name, value in document.items() if value is None] == [
+        "id",
+        "project",
+        "container",
+        "exit",
+        "snapshot",
+        "lost",
+    ]
+
+
+async def test_there_is_none_before_the_first_snapshot_has_arrived(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink, proofs = FakeSink(), [None, PROOF._replace(epoch=PROOF.epoch + 1)]
+    async with pumping(sink, outbox, clock, heart=Heart(lambda: proofs.pop(0), 60)):
+        await beats(clock)
+        assert len(proofs) == 2, "nothing was published"
+        await outbox.append(Recorder().starts(1))
+        await until(lambda: outbox.depth("s") == 0)
+        await beats(clock)
+        await beats(clock)
+    assert proofs == []
+    assert [each.type for each in sink.taken] == ["started"], "neither while nothing is proven, nor in another epoch"
+
+
+async def test_there_is_none_while_something_waits(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    acknowledge = asyncio.Event()
+    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
+    async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
+        await outbox.append(recorder.starts(1))
+        await until(lambda: sink.attempts)
+        await beats(clock)
+        await outbox.append(recorder.starts(1))
+        acknowledge.set()
+        await until(lambda: outbox.depth("s") == 0)
+        await beats(clock, 0)
+    assert [(each.type, each.sequence) for each in sink.taken[:2]] == [("started", 1), ("started", 2)]
+
+
+@pytest.mark.parametrize("failing", [fail, refuse(1)])
+async def test_a_heartbeat_that_fails_is_dropped_and_records_flow(
+    outbox: MemoryOutbox, clock: ManualClock, failing: Behaviour
+) -> None:
+    sink, recorder = FakeSink(), Recorder()
+    with capture_logs() as logs:
+        async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
+            await outbox.append(recorder.starts(1))
+            await until(lambda: outbox.depth("s") == 0)
+            sink.behaviours.append(failing)
+            await beats(clock)
+            await outbox.append(recorder.starts(2))
+            await until(lambda: outbox.depth("s") == 0)
+            await beats(clock)
+    assert [each["event"] for each in logs] == ["heartbeat_not_sent"]
+    assert [(each.type, each.sequence) for each in sink.taken] == [
+        ("started", 1),
+        ("started", 2),
+        ("started", 3),
+        ("heartbeat", 3),
+    ]
+
+
+async def test_a_heartbeat_that_hangs_is_given_up_and_records_flow(
+    outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.tasks.GRACE_SECONDS", 0.01)
+    sink, recorder = FakeSink(), Recorder()
+    async with pumping(sink, outbox, clock, patience=0.01, heart=Heart(lambda: PROOF, 60)):
+        await outbox.append(recorder.starts(1))
+        await until(lambda: outbox.depth("s") == 0)
+        sink.behaviours.append(hang)
+        await beats(clock)
+        await outbox.append(recorder.starts(2))
+        async with asyncio.timeout(10):
+            while outbox.depth("s"):  # noqa: ASYNC110 (the attempt is bounded by real time)
+                await asyncio.sleep(0.005)
+    assert sequences(sink.taken) == [1, 2, 3]

@@ -81,9 +81,23 @@ def record(
     kind: Kind = "container",
     pod: PodReference | None = None,
     pod_labels: Labels | None = None,
+    name: str = "",
+    in_scope: bool = True,
 ) -> Metadata:
     return Metadata(
-        key, key.id, "shop", "web", "busybox", runtime, created_at, updated_at, labels, kind, pod, pod_labels
+        key,
+        name or key.id,
+        "shop",
+        "web",
+        "busybox",
+        runtime,
+        created_at,
+        updated_at,
+        labels,
+        kind,
+        pod,
+        pod_labels,
+        in_scope,
     )
 
 

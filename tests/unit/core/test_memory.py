@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridge.core import memory
+from bridge.core.book import GRAVES_KEPT, HOLD
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Entry, Life, Transition
 from bridge.core.memory import Memory, Position, SourceName, Watched
@@ -28,7 +30,7 @@ from bridge.core.model import (
     TaskStatus,
 )
 from bridge.core.reconcile import Listing, reconcile
-from bridge.core.tracker import GRAVES_KEPT, HOLD, Tracker
+from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.follower import BOOT, Follower
 from tests.unit.core.world import Faults, World
@@ -56,7 +58,7 @@ def written(tracker: Tracker, values: dict[str, bytes] | None = None) -> dict[st
 
 def restored(values: dict[str, bytes], now: Instant = NOW, boot: str = BOOT) -> Tracker:
     tracker = Tracker(boot)
-    tracker.restore(memory.decode(values).entries, set(), now, altered=False)
+    tracker.restore(memory.decode(values).entries, set(), now)
     return tracker
 
 
@@ -80,7 +82,7 @@ class Mortal(Follower):
         self._live = False
         self._missed, self._adopted = [], 0
         self.tracker = Tracker(BOOT)
-        self.tracker.restore(memory.decode(self.values).entries, set(), self.world.now(), altered=False)
+        self.tracker.restore(memory.decode(self.values).entries, set(), self.world.now())
 
     def _decided(self, transitions: list[Transition]) -> None:
         super()._decided(transitions)
@@ -88,8 +90,8 @@ class Mortal(Follower):
         if self._live and (transitions or self.world.flip(0.3)):
             written(self.tracker, self.values)
 
-    def _publish(self) -> None:
-        super()._publish()
+    def _publish(self, *, rescoped: bool = False) -> None:
+        super()._publish(rescoped=rescoped)
         written(self.tracker, self.values)
 
 
@@ -155,6 +157,7 @@ def test_an_entry_comes_back_as_it_was() -> None:
     assert entry.life is not None
     assert again is not None
     entry.life.proven, entry.version, entry.changed_at, entry.created = False, 0, 0, ()
+    entry.announced = entry.metadata  # as far as anybody remembers
     assert again == entry
     assert list(again.ended) == [7, 8]
 
@@ -293,9 +296,26 @@ def entry(namespace: str, *, told: bool = True, **changed: Any) -> Entry:
 RULES = LabelRules(include=["*"], exclude=["secret"], redact=["pass*"])
 
 
+def restricted(*entries: Entry, watched: Callable[[str], bool] = lambda _: True) -> Tracker:
+    """A tracker that remembers these, and has been told of the rules."""
+    tracker = Tracker(BOOT)
+    tracker.restore(entries, set(), NOW)
+    tracker.restrict(watched, RULES)
+    return tracker
+
+
 def test_what_is_not_watched_any_more_is_forgotten() -> None:
-    left = memory.reconsider([entry("a"), entry("b")], lambda name: name == "b", lambda _: True, RULES)
-    assert [each.key.namespace for each in left] == ["b"]
+    pod = PodReference("p", "n", "u", "")
+    held = Entry(ContainerKey("a", "held"), held=TaskExited(ContainerKey("a", "held"), NOW.wall, "", 9, 0, NOW.wall))
+    buried = Entry(ContainerKey("a", "buried"), deleted=True)
+    tracker = restricted(
+        entry("a", kind="sandbox", pod=pod), held, buried, entry("b"), watched=lambda name: name == "b"
+    )
+    assert [each.key.namespace for each in tracker.entries()] == ["b"]
+    assert {key.id for key, entry_, *_ in tracker.changes() if entry_ is None} == {"c", "held", "buried"}
+    assert tracker.find(buried.key) is None
+    assert tracker.next_due() is None
+    assert tracker.blind is None, "nobody can tell who is a newborn from who was left out so far"
 
 
 @pytest.mark.parametrize(
@@ -303,24 +323,36 @@ def test_what_is_not_watched_any_more_is_forgotten() -> None:
     [(True, True, True, False), (True, False, False, False), (False, True, True, True), (False, False, False, False)],
 )
 def test_who_is_told_of_only_now_gets_a_first_row(*, before: bool, after: bool, told: bool, silent: bool) -> None:
-    (left,) = memory.reconsider([entry("a", told=before)], lambda _: True, lambda _: after, RULES)
-    assert left.life is not None
-    assert (left.life.told, left.life.silent) == (told, silent)
+    remembered = entry("a", told=before)
+    tracker = restricted(remembered)
+    tracker.learn(record(remembered.key, in_scope=after))
+    tracker.rescope(remembered.key)
+    assert remembered.life is not None
+    assert (remembered.life.told, remembered.life.silent) == (told, silent)
 
 
 def test_rules_that_became_stricter_apply_to_what_is_remembered() -> None:
     labels = {"secret": "x", "password": "y", "tier": "front"}
-    (left,) = memory.reconsider([entry("a", labels=labels, pod_labels=labels)], lambda _: True, lambda _: True, RULES)
-    assert left.metadata is not None
-    assert left.metadata.labels == {"password": "[redacted]", "tier": "front"}
-    assert left.metadata.pod_labels == left.metadata.labels
+    remembered = entry("k8s.io", labels=labels, pod_labels=labels, kind="sandbox", pod=PodReference("p", "n", "u", ""))
+    remembered.announced = remembered.metadata
+    app = entry("shop", pod=PodReference("p", "n", "u", "app"))
+    tracker = restricted(remembered, app)
+    assert remembered.metadata is not None
+    assert remembered.metadata.labels == {"password": "[redacted]", "tier": "front"}
+    assert remembered.metadata.pod_labels == remembered.metadata.labels
+    assert remembered.announced == remembered.metadata
+    exited, _ = tracker.end_all(NOW)
+    assert exited.pod_labels == remembered.metadata.labels
 
 
-def test_what_was_altered_is_written_down_again() -> None:
+def test_rules_do_not_bring_back_the_pod_of_a_sandbox_that_is_gone() -> None:
+    labels, pod = {"secret": "x"}, PodReference("p", "n", "u", "")
+    sandbox = entry("k8s.io", labels=labels, pod_labels=labels, kind="sandbox", pod=pod)
     tracker = Tracker(BOOT)
-    tracker.restore([entry("a")], None, NOW, altered=True)
-    assert len(written(tracker)) == 2
-    assert tracker.blind is None
+    tracker.restore([sandbox, entry("shop", pod=PodReference("p", "n", "u", "app"))], set(), NOW)
+    tracker.step(ContainerDeleted(sandbox.key, NOW.wall), NOW)
+    tracker.restrict(lambda _: True, RULES)
+    assert [each.pod_labels for each in tracker.end_all(NOW)] == [None, None]
 
 
 # --- positions, and what containers were seen under ---

@@ -28,13 +28,16 @@ ANYTHING = Faults(
 )
 
 
-def live_through(chance: Random, length: int, faults: Faults, *, before: int = 0, audits: bool = True) -> Follower:
+def live_through(
+    chance: Random, length: int, faults: Faults, *, before: int = 0, audits: bool = True, reloads: bool = False
+) -> Follower:
     """Follow a world with whatever may go wrong: from its empty beginning, or after some things have happened."""
     world = World(chance)
     follower = Follower(world)
     if not before:
         follower.connect()
     world.faults = faults
+    follower.judge.filtered = faults.clock != "steady"
     for _ in range(before):
         world.move()
     if before:
@@ -45,6 +48,8 @@ def live_through(chance: Random, length: int, faults: Faults, *, before: int = 0
                 follower.disconnect()
             else:
                 follower.connect()
+        elif reloads and world.flip(0.1):
+            follower.rescope()
         elif audits and world.subscribed and world.flip(0.05):
             follower.audit()
         else:
@@ -127,6 +132,33 @@ def test_everything_twice_tells_nothing_more(chance: Random, length: int) -> Non
     told = list(follower.judge.told)
     follower.repeat()
     assert follower.judge.told == told
+
+
+@pytest.mark.parametrize("faults", [Faults(), Faults(gaps=True, lag=True), ANYTHING], ids=["none", "gaps", "anything"])
+@histories
+@given(chance=chances, length=lengths, before=st.integers(0, 20))
+def test_other_filters_leave_well_formed_lives_and_the_records_converge(
+    faults: Faults, chance: Random, length: int, before: int
+) -> None:
+    follower = live_through(chance, length, faults, before=before, reloads=True)
+    follower.rescope()
+    follower.settle_down()
+    follower.audit()
+    world = follower.world
+    assert follower.judge.fold == {key: value for key, value in world.alive().items() if key in world.scope}
+
+
+@pytest.mark.parametrize("faults", [Faults(), RESTLESS, ANYTHING], ids=["none", "late", "anything"])
+@histories
+@given(chance=chances, length=lengths, before=st.integers(0, 20))
+def test_whoever_wants_to_know_of_records_knows_which_there_are(
+    faults: Faults, chance: Random, length: int, before: int
+) -> None:
+    follower = live_through(chance, length, faults, before=before)
+    if follower.world.subscribed:
+        follower.disconnect()
+    follower.settle_down()
+    assert follower.judge.names == {key: record.name for key, record in follower.world.records.items()}
 
 
 def _without_oom(happenings: list[Happening]) -> list[Happening]:

@@ -272,8 +272,14 @@ def test_a_record_deleted_in_the_window_does_not_come_back() -> None:
 
 def test_but_one_that_was_made_anew_does() -> None:
     tracker = after_a_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
-    merge(tracker, listing(records=[record(created_at=2)]))
+    merge(tracker, listing(records=[record(created_at=wall(4))]))
     assert names(tracker) == ["web"]
+
+
+def test_a_record_made_in_the_gap_and_deleted_in_the_window_does_not_come_back() -> None:
+    tracker = after_a_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
+    merge(tracker, listing(records=[record(created_at=wall(2.5), updated_at=wall(2.7))]))
+    assert names(tracker) == []
 
 
 def test_a_record_gone_before_the_gap_and_made_anew_in_it_is_known_by_its_new_labels() -> None:

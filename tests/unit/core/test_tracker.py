@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from bridge.core.book import GRAVES_KEPT, HOLD
 from bridge.core.lives import CREATED_KEPT, ENDED_KEPT, Ending, Question
 from bridge.core.model import (
     ContainerCreated,
@@ -20,7 +21,7 @@ from bridge.core.model import (
     TaskOOM,
     TaskStatus,
 )
-from bridge.core.tracker import GRACE, GRAVES_KEPT, HOLD, WITNESSED_GRACE, Tracker
+from bridge.core.tracker import GRACE, WITNESSED_GRACE, Tracker
 from tests.unit.core.made import (
     BOOT,
     DB,
@@ -823,8 +824,8 @@ def test_where_it_ends_before_that_row_its_life_is_told_whole() -> None:
 
 
 def test_what_is_out_of_scope_is_followed_and_not_told() -> None:
-    tracker = Tracker(BOOT, lambda metadata: metadata is not None and metadata.kind != "sandbox")
-    tracker.learn(record(kind="sandbox"))
+    tracker = Tracker(BOOT)
+    tracker.learn(record(in_scope=False))
     tracker.settle(WEB, task(5), moment(0.1))
     assert (tracker.adopted, tracker.rows(moment(1)), lives(tracker)) == (0, [], [("web", 5, False)])
     assert step(tracker, paused(2)) == []

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NamedTuple, TypeAlias
 
+from msgspec.structs import replace
+
 from bridge.core.model import (
     ContainerCreated,
     ContainerDeleted,
@@ -99,7 +101,7 @@ class World:
     """The truth.
 
     ``statuses`` are how tasks ended, by pid; ``murky`` are the pids of which nobody can tell from outside whether they
-    were ever started.
+    were ever started. ``scope`` is what the bridge's filters let through, as whoever reads a record is told with it.
     """
 
     chance: Random
@@ -110,6 +112,7 @@ class World:
     statuses: dict[int, int] = field(default_factory=dict)
     never_ran: set[int] = field(default_factory=set)
     murky: set[int] = field(default_factory=set)
+    scope: frozenset[ContainerKey] = frozenset(KEYS)
     subscribed: bool = False
     stream: deque[Delivery | Witness] = field(default_factory=deque)
 
@@ -136,6 +139,11 @@ class World:
         if task is None:
             return None
         return Task(key, 0 if task.given_up else task.pid, task.status, task.exit_status, task.exited_at)
+
+    def record(self, key: ContainerKey) -> Metadata | None:
+        """Answer ``Containers.Get`` as of this moment."""
+        record = self.records.get(key)
+        return None if record is None else replace(record, in_scope=key in self.scope)
 
     def subscribe(self) -> None:
         self.subscribed = True
@@ -166,8 +174,8 @@ class World:
             keys = [key for key in KEYS if key.namespace == namespace]
             for key in keys if records else []:
                 meanwhile()
-                if key in self.records:
-                    listing.containers[key] = self.records[key]
+                if record := self.record(key):
+                    listing.containers[key] = record
                     self._known.add(key)
             for key in keys:
                 meanwhile()
@@ -238,7 +246,8 @@ class World:
     def _write_record(self, key: ContainerKey, created_at: int | None) -> dict[str, str]:
         self._updates += 1
         labels = {"update": str(self._updates)}
-        self.records[key] = Metadata(key, key.id, "", "", "busybox", "runc", created_at, self._wall(), labels)
+        name = self.chance.choice(["web", "db"])
+        self.records[key] = Metadata(key, name, "", "", "busybox", "runc", created_at, self._wall(), labels)
         return labels
 
     def _delete_record(self, key: ContainerKey) -> None:
@@ -349,4 +358,4 @@ class World:
             return
         needed = isinstance(event, (ContainerCreated, ContainerUpdated)) or event.key not in self._known
         self._known.add(event.key)
-        self.stream.append(Delivery(event, self.records.get(event.key) if needed else None))
+        self.stream.append(Delivery(event, self.record(event.key) if needed else None))

@@ -65,10 +65,12 @@ def test_without_cloudevents_there_is_the_id_alone() -> None:
     assert item.headers == {"Nats-Msg-Id": item.id}
 
 
-def test_a_heartbeat_has_no_id_of_its_own() -> None:
-    beat = messages(cloudevents="none").item(msgspec.structs.replace(RECORD, type="heartbeat"))
-    assert beat
-    assert (beat.id, beat.headers) == ("", {})
+def test_heartbeats_have_ids_of_their_own() -> None:
+    beats = [msgspec.structs.replace(RECORD, type="heartbeat", beat=number) for number in (1, 2)]
+    items = [messages(cloudevents="none").item(beat) for beat in (RECORD, *beats)]
+    ids = [item.id for item in items if item]
+    assert len(set(ids)) == 3
+    assert ids[2].endswith(f"/{RECORD.epoch}-{RECORD.sequence}-heartbeat-2")
 
 
 def test_what_an_encoding_does_not_know_is_left_out() -> None:

@@ -190,15 +190,6 @@ async def test_a_server_that_takes_no_batches_after_all(code: int, lasting: bool
     assert progress.atomic is not lasting
 
 
-async def test_records_without_an_id_are_always_sent() -> None:
-    server, progress = Server(), Progress()
-    beat = item(1)._replace(id="", headers={"Nats-Msg-Id": "beat-1"})
-    other = item(1)._replace(id="", headers={"Nats-Msg-Id": "beat-2"})
-    await writer(FakeLink(server), progress).store([beat])
-    await writer(FakeLink(server), progress).store([other])
-    assert server.ids == ["beat-1", "beat-2"]
-
-
 async def test_a_record_that_is_refused_for_what_it_is_is_named() -> None:
     server = Server(atomic=False, refuse=lambda headers: 10054 if headers["Nats-Msg-Id"] == "id-2" else 0)
     with pytest.raises(RefusedRecordError, match="stream S at NATS n1:4222 refuses the record: no") as caught:

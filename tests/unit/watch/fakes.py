@@ -178,7 +178,6 @@ def settings(**changed: object) -> WatchSettings:
     values = {
         "host": "node-1",
         "namespaces": lambda name: name != "moby",
-        "publishes": lambda _: True,
         "rules": LabelRules.keep_all(),
         **changed,
     }

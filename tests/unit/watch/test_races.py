@@ -226,8 +226,8 @@ async def test_a_start_between_the_listing_and_the_mark_has_a_name_and_a_kind() 
 
     source = Racing()
     source.records[WEB] = record(WEB, "the-name")
-    source.records[DB] = msgspec.structs.replace(record(DB, "sandbox"), kind="sandbox")
-    async with watching(source, publishes=lambda known: known is None or known.kind != "sandbox") as running:
+    source.records[DB] = msgspec.structs.replace(record(DB, "sandbox"), in_scope=False)
+    async with watching(source) as running:
         await running.live()
     assert {each["id"] for each in running.documents if each["id"]} == {"web"}
     assert {each["container"]["name"] for each in running.documents if each["id"]} == {"the-name"}

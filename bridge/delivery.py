@@ -1,0 +1,111 @@
+"""The sinks and their pumps: started together, and each replaced by itself where its settings have become others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+import sinks.registry
+from bridge.pump import PATIENCE, Heart, Pump
+from config.sinks import StdoutSettings
+
+if TYPE_CHECKING:
+    from bridge.core.ports import Clock, Outbox, Sink
+    from config.settings import Settings
+    from config.sinks import SinkSettings
+
+_log = structlog.get_logger(__name__)
+
+
+class _Line(NamedTuple):
+    """A pump, what it was set up by, and whether its sink gets heartbeats."""
+
+    pump: Pump
+    settings: SinkSettings
+    beats: bool
+    task: asyncio.Task[None]
+
+
+class Delivery:
+    """Brings the records of an outbox to all sinks.
+
+    Args:
+        outbox: Where records come from.
+        clock: Time and chance.
+        heart: What makes heartbeats.
+    """
+
+    def __init__(self, outbox: Outbox, clock: Clock, heart: Heart) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self._heart = heart
+        self._lines: dict[str, _Line] = {}
+
+    @property
+    def pumps(self) -> list[Pump]:
+        """Those of today, one for each sink."""
+        return [line.pump for line in self._lines.values()]
+
+    def start(self, tasks: asyncio.TaskGroup, settings: Settings, made: Sequence[Sink]) -> None:
+        """Begin to bring records to the sinks that were made by the settings; one that cannot go on fails its task."""
+        for each, sink in zip(settings.sinks, made, strict=True):
+            self._start(tasks, each, sink, beats=_beats(settings, each))
+
+    async def reload(self, tasks: asyncio.TaskGroup, settings: Settings) -> None:
+        """Go on under other settings of the same sinks; what was on its way to one that is replaced is sent again.
+
+        Raises:
+            FatalError: A sink cannot be made as it is set up now; it stays as it was.
+        """
+        for each in settings.sinks:
+            line, beats = self._lines[each.called], _beats(settings, each)
+            if (line.settings, line.beats) != (each, beats):
+                sink = sinks.registry.make(each)
+                await _end(line)
+                self._start(tasks, each, sink, beats=beats)
+                _log.info("sink_replaced", sink=each.called)
+
+    async def drain(self, seconds: float) -> None:
+        """Wait until every sink has everything that was written down, but not for longer than that; then stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await asyncio.gather(*(pump.drained() for pump in self.pumps))
+        except TimeoutError:
+            _log.warning("not_drained", waiting={pump.name: pump.waiting for pump in self.pumps if pump.waiting})
+        for line in self._lines.values():
+            line.task.cancel()
+
+    async def close(self) -> None:
+        """Let go of all sinks, or give them up."""
+        await asyncio.gather(*(pump.close() for pump in self.pumps))
+
+    def _start(self, tasks: asyncio.TaskGroup, settings: SinkSettings, sink: Sink, *, beats: bool) -> None:
+        heart = self._heart if beats else None
+        pump = Pump(settings.called, sink, self._outbox, self._clock, patience=_patience(settings), heart=heart)
+        self._lines[settings.called] = _Line(pump, settings, beats, tasks.create_task(pump.run()))
+
+
+async def _end(line: _Line) -> None:
+    """Let go of a sink, before its successor takes its place: some do not share theirs."""
+    line.task.cancel()
+    await asyncio.wait([line.task])
+    await line.pump.close()
+
+
+def _beats(settings: Settings, sink: SinkSettings) -> bool:
+    return sink.heartbeats and settings.heartbeat.interval is not None
+
+
+def _patience(settings: SinkSettings) -> float | None:
+    """After how long an attempt at a sink is given up: later than the sink itself does, which knows more about it.
+
+    A reader of standard output may take all the time it likes.
+    """
+    if isinstance(settings, StdoutSettings):
+        return None
+    timeout: timedelta | None = getattr(settings, "timeout", None)
+    return PATIENCE if timeout is None else timeout.total_seconds() + PATIENCE

@@ -1,0 +1,106 @@
+"""Taking up changed settings while the bridge runs: what has changed, and what of it can be changed now."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+import structlog
+from pydantic import BaseModel
+
+from bridge.core.errors import FatalError
+from config.settings import Settings, SettingsError
+from config.sinks import SinkSettings
+
+LIVE = ("namespaces", "containers", "labels", "sinks", "snapshot", "heartbeat", "log")
+"""What can be changed while it runs; of ``log`` the level, and of ``sinks`` all but which there are."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Reload:
+    """Reads the settings anew whenever it is asked to, and has what has changed applied.
+
+    Args:
+        settings: Those in force.
+        load: Reads them anew.
+        apply: Goes on under others.
+    """
+
+    def __init__(
+        self, settings: Settings, load: Callable[[], Settings], apply: Callable[[Settings], Awaitable[None]]
+    ) -> None:
+        self._settings = settings
+        self._load = load
+        self._apply = apply
+        self._asked = asyncio.Event()
+
+    def ask(self) -> None:
+        """Ask for it."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Do it as often as it is asked for."""
+        while True:
+            await self._asked.wait()
+            self._asked.clear()
+            await self.now()
+
+    async def now(self) -> None:
+        """Do it once; mistakes in the settings change nothing."""
+        try:
+            loaded = self._load()
+        except SettingsError as error:
+            for mistake in error.mistakes:
+                _log.error("not_reloaded", mistake=mistake)
+            return
+        settings = possible(self._settings, loaded)
+        changed, left = list(changes(self._settings, settings)), list(changes(settings, loaded))
+        if left:
+            _log.warning("restart_needed", settings=left, todo="restart whalebridge for these to take effect")
+        try:
+            if changed:
+                await self._apply(settings)
+        except FatalError as error:
+            _log.error("not_reloaded", mistake=str(error))
+            return
+        self._settings = settings
+        _log.info("reloaded", changed=changed)
+
+
+def possible(old: Settings, new: Settings) -> Settings:
+    """Return the new settings, but for what only a restart can change."""
+    kept = {name: getattr(old, name) for name in type(old).model_fields if name not in LIVE}
+    sinks = {each.called: each for each in new.sinks}
+    return new.model_copy(
+        update=kept
+        | {
+            "log": new.log.model_copy(update={"format": old.log.format}),
+            "sinks": tuple(sinks.get(each.called, each) for each in old.sinks),
+        }
+    )
+
+
+def changes(old: BaseModel, new: BaseModel, path: str = "") -> Iterator[str]:
+    """Return the names of settings that differ, and none of their values."""
+    for name in type(old).model_fields:
+        before, after, here = getattr(old, name), getattr(new, name), f"{path}{name}"
+        if before == after:
+            continue
+        if isinstance(before, BaseModel) and type(before) is type(after):
+            yield from changes(before, after, f"{here}.")
+        elif here == "sinks":
+            yield from _changes_of_sinks(before, after)
+        else:
+            yield here
+
+
+def _changes_of_sinks(old: Iterable[SinkSettings], new: Iterable[SinkSettings]) -> Iterator[str]:
+    before, after = ({each.called: each for each in sinks} for sinks in (old, new))
+    if before.keys() != after.keys():
+        yield "sinks"
+    for name in before.keys() & after.keys():
+        if type(before[name]) is type(after[name]):
+            yield from changes(before[name], after[name], f"sinks.{name}.")
+        else:
+            yield f"sinks.{name}.type"

@@ -1,0 +1,111 @@
+"""All sinks together: each is replaced by itself, and goes on where the one before was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bridge.clock import SystemClock
+from bridge.core.events import Proof
+from bridge.delivery import Delivery
+from bridge.outbox.memory import MemoryOutbox
+from bridge.pump import Heart
+from bridge.tasks import together
+from config.settings import Settings, load
+from sinks import registry
+from tests.records import Recorder
+
+
+def settings(folder: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
+    """Settings of two files as sinks."""
+    sinks = [
+        {"type": "file", "name": name, "path": str(folder / f"{name}.jsonl"), **changed}
+        for name, changed in (("first", first), ("second", {}))
+    ]
+    return load({"sinks": sinks} | ({"heartbeat": heartbeat} if heartbeat else {}))
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [msgspec.json.decode(each) for each in path.read_bytes().splitlines()] if path.exists() else []
+
+
+async def until(fits: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not fits():  # noqa: ASYNC110 (files are written by threads)
+            await asyncio.sleep(0.005)
+
+
+class Running:
+    """A delivery that runs."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, chosen: Settings) -> None:
+        clock = SystemClock()
+        self.recorder = Recorder()
+        self.outbox = MemoryOutbox(["first", "second"], clock)
+        proof = Proof(self.recorder.ledger.epoch, 1_795_447_300_000_000_000)
+        self.heart = Heart(lambda: proof, 0.02)
+        self.delivery = Delivery(self.outbox, clock, self.heart)
+        self.delivery.start(tasks, chosen, registry.make_all(chosen.sinks))
+        self.tasks = tasks
+
+
+@contextlib.asynccontextmanager
+async def delivering(chosen: Settings) -> AsyncIterator[Running]:
+    async with together() as tasks:
+        running = Running(tasks, chosen)
+        try:
+            yield running
+            await running.delivery.drain(5)
+        finally:
+            await running.delivery.close()
+
+
+async def test_a_sink_that_is_replaced_goes_on_where_the_one_before_was(tmp_path: Path) -> None:
+    async with delivering(settings(tmp_path)) as running:
+        await running.outbox.append(running.recorder.starts(3))
+        await until(lambda: running.outbox.depth("first") == 0)
+        before = running.delivery.pumps
+        await running.delivery.reload(running.tasks, settings(tmp_path, path=str(tmp_path / "other.jsonl")))
+        assert [new is old for new, old in zip(running.delivery.pumps, before, strict=True)] == [False, True]
+        await running.outbox.append(running.recorder.starts(2))
+    assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
+    assert [each["sequence"] for each in lines(tmp_path / "other.jsonl")] == [4, 5]
+    assert [each["sequence"] for each in lines(tmp_path / "second.jsonl")] == [1, 2, 3, 4, 5]
+
+
+async def test_a_sink_that_never_worked_is_replaced_by_one_that_does(tmp_path: Path) -> None:
+    async with delivering(settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl"))) as running:
+        await running.outbox.append(running.recorder.starts(3))
+        await until(lambda: running.outbox.depth("second") == 0)
+        await running.delivery.reload(running.tasks, settings(tmp_path))
+    assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
+
+
+async def test_heartbeats_begin_and_end_with_their_setting(tmp_path: Path) -> None:
+    path = tmp_path / "first.jsonl"
+    async with delivering(settings(tmp_path)) as running:
+        await running.outbox.append(running.recorder.starts(1))
+        await running.delivery.reload(running.tasks, settings(tmp_path, heartbeats=True))
+        await running.outbox.append(running.recorder.starts(1))
+        await until(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
+        await running.delivery.reload(running.tasks, settings(tmp_path))
+        told = lines(path)
+        await asyncio.sleep(0.05)
+    assert lines(path) == told
+    assert {each["type"] for each in lines(tmp_path / "second.jsonl")} == {"started"}
+
+
+async def test_what_is_not_drained_in_time_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with together() as tasks:
+        running = Running(tasks, settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl")))
+        await running.outbox.append(running.recorder.starts(3))
+        await until(lambda: running.outbox.depth("second") == 0)
+        await running.delivery.drain(0.01)
+        await running.delivery.close()
+    assert "not_drained" in capsys.readouterr().out

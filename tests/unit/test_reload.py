@@ -1,0 +1,135 @@
+"""Settings read anew: what changes, what cannot, and what mistakes do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from bridge.core.errors import FatalError
+from bridge.reload import Reload
+from config.settings import Settings, SettingsError, load
+
+KAFKA = {"type": "kafka", "servers": "h:9092", "topic": "t"}
+SASL = {"username": "bridge", "password": "hunter2"}
+
+
+class Bridge:
+    """What settings are applied to."""
+
+    def __init__(self, **flags: Any) -> None:
+        self.flags = flags
+        self.applied: list[Settings] = []
+        self.reload = Reload(load(flags), self.load, self.apply)
+        self.refuses = False
+
+    def load(self) -> Settings:
+        return load(self.flags)
+
+    async def apply(self, settings: Settings) -> None:
+        if self.refuses:
+            raise FatalError("its library is not installed")
+        self.applied.append(settings)
+
+    async def now(self, **flags: Any) -> list[dict[str, Any]]:
+        """Reload, under these flags from now on; return the log lines."""
+        self.flags = flags
+        with capture_logs() as logs:
+            await self.reload.now()
+        return [{name: value for name, value in each.items() if name != "todo"} for each in logs]
+
+
+def line(level: str, event: str, **fields: object) -> dict[str, object]:
+    return {"log_level": level, "event": event, **fields}
+
+
+async def test_what_has_changed_is_applied_and_named_without_its_value() -> None:
+    bridge = Bridge(sinks=[KAFKA | {"sasl": SASL}])
+    changed = {
+        "sinks": [KAFKA | {"sasl": SASL | {"password": "swordfish"}}],
+        "log": {"level": "debug"},
+        "containers": {"names": {"exclude": "web"}, "extras": "oom"},
+    }
+    assert await bridge.now(**changed) == [
+        line(
+            "info",
+            "reloaded",
+            changed=[
+                "containers.names.exclude",
+                "containers.extras",
+                "sinks.kafka/t.sasl.password",
+                "log.level",
+            ],
+        )
+    ]
+    (settings,) = bridge.applied
+    assert settings.log.level == "debug"
+    assert await bridge.now(**changed) == [line("info", "reloaded", changed=[])]
+    assert len(bridge.applied) == 1
+
+
+async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
+    bridge = Bridge(host="a", sinks=[KAFKA, "stdout:"])
+    changed = {
+        "host": "b",
+        "log": {"format": "json", "level": "debug"},
+        "sinks": [KAFKA | {"heartbeats": False}, "file:/tmp/x"],
+        "outbox": {"max_records": 1000},
+    }
+    told = await bridge.now(**changed)
+    left = ["host", "sinks", "outbox.max_records", "log.format"]
+    assert told == [
+        line("warning", "restart_needed", settings=told[0]["settings"]),
+        line("info", "reloaded", changed=["sinks.kafka/t.heartbeats", "log.level"]),
+    ]
+    assert sorted(told[0]["settings"]) == sorted(left)
+    (settings,) = bridge.applied
+    assert (settings.host, settings.log.format, settings.log.level) == ("a", "auto", "debug")
+    assert [(each.called, each.heartbeats) for each in settings.sinks] == [("kafka/t", False), ("stdout", False)]
+
+
+async def test_a_sink_of_another_type_under_the_same_name_is_replaced() -> None:
+    bridge = Bridge(sinks=[KAFKA | {"name": "events"}])
+    told = await bridge.now(sinks=[{"type": "nats", "servers": "h:4222", "subject": "s", "name": "events"}])
+    assert told == [line("info", "reloaded", changed=["sinks.events.type"])]
+
+
+async def test_mistakes_change_nothing_and_each_is_told() -> None:
+    bridge = Bridge()
+    told = await bridge.now(host="", log={"level": "loud"})
+    assert [each["event"] for each in told] == ["not_reloaded"] * 2
+    assert {str(each["mistake"]).partition(":")[0] for each in told} == {"host", "log.level"}
+    assert bridge.applied == []
+    assert await bridge.now() == [line("info", "reloaded", changed=[])]
+
+
+async def test_what_could_not_be_applied_is_tried_again() -> None:
+    bridge = Bridge(log={"level": "info"})
+    bridge.refuses = True
+    assert await bridge.now(log={"level": "debug"}) == [
+        line("error", "not_reloaded", mistake="its library is not installed")
+    ]
+    bridge.refuses = False
+    assert await bridge.now(log={"level": "debug"}) == [line("info", "reloaded", changed=["log.level"])]
+
+
+async def test_it_is_done_as_often_as_it_is_asked_for() -> None:
+    done = asyncio.Semaphore(0)
+
+    def fail() -> Settings:
+        done.release()
+        raise SettingsError(["log.level: no"])
+
+    async def never(_: Settings) -> None:
+        raise AssertionError
+
+    asked: Callable[[], Settings] = fail
+    reload = Reload(load(), asked, never)
+    running = asyncio.create_task(reload.run())
+    for _ in range(2):
+        reload.ask()
+        async with asyncio.timeout(10):
+            await done.acquire()
+    running.cancel()
