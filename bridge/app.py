@@ -22,6 +22,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.labels import LabelRules
 from bridge.core.model import Metadata
+from bridge.inspection import Inspection, served
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
@@ -58,7 +59,7 @@ async def run(settings: Settings) -> None:
     pumps = [Pump(each.called, sink, outbox, clock, patience=_patience(each)) for each, sink in made]
     stopping = _on_signals()
     try:
-        async with together() as tasks:
+        async with served(settings, Inspection(settings, watch, outbox, pumps)), together() as tasks:
             running = [tasks.create_task(pump.run()) for pump in pumps]
             watching = tasks.create_task(watch.run())
             await stopping.wait()

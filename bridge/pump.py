@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import structlog
 
@@ -19,6 +19,7 @@ from bridge.core.events import Record
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.retry import Backoff, Failure, forever
 from bridge.tasks import bounded, together
+from bridge.telemetry.histogram import Histogram
 from bridge.telemetry.sparingly import Sparingly
 
 BATCH_RECORDS = 1000
@@ -26,7 +27,10 @@ BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(first=0.1, most=30.0)
 PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
 CLOSE_SECONDS = 1.5
+_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
+
+State: TypeAlias = Literal["starting", "ok", "failing"]
 
 
 @runtime_checkable
@@ -57,7 +61,12 @@ class Pump:
         self._clock = clock
         self._patience = patience
         self._sparingly = Sparingly(clock)
-        self._failing = False
+        self.state: State = "starting"
+        self.failure: str | None = None  # what the last attempt failed for, while the state is failing
+        self.published = 0
+        self.retries = 0
+        self.refused = 0
+        self.latency = Histogram()  # of batches, from the handing over to the acknowledgement
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -97,11 +106,13 @@ class Pump:
             await self._insist(partial(self._publish, batch))
         except RefusedRecordError as refused:
             count = await self._outbox.refuse(self.name, refused.positions, str(refused))
+            self.refused += count
             _log.error("refused", sink=self.name, records=count, reason=str(refused))
         else:
             await self._outbox.acknowledge(self.name, batch)
 
     async def _publish(self, batch: Sequence[Record]) -> None:
+        began = self._clock.now().monotonic
         try:
             await self._sink.publish(batch)
         except RefusedRecordError as refused:
@@ -109,6 +120,8 @@ class Pump:
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
             raise TransientError(f"refused: {refused}") from refused
+        self.latency.observe((self._clock.now().monotonic - began) / _SECOND)
+        self.published += len(batch)
 
     async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
         await forever(
@@ -117,11 +130,12 @@ class Pump:
             backoff=BACKOFF,
             before_sleep=self._complain,
         )
-        if self._failing:
-            self._failing = False
+        if self.state == "failing":
             _log.info("sink_reached", sink=self.name)
+        self.state, self.failure = "ok", None
 
     def _complain(self, failure: Failure) -> None:
-        self._failing = True
         text, failures = str(failure.error), failure.in_a_row
+        self.state, self.failure = "failing", text
+        self.retries += 1
         self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)

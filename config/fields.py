@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_LISTEN = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_LAST_PORT = 65535
 _SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
 
 
@@ -87,6 +89,14 @@ def _socket(value: str) -> str:
             f"the kernel takes {_SOCKET_PATH_BYTES} bytes of a socket's path at most: link to it from /run"
         )
     return path
+
+
+def listen_address(value: str) -> str:
+    """Check where to listen: HOST:PORT, or nothing."""
+    found = _LISTEN.fullmatch(value)
+    if value and (not found or int(found[2]) > _LAST_PORT):
+        raise ValueError("write HOST:PORT, such as 127.0.0.1:9469, [ADDRESS]:PORT for IPv6, or nothing to not listen")
+    return value
 
 
 def _folder(value: str) -> str:

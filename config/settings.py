@@ -11,13 +11,25 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.environment import from_environment
-from config.fields import Duration, FolderPath, Globs, HostName, Section, SocketPath, Word, setting, within
+from config.fields import (
+    Duration,
+    FolderPath,
+    Globs,
+    HostName,
+    Section,
+    SocketPath,
+    Word,
+    listen_address,
+    setting,
+    within,
+)
 from config.sinks import Sinks, StdoutSettings
+from config.sinks.common import one_of
 
 
 class ContainerdSettings(Section):
@@ -131,6 +143,29 @@ class OutboxSettings(Section):
     )
 
 
+class HttpSettings(Section):
+    """The HTTP endpoint: readiness, metrics, the status page."""
+
+    listen: Annotated[str, AfterValidator(listen_address)] = setting(
+        "127.0.0.1:9469",
+        "HOST:PORT to listen on, [ADDRESS]:PORT for IPv6; empty: none. Where the default is taken, it is done without.",
+        reason="Who is on the node can look; whom else that concerns, you know better.",
+    )
+    token: SecretStr | None = setting(
+        None,
+        "What POST /snapshot has to bring along over TCP, as a bearer token.",
+        reason="Without one it is refused there; through the socket in state_dir it needs none.",
+    )
+    token_file: str | None = setting(
+        None, "File with that token; it is read anew for each request.", reason="It keeps it out of the environment."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HttpSettings:
+        one_of(self, "token", "token_file")
+        return self
+
+
 class LogSettings(Section):
     """Log lines, on standard error."""
 
@@ -169,6 +204,7 @@ class Settings(BaseSettings):
         reason="It works without; then the next start's snapshot makes up for what was on its way.",
     )
     outbox: OutboxSettings = OutboxSettings()
+    http: HttpSettings = HttpSettings()
     log: LogSettings = LogSettings()
 
     @classmethod

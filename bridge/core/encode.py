@@ -87,6 +87,11 @@ class Ledger:
         """The last epoch and sequence that a record has: an earlier epoch's, as long as this one has no record."""
         return Previous(self.epoch, self.sequence) if self.sequence else self._previous
 
+    @property
+    def last_snapshot(self) -> str:
+        """The id of the last snapshot."""
+        return f"{self.epoch}-{self._snapshots}"
+
     def set_engine(self, engine: Engine) -> None:
         """The same source, restarted: its version and pid may be others now."""
         self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
@@ -105,7 +110,7 @@ class Ledger:
         """Record a whole snapshot: its frames, what was missed, and a row for each living container."""
         self._snapshots += 1
         body = events.Snapshot(
-            id=f"{self.epoch}-{self._snapshots}",
+            id=self.last_snapshot,
             reason=gap.reason,
             since=rfc3339(gap.since),
             until=rfc3339(gap.until),
@@ -184,6 +189,11 @@ def _record(document: EventRecord, *, namespace: str = "") -> Record:
         document.project or "",
         _ENCODER.encode(document),
     )
+
+
+def container(row: Transition) -> events.Container:
+    """Return what a record would say of a container."""
+    return _container(row, row.metadata, row.pod_labels, dropped=False)
 
 
 def _container(

@@ -105,14 +105,17 @@ class Tracker:
 
     def rows(self, now: Instant) -> list[Transition]:
         """Return a ``present`` row for every living container in scope: the portfolio, which is to be published."""
-        rows = []
         for entry, life in self.lives():
             if life.silent:
                 life.silent = False
                 self._changed.setdefault(entry.key, False)
-            if life.told:
-                rows.append(self._describe(entry, life, "present", "snapshot", now.wall))
-        return rows
+        return self.portfolio(now)
+
+    def portfolio(self, now: Instant) -> list[Transition]:
+        """Return the same rows, only to look at them: they do not count as published."""
+        return [
+            self._describe(entry, life, "present", "snapshot", now.wall) for entry, life in self.lives() if life.told
+        ]
 
     def remembers(self, namespace: str) -> bool:
         """Whether what lived in a namespace is known, so that a container not known there is a newborn."""
