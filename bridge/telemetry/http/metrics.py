@@ -32,7 +32,7 @@ _IGNORED = {
     "unknown": "unknown_topic",
     "undecodable": "undecodable",
 }
-_ORIGINS = ("live", "inferred")
+_TYPES, _ORIGINS = get_args(TransitionType), ("live", "inferred")
 
 Series: TypeAlias = Iterable[tuple[Sequence[str], float]]  # values of labels, and the number
 
@@ -52,15 +52,9 @@ _OF_SINKS = (
     _OfSink(GaugeMetricFamily, "outbox_bytes", "Bytes of those records.", lambda sink: sink.lag.size),
     _OfSink(GaugeMetricFamily, "outbox_oldest_age_seconds", "Age of the oldest of them.", lambda sink: sink.lag.age),
     _OfSink(CounterMetricFamily, "lost_records", "Records dropped for want of room.", lambda sink: sink.lag.lost),
-    _OfSink(
-        CounterMetricFamily, "published_records", "Records the sink has acknowledged.", lambda sink: sink.published
-    ),
-    _OfSink(
-        CounterMetricFamily, "publish_retries", "Attempts that failed and are repeated.", lambda sink: sink.retries
-    ),
-    _OfSink(
-        CounterMetricFamily, "dead_letters", "Records the sink refused for what they are.", lambda sink: sink.refused
-    ),
+    _OfSink(CounterMetricFamily, "published_records", "Records the sink has.", lambda sink: sink.published),
+    _OfSink(CounterMetricFamily, "publish_retries", "Attempts that failed.", lambda sink: sink.retries),
+    _OfSink(CounterMetricFamily, "dead_letters", "Records the sink refused.", lambda sink: sink.refused),
 )
 
 
@@ -104,12 +98,9 @@ def _about_itself(status: Status) -> Iterator[Metric]:
 
 def _told(status: Status) -> Iterator[Metric]:
     tally = status.tally
-    counts: dict[tuple[str, str], int] = {
-        (type_, origin): 0 for type_ in get_args(TransitionType) for origin in _ORIGINS
-    }
-    counts["present", "snapshot"] = 0
-    counts.update(tally.told)
-    yield _counter("events", "Records about containers.", counts.items(), "type", "origin")
+    events = {("present", "snapshot"): 0} | {(type_, origin): 0 for type_ in _TYPES for origin in _ORIGINS}
+    events |= {(str(type_), str(origin)): number for (type_, origin), number in tally.told.items()}
+    yield _counter("events", "Records about containers.", events.items(), "type", "origin")
     snapshots = [([reason], tally.snapshots[reason]) for reason in get_args(Reason)]
     yield _counter("snapshots", "Snapshots, by why they were taken.", snapshots, "reason")
     gaps = [([reason], tally.gaps[reason]) for reason in sorted(ANNOUNCING)]

@@ -48,7 +48,9 @@ code { font: .85em ui-monospace, "DejaVu Sans Mono", monospace }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0 }
 dt { color: var(--quiet) }
 dd { margin: 0; overflow-wrap: anywhere }
-ul { margin: .5rem 0 0; padding-left: 1.2rem } .quiet { color: var(--quiet) }
+.fixed { table-layout: fixed } .fixed th:nth-child(3), .fixed th:nth-child(6) { width: 6rem }
+.fixed th:nth-child(4) { width: 30% }
+ul { margin: 0; padding-left: 1.2rem } .quiet { color: var(--quiet) }
 .good { color: var(--good) } .soso { color: var(--soso) } .bad { color: var(--bad) } b { font-weight: 600 }
 """
 _HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -134,7 +136,7 @@ def _containers(rows: Sequence[Transition]) -> Iterator[str]:
         left -= len(shown)
         title = _text(project) if project else '<span class="quiet">no project</span>'
         yield f'<h3>{title} <span class="quiet">{len(members)}</span></h3>'
-        yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container, shown))
+        yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container, shown), "fixed")
     if len(rows) > MOST_CONTAINERS:
         rest = len(rows) - MOST_CONTAINERS
         yield f'<p class="quiet">{rest} more are not shown: <a href="portfolio">portfolio</a> has all of them.</p>'
@@ -173,7 +175,7 @@ def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
     yield "</section>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "") -> str:
     """Write a table of cells that are HTML; a head that ends with # is that of a column of numbers."""
     kinds = [' class="n"' if head.endswith("#") else "" for head in heads]
     titles = "".join(f"<th{kind}>{head.rstrip('#')}</th>" for head, kind in zip(heads, kinds, strict=True))
@@ -181,7 +183,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
     ]
-    return f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f'<table class="{class_}"><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
 def _name(row: Transition) -> str:

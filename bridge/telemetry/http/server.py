@@ -165,6 +165,7 @@ class Endpoint:
 
 def _harden(response: web.StreamResponse) -> None:
     response.force_close()
+    response.headers["Server"] = "whalebridge"
     response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "no-referrer"
