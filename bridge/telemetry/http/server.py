@@ -7,6 +7,7 @@ import contextlib
 import hmac
 import ipaddress
 import os
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,7 @@ SNAPSHOT_SECONDS = 30.0
 _JSON = "application/json"
 _BACKLOG = 64
 _SOCKET_MODE = 0o600
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d+)?")
 _log = structlog.get_logger(__name__)
 
 Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -94,7 +96,7 @@ class Endpoint:
         return response
 
     async def _respond(self, request: web.BaseRequest, *, trusted: bool) -> web.StreamResponse:
-        if not trusted and not _is_asked_for_by_name(request):
+        if not trusted and not _is_of_this_host(request):
             return _text(421, "ask for this by address, or as localhost")
         method, answer = self._routes.get(request.path, ("", None))
         if answer is None:
@@ -184,7 +186,7 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _is_asked_for_by_name(request: web.BaseRequest) -> bool:
+def _is_of_this_host(request: web.BaseRequest) -> bool:
     """Whether a page of some other site, whose name leads here, is not behind a request (DNS rebinding).
 
     Whoever listens on more than this host has names that nobody here knows.
@@ -192,11 +194,13 @@ def _is_asked_for_by_name(request: web.BaseRequest) -> bool:
     own = request.transport.get_extra_info("sockname") if request.transport else None
     if own is None or not ipaddress.ip_address(own[0]).is_loopback:
         return True
-    name = request.headers.get("Host", "localhost").rpartition(":")[0] or request.headers.get("Host", "localhost")
+    found = _HOST.fullmatch(request.headers.get("Host", "localhost"))
+    if found is None:
+        return False
     with contextlib.suppress(ValueError):
-        ipaddress.ip_address(name.strip("[]"))
+        ipaddress.ip_address(found[1].strip("[]"))
         return True
-    return name.lower().rstrip(".") == "localhost"
+    return found[1].lower() == "localhost"
 
 
 def _address(listening: socket.socket) -> str:
