@@ -16,7 +16,7 @@ from bridge.telemetry.http import connections, server
 from bridge.telemetry.http.server import Endpoint
 from tests.unit.telemetry.http.bridges import FakeBridge, note, row, status
 
-TOKEN = "a-secret"
+TOKEN = "a-secret"  # noqa: S105 (it opens nothing)
 
 
 class Answer(NamedTuple):
@@ -40,7 +40,7 @@ class Served:
         self.port = 0
 
     def read_token(self) -> str | None:
-        if self.token == "unreadable":
+        if self.token == "unreadable":  # noqa: S105
             raise TransientError("http.token_file /x cannot be read")
         return self.token
 
@@ -274,7 +274,7 @@ async def test_one_that_reads_nothing_ends_as_well(tmp_path: Path, monkeypatch: 
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     (bounded,) = [each for _, each in served.endpoint._servers[:1]]
     async with asyncio.timeout(10):
-        while bounded.connections:
+        while bounded.connections:  # noqa: ASYNC110 (it is aiohttp's, and tells nobody)
             await asyncio.sleep(0)
     writer.close()
     await served.endpoint.close()
