@@ -21,6 +21,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.labels import LabelRules
 from bridge.delivery import Delivery
+from bridge.inspection import Inspection, served
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
@@ -58,9 +59,10 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     watch = Watch(source, outbox, clock, chosen, boot)
     heart = Heart(lambda: watch.proof, _heartbeat_seconds(settings))
     delivery = Delivery(outbox, clock, heart)
+    inspection = Inspection(settings, watch, outbox, lambda: delivery.pumps)
     stopping = _on_signals()
     try:
-        async with together() as tasks:
+        async with served(inspection), together() as tasks:
 
             async def apply(changed: Settings) -> None:
                 logs.set_level(changed.log.level)
@@ -69,6 +71,7 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
                 source.rules, source.scope = chosen.rules, chosen.in_scope
                 watch.reload(chosen)
                 await delivery.reload(tasks, changed)
+                inspection.settings = changed
 
             delivery.start(tasks, settings, made)
             watching = tasks.create_task(watch.run())

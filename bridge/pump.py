@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import structlog
 
@@ -22,6 +22,7 @@ from bridge.core.events import Proof, Record
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.retry import Backoff, Failure, forever
 from bridge.tasks import bounded, together
+from bridge.telemetry.histogram import Histogram
 from bridge.telemetry.sparingly import Sparingly
 
 BATCH_RECORDS = 1000
@@ -29,7 +30,10 @@ BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(first=0.1, most=30.0)
 PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
 CLOSE_SECONDS = 1.5
+_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
+
+State: TypeAlias = Literal["starting", "ok", "failing"]
 
 
 @runtime_checkable
@@ -90,10 +94,15 @@ class Pump:
         self._clock = clock
         self._patience = patience
         self._sparingly = Sparingly(clock)
-        self._failing = False
         self._heart = heart
         self._last: Record | None = None  # that the sink has
         self._turn = asyncio.Lock()  # held while something is on its way
+        self.state: State = "starting"
+        self.failure: str | None = None  # what the last attempt failed for, while the state is failing
+        self.published = 0
+        self.retries = 0
+        self.refused = 0
+        self.latency = Histogram()  # of batches, from the handing over to the acknowledgement
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -137,12 +146,14 @@ class Pump:
             await self._insist(partial(self._publish, batch))
         except RefusedRecordError as refused:
             count = await self._outbox.refuse(self.name, refused.positions, str(refused))
+            self.refused += count
             _log.error("refused", sink=self.name, records=count, reason=str(refused))
         else:
             await self._outbox.acknowledge(self.name, batch)
             self._last = batch[-1]
 
     async def _publish(self, batch: Sequence[Record]) -> None:
+        began = self._clock.now().monotonic
         try:
             await self._sink.publish(batch)
         except RefusedRecordError as refused:
@@ -150,6 +161,8 @@ class Pump:
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
             raise TransientError(f"refused: {refused}") from refused
+        self.latency.observe((self._clock.now().monotonic - began) / _SECOND)
+        self.published += len(batch)
 
     async def _beat(self, heart: Heart) -> None:
         """Send heartbeats."""
@@ -171,11 +184,12 @@ class Pump:
             backoff=BACKOFF,
             before_sleep=self._complain,
         )
-        if self._failing:
-            self._failing = False
+        if self.state == "failing":
             _log.info("sink_reached", sink=self.name)
+        self.state, self.failure = "ok", None
 
     def _complain(self, failure: Failure) -> None:
-        self._failing = True
         text, failures = str(failure.error), failure.in_a_row
+        self.state, self.failure = "failing", text
+        self.retries += 1
         self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)

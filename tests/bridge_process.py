@@ -36,7 +36,9 @@ class BridgeProcess:
         self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *options, *flags]
         self.out = folder / "records.jsonl"
         self.log = folder / "log.jsonl"
-        self._environment = {"WHALEBRIDGE_HOST": "node-1", "PATH": "/usr/bin:/bin", **(environment or {})}
+        # Many run at a time, and the default port is one.
+        defaults = {"WHALEBRIDGE_HOST": "node-1", "WHALEBRIDGE_HTTP__LISTEN": "", "PATH": "/usr/bin:/bin"}
+        self._environment = defaults | dict(environment or {})
         self._read = 0
         self._records: list[Document] = []
         self.process: subprocess.Popen[bytes]

@@ -193,6 +193,11 @@ def _record(document: EventRecord, *, namespace: str = "") -> Record:
     )
 
 
+def container(row: Transition) -> events.Container:
+    """Return what a record would say of a container."""
+    return _container(row, row.metadata, row.pod_labels, dropped=False)
+
+
 def _container(
     told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool
 ) -> events.Container:

@@ -126,6 +126,15 @@ class Recollection(NamedTuple):
     last_written: int = 0
 
 
+class Lag(NamedTuple):
+    """What waits for a sink: records, bytes, for how many seconds the oldest one; and how many it has lost so far."""
+
+    records: int
+    size: int
+    age: float
+    lost: int
+
+
 class Outbox(Protocol):
     """Where records wait until every sink has acknowledged them; what it took it keeps, within its bounds.
 
@@ -168,6 +177,9 @@ class Outbox(Protocol):
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
+
+    def lag(self, sink: str) -> Lag:
+        """Tell more of what a sink has not acknowledged."""
 
     async def close(self) -> None:
         """Write down what can be, and let go of everything, within a bounded time; harmless when repeated."""

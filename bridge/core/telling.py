@@ -31,14 +31,17 @@ class Teller(Book):
 
     def rows(self, now: Instant) -> list[Transition]:
         """Return a ``present`` row for every living container in scope: the portfolio, which is to be published."""
-        rows = []
         for entry, life in self.lives():
             if life.silent:
                 life.silent = False
                 self._changed.setdefault(entry.key, False)
-            if life.told:
-                rows.append(self._describe(entry, life, "present", "snapshot", now.wall))
-        return rows
+        return self.portfolio(now)
+
+    def portfolio(self, now: Instant) -> list[Transition]:
+        """Return the same rows, only to look at them: they do not count as published."""
+        return [
+            self._describe(entry, life, "present", "snapshot", now.wall) for entry, life in self.lives() if life.told
+        ]
 
     def rescope(self, key: ContainerKey) -> None:
         """Decide anew, by its record as it is now, whether a life is told.

@@ -115,7 +115,8 @@ class Database:
         waiting = self._execute(
             "SELECT sum(length(documents)) FROM chunks WHERE position + number > ?", (cursor,)
         ).fetchone()[0]
-        return StoredLane(cursor, covers, max(0, (waiting or 0) - sum(cover.size for cover in covers)))
+        since = next((header.age for header in self.headers(cursor)), 0)
+        return StoredLane(cursor, covers, max(0, (waiting or 0) - sum(cover.size for cover in covers)), since)
 
     # --- sinks come and go ---
 

@@ -17,6 +17,7 @@ from bridge.core.errors import StateError
 
 DATABASE = "outbox.db"
 DEAD_LETTERS = "dead-letters.jsonl"
+CONTROL = "control.sock"
 _LOCK = "whalebridge.lock"
 _OURS = frozenset({DATABASE, _LOCK})
 _ANYBODYS = frozenset({"lost+found"})

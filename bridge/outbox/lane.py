@@ -67,12 +67,16 @@ class Stretch(NamedTuple):
 
 
 class Lane:
-    """Where one sink stands; ``size`` is how many bytes of records still wait for it."""
+    """Where one sink stands.
+
+    ``size`` is how many bytes of records still wait for it, ``lost`` how many were dropped for want of room.
+    """
 
     def __init__(self, cursor: int, *, covers: Iterable[Cover] = (), size: int = 0) -> None:
         self.cursor = cursor
         self.covers: list[Cover] = [cover for cover in covers if cover.end > cursor]
         self.size = size
+        self.lost = 0
         self.handed = NO_BATCH
         self.filled = asyncio.Event()
         self.changing = asyncio.Lock()  # held while records are chosen, to be handed out or to be dropped
@@ -133,7 +137,10 @@ class Lane:
     def lose(self, covers: Sequence[Cover], size: int) -> None:
         """Take over losses of ``size`` bytes from ``open`` on; one that was extended is replaced."""
         first = covers[0].first
-        self.covers = [*(cover for cover in self.covers if cover.end <= first), *covers]
+        kept = [cover for cover in self.covers if cover.end <= first]
+        extended = self.covers[len(kept) :]
+        self.lost += sum(map(_length, covers)) - sum(map(_length, extended))
+        self.covers = [*kept, *covers]
         self.size -= size
 
     def replace(self, covers: Sequence[Cover]) -> None:
@@ -141,6 +148,10 @@ class Lane:
         self.handed = NO_BATCH
         self.covers = sorted([*self.covers, *covers], key=lambda cover: cover.first)
         self.size -= sum(cover.size for cover in covers)
+
+
+def _length(cover: Cover) -> int:
+    return cover.end - cover.first
 
 
 def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) -> list[Cover]:

@@ -15,7 +15,8 @@ import structlog
 
 from bridge.core.encode import lost_record
 from bridge.core.events import Record
-from bridge.core.ports import Clock, Recollection
+from bridge.core.ports import Clock, Lag, Recollection
+from bridge.outbox.ages import Ages
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
 from bridge.telemetry.sparingly import Sparingly
@@ -52,6 +53,7 @@ class MemoryOutbox:
         self._records: dict[int, Record] = {}
         self._end = 0
         self._appended: deque[tuple[int, int]] = deque()  # end positions, and when (monotonic)
+        self._ages = Ages()
         self._old = 0  # records before this position are older than they may be
 
     @property
@@ -70,6 +72,7 @@ class MemoryOutbox:
         for sink, lane in self._lanes.items():
             self._make_room(sink, lane, len(records), size)
             lane.size += size
+        self._ages.note(self._end, self._clock.now().monotonic)
         for position, record in enumerate(records, self._end):
             self._records[position] = record
         self._end += len(records)
@@ -93,6 +96,7 @@ class MemoryOutbox:
         first = lane.cursor
         told = lane.acknowledge(batch)
         self._free(first)
+        self._ages.forget(min(lane.cursor for lane in self._lanes.values()))
         if any(cover.reason == "overflow" for cover in told):
             self._on_loss()
 
@@ -108,6 +112,12 @@ class MemoryOutbox:
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
         return self._lanes[sink].depth(self._end)
+
+    def lag(self, sink: str) -> Lag:
+        """Tell more of what a sink has not acknowledged."""
+        lane, depth = self._lanes[sink], self.depth(sink)
+        age = self._ages.seconds(lane.cursor, self._clock.now().monotonic) if depth else 0.0
+        return Lag(depth, lane.size, age, lane.lost)
 
     async def close(self) -> None:
         """There is nothing to let go of."""

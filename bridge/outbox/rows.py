@@ -48,11 +48,12 @@ class Writing(Struct):
 
 
 class StoredLane(NamedTuple):
-    """A sink as it was left."""
+    """A sink as it was left; ``since`` is the age at which the oldest chunk that waits for it was written."""
 
     cursor: int
     covers: list[Cover]
     size: int
+    since: int
 
 
 class Content(NamedTuple):

@@ -22,8 +22,9 @@ import structlog
 
 from bridge.core.errors import BridgeError
 from bridge.core.events import Record
-from bridge.core.ports import Clock, Recollection
+from bridge.core.ports import Clock, Lag, Recollection
 from bridge.outbox import dead_letters
+from bridge.outbox.ages import Ages
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.database import Database
 from bridge.outbox.folder import StateFolder
@@ -36,6 +37,7 @@ from bridge.outbox.writer import ABSENT_KEPT, Writer
 READ_BYTES = 1024 * 1024
 TAIL_BYTES = 8 * 1024 * 1024
 CLOSE_SECONDS = 2.0
+_SECOND = 1_000_000_000
 _NOTHING: Mapping[str, bytes | None] = {}
 _log = structlog.get_logger(__name__)
 
@@ -64,7 +66,11 @@ class SqliteOutbox:
         }
         self._lanes = {name: absent.pop(name) if name in absent else Lane(content.end) for name in sinks}
         self._absent = absent
-        self._writer = Writer(store, self._tail, self._lanes, absent, clock, bounds, content.age)
+        self._ages = Ages()
+        began = clock.now().monotonic - content.age * _SECOND
+        for stored in sorted(content.lanes.values(), key=lambda lane: lane.cursor):
+            self._ages.note(stored.cursor, began + stored.since * _SECOND)
+        self._writer = Writer(store, self._tail, self._lanes, absent, clock, bounds, self._ages, content.age)
         self._failure: Exception | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -169,7 +175,9 @@ class SqliteOutbox:
         lane = self._lanes[sink]
         told = lane.acknowledge(batch)
         self._writer.moved(sink, told=bool(told))
-        self._tail.forget(min(lane.cursor for lane in self._lanes.values()))
+        first = min(lane.cursor for lane in self._lanes.values())
+        self._tail.forget(first)
+        self._ages.forget(first)
         if any(cover.reason == "overflow" for cover in told):
             self._on_loss()
 
@@ -193,6 +201,12 @@ class SqliteOutbox:
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
         return self._lanes[sink].depth(self._tail.end)
+
+    def lag(self, sink: str) -> Lag:
+        """Tell more of what a sink has not acknowledged."""
+        lane, depth = self._lanes[sink], self.depth(sink)
+        age = self._ages.seconds(lane.cursor, self._clock.now().monotonic) if depth else 0.0
+        return Lag(depth, lane.size, age, lane.lost)
 
     async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> Batch:
         """Return what is to be handed out from the cursor on, as far as there is need for it, or a little further."""

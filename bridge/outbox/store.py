@@ -39,23 +39,31 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
     sqlite3.SQLITE_PROTOCOL: "end the other program that has it open",
 }
+_SECOND = 1_000_000_000
+_HANGING = 10 * _SECOND
 _log = structlog.get_logger(__name__)
 
 
 class Store:
-    """Hands jobs to the thread that has the connection.
-
-    ``trouble`` tells why the file cannot be used at the moment; None where it can.
-    """
+    """Hands jobs to the thread that has the connection."""
 
     def __init__(self, folder: StateFolder, clock: Clock) -> None:
-        self.trouble: str | None = None
+        self._trouble: str | None = None
+        self._jobs = 0
+        self._stirred = 0  # when (monotonic) a job was done last, or the first of those under way came
         self._folder = folder
         self._clock = clock
         self._worker = Worker("outbox")
         self._database: Database | None = None  # this and the next for the thread only
         self._broken: StateError | None = None
         self._sparingly = Sparingly(clock)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the file cannot be used at the moment; None where it can."""
+        if self._trouble is None and self._jobs and self._clock.now().monotonic - self._stirred > _HANGING:
+            return f"{self._folder.database}: its disk has not answered for more than {_HANGING // _SECOND} s"
+        return self._trouble
 
     async def open(self) -> Content:
         """Take the directory and open the file in it; one that is damaged is set aside, and a new one begun.
@@ -72,7 +80,14 @@ class Store:
             TransientError: It did not work; perhaps it did all the same.
             StateError: It never will.
         """
-        return await self._worker.run(partial(self._attempt, job))
+        if not self._jobs:
+            self._stirred = self._clock.now().monotonic
+        self._jobs += 1
+        try:
+            return await self._worker.run(partial(self._attempt, job))
+        finally:
+            self._jobs -= 1
+            self._stirred = self._clock.now().monotonic
 
     async def insist(self, job: Callable[[Database], T]) -> T:
         """Have something done, again and again until it works: it must do no harm to do it twice.
@@ -83,8 +98,8 @@ class Store:
         result = await forever(
             lambda: self.attempt(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._complain
         )
-        if self.trouble is not None:
-            self.trouble = None
+        if self._trouble is not None:
+            self._trouble = None
             _log.info("outbox_recovered", path=str(self._folder.database))
         return result
 
@@ -94,10 +109,8 @@ class Store:
         self._worker.stop()
 
     def _complain(self, failure: Failure) -> None:
-        self.trouble = str(failure.error)
-        self._sparingly.say(
-            _log.error, self.trouble, "outbox_not_written", error=self.trouble, failures=failure.in_a_row
-        )
+        text = self._trouble = str(failure.error)
+        self._sparingly.say(_log.error, text, "outbox_not_written", error=text, failures=failure.in_a_row)
 
     # --- in the thread ---
 

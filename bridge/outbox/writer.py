@@ -10,6 +10,7 @@ import structlog
 
 from bridge.core.events import Record
 from bridge.core.ports import Clock
+from bridge.outbox.ages import Ages
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.chunks import chunked
 from bridge.outbox.database import Database
@@ -44,6 +45,7 @@ class Writer:
         absent: Those of sinks that are gone; they are forgotten after a while.
         clock: Time and chance.
         bounds: How much may wait for a lane.
+        ages: Gets when records were appended.
         age: For how many seconds the bridge has run in all.
     """
 
@@ -55,6 +57,7 @@ class Writer:
         absent: dict[str, Lane],
         clock: Clock,
         bounds: Bounds,
+        ages: Ages,
         age: int,
     ) -> None:
         self._store = store
@@ -63,6 +66,7 @@ class Writer:
         self._absent = absent
         self._clock = clock
         self._bounds = bounds
+        self._ages = ages
         self._began = clock.now().monotonic - age * _SECOND
         self._house_kept = age
         self._waiting: list[_Append] = []
@@ -137,6 +141,8 @@ class Writer:
             self._flush = None
         records = [each for append in self._under_way for each in append.records]
         size = sum(len(record.data) for record in records)
+        if records:
+            self._ages.note(self._tail.end, self._clock.now().monotonic)
         await self._make_room(len(records), size)
         writing = self._transaction(records)
         await self._store.insist(lambda database: database.write(writing))

@@ -17,6 +17,7 @@ from bridge.core.memory import Position, Watched
 from bridge.core.model import Engine
 from bridge.core.ports import Outbox
 from bridge.core.tracker import Tracker
+from bridge.telemetry.tally import SnapshotNote, Tally
 
 _PROOF_KEPT = 60_000_000_000  # nanoseconds after which a proof is written down, though nothing else has to be
 
@@ -28,6 +29,7 @@ class Journal:
         ledger: Numbers them.
         outbox: Where they go.
         tracker: What it knows is written down along.
+        tally: Counts what is told.
         watched: What that is seen under; its ``blind`` is the tracker's.
         proven_at: Up to which moment (wall clock) nothing can have been missed.
         outdated: Keys of the memory that are to be removed.
@@ -40,6 +42,7 @@ class Journal:
         ledger: Ledger,
         outbox: Outbox,
         tracker: Tracker,
+        tally: Tally,
         watched: Watched,
         *,
         proven_at: int | None = None,
@@ -49,6 +52,7 @@ class Journal:
         self.watched = watched
         self._outbox = outbox
         self._tracker = tracker
+        self._tally = tally
         self._unwritten: list[Record] = []
         self._outdated: dict[str, bytes | None] = dict.fromkeys(outdated)
         self.proof: Proof | None = None
@@ -67,12 +71,16 @@ class Journal:
     def tell(self, transitions: Sequence[Transition]) -> None:
         """Number transitions."""
         self._unwritten += map(self.ledger.transition, transitions)
+        self._tally.tell(transitions)
 
     def snapshot(
         self, gap: Gap, coverage: Coverage, transitions: list[Transition], rows: list[Transition], now: int
     ) -> None:
         """Number a whole snapshot."""
         self._unwritten += self.ledger.snapshot(gap, coverage, transitions, rows, now)
+        self._tally.tell(transitions)
+        self._tally.tell(rows)
+        self._tally.snapshot(SnapshotNote(self.ledger.snapshot_id, now, gap, coverage, len(rows), len(transitions)))
 
     def proven(self, at: int) -> None:
         """Take note that what happened before a moment is decided on."""

@@ -6,7 +6,8 @@ With an outbox that lasts it outlives the process, too: the first session goes o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -22,6 +23,7 @@ from bridge.core.ports import Clock, Outbox, Source
 from bridge.core.tracker import Tracker
 from bridge.retry import Backoff, Failure, forever
 from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.tally import Tally
 from bridge.watch.intake import Intake
 from bridge.watch.journal import Journal
 from bridge.watch.oddities import Oddities
@@ -33,6 +35,7 @@ from bridge.watch.settings import WatchSettings
 BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # so that one is live within 5 s of containerd's return
 SNAPSHOT_SECONDS = 30.0  # for containerd to be connected, for whoever asks for a snapshot
 _MILLISECOND = 1_000_000
+_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 
@@ -50,6 +53,9 @@ class Watch:
     def __init__(self, source: Source, outbox: Outbox, clock: Clock, settings: WatchSettings, boot_id: str) -> None:
         self.requests = Requests()
         self.oddities = Oddities(clock)
+        self.tally = Tally()
+        self.engine: Engine | None = None
+        self.failure: str | None = None  # why containerd could not be watched last, until it is again
         self._source = source
         self._outbox = outbox
         self._clock = clock
@@ -60,11 +66,44 @@ class Watch:
         self._missed: list[Transition] = []
         self._proven_at: int | None = None
         self._reason: Reason = "start"
-        self._engine: Engine | None = None
         self._journal: Journal | None = None
         self._session: Session | None = None
         self._positions: dict[SourceName, Previous | None] = {}
         self._sparingly = Sparingly(clock)
+        self._proven: int | None = None  # by the connections before the current one
+
+    # --- for whoever looks after the bridge ---
+
+    @property
+    def live(self) -> bool:
+        """Whether the first snapshot of the current connection is complete."""
+        return self._session is not None and self._session.live
+
+    @property
+    def proof_age(self) -> float | None:
+        """For how many seconds nothing has proven that the stream works; None before the first proof."""
+        proven = (self._session and self._session.proven) or self._proven
+        return None if proven is None else (self._clock.now().monotonic - proven) / _SECOND
+
+    @property
+    def proof_limit(self) -> float:
+        """How old a proof grows at the most, in seconds, while the stream works and is kept up with."""
+        return self._settings.mark_interval + self._settings.mark_timeout
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What came of containerd's events that were not told, by what they were."""
+        return self._tracker.counts + self.oddities.counts
+
+    def portfolio(self) -> list[Transition]:
+        """Return a row for every living container in scope."""
+        return self._tracker.portfolio(self._clock.now())
+
+    def states(self) -> Iterator[bool]:
+        """Tell of each of them whether it is paused."""
+        return (life.paused for _, life in self._tracker.lives() if life.told)
+
+    # --- watching ---
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -73,11 +112,6 @@ class Watch:
             FatalError: This containerd cannot be watched, for a reason that only a person can change.
         """
         await forever(self._connect, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
-
-    @property
-    def live(self) -> bool:
-        """Whether containerd is connected, and what lives there has been told."""
-        return self._session is not None and self._session.live
 
     @property
     def proof(self) -> Proof | None:
@@ -148,11 +182,13 @@ class Watch:
             session.absorb()
             self._tracker.disconnect()
             self._proven_at = session.proven_at
+            self._proven = session.proven or self._proven
+            self.tally.reconnects += session.live
             await journal.write(remember=not self._missed, all_=True)
 
     async def _recognise(self, engine: Engine) -> Journal:
         """Go on under the source's name; where another containerd answers, end the old one's lives first."""
-        known, journal = self._engine, self._journal
+        known, journal = self.engine, self._journal
         if known is None or journal is None:
             journal = await self._start(engine)
         elif engine.id not in (known.id, ""):
@@ -160,7 +196,7 @@ class Watch:
             journal = self._open(engine, self._epoch(journal.ledger.epoch + 1))
         else:
             journal.follow(engine)
-        self._engine, self._journal = engine, journal
+        self.engine, self._journal = engine, journal
         return journal
 
     async def _start(self, engine: Engine) -> Journal:
@@ -177,7 +213,7 @@ class Watch:
         self._proven_at = past.proven_at
         tracker = past.tracker(self._settings, self._clock.now())
         if watched.boot_id == self._boot_id:
-            self._tracker = tracker
+            self._adopt(tracker)
         else:
             _log.info("rebooted", lives=sum(1 for _ in tracker.lives()))
             records = [
@@ -201,7 +237,9 @@ class Watch:
         tracker = past.tracker(self._settings, now)
         deaths = tracker.end_all(now)
         ledger = Ledger(watched.host, watched.engine, epoch, previous=past.previous(watched.source))
-        journal = Journal(ledger, self._outbox, tracker, watched, proven_at=past.proven_at, outdated=past.outdated)
+        journal = Journal(
+            ledger, self._outbox, tracker, self.tally, watched, proven_at=past.proven_at, outdated=past.outdated
+        )
         gap = Gap(past.reason, past.proven_at, now.wall)
         told = deaths if engine.id != watched.engine.id else []
         journal.snapshot(gap, Coverage([], [], False), told, [], now.wall)
@@ -221,8 +259,13 @@ class Watch:
         self._missed.clear()
         await journal.write()
         self._positions[journal.watched.source] = journal.ledger.position
-        self._tracker = Tracker(self._boot_id, self._settings.extras)
+        self._adopt(Tracker(self._boot_id, self._settings.extras))
         self._proven_at, self._reason = None, "start"
+
+    def _adopt(self, tracker: Tracker) -> None:
+        """Go on with another tracker, which goes on counting."""
+        tracker.counts = self._tracker.counts
+        self._tracker = tracker
 
     def _epoch(self, least: int) -> int:
         """Return an epoch greater than any before, although the clock may have been set back."""
@@ -233,8 +276,10 @@ class Watch:
         scope = self._settings.scope if scope is None else scope
         watched = Watched(self._settings.host, engine, self._boot_id, scope, None)
         ledger = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(watched.source))
-        return Journal(ledger, self._outbox, self._tracker, watched, proven_at=self._proven_at, outdated=outdated)
+        return Journal(
+            ledger, self._outbox, self._tracker, self.tally, watched, proven_at=self._proven_at, outdated=outdated
+        )
 
     def _complain(self, failure: Failure) -> None:
-        text = str(failure.error)
+        text = self.failure = str(failure.error)
         self._sparingly.say(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.in_a_row)

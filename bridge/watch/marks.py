@@ -29,6 +29,7 @@ class Marks:
         self._first = 0
         self._awaited: asyncio.Future[None] | None = None
         self._arrivals = 0
+        self.proven: int | None = None  # the moment (monotonic) up to which the stream is proven
 
     def arrived(self) -> None:
         """Take note that something arrived on the stream."""
@@ -65,4 +66,5 @@ class Marks:
                 arrivals = self._arrivals
             elif self._clock.now().monotonic - sent.monotonic > self._timeout * _SECOND:
                 raise TransientError(f"containerd's event stream gave no sign of life for {self._timeout:g} s")
+        self.proven = sent.monotonic
         return sent.wall

@@ -78,6 +78,11 @@ class Session:
         self._asked = 0
         self._adopted = tracker.adopted
 
+    @property
+    def proven(self) -> int | None:
+        """The moment (monotonic) up to which this connection's stream is proven."""
+        return self._marks.proven
+
     async def run(self, reason: Reason) -> None:
         """Connect, publish a snapshot for ``reason``, and follow.
 

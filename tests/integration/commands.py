@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from tests.testbed.containerd import Containerd
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
-ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm"}
+# Without the HTTP endpoint: many run at a time, and the default port is one.
+ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm", "WHALEBRIDGE_HTTP__LISTEN": ""}
 
 
 def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:

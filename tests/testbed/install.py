@@ -35,6 +35,8 @@ COMPONENTS: tuple[Component, ...] = (
     DebianPackages("kcat", ("kcat", "librdkafka1", "libyajl2", "libsasl2-2"), ("kcat",)),
     GoPrograms("nats-server", "github.com/nats-io/nats-server/v2", "v2.15.2", (".",)),
     GoPrograms("nats", "github.com/nats-io/natscli", "v0.5.1", ("./nats",)),
+    DebianPackages("chromium", ("chromium",), ("chromium",), complete=True),
+    DebianPackages("prometheus", ("prometheus",), ("promtool",)),
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
 )
 

@@ -125,16 +125,20 @@ class GoSource:
 
 @dataclass(frozen=True)
 class DebianPackages:
-    """Debian packages, unpacked and not installed."""
+    """Debian packages, unpacked and not installed.
+
+    `complete`: with all packages that they depend on and the machine lacks.
+    """
 
     name: str
     packages: tuple[str, ...]
     programs: tuple[str, ...]
+    complete: bool = False
 
     @property
     def recipe(self) -> str:
         """The packages; their version is what the machine's Debian has."""
-        return f"debian {' '.join(self.packages)}"
+        return f"debian {' '.join(self.packages)}{' and what they need' if self.complete else ''}"
 
     def folders(self) -> list[Path]:
         """Where Debian's packages keep programs."""
@@ -153,6 +157,18 @@ class DebianPackages:
             )
         # The sandbox user of apt could not write into our folder, and apt would warn about it.
         download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *self.packages]
+        if self.complete:
+            (staging / "partial").mkdir()
+            here = ["-o", f"Dir::Cache::archives={staging}", "-o", "APT::Sandbox::User=root"]
+            download = [
+                "apt-get",
+                "install",
+                "-qy",
+                "--download-only",
+                "--no-install-recommends",
+                *here,
+                *self.packages,
+            ]
         try:
             _run(download, staging, "download")
         except InstallError:

@@ -100,7 +100,7 @@ async def test_mistakes_change_nothing_and_each_is_told() -> None:
     bridge = Bridge()
     told = await bridge.now(host="", log={"level": "loud"})
     assert [each["event"] for each in told] == ["not_reloaded"] * 2
-    assert {str(each["mistake"]).partition(":")[0] for each in told} == {"host", "log.level"}
+    assert {str(each["mistake"]).rpartition(": ")[0] for each in told} == {"host", "--log-level: log.level"}
     assert bridge.applied == []
     assert await bridge.now() == [line("info", "reloaded", changed=[])]
 

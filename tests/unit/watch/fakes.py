@@ -10,7 +10,7 @@ from bridge.core.errors import TransientError
 from bridge.core.events import Record
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Event, Instant, Mark, Metadata, Task, TaskEnd, TaskStatus
-from bridge.core.ports import Recollection
+from bridge.core.ports import Lag, Recollection
 from bridge.watch import WatchSettings
 
 NEVER = 1e6  # seconds
@@ -164,6 +164,9 @@ class KeepingOutbox:
 
     def depth(self, sink: str) -> int:  # noqa: ARG002 (the port's signature)
         return 0
+
+    def lag(self, sink: str) -> Lag:
+        raise NotImplementedError
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -1,0 +1,89 @@
+"""``whalebridge snapshot``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bridge.cli import options, output
+from bridge.cli.failure import NOT_CONNECTED, WRONG_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECONDS = 45.0  # a little longer than the bridge itself waits for the snapshot
+
+StateDir = Annotated[
+    str | None,
+    typer.Option("--state-dir", metavar="DIR", help="The state_dir of the running bridge. Default: as configured."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a line.")]
+
+
+def snapshot(state_dir: StateDir = None, as_json: AsJson = False) -> None:
+    """Have the bridge that runs on this node publish a snapshot of all living containers.
+
+    It is asked through the socket in its state_dir, so it needs one, and you the right to use that directory: usually
+    root's. The answer comes when the snapshot is written down; sinks get it in their turn.
+
+    \b
+    Examples:
+      whalebridge snapshot --state-dir /var/lib/whalebridge
+      whalebridge snapshot --json | jq -r .id
+    """
+    from pathlib import Path
+
+    settings = options.settings(state_dir=state_dir and os.path.abspath(state_dir))
+    if settings.state_dir is None:
+        raise CommandError(
+            "which bridge? name its state_dir with --state-dir; one that runs without is asked by POST /snapshot",
+            status=WRONG_USAGE,
+        )
+    taken = _ask(Path(settings.state_dir))
+    if as_json:
+        output.write_json(taken)
+    else:
+        count = taken["containers"]
+        output.write(f"snapshot {taken['id']}: {count} container{'' if count == 1 else 's'}")
+
+
+def _ask(folder: Path) -> dict[str, Any]:
+    """Return what the bridge answers.
+
+    Raises:
+        CommandError: It does not, or it has taken no snapshot.
+    """
+    import http.client
+    import json
+
+    from bridge.cli.control import Control
+
+    control = Control(folder, SECONDS)
+    try:
+        status, body = control.post("/snapshot")
+        answer = json.loads(body)
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise CommandError(f"there is no directory {folder}; name the state_dir of the running bridge") from error
+        text = f"no whalebridge runs with state_dir {folder}: there is no {control.path.name} in it"
+        raise CommandError(text, status=NOT_CONNECTED) from error
+    except NotADirectoryError as error:
+        raise CommandError(f"{folder} is no directory; name the state_dir of the running bridge") from error
+    except ConnectionRefusedError as error:
+        text = f"no whalebridge runs with state_dir {folder} any more: nobody listens on its {control.path.name}"
+        raise CommandError(text, status=NOT_CONNECTED) from error
+    except PermissionError as error:
+        text = f"{control.path}: permission denied; call this as the user that whalebridge runs as, or as root"
+        raise CommandError(text, status=NOT_CONNECTED) from error
+    except TimeoutError as error:
+        text = f"{control.path}: the bridge has not answered for {SECONDS:g} s; its log may say why"
+        raise CommandError(text, status=NOT_CONNECTED) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise CommandError(f"{control.path}: no answer of a whalebridge: {error}", status=NOT_CONNECTED) from error
+    if status != http.client.OK:
+        raise CommandError(f"{folder}: {answer['error']}")
+    return dict(answer)

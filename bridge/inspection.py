@@ -1,0 +1,136 @@
+"""The running bridge as the HTTP endpoint sees it, and the endpoint itself where one is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from bridge.core.errors import FatalError
+from bridge.core.lives import Transition
+from bridge.core.ports import Outbox
+from bridge.outbox.folder import CONTROL
+from bridge.pump import Pump
+from bridge.telemetry.status import SinkStatus, Status, Taken
+from bridge.watch import Watch
+from config.sinks.common import host_and_port
+from sinks.access import secret
+
+if TYPE_CHECKING:
+    from bridge.telemetry.http.server import Endpoint
+    from config.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+class Inspection:
+    """Implements ``bridge.telemetry.status.Bridge``; it only looks.
+
+    ``settings`` may be replaced at any time, and so may the pumps, which are asked for.
+    """
+
+    def __init__(self, settings: Settings, watch: Watch, outbox: Outbox, pumps: Callable[[], Sequence[Pump]]) -> None:
+        self.settings = settings
+        self._watch = watch
+        self._outbox = outbox
+        self._pumps = pumps
+
+    def status(self) -> Status:
+        """Tell how the bridge is."""
+        watch, settings = self._watch, self.settings
+        states = Counter(watch.states())
+        return Status(
+            host=settings.host,
+            engine=watch.engine,
+            include=settings.namespaces.include,
+            exclude=settings.namespaces.exclude,
+            live=watch.live,
+            failure=watch.failure,
+            proof_age=watch.proof_age,
+            proof_limit=watch.proof_limit,
+            trouble=self._outbox.trouble,
+            max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.memory_max_bytes,
+            sinks=[self._sink(pump) for pump in self._pumps()],
+            running=states[False],
+            paused=states[True],
+            tally=watch.tally,
+            ignored=watch.counts,
+        )
+
+    def portfolio(self) -> Sequence[Transition]:
+        """Return a row for every living container in scope."""
+        return self._watch.portfolio()
+
+    async def snapshot(self) -> Taken:
+        """Have a snapshot taken, and wait for it."""
+        return await self._watch.snapshot()
+
+    def _sink(self, pump: Pump) -> SinkStatus:
+        return SinkStatus(
+            pump.name,
+            pump.state,
+            pump.failure,
+            self._outbox.lag(pump.name),
+            pump.published,
+            pump.retries,
+            pump.refused,
+            pump.latency,
+        )
+
+
+@contextlib.asynccontextmanager
+async def served(inspection: Inspection) -> AsyncIterator[None]:
+    """Answer over HTTP meanwhile, on ``http.listen`` and on the socket in ``state_dir``, where there are any.
+
+    Raises:
+        FatalError: An address that was asked for cannot be listened on.
+    """
+    settings = inspection.settings
+    if not settings.http.listen and not settings.state_dir:
+        yield
+        return
+    from bridge.telemetry.http.server import Endpoint  # noqa: PLC0415 (a third of a second for who wants none)
+
+    def token() -> str | None:
+        http = inspection.settings.http
+        return secret("http.token", http.token, http.token_file)
+
+    endpoint = Endpoint(inspection, token)
+    try:
+        await _listen(settings, endpoint)
+        if settings.state_dir:
+            await _listen_locally(Path(settings.state_dir) / CONTROL, endpoint)
+        yield
+    finally:
+        await endpoint.close()
+        if settings.state_dir:
+            with contextlib.suppress(OSError):  # what is left of it is replaced by the next start
+                (Path(settings.state_dir) / CONTROL).unlink()
+
+
+async def _listen(settings: Settings, endpoint: Endpoint) -> None:
+    listen = settings.http.listen
+    if not listen:
+        return
+    try:
+        addresses = await endpoint.listen(*host_and_port(listen, 0))
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        text = f"http.listen {listen}: {why}; name another address, or none"
+        if "listen" in settings.http.model_fields_set:
+            raise FatalError(text) from error
+        _log.warning("http_not_served", error=text)
+    else:
+        _log.info("http", listen=addresses)
+
+
+async def _listen_locally(path: Path, endpoint: Endpoint) -> None:
+    try:
+        await endpoint.listen_locally(path)
+    except OSError as error:  # a file system without sockets; all else works there
+        _log.warning("control_socket_missing", path=str(path), error=error.strerror)

@@ -1,0 +1,218 @@
+"""The status page, for a person with a browser. Pure.
+
+Everything in it comes from whoever may start a container: each text is escaped, what is invisible or changes the
+direction of writing is shown as an escape, and the policy that goes with the page lets the browser load and run
+nothing at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+
+from bridge.core.encode import rfc3339
+from bridge.core.identity import display_id
+from bridge.core.lives import Transition
+from bridge.telemetry.http.documents import by_project
+from bridge.telemetry.status import SinkStatus, Status, judge
+from bridge.telemetry.tally import SnapshotNote
+from bridge.telemetry.text import printable
+
+MOST_CONTAINERS = 1000  # on the page; a person reads no more, and /portfolio has all of them
+REFRESH_SECONDS = 10
+_LONGEST = 200  # characters of a name; some may be made to fill the page
+_MINUTE, _HOUR = 60, 3600
+_KIB = 1024
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c2430; --quiet: #5a6675; --line: #d9dfe7; --back: #f6f8fb; --card: #fff;
+  --good: #18794e; --soso: #9a6700; --bad: #c62a2f }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e9f0; --quiet: #98a4b3; --line: #2d3743; --back: #11161d;
+  --card: #19202a; --good: #4cc38a; --soso: #e2b340; --bad: #ff7a7f } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--back); color: var(--text);
+  font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif }
+header { display: flex; flex-wrap: wrap; align-items: baseline; gap: .25rem 1rem; margin-bottom: 1rem }
+h1 { font-size: 1.4rem; margin: 0 }
+h2 { font-size: 1.05rem; margin: 0 0 .5rem }
+h3 { font-size: .95rem; margin: 1rem 0 .25rem }
+section { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem 1.2rem;
+  margin-bottom: 1rem; overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th { text-align: left; font-weight: 600; font-size: .82rem; color: var(--quiet) }
+th, td { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+tr:last-child td { border-bottom: 0 }
+td { overflow-wrap: anywhere } .n { text-align: right; white-space: nowrap } .t { white-space: nowrap }
+code { font: .85em ui-monospace, "DejaVu Sans Mono", monospace }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0 }
+dt { color: var(--quiet) }
+dd { margin: 0; overflow-wrap: anywhere }
+.fixed { table-layout: fixed } .fixed th:nth-child(3), .fixed th:nth-child(6) { width: 6rem }
+.fixed th:nth-child(4) { width: 30% }
+ul { margin: 0; padding-left: 1.2rem } .quiet { color: var(--quiet) }
+.good { color: var(--good) } .soso { color: var(--soso) } .bad { color: var(--bad) } b { font-weight: 600 }
+"""
+_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+
+def render(status: Status, rows: Sequence[Transition], now: int) -> str:
+    """Return the page; ``now`` is the wall clock's."""
+    return "".join(_page(status, rows, now))
+
+
+def _page(status: Status, rows: Sequence[Transition], now: int) -> Iterator[str]:
+    yield '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+    yield f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>whalebridge: {_text(status.host)}</title><style>{_STYLE}</style></head><body>"
+    yield from _headline(status, now)
+    yield from _watched(status)
+    yield from _sinks(status.sinks)
+    yield from _containers(rows)
+    yield from _snapshots(status.tally.last)
+    yield '<p class="quiet"><a href="portfolio">portfolio</a> · <a href="readyz">readyz</a> · '
+    yield '<a href="metrics">metrics</a></p></body></html>'
+
+
+def _headline(status: Status, now: int) -> Iterator[str]:
+    verdict = judge(status)
+    turn, word = ("bad", "not ready") if not verdict.ready else ("good", "ready")
+    if verdict.ready and verdict.complaints:
+        turn, word = "soso", "ready, but degraded"
+    yield f'<header><h1>whalebridge</h1><span>{_text(status.host)}</span><b class="{turn}" id="verdict">{word}</b>'
+    yield f'<span class="quiet">{_moment(now)}</span></header>'
+    if verdict.reasons or verdict.complaints:
+        yield "<section><ul>"
+        yield from (f'<li class="bad">{_text(reason)}</li>' for reason in verdict.reasons)
+        yield from (f'<li class="soso">{_text(complaint)}</li>' for complaint in verdict.complaints)
+        yield "</ul></section>"
+
+
+def _watched(status: Status) -> Iterator[str]:
+    engine = status.engine
+    named = "not reached yet" if engine is None else f"containerd {engine.version}"
+    proof = "not yet" if status.proof_age is None else f"{_seconds(status.proof_age)} ago"
+    facts = [
+        ("engine", _text(named)),
+        ("socket", _code(engine.api) if engine else ""),
+        ("engine id", _code(engine.id) if engine else ""),
+        ("namespaces", ", ".join(map(_code, status.include))),
+        ("left out", ", ".join(map(_code, status.exclude))),
+        ("stream proven", proof),
+        ("containers", f"{status.running} running, {status.paused} paused"),
+    ]
+    yield "<section><h2>Watched</h2><dl>"
+    yield from (f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts if value)
+    yield "</dl></section>"
+
+
+def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
+    rows = [
+        [
+            _text(sink.name),
+            f'<b class="{_turn(sink.state)}">{sink.state}</b> {_text(sink.failure or "")}',
+            str(sink.lag.records),
+            _size(sink.lag.size),
+            _seconds(sink.lag.age) if sink.lag.records else "",
+            str(sink.published),
+            str(sink.lag.lost + sink.refused),
+        ]
+        for sink in sinks
+    ]
+    yield "<section><h2>Sinks</h2>"
+    yield _table(["sink", "state", "waiting#", "bytes#", "oldest#", "published#", "lost#"], rows)
+    yield "</section>"
+
+
+def _containers(rows: Sequence[Transition]) -> Iterator[str]:
+    yield f'<section><h2>Containers <span class="quiet">{len(rows)}</span></h2>'
+    left = MOST_CONTAINERS
+    for project, members in sorted(by_project(rows).items()):
+        if not left:
+            break
+        shown = sorted(members, key=_name)[:left]
+        left -= len(shown)
+        title = _text(project) if project else '<span class="quiet">no project</span>'
+        yield f'<h3>{title} <span class="quiet">{len(members)}</span></h3>'
+        yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container, shown), "fixed")
+    if len(rows) > MOST_CONTAINERS:
+        rest = len(rows) - MOST_CONTAINERS
+        yield f'<p class="quiet">{rest} more are not shown: <a href="portfolio">portfolio</a> has all of them.</p>'
+    yield "</section>"
+
+
+def _container(row: Transition) -> list[str]:
+    metadata = row.metadata
+    state = '<span class="soso">paused</span>' if row.paused else "running"
+    image = service = ""
+    if metadata is not None:
+        image, service = metadata.image, metadata.service
+        if metadata.pod is not None:
+            service = f"{metadata.pod.namespace}/{metadata.pod.name}"
+    return [_text(_name(row)), _code(display_id(row.key)), state, _code(image), _text(service), str(row.pid)]
+
+
+def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
+    rows = [
+        [
+            f'<span class="t">{_moment(note.at)}</span>',
+            note.gap.reason,
+            _moment(note.gap.since) if note.gap.since is not None else "nobody knows",
+            _moment(note.gap.until) if note.gap.until is not None else "",
+            str(note.containers),
+            str(note.inferred),
+            _text(
+                ", ".join([*(f"failed: {name}" for name in note.coverage.failed), *["partial"] * note.coverage.partial])
+            ),
+        ]
+        for note in reversed(notes)
+    ]
+    yield "<section><h2>Last snapshots</h2>"
+    yield '<p class="quiet">Between since and until something may have been missed; what was found out is inferred.</p>'
+    yield _table(["taken", "reason", "since", "until", "containers#", "inferred#", "remarks"], rows)
+    yield "</section>"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "") -> str:
+    """Write a table of cells that are HTML; a head that ends with # is that of a column of numbers."""
+    kinds = [' class="n"' if head.endswith("#") else "" for head in heads]
+    titles = "".join(f"<th{kind}>{head.rstrip('#')}</th>" for head, kind in zip(heads, kinds, strict=True))
+    lines = [
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        for row in rows
+    ]
+    return f'<table class="{class_}"><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def _name(row: Transition) -> str:
+    return row.metadata.name if row.metadata is not None else row.key.id
+
+
+def _text(text: str) -> str:
+    """Escape foreign text, and shorten it where somebody has overdone it."""
+    return escape(printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"))
+
+
+def _code(text: str) -> str:
+    return f"<code>{_text(text)}</code>" if text else ""
+
+
+def _turn(state: str) -> str:
+    return {"ok": "good", "failing": "bad"}.get(state, "soso")
+
+
+def _moment(at: int) -> str:
+    """Write a moment, to the second."""
+    return rfc3339(at - at % 1_000_000_000).replace("T", " ")
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    return f"{seconds / _MINUTE:.0f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
+
+
+def _size(number: int) -> str:
+    return f"{number / _KIB:.1f} KiB" if number < _KIB * _KIB else f"{number / _KIB / _KIB:.1f} MiB"

@@ -1,0 +1,353 @@
+"""The HTTP endpoint of the real program on a real containerd: truthful, safe to look at, and quick to notice."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.bridge_process import BridgeProcess
+from tests.integration.commands import Yard, assert_one_line, wait_for, whalebridge
+from tests.integration.test_disks import fill_up, small_disk
+from tests.testbed import browser
+from tests.testbed.containerd import Containerd
+from tests.testbed.install import search_path
+
+ROOT = Path(__file__).parents[2]
+LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
+HOSTILE = "<script>document.title='owned'</script>\"><img src=x onerror=\"document.title='owned'\">\u202e"
+
+
+class Page(NamedTuple):
+    status: int
+    text: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.text)
+
+
+class Site:
+    """What a running bridge answers over TCP."""
+
+    def __init__(self, bridge: BridgeProcess) -> None:
+        (line,) = bridge.wait_said("http")
+        self.url = f"http://{line['listen'][0]}"
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Page:
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)  # noqa: S310 (our own)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+                return Page(answer.status, answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Page(error.code, error.read().decode())
+
+    def ready(self) -> bool:
+        return self.get("/readyz").status == http.client.OK
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(self.get("/metrics").text)
+            for sample in family.samples
+        }
+
+
+@pytest.fixture
+def yard(engine: Containerd) -> Iterator[Yard]:
+    yard = Yard(engine)
+    yield yard
+    yard.clear()
+
+
+def label(name: str, project: str = "") -> dict[str, str]:
+    return {"nerdctl/name": name, **({"com.docker.compose.project": project} if project else {})}
+
+
+# --- the page ---
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_a_browser_shows_the_page_and_runs_nothing_of_it(
+    yard: Yard, tmp_path: Path, require: Callable[..., None]
+) -> None:
+    require(*browser.COMPONENTS)
+    yard.run(labels=label(HOSTILE, project=HOSTILE))
+    yard.run(labels=label("web-shop-web-1", project="web-shop"))
+    with BridgeProcess(yard.address, tmp_path, environment=LOCAL) as bridge:
+        site = Site(bridge)
+        bridge.wait_live()
+        document = browser.dom(f"{site.url}/", tmp_path / "profile")
+        for dark in (False, True):
+            picture = tmp_path / f"{dark}.png"
+            browser.screenshot(f"{site.url}/", tmp_path / "profile", picture, dark=dark)
+            assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "<title>whalebridge: node-1</title>" in document
+    assert 'id="verdict">ready</b>' in document
+    assert "web-shop-web-1" in document
+    assert "&lt;script&gt;document.title='owned'&lt;/script&gt;" in document
+    assert "<script" not in document
+    assert "<img" not in document
+    assert (tmp_path / "True.png").read_bytes() != (tmp_path / "False.png").read_bytes()
+
+
+# --- readiness ---
+
+
+@pytest.mark.parametrize("fresh_engine", ["2.4"], indirect=True)
+def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
+    fresh_engine: Callable[[], Containerd], tmp_path: Path
+) -> None:
+    containerd = fresh_engine()
+    with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
+        site = Site(bridge)
+        bridge.wait_live()
+        assert site.ready()
+        containerd.suspend()
+        try:
+            wait_for(lambda: not site.ready(), 30)
+            (reason,) = site.get("/readyz").document["reasons"]
+            assert reason.startswith(("containerd is not watched: ", "nothing has proven "))
+            assert site.metrics()["whalebridge_ready"] == 0
+            assert site.get("/livez").status == http.client.OK
+        finally:
+            containerd.resume()
+        wait_for(site.ready, 30)
+
+
+def test_it_is_unready_before_its_first_snapshot(tmp_path: Path) -> None:
+    with BridgeProcess(str(tmp_path / "c.sock"), tmp_path, environment=LOCAL) as bridge:
+        site = Site(bridge)
+        bridge.wait_said("waiting_for_containerd")
+        page = site.get("/readyz")
+        assert (page.status, page.document["ready"]) == (503, False)
+        assert "c.sock" in page.document["reasons"][0]
+        assert "not ready" in site.get("/").text
+        assert site.get("/portfolio").document["projects"] == {}
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_a_full_disk_makes_it_unready_and_room_ready_again(yard: Yard, tmp_path: Path) -> None:
+    with (
+        small_disk(tmp_path / "disk", "4m") as disk,
+        BridgeProcess(yard.address, tmp_path, state_dir=disk / "state", environment=LOCAL) as bridge,
+    ):
+        site = Site(bridge)
+        bridge.wait_live()
+        assert site.ready()
+        filler = fill_up(disk)
+        for _ in range(4):
+            yard.run(labels={"filler": "x" * 2000})
+        wait_for(lambda: not site.ready(), 20)
+        told = site.get("/readyz").document
+        assert "make room on its disk" in told["outbox"]["trouble"]
+        assert told["reasons"] == [f"the outbox cannot be written: {told['outbox']['trouble']}"]
+        assert site.metrics()["whalebridge_outbox_writable"] == 0
+        filler.unlink()
+        wait_for(site.ready, 40)
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: Path) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        sinks = ["stdout:", f"nats://127.0.0.1:{nobody.getsockname()[1]}/bridge"]
+        with BridgeProcess(yard.address, tmp_path, sinks=sinks, environment=LOCAL) as bridge:
+            site = Site(bridge)
+            bridge.wait_live()
+            bridge.wait_said("sink_not_reached")
+            page = site.get("/readyz")
+            assert (page.status, page.document["degraded"]) == (200, True)
+            well, down = page.document["sinks"]
+            assert (well["state"], down["state"]) == ("ok", "failing")
+            assert down["records"] >= 2
+            time.sleep(1)
+            metrics = site.metrics()
+            assert metrics["whalebridge_outbox_oldest_age_seconds nats/bridge"] >= 1
+            assert metrics["whalebridge_publish_retries_total nats/bridge"] >= 1
+            assert metrics["whalebridge_sink_up stdout"] == 1
+
+
+# --- metrics ---
+
+
+def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Containerd], tmp_path: Path) -> None:
+    containerd = fresh_engine()
+    first, second, third = (f"known{number}-{os.getpid()}" for number in range(3))
+    with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
+        site = Site(bridge)
+        bridge.wait_live()
+        for id_ in (first, second, third):
+            containerd.run(id_, "sleep", "600")
+        containerd.ctr("task", "exec", "--exec-id", "probe", first, "true")
+        containerd.ctr("task", "pause", second)
+        containerd.ctr("task", "kill", "--signal", "SIGKILL", third)
+        records = bridge.wait(lambda records: any(each["type"] == "exited" for each in records), "the exit")
+        wait_for(lambda: site.metrics()["whalebridge_published_records_total stdout"] == len(records))
+        told = site.metrics()
+    history = {
+        "whalebridge_events_total live started": 3,
+        "whalebridge_events_total live exited": 1,
+        "whalebridge_events_total live paused": 1,
+        "whalebridge_events_total live unpaused": 0,
+        "whalebridge_events_total inferred exited": 0,
+        "whalebridge_events_total snapshot present": 0,
+        "whalebridge_ignored_events_total exec_exit": 1,
+        "whalebridge_ignored_events_total undecodable": 0,
+        "whalebridge_snapshots_total start": 1,
+        "whalebridge_tracked_containers running": 1,
+        "whalebridge_tracked_containers paused": 1,
+        "whalebridge_outbox_records stdout": 0,
+        "whalebridge_lost_records_total stdout": 0,
+        "whalebridge_ready": 1,
+    }
+    assert {name: told[name] for name in history} == history
+    assert told["whalebridge_publish_duration_seconds_count stdout"] >= 1
+
+
+@pytest.mark.parametrize("files", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
+def test_promtool_finds_nothing_wrong(files: tuple[str, ...], require: Callable[..., None]) -> None:
+    require("prometheus")
+    environment = {**os.environ, "PATH": search_path("prometheus")}
+    folder = ROOT / "deploy" / "prometheus"
+    done = subprocess.run(
+        ["promtool", *files], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_promtool_likes_the_metrics_that_are_exposed(yard: Yard, tmp_path: Path, require: Callable[..., None]) -> None:
+    require("prometheus")
+    with BridgeProcess(yard.address, tmp_path, environment=LOCAL) as bridge:
+        site = Site(bridge)
+        bridge.wait_live()
+        text = site.get("/metrics").text
+    environment = {**os.environ, "PATH": search_path("prometheus")}
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- secrets ---
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def canary() -> str:
+        return f"canary-{next(numbers)}-{os.getpid()}"
+
+    token = tmp_path / "token"
+    token.write_text(canary() + "\n")
+    labels = {"db.password": canary(), "api-token": canary(), "nerdctl/extraHosts": canary(), "tier": "let-through"}
+    yard.run(labels=labels)
+    environment = {
+        **LOCAL,
+        "WHALEBRIDGE_HTTP__TOKEN_FILE": str(token),
+        "WHALEBRIDGE_SINKS__0__TYPE": "stdout",
+        "WHALEBRIDGE_SINKS__1__TYPE": "nats",
+        "WHALEBRIDGE_SINKS__1__SERVERS": "127.0.0.1:1",
+        "WHALEBRIDGE_SINKS__1__SUBJECT": "bridge",
+        "WHALEBRIDGE_SINKS__1__LOGIN__USER": "bridge",
+        "WHALEBRIDGE_SINKS__1__LOGIN__PASSWORD": canary(),
+    }
+    with BridgeProcess(yard.address, tmp_path, environment=environment) as bridge:
+        site = Site(bridge)
+        bridge.wait_live()
+        bridge.wait_said("sink_not_reached")
+        pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/portfolio")]
+        pages.append(site.get("/snapshot", "POST", Authorization="Bearer wrong").text)
+        taken = site.get("/snapshot", "POST", Authorization=f"Bearer {token.read_text().strip()}")
+    assert taken.status == http.client.OK
+    assert "let-through" in pages[3]
+    assert [page for page in [*pages, taken.text, bridge.log.read_text()] if "canary-" in page] == []
+
+
+# --- where it listens ---
+
+
+def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with BridgeProcess("/nowhere.sock", tmp_path, environment={"WHALEBRIDGE_HTTP__LISTEN": address}) as bridge:
+            assert bridge.process.wait(20) == 3
+            last = bridge.log.read_text().splitlines()[-1]
+            bridge.process.returncode = 0  # as it should be
+    assert last == f"whalebridge: http.listen {address}: Address already in use; name another address, or none"
+
+
+def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin"}
+    with socket.socket() as other:
+        try:
+            other.bind(("127.0.0.1", 9469))
+            other.listen()
+        except OSError:
+            pass  # somebody else has it: as good
+        bridge = BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment)
+        del bridge._environment["WHALEBRIDGE_HTTP__LISTEN"]
+        with bridge:
+            (told,) = bridge.wait_said("http_not_served")
+            assert (told["level"], "127.0.0.1:9469" in told["error"]) == ("warning", True)
+            wait_for((tmp_path / "state" / "control.sock").is_socket)
+
+
+# --- whalebridge snapshot ---
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
+    yard.run()
+    state = tmp_path / "state"
+    with BridgeProcess(yard.address, tmp_path, state_dir=state) as bridge:
+        bridge.wait_live()
+        done = whalebridge("snapshot", "--state-dir", str(state), "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        taken = json.loads(done.stdout)
+        records = bridge.wait_live(2)
+        frame = records[-1]["snapshot"]
+        assert frame["reason"] == "requested"
+        assert taken == {"id": frame["id"], "containers": frame["containers"]}
+        plain = whalebridge("snapshot", "--state-dir", str(state))
+        assert plain.stdout.startswith("snapshot ")
+        assert plain.stdout.endswith(("container\n", "containers\n"))
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "no whalebridge runs", str(state))
+
+
+def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
+    assert_one_line(whalebridge("snapshot"), 2, "--state-dir")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "none")), 1, "there is no directory")
+    (tmp_path / "file").touch()
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "file")), 1, "is no directory")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "no control.sock in it")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "control.sock"))
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "nobody listens")
+    if os.geteuid() == 0:
+        os.chmod(tmp_path, 0o700)
+        nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
+        done = whalebridge("snapshot", "--state-dir", str(tmp_path), prefix=nobody)
+        assert_one_line(done, 3, "permission denied", "or as root")
+
+
+def test_snapshot_of_a_bridge_that_watches_nothing_fails(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
+        bridge.wait_said("waiting_for_containerd")
+        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 1, "not watched at the moment")

@@ -1,0 +1,113 @@
+"""The metrics: names that Prometheus' rules allow, true numbers, and the same names wherever they are used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from bridge.core.ports import Lag
+from bridge.telemetry.histogram import Histogram
+from bridge.telemetry.http.metrics import Metrics
+from bridge.telemetry.tally import Tally
+from tests.unit.telemetry.http.bridges import FakeBridge, note, row, sink, status
+
+ROOT = Path(__file__).parents[4]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+NAME = re.compile(r"\b(?:whalebridge|process)_[a-z_]+\b")
+
+
+def samples(bridge: FakeBridge) -> dict[str, float]:
+    text = Metrics(bridge).render("")[0].decode()
+    return {
+        sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_numbers_are_those_that_were_counted() -> None:
+    tally, latency = Tally(), Histogram()
+    tally.tell([row("a"), row("b")])
+    tally.snapshot(note(reason="reconnect", since=500_000_000))
+    tally.reconnects = 2
+    latency.observe(0.003)
+    latency.observe(70.0)
+    made = sink(lag=Lag(3, 400, 5.5, 6), published=7, retries=8, refused=9, latency=latency, state="failing")
+    ignored = Counter(exec_exit=10, unanswered=11)
+    told = samples(FakeBridge(status(tally=tally, sinks=[made], ignored=ignored, trouble="full", proof_age=12.0)))
+    expected = {
+        "whalebridge_events_total snapshot present": 2,
+        "whalebridge_events_total inferred exited": 0,
+        "whalebridge_snapshots_total reconnect": 1,
+        "whalebridge_snapshots_total interval": 0,
+        "whalebridge_gaps_total reconnect": 1,
+        "whalebridge_gap_seconds_total reconnect": 1.5,
+        "whalebridge_reconnects_total": 2,
+        "whalebridge_ignored_events_total exec_exit": 10,
+        "whalebridge_unanswered_tasks_total": 11,
+        "whalebridge_stream_proof_age_seconds": 12,
+        "whalebridge_ready": 0,
+        "whalebridge_outbox_writable": 0,
+        "whalebridge_outbox_limit_bytes": 1000,
+        "whalebridge_outbox_records kafka/t": 3,
+        "whalebridge_outbox_bytes kafka/t": 400,
+        "whalebridge_outbox_oldest_age_seconds kafka/t": 5.5,
+        "whalebridge_lost_records_total kafka/t": 6,
+        "whalebridge_published_records_total kafka/t": 7,
+        "whalebridge_publish_retries_total kafka/t": 8,
+        "whalebridge_dead_letters_total kafka/t": 9,
+        "whalebridge_sink_up kafka/t": 0,
+        "whalebridge_publish_duration_seconds_bucket 0.0025 kafka/t": 0,
+        "whalebridge_publish_duration_seconds_bucket 0.005 kafka/t": 1,
+        "whalebridge_publish_duration_seconds_bucket 60.0 kafka/t": 1,
+        "whalebridge_publish_duration_seconds_bucket +Inf kafka/t": 2,
+        "whalebridge_publish_duration_seconds_count kafka/t": 2,
+        "whalebridge_publish_duration_seconds_sum kafka/t": 70.003,
+        "whalebridge_tracked_containers running": 1,
+        "whalebridge_tracked_containers paused": 1,
+    }
+    assert {name: told.get(name) for name in expected} == expected
+    assert told["process_resident_memory_bytes"] > 0
+
+
+async def test_before_the_first_proof_there_is_no_age_and_no_engine() -> None:
+    told = samples(FakeBridge(status(proof_age=None, engine=None, live=False)))
+    assert not [name for name in told if "proof_age" in name or "engine_info" in name]
+
+
+@pytest.fixture
+async def exposed() -> set[str]:
+    return {name.split()[0] for name in samples(FakeBridge())}
+
+
+async def test_dashboard_and_alerts_use_names_that_are_there(exposed: set[str]) -> None:
+    dashboard = (ROOT / "deploy" / "grafana" / "whalebridge.json").read_text()
+    assert json.loads(dashboard)["uid"] == "whalebridge"
+    shown = set(NAME.findall(dashboard))
+    watched = set(NAME.findall((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()))
+    assert shown | watched <= exposed
+    assert {name for name in exposed if name.startswith("whalebridge_")} - shown - watched <= {
+        "whalebridge_engine_info",
+        "whalebridge_publish_duration_seconds_count",
+        "whalebridge_publish_duration_seconds_sum",
+    }
+
+
+async def test_the_table_of_metrics_is_complete(exposed: set[str]) -> None:
+    rows = set(re.findall(r"^\| `(whalebridge_[a-z_]+)` \|", OPERATIONS, re.MULTILINE))
+    ours = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exposed if name.startswith("whalebridge_")}
+    assert rows == ours
+
+
+def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
+    (group,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"]
+    alerts = [rule["alert"] for rule in group["rules"]]
+    assert re.findall(r"^### (Whalebridge\w+)$", OPERATIONS, re.MULTILINE) == alerts
+    for rule in group["rules"]:
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"

@@ -1,0 +1,78 @@
+"""The status page: what it tells, and that nothing in it is more than text."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from bridge.core.ports import Lag
+from bridge.telemetry.http import page
+from tests.unit.telemetry.http.bridges import note, row, sink, status
+
+HOSTILE = "\"'><img src=x onerror=alert(1)>&amp;\u202e\x1b[31m\u0000</style></td>"
+
+
+class Reader(HTMLParser):
+    """Collects the text, and the elements that there are."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: set[str] = set()
+        self.attributes: set[str] = set()
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def test_it_tells_how_things_are() -> None:
+    how = status(sinks=[sink(lag=Lag(12, 34567, 90.0, 3), refused=1)], exclude=("test-*",))
+    how.tally.snapshot(note(reason="reconnect", since=0, inferred=4))
+    text = Reader(page.render(how, [row(name="web-1", project="shop", paused=True), row("c2")], 0)).text
+    for told in ("node-1", "containerd 2.4", "test-*", "kafka/t", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
+        assert told in text
+    for told in ("shop", "no project", "paused", "1970-01-01 00:00:02Z", "ready"):
+        assert told in text
+
+
+def test_trouble_is_told_first() -> None:
+    how = status(live=False, failure="no such socket", sinks=[sink(state="failing", failure="away")])
+    text = Reader(page.render(how, [], 0)).text
+    assert text.index("not ready") < text.index("no such socket") < text.index("sink kafka/t is failing: away")
+    assert text.index("sink kafka/t is failing") < text.index("Watched")
+    assert "ready, but degraded" in page.render(status(sinks=[sink(state="failing")]), [], 0)
+
+
+def test_everything_foreign_is_text_and_visible() -> None:
+    how = status(
+        host=HOSTILE,
+        include=(HOSTILE,),
+        failure=HOSTILE,
+        live=False,
+        trouble=HOSTILE,
+        sinks=[sink(HOSTILE, failure=HOSTILE)],
+    )
+    plain = Reader(page.render(status(), [row(project="p")], 0))
+    made = Reader(page.render(how, [row(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
+    assert made.elements - plain.elements <= {"li", "ul"}
+    assert made.attributes == plain.attributes
+    assert "\\u202e\\x1b[31m\\x00" in made.text
+    assert not {"\u202e", "\x1b", "\x00"} & set("".join(made.words))
+
+
+def test_of_very_many_containers_some_are_shown_and_the_rest_is_counted() -> None:
+    text = page.render(status(), [row(f"c{number}") for number in range(page.MOST_CONTAINERS + 5)], 0)
+    assert text.count("<code>shop/c") == page.MOST_CONTAINERS
+    assert "5 more are not shown" in text
+
+
+def test_a_name_cannot_fill_the_page() -> None:
+    assert len(page.render(status(), [row(name="x" * 100_000)], 0)) < 20_000
