@@ -1,4 +1,4 @@
-"""Many events in one message, between our proxy and our bridge: receiving a message costs far more than the event in it.
+"""Many events in one message, from our proxy to our bridge: to receive a message costs far more than the event in it.
 
 A client that can read packed messages says so in the metadata of ``Events.Subscribe``, and the proxy that packs says so
 in its answer's. containerd knows nothing of it and ignores the header; other clients of the proxy get what it sends.

@@ -1,0 +1,184 @@
+"""Passes calls on to containerd, and the answers back; the rules say which, and what of them.
+
+Every call is passed as a stream of answers, of which most have one: on the wire they are the same, and so there is one
+way for all of them. The next answer is asked for when the client has room for the one before, and a client that takes
+nothing for a while is given up, since containerd keeps a transaction of its database open while it lists.
+
+Only a subscription is different: containerd queues without bound for a slow subscriber, so ``RawStream`` drains it at
+once into a bounded buffer, and a client that is too slow for that loses its stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeAlias
+
+import grpc
+from grpc import StatusCode
+
+from bridge.containerd import packing, rpc
+from bridge.containerd.endpoint import probe
+from bridge.containerd.failures import one_line
+from bridge.containerd.proxy import rules
+from bridge.containerd.proxy.refusals import Rate, Refusals
+from bridge.containerd.proxy.rules import CallRefused, Rule
+from bridge.containerd.stream import RawStream
+from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
+from bridge.core.ports import Clock
+
+SUBSCRIPTIONS = 8  # at a time: the bridge has one, two for a moment
+SUBSCRIBER_BYTES = 16 * 1024 * 1024  # of events that a client has not taken yet, for each of them
+LARGE_CALLS = 4  # at a time, more wait: each holds up to 16 MiB of containerd's and what is left of it
+WRITE_SECONDS = 30.0  # a client that takes nothing for so long is given up
+MARKS_PER_SECOND = 20.0
+MARKS_AT_ONCE = 100
+_PROBE_SECONDS = 2.0
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_Behaviour: TypeAlias = Callable[[bytes, _Context], Awaitable[None]]
+
+
+class Relay(grpc.GenericRpcHandler):
+    """The handler of every method there is; to be made, used and closed on one event loop."""
+
+    def __init__(self, path: str, clock: Clock, *, subscriber_bytes: int = SUBSCRIBER_BYTES) -> None:
+        self.refusals = Refusals(clock)
+        self._path = path
+        self._subscriber_bytes = subscriber_bytes
+        self._channel = grpc.aio.insecure_channel(rpc.target(path), options=rpc.channel_options())
+        self._marks = Rate(clock, per_second=MARKS_PER_SECOND, burst=MARKS_AT_ONCE)
+        self._large = asyncio.Semaphore(LARGE_CALLS)
+        self._subscribers = 0
+        passing = {rule.method.path: self._passing(rule) for rule in rules.RULES}
+        passing[rpc.SUBSCRIBE.path] = self._subscribe
+        passing[rpc.PUBLISH.path] = self._publish
+        self._handlers = {path: self._handler(path, behaviour) for path, behaviour in passing.items()}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Return who answers a call; never None, which would say that there is no such method."""
+        method = handler_call_details.method
+        return self._handlers.get(method) or self._refusing(method)
+
+    async def close(self) -> None:
+        """Let go of containerd."""
+        await self._channel.close()
+
+    # --- all calls ---
+
+    def _handler(self, method: str, behaviour: _Behaviour) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def handle(raw: bytes, context: _Context) -> None:
+            try:
+                await behaviour(raw, context)
+            except CallRefused as refused:
+                self.refusals.add(method, refused.code.name, str(refused))
+                await context.abort(refused.code, str(refused))
+            except grpc.aio.AioRpcError as error:
+                await context.abort(error.code(), self._told(error))
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def _refusing(self, method: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+        """Refuse without reading what was sent, be it no message, or endless ones.
+
+        PERMISSION_DENIED, for the method exists: UNIMPLEMENTED would let clients take containerd for an older one.
+        """
+
+        async def refuse(_: AsyncIterator[bytes], context: _Context) -> None:
+            code = StatusCode.PERMISSION_DENIED
+            self.refusals.add(method, code.name, "it is none of the calls that pass")
+            await context.abort(code, "whalebridge's read-only proxy does not pass this call to containerd")
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _told(self, error: grpc.aio.AioRpcError) -> str:
+        details = one_line(error.details() or "")
+        if error.code() is StatusCode.UNAVAILABLE:
+            return f"the proxy cannot reach containerd at {self._path}: {details}"
+        return details
+
+    # --- questions ---
+
+    def _passing(self, rule: Rule) -> _Behaviour:
+        async def passing(raw: bytes, context: _Context) -> None:
+            async with self._large if rule.large else contextlib.nullcontext():
+                await self._ask(rule, rule.question(raw), context)
+
+        return passing
+
+    async def _ask(self, rule: Rule, question: bytes, context: _Context) -> None:
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(rule.method.path)
+        name = rules.namespace(_metadata(context))
+        answers = method(question, timeout=context.time_remaining(), metadata=_headers(name))
+        try:
+            async for answer in answers:
+                await _write(
+                    context, await self._with_pid(answer) if rule.method is rpc.SERVER else rule.answer(answer)
+                )
+        finally:
+            answers.cancel()
+
+    async def _with_pid(self, raw: bytes) -> bytes:
+        """Add containerd's process, for which the bridge would else take the proxy's; containerd 1.6 does not tell."""
+        server = rules.known(rpc.SERVER, raw)
+        pid = server.pid
+        if not pid:
+            with contextlib.suppress(BridgeError):
+                pid = (await probe(self._path, _PROBE_SECONDS)).pid
+        server.pid = pid  # told also where it is 0, unknown
+        return bytes(server.SerializeToString())
+
+    async def _publish(self, raw: bytes, context: _Context) -> None:
+        mark = rules.mark(raw, rules.namespace(_metadata(context)))
+        if not self._marks.passes():
+            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKS_PER_SECOND:g} marks a second")
+        publish: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(rpc.PUBLISH.path)
+        timeout = context.time_remaining()
+        await _write(context, await publish(mark, timeout=timeout, metadata=_headers(rpc.MARK_NAMESPACE)))
+
+    # --- events ---
+
+    async def _subscribe(self, raw: bytes, context: _Context) -> None:
+        rules.check_subscription(raw)
+        if self._subscribers >= SUBSCRIPTIONS:
+            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"{SUBSCRIPTIONS} subscriptions are open already")
+        self._subscribers += 1
+        stream = RawStream(self._path, buffer_bytes=self._subscriber_bytes)
+        try:
+            await _pass_events(stream, context)
+        except (StreamOverflowError, TimeoutError) as error:
+            text = "the client is too slow for the events: some were dropped, and its stream ends"
+            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, text) from error
+        except TransientError as error:
+            await context.abort(StatusCode.UNAVAILABLE, one_line(str(error)))
+        finally:
+            stream.close()
+            self._subscribers -= 1
+
+
+async def _pass_events(stream: RawStream, context: _Context) -> None:
+    packed = packing.is_packed(_metadata(context))
+    await context.send_initial_metadata((packing.HEADER,) if packed else ())
+    while True:
+        envelopes = await stream.raw_batch()
+        for message in packing.pack(envelopes) if packed else envelopes:
+            await _write(context, message)
+
+
+async def _write(context: _Context, message: bytes) -> None:
+    """Send a message; it is on its way, within what the client has room for, when this returns.
+
+    Raises:
+        TimeoutError: The client takes nothing.
+    """
+    async with asyncio.timeout(WRITE_SECONDS):
+        await context.write(message)
+
+
+def _metadata(context: _Context) -> Sequence[tuple[str, str | bytes]]:
+    return [(key, value) for key, value in context.invocation_metadata() or ()]
+
+
+def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
+    return ((rpc.NAMESPACE_HEADER, namespace),) if namespace else ()
