@@ -58,6 +58,9 @@ def make_server(relay: Relay) -> grpc.aio.Server:
     options = [
         ("grpc.max_receive_message_length", REQUEST_BYTES),
         ("grpc.max_concurrent_streams", CALLS),
+        # Else gRPC cancels some of those that come in one go, as a bridge's waiting calls do.
+        ("grpc.server.max_pending_requests", CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", CALLS),
         ("grpc.max_allowed_incoming_connections", CONNECTIONS),
         ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
     ]
