@@ -79,7 +79,13 @@ async def refusal(channel: grpc.aio.Channel, method: str, *requests: bytes, name
 
 def state(engine: Containerd) -> list[str]:
     """What a client could have changed, as containerd's own client tells it."""
-    asked = (["namespaces", "ls"], ["containers", "ls"], ["tasks", "ls"], ["images", "ls", "--quiet"], ["content", "ls", "--quiet"])
+    asked = (
+        ["namespaces", "ls"],
+        ["containers", "ls"],
+        ["tasks", "ls"],
+        ["images", "ls", "--quiet"],
+        ["content", "ls", "--quiet"],
+    )
     return [engine.ctr(*words).stdout for words in (*asked, ["snapshots", "ls"], ["leases", "ls"])]
 
 
