@@ -14,7 +14,7 @@ from typing import Any, Self
 
 
 class ProxyProcess:
-    """`whalebridge proxy` before a containerd, listening at `address`; as a context manager it is ended with SIGTERM."""
+    """`whalebridge proxy` before a containerd, listening at `address`; as a context manager it is ended (SIGTERM)."""
 
     def __init__(self, containerd: str, folder: Path, *flags: str) -> None:
         self.address = f"{folder}/proxy.sock"

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
+from bridge.containerd import rpc
+from tests.integration.proxying import unique
+from tests.proxy_process import ProxyProcess
 from tests.scale import scaled
+from tests.testbed.containerd import Containerd
 
 BROKERS = {"kafka", "nats", "fresh_kafka", "fresh_nats", "docker_host"}
 
@@ -25,3 +31,27 @@ def _is_long(item: pytest.Item) -> bool:
     """Whether a test takes minutes, or needs brokers."""
     needs = set(getattr(item, "fixturenames", ()))
     return item.get_closest_marker("long") is not None or not needs.isdisjoint(BROKERS)
+
+
+@pytest.fixture
+def proxy(engine: Containerd, tmp_path: Path) -> Iterator[ProxyProcess]:
+    """`whalebridge proxy` before the shared containerd."""
+    with ProxyProcess(engine.address, tmp_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to it, without any of our client's help."""
+    async with grpc.aio.insecure_channel(rpc.target(proxy.address), options=rpc.channel_options()) as channel:
+        yield channel
+
+
+@pytest.fixture
+def container(engine: Containerd) -> Iterator[str]:
+    """A container that runs."""
+    id_ = unique("proxied")
+    engine.run(id_, "sleep", "600", labels={"colour": "blue"})
+    yield id_
+    engine.ctr("tasks", "delete", "--force", id_)
+    engine.ctr("containers", "delete", id_)

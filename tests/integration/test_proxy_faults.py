@@ -108,9 +108,7 @@ def test_a_proxy_that_is_replaced_is_found_again(
     assert exited["exit"]["status"] == 137
 
 
-def test_a_bridge_that_is_too_slow_starts_over_with_an_overflow(
-    containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
-) -> None:
+def test_a_bridge_that_is_too_slow_starts_over_with_an_overflow(containerd: Containerd, bridge: BridgeProcess) -> None:
     started(containerd, bridge, named("slow"))
     with suspended(bridge.process.pid):
         asyncio.run(publish(containerd.address, 3 * SUBSCRIBER_BYTES // MIB))

@@ -43,10 +43,9 @@ _Behaviour: TypeAlias = Callable[[bytes, _Context], Awaitable[None]]
 class Relay(grpc.GenericRpcHandler):
     """The handler of every method there is; to be made, used and closed on one event loop."""
 
-    def __init__(self, path: str, clock: Clock, *, subscriber_bytes: int = SUBSCRIBER_BYTES) -> None:
+    def __init__(self, path: str, clock: Clock) -> None:
         self.refusals = Refusals(clock)
         self._path = path
-        self._subscriber_bytes = subscriber_bytes
         self._channel = grpc.aio.insecure_channel(rpc.target(path), options=rpc.channel_options())
         self._marks = Rate(clock, per_second=MARKS_PER_SECOND, burst=MARKS_AT_ONCE)
         self._large = asyncio.Semaphore(LARGE_CALLS)
@@ -144,7 +143,7 @@ class Relay(grpc.GenericRpcHandler):
         if self._subscribers >= SUBSCRIPTIONS:
             raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"{SUBSCRIPTIONS} subscriptions are open already")
         self._subscribers += 1
-        stream = RawStream(self._path, buffer_bytes=self._subscriber_bytes)
+        stream = RawStream(self._path, buffer_bytes=SUBSCRIBER_BYTES)
         try:
             await _pass_events(stream, context)
         except (StreamOverflowError, TimeoutError) as error:
