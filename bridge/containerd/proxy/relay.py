@@ -70,7 +70,8 @@ class Relay(grpc.GenericRpcHandler):
         async def handle(raw: bytes, context: _Context) -> None:
             try:
                 await behaviour(raw, context)
-            except CallRefused as refused:
+            except (CallRefused, TimeoutError) as error:
+                refused = error if isinstance(error, CallRefused) else _too_slow()
                 self.refusals.add(method, refused.code.name, str(refused))
                 await context.abort(refused.code, str(refused))
             except grpc.aio.AioRpcError as error:
@@ -112,9 +113,8 @@ class Relay(grpc.GenericRpcHandler):
         answers = method(question, timeout=context.time_remaining(), metadata=_headers(name))
         try:
             async for answer in answers:
-                await _write(
-                    context, await self._with_pid(answer) if rule.method is rpc.SERVER else rule.answer(answer)
-                )
+                passes = await self._with_pid(answer) if rule.method is rpc.SERVER else rule.answer(answer)
+                await _write(context, passes)
         finally:
             answers.cancel()
 
@@ -146,9 +146,8 @@ class Relay(grpc.GenericRpcHandler):
         stream = RawStream(self._path, buffer_bytes=SUBSCRIBER_BYTES)
         try:
             await _pass_events(stream, context)
-        except (StreamOverflowError, TimeoutError) as error:
-            text = "the client is too slow for the events: some were dropped, and its stream ends"
-            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, text) from error
+        except StreamOverflowError as error:
+            raise _too_slow() from error
         except TransientError as error:
             await context.abort(StatusCode.UNAVAILABLE, one_line(str(error)))
         finally:
@@ -173,6 +172,11 @@ async def _write(context: _Context, message: bytes) -> None:
     """
     async with asyncio.timeout(WRITE_SECONDS):
         await context.write(message)
+
+
+def _too_slow() -> CallRefused:
+    text = "the client is too slow: what was still to be sent is dropped"
+    return CallRefused(StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 def _metadata(context: _Context) -> Sequence[tuple[str, str | bytes]]:
