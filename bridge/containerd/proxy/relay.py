@@ -1,11 +1,10 @@
 """Passes calls on to containerd, and the answers back; the rules say which, and what of them.
 
-Every call is passed as a stream of answers, of which most have one: on the wire they are the same, and so there is one
-way for all of them. The next answer is asked for when the client has room for the one before, and a client that takes
-nothing for a while is given up, since containerd keeps a transaction of its database open while it lists.
-
-Only a subscription is different: containerd queues without bound for a slow subscriber, so ``RawStream`` drains it at
-once into a bounded buffer, and a client that is too slow for that loses its stream.
+There are three ways. A small answer is passed as it comes. Answers that can be large are passed as a stream, also where
+there is one only (on the wire that is the same): few at a time, each when the client has room for it, and a client that
+takes nothing for a while is given up, since containerd keeps a transaction of its database open while it lists. Events
+are drained at once into the bounded buffer of a ``RawStream``, since containerd queues without bound for a slow
+subscriber; a client that is too slow for that loses its stream.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeAlias
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 import grpc
 from grpc import StatusCode
@@ -37,7 +37,9 @@ MARKS_AT_ONCE = 100
 _PROBE_SECONDS = 2.0
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
-_Behaviour: TypeAlias = Callable[[bytes, _Context], Awaitable[None]]
+_Result = TypeVar("_Result")
+_Behaviour: TypeAlias = Callable[[bytes, _Context], Awaitable[_Result]]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
 class Relay(grpc.GenericRpcHandler):
@@ -50,12 +52,11 @@ class Relay(grpc.GenericRpcHandler):
         self._marks = Rate(clock, per_second=MARKS_PER_SECOND, burst=MARKS_AT_ONCE)
         self._large = asyncio.Semaphore(LARGE_CALLS)
         self._subscribers = 0
-        passing = {rule.method.path: self._passing(rule) for rule in rules.RULES}
-        passing[rpc.SUBSCRIBE.path] = self._subscribe
-        passing[rpc.PUBLISH.path] = self._publish
-        self._handlers = {path: self._handler(path, behaviour) for path, behaviour in passing.items()}
+        self._handlers = {rule.method.path: self._passing(rule) for rule in rules.RULES}
+        self._handlers[rpc.SUBSCRIBE.path] = self._streaming(rpc.SUBSCRIBE.path, self._subscribe)
+        self._handlers[rpc.PUBLISH.path] = self._unary(rpc.PUBLISH.path, self._publish)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
         """Return who answers a call; never None, which would say that there is no such method."""
         method = handler_call_details.method
         return self._handlers.get(method) or self._refusing(method)
@@ -66,20 +67,35 @@ class Relay(grpc.GenericRpcHandler):
 
     # --- all calls ---
 
-    def _handler(self, method: str, behaviour: _Behaviour) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def _passing(self, rule: Rule) -> _Handler:
+        if rule.large:
+            return self._streaming(rule.method.path, partial(self._list, rule))
+        return self._unary(rule.method.path, partial(self._ask, rule))
+
+    def _unary(self, method: str, behaviour: _Behaviour[bytes]) -> _Handler:
+        async def handle(raw: bytes, context: _Context) -> bytes:
+            return await self._guarded(method, behaviour, raw, context)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def _streaming(self, method: str, behaviour: _Behaviour[None]) -> _Handler:
         async def handle(raw: bytes, context: _Context) -> None:
-            try:
-                await behaviour(raw, context)
-            except (CallRefused, TimeoutError) as error:
-                refused = error if isinstance(error, CallRefused) else _too_slow()
-                self.refusals.add(method, refused.code.name, str(refused))
-                await context.abort(refused.code, str(refused))
-            except grpc.aio.AioRpcError as error:
-                await context.abort(error.code(), self._told(error))
+            await self._guarded(method, behaviour, raw, context)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    def _refusing(self, method: str) -> grpc.RpcMethodHandler[bytes, bytes]:
+    async def _guarded(self, method: str, behaviour: _Behaviour[_Result], raw: bytes, context: _Context) -> _Result:
+        """Let a call pass; where it does not, or fails, end it with the status that says so."""
+        try:
+            return await behaviour(raw, context)
+        except (CallRefused, TimeoutError) as error:
+            refused = error if isinstance(error, CallRefused) else _too_slow()
+            self.refusals.add(method, refused.code.name, str(refused))
+            await context.abort(refused.code, str(refused))
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), self._told(error))
+
+    def _refusing(self, method: str) -> _Handler:
         """Refuse without reading what was sent, be it no message, or endless ones.
 
         PERMISSION_DENIED, for the method exists: UNIMPLEMENTED would let clients take containerd for an older one.
@@ -100,23 +116,21 @@ class Relay(grpc.GenericRpcHandler):
 
     # --- questions ---
 
-    def _passing(self, rule: Rule) -> _Behaviour:
-        async def passing(raw: bytes, context: _Context) -> None:
-            async with self._large if rule.large else contextlib.nullcontext():
-                await self._ask(rule, rule.question(raw), context)
+    async def _ask(self, rule: Rule, raw: bytes, context: _Context) -> bytes:
+        question, namespace = rule.question(raw), rules.namespace(_metadata(context))
+        answer = await self._call(rule.method.path, question, namespace, context)
+        return await self._with_pid(answer) if rule.method is rpc.SERVER else rule.answer(answer)
 
-        return passing
-
-    async def _ask(self, rule: Rule, question: bytes, context: _Context) -> None:
+    async def _list(self, rule: Rule, raw: bytes, context: _Context) -> None:
+        question, namespace = rule.question(raw), rules.namespace(_metadata(context))
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(rule.method.path)
-        name = rules.namespace(_metadata(context))
-        answers = method(question, timeout=context.time_remaining(), metadata=_headers(name))
-        try:
-            async for answer in answers:
-                passes = await self._with_pid(answer) if rule.method is rpc.SERVER else rule.answer(answer)
-                await _write(context, passes)
-        finally:
-            answers.cancel()
+        async with self._large:
+            answers = method(question, timeout=context.time_remaining(), metadata=_headers(namespace))
+            try:
+                async for answer in answers:
+                    await _write(context, rule.answer(answer))
+            finally:
+                answers.cancel()
 
     async def _with_pid(self, raw: bytes) -> bytes:
         """Add containerd's process, for which the bridge would else take the proxy's; containerd 1.6 does not tell."""
@@ -128,13 +142,16 @@ class Relay(grpc.GenericRpcHandler):
         server.pid = pid  # told also where it is 0, unknown
         return bytes(server.SerializeToString())
 
-    async def _publish(self, raw: bytes, context: _Context) -> None:
+    async def _publish(self, raw: bytes, context: _Context) -> bytes:
         mark = rules.mark(raw, rules.namespace(_metadata(context)))
         if not self._marks.passes():
             raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKS_PER_SECOND:g} marks a second")
-        publish: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(rpc.PUBLISH.path)
-        timeout = context.time_remaining()
-        await _write(context, await publish(mark, timeout=timeout, metadata=_headers(rpc.MARK_NAMESPACE)))
+        await self._call(rpc.PUBLISH.path, mark, rpc.MARK_NAMESPACE, context)
+        return b""
+
+    async def _call(self, method: str, question: bytes, namespace: str, context: _Context) -> bytes:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method)
+        return await call(question, timeout=context.time_remaining(), metadata=_headers(namespace))
 
     # --- events ---
 
