@@ -19,6 +19,7 @@ from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
 from bridge.core.model import Mark
 from tests.proxy_process import ProxyProcess
+from tests.simulator import wire
 from tests.testbed.containerd import Containerd
 
 MIB = 1024 * 1024
@@ -97,3 +98,11 @@ def talk_nonsense(address: str) -> None:
             with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(ConnectionError):
                 client.connect(address)
                 client.sendall(start + secrets.token_bytes(4096))
+
+
+async def publish(engine: Containerd, mebibytes: int) -> None:
+    """Let containerd send that much to its subscribers, in events that mean nothing."""
+    event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
+    async with grpc.aio.insecure_channel(rpc.target(engine.address), options=rpc.channel_options()) as direct:
+        for _ in range(mebibytes):
+            await unary(direct, rpc.PUBLISH.path)(event, metadata=DEFAULT)

@@ -18,7 +18,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.containerd.proxy import relay, server
 from bridge.core.errors import StreamOverflowError
 from tests.integration.commands import whalebridge
-from tests.integration.proxying import DEFAULT, KEEP_ALL, MIB, answers, proven, stream, unary
+from tests.integration.proxying import DEFAULT, KEEP_ALL, MIB, answers, proven, publish, stream, unary
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.simulator.records import create_records
@@ -36,11 +36,7 @@ class TestBounds:
         sleeping = stream(proxied, rpc.SUBSCRIBE.path)(b"")
         await sleeping.initial_metadata()
         before = proxy.peak_bytes()
-        async with grpc.aio.insecure_channel(rpc.target(engine.address), options=rpc.channel_options()) as direct:
-            publish = unary(direct, rpc.PUBLISH.path)
-            event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
-            for _ in range(3 * relay.SUBSCRIBER_BYTES // MIB):
-                await publish(event, metadata=DEFAULT)
+        await publish(engine, 3 * relay.SUBSCRIBER_BYTES // MIB)
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
             assert await client.health()
             other = await client.subscribe()
@@ -50,6 +46,22 @@ class TestBounds:
         async with asyncio.timeout(10):
             assert len([each async for each in until_it_ends(sleeping)]) < 3 * relay.SUBSCRIBER_BYTES // MIB
             assert await sleeping.code() is StatusCode.RESOURCE_EXHAUSTED
+
+    @pytest.mark.long
+    async def test_clients_that_take_nothing_for_long_make_room(self, engine: Containerd, proxy: ProxyProcess) -> None:
+        """Too little is waiting for an overflow, but more than a client that does not read has room for."""
+        async with grpc.aio.insecure_channel(rpc.target(proxy.address), options=rpc.channel_options()) as channel:
+            sleeping = [stream(channel, rpc.SUBSCRIBE.path)(b"") for _ in range(relay.SUBSCRIPTIONS)]
+            await asyncio.gather(*(call.initial_metadata() for call in sleeping))
+            await publish(engine, relay.SUBSCRIBER_BYTES // MIB // 2)
+            await asyncio.sleep(relay.WRITE_SECONDS + 3)
+            async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+                other = await client.subscribe()
+                await proven(proxy.address, other)
+                other.close()
+            for call in sleeping:
+                assert len([each async for each in until_it_ends(call)]) < relay.SUBSCRIBER_BYTES // MIB // 2
+                assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
 
     async def test_the_bridge_takes_that_for_an_overflow(self, proxy: ProxyProcess) -> None:
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:

@@ -10,17 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import pytest
 
-from bridge.containerd import rpc
 from bridge.containerd.proxy.relay import SUBSCRIBER_BYTES
 from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.integration.proxying import MIB, publish
 from tests.proxy_process import ProxyProcess
-from tests.simulator import wire
 from tests.testbed.containerd import Containerd
-
-MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -111,21 +107,12 @@ def test_a_proxy_that_is_replaced_is_found_again(
 def test_a_bridge_that_is_too_slow_starts_over_with_an_overflow(containerd: Containerd, bridge: BridgeProcess) -> None:
     started(containerd, bridge, named("slow"))
     with suspended(bridge.process.pid):
-        asyncio.run(publish(containerd.address, 3 * SUBSCRIBER_BYTES // MIB))
+        asyncio.run(publish(containerd, 3 * SUBSCRIBER_BYTES // MIB))
         containerd.run(*named("meanwhile"), "sleep", "600")
     records = bridge.wait(lambda records: set(fold(records)) == set(named("slow", "meanwhile")), "agreement")
     check_stream(records)
     assert reasons(records) == ["start", "overflow"]
     assert len(transitions(records)) == 2
-
-
-async def publish(address: str, mebibytes: int) -> None:
-    """Let containerd send that much to its subscribers, in events that mean nothing."""
-    event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
-    async with grpc.aio.insecure_channel(rpc.target(address), options=rpc.channel_options()) as channel:
-        method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(rpc.PUBLISH.path)
-        for _ in range(mebibytes):
-            await method(event, metadata=((rpc.NAMESPACE_HEADER, "default"),))
 
 
 def test_the_bridge_waits_for_a_containerd_that_is_not_there_yet(tmp_path: Path) -> None:
