@@ -135,6 +135,20 @@ class TestSocket:
         with proxy:
             assert os.stat(proxy.address).st_mode & 0o777 == 0o660
 
+    def test_a_link_is_not_followed(self, engine: Containerd, tmp_path: Path) -> None:
+        (tmp_path / "link.sock").symlink_to(engine.address)
+        before = os.stat(engine.address)
+        done = whalebridge("proxy", "--containerd", "/tmp/other.sock", "--listen", f"{tmp_path}/link.sock")
+        assert (done.returncode, "something that is no socket is there" in done.stderr) == (1, True)
+        assert os.stat(engine.address) == before
+
+    def test_the_group_of_the_directory_is_taken_over(self, engine: Containerd, tmp_path: Path) -> None:
+        """As that of an emptyDir with an fsGroup, which has the set-group-id bit."""
+        os.chown(tmp_path, -1, 65534)
+        tmp_path.chmod(0o2770)
+        with ProxyProcess(engine.address, tmp_path) as proxy:
+            assert os.stat(proxy.address).st_gid == 65534
+
     def test_one_in_use_is_refused(self, engine: Containerd, proxy: ProxyProcess) -> None:
         done = whalebridge("proxy", "--containerd", engine.address, "--listen", proxy.address)
         assert done.returncode == 1

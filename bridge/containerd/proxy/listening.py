@@ -1,4 +1,8 @@
-"""The socket at which the proxy listens: who may open it, and what is in its place."""
+"""The socket at which the proxy listens: who may open it, and what is in its place.
+
+Its directory may be one that the client can write to, which could put a link there at any moment: nothing here changes
+what a link leads to.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,6 @@ import grpc
 from bridge.containerd.rpc import target
 from bridge.core.errors import FatalError
 
-_OWNER_ONLY = 0o177  # taken away, until mode and group are what they are to be
-
 
 def bind(server: grpc.aio.Server, path: str, *, mode: int, group: int | None) -> None:
     """Let a server, which is not started yet, listen at ``path``; a socket that nobody listens at is replaced.
@@ -24,14 +26,22 @@ def bind(server: grpc.aio.Server, path: str, *, mode: int, group: int | None) ->
     """
     try:
         _make_room(path)
-        with _umask(_OWNER_ONLY):
+        with _umask(0o777 & ~mode):  # not chmod, which follows links
             server.add_insecure_port(target(path))
-        os.chown(path, -1, -1 if group is None else group)
-        os.chmod(path, mode)
+        if group is not None:
+            _give(path, group)
     except RuntimeError as error:
         raise FatalError(f"cannot listen at {path}: {error}") from error
     except OSError as error:
         text = f"cannot listen at {path}: {error.strerror or error}; its directory has to exist, and to be writable"
+        raise FatalError(text) from error
+
+
+def _give(path: str, group: int) -> None:
+    try:
+        os.chown(path, -1, group, follow_symlinks=False)
+    except PermissionError as error:
+        text = f"cannot give {path} to group {group}: only root can, or who belongs to it (--socket-group)"
         raise FatalError(text) from error
 
 
