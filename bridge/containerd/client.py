@@ -93,8 +93,7 @@ class ContainerdClient:
             peer = await self._connect()
             version = await self._call(rpc.VERSION, Empty())
             server = await self._server()
-            # The proxy knows containerd's pid, and is itself who listens here.
-            pid = server.pid if server.HasField("pid") else peer.pid
+            pid = server.proxied_pid if server.HasField("proxied_pid") else peer.pid
             engine = Engine(id=server.uuid, version=version.version, api=self.path, pid=pid)
         except BridgeError as error:
             raise self._judged(error) from error

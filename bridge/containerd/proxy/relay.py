@@ -133,13 +133,12 @@ class Relay(grpc.GenericRpcHandler):
                 answers.cancel()
 
     async def _with_pid(self, raw: bytes) -> bytes:
-        """Add containerd's process, for which the bridge would else take the proxy's; containerd 1.6 does not tell."""
+        """Add which process containerd is, as the socket tells or it says itself: the bridge sees the proxy's."""
         server = rules.known(rpc.SERVER, raw)
-        pid = server.pid
-        if not pid:
-            with contextlib.suppress(BridgeError):
-                pid = (await probe(self._path, _PROBE_SECONDS)).pid
-        server.pid = pid  # told also where it is 0, unknown
+        seen = 0
+        with contextlib.suppress(BridgeError):
+            seen = (await probe(self._path, _PROBE_SECONDS)).pid
+        server.proxied_pid = seen or server.pid
         return bytes(server.SerializeToString())
 
     async def _publish(self, raw: bytes, context: _Context) -> bytes:

@@ -50,8 +50,8 @@ def test_an_answer_that_cannot_be_read() -> None:
 
 def test_a_pid_of_nought_is_told() -> None:
     server = rules.known(rpc.SERVER, wire.field(1, "uuid"))
-    server.pid = 0
-    assert introspection_pb2.ServerResponse.FromString(server.SerializeToString()).HasField("pid")
+    server.proxied_pid = 0
+    assert introspection_pb2.ServerResponse.FromString(server.SerializeToString()).HasField("proxied_pid")
 
 
 def test_a_question_passes_as_it_was_put() -> None:
