@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import inspect, list_, run, schema, snapshot, version
+from bridge.cli import inspect, list_, proxy, run, schema, snapshot, version
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
@@ -32,6 +32,7 @@ app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
 app.add_typer(schema.app, name="schema")
 app.command("snapshot")(snapshot.snapshot)
+app.command("proxy")(proxy.proxy)
 app.command("version")(version.version)
 
 

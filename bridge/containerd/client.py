@@ -6,7 +6,6 @@ whatever is found meanwhile (``TransientError``): containerd recreates its socke
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +20,7 @@ from bridge.containerd import decode, rpc
 from bridge.containerd.connection import Connection
 from bridge.containerd.endpoint import Peer, probe, socket_path
 from bridge.containerd.failures import RefusedError
-from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2, tasks_pb2
+from bridge.containerd.protos import containers_pb2, health_pb2, introspection_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, EventStream
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
@@ -30,9 +29,6 @@ from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, TaskStatus
 
 _Answer = TypeVar("_Answer", bound=Message)
-
-# containerd's rule (pkg/identifiers). No container is where no namespace can be; gRPC refuses odd header values.
-_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 _UNREACHED = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED})
 _FOR_EVER = 100 * 365 * 86400.0  # seconds: a deadline that gRPC can reckon with
@@ -102,7 +98,9 @@ class ContainerdClient:
         try:
             peer = await self._connect()
             version = await self._call(rpc.VERSION, Empty())
-            engine = Engine(id=await self._id(), version=version.version, api=self.path, pid=peer.pid)
+            server = await self._server()
+            pid = server.proxied_pid if server.HasField("proxied_pid") else peer.pid
+            engine = Engine(id=server.uuid, version=version.version, api=self.path, pid=pid)
         except BridgeError as error:
             raise self._judged(error) from error
         self._was_containerd = True
@@ -122,13 +120,13 @@ class ContainerdClient:
             self._peer = peer
         return peer
 
-    async def _id(self) -> str:
-        """Return the server's UUID; "" for a daemon without the introspection service (whalewatcher's rule)."""
+    async def _server(self) -> introspection_pb2.ServerResponse:
+        """Return who the server is; the UUID is "" for a daemon that does not tell (whalewatcher's rule)."""
         try:
-            return (await self._call(rpc.SERVER, Empty())).uuid
+            return await self._call(rpc.SERVER, Empty())
         except RefusedError as error:
             if error.code is StatusCode.UNIMPLEMENTED:
-                return ""
+                return introspection_pb2.ServerResponse()
             raise
 
     async def health(self) -> bool:
@@ -175,7 +173,7 @@ class ContainerdClient:
 
         All in one message first, as that is ten times cheaper; where that would be too large, one by one.
         """
-        if not _NAMESPACE.fullmatch(namespace):
+        if not rpc.is_namespace(namespace):
             return
         request = containers_pb2.ListContainersRequest()
         seconds = self._timeouts.listing
@@ -193,7 +191,7 @@ class ContainerdClient:
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
         """List a namespace's tasks; one that is left out or UNKNOWN may live all the same."""
-        if not _NAMESPACE.fullmatch(namespace):
+        if not rpc.is_namespace(namespace):
             return []
         request = tasks_pb2.ListTasksRequest()
         answer = await self._call(rpc.TASKS, request, namespace, self._timeouts.listing)
@@ -283,4 +281,4 @@ class ContainerdClient:
 
 
 def _is_possible(key: ContainerKey) -> bool:
-    return bool(key.id) and _NAMESPACE.fullmatch(key.namespace) is not None
+    return bool(key.id) and rpc.is_namespace(key.namespace)

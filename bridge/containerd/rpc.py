@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import quote
@@ -23,6 +24,9 @@ _Answer = TypeVar("_Answer", bound=Message)
 
 NAMESPACE_HEADER = "containerd-namespace"
 MARK_NAMESPACE = "whalebridge"
+
+# containerd's rule (pkg/identifiers). No container is where no namespace can be; gRPC refuses odd header values.
+_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 # containerd sends 16 MiB at most by default; what an administrator allowed beyond that comes by ListStream.
 LIST_LIMIT = 16 * 1024 * 1024 + 64 * 1024
@@ -65,6 +69,11 @@ TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, 
 WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task's end")
 PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publish a mark")
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
+
+
+def is_namespace(name: str) -> bool:
+    """Tell whether containerd can have a namespace of this name."""
+    return _NAMESPACE.fullmatch(name) is not None
 
 
 def target(path: str) -> str:

@@ -8,6 +8,8 @@ decoding is done there, when a batch is asked for.
 The hand-over needs no lock: the thread alone appends and counts what it received, the loop alone takes and counts what
 it took. The thread appends before it looks whether a wake-up is under way, the loop forgets the wake-up before it looks
 whether something is there; so nothing is overlooked.
+
+``RawStream`` hands over containerd's bytes, for the proxy, which passes them on; ``EventStream`` what they mean.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc.experimental import ChannelOptions
 
-from bridge.containerd import decode
+from bridge.containerd import decode, packing
 from bridge.containerd.failures import refusal
 from bridge.containerd.protos.events_pb2 import SubscribeRequest
 from bridge.containerd.rpc import SUBSCRIBE, channel_options, target
@@ -47,8 +50,8 @@ _CAUGHT_UP_SECONDS = 0.0001
 _NAP_SECONDS = 0.002
 
 
-class EventStream:
-    """Implements ``bridge.core.ports.Stream``; to be made, used and closed on one event loop."""
+class RawStream:
+    """A subscription, as bytes; to be made, used and closed on one event loop."""
 
     def __init__(self, path: str, *, buffer_bytes: int = DEFAULT_BUFFER_BYTES) -> None:
         self._path = path
@@ -60,6 +63,7 @@ class EventStream:
         self._received = 0  # written by the thread only
         self._taken = 0  # written by the loop only
         self._next_batch = 0.0  # not before that
+        self._packed: bool | None = None  # unknown before the first message
         self._failure: TransientError | None = None
         options = [*channel_options(), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         self._channel = grpc.insecure_channel(target(path), options=options)
@@ -69,10 +73,10 @@ class EventStream:
 
     def _subscribe(self) -> Any:
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(SUBSCRIBE.path)
-        return method(SubscribeRequest(filters=FILTERS).SerializeToString())
+        return method(SubscribeRequest(filters=FILTERS).SerializeToString(), metadata=(packing.HEADER,))
 
-    async def batch(self) -> Sequence[Event]:
-        """Wait for events; return those that there are, in order, at least one and at most ``BATCH_EVENTS``.
+    async def raw_batch(self) -> Sequence[bytes]:
+        """Wait for envelopes; return those that there are, in order, at least one and at most ``BATCH_EVENTS``.
 
         Raises:
             StreamOverflowError: More was received than may be held; what was held is dropped.
@@ -86,7 +90,7 @@ class EventStream:
             if not self._held:
                 await self._more()
             elif self._is_due():
-                return [decode.event(raw) for raw in self._take()]
+                return self._take()
             else:
                 await asyncio.sleep(self._next_batch - self._loop.time())
 
@@ -111,11 +115,6 @@ class EventStream:
         self._call.cancel()
         self._thread.join(_JOIN_SECONDS)
 
-    def rest(self) -> Sequence[Event]:
-        """Return what was received before it was closed and has not been handed over; nothing after an overflow."""
-        held, self._held = self._held, deque()
-        return [] if isinstance(self._failure, StreamOverflowError) else [decode.event(raw) for raw in held]
-
     # --- in the thread ---
 
     def _drain(self) -> None:
@@ -124,6 +123,9 @@ class EventStream:
             failure = TransientError(f"containerd at {self._path} ended the event stream")
         except grpc.RpcError as error:
             failure = self._ended(error)
+        except DecodeError:
+            failure = TransientError(f"the proxy at {self._path} sent an unreadable message")
+            self._call.cancel()
         self._failure = self._failure or failure
         self._channel.close()
         self._wake()
@@ -131,18 +133,24 @@ class EventStream:
     def _receive(self) -> None:
         """Take events until the stream ends; after an overflow that is soon."""
         returned = time.monotonic()
-        for raw in self._call:
+        for message in self._call:
             waited = time.monotonic() - returned
-            self._received += len(raw) + ITEM_BYTES
-            if self._failure is None and self._received - self._taken > self._buffer_bytes:
-                self._overflow()
-            if self._failure is None:
-                self._held.append(raw)
+            for raw in self._envelopes(message):
+                self._received += len(raw) + ITEM_BYTES
+                if self._failure is None and self._received - self._taken > self._buffer_bytes:
+                    self._overflow()
+                if self._failure is None:
+                    self._held.append(raw)
             if not self._wakeup_due:
                 self._wake()
             if waited > _CAUGHT_UP_SECONDS:
                 time.sleep(_NAP_SECONDS)
             returned = time.monotonic()
+
+    def _envelopes(self, message: bytes) -> Sequence[bytes]:
+        if self._packed is None:
+            self._packed = packing.is_packed(self._call.initial_metadata())
+        return packing.unpack(message) if self._packed else (message,)
 
     def _overflow(self) -> None:
         """Give the subscription up: to leave it unread would fill containerd's memory instead of ours."""
@@ -154,12 +162,28 @@ class EventStream:
     def _ended(self, error: grpc.RpcError) -> TransientError:
         if self._call.cancelled():
             return TransientError(f"the event stream of containerd at {self._path} was closed")
-        return TransientError(str(refusal(error, SUBSCRIBE.doing, self._path)))
+        refused = refusal(error, SUBSCRIBE.doing, self._path)
+        if refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the proxy's word: its buffer, not ours, was too small
+            return StreamOverflowError(str(refused))
+        return TransientError(str(refused))
 
     def _wake(self) -> None:
         self._wakeup_due = True
         with suppress(RuntimeError):  # the loop is closed: nobody is left to be woken
             self._loop.call_soon_threadsafe(self._arrived.set)
+
+
+class EventStream(RawStream):
+    """Implements ``bridge.core.ports.Stream``."""
+
+    async def batch(self) -> Sequence[Event]:
+        """Do as ``raw_batch``, with what the envelopes mean."""
+        return [decode.event(raw) for raw in await self.raw_batch()]
+
+    def rest(self) -> Sequence[Event]:
+        """Return what was received before it was closed and has not been handed over; nothing after an overflow."""
+        held, self._held = self._held, deque()
+        return [] if isinstance(self._failure, StreamOverflowError) else [decode.event(raw) for raw in held]
 
 
 def _size(raws: Iterable[bytes]) -> int:

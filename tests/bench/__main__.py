@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: whalebridge and `ctr events | kcat -P`, side by side on one containerd and one Kafka."""
+"""`python -m tests.bench`: whalebridge, with and without its proxy, and `ctr events | kcat -P`, side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ways from a containerd into a topic that are compared, each as its users run it."""
+"""The ways from a containerd into a topic that are compared, each as its users run it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ _LINE = re.compile(rb"(\S+ \S+) \+0000 UTC (\S+) (\S+) ")
 class Pipeline:
     """Processes that publish to a topic; as a context manager they run, and are ended.
 
-    `sent_at` reads the time at which an event was sent from its record; None for what is no event of the flood.
+    `sent_at` reads the time at which an event was sent from its record; None for what is no event of the flood. A
+    process is the reader of the one before it, unless they stand `side_by_side`.
     """
 
     name: str
     commands: Sequence[tuple[Sequence[str], dict[str, str] | None]]
     sent_at: Callable[[bytes], int | None]
     log: Path
+    side_by_side: bool = False
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -49,8 +51,9 @@ class Pipeline:
         try:
             with self.log.open("ab") as log:
                 for number, (command, environment) in enumerate(self.commands, 1):
-                    before = self.processes[-1].stdout if self.processes else subprocess.DEVNULL
-                    out = log if number == len(self.commands) else subprocess.PIPE
+                    before = (self.processes and self.processes[-1].stdout) or subprocess.DEVNULL
+                    piped = number < len(self.commands) and not self.side_by_side
+                    out = subprocess.PIPE if piped else log
                     self.processes.append(
                         subprocess.Popen(command, env=environment, stdin=before, stdout=out, stderr=log)
                     )
@@ -70,7 +73,7 @@ class Pipeline:
     def _end(self) -> None:
         """End the first; the next one ends with what it reads, or is ended."""
         for number, process in enumerate(self.processes):
-            if number == 0:
+            if number == 0 or self.side_by_side:
                 process.terminate()
             for end in (process.terminate, process.kill, None):
                 try:
@@ -83,9 +86,22 @@ class Pipeline:
 
 def whalebridge(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
     """Our program, with its outbox on disk."""
-    command = [sys.executable, "-m", "bridge", "run", "--containerd", engine.address, "--log-format", "json"]
-    command += ["--sink", f"kafka://{bootstrap}/{topic}", "--state-dir", str(folder / topic)]
+    command = _run(engine.address, bootstrap, topic, folder)
     return Pipeline("whalebridge", [(command, None)], _sent_in_record, folder / f"{topic}.log")
+
+
+def proxied(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
+    """Our program behind `whalebridge proxy`; what both use is added up."""
+    listen = str(folder / f"{topic}.sock")
+    proxy = [sys.executable, "-m", "bridge", "proxy", "--containerd", engine.address, "--listen", listen]
+    commands = [(proxy, None), (_run(listen, bootstrap, topic, folder), None)]
+    log = folder / f"{topic}.log"
+    return Pipeline("whalebridge + proxy", commands, _sent_in_record, log, side_by_side=True)
+
+
+def _run(address: str, bootstrap: str, topic: str, folder: Path) -> list[str]:
+    command = [sys.executable, "-m", "bridge", "run", "--containerd", address, "--log-format", "json"]
+    return [*command, "--sink", f"kafka://{bootstrap}/{topic}", "--state-dir", str(folder / topic)]
 
 
 def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
@@ -96,7 +112,7 @@ def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pi
     return Pipeline("ctr events | kcat", commands, _sent_in_line, folder / f"{topic}.log")
 
 
-PIPELINES = {"whalebridge": whalebridge, "kcat": ctr_kcat}
+PIPELINES = {"whalebridge": whalebridge, "proxied": proxied, "kcat": ctr_kcat}
 
 
 def _sent_in_record(value: bytes) -> int | None:

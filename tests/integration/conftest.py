@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
+
+from bridge.containerd import rpc
+from tests.integration.proxying import unique
+from tests.proxy_process import ProxyProcess
+from tests.testbed.containerd import Containerd
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -12,3 +19,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture
+def proxy(engine: Containerd, tmp_path: Path) -> Iterator[ProxyProcess]:
+    """`whalebridge proxy` before the shared containerd."""
+    with ProxyProcess(engine.address, tmp_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to it, without any of our client's help."""
+    async with grpc.aio.insecure_channel(rpc.target(proxy.address), options=rpc.channel_options()) as channel:
+        yield channel
+
+
+@pytest.fixture
+def container(engine: Containerd) -> Iterator[str]:
+    """A container that runs."""
+    id_ = unique("proxied")
+    engine.run(id_, "sleep", "600", labels={"colour": "blue"})
+    yield id_
+    engine.ctr("tasks", "delete", "--force", id_)
+    engine.ctr("containers", "delete", id_)

@@ -260,14 +260,18 @@ SCENARIOS: dict[Scenario, int] = {
 }
 
 
-def live_through(engine: Containerd, folder: Path) -> list[Story]:
+# A part of it that brings about every kind of transition, and the exits whose events containerd 2.4 loses.
+SHORT: dict[Scenario, int] = {plain_run: 2, blink: 12, execs: 1, pauses: 2, reborn: 2, relabelled: 1, never_started: 1}
+
+
+def live_through(engine: Containerd, folder: Path, scenarios: dict[Scenario, int] = SCENARIOS) -> list[Story]:
     """Live through the whole history, the namespaces side by side."""
     stories = [Story(engine, namespace, folder) for namespace in NAMESPACES]
     for namespace in NAMESPACES[1:]:
         engine.import_image(namespace)
 
     def live(story: Story) -> None:
-        for scenario, count in SCENARIOS.items():
+        for scenario, count in scenarios.items():
             for number in range(count):
                 scenario(story, number)
 

@@ -7,7 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
-from tests.integration.history import Story, Told, live_through
+from tests.integration.history import SCENARIOS, SHORT, Scenario, Story, Told, compose, live_through
+from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
 CLOCK_SLACK = 0.05  # seconds: the kernel's coarse clock, which Go's runtime may use, lags behind the exact one
@@ -15,9 +16,19 @@ KILL_SLACK = 5.0  # seconds: a kill command may return before the process has en
 
 
 def test_a_known_history_of_210_containers_is_told_exactly(engine: Containerd, tmp_path: Path) -> None:
-    with BridgeProcess(engine.address, tmp_path) as bridge:
+    told_exactly(engine, engine.address, tmp_path, SCENARIOS)
+
+
+def test_so_it_is_through_the_proxy(engine: Containerd, tmp_path: Path) -> None:
+    with ProxyProcess(engine.address, tmp_path) as proxy:
+        told_exactly(engine, proxy.address, tmp_path, SHORT)
+        assert proxy.said("call_refused") == []
+
+
+def told_exactly(engine: Containerd, address: str, tmp_path: Path, scenarios: dict[Scenario, int]) -> None:
+    with BridgeProcess(address, tmp_path) as bridge:
         bridge.wait_live()
-        stories = live_through(engine, tmp_path)
+        stories = live_through(engine, tmp_path, scenarios)
         expected = sum(len(told) for story in stories for told in story.truth.values())
         bridge.wait(lambda records: len(transitions(records)) >= expected, f"{expected} transitions")
         engine.ctr("run", "--rm", "--null-io", "docker.io/library/busybox:latest", f"last-{engine.version}", "true")
@@ -31,7 +42,8 @@ def test_a_known_history_of_210_containers_is_told_exactly(engine: Containerd, t
     for story in stories:
         truth |= _with_ids(story, told)
         assert not story.silent & {each["id"] for each in records if each["id"]}
-    assert len(truth) + sum(len(story.silent) for story in stories) >= 200
+    containers = sum(count + (scenario is compose) * count for scenario, count in scenarios.items())
+    assert len(truth) + sum(len(story.silent) for story in stories) >= containers * len(stories)
     wrong = [id_ for id_ in truth | told if not _same(truth.get(id_), told.get(id_))]
     assert not wrong, "\n".join(_difference(id_, truth.get(id_, []), told.get(id_, [])) for id_ in wrong)
     ours = {id_: row for id_, row in fold(records).items() if id_ in truth}

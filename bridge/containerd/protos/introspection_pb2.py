@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _protos.POOL.AddSerializedFile(b'\n,bridge/containerd/protos/introspection.proto\x12$containerd.services.introspection.v1\x1a\x1bgoogle/protobuf/empty.proto\"\x1e\n\x0eServerResponse\x12\x0c\n\x04uuid\x18\x01 \x01(\t2g\n\rIntrospection\x12V\n\x06Server\x12\x16.google.protobuf.Empty\x1a\x34.containerd.services.introspection.v1.ServerResponseb\x06proto3')
+DESCRIPTOR = _protos.POOL.AddSerializedFile(b'\n,bridge/containerd/protos/introspection.proto\x12$containerd.services.introspection.v1\x1a\x1bgoogle/protobuf/empty.proto\"V\n\x0eServerResponse\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x04\x12\x19\n\x0bproxied_pid\x18\xe8\x07 \x01(\x04H\x00\x88\x01\x01\x42\x0e\n\x0c_proxied_pid2g\n\rIntrospection\x12V\n\x06Server\x12\x16.google.protobuf.Empty\x1a\x34.containerd.services.introspection.v1.ServerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bridge.containerd.protos.in
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVERRESPONSE']._serialized_start=115
-  _globals['_SERVERRESPONSE']._serialized_end=145
-  _globals['_INTROSPECTION']._serialized_start=147
-  _globals['_INTROSPECTION']._serialized_end=250
+  _globals['_SERVERRESPONSE']._serialized_end=201
+  _globals['_INTROSPECTION']._serialized_start=203
+  _globals['_INTROSPECTION']._serialized_end=306
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,86 @@
+"""``whalebridge proxy``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Literal
+
+import typer
+
+from bridge.cli import options
+from bridge.cli.failure import FAILED, CommandError
+
+Listen = Annotated[str, typer.Option("--listen", metavar="PATH", help="The socket that the proxy makes.")]
+Mode = Annotated[
+    str, typer.Option("--socket-mode", metavar="MODE", help="Who may open it, in octal: 0600, 0660 or 0666.")
+]
+Group = Annotated[
+    str | None,
+    typer.Option("--socket-group", metavar="GROUP", help="The group it belongs to: a name or a number."),
+]
+Level = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="The least that is logged.")
+]
+Form = Annotated[
+    Literal["auto", "console", "json"],
+    typer.Option("--log-format", help="console, json, or auto: console on a terminal, json elsewhere."),
+]
+
+DEFAULT_CONTAINERD = "/run/containerd/containerd.sock"
+DEFAULT_LISTEN = "/run/whalebridge/proxy/containerd.sock"
+
+
+def proxy(
+    containerd: options.Containerd = None,
+    listen: Listen = DEFAULT_LISTEN,
+    socket_mode: Mode = "0660",
+    socket_group: Group = None,
+    log_level: Level = "info",
+    log_format: Form = "auto",
+) -> None:
+    """Give a bridge what it needs of containerd, and nothing more, until SIGTERM or Ctrl-C.
+
+    Whoever can open containerd's socket is root on the node. The proxy opens it, and makes another socket, at which
+    only reading works, without the containers' specs; the bridge, which talks to the network, gets that one. It reads
+    no configuration file and no environment. docs/proxy.md has the details.
+
+    \b
+    Examples:
+      whalebridge proxy --listen /run/whalebridge/containerd.sock --socket-group whalebridge
+      whalebridge proxy --containerd /run/k3s/containerd/containerd.sock --listen /run/proxy/containerd.sock
+      whalebridge run --containerd /run/whalebridge/containerd.sock
+    """
+    mode, group = _mode(socket_mode), _group(socket_group)
+    import asyncio
+
+    from bridge.containerd.proxy import server
+    from bridge.core.errors import BridgeError
+    from bridge.telemetry import logs
+
+    writer = logs.configure(log_level, log_format)
+    try:
+        asyncio.run(server.serve(containerd or DEFAULT_CONTAINERD, os.path.abspath(listen), mode=mode, group=group))
+    except BridgeError as error:
+        raise CommandError(str(error), status=FAILED) from error
+    finally:
+        writer.close()
+
+
+def _mode(text: str) -> int:
+    if re.fullmatch("0?[0-7]{3}", text) is None:
+        raise typer.BadParameter("write an octal number such as 0660", param_hint="--socket-mode")
+    return int(text, 8)
+
+
+def _group(text: str | None) -> int | None:
+    if text is None or text.isdecimal():
+        return None if text is None else int(text)
+    import grp
+
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise typer.BadParameter(f"there is no group {text}", param_hint="--socket-group") from None

@@ -1,0 +1,29 @@
+"""Every method of containerd's API, by name: those of its own services, of CRI, and of gRPC's health service."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+LIST = Path(__file__).with_name("api_methods.txt")
+_PACKAGE = re.compile(r"^package\s+([\w.]+)\s*;", re.MULTILINE)
+_SERVICE_OR_METHOD = re.compile(r"^\s*(service|rpc)\s+(\w+)", re.MULTILINE)
+
+
+def listed() -> list[str]:
+    """The names that are committed, as gRPC calls them: ``/PACKAGE.SERVICE/METHOD``."""
+    return LIST.read_text().split()
+
+
+def described(modules: Path) -> Iterator[str]:
+    """The names that the descriptors in a Go module cache give, of all versions there."""
+    protos = [*modules.glob("github.com/containerd/containerd/api@*/**/*.proto")]
+    for proto in [*protos, *modules.glob("k8s.io/cri-api@*/**/*.proto")]:
+        text = proto.read_text()
+        package, service = _PACKAGE.search(text), ""
+        for kind, name in _SERVICE_OR_METHOD.findall(text):
+            if kind == "service":
+                service = name
+            elif package is not None:
+                yield f"/{package[1]}.{service}/{name}"

@@ -1,0 +1,108 @@
+"""Calling the proxy as any client can, and knowing what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import secrets
+import socket
+
+import grpc
+from grpc import StatusCode
+
+from bridge.containerd import rpc
+from bridge.containerd.client import ContainerdClient
+from bridge.containerd.stream import EventStream
+from bridge.core.errors import TransientError
+from bridge.core.labels import LabelRules
+from bridge.core.model import Mark
+from tests.proxy_process import ProxyProcess
+from tests.simulator import wire
+from tests.testbed.containerd import Containerd
+
+MIB = 1024 * 1024
+KEEP_ALL = LabelRules.keep_all()
+DEFAULT = ((rpc.NAMESPACE_HEADER, "default"),)
+_numbers = itertools.count(1)
+
+
+def unique(stem: str) -> str:
+    """An id of this process's own."""
+    return f"{stem}-{os.getpid()}-{next(_numbers)}"
+
+
+def unary(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+    """A method with one answer, bytes in and bytes out."""
+    return channel.unary_unary(method)
+
+
+def stream(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryStreamMultiCallable[bytes, bytes]:
+    """A method with many answers, bytes in and bytes out."""
+    return channel.unary_stream(method)
+
+
+async def outcome(channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default") -> StatusCode:
+    """What a call ends with; one with other than one request is made as a stream of them."""
+    metadata = ((rpc.NAMESPACE_HEADER, namespace),)
+    call: grpc.aio.UnaryStreamCall[bytes, bytes] | grpc.aio.StreamStreamCall[bytes, bytes]
+    if len(requests) == 1:
+        call = stream(channel, method)(*requests, timeout=20, metadata=metadata)
+    else:
+        streams: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+        call = streams(iter(requests), timeout=20, metadata=metadata)
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for _ in call:
+            pass
+    return await call.code()
+
+
+def state(engine: Containerd) -> list[str]:
+    """What a client could have changed, as containerd's own client tells it."""
+    asked = (["namespaces", "ls"], ["containers", "ls"], ["tasks", "ls"], ["snapshots", "ls"], ["leases", "ls"])
+    quietly = (["images", "ls", "--quiet"], ["content", "ls", "--quiet"])  # else they tell an age
+    return [engine.ctr(*words).stdout for words in (*asked, *quietly)]
+
+
+async def proven(address: str, stream: EventStream) -> None:
+    """Mark until a mark is back, and take what came with it."""
+    async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(20):
+        for number in itertools.count():
+            await client.mark("proven", number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    while Mark("proven", number) not in await stream.batch():
+                        pass
+                    return
+
+
+async def answers(proxy: ProxyProcess) -> None:
+    """Connect, once connections that were closed a moment ago do not count any more."""
+    async with asyncio.timeout(20):
+        while True:
+            async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+                try:
+                    await client.engine()
+                except TransientError:
+                    await asyncio.sleep(0.2)
+                else:
+                    return
+
+
+def talk_nonsense(address: str) -> None:
+    """Connect many times, and send what begins like something else each time, and goes on at random."""
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for start in (b"", b"GET / HTTP/1.1\r\n\r\n", preface, preface + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])):
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(ConnectionError):
+                client.connect(address)
+                client.sendall(start + secrets.token_bytes(4096))
+
+
+async def publish(engine: Containerd, mebibytes: int) -> None:
+    """Let containerd send that much to its subscribers, in events that mean nothing."""
+    event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
+    async with grpc.aio.insecure_channel(rpc.target(engine.address), options=rpc.channel_options()) as direct:
+        for _ in range(mebibytes):
+            await unary(direct, rpc.PUBLISH.path)(event, metadata=DEFAULT)

@@ -1,0 +1,172 @@
+"""`whalebridge proxy` on real containerds: what a client can make it hold, and the socket it makes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from bridge.containerd import rpc
+from bridge.containerd.client import ContainerdClient
+from bridge.containerd.proxy import relay, server
+from bridge.core.errors import StreamOverflowError
+from tests.integration.commands import whalebridge
+from tests.integration.proxying import DEFAULT, KEEP_ALL, MIB, answers, proven, publish, stream, unary
+from tests.proxy_process import ProxyProcess
+from tests.simulator import wire
+from tests.simulator.records import create_records
+from tests.testbed.containerd import Containerd
+
+# What gRPC and Python need besides the bound itself, measured: a third of it.
+SLACK = 48 * MIB
+ALMOST_TOO_MUCH = relay.SUBSCRIBER_BYTES // MIB - 1  # events of one MiB
+WAITING_BYTES = 80 * 1024  # measured: 50 KiB
+
+
+class TestBounds:
+    async def test_a_client_that_does_not_read_loses_its_stream(
+        self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
+    ) -> None:
+        sleeping = stream(proxied, rpc.SUBSCRIBE.path)(b"")
+        await sleeping.initial_metadata()
+        before = proxy.peak_bytes()
+        await publish(engine, 3 * relay.SUBSCRIBER_BYTES // MIB)
+        async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+            assert await client.health()
+            other = await client.subscribe()
+            await proven(proxy.address, other)
+            other.close()
+        assert proxy.peak_bytes() - before < relay.SUBSCRIBER_BYTES + SLACK
+        async with asyncio.timeout(10):
+            assert len([each async for each in until_it_ends(sleeping)]) < 3 * relay.SUBSCRIBER_BYTES // MIB
+            assert await sleeping.code() is StatusCode.RESOURCE_EXHAUSTED
+
+    @pytest.mark.long
+    async def test_clients_that_take_nothing_for_long_make_room(self, engine: Containerd, proxy: ProxyProcess) -> None:
+        """Too little is waiting for an overflow, but more than a client that does not read has room for."""
+        async with grpc.aio.insecure_channel(rpc.target(proxy.address), options=rpc.channel_options()) as channel:
+            sleeping = [stream(channel, rpc.SUBSCRIBE.path)(b"") for _ in range(relay.SUBSCRIPTIONS)]
+            await asyncio.gather(*(call.initial_metadata() for call in sleeping))
+            await publish(engine, ALMOST_TOO_MUCH)
+            await asyncio.sleep(relay.WRITE_SECONDS + 3)
+            async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+                other = await client.subscribe()
+                await proven(proxy.address, other)
+                other.close()
+            for call in sleeping:
+                assert len([each async for each in until_it_ends(call)]) < ALMOST_TOO_MUCH
+                assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
+
+    async def test_the_bridge_takes_that_for_an_overflow(self, proxy: ProxyProcess) -> None:
+        async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+            streams = [await client.subscribe() for _ in range(relay.SUBSCRIPTIONS + 1)]
+            ended = await asyncio.gather(
+                *(asyncio.wait_for(each.batch(), 3) for each in streams), return_exceptions=True
+            )
+        overflown = [each for each in ended if isinstance(each, StreamOverflowError)]
+        assert len(overflown) == 1
+        assert "8 subscriptions are open already" in str(overflown[0])
+
+    async def test_connections(self, proxy: ProxyProcess) -> None:
+        held = [socket.socket(socket.AF_UNIX) for _ in range(server.CONNECTIONS + 40)]
+        try:
+            for each in held:
+                each.settimeout(5)
+                each.connect(proxy.address)
+            await asyncio.sleep(0.5)
+            descriptors = len(os.listdir(f"/proc/{proxy.process.pid}/fd"))
+            assert descriptors < server.CONNECTIONS + 40
+        finally:
+            for each in held:
+                each.close()
+        await answers(proxy)
+
+    async def test_waiting_calls(self, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str) -> None:
+        """As many as the bridge makes cost little; beyond the bound they are refused, and others still pass."""
+        before = proxy.peak_bytes()
+        wait = unary(proxied, rpc.WAIT.path)
+        calls = [wait(wire.field(1, container), metadata=DEFAULT) for _ in range(2_000)]
+        await asyncio.sleep(8)
+        assert not [call for call in calls if call.done()]
+        assert proxy.peak_bytes() - before < 2_000 * WAITING_BYTES
+        async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+            await client.engine()
+        for call in calls:
+            call.cancel()
+
+    async def test_ten_thousand_records(self, fresh_engine: Callable[[], Containerd], tmp_path: Path) -> None:
+        engine = fresh_engine()
+        with ProxyProcess(engine.address, tmp_path) as proxy:
+            before = proxy.peak_bytes()
+            ids = (f"c{number}" for number in range(10_000))
+            labels = {b"com.docker.compose.project": b"p" * 20, b"nerdctl/name": b"n" * 20}
+            await create_records(engine.address, "large", ids, labels=labels, spec_bytes=7_000)
+            async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+                records = [record async for record in client.containers("large")]
+            assert len(records) == 10_000
+            assert proxy.peak_bytes() - before < 64 * MIB
+
+
+async def until_it_ends(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> AsyncIterator[bytes]:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        async for each in call:
+            yield each
+
+
+class TestSocket:
+    def test_mode_and_group(self, engine: Containerd, tmp_path: Path) -> None:
+        with ProxyProcess(engine.address, tmp_path, "--socket-mode=0640", "--socket-group=65534") as proxy:
+            found = os.stat(proxy.address)
+            assert (found.st_mode & 0o777, found.st_gid) == (0o640, 65534)
+
+    def test_a_stale_one_is_replaced(self, engine: Containerd, tmp_path: Path) -> None:
+        proxy = ProxyProcess(engine.address, tmp_path)
+        proxy.start()
+        proxy.process.kill()
+        proxy.process.wait()
+        assert os.path.exists(proxy.address)
+        with proxy:
+            assert os.stat(proxy.address).st_mode & 0o777 == 0o660
+
+    def test_a_link_is_not_followed(self, engine: Containerd, tmp_path: Path) -> None:
+        (tmp_path / "link.sock").symlink_to(engine.address)
+        before = os.stat(engine.address)
+        done = whalebridge("proxy", "--containerd", "/tmp/other.sock", "--listen", f"{tmp_path}/link.sock")
+        assert (done.returncode, "something that is no socket is there" in done.stderr) == (1, True)
+        assert os.stat(engine.address) == before
+
+    def test_the_group_of_the_directory_is_taken_over(self, engine: Containerd, tmp_path: Path) -> None:
+        """As that of an emptyDir with an fsGroup, which has the set-group-id bit."""
+        os.chown(tmp_path, -1, 65534)
+        tmp_path.chmod(0o2770)
+        with ProxyProcess(engine.address, tmp_path) as proxy:
+            assert os.stat(proxy.address).st_gid == 65534
+
+    def test_one_in_use_is_refused(self, engine: Containerd, proxy: ProxyProcess) -> None:
+        done = whalebridge("proxy", "--containerd", engine.address, "--listen", proxy.address)
+        assert done.returncode == 1
+        assert done.stderr == f"whalebridge: cannot listen at {proxy.address}: another process does already\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "status", "said"),
+        [
+            (["--listen", "/nowhere/p.sock"], 1, "its directory does not exist, or cannot be written"),
+            (["--listen", "/etc/passwd"], 1, "something that is no socket is there"),
+            (["--listen", "/tmp/" + "x" * 120], 1, "cannot listen at /tmp/xxx"),
+            (["--containerd", "tcp://x"], 1, "is no address of containerd"),
+            (["--containerd", "/tmp/a.sock", "--listen", "/tmp/a.sock"], 1, "cannot be both"),
+            (["--socket-mode", "rw"], 2, "octal"),
+            (["--socket-group", "no-such-group"], 2, "there is no group no-such-group"),
+        ],
+    )
+    def test_mistakes(self, arguments: list[str], status: int, said: str) -> None:
+        done = whalebridge("proxy", *arguments)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr
+        assert said in done.stderr

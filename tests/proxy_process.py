@@ -1,0 +1,65 @@
+"""The real program, run as its users run it: `whalebridge proxy`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class ProxyProcess:
+    """`whalebridge proxy` before a containerd, listening at `address`; as a context manager it is ended (SIGTERM)."""
+
+    def __init__(self, containerd: str, folder: Path, *flags: str) -> None:
+        self.address = f"{folder}/proxy.sock"
+        self.log = folder / "proxy.jsonl"
+        self.command = [sys.executable, "-m", "bridge", "proxy", "--containerd", containerd]
+        self.command += ["--listen", self.address, *flags]
+        self.process: subprocess.Popen[bytes]
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        before = len(self.said("proxy_started"))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while len(self.said("proxy_started")) == before:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()  # noqa: PT018
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it as an operator does."""
+        self.process.terminate()
+        assert self.process.wait(10) == 0, self.log.read_text()
+        assert not os.path.exists(self.address)
+
+    def said(self, event: str) -> list[dict[str, Any]]:
+        """The lines of the log that tell of an event."""
+        lines = self.log.read_bytes().splitlines() if self.log.exists() else []
+        return [line for line in map(json.loads, lines) if line["event"] == event]
+
+    def peak_bytes(self) -> int:
+        """The most memory that it has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found is not None, status
+        return int(found[1]) * 1024
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.stop()
+        elif self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)

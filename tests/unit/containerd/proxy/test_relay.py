@@ -1,0 +1,130 @@
+"""What reaches the server behind the proxy, seen by a server that writes down all it gets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from bridge.clock import SystemClock
+from bridge.containerd import rpc
+from bridge.containerd.proxy.relay import Relay
+from bridge.containerd.proxy.rules import RULES
+from bridge.containerd.proxy.server import make_server
+from tests.simulator import wire
+
+
+class Recorder(grpc.GenericRpcHandler):
+    """Answers every call there is with an empty message, but `Wait` never; writes down what it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.metadata: dict[str, str | bytes] = {}
+        self.remaining: float | None = None
+        self.cancelled = asyncio.Event()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        self.calls.append(handler_call_details.method)
+
+        async def answer(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+            self.metadata = dict(context.invocation_metadata() or ())
+            self.remaining = context.time_remaining()
+            if handler_call_details.method == rpc.WAIT.path:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    self.cancelled.set()
+            await context.write(b"")
+
+        return grpc.unary_stream_rpc_method_handler(answer)
+
+
+@pytest.fixture
+async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
+    recorder = Recorder()
+    server = grpc.aio.server(handlers=(recorder,))
+    server.add_insecure_port(rpc.target(f"{tmp_path}/c.sock"))
+    await server.start()
+    yield recorder
+    await server.stop(0)
+
+
+@pytest.fixture
+async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # noqa: ARG001 (it is behind the relay)
+    relay = Relay(f"{tmp_path}/c.sock", SystemClock())
+    server = make_server(relay)
+    server.add_insecure_port(rpc.target(f"{tmp_path}/p.sock"))
+    await server.start()
+    yield relay
+    await server.stop(0)
+    await relay.close()
+
+
+@pytest.fixture
+async def channel(relay: Relay, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:  # noqa: ARG001 (it is the server)
+    async with grpc.aio.insecure_channel(rpc.target(f"{tmp_path}/p.sock")) as channel:
+        yield channel
+
+
+def method(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+    return channel.unary_unary(path)
+
+
+async def test_every_rule_passes_its_own_method(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+    for rule in RULES:
+        if rule.method is not rpc.WAIT:
+            await method(channel, rule.method.path)(b"")
+    assert recorder.calls == [rule.method.path for rule in RULES if rule.method is not rpc.WAIT]
+
+
+async def test_nothing_of_a_refused_call_passes_and_it_is_counted(
+    channel: grpc.aio.Channel, recorder: Recorder, relay: Relay
+) -> None:
+    for number, path in enumerate(["/containerd.services.tasks.v1.Tasks/Kill", "/a.B/C", "/"], 1):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await method(channel, path)(wire.field(1, "web"))
+        assert caught.value.code() is StatusCode.PERMISSION_DENIED
+        assert relay.refusals.count == number
+    with pytest.raises(grpc.aio.AioRpcError):
+        await method(channel, rpc.TASK.path)(wire.field(2, "exec"))
+    assert relay.refusals.count == 4
+    assert recorder.calls == []
+
+
+async def test_the_namespace_passes_and_no_other_metadata(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+    given = (("containerd-namespace", "shop"), ("containerd-lease", "x"), ("authorization", "secret"), ("x-bin", b"1"))
+    await method(channel, rpc.TASKS.path)(b"", metadata=given)
+    assert recorder.metadata.keys() == {"containerd-namespace", "user-agent"}
+    assert recorder.metadata["containerd-namespace"] == "shop"
+
+
+async def test_deadlines_pass(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+    await method(channel, rpc.TASKS.path)(b"", timeout=50)
+    assert recorder.remaining is not None
+    assert 40 < recorder.remaining < 55  # gRPC rounds it up
+    await method(channel, rpc.TASKS.path)(b"")
+    assert recorder.remaining is None
+
+
+async def test_cancellation_passes(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await method(channel, rpc.WAIT.path)(wire.field(1, "web"), timeout=0.5)
+    async with asyncio.timeout(10):
+        await recorder.cancelled.wait()
+
+
+async def test_a_server_that_is_away_is_unavailable(tmp_path: Path) -> None:
+    relay = Relay(f"{tmp_path}/nothing.sock", SystemClock())
+    server = make_server(relay)
+    server.add_insecure_port(rpc.target(f"{tmp_path}/p.sock"))
+    await server.start()
+    async with grpc.aio.insecure_channel(rpc.target(f"{tmp_path}/p.sock")) as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="the proxy cannot reach containerd at") as caught:
+            await method(channel, rpc.VERSION.path)(b"")
+        assert caught.value.code() is StatusCode.UNAVAILABLE
+    await server.stop(0)
+    await relay.close()
