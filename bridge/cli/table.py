@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -14,11 +13,10 @@ from rich.text import Text
 
 from bridge.cli.containers import Living
 from bridge.core.encode import rfc3339
-from bridge.telemetry.text import printable
+from bridge.telemetry.text import printable, shortened
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
 WIDE = 100_000  # no line is longer than that
-_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 _WHOLE = ("ID", "STATUS", "PID", "CREATED")  # what a person copies, or is short anyway
 _STYLES = {"running": "green", "paused": "yellow", "unknown": "red"}
 
@@ -42,8 +40,8 @@ def render(containers: Iterable[Living], *, terminal: bool | None = None, width:
 def _row(container: Living, *, short: bool) -> list[Text]:
     metadata = container.metadata
     told = [
-        _HASH.sub(r"\1", container.id) if short else container.id,
-        _HASH.sub(r"\1", metadata.name) if short else metadata.name,
+        shortened(container.id) if short else container.id,
+        shortened(metadata.name) if short else metadata.name,
         metadata.project or "-",
         metadata.service or "-",
         container.status,

@@ -1,0 +1,40 @@
+"""From settings to readers: they take what sinks take. A broker's library is imported only where it is asked for."""
+
+# ruff: noqa: PLC0415 (imports are lazy on purpose)
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bridge.core.errors import FatalError
+from bridge.fleet.files import FileReader
+from config.sinks import FileSettings, KafkaSettings, NatsSettings
+from sinks.registry import library
+
+if TYPE_CHECKING:
+    from bridge.core.ports import Clock
+    from bridge.fleet.messages import Begin, Reader
+    from config.sinks import SinkSettings
+
+
+def reader(settings: SinkSettings, clock: Clock, *, begin: Begin, follow: bool) -> Reader:
+    """Return a reader of what the sink that ``settings`` describe has written.
+
+    Raises:
+        FatalError: It cannot be read, or its library is not installed.
+    """
+    match settings:
+        case FileSettings():
+            return FileReader(settings.path, clock, begin=begin, follow=follow)
+        case KafkaSettings():
+            with library("kafka"):
+                from bridge.fleet.kafka import KafkaReader
+
+            return KafkaReader(settings, clock, begin=begin, follow=follow)
+        case NatsSettings():
+            with library("nats"):
+                from bridge.fleet.nats import NatsReader
+
+            return NatsReader(settings, begin=begin, follow=follow)
+        case _:
+            raise FatalError(f"what a sink of type {settings.type} has written cannot be read here")
