@@ -32,8 +32,7 @@ def needed(description: str, *, reason: str, unit: str | None = None) -> Any:
     return Field(description=description, json_schema_extra={"reason": reason, "unit": unit})
 
 
-def duration(value: object) -> timedelta:
-    """Read a duration as a person writes it: a whole number and its unit; ValueError where it is none."""
+def _duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
@@ -43,7 +42,7 @@ def duration(value: object) -> timedelta:
 
 def within(least: str, most: str) -> AfterValidator:
     """Bound a duration; the bounds are written as a person writes them."""
-    low, high = duration(least), duration(most)
+    low, high = _duration(least), _duration(most)
 
     def check(value: timedelta) -> timedelta:
         if not low <= value <= high:
@@ -96,7 +95,7 @@ def _folder(value: str) -> str:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(duration)]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
 Items = BeforeValidator(_items)
 Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
 FolderPath = Annotated[str, AfterValidator(_folder)]

@@ -101,10 +101,12 @@ def tail(
 
 def _moment(since: str) -> datetime:
     """Read what a person says of a moment."""
-    from config.fields import duration
+    from pydantic import TypeAdapter
+
+    from config.fields import Duration
 
     try:
-        return datetime.now(UTC) - duration(since)
+        return datetime.now(UTC) - TypeAdapter(Duration).validate_python(since)
     except (ValueError, OverflowError):
         pass
     try:
@@ -120,14 +122,15 @@ def _reader(url: str, begin: Begin, *, follow: bool) -> Reader:
     from bridge.core.errors import FatalError
     from bridge.fleet import opening
     from bridge.fleet.files import InputReader
-    from config.sources import source
+    from config.reading import source
 
     if url == "-":
         return InputReader()
+    sinks = options.settings().sinks
     try:
-        settings = source(url, options.settings().sinks)
+        settings = source(url, sinks)
     except ValueError as error:
-        raise CommandError(f"{error}", status=WRONG_USAGE) from None
+        raise CommandError(str(error), status=WRONG_USAGE) from None
     if getattr(settings, "mode", None) == "core" and not (follow and begin == "end"):
         raise CommandError(
             "core NATS keeps nothing, so that there is only what comes from now on: leave out --since and --no-follow",
@@ -158,7 +161,7 @@ async def _tail(
                 if lines := list(show(each for each in new if chosen(each.document))):
                     output.write("\n".join(lines))
     except BridgeError as error:
-        raise CommandError.to_connect(error) from error
+        raise CommandError.of(error) from error
 
 
 def _lines(found: Iterable[Read]) -> Iterator[str]:

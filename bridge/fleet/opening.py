@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridge.core.errors import FatalError
 from bridge.fleet.files import FileReader
 from config.sinks import FileSettings, KafkaSettings, NatsSettings
 from sinks.registry import library
@@ -14,14 +13,14 @@ from sinks.registry import library
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from bridge.fleet.messages import Begin, Reader
-    from config.sinks import SinkSettings
+    from config.reading import Readable
 
 
-def reader(settings: SinkSettings, clock: Clock, *, begin: Begin, follow: bool) -> Reader:
-    """Return a reader of what the sink that ``settings`` describe has written.
+def reader(settings: Readable, clock: Clock, *, begin: Begin, follow: bool) -> Reader:
+    """Return a reader of what a sink of these settings has written.
 
     Raises:
-        FatalError: It cannot be read, or its library is not installed.
+        FatalError: Its library is not installed.
     """
     match settings:
         case FileSettings():
@@ -36,5 +35,3 @@ def reader(settings: SinkSettings, clock: Clock, *, begin: Begin, follow: bool) 
                 from bridge.fleet.nats import NatsReader
 
             return NatsReader(settings, begin=begin, follow=follow)
-        case _:
-            raise FatalError(f"what a sink of type {settings.type} has written cannot be read here")

@@ -6,11 +6,11 @@ Whoever publishes to a broker has set up how to get in there: a reader of the sa
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
-from config.sinks import KafkaSettings, NatsSettings, SinkSettings, kafka, nats, of_url
+from config.sinks import FileSettings, KafkaSettings, NatsSettings, SinkSettings, kafka, nats, of_url
 from config.sinks.common import host_and_port
 
 _ACCESS = {
@@ -20,25 +20,30 @@ _ACCESS = {
 _OF_THE_TARGET = {"kafka": (), "nats": ("mode", "stream")}
 
 
-def source(url: str, sinks: Iterable[SinkSettings]) -> SinkSettings:
+Readable: TypeAlias = FileSettings | KafkaSettings | NatsSettings
+
+
+def source(url: str, sinks: Iterable[SinkSettings]) -> Readable:
     """Return how to read what ``url`` names: with the access of one of ``sinks`` that has the same servers.
 
     Among several it is the one with the same topic or subject, else the first.
 
     Raises:
-        ValueError: The URL names nothing; the text says why, and repeats no more of it than its scheme.
+        ValueError: It names nothing that can be read; the text repeats no more of the URL than its scheme.
     """
     try:
         wanted = of_url(url)
     except ValidationError as error:
         # Not chained: pydantic's text has the values in it.
         raise ValueError("; ".join(_mistakes(error))) from None
+    if not isinstance(wanted, Readable):
+        raise ValueError(f"what a sink of type {wanted.type} has written cannot be read; - reads standard input")  # noqa: TRY004
     known = [sink for sink in sinks if sink.type == wanted.type and _servers(wanted) and _same_servers(sink, wanted)]
     known.sort(key=lambda sink: sink.target != wanted.target)
     return _with_access(wanted, known[0]) if known else wanted
 
 
-def _with_access(wanted: SinkSettings, sink: SinkSettings) -> SinkSettings:
+def _with_access(wanted: Readable, sink: SinkSettings) -> Readable:
     names = _ACCESS[sink.type] + (_OF_THE_TARGET[sink.type] if sink.target == wanted.target else ())
     update: dict[str, Any] = {name: getattr(sink, name) for name in names}
     if not update["tls"].enabled:
