@@ -7,9 +7,10 @@ which hand over what they can; then the sinks; at last the outbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +33,14 @@ from config.namespaces import NamespaceFilter
 from config.sinks import StdoutSettings
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Clock, Outbox
+    from bridge.core.ports import Clock, Outbox, Sink
     from config.settings import Settings
     from config.sinks import SinkSettings
 
 STOP_SECONDS = 10.0
 WRITE_SECONDS = 1.5  # of those, twice at the most, for what is received but not yet written down
 CLOSING_SECONDS = 2.5  # of those, for closing what was opened
+_ONLY = "only"  # what a sink is called that is the only one
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +72,27 @@ async def run(settings: Settings) -> None:
         await asyncio.gather(*(pump.close() for pump in pumps))
         await source.close()
         await outbox.close()
+
+
+@contextlib.asynccontextmanager
+async def following(settings: Settings, sink: Sink) -> AsyncIterator[Watch]:
+    """Have ``sink`` told what happens, for as long as the block runs; nothing outlives it.
+
+    Raises:
+        FatalError: Something that only a person can change is in the way.
+    """
+    clock = SystemClock()
+    source = ContainerdClient(settings.containerd.address, _rules(settings))
+    outbox = MemoryOutbox([_ONLY], clock, on_loss=lambda: watch.requests.ask("overflow"))
+    watch = Watch(source, outbox, clock, watch_settings(settings), boot_id())
+    try:
+        async with together() as tasks:
+            running = [tasks.create_task(work) for work in (watch.run(), Pump(_ONLY, sink, outbox, clock).run())]
+            yield watch
+            for task in running:
+                task.cancel()
+    finally:
+        await source.close()
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -74,12 +74,12 @@ def tail(
     duplicates: Duplicates = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read what bridges have published, a line a record, until Ctrl-C.
+    """Read what bridges have published, a line a record.
 
     Records that came before are left out, and so are heartbeats, unless --type names them. Each filter may be
     repeated; where one asks for a namespace, a project or a container, of frames only "lost" is shown. A login is
     taken from the sink of the configuration that has the same servers. Nothing is left behind at a broker: no group,
-    no offsets, no durable consumer.
+    no offsets, no durable consumer. Ctrl-C ends it (exit status 0; 130 where it does not follow).
 
     \b
     Examples:
@@ -96,7 +96,8 @@ def tail(
     moment = None if beginning or since is None else _moment(since)
     reader = _reader(url, "beginning" if beginning else moment or "end", follow=follow)
     chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
-    asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates=duplicates))
+    with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # that is how following ends
+        asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates=duplicates))
 
 
 def _moment(since: str) -> datetime:
@@ -152,7 +153,9 @@ async def _tail(
     from bridge.core.errors import BridgeError
     from bridge.fleet.records import records
     from bridge.fleet.seen import Seen
+    from bridge.telemetry import logs
 
+    logs.silence()
     seen: defaultdict[Source, Seen] = defaultdict(Seen)
     try:
         async with aclosing(records(reader, SystemClock(), complain)) as batches:

@@ -31,7 +31,6 @@ WAIT_SECONDS = 5.0  # for which the server keeps an unanswered request for messa
 FORGET_SECONDS = 30.0
 _NANOSECONDS = 1_000_000_000
 _OVER = ("404", "408")  # no messages; the time of a request is over
-_ALIVE = "100"
 
 
 class NatsReader:
@@ -61,12 +60,13 @@ class NatsReader:
     async def _stored(self, link: Link) -> AsyncGenerator[Sequence[Message], None]:
         """Read the stream."""
         consumer, left = await self._consumer(link)
+        requests = _Requests(link, self._next_of(consumer))
+        await requests.listen()
         yield ()
         while self.follow or left > 0:
-            request = _Request(link, self._next_of(consumer), BATCH if self.follow else min(BATCH, left))
-            await request.send()
-            while not request.over:
-                batch = await request.more()
+            await requests.send(BATCH if self.follow else min(BATCH, left))
+            while requests.left:
+                batch = await requests.more()
                 if batch:
                     self._last = batch[-1].number
                     left -= len(batch)
@@ -149,49 +149,49 @@ class NatsReader:
         return f"$JS.{f'{domain}.' if domain else ''}API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}"
 
 
-class _Request:
-    """One request for messages: they come one by one, until there are as many as were asked for, or its time is over.
+class _Requests:
+    """Requests for messages, one at a time: messages come one by one, until there are as many as were asked for.
 
     Args:
-        link: Where to send it.
+        link: Where to send them.
         subject: The subject of the consumer's requests.
-        count: How many messages are asked for.
     """
 
-    def __init__(self, link: Link, subject: str, count: int) -> None:
+    def __init__(self, link: Link, subject: str) -> None:
         self._link = link
         self._subject = subject
-        self._left = count
-        self._came: asyncio.Queue[Msg] = asyncio.Queue()  # no more than what was asked for
+        self._inbox = link.new_inbox()
+        self._came: asyncio.Queue[Msg] = asyncio.Queue()  # there are no more of them than were asked for
+        self.left = 0
+        """How many messages may come of the last one."""
 
-    async def send(self) -> None:
-        """Send it."""
-        number = self._link.claim(1, lambda _, message: self._came.put_nowait(message))
-        body = {"batch": self._left, "expires": int(WAIT_SECONDS * _NANOSECONDS)}
-        await self._link.send(self._subject, json.dumps(body).encode(), None, number)
+    async def listen(self) -> None:
+        """Begin to listen to answers."""
+        await self._link.subscribe(self._inbox, self._came.put)
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing comes of it any more."""
-        return not self._left
+    async def send(self, count: int) -> None:
+        """Ask for that many messages; the server answers for as long as it was told to wait."""
+        self.left = count
+        body = {"batch": count, "expires": int(WAIT_SECONDS * _NANOSECONDS)}
+        await self._link.call(self._subject, json.dumps(body).encode(), self._inbox)
 
     async def more(self) -> list[Message]:
-        """Wait for messages; return those that have come, none where it is over.
+        """Wait for messages; return those that have come.
 
         Raises:
             TransientError: The connection, the consumer or its stream is gone.
         """
         batch: list[Message] = []
         for message in await _taken(self._link, self._came, WAIT_SECONDS + self._link.timeout):
-            status = (message.headers or {}).get("Status")
-            if status is None or message.reply:
+            if message.subject != self._inbox:
                 batch.append(Message(message.data, message.subject, message.metadata.sequence.stream))
-                self._left -= 1
-            elif status in _OVER:
-                self._left = 0
-            elif status != _ALIVE:
-                said = one_line((message.headers or {}).get("Description", status))
-                raise TransientError(f"NATS at {self._link.place.server} stopped sending: {said}")
+                self.left -= 1
+                continue
+            headers = message.headers or {}
+            if headers.get("Status") not in _OVER:
+                said = one_line(headers.get("Description") or "nobody answers")
+                raise TransientError(f"NATS at {self._link.place.server} sends nothing from {self._subject}: {said}")
+            self.left = 0
         return batch
 
 

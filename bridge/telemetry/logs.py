@@ -47,6 +47,12 @@ def configure(level: str, form: str, *, descriptor: int = STDERR) -> PatientWrit
     return writer
 
 
+def silence() -> None:
+    """Have nothing logged, by us or by libraries: for commands that tell a person themselves what there is to tell."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL + 1))
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+
+
 def _json() -> list[Processor]:
     return [*_common(), _in_order, structlog.processors.JSONRenderer(default=repr)]
 

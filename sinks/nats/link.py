@@ -198,6 +198,14 @@ class Link:
         await self.ask(f"let us listen to {pattern}", self._client.subscribe(pattern, cb=take))
         await self.flush()
 
+    def new_inbox(self) -> str:
+        """Return a subject for answers that nobody else has."""
+        return self._client.new_inbox()
+
+    async def call(self, subject: str, data: bytes, inbox: str) -> None:
+        """Hand over a message; answers to it go to ``inbox``."""
+        await self._client.publish(subject, data, inbox)
+
     async def flush(self) -> None:
         """Wait until the server has read what was sent."""
         await self.ask("take what was sent", self._client.flush(timeout=ceil(2 * self.timeout)))

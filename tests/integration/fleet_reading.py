@@ -33,7 +33,7 @@ class Following:
     async def until(self, fits: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until it fits."""
         async with asyncio.timeout(seconds):
-            while not fits():
+            while not fits():  # noqa: ASYNC110 (a test has nothing else to do meanwhile)
                 await asyncio.sleep(0.05)
 
     async def count(self, count: int) -> list[Message]:

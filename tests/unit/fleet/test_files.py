@@ -1,3 +1,5 @@
+# ruff: noqa: ASYNC240 (a test has nothing else to do meanwhile)
+
 from __future__ import annotations
 
 import asyncio
@@ -171,5 +173,5 @@ async def test_a_closed_input_is_told() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     os.close(theirs)
-    with pytest.raises(FatalError, match="^standard input cannot be read: Bad file descriptor$"):
+    with pytest.raises(FatalError, match=r"^standard input cannot be read: Bad file descriptor$"):
         await anext(InputReader(ours).batches())
