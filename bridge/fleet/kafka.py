@@ -14,6 +14,7 @@ from bridge.core.errors import NotFoundError, TransientError
 from bridge.fleet.messages import Begin, Message
 from sinks.kafka import access
 from sinks.kafka.cluster import REQUEST_SECONDS, connected
+from sinks.kafka.consumer import end
 from sinks.kafka.failures import said, who
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
 
 POLL_SECONDS = 0.5
-CLOSE_SECONDS = 1.0
 _BATCH = 1000
 _NANOSECONDS = 1_000_000_000
 
@@ -66,7 +66,7 @@ class KafkaReader:
         except KafkaError as error:
             raise TransientError(f"topic {self._settings.topic} cannot be read: {said(error)}") from error
         finally:
-            await _end(consumer)
+            await end(consumer)
 
     @property
     def _patience(self) -> float:
@@ -144,13 +144,3 @@ class KafkaReader:
         except TimeoutError as error:
             servers = ", ".join(self._settings.servers)
             raise TransientError(f"Kafka at {servers} did not answer within {self._patience:g} s") from error
-
-
-async def _end(consumer: AIOKafkaConsumer) -> None:
-    """Let go of it, as far as that goes in time."""
-    ending = asyncio.ensure_future(consumer.stop())
-    await asyncio.wait({ending}, timeout=CLOSE_SECONDS)
-    if not ending.done():
-        ending.cancel()
-    elif not ending.cancelled():
-        ending.exception()

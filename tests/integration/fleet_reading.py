@@ -70,7 +70,8 @@ async def following(reader: Reader) -> AsyncIterator[Following]:
                 await task
         if left := asyncio.all_tasks() - before - {task}:
             await asyncio.wait(left, timeout=5)
-        assert not [each for each in left if not each.done()]
+        going_on = [each for each in left if not each.done()]
+        assert not going_on, going_on
 
 
 def data(of: Sequence[Message] | Sequence[Record]) -> list[bytes]:
