@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from bridge.core.events import Record
 
 EVENTS = 10
-_LEAST_ROWS = 3  # for which the events make room
+_WIDE = 100  # columns, from which on there is room for images and times
+_NARROW = 6  # columns of the table where there is none
 _HEADS = 3  # lines: the table's, and that of the events with the blank before it
 _UNSHOWN = frozenset({"present", "snapshot_completed", "heartbeat"})
 
@@ -55,15 +56,16 @@ class Screen:
     async def close(self) -> None:
         """There is nothing to let go of."""
 
-    def page(self, *, height: int, trouble: str | None) -> Group:
+    def page(self, *, width: int, height: int, trouble: str | None) -> Group:
         """Return what is shown, which fits; ``trouble`` is why containerd is not watched at the moment."""
         rows = self._rows()
         top = [*self._top(len(rows), trouble), Text()]
-        room = height - len(top) - _HEADS
-        events = list(self._events)[-max(1, min(EVENTS, room - _LEAST_ROWS)) :]
+        room = max(2, height - len(top) - _HEADS)
+        events = list(self._events)[-max(1, room // 3, room - len(rows)) :]
         room -= len(events)
         shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
-        middle: list[RenderableType] = [table.build(shown, short=True)]
+        columns = table.COLUMNS if width >= _WIDE else table.COLUMNS[:_NARROW]
+        middle: list[RenderableType] = [table.build(shown, short=True, columns=columns)]
         if len(shown) < len(rows):
             middle.append(_text(f"and {len(rows) - len(shown)} more", "dim"))
         below = [Text(), _text("LAST EVENTS", "bold"), *map(_event, events)]
@@ -78,8 +80,8 @@ class Screen:
         containers = "1 container" if count == 1 else f"{count} containers"
         yield _text(f"{containers} at {self._address}", "bold")
         if trouble:
-            known = "what was known last" if self._complete else "nothing yet"
-            yield _text(f"not as of now, but {known}: {printable(trouble)}", "red")
+            shown = " (shown is what was known last)" if self._complete else ""
+            yield _text(f"not watched now{shown}: {printable(trouble)}", "red")
         elif not self._complete:
             yield _text("asking containerd what lives", "dim")
         if self._failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
@@ -49,14 +49,14 @@ def render(containers: Iterable[Living], *, terminal: bool | None = None, width:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def build(rows: Iterable[Row], *, short: bool) -> Table:
-    """Return the table, a line for each row; ``short``: without the rest of ids."""
-    table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+def build(rows: Iterable[Row], *, short: bool, columns: Sequence[str] = COLUMNS) -> Table:
+    """Return the table, a line for each row; ``short``: without the rest of ids; ``columns``: the first of them."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in table.columns:
         column.overflow = "ellipsis"
         column.no_wrap = True
     for row in rows:
-        table.add_row(*_cells(row, short=short))
+        table.add_row(*_cells(row, short=short)[: len(columns)])
     return table
 
 

@@ -82,7 +82,8 @@ async def _draw(settings: Settings) -> None:
         with live:
             while True:
                 trouble = None if watched.live else watched.failure
-                live.update(screen.page(height=console.size.height, trouble=trouble), refresh=True)
+                width, height = console.size
+                live.update(screen.page(width=width, height=height, trouble=trouble), refresh=True)
                 await asyncio.sleep(PAUSE_SECONDS)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(screen.changed.wait(), LOOK_SECONDS)

@@ -49,7 +49,10 @@ def configure(level: str, form: str, *, descriptor: int = STDERR) -> PatientWrit
 
 def silence() -> None:
     """Have nothing logged, by us or by libraries: for commands that tell a person themselves what there is to tell."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL + 1))
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
     logging.basicConfig(handlers=[logging.NullHandler()], force=True)
 
 
