@@ -58,6 +58,7 @@ Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show records tha
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document a line, as it was published.")]
 
 _BEGINNING = "beginning"
+_FROM_NOW_ON = "shown is what comes from now on; --since 15m shows what came before, too"
 _MARGIN = timedelta(minutes=1)  # by which a broker's clock may differ from a node's
 
 
@@ -94,10 +95,12 @@ def tail(
 
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _moment(since)
-    reader = _reader(url, "beginning" if beginning else moment or "end", follow=follow)
+    begin: Begin = "beginning" if beginning else moment or "end"
+    reader = _reader(url, begin, follow=follow)
+    welcome = _FROM_NOW_ON if begin == "end" and reader.follow and output.to_terminal() else ""
     chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # that is how following ends
-        asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates=duplicates))
+        asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates, welcome))
 
 
 def _moment(since: str) -> datetime:
@@ -146,7 +149,7 @@ def _reader(url: str, begin: Begin, *, follow: bool) -> Reader:
 
 
 async def _tail(
-    reader: Reader, chosen: Chosen, show: Callable[[Iterable[Read]], Iterator[str]], *, duplicates: bool
+    reader: Reader, chosen: Chosen, show: Callable[[Iterable[Read]], Iterator[str]], duplicates: bool, welcome: str
 ) -> None:
     from bridge.cli import complain
     from bridge.clock import SystemClock
@@ -160,6 +163,9 @@ async def _tail(
     try:
         async with aclosing(records(reader, SystemClock(), complain)) as batches:
             async for batch in batches:
+                if welcome:
+                    complain(welcome)
+                    welcome = ""
                 new = [each for each in batch if seen[each.document.source].take(each.document) or duplicates]
                 if lines := list(show(each for each in new if chosen(each.document))):
                     output.write("\n".join(lines))

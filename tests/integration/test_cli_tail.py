@@ -138,6 +138,19 @@ def test_a_file_is_followed_from_now_on_until_ctrl_c(tmp_path: Path) -> None:
         )
 
 
+def test_a_person_who_sees_nothing_yet_is_told_why(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(record(1).data + b"\n")
+    with Terminal([*WHALEBRIDGE, "tail", f"file:{path}"], ENVIRONMENT) as terminal:
+        terminal.wait(lambda page: "\n" in page, "line")
+        with path.open("ab") as file:
+            file.write(record(2, "exited").data + b"\n")
+        terminal.wait(lambda page: "exited" in page, "record")
+        assert terminal.end(signal.SIGINT) == 0
+        assert terminal.text.startswith("whalebridge: shown is what comes from now on; --since 15m shows what came")
+        assert "started" not in terminal.text
+
+
 def _opened(pid: int, path: Path) -> bool:
     return any(link.resolve() == path for link in Path(f"/proc/{pid}/fd").iterdir())
 
@@ -256,4 +269,4 @@ def test_what_a_bridge_publishes_to_nats_is_read(yard: Yard, nats: Nats, tmp_pat
     yard.engine.ctr("tasks", "resume", first)
     done = tail(url, "--no-follow", "--json", "--container", first)
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "paused"]
-    assert_one_line(tail(f"{url}.nothing"), 1, "has no stream for tail.run.nothing.>")
+    assert_one_line(tail(f"{url}s"), 1, "has no stream for tail.runs.>")

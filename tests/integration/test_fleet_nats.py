@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from bridge.fleet.messages import Begin
 from bridge.fleet.nats import NatsReader
 from tests.integration.fleet_reading import data, following, whole
 from tests.integration.nats_reading import FreshNats, Reader, record, records, settings, started
+from tests.integration.test_nats_docs import PERMISSIONS
 from tests.integration.test_nats_login import SECRET
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
@@ -125,6 +127,12 @@ async def test_the_least_that_a_server_must_allow(fresh_nats: FreshNats) -> None
         await whole(reader(peer, "other", login=LOGIN))
     with pytest.raises(TransientError, match="Authorization Violation"):
         await whole(reader(peer, login=LOGIN | {"password": "wrong"}))
+
+
+def test_that_is_what_the_documentation_says() -> None:
+    (page,) = (each for each in PERMISSIONS if "CONSUMER" in each)
+    documented = page.replace("WHALEBRIDGE_WHALEBRIDGE", "WHALEBRIDGE_EVENTS").replace("whalebridge.>", "events.>")
+    assert re.findall(r'"(.*?)"', documented) == [*(LEAST.publish or ()), *(LEAST.subscribe or ())]
 
 
 async def test_a_reader_that_follows_outlives_the_server(fresh_nats: FreshNats) -> None:
