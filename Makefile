@@ -7,7 +7,7 @@ PROTOS := bridge/containerd/protos/generate.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long bench lint testbed protos protos-check lock
+.PHONY: help setup run test test-long bench lint testbed protos protos-check docs docs-check lock
 
 help: ## tell what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ test-long: test ## every test, at its full count: real brokers and their faults,
 bench: setup testbed ## whalebridge and `ctr events | kcat -P` side by side: loss, time, CPU, latency, memory
 	@$(BIN)/python -m tests.bench $(ARGS)
 
-lint: setup protos-check ## formatting, types, the one way of imports, generated code
+lint: setup protos-check docs-check ## formatting, types, the one way of imports, generated code and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -40,6 +40,12 @@ protos: setup ## the Python code of our .proto files
 
 protos-check: setup
 	$(BIN)/python $(PROTOS) --check
+
+docs: setup ## the list of settings in docs/configuration.md
+	$(BIN)/python -m config.reference docs/configuration.md
+
+docs-check: setup
+	$(BIN)/python -m config.reference docs/configuration.md --check
 
 lock: setup ## requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \

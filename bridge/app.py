@@ -121,10 +121,10 @@ def _patience(settings: SinkSettings) -> float | None:
 
 def watch_settings(settings: Settings) -> WatchSettings:
     """Return what of the settings concerns the watch."""
-    sandboxes = settings.containers.sandboxes
+    kinds = settings.containers.kinds
 
     def publishes(metadata: Metadata | None) -> bool:
-        return sandboxes or metadata is None or metadata.kind != "sandbox"
+        return metadata is None or metadata.kind in kinds
 
     return WatchSettings(
         host=settings.host,

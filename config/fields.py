@@ -6,10 +6,21 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 
+DURATION = "duration: a whole number and s, m, h or d"
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
 
 
@@ -18,10 +29,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_groups_are_none(cls, values: object) -> object:
+        """Pass over a group with nothing in it, as is left where all its lines are comments."""
+        if not isinstance(values, dict):
+            return values
+        groups = {
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        }
+        return {name: value for name, value in values.items() if value is not None or name not in groups}
+
 
 def setting(default: Any, description: str, *, reason: str, unit: str | None = None) -> Any:
     """Declare a setting: what it is, its default, why that is the default, and its unit where it has one."""
-    told: dict[str, JsonValue] = {"reason": reason, "unit": unit}
+    told = _told(reason, unit)
     if callable(default):
         return Field(default_factory=default, description=description, json_schema_extra=told)
     return Field(default=default, description=description, json_schema_extra=told)
@@ -29,7 +53,24 @@ def setting(default: Any, description: str, *, reason: str, unit: str | None = N
 
 def needed(description: str, *, reason: str, unit: str | None = None) -> Any:
     """Declare a setting without a default; ``reason`` is why there is none."""
-    return Field(description=description, json_schema_extra={"reason": reason, "unit": unit})
+    return Field(description=description, json_schema_extra=_told(reason, unit))
+
+
+def _told(reason: str, unit: str | None) -> dict[str, JsonValue]:
+    return {"reason": reason, "unit": unit} if unit else {"reason": reason}
+
+
+def one_of(section: Section, *names: str, needed: bool = False) -> None:
+    """Make sure that at most one of some settings is there (exactly one where it is ``needed``).
+
+    Raises:
+        ValueError: That is not so.
+    """
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"set one of {' and '.join(given)}, not both")
+    if needed and not given:
+        raise ValueError(f"set {' or '.join(names)}")
 
 
 def _duration(value: object) -> timedelta:
@@ -38,6 +79,19 @@ def _duration(value: object) -> timedelta:
     if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
     raise ValueError("write a whole number and its unit (s, m, h or d), such as 90s, 15m or 6h")
+
+
+def written(value: timedelta) -> str:
+    """Write a duration as a person does, in the largest unit that leaves nothing over."""
+    seconds = int(value.total_seconds())
+    unit = next(unit for unit, size in _SECONDS.items() if seconds % size == 0 or unit == "s")
+    return f"{seconds // _SECONDS[unit]}{unit}"
+
+
+def _or_off(value: object) -> object:
+    if value is None:
+        raise ValueError("it has no value: write a duration, or off")
+    return None if isinstance(value, str) and value.strip().lower() == "off" else value
 
 
 def within(least: str, most: str) -> AfterValidator:
@@ -72,6 +126,12 @@ def _glob(value: str) -> str:
     return value
 
 
+def _condition(value: str) -> str:
+    if not value.partition("=")[0] or not value.isprintable():
+        raise ValueError("write a label's KEY, or KEY=VALUE; both may be globs")
+    return value
+
+
 def _host(value: str) -> str:
     if not value.isprintable() or not value or any(character in value for character in ' /"%'):
         raise ValueError('a host name has no spaces, and none of / " % in it; set it to what the node is called')
@@ -95,9 +155,14 @@ def _folder(value: str) -> str:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+_DURATION_SCHEMA = {"type": "string", "pattern": rf"^\s*{_DURATION.pattern}\s*$"}
+_OFF_SCHEMA = {"type": "string", "pattern": rf"^\s*({_DURATION.pattern}|off)\s*$"}
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
+OrOff = (BeforeValidator(_or_off), WithJsonSchema(_OFF_SCHEMA))
 Items = BeforeValidator(_items)
 Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
+Conditions = Annotated[tuple[Annotated[str, AfterValidator(_condition)], ...], Items]
 FolderPath = Annotated[str, AfterValidator(_folder)]
 HostName = Annotated[str, AfterValidator(_host)]
 SocketPath = Annotated[str, AfterValidator(_socket)]

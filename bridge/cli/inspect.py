@@ -21,6 +21,7 @@ NameOrId = Annotated[
 
 def inspect(
     name_or_id: NameOrId,
+    config: options.Config = None,
     containerd: options.Containerd = None,
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
@@ -38,7 +39,7 @@ def inspect(
     """
     import asyncio
 
-    settings = options.settings(containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
     output.write_json(asyncio.run(_inspect(settings, name_or_id)).document())
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def list_(
+    config: options.Config = None,
     containerd: options.Containerd = None,
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
@@ -33,7 +34,7 @@ def list_(
     """
     import asyncio
 
-    settings = options.settings(containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
     listing = asyncio.run(_list(settings))
     if as_json:
         output.write_json(
@@ -55,6 +56,5 @@ async def _list(settings: Settings) -> Listing:
     named = [glob for glob in include if not set("*?[") & set(glob)]
     async with connected(settings) as client:
         listing = await list_living(client, NamespaceFilter(include, exclude), named)
-    if not settings.containers.sandboxes:
-        listing = listing._replace(containers=[each for each in listing.containers if each.metadata.kind != "sandbox"])
-    return listing
+    kinds = settings.containers.kinds
+    return listing._replace(containers=[each for each in listing.containers if each.metadata.kind in kinds])

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,31 +36,56 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option("--exclude-namespace", metavar="GLOB", help="No namespaces that fit; may be repeated."),
 ]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="YAML file with settings. Default: /etc/whalebridge/config.yaml, where it exists.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 
 
-def settings(
-    *,
-    containerd: str | None = None,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    **sections: Any,
-) -> Settings:
-    """Return the settings, of which options that were given override all others.
+def settings(**given: Any) -> Settings:
+    """Return the settings, of which options that were given (see ``reader``) override all others.
 
     Raises:
         CommandError: Some of them are wrong; all that is wrong is told.
     """
-    from config.settings import SettingsError, load
+    return settled(reader(**given))
+
+
+def settled(read: Callable[[], Settings]) -> Settings:
+    """Return the settings that ``read`` reads.
+
+    Raises:
+        CommandError: Some of them are wrong; all that is wrong is told.
+    """
+    from config.settings import SettingsError
+
+    try:
+        return read()
+    except SettingsError as error:
+        raise CommandError(*error.mistakes, status=WRONG_USAGE) from error
+
+
+def reader(
+    *,
+    config: str | None = None,
+    containerd: str | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    **sections: Any,
+) -> Callable[[], Settings]:
+    """Return what reads the settings anew each time it is called, and raises a ``SettingsError`` if they are wrong."""
+    from config.settings import load
 
     flags = {
         "containerd": {"address": containerd and _absolute(containerd)},
         "namespaces": {"include": include, "exclude": exclude},
     } | sections
-    try:
-        return load(_given(flags))
-    except SettingsError as error:
-        raise CommandError(*error.mistakes, status=WRONG_USAGE) from error
+    return partial(load, _given(flags), None if config is None else os.path.abspath(config))
 
 
 def _absolute(address: str) -> str:

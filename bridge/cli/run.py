@@ -52,6 +52,7 @@ LogFormat = Annotated[
 
 
 def run(
+    config: options.Config = None,
     containerd: options.Containerd = None,
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
@@ -64,17 +65,19 @@ def run(
     """Publish what happens to containers, until SIGTERM or Ctrl-C.
 
     Without a sink, records go to standard output, one JSON document a line; log lines go to standard error. A
-    containerd that is not there yet is waited for. Each option can be set in the environment as well:
-    WHALEBRIDGE_LOG__LEVEL=debug.
+    containerd that is not there yet is waited for. Options override the environment (WHALEBRIDGE_LOG__LEVEL=debug),
+    and that overrides the file; docs/configuration.md tells all settings.
 
     \b
     Examples:
       whalebridge run
       whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io
+      whalebridge run --config whalebridge.yaml
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
     settings = options.settings(
+        config=config,
         containerd=containerd,
         include=namespace,
         exclude=exclude_namespace,

@@ -27,3 +27,19 @@ def event() -> None:
     from bridge.core.events import json_schema
 
     write_json(json_schema())
+
+
+@app.command()
+def config() -> None:
+    """Print the JSON Schema of the configuration file, with which an editor checks and completes it.
+
+    For the YAML language server, which many editors use, the file's first line then is
+    "# yaml-language-server: $schema=config.schema.json".
+
+    \b
+    Example:
+      whalebridge schema config > config.schema.json
+    """
+    from config.schema import json_schema
+
+    write_json(json_schema())

@@ -1,6 +1,6 @@
 """Where records go: the settings of each type of sink, and the URLs that stand for them.
 
-One module a type, with its settings and the reading of its URL; a new one is named in ``_MODELS`` and ``_URLS``.
+One module a type, with its settings and the reading of its URL; a new one is named in ``BUILT_IN`` and ``_URLS``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from config.sinks.nats import NatsSettings
 from config.sinks.stdout import StdoutSettings
 
 __all__ = [
+    "BUILT_IN",
     "FileSettings",
     "KafkaSettings",
     "NatsSettings",
@@ -28,13 +29,14 @@ __all__ = [
     "Sinks",
     "StdoutSettings",
     "from_url",
+    "model_of",
     "of_url",
 ]
 
 SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings | SinkSection
 """The last of them stands for those of third parties."""
 
-_MODELS: dict[str, type[SinkSection]] = {
+BUILT_IN: dict[str, type[SinkSection]] = {
     "stdout": StdoutSettings,
     "file": FileSettings,
     "kafka": KafkaSettings,
@@ -78,7 +80,7 @@ def of_url(url: str) -> SinkSettings:
         ValueError: It stands for none; pydantic's ValidationError is one.
     """
     settings = from_url(url)
-    return _model(settings["type"]).model_validate(settings)
+    return model_of(settings["type"]).model_validate(settings)
 
 
 def _sinks(value: object) -> object:
@@ -93,16 +95,22 @@ def _sink(value: object, _: object) -> object:
     settings = from_url(value) if isinstance(value, str) else value
     if not isinstance(settings, dict):
         raise ValueError("write a sink as a URL, or as a group of settings with a type")  # noqa: TRY004 (pydantic's)
-    return _model(settings.get("type")).model_validate(settings)
+    return model_of(settings.get("type")).model_validate(settings)
 
 
-def _model(type_: object) -> type[SinkSection]:
-    if isinstance(type_, str) and type_ in _MODELS:
-        return _MODELS[type_]
+def model_of(type_: object) -> type[SinkSection]:
+    """Return the settings of a type of sink.
+
+    Raises:
+        ValidationError: There is no such type.
+        ValueError: The package that adds it does not work.
+    """
+    if isinstance(type_, str) and type_ in BUILT_IN:
+        return BUILT_IN[type_]
     others = plugins.names()
     if isinstance(type_, str) and type_ in others:
         return plugins.load(type_).Settings
-    known = ", ".join((*_MODELS, *others))
+    known = ", ".join((*BUILT_IN, *others))
     text = f"unknown type {type_[:20]!r}; known" if isinstance(type_, str) else "say which type of sink it is; known"
     error = PydanticCustomError("sink_type", "{text}", {"text": f"{text} types: {known}"})
     raise ValidationError.from_exception_data("sink", [InitErrorDetails(type=error, loc=("type",), input=None)])

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, SecretStr, model_validator
 
-from config.fields import Items, Section, Word, setting
+from config.fields import Items, Section, Word, one_of, setting
 
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::(?P<port>\d{1,5}))?")
 _LAST_PORT = 65535
@@ -21,6 +21,9 @@ class SinkSection(Section):
         "",
         "What this sink is called in the outbox and in log lines; needed only where two would be called the same.",
         reason="Its type and what it writes to say enough; the outbox remembers by it what this sink already has.",
+    )
+    heartbeats: bool = setting(
+        False, "Whether it gets heartbeats, every heartbeat.interval.", reason="Who reads along sees that it is there."
     )
 
     @property
@@ -46,7 +49,13 @@ class EncodedSection(SinkSection):
 
 
 class BrokerSection(EncodedSection):
-    """A sink whose messages can have headers."""
+    """A sink behind a broker, whose messages can have headers."""
+
+    heartbeats: bool = setting(
+        True,
+        "Whether it gets heartbeats, every heartbeat.interval.",
+        reason="Whoever reads from a broker has no other sign that the node is there.",
+    )
 
     cloudevents: Annotated[Literal["none", "binary", "structured"], Word] = setting(
         "binary",
@@ -82,19 +91,6 @@ class TlsSettings(Section):
         if (self.key_password or self.key_password_file) and not self.cert_file:
             raise ValueError("there is a password for a key, but no cert_file")
         return self
-
-
-def one_of(section: Section, *names: str, needed: bool = False) -> None:
-    """Make sure that at most one of some settings is there (exactly one where it is ``needed``).
-
-    Raises:
-        ValueError: That is not so.
-    """
-    given = [name for name in names if getattr(section, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"set one of {' and '.join(given)}, not both")
-    if needed and not given:
-        raise ValueError(f"set {' or '.join(names)}")
 
 
 def _server(value: str) -> str:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from config.fields import Duration, Section, Word, needed, setting, within
-from config.sinks.common import BrokerSection, Servers, TlsSettings, one_of, split_url
+from config.fields import DURATION, Duration, Section, Word, needed, one_of, setting, within
+from config.sinks.common import BrokerSection, Servers, TlsSettings, split_url
 
 PORT = 9092
 _FORM = "kafka://HOST:PORT,HOST:PORT/TOPIC (kafkas:// for TLS)"
@@ -101,7 +101,7 @@ class KafkaSettings(BrokerSection):
     timeout: Annotated[Duration, within("1s", "10m")] = setting(
         timedelta(seconds=30),
         "How long one attempt to connect or to publish may take; then everything is set up anew.",
-        unit="duration: a whole number and s, m, h or d",
+        unit=DURATION,
         reason="A broker that dies is replaced as leader after some 10 s.",
     )
 

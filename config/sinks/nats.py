@@ -8,12 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from config.fields import Duration, Section, Word, setting, within
-from config.sinks.common import BrokerSection, Servers, TlsSettings, one_of, split_url
+from config.fields import DURATION, Duration, Section, Word, needed, one_of, setting, within
+from config.sinks.common import BrokerSection, Servers, TlsSettings, split_url
 
 PORT = 4222
 _FORM = "nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX (tls:// for TLS)"
-_UNIT = "duration: a whole number and s, m, h or d"
 _TOKEN = "[A-Za-z0-9_-]+"  # noqa: S105 (of a subject)
 _PREFIX = re.compile(rf"{_TOKEN}(\.{_TOKEN})*")
 _FIELD = r"\{(host|namespace|project|type)\}"
@@ -106,7 +105,7 @@ class StreamSettings(Section):
     max_age: Annotated[Duration, within("1m", "3650d")] | None = setting(
         timedelta(days=7),
         "How long a created one keeps records; null: for ever.",
-        unit=_UNIT,
+        unit=DURATION,
         reason="As long as Kafka does. It must be longer than snapshot.interval, or readers find no whole snapshot.",
     )
     max_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = setting(
@@ -118,7 +117,7 @@ class StreamSettings(Section):
     duplicate_window: Annotated[Duration, within("2m", "7d")] = setting(
         timedelta(hours=1),
         "For how long a created one knows which records it has, so that one sent again is stored once.",
-        unit=_UNIT,
+        unit=DURATION,
         reason="An acknowledgement that got lost is made up for within minutes.",
     )
 
@@ -137,13 +136,13 @@ class NatsSettings(BrokerSection):
     """NATS: a JetStream stream, or subjects that nobody keeps."""
 
     type: Literal["nats"] = setting("nats", "The type of this sink.", reason="It is what makes it this one.")
-    servers: Servers = Field(
-        description="HOST:PORT of some servers of one cluster (port 4222 where none is given); they name the others.",
-        json_schema_extra={"reason": "There is no usual place.", "unit": None},
+    servers: Servers = needed(
+        "HOST:PORT of some servers of one cluster (port 4222 where none is given); they name the others.",
+        reason="There is no usual place.",
     )
-    subject: Prefix = Field(
-        description="What all subjects begin with: words of letters, digits, _ and -, parted by dots.",
-        json_schema_extra={"reason": "One server serves many.", "unit": None},
+    subject: Prefix = needed(
+        "What all subjects begin with: words of letters, digits, _ and -, parted by dots.",
+        reason="One server serves many.",
     )
     template: Annotated[str, AfterValidator(_template)] = setting(
         "{host}.{namespace}.{type}",
@@ -170,7 +169,7 @@ class NatsSettings(BrokerSection):
     timeout: Annotated[Duration, within("1s", "5m")] = setting(
         timedelta(seconds=10),
         "How long a server may take to answer, and a batch may go without any progress.",
-        unit=_UNIT,
+        unit=DURATION,
         reason="A new leader is found within a few seconds.",
     )
 

@@ -91,7 +91,9 @@ def test_pods_are_told_from_labels_and_sandboxes_on_request(engine: Containerd, 
     (tmp_path / "all").mkdir()
     with (
         BridgeProcess(engine.address, tmp_path) as bridge,
-        BridgeProcess(engine.address, tmp_path / "all", environment={"WHALEBRIDGE_CONTAINERS__SANDBOXES": "1"}) as all_,
+        BridgeProcess(
+            engine.address, tmp_path / "all", environment={"WHALEBRIDGE_CONTAINERS__KINDS": "container,sandbox"}
+        ) as all_,
     ):
         bridge.wait_live()
         all_.wait_live()

@@ -6,22 +6,22 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import jsonschema
 import msgspec
 import pytest
-from pydantic import BaseModel
 
 from bridge.cli import execute
 from bridge.core import events
 from bridge.core.encode import Coverage, Gap, Ledger
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine
-from config.settings import Settings
-from config.sinks import StdoutSettings
+from config import file, names, reference
+from config.environment import variable
+from config.flags import FLAGS
+from config.settings import Settings, SettingsError, load
 
 ROOT = Path(__file__).parents[3]
 EVENTS = (ROOT / "docs" / "events.md").read_text()
@@ -180,33 +180,86 @@ def test_documented_make_targets_exist() -> None:
 
 # --- settings ---
 
-
-def settings(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from settings(field.annotation, f"{path}{name}.")
-        else:
-            yield path + name, written(field.default)
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.yaml"))
 
 
-def written(default: object) -> str:
-    if default is None:
-        return ""
-    if isinstance(default, timedelta):
-        return f"`{int(default.total_seconds()) // 3600}h`"
-    if isinstance(default, tuple):
-        return ", ".join(f"`{item.type}:`" if isinstance(item, StdoutSettings) else f"`{item}`" for item in default)
-    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+def load_text(text: str, folder: Path) -> Settings:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return load(path=str(path))
 
 
-def test_the_table_of_settings_is_complete_and_has_the_right_defaults() -> None:
-    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) ?\|", README, re.MULTILINE))
-    expected = dict(settings(Settings))
-    in_words = {"host", "labels.exclude", "labels.redact"}
-    assert set(rows) == set(expected)
-    assert {path: rows[path] for path in expected if path not in in_words} == {
-        path: default for path, default in expected.items() if path not in in_words
+def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
+    page = tmp_path / "configuration.md"
+    page.write_text(CONFIGURATION)
+    assert reference.main(page, check=True) == 0
+    page.write_text(CONFIGURATION.replace("#### `log.level`", "#### `log.lvl`"))
+    assert reference.main(page, check=True) == 1
+    assert reference.main(page, check=False) == 0
+    assert page.read_text() == CONFIGURATION
+
+
+def test_the_reference_has_every_setting_with_its_variable_and_flag() -> None:
+    for path in names.everything(Settings):
+        if path != "sinks.0.type":
+            assert f"\n#### `{path}`\n" in CONFIGURATION
+            assert f"`{variable(path)}`" in CONFIGURATION
+
+
+def test_the_flags_that_messages_and_the_reference_name_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["run", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert [flag for flag in FLAGS.values() if f"{flag} " not in told] == []
+    assert set(FLAGS) <= set(names.everything(Settings))
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_configuration_in_documents_is_accepted(path: Path, tmp_path: Path) -> None:
+    for block in blocks(path.read_text(), "yaml"):
+        load_text(block, tmp_path)
+
+
+def test_documented_variables_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        line for text in (README, CONFIGURATION) for block in blocks(text, "console") for line in block.split("\n")
+    ]
+    for line in lines:
+        with monkeypatch.context() as environment:
+            for assignment in shlex.split(line.removeprefix("$ export "), comments=True):
+                if line.startswith("$ export "):
+                    environment.setenv(*assignment.split("=", 1))
+            load_text("sinks: [{type: kafka, topic: t, servers: h, sasl: {username: u, password_file: f}}]", tmp_path)
+
+
+def test_documented_mistakes_are_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("#\nlog:\n  levl: debug\n\nsinks:\n  # needs a topic\n  - type: kafka\n    servers: [h]\n")
+    monkeypatch.setenv("WHALEBRIDGE_SINKS__0__TLS__ENABLED", "perhaps")
+    with pytest.raises(SettingsError) as caught:
+        load({"snapshot": {"interval": "3"}}, str(path))
+    documented = CONFIGURATION.partition("\n```\nwhalebridge: ")[2].partition("```")[0]
+    told = [f"whalebridge: {mistake}".replace(str(path), file.DEFAULT) for mistake in caught.value.mistakes]
+    assert sorted(told) == sorted(f"whalebridge: {documented}".splitlines())
+
+
+def test_there_are_the_examples_that_are_asked_for() -> None:
+    assert [path.stem for path in EXAMPLES] == ["both", "filters", "kafka", "nats", "stdout"]
+    assert [path.name for path in EXAMPLES if f"config/examples/{path.name}" not in CONFIGURATION] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_accepted_as_they_stand(path: Path) -> None:
+    types = {
+        "stdout": ["stdout"],
+        "kafka": ["kafka"],
+        "nats": ["nats"],
+        "both": ["kafka", "nats"],
+        "filters": ["kafka"],
     }
+    assert [sink.type for sink in load(path=str(path)).sinks] == types[path.stem]
+    assert path.read_text().startswith("# yaml-language-server: $schema=")
 
 
 # --- links ---

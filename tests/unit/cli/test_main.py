@@ -56,7 +56,7 @@ def test_help_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == ""
 
 
-@pytest.mark.parametrize("command", ["run", "list", "inspect", "watch", "tail", "schema event"])
+@pytest.mark.parametrize("command", ["run", "list", "inspect", "watch", "tail", "schema event", "schema config"])
 def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0
     told = capsys.readouterr().out
@@ -92,9 +92,15 @@ def test_no_command_is_wrong_usage_and_gets_help(capsys: pytest.CaptureFixture[s
         ("run extra", "whalebridge: Got unexpected extra argument"),
         ("inspect", "whalebridge: Missing argument 'NAME_OR_ID'. See 'whalebridge --help'."),
         ("list --namespace", "whalebridge: Option '--namespace' requires an argument. See 'whalebridge --help'."),
-        ("run --sink amqp://h/t", "whalebridge: sinks.0: unknown scheme 'amqp'; known schemes: stdout:"),
-        ("list --containerd tcp://h:1", "whalebridge: containerd.address: write the socket's absolute path"),
-        ("run --snapshot-interval 6", "whalebridge: snapshot.interval: write a whole number and its unit"),
+        ("run --sink amqp://h/t", "whalebridge: --sink: sinks.0: unknown scheme 'amqp'; known schemes: stdout:"),
+        (
+            "list --containerd tcp://h:1",
+            "whalebridge: --containerd: containerd.address: write the socket's absolute path",
+        ),
+        (
+            "run --snapshot-interval 6",
+            "whalebridge: --snapshot-interval: snapshot.interval: write a whole number and its unit",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,14 +112,14 @@ def test_wrong_usage_is_one_line(arguments: str, line: str, capsys: pytest.Captu
 
 
 def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__SANDBOXES", "perhaps")
+    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "perhaps")
     assert execute(["run", "--log-level", "loud", "--sink", "a:", "--sink", "b:"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert sorted(line.split(":")[1].strip() for line in lines) == [
-        "containers.sandboxes",
-        "log.level",
-        "sinks.0",
-        "sinks.1",
+    assert sorted(line.split(": ")[1] + " " + line.split(": ")[2] for line in lines) == [
+        "--log-level log.level",
+        "--sink sinks.0",
+        "--sink sinks.1",
+        "WHALEBRIDGE_CONTAINERS__KINDS containers.kinds.0",
     ]
 
 

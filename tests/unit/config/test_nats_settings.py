@@ -23,7 +23,7 @@ def mistake(**settings: Any) -> str:
         load({"sinks": [MINIMUM | settings]})
     [text] = caught.value.mistakes
     assert SECRET not in text
-    return text
+    return text.removeprefix("--sink: ")
 
 
 def test_defaults() -> None:
@@ -102,11 +102,11 @@ def test_names_of_streams(subject: str, stream: str) -> None:
         ({"bucket": {"name": "a b"}}, "bucket.name: write letters, digits, _ and -"),
         ({"domain": ">"}, "domain: write letters, digits, _ and -"),
         ({"inbox": "_INBOX.*"}, "inbox: write words of letters"),
-        ({"stream": {"replicas": 6}}, "stream.replicas: input should be less than or equal to 5"),
+        ({"stream": {"replicas": 6}}, "stream.replicas: it should be less than or equal to 5"),
         ({"stream": {"max_age": "1s"}}, "stream.max_age: it must be from 1m to 3650d"),
         ({"stream": {"duplicate_window": "1m"}}, "stream.duplicate_window: it must be from 2m to 7d"),
         ({"timeout": "10"}, "timeout: write a whole number and its unit"),
-        ({"mode": "other"}, "mode: input should be 'jetstream' or 'core'"),
+        ({"mode": "other"}, "mode: it should be 'jetstream' or 'core'"),
         ({"servers": []}, "servers: name one server at least"),
         ({"servers": [f"nats://u:{SECRET}@h:1"]}, "servers.0: write a server as HOST:PORT"),
         ({"mode": "core", "bucket": {"name": "x"}}, " a bucket is a part of JetStream"),

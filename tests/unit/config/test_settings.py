@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from config.settings import LabelsSettings, Settings, SettingsError, load
+from config.sections import LabelsSettings
+from config.settings import Settings, SettingsError, load
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.kafka import SaslSettings
 
@@ -24,7 +26,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def mistakes(flags: dict[str, Any]) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         load(flags)
-    return list(caught.value.mistakes)
+    return [re.sub("^--[a-z-]+: ", "", mistake) for mistake in caught.value.mistakes]
 
 
 # --- values and where they come from ---
@@ -36,7 +38,10 @@ def test_defaults() -> None:
     assert settings.containerd.address == "/run/containerd/containerd.sock"
     assert settings.namespaces.include == ("*",)
     assert settings.namespaces.exclude == ()
-    assert not settings.containers.sandboxes
+    assert settings.containers.kinds == ("container",)
+    assert settings.containers.extras == ()
+    assert settings.heartbeat.interval == timedelta(seconds=60)
+    assert (settings.http.listen, settings.http.token) == ("127.0.0.1:9469", None)
     assert settings.sinks == (StdoutSettings(),)
     assert settings.snapshot.interval == timedelta(hours=6)
     assert (settings.log.level, settings.log.format) == ("info", "auto")
@@ -47,12 +52,12 @@ def test_flags_beat_the_environment_and_leave_the_rest_of_it(monkeypatch: pytest
     monkeypatch.setenv("WHALEBRIDGE_LOG__FORMAT", "json")
     monkeypatch.setenv("WHALEBRIDGE_NAMESPACES__INCLUDE", "a*, b")
     monkeypatch.setenv("WHALEBRIDGE_NAMESPACES__EXCLUDE__0", "c,d")
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__SANDBOXES", "true")
+    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "sandbox")
     settings = load({"log": {"level": "debug"}})
     assert (settings.log.level, settings.log.format) == ("debug", "json")
     assert settings.namespaces.include == ("a*", "b")
     assert settings.namespaces.exclude == ("c,d",)
-    assert settings.containers.sandboxes
+    assert settings.containers.kinds == ("sandbox",)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +134,18 @@ def test_a_mistake_is_told_with_its_path(flags: dict[str, Any], path: str, text:
 
 
 def test_every_mistake_is_listed_wherever_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__SANDBOXES", "perhaps")
+    monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "perhaps")
     monkeypatch.setenv("WHALEBRIDGE_LGO__LEVEL", "debug")
     told = mistakes({"log": {"level": "loud"}, "sinks": ["a:", "b:"], "host": ""})
-    paths = sorted(mistake.partition(":")[0] for mistake in told)
-    assert paths == ["containers.sandboxes", "host", "lgo", "log.level", "sinks.0", "sinks.1"]
+    paths = sorted(mistake.rpartition(": ")[0].partition(": unknown")[0] for mistake in told)
+    assert paths == [
+        "WHALEBRIDGE_CONTAINERS__KINDS: containers.kinds.0",
+        "WHALEBRIDGE_LGO__LEVEL: lgo",
+        "host",
+        "log.level",
+        "sinks.0",
+        "sinks.1",
+    ]
 
 
 @pytest.mark.parametrize("url", ["kafka://user:hunter2@h/t", "stdout://user:hunter2@h", "hunter2"])

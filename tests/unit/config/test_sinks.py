@@ -36,7 +36,7 @@ def mistake(settings: object) -> str:
     while error:
         assert SECRET not in str(error)
         error = error.__cause__ or error.__context__
-    return "; ".join(caught.value.mistakes)
+    return "; ".join(mistake.removeprefix("--sink: ") for mistake in caught.value.mistakes)
 
 
 # --- URLs ---

@@ -4,7 +4,7 @@ import pytest
 
 from bridge.core import labels
 from bridge.core.labels import REDACTED, LabelRules
-from config.settings import LabelsSettings
+from config.sections import LabelsSettings
 
 
 @pytest.fixture

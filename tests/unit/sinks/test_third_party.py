@@ -55,7 +55,7 @@ async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
     ("sink", "path", "text"),
     [
         ("folder:", "sinks.0", "write it as folder:PATH"),
-        ({"type": "folder"}, "sinks.0.path", "field required"),
+        ({"type": "folder"}, "sinks.0.path", "is needed, and not there"),
         ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.0.pth", "no such setting"),
         ("broken:x", "sinks.0", "the package of sink 'broken' (whalebridge_example_that_is_not_there) does not work"),
         ({"type": "broken"}, "sinks.0", "does not work"),
@@ -68,7 +68,7 @@ def test_mistakes_are_told_with_their_path(sink: object, path: str, text: str) -
     with pytest.raises(SettingsError) as caught:
         load({"sinks": [sink]})
     (mistake,) = caught.value.mistakes
-    assert mistake.startswith(f"{path}: ")
+    assert mistake.startswith(f"--sink: {path}: ")
     assert text in mistake
 
 

@@ -1,0 +1,71 @@
+"""The configuration file, as the real program takes it up on a real containerd."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.testbed.containerd import Containerd
+
+CANARY = "canary-7f3a"
+
+
+@pytest.fixture
+def yard(engine: Containerd) -> Iterator[Yard]:
+    yard = Yard(engine)
+    yield yard
+    yard.clear()
+
+
+def test_run_takes_up_the_file_under_the_environment_and_flags(yard: Yard, tmp_path: Path) -> None:
+    records, overridden = tmp_path / "records.jsonl", tmp_path / "overridden.jsonl"
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"host: of-the-file\nnamespaces: {{include: [shop]}}\nlabels: {{include: [kept]}}\n"
+        f"log: {{format: json, level: warning}}\nsinks:\n  - type: file\n    path: {overridden}\n"
+    )
+    environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__0__PATH": str(records)}
+    flags = ("--config", str(config), "--log-level", "info")
+    with BridgeProcess(yard.address, tmp_path, *flags, environment=environment) as bridge:
+        bridge.wait_said("live")
+        yard.run()
+        in_shop = yard.run("shop", labels={"kept": "yes", "dropped": "yes"})
+        wait_for(lambda: any('"started"' in line for line in records.read_text().splitlines()))
+    documents = [json.loads(line) for line in records.read_text().splitlines()]
+    assert {document["host"] for document in documents} == {"of-the-environment"}
+    (started,) = [document["container"] for document in documents if document["type"] == "started"]
+    assert (started["id"], started["labels"]) == (in_shop, {"kept": "yes"})
+    assert not overridden.exists()
+
+
+def test_commands_take_a_relative_path(yard: Yard, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"containerd: {{address: {yard.address}}}\nnamespaces: {{include: [shop]}}\n")
+    yard.run()
+    in_shop = yard.run("shop")
+    command = [*WHALEBRIDGE, "list", "--json", "--config", "config.yaml"]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert [each["container"]["id"] for each in json.loads(done.stdout)] == [in_shop]
+    done = whalebridge("inspect", in_shop, "--config", str(tmp_path / "config.yaml"))
+    assert json.loads(done.stdout)["namespace"] == "shop"
+
+
+def test_a_wrong_file_ends_each_command_with_all_that_is_wrong(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"hsot: a\nhttp:\n  token: [{CANARY}]\nsinks: [kafka]\n")
+    for command in (["run"], ["list"], ["inspect", "x"]):
+        done = whalebridge(*command, "--config", str(config))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert CANARY not in done.stderr
+        assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [
+            ["whalebridge", f"{config}:4", "sinks.0"],
+            ["whalebridge", f"{config}:3", "http.token"],
+            ["whalebridge", f"{config}:1", "hsot"],
+        ]
+    assert_one_line(whalebridge("run", "--config", str(tmp_path / "nothing")), 2, "/nothing: there is no such file")
