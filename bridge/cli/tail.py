@@ -64,6 +64,7 @@ _MARGIN = timedelta(minutes=1)  # by which a broker's clock may differ from a no
 
 def tail(
     url: Url,
+    config: options.Config = None,
     since: Since = None,
     follow: Follow = True,
     namespace: Namespaces = None,
@@ -79,8 +80,9 @@ def tail(
 
     Records that came before are left out, and so are heartbeats, unless --type names them. Each filter may be
     repeated; where one asks for a namespace, a project or a container, of frames only "lost" is shown. A login is
-    taken from the sink of the configuration that has the same servers. Nothing is left behind at a broker: no group,
-    no offsets, no durable consumer. Ctrl-C ends it (exit status 0; 130 where it does not follow).
+    taken from the sink of the configuration (--config, environment) that has the same servers. Nothing is left behind
+    at a broker: no group, no offsets, no durable consumer. Ctrl-C ends it (exit status 0; 130 where it does not
+    follow).
 
     \b
     Examples:
@@ -96,7 +98,7 @@ def tail(
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _moment(since)
     begin: Begin = "beginning" if beginning else moment or "end"
-    reader = _reader(url, begin, follow=follow)
+    reader = _reader(url, begin, config, follow=follow)
     welcome = _FROM_NOW_ON if begin == "end" and reader.follow and output.to_terminal() else ""
     chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # that is how following ends
@@ -121,7 +123,7 @@ def _moment(since: str) -> datetime:
         ) from None
 
 
-def _reader(url: str, begin: Begin, *, follow: bool) -> Reader:
+def _reader(url: str, begin: Begin, config: str | None, *, follow: bool) -> Reader:
     from bridge.clock import SystemClock
     from bridge.core.errors import FatalError
     from bridge.fleet import opening
@@ -130,7 +132,7 @@ def _reader(url: str, begin: Begin, *, follow: bool) -> Reader:
 
     if url == "-":
         return InputReader()
-    sinks = options.settings().sinks
+    sinks = options.settings(config=config).sinks
     try:
         settings = source(url, sinks)
     except ValueError as error:

@@ -18,6 +18,7 @@ LOOK_SECONDS = 0.5  # at most: how the connection is, nobody tells by itself
 
 
 def watch(
+    config: options.Config = None,
     containerd: options.Containerd = None,
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
@@ -38,7 +39,7 @@ def watch(
             "watch draws on a terminal, which standard output is not: take 'list' to look once, or 'run' for events",
             status=WRONG_USAGE,
         )
-    settings = options.settings(containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
     asyncio.run(_watch(settings))
 
 

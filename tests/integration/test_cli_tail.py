@@ -210,6 +210,15 @@ def test_core_nats_has_no_past() -> None:
         assert_one_line(done, 2, "core NATS keeps nothing")
 
 
+def test_the_file_of_the_configuration_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("sinks: [{type: nats, servers: [127.0.0.1:1], subject: events, mode: core}]\n")
+    assert_one_line(tail("nats://127.0.0.1:1/events", "--no-follow", "--config", str(path)), 2, "core NATS")
+    path.write_text("sinks: [{type: nats, servers: [127.0.0.1:1]}]\n")
+    assert_one_line(tail("nats://127.0.0.1:1/events", "--config", str(path)), 2, str(path), "subject")
+    assert_one_line(tail("file:/x", "--config", "/nowhere.yaml"), 2, "/nowhere.yaml")
+
+
 # --- brokers ---
 
 
