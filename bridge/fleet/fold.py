@@ -57,24 +57,25 @@ class SourceFold:
             self._told[id_] = told
 
     def _frame(self, document: Document, snapshot: Snapshot) -> None:
-        frames = self._frames.get(snapshot.id, _Frames(None, None))
+        known = self._frames.get(snapshot.id, _Frames(document.position, None, None))
         if document.type == "snapshot_started":
-            frames = frames._replace(began=document.position)
+            frames = known._replace(began=document.position)
         else:
-            frames = frames._replace(completed=snapshot)
+            frames = known._replace(completed=snapshot)
         self._frames[snapshot.id] = frames
-        if frames.began is not None and frames.completed is not None:
-            self._floors.rise(frames.began, frames.completed.failed)
-            self._told = {
-                id_: told for id_, told in self._told.items() if told.position > self._floors.of(told.namespace)
-            }
-            # Older ones can say nothing more; those that were never completed would stay for ever.
-            self._frames = {id_: each for id_, each in self._frames.items() if (each.began or _NOTHING) > frames.began}
+        if frames.began is None or frames.completed is None:
+            return
+        self._floors.rise(frames.began, frames.completed.failed)
+        self._told = {id_: told for id_, told in self._told.items() if told.position > self._floors.of(told.namespace)}
+        # What is older than all floors can say nothing more, completed or not.
+        least = self._floors.least
+        self._frames = {id_: each for id_, each in self._frames.items() if each.seen > least}
 
 
 class _Frames(NamedTuple):
-    """What has come of a snapshot's frames."""
+    """What has come of a snapshot's frames; ``seen`` is the position of the first that came."""
 
+    seen: Position
     began: Position | None
     completed: Snapshot | None
 
@@ -88,6 +89,11 @@ class _Floors:
 
     def of(self, namespace: str) -> Position:
         return self._others.get(namespace, self._usual)
+
+    @property
+    def least(self) -> Position:
+        """The lowest of them."""
+        return min([self._usual, *self._others.values()])
 
     def rise(self, began: Position, failed: tuple[str, ...]) -> None:
         """A snapshot that began there was completed; for namespaces that failed it says nothing."""

@@ -119,6 +119,8 @@ class NatsReader:
         doing = f"let us read stream {self._stream}"
         body = {"stream_name": self._stream, "config": config}
         answer = await link.request(doing, self._settings.domain, call, body)
+        # Also where nothing comes before the next connection, which is to begin where this one does.
+        self._last = max(self._last, int((answer.get("delivered") or {}).get("stream_seq", 0)))
         return int(answer.get("num_pending", 0))
 
     def _where(self) -> dict[str, Any]:

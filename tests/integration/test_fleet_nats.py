@@ -150,6 +150,19 @@ async def test_a_reader_that_follows_outlives_the_server(fresh_nats: FreshNats) 
         assert found.told[1:] == ["reading goes on"]
 
 
+async def test_what_comes_before_a_reader_is_back_is_read(fresh_nats: FreshNats) -> None:
+    """Also by one that has begun at the end, and has read nothing yet."""
+    peer = fresh_nats(proxied=True)
+    await publish(peer, 1, 10)
+    async with following(reader(peer, begin="end", follow=True)) as found:
+        peer.proxies[0].cut()
+        await found.until(lambda: bool(found.told))
+        async with Reader(peer) as plain:  # past the proxy
+            await plain.jetstream.publish("events.node-1.shop.started", b"1")
+        peer.proxies[0].heal()
+        assert data(await found.count(1)) == [b"1"]
+
+
 async def test_a_consumer_that_somebody_deletes_is_made_anew(fresh_nats: FreshNats) -> None:
     peer = fresh_nats()
     first = await publish(peer, 1, 10)
