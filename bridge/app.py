@@ -7,9 +7,10 @@ which hand over what they can; then the sinks; at last the outbox.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from bridge.inspection import Inspection, served
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
-from bridge.pump import Heart
+from bridge.pump import Heart, Pump
 from bridge.reload import Reload
 from bridge.tasks import together
 from bridge.telemetry import logs
@@ -34,12 +35,13 @@ from config.containers import ContainerFilter
 from config.namespaces import NamespaceFilter
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Clock, Outbox
+    from bridge.core.ports import Clock, Outbox, Sink
     from config.settings import Settings
 
 STOP_SECONDS = 10.0
 WRITE_SECONDS = 1.5  # of those, twice at the most, for what is received but not yet written down
 CLOSING_SECONDS = 2.5  # of those, for closing what was opened
+_ONLY = "only"  # what a sink is called that is the only one
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
@@ -84,6 +86,28 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
         await delivery.close()
         await source.close()
         await outbox.close()
+
+
+@contextlib.asynccontextmanager
+async def following(settings: Settings, sink: Sink) -> AsyncIterator[Watch]:
+    """Have ``sink`` told what happens, for as long as the block runs; nothing outlives it.
+
+    Raises:
+        FatalError: Something that only a person can change is in the way.
+    """
+    clock = SystemClock()
+    chosen = watch_settings(settings)
+    source = ContainerdClient(settings.containerd.address, chosen.rules, scope=chosen.in_scope)
+    outbox = MemoryOutbox([_ONLY], clock, on_loss=lambda: watch.request("overflow"))
+    watch = Watch(source, outbox, clock, chosen, boot_id())
+    try:
+        async with together() as tasks:
+            running = [tasks.create_task(work) for work in (watch.run(), Pump(_ONLY, sink, outbox, clock).run())]
+            yield watch
+            for task in running:
+                task.cancel()
+    finally:
+        await source.close()
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:

@@ -33,12 +33,12 @@ def make(settings: SinkSettings) -> Sink:
 
             return FileSink(settings)
         case KafkaSettings():
-            with _library("kafka"):
+            with library("kafka"):
                 from sinks.kafka.sink import KafkaSink
 
             return KafkaSink(settings, SystemClock())
         case NatsSettings():
-            with _library("nats"):
+            with library("nats"):
                 from sinks.nats.sink import NatsSink
 
             return NatsSink(settings)
@@ -53,10 +53,11 @@ def make_all(settings: Iterable[SinkSettings]) -> list[Sink]:
 
 
 @contextlib.contextmanager
-def _library(extra: str) -> Iterator[None]:
+def library(extra: str) -> Iterator[None]:
+    """Tell what to install where the import of a broker's library fails."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise FatalError(
-            f"the sink {extra} needs a library that is not installed ({error.name}): pip install 'whalebridge[{extra}]'"
+            f"{extra} needs a library that is not installed ({error.name}): pip install 'whalebridge[{extra}]'"
         ) from error

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import inspect, list_, proxy, run, schema, snapshot, version
+from bridge.cli import inspect, list_, proxy, run, schema, snapshot, tail, version, watch
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
@@ -30,6 +30,8 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
+app.command("watch")(watch.watch)
+app.command("tail")(tail.tail)
 app.add_typer(schema.app, name="schema")
 app.command("snapshot")(snapshot.snapshot)
 app.command("proxy")(proxy.proxy)

@@ -33,6 +33,11 @@ def write(text: str) -> None:
         raise CommandError(f"standard output cannot be written: {error.strerror}") from error
 
 
+def to_terminal() -> bool:
+    """Whether a person looks at standard output."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def write_json(document: Any) -> None:
     """Write one JSON document, for people and programs alike."""
     write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)))

@@ -3,61 +3,100 @@
 from __future__ import annotations
 
 import io
-import re
 import shutil
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bridge.cli import output
 from bridge.cli.containers import Living
 from bridge.core.encode import rfc3339
-from bridge.telemetry.text import printable
+from bridge.telemetry.text import printable, shortened
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
 WIDE = 100_000  # no line is longer than that
-_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 _WHOLE = ("ID", "STATUS", "PID", "CREATED")  # what a person copies, or is short anyway
 _STYLES = {"running": "green", "paused": "yellow", "unknown": "red"}
+
+
+class Row(NamedTuple):
+    """A container, as it is told in the table; "" is what is not known, or does not apply."""
+
+    id: str
+    name: str
+    project: str
+    service: str
+    status: str
+    pid: int
+    image: str
+    created: str | None
 
 
 def render(containers: Iterable[Living], *, terminal: bool | None = None, width: int | None = None) -> str:
     """Return the table, sorted by project and name: fitted and coloured for a terminal, else one line a container."""
     if terminal is None:
-        terminal = sys.stdout is not None and sys.stdout.isatty()
+        terminal = output.to_terminal()
     if width is None:
         width = shutil.get_terminal_size().columns if terminal else WIDE
-    table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = build(ordered(map(_row, containers)), short=terminal)
     for column, name in zip(table.columns, COLUMNS, strict=True):
         column.overflow = "fold"
         column.no_wrap = not terminal or name in _WHOLE
-    for each in sorted(containers, key=lambda each: (each.metadata.project, each.metadata.name, each.id)):
-        table.add_row(*_row(each, short=terminal))
     text = _drawn(table, terminal=terminal, width=width)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def _row(container: Living, *, short: bool) -> list[Text]:
+def build(rows: Iterable[Row], *, short: bool, columns: Sequence[str] = COLUMNS) -> Table:
+    """Return the table, a line for each row; ``short``: without the rest of ids; ``columns``: the first of them."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in table.columns:
+        column.overflow = "ellipsis"
+        column.no_wrap = True
+    for row in rows:
+        table.add_row(*_cells(row, short=short)[: len(columns)])
+    return table
+
+
+def ordered(rows: Iterable[Row]) -> list[Row]:
+    """Sort rows by project and name."""
+    return sorted(rows, key=lambda row: (row.project, row.name, row.id))
+
+
+def _row(container: Living) -> Row:
     metadata = container.metadata
-    told = [
-        _HASH.sub(r"\1", container.id) if short else container.id,
-        _HASH.sub(r"\1", metadata.name) if short else metadata.name,
-        metadata.project or "-",
-        metadata.service or "-",
+    return Row(
+        container.id,
+        metadata.name,
+        metadata.project,
+        metadata.service,
         container.status,
-        str(container.task.pid or "-"),
-        metadata.image or "-",
-        _to_the_second(metadata.created_at),
+        container.task.pid,
+        metadata.image,
+        rfc3339(metadata.created_at),
+    )
+
+
+def _cells(row: Row, *, short: bool) -> list[Text]:
+    told = [
+        shortened(row.id) if short else row.id,
+        shortened(row.name) if short else row.name,
+        row.project or "-",
+        row.service or "-",
+        row.status,
+        str(row.pid or "-"),
+        row.image or "-",
+        _to_the_second(row.created),
     ]
     cells = [Text(printable(cell)) for cell in told]
-    cells[COLUMNS.index("STATUS")].stylize(_STYLES[container.status])
+    cells[COLUMNS.index("STATUS")].stylize(_STYLES[row.status])
     return cells
 
 
-def _to_the_second(at: int | None) -> str:
-    return "-" if at is None else rfc3339(at - at % 1_000_000_000)
+def _to_the_second(at: str | None) -> str:
+    return "-" if at is None else at.partition(".")[0].removesuffix("Z") + "Z"
 
 
 def _drawn(table: Table, *, terminal: bool, width: int) -> str:

@@ -52,6 +52,15 @@ def set_level(level: str) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
 
 
+def silence() -> None:
+    """Have nothing logged, by us or by libraries: for commands that tell a person themselves what there is to tell."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+
+
 def _json() -> list[Processor]:
     return [*_common(), _in_order, structlog.processors.JSONRenderer(default=repr)]
 

@@ -6,6 +6,10 @@ shows or what it types, so nothing but printable characters is let through.
 
 from __future__ import annotations
 
+import re
+
+_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
+
 
 def printable(text: str, keep: str = "") -> str:
     """Return ``text`` with every character that is not printable, nor in ``keep``, written as a backslash escape.
@@ -18,6 +22,11 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(
         character if character.isprintable() or character in keep else _escaped(character) for character in text
     )
+
+
+def shortened(text: str) -> str:
+    """Return ``text`` with each id of 64 digits in it cut to the 12 that people go by."""
+    return _HASH.sub(r"\1", text)
 
 
 def _escaped(character: str) -> str:

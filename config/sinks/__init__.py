@@ -30,6 +30,7 @@ __all__ = [
     "StdoutSettings",
     "from_url",
     "model_of",
+    "of_url",
 ]
 
 SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings | SinkSection
@@ -70,6 +71,16 @@ def from_url(url: str) -> dict[str, Any]:
     if not colon:
         raise ValueError(f"a sink is written as a URL, with a colon after its scheme; known schemes: {known}")
     raise ValueError(f"unknown scheme {scheme[:20]!r}; known schemes: {known}")
+
+
+def of_url(url: str) -> SinkSettings:
+    """Return the settings that a sink's URL stands for, with defaults for all that it has no room for.
+
+    Raises:
+        ValueError: It stands for none; pydantic's ValidationError is one.
+    """
+    settings = from_url(url)
+    return model_of(settings["type"]).model_validate(settings)
 
 
 def _sinks(value: object) -> object:

@@ -99,8 +99,8 @@ class Cluster:
             )
         return topic
 
-    async def where(self, topic: str) -> dict[int, Partition]:
-        """Return a topic's partitions; none where it is not there.
+    async def where(self, topic: str, purpose: str = "Write") -> dict[int, Partition]:
+        """Return a topic's partitions; none where it is not there. ``purpose`` is the operation it is wanted for.
 
         Raises:
             TransientError: We may not see it, or the server did not answer.
@@ -115,7 +115,7 @@ class Cluster:
         if code in (UnknownTopicOrPartitionError, LeaderNotAvailableError) and not partitions:
             return {}
         if code is TopicAuthorizationFailedError:
-            raise TransientError(f"{who(self._settings)} may not see topic {topic}: allow Describe and Write on it")
+            raise TransientError(f"{who(self._settings)} may not see topic {topic}: allow Describe and {purpose} on it")
         if code is not NoError:
             raise TransientError(f"topic {topic}: {said(code())}")
         return {

@@ -11,6 +11,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from bridge.core.errors import TransientError
 from sinks.current import Row
 from sinks.kafka.cluster import REQUEST_SECONDS
+from sinks.kafka.consumer import end
 from sinks.kafka.failures import said, who
 from sinks.kafka.messages import row_of
 
@@ -50,7 +51,7 @@ async def rows_of(
     except KafkaError as error:
         raise TransientError(f"state_topic {topic} cannot be read: {said(error)}") from error
     finally:
-        await _end(consumer)
+        await end(consumer)
 
 
 async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) -> set[Row]:
@@ -70,13 +71,3 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
                     rows.add(row)
         if await consumer.position(place) >= end:
             return rows
-
-
-async def _end(consumer: AIOKafkaConsumer) -> None:
-    """Let go of it, as far as that goes in time."""
-    ending = asyncio.ensure_future(consumer.stop())
-    await asyncio.wait({ending}, timeout=1.0)
-    if not ending.done():
-        ending.cancel()
-    elif not ending.cancelled():
-        ending.exception()

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -192,6 +192,19 @@ class Link:
         """
         reply = "" if number is None else f"{self._inbox}.{number}"
         await self._client.publish(subject, data, reply, headers)
+
+    async def subscribe(self, pattern: str, take: Callable[[Msg], Awaitable[None]]) -> None:
+        """Have ``take`` called with each message whose subject fits ``pattern``, from when this returns."""
+        await self.ask(f"let us listen to {pattern}", self._client.subscribe(pattern, cb=take))
+        await self.flush()
+
+    def new_inbox(self) -> str:
+        """Return a subject for answers that nobody else has."""
+        return self._client.new_inbox()
+
+    async def call(self, subject: str, data: bytes, inbox: str) -> None:
+        """Hand over a message; answers to it go to ``inbox``."""
+        await self._client.publish(subject, data, inbox)
 
     async def flush(self) -> None:
         """Wait until the server has read what was sent."""

@@ -14,7 +14,7 @@ from bridge.cli import execute
 from bridge.cli.failure import CommandError
 from bridge.core.errors import AmbiguousError, FatalError, NotFoundError, TransientError
 
-COMMANDS = ["run", "list", "inspect", "schema", "version"]
+COMMANDS = ["run", "list", "inspect", "watch", "tail", "schema", "version"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_help_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == ""
 
 
-@pytest.mark.parametrize("command", ["run", "list", "inspect", "schema event", "schema config"])
+@pytest.mark.parametrize("command", ["run", "list", "inspect", "watch", "tail", "schema event", "schema config"])
 def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0
     told = capsys.readouterr().out
@@ -64,7 +64,7 @@ def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixtu
     assert f"\n    whalebridge {command}" in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["run", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["run", "--help"], ["tail", "--help"]])
 def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
     code = (
         "import sys; from bridge.cli import execute; execute(sys.argv[1:]);"

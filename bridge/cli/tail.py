@@ -1,0 +1,192 @@
+"""``whalebridge tail``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing, nullcontext, suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridge.cli import options, output
+from bridge.cli.failure import WRONG_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from bridge.cli.chosen import Chosen
+    from bridge.fleet.documents import Source
+    from bridge.fleet.messages import Begin, Reader
+    from bridge.fleet.records import Read
+
+Url = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL",
+        help="What a sink writes to: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, file:PATH; with TLS "
+        "kafkas:// and tls://; - for standard input.",
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="WHEN",
+        help="Begin there: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); or "
+        "beginning. Default: now, and with --no-follow the beginning.",
+    ),
+]
+Follow = Annotated[
+    bool, typer.Option("--follow/--no-follow", help="Wait for more at the end, or end there. Default: wait.")
+]
+Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOB", help="Only these namespaces.")]
+Excluded = Annotated[
+    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOB", help="Not these namespaces.")
+]
+Projects = Annotated[list[str] | None, typer.Option("--project", metavar="GLOB", help="Only these compose projects.")]
+Containers = Annotated[
+    list[str] | None, typer.Option("--container", metavar="GLOB", help="Only containers with such a name or id.")
+]
+Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only these hosts.")]
+Types = Annotated[
+    list[str] | None,
+    typer.Option("--type", metavar="GLOB", help="Only these types of records: started, exited, lost and so on."),
+]
+Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show records that came before as well.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document a line, as it was published.")]
+
+_BEGINNING = "beginning"
+_FROM_NOW_ON = "shown is what comes from now on; --since 15m shows what came before, too"
+_MARGIN = timedelta(minutes=1)  # by which a broker's clock may differ from a node's
+
+
+def tail(
+    url: Url,
+    config: options.Config = None,
+    since: Since = None,
+    follow: Follow = True,
+    namespace: Namespaces = None,
+    exclude_namespace: Excluded = None,
+    project: Projects = None,
+    container: Containers = None,
+    host: Hosts = None,
+    type_: Types = None,
+    duplicates: Duplicates = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read what bridges have published, a line a record.
+
+    Records that came before are left out, and so are heartbeats, unless --type names them. Each filter may be
+    repeated; where one asks for a namespace, a project or a container, of frames only "lost" is shown. A login is
+    taken from the sink of the configuration (--config, environment) that has the same servers. Nothing is left behind
+    at a broker: no group, no offsets, no durable consumer. Ctrl-C ends it (exit status 0; 130 where it does not
+    follow).
+
+    \b
+    Examples:
+      whalebridge tail kafka://localhost:9092/containers
+      whalebridge tail nats://localhost:4222/containers --since 15m --project web-shop
+      whalebridge tail file:/var/log/whalebridge/events.jsonl --no-follow --type exited
+      kcat -C -e -b localhost:9092 -t containers | whalebridge tail - --json | jq .id
+    """
+    import asyncio
+
+    from bridge.cli.chosen import Chosen
+
+    beginning = since == _BEGINNING or not (since or follow)
+    moment = None if beginning or since is None else _moment(since)
+    begin: Begin = "beginning" if beginning else moment or "end"
+    reader = _reader(url, begin, config, follow=follow)
+    welcome = _FROM_NOW_ON if begin == "end" and reader.follow and output.to_terminal() else ""
+    chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
+    with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # that is how following ends
+        asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates, welcome))
+
+
+def _moment(since: str) -> datetime:
+    """Read what a person says of a moment."""
+    from pydantic import TypeAdapter
+
+    from config.fields import Duration
+
+    try:
+        return datetime.now(UTC) - TypeAdapter(Duration).validate_python(since)
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return datetime.fromisoformat(since).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise CommandError(
+            "--since takes 90s, 15m, 6h or 2d, a time such as 2026-11-23T15:21:08Z, or beginning", status=WRONG_USAGE
+        ) from None
+
+
+def _reader(url: str, begin: Begin, config: str | None, *, follow: bool) -> Reader:
+    from bridge.clock import SystemClock
+    from bridge.core.errors import FatalError
+    from bridge.fleet import opening
+    from bridge.fleet.files import InputReader
+    from config.reading import source
+
+    if url == "-":
+        return InputReader()
+    sinks = options.settings(config=config).sinks
+    try:
+        settings = source(url, sinks)
+    except ValueError as error:
+        raise CommandError(str(error), status=WRONG_USAGE) from None
+    if getattr(settings, "mode", None) == "core" and not (follow and begin == "end"):
+        raise CommandError(
+            "core NATS keeps nothing, so that there is only what comes from now on: leave out --since and --no-follow",
+            status=WRONG_USAGE,
+        )
+    if isinstance(begin, datetime):
+        begin -= _MARGIN
+    try:
+        return opening.reader(settings, SystemClock(), begin=begin, follow=follow)
+    except FatalError as error:
+        raise CommandError.of(error) from error
+
+
+async def _tail(
+    reader: Reader, chosen: Chosen, show: Callable[[Iterable[Read]], Iterator[str]], duplicates: bool, welcome: str
+) -> None:
+    from bridge.cli import complain
+    from bridge.clock import SystemClock
+    from bridge.core.errors import BridgeError
+    from bridge.fleet.records import records
+    from bridge.fleet.seen import Seen
+    from bridge.telemetry import logs
+
+    logs.silence()
+    seen: defaultdict[Source, Seen] = defaultdict(Seen)
+    try:
+        async with aclosing(records(reader, SystemClock(), complain)) as batches:
+            async for batch in batches:
+                if welcome:
+                    complain(welcome)
+                    welcome = ""
+                new = [each for each in batch if seen[each.document.source].take(each.document) or duplicates]
+                if lines := list(show(each for each in new if chosen(each.document))):
+                    output.write("\n".join(lines))
+    except BridgeError as error:
+        raise CommandError.of(error) from error
+
+
+def _lines(found: Iterable[Read]) -> Iterator[str]:
+    import os
+
+    from bridge.cli.line import line
+
+    coloured = output.to_terminal() and not os.environ.get("NO_COLOR")
+    return (line(each.document, coloured=coloured) for each in found)
+
+
+def _json_lines(found: Iterable[Read]) -> Iterator[str]:
+    from sinks.terminal import printable_json
+
+    for each in found:
+        text = each.data.decode(errors="backslashreplace").replace("\n", " ")
+        yield printable_json(text) if output.to_terminal() else text

@@ -1,0 +1,91 @@
+"""``whalebridge watch``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from bridge.cli import options, output
+from bridge.cli.failure import WRONG_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+PAUSE_SECONDS = 0.1  # from one picture to the next, at least
+LOOK_SECONDS = 0.5  # at most: how the connection is, nobody tells by itself
+
+
+def watch(
+    config: options.Config = None,
+    containerd: options.Containerd = None,
+    namespace: options.Include = None,
+    exclude_namespace: options.Exclude = None,
+) -> None:
+    """Show the containers that live, as a table that is kept up to date, and what happened last.
+
+    It needs a terminal. While containerd is away, what was known last stays, and a line says so. Ctrl-C ends it.
+
+    \b
+    Examples:
+      whalebridge watch
+      whalebridge watch --namespace k8s.io
+    """
+    import asyncio
+
+    if not output.to_terminal() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+        raise CommandError(
+            "watch draws on a terminal, which standard output is not: take 'list' to look once, or 'run' for events",
+            status=WRONG_USAGE,
+        )
+    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    asyncio.run(_watch(settings))
+
+
+async def _watch(settings: Settings) -> None:
+    import asyncio
+    import signal
+    from contextlib import suppress
+
+    from bridge.cli.containers import connected
+    from bridge.core.errors import BridgeError
+    from bridge.telemetry import logs
+
+    logs.silence()
+    async with connected(settings):
+        pass  # where there is no containerd, that is told, and not waited for
+    drawing = asyncio.ensure_future(_draw(settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, drawing.cancel)
+    try:
+        with suppress(asyncio.CancelledError):
+            await drawing
+    except BridgeError as error:
+        raise CommandError.to_connect(error) from error
+
+
+async def _draw(settings: Settings) -> None:
+    import asyncio
+    import signal
+    from contextlib import suppress
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from bridge import app
+    from bridge.cli.screen import Screen
+
+    screen, console = Screen(settings.containerd.address), Console(highlight=False)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, screen.changed.set)
+    live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+    async with app.following(settings, screen) as watched:
+        with live:
+            while True:
+                trouble = None if watched.live else watched.failure
+                width, height = console.size
+                live.update(screen.page(width=width, height=height, trouble=trouble), refresh=True)
+                await asyncio.sleep(PAUSE_SECONDS)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(screen.changed.wait(), LOOK_SECONDS)
+                screen.changed.clear()

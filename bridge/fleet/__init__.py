@@ -1,0 +1,1 @@
+"""The consumers' side: reading what bridges have published, and folding it into what lives."""

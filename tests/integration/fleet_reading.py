@@ -1,0 +1,82 @@
+"""What the tests of readers share: reading to the end, and following along."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+
+from bridge.clock import SystemClock
+from bridge.core.events import Record
+from bridge.fleet.messages import Message, Reader, read
+
+
+async def whole(reader: Reader) -> list[Message]:
+    """All that a reader finds which ends at the end."""
+    found: list[Message] = []
+    async with asyncio.timeout(30):
+        async for batch in read(reader, SystemClock()):
+            found += batch
+    return found
+
+
+class Following:
+    """What a reader has found so far, and what it has told of."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.told: list[str] = []
+        self.begun = asyncio.Event()
+
+    async def until(self, fits: Callable[[], bool], seconds: float = 60) -> None:
+        """Wait until it fits."""
+        async with asyncio.timeout(seconds):
+            while not fits():  # noqa: ASYNC110 (a test has nothing else to do meanwhile)
+                await asyncio.sleep(0.05)
+
+    async def count(self, count: int) -> list[Message]:
+        """Wait for so many messages."""
+        await self.until(lambda: len(self.messages) >= count)
+        return self.messages
+
+
+@contextlib.asynccontextmanager
+async def following(reader: Reader) -> AsyncIterator[Following]:
+    """Follow along; entered when reading has begun. Nothing of it goes on afterwards."""
+    found = Following()
+
+    async def follow() -> None:
+        async with contextlib.aclosing(read(reader, SystemClock(), found.told.append)) as batches:
+            async for batch in batches:
+                found.messages += batch
+                found.begun.set()
+
+    before = asyncio.all_tasks()
+    task = asyncio.ensure_future(follow())
+    beginning = asyncio.ensure_future(found.begun.wait())
+    try:
+        await asyncio.wait({task, beginning}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+        assert found.begun.is_set()
+        yield found
+    finally:
+        beginning.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            async with asyncio.timeout(5):
+                await task
+        if left := asyncio.all_tasks() - before - {task}:
+            await asyncio.wait(left, timeout=5)
+        going_on = [each for each in left if not each.done()]
+        assert not going_on, going_on
+
+
+def data(of: Sequence[Message] | Sequence[Record]) -> list[bytes]:
+    return [each.data for each in of]
+
+
+def sequences(messages: Sequence[Message]) -> list[int]:
+    return [msgspec.json.decode(each.data)["sequence"] for each in messages]

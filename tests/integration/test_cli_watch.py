@@ -1,0 +1,101 @@
+"""`whalebridge watch` on real terminals and real containerds."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.integration.terminal import ALTERNATE, SHOWN, USUAL, Terminal
+from tests.testbed.containerd import Containerd
+
+HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
+
+
+@pytest.fixture
+def yard(engine: Containerd) -> Iterator[Yard]:
+    yard = Yard(engine)
+    yield yard
+    yard.clear()
+
+
+def watching(address: str, *flags: str, **options: int) -> Terminal:
+    return Terminal([*WHALEBRIDGE, "watch", "--containerd", address, *flags], ENVIRONMENT, **options)
+
+
+def lines(page: str, start: str) -> list[list[str]]:
+    return [line.split() for line in page.splitlines() if line.startswith(start)]
+
+
+def test_the_table_is_kept_up_to_date(yard: Yard) -> None:
+    first = yard.run(labels={"nerdctl/name": "shop-web-1", "com.docker.compose.project": "shop"})
+    with watching(yard.address) as terminal:
+        page = terminal.wait(lambda page: first in page, "container")
+        assert [row[1:4] for row in lines(page, first)] == [["shop-web-1", "shop", "-"]]
+        second = yard.run("shop")
+        terminal.wait(lambda page: lines(page, f"shop/{second}"), "second container")
+        yard.engine.ctr("tasks", "pause", first)
+        terminal.wait(lambda page: "paused" in lines(page, first)[0], "paused container")
+        yard.engine.ctr("tasks", "kill", "--signal", "SIGKILL", second, namespace="shop")
+        page = terminal.wait(lambda page: not lines(page, f"shop/{second}"), "end of the second container")
+        told = [line.split()[1:] for line in page.partition("LAST EVENTS")[2].splitlines()[1:] if line.split()]
+        assert told[-3:] == [
+            ["started", f"shop/{second}"],
+            ["paused", "default/shop-web-1", "project", "shop"],
+            ["exited", f"shop/{second}", "status", "137"],
+        ]
+        terminal.resize(80, 20)
+        terminal.wait(lambda page: "IMAGE" not in page and first in page, "smaller page")
+        assert terminal.end(signal.SIGINT) == 0
+        assert ALTERNATE in terminal.text
+        assert terminal.text.rindex(USUAL) > terminal.text.rindex(first)
+        assert SHOWN in terminal.text[terminal.text.rindex(first) :]
+
+
+def test_hostile_names_do_nothing_to_a_terminal(yard: Yard) -> None:
+    id_ = yard.run(labels={"nerdctl/name": HOSTILE, "com.docker.compose.project": HOSTILE})
+    with watching(yard.address, columns=200) as terminal:
+        terminal.wait(lambda page: id_ in page, "container")
+        yard.engine.ctr("tasks", "pause", id_)
+        terminal.wait(lambda page: "project" in page, "event")
+        assert terminal.end(signal.SIGTERM) == 0
+        for each in ("\x1b]", "\x07", "\x9b", "\u202e"):
+            assert each not in terminal.text
+        assert r"web\x1b]0;title\x07[red]\x9b2J\u202e" in terminal.text
+
+
+def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Containerd]) -> None:
+    engine = fresh_engine()
+    for id_ in ("stays", "goes"):
+        engine.run(id_, "sleep", "600")
+    with watching(engine.address) as terminal:
+        terminal.wait(lambda page: "stays" in page and "goes" in page, "containers")
+        engine.ctr("tasks", "pause", "stays")
+        terminal.wait(lambda page: "paused" in page, "paused container")
+        engine.kill()
+        page = terminal.wait(lambda page: "not watched now" in page, "word of the trouble")
+        assert lines(page, "stays")
+        assert lines(page, "goes")
+        engine.start()
+        engine.wait_ready()
+        engine.ctr("tasks", "kill", "--signal", "SIGKILL", "goes")
+        wait_for(lambda: engine.tasks().get("goes") != "RUNNING")
+        engine.run("new", "sleep", "600")
+        page = terminal.wait(
+            lambda page: lines(page, "new") and not lines(page, "goes") and "not watched" not in page, "right page"
+        )
+        assert "paused" in lines(page, "stays")[0]
+        assert "begins: reconnect, since" in page
+        assert terminal.end(signal.SIGINT) == 0
+    engine.ctr("tasks", "resume", "stays")
+
+
+def test_what_keeps_it_from_watching_is_one_line(yard: Yard) -> None:
+    assert_one_line(whalebridge("watch", "--containerd", yard.address), 2, "take 'list' to look once")
+    with watching("/nowhere.sock") as terminal:
+        assert terminal.process.wait(30) == 3
+        terminal.wait(lambda page: page.endswith("\n"), "line")
+        assert terminal.text.startswith("whalebridge: there is no socket /nowhere.sock: is containerd running")
+        assert terminal.text.count("\n") == 1

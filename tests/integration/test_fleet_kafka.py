@@ -1,0 +1,143 @@
+"""Reading topics of real Kafkas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from bridge.clock import SystemClock
+from bridge.core.errors import NotFoundError, TransientError
+from bridge.fleet.kafka import KafkaReader
+from bridge.fleet.messages import Begin
+from tests.certificates import Authority
+from tests.integration.fleet_reading import data, following, whole
+from tests.integration.kafka_sinks import FreshKafka, settings, sink
+from tests.sample_records import records
+from tests.testbed.kafka import USERS, Kafka
+
+
+def reader(
+    servers: Kafka | str, topic: str, *, begin: Begin = "beginning", follow: bool = False, **options: Any
+) -> KafkaReader:
+    return KafkaReader(settings(servers, topic, **options), SystemClock(), begin=begin, follow=follow)
+
+
+async def publish(kafka: Kafka, topic: str, first: int, count: int, **options: Any) -> list[bytes]:
+    batch = records(count, first, **options)
+    async with sink(kafka, topic) as made:
+        await made.publish(batch)
+    return data(batch)
+
+
+async def test_all_partitions_are_read_to_their_ends(kafka: Kafka) -> None:
+    kafka.admin.create_topic("read.three", partitions=3)
+    wanted = [each for host in "abcdef" for each in await publish(kafka, "read.three", 1, 50, host=host)]
+    found = await whole(reader(kafka, "read.three"))
+    assert sorted(data(found)) == sorted(wanted)
+    assert len({each.place for each in found}) > 1
+    for place in {each.place for each in found}:
+        numbers = [each.number for each in found if each.place == place]
+        assert numbers == list(range(len(numbers)))
+
+
+async def test_an_empty_topic_has_an_end(kafka: Kafka) -> None:
+    kafka.admin.create_topic("read.empty")
+    assert await whole(reader(kafka, "read.empty")) == []
+
+
+async def test_what_was_deleted_is_not_waited_for(kafka: Kafka) -> None:
+    """Also where the oldest are gone, and where offsets are taken by something else than messages."""
+    kafka.admin.create_topic("read.marks")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id="read.marks")
+    await producer.start()
+    async with producer.transaction():
+        await producer.send_and_wait("read.marks", b"{}")
+    await producer.stop()
+    assert data(await whole(reader(kafka, "read.marks"))) == [b"{}"]
+
+
+async def test_reading_begins_at_a_moment_or_at_the_end(kafka: Kafka) -> None:
+    await publish(kafka, "read.since", 1, 10)
+    await asyncio.sleep(0.05)
+    moment = datetime.now(UTC)
+    await asyncio.sleep(0.05)
+    later = await publish(kafka, "read.since", 11, 10)
+    assert data(await whole(reader(kafka, "read.since", begin=moment))) == later
+    assert await whole(reader(kafka, "read.since", begin="end")) == []
+    assert await whole(reader(kafka, "read.since", begin=datetime.now(UTC))) == []
+    async with following(reader(kafka, "read.since", begin="end", follow=True)) as found:
+        newest = await publish(kafka, "read.since", 21, 3)
+        assert data(await found.count(3)) == newest
+
+
+async def test_nothing_is_left_behind(kafka: Kafka) -> None:
+    await publish(kafka, "read.traces", 1, 10)
+    before = kafka.admin.topics()
+    async with following(reader(kafka, "read.traces", follow=True)) as found:
+        await found.count(10)
+    assert kafka.admin.topics() == before  # no __consumer_offsets: there was no group
+
+
+async def test_a_reader_that_follows_outlives_the_brokers(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka()
+    first = await publish(kafka, "events", 1, 10)
+    async with following(reader(kafka, "events", follow=True, timeout="3s")) as found:
+        await found.count(10)
+        kafka.kill()
+        await found.until(lambda: bool(found.told))
+        await asyncio.to_thread(kafka.start)
+        second = await publish(kafka, "events", 11, 10)
+        assert data(await found.count(20)) == first + second
+        assert found.told[0].startswith("no Kafka server can be used: 127.0.0.1:")
+        assert found.told[0].endswith("connection refused: nothing listens there; waiting for it")
+        assert found.told[1:] == ["reading goes on"]
+
+
+async def test_a_topic_that_is_not_there(kafka: Kafka) -> None:
+    with pytest.raises(NotFoundError, match=r"^there is no topic read\.nothing at Kafka 127\.0\.0\.1:\d+$"):
+        await whole(reader(kafka, "read.nothing"))
+    assert "read.nothing" not in kafka.admin.topics()
+
+
+async def test_a_broker_that_is_silent_or_away_is_not_waited_for(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka(proxied=True)
+    await publish(kafka, "events", 1, 10)
+    address = f"127.0.0.1:{kafka.proxies[0].port}"
+    assert len(await whole(reader(address, "events", timeout="4s"))) == 10
+    kafka.proxies[0].silence()
+    began = time.monotonic()
+    with pytest.raises(TransientError, match="no answer in time"):
+        await whole(reader(address, "events", timeout="4s", follow=True))
+    assert time.monotonic() - began < 8
+    with pytest.raises(TransientError, match="connection refused"):
+        await whole(reader("127.0.0.1:1", "events", follow=True))
+
+
+async def test_the_access_of_a_sink_is_a_readers(kafka: Kafka, authority: Authority) -> None:
+    wanted = await publish(kafka, "read.guarded", 1, 10)
+    sasl = {"username": "reader", "password": USERS["reader"]}
+    tls = {"enabled": True, "ca_file": str(authority.certificate)}
+    where = kafka.bootstrap_of("sasl_ssl")
+    assert data(await whole(reader(where, "read.guarded", sasl=sasl, tls=tls))) == wanted
+    with pytest.raises(TransientError, match="it refuses user reader by scram-sha-512"):
+        await whole(reader(where, "read.guarded", sasl=sasl | {"password": "wrong"}, tls=tls))
+    with pytest.raises(TransientError, match="perhaps it wants TLS"):
+        await whole(reader(where, "read.guarded", sasl=sasl))
+
+
+async def test_reading_needs_to_be_allowed_and_nothing_else(fresh_kafka: FreshKafka) -> None:
+    kafka = fresh_kafka(listeners=("sasl_plaintext",), acls=True)
+    wanted = await publish(kafka, "events", 1, 10)
+    where, sasl = kafka.bootstrap_of("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
+    with pytest.raises(TransientError, match=r"^user reader may not see topic events: allow Describe and Read on it$"):
+        await whole(reader(where, "events", sasl=sasl))
+    kafka.admin.allow("User:reader", "describe", "topic", "events")
+    with pytest.raises(TransientError, match=r"^user reader may not read topic events: allow Describe and Read on it$"):
+        await whole(reader(where, "events", sasl=sasl))
+    kafka.admin.allow("User:reader", "read", "topic", "events")
+    assert data(await whole(reader(where, "events", sasl=sasl))) == wanted

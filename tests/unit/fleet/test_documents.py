@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from msgspec import Struct
+
+from bridge.core import events
+from bridge.fleet import documents
+from bridge.fleet.documents import ForeignError, decode
+from sinks.cloudevents import envelope
+from tests.sample_records import ENGINE, frame, lost, record
+
+BEFORE = b'{"version":1,"type":"sta'
+
+
+@pytest.mark.parametrize(
+    ("published", "read"),
+    [
+        (events.EventRecord, documents.Document),
+        (events.Container, documents.Container),
+        (events.Snapshot, documents.Snapshot),
+        (events.Lost, documents.Lost),
+        (events.Exit, documents.Exit),
+        (events.Pod, documents.Pod),
+        (events.Previous, documents.Previous),
+        (events.EngineInfo, documents.Engine),
+    ],
+)
+def test_every_field_that_is_published_is_read(published: type[Struct], read: type[Struct]) -> None:
+    assert set(published.__struct_fields__) <= set(read.__struct_fields__)
+
+
+@pytest.mark.parametrize("made", [record(4, "paused"), frame(1, "snapshot_started"), lost(record(7), 5)])
+def test_what_is_read_is_what_was_published(made: events.Record) -> None:
+    document, data = decode(made.data)
+    assert data == made.data
+    assert msgspec.json.decode(msgspec.json.encode(document)) == msgspec.json.decode(made.data)
+    assert document.source == (made.host, ENGINE.id)
+    assert document.position == (made.epoch, made.sequence)
+
+
+def test_unknown_types_fields_and_values_are_no_reason_to_stop() -> None:
+    plain = msgspec.json.decode(frame(1, "snapshot_started").data)
+    plain |= {"type": "sparkled", "colour": [1], "origin": "dreamt"}
+    plain["snapshot"] |= {"reason": "boredom", "mood": None}
+    document, _ = decode(msgspec.json.encode(plain))
+    assert (document.type, document.origin) == ("sparkled", "dreamt")
+    assert document.snapshot
+    assert document.snapshot.reason == "boredom"
+
+
+def test_an_envelope_is_unwrapped() -> None:
+    made = record(3)
+    wrapped = envelope(made, made.data)
+    assert decode(wrapped)[1] == made.data
+    assert decode(msgspec.json.format(wrapped, indent=2))[0] == decode(made.data)[0]
+
+
+@pytest.mark.parametrize("before", [BEFORE, b'{"', b"\0\0"])
+def test_half_a_line_that_a_killed_process_left_is_passed_over(before: bytes) -> None:
+    made = record(3)
+    assert decode(before + made.data)[1] == made.data
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no JSON"),
+        (b"rubbish", "no JSON"),
+        (b'{"version":1,"type":"\xff"}', "no JSON"),
+        (BEFORE, "no JSON"),
+        (b"[]", "no record of major version 1: Expected `object`, got `array`"),
+        (b"[" * 100_000, "no record of major version 1: Expected `object`, got `array`"),
+        (b'{"a":' + b"[" * 100_000, "no JSON"),
+        (b'{"specversion":"1.0","data":{"version":1}}', "no record of major version 1: Object missing required field"),
+        (record(1).data.replace(b'"version":1', b'"version":2'), "no record of major version 1: Invalid enum value 2"),
+    ],
+)
+def test_what_is_no_record_is_told_why(data: bytes, reason: str) -> None:
+    with pytest.raises(ForeignError) as caught:
+        decode(data)
+    assert str(caught.value).startswith(reason)
+    assert len(str(caught.value)) < 200

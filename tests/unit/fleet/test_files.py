@@ -1,0 +1,177 @@
+# ruff: noqa: ASYNC240 (a test has nothing else to do meanwhile)
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from bridge.core.errors import FatalError, NotFoundError
+from bridge.core.model import Instant
+from bridge.fleet.files import FileReader, InputReader
+from bridge.fleet.messages import Begin
+from sinks.file import RotatedFile
+
+
+class Writer:
+    """A file that is written between the looks of a reader: its clock's sleep hands over to the test."""
+
+    def __init__(self, path: Path, begin: Begin = "beginning") -> None:
+        self.path = path
+        self.reader = FileReader(str(path), self, begin=begin, follow=True)
+        self.found: list[bytes] = []
+        self._asleep, self._awake = asyncio.Event(), asyncio.Event()
+
+    def now(self) -> Instant:
+        return Instant(0, 0)
+
+    def random(self) -> float:
+        return 0.0
+
+    async def sleep(self, _: float) -> None:
+        self._asleep.set()
+        await self._awake.wait()
+        self._awake.clear()
+
+    async def seen(self) -> list[bytes]:
+        """Have the reader look once more; return what it has found by the time that it waits again."""
+        self._asleep.clear()
+        self._awake.set()
+        await self._asleep.wait()
+        found, self.found = self.found, []
+        return found
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Writer]:
+        async def follow() -> None:
+            async with aclosing(self.reader.batches()) as batches:
+                async for batch in batches:
+                    self.found += [each.data for each in batch]
+
+        task = asyncio.ensure_future(follow())
+        await self._asleep.wait()
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def whole(path: Path, begin: Begin = "beginning") -> list[bytes]:
+    writer = Writer(path)
+    reader = FileReader(str(path), writer, begin=begin, follow=False)
+    return [each.data async for batch in reader.batches() for each in batch]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "events.jsonl"
+
+
+async def test_what_was_set_aside_is_read_first(path: Path) -> None:
+    path.write_bytes(b"five\nsix")
+    for number, text in ((1, b"four\n"), (2, b"three\n"), (10, b"one\ntwo\n")):
+        path.with_name(f"events.jsonl.{number}").write_bytes(text)
+    path.with_name("events.jsonl.gz").write_bytes(b"no\n")
+    path.with_name("other.jsonl.1").write_bytes(b"no\n")
+    assert await whole(path) == [b"one", b"two", b"three", b"four", b"five", b"six"]
+    assert await whole(path, "end") == []
+    os.utime(path.with_name("events.jsonl.10"), (1000, 1000))
+    assert await whole(path, datetime(2020, 1, 1, tzinfo=UTC)) == [b"three", b"four", b"five", b"six"]
+    assert await whole(path, datetime(2999, 1, 1, tzinfo=UTC)) == [b"five", b"six"]
+
+
+async def test_lines_come_when_they_are_whole(path: Path) -> None:
+    path.write_bytes(b"one\ntw")
+    async with Writer(path).read() as writer:
+        assert await writer.seen() == [b"one"]
+        with path.open("ab") as file:
+            file.write(b"o\nthree\n")
+        assert await writer.seen() == [b"two", b"three"]
+
+
+async def test_from_the_end_on_a_line_that_had_begun_is_left_out(path: Path) -> None:
+    path.write_bytes(b"one\ntw")
+    async with Writer(path, "end").read() as writer:
+        with path.open("ab") as file:
+            file.write(b"o\nthree\n")
+        assert await writer.seen() == [b"three"]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+async def test_rotation_is_followed(path: Path, keep: int, at_once: int) -> None:
+    """As our own sink does it: each line is a file."""
+    file = RotatedFile(str(path), 1, keep)
+    file.append([b"first\n"])
+    async with Writer(path).read() as writer:
+        assert writer.found == [b"first"]
+        writer.found.clear()
+        for first in range(0, 20, at_once):
+            wanted = [b"%d" % number for number in range(first, first + at_once)]
+            file.append([each + b"\n" for each in wanted])
+            assert await writer.seen() == wanted[-keep - 1 :]
+    file.close()
+
+
+async def test_what_was_written_before_the_file_was_moved_away_is_read(path: Path) -> None:
+    """As logrotate does it, also to where nobody finds it; the new file may be late."""
+    path.write_bytes(b"one\n")
+    async with Writer(path).read() as writer:
+        await writer.seen()
+        with path.open("ab") as file:
+            path.rename(path.with_name("elsewhere"))
+            assert await writer.seen() == []
+            file.write(b"two\nthr")
+        path.write_bytes(b"four\n")
+        assert await writer.seen() == [b"two", b"thr", b"four"]
+
+
+async def test_a_file_that_is_cut_off_begins_anew(path: Path) -> None:
+    path.write_bytes(b"one\ntw")
+    async with Writer(path).read() as writer:
+        await writer.seen()
+        path.write_bytes(b"1\n")
+        assert await writer.seen() == [b"1"]
+
+
+@pytest.mark.parametrize("begin", ["beginning", "end"])
+async def test_what_cannot_be_read_is_told(tmp_path: Path, begin: Begin) -> None:
+    with pytest.raises(NotFoundError, match=r"there is no file .*/nothing: name one that whalebridge writes"):
+        await whole(tmp_path / "nothing", begin)
+    with pytest.raises(NotFoundError, match="there is no file"):
+        await whole(tmp_path / "nowhere" / "nothing", begin)
+    with pytest.raises(FatalError, match="it is no file; for a pipe, use -"):
+        await whole(tmp_path, begin)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FatalError, match="it is no file"):
+        await whole(tmp_path / "pipe", begin)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_pipe_is_read_as_it_comes(blocking: bool) -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(ours, blocking)
+    os.write(theirs, b"one\ntw")
+    batches = InputReader(ours).batches()
+    assert [each.data for each in await anext(batches)] == [b"one"]
+    os.write(theirs, b"o\nthree")
+    assert [each.data for each in await anext(batches)] == [b"two"]
+    os.close(theirs)
+    assert [each.data for each in await anext(batches)] == [b"three"]
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+    os.close(ours)
+
+
+async def test_a_closed_input_is_told() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    os.close(theirs)
+    with pytest.raises(FatalError, match=r"^standard input cannot be read: Bad file descriptor$"):
+        await anext(InputReader(ours).batches())
