@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 import sinks.registry
+from bridge import signals
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
@@ -49,6 +50,7 @@ async def run(settings: Settings) -> None:
     Raises:
         FatalError: Something that only a person can change is in the way.
     """
+    stopping = _on_signals()
     clock = SystemClock()
     boot = boot_id()
     made = list(zip(settings.sinks, sinks.registry.make_all(settings.sinks), strict=True))
@@ -56,7 +58,6 @@ async def run(settings: Settings) -> None:
     outbox = await _outbox(settings, clock, on_loss=lambda: watch.requests.ask("overflow"))
     watch = Watch(source, outbox, clock, watch_settings(settings), boot)
     pumps = [Pump(each.called, sink, outbox, clock, patience=_patience(each)) for each, sink in made]
-    stopping = _on_signals()
     try:
         async with together() as tasks:
             running = [tasks.create_task(pump.run()) for pump in pumps]
@@ -165,6 +166,7 @@ def _on_signals() -> _Stopping:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.ask, signal.Signals(number).name)
+    signals.release()
     return stopping
 
 

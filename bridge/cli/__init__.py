@@ -14,7 +14,8 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import inspect, list_, run, schema, version
+from bridge import signals
+from bridge.cli import doctor, inspect, list_, run, schema, version
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
@@ -30,12 +31,18 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")
 app.command("version")(version.version)
 
 
 def main() -> None:
-    """Run the command that the process was called with, and exit."""
+    """Run the command that the process was called with, and exit.
+
+    Signals that were held meanwhile are let in, but for ``run``, which does that itself once it can stop in order.
+    """
+    if sys.argv[1:2] != ["run"]:
+        signals.release()
     _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -86,16 +86,13 @@ def run(
     import asyncio
 
     from bridge import app
-    from bridge.core.errors import BridgeError, StateError
+    from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
-    from sinks.stdout import OutputError
 
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings))
-    except (OutputError, StateError) as error:
-        raise CommandError(str(error)) from error
     except BridgeError as error:
-        raise CommandError.to_connect(error) from error
+        raise CommandError.of(error) from error
     finally:
         writer.close()  # so that the last word is ours
