@@ -57,7 +57,7 @@ class Pump:
         self._clock = clock
         self._patience = patience
         self._sparingly = Sparingly(clock)
-        self._failing = False
+        self._complained = False
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -65,6 +65,7 @@ class Pump:
         Raises:
             FatalError: The sink cannot go on.
         """
+        structlog.contextvars.bind_contextvars(sink=self.name)  # into every line that the sink writes
         await self._insist(self._sink.start)
         async with together() as tasks:
             if isinstance(self._sink, NoticesReader):
@@ -96,8 +97,11 @@ class Pump:
         try:
             await self._insist(partial(self._publish, batch))
         except RefusedRecordError as refused:
-            count = await self._outbox.refuse(self.name, refused.positions, str(refused))
-            _log.error("refused", sink=self.name, records=count, reason=str(refused))
+            reason = str(refused)
+            count = await self._outbox.refuse(self.name, refused.positions, reason)
+            self._sparingly.say(
+                _log.error, ("refused", reason), "refused", sink=self.name, records=count, reason=reason
+            )
         else:
             await self._outbox.acknowledge(self.name, batch)
 
@@ -117,11 +121,10 @@ class Pump:
             backoff=BACKOFF,
             before_sleep=self._complain,
         )
-        if self._failing:
-            self._failing = False
+        if self._complained:  # else a sink that comes and goes would be told as often as that
+            self._complained = False
             _log.info("sink_reached", sink=self.name)
 
     def _complain(self, failure: Failure) -> None:
-        self._failing = True
-        text, failures = str(failure.error), failure.in_a_row
-        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)
+        told = {"sink": self.name, "error": str(failure.error), "failures": failure.in_a_row}
+        self._complained |= self._sparingly.say(_log.warning, told["error"], "sink_not_reached", **told)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import typer
 
 from bridge import signals
-from bridge.cli import doctor, inspect, list_, run, schema, version
+from bridge.cli import check, doctor, inspect, list_, run, schema, version
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
+app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")
 app.command("version")(version.version)

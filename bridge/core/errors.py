@@ -24,6 +24,10 @@ class StateError(FatalError):
     """What outlives the process cannot be read or kept: the state directory is not as it has to be."""
 
 
+class InUseError(StateError):
+    """Another process of ours has the state directory."""
+
+
 class NotFoundError(FatalError):
     """What was asked for does not exist."""
 

@@ -50,6 +50,7 @@ class Store:
 
     def __init__(self, folder: StateFolder, clock: Clock) -> None:
         self.trouble: str | None = None
+        self._complained = False
         self._folder = folder
         self._clock = clock
         self._worker = Worker("outbox")
@@ -83,8 +84,9 @@ class Store:
         result = await forever(
             lambda: self.attempt(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._complain
         )
-        if self.trouble is not None:
-            self.trouble = None
+        self.trouble = None
+        if self._complained:
+            self._complained = False
             _log.info("outbox_recovered", path=str(self._folder.database))
         return result
 
@@ -95,7 +97,7 @@ class Store:
 
     def _complain(self, failure: Failure) -> None:
         self.trouble = str(failure.error)
-        self._sparingly.say(
+        self._complained |= self._sparingly.say(
             _log.error, self.trouble, "outbox_not_written", error=self.trouble, failures=failure.in_a_row
         )
 
