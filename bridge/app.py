@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.pump import PATIENCE, Pump
 from bridge.tasks import together
+from bridge.telemetry.systemd import ServiceManager
 from bridge.watch import Watch, WatchSettings
 from config.namespaces import NamespaceFilter
 from config.sinks import StdoutSettings
@@ -57,12 +59,16 @@ async def run(settings: Settings) -> None:
     source = ContainerdClient(settings.containerd.address, _rules(settings))
     outbox = await _outbox(settings, clock, on_loss=lambda: watch.requests.ask("overflow"))
     watch = Watch(source, outbox, clock, watch_settings(settings), boot)
+    manager = ServiceManager(os.environ, clock)
     pumps = [Pump(each.called, sink, outbox, clock, patience=_patience(each)) for each, sink in made]
     try:
         async with together() as tasks:
             running = [tasks.create_task(pump.run()) for pump in pumps]
             watching = tasks.create_task(watch.run())
+            running.append(tasks.create_task(manager.attend(lambda: _described(watch, pumps))))
+            manager.ready()  # to take what containerd tells, whenever that comes: no boot has to wait for it
             await stopping.wait()
+            manager.stopping()
             await _stop(watching)
             await _drain(pumps, stopping.left() - CLOSING_SECONDS)
             for task in running:
@@ -71,6 +77,15 @@ async def run(settings: Settings) -> None:
         await asyncio.gather(*(pump.close() for pump in pumps))
         await source.close()
         await outbox.close()
+
+
+def _described(watch: Watch, pumps: Iterable[Pump]) -> str:
+    """Say in one line what goes on, for whoever asks the service manager."""
+    if watch.live:
+        text = "live"
+    else:
+        text = f"waiting for containerd: {watch.failure}" if watch.failure else "connecting to containerd"
+    return "; ".join([text, *(f"{pump.name} is not reached: {pump.failure}" for pump in pumps if pump.failure)])
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:

@@ -57,6 +57,7 @@ class Pump:
         self._clock = clock
         self._patience = patience
         self._sparingly = Sparingly(clock)
+        self.failure: str | None = None  # why the last attempt failed, until one works
         self._complained = False
 
     async def run(self) -> None:
@@ -121,10 +122,12 @@ class Pump:
             backoff=BACKOFF,
             before_sleep=self._complain,
         )
+        self.failure = None
         if self._complained:  # else a sink that comes and goes would be told as often as that
             self._complained = False
             _log.info("sink_reached", sink=self.name)
 
     def _complain(self, failure: Failure) -> None:
-        told = {"sink": self.name, "error": str(failure.error), "failures": failure.in_a_row}
-        self._complained |= self._sparingly.say(_log.warning, told["error"], "sink_not_reached", **told)
+        self.failure = text = str(failure.error)
+        told = {"sink": self.name, "error": text, "failures": failure.in_a_row}
+        self._complained |= self._sparingly.say(_log.warning, text, "sink_not_reached", **told)

@@ -47,6 +47,7 @@ class Watch:
     def __init__(self, source: Source, outbox: Outbox, clock: Clock, settings: WatchSettings, boot_id: str) -> None:
         self.requests = Requests()
         self.oddities = Oddities(clock)
+        self.failure: str | None = None  # why containerd could not be watched last, until it is again
         self._source = source
         self._outbox = outbox
         self._clock = clock
@@ -61,6 +62,12 @@ class Watch:
         self._journal: Journal | None = None
         self._positions: dict[SourceName, Previous | None] = {}
         self._sparingly = Sparingly(clock)
+        self._current: Session | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether the first snapshot of the current connection is complete."""
+        return self._current is not None and self._current.live
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -84,6 +91,7 @@ class Watch:
             missed=self._missed,
             proven_at=self._proven_at,
         )
+        self._current = session
         try:
             await session.run(self._reason)
         except asyncio.CancelledError:
@@ -97,6 +105,7 @@ class Watch:
                 self._reason = "reconnect"
             raise
         finally:
+            self._current = None
             session.absorb()
             self._tracker.disconnect()
             self._proven_at = session.proven_at
@@ -181,5 +190,5 @@ class Watch:
         return Journal(ledger, self._outbox, self._tracker, watched, proven_at=self._proven_at, outdated=outdated)
 
     def _complain(self, failure: Failure) -> None:
-        text = str(failure.error)
+        self.failure = text = str(failure.error)
         self._sparingly.say(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.in_a_row)
