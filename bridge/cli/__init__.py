@@ -15,11 +15,10 @@ from collections.abc import Sequence
 import typer
 
 from bridge import signals
-from bridge.cli import check, doctor, inspect, list_, run, schema, version
+from bridge.cli import check, completion, doctor, inspect, list_, run, schema, version
+from bridge.cli.completion import NAME
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
-
-NAME = "whalebridge"
 
 app = typer.Typer(
     help="Tell which containers live on a containerd node, and what happens to them.",
@@ -35,6 +34,7 @@ app.command("check")(check.check)
 app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")
 app.command("version")(version.version)
+app.command("completion")(completion.completion)
 
 
 def main() -> None:
@@ -42,18 +42,22 @@ def main() -> None:
 
     Signals that were held meanwhile are let in, but for ``run``, which does that itself once it can stop in order.
     """
-    if sys.argv[1:2] != ["run"]:
-        signals.release()
     _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
-    sys.exit(execute(sys.argv[1:]))
+    try:
+        if sys.argv[1:2] != ["run"]:
+            signals.release()
+        status = execute(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run a command; return the exit status."""
-    if not arguments:
+    if not completion.asked() and not arguments:
         execute(["--help"])
         return WRONG_USAGE
     try:
