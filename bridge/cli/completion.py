@@ -33,7 +33,7 @@ def completion(shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bas
       whalebridge completion zsh > /usr/local/share/zsh/site-functions/_whalebridge
       whalebridge completion fish > ~/.config/fish/completions/whalebridge.fish
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined] # it does, unmarked
 
     output.write(get_completion_script(prog_name=NAME, complete_var=_VARIABLE, shell=shell.value))
 
@@ -42,7 +42,7 @@ def asked() -> bool:
     """Tell whether it is a shell that asks, and see to it that typer answers as its scripts have it."""
     if _VARIABLE not in os.environ:
         return False
-    from typer.completion import completion_init
+    from typer.completion import completion_init  # type: ignore[attr-defined] # it does, unmarked
 
     completion_init()
     return True
