@@ -12,9 +12,9 @@ import bridge
 from bridge import cli
 from bridge.cli import execute
 from bridge.cli.failure import CommandError
-from bridge.core.errors import AmbiguousError, FatalError, NotFoundError, TransientError
+from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFoundError, TransientError, UnreachableError
 
-COMMANDS = ["run", "list", "inspect", "schema", "version"]
+COMMANDS = ["run", "list", "inspect", "check", "doctor", "schema", "version", "completion"]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_help_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == ""
 
 
-@pytest.mark.parametrize("command", ["run", "list", "inspect", "schema event"])
+@pytest.mark.parametrize("command", ["run", "list", "inspect", "check", "doctor", "schema event", "completion"])
 def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0
     told = capsys.readouterr().out
@@ -64,7 +64,9 @@ def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixtu
     assert f"\n    whalebridge {command}" in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["version"], ["run", "--help"], ["check", "--help"], ["completion", "bash"]]
+)
 def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
     code = (
         "import sys; from bridge.cli import execute; execute(sys.argv[1:]);"
@@ -126,12 +128,11 @@ def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monke
         (NotFoundError("x"), 1, 1),
         (AmbiguousError("x"), 1, 1),
         (FatalError("x"), 1, 3),
+        (UnreachableError("x"), 3, 3),
         (TransientError("x"), 3, 3),
     ],
 )
-def test_exit_status_of_errors(
-    error: NotFoundError | AmbiguousError | FatalError | TransientError, status: int, connecting: int
-) -> None:
+def test_exit_status_of_errors(error: BridgeError, status: int, connecting: int) -> None:
     assert CommandError.of(error).status == status
     assert CommandError.to_connect(error).status == connecting
     assert CommandError.of(error).lines == ("x",)
