@@ -114,10 +114,10 @@ def test_systemd_is_told_what_goes_on(engine: Containerd, notified: NotifySocket
 
 
 CONFINED = """
-import ctypes, os, sys
+import ctypes, runpy
 MEMORY_DENY_WRITE_EXECUTE = 65  # PR_SET_MDWE, Linux 6.3
 ctypes.CDLL(None).prctl(MEMORY_DENY_WRITE_EXECUTE, 1, 0, 0, 0)
-os.execv(sys.argv[1], sys.argv[1:])
+runpy.run_module("bridge", run_name="__main__", alter_sys=True)
 """
 
 
@@ -134,7 +134,7 @@ def test_a_user_with_the_sockets_group_is_enough(engine: Containerd, tmp_path: P
         for path in (folder, state):
             os.chown(path, 65534, 65534)
         bridge = BridgeProcess(engine.address, tmp_path, state_dir=state)
-        bridge.command = ["setpriv", *dropped, "--no-new-privs", sys.executable, "-c", CONFINED, *bridge.command]
+        bridge.command = ["setpriv", *dropped, "--no-new-privs", sys.executable, "-c", CONFINED, *bridge.command[3:]]
         with bridge:
             bridge.wait_live()
             status = Path(f"/proc/{bridge.process.pid}/status").read_text()
