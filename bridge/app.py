@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
 
 import sinks.registry
+from bridge import signals
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
@@ -30,6 +32,7 @@ from bridge.pump import Heart, Pump
 from bridge.reload import Reload
 from bridge.tasks import together
 from bridge.telemetry import logs
+from bridge.telemetry.systemd import ServiceManager
 from bridge.watch import Watch, WatchSettings
 from config.containers import ContainerFilter
 from config.namespaces import NamespaceFilter
@@ -52,6 +55,7 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     Raises:
         FatalError: Something that only a person can change is in the way.
     """
+    wishes = _on_signals()
     clock = SystemClock()
     boot = boot_id()
     made = sinks.registry.make_all(settings.sinks)
@@ -62,26 +66,32 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     heart = Heart(lambda: watch.proof, _heartbeat_seconds(settings))
     delivery = Delivery(outbox, clock, heart)
     inspection = Inspection(settings, watch, outbox, lambda: delivery.pumps)
-    stopping = _on_signals()
+    manager = ServiceManager(os.environ, clock)
+
+    async def apply(changed: Settings) -> None:
+        logs.set_level(changed.log.level)
+        heart.interval = _heartbeat_seconds(changed)
+        chosen = watch_settings(changed)
+        source.rules, source.scope = chosen.rules, chosen.in_scope
+        watch.reload(chosen)
+        await delivery.reload(changed)
+        inspection.settings = changed
+
     try:
         async with served(inspection), together() as tasks:
-
-            async def apply(changed: Settings) -> None:
-                logs.set_level(changed.log.level)
-                heart.interval = _heartbeat_seconds(changed)
-                chosen = watch_settings(changed)
-                source.rules, source.scope = chosen.rules, chosen.in_scope
-                watch.reload(chosen)
-                await delivery.reload(tasks, changed)
-                inspection.settings = changed
-
             delivery.start(tasks, settings, made)
             watching = tasks.create_task(watch.run())
-            reloading = tasks.create_task(_on_hangup(Reload(settings, load, apply)))
-            await stopping.wait()
-            reloading.cancel()
+            helping = [
+                tasks.create_task(manager.attend(lambda: _described(watch, delivery.pumps))),
+                tasks.create_task(_reload(Reload(settings, load, apply), wishes.reload, manager)),
+            ]
+            manager.ready()  # to take what containerd tells, whenever that comes: no boot has to wait for it
+            await wishes.stop()
+            manager.stopping()
+            for task in helping:
+                task.cancel()
             await _stop(watching)
-            await delivery.drain(stopping.left() - CLOSING_SECONDS)
+            await delivery.drain(wishes.left() - CLOSING_SECONDS)
     finally:
         await delivery.close()
         await source.close()
@@ -108,6 +118,15 @@ async def following(settings: Settings, sink: Sink) -> AsyncIterator[Watch]:
                 task.cancel()
     finally:
         await source.close()
+
+
+def _described(watch: Watch, pumps: Iterable[Pump]) -> str:
+    """Say in one line what goes on, for whoever asks the service manager."""
+    if watch.live:
+        text = "live"
+    else:
+        text = f"waiting for containerd: {watch.failure}" if watch.failure else "connecting to containerd"
+    return "; ".join([text, *(f"{pump.name} is not reached: {pump.failure}" for pump in pumps if pump.failure)])
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
@@ -171,42 +190,49 @@ def _rules(settings: Settings) -> LabelRules:
     return LabelRules(include=labels.include, exclude=labels.exclude, redact=labels.redact)
 
 
-class _Stopping:
-    """Whether to stop, and how much time is left for it; a second signal changes nothing."""
+class _Wishes:
+    """What signals ask for: to reload, or to stop, which has its time; asking for that twice changes nothing."""
 
     def __init__(self) -> None:
+        self.reload = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._asked = asyncio.Event()
+        self._stop = asyncio.Event()
         self._deadline = 0.0
 
-    async def wait(self) -> None:
+    async def stop(self) -> None:
         """Wait until somebody asks for it."""
-        await self._asked.wait()
+        await self._stop.wait()
 
-    def ask(self, name: str) -> None:
+    def ask_to_stop(self, name: str) -> None:
         """Ask for it."""
-        if not self._asked.is_set():
+        if not self._stop.is_set():
             _log.info("stopping", signal=name)
             self._deadline = self._loop.time() + STOP_SECONDS
-            self._asked.set()
+            self._stop.set()
 
     def left(self) -> float:
         """Return how many seconds are left."""
         return self._deadline - self._loop.time()
 
 
-def _on_signals() -> _Stopping:
-    stopping = _Stopping()
+def _on_signals() -> _Wishes:
+    wishes = _Wishes()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.ask, signal.Signals(number).name)
-    return stopping
+        loop.add_signal_handler(number, wishes.ask_to_stop, signal.Signals(number).name)
+    loop.add_signal_handler(signal.SIGHUP, wishes.reload.set)
+    signals.release()
+    return wishes
 
 
-async def _on_hangup(reload: Reload) -> None:
-    """Reload at SIGHUP, as often as it comes."""
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.ask)
-    await reload.run()
+async def _reload(reload: Reload, wished: asyncio.Event, manager: ServiceManager) -> None:
+    """Reload as often as it is wished for."""
+    while True:
+        await wished.wait()
+        wished.clear()
+        manager.reloading()
+        await reload.now()
+        manager.ready()
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

@@ -44,6 +44,7 @@ class Delivery:
         self._clock = clock
         self._heart = heart
         self._lines: dict[str, _Line] = {}
+        self._tasks: asyncio.TaskGroup
 
     @property
     def pumps(self) -> list[Pump]:
@@ -52,10 +53,11 @@ class Delivery:
 
     def start(self, tasks: asyncio.TaskGroup, settings: Settings, made: Sequence[Sink]) -> None:
         """Begin to bring records to the sinks that were made by the settings; one that cannot go on fails its task."""
+        self._tasks = tasks
         for each, sink in zip(settings.sinks, made, strict=True):
-            self._start(tasks, each, sink, beats=_beats(settings, each))
+            self._start(each, sink, beats=_beats(settings, each))
 
-    async def reload(self, tasks: asyncio.TaskGroup, settings: Settings) -> None:
+    async def reload(self, settings: Settings) -> None:
         """Go on under other settings of the same sinks; what was on its way to one that is replaced is sent again.
 
         Raises:
@@ -66,7 +68,7 @@ class Delivery:
             if (line.settings, line.beats) != (each, beats):
                 sink = sinks.registry.make(each)
                 await _end(line)
-                self._start(tasks, each, sink, beats=beats)
+                self._start(each, sink, beats=beats)
                 _log.info("sink_replaced", sink=each.called)
 
     async def drain(self, seconds: float) -> None:
@@ -83,10 +85,10 @@ class Delivery:
         """Let go of all sinks, or give them up."""
         await asyncio.gather(*(pump.close() for pump in self.pumps))
 
-    def _start(self, tasks: asyncio.TaskGroup, settings: SinkSettings, sink: Sink, *, beats: bool) -> None:
+    def _start(self, settings: SinkSettings, sink: Sink, *, beats: bool) -> None:
         heart = self._heart if beats else None
         pump = Pump(settings.called, sink, self._outbox, self._clock, patience=_patience(settings), heart=heart)
-        self._lines[settings.called] = _Line(pump, settings, beats, tasks.create_task(pump.run()))
+        self._lines[settings.called] = _Line(pump, settings, beats, self._tasks.create_task(pump.run()))
 
 
 async def _end(line: _Line) -> None:

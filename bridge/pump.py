@@ -103,6 +103,7 @@ class Pump:
         self.retries = 0
         self.refused = 0
         self.latency = Histogram()  # of batches, from the handing over to the acknowledgement
+        self._complained = False
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -110,6 +111,7 @@ class Pump:
         Raises:
             FatalError: The sink cannot go on.
         """
+        structlog.contextvars.bind_contextvars(sink=self.name)  # into every line that the sink writes
         await self._insist(self._sink.start)
         async with together() as tasks:
             if isinstance(self._sink, NoticesReader):
@@ -145,9 +147,12 @@ class Pump:
         try:
             await self._insist(partial(self._publish, batch))
         except RefusedRecordError as refused:
-            count = await self._outbox.refuse(self.name, refused.positions, str(refused))
+            reason = str(refused)
+            count = await self._outbox.refuse(self.name, refused.positions, reason)
             self.refused += count
-            _log.error("refused", sink=self.name, records=count, reason=str(refused))
+            self._sparingly.say(
+                _log.error, ("refused", reason), "refused", sink=self.name, records=count, reason=reason
+            )
         else:
             await self._outbox.acknowledge(self.name, batch)
             self._last = batch[-1]
@@ -184,12 +189,14 @@ class Pump:
             backoff=BACKOFF,
             before_sleep=self._complain,
         )
-        if self.state == "failing":
+        if self._complained:  # else a sink that comes and goes would be told as often as that
+            self._complained = False
             _log.info("sink_reached", sink=self.name)
         self.state, self.failure = "ok", None
 
     def _complain(self, failure: Failure) -> None:
-        text, failures = str(failure.error), failure.in_a_row
+        text = str(failure.error)
         self.state, self.failure = "failing", text
         self.retries += 1
-        self._sparingly.say(_log.warning, text, "sink_not_reached", sink=self.name, error=text, failures=failures)
+        told = {"sink": self.name, "error": text, "failures": failure.in_a_row}
+        self._complained |= self._sparingly.say(_log.warning, text, "sink_not_reached", **told)

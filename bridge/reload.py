@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import structlog
@@ -19,7 +18,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Reload:
-    """Reads the settings anew whenever it is asked to, and has what has changed applied.
+    """Reads the settings anew, and has what has changed applied.
 
     Args:
         settings: Those in force.
@@ -33,18 +32,6 @@ class Reload:
         self._settings = settings
         self._load = load
         self._apply = apply
-        self._asked = asyncio.Event()
-
-    def ask(self) -> None:
-        """Ask for it."""
-        self._asked.set()
-
-    async def run(self) -> None:
-        """Do it as often as it is asked for."""
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            await self.now()
 
     async def now(self) -> None:
         """Do it once; mistakes in the settings change nothing."""
@@ -57,7 +44,7 @@ class Reload:
         settings = possible(self._settings, loaded)
         changed, left = list(changes(self._settings, settings)), list(changes(settings, loaded))
         if left:
-            _log.warning("restart_needed", settings=left, todo="restart whalebridge for these to take effect")
+            _log.warning("restart_needed", changed=left, todo="restart whalebridge for these to take effect")
         try:
             if changed:
                 await self._apply(settings)

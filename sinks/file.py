@@ -42,6 +42,10 @@ class FileError(FatalError):
     """The file cannot be written, and trying again will not help."""
 
 
+class FileInUseError(TransientError):
+    """Another process of our kind writes the file."""
+
+
 class FileSink:
     """Appends records to a file."""
 
@@ -185,7 +189,7 @@ def _take(descriptor: int, path: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise TransientError(f"{path} is being written by another process; name another file for this one") from error
+        raise FileInUseError(f"{path} is being written by another process; name another file for this one") from error
 
 
 def _whole_lines(descriptor: int, size: int, path: str) -> int:

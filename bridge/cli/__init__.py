@@ -14,11 +14,24 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge.cli import inspect, list_, proxy, run, schema, snapshot, tail, version, watch
+from bridge import signals
+from bridge.cli import (
+    check,
+    completion,
+    doctor,
+    inspect,
+    list_,
+    proxy,
+    run,
+    schema,
+    snapshot,
+    tail,
+    version,
+    watch,
+)
+from bridge.cli.completion import NAME
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
-
-NAME = "whalebridge"
 
 app = typer.Typer(
     help="Tell which containers live on a containerd node, and what happens to them.",
@@ -32,24 +45,36 @@ app.command("list")(list_.list_)
 app.command("inspect")(inspect.inspect)
 app.command("watch")(watch.watch)
 app.command("tail")(tail.tail)
+app.command("check")(check.check)
+app.command("doctor")(doctor.doctor)
 app.add_typer(schema.app, name="schema")
 app.command("snapshot")(snapshot.snapshot)
 app.command("proxy")(proxy.proxy)
 app.command("version")(version.version)
+app.command("completion")(completion.completion)
 
 
 def main() -> None:
-    """Run the command that the process was called with, and exit."""
+    """Run the command that the process was called with, and exit.
+
+    Signals that were held meanwhile are let in, but for ``run``, which does that itself once it can stop in order.
+    """
     _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
-    sys.exit(execute(sys.argv[1:]))
+    try:
+        if sys.argv[1:2] != ["run"]:
+            signals.release()
+        status = execute(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    sys.exit(status)
 
 
 def execute(arguments: Sequence[str]) -> int:
     """Run a command; return the exit status."""
-    if not arguments:
+    if not completion.asked() and not arguments:
         execute(["--help"])
         return WRONG_USAGE
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge.core.errors import AmbiguousError, BridgeError, NotFoundError, TransientError
+from bridge.core.errors import AmbiguousError, BridgeError, NotFoundError, TransientError, UnreachableError
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -21,7 +21,8 @@ class CommandError(Exception):
     @classmethod
     def of(cls, error: BridgeError) -> CommandError:
         """Return what an error of the bridge means for a command."""
-        return cls(str(error), status=NOT_CONNECTED if isinstance(error, TransientError) else FAILED)
+        away = isinstance(error, TransientError | UnreachableError)
+        return cls(str(error), status=NOT_CONNECTED if away else FAILED)
 
     @classmethod
     def to_connect(cls, error: BridgeError) -> CommandError:

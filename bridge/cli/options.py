@@ -44,7 +44,44 @@ Config = Annotated[
         help="YAML file with settings. Default: /etc/whalebridge/config.yaml, where it exists.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+Sinks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sink",
+        metavar="URL",
+        help="Where records go; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
+        "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://.",
+    ),
+]
+StateDir = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        help="Directory of whalebridge's own for what must outlive the process, records on their way among it. "
+        "Default: none, they are in memory.",
+    ),
+]
+Interval = Annotated[
+    str | None,
+    typer.Option(
+        "--snapshot-interval",
+        metavar="DURATION",
+        help="How long after one snapshot the next is taken at the latest: 90s, 15m, 6h, 1d. Default: 6h.",
+    ),
+]
+LogLevel = Annotated[
+    str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error. Default: info.")
+]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format",
+        metavar="FORMAT",
+        help="console, json, or auto: console on a terminal, json elsewhere. Default: auto.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
 
 
 def settings(**given: Any) -> Settings:
@@ -86,6 +123,23 @@ def reader(
         "namespaces": {"include": include, "exclude": exclude},
     } | sections
     return partial(load, _given(flags), None if config is None else os.path.abspath(config))
+
+
+def of_run(
+    *,
+    state_dir: str | None,
+    snapshot_interval: str | None,
+    log_level: str | None,
+    log_format: str | None,
+    **others: Any,
+) -> Callable[[], Settings]:
+    """Return what reads the settings that the options of ``run`` stand for."""
+    return reader(
+        **others,
+        state_dir=state_dir and os.path.abspath(state_dir),
+        snapshot={"interval": snapshot_interval},
+        log={"level": log_level, "format": log_format},
+    )
 
 
 def _absolute(address: str) -> str:

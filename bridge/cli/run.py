@@ -4,51 +4,8 @@
 
 from __future__ import annotations
 
-import os
-from typing import Annotated
-
-import typer
-
 from bridge.cli import options
 from bridge.cli.failure import CommandError
-
-Sinks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--sink",
-        metavar="URL",
-        help="Where records go; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
-        "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://.",
-    ),
-]
-StateDir = Annotated[
-    str | None,
-    typer.Option(
-        "--state-dir",
-        metavar="DIR",
-        help="Directory of whalebridge's own for what must outlive the process, records on their way among it. "
-        "Default: none, they are in memory.",
-    ),
-]
-Interval = Annotated[
-    str | None,
-    typer.Option(
-        "--snapshot-interval",
-        metavar="DURATION",
-        help="How long after one snapshot the next is taken at the latest: 90s, 15m, 6h, 1d. Default: 6h.",
-    ),
-]
-LogLevel = Annotated[
-    str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error. Default: info.")
-]
-LogFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--log-format",
-        metavar="FORMAT",
-        help="console, json, or auto: console on a terminal, json elsewhere. Default: auto.",
-    ),
-]
 
 
 def run(
@@ -56,11 +13,11 @@ def run(
     containerd: options.Containerd = None,
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
-    sink: Sinks = None,
-    state_dir: StateDir = None,
-    snapshot_interval: Interval = None,
-    log_level: LogLevel = None,
-    log_format: LogFormat = None,
+    sink: options.Sinks = None,
+    state_dir: options.StateDir = None,
+    snapshot_interval: options.Interval = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
 ) -> None:
     """Publish what happens to containers, until SIGTERM or Ctrl-C.
 
@@ -77,30 +34,28 @@ def run(
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
-    read = options.reader(
+    read = options.of_run(
         config=config,
         containerd=containerd,
         include=namespace,
         exclude=exclude_namespace,
         sinks=sink,
-        state_dir=state_dir and os.path.abspath(state_dir),
-        snapshot={"interval": snapshot_interval},
-        log={"level": log_level, "format": log_format},
+        state_dir=state_dir,
+        snapshot_interval=snapshot_interval,
+        log_level=log_level,
+        log_format=log_format,
     )
     settings = options.settled(read)
     import asyncio
 
     from bridge import app
-    from bridge.core.errors import BridgeError, StateError
+    from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
-    from sinks.stdout import OutputError
 
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, read))
-    except (OutputError, StateError) as error:
-        raise CommandError(str(error)) from error
     except BridgeError as error:
-        raise CommandError.to_connect(error) from error
+        raise CommandError.of(error) from error
     finally:
         writer.close()  # so that the last word is ours

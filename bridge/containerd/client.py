@@ -1,7 +1,7 @@
 """containerd as a ``Source``: every call bounded in time, every failure translated, records however many.
 
-A path that never led to containerd is a mistake of whoever gave it (``FatalError``); one that did may lead there again,
-whatever is found meanwhile (``TransientError``): containerd recreates its socket when it starts.
+A path that never led to containerd is a mistake of whoever gave it (``UnreachableError``); one that did may lead there
+again, whatever is found meanwhile (``TransientError``): containerd recreates its socket when it starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridge.containerd.failures import RefusedError
 from bridge.containerd.protos import containers_pb2, health_pb2, introspection_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, EventStream
-from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
+from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.identity import Scope, everything
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, TaskStatus
@@ -66,7 +66,7 @@ class ContainerdClient:
         """Connect to nothing yet.
 
         Raises:
-            FatalError: ``address`` is neither ``PATH`` nor ``unix:PATH`` nor ``unix://PATH``.
+            UnreachableError: ``address`` is neither ``PATH`` nor ``unix:PATH`` nor ``unix://PATH``.
         """
         self.path = socket_path(address)
         self.rules = rules
@@ -92,7 +92,7 @@ class ContainerdClient:
         """Connect where that is needed, and tell which containerd answers; follows a socket that was replaced.
 
         Raises:
-            FatalError: The path is no containerd's, or is forbidden, and never was another.
+            UnreachableError: The path is no containerd's, or is forbidden, and never was another.
             TransientError: containerd does not answer now.
         """
         try:
@@ -110,7 +110,8 @@ class ContainerdClient:
         if self._was_containerd:
             return error if isinstance(error, TransientError) else TransientError(str(error))
         if isinstance(error, RefusedError) and error.code is StatusCode.UNIMPLEMENTED:
-            return FatalError(f"{self.path} is not containerd's socket, another gRPC server answers: give containerd's")
+            text = f"{self.path} is not containerd's socket, another gRPC server answers: give containerd's"
+            return UnreachableError(text)
         return error
 
     async def _connect(self) -> Peer:

@@ -15,7 +15,7 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple
 
-from bridge.core.errors import FatalError, TransientError
+from bridge.core.errors import TransientError, UnreachableError
 
 # What a client of HTTP/2 begins with: the preface, and a SETTINGS frame without settings (RFC 9113, sections 3.4, 6.5).
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -38,13 +38,13 @@ def socket_path(address: str) -> str:
     """Return the absolute path in an address: ``PATH``, ``unix:PATH`` or ``unix://PATH``.
 
     Raises:
-        FatalError: It is an address of another kind.
+        UnreachableError: It is an address of another kind.
     """
     path = address.removeprefix("unix:")
     if path != address:
         path = path.removeprefix("//")
     if not path or "://" in path or "\0" in path:
-        raise FatalError(f"{address!r} is no address of containerd: give the path of its unix socket")
+        raise UnreachableError(f"{address!r} is no address of containerd: give the path of its unix socket")
     return os.path.abspath(path)
 
 
@@ -53,12 +53,12 @@ async def probe(path: str, seconds: float) -> Peer:
 
     Raises:
         TransientError: Nobody listens, or nothing was said: containerd may not have started yet, or hangs.
-        FatalError: It is no socket, is forbidden, or speaks something else.
+        UnreachableError: It is no socket, is forbidden, or speaks something else.
     """
     try:
         found = os.stat(path)
         if not stat.S_ISSOCK(found.st_mode):
-            raise FatalError(f"{path} is not a socket: give the path of containerd's socket")
+            raise UnreachableError(f"{path} is not a socket: give the path of containerd's socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             async with asyncio.timeout(seconds):
                 pid = await _greet(connection, path)
@@ -86,11 +86,11 @@ def _check_answer(answer: bytes, path: str) -> None:
     if not answer:
         raise TransientError(f"what listens at {path} closes the connection: it is not containerd, or is just stopping")
     if answer.startswith(_HTTP1):
-        raise FatalError(
+        raise UnreachableError(
             f"{path} is not containerd's socket, HTTP/1 is spoken there (Docker's API?): give containerd's"
         )
     if len(answer) < _FRAME_HEADER or answer[3] != _SETTINGS:
-        raise FatalError(f"{path} is not containerd's socket, no gRPC is spoken there: give containerd's")
+        raise UnreachableError(f"{path} is not containerd's socket, no gRPC is spoken there: give containerd's")
 
 
 def peer_pid(connection: socket.socket) -> int:
@@ -99,11 +99,11 @@ def peer_pid(connection: socket.socket) -> int:
     return int(_UCRED.unpack(credentials)[0])
 
 
-def _translated(error: OSError, path: str, seconds: float) -> FatalError | TransientError:
+def _translated(error: OSError, path: str, seconds: float) -> UnreachableError | TransientError:
     if isinstance(error, FileNotFoundError):
         return TransientError(f"there is no socket {path}: is containerd running, or elsewhere (--containerd PATH)?")
     if isinstance(error, PermissionError):
-        return FatalError(f"permission denied on {path}: containerd's socket belongs to root, try sudo")
+        return UnreachableError(f"permission denied on {path}: containerd's socket belongs to root, try sudo")
     if isinstance(error, ConnectionRefusedError):
         return TransientError(f"nobody listens at {path}: containerd is not running")
     if isinstance(error, TimeoutError):
@@ -111,5 +111,5 @@ def _translated(error: OSError, path: str, seconds: float) -> FatalError | Trans
             f"what listens at {path} says nothing for {seconds:g} s: containerd hangs, or it is not containerd"
         )
     if error.errno in _MISTAKES:
-        return FatalError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")
+        return UnreachableError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")
     return TransientError(f"containerd at {path} cannot be reached: {error.strerror}")

@@ -16,8 +16,16 @@ class FatalError(BridgeError):
     """Trying again will not help: someone has to change something first."""
 
 
+class UnreachableError(FatalError):
+    """There is no peer to connect to, and waiting will not bring one: its address is another's, or is forbidden."""
+
+
 class StateError(FatalError):
     """What outlives the process cannot be read or kept: the state directory is not as it has to be."""
+
+
+class InUseError(StateError):
+    """Another process of ours has the state directory."""
 
 
 class NotFoundError(FatalError):

@@ -13,7 +13,7 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bridge.core.errors import StateError
+from bridge.core.errors import InUseError, StateError
 
 DATABASE = "outbox.db"
 DEAD_LETTERS = "dead-letters.jsonl"
@@ -47,6 +47,7 @@ class StateFolder:
         """Make the directory where it is missing, and keep every other process out.
 
         Raises:
+            InUseError: Another process has it.
             StateError: It cannot be used; the text says why and what to do.
         """
         try:
@@ -107,7 +108,7 @@ class StateFolder:
         except BlockingIOError:
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
             os.close(lock)
-            raise StateError(
+            raise InUseError(
                 f"state_dir {self.path} is in use by another whalebridge (process {holder or 'unknown'}); "
                 "stop that one, or give each a state_dir of its own"
             ) from None

@@ -105,7 +105,8 @@ class MemoryOutbox:
         lane = self._lanes[sink]
         covers = refusals(lane.handed, positions, self._clock.now().wall)
         for cover in covers:
-            _log.error("record_dropped", sink=sink, id=f"{cover.record.epoch}-{cover.record.sequence}", reason=reason)
+            position = f"{cover.record.epoch}-{cover.record.sequence}"
+            self._sparingly.say(_log.error, (sink, reason), "record_dropped", sink=sink, id=position, reason=reason)
         lane.replace(covers)
         return len(covers)
 

@@ -51,6 +51,7 @@ class Store:
         self._trouble: str | None = None
         self._jobs = 0
         self._stirred = 0  # when (monotonic) a job was done last, or the first of those under way came
+        self._complained = False
         self._folder = folder
         self._clock = clock
         self._worker = Worker("outbox")
@@ -98,8 +99,9 @@ class Store:
         result = await forever(
             lambda: self.attempt(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._complain
         )
-        if self._trouble is not None:
-            self._trouble = None
+        self._trouble = None
+        if self._complained:
+            self._complained = False
             _log.info("outbox_recovered", path=str(self._folder.database))
         return result
 
@@ -110,7 +112,9 @@ class Store:
 
     def _complain(self, failure: Failure) -> None:
         text = self._trouble = str(failure.error)
-        self._sparingly.say(_log.error, text, "outbox_not_written", error=text, failures=failure.in_a_row)
+        self._complained |= self._sparingly.say(
+            _log.error, text, "outbox_not_written", error=text, failures=failure.in_a_row
+        )
 
     # --- in the thread ---
 

@@ -94,7 +94,7 @@ def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutable
 
 def _left_out(render: list[Processor]) -> Callable[[int], str]:
     def line(count: int) -> str:
-        event: Any = {"event": "Log lines were left out, because nobody read standard error.", "lines": count}
+        event: Any = {"event": "lines_left_out", "lines": count, "reason": "nobody read standard error"}
         for processor in render:
             event = processor(None, "warning", event)
         return str(event)

@@ -24,17 +24,18 @@ class Sparingly:
         self._keys = keys
         self._said: dict[Hashable, _Said] = {}
 
-    def say(self, log: Callable[..., Any], key: Hashable, event: str, **fields: Any) -> None:
-        """Call ``log(event, **fields)`` unless the same was said a short while ago.
+    def say(self, log: Callable[..., Any], key: Hashable, event: str, **fields: Any) -> bool:
+        """Call ``log(event, **fields)`` unless the same was said a short while ago; tell whether it was said.
 
         Where something was left unsaid since then, its count comes along as the field ``unsaid``.
         """
         unsaid = self.turn(key)
         if unsaid is None:
-            return
+            return False
         if unsaid:
             fields["unsaid"] = unsaid
         log(event, **fields)
+        return True
 
     def turn(self, key: Hashable) -> int | None:
         """Tell whether ``key`` may be said now: None if not, else how often it was left unsaid since the last time."""

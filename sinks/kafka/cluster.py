@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import structlog
 from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.errors import (
     LeaderNotAvailableError,
@@ -23,12 +24,13 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.produce import ProduceRequest
 
 from bridge.core.errors import FatalError, TransientError
 from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
 from sinks.kafka import access
-from sinks.kafka.failures import CONNECT_ERRORS, not_reached, said, who
+from sinks.kafka.failures import CONNECT_ERRORS, not_allowed, not_reached, said, who
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 0.1
+_log = structlog.get_logger(__name__)
+_NO_PARTITION = 2**31 - 1  # no topic has that many
 _TOPIC = 2  # Kafka's number for this kind of resource
 _SETTINGS = ["cleanup.policy", "max.message.bytes"]
 
@@ -123,6 +127,19 @@ class Cluster:
             for _, number, leader, replicas, in_sync, *_ in partitions
         }
 
+    async def check_writable(self, topic: str) -> None:
+        """Make sure that we may write to a topic, without writing: brokers look at that before anything else.
+
+        Raises:
+            TransientError: We may not.
+        """
+        nothing = [(topic, [(_NO_PARTITION, b"")])]
+        response = await self._ask(ProduceRequest(None, -1, int(REQUEST_SECONDS * 1000), nothing))
+        for _, partitions in response.topics:
+            for _, code, *_ in partitions:  # mostly: there is no such partition
+                if denied := not_allowed(for_code(code)(), topic, self._settings):
+                    raise TransientError(denied)
+
     async def _topic(self, name: str, policy: str, clock: Clock) -> Topic:
         partitions = await self.where(name)
         if not partitions:
@@ -150,6 +167,8 @@ class Cluster:
                 raise TransientError(f"topic {name} is missing, and {denied}")
             if error not in (NoError, TopicAlreadyExistsError):
                 raise TransientError(f"topic {name} is missing, and {message or said(error())}: {todo}")
+            if error is NoError:
+                _log.info("topic_created", topic=name)
 
     async def _settings_of(self, topic: str) -> dict[str, str]:
         """Return what we have to know of a topic's settings; nothing where we may not ask for it."""

@@ -54,6 +54,9 @@ async def _connect(settings: KafkaSettings, clock: Clock, limit: int) -> Link:
     async with cluster.connected(settings, options) as there:
         events = await there.event_topic(clock)
         state = await there.state_topic(settings.state_topic, clock) if settings.state_topic else None
+        await there.check_writable(events.name)
+        if state:
+            await there.check_writable(state.name)
     for topic in (events, state):
         if topic and topic.max_bytes is not None:
             limit = min(limit, topic.max_bytes)

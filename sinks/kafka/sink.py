@@ -23,6 +23,7 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from msgspec import Struct
 
 from bridge.core.errors import RefusedRecordError, TransientError
+from bridge.telemetry.sparingly import Sparingly
 from sinks import current
 from sinks.current import Row, State
 from sinks.kafka import table
@@ -81,6 +82,7 @@ class KafkaSink:
         self._partitions: dict[tuple[str, Row], int] = {}
         self._states: dict[Row, State] = {}
         self._warned: set[str] = set()
+        self._sparingly = Sparingly(clock)
         # All that it logs comes to us as an error as well, and while a broker is away it logs ten times a second.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
@@ -157,10 +159,11 @@ class KafkaSink:
             raise RefusedRecordError(f"topic {topic} does not take it: {said(error)}", frozenset({part[0].position}))
         elif isinstance(error, InvalidTimestampError) and self._timestamps:
             self._timestamps = False
-            _log.warning("timestamps_refused", topic=topic, todo="set this host's clock; records go without timestamps")
+            todo = "set this host's clock; records go without timestamps"
+            _log.warning("timestamps_refused", topic=topic, todo=todo)
         elif isinstance(error, POISONED) and not delivery.poisoned:
             delivery.poisoned = True
-            _log.info("producer_replaced", topic=topic, reason=type(error).__name__)
+            self._sparingly.say(_log.info, topic, "producer_replaced", topic=topic, reason=type(error).__name__)
         else:
             denied = not_allowed(error, topic, self._settings)
             raise TransientError(denied or f"topic {topic}: {said(error)}")

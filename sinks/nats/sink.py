@@ -46,6 +46,7 @@ class NatsSink:
         self._writer: Writer | CoreWriter | None = None  # None: what takes the records has to be looked at first
         self._progress = Progress()
         self._told: set[str] = set()
+        self._server = ""  # the last that was told
 
     async def start(self) -> None:
         """Connect, and see to it that what takes the records is there.
@@ -109,7 +110,9 @@ class NatsSink:
             self._left = None
         if self._link is None:
             self._link = await self._dialer.connect()
-            _log.info("connected", sink=self._settings.called, server=self._link.place.server)
+            if self._server != self._link.place.server:
+                self._server = self._link.place.server
+                _log.info("connected", server=self._server)
         return self._link
 
     async def _look(self, link: Link) -> Writer:
@@ -123,7 +126,7 @@ class NatsSink:
     def _warn_once(self, event: str, meaning: str) -> None:
         if meaning not in self._told:
             self._told.add(meaning)
-            _log.warning(event, sink=self._settings.called, meaning=meaning)
+            _log.warning(event, meaning=meaning)
 
     def _give_up(self) -> None:
         if self._link:

@@ -111,7 +111,7 @@ def test_a_compacted_event_topic_is_refused_and_nothing_is_lost(
     places = Places(kafka, nats)
     kafka.admin.create_topic(places.topic, settings={"cleanup.policy": "compact"})
     with places.bridge(engine, tmp_path, "--namespace", "nobody") as bridge:
-        assert bridge.process.wait(60) == 3
+        assert bridge.process.wait(60) == 1  # not 3: there is a connection, and somebody has to change the topic
         last = bridge.log.read_text().splitlines()[-1]
         assert last.startswith(f"whalebridge: topic {places.topic} is compacted (cleanup.policy=compact)"), last
         assert "set its cleanup.policy to delete, or name another topic" in last

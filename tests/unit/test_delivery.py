@@ -71,7 +71,7 @@ async def test_a_sink_that_is_replaced_goes_on_where_the_one_before_was(tmp_path
         await running.outbox.append(running.recorder.starts(3))
         await until(lambda: running.outbox.depth("first") == 0)
         before = running.delivery.pumps
-        await running.delivery.reload(running.tasks, settings(tmp_path, path=str(tmp_path / "other.jsonl")))
+        await running.delivery.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
         assert [new is old for new, old in zip(running.delivery.pumps, before, strict=True)] == [False, True]
         await running.outbox.append(running.recorder.starts(2))
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
@@ -83,7 +83,7 @@ async def test_a_sink_that_never_worked_is_replaced_by_one_that_does(tmp_path: P
     async with delivering(settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl"))) as running:
         await running.outbox.append(running.recorder.starts(3))
         await until(lambda: running.outbox.depth("second") == 0)
-        await running.delivery.reload(running.tasks, settings(tmp_path))
+        await running.delivery.reload(settings(tmp_path))
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
 
 
@@ -91,10 +91,10 @@ async def test_heartbeats_begin_and_end_with_their_setting(tmp_path: Path) -> No
     path = tmp_path / "first.jsonl"
     async with delivering(settings(tmp_path)) as running:
         await running.outbox.append(running.recorder.starts(1))
-        await running.delivery.reload(running.tasks, settings(tmp_path, heartbeats=True))
+        await running.delivery.reload(settings(tmp_path, heartbeats=True))
         await running.outbox.append(running.recorder.starts(1))
         await until(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
-        await running.delivery.reload(running.tasks, settings(tmp_path))
+        await running.delivery.reload(settings(tmp_path))
         told = lines(path)
         await asyncio.sleep(0.05)
     assert lines(path) == told

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import msgspec
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError, RefusedRecordError, TransientError
@@ -148,6 +149,37 @@ async def test_a_failure_is_tried_again_for_ever_with_growing_pauses(outbox: Mem
     assert events[0] == "sink_not_reached"
     assert events[-1] == "sink_reached"
     assert len(events) < 40
+
+
+async def test_a_sink_that_comes_and_goes_is_told_in_pairs_and_seldom(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    async def work(_: object) -> None:
+        pass
+
+    sink = FakeSink(*[fail, work] * 20)
+    with capture_logs() as logs:
+        async with pumping(sink, outbox, clock):
+            recorder = Recorder()
+            for _ in range(20):
+                await outbox.append(recorder.starts(1))
+                while outbox.depth("s"):
+                    await asyncio.sleep(0)
+                    clock.pass_time(0.01)
+    events = [each["event"] for each in logs]
+    assert events == ["sink_not_reached", "sink_reached"] * (len(events) // 2)
+    assert len(events) < 10
+
+
+async def test_what_a_sink_logs_names_it(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    told: list[object] = []
+
+    async def look() -> None:
+        told.append(structlog.contextvars.get_contextvars().get("sink"))
+
+    sink = FakeSink()
+    sink.starts = [look]
+    async with pumping(sink, outbox, clock):
+        await until(lambda: told, clock)
+    assert told == ["s"]
 
 
 async def test_a_sink_that_cannot_be_started_is_tried_again(outbox: MemoryOutbox, clock: ManualClock) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError
 from bridge.reload import Reload
-from config.settings import Settings, SettingsError, load
+from config.settings import Settings, load
 
 KAFKA = {"type": "kafka", "servers": "h:9092", "topic": "t"}
 SASL = {"username": "bridge", "password": "hunter2"}
@@ -81,7 +79,7 @@ async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
     told = await bridge.now(**changed)
     left = ["host", "sinks", "outbox.max_records", "log.format"]
     assert told == [
-        line("warning", "restart_needed", settings=told[0]["settings"]),
+        line("warning", "restart_needed", changed=told[0]["changed"]),
         line("info", "reloaded", changed=["sinks.kafka/t.heartbeats", "log.level"]),
     ]
     assert sorted(told[0]["settings"]) == sorted(left)
@@ -113,23 +111,3 @@ async def test_what_could_not_be_applied_is_tried_again() -> None:
     ]
     bridge.refuses = False
     assert await bridge.now(log={"level": "debug"}) == [line("info", "reloaded", changed=["log.level"])]
-
-
-async def test_it_is_done_as_often_as_it_is_asked_for() -> None:
-    done = asyncio.Semaphore(0)
-
-    def fail() -> Settings:
-        done.release()
-        raise SettingsError(["log.level: no"])
-
-    async def never(_: Settings) -> None:
-        raise AssertionError
-
-    asked: Callable[[], Settings] = fail
-    reload = Reload(load(), asked, never)
-    running = asyncio.create_task(reload.run())
-    for _ in range(2):
-        reload.ask()
-        async with asyncio.timeout(10):
-            await done.acquire()
-    running.cancel()

@@ -12,9 +12,12 @@ import bridge
 from bridge import cli
 from bridge.cli import execute
 from bridge.cli.failure import CommandError
-from bridge.core.errors import AmbiguousError, FatalError, NotFoundError, TransientError
+from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFoundError, TransientError, UnreachableError
 
-COMMANDS = ["run", "list", "inspect", "watch", "tail", "schema", "version"]
+COMMANDS = [
+    *("run", "list", "inspect", "watch", "tail", "check", "doctor", "snapshot", "proxy"),
+    *("schema", "version", "completion"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,9 @@ def test_help_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert told.err == ""
 
 
-@pytest.mark.parametrize("command", ["run", "list", "inspect", "watch", "tail", "schema event", "schema config"])
+@pytest.mark.parametrize(
+    "command", [*(each for each in COMMANDS if each not in ("schema", "version")), "schema event", "schema config"]
+)
 def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0
     told = capsys.readouterr().out
@@ -64,7 +69,9 @@ def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixtu
     assert f"\n    whalebridge {command}" in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["version"], ["run", "--help"], ["tail", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["version"], ["completion", "bash"], *([command, "--help"] for command in COMMANDS)]
+)
 def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
     code = (
         "import sys; from bridge.cli import execute; execute(sys.argv[1:]);"
@@ -132,12 +139,11 @@ def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monke
         (NotFoundError("x"), 1, 1),
         (AmbiguousError("x"), 1, 1),
         (FatalError("x"), 1, 3),
+        (UnreachableError("x"), 3, 3),
         (TransientError("x"), 3, 3),
     ],
 )
-def test_exit_status_of_errors(
-    error: NotFoundError | AmbiguousError | FatalError | TransientError, status: int, connecting: int
-) -> None:
+def test_exit_status_of_errors(error: BridgeError, status: int, connecting: int) -> None:
     assert CommandError.of(error).status == status
     assert CommandError.to_connect(error).status == connecting
     assert CommandError.of(error).lines == ("x",)

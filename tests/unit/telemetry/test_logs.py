@@ -152,6 +152,6 @@ def test_lines_that_were_left_out_are_told_in_the_same_form(
     log.info("Read again.")
     writer.close()
     first, second = read(pipe[0]).splitlines()
-    assert "left out" in first
+    assert "lines_left_out" in first
     assert ('"lines": 7' if form == "json" else "lines=7") in first
     assert "Read again." in second

@@ -45,7 +45,7 @@ def test_say_tells_the_count_only_where_there_is_one() -> None:
 
     for seconds in (0, 1, 10):
         clock.seconds = seconds
-        sparingly.say(log, "key", "Unknown topic.", topic="/x")
+        assert sparingly.say(log, "key", "Unknown topic.", topic="/x") is (seconds != 1)
     assert said == [("Unknown topic.", {"topic": "/x"}), ("Unknown topic.", {"topic": "/x", "unsaid": 1})]
 
 

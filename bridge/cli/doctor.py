@@ -1,0 +1,92 @@
+"""``whalebridge doctor``."""
+
+# ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bridge.cli import options
+from bridge.cli.failure import FAILED, WRONG_USAGE, CommandError
+
+if TYPE_CHECKING:
+    from bridge.cli.findings import Finding
+
+Sockets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--containerd", metavar="PATH", help="Another socket to look at, which has to be usable; may be repeated."
+    ),
+]
+
+
+def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
+    """Look for every containerd on this node, and say what to do about what is found.
+
+    The usual sockets are looked at, those of k3s, rke2, microk8s, k0s and Bottlerocket among them. Where one is found:
+    may we open it, does containerd answer, which version, do its events arrive, what lives in which namespace. Nothing
+    is changed; a mark is published and waited for, as run does.
+
+    The verdict of each line is ok, absent (nothing is there, and nobody said so), warning or problem. Exit status: 0
+    where a containerd can be used and there is no problem, else 1.
+
+    \b
+    Examples:
+      whalebridge doctor
+      whalebridge doctor --containerd /host/run/containerd/containerd.sock
+      whalebridge doctor --json | jq '.findings[] | select(.verdict == "problem")'
+    """
+    import asyncio
+
+    from bridge.cli import findings
+
+    found, usable = asyncio.run(_diagnose(_paths(containerd or ())))
+    findings.tell(found, as_json=as_json, usable=usable)
+    if any(each.status for each in found):
+        raise CommandError(status=FAILED)
+
+
+def _paths(addresses: Sequence[str]) -> list[str]:
+    from bridge.containerd.endpoint import socket_path
+    from bridge.core.errors import UnreachableError
+
+    try:
+        return [socket_path(address) for address in addresses]
+    except UnreachableError as error:
+        raise CommandError(str(error), status=WRONG_USAGE) from error
+
+
+async def _diagnose(named: Sequence[str]) -> tuple[list[Finding], list[str]]:
+    """Look at all places at a time; return what was found, and the sockets that ``run`` can use."""
+    import asyncio
+
+    from bridge.cli.findings import Finding
+    from bridge.cli.places import SOCKETS, look
+
+    looked = {path: look(path, named=path in named) for path in dict.fromkeys([*named, *SOCKETS])}
+    first: dict[tuple[int, int], str] = {}
+    for path, (_, identity) in looked.items():
+        if identity is not None:
+            first.setdefault(identity, path)
+    examined = dict(zip(first.values(), await asyncio.gather(*map(_examined, first.values())), strict=True))
+    findings: list[Finding] = []
+    for path, (seen, identity) in looked.items():
+        if identity is not None and path not in examined:
+            findings.append(Finding("ok", path, f"the same socket as {first[identity]}"))
+            continue
+        findings += [*seen, *examined.get(path, [])]
+    usable = [path for path, found in examined.items() if not any(each.status for each in found)]
+    if not usable:
+        todo = "start containerd, or name its socket (--containerd PATH)"
+        findings.append(Finding("problem", "containerd", "none was found that can be used", todo, FAILED))
+    return findings, usable
+
+
+async def _examined(path: str) -> list[Finding]:
+    from bridge.cli.examine import examine
+    from config.namespaces import NamespaceFilter
+
+    return await examine(path, NamespaceFilter())

@@ -1,0 +1,56 @@
+"""What was looked at, and what was found: a line each with a verdict, or one JSON document."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import typer
+
+from bridge.cli import output
+from bridge.cli.failure import CommandError
+from bridge.core.errors import BridgeError
+from bridge.telemetry.text import printable
+
+Verdict = Literal["ok", "absent", "warning", "problem"]
+_COLORS = {"ok": "green", "absent": "bright_black", "warning": "yellow", "problem": "red"}
+_WIDTH = max(map(len, _COLORS))
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    ``status`` is what the command ends with because of it; of several, the greatest counts.
+    """
+
+    verdict: Verdict
+    what: str
+    found: str
+    todo: str = ""
+    status: int = 0
+
+    @classmethod
+    def of(cls, what: str, error: BridgeError) -> Finding:
+        """Return what an error means; its text says what to do."""
+        return cls("problem", what, str(error), status=CommandError.of(error).status)
+
+    def document(self) -> dict[str, Any]:
+        """Return what programs get."""
+        return {"verdict": self.verdict, "what": self.what, "found": self.found, "todo": self.todo or None}
+
+    def line(self, *, colors: bool) -> str:
+        """Return what people get."""
+        verdict = f"{self.verdict:<{_WIDTH}}"
+        told = typer.style(verdict, fg=_COLORS[self.verdict]) if colors else verdict
+        return f"{told} {printable(f'{self.what}: {self.found}' + (f'; {self.todo}' if self.todo else ''))}"
+
+
+def tell(findings: Sequence[Finding], *, as_json: bool, **more: Any) -> None:
+    """Print all of them; ``more`` goes into the JSON document in front."""
+    if as_json:
+        output.write_json({**more, "findings": [finding.document() for finding in findings]})
+        return
+    colors = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    output.write("\n".join(finding.line(colors=colors) for finding in findings))

@@ -1,0 +1,176 @@
+"""What ``run`` does before its first record, done once: each connection is made, looked at and let go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import MutableMapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+import sinks.registry
+from bridge.app import boot_id
+from bridge.cli.examine import examine
+from bridge.cli.findings import Finding
+from bridge.cli.mounts import file_system
+from bridge.core.errors import BridgeError, InUseError
+from bridge.outbox.folder import StateFolder
+from bridge.tasks import bounded
+from config.namespaces import NamespaceFilter
+from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
+from sinks.file import FileInUseError
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from config.sinks import SinkSettings
+
+SINK_SECONDS = 12.0
+_PATIENCE = timedelta(seconds=6)  # of a sink itself, which then says why; run may have more
+_CLOSE_SECONDS = 2.0
+_SPARE_BYTES = 16 * 1024 * 1024
+_REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre", "fuse.sshfs"})
+_FLEETING = {
+    "tmpfs": "it is in memory, and empty after a reboot: name a directory on a disk",
+    "ramfs": "it is in memory, and empty after a reboot: name a directory on a disk",
+    "overlay": "it goes with this container: mount a directory of the node's there",
+}
+
+
+async def rehearse(settings: Settings) -> list[Finding]:
+    """Try containerd, the state directory and each sink, all at a time."""
+    lines = _listen()
+    watched = NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude)
+    containerd, state, *tried = await asyncio.gather(
+        examine(settings.containerd.address, watched),
+        asyncio.to_thread(_state_dir, settings),
+        *map(_sink, settings.sinks),
+    )
+    for sink, found in zip(settings.sinks, tried, strict=True):
+        found += [_from_log(line) for line in lines if line.get("sink") == sink.called]
+    return [*_host(), *containerd, *state, *(each for found in tried for each in found)]
+
+
+def _host() -> list[Finding]:
+    try:
+        boot_id()
+    except BridgeError as error:
+        return [Finding.of("host", error)]
+    return []
+
+
+# --- the state directory ---
+
+
+def _state_dir(settings: Settings) -> list[Finding]:
+    """Take the state directory as ``run`` does, and give it back."""
+    if not settings.state_dir:
+        text = "there is none: records on their way are lost with the process, and a snapshot makes up for it"
+        return [Finding("ok", "state_dir", text)]
+    folder = StateFolder(Path(settings.state_dir))
+    try:
+        folder.take()
+        folder.release()
+        found = [Finding("ok", "state_dir", f"{folder.path} is there, ours, and can be written")]
+    except InUseError as error:
+        found = [Finding("ok", "state_dir", f"it is as it should be for the bridge that runs: {error}")]
+    except BridgeError as error:
+        return [Finding.of("state_dir", error)]
+    return [*found, *_disk(folder.path, settings)]
+
+
+def _disk(path: Path, settings: Settings) -> list[Finding]:
+    found: list[Finding] = []
+    kind = file_system(Path("/proc/self/mountinfo").read_text(), os.path.realpath(path))
+    if kind in _REMOTE:
+        todo = "name a directory on a local disk: locks and syncs over a network cannot be relied on"
+        found.append(Finding("warning", "state_dir", f"{path} is on a network share ({kind})", todo))
+    elif kind in _FLEETING:
+        found.append(Finding("warning", "state_dir", f"{path} does not last ({kind})", _FLEETING[kind]))
+    disk = os.statvfs(path)
+    free, wanted = disk.f_bavail * disk.f_frsize, _room(settings)
+    if free < wanted:
+        todo = "make room, or lower outbox.max_bytes"
+        text = f"its disk has {_mib(free)} left, and the outbox may grow to {_mib(wanted)}"
+        found.append(Finding("warning", "state_dir", text, todo))
+    return found
+
+
+def _room(settings: Settings) -> int:
+    """Return how many bytes the outbox takes at the most (docs/reliability.md)."""
+    return settings.outbox.max_bytes * len(settings.sinks) * 11 // 10 + _SPARE_BYTES
+
+
+def _mib(size: int) -> str:
+    return f"{size // (1024 * 1024)} MiB"
+
+
+# --- sinks ---
+
+
+async def _sink(settings: SinkSettings) -> list[Finding]:
+    what = settings.called
+    structlog.contextvars.bind_contextvars(sink=what)  # as the pump does
+    if isinstance(settings, StdoutSettings):
+        return [Finding("ok", what, "standard output, of whoever calls run")]
+    try:
+        sink = sinks.registry.make(_in_a_hurry(settings))
+    except BridgeError as error:
+        return [Finding.of(what, error)]
+    try:
+        await bounded(sink.start, SINK_SECONDS)
+    except FileInUseError as error:
+        return [Finding("warning", what, str(error), "nothing is wrong where that is the bridge that runs")]
+    except BridgeError as error:
+        return [Finding.of(what, error)]
+    finally:
+        await asyncio.wait([asyncio.ensure_future(sink.close())], timeout=_CLOSE_SECONDS)
+    return [Finding("ok", what, _reached(settings))]
+
+
+def _in_a_hurry(settings: SinkSettings) -> SinkSettings:
+    timeout: timedelta | None = getattr(settings, "timeout", None)
+    return settings if timeout is None else settings.model_copy(update={"timeout": min(timeout, _PATIENCE)})
+
+
+def _reached(settings: SinkSettings) -> str:
+    match settings:
+        case KafkaSettings():
+            return f"{', '.join(settings.servers)}: we are let in, topic {settings.topic} is there and may be written"
+        case NatsSettings(mode="core"):
+            return f"{', '.join(settings.servers)}: we are let in; what is published there is kept by nobody"
+        case NatsSettings():
+            return (
+                f"{', '.join(settings.servers)}: we are let in, and stream {settings.stream_name} is there; whether we "
+                f"may publish to {settings.subject}.> is known with the first record only"
+            )
+        case FileSettings():
+            return f"{settings.path} can be written"
+        case _:
+            return "it can be reached"
+
+
+# --- what sinks say meanwhile ---
+
+
+def _listen() -> list[MutableMapping[str, Any]]:
+    """Have log lines collected instead of written; what libraries say goes nowhere, since errors say it again."""
+    lines: list[MutableMapping[str, Any]] = []
+
+    def collect(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        lines.append({**event, "level": level})
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, collect])
+    logging.basicConfig(handlers=[logging.NullHandler()], force=True)
+    return lines
+
+
+def _from_log(line: MutableMapping[str, Any]) -> Finding:
+    told = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "meaning", "todo")}
+    fields = ", ".join(f"{name} {value}" for name, value in told.items())
+    text = str(line.get("meaning") or f"{line['event']} ({fields})")
+    return Finding("ok" if line["level"] == "info" else "warning", str(line["sink"]), text, str(line.get("todo", "")))

@@ -1,0 +1,309 @@
+"""`whalebridge check` and `doctor` on real peers: good, dead, wrong password, missing permission, compacted topic."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, whalebridge
+from tests.testbed.containerd import Containerd
+from tests.testbed.kafka import USERS, Kafka
+from tests.testbed.nats import Nats
+from tests.testbed.nats_auth import Permissions, users
+from tests.testbed.server import HOST
+
+SECRET = "hunter2-swordfish"  # noqa: S105 (it opens nothing)
+_numbers = itertools.count()
+one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+
+
+def name() -> str:
+    return f"check-{os.getpid()}-{next(_numbers)}"
+
+
+@pytest.fixture
+def yard(engine: Containerd) -> Iterator[Yard]:
+    yard = Yard(engine)
+    yield yard
+    yard.clear()
+
+
+def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
+    """The exit status, and by what was looked at each verdict and what was found."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [*WHALEBRIDGE, "check", "--json", *arguments],
+        env={**ENVIRONMENT, **{f"WHALEBRIDGE_{key}": value for key, value in environment.items()}},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert time.monotonic() - began < 20
+    assert done.stderr == ""
+    assert SECRET not in done.stdout
+    found: dict[str, list[tuple[str, str]]] = {}
+    for each in json.loads(done.stdout)["findings"]:
+        text = f"{each['found']}; {each['todo']}" if each["todo"] else each["found"]
+        found.setdefault(each["what"], []).append((each["verdict"], text))
+    return done.returncode, found
+
+
+# --- doctor ---
+
+
+def test_doctor_finds_what_is_there(yard: Yard) -> None:
+    yard.run("doctor-shop")
+    done = whalebridge("doctor", "--containerd", yard.address, "--json")
+    assert done.returncode == 0, done.stdout
+    document = json.loads(done.stdout)
+    assert yard.address in document["usable"]
+    mine = [each for each in document["findings"] if each["what"] == yard.address]
+    assert {each["verdict"] for each in mine} == {"ok"}
+    text = "\n".join(each["found"] for each in mine)
+    for said in (
+        "0660 root:root",
+        f"containerd {yard.engine.version}",
+        "a mark that was published came back",
+        "doctor-shop 1",
+    ):
+        assert said in text
+    others = {each["what"] for each in document["findings"]}
+    assert {"/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock"} <= others
+
+
+@one_engine
+def test_doctor_tells_one_socket_once(engine: Containerd, tmp_path: Path) -> None:
+    link = tmp_path / "c.sock"
+    link.symlink_to(engine.address)
+    done = whalebridge("doctor", "--containerd", engine.address, "--containerd", f"unix://{link}")
+    assert done.returncode == 0
+    assert f"ok      {link}: the same socket as {engine.address}\n" in done.stdout
+
+
+@one_engine
+def test_doctor_says_who_may_open_the_socket(engine: Containerd) -> None:
+    folder = Path(engine.address).parent
+    mode = folder.stat().st_mode
+    folder.chmod(0o711)  # as /run/containerd is
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    done = whalebridge("doctor", "--containerd", engine.address, prefix=nobody)
+    folder.chmod(mode)
+    assert done.returncode == 1
+    assert (
+        f"problem {engine.address}: permission denied: 0660 root:root, we are nobody; run as root, or with group"
+        in done.stdout
+    )
+
+
+def test_doctor_and_what_is_no_containerd(tmp_path: Path) -> None:
+    path = str(tmp_path / "silent.sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        began = time.monotonic()
+        done = whalebridge("doctor", "--containerd", path)
+        assert time.monotonic() - began < 20
+    assert done.returncode == 1
+    assert f"problem {path}: what listens at {path} says nothing for 5 s: containerd hangs, or it is not" in done.stdout
+
+
+def test_doctor_and_a_containerd_that_hangs(fresh_engine: Callable[[], Containerd]) -> None:
+    engine = fresh_engine()
+    engine.suspend()
+    done = whalebridge("doctor", "--containerd", engine.address)
+    engine.resume()
+    assert done.returncode == 1
+    assert "says nothing for 5 s: containerd hangs" in done.stdout
+
+
+# --- check: settings, containerd, state_dir ---
+
+
+def test_every_mistake_in_the_settings_is_a_finding() -> None:
+    status, found = check("--sink", "frob:", "--log-level", "loud", SINKS__0__SASL__PASSWORD=SECRET)
+    assert status == 2
+    assert [verdict for verdict, _ in found.pop("settings")] == ["problem", "problem"]
+    assert found == {}
+
+
+def test_all_is_well(yard: Yard, tmp_path: Path) -> None:
+    yard.run()
+    done = whalebridge("check", "--containerd", yard.address, "--sink", f"file:{tmp_path}/events")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {"ok"}
+    for said in (
+        "a mark that was published came back",
+        f"{tmp_path}/events can be written",
+        "state_dir: there is none",
+    ):
+        assert said in done.stdout
+    assert (tmp_path / "events").read_bytes() == b""
+
+
+def test_no_containerd_is_a_connection_that_failed(tmp_path: Path) -> None:
+    status, found = check("--containerd", str(tmp_path / "c.sock"))
+    assert status == 3
+    assert "there is no socket" in found[str(tmp_path / "c.sock")][0][1]
+    assert found["stdout"] == [("ok", "standard output, of whoever calls run")]
+
+
+@one_engine
+def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Path) -> None:
+    flags = ("--containerd", engine.address, "--state-dir", str(tmp_path / "state"), f"--sink=file:{tmp_path}/events")
+    status, found = check(*flags)
+    assert (status, found["state_dir"][0]) == (0, ("ok", f"{tmp_path}/state is there, ours, and can be written"))
+    with BridgeProcess(
+        engine.address, tmp_path, sinks=[f"file:{tmp_path}/events"], state_dir=tmp_path / "state"
+    ) as bridge:
+        bridge.wait_said("live")
+        status, found = check(*flags)
+        (verdict, text), *_ = found["state_dir"]
+        assert (status, verdict) == (0, "ok")
+        assert f"is in use by another whalebridge (process {bridge.process.pid})" in text
+        assert found[f"file/{tmp_path}/events"][0][0] == "warning"
+
+
+@one_engine
+def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text("mine")
+    status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
+    assert status == 1
+    assert "is not whalebridge's: there are other files in it" in found["state_dir"][0][1]
+    status, found = check("--containerd", engine.address, "--state-dir", "/dev/shm/whalebridge-check")
+    Path("/dev/shm/whalebridge-check/whalebridge.lock").unlink()
+    Path("/dev/shm/whalebridge-check").rmdir()
+    assert status == 0
+    assert ("warning", "/dev/shm/whalebridge-check does not last (tmpfs)") in [
+        (verdict, text.partition(";")[0]) for verdict, text in found["state_dir"]
+    ]
+
+
+# --- check: Kafka ---
+
+
+def kafka_sink(kafka: Kafka, topic: str, **more: str) -> dict[str, str]:
+    servers = kafka.bootstrap_of("sasl_plaintext") if more else kafka.bootstrap
+    sink = {"TYPE": "kafka", "SERVERS": servers, "TOPIC": topic, **more}
+    return {f"SINKS__0__{key}": value for key, value in sink.items()}
+
+
+def login(user: str, password: str) -> dict[str, str]:
+    return {"SASL__MECHANISM": "scram-sha-256", "SASL__USERNAME": user, "SASL__PASSWORD": password}
+
+
+@one_engine
+def test_kafka_is_tried_and_nothing_is_published(engine: Containerd, kafka: Kafka) -> None:
+    topic = name()
+    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
+    assert status == 0
+    assert found[f"kafka/{topic}"] == [
+        ("ok", f"{kafka.bootstrap}: we are let in, topic {topic} is there and may be written"),
+        ("ok", f"topic_created (topic {topic})"),
+    ]
+    assert kafka.admin.records(topic) == []
+    assert kafka.admin.describe(topic)["settings"]["cleanup.policy"] == "delete"
+
+
+@one_engine
+def test_kafka_and_a_wrong_password(engine: Containerd, kafka: Kafka) -> None:
+    topic = name()
+    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic, **login("bridge", SECRET)))
+    assert status == 3
+    ((verdict, text),) = found[f"kafka/{topic}"]
+    assert verdict == "problem"
+    assert "it refuses user bridge by scram-sha-256: check name and secret (sasl.password)" in text
+    status, _ = check("--containerd", engine.address, **kafka_sink(kafka, topic, **login("bridge", USERS["bridge"])))
+    assert status == 0
+
+
+@one_engine
+def test_kafka_and_a_compacted_topic(engine: Containerd, kafka: Kafka) -> None:
+    topic = name()
+    kafka.admin.create_topic(topic, settings={"cleanup.policy": "compact"})
+    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
+    assert status == 1
+    assert found[f"kafka/{topic}"][0][1].startswith(f"topic {topic} is compacted (cleanup.policy=compact)")
+
+
+@one_engine
+def test_kafka_and_a_missing_permission(engine: Containerd, fresh_kafka: Callable[..., Kafka]) -> None:
+    kafka = fresh_kafka(listeners=("sasl_plaintext",), users={"reader": "reader-secret"}, acls=True)
+    kafka.admin.create_topic("given")
+    kafka.admin.allow("User:reader", "describe", "topic", "given")
+    settings = kafka_sink(kafka, "given", **login("reader", "reader-secret"))
+    status, found = check("--containerd", engine.address, **settings)
+    assert status == 3
+    ((verdict, text),) = found["kafka/given"]
+    assert (verdict, text) == ("problem", "user reader may not write to topic given: allow Describe and Write on it")
+    kafka.admin.allow("User:reader", "write", "topic", "given")
+    status, found = check("--containerd", engine.address, **settings)
+    assert status == 0
+    assert [verdict for verdict, _ in found["kafka/given"]] == ["ok", "warning"]
+    assert "compaction_not_checked (topic given); allow DescribeConfigs on it" in found["kafka/given"][1][1]
+    assert kafka.admin.records("given") == []
+
+
+# --- check: NATS ---
+
+
+@one_engine
+def test_nats_is_tried_and_nothing_is_published(engine: Containerd, nats: Nats) -> None:
+    subject = name()
+    stream = f"WHALEBRIDGE_{subject.upper()}"
+    status, found = check("--containerd", engine.address, "--sink", f"{nats.url}/{subject}")
+    assert status == 0
+    (verdict, text), *more = found[f"nats/{subject}"]
+    assert verdict == "ok"
+    assert f"we are let in, and stream {stream} is there" in text
+    assert any("stream_created" in text for _, text in more)
+    (detail,) = [
+        each
+        for account in nats.monitor("jsz?accounts=true&streams=true")["account_details"]
+        for each in account["stream_detail"]
+        if each["name"] == stream
+    ]
+    assert detail["state"]["messages"] == 0
+
+
+@one_engine
+def test_nats_that_refuses_us(engine: Containerd, fresh_nats: Callable[..., Nats]) -> None:
+    least = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
+    nats = fresh_nats(login=users({"bridge": "right", "least": "right"}, {"least": least}))
+    servers = {"SINKS__0__TYPE": "nats", "SINKS__0__SERVERS": f"{HOST}:{nats.nodes[0].port}", "SINKS__0__SUBJECT": "s"}
+
+    def tried(user: str, password: str) -> tuple[int, str]:
+        mine = {"SINKS__0__LOGIN__USER": user, "SINKS__0__LOGIN__PASSWORD": password}
+        status, found = check("--containerd", engine.address, **servers, **mine)
+        return status, found["nats/s"][0][1]
+
+    status, text = tried("bridge", SECRET)
+    assert (status, "refused us" in text, "login.password" in text) == (3, True, True)
+    status, text = tried("least", "right")
+    assert status == 3
+    assert "permissions violation" in text and "stream.create.whalebridge_s" in text.lower()  # noqa: PT018
+    assert tried("bridge", "right")[0] == 0
+    assert tried("least", "right")[0] == 0
+
+
+@one_engine
+def test_dead_brokers_take_no_longer_than_one(engine: Containerd) -> None:
+    """Ports where somebody listens and says nothing: what takes longest."""
+    with socket.socket() as first, socket.socket() as second:
+        for each in (first, second):
+            each.bind((HOST, 0))
+            each.listen()
+        urls = [f"kafka://{HOST}:{first.getsockname()[1]}/t", f"nats://{HOST}:{second.getsockname()[1]}/t"]
+        status, found = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
+    assert status == 3
+    assert found["kafka/t"][0][0] == found["nats/t"][0][0] == "problem"
+    assert found[engine.address][0][0] == "ok"

@@ -1,0 +1,86 @@
+"""docs/install.md, done: its commands, on a copy of the checkout, below a folder instead of the root of the machine.
+
+What needs a running systemd (`systemctl`, `systemd-run`) is not tried: the tests' machines have none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess
+from tests.testbed.containerd import Containerd
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+INSTALL = (ROOT / "docs" / "install.md").read_text()
+
+
+class Machine:
+    """A folder in which the document's paths are, and a copy of the checkout."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "root"
+        self.checkout = folder / "checkout"
+        for place in ("opt", "etc/systemd/system", "etc/bash_completion.d", "var/lib", "bin"):
+            (self.root / place).mkdir(parents=True)
+        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in filter(None, files.split("\0")):
+            (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, self.checkout / name)
+        (self.root / "bin" / "python3").symlink_to(sys.executable)
+
+    def section(self, title: str) -> None:
+        """Do what a section says in its `sh` blocks."""
+        (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", INSTALL, re.MULTILINE | re.DOTALL)
+        for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", "").splitlines():
+                if not line.startswith(("systemctl", "systemd-run", "WHALEBRIDGE_")):
+                    self.do(line)
+
+    def do(self, line: str) -> str:
+        here = re.sub(r"(?<![\w./])/(opt|etc|var)/", rf"{self.root}/\1/", line)
+        path = f"{self.root}/bin:{self.root}/opt/whalebridge/bin:/usr/bin:/bin"
+        done = subprocess.run(
+            ["sh", "-ec", here],
+            cwd=self.checkout,
+            env={**_of_pip(), "PATH": path, "HOME": str(self.root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout
+
+
+def _of_pip() -> dict[str, str]:
+    """Where pip is told to look."""
+    return {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
+
+
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_installed_used_upgraded_and_removed(engine: Containerd, tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.section("Install")
+    machine.section("As a systemd service")
+    program = machine.root / "opt/whalebridge/bin/whalebridge"
+    assert "complete " in (machine.root / "etc/bash_completion.d/whalebridge").read_text()
+    assert (machine.root / "etc/systemd/system/whalebridge.service").exists()
+    assert "a mark that was published came back" in machine.do(f"whalebridge doctor --containerd {engine.address}")
+    assert "can be written" in machine.do(f"whalebridge check --containerd {engine.address} --state-dir /var/lib/w")
+    machine.section("Upgrade")
+    bridge = BridgeProcess(engine.address, tmp_path, state_dir=machine.root / "var/lib/whalebridge")
+    bridge.command = [str(program), *bridge.command[3:]]
+    with bridge:
+        bridge.wait_live()
+    machine.section("Remove")
+    assert not (machine.root / "opt/whalebridge").exists()
+    left = {path.name for path in (machine.root / "var/lib/whalebridge").iterdir()}
+    assert left >= {"outbox.db", "whalebridge.lock"}

@@ -1,0 +1,143 @@
+"""The systemd unit, checked by systemd's own tools; and the program as the unit runs it, told to a real socket."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess
+from tests.testbed import systemd
+from tests.testbed.containerd import Containerd
+
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "whalebridge.service"
+EXPOSURE = 20  # tenths; systemd calls up to 30 good enough for a service that has to do with others
+one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+
+
+@pytest.fixture
+def analyze(require: Callable[..., None]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    require(*systemd.COMPONENTS)
+
+    def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["systemd-analyze", *arguments],
+            env=systemd.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return analyze
+
+
+def test_systemd_has_nothing_against_the_unit(
+    analyze: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/whalebridge/bin/whalebridge", sys.executable))
+    done = analyze("verify", "--man=no", str(unit))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    unit.write_text(unit.read_text() + "\n[Service]\nFrob=1\n")
+    assert "Frob" in analyze("verify", "--man=no", str(unit)).stderr  # it would have told
+
+
+def test_the_unit_is_hardened(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", str(UNIT))
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"Overall exposure level for whalebridge.service: [01]\.\d", done.stdout), done.stdout
+
+
+class NotifySocket:
+    """What systemd listens on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "notify"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(self.path))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def wait(self, text: str, seconds: float = 30) -> None:
+        """Read on until a line begins like that."""
+        told: list[str] = []
+        deadline = time.monotonic() + seconds
+        while not any(line.startswith(text) for line in told):
+            assert time.monotonic() < deadline, told
+            self._socket.settimeout(seconds)
+            told += self._socket.recv(4096).decode().splitlines()
+
+    def silent(self, seconds: float) -> bool:
+        """Whether nothing is told for that long, once what was on its way is read."""
+        self._socket.settimeout(seconds)
+        try:
+            for _ in range(10):
+                self._socket.recv(4096)
+        except TimeoutError:
+            return True
+        return False
+
+
+@pytest.fixture
+def notified(tmp_path: Path) -> Iterator[NotifySocket]:
+    notified = NotifySocket(tmp_path)
+    yield notified
+    notified.close()
+
+
+@one_engine
+def test_systemd_is_told_what_goes_on(engine: Containerd, notified: NotifySocket, tmp_path: Path) -> None:
+    address = tmp_path / "c.sock"
+    environment = {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": "500000"}
+    with BridgeProcess(str(address), tmp_path, environment=environment) as bridge:
+        notified.wait("READY=1")  # although there is no containerd yet
+        notified.wait("STATUS=waiting for containerd: there is no socket")
+        address.symlink_to(engine.address)
+        notified.wait("STATUS=live")
+        notified.wait("WATCHDOG=1")
+        bridge.process.send_signal(signal.SIGSTOP)
+        assert notified.silent(1.0)
+        bridge.process.send_signal(signal.SIGCONT)
+        notified.wait("WATCHDOG=1")
+        bridge.stop()
+        notified.wait("STOPPING=1")
+
+
+CONFINED = """
+import ctypes, runpy
+MEMORY_DENY_WRITE_EXECUTE = 65  # PR_SET_MDWE, Linux 6.3
+ctypes.CDLL(None).prctl(MEMORY_DENY_WRITE_EXECUTE, 1, 0, 0, 0)
+runpy.run_module("bridge", run_name="__main__", alter_sys=True)
+"""
+
+
+@one_engine
+def test_a_user_with_the_sockets_group_is_enough(engine: Containerd, tmp_path: Path) -> None:
+    """As the unit has it: neither the user root nor any capability, and no memory that is writable and executable."""
+    dropped = ["--reuid=65534", "--regid=65534", "--groups=0", "--bounding-set=-all", "--inh-caps=-all"]
+    socket_folder = Path(engine.address).parent
+    mode = socket_folder.stat().st_mode
+    socket_folder.chmod(0o711)  # as /run/containerd is
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        state.mkdir()
+        for path in (folder, state):
+            os.chown(path, 65534, 65534)
+        bridge = BridgeProcess(engine.address, tmp_path, state_dir=state)
+        bridge.command = ["setpriv", *dropped, "--no-new-privs", sys.executable, "-c", CONFINED, *bridge.command[3:]]
+        with bridge:
+            bridge.wait_live()
+            status = Path(f"/proc/{bridge.process.pid}/status").read_text()
+            assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
+            assert re.search(r"^Uid:\s+65534", status, re.MULTILINE)
+    socket_folder.chmod(mode)
