@@ -17,7 +17,7 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.testbed.containerd import Containerd
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).parents[2]
 INSTALL = (ROOT / "docs" / "install.md").read_text()

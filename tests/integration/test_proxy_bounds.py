@@ -48,7 +48,6 @@ class TestBounds:
             assert len([each async for each in until_it_ends(sleeping)]) < 3 * relay.SUBSCRIBER_BYTES // MIB
             assert await sleeping.code() is StatusCode.RESOURCE_EXHAUSTED
 
-    @pytest.mark.long
     async def test_clients_that_take_nothing_for_long_make_room(self, engine: Containerd, proxy: ProxyProcess) -> None:
         """Too little is waiting for an overflow, but more than a client that does not read has room for."""
         async with grpc.aio.insecure_channel(rpc.target(proxy.address), options=rpc.channel_options()) as channel:
