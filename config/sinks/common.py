@@ -22,7 +22,6 @@ class SinkSection(Section):
         "What this sink is called in the outbox and in log lines; needed only where two would be called the same.",
         reason="Its type and what it writes to say enough; the outbox remembers by it what this sink already has.",
     )
-
     heartbeats: bool = setting(
         False, "Whether it gets heartbeats, every heartbeat.interval.", reason="Who reads along sees that it is there."
     )
@@ -50,11 +49,14 @@ class EncodedSection(SinkSection):
 
 
 class BrokerSection(EncodedSection):
-    """A sink whose messages can have headers."""
+    """A sink behind a broker, whose messages can have headers."""
 
     heartbeats: bool = setting(
-        True, "Whether it gets heartbeats, every heartbeat.interval.", reason="Readers notice a node that fell silent."
+        True,
+        "Whether it gets heartbeats, every heartbeat.interval.",
+        reason="Whoever reads from a broker has no other sign that the node is there.",
     )
+
     cloudevents: Annotated[Literal["none", "binary", "structured"], Word] = setting(
         "binary",
         "CloudEvents 1.0. binary: attributes in headers, the document is the value. structured: attributes and "
