@@ -56,6 +56,7 @@ class BrokerSection(EncodedSection):
         "Whether it gets heartbeats, every heartbeat.interval.",
         reason="Whoever reads from a broker has no other sign that the node is there.",
     )
+
     cloudevents: Annotated[Literal["none", "binary", "structured"], Word] = setting(
         "binary",
         "CloudEvents 1.0. binary: attributes in headers, the document is the value. structured: attributes and "

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.encode import Coverage, Gap, Ledger, lost_record, rfc3339
+from bridge.core.encode import Coverage, Gap, Ledger, heartbeat, lost_record, rfc3339
 from bridge.core.events import Previous, Record, json_schema
 from bridge.core.lives import Ending, Transition
 from bridge.core.model import ContainerKey, Engine, Labels, Metadata, PodReference
@@ -287,3 +287,26 @@ def test_a_lost_record_stands_for_those_up_to_the_last_one_lost(frame: bool) -> 
 def test_a_lost_record_can_be_lost_itself() -> None:
     lost = lost_record(a_ledger().transition(a_row()), 1, "refused", AT)
     assert read(lost_record(lost, 1, "overflow", AT))["lost"]["reason"] == "overflow"
+
+
+def test_a_heartbeat_has_the_position_of_the_last_record_and_an_id_of_its_own() -> None:
+    ledger = a_ledger()
+    ledger.snapshot(GAP, COVERAGE, [], [], AT)
+    last = ledger.transition(a_row())
+    beats = [heartbeat(last, AT + SECOND, number) for number in (1, 2)]
+    assert [each.id for each in beats] == [f"{EPOCH}-3-heartbeat-1", f"{EPOCH}-3-heartbeat-2"]
+    document = read(beats[0])
+    assert (document["type"], document["timestamp"]) == ("heartbeat", rfc3339(AT + SECOND))
+    assert (document["epoch"], document["sequence"], ledger.sequence) == (EPOCH, 3, 3)
+    assert document["engine"]["id"] == ENGINE.id
+    assert [
+        name for name in ("id", "project", "container", "exit", "snapshot", "lost") if document[name] is not None
+    ] == []
+
+
+@pytest.mark.parametrize("type_", ["created", "deleted", "oom", "renamed"])
+def test_an_extra_without_a_life_names_none(type_: Any) -> None:
+    document = read(a_ledger().transition(Transition(type_, "live", AT, WEB, None, None, 0, "", paused=False)))
+    assert document["type"] == type_
+    assert (document["container"]["pid"], document["container"]["incarnation"], document["exit"]) == (0, "", None)
+    assert (document["container"]["labels"], document["container"]["name"]) == (None, WEB.id)

@@ -115,3 +115,24 @@ def test_no_pod_without_the_labels_that_make_one(missing: str) -> None:
 def test_a_pod_may_lack_what_is_not_its_uid() -> None:
     labels = {"io.cri-containerd.kind": "container", "io.kubernetes.pod.uid": "1b2c"}
     assert describe(POD, labels, ALL).pod == PodReference("", "", "1b2c", "")
+
+
+def test_scope_is_decided_on_labels_that_the_rules_leave_out() -> None:
+    asked: list[dict[str, object]] = []
+
+    def scope(**told: object) -> bool:
+        asked.append(told)
+        return False
+
+    labels = {"tier": "front", "nerdctl/name": "web", "com.docker.compose.project": "shop"}
+    nothing = LabelRules(include=(), exclude=(), redact=())
+    known = describe(ContainerKey("shop", "c"), labels, nothing, scope)
+    assert (known.in_scope, known.labels) == (False, {})
+    assert asked == [{"kind": "container", "name": "web", "project": "shop", "labels": labels, "id": "c"}]
+
+
+def test_what_nobody_could_read_is_in_scope() -> None:
+    def scope(**_: object) -> bool:
+        raise AssertionError
+
+    assert describe(ContainerKey("shop", "c"), None, LabelRules.keep_all(), scope).in_scope

@@ -155,3 +155,13 @@ def test_lines_that_were_left_out_are_told_in_the_same_form(
     assert "lines_left_out" in first
     assert ('"lines": 7' if form == "json" else "lines=7") in first
     assert "Read again." in second
+
+
+def test_the_level_may_change_at_any_time(configure: Configure, capfd: pytest.CaptureFixture[str]) -> None:
+    log = structlog.get_logger()
+    writer = configure("warning", "json")
+    log.info("before")
+    logs.set_level("info")
+    log.info("after")
+    writer.close()
+    assert [json.loads(each)["event"] for each in capfd.readouterr().err.splitlines()] == ["after"]
