@@ -7,7 +7,7 @@ PROTOS := bridge/containerd/protos/generate.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long bench lint testbed protos protos-check lock
+.PHONY: help setup run test test-long bench lint testbed testbed-kubernetes protos protos-check lock
 
 help: ## tell what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ lint: setup protos-check ## formatting, types, the one way of imports, generated
 
 testbed: ## what the tests need: containerd 1.6 and 2.4, nerdctl, Docker, ... in a cache outside the checkout
 	@$(PYTHON) -m tests.testbed install
+
+testbed-kubernetes: testbed ## what the tests of the chart need besides: Helm and a real Kubernetes node (minutes to build)
+	@$(PYTHON) -m tests.testbed install helm kubernetes
 
 protos: setup ## the Python code of our .proto files
 	$(BIN)/python $(PROTOS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.testbed.install import COMPONENTS, install
+from tests.testbed.install import COMPONENTS, KUBERNETES, install
 from tests.testbed.recipes import InstallError
 
 
@@ -13,9 +13,9 @@ def main() -> int:
     """Read the command line and install."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.testbed", description="Real peers for the tests.")
     commands = parser.add_subparsers(dest="command", required=True)
-    names = ", ".join(component.name for component in COMPONENTS)
+    names, more = (", ".join(component.name for component in group) for group in (COMPONENTS, KUBERNETES))
     command = commands.add_parser("install", help="install into the cache what is not there yet")
-    command.add_argument("component", nargs="*", help=f"only these ({names}); none: all")
+    command.add_argument("component", nargs="*", help=f"only these (also {more}); none: {names}")
     try:
         install(parser.parse_args().component)
     except InstallError as error:

@@ -3,6 +3,7 @@
 Nothing of the machine itself is changed. Go programs are built from the module proxy into `bin/`; Debian's packages
 are downloaded by apt-get and unpacked below `debian/`, so no service is started, no package is replaced or removed, and
 they stand side by side with whatever is installed; jars are fetched by Maven. To add a peer, add a line to COMPONENTS.
+What takes long and only some tests need is a group of its own, which has to be named.
 """
 
 from __future__ import annotations
@@ -38,9 +39,23 @@ COMPONENTS: tuple[Component, ...] = (
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
 )
 
+_KUBERNETES = "1.34.2"
+_VERSIONS = (("gitVersion", f"v{_KUBERNETES}"), ("gitMajor", "1"), ("gitMinor", "34"))
+_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+
+KUBERNETES: tuple[Component, ...] = (
+    GoPrograms("helm", "helm.sh/helm/v3", "v3.22.0", ("./cmd/helm",)),
+    GoSource(
+        Path(__file__).parent / "go" / "kubernetes",
+        (("etcd", "go.etcd.io/etcd/server/v3"), *((name, f"k8s.io/kubernetes/cmd/{name}") for name in _COMMANDS)),
+        ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSIONS),
+    ),
+)
+"""A Kubernetes node: minutes to build, and only the tests of the chart need it."""
+
 
 def missing(names: Iterable[str] = ()) -> list[str]:
-    """Those of the named components (none: of all) that are not installed as they should be."""
+    """Those of the named components (none: of all but KUBERNETES) that are not installed as they should be."""
     return [component.name for component in _select(names) if not _installed(component)]
 
 
@@ -51,7 +66,7 @@ def search_path(*names: str) -> str:
 
 
 def install(names: Iterable[str] = ()) -> None:
-    """Install the named components (none: all of them), saying what is done and how long it took."""
+    """Install the named components (none: all but KUBERNETES), saying what is done and how long it took."""
     wanted = _select(names)
     if all(map(_installed, wanted)):
         print(f"testbed: {', '.join(component.name for component in wanted)}: already in {cache()}", flush=True)
@@ -74,8 +89,8 @@ def install(names: Iterable[str] = ()) -> None:
 
 
 def _select(names: Iterable[str]) -> list[Component]:
-    known = {component.name: component for component in COMPONENTS}
-    names = list(names) or list(known)
+    known = {component.name: component for component in (*COMPONENTS, *KUBERNETES)}
+    names = list(names) or [component.name for component in COMPONENTS]
     if unknown := [name for name in names if name not in known]:
         raise InstallError(f"unknown component {', '.join(unknown)}: there are {', '.join(known)}")
     return [known[name] for name in names]
