@@ -43,7 +43,16 @@ _KUBERNETES = "1.34.2"
 _VERSIONS = (("gitVersion", f"v{_KUBERNETES}"), ("gitMajor", "1"), ("gitMinor", "34"))
 _COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 
+# What Debian's Python and manylinux wheels are linked to, of Debian 12: what an image can be made of.
+_PYTHON = """
+    python3-minimal python3.11-minimal python3.11 python3.11-venv python3-pip-whl python3-setuptools-whl
+    libpython3.11-minimal libpython3.11-stdlib media-types ca-certificates libc6 libgcc-s1 libstdc++6 zlib1g
+    libbz2-1.0 libcom-err2 libcrypt1 libdb5.3 libexpat1 libffi8 libgssapi-krb5-2 libk5crypto3 libkeyutils1 libkrb5-3
+    libkrb5support0 liblzma5 libncursesw6 libnsl2 libreadline8 libsqlite3-0 libssl3 libtinfo6 libtirpc3 libuuid1
+"""
+
 KUBERNETES: tuple[Component, ...] = (
+    DebianPackages("python-image", tuple(_PYTHON.split()), ("python3.11",)),
     GoPrograms("helm", "helm.sh/helm/v3", "v3.22.0", ("./cmd/helm",)),
     GoSource(
         Path(__file__).parent / "go" / "kubernetes",
@@ -51,7 +60,7 @@ KUBERNETES: tuple[Component, ...] = (
         ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSIONS),
     ),
 )
-"""A Kubernetes node: minutes to build, and only the tests of the chart need it."""
+"""What the tests of image and chart need besides: a Kubernetes node takes minutes to build."""
 
 
 def missing(names: Iterable[str] = ()) -> list[str]:

@@ -77,6 +77,11 @@ runAsUser: {{ .Values.user }}
 runAsGroup: {{ .Values.user }}
 {{- end }}
 
+{{- /* Whose the directory of state is: the bridge's. */}}
+{{- define "whalebridge.bridgeUser" -}}
+{{- ternary 0 .Values.user (and .Values.containerd.runAsRoot (not .Values.proxy.enabled)) }}
+{{- end }}
+
 {{- /* Of the one container that opens containerd's socket. */}}
 {{- define "whalebridge.opensSocket" -}}
 {{ include "whalebridge.locked" . }}
