@@ -31,7 +31,9 @@ test-kubernetes: setup testbed-kubernetes ## the image and the chart, on a real 
 image: setup ## the image whalebridge:VERSION, and build/whalebridge.cdx.json, its SBOM (needs Docker)
 	docker build --file deploy/Dockerfile --tag whalebridge:$(VERSION) --build-arg VERSION=$(VERSION) \
 	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) .
-	$(BIN)/python -m tests.testbed.sbom build/whalebridge.cdx.json
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements deploy/requirements-runtime.lock --pyproject pyproject.toml \
+	    --mc-type application --output-reproducible --output-file build/whalebridge.cdx.json
 
 chart: setup ## what of the chart is made of values, settings, alerts and dashboard
 	$(BIN)/python $(CHART)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from bridge import __version__
-from config.settings import Settings
+from config.schema import json_schema
 
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"
@@ -85,7 +85,7 @@ def schema(values: list[Value]) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load((HERE / "schema.yaml").read_text())
     for value in values:
         _describe(document, value)
-    settings = Settings.model_json_schema()
+    settings = json_schema()
     document["$defs"] = settings.pop("$defs")
     settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in OURS}
     http = document["$defs"].get("HttpSettings", {"properties": {}})
