@@ -85,13 +85,24 @@ def schema(values: list[Value]) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load((HERE / "schema.yaml").read_text())
     for value in values:
         _describe(document, value)
-    settings = json_schema()
+    settings = _without_secrets(json_schema())
     document["$defs"] = settings.pop("$defs")
+    del settings["$schema"]
     settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in OURS}
-    http = document["$defs"].get("HttpSettings", {"properties": {}})
-    http["properties"].pop("listen", None)
+    del document["$defs"]["HttpSettings"]["properties"]["listen"]
     document["definitions"]["config"] = settings
     return document
+
+
+def _without_secrets(part: Any) -> Any:
+    """Leave out settings that hold a secret: in a ConfigMap it is none. Each can be in a file, or the environment."""
+    if isinstance(part, dict):
+        return {name: _without_secrets(each) for name, each in part.items() if not _secret(each)}
+    return [_without_secrets(each) for each in part] if isinstance(part, list) else part
+
+
+def _secret(part: Any) -> bool:
+    return isinstance(part, dict) and any("writeOnly" in kind for kind in (part, *part.get("anyOf", ())))
 
 
 def _describe(document: dict[str, Any], value: Value) -> None:
