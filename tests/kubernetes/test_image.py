@@ -45,6 +45,7 @@ def test_it_has_what_runs_and_nothing_that_builds_or_tests(image_docker: Docker)
 def running(image_docker: Docker) -> Iterator[str]:
     """The image as it watches the engine's own containerd, whose socket its group may open."""
     socket = Path(image_docker.engine.address)
+    socket.parent.chmod(0o711)  # as /run/containerd is
     options = ["--detach", "--network=host", "--group-add=0", *CONFINED, f"--volume={socket.parent}:/run/containerd"]
     command = ["run", "--containerd", f"/run/containerd/{socket.name}", "--namespace", "default"]
     container = image_docker.docker("run", *options, NAME, *command).stdout.strip()
