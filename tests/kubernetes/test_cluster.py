@@ -126,7 +126,7 @@ def test_who_is_killed_for_memory_is_told_so(node: Node, told: Told) -> None:
 
 
 def test_helm_test_sees_an_event_flow(node: Node, told: Told) -> None:
-    said = node.helm("test", "whalebridge", f"--namespace={SPACE}", "--logs").stdout
+    said = node.helm("test", "whalebridge", f"--namespace={SPACE}").stdout
     assert "Phase:          Succeeded" in said
 
 

@@ -18,12 +18,17 @@ app.kubernetes.io/name: {{ include "whalebridge.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- define "whalebridge.labels" -}}
+{{- /* Of every object; those that the selector finds have its labels besides. */}}
+{{- define "whalebridge.origin" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "whalebridge.selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/part-of: whalebridge
+{{- end }}
+
+{{- define "whalebridge.labels" -}}
+{{ include "whalebridge.origin" . }}
+{{ include "whalebridge.selector" . }}
 {{- end }}
 
 {{- define "whalebridge.serviceAccount" -}}
