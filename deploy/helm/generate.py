@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from config.schema import json_schema
 
 from bridge import __version__
-from config.schema import json_schema
 
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"
@@ -117,9 +117,7 @@ def _describe(document: dict[str, Any], value: Value) -> None:
 
 def readme(values: list[Value], template: str) -> str:
     """Return the README with a table of the values in it."""
-    rows = [
-        f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values
-    ]
+    rows = [f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values]
     table = "\n".join(["| value | default | what it is |", "|---|---|---|", *rows])
     return template.replace("@VALUES@", table)
 

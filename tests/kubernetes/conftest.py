@@ -32,7 +32,9 @@ def image_docker(require_all: Callable[..., None], tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
-def node(require_all: Callable[..., None], image_docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def node(
+    require_all: Callable[..., None], image_docker: Docker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
     """A Kubernetes node that has the image."""
     require_all(*kubernetes.COMPONENTS)
     archive = tmp_path_factory.mktemp("image") / "whalebridge.tar"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def helm(*args: str) -> str:
     return run(["helm", *args], env=os.environ | env).stdout
 
 
-def rendered(*flags: str, kubernetes: str = "1.34", **values: Any) -> list[Manifest]:
-    """All objects, for some values (by their first name) and more flags."""
-    given = [f"--set-json={name}={json.dumps(value)}" for name, value in values.items()]
+def rendered(
+    values: Mapping[str, Any] | None = None, *, flags: Sequence[str] = (), kubernetes: str = "1.34"
+) -> list[Manifest]:
+    """All objects, for some values (by path) and more flags."""
+    given = [f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()]
     text = helm("template", "whalebridge", str(CHART), f"--kube-version={kubernetes}", *given, *flags)
     return [document for document in yaml.safe_load_all(text) if document]
 

@@ -48,7 +48,7 @@ def ways() -> Iterator[Any]:
 @pytest.mark.parametrize("flags", list(ways()))
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_knows_every_object_and_field(flags: list[str], version: str) -> None:
-    for manifest in rendered(*flags, kubernetes=version):
+    for manifest in rendered(flags=flags, kubernetes=version):
         if manifest["kind"] not in FOREIGN:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -57,7 +57,7 @@ def test_kubernetes_knows_every_object_and_field(flags: list[str], version: str)
 
 @pytest.mark.parametrize("flags", list(ways()))
 def test_nothing_is_privileged_or_has_a_token(flags: list[str]) -> None:
-    manifests = rendered(*flags)
+    manifests = rendered(flags=flags)
     assert not {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"} & {each["kind"] for each in manifests}
     spec = pod(manifests)
     assert spec["automountServiceAccountToken"] is False
@@ -80,7 +80,7 @@ def test_nothing_is_privileged_or_has_a_token(flags: list[str]) -> None:
 @pytest.mark.parametrize(("distribution", "socket"), list(DISTRIBUTIONS.items()))
 def test_the_socket_s_directory_is_mounted_and_the_bridge_looks_there(distribution: str, socket: str) -> None:
     for proxy in (True, False):
-        manifests = rendered(distribution=distribution, **{"proxy.enabled": proxy})
+        manifests = rendered({"distribution": distribution, "proxy.enabled": proxy})
         assert settings(manifests)["containerd"]["address"] == socket
         volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
         assert volumes["containerd"]["hostPath"]["path"] == str(Path(socket).parent)
@@ -98,9 +98,12 @@ def test_only_the_proxy_can_open_containerd_s_socket() -> None:
 
 
 def test_credentials_reach_the_bridge_alone() -> None:
-    manifests = rendered(existingSecrets={"files": ["kafka", "ca"], "env": ["more"]})
+    manifests = rendered({"existingSecrets": {"files": ["kafka", "ca"], "env": ["more"]}})
     mounted = mounts(manifests, "bridge")
-    assert {mounted["secret-0"], mounted["secret-1"]} == {f"/etc/whalebridge/secrets/{name}" for name in ("kafka", "ca")}
+    assert (mounted["secret-0"], mounted["secret-1"]) == (
+        "/etc/whalebridge/secrets/kafka",
+        "/etc/whalebridge/secrets/ca",
+    )
     assert containers(manifests)["bridge"]["envFrom"] == [{"secretRef": {"name": "more"}}]
     for name in ("proxy", "state"):
         assert not any(each.startswith("secret") for each in mounts(manifests, name))
@@ -113,7 +116,7 @@ def test_without_values_events_go_to_the_log() -> None:
 
 def test_another_configuration_makes_other_pods() -> None:
     def checksum(**config: Any) -> str:
-        template = one(rendered(config=config), "DaemonSet")["spec"]["template"]
+        template = one(rendered({"config": config}), "DaemonSet")["spec"]["template"]
         return str(template["metadata"]["annotations"]["checksum/config"])
 
     assert checksum(log={"level": "debug"}) != checksum()
@@ -126,7 +129,7 @@ def test_the_network_policy_lets_through_dns_and_the_brokers_ports() -> None:
         {"type": "nats", "servers": ["[2001:db8::1]:4333"], "subject": "s"},
         {"type": "stdout"},
     ]
-    manifests = rendered(config={"sinks": sinks}, **{"networkPolicy.brokerPorts": [9999]})
+    manifests = rendered({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
     assert ports(manifests) == [{53}, {4333, 9092, 9093, 9999}]
     assert ports(rendered()) == [{53}]
 
@@ -168,11 +171,11 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
 )
 def test_a_wrong_value_is_refused_by_name(name: str, value: Any, named: str) -> None:
     with pytest.raises(CommandError, match=named):
-        rendered(**{name: value})
+        rendered({name: value})
 
 
 def test_anything_may_stand_in_global() -> None:
-    assert rendered(**{"global": {"imageRegistry": "x"}})
+    assert rendered({"global": {"imageRegistry": "x"}})
 
 
 def test_lint_has_nothing_to_say() -> None:

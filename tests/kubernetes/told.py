@@ -22,7 +22,7 @@ class Told:
     """Reads a stream again and again: each call has all that is in it by then."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     def all(self) -> list[Document]:
         """Every record but heartbeats, in the stream's order, each once."""
@@ -47,7 +47,7 @@ class Told:
 
     async def _read(self) -> list[Document]:
         client = nats.aio.client.Client()
-        await client.connect([self._url])
+        await client.connect([self.url])
         try:
             stream = client.jetstream(timeout=10)
             count = (await stream.stream_info(STREAM)).state.messages

@@ -1,4 +1,4 @@
-"""The image of whalebridge, built as its users build it, of a base that is made of Debian's packages, without a network."""
+"""The image of whalebridge, built as its users build it, but without a network, of a base made of Debian's packages."""
 
 from __future__ import annotations
 
