@@ -65,8 +65,8 @@ lock: setup ## requirements.lock from pyproject.toml, and those of the image
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras $(LOCK) --output-file=requirements.lock pyproject.toml
 	$(BIN)/pip-compile --quiet --allow-unsafe --extra kafka --extra nats $(LOCK) --constraint requirements.lock \
 	    --output-file=deploy/requirements-runtime.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --allow-unsafe --all-build-deps --only-build-deps $(LOCK) --constraint requirements.lock \
-	    --output-file=deploy/requirements-build.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --allow-unsafe $(LOCK) --constraint requirements.lock \
+	    --output-file=deploy/requirements-build.lock deploy/requirements-build.in
 
 # Its messages go to stderr: `make run` has nothing but events on standard output.
 .venv/installed: requirements.lock pyproject.toml

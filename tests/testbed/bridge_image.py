@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import sys
 import tarfile
@@ -46,8 +45,7 @@ def _download_wheels(folder: Path) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    python = re.sub(r"\D", "", next((cache() / "debian" / "python-image" / "usr" / "bin").glob("python3.*")).name)
-    options = ["--no-deps", "--require-hashes", "--only-binary=:all:", f"--python-version={python}", f"--dest={folder}"]
+    options = ["--quiet", "--no-deps", "--require-hashes", "--no-build-isolation", f"--dest={folder}"]
     for lock in _LOCKS:
-        run([sys.executable, "-m", "pip", "download", "--quiet", *options, "--requirement", str(lock)], timeout=300)
+        run([sys.executable, "-m", "pip", "download", *options, "--requirement", str(lock)], timeout=300)
     stamp.write_text(wanted)
