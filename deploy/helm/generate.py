@@ -90,8 +90,23 @@ def schema(values: list[Value]) -> dict[str, Any]:
     del settings["$schema"]
     settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in OURS}
     del document["$defs"]["HttpSettings"]["properties"]["listen"]
+    sinks = settings["properties"]["sinks"]
+    sinks["items"] = _by_type(sinks["items"]["anyOf"], document["$defs"])
     document["definitions"]["config"] = settings
     return document
+
+
+def _by_type(kinds: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Have a sink checked as what it says it is, so that nobody is told of all that it is not."""
+    groups = {}
+    for kind in kinds:
+        if "$ref" in kind:
+            name = definitions[kind["$ref"].rpartition("/")[2]]["properties"]["type"]["const"]
+            groups[name] = kind
+    given = {"type": "object", "required": ["type"], "properties": {"type": {"enum": sorted(groups)}}}
+    choices = [{"if": {"properties": {"type": {"const": name}}}, "then": kind} for name, kind in groups.items()]
+    (url,) = [kind for kind in kinds if "$ref" not in kind]
+    return {"if": {"type": "string"}, "then": url, "else": {**given, "allOf": choices}}
 
 
 def _without_secrets(part: Any) -> Any:
