@@ -6,6 +6,7 @@ Truth is what Kubernetes' own status of the pods says.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import Counter
 from typing import Any
@@ -16,12 +17,14 @@ from tests.kubernetes.objects import container, pod
 from tests.kubernetes.rendering import CHART
 from tests.kubernetes.told import Told, alive, gaps, pod_of, transitions
 from tests.scale import scaled
+from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NAME, PODS, Node
 from tests.testbed.process import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
-SPACE = "whalebridge"
+SPACE = "whales"
+DOCS = CHART.parents[2] / "docs"
 PODS_AT_ONCE = scaled(part=30, full=100)
 
 
@@ -240,3 +243,23 @@ def test_uninstall_leaves_nothing_in_the_cluster(node: Node) -> None:
     wait_until(lambda: not left(), "all objects to be gone", timeout=60, interval=1)
     maps = node.kubectl("get", "configmaps,serviceaccounts", f"--namespace={SPACE}", "--output=name").stdout.split()
     assert set(maps) == {"configmap/kube-root-ca.crt", "serviceaccount/default"}  # every namespace has these
+
+
+def test_the_commands_of_the_docs_work(node: Node, told: Told) -> None:
+    node.ctr("images", "tag", f"docker.io/library/{IMAGE}", f"registry.example.net/{IMAGE}", namespace="k8s.io")
+    commands = documented(told.url.removeprefix("nats://"))
+    assert len(commands) >= 9
+    for program, *arguments in commands:
+        call = node.helm if program == "helm" else node.kubectl
+        call(*arguments, timeout=150)
+        if arguments[0] in ("install", "upgrade"):
+            node.kubectl("rollout", "status", "daemonset/whalebridge", "--namespace=whalebridge", timeout=150)
+
+
+def documented(broker: str) -> list[list[str]]:
+    """The commands of docs/kubernetes.md, with a broker that is there."""
+    text = (DOCS / "kubernetes.md").read_text().replace("\\\n", " ")
+    lines = [line[2:] for line in text.splitlines() if line.startswith(("$ helm ", "$ kubectl "))]
+    return [
+        shlex.split(line.replace("nats.nats:4222", broker).replace("deploy/helm", str(CHART.parent))) for line in lines
+    ]
