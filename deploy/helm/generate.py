@@ -23,7 +23,7 @@ from bridge import __version__
 
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"
-COPIES = {name: source for name in ("alerts.yaml", "dashboard.json") if (source := HERE.parent / name).exists()}
+COPIES = {"rules.yaml": "prometheus/rules.yaml", "dashboard.json": "grafana/whalebridge.json"}
 OURS = ("host", "containerd", "state_dir")
 """Settings that the chart makes, so that nobody may set them in ``config``; and ``http.listen``."""
 
@@ -48,7 +48,7 @@ def main() -> int:
     made = {
         CHART / "values.schema.json": json.dumps(schema(values), indent=2) + "\n",
         CHART / "README.md": readme(values, (HERE / "README.md.in").read_text()),
-        **{CHART / "files" / name: source.read_text() for name, source in COPIES.items()},
+        **{CHART / "files" / name: (HERE.parent / source).read_text() for name, source in COPIES.items()},
     }
     stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
     wrong = [f"{path.relative_to(CHART.parent)} is not current: make chart" for path in stale] if check else []
