@@ -16,7 +16,6 @@ import pytest
 from tests.kubernetes.objects import container, pod
 from tests.kubernetes.rendering import CHART
 from tests.kubernetes.told import Told, alive, gaps, pod_of, transitions
-from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NAME, PODS, Node
 from tests.testbed.process import wait_until
@@ -25,7 +24,7 @@ pytestmark = pytest.mark.timeout(900)
 
 SPACE = "whales"
 DOCS = CHART.parents[2] / "docs"
-PODS_AT_ONCE = scaled(part=30, full=100)
+PODS_AT_ONCE = 100
 
 
 @pytest.fixture(scope="module")

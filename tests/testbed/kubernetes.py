@@ -114,6 +114,12 @@ class Node(Containerd):
         wait_until(lambda: _answers(url), "nats-server to answer")
         return f"nats://{self.ip}:4222"
 
+    def close(self) -> None:
+        """End and remove everything that this instance brought about."""
+        super().close()
+        for program in self._programs:
+            program.wait(20)
+
     def _prepare(self) -> None:
         if self._guard is not None:
             return
