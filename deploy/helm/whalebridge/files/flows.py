@@ -8,45 +8,50 @@ import sys
 import time
 
 SECONDS = 90
+SOCKET = "/var/lib/whalebridge/control.sock"
 
 
 def ask(path):
-    """Ask the bridge of this node, through the socket in its directory of state."""
-    connection = http.client.HTTPConnection("localhost", timeout=10)
+    """Ask the bridge of this node."""
+    connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(10)
-    connection.sock.connect("/var/lib/whalebridge/control.sock")
+    connection.sock.connect(SOCKET)
     connection.request("GET", path)
     return json.load(connection.getresponse())
 
 
-def known():
-    """Whether this pod is among the containers that live."""
+def not_known():
+    """Complain if this pod is not among the containers that live."""
     projects = ask("/portfolio")["projects"].values()
-    return any((container["pod"] or {}).get("name") == os.environ["POD"] for each in projects for container in each)
+    pods = {(container["pod"] or {}).get("name") for each in projects for container in each}
+    return "" if os.environ["POD"] in pods else "the bridge of this node does not know of this pod"
 
 
-def acknowledged(since):
-    """Whether each sink has all that was written down by then: what still waits is younger."""
+def not_acknowledged(since):
+    """Complain of sinks that have not all that was written down by then: what may still wait is younger."""
     age = time.monotonic() - since
-    return all(not sink["records"] or sink["oldest_age_seconds"] < age for sink in ask("/readyz")["sinks"])
+    late = [sink for sink in ask("/readyz")["sinks"] if sink["records"] and sink["oldest_age_seconds"] >= age]
+    return f"not acknowledged by {json.dumps(late)}" if late else ""
 
 
-def wait(condition, said, complaint):
-    """Poll until the condition holds; end the process where it never does."""
-    trouble = ""
-    while time.monotonic() < deadline:
+def wait(complain):
+    """Poll until there is nothing to complain of; end the process where there always is."""
+    while True:
         try:
-            if condition():
-                print(said, flush=True)
-                return
+            complaint = complain()
         except OSError as error:
-            trouble = f" ({error})"
+            complaint = f"the bridge of this node does not answer at {SOCKET}: {error}"
+        if not complaint:
+            return
+        if time.monotonic() > deadline:
+            sys.exit(complaint)
         time.sleep(0.5)
-    sys.exit(f"{complaint}{trouble}; /readyz says: {json.dumps(ask('/readyz'))}")
 
 
 deadline = time.monotonic() + SECONDS
-wait(known, "the start of this pod is known", "the bridge of this node does not know of this pod")
+wait(not_known)
+print("the start of this pod is known", flush=True)
 seen = time.monotonic()
-wait(lambda: acknowledged(seen), "every sink has acknowledged it", "some sink has not acknowledged it")
+wait(lambda: not_acknowledged(seen))
+print("every sink has acknowledged it", flush=True)
