@@ -40,7 +40,9 @@ def told(node: Node) -> Told:
 def install(node: Node, how: str, url: str, *flags: str) -> None:
     config = {"sinks": [f"{url}/containers"], "log": {"level": "debug"}}
     given = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={SPACE}"]
-    node.helm(how, "whalebridge", str(CHART), *given, *flags, "--wait", "--timeout=120s", timeout=150)
+    node.helm(how, "whalebridge", str(CHART), *given, *flags)
+    # Helm's own --wait is content with what maxUnavailable leaves: on one node, nothing.
+    node.kubectl("rollout", "status", "daemonset/whalebridge", f"--namespace={SPACE}", "--timeout=120s", timeout=150)
 
 
 def bridge(node: Node) -> dict[str, Any]:
@@ -116,8 +118,10 @@ def test_who_is_killed_for_memory_is_told_so(node: Node, told: Told) -> None:
     item = finished(node, "greedy", phase="Failed")
     assert item["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
     told.wait(lambda all_: transitions(all_)["greedy", "main", "exited"], "the kill to be told")
-    (exit_,) = [record["exit"] for record in told.of("greedy") if record["type"] == "exited"]
-    assert (exit_["status"], exit_["oom"]) == (137, True)
+    (record,) = [record for record in told.of("greedy") if record["type"] == "exited"]
+    assert record["exit"]["status"] == 137
+    # Where containerd's word on the end is overtaken by that on the deletion, the end is inferred, and its cause open.
+    assert record["exit"]["oom"] is (True if record["origin"] == "live" else None)
 
 
 @pytest.mark.usefixtures("told")
