@@ -69,7 +69,7 @@ def test_nothing_is_privileged_or_has_a_token(flags: list[str]) -> None:
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"]["drop"] == ["ALL"]
         assert "privileged" not in context
-        assert context["capabilities"].get("add", []) == (["CHOWN", "FOWNER"] if name == "state" else [])
+        assert context["capabilities"].get("add", []) == (["CHOWN"] if name == "state" else [])
         assert container["resources"]["limits"]["memory"]
         assert "hostPort" not in str(container.get("ports"))
     mounted = {volume["name"]: volume["hostPath"] for volume in spec["volumes"] if "hostPath" in volume}

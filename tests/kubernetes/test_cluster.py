@@ -6,6 +6,7 @@ Truth is what Kubernetes' own status of the pods says.
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import time
 from collections import Counter
@@ -222,6 +223,24 @@ def test_the_bridge_itself_runs_without_rights(node: Node) -> None:
         assert node.kubectl(*command, "-Ic", script).stdout.split() == ["65532", "0000000000000000"]
         look = "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))"
         assert node.kubectl(*command, "-Ic", look).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("proxy.enabled=false",),
+        ("proxy.enabled=false", "containerd.runAsRoot=true"),
+        ("containerd.runAsRoot=true",),
+        ("state.type=emptyDir",),
+        (),
+    ],
+    ids=lambda flags: "-".join(flags) or "default",
+)
+def test_it_can_be_installed_in_other_ways_and_goes_on(node: Node, told: Told, flags: tuple[str, ...]) -> None:
+    install(node, "upgrade", told.url, *(f"--set={flag}" for flag in flags))
+    name = f"way-{secrets.token_hex(3)}"
+    node.apply(pod(name, container("main", "exit 6")))
+    told.wait(lambda all_: transitions(all_)[name, "main", "exited"], "a pod to be told", timeout=30)
 
 
 @pytest.mark.usefixtures("told")
