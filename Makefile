@@ -3,13 +3,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CHART := deploy/helm/generate.py
-VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 PROTOS := bridge/containerd/protos/generate.py
 # More for the program behind a target: make test ARGS="-k tracker", make run ARGS="--rounds 1"
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long test-kubernetes image chart bench lint testbed testbed-kubernetes protos protos-check lock
+.PHONY: help setup run test test-long bench lint testbed protos protos-check lock
 
 help: ## tell what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +27,7 @@ test-long: test ## every test, at its full count: real brokers and their faults,
 test-kubernetes: setup testbed-kubernetes ## the image and the chart, on a real node
 	$(BIN)/pytest tests/kubernetes $(ARGS)
 
+image: VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 image: setup ## the image whalebridge:VERSION, and build/whalebridge.cdx.json, its SBOM (needs Docker)
 	docker build --file deploy/Dockerfile --tag whalebridge:$(VERSION) --build-arg VERSION=$(VERSION) \
 	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) .
@@ -37,6 +37,8 @@ image: setup ## the image whalebridge:VERSION, and build/whalebridge.cdx.json, i
 
 chart: setup ## what of the chart is made of values, settings, alerts and dashboard
 	$(BIN)/python $(CHART)
+
+.PHONY: test-kubernetes image chart
 
 bench: setup testbed ## whalebridge and `ctr events | kcat -P` side by side: loss, time, CPU, latency, memory
 	@$(BIN)/python -m tests.bench $(ARGS)
@@ -51,7 +53,8 @@ lint: setup protos-check ## formatting, types, the one way of imports, generated
 testbed: ## what the tests need: containerd 1.6 and 2.4, nerdctl, Docker, ... in a cache outside the checkout
 	@$(PYTHON) -m tests.testbed install
 
-testbed-kubernetes: testbed ## what the tests of the chart need besides: Helm and a real Kubernetes node (minutes to build)
+.PHONY: testbed-kubernetes
+testbed-kubernetes: testbed ## what the tests of image and chart need besides: Helm and a real Kubernetes node (minutes to build)
 	@$(PYTHON) -m tests.testbed install python-image helm kubernetes
 
 protos: setup ## the Python code of our .proto files
@@ -60,12 +63,15 @@ protos: setup ## the Python code of our .proto files
 protos-check: setup
 	$(BIN)/python $(PROTOS) --check
 
-lock: LOCK = --generate-hashes --strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
-lock: setup ## requirements.lock from pyproject.toml, and those of the image
-	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras $(LOCK) --output-file=requirements.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --allow-unsafe --extra kafka --extra nats $(LOCK) --constraint requirements.lock \
+lock: setup ## requirements.lock from pyproject.toml
+	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \
+	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
+	@# The image's own: what runs, and what builds it, at the same versions.
+	$(BIN)/pip-compile --quiet --allow-unsafe --extra kafka --extra nats --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
 	    --output-file=deploy/requirements-runtime.lock pyproject.toml
-	$(BIN)/pip-compile --quiet --allow-unsafe $(LOCK) --constraint requirements.lock \
+	$(BIN)/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
 	    --output-file=deploy/requirements-build.lock deploy/requirements-build.in
 
 # Its messages go to stderr: `make run` has nothing but events on standard output.
