@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +179,25 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
 def test_a_wrong_value_is_refused_by_name(name: str, value: Any, named: str) -> None:
     with pytest.raises(CommandError, match=named):
         rendered({name: value})
+
+
+def test_no_level_of_the_schema_takes_what_it_does_not_know() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    free = {"global", "affinity", "podSelector", "namespaceSelector", "valueFrom"}  # Kubernetes' own, and nobody's
+
+    def open_levels(part: Any, path: str) -> Iterator[str]:
+        if isinstance(part, dict):
+            if part.get("properties") and "/if" not in path and part.get("additionalProperties") is not False:
+                yield path
+            for name, each in part.items():
+                if name not in free:
+                    yield from open_levels(each, f"{path}/{name}")
+        elif isinstance(part, list):
+            for number, each in enumerate(part):
+                yield from open_levels(each, f"{path}/{number}")
+
+    known = "/definitions/config/properties/sinks/items/else"  # what each type takes is said in its own definition
+    assert [path for path in open_levels(schema, "") if path != known] == []
 
 
 def test_anything_may_stand_in_global() -> None:
