@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+CHART := deploy/helm/generate.py
 PROTOS := bridge/containerd/protos/generate.py
 # More for the program behind a target: make test ARGS="-k tracker", make run ARGS="--rounds 1"
 ARGS ?=
@@ -10,7 +11,7 @@ ARGS ?=
 .PHONY: help setup run test test-long bench lint testbed protos protos-check docs docs-check lock
 
 help: ## tell what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## whalebridge, every sink and the test tools, editable, in .venv
 
@@ -23,6 +24,22 @@ test: setup testbed ## every test, on real peers; those that repeat a fault do s
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## the same at the full count: hundreds of kills, brokers dead for minutes
 
+test-kubernetes: setup testbed-kubernetes ## the image and the chart, on a real node
+	$(BIN)/pytest tests/kubernetes $(ARGS)
+
+image: VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
+image: setup ## the image whalebridge:VERSION, and build/whalebridge.cdx.json, its SBOM (needs Docker)
+	docker build --file deploy/Dockerfile --tag whalebridge:$(VERSION) --build-arg VERSION=$(VERSION) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) .
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements deploy/requirements-runtime.lock --pyproject pyproject.toml \
+	    --mc-type application --output-reproducible --output-file build/whalebridge.cdx.json
+
+chart: setup ## what of the chart is made of values, settings, alerts and dashboard
+	$(BIN)/python $(CHART)
+
+.PHONY: test-kubernetes image chart
+
 bench: setup testbed ## whalebridge and `ctr events | kcat -P` side by side: loss, time, CPU, latency, memory
 	@$(BIN)/python -m tests.bench $(ARGS)
 
@@ -31,9 +48,14 @@ lint: setup protos-check docs-check ## formatting, types, the one way of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python $(CHART) --check
 
 testbed: ## what the tests need: containerd 1.6 and 2.4, nerdctl, Docker, ... in a cache outside the checkout
 	@$(PYTHON) -m tests.testbed install
+
+.PHONY: testbed-kubernetes
+testbed-kubernetes: testbed ## what the tests of image and chart need besides: Helm and a real Kubernetes node (minutes to build)
+	@$(PYTHON) -m tests.testbed install python-image helm kubernetes
 
 protos: setup ## the Python code of our .proto files
 	$(BIN)/python $(PROTOS)
@@ -50,6 +72,13 @@ docs-check: setup
 lock: setup ## requirements.lock from pyproject.toml
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \
 	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
+	@# The image's own: what runs, and what builds it, at the same versions.
+	$(BIN)/pip-compile --quiet --allow-unsafe --extra kafka --extra nats --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
+	    --output-file=deploy/requirements-runtime.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --allow-unsafe --generate-hashes --strip-extras \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
+	    --output-file=deploy/requirements-build.lock deploy/requirements-build.in
 
 # Its messages go to stderr: `make run` has nothing but events on standard output.
 .venv/installed: requirements.lock pyproject.toml

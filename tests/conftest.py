@@ -81,6 +81,12 @@ def require() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def require_all() -> Callable[..., None]:
+    """The same for what needs root besides."""
+    return _require
+
+
+@pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Whom the testbed's servers and clients trust."""
     if shutil.which("openssl") is None:

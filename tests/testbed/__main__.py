@@ -1,23 +1,30 @@
-"""`python3 -m tests.testbed install [COMPONENT...]`."""
+"""`python3 -m tests.testbed install|missing [COMPONENT...]`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from tests.testbed.install import COMPONENTS, install
+from tests.testbed.install import COMPONENTS, KUBERNETES, install, missing
 from tests.testbed.recipes import InstallError
 
 
 def main() -> int:
-    """Read the command line and install."""
+    """Read the command line and do what it says."""
     parser = argparse.ArgumentParser(prog="python3 -m tests.testbed", description="Real peers for the tests.")
     commands = parser.add_subparsers(dest="command", required=True)
-    names = ", ".join(component.name for component in COMPONENTS)
+    names, more = (", ".join(component.name for component in group) for group in (COMPONENTS, KUBERNETES))
     command = commands.add_parser("install", help="install into the cache what is not there yet")
-    command.add_argument("component", nargs="*", help=f"only these ({names}); none: all")
+    command.add_argument("component", nargs="*", help=f"only these (also {more}); none: {names}")
+    command = commands.add_parser("missing", help="tell what is not there yet; the exit status is 1 if anything is")
+    command.add_argument("component", nargs="*", help="as above")
+    asked = parser.parse_args()
     try:
-        install(parser.parse_args().component)
+        if asked.command == "missing":
+            absent = missing(asked.component)
+            print(*absent)
+            return 1 if absent else 0
+        install(asked.component)
     except InstallError as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 1

@@ -55,6 +55,12 @@ class Containerd:
     Containers of two instances that live at the same time need different ids: runc names their cgroups NAMESPACE/ID.
     """
 
+    ISOLATION: tuple[str, ...] = ("mount",)
+    """The kinds of namespaces that it has for itself, besides its containers'."""
+
+    PRIVATE: tuple[str, ...] = ()
+    """More places that are its own; it finds them empty."""
+
     def __init__(self, version: Version, directory: Path | None = None) -> None:
         self.version: Version = version
         # The path of a unix socket ends at 108 bytes: TMPDIR and pytest's folders may be too long.
@@ -83,7 +89,7 @@ class Containerd:
         if self._guard is None:
             self._guard = self._start_guard()
         config = self.directory / "config.toml"
-        config.write_text(_CONFIG.format(folder=self.directory))
+        config.write_text(self._configuration())
         self._process = self.spawn("containerd", "--config", str(config), log=self.log)
         self.wait_ready()
 
@@ -94,7 +100,7 @@ class Containerd:
             if self._process is not None and self._process.poll() is not None:
                 raise RuntimeError(f"containerd {self.version} ended: {self.log.read_text()[-2000:]}")
             with socket.socket(socket.AF_UNIX) as client:
-                return client.connect_ex(self.address) == 0
+                return client.connect_ex(self.outside(self.address)) == 0
 
         wait_until(answers, f"containerd {self.version} at {self.address}", timeout=timeout)
         self.ctr("version", timeout=timeout)
@@ -159,7 +165,13 @@ class Containerd:
         """The command line that runs a program where this containerd runs (see guard.py)."""
         if self._guard is None:
             raise RuntimeError("containerd was never started")
-        return ["nsenter", f"--mount=/proc/{self._guard.pid}/ns/mnt", "--", *command]
+        files = {"mount": "mnt"}
+        entered = [f"--{kind}=/proc/{self._guard.pid}/ns/{files.get(kind, kind)}" for kind in self.ISOLATION]
+        return ["nsenter", *entered, "--", *command]
+
+    def outside(self, path: str) -> str:
+        """Where the tests find what is at `path` in there."""
+        return f"/proc/{self._guard.pid}/root{path}" if self._guard else path
 
     def spawn(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
         """Start a program that goes on, where this containerd runs; it is killed by close() at the latest."""
@@ -208,9 +220,9 @@ class Containerd:
 
     def _start_guard(self) -> subprocess.Popen[str]:
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
-        isolated = ["unshare", "--mount", "--propagation", "slave"]
+        isolated = ["unshare", "--propagation", "slave", *(f"--{kind}" for kind in self.ISOLATION)]
         started = subprocess.Popen(
-            [*isolated, sys.executable, guard.__file__, str(self.directory)],
+            [*isolated, sys.executable, guard.__file__, str(self.directory), *self.PRIVATE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -220,6 +232,9 @@ class Containerd:
             started.communicate(timeout=30)
             raise RuntimeError("cannot make a mount namespace of our own: root is needed for that")
         return started
+
+    def _configuration(self) -> str:
+        return _CONFIG.format(folder=self.directory)
 
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -4,7 +4,9 @@ Shims, runc and fifos live in /run/containerd, wherever containerd's own folders
 instance neither meets another one nor the machine's own containerd there, and its processes can be told by it. The end
 of standard input comes also when the tests are killed, so this script is the one way of cleaning up:
 
-    unshare --mount --propagation slave python3 guard.py FOLDER
+    unshare --mount --propagation slave python3 guard.py FOLDER [PLACE...]
+
+Other places that have to be its own can be named.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ _PRIVATE = (Path("/run/containerd"), Path("/run/docker"))
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *places: Path) -> None:
     """Guard until standard input ends, then remove every trace of what ran here."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    for place in _PRIVATE:
+    for place in (*_PRIVATE, *places):
         place.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "whalebridge", place], check=True)
     sys.stdout.write(READY)
@@ -48,6 +50,7 @@ def main(folder: Path) -> None:
         _end_container([Path(path) for path in json.loads(state.read_text())["cgroup_paths"].values()])
     for namespace in {namespace.name for root in roots for namespace in root.glob("*")}:
         _remove_namespace(namespace)
+    _remove_cgroups(folder.name)
     if (folder / LINKS).exists():
         for link in (folder / LINKS).read_text().split():
             subprocess.run(["ip", "link", "delete", link], check=False, stderr=subprocess.DEVNULL)  # it may be gone
@@ -95,6 +98,13 @@ def _remove_namespace(namespace: str) -> None:
             path.rmdir()
 
 
+def _remove_cgroups(name: str) -> None:
+    """Remove the cgroups that a kubelet has made below one that is called like the folder."""
+    for top in [_CGROUPS / name, *_CGROUPS.glob(f"*/{name}")]:
+        for path, _, _ in os.walk(top, topdown=False):
+            Path(path).rmdir()
+
+
 def _kill(processes: Iterator[int]) -> bool:
     """SIGKILL them; whether there were any."""
     pids = set(processes)
@@ -113,4 +123,4 @@ def _patiently(done: Callable[[], bool], what: str, timeout: float = 30) -> None
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -8,6 +8,7 @@ import json
 import platform
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 NAME = "docker.io/library/busybox:latest"
@@ -26,14 +27,14 @@ def layer(busybox: Path) -> bytes:
     return _tar(tree)
 
 
-def oci_archive(busybox: Path) -> bytes:
-    """The image as an OCI archive, to be imported by `ctr images import`."""
+def oci_archive(busybox: Path, name: str = NAME, command: Sequence[str] = ("sh",)) -> bytes:
+    """The image as an OCI archive, to be imported by `ctr images import`; what it is called, and runs."""
     root = layer(busybox)
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     config = {
         "architecture": architecture,
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "Labels": LABELS},
+        "config": {"Env": ["PATH=/bin"], "Cmd": list(command), "Labels": LABELS},
         "rootfs": {"type": "layers", "diff_ids": [_digest(root)]},
     }
     blobs: list[bytes] = []
@@ -48,7 +49,7 @@ def oci_archive(busybox: Path) -> bytes:
         "config": descriptor("config.v1+json", _json(config)),
         "layers": [descriptor("layer.v1.tar", root)],
     }
-    entry = descriptor("manifest.v1+json", _json(manifest)) | {"annotations": {"io.containerd.image.name": NAME}}
+    entry = descriptor("manifest.v1+json", _json(manifest)) | {"annotations": {"io.containerd.image.name": name}}
     tree: dict[str, bytes | str | None] = {
         "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
         "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),

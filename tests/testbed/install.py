@@ -3,6 +3,7 @@
 Nothing of the machine itself is changed. Go programs are built from the module proxy into `bin/`; Debian's packages
 are downloaded by apt-get and unpacked below `debian/`, so no service is started, no package is replaced or removed, and
 they stand side by side with whatever is installed; jars are fetched by Maven. To add a peer, add a line to COMPONENTS.
+What takes long and only some tests need is a group of its own, which has to be named.
 """
 
 from __future__ import annotations
@@ -41,9 +42,32 @@ COMPONENTS: tuple[Component, ...] = (
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
 )
 
+_KUBERNETES = "1.34.2"
+_VERSIONS = (("gitVersion", f"v{_KUBERNETES}"), ("gitMajor", "1"), ("gitMinor", "34"))
+_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+
+# What Debian's Python and manylinux wheels are linked to, of Debian 12: what an image can be made of.
+_PYTHON = """
+    python3-minimal python3.11-minimal python3.11 python3.11-venv python3-pip-whl python3-setuptools-whl
+    libpython3.11-minimal libpython3.11-stdlib media-types ca-certificates libc6 libgcc-s1 libstdc++6 zlib1g
+    libbz2-1.0 libcom-err2 libcrypt1 libdb5.3 libexpat1 libffi8 libgssapi-krb5-2 libk5crypto3 libkeyutils1 libkrb5-3
+    libkrb5support0 liblzma5 libncursesw6 libnsl2 libreadline8 libsqlite3-0 libssl3 libtinfo6 libtirpc3 libuuid1
+"""
+
+KUBERNETES: tuple[Component, ...] = (
+    DebianPackages("python-image", tuple(_PYTHON.split()), ("python3.11",)),
+    GoPrograms("helm", "helm.sh/helm/v3", "v3.22.0", ("./cmd/helm",)),
+    GoSource(
+        Path(__file__).parent / "go" / "kubernetes",
+        (("etcd", "go.etcd.io/etcd/server/v3"), *((name, f"k8s.io/kubernetes/cmd/{name}") for name in _COMMANDS)),
+        ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSIONS),
+    ),
+)
+"""What the tests of image and chart need besides: a Kubernetes node takes minutes to build."""
+
 
 def missing(names: Iterable[str] = ()) -> list[str]:
-    """Those of the named components (none: of all) that are not installed as they should be."""
+    """Those of the named components (none: of all but KUBERNETES) that are not installed as they should be."""
     return [component.name for component in _select(names) if not _installed(component)]
 
 
@@ -54,7 +78,7 @@ def search_path(*names: str) -> str:
 
 
 def install(names: Iterable[str] = ()) -> None:
-    """Install the named components (none: all of them), saying what is done and how long it took."""
+    """Install the named components (none: all but KUBERNETES), saying what is done and how long it took."""
     wanted = _select(names)
     if all(map(_installed, wanted)):
         print(f"testbed: {', '.join(component.name for component in wanted)}: already in {cache()}", flush=True)
@@ -77,8 +101,8 @@ def install(names: Iterable[str] = ()) -> None:
 
 
 def _select(names: Iterable[str]) -> list[Component]:
-    known = {component.name: component for component in COMPONENTS}
-    names = list(names) or list(known)
+    known = {component.name: component for component in (*COMPONENTS, *KUBERNETES)}
+    names = list(names) or [component.name for component in COMPONENTS]
     if unknown := [name for name in names if name not in known]:
         raise InstallError(f"unknown component {', '.join(unknown)}: there are {', '.join(known)}")
     return [known[name] for name in names]

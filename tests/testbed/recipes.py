@@ -92,9 +92,15 @@ class GoPrograms:
 
 @dataclass(frozen=True)
 class GoSource:
-    """A Go program of this repository: its folder is a module, and its name is the program's."""
+    """Go programs by a module of this repository, whose go.sum pins what they are made of.
+
+    Without `programs` it is the module itself, and its name is the program's; with them, they are other people's main
+    packages, by the program's name.
+    """
 
     folder: Path
+    programs: tuple[tuple[str, str], ...] = ()
+    ldflags: str = ""
 
     @property
     def name(self) -> str:
@@ -104,7 +110,7 @@ class GoSource:
     @property
     def recipe(self) -> str:
         """Every byte of the source."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.ldflags.encode())
         for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             digest.update(f"{file.relative_to(self.folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
         return f"go source {self.name} {digest.hexdigest()[:16]}"
@@ -114,13 +120,14 @@ class GoSource:
         return [cache() / "bin"]
 
     def absent(self) -> list[str]:
-        """The program, where it is not there."""
-        return _absent([self.name], self.folders())
+        """Those of its programs that are not there."""
+        return _absent([name for name, _ in self.programs] or [self.name], self.folders())
 
     def install(self, staging: Path) -> None:
-        """Build it; its go.sum pins what it is made of."""
+        """Build them."""
         _require_go()
-        _go_build(self.folder, staging, self.name, (".",))
+        for name, package in self.programs or ((self.name, "."),):
+            _go_build(self.folder, staging, name, (package,), ldflags=self.ldflags, output=name)
 
 
 @dataclass(frozen=True)
@@ -240,10 +247,12 @@ def _go_environment() -> dict[str, str]:
     return os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
 
 
-def _go_build(source: Path, staging: Path, what: str, packages: Sequence[str], tags: str = "") -> None:
-    (staging / "bin").mkdir()
-    command = ["go", "build", "-trimpath", "-ldflags=-s -w", f"-tags={tags}", "-o", f"{staging}/bin/"]
-    _run([*command, *packages], source, f"build {what}", _go_environment())
+def _go_build(
+    source: Path, staging: Path, what: str, packages: Sequence[str], tags: str = "", ldflags: str = "", output: str = ""
+) -> None:
+    (staging / "bin").mkdir(exist_ok=True)
+    command = ["go", "build", "-trimpath", f"-ldflags=-s -w {ldflags}", f"-tags={tags}"]
+    _run([*command, "-o", f"{staging}/bin/{output}", *packages], source, f"build {what}", _go_environment())
     (cache() / "bin").mkdir(exist_ok=True)
     for program in (staging / "bin").iterdir():
         program.replace(cache() / "bin" / program.name)

@@ -1,0 +1,141 @@
+"""Writes what of the chart is made of something else: values.schema.json, the README, and copies of deploy/'s files.
+
+    python deploy/helm/generate.py [--check]
+
+Descriptions come from the comments of values.yaml, types from schema.yaml, and what may stand in ``config`` from
+whalebridge's settings; alert rules and dashboard are copied, because a chart may not point to files outside of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from config.schema import json_schema
+
+from bridge import __version__
+
+HERE = Path(__file__).parent
+CHART = HERE / "whalebridge"
+COPIES = {"rules.yaml": "prometheus/rules.yaml", "dashboard.json": "grafana/whalebridge.json"}
+OURS = ("host", "containerd", "state_dir")
+"""Settings that the chart makes, so that nobody may set them in ``config``; and ``http.listen``."""
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]+):")
+_COMMENT = re.compile(r" *# -- (?P<text>.*)")
+
+
+class Value(NamedTuple):
+    """A value of values.yaml that has a description."""
+
+    path: tuple[str, ...]
+    description: str
+    default: Any
+
+
+def main() -> int:
+    """Write, or with ``--check`` tell what is not as it would be written."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    values = list(described((CHART / "values.yaml").read_text()))
+    made = {
+        CHART / "values.schema.json": json.dumps(schema(values), indent=2) + "\n",
+        CHART / "README.md": readme(values, (HERE / "README.md.in").read_text()),
+        **{CHART / "files" / name: (HERE.parent / source).read_text() for name, source in COPIES.items()},
+    }
+    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+    wrong = [f"{path.relative_to(CHART.parent)} is not current: make chart" for path in stale] if check else []
+    if yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] != __version__:
+        wrong.append(f"Chart.yaml: appVersion is not {__version__}")
+    for path in stale if not check else ():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(made[path])
+    sys.stderr.writelines(f"{line}\n" for line in wrong)
+    return 1 if wrong else 0
+
+
+def described(text: str) -> Iterator[Value]:
+    """Read descriptions and defaults from values.yaml."""
+    defaults = yaml.safe_load(text)
+    path: list[str] = []
+    description = None
+    for line in text.splitlines():
+        if comment := _COMMENT.fullmatch(line):
+            description = comment["text"]
+        elif key := _KEY.match(line):
+            del path[len(key["indent"]) // 2 :]
+            path.append(key["key"])
+            if description:
+                default = defaults
+                for name in path:
+                    default = default[name]
+                yield Value(tuple(path), description, default)
+            description = None
+
+
+def schema(values: list[Value]) -> dict[str, Any]:
+    """Return the schema of the values."""
+    document: dict[str, Any] = yaml.safe_load((HERE / "schema.yaml").read_text())
+    for value in values:
+        _describe(document, value)
+    settings = _without_secrets(json_schema())
+    document["$defs"] = settings.pop("$defs")
+    del settings["$schema"]
+    settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in OURS}
+    del document["$defs"]["HttpSettings"]["properties"]["listen"]
+    sinks = settings["properties"]["sinks"]
+    sinks["items"] = _by_type(sinks["items"]["anyOf"], document["$defs"])
+    document["definitions"]["config"] = settings
+    return document
+
+
+def _by_type(kinds: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Have a sink checked as what it says it is, so that nobody is told of all that it is not."""
+    groups = {}
+    for kind in kinds:
+        if "$ref" in kind:
+            name = definitions[kind["$ref"].rpartition("/")[2]]["properties"]["type"]["const"]
+            groups[name] = kind
+    given = {"type": "object", "required": ["type"], "properties": {"type": {"enum": sorted(groups)}}}
+    choices = [{"if": {"properties": {"type": {"const": name}}}, "then": kind} for name, kind in groups.items()]
+    (url,) = [kind for kind in kinds if "$ref" not in kind]
+    return {"if": {"type": "string"}, "then": url, "else": {**given, "allOf": choices}}
+
+
+def _without_secrets(part: Any) -> Any:
+    """Leave out settings that hold a secret: in a ConfigMap it is none. Each can be in a file, or the environment."""
+    if isinstance(part, dict):
+        return {name: _without_secrets(each) for name, each in part.items() if not _secret(each)}
+    return [_without_secrets(each) for each in part] if isinstance(part, list) else part
+
+
+def _secret(part: Any) -> bool:
+    return isinstance(part, dict) and any("writeOnly" in kind for kind in (part, *part.get("anyOf", ())))
+
+
+def _describe(document: dict[str, Any], value: Value) -> None:
+    *groups, name = value.path
+    for group in groups:
+        document = document["properties"][group]
+    properties = document["properties"]
+    if "$ref" in properties[name]:  # whatever stands beside a $ref is ignored in this draft
+        properties[name] = {"allOf": [properties[name]]}
+    properties[name]["description"] = value.description.replace("`", "")
+
+
+def readme(values: list[Value], template: str) -> str:
+    """Return the README with a table of the values in it."""
+    rows = [f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values]
+    table = "\n".join(["| value | default | what it is |", "|---|---|---|", *rows])
+    return template.replace("@VALUES@", table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Everything here is about the image and the chart; what takes a real node takes the fixture `node`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.testbed import bridge_image, kubernetes
+from tests.testbed.containerd import Containerd, components
+from tests.testbed.dockerd import Docker
+from tests.testbed.kubernetes import Node
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder (pytest hands over those of all folders)."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.kubernetes)
+
+
+@pytest.fixture(scope="session")
+def image_docker(require_all: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    """A Docker engine that has built the image."""
+    require_all(*components("2.4"), "docker", *bridge_image.COMPONENTS)
+    with Containerd("2.4") as containerd:
+        containerd.import_image()
+        with Docker(containerd) as docker:
+            bridge_image.build(docker, tmp_path_factory.mktemp("base"))
+            yield docker
+
+
+@pytest.fixture(scope="session")
+def node(
+    require_all: Callable[..., None], image_docker: Docker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    """A Kubernetes node that has the image."""
+    require_all(*kubernetes.COMPONENTS)
+    archive = tmp_path_factory.mktemp("image") / "whalebridge.tar"
+    image_docker.docker("save", f"--output={archive}", bridge_image.NAME)
+    with Node() as node:
+        node.ctr("images", "import", str(archive), namespace="k8s.io")
+        yield node

@@ -1,0 +1,214 @@
+"""The chart, rendered: what Kubernetes would be told, for every distribution, every example and every mistake."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+
+from bridge import __version__
+from tests.kubernetes.rendering import (
+    CHART,
+    DISTRIBUTIONS,
+    EXAMPLES,
+    Manifest,
+    containers,
+    helm,
+    one,
+    pod,
+    rendered,
+    settings,
+)
+from tests.testbed.process import CommandError
+
+VERSIONS = ("1.25", "1.34")
+FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # the Prometheus operator's
+
+
+@pytest.fixture(autouse=True)
+def _helm(require: Callable[..., None]) -> None:
+    require("helm")
+
+
+def ways() -> Iterator[Any]:
+    for distribution in DISTRIBUTIONS:
+        for proxy in (True, False):
+            flags = [f"--set=distribution={distribution}", f"--set=proxy.enabled={str(proxy).lower()}"]
+            yield pytest.param(flags, id=f"{distribution}-{'proxy' if proxy else 'direct'}")
+    for example in EXAMPLES:
+        yield pytest.param([f"--values={example}"], id=example.stem)
+    yield pytest.param(["--set=containerd.runAsRoot=true"], id="root")
+    yield pytest.param(["--set=containerd.runAsRoot=true", "--set=proxy.enabled=false"], id="root-direct")
+
+
+@pytest.mark.parametrize("flags", list(ways()))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_kubernetes_knows_every_object_and_field(flags: list[str], version: str) -> None:
+    for manifest in rendered(flags=flags, kubernetes=version):
+        if manifest["kind"] not in FOREIGN:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("flags", list(ways()))
+def test_nothing_is_privileged_or_has_a_token(flags: list[str]) -> None:
+    manifests = rendered(flags=flags)
+    assert not {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"} & {each["kind"] for each in manifests}
+    spec = pod(manifests)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+    for name, container in containers(manifests).items():
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"]["drop"] == ["ALL"]
+        assert "privileged" not in context
+        assert context["capabilities"].get("add", []) == (["CHOWN"] if name == "state" else [])
+        assert container["resources"]["limits"]["memory"]
+        assert "hostPort" not in str(container.get("ports"))
+    mounted = {volume["name"]: volume["hostPath"] for volume in spec["volumes"] if "hostPath" in volume}
+    assert set(mounted) <= {"containerd", "state"}
+    assert all(path["type"] in ("Directory", "DirectoryOrCreate") for path in mounted.values())
+
+
+@pytest.mark.parametrize(("distribution", "socket"), list(DISTRIBUTIONS.items()))
+def test_the_socket_s_directory_is_mounted_and_the_bridge_looks_there(distribution: str, socket: str) -> None:
+    for proxy in (True, False):
+        manifests = rendered({"distribution": distribution, "proxy.enabled": proxy})
+        assert settings(manifests)["containerd"]["address"] == socket
+        volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
+        assert volumes["containerd"]["hostPath"]["path"] == str(Path(socket).parent)
+        assert mounts(manifests, "bridge")["proxy" if proxy else "containerd"] == str(Path(socket).parent)
+
+
+def test_only_the_proxy_can_open_containerd_s_socket() -> None:
+    manifests = rendered()
+    assert "containerd" not in mounts(manifests, "bridge")
+    assert "containerd" not in mounts(manifests, "state")
+    assert mounts(manifests, "proxy") == {"containerd": "/run/containerd", "proxy": "/run/whalebridge"}
+    assert "env" not in containers(manifests)["proxy"]
+    assert containers(manifests)["bridge"]["securityContext"]["runAsGroup"] == 65532
+    assert containers(manifests)["proxy"]["securityContext"]["runAsGroup"] == 0
+
+
+def test_credentials_reach_the_bridge_alone() -> None:
+    manifests = rendered({"existingSecrets": {"files": ["kafka", "ca"], "env": ["more"]}})
+    mounted = mounts(manifests, "bridge")
+    assert (mounted["secret-0"], mounted["secret-1"]) == (
+        "/etc/whalebridge/secrets/kafka",
+        "/etc/whalebridge/secrets/ca",
+    )
+    assert containers(manifests)["bridge"]["envFrom"] == [{"secretRef": {"name": "more"}}]
+    for name in ("proxy", "state"):
+        assert not any(each.startswith("secret") for each in mounts(manifests, name))
+        assert "envFrom" not in containers(manifests)[name]
+
+
+def test_without_values_events_go_to_the_log() -> None:
+    assert "sinks" not in settings(rendered())
+
+
+def test_another_configuration_makes_other_pods() -> None:
+    def checksum(**config: Any) -> str:
+        template = one(rendered({"config": config}), "DaemonSet")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum(log={"level": "debug"}) != checksum()
+    assert checksum(log={"level": "debug"}) == checksum(log={"level": "debug"})
+
+
+def test_the_network_policy_lets_through_dns_and_the_brokers_ports() -> None:
+    sinks = [
+        {"type": "kafka", "servers": ["a.example.net:9093", "b.example.net"], "topic": "t"},
+        {"type": "nats", "servers": ["[2001:db8::1]:4333"], "subject": "s"},
+        {"type": "stdout"},
+    ]
+    manifests = rendered({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
+    assert ports(manifests) == [{53}, {4333, 9092, 9093, 9999}]
+    assert ports(rendered()) == [{53}]
+
+
+def ports(manifests: list[Manifest]) -> list[set[int]]:
+    egress = one(manifests, "NetworkPolicy")["spec"]["egress"]
+    return [{port["port"] for port in rule["ports"]} for rule in egress]
+
+
+def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
+    return {each["name"]: each["mountPath"] for each in containers(manifests)[container]["volumeMounts"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("replicas", 2, "replicas"),
+        ("distribution", "minikube", "distribution"),
+        ("proxy", {"enable": True}, "enable"),
+        ("proxy.enabled", "yes", "enabled"),
+        ("state.type", "tmpfs", "type"),
+        ("image.tag", 1.0, "tag"),
+        ("image.digest", "sha256:beef", "digest"),
+        ("http.port", 70000, "port"),
+        ("resources", {"limit": {}}, "limit"),
+        ("tolerations", [{"operators": "Exists"}], "operators"),
+        ("updateStrategy", {"maxSurge": 1}, "maxSurge"),
+        ("livenessProbe", {"httpGet": {}}, "httpGet"),
+        ("networkPolicy", {"brokers": [{"ipblock": {}}]}, "ipblock"),
+        ("extraEnv", [{"nam": "x"}], "nam"),
+        ("config", {"sink": []}, "sink"),
+        ("config", {"log": {"levels": "debug"}}, "levels"),
+        ("config", {"log": {"level": "loud"}}, "level"),
+        ("config", {"snapshot": {"interval": "1 hour"}}, "interval"),
+        ("config", {"sinks": [{"type": "kafak"}]}, "type"),
+        ("config", {"sinks": [{"type": "kafka", "servers": ["a"]}]}, "topic"),
+        ("config", {"sinks": [{"type": "nats", "servers": ["a"], "subject": "s", "stream": {"nam": 1}}]}, "nam"),
+        ("config", {"sinks": [{"type": "nats", "servers": ["a"], "subject": "s", "login": {"token": "t"}}]}, "token"),
+        ("config", {"http": {"listen": ":1"}}, "listen"),
+        ("config", {"containerd": {"address": "/x"}}, "containerd"),
+        ("config", {"state_dir": "/x"}, "state_dir"),
+        ("config", {"host": "x"}, "host"),
+        ("existingSecrets.files", "one", "files"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(name: str, value: Any, named: str) -> None:
+    with pytest.raises(CommandError, match=named):
+        rendered({name: value})
+
+
+def test_no_level_of_the_schema_takes_what_it_does_not_know() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    free = {"global", "affinity", "podSelector", "namespaceSelector", "valueFrom"}  # Kubernetes' own, and nobody's
+
+    def open_levels(part: Any, path: str) -> Iterator[str]:
+        if isinstance(part, dict):
+            if part.get("properties") and "/if" not in path and part.get("additionalProperties") is not False:
+                yield path
+            for name, each in part.items():
+                if name not in free:
+                    yield from open_levels(each, f"{path}/{name}")
+        elif isinstance(part, list):
+            for number, each in enumerate(part):
+                yield from open_levels(each, f"{path}/{number}")
+
+    known = "/definitions/config/properties/sinks/items/else"  # what each type takes is said in its own definition
+    assert [path for path in open_levels(schema, "") if path != known] == []
+
+
+def test_anything_may_stand_in_global() -> None:
+    assert rendered({"global": {"imageRegistry": "x"}})
+
+
+def test_lint_has_nothing_to_say() -> None:
+    for example in EXAMPLES:
+        assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), f"--values={example}")
+
+
+def test_the_chart_is_of_this_version(tmp_path: Path) -> None:
+    helm("package", str(CHART), f"--destination={tmp_path}")
+    assert f"appVersion: {__version__}" in helm("show", "chart", str(tmp_path / f"whalebridge-{__version__}.tgz"))

@@ -1,0 +1,107 @@
+"""What the bridge on a node has told NATS, and what Kubernetes says of the same containers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+import nats.aio.client
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from tests.testbed.process import wait_until
+
+Document = dict[str, Any]
+
+STREAM = "WHALEBRIDGE_CONTAINERS"
+
+
+class Told:
+    """Reads a stream again and again: each call has all that is in it by then."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def all(self) -> list[Document]:
+        """Every record but heartbeats, in the stream's order, each once."""
+        documents = asyncio.run(self._read())
+        unique = {(each["epoch"], each["sequence"]): each for each in documents if each["type"] != "heartbeat"}
+        return list(unique.values())
+
+    def of(self, pod: str) -> list[Document]:
+        """The records about a pod's containers."""
+        return [each for each in self.all() if pod_of(each).get("name") == pod]
+
+    def wait(self, condition: Callable[[list[Document]], object], what: str, timeout: float = 60) -> list[Document]:
+        """Wait until the records fulfil a condition; return them."""
+        found: list[Document] = []
+
+        def holds() -> object:
+            found[:] = self.all()
+            return condition(found)
+
+        wait_until(holds, what, timeout=timeout, interval=0.5)
+        return found
+
+    async def _read(self) -> list[Document]:
+        client = nats.aio.client.Client()
+        await client.connect([self.url])
+        try:
+            stream = client.jetstream(timeout=10)
+            count = (await stream.stream_info(STREAM)).state.messages
+            config = ConsumerConfig(ack_policy=AckPolicy.NONE)
+            subscription = await stream.pull_subscribe(">", stream=STREAM, config=config)
+            found: list[Document] = []
+            while len(found) < count:
+                page = await subscription.fetch(min(1000, count - len(found)), timeout=10)
+                found += [msgspec.json.decode(each.data) for each in page]
+            await subscription.unsubscribe()
+            return found
+        finally:
+            await client.close()
+
+
+def pod_of(document: Document) -> Document:
+    """What a record says of its pod."""
+    return (document["container"] or {}).get("pod") or {}
+
+
+def transitions(documents: Iterable[Document]) -> Counter[tuple[str, str, str]]:
+    """How often what was told, by pod, container and type, leaving out rows and frames."""
+    return Counter(
+        (pod_of(each)["name"], pod_of(each)["container"], each["type"])
+        for each in documents
+        if each["type"] in ("started", "exited") and pod_of(each)
+    )
+
+
+def gaps(documents: Iterable[Document]) -> list[str]:
+    """Holes in the sequences, and epochs that do not follow on the one before."""
+    found = []
+    epochs: dict[int, list[Document]] = {}
+    for each in documents:
+        epochs.setdefault(each["epoch"], []).append(each)
+    last = None
+    for epoch in sorted(epochs):
+        sequences = sorted(each["sequence"] for each in epochs[epoch])
+        if sequences != list(range(1, len(sequences) + 1)):
+            found.append(f"epoch {epoch}: {sequences}")
+        first = min(epochs[epoch], key=lambda each: int(each["sequence"]))
+        if last is not None and first["snapshot"]["previous"] != last:
+            found.append(f"epoch {epoch} follows {first['snapshot']['previous']}, not {last}")
+        last = {"epoch": epoch, "sequence": sequences[-1]}
+    return found
+
+
+def alive(documents: Iterable[Document]) -> set[str]:
+    """Fold the records: the ids of the containers that live."""
+    living: set[str] = set()
+    for each in documents:
+        match each["type"]:
+            case "started" | "present" | "paused" | "unpaused":
+                living.add(each["id"])
+            case "exited":
+                living.discard(each["id"])
+    return living

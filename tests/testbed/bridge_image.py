@@ -1,0 +1,51 @@
+"""The image of whalebridge, built as its users build it, but without a network, of a base made of Debian's packages."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+from bridge import __version__
+from tests.testbed.dockerd import Docker
+from tests.testbed.process import run
+from tests.testbed.recipes import cache
+
+COMPONENTS = ("python-image",)
+"""What has to be installed for it, besides a Docker engine."""
+
+NAME = f"whalebridge:{__version__}"
+BASE = "whalebridge-testbed/python:3"
+_ROOT = Path(__file__).parents[2]
+_LOCKS = tuple(_ROOT / "deploy" / f"requirements-{kind}.lock" for kind in ("build", "runtime"))
+
+
+def build(docker: Docker, folder: Path) -> None:
+    """Build the image; `folder` is for what is needed on the way."""
+    _download_wheels(_ROOT / "build" / "wheels")
+    archive = folder / "python.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(cache() / "debian" / "python-image", ".")
+        entry = tarfile.TarInfo("tmp")
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
+        tar.addfile(entry)
+    docker.docker("import", str(archive), BASE)
+    arguments = [f"PYTHON_IMAGE={BASE}", "PIP_NO_INDEX=1", "PIP_FIND_LINKS=/src/build/wheels", f"VERSION={__version__}"]
+    options = [f"--build-arg={argument}" for argument in arguments]
+    options += ["--network=none", f"--file={_ROOT}/deploy/Dockerfile", f"--tag={NAME}"]
+    docker.docker("build", *options, str(_ROOT), timeout=300)
+
+
+def _download_wheels(folder: Path) -> None:
+    """Fetch what the locks name, once; pip would ask for each of them even if all are there."""
+    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in _LOCKS)).hexdigest()
+    stamp = folder / "stamp"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    options = ["--quiet", "--no-deps", "--require-hashes", "--no-build-isolation", f"--dest={folder}"]
+    for lock in _LOCKS:
+        run([sys.executable, "-m", "pip", "download", *options, "--requirement", str(lock)], timeout=300)
+    stamp.write_text(wanted)

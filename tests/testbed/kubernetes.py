@@ -1,0 +1,282 @@
+"""A Kubernetes node of one machine: etcd, apiserver, scheduler, controller manager, and a kubelet on containerd 2.4.
+
+It has network and mount namespaces of its own: every program is at its usual port and every folder in its usual place
+(/run/containerd, /var/lib, /var/log), and nothing of this machine is touched. The machine reaches it at `ip`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import subprocess
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tests.testbed import image
+from tests.testbed.containerd import Containerd, busybox, components
+from tests.testbed.guard import LINKS
+from tests.testbed.install import search_path
+from tests.testbed.process import run, wait_until
+
+COMPONENTS = (*components("2.4"), "helm", "kubernetes", "nats-server")
+"""What has to be installed for a Node with NATS."""
+
+NAME = "node-1"
+PAUSE = "registry.k8s.io/pause:3.10"
+PODS = "10.88.0.0/23"
+_APISERVER = "https://127.0.0.1:6443"
+
+# Without CAP_SYS_RESOURCE no sandbox would start but for restrict_oom_score_adj.
+_CONTAINERD = """\
+version = 3
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+[grpc]
+  address = "{address}"
+[ttrpc]
+  address = "{address}.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/opt"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = ["{plugins}"]
+  conf_dir = "{folder}/cni"
+"""
+
+
+class Node(Containerd):
+    """As a context manager it is Ready, with the busybox image, and removed with all that it ran."""
+
+    ISOLATION = ("mount", "net")
+    PRIVATE = ("/var/lib", "/var/log")
+
+    def __init__(self) -> None:
+        super().__init__("2.4")
+        self.address = "/run/containerd/containerd.sock"
+        self.env["PATH"] = search_path(*COMPONENTS)
+        folders = {name: f"{self.directory}/helm/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA")}
+        self.env |= {f"HELM_{name}_HOME": folder for name, folder in folders.items()}
+        self.env["KUBECONFIG"] = f"{self.directory}/kubeconfig"
+        network = random.randrange(512)  # noqa: S311 - nobody has to guess it
+        self._link = f"whale{network}"
+        self._net = f"198.{18 + network // 256}.{network % 256}"  # of those set aside for tests (RFC 2544)
+        self.ip = f"{self._net}.2"
+        self.audit = self.directory / "audit.jsonl"
+        self._programs: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start everything, and wait until the node is Ready."""
+        first = self._guard is None
+        self._prepare()
+        super().start()
+        if not first:
+            return
+        self.import_image("k8s.io")
+        self._import_pause()
+        for program in (self._etcd(), self._apiserver()):
+            self._launch(*program)
+        wait_until(self._apiserver_ready, "the apiserver to be ready", timeout=90, interval=0.5)
+        for program in (self._scheduler(), self._controller_manager(), self._kubelet()):
+            self._launch(*program)
+        wait_until(self._ready, "the node to be Ready", timeout=120, interval=0.5)
+
+    def kubectl(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Call kubectl as an administrator; a failure raises CommandError with what it said."""
+        command = ["kubectl", f"--cache-dir={self.directory}/kubectl", *args]
+        return run(self.inside(*command), env=self.env, timeout=timeout, check=check)
+
+    def get(self, *args: str) -> Any:
+        """What `kubectl get` says, decoded."""
+        return json.loads(self.kubectl("get", *args, "--output=json").stdout)
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Create or change objects."""
+        file = self.directory / f"{secrets.token_hex(4)}.json"
+        file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
+        self.kubectl("apply", f"--filename={file}")
+
+    def helm(self, *args: str, timeout: float = 180, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Call Helm as an administrator; a failure raises CommandError with what it said."""
+        return run(self.inside("helm", *args), env=self.env, timeout=timeout, check=check)
+
+    def start_nats(self) -> str:
+        """Start a nats-server on the node's own network; where pods and this machine reach it."""
+        store = self.directory / "nats"
+        self._launch("nats-server", "-js", "-sd", str(store), "-a", "0.0.0.0", "-m", "8222")  # noqa: S104
+        url = f"http://{self.ip}:8222/healthz"
+        wait_until(lambda: _answers(url), "nats-server to answer")
+        return f"nats://{self.ip}:4222"
+
+    def close(self) -> None:
+        """End and remove everything that this instance brought about."""
+        super().close()
+        for program in self._programs:
+            program.wait(20)
+
+    def _prepare(self) -> None:
+        if self._guard is not None:
+            return
+        self._guard = self._start_guard()
+        (self.directory / LINKS).write_text(f"{self._link}\n")
+        peer = ["peer", "name", "eth0", "netns", str(self._guard.pid)]
+        run(["ip", "link", "add", self._link, "type", "veth", *peer])
+        run(["ip", "address", "add", f"{self._net}.1/24", "dev", self._link])
+        run(["ip", "link", "set", self._link, "up"])
+        run(self.inside("ip", "link", "set", "lo", "up"))
+        run(self.inside("ip", "address", "add", f"{self.ip}/24", "dev", "eth0"))
+        run(self.inside("ip", "link", "set", "eth0", "up"))
+        # The apiserver wants a default route to find out about itself.
+        run(self.inside("ip", "route", "add", "default", "via", f"{self._net}.1"))
+        self._write_files()
+
+    def _configuration(self) -> str:
+        plugins = next(Path(folder) for folder in search_path("cni").split(":") if Path(folder, "ptp").exists())
+        return _CONTAINERD.format(folder=self.directory, address=self.address, pause=PAUSE, plugins=plugins)
+
+    def _write_files(self) -> None:
+        token = secrets.token_hex(16)
+        files = {
+            "cni/10-ptp.conflist": json.dumps(self._network()),
+            "tokens.csv": f'{token},admin,admin,"system:masters"\n',
+            "kubeconfig": json.dumps(_kubeconfig(token)),
+            "kubelet.json": json.dumps(self._kubelet_configuration()),
+            "audit.json": json.dumps(
+                {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [{"level": "Metadata"}]}
+            ),
+        }
+        for name, text in files.items():
+            (self.directory / name).parent.mkdir(exist_ok=True)
+            (self.directory / name).write_text(text)
+        key = self.directory / "accounts.key"
+        run(["openssl", "genrsa", "-out", str(key), "2048"])
+        run(["openssl", "rsa", "-in", str(key), "-pubout", "-out", f"{key}.pub"])
+
+    def _network(self) -> dict[str, Any]:
+        ranges, routes = [[{"subnet": PODS}]], [{"dst": "0.0.0.0/0"}]
+        ipam = {"type": "host-local", "dataDir": f"{self.directory}/ipam", "ranges": ranges, "routes": routes}
+        return {"cniVersion": "1.0.0", "name": "testbed", "plugins": [{"type": "ptp", "ipam": ipam}]}
+
+    def _kubelet_configuration(self) -> dict[str, Any]:
+        # guard.py removes the cgroups below this one.
+        for controller in _controllers():
+            (controller / self.directory.name).mkdir()
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self.directory.name}",
+            "failSwapOn": False,
+            "failCgroupV1": False,
+            "oomScoreAdj": 0,
+            "maxPods": 250,
+            "containerRuntimeEndpoint": f"unix://{self.address}",
+            "resolvConf": "",
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "evictionHard": {"nodefs.available": "1%", "imagefs.available": "1%"},
+        }
+
+    def _import_pause(self) -> None:
+        archive = self.directory / "pause.tar"
+        archive.write_bytes(image.oci_archive(busybox(), PAUSE, ["sleep", "2000000000"]))
+        self.ctr("images", "import", str(archive), namespace="k8s.io")
+
+    def _etcd(self) -> tuple[str, ...]:
+        return ("etcd", f"--data-dir={self.directory}/etcd", "--unsafe-no-fsync")
+
+    def _apiserver(self) -> tuple[str, ...]:
+        folder = self.directory
+        return (
+            "kube-apiserver",
+            "--etcd-servers=http://127.0.0.1:2379",
+            "--secure-port=6443",
+            f"--advertise-address={self.ip}",
+            f"--cert-dir={folder}/certificates",
+            f"--token-auth-file={folder}/tokens.csv",
+            "--authorization-mode=RBAC",
+            "--service-account-issuer=https://kubernetes.local",
+            f"--service-account-key-file={folder}/accounts.key.pub",
+            f"--service-account-signing-key-file={folder}/accounts.key",
+            "--service-cluster-ip-range=10.96.0.0/24",
+            "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP",
+            f"--audit-policy-file={folder}/audit.json",
+            f"--audit-log-path={self.audit}",
+        )
+
+    def _scheduler(self) -> tuple[str, ...]:
+        return ("kube-scheduler", f"--kubeconfig={self.env['KUBECONFIG']}", "--leader-elect=false")
+
+    def _controller_manager(self) -> tuple[str, ...]:
+        return (
+            "kube-controller-manager",
+            f"--kubeconfig={self.env['KUBECONFIG']}",
+            "--leader-elect=false",
+            f"--service-account-private-key-file={self.directory}/accounts.key",
+            f"--root-ca-file={self.directory}/certificates/apiserver.crt",
+        )
+
+    def _kubelet(self) -> tuple[str, ...]:
+        return (
+            "kubelet",
+            f"--config={self.directory}/kubelet.json",
+            f"--kubeconfig={self.env['KUBECONFIG']}",
+            f"--hostname-override={NAME}",
+            f"--node-ip={self.ip}",
+            f"--root-dir={self.directory}/kubelet",
+            f"--cert-dir={self.directory}/kubelet-certificates",
+        )
+
+    def _launch(self, *command: str) -> None:
+        self._programs.append(self.spawn(*command, log=self.directory / f"{command[0]}.log"))
+
+    def _check_programs(self) -> None:
+        for program in self._programs:
+            if program.poll() is not None:
+                name = str(list(program.args)[4])  # type: ignore[arg-type]
+                raise RuntimeError(f"{name} ended: {(self.directory / f'{name}.log').read_text()[-3000:]}")
+
+    def _apiserver_ready(self) -> bool:
+        self._check_programs()
+        return self.kubectl("get", "--raw=/readyz", check=False).returncode == 0
+
+    def _ready(self) -> bool:
+        self._check_programs()
+        path = "--output=jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
+        account = self.kubectl("get", "serviceaccount", "default", check=False)
+        return account.returncode == 0 and self.kubectl("get", "nodes", path).stdout == "True"
+
+
+def _controllers() -> list[Path]:
+    """The cgroup hierarchies: one on a machine of cgroup v2, several on one of v1."""
+    root = Path("/sys/fs/cgroup")
+    if (root / "cgroup.controllers").exists():
+        return [root]
+    return [path for path in root.iterdir() if path.is_dir() and not path.is_symlink() and path.name != "unified"]
+
+
+def _kubeconfig(token: str) -> dict[str, Any]:
+    cluster = {"server": _APISERVER, "insecure-skip-tls-verify": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "testbed", "cluster": cluster}],
+        "users": [{"name": "admin", "user": {"token": token}}],
+        "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "admin"}}],
+        "current-context": "testbed",
+    }
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - the URL is ours
+            return True
+    except OSError:
+        return False
