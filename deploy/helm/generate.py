@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from config.schema import json_schema
 
 from bridge import __version__
+from config.schema import json_schema
 
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"
