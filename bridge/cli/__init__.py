@@ -85,7 +85,9 @@ def execute(arguments: Sequence[str]) -> int:
         return failure.status
     except typer.TyperException as error:  # wrong usage
         text = error.format_message()
-        complain(f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{NAME} --help'.")
+        context = getattr(error, "ctx", None)
+        path = NAME if context is None else context.command_path
+        complain(f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{path} --help'.")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -24,7 +24,7 @@ StateDir = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a line.")]
 
 
-def snapshot(state_dir: StateDir = None, as_json: AsJson = False) -> None:
+def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
     """Have the bridge that runs on this node publish a snapshot of all living containers.
 
     It is asked through the socket in its state_dir, so it needs one, and you the right to use that directory: usually
@@ -37,7 +37,7 @@ def snapshot(state_dir: StateDir = None, as_json: AsJson = False) -> None:
     """
     from pathlib import Path
 
-    settings = options.settings(state_dir=state_dir and os.path.abspath(state_dir))
+    settings = options.settings(config=config, state_dir=state_dir and os.path.abspath(state_dir))
     if settings.state_dir is None:
         raise CommandError(
             "which bridge? name its state_dir with --state-dir; one that runs without is asked by POST /snapshot",

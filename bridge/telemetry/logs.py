@@ -85,11 +85,17 @@ def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
 def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape what a terminal would obey, in keys and in values of any type."""
     return {
-        printable(name): printable(value if isinstance(value, str) else repr(value), "\n" if name in _LINES else "")
+        printable(name): printable(_text(value), "\n" if name in _LINES else "")
         if not isinstance(value, (bool, int, float, type(None)))
         else value
         for name, value in event.items()
     }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else repr(value)
 
 
 def _left_out(render: list[Processor]) -> Callable[[int], str]:

@@ -95,9 +95,9 @@ def test_no_command_is_wrong_usage_and_gets_help(capsys: pytest.CaptureFixture[s
     [
         ("frob", "whalebridge: No such command 'frob'. See 'whalebridge --help'."),
         ("lst", "whalebridge: No such command 'lst'. Did you mean 'list'? See 'whalebridge --help'."),
-        ("run --bogus", "whalebridge: No such option: --bogus. See 'whalebridge --help'."),
+        ("run --bogus", "whalebridge: No such option: --bogus. See 'whalebridge run --help'."),
         ("run extra", "whalebridge: Got unexpected extra argument"),
-        ("inspect", "whalebridge: Missing argument 'NAME_OR_ID'. See 'whalebridge --help'."),
+        ("inspect", "whalebridge: Missing argument 'NAME_OR_ID'. See 'whalebridge inspect --help'."),
         ("list --namespace", "whalebridge: Option '--namespace' requires an argument. See 'whalebridge --help'."),
         ("run --sink amqp://h/t", "whalebridge: --sink: sinks.0: unknown scheme 'amqp'; known schemes: stdout:"),
         (
