@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
@@ -12,6 +15,7 @@ import structlog
 import sinks.registry
 from bridge.pump import PATIENCE, Heart, Pump
 from config.sinks import StdoutSettings
+from config.sinks.common import files_named
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox, Sink
@@ -22,10 +26,11 @@ _log = structlog.get_logger(__name__)
 
 
 class _Line(NamedTuple):
-    """A pump, what it was set up by, and whether its sink gets heartbeats."""
+    """A pump, what it was set up by (with a digest of the files named there), and whether its sink gets heartbeats."""
 
     pump: Pump
     settings: SinkSettings
+    files: bytes
     beats: bool
     task: asyncio.Task[None]
 
@@ -58,14 +63,16 @@ class Delivery:
             self._start(each, sink, beats=_beats(settings, each))
 
     async def reload(self, settings: Settings) -> None:
-        """Go on under other settings of the same sinks; what was on its way to one that is replaced is sent again.
+        """Go on under other settings of the same sinks, or with other secrets in the files that they name.
+
+        What was on its way to a sink that is replaced is sent again.
 
         Raises:
             FatalError: A sink cannot be made as it is set up now; it stays as it was.
         """
         for each in settings.sinks:
             line, beats = self._lines[each.called], _beats(settings, each)
-            if (line.settings, line.beats) != (each, beats):
+            if (line.settings, line.files, line.beats) != (each, _digest(each), beats):
                 sink = sinks.registry.make(each)
                 await _end(line)
                 self._start(each, sink, beats=beats)
@@ -88,7 +95,9 @@ class Delivery:
     def _start(self, settings: SinkSettings, sink: Sink, *, beats: bool) -> None:
         heart = self._heart if beats else None
         pump = Pump(settings.called, sink, self._outbox, self._clock, patience=_patience(settings), heart=heart)
-        self._lines[settings.called] = _Line(pump, settings, beats, self._tasks.create_task(pump.run()))
+        self._lines[settings.called] = _Line(
+            pump, settings, _digest(settings), beats, self._tasks.create_task(pump.run())
+        )
 
 
 async def _end(line: _Line) -> None:
@@ -96,6 +105,16 @@ async def _end(line: _Line) -> None:
     line.task.cancel()
     await asyncio.wait([line.task])
     await line.pump.close()
+
+
+def _digest(settings: SinkSettings) -> bytes:
+    """Tell one content of the files that settings name from another; one that cannot be read has none."""
+    digest = hashlib.sha256()
+    for name in files_named(settings):
+        with contextlib.suppress(OSError):  # the sink says what is wrong with it, each time that it needs it
+            digest.update(Path(name).read_bytes())
+        digest.update(b"\0")
+    return digest.digest()
 
 
 def _beats(settings: Settings, sink: SinkSettings) -> bool:

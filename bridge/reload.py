@@ -46,8 +46,7 @@ class Reload:
         if left:
             _log.warning("restart_needed", changed=left, todo="restart whalebridge for these to take effect")
         try:
-            if changed:
-                await self._apply(settings)
+            await self._apply(settings)  # also where they are the same: the files that they name may be others now
         except FatalError as error:
             _log.error("not_reloaded", mistake=str(error))
             return

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
 
 from config.fields import Items, Section, Word, one_of, setting
 
@@ -63,6 +64,16 @@ class BrokerSection(EncodedSection):
         "document in one JSON envelope. none: the document alone.",
         reason="Headers disturb nobody who reads values only, and routers can do without parsing the document.",
     )
+
+
+def files_named(section: BaseModel) -> Iterator[str]:
+    """Return the files that settings refer to: those whose names end in ``_file``, with secrets and certificates."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from files_named(value)
+        elif name.endswith("_file") and isinstance(value, str):
+            yield value
 
 
 class TlsSettings(Section):

@@ -87,6 +87,29 @@ async def test_a_sink_that_never_worked_is_replaced_by_one_that_does(tmp_path: P
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
 
 
+async def test_a_sink_whose_secret_is_another_now_is_replaced(tmp_path: Path) -> None:
+    """Nobody listens there: what matters is that it is made anew."""
+    password = tmp_path / "password"
+    password.write_text("one")
+    login = {"user": "bridge", "password_file": str(password)}
+    sink = {"type": "nats", "name": "first", "servers": ["127.0.0.1:1"], "subject": "s", "login": login}
+    chosen = load({"sinks": [sink]})
+    async with together() as tasks:
+        delivery = Delivery(MemoryOutbox(["first"], SystemClock()), SystemClock(), Heart(lambda: None, 60))
+        delivery.start(tasks, chosen, registry.make_all(chosen.sinks))
+        (before,) = delivery.pumps
+        await delivery.reload(chosen)
+        assert delivery.pumps == [before]
+        for secret in ("two", None):
+            password.unlink() if secret is None else password.write_text(secret)
+            await delivery.reload(chosen)
+            (after,) = delivery.pumps
+            assert after is not before
+            before = after
+        await delivery.drain(0.01)
+        await delivery.close()
+
+
 async def test_heartbeats_begin_and_end_with_their_setting(tmp_path: Path) -> None:
     path = tmp_path / "first.jsonl"
     async with delivering(settings(tmp_path)) as running:

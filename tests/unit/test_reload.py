@@ -65,7 +65,7 @@ async def test_what_has_changed_is_applied_and_named_without_its_value() -> None
     (settings,) = bridge.applied
     assert settings.log.level == "debug"
     assert await bridge.now(**changed) == [line("info", "reloaded", changed=[])]
-    assert len(bridge.applied) == 1
+    assert bridge.applied == [settings] * 2  # files that they name may be others now
 
 
 async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
