@@ -19,7 +19,7 @@ run: setup ## real events of real containers on standard output (your containerd
 	@$(BIN)/python -m tests.testbed.demo $(ARGS)
 
 test: setup testbed ## every test, on real peers; those that repeat a fault do so a few times
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## the same at the full count: hundreds of kills, brokers dead for minutes

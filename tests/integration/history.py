@@ -46,6 +46,9 @@ class Told(NamedTuple):
     between: tuple[float, float]
 
 
+_numbers = itertools.count()  # of all stories: some leave their containers behind
+
+
 class Story:
     """What was done to the containers of one namespace. One thread a story."""
 
@@ -55,12 +58,11 @@ class Story:
         self.folder = folder
         self.truth: dict[str, list[Told]] = defaultdict(list)
         self.silent: set[str] = set()
-        self._numbers = itertools.count()
 
     def fresh(self, stem: str) -> str:
         """A name nobody had."""
         tidy = self.namespace.replace(".", "-")
-        return f"{stem}-{tidy}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
+        return f"{stem}-{tidy}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(_numbers)}"
 
     def ctr(self, *args: str) -> str:
         """Call ctr in this namespace."""

@@ -62,7 +62,7 @@ def state(engine: Containerd) -> list[str]:
     """What a client could have changed, as containerd's own client tells it."""
     asked = (["namespaces", "ls"], ["containers", "ls"], ["tasks", "ls"], ["snapshots", "ls"], ["leases", "ls"])
     quietly = (["images", "ls", "--quiet"], ["content", "ls", "--quiet"])  # else they tell an age
-    return [engine.ctr(*words).stdout for words in (*asked, *quietly)]
+    return [line for words in (*asked, *quietly) for line in sorted(engine.ctr(*words).stdout.splitlines())]
 
 
 async def proven(address: str, stream: EventStream) -> None:
