@@ -155,7 +155,7 @@ def test_inspect_says_what_is_ambiguous(yard: Yard) -> None:
     [
         (["inspect", "nope"], 1, "'nope'"),
         (["inspect", "nope/nope"], 1, "'nope/nope'"),
-        (["list", "--namespace", "nope"], 1, "there is no namespace 'nope' on this containerd; there are: default"),
+        (["list", "--namespace", "nope"], 1, "there is no namespace 'nope' on this containerd; there are: "),
         (["inspect"], 2, "NAME_OR_ID"),
         (["list", "--containerd"], 2, "--containerd"),
         (["run", "--sink", "amqp://h/t"], 2, "unknown scheme 'amqp'"),
