@@ -165,7 +165,6 @@ class Watch:
             missed=self._missed,
             proven_at=self._proven_at,
         )
-        self._current = session
         try:
             await session.run(self._reason)
         except asyncio.CancelledError:
