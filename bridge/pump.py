@@ -4,7 +4,7 @@ Invariants:
 - One batch is on its way at a time, so that a sink gets records in order, and again what it may not have.
 - No attempt lasts for ever: one that hangs is given up, and made again.
 - A record that is refused for what it is holds up no other.
-- A heartbeat goes out between batches, only where nothing waits, and once: whether it arrives tells only how the sink is.
+- A heartbeat goes out between batches, only where nothing waits, and once: that it does not arrive loses nothing.
 """
 
 from __future__ import annotations
