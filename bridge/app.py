@@ -69,13 +69,14 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     manager = ServiceManager(os.environ, clock)
 
     async def apply(changed: Settings) -> None:
+        replaced = await delivery.reload(changed)  # first, as it may refuse, and then nothing is to be changed
         logs.set_level(changed.log.level)
-        heart.interval = _heartbeat_seconds(changed)
         chosen = watch_settings(changed)
         source.rules, source.scope = chosen.rules, chosen.in_scope
         watch.reload(chosen)
-        await delivery.reload(changed)
         inspection.settings = changed
+        if replaced:
+            watch.request("requested")
 
     try:
         async with served(inspection), together() as tasks:

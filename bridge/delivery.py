@@ -62,21 +62,26 @@ class Delivery:
         for each, sink in zip(settings.sinks, made, strict=True):
             self._start(each, sink, beats=_beats(settings, each))
 
-    async def reload(self, settings: Settings) -> None:
+    async def reload(self, settings: Settings) -> bool:
         """Go on under other settings of the same sinks, or with other secrets in the files that they name.
 
         What was on its way to a sink that is replaced is sent again.
 
+        Returns:
+            Whether one was replaced: where it writes to now, nobody may have anything yet.
+
         Raises:
-            FatalError: A sink cannot be made as it is set up now; it stays as it was.
+            FatalError: A sink cannot be made as it is set up now; all stay as they were.
         """
-        for each in settings.sinks:
-            line, beats = self._lines[each.called], _beats(settings, each)
-            if (line.settings, line.files, line.beats) != (each, _digest(each), beats):
-                sink = sinks.registry.make(each)
-                await _end(line)
-                self._start(each, sink, beats=beats)
-                _log.info("sink_replaced", sink=each.called)
+        changed = [each for each in settings.sinks if self._is_other(settings, each)]
+        made = sinks.registry.make_all(changed)
+        if settings.heartbeat.interval is not None:  # where there are none any more, no pump that asks for it is left
+            self._heart.interval = settings.heartbeat.interval.total_seconds()
+        for each, sink in zip(changed, made, strict=True):
+            await _end(self._lines[each.called])
+            self._start(each, sink, beats=_beats(settings, each))
+            _log.info("sink_replaced", sink=each.called)
+        return bool(changed)
 
     async def drain(self, seconds: float) -> None:
         """Wait until every sink has everything that was written down, but not for longer than that; then stop."""
@@ -91,6 +96,10 @@ class Delivery:
     async def close(self) -> None:
         """Let go of all sinks, or give them up."""
         await asyncio.gather(*(pump.close() for pump in self.pumps))
+
+    def _is_other(self, settings: Settings, sink: SinkSettings) -> bool:
+        line = self._lines[sink.called]
+        return (line.settings, line.files, line.beats) != (sink, _digest(sink), _beats(settings, sink))
 
     def _start(self, settings: SinkSettings, sink: Sink, *, beats: bool) -> None:
         heart = self._heart if beats else None

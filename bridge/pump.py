@@ -4,7 +4,7 @@ Invariants:
 - One batch is on its way at a time, so that a sink gets records in order, and again what it may not have.
 - No attempt lasts for ever: one that hangs is given up, and made again.
 - A record that is refused for what it is holds up no other.
-- A heartbeat goes out between batches, only where nothing waits, and once: whether it arrives changes nothing.
+- A heartbeat goes out between batches, only where nothing waits, and once: that it does not arrive loses nothing.
 """
 
 from __future__ import annotations
@@ -180,7 +180,11 @@ class Pump:
                     await bounded(partial(self._sink.publish, [beat]), self._patience)
                 except (TransientError, RefusedRecordError) as error:
                     text = str(error)
+                    if isinstance(error, TransientError):
+                        self.state, self.failure = "failing", text
                     self._sparingly.say(_log.warning, text, "heartbeat_not_sent", sink=self.name, error=text)
+                else:
+                    self.state, self.failure = "ok", None
 
     async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
         await forever(

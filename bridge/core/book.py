@@ -113,15 +113,19 @@ class Book:
         """
         for entries in (self._entries, self._graves):
             for entry in [*entries.values()]:
-                if watched(entry.key.namespace):
-                    self._rule(entry, rules)
-                else:
+                if not watched(entry.key.namespace):
                     self._delete(entry)
                     del entries[entry.key]
                     self._questions.pop(entry.key, None)
                     self._holding.discard(entry.key)
                     self._changed[entry.key] = True
+        self.rule(rules)
         self._blind = None
+
+    def rule(self, rules: LabelRules) -> None:
+        """Of labels, keep only what the rules let through."""
+        for entry in chain(self._entries.values(), self._graves.values()):
+            self._rule(entry, rules)
 
     def _rule(self, entry: Entry, rules: LabelRules) -> None:
         entry.announced = None if entry.announced is None else ruled(entry.announced, rules)

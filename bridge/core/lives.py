@@ -6,8 +6,10 @@ from collections import deque
 from typing import NamedTuple
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bridge.core.events import ExtraType, Origin, RowType, TransitionType
+from bridge.core.labels import LabelRules, ruled
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
@@ -57,6 +59,12 @@ class Transition(Struct, frozen=True):
     incarnation: str
     paused: bool
     ending: Ending | None = None
+
+    def ruled(self, rules: LabelRules) -> Transition:
+        """Return it with the labels that may be told under other rules than those that it was made under."""
+        pod_labels = None if self.pod_labels is None else rules.apply(self.pod_labels)
+        metadata = None if self.metadata is None else ruled(self.metadata, rules)
+        return replace(self, metadata=metadata, pod_labels=pod_labels)
 
 
 class Question(NamedTuple):

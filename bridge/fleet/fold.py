@@ -1,9 +1,9 @@
 """From records to what lives, by the rules for consumers (docs/events.md). Pure.
 
 The result depends on which records have come, not on their order nor on repetitions: for each container the record of
-the highest position counts, unless a completed snapshot that began after it has not named the container. So records
-that overtake each other do no harm; and as with the reference fold, whoever joins in the middle is right after the
-next completed snapshot.
+the highest position counts, unless a completed snapshot that began after it has not named the container. A snapshot
+of which something was lost is void, so each counts once all of it has come. So records that overtake each other do no
+harm; and as with the reference fold, whoever joins in the middle is right after the next completed snapshot.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class SourceFold:
         self._told: dict[str, _Told] = {}
         self._floors = _Floors()
         self._frames: dict[str, _Frames] = {}
+        self._lost: list[Position] = []  # the last of each loss
 
     @property
     def living(self) -> dict[str, Container]:
@@ -44,11 +45,14 @@ class SourceFold:
             return False
         if document.type in ("snapshot_started", "snapshot_completed") and document.snapshot:
             self._frame(document, document.snapshot)
+        elif document.type == "lost":
+            self._lost.append(document.position)
         elif document.id is not None and document.container is not None:
             if document.type in LIVING:
                 self._tell(document.id, _Told(document.position, document.container.namespace, document.container))
             elif document.type == "exited":
                 self._tell(document.id, _Told(document.position, document.container.namespace, None))
+        self._complete()
         return True
 
     def _tell(self, id_: str, told: _Told) -> None:
@@ -57,19 +61,29 @@ class SourceFold:
             self._told[id_] = told
 
     def _frame(self, document: Document, snapshot: Snapshot) -> None:
-        known = self._frames.get(snapshot.id, _Frames(document.position, None, None))
+        known = self._frames.get(snapshot.id, _Frames(document.position, None, None, None))
         if document.type == "snapshot_started":
             frames = known._replace(began=document.position)
         else:
-            frames = known._replace(completed=snapshot)
+            frames = known._replace(ended=document.position, completed=snapshot)
         self._frames[snapshot.id] = frames
-        if frames.began is None or frames.completed is None:
-            return
-        self._floors.rise(frames.began, frames.completed.failed)
+
+    def _complete(self) -> None:
+        """Let the snapshots count that are complete by now."""
+        for id_, (_, began, ended, completed) in list(self._frames.items()):
+            if began is None or ended is None or completed is None or not self._seen.whole(began, ended):
+                continue
+            del self._frames[id_]
+            if not any(began < lost < ended for lost in self._lost):
+                self._count(began, completed)
+
+    def _count(self, began: Position, completed: Snapshot) -> None:
+        self._floors.rise(began, completed.failed)
         self._told = {id_: told for id_, told in self._told.items() if told.position > self._floors.of(told.namespace)}
         # What is older than all floors can say nothing more, completed or not.
         least = self._floors.least
         self._frames = {id_: each for id_, each in self._frames.items() if each.seen > least}
+        self._lost = [lost for lost in self._lost if lost > least]
 
 
 class _Frames(NamedTuple):
@@ -77,6 +91,7 @@ class _Frames(NamedTuple):
 
     seen: Position
     began: Position | None
+    ended: Position | None
     completed: Snapshot | None
 
 

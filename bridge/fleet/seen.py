@@ -34,6 +34,11 @@ class Seen:
         self._add(first, document.position)
         return True
 
+    def whole(self, first: Position, last: Position) -> bool:
+        """Tell whether everything of an epoch between two positions has come, these included."""
+        at = bisect_right(self._first, first) - 1
+        return at >= 0 and last <= self._last[at]
+
     def _has(self, position: Position) -> bool:
         at = bisect_right(self._first, position) - 1
         return at >= 0 and position <= self._last[at]

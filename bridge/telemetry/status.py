@@ -81,7 +81,7 @@ class Bridge(Protocol):
 class Verdict(Struct, frozen=True):
     """Whether the bridge does what it is there for.
 
-    ``reasons`` are why it does not; ``complaints`` are of sinks that take nothing, while records wait for them.
+    ``reasons`` are why it does not; ``complaints`` are of sinks that took nothing at the last attempt.
     """
 
     reasons: list[str]

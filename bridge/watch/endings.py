@@ -28,17 +28,19 @@ class Endings:
         self._source = source
         self._report = report
         self._waiting: dict[tuple[ContainerKey, int], asyncio.Task[None]] = {}
+        self._closed = False
 
     def expect(self, key: ContainerKey, pid: int) -> None:
         """Begin to wait for a task's end, unless that is being done already or too many are waited for."""
-        if (key, pid) in self._waiting or len(self._waiting) >= MOST:
+        if self._closed or (key, pid) in self._waiting or len(self._waiting) >= MOST:
             return
         task = asyncio.create_task(self._wait(key, pid))
         self._waiting[key, pid] = task
         task.add_done_callback(lambda _: self._waiting.pop((key, pid), None))
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Wait for nothing any more; what is decided on after a connection's end must not hold calls on it."""
+        self._closed = True
         for task in list(self._waiting.values()):
             task.cancel()
 

@@ -142,8 +142,14 @@ class Watch:
         return taken.result()
 
     def reload(self, settings: WatchSettings) -> None:
-        """Go on under other settings of the same host; where filters or rules are others, a snapshot follows."""
+        """Go on under other settings of the same host; where filters or rules are others, a snapshot follows.
+
+        Labels that the rules do not let through any more are told no more from this moment on.
+        """
         other_filters = settings.scope != self._settings.scope
+        if other_filters:
+            self._tracker.rule(settings.rules)
+            self._missed[:] = [each.ruled(settings.rules) for each in self._missed]
         self._settings = self._intake.settings = settings
         self._tracker.extras = settings.extras
         if self._session is not None:
@@ -165,7 +171,6 @@ class Watch:
             missed=self._missed,
             proven_at=self._proven_at,
         )
-        self._current = session
         try:
             await session.run(self._reason)
         except asyncio.CancelledError:

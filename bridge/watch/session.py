@@ -171,6 +171,7 @@ class Session:
         proven_at = await self._catch_up()
         if rescoped := self._journal.watched.scope != settings.scope:
             self._tracker.restrict(settings.namespaces, settings.rules)
+            self._missed[:] = [each.ruled(settings.rules) for each in self._missed]
             self._journal.rescope(settings.scope)
         self._missed += reconcile(self._tracker, listing, self._clock.now(), rescoped=rescoped)
         self._intake.know(listing.containers)

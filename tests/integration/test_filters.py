@@ -199,6 +199,26 @@ def test_sighup_has_the_file_of_settings_read_anew(engine: Containerd, tmp_path:
     check_lives(records)
 
 
+async def test_where_a_sink_writes_to_after_sighup_a_snapshot_follows(engine: Containerd, tmp_path: Path) -> None:
+    id_ = unique(engine, "elsewhere")
+    engine.run(id_, "sleep", "600")
+    flags = {"containerd": {"address": engine.address}, "containers": {"names": {"include": [id_]}}}
+    program = Program(tmp_path / "records.jsonl", **flags)
+    program.flags["sinks"] = [{"type": "file", "name": "f", "path": str(program.path)}]
+    running = program.run()
+    await program.wait(snapshots)
+    program.path = tmp_path / "other.jsonl"
+    program.flags["sinks"] = [{"type": "file", "name": "f", "path": str(program.path), "heartbeats": True}]
+    program.flags["heartbeat"] = {"interval": "1s"}
+    os.kill(os.getpid(), signal.SIGHUP)
+    await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
+    os.kill(os.getpid(), signal.SIGTERM)
+    await running
+    records = program.records()
+    assert [each["type"] for each in records[:3]] == ["snapshot_started", "present", "snapshot_completed"]
+    assert snapshots(records)[0]["reason"] == "requested"
+
+
 async def test_sighup_with_mistakes_changes_nothing(
     engine: Containerd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 
 from bridge.clock import SystemClock
+from bridge.core.errors import FatalError
 from bridge.core.events import Proof
 from bridge.delivery import Delivery
 from bridge.outbox.memory import MemoryOutbox
@@ -110,11 +112,36 @@ async def test_a_sink_whose_secret_is_another_now_is_replaced(tmp_path: Path) ->
         await delivery.close()
 
 
+async def test_where_one_sink_cannot_be_made_none_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = settings(tmp_path, path=str(tmp_path / "other.jsonl"))
+    nats = load({"sinks": [{"type": "nats", "name": "second", "servers": ["h:4222"], "subject": "s"}]}).sinks
+    monkeypatch.setitem(sys.modules, "sinks.nats.sink", None)  # as where its library is not installed
+    async with delivering(settings(tmp_path)) as running:
+        before = running.delivery.pumps
+        with pytest.raises(FatalError, match="not installed"):
+            await running.delivery.reload(changed.model_copy(update={"sinks": (changed.sinks[0], *nats)}))
+        assert all(new is old for new, old in zip(running.delivery.pumps, before, strict=True))
+
+
+async def test_it_is_told_whether_a_sink_was_replaced(tmp_path: Path) -> None:
+    async with delivering(settings(tmp_path)) as running:
+        assert not await running.delivery.reload(settings(tmp_path))
+        assert await running.delivery.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
+
+
+async def test_an_interval_of_heartbeats_that_is_switched_off_is_not_none_at_all(tmp_path: Path) -> None:
+    async with delivering(settings(tmp_path, heartbeats=True)) as running:
+        await running.delivery.reload(settings(tmp_path, {"interval": "5m"}, heartbeats=True))
+        await running.delivery.reload(settings(tmp_path, {"interval": "off"}, heartbeats=True))
+        assert running.heart.interval == 300
+
+
 async def test_heartbeats_begin_and_end_with_their_setting(tmp_path: Path) -> None:
     path = tmp_path / "first.jsonl"
     async with delivering(settings(tmp_path)) as running:
         await running.outbox.append(running.recorder.starts(1))
         await running.delivery.reload(settings(tmp_path, heartbeats=True))
+        running.heart.interval = 0.02  # no setting is that short
         await running.outbox.append(running.recorder.starts(1))
         await until(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
         await running.delivery.reload(settings(tmp_path))

@@ -393,6 +393,23 @@ async def test_a_heartbeat_that_fails_is_dropped_and_records_flow(
     ]
 
 
+async def test_a_sink_that_takes_no_heartbeat_fails_though_nothing_waits_for_it(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
+    sink = FakeSink()
+    pump = Pump("s", sink, outbox, clock, heart=Heart(lambda: PROOF, 60))
+    task = asyncio.create_task(pump.run())
+    await outbox.append(Recorder().starts(1))
+    await until(lambda: outbox.depth("s") == 0)
+    sink.behaviours.append(fail)
+    await beats(clock)
+    assert (pump.state, pump.failure) == ("failing", "the broker is away")
+    await beats(clock)
+    assert (pump.state, pump.failure) == ("ok", None)
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_a_heartbeat_that_hangs_is_given_up_and_records_flow(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -114,7 +114,11 @@ def story(chance: Random, length: int, host: str = "node-1") -> Story:
                 made.lose(len(made.told) - 1)
             case "snapshot":
                 failed = chance.sample(["", "shop"], chance.randrange(3))
+                before = len(made.told)
                 made.snapshot(failed=[name or "default" for name in failed], completed=chance.random() < 0.7)
+                if chance.random() < 0.3:
+                    first = chance.randrange(before, len(made.told))
+                    made.lose(*range(first, chance.randint(first, len(made.told) - 1) + 1))
             case "restart":
                 made.restart()
                 made.alive = {id_: life for id_, life in made.alive.items() if chance.random() < 0.5}
@@ -152,6 +156,16 @@ def test_whoever_joins_in_the_middle_is_right_after_the_next_snapshot(chance: Ra
     begin = chance.randint(0, len(made.told))
     made.snapshot()
     assert folded(made.told[begin:]) == {SOURCE: made.alive}
+
+
+@pytest.mark.parametrize("fold", [folded, reference])
+def test_a_snapshot_of_which_a_row_was_lost_removes_nothing(fold: Callable[[Sequence[Made]], Living]) -> None:
+    made = Story()
+    made.start("a")
+    made.start("b")
+    made.snapshot()
+    made.lose(len(made.told) - 2)
+    assert fold(made.told) == {SOURCE: made.alive}
 
 
 def test_sources_do_not_mix() -> None:

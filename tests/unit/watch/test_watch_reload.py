@@ -9,10 +9,10 @@ from msgspec.structs import replace
 
 from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, ContainerUpdated, TaskExited, TaskPaused, TaskStatus
+from bridge.core.model import ContainerKey, ContainerUpdated, Engine, TaskExited, TaskPaused, TaskStatus
 from bridge.watch.requests import Requests, SnapshotTaken
-from tests.unit.watch.fakes import FakeSource, record, settings
-from tests.unit.watch.test_watch import DB, WEB, Running, start, watching
+from tests.unit.watch.fakes import FakeSource, nothing, record, settings
+from tests.unit.watch.test_watch import DB, WEB, Running, exit_, start, watching
 
 OTHER = ContainerKey("other", "x")
 
@@ -52,6 +52,54 @@ async def test_lives_that_stay_in_scope_keep_their_identity() -> None:
         await running.live(2)
         rows = [each["container"] for each in running.documents if each["type"] == "present"]
     assert rows[0]["incarnation"] == rows[1]["incarnation"]
+
+
+NO_TIER = LabelRules(include=["*"], exclude=["tier"], redact=[])
+
+
+def labels(running: Running, type_: str) -> list[dict[str, str]]:
+    return [each["container"]["labels"] for each in running.documents if each["type"] == type_]
+
+
+async def test_what_is_told_between_the_reload_and_its_snapshot_has_no_label_that_is_left_out() -> None:
+    source = FakeSource()
+    source.run(WEB, 10)
+    async with watching(source) as running:
+        await running.live()
+        running.watch.reload(settings(scope="other", rules=NO_TIER))
+        source.records[WEB] = replace(record(WEB), labels={})  # as the source tells it under these rules
+        source.before_listing = lambda _: running.until(lambda: labels(running, "exited"))
+        source.stream.put(exit_(WEB, 10))
+        await running.live(2)
+    assert labels(running, "exited") == [{}]
+
+
+async def test_what_was_missed_before_the_reload_has_no_label_that_is_left_out() -> None:
+    source = FakeSource()
+    source.run(WEB, 10)
+    async with watching(source) as running:
+        await running.live()
+        asked, answer, engine = asyncio.Event(), asyncio.Event(), source.engine
+
+        async def away() -> Engine:
+            asked.set()
+            await answer.wait()
+            return await engine()
+
+        async def breaks(_: str) -> None:
+            source.before_listing, source.engine = nothing, away  # type: ignore[method-assign]
+            source.stream.put(exit_(WEB, 10))
+            source.stream.end(TransientError("containerd is away"))
+            await asyncio.Event().wait()
+
+        source.before_listing = breaks
+        source.stream.end(TransientError("containerd is away"))
+        await asked.wait()
+        running.watch.reload(settings(scope="other", rules=NO_TIER))
+        source.running.clear()
+        answer.set()
+        await running.live(2)
+    assert labels(running, "exited") == [{}]
 
 
 async def test_namespaces_come_and_go() -> None:
