@@ -97,6 +97,8 @@ def test_no_command_is_wrong_usage_and_gets_help(capsys: pytest.CaptureFixture[s
         ("lst", "whalebridge: No such command 'lst'. Did you mean 'list'? See 'whalebridge --help'."),
         ("run --bogus", "whalebridge: No such option: --bogus. See 'whalebridge --help'."),
         ("run extra", "whalebridge: Got unexpected extra argument"),
+        ("run kafka://u:p@ss@h/t", "whalebridge: Got unexpected extra argument(s) (kafka://...@h/t)."),
+        ("nats://u:pass@h/t", "whalebridge: No such command 'nats://...@h/t'."),
         ("inspect", "whalebridge: Missing argument 'NAME_OR_ID'. See 'whalebridge --help'."),
         ("list --namespace", "whalebridge: Option '--namespace' requires an argument. See 'whalebridge --help'."),
         ("run --sink amqp://h/t", "whalebridge: --sink: sinks.0: unknown scheme 'amqp'; known schemes: stdout:"),
