@@ -132,6 +132,7 @@ class LabelsSettings(Section):
     exclude: Globs = setting(
         (
             "nerdctl/*",
+            "containerd.io/restart.loguri",
             "io.containerd.image.config.*",
             "org.opencontainers.image.*",
             "org.label-schema.*",

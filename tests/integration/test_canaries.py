@@ -1,0 +1,461 @@
+"""P9: secrets of containers and of the settings are nowhere to be seen; labels that the rules let through are.
+
+Each is put where people put secrets, and where they put them by mistake. Then all that the program writes, sends and
+answers is searched as raw bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.bridge_process import BridgeProcess
+from tests.certificates import Authority
+from tests.integration.canaries import Canaries, Notified, files
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, wait_for
+from tests.integration.kafka_sinks import FreshKafka
+from tests.integration.nats_reading import FreshNats
+from tests.integration.terminal import Terminal
+from tests.testbed import image, nats_auth
+from tests.testbed.containerd import Containerd, busybox
+from tests.testbed.kafka import Kafka
+from tests.testbed.kafka_config import unsecured_jwt
+from tests.testbed.nats import Nats
+from tests.testbed.nats_auth import Key, Operator
+
+SECRET_KEYS = (
+    "db_password", "DB_PASSWORD", "mysql.passwd", "pass", "smtp.pass", "PGPWD", "gpg-passphrase",
+    "traefik.http.middlewares.a.basicauth.users", "client_secret", "my.app/Secret", "API_TOKEN", "tokens", "credentials",
+    "api-key", "API_KEY", "apikey", "aws.access_key_id", "accessKey", "minio.accesskey", "private-key", "privateKey",
+)  # fmt: skip
+LEFT_OUT_KEYS = (
+    "nerdctl/log-config", "nerdctl/environment", "containerd.io/restart.loguri", "org.opencontainers.image.url",
+    "org.label-schema.vcs-url", "maintainer", "io.containerd.image.config.stop-signal",
+)  # fmt: skip
+USER = "bridge"
+
+
+class World:
+    """A containerd with containers full of secrets; labels whose values may be told are in `told`."""
+
+    def __init__(self, engine: Containerd, canaries: Canaries, folder: Path) -> None:
+        self.engine, self.canaries = engine, canaries
+        self.namespace = f"canaries{os.getpid()}"
+        self.told = [f"told{name}{os.getpid()}" for name in ("before", "pod", "image", "live")]
+        self._folder = folder
+        self._image = "docker.io/library/canaries:latest"
+        self._import()
+
+    def _import(self) -> None:
+        put = self.canaries.new
+        secret = {"maintainer": put("image label maintainer"), "build.token": put("image label token")}
+        archive = self._folder / "image.tar"
+        environment = [f"BUILT_WITH={put('environment of the image')}"]
+        labels = secret | {"flavour": self.told[2]}
+        archive.write_bytes(image.oci_archive(busybox(), self._image, labels=labels, environment=environment))
+        for namespace in (self.namespace, "k8s.io"):
+            self.engine.ctr("images", "import", str(archive), namespace=namespace)
+
+    def before(self) -> None:
+        """Containers that are there before the bridge is."""
+        put, id_ = self.canaries.new, f"before-{self.namespace}"
+        labels = {key: put(f"label {key}") for key in (*SECRET_KEYS, *LEFT_OUT_KEYS)} | {"tier": self.told[0]}
+        self._ctr(
+            "run", "--detach", "--null-io", *_flags("--label", labels),
+            f"--env=DB_PASSWORD={put('environment by ctr')}", f"--annotation=note={put('annotation by ctr')}",
+            self._image, id_, "sh", "-c", f"sleep 600 # {put('argument of a process')}",
+        )  # fmt: skip
+        kubernetes = {"io.kubernetes.pod.name": "shop", "io.kubernetes.pod.namespace": "sales"}
+        kubernetes["io.kubernetes.pod.uid"] = "0e8f3b52-1d8f-4a38-a0b5-4b6f6e9d7c11"
+        for kind in ("sandbox", "container"):
+            labels = {**kubernetes, "io.cri-containerd.kind": kind, "app-token": put(f"label of a {kind}")}
+            labels |= {"app": self.told[1]} if kind == "sandbox" else {"io.kubernetes.container.name": "web"}
+            name = f"{kind}-{self.namespace}"
+            self.engine.ctr(
+                "run", "--detach", "--null-io", *_flags("--label", labels), self._image, name, "sleep", "600",
+                namespace="k8s.io",
+            )  # fmt: skip
+
+    def live(self) -> None:
+        """What happens while the bridge looks on: nerdctl's ways, an exec, a new label, pauses and an end."""
+        put, name = self.canaries.new, f"live-{self.namespace}"
+        variables, labels = self._folder / "variables", self._folder / "labels"
+        variables.write_text(f"SESSION={put('environment from a file')}\n")
+        labels.write_text(f"service.secret={put('label from a file')}\n")
+        self._nerdctl(
+            "run", "-d", "--pull=never", "--net=host", f"--name={name}", f"--label=tier={self.told[3]}",
+            f"--env=URL=https://user:{put('URL in the environment')}@host/", f"--env-file={variables}",
+            f"--label-file={labels}", f"--annotation=x.y={put('annotation by nerdctl')}",
+            f"--add-host={put('nerdctl/extraHosts')}:1.2.3.4", f"--volume=/tmp:/{put('nerdctl/mounts')}",
+            "--log-driver=json-file", f"--log-opt=tag={put('option of a log driver')}", "--restart=always",
+            self._image, "sh", "-c", f"sleep 600 # {put('argument by nerdctl')}",
+        )  # fmt: skip
+        self._nerdctl(
+            "exec", f"--env=KEY={put('environment of an exec')}", name,
+            "sh", "-c", f"true {put('argument of an exec')}",
+        )  # fmt: skip
+        before = f"before-{self.namespace}"
+        self._ctr("containers", "label", before, f"new.password={put('label that came later')}")
+        self._ctr("tasks", "pause", before)
+        self._ctr("tasks", "resume", before)
+
+    def end(self) -> None:
+        """Let some go, so that exits are told; `clear` removes the rest."""
+        self._ctr("tasks", "kill", "--signal", "SIGKILL", f"before-{self.namespace}")
+
+    def clear(self) -> None:
+        for namespace in (self.namespace, "k8s.io"):
+            for id_ in self.engine.ctr("containers", "ls", "-q", namespace=namespace).stdout.split():
+                if namespace == self.namespace or id_.endswith(self.namespace):
+                    self.engine.ctr("tasks", "delete", "--force", id_, namespace=namespace, check=False)
+                    self.engine.ctr("containers", "delete", id_, namespace=namespace, check=False)
+
+    def _ctr(self, *arguments: str) -> None:
+        self.engine.ctr(*arguments, namespace=self.namespace)
+
+    def _nerdctl(self, *arguments: str) -> None:
+        self.engine.nerdctl(*arguments, namespace=self.namespace)
+
+
+def _flags(name: str, values: Mapping[str, str]) -> list[str]:
+    return [f"{name}={key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture
+def world(engine: Containerd, tmp_path: Path) -> Iterator[World]:
+    world = World(engine, Canaries(), tmp_path)
+    world.before()
+    yield world
+    world.clear()
+
+
+@dataclasses.dataclass
+class Brokers:
+    """A Kafka that asks for a password, NATS servers that each ask for something else, and the sinks for all of them.
+
+    `good` sinks get records, `bad` ones have a secret that is wrong; `environment` has what is not in the file.
+    """
+
+    kafka: Kafka
+    nats: list[Nats]
+    good: list[dict[str, Any]]
+    bad: list[dict[str, Any]]
+    environment: dict[str, str]
+
+    def topics(self) -> dict[str, bytes]:
+        """All that plain consumers find in Kafka."""
+        return {
+            topic: b"\n".join(
+                b" ".join([each.key or b"", each.value or b"", *(k.encode() + b"=" + v for k, v in each.headers)])
+                for each in self.kafka.admin.records(topic)
+            )
+            for topic in self.kafka.admin.topics()
+        }
+
+    def streams(self) -> dict[str, bytes]:
+        """All that the NATS servers have on disk, once they are stopped: streams and the bucket."""
+        return {
+            f"{each.directory.name}/{name}": content
+            for each in self.nats
+            for name, content in files(each.nodes[0].folder / "jetstream").items()
+            if name.endswith(".blk")
+        }
+
+
+def _nats_sink(peer: Nats, subject: str, **more: Any) -> dict[str, Any]:
+    server = peer.urls[0].partition("//")[2]
+    return {"type": "nats", "name": subject, "servers": [server], "subject": subject, "timeout": "5s", **more}
+
+
+@pytest.fixture
+def brokers(
+    world: World, fresh_kafka: FreshKafka, fresh_nats: FreshNats, authority: Authority, tmp_path: Path
+) -> Brokers:
+    put = world.canaries.new
+    password = put("password of Kafka")
+    key_password, token, nats_password = put("password of a key"), put("token of NATS"), put("password of NATS")
+    jwt = world.canaries.adopt("token of oauthbearer", unsecured_jwt(USER))
+    key, operator, ours = Key.new(), Operator(), authority.issue(USER, password=key_password)
+    world.canaries.adopt("seed of an nkey", key.seed)
+    creds = operator.creds(tmp_path / "user.creds")
+    for number, line in enumerate(line for line in creds.read_text().splitlines() if line and "---" not in line):
+        world.canaries.adopt(f"credentials {number}", line)
+
+    def file(name: str, content: str) -> str:
+        (tmp_path / name).write_text(content)
+        return str(tmp_path / name)
+
+    kafka = fresh_kafka(listeners=("sasl_plaintext", "sasl_ssl"), users={USER: password}, authority=authority)
+    kafka.admin.create_topic("narrow", settings={"max.message.bytes": "1500"})
+    servers = [fresh_nats(login=nats_auth.users({USER: nats_password})), fresh_nats(login=nats_auth.token(token))]
+    servers += [fresh_nats(login=nats_auth.nkey(key)), fresh_nats(login=operator.config())]
+
+    def sink(topic: str, listener: Any = "sasl_plaintext", **sasl: Any) -> dict[str, Any]:
+        servers = [kafka.bootstrap_of(listener)]
+        sasl = {"mechanism": "plain", **({} if "token_file" in sasl else {"username": USER}), **sasl}
+        return {"type": "kafka", "name": topic, "servers": servers, "topic": topic, "sasl": sasl, "timeout": "5s"}
+
+    tls = {"enabled": True, "ca_file": str(authority.certificate), "cert_file": str(ours.certificate)}
+    tls |= {"key_file": str(ours.key), "key_password": key_password}
+    by_environment = sink("by-environment")
+    good = [
+        {**sink("inline", "sasl_ssl", mechanism="scram-sha-512", password=password), "tls": tls, "state_topic": "rows"},
+        by_environment,
+        sink("narrow", password_file=file("password", f"{password}\n")),
+        sink("by-token", mechanism="oauthbearer", token_file=file("jwt", jwt)),
+        _nats_sink(servers[0], "user", login={"user": USER, "password": nats_password}, bucket={"name": "rows"}),
+        _nats_sink(servers[1], "token", login={"token_file": file("token", token)}),
+        _nats_sink(servers[2], "nkey", login={"nkey_seed": key.seed}, cloudevents="structured"),
+        _nats_sink(servers[3], "creds", login={"creds_file": str(creds)}),
+        {"type": "file", "name": "file", "path": str(tmp_path / "records.jsonl"), "heartbeats": True},
+    ]
+    wrong_jwt = file("wrong-jwt", put("wrong token of oauthbearer"))
+    wrong_tls = tls | {"key_password": put("wrong password of a key")}
+    bad = [
+        *(
+            sink(f"wrong-{mechanism}", mechanism=mechanism, password=put(f"wrong password for {mechanism}"))
+            for mechanism in ("plain", "scram-sha-256", "scram-sha-512")
+        ),
+        sink("wrong-token", mechanism="oauthbearer", token_file=wrong_jwt),
+        {**sink("wrong-key", "sasl_ssl", password=password), "tls": wrong_tls},
+        _nats_sink(servers[0], "wrong-user", login={"user": USER, "password": put("wrong password of NATS")}),
+        _nats_sink(servers[1], "wrong-nats-token", login={"token": put("wrong token of NATS")}),
+        _nats_sink(servers[2], "wrong-seed", login={"nkey_seed": put("no seed of an nkey")}),
+        _nats_sink(servers[2], "other-seed", login={"nkey_seed": world.canaries.adopt("other seed", Key.new().seed)}),
+        _nats_sink(servers[3], "wrong-creds", login={"creds_file": file("wrong.creds", put("no credentials"))}),
+    ]
+    variable = f"WHALEBRIDGE_SINKS__{good.index(by_environment)}__SASL__PASSWORD"
+    return Brokers(kafka, servers, good, bad, {variable: password})
+
+
+class Program:
+    """The bridge with these settings, other commands with the same, and everything that was seen of them."""
+
+    def __init__(self, world: World, brokers: Brokers, folder: Path, form: str) -> None:
+        self.seen: dict[str, bytes] = {}
+        self.state = folder / "state"
+        self.config = folder / "config.yaml"
+        self._canaries = world.canaries
+        self.token = self._canaries.new("http.token")
+        self.settings: dict[str, Any] = {
+            "containerd": {"address": world.engine.address},
+            "namespaces": {"include": [world.namespace, "k8s.io"]},
+            "containers": {"names": {"include": [f"*{world.namespace}"]}, "extras": ["created", "deleted", "renamed"]},
+            "sinks": brokers.good + brokers.bad,
+            "state_dir": str(self.state),
+            "heartbeat": {"interval": "1s"},
+            "http": {"listen": "127.0.0.1:0", "token": self.token},
+            "log": {"level": "debug", "format": form},
+        }
+        self.write()
+        self.environment = brokers.environment | {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
+        self.bridge = BridgeProcess(
+            world.engine.address, folder, "--config", str(self.config), environment=self.environment
+        )
+
+    def write(self) -> None:
+        self.config.write_text(yaml.safe_dump(self.settings))
+
+    def log(self) -> str:
+        return self.bridge.log.read_text()
+
+    def call(self, name: str, *arguments: str, status: int = 0) -> bytes:
+        """Call a command with the same environment; what it says is seen."""
+        done = subprocess.run(
+            [*WHALEBRIDGE, *arguments],
+            env={**ENVIRONMENT, **self.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == status, (name, done.stdout[-2000:], done.stderr[-2000:])
+        self.seen[f"whalebridge {name}"] = done.stdout + done.stderr
+        return done.stdout
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> int:
+        """Ask the HTTP endpoint; what it answers is seen."""
+        (address,) = re.findall(r"127\.0\.0\.1:\d+", next(line for line in self.log().splitlines() if "listen" in line))
+        request = urllib.request.Request(f"http://{address}{path}", method=method, headers=headers)  # noqa: S310 (ours)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+                status, body, told = answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body, told = error.code, error.read(), error.headers
+        self.seen[f"{method} {path.partition('?')[0]} {status} {sorted(headers)}"] = str(told).encode() + body
+        return int(status)
+
+    def ask_nonsense(self, secret: str) -> None:
+        """Send what is no HTTP: who sent it may get it back, the log may not."""
+        (address,) = re.findall(r"127\.0\.0\.1:(\d+)", next(x for x in self.log().splitlines() if "listen" in x))
+        for text in (f"GET / HTTP/1.1\r\nAuthorization Bearer {secret}\r\n\r\n", f"{secret}\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", int(address)), timeout=10) as connection:
+                connection.sendall(text.encode())
+                connection.recv(65536)
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
+    world: World, brokers: Brokers, tmp_path: Path, form: str
+) -> None:
+    put, program = world.canaries.new, Program(world, brokers, tmp_path, form)
+    seen, bridge = program.seen, program.bridge
+    with Notified(tmp_path) as notified:
+        bridge._environment["NOTIFY_SOCKET"] = str(notified.path)
+        with bridge:
+            wait_for(lambda: b'"snapshot_completed"' in _read(tmp_path / "records.jsonl"), 30)
+            world.live()
+            wait_for(lambda: all(f'"{each["name"]}"' in _readiness(program) for each in brokers.bad), 30)
+            _look(program, world)
+            _reload(program, put)
+            world.end()
+            wait_for(lambda: b'"exited"' in _read(tmp_path / "records.jsonl"), 30)
+            wait_for(lambda: all(world.told[3].encode() in each for each in _good(brokers)), 30)
+            seen["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
+            bridge.kill()  # what is on disk is what a crash leaves
+        seen |= {f"state/{name}": content for name, content in files(program.state).items()}
+        seen["what systemd heard"] = notified.heard
+    for each in brokers.nats:
+        each.stop()
+    seen |= brokers.topics() | brokers.streams()
+    seen |= {"log": bridge.log.read_bytes(), "stdout": bridge.out.read_bytes()}
+    seen["file"] = _read(tmp_path / "records.jsonl")
+    _mistakes(program, put)
+    assert len(world.canaries.put) >= 50
+    assert world.canaries.leaked(seen) == []
+    _check_what_may_be_told(seen, world)
+    assert b"Traceback" not in b"".join(seen.values())
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _readiness(program: Program) -> str:
+    """Which sinks have failed, as /readyz says it; the bridge has to be listening."""
+    if "listen" not in program.log():
+        return ""
+    program.get("/readyz")
+    body = program.seen["GET /readyz 503 []"] if "GET /readyz 503 []" in program.seen else b"{}"
+    document = json.loads(body[body.index(b"{") :])
+    return " ".join(f'"{each["name"]}"' for each in document.get("sinks", ()) if each["failure"])
+
+
+def _good(brokers: Brokers) -> list[bytes]:
+    topics = brokers.topics()
+    return [topics.get(name, b"") for name in ("inline", "by-environment", "by-token", "rows")]
+
+
+def _look(program: Program, world: World) -> None:
+    """Look at all there is to look at while the bridge runs."""
+    put = world.canaries.new
+    for path in ("/", "/livez", "/readyz", "/metrics", "/portfolio"):
+        program.get(path)
+    program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    wrong = put("wrong bearer token")
+    assert program.get("/snapshot", "POST", Authorization=f"Bearer {wrong}") == http.client.UNAUTHORIZED
+    assert program.get("/snapshot", "POST", Authorization=f"Bearer {program.token}") == http.client.OK
+    assert program.get(f"/nowhere?token={put('token in a query')}") == http.client.NOT_FOUND
+    program.ask_nonsense(put("header of a request that is none"))
+    config = ("--config", str(program.config))
+    name = f"before-{world.namespace}"
+    for more in ((), ("--json",)):
+        program.call(f"list {more}", "list", *config, *more)
+        program.call(f"inspect {more}", "inspect", name, *config, *more[:0])
+    program.call("check", "check", *config, status=3)
+    program.call("check --json", "check", "--json", *config, status=3)
+    program.call("doctor", "doctor", "--containerd", world.engine.address)
+    program.call("snapshot", "snapshot", "--state-dir", str(program.state))
+    program.call("schema", "schema", "config")
+    for number, sink in enumerate(program.settings["sinks"]):
+        if sink["type"] == "file" or sink["name"].startswith("wrong-"):
+            continue
+        if sink["name"] in ("inline", "user", "by-environment"):
+            scheme = "kafkas" if "tls" in sink else sink["type"]
+            url = f"{scheme}://{sink['servers'][0]}/{sink.get('topic') or sink['subject']}"
+            program.call(f"tail {number}", "tail", url, *config, "--no-follow", "--json")
+    with Terminal([*WHALEBRIDGE, "watch", *config], {**ENVIRONMENT, **program.environment}) as terminal:
+        terminal.wait(lambda page: name in page, "container")
+        terminal.end(signal.SIGINT)
+        program.seen["watch"] = terminal.text.encode()
+
+
+def _reload(program: Program, put: Callable[[str], str]) -> None:
+    """Change secrets, and then break the file around others."""
+    sinks = program.settings["sinks"]
+    program.settings["http"]["token"] = put("new http.token")
+    bad = next(each for each in sinks if each["name"] == "wrong-plain")
+    bad["sasl"]["password"] = put("new password of Kafka")
+    program.write()
+    program.bridge.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "reloaded" in program.log() and "sasl.password" in program.log(), 30)
+    good = program.config.read_text()
+    for number, text in enumerate(_wrong(put, "at a reload")):
+        program.config.write_text(text)
+        program.bridge.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: program.log().count("not_reloaded") > number, 30)  # noqa: B023 (called at once)
+    program.config.write_text(good)
+
+
+def _wrong(put: Callable[[str], str], when: str) -> list[str]:
+    """Settings with secrets where they are a mistake."""
+    kafka, nats = "type: kafka, servers: h, topic: t", "type: nats, servers: h, subject: s"
+    return [
+        f"sinks: ['kafka://u:{put(f'URL {when}')}@h/t']",
+        f"sinks: [{{type: 'kafka://u:{put(f'type {when}')}@h/t'}}]",
+        f"sinks: [{{{kafka}, sasl: {{username: u, password: a,{put(f'part after a comma {when}')}}}}}]",
+        f"sinks: [{{{kafka}, sasl: {{username: u, password_file: {put(f'password as its file {when}')}}}}}]",
+        f"sinks: [{{{nats}, login: {{nkey_seed_file: {put(f'seed as its file {when}')}}}}}]",
+        f"sinks: [{{{nats}, login: {{token: [{put(f'token in a list {when}')}]}}}}]",
+        f"sinks: [{{type: nats, servers: 'u:{put(f'login in servers {when}')}@h', subject: s}}]",
+        f"http: {{token: {put(f'token twice {when}')}, tokn: {put(f'misspelt {when}')}, listen: 5}}",
+        f"http:\n  token: %{put(f'broken YAML {when}')}\n",
+        f"containerd: {{address: 'tcp://u:{put(f'login in an address {when}')}@h'}}",
+    ]
+
+
+def _mistakes(program: Program, put: Callable[[str], str]) -> None:
+    """Wrong usage: what was typed is on the command line, and nowhere else."""
+    file = program.config.with_name("wrong.yaml")
+    for number, text in enumerate(_wrong(put, "at the start")):
+        file.write_text(text)
+        program.call(f"run wrong {number}", "run", "--config", str(file), status=2)
+    for scheme in ("kafka", "nats", "amqp"):
+        url = f"{scheme}://user:{put(f'{scheme} URL on the command line')}@h:1/t"
+        for command in (["run", "--sink", url], ["run", url], [url], ["tail", url], ["check", "--sink", url]):
+            program.call(f"{scheme} {command[0][:5]} {len(command)}", *command, status=2)
+
+
+def _check_what_may_be_told(seen: Mapping[str, bytes], world: World) -> None:
+    """The search finds what is there: labels that the rules let through are wherever labels belong."""
+    before, pod, image_, live = (each.encode() for each in world.told)
+    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "state/outbox.db", "GET /portfolio 200 []"]
+    for where in (*everywhere, "whalebridge list ('--json',)"):
+        assert [each for each in (before, pod, image_, live) if each not in seen[where]] == [], where
+    assert before in seen["whalebridge inspect ()"]
+    assert before in seen["state/dead-letters.jsonl"]
+    stored = {where: content for where, content in seen.items() if where.endswith(".blk")}
+    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_rows"):
+        assert any(before in content for where, content in stored.items() if stream in where), stream
+    assert b"[redacted]" in seen["file"]
+    name = f"before-{world.namespace}".encode()
+    assert [where for where in ("watch", "GET / 200 []") if name not in seen[where]] == []
+    assert b"wrong-plain" in seen["what systemd heard"]
+    assert b"check name and secret" in seen["log"]
+    assert b"check login.token" in seen["log"]
