@@ -53,8 +53,8 @@ def _forms(secret: str) -> list[bytes]:
 class Notified:
     """What a service manager hears, as a context manager."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "notify"
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.heard = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
