@@ -316,6 +316,7 @@ class Program:
                 connection.recv(65536)
 
 
+@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
     world: World, brokers: Brokers, tmp_path: Path
 ) -> None:
@@ -343,6 +344,22 @@ def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
     assert world.canaries.leaked(seen) == []
     assert [where for where, content in seen.items() if b"Traceback" in content] == []
     _check_what_may_be_told(seen, world)
+
+
+@pytest.mark.parametrize("engine", ["1.6"], indirect=True)
+def test_an_older_containerd_gives_no_more_away(world: World, tmp_path: Path) -> None:
+    """What differs between versions is what comes from containerd, so brokers and commands are left out."""
+    namespaces, told = ("--namespace", world.namespace, "--namespace", "k8s.io"), world.told
+    with BridgeProcess(world.engine.address, tmp_path, *namespaces, state_dir=tmp_path / "state") as bridge:
+        bridge.wait_live()
+        world.live()
+        bridge.wait(lambda _: told[3] in bridge.out.read_text(), "start of the last container")
+        bridge.kill()
+    outbox = b"".join(files(tmp_path / "state").values())
+    seen = {"records": bridge.out.read_bytes(), "log": bridge.log.read_bytes(), "outbox": outbox}
+    assert world.canaries.leaked(seen) == []
+    for where in ("records", "outbox"):
+        assert [label for label in told if label.encode() not in seen[where]] == [], where
 
 
 def test_wrong_settings_and_wrong_usage_repeat_no_secret(tmp_path: Path) -> None:
