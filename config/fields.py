@@ -155,6 +155,12 @@ def _folder(value: str) -> str:
     return value
 
 
+def _file(value: str) -> str:
+    if not value.startswith("/") or value.endswith("/") or not value.isprintable():
+        raise ValueError("write the absolute path of a file, such as /etc/whalebridge/password, not what is in it")
+    return value
+
+
 _DURATION_SCHEMA = {"type": "string", "pattern": rf"^\s*{_DURATION.pattern}\s*$"}
 _OFF_SCHEMA = {"type": "string", "pattern": rf"^\s*({_DURATION.pattern}|off)\s*$"}
 
@@ -163,6 +169,8 @@ OrOff = (BeforeValidator(_or_off), WithJsonSchema(_OFF_SCHEMA))
 Items = BeforeValidator(_items)
 Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
 Conditions = Annotated[tuple[Annotated[str, AfterValidator(_condition)], ...], Items]
+FilePath = Annotated[str, AfterValidator(_file)]
+"""A file with something secret, or with a certificate: its path is repeated in messages, its content never may be."""
 FolderPath = Annotated[str, AfterValidator(_folder)]
 HostName = Annotated[str, AfterValidator(_host)]
 SocketPath = Annotated[str, AfterValidator(_socket)]

@@ -27,22 +27,29 @@ _WORDS = {
 }
 """What is said of the kinds of mistakes that pydantic finds; of others, what pydantic says."""
 
+_LEFTOVER = "there is a name of no setting, without a value; inside of {}, a value with a comma is written in quotes"
+"""Said of a name that may be the rest of a secret, and is not shown: ``{password: a,b}`` has the names password, b."""
+
 _ABOUT_NOTHING = ("missing", "model_type", "dict_type", "sink_type")  # mistakes that do not come of a missing value
 
 
 def told(detail: ErrorDetails, model: type[BaseModel], sources: Sequence[Source]) -> str:
     """Return one mistake that validation found: where it is written, its path, and what is wrong with it."""
     path = tuple(map(str, detail["loc"]))
+    where, text = " and ".join(places(path, sources)), _text(detail, path, model, sources)
+    if text == _LEFTOVER:
+        path = path[:-1]
     shown = ".".join(map(names.shown, path))
-    where = " and ".join(places(path, sources))
-    return ": ".join(part for part in (where, shown, _text(detail, path, model, sources)) if part)
+    return ": ".join(part for part in (where, shown, text) if part)
 
 
 def _text(detail: ErrorDetails, path: Path, model: type[BaseModel], sources: Sequence[Source]) -> str:
     kind, written = detail["type"], detail["input"]
     match kind:
         case "extra_forbidden":
-            return f"there is no such setting; {names.advice(path[-1], _model_at(path[:-1], model, sources))}"
+            advice = names.advice(path[-1], _model_at(path[:-1], model, sources))
+            unlike_any = advice.startswith(names.ALL)
+            return _LEFTOVER if written is None and unlike_any else f"there is no such setting; {advice}"
         case "value_error":
             return str(detail["ctx"]["error"])
         case "tuple_type" if isinstance(written, Mapping) and any(map(str.isdecimal, written)):

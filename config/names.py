@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from config.sinks import BUILT_IN
 
 _PLAIN = re.compile("[A-Za-z0-9_.-]{0,60}")
+ALL = "there are: "
 ALIKE = 0.6  # difflib's own measure of what is worth showing to a person
 
 
@@ -66,4 +67,4 @@ def advice(name: str, model: type[BaseModel]) -> str:
         return f"did you mean {near}?"
     if len(deeper) == 1:
         return f"did you mean {deeper[0]}?"
-    return f"there are: {', '.join(model.model_fields)}"
+    return f"{ALL}{', '.join(model.model_fields)}"

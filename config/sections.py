@@ -12,6 +12,7 @@ from config.fields import (
     DURATION,
     Conditions,
     Duration,
+    FilePath,
     Globs,
     Items,
     OrOff,
@@ -131,6 +132,7 @@ class LabelsSettings(Section):
     exclude: Globs = setting(
         (
             "nerdctl/*",
+            "containerd.io/restart.loguri",
             "io.containerd.image.config.*",
             "org.opencontainers.image.*",
             "org.label-schema.*",
@@ -143,6 +145,7 @@ class LabelsSettings(Section):
         (
             "*passw*",
             "*passphrase*",
+            "pass",
             "*[._-]pass",
             "*pwd*",
             "*basicauth*",
@@ -152,7 +155,9 @@ class LabelsSettings(Section):
             "*api?key*",
             "*apikey*",
             "*access?key*",
+            "*accesskey*",
             "*private?key*",
+            "*privatekey*",
         ),
         "Globs of the labels whose value is replaced by [redacted]; upper and lower case are the same here.",
         reason="Such keys look like secrets, and a broker has more readers than the node.",
@@ -233,7 +238,7 @@ class HttpSettings(Section):
         "What a request that asks for something (POST /snapshot) has to show as its bearer token.",
         reason="Without one, snapshots are asked for on the socket in state_dir only.",
     )
-    token_file: str | None = setting(
+    token_file: FilePath | None = setting(
         None, "File with the token; a line feed at its end is not part of it.", reason="Keeps it out of settings."
     )
 

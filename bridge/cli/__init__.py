@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,8 @@ from bridge.cli import (
 from bridge.cli.completion import NAME
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
+
+_LOGIN = re.compile(r"(://)\S*@")  # of a URL that stands where none belongs: what is repeated goes into logs
 
 app = typer.Typer(
     help="Tell which containers live on a containerd node, and what happens to them.",
@@ -84,7 +87,7 @@ def execute(arguments: Sequence[str]) -> int:
         complain(*failure.lines)
         return failure.status
     except typer.TyperException as error:  # wrong usage
-        text = error.format_message()
+        text = _LOGIN.sub(r"\1...@", error.format_message())
         context = getattr(error, "ctx", None)
         path = NAME if context is None else context.command_path
         complain(f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{path} --help'.")

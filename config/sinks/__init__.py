@@ -5,6 +5,7 @@ One module a type, with its settings and the reading of its URL; a new one is na
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
@@ -42,6 +43,7 @@ BUILT_IN: dict[str, type[SinkSection]] = {
     "kafka": KafkaSettings,
     "nats": NatsSettings,
 }
+_WORD = re.compile("[A-Za-z0-9_-]{1,20}")
 _URLS: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "stdout": stdout.from_url,
     "file": file.from_url,
@@ -111,7 +113,9 @@ def model_of(type_: object) -> type[SinkSection]:
     if isinstance(type_, str) and type_ in others:
         return plugins.load(type_).Settings
     known = ", ".join((*BUILT_IN, *others))
-    text = f"unknown type {type_[:20]!r}; known" if isinstance(type_, str) else "say which type of sink it is; known"
+    # A URL that got here by mistake is not shown: there may be a password in it.
+    word = isinstance(type_, str) and _WORD.fullmatch(type_)
+    text = f"unknown type {type_!r}; known" if word else "say which type of sink it is; known"
     error = PydanticCustomError("sink_type", "{text}", {"text": f"{text} types: {known}"})
     raise ValidationError.from_exception_data("sink", [InitErrorDetails(type=error, loc=("type",), input=None)])
 

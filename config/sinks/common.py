@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
 
-from config.fields import Items, Section, Word, one_of, setting
+from config.fields import FilePath, Items, Section, Word, one_of, setting
 
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::(?P<port>\d{1,5}))?")
 _LAST_PORT = 65535
@@ -80,15 +80,15 @@ class TlsSettings(Section):
     """TLS to the servers. Files are read anew for each connection."""
 
     enabled: bool = setting(False, "Whether to use TLS.", reason="kafkas:// and tls:// turn it on.")
-    ca_file: str | None = setting(
+    ca_file: FilePath | None = setting(
         None, "PEM file of the authorities that may have signed the servers' certificates.", reason="The system's."
     )
-    cert_file: str | None = setting(
+    cert_file: FilePath | None = setting(
         None, "PEM file of our certificate, intermediate ones after it.", reason="Most servers ask for none."
     )
-    key_file: str | None = setting(None, "PEM file of our certificate's key.", reason="It may be in cert_file.")
+    key_file: FilePath | None = setting(None, "PEM file of our certificate's key.", reason="It may be in cert_file.")
     key_password: SecretStr | None = setting(None, "What the key is encrypted with.", reason="Most are not.")
-    key_password_file: str | None = setting(
+    key_password_file: FilePath | None = setting(
         None, "File with what the key is encrypted with.", reason="It keeps the secret out of the environment."
     )
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from config.fields import DURATION, Duration, Section, Word, needed, one_of, setting, within
+from config.fields import DURATION, Duration, FilePath, Section, Word, needed, one_of, setting, within
 from config.sinks.common import BrokerSection, Servers, TlsSettings, split_url
 
 PORT = 9092
@@ -34,10 +34,10 @@ class SaslSettings(Section):
     )
     username: str | None = setting(None, "The user's name; none for oauthbearer.", reason="There is no usual one.")
     password: SecretStr | None = setting(None, "The user's password.", reason="There is no usual one.")
-    password_file: str | None = setting(
+    password_file: FilePath | None = setting(
         None, "File with the password; a line feed at its end is not part of it.", reason="Keeps it out of settings."
     )
-    token_file: str | None = setting(
+    token_file: FilePath | None = setting(
         None, "File with the token for oauthbearer.", reason="Whoever renews the token replaces the file."
     )
 

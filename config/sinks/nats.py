@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from config.fields import DURATION, Duration, Section, Word, needed, one_of, setting, within
+from config.fields import DURATION, Duration, FilePath, Section, Word, needed, one_of, setting, within
 from config.sinks.common import BrokerSection, Servers, TlsSettings, split_url
 
 PORT = 4222
@@ -54,16 +54,18 @@ class LoginSettings(Section):
 
     user: str | None = setting(None, "User name.", reason="A server asks for what its configuration says.")
     password: SecretStr | None = setting(None, "The user's password.", reason="A file keeps it out of here.")
-    password_file: str | None = setting(
+    password_file: FilePath | None = setting(
         None, "File with the user's password.", reason="It can be replaced while whalebridge runs."
     )
     token: SecretStr | None = setting(None, "Token.", reason="A file keeps it out of here.")
-    token_file: str | None = setting(None, "File with the token.", reason="It can be replaced while whalebridge runs.")
+    token_file: FilePath | None = setting(
+        None, "File with the token.", reason="It can be replaced while whalebridge runs."
+    )
     nkey_seed: SecretStr | None = setting(None, "Seed of an nkey.", reason="A file keeps it out of here.")
-    nkey_seed_file: str | None = setting(
+    nkey_seed_file: FilePath | None = setting(
         None, "File with the seed of an nkey.", reason="It can be replaced while whalebridge runs."
     )
-    creds_file: str | None = setting(
+    creds_file: FilePath | None = setting(
         None, "File with a JWT and its seed, as `nsc generate creds` writes it.", reason="JWTs are always in files."
     )
 

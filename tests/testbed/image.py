@@ -8,7 +8,7 @@ import json
 import platform
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NAME = "docker.io/library/busybox:latest"
@@ -27,14 +27,20 @@ def layer(busybox: Path) -> bytes:
     return _tar(tree)
 
 
-def oci_archive(busybox: Path, name: str = NAME, command: Sequence[str] = ("sh",)) -> bytes:
-    """The image as an OCI archive, to be imported by `ctr images import`; what it is called, and runs."""
+def oci_archive(
+    busybox: Path,
+    name: str = NAME,
+    command: Sequence[str] = ("sh",),
+    labels: Mapping[str, str] = LABELS,
+    environment: Sequence[str] = (),
+) -> bytes:
+    """The image as an OCI archive, to be imported by `ctr images import`; what it is called, runs, and is set to."""
     root = layer(busybox)
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     config = {
         "architecture": architecture,
         "os": "linux",
-        "config": {"Env": ["PATH=/bin"], "Cmd": list(command), "Labels": LABELS},
+        "config": {"Env": ["PATH=/bin", *environment], "Cmd": list(command), "Labels": dict(labels)},
         "rootfs": {"type": "layers", "diff_ids": [_digest(root)]},
     }
     blobs: list[bytes] = []

@@ -98,6 +98,8 @@ def test_no_command_is_wrong_usage_and_gets_help(capsys: pytest.CaptureFixture[s
         ("run --bogus", "whalebridge: No such option: --bogus. See 'whalebridge run --help'."),
         ("run extra", "whalebridge: Got unexpected extra argument"),
         ("inspect", "whalebridge: Missing argument 'NAME_OR_ID'. See 'whalebridge inspect --help'."),
+        ("run kafka://u:p@ss@h/t", "whalebridge: Got unexpected extra argument(s) (kafka://...@h/t)."),
+        ("nats://u:pass@h/t", "whalebridge: No such command 'nats://...@h/t'."),
         ("list --namespace", "whalebridge: Option '--namespace' requires an argument. See 'whalebridge --help'."),
         ("run --sink amqp://h/t", "whalebridge: --sink: sinks.0: unknown scheme 'amqp'; known schemes: stdout:"),
         (

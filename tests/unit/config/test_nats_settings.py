@@ -114,11 +114,11 @@ def test_names_of_streams(subject: str, stream: str) -> None:
         ({"handshake_first": True}, " handshake_first is about TLS, which is not turned on"),
         ({"login": {"user": "u"}}, "login: set both user and password"),
         ({"login": {"password": SECRET}}, "login: set both user and password"),
-        ({"login": {"token": SECRET, "token_file": "f"}}, "login: set one of token and token_file, not both"),
-        ({"login": {"token": SECRET, "creds_file": "f"}}, "login: set one of token and creds_file, not both"),
-        ({"login": {"nkey_seed": SECRET, "nkey_seed_file": "f"}}, "login: set one of nkey_seed and nkey_seed_file"),
+        ({"login": {"token": SECRET, "token_file": "/f"}}, "login: set one of token and token_file, not both"),
+        ({"login": {"token": SECRET, "creds_file": "/f"}}, "login: set one of token and creds_file, not both"),
+        ({"login": {"nkey_seed": SECRET, "nkey_seed_file": "/f"}}, "login: set one of nkey_seed and nkey_seed_file"),
         ({"login": {"jwt": SECRET}}, "login.jwt: there is no such setting"),
-        ({"tls": {"enabled": True, "key_file": "k"}}, "tls: there is a key_file without a cert_file"),
+        ({"tls": {"enabled": True, "key_file": "/k"}}, "tls: there is a key_file without a cert_file"),
     ],
 )
 def test_mistakes_are_told_with_their_path(settings: dict[str, Any], told: str) -> None:
@@ -127,6 +127,6 @@ def test_mistakes_are_told_with_their_path(settings: dict[str, Any], told: str) 
 
 
 def test_no_secret_is_shown() -> None:
-    sink = nats(login={"token": SECRET}, tls={"enabled": True, "cert_file": "c", "key_password": SECRET})
+    sink = nats(login={"token": SECRET}, tls={"enabled": True, "cert_file": "/c", "key_password": SECRET})
     assert SECRET not in repr(sink)
     assert SECRET not in str(sink)

@@ -39,6 +39,7 @@ def test_usual_rules_let_through(usual: LabelRules, key: str) -> None:
         "io.containerd.image.config.stop-signal",
         "org.opencontainers.image.source",
         "maintainer",
+        "containerd.io/restart.loguri",
     ],
 )
 def test_usual_rules_leave_out(usual: LabelRules, key: str) -> None:
@@ -51,6 +52,9 @@ def test_usual_rules_leave_out(usual: LabelRules, key: str) -> None:
         "DB_PASSWORD",
         "db.passwd",
         "db_pass",
+        "pass",
+        "minio.accesskey",
+        "tls.privateKey",
         "com.example.Api-Key",
         "apikey",
         "aws_access_key_id",
