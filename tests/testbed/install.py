@@ -35,6 +35,7 @@ COMPONENTS: tuple[Component, ...] = (
     MavenJars("kafka", (f"org.apache.kafka:kafka_2.13:{_KAFKA}", f"org.slf4j:slf4j-simple:{_SLF4J}")),
     DebianPackages("kcat", ("kcat", "librdkafka1", "libyajl2", "libsasl2-2"), ("kcat",)),
     DebianPackages("systemd", ("systemd", "libsystemd-shared", "libsystemd0"), ("systemd-analyze",)),
+    DebianPackages("nats-server-2.9", ("nats-server",), ("nats-server",)),
     GoPrograms("nats-server", "github.com/nats-io/nats-server/v2", "v2.15.2", (".",)),
     GoPrograms("nats", "github.com/nats-io/natscli", "v0.5.1", ("./nats",)),
     DebianPackages("chromium", ("chromium",), ("chromium",), complete=True),
