@@ -19,12 +19,18 @@ class Command(NamedTuple):
 
 def blocks(text: str, language: str) -> list[str]:
     """The code blocks in a language; "" for those without."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for its, block in found if its == language]
+
+
+def typed(text: str, language: str) -> list[str]:
+    """What the blocks in `sh` or `console` say to type; in the latter, it begins with `$`."""
+    lines = [line for block in blocks(text.replace("\\\n", " "), language) for line in block.splitlines() if line]
+    if language == "console":
+        lines = [line[2:] for line in lines if line.startswith("$ ")]
+    return [re.sub(r"\s+", " ", re.sub(r"\s+# .*", "", line)).strip() for line in lines]
 
 
 def commands(page: Path) -> list[Command]:
-    """All that a page says to type: the lines of its `sh` blocks, and those of `console` blocks that begin with `$`."""
-    text = page.read_text().replace("\\\n", " ")
-    lines = [line[2:] for block in blocks(text, "console") for line in block.splitlines() if line.startswith("$ ")]
-    lines += [line for block in blocks(text, "sh") for line in block.splitlines() if line]
-    return [Command(page.name, re.sub(r"\s+", " ", re.sub(r"\s+# .*", "", line)).strip()) for line in lines]
+    """All that a page says to type."""
+    return [Command(page.name, text) for language in ("console", "sh") for text in typed(page.read_text(), language)]

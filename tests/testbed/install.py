@@ -33,6 +33,7 @@ COMPONENTS: tuple[Component, ...] = (
     GoPrograms("containerd-2.4", "github.com/containerd/containerd/v2", "v2.4.2", _CONTAINERD_GO, tags="no_btrfs"),
     GoPrograms("nerdctl", "github.com/containerd/nerdctl/v2", "v2.1.2", ("./cmd/nerdctl",)),
     MavenJars("kafka", (f"org.apache.kafka:kafka_2.13:{_KAFKA}", f"org.slf4j:slf4j-simple:{_SLF4J}")),
+    MavenJars("kafka-tools", (f"org.apache.kafka:kafka-tools:{_KAFKA}",)),
     DebianPackages("kcat", ("kcat", "librdkafka1", "libyajl2", "libsasl2-2"), ("kcat",)),
     DebianPackages("systemd", ("systemd", "libsystemd-shared", "libsystemd0"), ("systemd-analyze",)),
     DebianPackages("nats-server-2.9", ("nats-server",), ("nats-server",)),
