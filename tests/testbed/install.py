@@ -39,6 +39,7 @@ COMPONENTS: tuple[Component, ...] = (
     DebianPackages("nats-server-2.9", ("nats-server",), ("nats-server",)),
     GoPrograms("nats-server", "github.com/nats-io/nats-server/v2", "v2.15.2", (".",)),
     GoPrograms("nats", "github.com/nats-io/natscli", "v0.5.1", ("./nats",)),
+    DebianPackages("debootstrap", ("debootstrap",), ("debootstrap",)),
     DebianPackages("chromium", ("chromium",), ("chromium",), complete=True),
     DebianPackages("prometheus", ("prometheus",), ("promtool",)),
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
