@@ -87,12 +87,14 @@ def measure(place: Path, debian: Path, source: Path, arguments: str, packages: s
     inside = _INSIDE.format(arguments=arguments, packages=packages)
     script = _OUTSIDE.format(debian=debian, source=source, files=" ".join(_FILES), inside=shlex.quote(inside))
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-euc", script]
-    times, last = {}, time.monotonic()
+    times: dict[str, float] = {}
+    last = time.monotonic()
     with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             now = time.monotonic()
-            times[line.strip()], last = now - last, now
+            times.setdefault(line.strip(), now - last)
+            last = now
     return times
 
 
