@@ -62,7 +62,8 @@ class Place:
         mounts = [f"mount --bind {self.folder / ours} {theirs}" for ours, theirs in binds.items()]
         script = " && ".join([*mounts, f"cd {ROOT}", f"exec bash -c {shlex.quote(text)}"])
         environment = {**ENVIRONMENT, "PATH": f"{self.folder}/bin:{search_path('nats')}", "PYTHONPATH": str(ROOT)}
-        environment |= {"HOME": str(Path.home())} | {"NATS_URL": self.brokers["n1:4222"]} if self.brokers else {}
+        # The documents' `nats` commands speak of the server of the reader's context.
+        environment |= {"HOME": str(Path.home()), "NATS_URL": self.brokers.get("n1:4222", "")}
         # Names and dates are not cut.
         return Terminal(["unshare", "--mount", "sh", "-c", script], environment, columns=1000)
 
