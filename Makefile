@@ -43,6 +43,10 @@ chart: setup ## what of the chart is made of values, settings, alerts and dashbo
 bench: setup testbed ## whalebridge and `ctr events | kcat -P` side by side: loss, time, CPU, latency, memory
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: newcomer
+newcomer: setup ## how long the first event takes on a Debian with nothing, also through NATS and Kafka
+	@$(BIN)/python -m tests.bench.newcomer
+
 lint: setup protos-check docs-check ## formatting, types, the one way of imports, generated code and docs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

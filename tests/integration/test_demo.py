@@ -7,16 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.integration.traces import traces
-from tests.testbed import demo
+from tests.testbed import demo, nats
 from tests.testbed.containerd import Containerd
 
 # The demo's own containerd is always this one.
-pytestmark = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+pytestmark = pytest.mark.parametrize("engine", ["1.6"], indirect=True)
 
 
 @pytest.fixture
@@ -90,6 +91,20 @@ def test_a_containerd_that_answers_is_the_one(engine: Containerd) -> None:
         _, err = process.communicate(timeout=60)
     assert err.startswith(f"demo: containerd answers at {engine.address}: these are its events\n")
     assert process.returncode == 0
+    engine.ctr("version")
+
+
+def test_a_broker_shows_the_events_of_the_containerd_that_answers(
+    engine: Containerd, require: Callable[..., None]
+) -> None:
+    require(*nats.DEBIAN)
+    with start("--nats", CONTAINERD_ADDRESS=engine.address, WHALEBRIDGE_HTTP__LISTEN="") as process:
+        assert process.stdout is not None
+        assert "begins: start" in process.stdout.readline()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "below is what `whalebridge tail nats://" in err
     engine.ctr("version")
 
 

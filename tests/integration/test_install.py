@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
+from tests.documents import ROOT, typed
 from tests.testbed.containerd import Containerd
 
 pytestmark = pytest.mark.timeout(900)
 
-ROOT = Path(__file__).parents[2]
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 
 
@@ -39,11 +39,8 @@ class Machine:
 
     def section(self, title: str) -> None:
         """Do what a section says in its `sh` blocks."""
-        (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", INSTALL, re.MULTILINE | re.DOTALL)
-        for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            for line in block.replace("\\\n", "").splitlines():
-                if not line.startswith(("systemctl", "systemd-run", "WHALEBRIDGE_")):
-                    self.do(line)
+        for line in documented(title):
+            self.do(line)
 
     def do(self, line: str) -> str:
         here = re.sub(r"(?<![\w./])/(opt|etc|var)/", rf"{self.root}/\1/", line)
@@ -58,6 +55,12 @@ class Machine:
         )
         assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
         return done.stdout
+
+
+def documented(title: str = "") -> list[str]:
+    """The commands of the `sh` blocks of a section, or of all, but for those that need a running systemd."""
+    (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", INSTALL, re.MULTILINE | re.DOTALL) if title else [INSTALL]
+    return [line for line in typed(text, "sh") if not line.startswith(("systemctl", "systemd-run"))]
 
 
 def _of_pip() -> dict[str, str]:

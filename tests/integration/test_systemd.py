@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
+from tests.documents import ROOT, blocks
 from tests.testbed import systemd
 from tests.testbed.containerd import Containerd
 
-UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "whalebridge.service"
+UNIT = ROOT / "deploy" / "systemd" / "whalebridge.service"
 EXPOSURE = 20  # tenths; systemd calls up to 30 good enough for a service that has to do with others
 one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
@@ -49,6 +50,16 @@ def test_systemd_has_nothing_against_the_unit(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     unit.write_text(unit.read_text() + "\n[Service]\nFrob=1\n")
     assert "Frob" in analyze("verify", "--man=no", str(unit)).stderr  # it would have told
+
+
+def test_systemd_has_nothing_against_the_unit_that_is_documented(
+    analyze: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (text,) = blocks((ROOT / "docs" / "proxy.md").read_text(), "ini")
+    unit = tmp_path / "proxy.service"
+    unit.write_text(text.replace("/opt/whalebridge/bin/whalebridge", sys.executable))
+    done = analyze("verify", "--man=no", str(unit))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_unit_is_hardened(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:

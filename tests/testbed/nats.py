@@ -21,6 +21,9 @@ from tests.testbed.tcp_proxy import TcpProxy
 COMPONENTS = ("nats-server",)
 """What has to be installed for a Nats."""
 
+DEBIAN = ("nats-server-2.9",)
+"""What has to be installed for Debian's own: older (no atomic batches), and nothing that has to be built."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -40,6 +43,7 @@ class Nats(Servers):
     `login`: configuration from nats_auth, by default everybody may do everything. TLS: where `authority` is given, with
     a certificate of it unless `certificate` is another; `mtls`: clients need one too. `proxied`: clients are sent
     through `proxies`, one a server, which can fail. `settings`: more of the configuration, as it stands in the file.
+    `component`: which of the installed servers it is.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class Nats(Servers):
         mtls: bool = False,
         proxied: bool = False,
         settings: str = "",
+        component: str = COMPONENTS[0],
     ) -> None:
         super().__init__(Workspace("nats"))
+        self._program = shutil.which("nats-server", path=search_path(component)) or "nats-server"
         self.proxies: list[TcpProxy] = []
         self._tls = ""
         if authority:
@@ -145,8 +151,7 @@ class Nats(Servers):
         return "\n".join(lines) + "\n"
 
     def _server(self, node: Node) -> Server:
-        program = shutil.which("nats-server", path=search_path("nats-server")) or "nats-server"
-        command = [program, "--config", f"{node.folder}/nats.conf"]
+        command = [self._program, "--config", f"{node.folder}/nats.conf"]
         return Server(node.name, self._workspace, command, ready=self._healthy(node))
 
     def _healthy(self, node: Node) -> Callable[[], bool]:

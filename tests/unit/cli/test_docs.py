@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,17 +22,13 @@ from config import file, names, reference
 from config.environment import variable
 from config.flags import FLAGS
 from config.settings import Settings, SettingsError, load
+from tests.documents import PAGES, ROOT, blocks, commands
 
-ROOT = Path(__file__).parents[3]
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 Documents = list[dict[str, Any]]
 Fold = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 # --- the reference fold ---
@@ -133,10 +129,9 @@ def test_unknown_types_change_nothing(fold: Fold) -> None:
 # --- examples ---
 
 
-@pytest.mark.parametrize("text", [EVENTS, README], ids=["events.md", "README.md"])
-def test_examples_are_records(text: str) -> None:
-    examples = blocks(text, "json")
-    assert examples
+def test_examples_are_records() -> None:
+    examples = [example for page in PAGES for example in blocks(page.read_text(), "json")]
+    assert len(examples) > len(blocks(EVENTS, "json")) > 1
     for example in examples:
         jsonschema.Draft202012Validator(events.json_schema()).validate(json.loads(example))
         record = msgspec.json.decode(example, type=events.EventRecord)
@@ -153,17 +148,16 @@ def test_every_field_and_type_is_documented() -> None:
 # --- commands ---
 
 
-def commands(text: str) -> Iterator[list[str]]:
-    for block in blocks(text, "console"):
-        for line in block.splitlines():
-            if line.startswith("$ whalebridge "):
-                yield shlex.split(line.partition("|")[0], comments=True)[2:]
+def test_what_is_to_be_typed_is_in_blocks_that_tests_look_at() -> None:
+    """test_documented_commands.py types them."""
+    for page in PAGES:
+        for block in blocks(page.read_text(), ""):
+            assert not re.search(r"^(\$ |whalebridge |make |nats |kubectl |helm )", block, re.MULTILINE), page
 
 
 def test_documented_commands_and_their_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    documented = [
-        command for path in (ROOT / "README.md", *ROOT.glob("docs/*.md")) for command in commands(path.read_text())
-    ]
+    lines = [command.text for page in PAGES for command in commands(page) if command.text.startswith("whalebridge ")]
+    documented = [shlex.split(line.partition("|")[0].partition(" > ")[0])[1:] for line in lines]
     assert ["run"] in documented
     for command in documented:
         assert execute([command[0], "--help"]) == 0
@@ -173,14 +167,15 @@ def test_documented_commands_and_their_flags_exist(capsys: pytest.CaptureFixture
 
 def test_documented_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for name in ("README.md", "CONTRIBUTING.md"):
-        documented = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / name).read_text()))
-        assert {word for word in documented if word not in targets and word != "alone"} == set()
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md"):
+        documented = set(re.findall(r"(?:`|\$ )make ([a-z-]+)\b", page.read_text()))
+        assert documented - targets == set(), page
 
 
 # --- settings ---
 
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
+INSTALL = (ROOT / "docs" / "install.md").read_text()
 EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.yaml"))
 
 
@@ -225,6 +220,7 @@ def test_documented_variables_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_
     lines = [
         line for text in (README, CONFIGURATION) for block in blocks(text, "console") for line in block.split("\n")
     ]
+    lines += [f"$ export {line}" for line in blocks(INSTALL, "ini")[0].splitlines()]
     for line in lines:
         with monkeypatch.context() as environment:
             for assignment in shlex.split(line.removeprefix("$ export "), comments=True):

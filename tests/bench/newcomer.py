@@ -1,0 +1,102 @@
+"""How long a newcomer waits for the first event, on a Debian with nothing: `make newcomer`, as root.
+
+A minimal Debian is made in a folder, once; what is measured is done in copies of it, as mount namespaces with a root of
+their own: no package, no cache and no file of this machine is seen there, but for /sys, /dev, and the certificates and
+sources that packages are fetched by. The checkout is cloned from this one.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.testbed.install import install
+from tests.testbed.recipes import cache
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = "git make python3 ca-certificates"
+WAYS = {"": "", "--nats": "", "--kafka": "openjdk-17-jre-headless maven"}
+"""What `make run` is told, and which packages that needs besides."""
+
+# What is of this machine and needed to fetch packages at all.
+_FILES = (
+    "/etc/resolv.conf",
+    "/etc/apt/apt.conf.d",
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/ssl/certs/java/cacerts",
+)
+_OUTSIDE = """\
+mkdir upper work merged
+mount -t overlay overlay -o lowerdir={debian},upperdir=upper,workdir=work merged
+cd merged
+mount -t proc proc proc; mount --rbind /sys sys; mount --rbind /dev dev
+mount -t tmpfs tmpfs tmp; mount -t tmpfs tmpfs run
+mkdir old source given; mount --bind {source} source
+for file in {files}; do if [ -e $file ]; then cp -r $file given/; fi; done
+cp given/resolv.conf etc/resolv.conf; if [ -e given/apt.conf.d ]; then cp given/apt.conf.d/* etc/apt/apt.conf.d/; fi
+pivot_root . old; cd /; umount -l old
+exec env -i bash -c {inside}
+"""
+_INSIDE = """\
+export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive GIT_CONFIG_COUNT=1
+export GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+if [ -e /given/ca-certificates.crt ]; then export PIP_CERT=/given/ca-certificates.crt; fi
+if [ -e /given/cacerts ]; then export MAVEN_OPTS=-Djavax.net.ssl.trustStore=/given/cacerts; fi
+cd /root
+apt-get update -qq >/tmp/log 2>&1
+apt-get install -qy --no-install-recommends {packages} >>/tmp/log 2>&1 || cat /tmp/log >&2
+echo packages
+git clone --quiet /source whalebridge
+cd whalebridge
+for time in "first event" "again"; do
+    echo checkout
+    make run ARGS="{arguments} --rounds 1" 2>/tmp/log | (read -r line && echo $time && cat >/dev/null) ||
+        cat /tmp/log >&2
+done
+"""
+
+
+def main() -> int:
+    """Measure all ways, and print a line for each."""
+    if os.geteuid() != 0:
+        print("newcomer: root is needed: sudo make newcomer", file=sys.stderr)
+        return 1
+    install(("debootstrap",))
+    with tempfile.TemporaryDirectory(dir=cache(), prefix="newcomer-") as folder:
+        debian, source = Path(folder, "debian"), Path(folder, "source.git")
+        tree = cache() / "debian" / "debootstrap"
+        environment = {**os.environ, "DEBOOTSTRAP_DIR": f"{tree}/usr/share/debootstrap"}
+        debootstrap = [f"{tree}/usr/sbin/debootstrap", "--variant=minbase", "bookworm", str(debian)]
+        subprocess.run(debootstrap, env=environment, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(source)], check=True)
+        for arguments, more in WAYS.items():
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                times = measure(Path(place), debian, source, arguments, f"{PACKAGES} {more}")
+            told = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in times.items())
+            print(f"make run{f' {arguments}' if arguments else ''}: {told}", flush=True)
+    return 0
+
+
+def measure(place: Path, debian: Path, source: Path, arguments: str, packages: str) -> dict[str, float]:
+    """Return the seconds for the packages, the checkout, and from `make run` to the first event, twice."""
+    inside = _INSIDE.format(arguments=arguments, packages=packages)
+    script = _OUTSIDE.format(debian=debian, source=source, files=" ".join(_FILES), inside=shlex.quote(inside))
+    command = ["unshare", "--mount", "--propagation", "private", "bash", "-euc", script]
+    times: dict[str, float] = {}
+    last = time.monotonic()
+    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            now = time.monotonic()
+            times.setdefault(line.strip(), now - last)
+            last = now
+    return times
+
+
+if __name__ == "__main__":
+    sys.exit(main())
