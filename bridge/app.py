@@ -89,10 +89,10 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
             manager.ready()  # to take what containerd tells, whenever that comes: no boot has to wait for it
             await wishes.stop()
             manager.stopping()
-            for task in helping:
-                task.cancel()
             await _stop(watching)
             await delivery.drain(wishes.left() - CLOSING_SECONDS)
+            for task in helping:  # not before: a reload under way may have put a sink's pump aside
+                task.cancel()
     finally:
         await delivery.close()
         await source.close()

@@ -24,7 +24,7 @@ class Sparingly:
         self._keys = keys
         self._said: dict[Hashable, _Said] = {}
 
-    def say(self, log: Callable[..., Any], key: Hashable, event: str, **fields: Any) -> bool:
+    def say(self, log: Callable[..., Any], key: Hashable, event: str, /, **fields: Any) -> bool:
         """Call ``log(event, **fields)`` unless the same was said a short while ago; tell whether it was said.
 
         Where something was left unsaid since then, its count comes along as the field ``unsaid``.

@@ -110,14 +110,17 @@ async def test_sasl(kafka: Kafka, authority: Authority, listener: Listener, mech
 
 
 async def test_tls_and_mtls(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
-    kafka.admin.create_topic("tls")
+    kafka.admin.create_topic("tls-and-mtls")
     own = trusting(authority, authority.issue(USER, hosts=()))
-    assert await store(kafka.bootstrap_of("ssl"), "tls", security_protocol="SSL", ssl_context=trusting(authority)) == 0
-    assert await store(kafka.bootstrap_of("mtls"), "tls", security_protocol="SSL", ssl_context=own) == 1
+    assert (
+        await store(kafka.bootstrap_of("ssl"), "tls-and-mtls", security_protocol="SSL", ssl_context=trusting(authority))
+        == 0
+    )
+    assert await store(kafka.bootstrap_of("mtls"), "tls-and-mtls", security_protocol="SSL", ssl_context=own) == 1
     mistakes: dict[Listener, ssl.SSLContext] = {"ssl": trusting(Authority(tmp_path)), "mtls": trusting(authority)}
     for listener, wrong in mistakes.items():
         with pytest.raises(KafkaError):
-            await store(kafka.bootstrap_of(listener), "tls", security_protocol="SSL", ssl_context=wrong)
+            await store(kafka.bootstrap_of(listener), "tls-and-mtls", security_protocol="SSL", ssl_context=wrong)
 
 
 async def test_only_what_was_allowed_is_permitted(fresh_kafka: FreshKafka, authority: Authority) -> None:

@@ -226,7 +226,7 @@ def test_documented_variables_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_
             for assignment in shlex.split(line.removeprefix("$ export "), comments=True):
                 if line.startswith("$ export "):
                     environment.setenv(*assignment.split("=", 1))
-            load_text("sinks: [{type: kafka, topic: t, servers: h, sasl: {username: u, password_file: f}}]", tmp_path)
+            load_text("sinks: [{type: kafka, topic: t, servers: h, sasl: {username: u, password_file: /f}}]", tmp_path)
 
 
 def test_documented_mistakes_are_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
