@@ -55,7 +55,7 @@ class Places:
         )
 
     def in_kafka(self) -> list[Record]:
-        """All that a plain consumer finds in the topic, but for heartbeats, which each broker has at its own moments."""
+        """All that a plain consumer finds in the topic, but for heartbeats: each broker has its own."""
         return [each for each in self._kafka.admin.records(self.topic) if not _beats(each.value or b"")]
 
     def in_nats(self) -> list[Stored]:
