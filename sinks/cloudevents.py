@@ -42,6 +42,7 @@ _HEADER_SAFE_CHARACTERS = "!#$&'()*+,/:;<=>?@[\\]^`{|}"  # besides those that qu
 _PATH_SAFE = "!$&'()*+,;=:@"  # what RFC 3986 allows in a segment of a path, besides the unreserved
 _NAME_SAFE = "!$&'()*+,;="  # the same for a registered name, the host of an authority
 _LIMIT = 64
+_DIGITS = 20  # of a sequence, so that it sorts as text
 _SUBJECTS = 1024  # each container has several records
 _ENCODER = msgspec.json.Encoder()
 
@@ -68,7 +69,7 @@ def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:
         *_kafka_fixed(record.host, record.engine, record.type, schema),
         ("ce_id", record.id.encode()),
         ("ce_time", record.time.encode()),
-        ("ce_sequence", b"%d-%020d" % (record.epoch, record.sequence)),
+        ("ce_sequence", _kafka_epoch(record.epoch) + str(record.sequence).zfill(_DIGITS).encode()),
     ]
     if record.subject:
         headers.append(_kafka_subject(record.subject))
@@ -123,7 +124,7 @@ def event_type(type_: str) -> str:
 
 def sequence(record: Record) -> str:
     """Return what orders a source's records lexicographically."""
-    return f"{record.epoch}-{record.sequence:020}"
+    return f"{record.epoch}-{record.sequence:0{_DIGITS}}"
 
 
 def allowed(value: str) -> str:
@@ -142,6 +143,11 @@ def _kafka_fixed(host: str, engine: str, type_: str, schema: str) -> KafkaHeader
         ("ce_type", event_type(type_).encode()),
         ("ce_dataschema", schema.encode()),
     ]
+
+
+@lru_cache(_LIMIT)
+def _kafka_epoch(epoch: int) -> bytes:
+    return b"%d-" % epoch
 
 
 @lru_cache(_SUBJECTS)

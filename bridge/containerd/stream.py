@@ -38,16 +38,24 @@ FILTERS = (r'topic~="^/(tasks|containers|namespaces|whalebridge)/"',)
 DEFAULT_BUFFER_BYTES = 128 * 1024 * 1024
 ITEM_BYTES = 64  # what Python needs to hold an event's bytes, besides the bytes
 BATCH_EVENTS = 4096  # decoding so many keeps the event loop busy for some 10 ms
-# A single event is handed over at once, a flood in batches: that halves the cost of an event and more. How long the
-# next batch gathers follows from how many events the last one had.
 LINGER_SECONDS = 0.005
-MOST_LINGER_SECONDS = 0.05
-_LINGER_AN_EVENT = 0.002
 _JOIN_SECONDS = 1.0
 # Whoever had to wait for an event has read all there was. What comes during a nap is then read at once: waiting for
 # each event of a flood anew costs as much as reading it.
 _CAUGHT_UP_SECONDS = 0.0001
 _NAP_SECONDS = 0.002
+
+
+def linger(events: int, seconds: float) -> float:
+    """Return for how many seconds the next batch gathers, after one of so many events in so many seconds.
+
+    A single event is handed over at once. A batch costs as much as a hundred events: where they come often it waits for
+    some four of them, for 20 ms at the most, and in a flood for 100 ms.
+    """
+    rate = events / max(seconds, 0.001)
+    if rate < 50:  # noqa: PLR2004 (a second)
+        return LINGER_SECONDS
+    return max(min(4 / rate, 0.02), min(rate / 50_000, 0.1))
 
 
 class RawStream:
@@ -62,6 +70,7 @@ class RawStream:
         self._held: deque[bytes] = deque()
         self._received = 0  # written by the thread only
         self._taken = 0  # written by the loop only
+        self._last_batch = -1.0
         self._next_batch = 0.0  # not before that
         self._packed: bool | None = None  # unknown before the first message
         self._failure: TransientError | None = None
@@ -106,8 +115,9 @@ class RawStream:
     def _take(self) -> list[bytes]:
         taken = [self._held.popleft() for _ in range(min(len(self._held), BATCH_EVENTS))]
         self._taken += _size(taken)
-        linger = min(max(len(taken) * _LINGER_AN_EVENT, LINGER_SECONDS), MOST_LINGER_SECONDS)
-        self._next_batch = self._loop.time() + linger
+        now = self._loop.time()
+        self._last_batch, elapsed = now, now - self._last_batch
+        self._next_batch = now + linger(len(taken), elapsed)
         return taken
 
     def close(self) -> None:

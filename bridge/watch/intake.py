@@ -45,8 +45,8 @@ from bridge.watch.settings import WatchSettings
 CAPACITY = 8192  # events held with their records; the others wait in the stream's bounded buffer
 
 _log = structlog.get_logger(__name__)
-_ALWAYS = (ContainerCreated, ContainerUpdated)
-_IF_UNKNOWN = (TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM)
+_IF_UNKNOWN = frozenset({TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM})
+_NEEDY = _IF_UNKNOWN | {ContainerCreated, ContainerUpdated}
 _ATTEMPTS = 3
 
 
@@ -202,15 +202,18 @@ class Intake:
     def take(self) -> list[Item]:
         """Take out the items that are complete, oldest first, up to the first that is not."""
         items: list[Item] = []
-        while self._head_complete():
-            head = self._queue[0]
+        queue = self._queue
+        while queue:
+            head = queue[0]
             if not isinstance(head, _Waiting):
                 items.append(head)
-            elif isinstance(metadata := _outcome(head), TransientError):
+            elif head.lookup is None:
+                items.append(Sighting(head.event, None))
+            elif not head.lookup.done() or isinstance(metadata := _outcome(head), TransientError):
                 break
             else:
                 items.append(Sighting(head.event, metadata))
-            self._queue.popleft()
+            queue.popleft()
         self.taken += len(items)
         self._room.set()
         return items
@@ -230,10 +233,11 @@ class Intake:
         return not isinstance(head, _Waiting) or head.lookup is None or head.lookup.done()
 
     def _needs_record(self, event: ContainerEvent) -> bool:
+        if event.key in self._known and type(event) in _IF_UNKNOWN:
+            return False
         if isinstance(event, ContainerDeleted):
             self._known.discard(event.key)
-            return False
-        needs = isinstance(event, _ALWAYS) or (isinstance(event, _IF_UNKNOWN) and event.key not in self._known)
+        needs = type(event) in _NEEDY
         if needs:
             self._known.add(event.key)
         return needs

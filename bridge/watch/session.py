@@ -34,6 +34,7 @@ STOP_SECONDS = 1.0  # for look-ups that are under way as the bridge stops
 ROUNDS = 5  # of questions before a snapshot is completed all the same, as partial
 _NAMESPACES = 1024  # whose names are remembered, and whether they are watched
 _SECOND = 1_000_000_000
+_NO_CONTAINERS = (Mark, Ignored, Undecodable)
 _log = structlog.get_logger(__name__)
 
 
@@ -142,12 +143,13 @@ class Session:
         events: list[ContainerEvent] = []
         marks: list[Mark] = []
         for event in batch:
-            if isinstance(event, Mark):
+            if not isinstance(event, _NO_CONTAINERS):
+                if self._watched(event.key.namespace):
+                    events.append(event)
+            elif isinstance(event, Mark):
                 marks.append(event)
-            elif isinstance(event, (Ignored, Undecodable)):
+            else:
                 self._oddities.note(event)
-            elif self._watched(event.key.namespace):
-                events.append(event)
         return events, marks
 
     async def _prove(self) -> None:
@@ -261,14 +263,14 @@ class Session:
             self._decide(item, now)
 
     def _decide(self, item: Item, now: Instant) -> None:
-        if isinstance(item, Witnessed):
-            self._tracker.witness(item.key, item.pid, item.end, now)
-        elif isinstance(item, Proven):
-            self._journal.proven(item.at)
-        elif isinstance(item, Sighting):
+        if isinstance(item, Sighting):
             if item.metadata is not None:
                 self._tracker.learn(item.metadata)
             self._tell(self._tracker.step(item.event, now))
+        elif isinstance(item, Witnessed):
+            self._tracker.witness(item.key, item.pid, item.end, now)
+        elif isinstance(item, Proven):
+            self._journal.proven(item.at)
         elif item.audited is None:
             self._asked -= 1
             self._tell(self._take_answers(item, now))
