@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+MODULES = ("github.com/containerd/containerd/api@v1.12.0", "k8s.io/cri-api@v0.37.0")
+"""Where containerd 2.4 has its descriptors."""
+
 LIST = Path(__file__).with_name("api_methods.txt")
 _PACKAGE = re.compile(r"^package\s+([\w.]+)\s*;", re.MULTILINE)
 _SERVICE_OR_METHOD = re.compile(r"^\s*(service|rpc)\s+(\w+)", re.MULTILINE)

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,9 @@ async def test_the_permissions_of_core_mode(fresh_nats: FreshNats) -> None:
     await publishes(NatsSink(settings(peer, "whalebridge", mode="core", login={"user": "a", "password": "a"})))
 
 
-async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats) -> None:
-    program = shutil.which("nats", path=search_path("nats"))
-    if program is None:
-        pytest.skip("not installed: nats (make testbed)")
+async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats, require: Callable[..., None]) -> None:
+    require("nats")
+    program = shutil.which("nats", path=search_path("nats")) or "nats"
     peer = fresh_nats(3)
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
     await asyncio.to_thread(
