@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import BATCH_EVENTS, LINGER_SECONDS, EventStream
+from bridge.containerd.stream import BATCH_EVENTS, LINGER_SECONDS, EventStream, linger
 from bridge.core.errors import StreamOverflowError, TransientError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Event, Mark, TaskOOM, Undecodable
@@ -200,3 +200,11 @@ async def test_a_client_closes_its_streams(standin: SimulatedContainerd) -> None
         assert len(readers()) == 2
     assert readers() == []
     stream.close()
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds", "expected"),
+    [(1, 60, LINGER_SECONDS), (1, 0.005, 0.02), (2, 0.004, 0.01), (20, 0.02, 0.02), (640, 0.1, 0.1), (4096, 0, 0.1)],
+)
+def test_batches_gather_for_as_long_as_events_come_often(events: int, seconds: float, expected: float) -> None:
+    assert linger(events, seconds) == pytest.approx(expected)
