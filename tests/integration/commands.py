@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from tests.testbed.containerd import Containerd
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
+# A name that a terminal would obey, were it shown as it is.
+HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
 # Without the HTTP endpoint: many run at a time, and the default port is one.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm", "WHALEBRIDGE_HTTP__LISTEN": ""}
 

@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from bridge.containerd import rpc
+from tests.integration.commands import Yard
 from tests.integration.proxying import unique
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
@@ -19,6 +20,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture
+def yard(engine: Containerd) -> Iterator[Yard]:
+    """Containers of the test's own on the shared containerd, removed at its end."""
+    yard = Yard(engine)
+    yield yard
+    yard.clear()
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,7 @@ import pytest
 
 from bridge.core.labels import REDACTED
 from tests.bridge_process import BridgeProcess
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
-from tests.testbed.containerd import Containerd
-
-HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
-
-
-@pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
-
+from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
 
 # --- list ---
 

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,13 +28,6 @@ one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 def name() -> str:
     return f"check-{os.getpid()}-{next(_numbers)}"
-
-
-@pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
 
 
 def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:

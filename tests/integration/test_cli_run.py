@@ -8,21 +8,12 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard
-from tests.testbed.containerd import Containerd
-
-
-@pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
 
 
 class Run:

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,19 +19,11 @@ from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_on
 from tests.integration.fleet_reading import data
 from tests.integration.terminal import Terminal
 from tests.sample_records import frame, record, records
-from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
 ANSI = re.compile(r"\x1b\[[\d;]*m")
-
-
-@pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
 
 
 def tail(

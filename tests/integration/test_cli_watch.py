@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import pytest
-
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
 from tests.integration.terminal import ALTERNATE, SHOWN, USUAL, Terminal
 from tests.testbed.containerd import Containerd
-
-HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
-
-
-@pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
 
 
 def watching(address: str, *flags: str, **options: int) -> Terminal:
