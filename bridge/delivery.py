@@ -65,7 +65,7 @@ class Delivery:
     async def reload(self, settings: Settings) -> bool:
         """Go on under other settings of the same sinks, or with other secrets in the files that they name.
 
-        What was on its way to a sink that is replaced is sent again.
+        What is on its way to a sink that is replaced is sent again where it is not acknowledged within a moment.
 
         Returns:
             Whether one was replaced: where it writes to now, nobody may have anything yet.
@@ -111,6 +111,7 @@ class Delivery:
 
 async def _end(line: _Line) -> None:
     """Let go of a sink, before its successor takes its place: some do not share theirs."""
+    await line.pump.settle()
     line.task.cancel()
     await asyncio.wait([line.task])
     await line.pump.close()

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -30,6 +31,7 @@ BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(first=0.1, most=30.0)
 PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
 CLOSE_SECONDS = 1.5
+SETTLE_SECONDS = 1.5
 _SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
@@ -132,6 +134,16 @@ class Pump:
         """Wait until the sink has everything that was written down."""
         while self.waiting:
             await self._clock.sleep(0.02)
+
+    async def settle(self) -> None:
+        """Send nothing more, and wait a moment for the acknowledgement of what is on its way.
+
+        A sink that is failing is not waited for: what it may have is sent again by whoever comes next.
+        """
+        if self.state != "failing":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    await self._turn.acquire()  # and keep it
 
     async def close(self) -> None:
         """Let go of the sink, or give it up."""

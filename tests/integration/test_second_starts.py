@@ -135,6 +135,7 @@ def test_killed_at_any_moment_under_churn(containerd: Containerd, tmp_path: Path
                 killed.process.send_signal(signal.SIGKILL)
                 killed.process.wait()
     with bridge(containerd, tmp_path) as last:
+        wait_for("live", last)  # what was told before may agree already
         last.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd", 60)
     reader = read(last.out)
     assert churn.acts > KILLS

@@ -17,6 +17,8 @@ import pytest
 from nats import connect
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.errors import NoStreamResponseError
 
 from tests.certificates import Authority, Certificate
 from tests.integration.traces import traces
@@ -180,8 +182,18 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
     first.start()
     left = [url for url, server in zip(nats.urls, nats.servers, strict=True) if server is not first]
     connection = await connect(left)
-    assert (await connection.jetstream(timeout=10).publish("events.two", b"hello")).seq == 2
+    assert await published(connection.jetstream(timeout=10), "events.two") == 2
     await connection.close()
+
+
+async def published(stream: JetStreamContext, subject: str) -> int:
+    """Publish once a leader listens: one that is just elected does not do so at once, and nobody else answers."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return (await stream.publish(subject, b"hello")).seq
+            except NoStreamResponseError:
+                await asyncio.sleep(0.05)
 
 
 def test_an_account_key_is_one(tmp_path: Path) -> None:

@@ -278,6 +278,44 @@ async def test_drained_is_when_nothing_waits(outbox: MemoryOutbox, clock: Manual
     await asyncio.wait([running])
 
 
+async def test_it_settles_when_what_is_on_its_way_is_acknowledged_and_sends_nothing_more(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
+    acknowledge = asyncio.Event()
+    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
+    pump = Pump("s", sink, outbox, clock)
+    running = asyncio.create_task(pump.run())
+    await outbox.append(recorder.starts(3))
+    await until(lambda: sink.attempts)
+    settled = asyncio.create_task(pump.settle())
+    await outbox.append(recorder.starts(2))
+    await asyncio.sleep(0.01)
+    assert not settled.done()
+    acknowledge.set()
+    await settled
+    await asyncio.sleep(0.01)
+    assert (len(sink.attempts), pump.waiting) == (1, 2)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+@pytest.mark.parametrize("behaviour", [hang, fail])
+async def test_a_sink_that_does_not_acknowledge_is_waited_for_a_moment_at_the_most(
+    behaviour: Behaviour, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 0.01 if behaviour is hang else 60)
+    sink = FakeSink(behaviour, hang)
+    pump = Pump("s", sink, outbox, clock)
+    running = asyncio.create_task(pump.run())
+    await outbox.append(Recorder().starts(3))
+    await until(lambda: sink.attempts and (behaviour is hang or pump.state == "failing"))
+    async with asyncio.timeout(10):
+        await pump.settle()
+    assert pump.waiting == 3
+    running.cancel()
+    await asyncio.wait([running])
+
+
 async def test_a_sink_whose_closing_hangs_is_given_up(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
