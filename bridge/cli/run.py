@@ -48,10 +48,11 @@ def run(
     settings = options.settled(read)
     import asyncio
 
-    from bridge import app
+    from bridge import app, malloc
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
+    malloc.keep_freed()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, read))
