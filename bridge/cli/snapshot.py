@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bridge.cli import options, output
-from bridge.cli.failure import NOT_CONNECTED, WRONG_USAGE, CommandError
+from bridge.cli.failure import FAILED, NOT_CONNECTED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,5 +85,6 @@ def _ask(folder: Path) -> dict[str, Any]:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise CommandError(f"{control.path}: no answer of a whalebridge: {error}", status=NOT_CONNECTED) from error
     if status != http.client.OK:
-        raise CommandError(f"{folder}: {answer['error']}")
+        away = status in (http.client.SERVICE_UNAVAILABLE, http.client.GATEWAY_TIMEOUT)  # containerd is
+        raise CommandError(f"{folder}: {answer['error']}", status=NOT_CONNECTED if away else FAILED)
     return dict(answer)

@@ -350,4 +350,4 @@ def test_snapshot_of_a_bridge_that_watches_nothing_fails(tmp_path: Path) -> None
     state = tmp_path / "state"
     with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
         bridge.wait_said("waiting_for_containerd")
-        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 1, "not watched at the moment")
+        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "not watched at the moment")
