@@ -27,6 +27,7 @@ from bridge.core.model import (
     Undecodable,
 )
 from bridge.watch import Watch
+from bridge.watch.audit import PATIENCE
 from tests.unit.watch.fakes import FakeClock, FakeSource, KeepingOutbox, record, settings
 
 WEB = ContainerKey("default", "web")
@@ -211,6 +212,29 @@ async def test_an_audit_repairs_what_was_lost() -> None:
     inferred = [(type_, id_) for type_, origin, id_ in running.told if origin == "inferred"]
     assert sorted(inferred) == [("exited", "web"), ("started", "shop/db"), ("started", "web")]
     assert running.documents[-2]["container"]["labels"] == {"tier": "front"}
+
+
+async def test_an_audit_gives_events_time_that_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, audits = FakeSource(), 0
+    async with watching(source, first_audit=0.05, audit_interval=0.05) as running:
+        sleep = running.clock.sleep
+
+        async def meanwhile(seconds: float) -> None:
+            nonlocal audits
+            if seconds == PATIENCE:
+                audits += 1
+                source.stream.put(*start(DB, 30))
+                await running.until(lambda: running.told)
+            await sleep(seconds)
+
+        monkeypatch.setattr(running.clock, "sleep", meanwhile)
+        await running.live()
+        source.run(DB, 30)
+        await running.until(lambda: running.told)
+        await asyncio.sleep(0.2)  # two more audits: nothing to tell
+    assert audits == 1
+    assert running.told == [("started", "live", "shop/db")]
+    assert [frame["reason"] for frame in running.frames()] == ["start"]
 
 
 async def test_the_record_is_asked_for_while_it_is_there() -> None:
