@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -25,6 +26,9 @@ from tests.testbed.nats import Nats
 # How long an example takes says more of what else the machine does than of the code.
 hypothesis.settings.register_profile("whalebridge", deadline=None)
 hypothesis.settings.load_profile("whalebridge")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind a shell's "&": what tests start would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _require(*names: str) -> None:
