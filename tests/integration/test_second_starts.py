@@ -20,6 +20,10 @@ from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
 KILLS = scaled(part=8, full=100)
+# runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
+DIES, STOPS, REBORN, STAYS, PAUSES, BORN = IDS = [
+    f"{stem}-{os.getpid()}" for stem in ("dies", "stops", "reborn", "stays", "pauses", "born")
+]
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def told(records: list[Document], id_: str) -> list[tuple[str, str, int | None]]
 
 
 def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd, tmp_path: Path) -> None:
-    ids = ["dies", "stops", "reborn", "stays", "pauses"]
+    ids = IDS[:-1]
     with bridge(containerd, tmp_path) as first:
         first.wait_live()
         for id_ in ids:
@@ -55,30 +59,30 @@ def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd,
         first.wait(lambda records: len(transitions(records)) == len(ids), "all starts")
         first.process.kill()
         first.process.wait()
-    for id_ in ("dies", "stops", "reborn"):
+    for id_ in (DIES, STOPS, REBORN):
         containerd.ctr("task", "kill", "--signal", "SIGKILL", id_)
         _until(lambda id_=id_: containerd.tasks()[id_] == "STOPPED")  # type: ignore[misc]
-    for id_ in ("dies", "reborn"):
+    for id_ in (DIES, REBORN):
         containerd.ctr("task", "rm", id_)
-    containerd.ctr("task", "start", "--detach", "--null-io", "reborn")
-    containerd.ctr("task", "pause", "pauses")
-    containerd.run("born", "sleep", "600")
+    containerd.ctr("task", "start", "--detach", "--null-io", REBORN)
+    containerd.ctr("task", "pause", PAUSES)
+    containerd.run(BORN, "sleep", "600")
     before = len(read(first.out).records)
     with bridge(containerd, tmp_path) as second:
         second.wait(lambda records: told_alive(records) == alive(containerd), "agreement")
     reader = read(second.out)
     records = reader.records[before:]
     check_lives(reader.records)
-    assert told(records, "dies") == [("exited", "inferred", None)]
-    assert told(records, "stops") == [("exited", "inferred", 137)]
-    assert [each[:2] for each in told(records, "reborn")] == [
+    assert told(records, DIES) == [("exited", "inferred", None)]
+    assert told(records, STOPS) == [("exited", "inferred", 137)]
+    assert [each[:2] for each in told(records, REBORN)] == [
         ("exited", "inferred"),
         ("started", "inferred"),
         ("present", "snapshot"),
     ]
-    assert [each[0] for each in told(records, "stays")] == ["present"]
-    assert [each[0] for each in told(records, "pauses")] == ["paused", "present"]
-    assert [each[0] for each in told(records, "born")] == ["started", "present"]
+    assert [each[0] for each in told(records, STAYS)] == ["present"]
+    assert [each[0] for each in told(records, PAUSES)] == ["paused", "present"]
+    assert [each[0] for each in told(records, BORN)] == ["started", "present"]
     assert records[0]["snapshot"]["reason"] == "start"
     assert records[0]["snapshot"]["since"] is not None
 
@@ -104,7 +108,7 @@ class Churn:
 
     def _go_on(self) -> None:
         while not self._stopping.is_set():
-            self._act(f"churn{self._chance.randrange(6)}")
+            self._act(f"churn{self._chance.randrange(6)}-{os.getpid()}")
             self.acts += 1
 
     def _act(self, id_: str) -> None:
