@@ -133,14 +133,12 @@ def test_killed_at_any_moment_under_churn(containerd: Containerd, tmp_path: Path
     churn = Churn(containerd, seed)
     with churn.running():
         for _ in range(KILLS):
-            with bridge(containerd, tmp_path) as killed:
-                wait_for(chance.choice(["nothing", "records", "live", "live"]), killed)
+            with started(containerd, tmp_path, chance.choice(["nothing", "records", "live", "live"])) as killed:
                 time.sleep(chance.choice([0, chance.uniform(0, 0.1), chance.uniform(0, 2.0)]))
                 killed.process.send_signal(signal.SIGKILL)
                 killed.process.wait()
         _until(lambda: churn.acts > KILLS)
-    with bridge(containerd, tmp_path) as last:
-        wait_for("live", last)  # what was told before may agree already
+    with started(containerd, tmp_path, "live") as last:  # what was told before may agree already
         last.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd", 60)
     reader = read(last.out)
     assert reader.epochs > KILLS // 4
@@ -170,18 +168,21 @@ def test_stopped_within_the_deadline_by_a_broker_that_is_dead_and_nothing_is_los
     assert read(alone.out).duplicates == 0
 
 
-def wait_for(what: str, killed: BridgeProcess) -> None:
-    """Wait until the bridge has come so far."""
-    if what == "records":
-        size = killed.out.stat().st_size
-        _until(lambda: killed.out.stat().st_size > size)
-    elif what == "live":
-        before = _lives(killed)
-        _until(lambda: _lives(killed) > before)
+@contextmanager
+def started(containerd: Containerd, folder: Path, until: str) -> Iterator[BridgeProcess]:
+    """Start the bridge, and wait until it has come so far: nowhere, to records or to being live."""
+    process = bridge(containerd, folder)
+    before = _come(process, until)
+    with process:
+        _until(lambda: until == "nothing" or _come(process, until) > before)
+        yield process
 
 
-def _lives(bridge: BridgeProcess) -> int:
-    return bridge.log.read_text().count('"event": "live"')
+def _come(bridge: BridgeProcess, what: str) -> int:
+    """How far all runs have come together."""
+    file = bridge.out if what == "records" else bridge.log
+    written = file.read_bytes() if file.exists() else b""
+    return len(written) if what == "records" else written.count(b'"event": "live"')
 
 
 def _until(fits: Callable[[], bool]) -> None:
