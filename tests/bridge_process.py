@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -76,16 +77,18 @@ class BridgeProcess:
 
     def said(self, event: str) -> list[Document]:
         """The lines of the log, of all runs, that tell of an event."""
-        lines = self.log.read_bytes().splitlines()
+        lines = self.log.read_bytes().split(b"\n")[:-1]  # the last may be half written
         return [line for line in map(msgspec.json.decode, lines) if line["event"] == event]
 
     def wait_said(self, event: str, times: int = 1, seconds: float = 60) -> list[Document]:
         """Wait until the log tells of an event that many times."""
         deadline = time.monotonic() + seconds
-        while len(found := self.said(event)) < times:
-            assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()[-3000:]  # noqa: PT018
+        while True:
+            over = time.monotonic() > deadline or self.process.poll() is not None
+            if len(found := self.said(event)) >= times:
+                return found
+            assert not over, self.log.read_text()[-3000:]
             time.sleep(0.05)
-        return found
 
     def records(self) -> list[Document]:
         """All records written so far; each line must be whole and valid."""
@@ -100,12 +103,14 @@ class BridgeProcess:
     def wait(self, fits: Callable[[list[Document]], object], what: str, seconds: float = 30) -> list[Document]:
         """Wait until the records fit; fail with what is there and what the log says."""
         deadline = time.monotonic() + seconds
-        while not fits(self.records()):
-            if time.monotonic() > deadline or self.process.poll() is not None:
+        while True:
+            over = time.monotonic() > deadline or self.process.poll() is not None  # before looking for the last time
+            if fits(self.records()):
+                return self._records
+            if over:
                 last = [summary(each) for each in self._records[-20:]]
                 raise AssertionError(f"no {what} within {seconds} s; {last=}; log: {self.log.read_text()[-3000:]}")
             time.sleep(0.02)
-        return self._records
 
     def wait_live(self, snapshots: int = 1, seconds: float = 30) -> list[Document]:
         """Wait until that many snapshots are complete."""
@@ -125,6 +130,13 @@ def summary(record: Document) -> tuple[Any, ...]:
 def transitions(records: list[Document]) -> list[Document]:
     """The lifecycle transitions alone: neither frames nor rows."""
     return [each for each in records if each["type"] in ("started", "exited", "paused", "unpaused")]
+
+
+def of_newcomers(records: list[Document]) -> list[Document]:
+    """The transitions of whoever was not there at the start: on a shared containerd, others may end at any time."""
+    first = itertools.takewhile(lambda each: each["type"] != "snapshot_completed", records)
+    there = {each["id"] for each in first if each["type"] == "present"}
+    return [each for each in transitions(records) if each["id"] not in there]
 
 
 def fold(records: list[Document]) -> dict[str, Document]:

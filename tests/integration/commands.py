@@ -55,7 +55,7 @@ class Yard:
             self.engine.ctr("containers", "delete", id_, namespace=namespace)
 
 
-def wait_for(fits: Callable[[], object], seconds: float = 10) -> None:
+def wait_for(fits: Callable[[], object], seconds: float = 30) -> None:
     """Wait until it fits, or fail."""
     deadline = time.monotonic() + seconds
     while not fits():

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
+from tests.testbed.process import wait_until
 
 NAMESPACES = ("default", "shop", "with.dot")
 COMPOSE = """\
@@ -52,10 +53,11 @@ _numbers = itertools.count()  # of all stories: some leave their containers behi
 class Story:
     """What was done to the containers of one namespace. One thread a story."""
 
-    def __init__(self, engine: Containerd, namespace: str, folder: Path) -> None:
+    def __init__(self, engine: Containerd, namespace: str, folder: Path, records: Path) -> None:
         self.engine = engine
         self.namespace = namespace
         self.folder = folder
+        self._records = records
         self.truth: dict[str, list[Told]] = defaultdict(list)
         self.silent: set[str] = set()
 
@@ -99,6 +101,10 @@ class Story:
             Told(type_, name or id_, project, status if type_ == "exited" else None, (before, time.time()))
             for type_ in types.split()
         ]
+
+    def told(self, id_: str) -> None:
+        """Wait until a container is told of: names are those that it had when the bridge looked."""
+        wait_until(lambda: id_ in self._records.read_text(), f"word of {id_}")
 
     # --- with ctr ---
 
@@ -177,6 +183,7 @@ def relabelled(story: Story, _number: int) -> None:
     id_ = story.fresh("relabelled")
     story.start(id_, "--label", "nerdctl/name=before")
     story.truth[story.display(id_)][-1] = story.truth[story.display(id_)][-1]._replace(name="before")
+    story.told(id_)
     story.ctr("containers", "label", id_, "nerdctl/name=after", "com.docker.compose.project=late")
     story.do(id_, "paused", lambda: story.ctr("task", "pause", id_), name="after", project="late")
     story.do(id_, "unpaused", lambda: story.ctr("task", "resume", id_), name="after", project="late")
@@ -266,9 +273,9 @@ SCENARIOS: dict[Scenario, int] = {
 SHORT: dict[Scenario, int] = {plain_run: 2, blink: 12, execs: 1, pauses: 2, reborn: 2, relabelled: 1, never_started: 1}
 
 
-def live_through(engine: Containerd, folder: Path, scenarios: dict[Scenario, int] = SCENARIOS) -> list[Story]:
-    """Live through the whole history, the namespaces side by side."""
-    stories = [Story(engine, namespace, folder) for namespace in NAMESPACES]
+def live_through(engine: Containerd, folder: Path, records: Path, scenarios: dict[Scenario, int]) -> list[Story]:
+    """Live through a history, the namespaces side by side; `records` is where a bridge tells of it."""
+    stories = [Story(engine, namespace, folder, records) for namespace in NAMESPACES]
     for namespace in NAMESPACES[1:]:
         engine.import_image(namespace)
 

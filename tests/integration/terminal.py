@@ -53,8 +53,8 @@ class Terminal:
 
     @property
     def page(self) -> str:
-        """What was drawn last, without colours."""
-        return re.sub(r"\x1b\[[\d;]*m", "", self.text.rpartition(HOME)[2])
+        """What was drawn last, without colours; where pages are drawn one over the other, the last that is whole."""
+        return re.sub(r"\x1b\[[\d;]*m", "", self.text.split(HOME)[-2:][0])
 
     def wait(self, fits: Callable[[str], object], what: str, seconds: float = 30) -> str:
         """Wait until the page fits; return it."""

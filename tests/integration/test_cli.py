@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -201,6 +202,6 @@ def answer_all(server: socket.socket, answer: bytes) -> None:
             connection, _ = server.accept()
         except OSError:
             return
-        with connection:
+        with connection, contextlib.suppress(ConnectionError):  # a client that ends does not wait for it
             connection.recv(1000)
             connection.sendall(answer)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bridge.cli.rehearsal import SINK_SECONDS
 from tests.bridge_process import BridgeProcess
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, whalebridge
 from tests.testbed.containerd import Containerd
@@ -32,7 +33,6 @@ def name() -> str:
 
 def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
     """The exit status, and by what was looked at each verdict and what was found."""
-    began = time.monotonic()
     done = subprocess.run(
         [*WHALEBRIDGE, "check", "--json", *arguments],
         env={**ENVIRONMENT, **{f"WHALEBRIDGE_{key}": value for key, value in environment.items()}},
@@ -41,7 +41,6 @@ def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tupl
         timeout=60,
         check=False,
     )
-    assert time.monotonic() - began < 20
     assert done.stderr == ""
     assert SECRET not in done.stdout
     found: dict[str, list[tuple[str, str]]] = {}
@@ -103,9 +102,7 @@ def test_doctor_and_what_is_no_containerd(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        began = time.monotonic()
         done = whalebridge("doctor", "--containerd", path)
-        assert time.monotonic() - began < 20
     assert done.returncode == 1
     assert f"problem {path}: what listens at {path} says nothing for 5 s: containerd hangs, or it is not" in done.stdout
 
@@ -172,11 +169,12 @@ def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Pa
     status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
     assert "is not whalebridge's: there are other files in it" in found["state_dir"][0][1]
-    status, found = check("--containerd", engine.address, "--state-dir", "/dev/shm/whalebridge-check")
-    Path("/dev/shm/whalebridge-check/whalebridge.lock").unlink()
-    Path("/dev/shm/whalebridge-check").rmdir()
+    fleeting = Path("/dev/shm", name())
+    status, found = check("--containerd", engine.address, "--state-dir", str(fleeting))
+    (fleeting / "whalebridge.lock").unlink()
+    fleeting.rmdir()
     assert status == 0
-    assert ("warning", "/dev/shm/whalebridge-check does not last (tmpfs)") in [
+    assert ("warning", f"{fleeting} does not last (tmpfs)") in [
         (verdict, text.partition(";")[0]) for verdict, text in found["state_dir"]
     ]
 
@@ -296,7 +294,9 @@ def test_dead_brokers_take_no_longer_than_one(engine: Containerd) -> None:
             each.bind((HOST, 0))
             each.listen()
         urls = [f"kafka://{HOST}:{first.getsockname()[1]}/t", f"nats://{HOST}:{second.getsockname()[1]}/t"]
+        began = time.monotonic()
         status, found = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
+        assert time.monotonic() - began < 2 * SINK_SECONDS
     assert status == 3
     assert found["kafka/t"][0][0] == found["nats/t"][0][0] == "problem"
     assert found[engine.address][0][0] == "ok"

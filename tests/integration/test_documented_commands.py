@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,11 +12,12 @@ from typing import NamedTuple
 
 import pytest
 
+from bridge.cli.control import Control
 from tests.bridge_process import BridgeProcess
 from tests.documents import PAGES, commands
 from tests.integration import test_install
-from tests.integration.commands import Yard
-from tests.integration.typing_place import Place, interrupt
+from tests.integration.commands import Yard, wait_for
+from tests.integration.typing_place import Place, interrupt, terminate
 from tests.kubernetes import test_cluster
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
@@ -148,8 +150,16 @@ def world(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest
     brokers |= dict.fromkeys(("n1:4222,n2:4222", "n1:4222", "localhost:4222"), server)
     with BridgeProcess(engine.address, folder, "--config", str(folder / "config.yaml"), state_dir=state) as bridge:
         bridge.wait_said("live")
+        wait_for(lambda: delivered(state), 60)
         yield World(engine, state, brokers)
     yard.clear()
+
+
+def delivered(state: Path) -> bool:
+    """Whether every sink has all that there was to tell: until then topic, streams and bucket may be missing."""
+    with contextlib.closing(Control(state, 20)) as control:
+        control.request("GET", "/readyz")
+        return not any(each["records"] for each in json.load(control.getresponse())["sinks"])
 
 
 @pytest.mark.parametrize("text", WAYS)
@@ -165,7 +175,7 @@ def test_what_a_newcomer_types_where_no_containerd_answers(
     text: str, tmp_path: Path, require: Callable[..., None]
 ) -> None:
     require(*demo.COMPONENTS, *nats_peer.DEBIAN, "kafka")
-    do(DEMOS[text], text, Place(tmp_path, {}))
+    do(DEMOS[text], text, Place(tmp_path, {}), seconds=150)
 
 
 @pytest.mark.parametrize("text", KAFKA_TOOLS)
@@ -189,7 +199,7 @@ def do(way: Way, text: str, place: Place, seconds: float = 60) -> None:
     with contextlib.ExitStack() as stack:
         if way.beside:
             beside = stack.enter_context(place.type(way.beside))
-            stack.callback(interrupt, beside)
+            stack.callback(terminate, beside)
         terminal = stack.enter_context(place.type(text))
         terminal.wait(lambda page: re.search(way.shows, page), way.shows, seconds)
         if way.goes_on:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
 
-from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.bridge_process import BridgeProcess, Document, check_stream, fold, of_newcomers, summary
 from tests.integration.history import SCENARIOS, SHORT, Scenario, Story, Told, compose, live_through
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
+from tests.testbed.image import NAME as IMAGE
 
 CLOCK_SLACK = 0.05  # seconds: the kernel's coarse clock, which Go's runtime may use, lags behind the exact one
 KILL_SLACK = 5.0  # seconds: a kill command may return before the process has ended
@@ -28,16 +30,16 @@ def test_so_it_is_through_the_proxy(engine: Containerd, tmp_path: Path) -> None:
 def told_exactly(engine: Containerd, address: str, tmp_path: Path, scenarios: dict[Scenario, int]) -> None:
     with BridgeProcess(address, tmp_path) as bridge:
         bridge.wait_live()
-        stories = live_through(engine, tmp_path, scenarios)
+        stories = live_through(engine, tmp_path, bridge.out, scenarios)
         expected = sum(len(told) for story in stories for told in story.truth.values())
-        bridge.wait(lambda records: len(transitions(records)) >= expected, f"{expected} transitions")
-        engine.ctr("run", "--rm", "--null-io", "docker.io/library/busybox:latest", f"last-{engine.version}", "true")
+        bridge.wait(lambda records: len(of_newcomers(records)) >= expected, f"{expected} transitions")
+        last = f"last-{engine.version}-{os.getpid()}"
+        engine.ctr("run", "--rm", "--null-io", IMAGE, last, "true")
         records = bridge.wait(
-            lambda records: any(each["type"] == "exited" and each["id"].startswith("last-") for each in records),
-            "the last exit",
+            lambda records: any(each["type"] == "exited" and each["id"] == last for each in records), "the last exit"
         )
     check_stream(records)
-    told = _by_container([each for each in transitions(records) if not each["id"].startswith("last-")])
+    told = _by_container([each for each in of_newcomers(records) if each["id"] != last])
     truth: dict[str, list[Told]] = {}
     for story in stories:
         truth |= _with_ids(story, told)
@@ -49,7 +51,7 @@ def told_exactly(engine: Containerd, address: str, tmp_path: Path, scenarios: di
     ours = {id_: row for id_, row in fold(records).items() if id_ in truth}
     assert ours == {}
     # containerd 2.4 loses exit events of containers that are removed the moment they end: those alone are inferred.
-    inferred = [each for each in transitions(records) if each["origin"] != "live"]
+    inferred = [each for each in of_newcomers(records) if each["origin"] != "live"]
     assert all(each["type"] == "exited" and engine.version == "2.4" for each in inferred), list(map(summary, inferred))
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.bridge_process import BridgeProcess
+from tests.bridge_process import BridgeProcess, transitions
 from tests.integration.commands import Yard, assert_one_line, wait_for, whalebridge
 from tests.integration.test_disks import fill_up, small_disk
 from tests.testbed import browser
@@ -195,8 +195,10 @@ def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Conta
         containerd.ctr("task", "exec", "--exec-id", "probe", first, "true")
         containerd.ctr("task", "pause", second)
         containerd.ctr("task", "kill", "--signal", "SIGKILL", third)
-        records = bridge.wait(lambda records: any(each["type"] == "exited" for each in records), "the exit")
-        wait_for(lambda: site.metrics()["whalebridge_published_records_total stdout"] == len(records))
+        bridge.wait(lambda records: len(transitions(records)) == 5, "starts, pause and exit")
+        # Events of several containers come in any order.
+        wait_for(lambda: site.metrics()["whalebridge_ignored_events_total exec_exit"])
+        wait_for(lambda: site.metrics()["whalebridge_published_records_total stdout"] == len(bridge.records()))
         told = site.metrics()
     history = {
         "whalebridge_events_total live started": 3,
@@ -321,7 +323,7 @@ def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         taken = json.loads(done.stdout)
         records = bridge.wait_live(2)
-        frame = records[-1]["snapshot"]
+        frame = next(each["snapshot"] for each in reversed(records) if each["snapshot"])
         assert frame["reason"] == "requested"
         assert taken == {"id": frame["id"], "containers": frame["containers"]}
         plain = whalebridge("snapshot", "--state-dir", str(state))

@@ -16,6 +16,7 @@ import pytest
 from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
+from tests.testbed.process import freeze, wait_until
 
 ROUNDS = scaled(part=3, full=20)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
@@ -55,13 +56,8 @@ def last_frame(records: list[Document]) -> Document:
     return next(each for each in reversed(records) if each["snapshot"])
 
 
-def kill(containerd: Containerd, id_: str) -> None:
-    """End a container as a node does it, without asking containerd: SIGKILL to its init process."""
-    pid = init_pid(containerd, id_)
-    os.kill(pid, signal.SIGKILL)
-
-
 def init_pid(containerd: Containerd, id_: str) -> int:
+    """The process to kill where a container is to end without containerd being asked."""
     lines = containerd.ctr("tasks", "ls").stdout.splitlines()[1:]
     return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
 
@@ -69,7 +65,7 @@ def init_pid(containerd: Containerd, id_: str) -> int:
 @contextmanager
 def suspended(pids: list[int]) -> Iterator[None]:
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     try:
         yield
     finally:
@@ -93,7 +89,7 @@ def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, t
         containerd.start()
         back = time.time()
         bridge.wait_live(2)
-        assert time.time() - back < 5
+        assert time.time() - back < 15  # 5 on a machine with nothing else to do
         records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd")
     check_stream(records)
     for id_ in doomed:
@@ -138,6 +134,7 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
         for id_ in (HANGS, ANSWERS):
             containerd.run(id_, "sleep", "600")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
+        pid = init_pid(containerd, HANGS)
         shims = containerd.shim_pids("default", HANGS)
         assert shims
         with suspended(shims):
@@ -151,7 +148,7 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
             assert last_frame(records)["snapshot"]["partial"]
             assert not [each for each in records if each["type"] == "exited"]
             assert told_alive(records) == {HANGS: False, ANSWERS: False}
-        kill(containerd, HANGS)
+        os.kill(pid, signal.SIGKILL)
         records = bridge.wait(lambda records: exits(records, HANGS), "the exit that did happen", seconds=60)
     check_stream(records)
     assert [each["exit"]["status"] for each in exits(records, HANGS)] == [137]
@@ -186,7 +183,7 @@ def test_a_shim_that_hangs_while_containerd_starts(containerd: Containerd, tmp_p
             containerd.start()
             bridge.wait_live(2, seconds=60)
             records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", 60)
-            assert not lives(pid)
+            wait_until(lambda: not lives(pid), "the container's end")
     check_stream(records)
     assert len(exits(records, HANGS)) == 1
     assert exits(records, ANSWERS) == []

@@ -37,7 +37,7 @@ async def test_ten_thousand_lives_are_listed_followed_and_reconciled(tmp_path: P
                 containerd.state.delete_task(key)
             await containerd.restart()
             await until(bridge, lambda records: len(fold(records)) == len(KEYS) - 1000 + 100 - 500, "the missed deaths")
-            records = await until(bridge, lambda records: snapshots(records) == 2, "the second snapshot")
+            records = await until(bridge, lambda records: snapshots(records) >= 2, "the second snapshot")
             memory = peak_memory(bridge.process.pid)
     check_stream(records)
     inferred = [each for each in transitions(records) if each["origin"] == "inferred"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +25,11 @@ FreshEngine = Callable[[], Containerd]
 NERDCTL_RUN = ("run", "--detach", "--pull=never", "--net=host")
 
 
+def unique(stem: str) -> str:
+    """An id that nobody else has: runc names cgroups NAMESPACE/ID, whichever containerd it serves."""
+    return f"{stem}-{os.getpid()}"
+
+
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/cmdline").exists() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
 
@@ -40,29 +45,31 @@ def test_the_image_has_the_same_bytes_every_time(engine: Containerd) -> None:
 
 
 def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
-    engine.run("life", "sleep", "1000", labels={"color": "blue"})
-    assert engine.tasks()["life"] == "RUNNING"
-    assert len(engine.shim_pids("default", "life")) == 1
-    info = engine.ctr("containers", "info", "life").stdout
+    life = unique("life")
+    engine.run(life, "sleep", "1000", labels={"color": "blue"})
+    assert engine.tasks()[life] == "RUNNING"
+    assert len(engine.shim_pids("default", life)) == 1
+    info = engine.ctr("containers", "info", life).stdout
     assert '"color": "blue"' in info
     assert all(value in info for value in LABELS.values())
-    assert engine.ctr("tasks", "exec", "--exec-id", "one", "life", "echo", "hello").stdout == "hello\n"
+    assert engine.ctr("tasks", "exec", "--exec-id", "one", life, "echo", "hello").stdout == "hello\n"
     with pytest.raises(CommandError, match="exit status 3"):
-        engine.ctr("tasks", "exec", "--exec-id", "two", "life", "sh", "-c", "exit 3")
-    engine.ctr("tasks", "pause", "life")
-    assert engine.tasks()["life"] == "PAUSED"
-    engine.ctr("tasks", "resume", "life")
-    engine.ctr("tasks", "kill", "--signal", "KILL", "life")
-    wait_until(lambda: engine.tasks()["life"] == "STOPPED", "the container to stop")
-    engine.ctr("tasks", "delete", "life", check=False)  # hands on the container's exit status
-    engine.ctr("containers", "delete", "life")
-    assert "life" not in engine.tasks()
+        engine.ctr("tasks", "exec", "--exec-id", "two", life, "sh", "-c", "exit 3")
+    engine.ctr("tasks", "pause", life)
+    assert engine.tasks()[life] == "PAUSED"
+    engine.ctr("tasks", "resume", life)
+    engine.ctr("tasks", "kill", "--signal", "KILL", life)
+    wait_until(lambda: engine.tasks()[life] == "STOPPED", "the container to stop")
+    engine.ctr("tasks", "delete", life, check=False)  # hands on the container's exit status
+    engine.ctr("containers", "delete", life)
+    assert life not in engine.tasks()
 
 
 def test_a_name_space_may_have_a_dot(engine: Containerd) -> None:
     engine.import_image("a.b")
-    engine.run("dotted", "sleep", "1000", namespace="a.b")
-    assert engine.tasks("a.b") == {"dotted": "RUNNING"}
+    dotted = unique("dotted")
+    engine.run(dotted, "sleep", "1000", namespace="a.b")
+    assert engine.tasks("a.b") == {dotted: "RUNNING"}
 
 
 def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: Path) -> None:
@@ -86,9 +93,9 @@ def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: 
 
 def test_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Docker) -> None:
     container = docker.docker("run", "--detach", "--network=host", "busybox:latest", "sleep", "1000").stdout.strip()
-    assert engine.tasks("moby") == {container: "RUNNING"}
+    assert engine.tasks("moby")[container] == "RUNNING"
     docker.stop()
-    assert engine.tasks("moby") == {}
+    assert container not in engine.tasks("moby")
 
 
 def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: Callable[..., None]) -> None:
@@ -96,7 +103,8 @@ def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: C
     reader = engine.popen(engine.ctr_command("events"))
     try:
         assert reader.stdout is not None
-        time.sleep(3)  # containerd gives no sign that the subscription has begun
+        while not select.select([reader.stdout], [], [], 0.2)[0]:  # nothing else tells that the subscription has begun
+            engine.ctr("namespaces", "label", "default", "flooded=soon")
         report = flood.flood(engine, events=80, containers=10, rate=400, prefix="ordered-")
         seen = [next(line for line in reader.stdout if " flooded /tasks/" in line).split() for _ in range(80)]
     finally:
@@ -128,7 +136,8 @@ def test_a_docker_that_publishes_ports_leaves_no_network_behind(
 @pytest.mark.parametrize("end", [Containerd.kill, Containerd.stop])
 def test_containers_survive_the_end_of_containerd(fresh_engine: FreshEngine, end: Callable[[Containerd], None]) -> None:
     engine = fresh_engine()
-    engine.run("survivor", "sleep", "1000")
+    survivor = unique("survivor")
+    engine.run(survivor, "sleep", "1000")
     shims = engine.shim_pids()
     first = engine.pid
     end(engine)
@@ -136,7 +145,7 @@ def test_containers_survive_the_end_of_containerd(fresh_engine: FreshEngine, end
     assert engine.shim_pids() == shims
     engine.start()
     assert engine.pid != first
-    assert engine.tasks() == {"survivor": "RUNNING"}
+    assert engine.tasks() == {survivor: "RUNNING"}
 
 
 def test_a_suspended_containerd_answers_no_more(fresh_engine: FreshEngine) -> None:
@@ -150,39 +159,42 @@ def test_a_suspended_containerd_answers_no_more(fresh_engine: FreshEngine) -> No
 
 def test_two_of_a_kind_do_not_meet(fresh_engine: FreshEngine) -> None:
     one, other = fresh_engine(), fresh_engine()
-    one.run("here", "sleep", "1000")
-    assert one.tasks() == {"here": "RUNNING"}
+    here = unique("here")
+    one.run(here, "sleep", "1000")
+    assert one.tasks() == {here: "RUNNING"}
     assert other.tasks() == {}
     assert other.shim_pids() == []
 
 
 def test_nothing_is_left_behind(fresh_engine: FreshEngine) -> None:
     engine = fresh_engine()
-    for name in ("left-running", "left-paused", "left-without-shim", "left-with-stopped-shim"):
+    names = [unique(f"left-{how}") for how in ("running", "paused", "without-shim", "with-stopped-shim")]
+    for name in names:
         engine.run(name, "sleep", "1000")
-    engine.ctr("tasks", "pause", "left-paused")
-    os.kill(engine.shim_pids("default", "left-without-shim")[0], signal.SIGKILL)
-    os.kill(engine.shim_pids("default", "left-with-stopped-shim")[0], signal.SIGSTOP)
+    engine.ctr("tasks", "pause", names[1])
+    os.kill(engine.shim_pids("default", names[2])[0], signal.SIGKILL)
+    os.kill(engine.shim_pids("default", names[3])[0], signal.SIGSTOP)
     engine.nerdctl(*NERDCTL_RUN, "busybox:latest", "sleep", "1000")
-    assert traces(engine.directory, "left-*")
+    assert traces(engine.directory, unique("left-*"))
     engine.close()
-    assert traces(engine.directory, "left-*") == []
+    assert traces(engine.directory, unique("left-*")) == []
 
 
 def test_nothing_is_left_behind_by_tests_that_are_killed(engine: Containerd) -> None:
+    orphan = unique("orphan")
     program = f"""
 from tests.testbed import flood
 from tests.testbed.containerd import Containerd
 engine = Containerd("{engine.version}")
 engine.start()
 engine.import_image()
-engine.run("orphan", "sleep", "1000")
+engine.run("{orphan}", "sleep", "1000")
 print(engine.directory, flush=True)
 input()
 """
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tests:
         assert tests.stdout is not None
         directory = Path(tests.stdout.readline().decode().strip())
-        assert traces(directory, "orphan")
+        assert traces(directory, orphan)
         tests.kill()
-    wait_until(lambda: not traces(directory, "orphan"), "the guard to clean up")
+    wait_until(lambda: not traces(directory, orphan), "the guard to clean up")

@@ -121,7 +121,8 @@ async def test_docker_is_left_out_unless_asked_for(engine: Containerd) -> None:
             await watcher.inspect(f"moby/{id_}")
     async with ContainerdWatcher.at(engine.address, include=["moby"]) as watcher:
         assert (await watcher.inspect(f"moby/{id_}")).id == f"moby/{id_}"
-    await moby.ctr("tasks", "kill", "--signal", "SIGKILL", id_)
+    await moby.ctr("tasks", "delete", "--force", id_)
+    await moby.ctr("containers", "delete", id_)
 
 
 async def test_a_lost_stream_is_an_error(fresh_engine: Callable[[], Containerd]) -> None:

@@ -75,5 +75,14 @@ class Place:
 
 def interrupt(terminal: Terminal) -> int:
     """Ctrl-C, for all of a pipeline; return the exit status."""
-    os.killpg(terminal.process.pid, signal.SIGINT)
+    return _end(terminal, signal.SIGINT)
+
+
+def terminate(terminal: Terminal) -> None:
+    """End all that was typed; a shell that loops would go on after a Ctrl-C that the command in the loop heeds."""
+    _end(terminal, signal.SIGTERM)
+
+
+def _end(terminal: Terminal, how: signal.Signals) -> int:
+    os.killpg(terminal.process.pid, how)
     return terminal.process.wait(60)

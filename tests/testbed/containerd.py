@@ -194,6 +194,7 @@ class Containerd:
 
     def import_image(self, namespace: str = "default") -> None:
         """Bring the busybox image (and with it the namespace) into being."""
+        guard.keep_cgroups(namespace, self.directory.name)
         archive = self.directory / "busybox.tar"
         if not archive.exists():
             archive.write_bytes(image.oci_archive(busybox()))

@@ -91,6 +91,17 @@ def _end_container(cgroups: list[Path]) -> None:
         _patiently(partial(removed, cgroup), f"remove {cgroup}")
 
 
+def keep_cgroups(namespace: str, name: str) -> None:
+    """Have a cgroup in those of a containerd namespace: another guard that finds them empty would remove them, also
+    while runc is about to make a container's in there. Ours removes it, by its name.
+    """
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line]
+    for kept in [Path(mount, namespace, name) for mount in mounts]:
+        while not kept.exists():
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                kept.mkdir(parents=True)
+
+
 def _remove_namespace(namespace: str) -> None:
     """Remove the cgroups of a containerd namespace, unless another containerd has something in there."""
     for path in [_CGROUPS / namespace, *_CGROUPS.glob(f"*/{namespace}")]:
@@ -99,10 +110,12 @@ def _remove_namespace(namespace: str) -> None:
 
 
 def _remove_cgroups(name: str) -> None:
-    """Remove the cgroups that a kubelet has made below one that is called like the folder."""
-    for top in [_CGROUPS / name, *_CGROUPS.glob(f"*/{name}")]:
+    """Remove the cgroups that are called like the folder: what a kubelet has made in them, and those that were kept."""
+    for top in [_CGROUPS / name, *_CGROUPS.glob(f"*/{name}"), *_CGROUPS.glob(f"*/*/{name}")]:
         for path, _, _ in os.walk(top, topdown=False):
             Path(path).rmdir()
+        with contextlib.suppress(OSError):
+            top.parent.rmdir()  # the namespace's, where nobody else has something in there
 
 
 def _kill(processes: Iterator[int]) -> bool:
