@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import msgspec
-from nats.js.errors import NotFoundError
+from nats.js.errors import BucketNotFoundError, NoKeysError, NotFoundError
 
 from tests.bridge_process import BridgeProcess, Document, check_lives, check_stream, fold, transitions
 from tests.integration.nats_reading import FreshNats, Reader
@@ -31,7 +31,10 @@ def stored(peer: Nats) -> list[Document]:
 def in_bucket(peer: Nats) -> set[str]:
     async def read() -> set[str]:
         async with Reader(peer) as reader:
-            keys = await (await reader.jetstream.key_value("containers")).keys()
+            try:
+                keys = await (await reader.jetstream.key_value("containers")).keys()
+            except (BucketNotFoundError, NoKeysError):  # records are stored before rows
+                return set()
             return {key.rpartition(".")[2] for key in keys if key.count(".") == 3}
 
     return asyncio.run(read())
@@ -44,13 +47,23 @@ def epochs(records: list[Document]) -> list[list[Document]]:
     return list(found.values())
 
 
+def wait_stored(bridge: BridgeProcess, peer: Nats) -> None:
+    """Wait until the stream has what standard output got; the bridge may look for its server every half minute only."""
+    bridge.wait(lambda records: places(stored(peer)) == places(records), "all of it in the stream", 90)
+
+
+def places(records: list[Document]) -> list[tuple[int, int]]:
+    return [(each["epoch"], each["sequence"]) for each in records]
+
+
 def test_a_server_that_is_away_misses_nothing(engine: Containerd, fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats()
     peer.kill()
     name = engine.version.replace(".", "")
     sink = f"nats://{peer.urls[0].partition('//')[2]}/events"
     flags = ["--sink", sink, "--sink", "stdout:", "--state-dir", str(tmp_path / "state")]
-    environment = {"WHALEBRIDGE_LOG__FORMAT": "json"}
+    # Heartbeats go to the stream alone.
+    environment = {"WHALEBRIDGE_LOG__FORMAT": "json", "WHALEBRIDGE_HEARTBEAT__INTERVAL": "off"}
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
         bridge.wait_live()
         engine.run(f"lives-{name}", "sleep", "600")
@@ -58,19 +71,18 @@ def test_a_server_that_is_away_misses_nothing(engine: Containerd, fresh_nats: Fr
             engine.ctr("run", "--rm", "--null-io", IMAGE, f"short-{name}-{number}", "true")
         bridge.wait(lambda records: len(transitions(records)) >= 7, "seven transitions")
         peer.start()
-        bridge.wait(lambda records: len(stored(peer)) == len(records), "all of it in the stream")
-        assert [each["sequence"] for each in stored(peer)] == [each["sequence"] for each in bridge.records()]
+        wait_stored(bridge, peer)
         peer.kill()
         engine.ctr("run", "--rm", "--null-io", IMAGE, f"late-{name}", "true")
         bridge.wait(lambda records: len(transitions(records)) >= 9, "nine transitions")
         began = time.monotonic()
-    assert time.monotonic() - began < 14  # it has 10 s to hand over what nobody takes
+    assert time.monotonic() - began < 25  # it has 10 s to hand over what nobody takes
     assert "cannot be reached" in bridge.log.read_text()
     peer.start()
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
         wait_until(lambda: len(epochs(stored(peer))) == 2, "the second epoch in the stream")
         bridge.wait_live(2)
-        bridge.wait(lambda records: len(stored(peer)) == len(records), "all of it in the stream")
+        wait_stored(bridge, peer)
         first, second = epochs(stored(peer))
         assert second[0]["snapshot"]["previous"] == {"epoch": first[-1]["epoch"], "sequence": first[-1]["sequence"]}
         check_stream(first)
