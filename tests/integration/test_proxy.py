@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import subprocess
@@ -206,12 +207,13 @@ class TestWhatPasses:
     ) -> None:
         call = stream(proxied, rpc.SUBSCRIBE.path)(b"")
         await call.initial_metadata()
-        async with ContainerdClient(proxy.address, KEEP_ALL) as client:
-            for number in range(20):
+        reading = asyncio.ensure_future(call.read())
+        async with ContainerdClient(proxy.address, KEEP_ALL) as client, asyncio.timeout(30):
+            for number in itertools.count():
                 await client.mark("plain", number)
-                await asyncio.sleep(0.1)
-        async with asyncio.timeout(10):
-            raw = await call.read()
+                if (await asyncio.wait({reading}, timeout=0.1))[0]:
+                    break
+        raw = await reading
         assert isinstance(raw, bytes)
         envelope = Envelope.FromString(raw)
         assert (envelope.namespace, envelope.topic[:24]) == ("whalebridge", "/whalebridge/mark/plain/")
