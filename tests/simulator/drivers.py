@@ -6,8 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from bridge.core.model import ContainerKey
@@ -15,7 +13,7 @@ from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.records import create_records
 from tests.simulator.state import IMAGE
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import wait_until
+from tests.testbed.process import freeze
 
 
 class Driver(Protocol):
@@ -111,18 +109,13 @@ class RealDriver:
 
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
         for pid in self._engine.shim_pids(self.namespace, id_):
-            os.kill(pid, signal.SIGSTOP if hung else signal.SIGCONT)
             if hung:
-                await asyncio.to_thread(wait_until, partial(_stopped, pid), f"process {pid} to be stopped")
+                await asyncio.to_thread(freeze, pid)
+            else:
+                os.kill(pid, signal.SIGCONT)
 
     async def _ctr(self, *args: str) -> None:
         await asyncio.to_thread(self._engine.ctr, *args, namespace=self.namespace)
-
-
-def _stopped(pid: int) -> bool:
-    """Whether all of its threads have stopped: until then it may answer."""
-    stats = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 class SimulatedDriver:
