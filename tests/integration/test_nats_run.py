@@ -10,6 +10,7 @@ import msgspec
 from nats.js.errors import BucketNotFoundError, NoKeysError, NotFoundError
 
 from tests.bridge_process import BridgeProcess, Document, check_lives, check_stream, fold, transitions
+from tests.integration.commands import Yard
 from tests.integration.nats_reading import FreshNats, Reader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -56,7 +57,9 @@ def places(records: list[Document]) -> list[tuple[int, int]]:
     return [(each["epoch"], each["sequence"]) for each in records]
 
 
-def test_a_server_that_is_away_misses_nothing(engine: Containerd, fresh_nats: FreshNats, tmp_path: Path) -> None:
+def test_a_server_that_is_away_misses_nothing(
+    engine: Containerd, yard: Yard, fresh_nats: FreshNats, tmp_path: Path
+) -> None:
     peer = fresh_nats()
     peer.kill()
     name = engine.version.replace(".", "")
@@ -66,15 +69,15 @@ def test_a_server_that_is_away_misses_nothing(engine: Containerd, fresh_nats: Fr
     environment = {"WHALEBRIDGE_LOG__FORMAT": "json", "WHALEBRIDGE_HEARTBEAT__INTERVAL": "off"}
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
         bridge.wait_live()
-        engine.run(f"lives-{name}", "sleep", "600")
+        lives = yard.run(stem="lives")
         for number in range(3):
             engine.ctr("run", "--rm", "--null-io", IMAGE, f"short-{name}-{number}", "true")
-        bridge.wait(lambda records: len(transitions(records)) >= 7, "seven transitions")
+        bridge.wait(lambda records: len(transitions(records)) >= 7, "seven transitions", 90)
         peer.start()
         wait_stored(bridge, peer)
         peer.kill()
         engine.ctr("run", "--rm", "--null-io", IMAGE, f"late-{name}", "true")
-        bridge.wait(lambda records: len(transitions(records)) >= 9, "nine transitions")
+        bridge.wait(lambda records: len(transitions(records)) >= 9, "nine transitions", 90)
         began = time.monotonic()
     assert time.monotonic() - began < 25  # it has 10 s to hand over what nobody takes
     assert "cannot be reached" in bridge.log.read_text()
@@ -88,12 +91,11 @@ def test_a_server_that_is_away_misses_nothing(engine: Containerd, fresh_nats: Fr
         check_stream(first)
         check_stream(second)
         check_lives([*first, *second])
-        assert f"lives-{name}" in {container["id"] for container in fold([*first, *second]).values()}
+        assert lives in {container["id"] for container in fold([*first, *second]).values()}
 
 
-def test_the_bucket_has_what_lives(engine: Containerd, fresh_nats: FreshNats, tmp_path: Path) -> None:
+def test_the_bucket_has_what_lives(engine: Containerd, yard: Yard, fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats()
-    name = engine.version.replace(".", "")
     server = peer.urls[0].partition("//")[2]
     environment = {
         "WHALEBRIDGE_SINKS__0__TYPE": "nats",
@@ -102,11 +104,11 @@ def test_the_bucket_has_what_lives(engine: Containerd, fresh_nats: FreshNats, tm
         "WHALEBRIDGE_SINKS__0__BUCKET__NAME": "containers",
         "WHALEBRIDGE_LOG__FORMAT": "json",
     }
-    engine.run(f"before-{name}", "sleep", "600")
+    before = yard.run(stem="before")
     with BridgeProcess(engine.address, tmp_path, environment=environment):
         wait_until(lambda: "connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
-        wait_until(lambda: stored(peer) and f"before-{name}" in in_bucket(peer), "the first row")
-        engine.run(f"after-{name}", "sleep", "600")
-        wait_until(lambda: f"after-{name}" in in_bucket(peer), "the second row")
-        engine.ctr("task", "kill", "--signal", "KILL", f"before-{name}")
-        wait_until(lambda: f"before-{name}" not in in_bucket(peer), "the first row to go")
+        wait_until(lambda: stored(peer) and before in in_bucket(peer), "the first row")
+        after = yard.run(stem="after")
+        wait_until(lambda: after in in_bucket(peer), "the second row")
+        engine.ctr("task", "kill", "--signal", "KILL", before)
+        wait_until(lambda: before not in in_bucket(peer), "the first row to go")

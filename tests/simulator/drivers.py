@@ -84,7 +84,8 @@ class RealDriver:
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:
         told = [f"--label={key}={value}" for key, value in labels.items()]
-        await self._ctr("run", "--detach", *told, IMAGE, id_, "sleep", "1000")
+        # Nobody removes it, and its end would be an event in the midst of another test.
+        await self._ctr("run", "--detach", *told, IMAGE, id_, "sleep", "86400")
 
     async def exec(self, id_: str, exec_id: str) -> None:
         await self._ctr("tasks", "exec", "--exec-id", exec_id, id_, "true")
