@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from tests.integration.proxying import (
     KEEP_ALL,
     MIB,
     answers,
+    first_of,
     outcome,
     proven,
     state,
@@ -207,16 +207,9 @@ class TestWhatPasses:
     ) -> None:
         call = stream(proxied, rpc.SUBSCRIBE.path)(b"")
         await call.initial_metadata()
-        reading = asyncio.ensure_future(call.read())
-        async with ContainerdClient(proxy.address, KEEP_ALL) as client, asyncio.timeout(30):
-            for number in itertools.count():
-                await client.mark("plain", number)
-                if (await asyncio.wait({reading}, timeout=0.1))[0]:
-                    break
-        raw = await reading
-        assert isinstance(raw, bytes)
+        (raw,) = await first_of(proxy.address, call)
         envelope = Envelope.FromString(raw)
-        assert (envelope.namespace, envelope.topic[:24]) == ("whalebridge", "/whalebridge/mark/plain/")
+        assert (envelope.namespace, envelope.topic[:24]) == ("whalebridge", "/whalebridge/mark/first/")
         call.cancel()
 
 
