@@ -36,13 +36,14 @@ class ProxyProcess:
     def stop(self) -> None:
         """End it as an operator does."""
         self.process.terminate()
-        assert self.process.wait(10) == 0, self.log.read_text()
+        assert self.process.wait(30) == 0, self.log.read_text()
         assert not os.path.exists(self.address)
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """The lines of the log that tell of an event."""
-        lines = self.log.read_bytes().splitlines() if self.log.exists() else []
-        return [line for line in map(json.loads, lines) if line["event"] == event]
+        written = self.log.read_bytes() if self.log.exists() else b""
+        whole = written[: written.rfind(b"\n") + 1]  # a line may be under way
+        return [line for line in map(json.loads, whole.splitlines()) if line["event"] == event]
 
     def peak_bytes(self) -> int:
         """The most memory that it has had."""

@@ -115,6 +115,13 @@ async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSi
     return sink
 
 
+async def ended(sink: NatsSink) -> None:
+    """Wait until a sink knows that its connection has ended."""
+    assert sink._link
+    async with asyncio.timeout(60):
+        await asyncio.wait({sink._link.failed})
+
+
 def positions(of: Sequence[Record] | Sequence[Stored]) -> list[tuple[int, int]]:
     """Where records, or messages that hold one each, stand in their source."""
     return [each.position if isinstance(each, Stored) else (each.epoch, each.sequence) for each in of]
@@ -139,12 +146,18 @@ class Reader:
         """The client's."""
         return self.client.jetstream(timeout=10)
 
+    async def until(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> None:
+        """Wait until a stream has so many messages, or more."""
+        async with asyncio.timeout(30):
+            while (await self.jetstream.stream_info(stream)).state.messages < count:  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.02)
+
     async def stored(self, stream: str = "WHALEBRIDGE_EVENTS") -> list[Stored]:
         """Return all that a stream has, in its order."""
         count = (await self.jetstream.stream_info(stream)).state.messages
-        subscription = await self.jetstream.pull_subscribe(
-            ">", stream=stream, config=ConsumerConfig(ack_policy=AckPolicy.NONE)
-        )
+        # By default a server forgets a consumer of which it has heard nothing for 5 s.
+        config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
+        subscription = await self.jetstream.pull_subscribe(">", stream=stream, config=config)
         found: list[Stored] = []
         while len(found) < count:
             page = await subscription.fetch(min(1000, count - len(found)), timeout=10)

@@ -77,6 +77,18 @@ async def proven(address: str, stream: EventStream) -> None:
                     return
 
 
+async def first_of(address: str, *calls: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:
+    """Mark until each of these subscriptions has told something, and return that: from now on they miss nothing."""
+    reading = [asyncio.ensure_future(call.read()) for call in calls]
+    async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(30):
+        for number in itertools.count():
+            await client.mark("first", number)
+            _, waiting = await asyncio.wait(reading, timeout=0.1)
+            if not waiting:
+                break
+    return [raw for each in reading if isinstance(raw := each.result(), bytes)]
+
+
 async def answers(proxy: ProxyProcess) -> None:
     """Connect, once connections that were closed a moment ago do not count any more."""
     async with asyncio.timeout(20):

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.fleet.messages import Begin
-from bridge.fleet.nats import NatsReader
+from bridge.fleet.nats import WAIT_SECONDS, NatsReader
 from tests.integration.fleet_reading import data, following, whole
 from tests.integration.nats_reading import FreshNats, Reader, record, records, settings, started
 from tests.integration.test_nats_docs import PERMISSIONS
@@ -76,8 +76,8 @@ async def test_what_comes_slowly_comes_at_once(nats: Nats) -> None:
             began = time.monotonic()
             await sink.publish([record(number)])
             await found.count(number)
-            assert time.monotonic() - began < 1
-        await asyncio.sleep(6)  # longer than the server keeps a request
+            assert time.monotonic() - began < WAIT_SECONDS - 1  # not with the end of a request
+        await asyncio.sleep(WAIT_SECONDS + 1)  # longer than the server keeps a request
         await sink.publish([record(4)])
         await found.count(4)
         assert found.told == []
@@ -145,7 +145,7 @@ async def test_a_reader_that_follows_outlives_the_server(fresh_nats: FreshNats) 
         await asyncio.to_thread(peer.start)
         second = await publish(peer, 11, 10)
         assert data(await found.count(20)) == first + second
-        assert found.told[0].startswith("NATS at 127.0.0.1:")
+        assert "NATS at 127.0.0.1:" in found.told[0]
         assert found.told[0].endswith("; waiting for it")
         assert found.told[1:] == ["reading goes on"]
 
@@ -181,7 +181,7 @@ async def test_a_server_that_is_silent_or_away_is_not_waited_for(fresh_nats: Fre
     began = time.monotonic()
     with pytest.raises(TransientError, match="did not answer within 2 s"):
         await whole(reader(peer, timeout="2s", follow=True))
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 15
     peer.close()
     with pytest.raises(TransientError, match="cannot be reached"):
         await whole(reader(peer, timeout="2s", follow=True))

@@ -101,10 +101,15 @@ async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
         store = await reader.jetstream.key_value("watch")
         watcher = await store.watch(f"{SOURCE}.>")
         assert await watcher.updates() is None  # type: ignore[no-untyped-call] # nothing there yet
-        await sink.publish([*snapshot("a"), *told(("exited", "a"), first=4)])
-        await sink.publish(told(("started", "a"), first=5))
-        await sink.publish(told(("exited", "a"), first=6))
-        seen: list[KeyValue.Entry] = [await watcher.updates() for _ in range(3)]  # type: ignore[no-untyped-call]
+        seen: list[KeyValue.Entry] = []
+        for batch in (
+            [*snapshot("a"), *told(("exited", "a"), first=4)],
+            told(("started", "a"), first=5),
+            told(("exited", "a"), first=6),
+        ):
+            await sink.publish(batch)
+            # At once: the bucket keeps the last value of a key only.
+            seen.append(await watcher.updates(30))  # type: ignore[no-untyped-call]
         await watcher.stop()  # type: ignore[no-untyped-call]
         status = await store.status()
         assert [(entry.key, entry.operation) for entry in seen] == [

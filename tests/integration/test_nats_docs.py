@@ -53,9 +53,8 @@ async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats, require
     program = shutil.which("nats", path=search_path("nats")) or "nats"
     peer = fresh_nats(3)
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
-    await asyncio.to_thread(
-        run, [program, "--server", peer.urls[0], *shlex.split(command)], env={"HOME": "/nonexistent"}
-    )
+    patiently = [program, "--server", peer.urls[0], "--timeout", "30s"]  # three servers write it down
+    await asyncio.to_thread(run, [*patiently, *shlex.split(command)], env={"HOME": "/nonexistent"})
     await publishes(NatsSink(settings(peer, "whalebridge", stream={"create": False})))
     async with Reader(peer) as reader:
         config = (await reader.jetstream.stream_info("WHALEBRIDGE_WHALEBRIDGE")).config

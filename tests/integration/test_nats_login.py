@@ -11,7 +11,7 @@ import pytest
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.certificates import Authority
-from tests.integration.nats_reading import FreshNats, record, records, settings
+from tests.integration.nats_reading import FreshNats, ended, record, records, settings
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import Key, Operator
@@ -110,11 +110,12 @@ async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
 ) -> None:
     operator = Operator()
     peer = fresh_nats(login=operator.config())
-    path = operator.creds(tmp_path / "bridge.creds", seconds=2)
+    path = operator.creds(tmp_path / "bridge.creds", seconds=6)
     sink = NatsSink(settings(peer, login={"creds_file": str(path)}))
     await sink.start()
     await sink.publish(records(3))
-    await asyncio.sleep(2.5)
+    await ended(sink)
+    await asyncio.sleep(1.5)  # in the second in which a login expires the server still lets it in, for a moment
     with pytest.raises(TransientError, match=f"refused us .*: check login.creds_file {path}"):
         await sink.publish([record(4)])
     operator.creds(path)
@@ -139,6 +140,7 @@ async def test_files_that_are_replaced_are_read_at_the_next_connection(fresh_nat
     await sink.publish([record(4)])  # the connection is as good as before
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
+    await ended(sink)
     with pytest.raises(TransientError, match=r"check login\.token_file"):
         await sink.publish([record(5)])
     replace(path, SECRET)
@@ -230,4 +232,4 @@ async def test_tls_first(fresh_nats: FreshNats, authority: Authority) -> None:
     peer = fresh_nats(settings=first)
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
     await publishes(peer, tls=tls, handshake_first=True)
-    assert "handshake_first" in await complaint(peer, tls=tls)
+    assert "handshake_first" in await complaint(peer, tls=tls, timeout="20s")  # the server gives up after 2 s

@@ -32,17 +32,17 @@ FreshNats = Callable[..., Nats]
 RIGHT, WRONG = "secret", "other"
 
 
-async def store(url: str | list[str], **login: Any) -> int:
-    """Publish one message to a stream and hand back its number; one attempt of 2 s."""
+async def store(url: str | list[str], *, seconds: int = 20, **login: Any) -> int:
+    """Publish one message to a stream and hand back its number; one attempt, each step of so many seconds."""
 
     async def ignore(error: Exception) -> None:
         """The default would log it."""
 
     connection = Client()
     try:
-        async with asyncio.timeout(5):  # without reconnects, too, a dead server is tried 60 times
-            await connection.connect(url, connect_timeout=2, allow_reconnect=False, error_cb=ignore, **login)
-            stream = connection.jetstream(timeout=2)
+        async with asyncio.timeout(2 * seconds):  # without reconnects, too, a dead server is tried 60 times
+            await connection.connect(url, connect_timeout=seconds, allow_reconnect=False, error_cb=ignore, **login)
+            stream = connection.jetstream(timeout=seconds)
             await stream.add_stream(name="EVENTS", subjects=["events.>"])
             return (await stream.publish("events.one", b"hello")).seq
     finally:
@@ -90,7 +90,7 @@ async def test_a_suspended_server_answers_no_more(fresh_nats: FreshNats) -> None
     nats = fresh_nats()
     nats.suspend()
     with pytest.raises((TimeoutError, NatsError)):
-        await store(nats.url)
+        await store(nats.url, seconds=2)
     nats.resume()
     assert await store(nats.url) == 1
 
@@ -106,7 +106,7 @@ async def test_token_and_password_and_permissions(fresh_nats: FreshNats) -> None
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, user="bridge", password=WRONG)
     with pytest.raises((TimeoutError, NatsError)):
-        await store(nats.url, user="guest", password=RIGHT)
+        await store(nats.url, seconds=2, user="guest", password=RIGHT)
 
 
 async def test_nkeys(fresh_nats: FreshNats, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ async def test_credentials_of_an_operator(fresh_nats: FreshNats, tmp_path: Path)
             await store(nats.url, user_credentials=str(wrong))
     nobody = operator.creds(tmp_path / "nobody", permissions=Permissions(publish=["nothing"]))
     with pytest.raises((TimeoutError, NatsError)):
-        await store(nats.url, user_credentials=str(nobody))
+        await store(nats.url, seconds=2, user_credentials=str(nobody))
 
 
 async def test_tls(fresh_nats: FreshNats, authority: Authority, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ async def test_a_proxy_fails_on_request(fresh_nats: FreshNats) -> None:
     for fail in (proxy.cut, proxy.silence, lambda: proxy.reset_after(100)):
         fail()
         with pytest.raises((TimeoutError, OSError, NatsError)):
-            await store(nats.url)
+            await store(nats.url, seconds=2)
         proxy.heal()
         assert await store(nats.url) > 1
     began = asyncio.get_running_loop().time()
@@ -188,7 +188,7 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
 
 async def published(stream: JetStreamContext, subject: str) -> int:
     """Publish once a leader listens: one that is just elected does not do so at once, and nobody else answers."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             try:
                 return (await stream.publish(subject, b"hello")).seq

@@ -95,7 +95,7 @@ class SimulatedContainerd:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to be so, looking again whenever a call or a subscription begins or ends."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not condition():
                 await self._stirred.wait()
 

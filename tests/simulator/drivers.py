@@ -6,8 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 from bridge.core.model import ContainerKey
@@ -15,7 +13,7 @@ from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.records import create_records
 from tests.simulator.state import IMAGE
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import wait_until
+from tests.testbed.process import freeze
 
 
 class Driver(Protocol):
@@ -86,7 +84,8 @@ class RealDriver:
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:
         told = [f"--label={key}={value}" for key, value in labels.items()]
-        await self._ctr("run", "--detach", *told, IMAGE, id_, "sleep", "1000")
+        # Nobody removes it, and its end would be an event in the midst of another test.
+        await self._ctr("run", "--detach", *told, IMAGE, id_, "sleep", "86400")
 
     async def exec(self, id_: str, exec_id: str) -> None:
         await self._ctr("tasks", "exec", "--exec-id", exec_id, id_, "true")
@@ -111,18 +110,13 @@ class RealDriver:
 
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
         for pid in self._engine.shim_pids(self.namespace, id_):
-            os.kill(pid, signal.SIGSTOP if hung else signal.SIGCONT)
             if hung:
-                await asyncio.to_thread(wait_until, partial(_stopped, pid), f"process {pid} to be stopped")
+                await asyncio.to_thread(freeze, pid)
+            else:
+                os.kill(pid, signal.SIGCONT)
 
     async def _ctr(self, *args: str) -> None:
         await asyncio.to_thread(self._engine.ctr, *args, namespace=self.namespace)
-
-
-def _stopped(pid: int) -> bool:
-    """Whether all of its threads have stopped: until then it may answer."""
-    stats = Path(f"/proc/{pid}/task").glob("*/stat")
-    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in stats)
 
 
 class SimulatedDriver:

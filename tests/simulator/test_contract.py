@@ -63,6 +63,14 @@ async def subscribed(client: ContainerdClient) -> EventStream:
     raise AssertionError("never comes here")
 
 
+async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[ContainerKey, EventStream]:
+    """Run a container; return its key, and a stream of what happens after its start, which a shim may tell late."""
+    key, stream = ContainerKey(driver.namespace, unique(name)), await subscribed(client)
+    await driver.run(key.id, {})
+    await wait_for_events(client, stream, driver.namespace, TaskStarted)
+    return key, stream
+
+
 async def events_until_mark(client: ContainerdClient, stream: EventStream, namespace: str) -> list[Event]:
     """Return what has happened in a namespace since the last call."""
     nonce = f"flush{next(_numbers)}"
@@ -78,7 +86,7 @@ async def wait_for_events(
 ) -> list[Event]:
     """Return what happens until the last one expected: shims tell later than they act."""
     events: list[Event] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not any(isinstance(event, last) for event in events):
             events.extend(await events_until_mark(client, stream, namespace))
     return [event for event in events if not isinstance(event, Mark)]
@@ -119,9 +127,7 @@ class Contract:
         assert created.at < task_created.at < started.at
 
     async def test_a_pause_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
-        key = ContainerKey(driver.namespace, unique("pause"))
-        await driver.run(key.id, {})
-        stream = await subscribed(client)
+        key, stream = await running(driver, client, "pause")
         await driver.pause(key.id)
         assert [task.status for task in await client.tasks(driver.namespace)] == [TaskStatus.PAUSED]
         await driver.resume(key.id)
@@ -131,9 +137,7 @@ class Contract:
         assert paused.key == resumed.key == key
 
     async def test_an_exec_is_told_apart(self, driver: Driver, client: ContainerdClient) -> None:
-        key = ContainerKey(driver.namespace, unique("exec"))
-        await driver.run(key.id, {})
-        stream = await subscribed(client)
+        key, stream = await running(driver, client, "exec")
         await driver.exec(key.id, "e1")
         *noise, exited = await wait_for_events(client, stream, driver.namespace, TaskExited)
         assert noise == [Ignored("/tasks/exec-added", known=True), Ignored("/tasks/exec-started", known=True)]
@@ -143,10 +147,8 @@ class Contract:
         assert exited.pid != task.pid
 
     async def test_an_end_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
-        key = ContainerKey(driver.namespace, unique("end"))
-        await driver.run(key.id, {})
+        key, stream = await running(driver, client, "end")
         (task,) = await client.tasks(driver.namespace)
-        stream = await subscribed(client)
         waiting = asyncio.create_task(client.wait(key))
         await driver.kill(key.id)
         (exited,) = await wait_for_events(client, stream, driver.namespace, TaskExited)
@@ -206,7 +208,7 @@ class Contract:
         await driver.record(record)
         await driver.run(task_gone, {})
         await driver.kill(task_gone)
-        await asyncio.wait_for(client.wait(ContainerKey(driver.namespace, task_gone)), 10)
+        await asyncio.wait_for(client.wait(ContainerKey(driver.namespace, task_gone)), 60)
         await driver.delete_task(task_gone)
         for id_ in (record, task_gone, "never"):
             key = ContainerKey(driver.namespace, id_)

@@ -101,7 +101,7 @@ class Node:
         await outbox.acknowledge("reader", batch)
 
     async def until(self, fits: Callable[[], Any]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not fits():  # noqa: ASYNC110 (a test has nothing else to do meanwhile)
                 await asyncio.sleep(0.01)
 

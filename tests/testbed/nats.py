@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.certificates import Authority, Certificate
 from tests.testbed.install import search_path
-from tests.testbed.nats_auth import OPEN
+from tests.testbed.nats_auth import OPEN, PATIENCE
 from tests.testbed.process import wait_until
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
@@ -65,7 +65,8 @@ class Nats(Servers):
         if authority:
             shown = certificate or authority.issue("nats")
             trusted = f'ca_file: "{authority.certificate}", verify: {str(mtls).lower()}'
-            self._tls = f'tls {{ cert_file: "{shown.certificate}", key_file: "{shown.key}", {trusted} }}\n'
+            own = f'cert_file: "{shown.certificate}", key_file: "{shown.key}"'
+            self._tls = f"tls {{ {own}, {trusted}, timeout: {PATIENCE} }}\n"
         self._common = login + self._tls + settings
         self.nodes = [self._node(number, proxied=proxied) for number in range(1, servers + 1)]
         for node in self.nodes:

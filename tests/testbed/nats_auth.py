@@ -21,6 +21,9 @@ import nkeys  # type: ignore[import-untyped]
 OPEN = ""
 """The configuration of a server that lets everybody in."""
 
+# Seconds that a client is given to log in; by default 2, which one on a machine that is busy may need.
+PATIENCE = 30
+
 _UNLIMITED = {"subs": -1, "data": -1, "payload": -1}
 
 
@@ -66,7 +69,7 @@ class Key:
 
 def token(secret: str) -> str:
     """The configuration of a server that wants this token."""
-    return _render({"authorization": {"token": secret}})
+    return _render({"authorization": {"timeout": PATIENCE, "token": secret}})
 
 
 def users(passwords: dict[str, str], permissions: dict[str, Permissions] | None = None) -> str:
@@ -76,12 +79,13 @@ def users(passwords: dict[str, str], permissions: dict[str, Permissions] | None 
         {"user": user, "password": password, "permissions": allowed.get(user, EVERYTHING).config()}
         for user, password in passwords.items()
     ]
-    return _render({"authorization": {"users": known}})
+    return _render({"authorization": {"timeout": PATIENCE, "users": known}})
 
 
 def nkey(key: Key, permissions: Permissions = EVERYTHING) -> str:
     """The configuration of a server that lets this key in."""
-    return _render({"authorization": {"users": [{"nkey": key.public, "permissions": permissions.config()}]}})
+    known = [{"nkey": key.public, "permissions": permissions.config()}]
+    return _render({"authorization": {"timeout": PATIENCE, "users": known}})
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Operator:
         trusted = {"type": "operator", "version": 2, "system_account": self.system.public}
         return _render(
             {
+                "authorization": {"timeout": PATIENCE},
                 "operator": _jwt(self.operator, self.operator.public, "testbed", trusted),
                 "system_account": self.system.public,
                 "resolver": "MEMORY",

@@ -38,7 +38,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 async def until(fits: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not fits():  # noqa: ASYNC110 (files are written by threads)
             await asyncio.sleep(0.005)
 
@@ -63,7 +63,7 @@ async def delivering(chosen: Settings) -> AsyncIterator[Running]:
         running = Running(tasks, chosen)
         try:
             yield running
-            await running.delivery.drain(5)
+            await running.delivery.drain(60)
         finally:
             await running.delivery.close()
 

@@ -279,8 +279,9 @@ async def test_drained_is_when_nothing_waits(outbox: MemoryOutbox, clock: Manual
 
 
 async def test_it_settles_when_what_is_on_its_way_is_acknowledged_and_sends_nothing_more(
-    outbox: MemoryOutbox, clock: ManualClock
+    outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 60)
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
     pump = Pump("s", sink, outbox, clock)

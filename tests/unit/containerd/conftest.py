@@ -27,6 +27,6 @@ async def client(standin: SimulatedContainerd) -> AsyncIterator[ContainerdClient
 @pytest.fixture
 async def hasty(standin: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
     """A client that is quick to give up."""
-    timeouts = Timeouts(connect=0.3, call=0.3, listing=0.3)
+    timeouts = Timeouts(connect=10, call=0.3, listing=0.3)
     async with ContainerdClient(standin.address, LabelRules.keep_all(), timeouts=timeouts) as client:
         yield client

@@ -96,7 +96,7 @@ class TestEngine:
     ) -> None:
         await client.engine()
         await standin.restart()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while await _lost(client):  # noqa: ASYNC110 - how soon gRPC connects again is the point
                 await asyncio.sleep(0.05)
 
@@ -148,7 +148,7 @@ class TestFailures:
         self, standin: SimulatedContainerd, hasty: ContainerdClient, method: str
     ) -> None:
         standin.faults.hang(method)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             with pytest.raises(TransientError, match=rf"{standin.address} did not .* in time: it, or a shim, hangs"):
                 await CALLS[method](hasty)
 

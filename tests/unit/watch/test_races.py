@@ -151,11 +151,13 @@ async def test_no_more_questions_at_a_time_than_allowed() -> None:
     for key in keys:
         source.run(key, 5)
 
+    answer = asyncio.Event()
+
     async def hangs(_: ContainerKey) -> None:
         nonlocal asked, most
         asked += 1
         most = max(most, asked)
-        await asyncio.sleep(0.01)
+        await answer.wait()
         asked -= 1
 
     async with watching(source) as running:
@@ -164,6 +166,8 @@ async def test_no_more_questions_at_a_time_than_allowed() -> None:
         for key in keys:
             source.stream.put(TaskResumed(key, 1))
             await turns(5)
+        assert asked == 16
+        answer.set()
         await running.until(lambda: source.calls["task"] >= 100)
     assert most == 16
 

@@ -59,7 +59,7 @@ class Running:
 
     async def until(self, fits: Callable[[], object]) -> None:
         """Let the watch go on until something is so."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not fits():
                 if self.task.done():
                     self.task.result()
