@@ -69,7 +69,7 @@ class World:
             labels |= {"app": self.told[1]} if kind == "sandbox" else {"io.kubernetes.container.name": "web"}
             name = f"{kind}-{self.namespace}"
             self.engine.ctr(
-                "run", "--detach", "--null-io", *_flags("--label", labels), self._image, name, "sleep", "600",
+                "run", "--detach", "--null-io", *_flags("--label", labels), self._image, name, "sleep", "86400",
                 namespace="k8s.io",
             )  # fmt: skip
 

@@ -45,7 +45,7 @@ class Yard:
         """Run a container that does nothing, and return its id."""
         id_ = f"{stem}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
         self.engine.import_image(namespace)
-        self.engine.run(id_, "sleep", "600", namespace=namespace, labels=labels)
+        self.engine.run(id_, "sleep", "86400", namespace=namespace, labels=labels)
         self._made.append((namespace, id_))
         return id_
 

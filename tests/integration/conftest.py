@@ -50,7 +50,7 @@ async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
 def container(engine: Containerd) -> Iterator[str]:
     """A container that runs."""
     id_ = unique("proxied")
-    engine.run(id_, "sleep", "600", labels={"colour": "blue"})
+    engine.run(id_, "sleep", "86400", labels={"colour": "blue"})
     yield id_
     engine.ctr("tasks", "delete", "--force", id_)
     engine.ctr("containers", "delete", id_)

@@ -210,7 +210,7 @@ class Churn:
             self._ctr("tasks", "delete", id_, check=False)
         else:
             self._states[id_] = "running"
-            self._ctr("run", "--detach", "--null-io", "--label", "team=e2e", IMAGE, id_, "sleep", "600")
+            self._ctr("run", "--detach", "--null-io", "--label", "team=e2e", IMAGE, id_, "sleep", "86400")
 
     def _reborn(self, id_: str) -> None:
         self._count(id_)

@@ -26,12 +26,12 @@ name: {project}
 services:
   web:
     image: busybox:latest
-    command: ["sleep", "600"]
+    command: ["sleep", "86400"]
     network_mode: host
     pull_policy: never
   db:
     image: busybox:latest
-    command: ["sleep", "600"]
+    command: ["sleep", "86400"]
     network_mode: host
     pull_policy: never
 """
@@ -110,7 +110,7 @@ class Story:
 
     def start(self, id_: str, *options: str) -> None:
         """Run a container in the background."""
-        run = ("run", "--detach", "--null-io", *options, IMAGE, id_, "sleep", "600")
+        run = ("run", "--detach", "--null-io", *options, IMAGE, id_, "sleep", "86400")
         self.do(id_, "started", lambda: self.ctr(*run))
 
     def end(self, id_: str, *, name: str = "") -> None:
@@ -194,10 +194,10 @@ def never_started(story: Story, number: int) -> None:
     """Is created and removed without ever having been started."""
     id_ = story.fresh("never")
     if number % 2:
-        story.ctr("containers", "create", IMAGE, id_, "sleep", "600")
+        story.ctr("containers", "create", IMAGE, id_, "sleep", "86400")
         story.ctr("containers", "rm", id_)
     else:
-        run = ("create", "--pull", "never", "--net", "host", "--name", id_, "busybox:latest", "sleep", "600")
+        run = ("create", "--pull", "never", "--net", "host", "--name", id_, "busybox:latest", "sleep", "86400")
         id_ = story.nerdctl(*run)
         story.nerdctl("rm", id_)
     story.silent.add(story.display(id_))
@@ -208,7 +208,7 @@ def nerdctl_life(story: Story, number: int) -> None:
     name = story.fresh("ship")
     before = time.time()
     id_ = story.nerdctl(
-        "run", "-d", "--pull", "never", "--net", "host", "--name", name, "busybox:latest", "sleep", "600"
+        "run", "-d", "--pull", "never", "--net", "host", "--name", name, "busybox:latest", "sleep", "86400"
     )
     story.note(id_, "started", before, name=name)
     story.do(id_, "paused", lambda: story.nerdctl("pause", name), name=name)

@@ -68,7 +68,7 @@ def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Co
     engine = fresh_engine()
     stays, goes, new = (f"{stem}-{os.getpid()}" for stem in ("stays", "goes", "new"))
     for id_ in (stays, goes):
-        engine.run(id_, "sleep", "600")
+        engine.run(id_, "sleep", "86400")
     with watching(engine.address) as terminal:
         terminal.wait(lambda page: stays in page and goes in page, "containers")
         engine.ctr("tasks", "pause", stays)
@@ -81,7 +81,7 @@ def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Co
         engine.wait_ready()
         engine.ctr("tasks", "kill", "--signal", "SIGKILL", goes)
         wait_for(lambda: engine.tasks().get(goes) != "RUNNING")
-        engine.run(new, "sleep", "600")
+        engine.run(new, "sleep", "86400")
         page = terminal.wait(
             lambda page: lines(page, new) and not lines(page, goes) and "not watched" not in page, "right page"
         )

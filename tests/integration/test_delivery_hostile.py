@@ -60,7 +60,7 @@ def test_large_labels_and_hostile_names(
     to_nats = {"TYPE": "nats", "SERVERS": nats_url, "SUBJECT": places.topic, "TEMPLATE": template}
 
     def run(id_: str, *labels: str) -> None:
-        engine.ctr("containers", "create", IMAGE, id_, "sleep", "600", namespace=namespace)
+        engine.ctr("containers", "create", IMAGE, id_, "sleep", "86400", namespace=namespace)
         for start in range(0, len(labels), 200):  # an argument list is bounded, too
             engine.ctr("containers", "label", id_, *labels[start : start + 200], namespace=namespace)
         engine.ctr("tasks", "start", "--detach", "--null-io", id_, namespace=namespace)

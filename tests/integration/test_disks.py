@@ -158,11 +158,11 @@ def test_the_bridge_goes_on_through_a_full_disk(engine: Containerd, tmp_path: Pa
     with small_disk(tmp_path / "disk", "4m") as disk:
         with BridgeProcess(engine.address, tmp_path, "--state-dir", f"{disk}/state") as bridge:
             bridge.wait_live()
-            engine.run(ids[0], "sleep", "600")
+            engine.run(ids[0], "sleep", "86400")
             bridge.wait(lambda records: len(mine(records)) == 1, "the first start")
             filler = fill_up(disk)
             for id_ in ids[1:]:
-                engine.run(id_, "sleep", "600", labels={"filler": "x" * 2000})
+                engine.run(id_, "sleep", "86400", labels={"filler": "x" * 2000})
             bridge.wait(lambda _: "outbox_not_written" in bridge.log.read_text(), "an alarm")
             for id_ in ids:
                 engine.ctr("task", "kill", "--signal", "SIGKILL", id_)

@@ -67,7 +67,7 @@ def story(engine: Containerd, nats: Any, folder: Path) -> Iterator[Document]:
         (started,) = [each for each in bridge.wait(has("started"), "start") if each["type"] == "started"]
         engine.ctr("tasks", "kill", "--signal=SIGKILL", started["container"]["id"])
         bridge.wait(has("exited"), "exit")
-        engine.run("large", "sleep", "1000", labels={f"label-{number}": "x" * 4000 for number in range(3)})
+        engine.run("large", "sleep", "86400", labels={f"label-{number}": "x" * 4000 for number in range(3)})
         bridge.wait_said("refused")
         lost = asyncio.run(losses(nats))
     records = bridge.records()

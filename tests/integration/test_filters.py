@@ -34,7 +34,7 @@ def test_the_way_of_a_record_is_told_to_who_asks_for_it(engine: Containerd, tmp_
     name = unique(engine, "extras")
     with BridgeProcess(engine.address, tmp_path, environment=EXTRAS) as bridge:
         bridge.wait_live()
-        run = ("run", "-d", "--pull=never", "--net=host", f"--name={name}", "busybox:latest", "sleep", "600")
+        run = ("run", "-d", "--pull=never", "--net=host", f"--name={name}", "busybox:latest", "sleep", "86400")
         id_ = engine.nerdctl(*run).stdout.strip()
         bridge.wait(lambda records: "started" in types(records, id_), "start")
         engine.nerdctl("rename", name, f"{name}-new")
@@ -92,8 +92,8 @@ def test_a_label_that_is_not_published_may_be_what_a_container_is_chosen_by(engi
     environment = {"WHALEBRIDGE_CONTAINERS__LABELS__INCLUDE": "tier=fr*", "WHALEBRIDGE_LABELS__EXCLUDE": "tier"}
     with BridgeProcess(engine.address, tmp_path, environment=environment) as bridge:
         bridge.wait_live()
-        engine.run(other, "sleep", "600", labels={"tier": "back"})
-        engine.run(chosen, "sleep", "600", labels={"tier": "front"})
+        engine.run(other, "sleep", "86400", labels={"tier": "back"})
+        engine.run(chosen, "sleep", "86400", labels={"tier": "front"})
         records = bridge.wait(lambda records: types(records, chosen), "start")
     assert types(records, other) == []
     assert "tier" not in about(records, chosen)[0]["container"]["labels"]
@@ -153,7 +153,7 @@ def snapshots(records: list[Document]) -> list[Document]:
 async def test_sighup_has_other_filters_and_sinks_settings_take_effect(engine: Containerd, tmp_path: Path) -> None:
     leaves, stays, enters = (unique(engine, stem) for stem in ("leaves", "stays", "enters"))
     for id_ in (leaves, stays, enters):
-        engine.run(id_, "sleep", "600")
+        engine.run(id_, "sleep", "86400")
     program = Program(
         tmp_path / "records.jsonl",
         containerd={"address": engine.address},
@@ -182,7 +182,7 @@ async def test_sighup_has_other_filters_and_sinks_settings_take_effect(engine: C
 def test_sighup_has_the_file_of_settings_read_anew(engine: Containerd, tmp_path: Path) -> None:
     leaves, stays = unique(engine, "file-leaves"), unique(engine, "file-stays")
     for id_ in (leaves, stays):
-        engine.run(id_, "sleep", "600")
+        engine.run(id_, "sleep", "86400")
     file = tmp_path / "whalebridge.yaml"
     file.write_text(f"containers: {{names: {{include: ['{leaves}', '{stays}']}}}}\n")
     with BridgeProcess(engine.address, tmp_path, "--config", str(file)) as bridge:
@@ -203,7 +203,7 @@ def test_sighup_has_the_file_of_settings_read_anew(engine: Containerd, tmp_path:
 
 async def test_where_a_sink_writes_to_after_sighup_a_snapshot_follows(engine: Containerd, tmp_path: Path) -> None:
     id_ = unique(engine, "elsewhere")
-    engine.run(id_, "sleep", "600")
+    engine.run(id_, "sleep", "86400")
     flags = {"containerd": {"address": engine.address}, "containers": {"names": {"include": [id_]}}}
     program = Program(tmp_path / "records.jsonl", **flags)
     program.flags["sinks"] = [{"type": "file", "name": "f", "path": str(program.path)}]

@@ -191,7 +191,7 @@ def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Conta
         site = Site(bridge)
         bridge.wait_live()
         for id_ in (first, second, third):
-            containerd.run(id_, "sleep", "600")
+            containerd.run(id_, "sleep", "86400")
         containerd.ctr("task", "exec", "--exec-id", "probe", first, "true")
         containerd.ctr("task", "pause", second)
         containerd.ctr("task", "kill", "--signal", "SIGKILL", third)

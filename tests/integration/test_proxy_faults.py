@@ -52,7 +52,7 @@ def named(*stems: str) -> list[str]:
 
 def started(containerd: Containerd, bridge: BridgeProcess, ids: list[str]) -> None:
     for id_ in ids:
-        containerd.run(id_, "sleep", "600")
+        containerd.run(id_, "sleep", "86400")
     bridge.wait(lambda records: set(ids) <= set(fold(records)), "all starts")
 
 
@@ -109,7 +109,7 @@ def test_a_bridge_that_is_too_slow_starts_over_with_an_overflow(containerd: Cont
     started(containerd, bridge, named("slow"))
     with suspended(bridge.process.pid):
         asyncio.run(publish(containerd, 3 * SUBSCRIBER_BYTES // MIB))
-        containerd.run(*named("meanwhile"), "sleep", "600")
+        containerd.run(*named("meanwhile"), "sleep", "86400")
     records = bridge.wait(lambda records: set(fold(records)) == set(named("slow", "meanwhile")), "agreement")
     check_stream(records)
     assert reasons(records) == ["start", "overflow"]

@@ -61,7 +61,7 @@ def test_labels_pass_the_rules_only(engine: Containerd, tmp_path: Path) -> None:
     hostile = {"tier": "front", "db-password": "canary-1", "API_TOKEN": "canary-2", "esc": "\x1b[31mr\ned", "ü": "日本"}
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_live()
-        engine.run(id_, "sleep", "600", labels=hostile)
+        engine.run(id_, "sleep", "86400", labels=hostile)
         run = ("run", "-d", "--pull=never", "--net=host", f"--name={id_}-n", "busybox:latest", "true")
         named = engine.nerdctl(*run).stdout.strip()
         records = bridge.wait(
@@ -106,9 +106,9 @@ def test_pods_are_told_from_labels_and_sandboxes_on_request(engine: Containerd, 
         all_.wait_live()
         kind = "io.cri-containerd.kind"
         pod_labels = {"app": "shop", "api-token": "canary"}
-        engine.run(sandbox, "sleep", "600", namespace="k8s.io", labels={kind: "sandbox", **POD, **pod_labels})
+        engine.run(sandbox, "sleep", "86400", namespace="k8s.io", labels={kind: "sandbox", **POD, **pod_labels})
         app = {kind: "container", **POD, "io.kubernetes.container.name": "web"}
-        engine.run(container, "sleep", "600", namespace="k8s.io", labels=app)
+        engine.run(container, "sleep", "86400", namespace="k8s.io", labels=app)
         records = bridge.wait(lambda records: told_of(records, container), "the container's start")
         everything = all_.wait(
             lambda records: told_of(records, container) and told_of(records, sandbox), "the starts of both"
@@ -191,7 +191,7 @@ def test_a_container_that_outlives_its_record_is_not_dead(engine: Containerd, tm
     id_ = unique(engine, "outlives")
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_live()
-        engine.run(id_, "sleep", "600")
+        engine.run(id_, "sleep", "86400")
         bridge.wait(lambda records: told_of(records, id_), "its start")
         pid = told_of(bridge.records(), id_)[0]["container"]["pid"]
         delete_record(engine, id_)

@@ -78,7 +78,7 @@ def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, t
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
         for id_ in ids:
-            containerd.run(id_, "sleep", "600")
+            containerd.run(id_, "sleep", "86400")
         containerd.ctr("task", "pause", ids[5])
         bridge.wait(lambda records: len(transitions(records)) == 7, "all starts and the pause")
         doomed = {id_: init_pid(containerd, id_) for id_ in ids[:3]}
@@ -107,7 +107,7 @@ def test_reborn_while_containerd_is_down_is_two_lives(containerd: Containerd, tm
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
         for id_ in (PHOENIX, STAYS):
-            containerd.run(id_, "sleep", "600")
+            containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         with suspended([bridge.process.pid]):
             containerd.ctr("task", "kill", "--signal", "SIGKILL", PHOENIX)
@@ -132,7 +132,7 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
         for id_ in (HANGS, ANSWERS):
-            containerd.run(id_, "sleep", "600")
+            containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         pid = init_pid(containerd, HANGS)
         shims = containerd.shim_pids("default", HANGS)
@@ -157,7 +157,7 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
 
 def test_a_shim_that_hangs_while_the_bridge_starts(containerd: Containerd, tmp_path: Path) -> None:
     """Nobody can say whether the container lives: it is not in the snapshot, which says so; the audit finds it."""
-    containerd.run(HANGS, "sleep", "600")
+    containerd.run(HANGS, "sleep", "86400")
     with suspended(containerd.shim_pids("default", HANGS)), BridgeProcess(containerd.address, tmp_path) as bridge:
         records = bridge.wait_live(seconds=60)
         assert last_frame(records)["snapshot"]["partial"]
@@ -175,7 +175,7 @@ def test_a_shim_that_hangs_while_containerd_starts(containerd: Containerd, tmp_p
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_live()
         for id_ in (HANGS, ANSWERS):
-            containerd.run(id_, "sleep", "600")
+            containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         pid = init_pid(containerd, HANGS)
         with suspended(containerd.shim_pids("default", HANGS)):
@@ -198,7 +198,7 @@ def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> No
         for round_ in range(ROUNDS):
             names = [f"r{round_}-{number}-{os.getpid()}" for number in range(5)]
             for id_ in names:
-                containerd.run(id_, "sleep", "600")
+                containerd.run(id_, "sleep", "86400")
             doomed = chance.sample(sorted(alive(containerd).keys() - {names[-1]}), 3)
             pids = [init_pid(containerd, id_) for id_ in doomed]
             moment = chance.random()

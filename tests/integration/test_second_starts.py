@@ -55,7 +55,7 @@ def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd,
     with bridge(containerd, tmp_path) as first:
         first.wait_live()
         for id_ in ids:
-            containerd.run(id_, "sleep", "600")
+            containerd.run(id_, "sleep", "86400")
         first.wait(lambda records: len(transitions(records)) == len(ids), "all starts")
         first.process.kill()
         first.process.wait()
@@ -66,7 +66,7 @@ def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd,
         containerd.ctr("task", "rm", id_)
     containerd.ctr("task", "start", "--detach", "--null-io", REBORN)
     containerd.ctr("task", "pause", PAUSES)
-    containerd.run(BORN, "sleep", "600")
+    containerd.run(BORN, "sleep", "86400")
     before = len(read(first.out).records)
     with bridge(containerd, tmp_path) as second:
         second.wait(lambda records: told_alive(records) == alive(containerd), "agreement")
@@ -115,7 +115,7 @@ class Churn:
         status = self._containerd.tasks().get(id_)
         if status is None:
             self._containerd.ctr("container", "rm", id_, check=False)
-            self._containerd.run(id_, "sleep", "600")
+            self._containerd.run(id_, "sleep", "86400")
         elif status == "STOPPED":
             self._containerd.ctr("task", "rm", id_, check=False)
             if self._chance.random() < 0.5:

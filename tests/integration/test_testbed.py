@@ -46,7 +46,7 @@ def test_the_image_has_the_same_bytes_every_time(engine: Containerd) -> None:
 
 def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
     life = unique("life")
-    engine.run(life, "sleep", "1000", labels={"color": "blue"})
+    engine.run(life, "sleep", "86400", labels={"color": "blue"})
     assert engine.tasks()[life] == "RUNNING"
     assert len(engine.shim_pids("default", life)) == 1
     info = engine.ctr("containers", "info", life).stdout
@@ -68,12 +68,12 @@ def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
 def test_a_name_space_may_have_a_dot(engine: Containerd) -> None:
     engine.import_image("a.b")
     dotted = unique("dotted")
-    engine.run(dotted, "sleep", "1000", namespace="a.b")
+    engine.run(dotted, "sleep", "86400", namespace="a.b")
     assert engine.tasks("a.b") == {dotted: "RUNNING"}
 
 
 def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: Path) -> None:
-    engine.nerdctl(*NERDCTL_RUN, "--name=web", "busybox:latest", "sleep", "1000")
+    engine.nerdctl(*NERDCTL_RUN, "--name=web", "busybox:latest", "sleep", "86400")
     engine.nerdctl("rename", "web", "front")
     engine.nerdctl("pause", "front")
     assert "PAUSED" in engine.tasks().values()
@@ -92,7 +92,7 @@ def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: 
 
 
 def test_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Docker) -> None:
-    container = docker.docker("run", "--detach", "--network=host", "busybox:latest", "sleep", "1000").stdout.strip()
+    container = docker.docker("run", "--detach", "--network=host", "busybox:latest", "sleep", "86400").stdout.strip()
     assert engine.tasks("moby")[container] == "RUNNING"
     docker.stop()
     assert container not in engine.tasks("moby")
@@ -125,7 +125,7 @@ def test_a_docker_that_publishes_ports_leaves_no_network_behind(
     require("docker")
     engine = fresh_engine()
     with Docker(engine, ports=True) as docker:
-        docker.docker("run", "--detach", "--publish=127.0.0.1::80", "busybox:latest", "sleep", "1000")
+        docker.docker("run", "--detach", "--publish=127.0.0.1::80", "busybox:latest", "sleep", "86400")
         (bridge,) = (engine.directory / LINKS).read_text().split()
         assert len(list(Path("/sys/class/net", bridge, "brif").iterdir())) == 1
     engine.close()
@@ -137,7 +137,7 @@ def test_a_docker_that_publishes_ports_leaves_no_network_behind(
 def test_containers_survive_the_end_of_containerd(fresh_engine: FreshEngine, end: Callable[[Containerd], None]) -> None:
     engine = fresh_engine()
     survivor = unique("survivor")
-    engine.run(survivor, "sleep", "1000")
+    engine.run(survivor, "sleep", "86400")
     shims = engine.shim_pids()
     first = engine.pid
     end(engine)
@@ -160,7 +160,7 @@ def test_a_suspended_containerd_answers_no_more(fresh_engine: FreshEngine) -> No
 def test_two_of_a_kind_do_not_meet(fresh_engine: FreshEngine) -> None:
     one, other = fresh_engine(), fresh_engine()
     here = unique("here")
-    one.run(here, "sleep", "1000")
+    one.run(here, "sleep", "86400")
     assert one.tasks() == {here: "RUNNING"}
     assert other.tasks() == {}
     assert other.shim_pids() == []
@@ -170,11 +170,11 @@ def test_nothing_is_left_behind(fresh_engine: FreshEngine) -> None:
     engine = fresh_engine()
     names = [unique(f"left-{how}") for how in ("running", "paused", "without-shim", "with-stopped-shim")]
     for name in names:
-        engine.run(name, "sleep", "1000")
+        engine.run(name, "sleep", "86400")
     engine.ctr("tasks", "pause", names[1])
     os.kill(engine.shim_pids("default", names[2])[0], signal.SIGKILL)
     os.kill(engine.shim_pids("default", names[3])[0], signal.SIGSTOP)
-    engine.nerdctl(*NERDCTL_RUN, "busybox:latest", "sleep", "1000")
+    engine.nerdctl(*NERDCTL_RUN, "busybox:latest", "sleep", "86400")
     assert traces(engine.directory, unique("left-*"))
     engine.close()
     assert traces(engine.directory, unique("left-*")) == []
@@ -188,7 +188,7 @@ from tests.testbed.containerd import Containerd
 engine = Containerd("{engine.version}")
 engine.start()
 engine.import_image()
-engine.run("{orphan}", "sleep", "1000")
+engine.run("{orphan}", "sleep", "86400")
 print(engine.directory, flush=True)
 input()
 """

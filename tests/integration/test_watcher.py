@@ -33,7 +33,7 @@ class Namespace:
         await asyncio.to_thread(self.engine.ctr, *args, namespace=self.name)
 
     async def run(self, id_: str, *labels: str) -> None:
-        await self.ctr("run", "--detach", *(f"--label={label}" for label in labels), IMAGE, id_, "sleep", "1000")
+        await self.ctr("run", "--detach", *(f"--label={label}" for label in labels), IMAGE, id_, "sleep", "86400")
 
 
 def command_line(pid: int) -> str:
