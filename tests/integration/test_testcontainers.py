@@ -52,8 +52,12 @@ def nats_url(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def kafka_bootstrap(tmp_path: Path) -> Iterator[str]:
     name = os.environ.get("WHALEBRIDGE_TEST_KAFKA_IMAGE") or imported(kafka_image, tmp_path)
-    with KafkaContainer(name).with_kraft() as container:
+    container = KafkaContainer(name).with_kraft()
+    try:
+        container.start(timeout=120)  # by default 30 s, of which a loaded machine needs most
         yield container.get_bootstrap_server()
+    finally:
+        container.stop()
 
 
 def imported(make: Callable[[Path], Image], folder: Path) -> str:
