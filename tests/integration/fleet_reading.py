@@ -66,10 +66,10 @@ async def following(reader: Reader) -> AsyncIterator[Following]:
         beginning.cancel()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await task
         if left := asyncio.all_tasks() - before - {task}:
-            await asyncio.wait(left, timeout=5)
+            await asyncio.wait(left, timeout=20)
         going_on = [each for each in left if not each.done()]
         assert not going_on, going_on
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,18 +33,21 @@ def settings(servers: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
 
 @contextlib.asynccontextmanager
 async def sink(
-    servers: Kafka | str, topic: str, *, clock: Clock | None = None, **options: Any
+    servers: Kafka | str, topic: str, *, clock: Clock | None = None, insistent: bool = False, **options: Any
 ) -> AsyncIterator[KafkaSink]:
-    """A sink that is connected, and closed in time; nothing of it goes on, and nothing was said behind our back."""
+    """A sink that is connected, and closed in time; nothing of it goes on, and nothing was said behind our back.
+
+    `insistent`: connected as a pump does it, trying again, for a timeout that a loaded machine may need longer than.
+    """
     before = asyncio.all_tasks()
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
     made = KafkaSink(settings(servers, topic, **options), clock or SystemClock())
     try:
-        await made.start()
+        await (again(made.start) if insistent else made.start())
         yield made
     finally:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(8):  # an answer of a broker is waited for longer
             await made.close()
             if left := asyncio.all_tasks() - before:
                 await asyncio.wait(left)
@@ -53,11 +57,16 @@ async def sink(
 
 async def insist(made: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
     """Publish as a pump does, trying again; return what was in the way."""
+    return await again(partial(made.publish, batch), seconds=seconds)
+
+
+async def again(attempt: Callable[[], Awaitable[None]], *, seconds: float = 60) -> list[str]:
+    """Try until it works; return what was in the way."""
     complaints = []
     async with asyncio.timeout(seconds):
         while True:
             try:
-                await made.publish(batch)
+                await attempt()
             except TransientError as error:
                 complaints.append(str(error))
                 await asyncio.sleep(0.1)

@@ -127,13 +127,14 @@ def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
     program, records = Program(world, brokers, tmp_path), tmp_path / "events.jsonl"
     seen, bridge = program.seen, program.bridge
     with Notified(program.notified) as notified, bridge:
-        wait_for(lambda: b'"snapshot_completed"' in _read(records), 30)
+        wait_for(lambda: b'"snapshot_completed"' in _read(records), 60)
         world.live()
-        wait_for(lambda: {each["name"] for each in brokers.bad} <= _failed(program), 30)
+        wait_for(lambda: all(each.encode() in _read(records) for each in world.told), 60)
+        wait_for(lambda: _tried(program, brokers), 60)
         _look(program, world)
         _reload(program, world.canaries.new)
         world.end()
-        wait_for(lambda: b'"exited"' in _read(records), 30)
+        wait_for(lambda: b'"exited"' in _read(records), 60)
         seen["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
         bridge.kill()
         seen |= {f"state/{name}": content for name, content in files(program.state).items()}
@@ -208,10 +209,11 @@ def _read(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _failed(program: Program) -> set[str]:
-    """Which sinks have failed, as /readyz says it."""
-    document = json.loads(program.get("/readyz")[1])
-    return {each["name"] for each in document["sinks"] if each["failure"]}
+def _tried(program: Program, brokers: Brokers) -> bool:
+    """Whether all bad sinks have failed, and all good ones have everything, as /readyz says it."""
+    sinks = {each["name"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
+    failed = all(sinks[each["name"]]["failure"] for each in brokers.bad)
+    return failed and not any(sinks[each["name"]]["records"] for each in brokers.good)
 
 
 def _look(program: Program, world: World) -> None:

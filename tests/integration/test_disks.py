@@ -129,7 +129,9 @@ async def main():
     await outbox.append(Recorder().starts(3))
     await outbox._store._worker.run(fail_fsync)  # in the thread that writes
     appending = asyncio.create_task(outbox.append(Recorder().starts(9)[3:]))
-    await asyncio.sleep(2)
+    while not outbox.trouble:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(1)
     print(appending.done(), outbox.depth("s"), outbox.trouble, flush=True)
     os._exit(0)
 
@@ -154,7 +156,7 @@ async def test_a_sync_that_fails_is_never_taken_for_done(tmp_path: Path) -> None
 
 def test_the_bridge_goes_on_through_a_full_disk(engine: Containerd, tmp_path: Path) -> None:
     """It says so, keeps what containerd tells, and tells it in order when there is room again."""
-    ids = [f"disk{number}" for number in range(6)]
+    ids = [f"disk{number}-{os.getpid()}" for number in range(6)]
     with small_disk(tmp_path / "disk", "4m") as disk:
         with BridgeProcess(engine.address, tmp_path, "--state-dir", f"{disk}/state") as bridge:
             bridge.wait_live()

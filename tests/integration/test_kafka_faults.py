@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
@@ -62,7 +63,7 @@ async def test_a_broker_that_is_dead_at_the_start_is_waited_for(fresh_kafka: Fre
 
 async def test_a_broker_that_dies_and_comes_back_gets_all_in_order(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(), records(3000, size=800)
-    async with sink(kafka, "dies", timeout="3s") as made:
+    async with sink(kafka, "dies", insistent=True, timeout="3s") as made:
         await disturbed(made, whole, kafka.kill, lambda: time.sleep(6), kafka.start, kafka.stop, kafka.start)
     assert_complete(kafka, "dies", whole)
 
@@ -71,7 +72,9 @@ async def test_a_broker_that_dies_and_comes_back_gets_all_in_order(fresh_kafka: 
 async def test_a_broker_that_flaps_gets_all_in_order(fresh_kafka: FreshKafka, compression: str) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(3000, size=800)
     (proxy,) = kafka.proxies
-    async with sink(kafka.bootstrap_of("plaintext"), "flaps", timeout="3s", compression=compression) as made:
+    async with sink(
+        kafka.bootstrap_of("plaintext"), "flaps", insistent=True, timeout="3s", compression=compression
+    ) as made:
         await disturbed(made, whole, *(step for _ in range(8) for step in (proxy.cut, proxy.heal, proxy.drop)))
     assert_complete(kafka, "flaps", whole)
 
@@ -82,7 +85,7 @@ async def test_a_connection_that_is_reset_in_the_middle_of_a_record_leaves_no_ha
     kafka, whole = fresh_kafka(proxied=True), records(2000, size=800)
     (proxy,) = kafka.proxies
     steps = [lambda count=count: proxy.reset_after(count) for count in (1, 100, 5000, 50_001, 70_003)]
-    async with sink(kafka.bootstrap_of("plaintext"), "halves", timeout="3s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "halves", insistent=True, timeout="3s") as made:
         await disturbed(made, whole, *steps)
     assert_complete(kafka, "halves", whole)
 
@@ -92,10 +95,13 @@ async def test_a_lost_acknowledgement_brings_the_same_bytes_again_at_the_most(fr
     (proxy,) = kafka.proxies
     async with sink(kafka.bootstrap_of("plaintext"), "again", timeout="10s") as made:
         await made.publish(whole[:50])
-        await asyncio.to_thread(proxy.delay, 0.4)
+        await asyncio.to_thread(proxy.delay, 1)
+        log = kafka.nodes[0].folder / "data" / "again-0" / f"{0:020}.log"  # any client would be delayed, too
+        before = log.stat().st_size
         publishing = asyncio.create_task(made.publish(whole[50:]))
-        await asyncio.sleep(0.6)  # the broker has it, and its answer is on the way
-        assert len(kafka.admin.records("again")) == 100
+        while log.stat().st_size == before:  # noqa: ASYNC110 (a test has nothing else to do meanwhile)
+            await asyncio.sleep(0.01)
+        # The broker has it, and its answer is on the way.
         await asyncio.to_thread(proxy.drop)
         await asyncio.to_thread(proxy.heal)
         await publishing
@@ -107,8 +113,8 @@ async def test_a_lost_acknowledgement_brings_the_same_bytes_again_at_the_most(fr
 
 async def test_a_topic_that_is_deleted_is_created_again(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(), records(200)
-    async with sink(kafka, "deleted", timeout="2s") as made:
-        await made.publish(whole[:100])
+    async with sink(kafka, "deleted", insistent=True, timeout="2s") as made:
+        await insist(made, whole[:100])
         kafka.admin.delete_topic("deleted")
         await insist(made, whole[100:])
     assert_complete(kafka, "deleted", whole[100:])
@@ -118,9 +124,10 @@ async def test_a_topic_that_is_deleted_is_created_again(fresh_kafka: FreshKafka)
 
 
 async def test_a_suspended_broker_is_given_up_in_time_and_gets_all_afterwards(fresh_kafka: FreshKafka) -> None:
-    kafka, whole = fresh_kafka(), records(300)
-    async with sink(kafka, "hangs", timeout="2s") as made:
-        await made.publish(whole[:100])
+    # A session that outlives it: else the partition has no leader for a while afterwards.
+    kafka, whole = fresh_kafka(settings={"broker.session.timeout.ms": "60000"}), records(300)
+    async with sink(kafka, "hangs", insistent=True, timeout="2s") as made:
+        await insist(made, whole[:100])
         kafka.suspend()
         began = time.monotonic()
         with pytest.raises(TransientError) as caught:
@@ -129,7 +136,7 @@ async def test_a_suspended_broker_is_given_up_in_time_and_gets_all_afterwards(fr
         assert "no answer in time" in str(caught.value)
         with pytest.raises(TransientError, match=r"no Kafka server can be used: .*no answer in time"):
             await made.publish(whole[100:200])
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 25
         kafka.resume()
         assert await insist(made, whole[100:], seconds=20) == []
     assert_complete(kafka, "hangs", whole)
@@ -148,7 +155,7 @@ async def test_an_end_while_the_broker_hangs_comes_in_time_and_nothing_goes_on(f
         with pytest.raises(asyncio.CancelledError):
             await publishing
         await made.close()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
     kafka.resume()
     async with sink(kafka, "ends") as made:
         await made.publish(whole[100:])
@@ -158,8 +165,8 @@ async def test_an_end_while_the_broker_hangs_comes_in_time_and_nothing_goes_on(f
 async def test_a_half_open_connection_is_noticed(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(300)
     (proxy,) = kafka.proxies
-    async with sink(kafka.bootstrap_of("plaintext"), "open", timeout="2s") as made:
-        await made.publish(whole[:100])
+    async with sink(kafka.bootstrap_of("plaintext"), "open", insistent=True, timeout="2s") as made:
+        await insist(made, whole[:100])
         await asyncio.to_thread(proxy.silence)
         with pytest.raises(TransientError, match="no acknowledgement within 2 s"):
             await made.publish(whole[100:200])
@@ -182,12 +189,13 @@ async def test_a_leader_that_cannot_be_reached_is_named(fresh_kafka: FreshKafka)
     """The classic mistake: brokers advertise an address that clients cannot use."""
     kafka = fresh_kafka(proxied=True)
     (proxy,) = kafka.proxies
+    kafka.admin.create_topic("advertised")
     proxy.cut()
     with pytest.raises(TransientError) as caught:
-        async with sink(kafka, "advertised", timeout="2s"):
+        async with sink(kafka, "advertised", timeout="5s"):
             pass
     assert str(caught.value) == (
-        f"Kafka at {kafka.bootstrap}: not connected within 2 s; the leader of partition 0, as the brokers name it, "
+        f"Kafka at {kafka.bootstrap}: not connected within 5 s; the leader of partition 0, as the brokers name it, "
         f"cannot be used: {proxy.address}: connection refused: nothing listens there"
     )
 
@@ -196,9 +204,7 @@ async def test_a_leader_that_cannot_be_reached_is_named(fresh_kafka: FreshKafka)
 
 
 @pytest.mark.parametrize("how", ["OutOfOrderSequenceNumber", "ProducerFenced"])
-async def test_a_poisoned_producer_is_replaced_at_once(
-    kafka: Kafka, how: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_poisoned_producer_is_replaced_at_once(kafka: Kafka, how: str) -> None:
     topic, whole = f"poisoned-{how}", records(300)
     async with sink(kafka, topic) as made:
         pretend(made, epoch=1)
@@ -207,12 +213,11 @@ async def test_a_poisoned_producer_is_replaced_at_once(
             pretend(made, epoch=0)
         else:
             pretend(made, skipped=5)
-        began = time.monotonic()
-        await made.publish(whole[100:200])
-        assert time.monotonic() - began < 10
+        with capture_logs() as logs:
+            await made.publish(whole[100:200])  # after one acknowledgement that does not come, it would raise
         await made.publish(whole[200:])
     assert [each.value for each in kafka.admin.records(topic)] == data(whole)
-    assert f"reason={how}" in capsys.readouterr().out
+    assert [each["reason"] for each in logs if each["event"] == "producer_replaced"] == [how]
 
 
 def pretend(made: KafkaSink, *, epoch: int = 1, skipped: int = 0) -> None:

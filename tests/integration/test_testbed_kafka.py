@@ -39,13 +39,16 @@ class Token(AbstractTokenProvider):  # type: ignore[misc]
         return self._token
 
 
-async def store(bootstrap: str, topic: str, value: bytes = b"hello", **options: Any) -> int:
-    """Send one record, acknowledged by all, within 10 s, and hand back its offset."""
-    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", request_timeout_ms=3000, **options)
+async def store(bootstrap: str, topic: str, *, seconds: int = 30, **options: Any) -> int:
+    """Send one record, acknowledged by all, and hand back its offset; an attempt may take so many seconds.
+
+    They are many: where an attempt was only slow, the next one stores the record twice.
+    """
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", request_timeout_ms=seconds * 1000, **options)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(seconds + 10):
             await producer.start()
-            return int((await producer.send_and_wait(topic, value)).offset)
+            return int((await producer.send_and_wait(topic, b"hello")).offset)
     finally:
         await producer.stop()
 
@@ -105,7 +108,7 @@ async def test_sasl(kafka: Kafka, authority: Authority, listener: Listener, mech
     where = kafka.bootstrap_of(listener)
     assert await store(where, topic, **options, **sasl(mechanism, RIGHT)) == 0
     with pytest.raises(KafkaError):
-        await store(where, topic, **options, **sasl(mechanism, WRONG))
+        await store(where, topic, seconds=3, **options, **sasl(mechanism, WRONG))
     gc.collect()  # what was left open is found here, and not in the next test
 
 
@@ -167,7 +170,7 @@ async def test_suspended_and_behind_a_proxy(fresh_kafka: FreshKafka) -> None:
     ):
         fail()
         with pytest.raises((TimeoutError, KafkaError)):
-            await store(where, "events")
+            await store(where, "events", seconds=3)
         heal()
         assert await store(where, "events") > 0
 
@@ -175,14 +178,18 @@ async def test_suspended_and_behind_a_proxy(fresh_kafka: FreshKafka) -> None:
 async def test_a_cluster_finds_another_leader(fresh_kafka: FreshKafka) -> None:
     kafka = fresh_kafka(3)
     kafka.admin.create_topic("events")
-    assert len(kafka.admin.describe("events")["partitions"][0]["isr"]) == 3
+    wait_until(lambda: in_sync(kafka) == 3, "three replicas")
     assert await store(kafka.bootstrap, "events") == 0
     first = kafka.leader("events")
     first.kill()
     assert kafka.leader("events") is not first
     assert await store(kafka.bootstrap, "events") == 1
     first.start()
-    wait_until(lambda: len(kafka.admin.describe("events")["partitions"][0]["isr"]) == 3, "the broker to catch up")
+    wait_until(lambda: in_sync(kafka) == 3, "the broker to catch up")
+
+
+def in_sync(kafka: Kafka) -> int:
+    return len(kafka.admin.describe("events")["partitions"][0]["isr"])
 
 
 def test_nothing_is_left_behind(fresh_kafka: FreshKafka) -> None:

@@ -63,7 +63,7 @@ class Docker:
                 raise RuntimeError(f"dockerd ended: {log.read_text()[-2000:]}")
             return self.docker("version", check=False).returncode == 0
 
-        wait_until(answers, f"dockerd at {self.host}")
+        wait_until(answers, f"dockerd at {self.host}", timeout=60)
         root = self.directory / "layer.tar"
         root.write_bytes(image.layer(busybox()))
         self.docker("import", str(root), "busybox:latest")

@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest
 
 from tests.testbed.process import wait_until
 
@@ -57,7 +57,10 @@ class Record:
 
 
 class KafkaAdmin:
-    """Calls through one plaintext listener; each is bounded by `timeout` seconds."""
+    """Calls through one plaintext listener; each is bounded by `timeout` seconds.
+
+    What is changed is so on every broker that runs when the call returns.
+    """
 
     def __init__(self, bootstrap: str, timeout: float = 30) -> None:
         self._bootstrap = bootstrap
@@ -71,7 +74,7 @@ class KafkaAdmin:
         replicas: int = -1,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Create it, and wait until every broker that runs knows it; -1 replicas: the brokers' default."""
+        """Create it; -1 replicas: the brokers' default."""
 
         async def work(admin: AIOKafkaAdminClient) -> None:
             # Its constructor wants an assignment with -1; the broker wants none.
@@ -80,20 +83,7 @@ class KafkaAdmin:
             _check((code, message) for _, code, message, *_ in (await admin.create_topics([wanted])).topic_errors)
 
         self._with_admin(work)
-        brokers = [KafkaAdmin(server) for server in self._bootstrap.split(",")]
-        wait_until(lambda: all(broker.knows(topic) for broker in brokers), f"all brokers to know {topic}")
-
-    def knows(self, topic: str) -> bool:
-        """Whether a broker has learned of a topic (one that does not run need not): they do not learn at once."""
-
-        async def work(admin: AIOKafkaAdminClient) -> bool:
-            (found,) = await admin.describe_topics([topic])
-            return not found["error_code"]
-
-        try:
-            return self._with_admin(work)
-        except KafkaConnectionError:
-            return True
+        self._wait_everywhere(lambda broker: topic in broker.topics(), f"to know topic {topic}")
 
     def delete_topic(self, topic: str) -> None:
         """Delete it."""
@@ -102,6 +92,7 @@ class KafkaAdmin:
             _check((code, topic) for _, code, *_ in (await admin.delete_topics([topic])).topic_error_codes)
 
         self._with_admin(work)
+        self._wait_everywhere(lambda broker: topic not in broker.topics(), f"to forget topic {topic}")
 
     def alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
         """Make these its settings; what is not named goes back to the default."""
@@ -112,6 +103,10 @@ class KafkaAdmin:
                 _check((code, message) for code, message, *_ in response.resources)
 
         self._with_admin(work)
+        wanted = settings.items()
+        self._wait_everywhere(
+            lambda broker: wanted <= broker.describe(topic)["settings"].items(), f"to have {settings}"
+        )
 
     def topics(self) -> list[str]:
         """The names of all topics but Kafka's own."""
@@ -163,15 +158,19 @@ class KafkaAdmin:
         """Permit an operation on one resource (of the cluster there is one), or on all with that prefix."""
 
         async def work(client: AIOKafkaClient) -> None:
-            pattern = _PREFIXED if prefix else _LITERAL
-            where = (_RESOURCES[resource], name, pattern, principal, "*", _OPERATIONS[operation], _ALLOW)
-            response = await client.send(client.get_random_node(), CreateAclsRequest(*where))
+            response = await client.send(client.get_random_node(), CreateAclsRequest(*rule))
             _check(response.creation_responses)
 
+        pattern = _PREFIXED if prefix else _LITERAL
+        rule = (_RESOURCES[resource], name, pattern, principal, "*", _OPERATIONS[operation], _ALLOW)
         self._run(_with_client(self._bootstrap, work))
+        self._wait_everywhere(lambda broker: broker._has_rule(*rule), f"to allow {principal} to {operation} {name}")
 
     def records(self, topic: str, partition: int = 0) -> list[Record]:
-        """All records there are at the time of asking, read by a plain consumer (committed ones only)."""
+        """All records there are at the time of asking, read by a plain consumer (committed ones only).
+
+        Where the topic is missing that raises UnknownTopicOrPartitionError.
+        """
         return self._run(_read(self._bootstrap, topic, partition))
 
     def end(self, topic: str, partition: int = 0) -> int:
@@ -181,12 +180,33 @@ class KafkaAdmin:
             consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap)
             await consumer.start()
             try:
+                await _check_there(consumer, topic)
                 place = TopicPartition(topic, partition)
                 return int((await consumer.end_offsets([place]))[place])
             finally:
                 await consumer.stop()
 
         return self._run(work())
+
+    def _has_rule(self, *rule: Any) -> bool:
+        async def work(client: AIOKafkaClient) -> bool:
+            response = await client.send(client.get_random_node(), DescribeAclsRequest(*rule))
+            _check([(response.error_code, response.error_message)])
+            return bool(response.resources)
+
+        return self._run(_with_client(self._bootstrap, work))
+
+    def _wait_everywhere(self, holds: Callable[[KafkaAdmin], bool], what: str) -> None:
+        """Wait until something holds of every broker that runs: they do not learn of a change at once."""
+
+        def held(broker: KafkaAdmin) -> bool:
+            try:
+                return holds(broker)
+            except KafkaConnectionError:  # it does not run
+                return True
+
+        brokers = [KafkaAdmin(server) for server in self._bootstrap.split(",")]
+        wait_until(lambda: all(map(held, brokers)), f"all brokers {what}")
 
     def _with_admin(self, work: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, _T]]) -> _T:
         async def whole() -> _T:
@@ -244,6 +264,7 @@ async def _read(bootstrap: str, topic: str, partition: int) -> list[Record]:
     found: list[Record] = []
     await consumer.start()
     try:
+        await _check_there(consumer, topic)
         place = TopicPartition(topic, partition)
         consumer.assign([place])
         end = (await consumer.end_offsets([place]))[place]
@@ -253,6 +274,12 @@ async def _read(bootstrap: str, topic: str, partition: int) -> list[Record]:
     finally:
         await consumer.stop()
     return found
+
+
+async def _check_there(consumer: AIOKafkaConsumer, topic: str) -> None:
+    """Raise where aiokafka would wait until the topic is there."""
+    if topic not in await consumer.topics():
+        raise UnknownTopicOrPartitionError(topic)
 
 
 def _check(results: Iterable[tuple[int, str | None]]) -> None:

@@ -52,7 +52,10 @@ def freeze(pid: int) -> None:
     threads = Path(f"/proc/{pid}/task")
 
     def stopped() -> bool:
-        return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads.glob("*/stat"))
+        try:
+            return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads.glob("*/stat"))
+        except OSError:  # one of them has ended meanwhile
+            return False
 
     wait_until(stopped, f"process {pid} to stop")
 

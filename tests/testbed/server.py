@@ -20,8 +20,10 @@ from tests.testbed.process import freeze, wait_until
 
 HOST = "127.0.0.1"
 # Below the range of outgoing connections: on loopback a client that retries a dead port of that range may, in the end,
-# be connected to itself.
-_PORTS = range(20_000, 32_000)
+# be connected to itself. Each worker of pytest-xdist has its share: much time may pass until a port is listened at, and
+# while a server is dead nobody does.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(20_000, 32_000)[_WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 _given: set[int] = set()
 
 

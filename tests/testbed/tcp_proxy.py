@@ -105,12 +105,16 @@ class TcpProxy:
         await self._reset_all()
 
     async def _reset_all(self) -> None:
-        for connection in self._connections:
+        connections = set(self._connections)  # not those that come meanwhile: they may last
+        for connection in connections:
             connection.cancel()
-        while self._connections:
-            await asyncio.wait(self._connections)
+        if connections:
+            await asyncio.wait(connections)
 
     async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it came a moment before we began to refuse
+            _reset(client_out)
+            return
         self.accepted += 1
         connection = asyncio.current_task()
         assert connection is not None
