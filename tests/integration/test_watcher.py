@@ -77,7 +77,7 @@ async def test_a_life_is_told_and_listed(namespace: Namespace, watcher: Containe
             paused=False,
         )
         assert found.labels["nerdctl/name"] == "web"
-        assert command_line(found.pid) == "sleep 1000"
+        assert command_line(found.pid) == "sleep 86400"
         for meant in (found.id, id_[:-1], "web", f"{namespace.name}/web"):
             assert await watcher.inspect(meant) == found
 
