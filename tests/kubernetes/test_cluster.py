@@ -46,11 +46,16 @@ def install(node: Node, how: str, url: str, *flags: str) -> None:
     node.kubectl("rollout", "status", "daemonset/whalebridge", f"--namespace={SPACE}", "--timeout=120s", timeout=150)
 
 
+def bridges(node: Node) -> list[dict[str, Any]]:
+    """The DaemonSet's pods: none or two for a moment, while one is replaced."""
+    items = node.get("pods", f"--namespace={SPACE}", "--selector=app.kubernetes.io/name=whalebridge")["items"]
+    return [each for each in items if each["metadata"].get("ownerReferences")]
+
+
 def bridge(node: Node) -> dict[str, Any]:
     """The DaemonSet's pod."""
-    items = node.get("pods", f"--namespace={SPACE}", "--selector=app.kubernetes.io/name=whalebridge")["items"]
-    (found,) = [each for each in items if each["metadata"].get("ownerReferences")]
-    return dict(found)
+    (found,) = bridges(node)
+    return found
 
 
 def is_ready(item: dict[str, Any]) -> bool:
@@ -166,8 +171,8 @@ def test_updates_and_deletions_of_the_bridge_lose_nothing(node: Node, told: Told
     node.apply(pod("meanwhile", container("main", "exit 4")))
     finished(node, "meanwhile", phase="Failed")
     wait_until(
-        lambda: bridge(node)["metadata"]["uid"] != before and is_ready(bridge(node)), "another pod to be ready",
-        timeout=90, interval=0.5,
+        lambda: [each["metadata"]["uid"] != before and is_ready(each) for each in bridges(node)] == [True],
+        "another pod to be ready", timeout=90, interval=0.5,
     )  # fmt: skip
     install(node, "upgrade", told.url, "--set=podAnnotations.example\\.net/again=yes")
     records = told.wait(
