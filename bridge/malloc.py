@@ -16,7 +16,8 @@ def keep_freed() -> bool:
     """Have malloc keep what the next batch of records needs again.
 
     By glibc's defaults each batch that was sent is given back to the kernel, and what the next one gets instead has to
-    be cleared page by page: a tenth of what an event of a flood costs (``make bench``). Source: mallopt(3).
+    be cleared page by page: a twentieth of what an event of a flood costs (``make bench``). What the environment says
+    of malloc (``MALLOC_TRIM_THRESHOLD_`` and the like) is overridden. Source: mallopt(3).
 
     Returns:
         Whether this is glibc, and it agreed; with another C library nothing is changed.

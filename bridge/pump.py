@@ -136,9 +136,9 @@ class Pump:
             await self._clock.sleep(0.02)
 
     async def settle(self) -> None:
-        """Send nothing more, and wait a moment for the acknowledgement of what is on its way.
+        """Before it is cancelled: wait a moment for the acknowledgement of what is on its way, and send nothing more.
 
-        A sink that is failing is not waited for: what it may have is sent again by whoever comes next.
+        A sink that is failing, or takes longer, is not waited for: what it may have is sent again by its successor.
         """
         if self.state != "failing":
             with contextlib.suppress(TimeoutError):

@@ -85,6 +85,6 @@ def _ask(folder: Path) -> dict[str, Any]:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise CommandError(f"{control.path}: no answer of a whalebridge: {error}", status=NOT_CONNECTED) from error
     if status != http.client.OK:
-        away = status in (http.client.SERVICE_UNAVAILABLE, http.client.GATEWAY_TIMEOUT)  # containerd is
-        raise CommandError(f"{folder}: {answer['error']}", status=NOT_CONNECTED if away else FAILED)
+        unwatched = status == http.client.SERVICE_UNAVAILABLE  # containerd is not connected
+        raise CommandError(f"{folder}: {answer['error']}", status=NOT_CONNECTED if unwatched else FAILED)
     return dict(answer)

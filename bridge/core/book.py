@@ -44,6 +44,7 @@ class Book:
         self._questions: dict[ContainerKey, int] = {}
         self._holding: set[ContainerKey] = set()
         self._blind: set[str] | None = None
+        self._rules: LabelRules | None = None  # where others hold than those that records may have been read under
         self._changed: dict[ContainerKey, bool] = {}  # since changes() was called last; True: also its record
 
     # --- what is known ---
@@ -123,7 +124,8 @@ class Book:
         self._blind = None
 
     def rule(self, rules: LabelRules) -> None:
-        """Of labels, keep only what the rules let through."""
+        """Of labels, keep only what the rules let through, also of records that are on their way."""
+        self._rules = rules
         for entry in chain(self._entries.values(), self._graves.values()):
             self._rule(entry, rules)
 
@@ -139,6 +141,8 @@ class Book:
 
     def learn(self, metadata: Metadata) -> None:
         """Take in a container's record as it is now."""
+        if self._rules is not None:
+            metadata = ruled(metadata, self._rules)
         entry = self._enter(metadata.key)
         known = entry.metadata
         if known is not None and not metadata.runtime:  # told by an update event alone: the record is gone

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from bridge.core.encode import Gap
 from bridge.core.errors import BridgeError
 from bridge.core.events import Reason
-from bridge.core.lives import Question
 from bridge.core.model import ContainerKey, Metadata
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import suspects
@@ -20,7 +19,7 @@ from bridge.watch.requests import Asked, Requests
 from bridge.watch.settings import WatchSettings
 
 _SECOND = 1_000_000_000
-PATIENCE = 2.0  # seconds that an event may be on its way; what it tells would be inferred else
+EVENT_SECONDS = 2.0  # that an event may be on its way, as shims publish after the fact; it would be inferred else
 OVERFLOW_PAUSE = 30 * _SECOND
 _JITTER = 0.1  # the share of the snapshot interval by which nodes started together drift apart
 
@@ -77,22 +76,20 @@ class Auditor:
     async def _audit(self, gap: Gap, asked: Asked | None) -> None:
         """Ask for the task of each container that is not as the listing says; the intake takes the answers.
 
-        Where the filters are others than before, the records are listed as well: they tell who is in scope.
+        Where an event explains in the meantime what is not as listed, there is no need to ask. Where the filters are
+        others than before, the records are listed as well: they tell who is in scope.
         """
         settings, rescoping = self.settings, gap.reason == "filters"
         listing = await (list_all if rescoping else list_tasks)(self._source, self._clock, settings)
-        questions = await self._unexplained(suspects(self._tracker, listing))
+        keys = suspects(self._tracker, listing)
+        if keys and not rescoping:  # of those who were not watched before, no event is on its way
+            await self._clock.sleep(EVENT_SECONDS)
+            keys &= suspects(self._tracker, listing)
+        questions = [self._tracker.question(key) for key in keys]
         records = await self._records(each.key for each in questions if each.key not in listing.containers)
         answers = await ask_all(self._source, [each.key for each in questions], self._gate)
         audited = Audited(gap, listing, gap.reason != "audit", asked, settings.scope if rescoping else None)
         self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, audited))
-
-    async def _unexplained(self, keys: Iterable[ContainerKey]) -> list[Question]:
-        """Return the questions for containers of which no event comes for a while: shims publish after the fact."""
-        questions = [self._tracker.question(key) for key in keys]
-        if questions:
-            await self._clock.sleep(PATIENCE)
-        return [each for each in questions if self._tracker.question(each.key) == each]
 
     async def _records(self, keys: Iterable[ContainerKey]) -> list[Metadata]:
         """Fetch the records of containers that nobody had heard of."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -158,8 +159,10 @@ def test_stopped_within_the_deadline_by_a_broker_that_is_dead_and_nothing_is_los
             both.process.terminate()
             began = time.monotonic()
             assert both.process.wait(30) == 0
-            assert time.monotonic() - began < 20  # the deadline is 10 s; without one it would not end at all
-        assert "not_drained" in both.log.read_text()
+            assert time.monotonic() - began < 20  # a loaded machine takes its time to end a process
+        times = [both.said(event)[0]["timestamp"] for event in ("stopping", "not_drained")]
+        asked, given_up = map(datetime.fromisoformat, times)
+        assert (given_up - asked).total_seconds() < 9, "the deadline is 10 s, of which some are for closing"
     before = len(read(both.out).records)
     assert before >= 2, "the other sink did not notice"
     with BridgeProcess(engine.address, tmp_path, *flags) as alone:

@@ -59,7 +59,7 @@ class Record:
 class KafkaAdmin:
     """Calls through one plaintext listener; each is bounded by `timeout` seconds.
 
-    What is changed is so on every broker that runs when the call returns.
+    What is changed is so on every broker that runs when the call returns, as far as asking many times shows it.
     """
 
     def __init__(self, bootstrap: str, timeout: float = 30) -> None:
@@ -206,6 +206,8 @@ class KafkaAdmin:
                 return True
 
         brokers = [KafkaAdmin(server) for server in self._bootstrap.split(",")]
+        if len(brokers) > 1:
+            brokers *= 4  # aiokafka asks any broker of the cluster, whichever it was told of first
         wait_until(lambda: all(map(held, brokers)), f"all brokers {what}")
 
     def _with_admin(self, work: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, _T]]) -> _T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.core.errors import FatalError
-from bridge.core.events import Proof
+from bridge.core.events import Proof, Record
 from bridge.delivery import Delivery
 from bridge.outbox.memory import MemoryOutbox
 from bridge.pump import Heart
@@ -79,6 +79,29 @@ async def test_a_sink_that_is_replaced_goes_on_where_the_one_before_was(tmp_path
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
     assert [each["sequence"] for each in lines(tmp_path / "other.jsonl")] == [4, 5]
     assert [each["sequence"] for each in lines(tmp_path / "second.jsonl")] == [1, 2, 3, 4, 5]
+
+
+async def test_what_is_on_its_way_to_a_sink_that_is_replaced_comes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, acknowledge = asyncio.Event(), asyncio.Event()
+    async with delivering(settings(tmp_path)) as running:
+        (first, _) = running.delivery.pumps
+        publish = first._sink.publish
+
+        async def slow(batch: Sequence[Record]) -> None:
+            await publish(batch)
+            written.set()
+            await acknowledge.wait()
+
+        monkeypatch.setattr(first._sink, "publish", slow)
+        await running.outbox.append(running.recorder.starts(3))
+        await written.wait()
+        reloading = asyncio.create_task(running.delivery.reload(settings(tmp_path, keep=2)))
+        await running.outbox.append(running.recorder.starts(2))
+        acknowledge.set()
+        await reloading
+    assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3, 4, 5]
 
 
 async def test_a_sink_that_never_worked_is_replaced_by_one_that_does(tmp_path: Path) -> None:

@@ -157,10 +157,16 @@ async def test_closing_wakes_whoever_waits(stream: EventStream) -> None:
 
 async def test_closing_is_prompt_when_containerd_hangs(standin: SimulatedContainerd) -> None:
     standin.faults.hang()
-    stream = EventStream(standin.address)
-    await standin.until(lambda: "Events.Subscribe" in standin.calls)
-    stream.close()
-    gone()
+    took: list[float] = []
+    while not took or (min(took) > 0.5 and len(took) < 10):  # at once, when the machine has nothing else to do
+        standin.calls.clear()
+        stream = EventStream(standin.address)
+        await standin.until(lambda: "Events.Subscribe" in standin.calls)
+        began = time.perf_counter()
+        stream.close()
+        took.append(time.perf_counter() - began)
+        gone()
+    assert min(took) < 0.5
 
 
 async def test_closing_before_anything_is_prompt(standin: SimulatedContainerd) -> None:

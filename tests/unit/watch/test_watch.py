@@ -15,6 +15,9 @@ from bridge.core.model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
+    ContainerUpdated,
+    Engine,
+    Event,
     Ignored,
     Mark,
     Task,
@@ -27,7 +30,7 @@ from bridge.core.model import (
     Undecodable,
 )
 from bridge.watch import Watch
-from bridge.watch.audit import PATIENCE
+from bridge.watch.audit import EVENT_SECONDS
 from tests.unit.watch.fakes import FakeClock, FakeSource, KeepingOutbox, record, settings
 
 WEB = ContainerKey("default", "web")
@@ -214,27 +217,78 @@ async def test_an_audit_repairs_what_was_lost() -> None:
     assert running.documents[-2]["container"]["labels"] == {"tier": "front"}
 
 
-async def test_an_audit_gives_events_time_that_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    source, audits = FakeSource(), 0
-    async with watching(source, first_audit=0.05, audit_interval=0.05) as running:
+async def test_a_containerd_that_is_away_is_looked_for_every_other_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that one is live within 5 s of its return."""
+    source = FakeSource()
+    pauses: list[float] = []
+    engine = source.engine
+
+    async def away() -> Engine:
+        if len(pauses) < 50:
+            raise TransientError("nobody listens")
+        return await engine()
+
+    monkeypatch.setattr(source, "engine", away)
+    async with watching(source) as running:
         sleep = running.clock.sleep
 
-        async def meanwhile(seconds: float) -> None:
-            nonlocal audits
-            if seconds == PATIENCE:
-                audits += 1
-                source.stream.put(*start(DB, 30))
-                await running.until(lambda: running.told)
+        async def pause(seconds: float) -> None:
+            pauses.append(seconds)
             await sleep(seconds)
 
-        monkeypatch.setattr(running.clock, "sleep", meanwhile)
+        monkeypatch.setattr(running.clock, "sleep", pause)
+        await running.live()
+        assert 1 < max(pauses[:50]) <= 2
+
+
+def meanwhile(running: Running, monkeypatch: pytest.MonkeyPatch, *events: Event) -> list[float]:
+    """Have events come while an audit waits for some; what is returned grows with each audit that waits."""
+    audits: list[float] = []
+    sleep = running.clock.sleep
+
+    async def wait(seconds: float) -> None:
+        if seconds == EVENT_SECONDS:
+            audits.append(seconds)
+            received = running.watch._intake.received
+            running.source.stream.put(*events)
+            await running.until(lambda: running.watch._intake.taken >= received + len(events))
+        await sleep(seconds)
+
+    monkeypatch.setattr(running.clock, "sleep", wait)
+    return audits
+
+
+async def test_an_audit_gives_events_time_that_are_on_their_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FakeSource()
+    async with watching(source, first_audit=0.05, audit_interval=0.05) as running:
+        audits = meanwhile(running, monkeypatch, *start(DB, 30))
         await running.live()
         source.run(DB, 30)
         await running.until(lambda: running.told)
         await asyncio.sleep(0.2)  # two more audits: nothing to tell
-    assert audits == 1
+    assert len(audits) == 1
+    assert source.calls["task"] <= 1, "only the start, which came late, may have been asked about"
     assert running.told == [("started", "live", "shop/db")]
     assert [frame["reason"] for frame in running.frames()] == ["start"]
+
+
+@pytest.mark.parametrize("lost", ["start", "exit"])
+async def test_an_event_that_explains_nothing_does_not_put_a_repair_off(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = FakeSource()
+    source.run(WEB, 10)
+    async with watching(source, first_audit=0.05) as running:
+        meanwhile(running, monkeypatch, ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
+        await running.live()
+        if lost == "start":
+            source.run(DB, 30)
+        else:
+            del source.running[WEB]
+        await running.live(2)
+    told = ("started", "inferred", "shop/db") if lost == "start" else ("exited", "inferred", "web")
+    assert told in running.told
+    assert running.frames()[1]["containers"] == (2 if lost == "start" else 0)
 
 
 async def test_the_record_is_asked_for_while_it_is_there() -> None:

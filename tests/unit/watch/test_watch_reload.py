@@ -12,7 +12,7 @@ from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, ContainerUpdated, Engine, TaskExited, TaskPaused, TaskStatus
 from bridge.watch.requests import Requests, SnapshotTaken
 from tests.unit.watch.fakes import FakeSource, nothing, record, settings
-from tests.unit.watch.test_watch import DB, WEB, Running, exit_, start, watching
+from tests.unit.watch.test_watch import DB, WEB, Running, exit_, meanwhile, start, watching
 
 OTHER = ContainerKey("other", "x")
 
@@ -72,6 +72,34 @@ async def test_what_is_told_between_the_reload_and_its_snapshot_has_no_label_tha
         source.stream.put(exit_(WEB, 10))
         await running.live(2)
     assert labels(running, "exited") == [{}]
+
+
+async def test_what_was_read_before_the_reload_and_comes_after_it_has_no_label_that_is_left_out() -> None:
+    source = FakeSource()
+    source.run(WEB, 10)
+    async with watching(source) as running:
+        await running.live()
+
+        async def stricter(_: str) -> None:
+            source.before_listing = nothing
+            running.watch.reload(settings(scope="3", rules=NO_TIER))
+
+        source.before_listing = stricter  # the records are listed as they were read before
+        running.watch.reload(settings(scope="2"))
+        await running.live(3)
+    assert labels(running, "present") == [{"tier": "front"}, {}, {}]
+
+
+async def test_other_filters_wait_for_no_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FakeSource()
+    source.run(OTHER, 10)
+    async with watching(source, namespaces=lambda name: name != "other") as running:
+        audits = meanwhile(running, monkeypatch)
+        await running.live()
+        running.watch.reload(settings(scope="2"))
+        await running.live(2)
+    assert audits == []
+    assert running.told == [("present", "snapshot", "other/x")]
 
 
 async def test_what_was_missed_before_the_reload_has_no_label_that_is_left_out() -> None:
