@@ -93,9 +93,9 @@ class Task(Struct, frozen=True):
 
 
 class TaskEnd(Struct, frozen=True):
-    """How a task ended, as whoever waited for it was told."""
+    """How a task ended, as whoever waited for it was told; both None where it was gone before."""
 
-    exit_status: int
+    exit_status: int | None
     exited_at: int | None
 
 

@@ -1,7 +1,8 @@
 """A second witness of each exit: containerd is asked to wait for the task from its creation on.
 
 containerd 2.4 loses exit events of containers that are removed the moment they end: the shim is shut down before it
-has published them. Whoever waited for the task has its status all the same.
+has published them. Whoever waited for the task has its status all the same; and who comes too late for that learns at
+least that it is gone.
 """
 
 from __future__ import annotations
@@ -49,5 +50,4 @@ class Endings:
             end = await self._source.wait(key)
         except BridgeError:
             return  # it is a second witness only: the event, the delete event or the audit tells of the end, too
-        if end is not None:
-            self._report(key, pid, end)
+        self._report(key, pid, TaskEnd(None, None) if end is None else end)

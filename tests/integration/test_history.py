@@ -15,6 +15,8 @@ from tests.testbed.image import NAME as IMAGE
 
 CLOCK_SLACK = 0.05  # seconds: the kernel's coarse clock, which Go's runtime may use, lags behind the exact one
 KILL_SLACK = 5.0  # seconds: a kill command may return before the process has ended
+NOTICE_SLACK = 10.0  # seconds: an exit that nobody told is noticed later, but long before the next audit
+MOST_UNKNOWN = 5  # exits of which nobody could tell the status, of some 60 containers that live for a moment
 
 
 def test_a_known_history_of_210_containers_is_told_exactly(engine: Containerd, tmp_path: Path) -> None:
@@ -53,6 +55,7 @@ def told_exactly(engine: Containerd, address: str, tmp_path: Path, scenarios: di
     # containerd 2.4 loses exit events of containers that are removed the moment they end: those alone are inferred.
     inferred = [each for each in of_newcomers(records) if each["origin"] != "live"]
     assert all(each["type"] == "exited" and engine.version == "2.4" for each in inferred), list(map(summary, inferred))
+    assert sum(_is_unknown(each) for each in inferred) <= MOST_UNKNOWN, list(map(summary, inferred))
 
 
 def _by_container(records: list[Document]) -> dict[str, list[Document]]:
@@ -77,12 +80,19 @@ def _same(truth: list[Told] | None, told: list[Document] | None) -> bool:
     return all(_fits(step, record) for step, record in zip(truth, told, strict=True))
 
 
+def _is_unknown(record: Document) -> bool:
+    """Whether it is an exit that was not told, and on a busy machine too soon over to be waited for."""
+    return bool(record["origin"] == "inferred" and record["exit"] and record["exit"]["status"] is None)
+
+
 def _fits(step: Told, record: Document) -> bool:
-    container = record["container"]
-    at = datetime.fromisoformat((record["exit"] or {}).get("at") or record["timestamp"]).timestamp()
-    known = (record["type"], container["name"], container["project"], (record["exit"] or {}).get("status"))
+    container, exit_, unknown = record["container"], record["exit"] or {}, _is_unknown(record)
+    at = datetime.fromisoformat(exit_.get("at") or record["timestamp"]).timestamp()
+    status = step.status if unknown else exit_.get("status")
+    known = (record["type"], container["name"], container["project"], status)
     complete = container["labels"] is not None and container["created_at"] and container["image"] and container["pid"]
-    in_time = step.between[0] - CLOCK_SLACK <= at <= step.between[1] + KILL_SLACK
+    slack = NOTICE_SLACK if unknown else KILL_SLACK
+    in_time = step.between[0] - CLOCK_SLACK <= at <= step.between[1] + slack
     return known == step[:4] and bool(complete) and in_time
 
 

@@ -311,7 +311,8 @@ class World:
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
         self.statuses[task.pid] = status
         if self.faults.witnessed and self.subscribed and self.flip(0.5):
-            self.stream.append(Witness(key, task.pid, TaskEnd(status, task.exited_at)))
+            end = TaskEnd(status, task.exited_at) if self.flip(0.7) else TaskEnd(None, None)
+            self.stream.append(Witness(key, task.pid, end))
         return task
 
     def _exit_exec(self, key: ContainerKey) -> None:

@@ -355,10 +355,13 @@ async def test_another_engine_ends_the_old_ones_lives_under_its_name() -> None:
     assert new[0]["snapshot"]["reason"] == "start"
 
 
-async def test_a_lost_exit_is_told_with_the_status_that_the_second_witness_has() -> None:
+@pytest.mark.parametrize("witnessed", [TaskEnd(42, 8), None])
+async def test_a_lost_exit_is_told_soon_and_with_the_status_that_the_second_witness_has(
+    witnessed: TaskEnd | None,
+) -> None:
     class Witnessing(FakeSource):
         async def wait(self, _: ContainerKey) -> TaskEnd | None:
-            return TaskEnd(42, 8)
+            return witnessed
 
     source = Witnessing()
     async with watching(source) as running:
@@ -368,10 +371,9 @@ async def test_a_lost_exit_is_told_with_the_status_that_the_second_witness_has()
         await running.until(lambda: len(running.told) == 1)
         running.clock.nanoseconds += 3_000_000_000
         source.stream.put(Ignored("/tasks/exec-added", known=True))
-        running.watch.requests.ask("requested")
         await running.until(lambda: len(running.told) == 2)
     assert running.told == [("started", "live", "web"), ("exited", "inferred", "web")]
-    assert running.documents[3]["exit"]["status"] == 42
+    assert running.documents[3]["exit"]["status"] == (witnessed and 42)
 
 
 async def test_an_overflow_is_announced() -> None:
