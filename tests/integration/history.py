@@ -103,8 +103,13 @@ class Story:
         ]
 
     def told(self, id_: str) -> None:
-        """Wait until a container is told of: names are those that it had when the bridge looked."""
-        wait_until(lambda: id_ in self._records.read_text(), f"word of {id_}")
+        """Wait until all that a container did is told: names are those that it had when the bridge looked."""
+
+        def transitions() -> int:
+            lines = self._records.read_text().splitlines()
+            return sum(id_ in line and '"present"' not in line for line in lines)
+
+        wait_until(lambda: transitions() >= len(self.truth[self.display(id_)]), f"word of {id_}")
 
     # --- with ctr ---
 
@@ -213,6 +218,7 @@ def nerdctl_life(story: Story, number: int) -> None:
     story.note(id_, "started", before, name=name)
     story.do(id_, "paused", lambda: story.nerdctl("pause", name), name=name)
     story.do(id_, "unpaused", lambda: story.nerdctl("unpause", name), name=name)
+    story.told(id_)
     story.nerdctl("rename", name, f"{name}-renamed")
     name = f"{name}-renamed"
     if number % 2:
