@@ -367,8 +367,9 @@ async def test_a_lost_exit_is_told_soon_and_with_the_status_that_the_second_witn
     async with watching(source) as running:
         await running.live()
         source.records[WEB] = record(WEB)
-        source.stream.put(*start(WEB, 10))
+        source.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
         await running.until(lambda: len(running.told) == 1)
+        assert source.calls["task"] == 0, "nothing else has raised a question"
         running.clock.nanoseconds += 3_000_000_000
         source.stream.put(Ignored("/tasks/exec-added", known=True))
         await running.until(lambda: len(running.told) == 2)
