@@ -86,7 +86,7 @@ class Auditor:
             await self._clock.sleep(EVENT_SECONDS)
             keys &= suspects(self._tracker, listing)
         questions = [self._tracker.question(key) for key in keys]
-        records = await self._records(each.key for each in questions if each.key not in listing.containers)
+        records = await self._records(keys - listing.containers.keys())
         answers = await ask_all(self._source, [each.key for each in questions], self._gate)
         audited = Audited(gap, listing, gap.reason != "audit", asked, settings.scope if rescoping else None)
         self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, audited))

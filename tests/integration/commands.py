@@ -7,10 +7,10 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 from tests.testbed.containerd import Containerd
+from tests.testbed.process import wait_until
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
 # A name that a terminal would obey, were it shown as it is.
@@ -57,7 +57,4 @@ class Yard:
 
 def wait_for(fits: Callable[[], object], seconds: float = 30) -> None:
     """Wait until it fits, or fail."""
-    deadline = time.monotonic() + seconds
-    while not fits():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(fits, "what has to be so", timeout=seconds)

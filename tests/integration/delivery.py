@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import Record
 from tests.testbed.nats import Nats
+from tests.testbed.process import wait_until
 
 Position = tuple[int, int]
 _numbers = itertools.count()
@@ -125,10 +125,7 @@ def check_whole(records: Sequence[Document]) -> None:
 
 def wait_for(fits: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait until it fits, or fail."""
-    deadline = time.monotonic() + seconds
-    while not fits():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.3)
+    wait_until(fits, what, timeout=seconds, interval=0.3)
 
 
 def alive(engine: Containerd, *namespaces: str) -> dict[str, bool]:
