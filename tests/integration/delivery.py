@@ -150,7 +150,7 @@ def wait_agreement(
     said = alive(engine, *namespaces)
     try:
         wait_for(lambda: told_alive(documents(values())) == said, "agreement with containerd", seconds)
-    except AssertionError:
+    except TimeoutError:
         records = documents(values())
         told = told_alive(records)
         wrong = {id_ for id_ in said.keys() | told.keys() if said.get(id_) != told.get(id_)}
