@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from bridge.clock import SystemClock
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.fleet.kafka import KafkaReader
 from bridge.fleet.messages import Begin
+from sinks.kafka.sink import KafkaSink
 from tests.certificates import Authority
 from tests.integration.fleet_reading import data, following, whole
-from tests.integration.kafka_sinks import FreshKafka, settings, sink
+from tests.integration.kafka_sinks import FreshKafka, again, settings
 from tests.sample_records import records
 from tests.testbed.kafka import USERS, Kafka
 
@@ -28,9 +30,14 @@ def reader(
 
 
 async def publish(kafka: Kafka, topic: str, first: int, count: int, **options: Any) -> list[bytes]:
+    """Publish, also while a reader is at work: its tasks are not taken for the sink's."""
     batch = records(count, first, **options)
-    async with sink(kafka, topic) as made:
-        await made.publish(batch)
+    made = KafkaSink(settings(kafka, topic), SystemClock())
+    try:
+        await again(made.start)
+        await again(partial(made.publish, batch))
+    finally:
+        await made.close()
     return data(batch)
 
 
