@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import nats.aio.client
+import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import ServiceUnavailableError
 
 from bridge.core.errors import TransientError
 from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
@@ -99,9 +102,9 @@ def batches(all_: Sequence[Record], size: int) -> list[Sequence[Record]]:
 
 
 def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
-    """Settings of a sink for a peer."""
+    """Settings of a sink for a peer, with a timeout for tests that are about something else."""
     servers = [url.partition("//")[2] for url in peer.urls]
-    return NatsSettings.model_validate({"servers": servers, "subject": subject, "timeout": "5s", **options})
+    return NatsSettings.model_validate({"servers": servers, "subject": subject, "timeout": "20s", **options})
 
 
 async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
@@ -146,15 +149,19 @@ class Reader:
         """The client's."""
         return self.client.jetstream(timeout=10)
 
-    async def until(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> None:
-        """Wait until a stream has so many messages, or more."""
-        async with asyncio.timeout(30):
-            while (await self.jetstream.stream_info(stream)).state.messages < count:  # noqa: ASYNC110 (it tells nobody)
+    async def until(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> int:
+        """Wait until a stream has so many messages, or more; return how many."""
+        async with asyncio.timeout(60):
+            while True:
+                # Between two leaders nobody answers, or somebody says so.
+                with contextlib.suppress(nats.errors.TimeoutError, ServiceUnavailableError):
+                    if (found := (await self.jetstream.stream_info(stream)).state.messages) >= count:
+                        return found
                 await asyncio.sleep(0.02)
 
-    async def stored(self, stream: str = "WHALEBRIDGE_EVENTS") -> list[Stored]:
-        """Return all that a stream has, in its order."""
-        count = (await self.jetstream.stream_info(stream)).state.messages
+    async def stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, least: int = 0) -> list[Stored]:
+        """Return all that a stream has, in its order, once it has as many as that."""
+        count = await self.until(least, stream)
         # By default a server forgets a consumer of which it has heard nothing for 5 s.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
         subscription = await self.jetstream.pull_subscribe(">", stream=stream, config=config)
