@@ -88,7 +88,13 @@ class Nats(Servers):
         """One server by its name: n1, n2, ..."""
         return next(server for server in self.servers if server.name == name)
 
-    def leader(self, stream: str, *, timeout: float = 30) -> Server:
+    def start(self) -> None:
+        """Start those that do not run, and wait until all answer and the one that leads them knows the others."""
+        super().start()
+        if len(self.nodes) > 1:
+            wait_until(self._together, "the servers of a cluster to know each other", timeout=60, interval=0.05)
+
+    def leader(self, stream: str, *, timeout: float = 60) -> Server:
         """The server that leads a stream; where there is none for the moment, wait for one."""
         found: list[str] = []
 
@@ -101,10 +107,10 @@ class Nats(Servers):
         wait_until(known, f"a leader of stream {stream}", timeout=timeout, interval=0.1)
         return self.server(found[0])
 
-    def monitor(self, path: str, node: Node | None = None) -> dict[str, Any]:
+    def monitor(self, path: str, node: Node | None = None, *, timeout: float = 30) -> dict[str, Any]:
         """What a server's monitoring says: `varz`, `connz`, `jsz?streams=true`, ..."""
         url = f"http://{HOST}:{(node or self.nodes[0]).monitor}/{path}"
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:
             found: dict[str, Any] = json.load(answer)
         return found
 
@@ -120,12 +126,24 @@ class Nats(Servers):
             if not server.running:
                 continue
             try:
-                accounts = self.monitor("jsz?accounts=true&streams=true", node)["account_details"]
+                accounts = self.monitor("jsz?accounts=true&streams=true", node, timeout=2)["account_details"]
             except (OSError, KeyError):  # it does not answer, or has no account yet
                 continue
             details = [detail for account in accounts for detail in account.get("stream_detail", [])]
             found += [detail for detail in details if detail["name"] == stream]
         return found
+
+    def _together(self) -> bool:
+        """Whether the leader has heard of all: one of which it has not gets no replica, and a stream may need it."""
+        for node in self.nodes:
+            try:
+                cluster = self.monitor("jsz", node, timeout=2)["meta_cluster"]
+            except (OSError, KeyError):
+                return False
+            if cluster.get("leader") == node.name:
+                known = [each for each in cluster.get("replicas", ()) if each["current"] and not each.get("offline")]
+                return len(known) == len(self.nodes) - 1
+        return False
 
     def _node(self, number: int, *, proxied: bool) -> Node:
         name = f"n{number}"
@@ -158,7 +176,7 @@ class Nats(Servers):
     def _healthy(self, node: Node) -> Callable[[], bool]:
         def check() -> bool:
             try:
-                return bool(self.monitor("healthz", node)["status"] == "ok")
+                return bool(self.monitor("healthz", node, timeout=2)["status"] == "ok")
             except urllib.error.HTTPError:  # 503: it answers, and is not ready
                 return False
 
