@@ -29,6 +29,7 @@ class TcpProxy:
         self._target = (host, port)
         self._delay = 0.0
         self._silent = False
+        self._deaf = False
         self._budget: int | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -54,6 +55,10 @@ class TcpProxy:
         """Half-open: connections stay and new ones are accepted, but no byte gets through and nobody is told."""
         self._set(silent=True)
 
+    def swallow_answers(self) -> None:
+        """Let everything reach the server, and nothing come back."""
+        self._set(deaf=True)
+
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data, in both directions."""
         self._set(delay=seconds)
@@ -64,9 +69,9 @@ class TcpProxy:
 
     def heal(self) -> None:
         """Work again; connections that were silent are reset, for they lack what was swallowed."""
-        was_silent = self._silent
+        lacking = self._silent or self._deaf
         self._set()
-        if was_silent:
+        if lacking:
             self.drop()
         self._call(self._listen())
 
@@ -85,9 +90,9 @@ class TcpProxy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _set(self, *, silent: bool = False, delay: float = 0.0, budget: int | None = None) -> None:
+    def _set(self, *, silent: bool = False, deaf: bool = False, delay: float = 0.0, budget: int | None = None) -> None:
         async def change() -> None:
-            self._silent, self._delay, self._budget = silent, delay, budget
+            self._silent, self._deaf, self._delay, self._budget = silent, deaf, delay, budget
 
         self._call(change())
 
@@ -136,7 +141,7 @@ class TcpProxy:
     async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, to_server: bool) -> None:
         while data := await source.read(_CHUNK):
             await asyncio.sleep(self._delay)
-            if self._silent:
+            if self._silent or (self._deaf and not to_server):
                 continue
             if to_server and self._budget is not None:
                 data, self._budget = data[: self._budget], self._budget - len(data)
