@@ -100,7 +100,7 @@ async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
     async with Reader(nats) as reader:
         store = await reader.jetstream.key_value("watch")
         watcher = await store.watch(f"{SOURCE}.>")
-        assert await watcher.updates() is None  # type: ignore[no-untyped-call] # nothing there yet
+        assert await watcher.updates(30) is None  # type: ignore[no-untyped-call] # nothing there yet
         seen: list[KeyValue.Entry] = []
         for batch in (
             [*snapshot("a"), *told(("exited", "a"), first=4)],

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import FreshNats, Reader, frame, records, settings
+from tests.integration.nats_reading import FreshNats, Reader, frame, insist, records, settings
 from tests.testbed.install import search_path
+from tests.testbed.nats_auth import PATIENCE
 from tests.testbed.process import run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "nats.md").read_text()
@@ -27,7 +28,8 @@ def users(*permissions: str) -> str:
     for name, block in re.findall(r"(publish|subscribe): \[(.*?)\]", "\n".join(permissions), re.DOTALL):
         lists[name] += re.findall(r'^  (".*?")', block, re.MULTILINE)
     allowed = ", ".join(f"{name}: [{', '.join(subjects)}]" for name, subjects in lists.items())
-    return f"authorization {{ users [{{ user: a, password: a, permissions {{ {allowed} }} }}] }}\n"
+    known = f"users [{{ user: a, password: a, permissions {{ {allowed} }} }}]"
+    return f"authorization {{ timeout: {PATIENCE}, {known} }}\n"
 
 
 async def publishes(sink: NatsSink) -> None:
@@ -55,7 +57,9 @@ async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats, require
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
     patiently = [program, "--server", peer.urls[0], "--timeout", "30s"]  # three servers write it down
     await asyncio.to_thread(run, [*patiently, *shlex.split(command)], env={"HOME": "/nonexistent"})
-    await publishes(NatsSink(settings(peer, "whalebridge", stream={"create": False})))
+    sink = NatsSink(settings(peer, "whalebridge", timeout="5s", stream={"create": False}))
+    await insist(sink, records(3))  # where a server has stalled, another leader has to be elected first
+    await sink.close()
     async with Reader(peer) as reader:
         config = (await reader.jetstream.stream_info("WHALEBRIDGE_WHALEBRIDGE")).config
     assert config.allow_atomic

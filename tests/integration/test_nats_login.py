@@ -14,7 +14,7 @@ from tests.certificates import Authority
 from tests.integration.nats_reading import FreshNats, ended, record, records, settings
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
-from tests.testbed.nats_auth import Key, Operator
+from tests.testbed.nats_auth import PATIENCE, Key, Operator
 
 SECRET = "s3cr3t-\\\"'"  # noqa: S105 (it opens nothing but the testbed)
 WRONG = "wr0ng"
@@ -110,7 +110,7 @@ async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
 ) -> None:
     operator = Operator()
     peer = fresh_nats(login=operator.config())
-    path = operator.creds(tmp_path / "bridge.creds", seconds=6)
+    path = operator.creds(tmp_path / "bridge.creds", seconds=10)  # for what comes before, on a machine that stalls
     sink = NatsSink(settings(peer, login={"creds_file": str(path)}))
     await sink.start()
     await sink.publish(records(3))
@@ -228,8 +228,11 @@ async def test_tls_that_a_server_offers_but_does_not_ask_for_is_used(
 
 async def test_tls_first(fresh_nats: FreshNats, authority: Authority) -> None:
     shown = authority.issue("nats")
-    first = f'tls {{ cert_file: "{shown.certificate}", key_file: "{shown.key}", handshake_first: true }}\n'
-    peer = fresh_nats(settings=first)
+
+    def first(patience: int) -> str:
+        own = f'cert_file: "{shown.certificate}", key_file: "{shown.key}"'
+        return f"tls {{ {own}, handshake_first: true, timeout: {patience} }}\n"
+
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    await publishes(peer, tls=tls, handshake_first=True)
-    assert "handshake_first" in await complaint(peer, tls=tls, timeout="20s")  # the server gives up after 2 s
+    await publishes(fresh_nats(settings=first(PATIENCE)), tls=tls, handshake_first=True)
+    assert "handshake_first" in await complaint(fresh_nats(settings=first(2)), tls=tls)  # it gives up after 2 s

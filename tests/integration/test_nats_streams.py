@@ -21,7 +21,9 @@ from tests.integration.nats_reading import (
     settings,
     started,
 )
+from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
+from tests.testbed.nats_auth import PATIENCE, Permissions
 
 HOSTILE = [
     "*",
@@ -179,7 +181,7 @@ async def test_a_server_without_jetstream_is_told_from_a_missing_stream(fresh_na
 
 
 async def test_an_account_without_jetstream(fresh_nats: FreshNats) -> None:
-    accounts = "accounts { A { users [{user: a, password: a}] } }\n"
+    accounts = f"authorization {{ timeout: {PATIENCE} }}\naccounts {{ A {{ users [{{user: a, password: a}}] }} }}\n"
     text = await complaint(fresh_nats(settings=accounts), "events", login={"user": "a", "password": "a"})
     assert "has no JetStream for us" in text
 
@@ -258,7 +260,7 @@ async def test_core_mode_tells_who_listens(fresh_nats: FreshNats, capsys: pytest
         sink = await started(peer, mode="core")
         assert "no P1" in capsys.readouterr().out
         await sink.publish(all_)
-        heard = [await subscription.next_msg(timeout=5) for _ in all_]
+        heard = [await subscription.next_msg(timeout=30) for _ in all_]
     assert [each.data for each in heard] == [each.data for each in all_]
     assert heard[0].headers
     assert heard[0].headers["ce-id"] == all_[0].id
@@ -274,8 +276,8 @@ async def test_core_mode_tells_who_listens(fresh_nats: FreshNats, capsys: pytest
 
 
 async def test_core_mode_hears_of_a_missing_permission(fresh_nats: FreshNats) -> None:
-    login = 'authorization { users [{ user: a, password: a, permissions { publish: "other.>" } }] }\n'
-    peer = fresh_nats(settings=login)
+    allowed = Permissions(publish=["other.>"])
+    peer = fresh_nats(login=nats_auth.users({"a": "a"}, {"a": allowed}))
     sink = await started(peer, mode="core", login={"user": "a", "password": "a"})
     with pytest.raises(TransientError, match='permissions violation for publish to "events'):
         await sink.publish(records(1))
