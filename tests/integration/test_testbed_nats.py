@@ -17,6 +17,7 @@ import pytest
 from nats import connect
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.errors import NoStreamResponseError
 
@@ -24,7 +25,7 @@ from tests.certificates import Authority, Certificate
 from tests.integration.traces import traces
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
-from tests.testbed.nats_auth import Key, Operator, Permissions
+from tests.testbed.nats_auth import PATIENCE, Key, Operator, Permissions
 from tests.testbed.process import wait_until
 
 FreshNats = Callable[..., Nats]
@@ -46,7 +47,7 @@ async def store(url: str | list[str], *, seconds: int = 20, **login: Any) -> int
             await stream.add_stream(name="EVENTS", subjects=["events.>"])
             return (await stream.publish("events.one", b"hello")).seq
     finally:
-        await asyncio.wait_for(connection.close(), 5)  # connect() leaves its socket open where it fails
+        await asyncio.wait_for(connection.close(), seconds)  # connect() leaves its socket open where it fails
 
 
 def handshake(url: str, context: ssl.SSLContext) -> None:
@@ -54,11 +55,15 @@ def handshake(url: str, context: ssl.SSLContext) -> None:
     address = urlsplit(url)
     assert address.hostname
     assert address.port
-    with socket.create_connection((address.hostname, address.port), timeout=5) as plain:
+    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE) as plain:
         assert plain.recv(4096).startswith(b"INFO ")
         with context.wrap_socket(plain, server_hostname=address.hostname) as connection:
             connection.sendall(b'CONNECT {"verbose": false}\r\nPING\r\n')
-            assert connection.recv(4096) == b"PONG\r\n"
+            told = b""
+            while b"PONG\r\n" not in told:  # after a while the server asks, too
+                answer = connection.recv(4096)
+                assert answer, told
+                told += answer
 
 
 def trusting(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
@@ -174,7 +179,7 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
     connection = await connect(nats.urls)
     stream = connection.jetstream(timeout=10)
     await stream.add_stream(name="EVENTS", subjects=["events.>"], num_replicas=3)
-    await stream.publish("events.one", b"hello")
+    assert await published(stream, "events.one") == 1
     await connection.close()
     first = nats.leader("EVENTS")
     first.kill()
@@ -187,12 +192,15 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
 
 
 async def published(stream: JetStreamContext, subject: str) -> int:
-    """Publish once a leader listens: one that is just elected does not do so at once, and nobody else answers."""
-    async with asyncio.timeout(30):
+    """Publish once a leader listens: one that is just elected does not do so at once, and nobody else answers.
+
+    What is stored, and not acknowledged because its leader has gone, is not stored again.
+    """
+    async with asyncio.timeout(60):
         while True:
             try:
-                return (await stream.publish(subject, b"hello")).seq
-            except NoStreamResponseError:
+                return (await stream.publish(subject, b"hello", headers={"Nats-Msg-Id": subject})).seq
+            except (NoStreamResponseError, NatsTimeoutError):
                 await asyncio.sleep(0.05)
 
 
