@@ -67,7 +67,7 @@ class Texts(NamedTuple):
                 text = f"{where} shows a certificate that is not to be trusted: {reason}; check tls.ca_file"
             case TimeoutError():
                 text = f"{where} did not answer within {self.seconds:g} s"
-            case ssl.SSLError() | ConnectionResetError() if asks_certificate:
+            case ssl.SSLError() | ConnectionResetError() | BrokenPipeError() if asks_certificate:
                 # The server's own reason comes in the midst of the login, if at all.
                 told = (
                     f"does not like ours, {self.certificate}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import ssl
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ def test_no_connection(error: Exception, told: str) -> None:
     assert told in text
 
 
-def test_no_certificate_or_a_wrong_one() -> None:
-    reset = ConnectionResetError("Connection lost")
-    assert TEXTS.unreachable(reset, asks_certificate=True).endswith("does not like ours, tls.cert_file /run/cert")
-    assert NOBODY.unreachable(reset, asks_certificate=True).endswith("there is none: set tls.cert_file")
+@pytest.mark.parametrize("end", [ConnectionResetError("Connection lost"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
+def test_no_certificate_or_a_wrong_one(end: OSError) -> None:
+    assert TEXTS.unreachable(end, asks_certificate=True).endswith("does not like ours, tls.cert_file /run/cert")
+    assert NOBODY.unreachable(end, asks_certificate=True).endswith("there is none: set tls.cert_file")
 
 
 def test_no_login() -> None:
