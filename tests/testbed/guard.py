@@ -111,7 +111,8 @@ def _remove_namespace(namespace: str) -> None:
 
 def _remove_cgroups(name: str) -> None:
     """Remove the cgroups that are called like the folder: what a kubelet has made in them, and those that were kept."""
-    for top in [_CGROUPS / name, *_CGROUPS.glob(f"*/{name}"), *_CGROUPS.glob(f"*/*/{name}")]:
+    # Unlike Path.glob, os.walk does not mind what other guards remove meanwhile.
+    for top in [Path(folder) for folder, _, _ in os.walk(_CGROUPS) if Path(folder).name == name]:
         for path, _, _ in os.walk(top, topdown=False):
             Path(path).rmdir()
         with contextlib.suppress(OSError):
