@@ -64,7 +64,9 @@ class Node(Containerd):
         folders = {name: f"{self.directory}/helm/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA")}
         self.env |= {f"HELM_{name}_HOME": folder for name, folder in folders.items()}
         self.env["KUBECONFIG"] = f"{self.directory}/kubeconfig"
-        network = random.randrange(512)  # noqa: S311 - nobody has to guess it
+        taken = {link.name for link in Path("/sys/class/net").glob("whale*")}  # by other nodes
+        free = [number for number in range(512) if f"whale{number}" not in taken]
+        network = random.choice(free)  # noqa: S311 - nobody has to guess it
         self._link = f"whale{network}"
         self._net = f"198.{18 + network // 256}.{network % 256}"  # of those set aside for tests (RFC 2544)
         self.ip = f"{self._net}.2"
