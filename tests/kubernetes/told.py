@@ -51,7 +51,8 @@ class Told:
         try:
             stream = client.jetstream(timeout=10)
             count = (await stream.stream_info(STREAM)).state.messages
-            config = ConsumerConfig(ack_policy=AckPolicy.NONE)
+            # By default a server forgets a consumer of which it has heard nothing for 5 s.
+            config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
             subscription = await stream.pull_subscribe(">", stream=STREAM, config=config)
             found: list[Document] = []
             while len(found) < count:
