@@ -288,7 +288,7 @@ def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with BridgeProcess("/nowhere.sock", tmp_path, environment={"WHALEBRIDGE_HTTP__LISTEN": address}) as bridge:
-            assert bridge.process.wait(20) == 1
+            assert bridge.process.wait(60) == 1
             last = bridge.log.read_text().splitlines()[-1]
             bridge.process.returncode = 0  # as it should be
     assert last == f"whalebridge: http.listen {address}: Address already in use; name another address, or none"
@@ -297,6 +297,7 @@ def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -
 def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin"}
     with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of connections takes it from nobody
         try:
             other.bind(("127.0.0.1", 9469))
             other.listen()
