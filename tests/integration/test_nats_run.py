@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_a_server_that_is_away_misses_nothing(
 ) -> None:
     peer = fresh_nats()
     peer.kill()
-    name = engine.version.replace(".", "")
+    name = f"{engine.version.replace('.', '')}-{os.getpid()}"
     sink = f"nats://{peer.urls[0].partition('//')[2]}/events"
     flags = ["--sink", sink, "--sink", "stdout:", "--state-dir", str(tmp_path / "state")]
     # Heartbeats go to the stream alone.
