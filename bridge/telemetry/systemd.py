@@ -46,9 +46,8 @@ class ServiceManager:
     def status(self, text: str) -> None:
         """Tell a person what goes on, in one line; nothing where that is known already."""
         line = " ".join(text.split())
-        if line != self._status:
+        if line != self._status and self._tell(f"STATUS={line}"):
             self._status = line
-            self._tell(f"STATUS={line}")
 
     async def attend(self, describe: Callable[[], str]) -> None:
         """Tell what goes on as it changes, and before the watchdog's time is over that this loop still turns."""
@@ -60,9 +59,10 @@ class ServiceManager:
                 self._tell("WATCHDOG=1")
             await self._clock.sleep(min(self._pause or LOOK_SECONDS, LOOK_SECONDS))
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str) -> bool:
+        """Return whether it was taken: a service manager that is busy has room for a few messages only."""
         if not self._address:
-            return
+            return False
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
@@ -71,6 +71,8 @@ class ServiceManager:
         except OSError as error:
             reason = error.strerror or str(error)
             self._sparingly.say(_log.warning, reason, "systemd_not_told", told=lines[0], reason=reason)
+            return False
+        return True
 
 
 def _pause(environ: Mapping[str, str]) -> float | None:

@@ -101,3 +101,14 @@ def test_a_full_socket_does_not_block(systemd: Systemd) -> None:
         for number in range(2000):
             manager.status(f"{number}")
     assert [line["event"] for line in logs] == ["systemd_not_told"]
+
+
+def test_a_status_that_was_not_taken_is_told_again(systemd: Systemd) -> None:
+    manager = ServiceManager(systemd.environ, ManualClock())
+    with capture_logs():
+        for number in range(2000):
+            manager.status(f"{number}")
+    assert "STATUS=1999" not in systemd.told()
+    for _ in range(2):
+        manager.status("1999")
+    assert systemd.told() == ["STATUS=1999"]
