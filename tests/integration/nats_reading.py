@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
 import nats.aio.client
-import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
-from nats.js.errors import ServiceUnavailableError
 
 from bridge.core.errors import TransientError
 from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
@@ -20,7 +18,7 @@ from bridge.core.identity import display_id
 from bridge.core.model import ContainerKey
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
-from tests.testbed.nats import Nats
+from tests.testbed.nats import Nats, answered
 from tests.testbed.server import HOST
 
 FreshNats = Callable[..., Nats]
@@ -152,16 +150,18 @@ class Reader:
     async def until(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> int:
         """Wait until a stream has so many messages, or more; return how many."""
         async with asyncio.timeout(60):
-            while True:
-                # Between two leaders nobody answers, or somebody says so.
-                with contextlib.suppress(nats.errors.TimeoutError, ServiceUnavailableError):
-                    if (found := (await self.jetstream.stream_info(stream)).state.messages) >= count:
-                        return found
+            while (found := await answered(partial(self._count, stream))) < count:  # noqa: ASYNC110 (it tells nobody)
                 await asyncio.sleep(0.02)
+        return found
 
     async def stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, least: int = 0) -> list[Stored]:
         """Return all that a stream has, in its order, once it has as many as that."""
-        count = await self.until(least, stream)
+        return await answered(partial(self._read, stream, await self.until(least, stream)))
+
+    async def _count(self, stream: str) -> int:
+        return (await self.jetstream.stream_info(stream)).state.messages
+
+    async def _read(self, stream: str, count: int) -> list[Stored]:
         # By default a server forgets a consumer of which it has heard nothing for 5 s.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
         subscription = await self.jetstream.pull_subscribe(">", stream=stream, config=config)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 
 import nats.errors
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import FreshNats, Reader, insist, positions, records, settings
 from tests.scale import scaled
-from tests.testbed.nats import Nats
+from tests.testbed.nats import Nats, answered
 from tests.testbed.server import Server
 
 STREAM = "WHALEBRIDGE_EVENTS"
@@ -55,9 +57,13 @@ async def test_leaders_change_under_load(
 ) -> None:
     peer = fresh_nats(3)
     async with Reader(peer) as reader:
-        await reader.jetstream.add_stream(
-            name=STREAM, subjects=["events.>"], num_replicas=3, duplicate_window=3600, allow_atomic=atomic
-        )
+        options: dict[str, Any] = {
+            "subjects": ["events.>"],
+            "num_replicas": 3,
+            "duplicate_window": 3600,
+            "allow_atomic": atomic,
+        }
+        await answered(partial(reader.jetstream.add_stream, name=STREAM, **options))
     sink = NatsSink(settings(peer, timeout="3s"))
     troubling = asyncio.ensure_future(trouble(peer))
     published = 0

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,14 +18,12 @@ import pytest
 from nats import connect
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
-from nats.js.errors import NoStreamResponseError
 
 from tests.certificates import Authority, Certificate
 from tests.integration.traces import traces
 from tests.testbed import nats_auth
-from tests.testbed.nats import Nats
+from tests.testbed.nats import Nats, answered
 from tests.testbed.nats_auth import PATIENCE, Key, Operator, Permissions
 from tests.testbed.process import wait_until
 
@@ -178,7 +177,7 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
     nats = fresh_nats(3)
     connection = await connect(nats.urls)
     stream = connection.jetstream(timeout=10)
-    await stream.add_stream(name="EVENTS", subjects=["events.>"], num_replicas=3)
+    await answered(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
     assert await published(stream, "events.one") == 1
     await connection.close()
     first = nats.leader("EVENTS")
@@ -192,16 +191,9 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
 
 
 async def published(stream: JetStreamContext, subject: str) -> int:
-    """Publish once a leader listens: one that is just elected does not do so at once, and nobody else answers.
-
-    What is stored, and not acknowledged because its leader has gone, is not stored again.
-    """
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return (await stream.publish(subject, b"hello", headers={"Nats-Msg-Id": subject})).seq
-            except (NoStreamResponseError, NatsTimeoutError):
-                await asyncio.sleep(0.05)
+    """Publish; what is stored, and not acknowledged because its leader has gone, is not stored again."""
+    headers = {"Nats-Msg-Id": subject}
+    return (await answered(partial(stream.publish, subject, b"hello", headers=headers))).seq
 
 
 def test_an_account_key_is_one(tmp_path: Path) -> None:
