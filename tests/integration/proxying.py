@@ -8,6 +8,7 @@ import itertools
 import os
 import secrets
 import socket
+from collections.abc import Sequence
 
 import grpc
 from grpc import StatusCode
@@ -17,7 +18,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.containerd.stream import EventStream
 from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import Mark
+from bridge.core.model import Event, Ignored, Mark, Undecodable
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.testbed.containerd import Containerd
@@ -75,6 +76,11 @@ async def proven(address: str, stream: EventStream) -> None:
                     while Mark("proven", number) not in await stream.batch():
                         pass
                     return
+
+
+def not_of_containers(events: Sequence[Event], but: str = "") -> list[Event]:
+    """Events without those of containers: shims tell later than they act, also of what an earlier test has removed."""
+    return [each for each in events if isinstance(each, Mark | Ignored | Undecodable) or each.key.id == but]
 
 
 async def first_of(address: str, *calls: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:

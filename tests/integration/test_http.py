@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -120,7 +121,7 @@ def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
         try:
             wait_for(lambda: not site.ready(), 30)
             (reason,) = site.get("/readyz").document["reasons"]
-            assert reason.startswith(("containerd is not watched: ", "nothing has proven "))
+            assert reason.startswith(("containerd is not watched: ", "nothing has proven ", "the first snapshot of "))
             assert site.metrics()["whalebridge_ready"] == 0
             assert site.get("/livez").status == http.client.OK
         finally:
@@ -297,18 +298,25 @@ def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -
 def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin"}
     with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of connections takes it from nobody
-        try:
-            other.bind(("127.0.0.1", 9469))
-            other.listen()
-        except OSError:
-            pass  # somebody else has it: as good
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that were closed do not count
+        with contextlib.suppress(TimeoutError):  # somebody else has it for good: as well
+            wait_for(lambda: _taken(other, 9469))
         bridge = BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment)
         del bridge._environment["WHALEBRIDGE_HTTP__LISTEN"]
         with bridge:
             (told,) = bridge.wait_said("http_not_served")
             assert (told["level"], "127.0.0.1:9469" in told["error"]) == ("warning", True)
             wait_for((tmp_path / "state" / "control.sock").is_socket)
+
+
+def _taken(ours: socket.socket, port: int) -> bool:
+    """Take a port, which a bridge of another test may have for a while."""
+    try:
+        ours.bind(("127.0.0.1", port))
+        ours.listen()
+    except OSError:
+        return False
+    return True
 
 
 # --- whalebridge snapshot ---

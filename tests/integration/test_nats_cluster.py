@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
 
 import nats.errors
 import pytest
+from nats.js.api import StreamConfig
 
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import FreshNats, Reader, insist, positions, records, settings

@@ -6,7 +6,9 @@ import asyncio
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
+from typing import cast
 
 import grpc
 import pytest
@@ -18,7 +20,7 @@ from bridge.containerd.protos import containers_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.proxy import rules
 from bridge.containerd.stream import FILTERS, EventStream
-from bridge.core.model import Mark
+from bridge.core.model import Event, Mark
 from tests.integration import api_methods
 from tests.integration.proxying import (
     DEFAULT,
@@ -26,6 +28,7 @@ from tests.integration.proxying import (
     MIB,
     answers,
     first_of,
+    not_of_containers,
     outcome,
     proven,
     state,
@@ -58,7 +61,7 @@ class TestWhatIsRefused:
         assert await asyncio.to_thread(state, engine) == before
         assert (await asyncio.to_thread(engine.tasks))[container] == "RUNNING"
         await asyncio.sleep(0.2)
-        assert direct.rest() == []
+        assert not_of_containers(direct.rest(), but=container) == []
         direct.close()
         told = proxy.said("call_refused")
         assert len(told) <= 110
@@ -109,14 +112,21 @@ class TestWhatIsRefused:
         await asyncio.sleep(0.2)
         async with ContainerdClient(engine.address, KEEP_ALL) as client:
             await client.mark("last", 1)
-            assert await direct.batch() == [Mark("last", 1)]
+            told: list[Event] = []
+            while Mark("last", 1) not in told:
+                told += not_of_containers(await direct.batch())
+            assert told == [Mark("last", 1)]
         direct.close()
 
     async def test_too_many_marks(self, proxy: ProxyProcess) -> None:
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
-            results = await asyncio.gather(*(client.mark("n", number) for number in range(300)), return_exceptions=True)
+            await client.mark("n", 0)
+            began = time.monotonic()
+            marks = (client.mark("n", number) for number in range(300))
+            results = await asyncio.gather(*marks, return_exceptions=True)
+            took = time.monotonic() - began
         refused = [str(each) for each in results if each is not None]
-        assert 100 < len(refused) <= 200
+        assert 100 - 1 <= len(results) - len(refused) <= 100 + 20 * took
         assert all("RESOURCE_EXHAUSTED: more than 20 marks a second" in each for each in refused)
 
     @pytest.mark.parametrize(
@@ -208,8 +218,10 @@ class TestWhatPasses:
         call = stream(proxied, rpc.SUBSCRIBE.path)(b"")
         await call.initial_metadata()
         (raw,) = await first_of(proxy.address, call)
-        envelope = Envelope.FromString(raw)
-        assert (envelope.namespace, envelope.topic[:24]) == ("whalebridge", "/whalebridge/mark/first/")
+        async with asyncio.timeout(30):
+            while (envelope := Envelope.FromString(raw)).namespace != "whalebridge":  # a container of an earlier test
+                raw = cast(bytes, await call.read())
+        assert envelope.topic.startswith("/whalebridge/mark/first/")
         call.cancel()
 
 

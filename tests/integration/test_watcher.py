@@ -147,7 +147,7 @@ async def test_the_example_of_the_documentation_runs(
     await namespace.run(f"{id_}-old", "com.docker.compose.project=shop")
     running = asyncio.create_task(main(engine.address))
     told = ""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while f"alive: {namespace.name}/{id_}-old" not in told:
             await asyncio.sleep(0.01)
             told += capsys.readouterr().out

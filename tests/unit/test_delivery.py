@@ -34,7 +34,8 @@ def settings(folder: Path, heartbeat: dict[str, Any] | None = None, **first: Any
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [msgspec.json.decode(each) for each in path.read_bytes().splitlines()] if path.exists() else []
+    """The whole lines of a file; one may be under way."""
+    return [msgspec.json.decode(each) for each in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 async def until(fits: Callable[[], object]) -> None:
@@ -84,6 +85,7 @@ async def test_a_sink_that_is_replaced_goes_on_where_the_one_before_was(tmp_path
 async def test_what_is_on_its_way_to_a_sink_that_is_replaced_comes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 60)
     written, acknowledge = asyncio.Event(), asyncio.Event()
     async with delivering(settings(tmp_path)) as running:
         (first, _) = running.delivery.pumps

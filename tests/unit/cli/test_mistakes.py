@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.testbed.process import wait_until
+
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
-ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+# The default port is one, and another test needs it taken.
+ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "WHALEBRIDGE_HTTP__LISTEN": ""}
 NO_SOCKET = "/nonexistent/c.sock"
 
 
@@ -111,19 +114,40 @@ def held(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def started(*arguments: str) -> subprocess.Popen[bytes]:
-    """Start it, and return in the midst of its imports."""
-    process = subprocess.Popen(
-        [*WHALEBRIDGE, *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 20
-    while not held(process):
-        assert time.monotonic() < deadline
-    return process
+# Python runs it before any program: the imports of ours last until there is a signal.
+SLOW = """
+import signal, sys, time
+
+class Slow:
+    def find_spec(self, name, path, target=None):
+        end = time.monotonic() + 60
+        while name == "bridge.cli" and not signal.sigpending() and time.monotonic() < end:
+            time.sleep(0.01)
+
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
+    """Starts it, and returns in the midst of its imports."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path)}
+        process = subprocess.Popen(
+            [*WHALEBRIDGE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        wait_until(lambda: held(process), "the signals to be held")
+        return process
+
+    return start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_imports_of_run_is_a_clean_end(number: signal.Signals) -> None:
+def test_a_signal_during_the_imports_of_run_is_a_clean_end(
+    number: signal.Signals, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     with started("run", "--containerd", NO_SOCKET) as process:
         process.send_signal(number)
         _, log = process.communicate(timeout=30)
@@ -132,14 +156,16 @@ def test_a_signal_during_the_imports_of_run_is_a_clean_end(number: signal.Signal
     assert b"Traceback" not in log
 
 
-def test_ctrl_c_during_the_imports_of_another_command_is_no_traceback() -> None:
+def test_ctrl_c_during_the_imports_of_another_command_is_no_traceback(
+    started: Callable[..., subprocess.Popen[bytes]],
+) -> None:
     with started("doctor") as process:
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=30)
     assert (process.returncode, log) == (130, b"")
 
 
-def test_sigterm_ends_other_commands_as_it_ends_any_program() -> None:
+def test_sigterm_ends_other_commands_as_it_ends_any_program(started: Callable[..., subprocess.Popen[bytes]]) -> None:
     with started("doctor") as process:
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=30)

@@ -28,7 +28,7 @@ def readers() -> list[threading.Thread]:
 
 def gone() -> None:
     """Wait for the end of all readers: each takes its time, where somebody else has the processor."""
-    wait_until(lambda: not readers(), "the end of all readers", timeout=5)
+    wait_until(lambda: not readers(), "the end of all readers")
 
 
 async def held(stream: EventStream, events: int) -> None:
@@ -209,6 +209,7 @@ def test_a_loop_that_is_gone_does_not_matter(tmp_path: Path) -> None:
 
 
 async def test_a_client_closes_its_streams(standin: SimulatedContainerd) -> None:
+    gone()  # those of tests before
     async with ContainerdClient(standin.address, LabelRules.keep_all()) as client:
         await client.subscribe()
         stream = await client.subscribe()

@@ -10,10 +10,11 @@ import asyncio
 import shutil
 import tempfile
 from pathlib import Path
+from threading import Event
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from bridge.core.events import Record
 from bridge.core.ports import Outbox
@@ -165,10 +166,11 @@ class SqlitePromises(Promises):
         self.make()
         self.remembers()
 
-    @precondition(lambda self: self.appended)
     @rule(kept=st.floats(0, 1))
     def lose_power(self, kept: float) -> None:
         """A disk that lied about fsync: the newest transactions are gone, and those before are whole."""
+        if not self.appended:  # no precondition: what is left after the last time is another thing in each run
+            return
         self.leave()
         log = self.path / "outbox.db-wal"
         if log.exists():
@@ -201,9 +203,20 @@ class SqlitePromises(Promises):
         """Keep the files as they are now, and go on with a copy of them."""
         before = self.path
         self.number += 1
+        self.rest()
         shutil.copytree(before, self.path)
         self.runner.run(self.outbox.close())
         shutil.rmtree(before)
+
+    def rest(self) -> None:
+        """Wait for what the outbox' thread is about: else files would be copied at different moments.
+
+        It gets nothing more to do meanwhile, as the event loop stands still.
+        """
+        assert isinstance(self.outbox, SqliteOutbox)
+        done = Event()
+        self.outbox._store._worker._jobs.put(done.set)
+        assert done.wait(60)
 
     def remembers(self) -> None:
         assert dict(self.outbox.recall().values) == self.memory

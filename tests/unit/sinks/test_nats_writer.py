@@ -79,7 +79,7 @@ class FakeLink:
     """Ends after so many messages have arrived; the answers to the last few of them do not come back."""
 
     place = Place("n1:4222", "n1")
-    timeout = 5.0
+    timeout = 60.0  # nobody is to be given up for being slow
     max_payload = 1_000_000
 
     def __init__(self, server: Server, arrive: int = 10**9, unanswered: int = 0) -> None:

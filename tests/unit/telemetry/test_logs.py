@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 def configure() -> Iterator[Configure]:
     writers: list[PatientWriter] = []
     handlers, level = logging.root.handlers[:], logging.root.level
+    gc.disable()  # what libraries say of objects that earlier tests have left belongs to nobody's log here
 
     def configured(*args: Any, **kwargs: Any) -> PatientWriter:
         writers.append(logs.configure(*args, **kwargs))
@@ -40,6 +42,7 @@ def configure() -> Iterator[Configure]:
         writer.close()
     structlog.reset_defaults()
     logging.root.handlers[:], logging.root.level = handlers, level
+    gc.enable()
 
 
 def read(descriptor: int) -> str:

@@ -31,7 +31,7 @@ def test_lines_are_written_in_order(tmp_path: Path) -> None:
         writer = PatientWriter(str, descriptor=file.fileno())
         for number in range(500):
             writer.write_line(f"line {number}")
-        writer.close()
+        writer.close(seconds=60)
     assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(500)]
 
 
@@ -90,5 +90,5 @@ def test_what_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         writer = PatientWriter(str, descriptor=file.fileno())
         writer.write_line("\udc80")
-        writer.close()
+        writer.close(seconds=60)
     assert (tmp_path / "log").read_text() == "\\udc80\n"

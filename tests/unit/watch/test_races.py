@@ -83,14 +83,14 @@ async def test_what_the_stream_still_holds_when_a_look_up_fails_is_told_later() 
 
 @pytest.mark.parametrize("engine", ["engine-1", "engine-2"])
 async def test_records_that_were_fetched_before_the_connection_was_lost_are_kept(engine: str) -> None:
-    source, down = FakeSource(), True
+    source, down, lost = FakeSource(), True, asyncio.Event()
     async with watching(source) as running:
         await running.live()
         source.records[DB] = record(DB, "the-name")
 
         async def fails(key: ContainerKey) -> None:
             if key == WEB and down:
-                await asyncio.sleep(0.05)
+                await lost.wait()
                 raise TransientError("down")
 
         source.before_record = fails
@@ -100,6 +100,8 @@ async def test_records_that_were_fetched_before_the_connection_was_lost_are_kept
         del source.records[DB]
         source.id, down = engine, False
         source.stream.end(TransientError("gone"))
+        await turns()
+        lost.set()
         await running.live(2)
     names = [each["container"]["name"] for each in running.documents if each["id"] == "shop/db"]
     assert names == ["the-name", "the-name"]
