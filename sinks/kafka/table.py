@@ -14,6 +14,7 @@ from sinks.kafka.cluster import REQUEST_SECONDS
 from sinks.kafka.consumer import end
 from sinks.kafka.failures import said, who
 from sinks.kafka.messages import row_of
+from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
@@ -40,7 +41,7 @@ async def rows_of(
     )
     try:
         async with asyncio.timeout(settings.timeout.total_seconds()):
-            await consumer.start()
+            await start(consumer)
             return await _read(consumer, TopicPartition(topic, partition), source)
     except TimeoutError as error:
         raise TransientError(f"state_topic {topic} could not be read in time") from error
