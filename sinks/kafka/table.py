@@ -60,7 +60,6 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
     end = (await consumer.end_offsets([place]))[place]
     rows: set[Row] = set()
     while True:
-        # Once also where there is nothing yet: that we may not read it is better known now than after the next start.
         for records in (await consumer.getmany(place, timeout_ms=_POLL_MILLISECONDS)).values():
             for record in records:
                 row = row_of(record.key or b"")
@@ -70,5 +69,8 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
                     rows.discard(row)
                 else:
                     rows.add(row)
-        if await consumer.position(place) >= end:
+        # An answer is waited for also where there is nothing yet: that we may not read it is better known now than
+        # after the next start.
+        answered = consumer.highwater(place) is not None
+        if answered and await consumer.position(place) >= end:
             return rows
