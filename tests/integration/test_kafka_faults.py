@@ -93,7 +93,7 @@ async def test_a_connection_that_is_reset_in_the_middle_of_a_record_leaves_no_ha
 async def test_a_lost_acknowledgement_brings_the_same_bytes_again_at_the_most(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(100)
     (proxy,) = kafka.proxies
-    async with sink(kafka.bootstrap_of("plaintext"), "again", timeout="10s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "again") as made:
         await made.publish(whole[:50])
         await asyncio.to_thread(proxy.delay, 1)
         log = kafka.nodes[0].folder / "data" / "again-0" / f"{0:020}.log"  # any client would be delayed, too
@@ -179,7 +179,7 @@ async def test_a_slow_network_is_no_fault(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(500)
     (proxy,) = kafka.proxies
     proxy.delay(0.05)
-    async with sink(kafka.bootstrap_of("plaintext"), "slow", timeout="10s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "slow") as made:
         for batch in batches(whole, 100):
             await made.publish(batch)
     assert [each.value for each in kafka.admin.records("slow")] == data(whole)
