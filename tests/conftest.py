@@ -102,7 +102,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def kafka(authority: Authority) -> Iterator[Kafka]:
     """One broker with every kind of listener, shared by all tests: use topics of your own, and leave it running."""
     _require_installed(*kafka_peer.COMPONENTS)
-    with Kafka(listeners=LISTENERS, authority=authority) as kafka:
+    with Kafka(listeners=LISTENERS, authority=authority, settings=kafka_peer.PATIENT) as kafka:
         yield kafka
 
 

@@ -16,6 +16,7 @@ from sinks.kafka import access
 from sinks.kafka.cluster import REQUEST_SECONDS, connected
 from sinks.kafka.consumer import end
 from sinks.kafka.failures import said, who
+from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -103,7 +104,7 @@ class KafkaReader:
 
     async def _place(self, consumer: AIOKafkaConsumer) -> None:
         """Begin where reading is to begin, or where it was interrupted."""
-        await consumer.start()
+        await start(consumer)
         places = sorted(consumer.assignment())
         ends = await consumer.end_offsets(places)
         if not self._ends:

@@ -12,6 +12,7 @@ from sinks.kafka import access, cluster
 from sinks.kafka.cluster import REQUEST_SECONDS, Topic
 from sinks.kafka.failures import not_allowed, said
 from sinks.kafka.producer import Producer
+from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -68,7 +69,7 @@ async def _connect(settings: KafkaSettings, clock: Clock, limit: int) -> Link:
         **options,
     )
     try:
-        await producer.start()
+        await start(producer)
     except BaseException:
         await producer.abandon()
         raise

@@ -14,6 +14,7 @@ from sinks.kafka.cluster import REQUEST_SECONDS
 from sinks.kafka.consumer import end
 from sinks.kafka.failures import said, who
 from sinks.kafka.messages import row_of
+from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
@@ -40,7 +41,7 @@ async def rows_of(
     )
     try:
         async with asyncio.timeout(settings.timeout.total_seconds()):
-            await consumer.start()
+            await start(consumer)
             return await _read(consumer, TopicPartition(topic, partition), source)
     except TimeoutError as error:
         raise TransientError(f"state_topic {topic} could not be read in time") from error
@@ -59,7 +60,6 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
     end = (await consumer.end_offsets([place]))[place]
     rows: set[Row] = set()
     while True:
-        # Once also where there is nothing yet: that we may not read it is better known now than after the next start.
         for records in (await consumer.getmany(place, timeout_ms=_POLL_MILLISECONDS)).values():
             for record in records:
                 row = row_of(record.key or b"")
@@ -69,5 +69,8 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
                     rows.discard(row)
                 else:
                     rows.add(row)
-        if await consumer.position(place) >= end:
+        # An answer is waited for also where there is nothing yet: that we may not read it is better known now than
+        # after the next start.
+        answered = consumer.highwater(place) is not None
+        if answered and await consumer.position(place) >= end:
             return rows

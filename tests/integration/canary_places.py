@@ -153,7 +153,7 @@ class Brokers:
 
 def _nats_sink(peer: Nats, subject: str, **more: Any) -> dict[str, Any]:
     server = peer.urls[0].partition("//")[2]
-    return {"type": "nats", "name": subject, "servers": [server], "subject": subject, "timeout": "5s", **more}
+    return {"type": "nats", "name": subject, "servers": [server], "subject": subject, "timeout": "20s", **more}
 
 
 def all_brokers(
@@ -182,7 +182,7 @@ def all_brokers(
     def sink(topic: str, listener: Any = "sasl_plaintext", **sasl: Any) -> dict[str, Any]:
         servers = [kafka.bootstrap_of(listener)]
         sasl = {"mechanism": "plain", **({} if "token_file" in sasl else {"username": USER}), **sasl}
-        return {"type": "kafka", "name": topic, "servers": servers, "topic": topic, "sasl": sasl, "timeout": "5s"}
+        return {"type": "kafka", "name": topic, "servers": servers, "topic": topic, "sasl": sasl, "timeout": "20s"}
 
     tls = {"enabled": True, "ca_file": str(authority.certificate), "cert_file": str(ours.certificate)}
     tls |= {"key_file": str(ours.key), "key_password": key_password}
@@ -213,5 +213,6 @@ def all_brokers(
         _nats_sink(servers[2], "other-seed", login={"nkey_seed": world.canaries.adopt("other seed", Key.new().seed)}),
         _nats_sink(servers[3], "wrong-creds", login={"creds_file": file("wrong.creds", put("no credentials"))}),
     ]
+    bad = [{**each, "timeout": "5s"} for each in bad]  # those that are good have all the time that they may need
     variable = f"WHALEBRIDGE_SINKS__{good.index(by_environment)}__SASL__PASSWORD"
     return Brokers(kafka, servers, good, bad, {variable: password})

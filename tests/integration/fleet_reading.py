@@ -16,7 +16,7 @@ from bridge.fleet.messages import Message, Reader, read
 async def whole(reader: Reader) -> list[Message]:
     """All that a reader finds which ends at the end."""
     found: list[Message] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):  # more than a reader has for a step
         async for batch in read(reader, SystemClock()):
             found += batch
     return found
@@ -57,7 +57,7 @@ async def following(reader: Reader) -> AsyncIterator[Following]:
     task = asyncio.ensure_future(follow())
     beginning = asyncio.ensure_future(found.begun.wait())
     try:
-        await asyncio.wait({task, beginning}, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, beginning}, timeout=90, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
         assert found.begun.is_set()

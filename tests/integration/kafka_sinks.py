@@ -26,9 +26,12 @@ FreshKafka = Callable[..., Kafka]
 
 
 def settings(servers: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
-    """Settings of a sink for a peer, or for an address of one."""
+    """Settings of a sink for a peer, or for an address of one.
+
+    With time enough for a loaded machine where a test does not say otherwise: each server has half of it at the most.
+    """
     address = servers if isinstance(servers, str) else servers.bootstrap
-    return KafkaSettings.model_validate({"servers": address, "topic": topic, "timeout": "10s", **options})
+    return KafkaSettings.model_validate({"servers": address, "topic": topic, "timeout": "30s", **options})
 
 
 @contextlib.asynccontextmanager

@@ -103,7 +103,7 @@ class Program:
         (address,) = re.findall(r"127\.0\.0\.1:\d+", next(line for line in self.log().splitlines() if "listen" in line))
         request = urllib.request.Request(f"http://{address}{path}", method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=40) as answer:  # noqa: S310 (a snapshot has 30 s)
                 status, body, told = answer.status, answer.read(), answer.headers
         except urllib.error.HTTPError as error:
             with error:

@@ -13,7 +13,7 @@ from sinks.kafka.messages import Message, event_messages
 from tests.certificates import Authority
 from tests.integration.kafka_sinks import data, first_occurrences, insist, sink
 from tests.sample_records import EPOCH, record, records
-from tests.testbed.kafka import USERS, Kafka
+from tests.testbed.kafka import PATIENT, USERS, Kafka
 from tests.testbed.kafka_config import Listener, unsecured_jwt
 
 MECHANISMS = ["plain", "scram-sha-256", "scram-sha-512"]
@@ -26,7 +26,7 @@ def guarded(kafka: Kafka) -> Iterator[Kafka]:
     """A Kafka that allows nothing to those who log in, unless told so. (`kafka` sees to it that it is installed.)"""
     assert kafka.servers
     users = {name: f"{name}-password" for name in ("writer", "owner", "least", "nobody", "keeper", "stateful")}
-    with Kafka(listeners=("sasl_plaintext",), users=users, acls=True) as guarded:
+    with Kafka(listeners=("sasl_plaintext",), users=users, acls=True, settings=PATIENT) as guarded:
         yield guarded
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,7 +16,7 @@ from bridge.core.events import Record
 from sinks.kafka.sink import KafkaSink
 from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, insist, settings, sink
 from tests.sample_records import batches, records
-from tests.testbed.kafka import Kafka
+from tests.testbed.kafka import PATIENT, Kafka
 
 CLOCK = SystemClock()
 
@@ -93,7 +94,7 @@ async def test_a_connection_that_is_reset_in_the_middle_of_a_record_leaves_no_ha
 async def test_a_lost_acknowledgement_brings_the_same_bytes_again_at_the_most(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(100)
     (proxy,) = kafka.proxies
-    async with sink(kafka.bootstrap_of("plaintext"), "again", timeout="10s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "again") as made:
         await made.publish(whole[:50])
         await asyncio.to_thread(proxy.delay, 1)
         log = kafka.nodes[0].folder / "data" / "again-0" / f"{0:020}.log"  # any client would be delayed, too
@@ -124,8 +125,7 @@ async def test_a_topic_that_is_deleted_is_created_again(fresh_kafka: FreshKafka)
 
 
 async def test_a_suspended_broker_is_given_up_in_time_and_gets_all_afterwards(fresh_kafka: FreshKafka) -> None:
-    # A session that outlives it: else the partition has no leader for a while afterwards.
-    kafka, whole = fresh_kafka(settings={"broker.session.timeout.ms": "60000"}), records(300)
+    kafka, whole = fresh_kafka(settings=PATIENT), records(300)
     async with sink(kafka, "hangs", insistent=True, timeout="2s") as made:
         await insist(made, whole[:100])
         kafka.suspend()
@@ -138,14 +138,16 @@ async def test_a_suspended_broker_is_given_up_in_time_and_gets_all_afterwards(fr
             await made.publish(whole[100:200])
         assert time.monotonic() - began < 25
         kafka.resume()
-        assert await insist(made, whole[100:], seconds=20) == []
+        # At once, or as soon as a loaded machine is quick enough for this timeout.
+        complaints = await insist(made, whole[100:])
+        assert [each for each in complaints if not re.search("no answer in time|within 2 s", each)] == []
     assert_complete(kafka, "hangs", whole)
 
 
 async def test_an_end_while_the_broker_hangs_comes_in_time_and_nothing_goes_on(fresh_kafka: FreshKafka) -> None:
     """`sink` sees to it that close() is quick, and that no task is left."""
-    kafka, whole = fresh_kafka(), records(300)
-    async with sink(kafka, "ends", timeout="30s") as made:
+    kafka, whole = fresh_kafka(settings=PATIENT), records(300)
+    async with sink(kafka, "ends") as made:
         await made.publish(whole[:100])
         kafka.suspend()
         publishing = asyncio.create_task(made.publish(whole[100:200]))
@@ -179,7 +181,7 @@ async def test_a_slow_network_is_no_fault(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(500)
     (proxy,) = kafka.proxies
     proxy.delay(0.05)
-    async with sink(kafka.bootstrap_of("plaintext"), "slow", timeout="10s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "slow") as made:
         for batch in batches(whole, 100):
             await made.publish(batch)
     assert [each.value for each in kafka.admin.records("slow")] == data(whole)
@@ -192,10 +194,10 @@ async def test_a_leader_that_cannot_be_reached_is_named(fresh_kafka: FreshKafka)
     kafka.admin.create_topic("advertised")
     proxy.cut()
     with pytest.raises(TransientError) as caught:
-        async with sink(kafka, "advertised", timeout="5s"):
+        async with sink(kafka, "advertised", timeout="12s"):
             pass
     assert str(caught.value) == (
-        f"Kafka at {kafka.bootstrap}: not connected within 5 s; the leader of partition 0, as the brokers name it, "
+        f"Kafka at {kafka.bootstrap}: not connected within 12 s; the leader of partition 0, as the brokers name it, "
         f"cannot be used: {proxy.address}: connection refused: nothing listens there"
     )
 

@@ -95,7 +95,9 @@ async def test_the_partition_is_the_one_that_other_clients_choose_for_the_key(ka
 
 async def test_a_missing_topic_is_created_as_the_settings_have_it(fresh_kafka: FreshKafka) -> None:
     kafka = fresh_kafka(settings={"num.partitions": "3"})
-    async with sink(kafka, "plain"), sink(kafka, "wide", partitions=5, replicas=1, state_topic="rows"):
+    async with sink(kafka, "plain"):
+        pass
+    async with sink(kafka, "wide", partitions=5, replicas=1, state_topic="rows"):
         pass
     assert len(kafka.admin.describe("plain")["partitions"]) == 1
     assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"

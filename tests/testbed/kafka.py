@@ -24,6 +24,12 @@ COMPONENTS = ("kafka",)
 USERS = {"bridge": "bridge-secret", "reader": "reader-secret"}
 """Who can log in where the test does not say: the password by the name."""
 
+PATIENT = {"broker.session.timeout.ms": "60000"}
+"""Settings of a broker that is never killed: that it stood still for 2 s, as on a loaded machine, has no consequences.
+
+Else it loses its place in the cluster for a moment: then clients are told of no broker, and partitions have no leader.
+"""
+
 QUICK = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """Options of Java: starts in 2 s; a benchmark takes others."""
 

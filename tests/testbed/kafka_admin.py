@@ -43,6 +43,7 @@ _OPERATIONS: dict[Operation, int] = {
 }
 _LITERAL, _PREFIXED = 3, 4
 _ALLOW = 3
+_NEVER = 2**63 - 1  # the default of flush.messages
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ class KafkaAdmin:
 
     def alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
         """Make these its settings; what is not named goes back to the default."""
+        # A broker tells of a change a moment before it acts by it, but of no later one before that: so there are two.
+        for number in (1_000_000, _NEVER):
+            self._alter_topic(topic, {**settings, "flush.messages": str(number)})
 
+    def _alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
         async def work(admin: AIOKafkaAdminClient) -> None:
             wanted = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(settings))
             for response in await admin.alter_configs([wanted]):
