@@ -57,13 +57,8 @@ async def test_leaders_change_under_load(
 ) -> None:
     peer = fresh_nats(3)
     async with Reader(peer) as reader:
-        options: dict[str, Any] = {
-            "subjects": ["events.>"],
-            "num_replicas": 3,
-            "duplicate_window": 3600,
-            "allow_atomic": atomic,
-        }
-        await answered(partial(reader.jetstream.add_stream, name=STREAM, **options))
+        config = StreamConfig(STREAM, subjects=["events.>"], num_replicas=3, duplicate_window=3600, allow_atomic=atomic)
+        await answered(partial(reader.jetstream.add_stream, config))
     sink = NatsSink(settings(peer, timeout="3s"))
     troubling = asyncio.ensure_future(trouble(peer))
     published = 0
