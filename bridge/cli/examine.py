@@ -52,6 +52,8 @@ async def _health(client: ContainerdClient) -> list[Finding]:
             return []
     except RefusedError:  # not every version, nor every proxy, has that service: the others tell
         return []
+    except BridgeError as error:
+        return [Finding.of(client.path, error)]
     return [Finding("warning", client.path, "containerd says that it does not serve now", "look into its log")]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 
 import structlog
@@ -16,6 +17,7 @@ from bridge.core.ports import Clock
 from bridge.telemetry.sparingly import Sparingly
 
 LOOK_SECONDS = 1.0
+_MOST_DUE = 4  # changes of state that are told late; of more than that the oldest do not matter any more
 _MICROSECONDS = 1_000_000
 _log = structlog.get_logger(__name__)
 
@@ -28,20 +30,21 @@ class ServiceManager:
         self._clock = clock
         self._sparingly = Sparingly(clock)
         self._status = ""
+        self._due: deque[str] = deque(maxlen=_MOST_DUE)  # a start that is never told to be ready ends in a kill
         self._pause = _pause(environ)
 
     def ready(self) -> None:
         """What was to be set up is set up; also the end of a reload."""
-        self._tell("READY=1")
+        self._change("READY=1")
 
     def reloading(self) -> None:
         """Settings are being read anew; ``ready`` has to follow."""
-        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._change(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The end has begun."""
         self._status = "stopping: handing over what is on its way"
-        self._tell("STOPPING=1", f"STATUS={self._status}")
+        self._change(f"STOPPING=1\nSTATUS={self._status}")
 
     def status(self, text: str) -> None:
         """Tell a person what goes on, in one line; nothing where that is known already."""
@@ -50,16 +53,28 @@ class ServiceManager:
             self._status = line
 
     async def attend(self, describe: Callable[[], str]) -> None:
-        """Tell what goes on as it changes, and before the watchdog's time is over that this loop still turns."""
+        """Tell what goes on as it changes, and before the watchdog's time is over that this loop still turns.
+
+        What was not taken when it was told is told again.
+        """
         if not self._address:
             return
         while True:
+            self._catch_up()
             self.status(describe())
             if self._pause:
                 self._tell("WATCHDOG=1")
             await self._clock.sleep(min(self._pause or LOOK_SECONDS, LOOK_SECONDS))
 
-    def _tell(self, *lines: str) -> bool:
+    def _change(self, message: str) -> None:
+        self._due.append(message)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._due and self._tell(self._due[0]):
+            self._due.popleft()
+
+    def _tell(self, message: str) -> bool:
         """Return whether it was taken: a service manager that is busy has room for a few messages only."""
         if not self._address:
             return False
@@ -67,10 +82,12 @@ class ServiceManager:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
                 connection.setblocking(False)
-                connection.sendto("\n".join(lines).encode(), address)
+                connection.sendto(message.encode(), address)
         except OSError as error:
             reason = error.strerror or str(error)
-            self._sparingly.say(_log.warning, reason, "systemd_not_told", told=lines[0], reason=reason)
+            self._sparingly.say(
+                _log.warning, reason, "systemd_not_told", told=message.partition("\n")[0], reason=reason
+            )
             return False
         return True
 

@@ -112,3 +112,22 @@ def test_a_status_that_was_not_taken_is_told_again(systemd: Systemd) -> None:
     for _ in range(2):
         manager.status("1999")
     assert systemd.told() == ["STATUS=1999"]
+
+
+async def test_changes_that_were_not_taken_are_told_again_in_their_order(systemd: Systemd) -> None:
+    clock = ManualClock()
+    manager = ServiceManager(systemd.environ, clock)
+    with capture_logs():
+        for number in range(2000):
+            manager.status(f"{number}")
+        manager.ready()
+        manager.reloading()
+        manager.ready()
+    assert "READY=1" not in systemd.told()
+    attending = asyncio.create_task(manager.attend(lambda: "live"))
+    for _ in range(4):
+        await asyncio.sleep(0)
+        clock.pass_time(1)
+    attending.cancel()
+    first, second, third, *others = systemd.told()
+    assert (first, second.partition("=")[0], third, others) == ("READY=1", "RELOADING", "READY=1", ["STATUS=live"])

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import cast
+
+import grpc
+import pytest
+
+from bridge.cli import examine
+from bridge.containerd.client import ContainerdClient
+from bridge.containerd.failures import RefusedError
+from bridge.core.errors import BridgeError, TransientError
+
+
+class Client:
+    """A containerd that answered a moment ago."""
+
+    path = "/run/containerd/containerd.sock"
+
+    def __init__(self, health: bool | BridgeError) -> None:
+        self._health = health
+
+    async def health(self) -> bool:
+        if isinstance(self._health, BridgeError):
+            raise self._health
+        return self._health
+
+
+@pytest.mark.parametrize(
+    ("health", "verdicts"),
+    [
+        (True, []),
+        (False, ["warning"]),
+        (RefusedError("unknown service", grpc.StatusCode.UNIMPLEMENTED), []),
+        (TransientError("containerd did not answer within 5 s"), ["problem"]),  # it hangs since
+    ],
+)
+async def test_the_health_service(health: bool | BridgeError, verdicts: list[str]) -> None:
+    findings = await examine._health(cast("ContainerdClient", Client(health)))
+    assert [each.verdict for each in findings] == verdicts
