@@ -84,10 +84,10 @@ async def test_reading_begins_at_a_moment_or_at_the_end(kafka: Kafka) -> None:
 
 async def test_nothing_is_left_behind(kafka: Kafka) -> None:
     await publish(kafka, "read.traces", 1, 10)
-    before = kafka.admin.topics()
+    before = kafka.admin.topics(internal=True)
     async with following(reader(kafka, "read.traces", follow=True)) as found:
         await found.count(10)
-    assert kafka.admin.topics() == before  # no __consumer_offsets: there was no group
+    assert kafka.admin.topics(internal=True) == before  # no __consumer_offsets: there was no group
 
 
 async def test_a_reader_that_follows_outlives_the_brokers(fresh_kafka: FreshKafka) -> None:
@@ -102,7 +102,7 @@ async def test_a_reader_that_follows_outlives_the_brokers(fresh_kafka: FreshKafk
         assert data(await found.count(20)) == first + second
         assert found.told[0].startswith("no Kafka server can be used: 127.0.0.1:")
         assert found.told[0].endswith("connection refused: nothing listens there; waiting for it")
-        assert found.told[1:] == ["reading goes on"]
+        assert found.told[1] == "reading goes on"  # until the broker, just started, may seem to be away once more
 
 
 async def test_a_topic_that_is_not_there(kafka: Kafka) -> None:

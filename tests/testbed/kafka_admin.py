@@ -113,11 +113,11 @@ class KafkaAdmin:
             lambda broker: wanted <= broker.describe(topic)["settings"].items(), f"to have {settings}"
         )
 
-    def topics(self) -> list[str]:
-        """The names of all topics but Kafka's own."""
+    def topics(self, *, internal: bool = False) -> list[str]:
+        """The names of all topics; Kafka's own only where they are asked for."""
 
         async def work(admin: AIOKafkaAdminClient) -> list[str]:
-            return sorted(name for name in await admin.list_topics() if not name.startswith("__"))
+            return sorted(name for name in await admin.list_topics() if internal or not name.startswith("__"))
 
         return self._with_admin(work)
 
