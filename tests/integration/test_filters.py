@@ -100,6 +100,7 @@ def test_a_label_that_is_not_published_may_be_what_a_container_is_chosen_by(engi
     check_stream(records)
 
 
+@pytest.mark.parametrize("fresh_engine", ["2.4"], indirect=True)  # its version has no part in it
 def test_heartbeats_tell_what_is_proven_and_stand_still_while_containerd_hangs(
     fresh_engine: Callable[[], Containerd], tmp_path: Path
 ) -> None:

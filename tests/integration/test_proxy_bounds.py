@@ -50,6 +50,7 @@ class TestBounds:
             assert await large(sleeping) < 3 * relay.SUBSCRIBER_BYTES // MIB
             assert await sleeping.code() is StatusCode.RESOURCE_EXHAUSTED
 
+    @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # containerd has no part in it
     async def test_clients_that_take_nothing_for_long_make_room(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
