@@ -136,15 +136,15 @@ def of_run(
     """Return what reads the settings that the options of ``run`` stand for."""
     return reader(
         **others,
-        state_dir=state_dir and os.path.abspath(state_dir),
+        state_dir=state_dir and _absolute(state_dir),
         snapshot={"interval": snapshot_interval},
         log={"level": log_level, "format": log_format},
     )
 
 
-def _absolute(address: str) -> str:
-    """Make a path absolute; only the shell knows what a relative one is relative to."""
-    return address if "://" in address else os.path.abspath(address)
+def _absolute(path: str) -> str:
+    """Make a path absolute; only the shell knows what a relative one is relative to. A URL is for others to judge."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

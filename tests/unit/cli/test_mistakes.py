@@ -42,6 +42,7 @@ def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
         ("whalebridge run --sink frob:", 2, "sinks.0: unknown scheme 'frob'"),
         ("whalebridge run --log-level loud", 2, "log.level"),
         ("whalebridge run --state-dir /proc/x", 1, "state_dir /proc/x"),
+        ("whalebridge run --state-dir https://h/x", 2, "state_dir: write the absolute path of a directory"),
         ("whalebridge run --sink file:/proc", 1, "/proc cannot be written"),
         ("whalebridge run --containerd /etc/passwd", 3, "/etc/passwd is not a socket"),
         (f"whalebridge list --containerd {NO_SOCKET}", 3, f"there is no socket {NO_SOCKET}"),
