@@ -4,7 +4,8 @@ Invariants, whatever comes in and in whatever order:
 
 - A life (one incarnation of a container) is told by one ``started`` (or was there before anybody looked), then by
   ``paused`` and ``unpaused`` in turn, then by at most one ``exited``. Nothing is told of it afterwards.
-- STOPPED beats RUNNING of the same pid: a pid that has ended under an id does not come back.
+- STOPPED beats RUNNING of the same pid: a pid that has ended under an id does not come back, unless a task
+  with it was seen created once more, and containerd confirms that it has not stopped: the kernel gave it away again.
 - What an event alone cannot decide is not guessed: the container is put down to be asked for (``due_questions``),
   and containerd's answer decides (``answer``), unless more events came in meanwhile: then it is asked for again.
 
@@ -127,6 +128,8 @@ class Tracker(Teller):
                 entry.unanswered = False
                 return self._close(entry)
             task = replace(task, pid=entry.life.pid)
+        if task is not None and task.status is not TaskStatus.STOPPED and entry.reused_at(task.pid) is not None:
+            entry.reuse(task.pid)
         if task is None or task.status is TaskStatus.CREATED:
             self._settle_lifeless(entry, task, now)
         else:
@@ -169,6 +172,9 @@ class Tracker(Teller):
     def _on_created(self, entry: Entry, event: TaskCreated, now: Instant) -> None:
         if entry.is_known(event.pid):
             self.counts["late"] += 1
+            if event.pid in entry.ended and not entry.is_late(event.at, now):
+                entry.reused = event
+                self.ask(entry.key)
             return
         entry.expect(event.pid)
         entry.oom = False
@@ -180,6 +186,9 @@ class Tracker(Teller):
             self.counts["duplicate"] += 1
             if entry.life is not None and entry.life.pid == event.pid:
                 entry.life.proven = True
+            elif entry.life is None and entry.reused_at(event.pid) is not None:
+                entry.doubted = event
+                self.ask(entry.key)
             return
         late = entry.is_late(event.at, now)
         if late or entry.life is not None:
@@ -334,12 +343,13 @@ class Tracker(Teller):
         entry.unanswered = False
         entry.life = Life(
             pid=pid,
-            incarnation=incarnation(self._boot_id, pid),
+            incarnation=incarnation(self._boot_id, pid, entry.reused_at(pid)),
             paused=silent and paused,
             proven=True,
             told=in_scope(entry.metadata),
             silent=silent,
         )
+        entry.reused = None
         if silent:
             self.adopted += entry.life.told
         else:
