@@ -38,6 +38,8 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, rescoped: boo
     """
     told: list[Transition] = []
     for metadata in listing.containers.values():
+        if _is_another(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
+            told += tracker.settle(metadata.key, None, now)
         _learn(tracker, metadata)
         if rescoped:
             tracker.rescope(metadata.key)
@@ -94,6 +96,13 @@ def _learn(tracker: Tracker, metadata: Metadata) -> None:
     entry = tracker.find(metadata.key)
     if entry is None or not entry.version or not _is_stale(entry, metadata):
         tracker.learn(metadata)
+
+
+def _is_another(entry: Entry | None, metadata: Metadata, row: Task | None) -> bool:
+    """Whether record and task were both made anew in a gap: how the old life ended is told with the old record."""
+    if entry is None or entry.version or entry.life is None or entry.metadata is None or row is None or not row.pid:
+        return False
+    return row.pid != entry.life.pid and metadata.created_at not in (entry.metadata.created_at, None)
 
 
 def _is_stale(entry: Entry, metadata: Metadata) -> bool:

@@ -293,6 +293,14 @@ def test_a_record_gone_before_the_gap_and_made_anew_in_it_is_known_by_its_new_la
     assert names(tracker) == ["web"]
 
 
+def test_a_life_that_ended_in_a_gap_is_told_with_its_own_record_and_not_with_the_one_made_after_it() -> None:
+    tracker = after_a_gap()
+    listed = listing(task(6), records=[record(labels={"of": "the new one"}, created_at=wall(5), name="new")])
+    end, start = reconcile(tracker, listed, moment(10))
+    assert (end.type, end.pid, end.metadata) == ("exited", 5, record())
+    assert (start.type, start.pid, start.metadata) == ("started", 6, listed.containers[WEB])
+
+
 def test_nor_does_an_old_deletion_hide_a_record_made_in_the_gap() -> None:
     tracker = listening()
     tracker.step(ContainerDeleted(WEB, wall(1)), moment(1))
