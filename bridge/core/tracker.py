@@ -93,6 +93,7 @@ class Tracker(Teller):
             self.ask(question.key)
             return self._close(entry)
         entry.version += 1  # other answers on their way are older
+        entry.confirm(task)
         return self.settle(question.key, task, now)
 
     def no_answer(self, question: Question) -> None:
@@ -128,8 +129,6 @@ class Tracker(Teller):
                 entry.unanswered = False
                 return self._close(entry)
             task = replace(task, pid=entry.life.pid)
-        if task is not None and task.status is not TaskStatus.STOPPED and entry.reused_at(task.pid) is not None:
-            entry.reuse(task.pid)
         if task is None or task.status is TaskStatus.CREATED:
             self._settle_lifeless(entry, task, now)
         else:

@@ -142,13 +142,18 @@ def test_a_life_that_got_the_pid_of_an_older_one_is_another(told_live: bool) -> 
     assert tracker.step(started(6, 41), moment(41))[0].incarnation == "5f3c9a1e-6"
 
 
-def test_a_task_that_stopped_is_not_taken_for_another_because_its_creation_is_told_again() -> None:
+@pytest.mark.parametrize("said", [None, TaskStatus.STOPPED])
+def test_a_task_that_stopped_is_not_taken_for_another_because_its_creation_is_told_again(
+    said: TaskStatus | None,
+) -> None:
     tracker = following()
     step(tracker, exited(5, 1))
-    for event in (created(5, 9), started(5, 9)):  # as a clock that was set would have it
-        assert step(tracker, event, moment(9)) == []
-        (question,) = tracker.due_questions(moment(9))
-        assert tracker.answer(question, task(5, TaskStatus.STOPPED), moment(9)) == []
+    assert step(tracker, created(5, 9), moment(9)) == []  # as a clock that was set would have it
+    (question,) = tracker.due_questions(moment(9))
+    assert tracker.answer(question, None if said is None else task(5, said), moment(9)) == []
+    assert step(tracker, started(5, 9), moment(9)) == []
+    assert tracker.due_questions(moment(9)) == []
+    assert tracker.settle(WEB, task(5), moment(9)) == []  # a row that is older
     assert lives(tracker) == []
 
 
