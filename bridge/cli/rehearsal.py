@@ -20,6 +20,7 @@ from bridge.cli.findings import Finding
 from bridge.cli.mounts import file_system
 from bridge.core.errors import BridgeError, FatalError, InUseError, TransientError
 from bridge.inspection import not_listening
+from bridge.outbox import store
 from bridge.outbox.folder import StateFolder
 from bridge.tasks import bounded
 from config.namespaces import NamespaceFilter
@@ -79,12 +80,14 @@ def _state_dir(settings: Settings) -> list[Finding]:
     folder = StateFolder(Path(settings.state_dir))
     try:
         folder.take()
-        folder.release()
+        store.look(folder)
         found = [Finding("ok", "state_dir", f"{folder.path} is there, ours, and can be written")]
     except InUseError as error:
         found = [Finding("ok", "state_dir", f"it is as it should be for the bridge that runs: {error}")]
     except BridgeError as error:
         return [Finding.of("state_dir", error)]
+    finally:
+        folder.release()
     return [*found, *_disk(folder.path, settings)]
 
 

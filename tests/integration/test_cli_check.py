@@ -6,14 +6,17 @@ import itertools
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from bridge.cli.rehearsal import SINK_SECONDS
+from bridge.outbox.schema import APPLICATION
 from tests.bridge_process import BridgeProcess
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, whalebridge
 from tests.testbed.containerd import Containerd
@@ -186,6 +189,15 @@ def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Pa
     status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
     assert "is not whalebridge's: there are other files in it" in found["state_dir"][0][1]
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as newer:
+        newer.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 99")
+    before = (tmp_path / "outbox.db").read_bytes()
+    status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
+    assert status == 1
+    assert "was written by a newer whalebridge (format 99" in found["state_dir"][0][1]
+    assert (tmp_path / "outbox.db").read_bytes() == before
+    (tmp_path / "outbox.db").write_text("not SQLite's, so that it would be set aside")
+    assert check("--containerd", engine.address, "--state-dir", str(tmp_path))[0] == 0
     fleeting = Path("/dev/shm", name())
     status, found = check("--containerd", engine.address, "--state-dir", str(fleeting))
     (fleeting / "whalebridge.lock").unlink()
