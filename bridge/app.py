@@ -11,9 +11,9 @@ import contextlib
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -30,7 +30,7 @@ from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.pump import Heart, Pump
 from bridge.reload import Reload
-from bridge.tasks import together
+from bridge.tasks import bounded, together
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import ServiceManager
 from bridge.watch import Watch, WatchSettings
@@ -40,6 +40,8 @@ from config.namespaces import NamespaceFilter
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox, Sink
     from config.settings import Settings
+
+T = TypeVar("T")
 
 STOP_SECONDS = 10.0
 WRITE_SECONDS = 1.5  # of those, twice at the most, for what is received but not yet written down
@@ -61,7 +63,9 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     made = sinks.registry.make_all(settings.sinks)
     chosen = watch_settings(settings)
     source = ContainerdClient(settings.containerd.address, chosen.rules, scope=chosen.in_scope)
-    outbox = await _outbox(settings, clock, on_loss=lambda: watch.request("overflow"))
+    outbox = await _unless_stopped(wishes, lambda: _outbox(settings, clock, lambda: watch.request("overflow")))
+    if outbox is None:
+        return
     watch = Watch(source, outbox, clock, chosen, boot)
     heart = Heart(lambda: watch.proof, _heartbeat_seconds(settings))
     delivery = Delivery(outbox, clock, heart)
@@ -224,6 +228,18 @@ def _on_signals() -> _Wishes:
     loop.add_signal_handler(signal.SIGHUP, wishes.reload.set)
     signals.release()
     return wishes
+
+
+async def _unless_stopped(wishes: _Wishes, call: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what a call returns, which may take for as long as a disk is full; None where it is given up to stop."""
+    calling, asked = asyncio.ensure_future(bounded(call, None)), asyncio.ensure_future(wishes.stop())
+    await asyncio.wait([calling, asked], return_when=asyncio.FIRST_COMPLETED)
+    if calling.done():
+        asked.cancel()
+        return calling.result()
+    calling.cancel()
+    await asyncio.wait([calling])
+    return None
 
 
 async def _reload(reload: Reload, wished: asyncio.Event, manager: ServiceManager) -> None:

@@ -113,6 +113,12 @@ async def served(inspection: Inspection) -> AsyncIterator[None]:
                 (Path(settings.state_dir) / CONTROL).unlink()
 
 
+def not_listening(listen: str, error: OSError) -> str:
+    """Say why there can be no endpoint at an address."""
+    why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return f"http.listen {listen}: {why}; name another address, or none"
+
+
 async def _listen(settings: Settings, endpoint: Endpoint) -> None:
     listen = settings.http.listen
     if not listen:
@@ -120,8 +126,7 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
     try:
         addresses = await endpoint.listen(*host_and_port(listen, 0))
     except OSError as error:
-        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        text = f"http.listen {listen}: {why}; name another address, or none"
+        text = not_listening(listen, error)
         if "listen" in settings.http.model_fields_set:
             raise FatalError(text) from error
         _log.warning("http_not_served", error=text)

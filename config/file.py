@@ -146,6 +146,9 @@ class _Reading:
                 self._complain(key, "a name is plain text", path)
                 continue
             inner = (*path, key.value)
+            if key.value == "<<":
+                self._complain(key, "nothing can be merged in: write out the settings", path)
+                continue
             if key.value in seen:
                 self._complain(key, f"it is here twice: on line {seen[key.value]} as well", inner)
                 continue

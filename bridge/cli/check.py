@@ -22,10 +22,10 @@ def check(
 ) -> None:
     """Try everything that run would use, and say what to do about what is found. Takes the options of run.
 
-    First the settings, with all that is wrong with them; then, all at a time: containerd, state_dir, and each sink, as
-    far as run would go before its first record. No record is published. What run would create there (a topic, a
-    stream, a file, state_dir) is created and left; a mark is published on containerd and waited for. It takes some 15 s
-    at the most, and may be called while a bridge runs.
+    First the settings, with all that is wrong with them; then, all at a time: containerd, state_dir, http.listen where
+    it is set, and each sink, as far as run would go before its first record. No record is published. What run would
+    create there (a topic, a stream, a file, state_dir) is created and left; a mark is published on containerd and
+    waited for. It takes some 15 s at the most, and may be called while a bridge runs.
 
     Exit status: 0 where run can work; 2 for wrong settings; 3 where a connection failed, and run would try again for
     ever; 1 where run would not go on.

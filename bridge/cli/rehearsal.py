@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import MutableMapping
@@ -17,14 +18,19 @@ from bridge.app import boot_id
 from bridge.cli.examine import examine
 from bridge.cli.findings import Finding
 from bridge.cli.mounts import file_system
-from bridge.core.errors import BridgeError, InUseError
+from bridge.core.errors import BridgeError, FatalError, InUseError, TransientError
+from bridge.inspection import not_listening
+from bridge.outbox import store
 from bridge.outbox.folder import StateFolder
 from bridge.tasks import bounded
 from config.namespaces import NamespaceFilter
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
+from config.sinks.common import host_and_port
+from sinks.access import secret
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
+    from config.sections import HttpSettings
     from config.settings import Settings
     from config.sinks import SinkSettings
 
@@ -41,17 +47,18 @@ _FLEETING = {
 
 
 async def rehearse(settings: Settings) -> list[Finding]:
-    """Try containerd, the state directory and each sink, all at a time."""
+    """Try containerd, the state directory, the HTTP endpoint's address and each sink, all at a time."""
     lines = _listen()
     watched = NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude)
-    containerd, state, *tried = await asyncio.gather(
+    containerd, state, http, *tried = await asyncio.gather(
         examine(settings.containerd.address, watched),
         asyncio.to_thread(_state_dir, settings),
+        _http(settings.http),
         *map(_sink, settings.sinks),
     )
     for sink, found in zip(settings.sinks, tried, strict=True):
         found += [_from_log(line) for line in lines if line.get("sink") == sink.called]
-    return [*_host(), *containerd, *state, *(each for found in tried for each in found)]
+    return [*_host(), *containerd, *state, *http, *(each for found in tried for each in found)]
 
 
 def _host() -> list[Finding]:
@@ -73,12 +80,14 @@ def _state_dir(settings: Settings) -> list[Finding]:
     folder = StateFolder(Path(settings.state_dir))
     try:
         folder.take()
-        folder.release()
+        store.look(folder)
         found = [Finding("ok", "state_dir", f"{folder.path} is there, ours, and can be written")]
     except InUseError as error:
         found = [Finding("ok", "state_dir", f"it is as it should be for the bridge that runs: {error}")]
     except BridgeError as error:
         return [Finding.of("state_dir", error)]
+    finally:
+        folder.release()
     return [*found, *_disk(folder.path, settings)]
 
 
@@ -106,6 +115,33 @@ def _room(settings: Settings) -> int:
 
 def _mib(size: int) -> str:
     return f"{size // (1024 * 1024)} MiB"
+
+
+# --- the HTTP endpoint ---
+
+
+async def _http(settings: HttpSettings) -> list[Finding]:
+    """Listen for a moment, where ``run`` would end if it could not, and read the token."""
+    found: list[Finding] = []
+    if settings.listen and "listen" in settings.model_fields_set:
+        found.append(await _address(settings.listen))
+    try:
+        secret("http.token", settings.token, settings.token_file)
+    except TransientError as error:
+        found.append(Finding("warning", "http", str(error), "POST /snapshot is refused until it can be"))
+    return found
+
+
+async def _address(listen: str) -> Finding:
+    try:
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, *host_and_port(listen, 0))
+    except OSError as error:
+        text = not_listening(listen, error)
+        if error.errno == errno.EADDRINUSE:
+            return Finding("warning", "http", text, "nothing is wrong where that is the bridge that runs")
+        return Finding.of("http", FatalError(text))
+    server.close()
+    return Finding("ok", "http", f"{listen} can be listened on")
 
 
 # --- sinks ---

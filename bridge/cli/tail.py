@@ -60,6 +60,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document a line, 
 _BEGINNING = "beginning"
 _FROM_NOW_ON = "shown is what comes from now on; --since 15m shows what came before, too"
 _MARGIN = timedelta(minutes=1)  # by which a broker's clock may differ from a node's
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers take times before it for something else
 
 
 def tail(
@@ -143,7 +144,7 @@ def _reader(url: str, begin: Begin, config: str | None, *, follow: bool) -> Read
             status=WRONG_USAGE,
         )
     if isinstance(begin, datetime):
-        begin -= _MARGIN
+        begin = max(begin, _EARLIEST + _MARGIN) - _MARGIN
     try:
         return opening.reader(settings, SystemClock(), begin=begin, follow=follow)
     except FatalError as error:

@@ -46,6 +46,17 @@ class RemovedError(Exception):
     """The file was removed, or another was put in its place."""
 
 
+def look_at(path: Path) -> None:
+    """Look at what the file is that nobody has open, and touch nothing, its log neither.
+
+    Raises:
+        ForeignError, NewerError: see ``recognise``.
+        sqlite3.Error: It cannot be read.
+    """
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+        recognise(connection)
+
+
 class Database:
     """One connection. Every method raises sqlite3.Error where the file cannot be read or written."""
 

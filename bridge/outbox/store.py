@@ -15,7 +15,7 @@ import structlog
 
 from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
-from bridge.outbox.database import DamagedError, Database, RemovedError
+from bridge.outbox.database import DamagedError, Database, RemovedError, look_at
 from bridge.outbox.folder import StateFolder
 from bridge.outbox.rows import Content
 from bridge.outbox.schema import STEPS, ForeignError, NewerError
@@ -124,17 +124,9 @@ class Store:
             return self._opened()
         except BaseException as error:
             self._close()
-            path = self._folder.database
-            if isinstance(error, ForeignError):
-                raise StateError(f"{path} is another program's; name a state_dir of whalebridge's own") from error
-            if isinstance(error, NewerError):
-                raise StateError(
-                    f"{path} was written by a newer whalebridge (format {error.format}, this one knows {len(STEPS)}); "
-                    "run that version, or move the file away to begin anew"
-                ) from error
-            if isinstance(error, sqlite3.Error | OSError):
-                raise StateError(str(_translated(error, self._folder))) from error
-            raise
+            if (refusal := _refusal(error, self._folder)) is None:
+                raise
+            raise refusal from error
 
     def _opened(self) -> Content:
         path = self._folder.database
@@ -194,6 +186,40 @@ class Store:
     def _close(self) -> None:
         self._close_database()
         self._folder.release()
+
+
+def look(folder: StateFolder) -> None:
+    """Look whether there is anything in a folder that was taken that an outbox could not be opened for.
+
+    Raises:
+        StateError: There is. A file that is damaged is none of it: that one is set aside.
+    """
+    try:
+        if folder.database.exists():
+            look_at(folder.database)
+    except Exception as error:
+        if _is_damage(error):
+            return
+        if (refusal := _refusal(error, folder)) is None:
+            raise
+        raise refusal from error
+
+
+def _refusal(error: BaseException, folder: StateFolder) -> StateError | None:
+    """Return what an error means that kept us from opening the file, where it does not say so itself."""
+    path = folder.database
+    match error:
+        case ForeignError():
+            return StateError(f"{path} is another program's; name a state_dir of whalebridge's own")
+        case NewerError():
+            return StateError(
+                f"{path} was written by a newer whalebridge (format {error.format}, this one knows {len(STEPS)}); "
+                "run that version, or move the file away to begin anew"
+            )
+        case sqlite3.Error() | OSError():
+            return StateError(str(_translated(error, folder)))
+        case _:
+            return None
 
 
 def _is_damage(error: Exception) -> bool:

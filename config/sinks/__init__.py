@@ -95,6 +95,8 @@ def _sink(value: object, _: object) -> object:
     if isinstance(value, SinkSection):
         return value
     settings = from_url(value) if isinstance(value, str) else value
+    if settings == {"stdout": None}:  # what YAML makes of it
+        raise ValueError("write 'stdout:' in quotes, as it ends in a colon, or type: stdout")
     if not isinstance(settings, dict):
         raise ValueError("write a sink as a URL, or as a group of settings with a type")  # noqa: TRY004 (pydantic's)
     return model_of(settings.get("type")).model_validate(settings)

@@ -6,14 +6,17 @@ import itertools
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from bridge.cli.rehearsal import SINK_SECONDS
+from bridge.outbox.schema import APPLICATION
 from tests.bridge_process import BridgeProcess
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, whalebridge
 from tests.testbed.containerd import Containerd
@@ -148,6 +151,23 @@ def test_no_containerd_is_a_connection_that_failed(tmp_path: Path) -> None:
 
 
 @one_engine
+def test_an_address_that_run_could_not_listen_at_is_status_1(engine: Containerd, tmp_path: Path) -> None:
+    def tried(listen: str) -> tuple[int, list[tuple[str, str]]]:
+        status, found = check("--containerd", engine.address, HTTP__LISTEN=listen, HTTP__TOKEN_FILE=str(tmp_path))
+        return status, found["http"]
+
+    token = f"http.token_file {tmp_path} cannot be read: Is a directory; POST /snapshot is refused until it can be"
+    away = "http.listen 192.0.2.1:9: Cannot assign requested address; name another address, or none"
+    assert tried("192.0.2.1:9") == (1, [("problem", away), ("warning", token)])
+    assert tried("127.0.0.1:0") == (0, [("ok", "127.0.0.1:0 can be listened on"), ("warning", token)])
+    with socket.create_server(("127.0.0.1", 0)) as bridge:
+        status, ((verdict, text), _) = tried(f"127.0.0.1:{bridge.getsockname()[1]}")
+    assert (status, verdict) == (0, "warning")
+    assert "Address already in use" in text
+    assert "nothing is wrong where that is the bridge that runs" in text
+
+
+@one_engine
 def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Path) -> None:
     flags = ("--containerd", engine.address, "--state-dir", str(tmp_path / "state"), f"--sink=file:{tmp_path}/events")
     status, found = check(*flags)
@@ -169,6 +189,15 @@ def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Pa
     status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
     assert "is not whalebridge's: there are other files in it" in found["state_dir"][0][1]
+    with closing(sqlite3.connect(tmp_path / "outbox.db")) as newer:
+        newer.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 99")
+    before = (tmp_path / "outbox.db").read_bytes()
+    status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
+    assert status == 1
+    assert "was written by a newer whalebridge (format 99" in found["state_dir"][0][1]
+    assert (tmp_path / "outbox.db").read_bytes() == before
+    (tmp_path / "outbox.db").write_text("not SQLite's, so that it would be set aside")
+    assert check("--containerd", engine.address, "--state-dir", str(tmp_path))[0] == 0
     fleeting = Path("/dev/shm", name())
     status, found = check("--containerd", engine.address, "--state-dir", str(fleeting))
     (fleeting / "whalebridge.lock").unlink()

@@ -85,6 +85,14 @@ def test_records_are_lines_without_repetitions() -> None:
     assert tail("-", "--container", "web-2", "--host", "node-?", given=given).stdout.count("\n") == 1
 
 
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "1601-01-01", "1969-12-31T23:59:59Z"])
+def test_since_before_there_were_containers_is_since_the_beginning(moment: str, tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(record(1).data + b"\n")
+    done = tail(f"file:{path}", "--no-follow", "--since", moment)
+    assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+
+
 def test_json_is_what_was_published() -> None:
     given = [*records(3), record(4, name="größe\x1b")]
     done = tail("-", "--json", given=given)
@@ -227,6 +235,8 @@ def test_what_a_bridge_publishes_to_kafka_is_read(yard: Yard, kafka: Kafka, tmp_
             assert following.end() == (0, "")
     done = tail(url, "--no-follow", "--json", "--project", "shop")
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "exited"]
+    since = ("--since", "1970-01-01T00:00:59.999Z")  # -1 ms is Kafka's word for the end
+    assert tail(url, "--no-follow", "--json", "--project", "shop", *since).stdout == done.stdout
     assert_one_line(tail(f"kafka://{kafka.bootstrap}/tail.nothing"), 1, "there is no topic tail.nothing")
 
 
@@ -270,4 +280,5 @@ def test_what_a_bridge_publishes_to_nats_is_read(yard: Yard, nats: Nats, tmp_pat
     yard.engine.ctr("tasks", "resume", first)
     done = tail(url, "--no-follow", "--json", "--container", first)
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "paused"]
+    assert tail(url, "--no-follow", "--json", "--container", first, "--since", "1601-01-01").stdout == done.stdout
     assert_one_line(tail(f"{url}s"), 1, "has no stream for tail.runs.>")

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -152,6 +153,18 @@ async def test_a_sync_that_fails_is_never_taken_for_done(tmp_path: Path) -> None
     records = await read_all(outbox)
     assert sequences(records) in ([1, 2, 3], list(range(1, 10))), "all or nothing of what nobody knows of"
     await outbox.close()
+
+
+def test_a_disk_that_filled_up_before_the_start_is_waited_for_until_a_signal(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        state = disk / "state"
+        with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
+            bridge.wait_said("waiting_for_containerd")
+        fill_up(disk)
+        with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
+            bridge.wait_said("outbox_not_written")
+            bridge.process.send_signal(signal.SIGTERM)
+            assert bridge.process.wait(10) == 0
 
 
 def test_the_bridge_goes_on_through_a_full_disk(engine: Containerd, tmp_path: Path) -> None:

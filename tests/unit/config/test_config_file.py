@@ -208,6 +208,11 @@ def test_a_list_that_replaces_another_has_its_mistakes_to_itself(written: Writte
         ("a: &a [*a]", "FILE:1: aliases make it unfold to more than 10000 values"),
         ("a: " + "[" * 5000, "FILE:1: there are more than 32 levels"),
         ("? [a]\n: b", "FILE:1: a name is plain text"),
+        (
+            "sinks:\n  - &a {type: file}\n  - <<: *a",
+            "FILE:3: sinks.1: nothing can be merged in: write out",
+        ),
+        ("sinks:\n  - stdout:", "FILE:2: sinks.0: write 'stdout:' in quotes, as it ends in a colon, or type: stdout"),
         ("log: [a]", "FILE:1: log: this is a group of settings, it has no value of its own"),
         ("host: [a]", "FILE:1: host: write text, not a list or a group"),
         ("host:", "FILE:1: host: it has no value: write one, or leave the name out"),
