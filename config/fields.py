@@ -106,9 +106,14 @@ def within(least: str, most: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+_JSON_LISTS = ('["', "['")  # a glob may begin with a bracket, too
+
+
 def _items(value: object) -> object:
     """Read a list from the environment: parted by commas, or numbered from 0 (``INCLUDE__0``)."""
     if isinstance(value, str):
+        if value.lstrip().startswith(_JSON_LISTS):
+            raise ValueError("write the items themselves, parted by commas, without brackets and quotes")
         return [item.strip() for item in value.split(",") if item.strip()]
     return numbered(value)
 
@@ -124,6 +129,12 @@ def _glob(value: str) -> str:
     if not value or not value.isprintable():
         raise ValueError("a glob has at least one character, and printable ones only")
     return value
+
+
+def _some(globs: tuple[str, ...]) -> tuple[str, ...]:
+    if not globs:
+        raise ValueError("it is empty, so that nothing would be told; write the globs, or leave it out for all")
+    return globs
 
 
 def _condition(value: str) -> str:
@@ -168,6 +179,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURA
 OrOff = (BeforeValidator(_or_off), WithJsonSchema(_OFF_SCHEMA))
 Items = BeforeValidator(_items)
 Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
+SomeGlobs = Annotated[Globs, AfterValidator(_some), Field(json_schema_extra={"minItems": 1})]
 Conditions = Annotated[tuple[Annotated[str, AfterValidator(_condition)], ...], Items]
 FilePath = Annotated[str, AfterValidator(_file)]
 """A file with something secret, or with a certificate: its path is repeated in messages, its content never may be."""

@@ -18,6 +18,7 @@ from config.fields import (
     OrOff,
     Section,
     SocketPath,
+    SomeGlobs,
     Word,
     one_of,
     setting,
@@ -41,7 +42,7 @@ class ContainerdSettings(Section):
 class NamespacesSettings(Section):
     """Which of containerd's namespaces are watched."""
 
-    include: Globs = setting(
+    include: SomeGlobs = setting(
         ("*",), "Globs of the namespaces to watch.", reason="A container nobody hears of is worse than one too many."
     )
     exclude: Globs = setting(
@@ -54,7 +55,7 @@ class NamespacesSettings(Section):
 class NamesSettings(Section):
     """Which containers are published, by name."""
 
-    include: Globs = setting(
+    include: SomeGlobs = setting(
         ("*",),
         "Globs of the containers to publish. One fits a container by its nerdctl name, or by its id.",
         reason="Whoever reads can leave out what it does not want.",
@@ -67,7 +68,7 @@ class NamesSettings(Section):
 class ProjectsSettings(Section):
     """Which containers are published, by compose project."""
 
-    include: Globs = setting(
+    include: SomeGlobs = setting(
         ("*",),
         "Globs of the compose projects whose containers are published; the project of a container without one is "
         "empty, which only a glob of asterisks fits.",

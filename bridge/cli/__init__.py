@@ -7,6 +7,7 @@ traceback. Exit status: 0 fine; 1 failed, not found, ambiguous; 2 wrong usage or
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -22,6 +23,7 @@ from bridge.cli import (
     doctor,
     inspect,
     list_,
+    output,
     proxy,
     run,
     schema,
@@ -81,8 +83,7 @@ def execute(arguments: Sequence[str]) -> int:
         execute(["--help"])
         return WRONG_USAGE
     try:
-        command = typer.main.get_command(app)
-        return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
+        return _call(arguments)
     except CommandError as failure:
         complain(*failure.lines)
         return failure.status
@@ -96,6 +97,17 @@ def execute(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except SystemExit as end:  # typer's answer to a closed pipe while it prints help
         return end.code if isinstance(end.code, int) else FAILED
+
+
+def _call(arguments: Sequence[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
+    except OSError as error:  # of typer's help; what commands print goes through ``output``
+        if error.errno != errno.ENOSPC:
+            raise
+        output.abandon()
+        raise CommandError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def complain(*lines: str) -> None:

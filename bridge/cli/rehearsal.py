@@ -83,7 +83,8 @@ def _state_dir(settings: Settings) -> list[Finding]:
         store.look(folder)
         found = [Finding("ok", "state_dir", f"{folder.path} is there, ours, and can be written")]
     except InUseError as error:
-        found = [Finding("ok", "state_dir", f"it is as it should be for the bridge that runs: {error}")]
+        in_use, _, _ = str(error).partition("; ")  # the rest is advice for a second one
+        found = [Finding("ok", "state_dir", f"{in_use}, as it should be where that is the bridge that runs")]
     except BridgeError as error:
         return [Finding.of("state_dir", error)]
     finally:

@@ -51,6 +51,8 @@ def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
         ("WHALEBRIDGE_SINKS=kafka://u:hunter2@h/t whalebridge run", 2, "credentials do not belong into a URL"),
         ("whalebridge version >&-", 1, "standard output is closed"),
         ("whalebridge version >/dev/full", 1, "No space left on device"),
+        ("whalebridge run --help >/dev/full", 1, "No space left on device"),
+        ("WHALEBRIDGE_NAMESPACES__INCLUDE= whalebridge list", 2, "it is empty, so that nothing would be told"),
         ("whalebridge completion bash >/dev/full", 1, "No space left on device"),
         ("whalebridge doctor >&-", 1, "standard output is closed"),
         (f"whalebridge check --containerd {NO_SOCKET} >/dev/full", 1, "No space left on device"),
