@@ -53,13 +53,12 @@ def parse_display_id(text: str) -> ContainerKey:
     return ContainerKey(namespace, id_) if slash else ContainerKey(DEFAULT_NAMESPACE, text)
 
 
-def incarnation(boot_id: str, pid: int, reused_at: int | None = None) -> str:
+def incarnation(boot_id: str, pid: int) -> str:
     """Name one life of a container: the same however often it is told, another for the next life under the id.
 
-    A pid does not recur within a boot for a living container, nor do boots. Where the kernel gave it to a second life
-    under the same id, ``reused_at`` (wall clock) tells the two apart.
+    A pid does not recur within a boot for a living container, nor do boots.
     """
-    return f"{boot_id[:8]}-{pid}" + (f"-{reused_at}" if reused_at else "")
+    return f"{boot_id[:8]}-{pid}"
 
 
 def describe(

@@ -10,18 +10,7 @@ from msgspec.structs import replace
 
 from bridge.core.events import ExtraType, Origin, RowType, TransitionType
 from bridge.core.labels import LabelRules, ruled
-from bridge.core.model import (
-    ContainerKey,
-    Instant,
-    Labels,
-    Metadata,
-    Task,
-    TaskCreated,
-    TaskEnd,
-    TaskExited,
-    TaskStarted,
-    TaskStatus,
-)
+from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
 ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
 CREATED_KEPT = 4  # pids of created tasks remembered per id, to tell by which exits are of tasks that never were started
@@ -95,7 +84,7 @@ class Entry(Struct):
     for its task and could not say, before anything was known of it.
     ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change known; an event
     of an earlier one comes late. ``announced``: the record as readers know it who are told of records, too; None where
-    they know of none. ``reused``: the creation of a task that seems to have got the pid of one that had ended.
+    they know of none.
     """
 
     key: ContainerKey
@@ -114,7 +103,6 @@ class Entry(Struct):
     changed_at: int = 0
     announced: Metadata | None = None
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
-    reused: TaskCreated | None = None
 
     def is_known(self, pid: int) -> bool:
         """Whether a task's life was told or is being told."""
@@ -135,18 +123,6 @@ class Entry(Struct):
         """A task waits to be started; those before it are remembered for a while, as their exits may come late."""
         if pid not in self.created:
             self.created = (*self.created[1 - CREATED_KEPT :], pid)
-
-    def reused_at(self, pid: int) -> int | None:
-        """When (wall clock) a task seems to have got the pid of one that had ended; None if it does not."""
-        return self.reused.at if self.reused is not None and self.reused.pid == pid else None
-
-    def confirm(self, task: Task | None) -> None:
-        """Whether a task has got the pid of one that had ended is for containerd's answer to say, not for a row."""
-        if task is None or task.status is TaskStatus.STOPPED or self.reused_at(task.pid) is None:
-            self.reused = None
-        else:
-            self.ended = deque((each for each in self.ended if each != task.pid), ENDED_KEPT)
-            self.created = tuple(each for each in self.created if each != task.pid)
 
     def is_expected(self) -> bool:
         """Whether a task was created and has not ended."""

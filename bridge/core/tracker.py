@@ -4,8 +4,7 @@ Invariants, whatever comes in and in whatever order:
 
 - A life (one incarnation of a container) is told by one ``started`` (or was there before anybody looked), then by
   ``paused`` and ``unpaused`` in turn, then by at most one ``exited``. Nothing is told of it afterwards.
-- STOPPED beats RUNNING of the same pid: a pid that has ended under an id does not come back, unless a task
-  with it was seen created once more, and containerd confirms that it has not stopped: the kernel gave it away again.
+- STOPPED beats RUNNING of the same pid: a pid that has ended under an id does not come back.
 - What an event alone cannot decide is not guessed: the container is put down to be asked for (``due_questions``),
   and containerd's answer decides (``answer``), unless more events came in meanwhile: then it is asked for again.
 
@@ -93,7 +92,6 @@ class Tracker(Teller):
             self.ask(question.key)
             return self._close(entry)
         entry.version += 1  # other answers on their way are older
-        entry.confirm(task)
         return self.settle(question.key, task, now)
 
     def no_answer(self, question: Question) -> None:
@@ -171,9 +169,6 @@ class Tracker(Teller):
     def _on_created(self, entry: Entry, event: TaskCreated, now: Instant) -> None:
         if entry.is_known(event.pid):
             self.counts["late"] += 1
-            if event.pid in entry.ended and not entry.is_late(event.at, now):
-                entry.reused = event
-                self.ask(entry.key)
             return
         entry.expect(event.pid)
         entry.oom = False
@@ -185,9 +180,6 @@ class Tracker(Teller):
             self.counts["duplicate"] += 1
             if entry.life is not None and entry.life.pid == event.pid:
                 entry.life.proven = True
-            elif entry.life is None and entry.reused_at(event.pid) is not None:
-                entry.doubted = event
-                self.ask(entry.key)
             return
         late = entry.is_late(event.at, now)
         if late or entry.life is not None:
@@ -342,13 +334,12 @@ class Tracker(Teller):
         entry.unanswered = False
         entry.life = Life(
             pid=pid,
-            incarnation=incarnation(self._boot_id, pid, entry.reused_at(pid)),
+            incarnation=incarnation(self._boot_id, pid),
             paused=silent and paused,
             proven=True,
             told=in_scope(entry.metadata),
             silent=silent,
         )
-        entry.reused = None
         if silent:
             self.adopted += entry.life.told
         else:

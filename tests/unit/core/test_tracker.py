@@ -119,44 +119,6 @@ def test_the_same_id_lives_again_as_another_incarnation() -> None:
     assert lives(tracker) == [("web", 6, False)]
 
 
-@pytest.mark.parametrize("told_live", [False, True])
-def test_a_life_that_got_the_pid_of_an_older_one_is_another(told_live: bool) -> None:
-    tracker = following()
-    for again in (10, 20):
-        step(tracker, exited(5, again - 1))
-        assert step(tracker, created(5, again)) == []
-        if told_live:  # it was asked for before it was started
-            (question,) = tracker.due_questions(moment(again))
-            assert tracker.answer(question, task(5, TaskStatus.CREATED), moment(again)) == []
-            (start,) = tracker.step(started(5, again + 1), moment(again + 1))
-        else:
-            assert step(tracker, started(5, again + 1)) == []
-            (question,) = tracker.due_questions(moment(again + 2))
-            (start,) = tracker.answer(question, task(5), moment(again + 2))
-        assert (start.type, start.origin, start.at) == ("started", "live", wall(again + 1))
-        assert start.incarnation == f"5f3c9a1e-5-{wall(again)}"
-        assert lives(tracker) == [("web", 5, False)]
-    (end,) = tracker.step(exited(5, 30), moment(30))
-    assert (end.type, end.incarnation) == ("exited", start.incarnation)
-    step(tracker, created(6, 40))
-    assert tracker.step(started(6, 41), moment(41))[0].incarnation == "5f3c9a1e-6"
-
-
-@pytest.mark.parametrize("said", [None, TaskStatus.STOPPED])
-def test_a_task_that_stopped_is_not_taken_for_another_because_its_creation_is_told_again(
-    said: TaskStatus | None,
-) -> None:
-    tracker = following()
-    step(tracker, exited(5, 1))
-    assert step(tracker, created(5, 9), moment(9)) == []  # as a clock that was set would have it
-    (question,) = tracker.due_questions(moment(9))
-    assert tracker.answer(question, None if said is None else task(5, said), moment(9)) == []
-    assert step(tracker, started(5, 9), moment(9)) == []
-    assert tracker.due_questions(moment(9)) == []
-    assert tracker.settle(WEB, task(5), moment(9)) == []  # a row that is older
-    assert lives(tracker) == []
-
-
 # --- repeated, late, never started ---
 
 
