@@ -62,10 +62,10 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     boot = boot_id()
     made = sinks.registry.make_all(settings.sinks)
     chosen = watch_settings(settings)
-    source = ContainerdClient(settings.containerd.address, chosen.rules, scope=chosen.in_scope)
     outbox = await _unless_stopped(wishes, lambda: _outbox(settings, clock, lambda: watch.request("overflow")))
     if outbox is None:
         return
+    source = ContainerdClient(settings.containerd.address, chosen.rules, scope=chosen.in_scope)
     watch = Watch(source, outbox, clock, chosen, boot)
     heart = Heart(lambda: watch.proof, _heartbeat_seconds(settings))
     delivery = Delivery(outbox, clock, heart)
@@ -233,13 +233,13 @@ def _on_signals() -> _Wishes:
 async def _unless_stopped(wishes: _Wishes, call: Callable[[], Awaitable[T]]) -> T | None:
     """Return what a call returns, which may take for as long as a disk is full; None where it is given up to stop."""
     calling, asked = asyncio.ensure_future(bounded(call, None)), asyncio.ensure_future(wishes.stop())
-    await asyncio.wait([calling, asked], return_when=asyncio.FIRST_COMPLETED)
-    if calling.done():
-        asked.cancel()
-        return calling.result()
-    calling.cancel()
-    await asyncio.wait([calling])
-    return None
+    try:
+        await asyncio.wait([calling, asked], return_when=asyncio.FIRST_COMPLETED)
+        return calling.result() if calling.done() else None
+    finally:
+        for task in (calling, asked):
+            task.cancel()
+        await asyncio.wait([calling, asked])
 
 
 async def _reload(reload: Reload, wished: asyncio.Event, manager: ServiceManager) -> None:

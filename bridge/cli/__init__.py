@@ -104,7 +104,7 @@ def _call(arguments: Sequence[str]) -> int:
     try:
         return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
     except OSError as error:  # of typer's help; what commands print goes through ``output``
-        if error.errno != errno.ENOSPC:
+        if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         output.abandon()
         raise CommandError(f"standard output cannot be written: {error.strerror}") from error

@@ -49,6 +49,8 @@ class RemovedError(Exception):
 def look_at(path: Path) -> None:
     """Look at what the file is that nobody has open, and touch nothing, its log neither.
 
+    What stands in the log alone, as after a crash, is not seen.
+
     Raises:
         ForeignError, NewerError: see ``recognise``.
         sqlite3.Error: It cannot be read.

@@ -5,6 +5,7 @@ systemd's protocol (sd_notify(3)) is a datagram to the socket that NOTIFY_SOCKET
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -19,6 +20,7 @@ from bridge.telemetry.sparingly import Sparingly
 LOOK_SECONDS = 1.0
 _MOST_DUE = 4  # changes of state that are told late; of more than that the oldest do not matter any more
 _MICROSECONDS = 1_000_000
+_BUSY = (errno.EAGAIN, errno.ENOBUFS)
 _log = structlog.get_logger(__name__)
 
 
@@ -75,9 +77,9 @@ class ServiceManager:
             self._due.popleft()
 
     def _tell(self, message: str) -> bool:
-        """Return whether it was taken: a service manager that is busy has room for a few messages only."""
+        """Return False where it is to be told again: a busy service manager has room for a few messages only."""
         if not self._address:
-            return False
+            return True
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as connection:
@@ -88,7 +90,7 @@ class ServiceManager:
             self._sparingly.say(
                 _log.warning, reason, "systemd_not_told", told=message.partition("\n")[0], reason=reason
             )
-            return False
+            return error.errno not in _BUSY
         return True
 
 

@@ -78,7 +78,7 @@ async def test_what_comes_slowly_comes_at_once(nats: Nats) -> None:
             await sink.publish([record(number)])
             await found.count(number)
             lasted.append(time.monotonic() - began)
-        assert min(lasted) < WAIT_SECONDS - 1  # not with the end of a request, each time; a machine may stall
+        assert sorted(lasted)[1] < WAIT_SECONDS - 1  # not with the end of a request; a machine may stall once
         await asyncio.sleep(WAIT_SECONDS + 1)  # longer than the server keeps a request
         await sink.publish([record(4)])
         await found.count(4)

@@ -95,6 +95,14 @@ def test_a_socket_that_takes_nothing_is_a_line_and_no_more(tmp_path: Path) -> No
     assert (line["event"], line["told"], line["reason"]) == ("systemd_not_told", "READY=1", "No such file or directory")
 
 
+def test_what_nobody_will_ever_take_is_not_told_again(tmp_path: Path) -> None:
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, ManualClock())
+    with capture_logs():
+        manager.ready()
+        manager.status("live")
+    assert (list(manager._due), manager._status) == ([], "live")
+
+
 def test_a_full_socket_does_not_block(systemd: Systemd) -> None:
     manager = ServiceManager(systemd.environ, ManualClock())
     with capture_logs() as logs:
