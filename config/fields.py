@@ -22,6 +22,7 @@ _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
+_JSON_LISTS = ('["', "['")  # a glob may begin with a bracket, too
 
 
 class Section(BaseModel):
@@ -104,9 +105,6 @@ def within(least: str, most: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-_JSON_LISTS = ('["', "['")  # a glob may begin with a bracket, too
 
 
 def _items(value: object) -> object:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import nats.aio.client
+import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
 from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
@@ -18,10 +20,12 @@ from bridge.core.identity import display_id
 from bridge.core.model import ContainerKey
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
-from tests.testbed.nats import Nats, answered
+from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
 FreshNats = Callable[..., Nats]
+_T = TypeVar("_T")
+_NO_LEADER = (nats.errors.TimeoutError, NoStreamResponseError, ServiceUnavailableError)
 ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
 EPOCH = 1795447267123
 _TIME = "2026-11-23T15:21:08.256344486Z"
@@ -126,6 +130,16 @@ async def ended(sink: NatsSink) -> None:
 def positions(of: Sequence[Record] | Sequence[Stored]) -> list[tuple[int, int]]:
     """Where records, or messages that hold one each, stand in their source."""
     return [each.position if isinstance(each, Stored) else (each.epoch, each.sequence) for each in of]
+
+
+async def answered(ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask until there is an answer: between two leaders, and until a new one listens, nobody gives one."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await ask()
+            except _NO_LEADER:
+                await asyncio.sleep(0.05)
 
 
 class Reader:

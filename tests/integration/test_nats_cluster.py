@@ -12,9 +12,9 @@ import pytest
 from nats.js.api import StreamConfig
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import FreshNats, Reader, insist, positions, records, settings
+from tests.integration.nats_reading import FreshNats, Reader, answered, insist, positions, records, settings
 from tests.scale import scaled
-from tests.testbed.nats import Nats, answered
+from tests.testbed.nats import Nats
 from tests.testbed.server import Server
 
 STREAM = "WHALEBRIDGE_EVENTS"

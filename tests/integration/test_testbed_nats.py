@@ -21,9 +21,10 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from tests.certificates import Authority, Certificate
+from tests.integration.nats_reading import answered
 from tests.integration.traces import traces
 from tests.testbed import nats_auth
-from tests.testbed.nats import Nats, answered
+from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import PATIENCE, Key, Operator, Permissions
 from tests.testbed.process import wait_until
 

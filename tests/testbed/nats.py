@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import nats.errors
-from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
+from typing import Any
 
 from tests.certificates import Authority, Certificate
 from tests.testbed.install import search_path
@@ -27,20 +23,6 @@ COMPONENTS = ("nats-server",)
 
 DEBIAN = ("nats-server-2.9",)
 """What has to be installed for Debian's own: older (no atomic batches), and nothing that has to be built."""
-
-
-_T = TypeVar("_T")
-_NO_LEADER = (nats.errors.TimeoutError, NoStreamResponseError, ServiceUnavailableError)
-
-
-async def answered(ask: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask until there is an answer: between two leaders, and until a new one listens, nobody gives one."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await ask()
-            except _NO_LEADER:
-                await asyncio.sleep(0.05)
 
 
 @dataclass(frozen=True)
