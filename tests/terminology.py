@@ -1,4 +1,4 @@
-"""Refuse retired words in code, messages and documents: ``python -m tests.terminology [PATH...]``, part of ``make lint``.
+"""Refuse retired words in code, messages and documents: ``python -m tests.terminology [PATH...]``, in ``make lint``.
 
 ``terminology.toml`` has the words, each with what to write instead, and the exceptions, each with its reason. A word
 matches as a whole word of text, and as one word of an identifier: ``lane`` is found in ``_lane_of`` and ``SinkLane``,
