@@ -80,7 +80,7 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
         watch.reload(chosen)
         inspection.settings = changed
         if replaced:
-            watch.request("requested")
+            watch.request("on_demand")
 
     try:
         async with served(inspection), together() as tasks:

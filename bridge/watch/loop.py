@@ -128,7 +128,7 @@ class Watch:
         Raises:
             TransientError: containerd is not connected, and was not for as long as this waits.
         """
-        taken = self.requests.ask("requested")
+        taken = self.requests.ask("on_demand")
         while not taken.done():
             waiting: list[asyncio.Future[Any]] = [taken, asyncio.ensure_future(self._clock.sleep(SNAPSHOT_SECONDS))]
             try:
@@ -155,7 +155,7 @@ class Watch:
         if self._session is not None:
             self._session.reload(settings)
         if other_filters and self._journal is not None:
-            self.requests.ask("filters")
+            self.requests.ask("filters_changed")
 
     async def _connect(self) -> None:
         journal = await self._recognise(await self._source.engine())

@@ -174,7 +174,10 @@ async def test_sighup_has_other_filters_and_sinks_settings_take_effect(engine: C
     os.kill(os.getpid(), signal.SIGTERM)
     await running
     records = program.records()
-    assert [(each["reason"], each["containers"]) for each in snapshots(records)] == [("start", 2), ("filters", 2)]
+    assert [(each["reason"], each["containers"]) for each in snapshots(records)] == [
+        ("start", 2),
+        ("filters_changed", 2),
+    ]
     assert types(records, leaves) == ["present"]
     assert types(records, stays) == ["present"] * 2
     assert types(records, enters) == ["present", "exited"]
@@ -215,7 +218,7 @@ async def test_where_a_sink_writes_to_after_sighup_a_snapshot_follows(engine: Co
     program.flags["sinks"] = [{"type": "file", "name": "f", "path": str(program.path), "heartbeats": True}]
     program.flags["heartbeat"] = {"interval": "1s"}
     os.kill(os.getpid(), signal.SIGHUP)
-    await program.wait(lambda records: any(each["reason"] == "requested" for each in snapshots(records)))
+    await program.wait(lambda records: any(each["reason"] == "on_demand" for each in snapshots(records)))
     await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
     os.kill(os.getpid(), signal.SIGTERM)
     await running

@@ -333,7 +333,7 @@ def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
         taken = json.loads(done.stdout)
         records = bridge.wait_live(2)
         frame = next(each["snapshot"] for each in reversed(records) if each["snapshot"])
-        assert frame["reason"] == "requested"
+        assert frame["reason"] == "on_demand"
         assert taken == {"id": frame["id"], "containers": frame["containers"]}
         plain = whalebridge("snapshot", "--state-dir", str(state))
         assert plain.stdout.startswith("snapshot ")

@@ -214,8 +214,8 @@ async def test_refused_records_are_set_aside_and_the_others_flow(outbox: MemoryO
         assert clock.slept == [], "no failure: nothing to wait for"
     assert [record.type for record in sink.taken] == ["started", "lost", "started", "lost", "started"]
     assert [lost(record)[1:] for record in sink.taken if record.type == "lost"] == [
-        (2, 2, "refused"),
-        (4, 4, "refused"),
+        (2, 2, "rejected"),
+        (4, 4, "rejected"),
     ]
     assert outbox.depth("other") == 5
 

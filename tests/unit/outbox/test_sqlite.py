@@ -86,7 +86,7 @@ async def test_what_is_told_of_a_loss_outlives_it_and_never_changes(path: Path) 
         assert await outbox.read("s", 1000) == before
         await fill(outbox, recorder.starts(200))
         records = await read_all(outbox)
-    assert (lost(records[0])[3], lost(records[2])[3]) == ("overflow", "refused")
+    assert (lost(records[0])[3], lost(records[2])[3]) == ("overflow", "rejected")
     assert covered(records) == list(range(1, 401))
 
 

@@ -33,7 +33,7 @@ def test_a_sink_that_is_down_is_complained_of_only() -> None:
 
 def test_only_what_may_have_been_missed_is_a_gap() -> None:
     tally = status().tally
-    tally.snapshot(note(reason="requested", since=0))
+    tally.snapshot(note(reason="on_demand", since=0))
     tally.snapshot(note(reason="interval", since=0))
     tally.snapshot(note(reason="audit", since=0))
     assert not tally.gaps

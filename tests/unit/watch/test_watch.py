@@ -391,9 +391,9 @@ async def test_a_snapshot_on_request() -> None:
     source.run(WEB, 10)
     async with watching(source) as running:
         await running.live()
-        running.watch.requests.ask("requested")
+        running.watch.requests.ask("on_demand")
         await running.live(2)
-    assert running.frames()[1]["reason"] == "requested"
+    assert running.frames()[1]["reason"] == "on_demand"
     assert running.told == [("present", "snapshot", "web")] * 2
 
 
