@@ -129,13 +129,13 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
         text = not_listening(listen, error)
         if "listen" in settings.http.model_fields_set:
             raise FatalError(text) from error
-        _log.warning("http_not_served", error=text)
+        _log.warning("http_listen_failed", error=text)
     else:
-        _log.info("http", listen=addresses)
+        _log.info("http_listening", listen=addresses)
 
 
 async def _listen_locally(path: Path, endpoint: Endpoint) -> None:
     try:
         await endpoint.listen_locally(path)
     except OSError as error:  # a file system without sockets; all else works there
-        _log.warning("control_socket_missing", path=str(path), error=error.strerror)
+        _log.warning("control_socket_unavailable", path=str(path), error=error.strerror)

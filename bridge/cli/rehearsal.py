@@ -207,7 +207,7 @@ def _listen() -> list[MutableMapping[str, Any]]:
 
 
 def _from_log(line: MutableMapping[str, Any]) -> Finding:
-    told = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "meaning", "todo")}
+    told = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "detail", "hint")}
     fields = ", ".join(f"{name} {value}" for name, value in told.items())
-    text = str(line.get("meaning") or f"{line['event']} ({fields})")
-    return Finding("ok" if line["level"] == "info" else "warning", str(line["sink"]), text, str(line.get("todo", "")))
+    text = str(line.get("detail") or f"{line['event']} ({fields})")
+    return Finding("ok" if line["level"] == "info" else "warning", str(line["sink"]), text, str(line.get("hint", "")))

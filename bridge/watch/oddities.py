@@ -30,13 +30,15 @@ class Oddities:
                 self.counts["ignored"] += 1
             case Ignored(topic=topic):
                 self.counts["unknown"] += 1
-                self._sparingly.say(_log.warning, ("unknown", topic), "unknown_topic", topic=topic)
+                self._sparingly.say(_log.warning, ("unknown", topic), "event_topic_unknown", topic=topic)
             case Undecodable(topic=topic, reason=reason):
                 self.counts["undecodable"] += 1
-                self._sparingly.say(_log.warning, ("undecodable", topic), "undecodable", topic=topic, reason=reason)
+                self._sparingly.say(
+                    _log.warning, ("undecodable", topic), "event_decode_failed", topic=topic, error=reason
+                )
 
     def unanswered(self, key: ContainerKey, error: BridgeError) -> None:
         """Take note of a container whose task nobody could tell of."""
         self.counts["unanswered"] += 1
         told = {"namespace": key.namespace, "id": key.id, "error": str(error)}
-        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_unknown", **told)
+        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_state_unknown", **told)

@@ -201,7 +201,7 @@ def _go_on_for_people(program: Program) -> None:
     program.write()
     said = len(program.log())
     program.bridge.start()
-    wait_for(lambda: "wrong-plain" in program.log()[said:] and "live" in program.log()[said:], 30)
+    wait_for(lambda: "wrong-plain" in program.log()[said:] and "synced" in program.log()[said:], 30)
     program.bridge.stop()
 
 
@@ -256,13 +256,13 @@ def _reload(program: Program, put: Callable[[str], str]) -> None:
     bad["sasl"]["password"] = put("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "reloaded" in program.log() and "sasl.password" in program.log(), 30)
+    wait_for(lambda: "settings_reloaded" in program.log() and "sasl.password" in program.log(), 30)
     good = program.config.read_text()
     for text in _wrong(put, "at a reload"):
         program.config.write_text(text)
-        told = program.log().count("not_reloaded")
+        told = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: program.log().count("not_reloaded") > told, 30)  # noqa: B023 (called at once)
+        wait_for(lambda: program.log().count("settings_reload_failed") > told, 30)  # noqa: B023 (called at once)
     program.config.write_text(good)
 
 

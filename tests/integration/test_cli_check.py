@@ -175,7 +175,7 @@ def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Pat
     with BridgeProcess(
         engine.address, tmp_path, sinks=[f"file:{tmp_path}/events"], state_dir=tmp_path / "state"
     ) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         status, found = check(*flags)
         (verdict, text), *_ = found["state_dir"]
         assert (status, verdict) == (0, "ok")
@@ -269,7 +269,7 @@ def test_kafka_and_a_missing_permission(engine: Containerd, fresh_kafka: Callabl
     status, found = check("--containerd", engine.address, **settings)
     assert status == 0
     assert [verdict for verdict, _ in found["kafka/given"]] == ["ok", "warning"]
-    assert "compaction_not_checked (topic given); allow DescribeConfigs on it" in found["kafka/given"][1][1]
+    assert "topic_config_unreadable (topic given); allow DescribeConfigs on the topic" in found["kafka/given"][1][1]
     assert kafka.admin.records("given") == []
 
 

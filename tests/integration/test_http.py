@@ -44,7 +44,7 @@ class Site:
     """What a running bridge answers over TCP."""
 
     def __init__(self, bridge: BridgeProcess) -> None:
-        (line,) = bridge.wait_said("http")
+        (line,) = bridge.wait_said("http_listening")
         self.url = f"http://{line['listen'][0]}"
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Page:
@@ -132,7 +132,7 @@ def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
 def test_it_is_unready_before_its_first_snapshot(tmp_path: Path) -> None:
     with BridgeProcess(str(tmp_path / "c.sock"), tmp_path, environment=LOCAL) as bridge:
         site = Site(bridge)
-        bridge.wait_said("waiting_for_containerd")
+        bridge.wait_said("containerd_unavailable")
         page = site.get("/readyz")
         assert (page.status, page.document["ready"]) == (503, False)
         assert "c.sock" in page.document["reasons"][0]
@@ -169,7 +169,7 @@ def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: 
         with BridgeProcess(yard.address, tmp_path, sinks=sinks, environment=LOCAL) as bridge:
             site = Site(bridge)
             bridge.wait_live()
-            bridge.wait_said("sink_not_reached")
+            bridge.wait_said("sink_publish_failed")
             page = site.get("/readyz")
             assert (page.status, page.document["degraded"]) == (200, True)
             well, down = page.document["sinks"]
@@ -273,7 +273,7 @@ def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
     with BridgeProcess(yard.address, tmp_path, environment=environment) as bridge:
         site = Site(bridge)
         bridge.wait_live()
-        bridge.wait_said("sink_not_reached")
+        bridge.wait_said("sink_publish_failed")
         pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/portfolio")]
         pages.append(site.get("/snapshot", "POST", Authorization="Bearer wrong").text)
         taken = site.get("/snapshot", "POST", Authorization=f"Bearer {token.read_text().strip()}")
@@ -304,7 +304,7 @@ def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -
         bridge = BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment)
         del bridge._environment["WHALEBRIDGE_HTTP__LISTEN"]
         with bridge:
-            (told,) = bridge.wait_said("http_not_served")
+            (told,) = bridge.wait_said("http_listen_failed")
             assert (told["level"], "127.0.0.1:9469" in told["error"]) == ("warning", True)
             wait_for((tmp_path / "state" / "control.sock").is_socket)
 
@@ -360,5 +360,5 @@ def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
 def test_snapshot_of_a_bridge_that_watches_nothing_fails(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-        bridge.wait_said("waiting_for_containerd")
+        bridge.wait_said("containerd_unavailable")
         assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "not watched at the moment")

@@ -63,7 +63,7 @@ class TestWhatIsRefused:
         await asyncio.sleep(0.2)
         assert not_of_containers(direct.rest(), but=container) == []
         direct.close()
-        told = proxy.said("call_refused")
+        told = proxy.said("call_denied")
         assert len(told) <= 110
         assert told[0]["method"] in refused
 

@@ -110,7 +110,7 @@ class Endpoint:
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 (aiohttp would keep a mistake of ours to itself; here the log gets it)
-            _log.exception("http_failed", path=request.path)
+            _log.exception("http_request_failed", path=request.path)
             return _text(500, "this failed; the log of whalebridge says why")
 
     def _refusal(self, request: web.BaseRequest) -> web.Response | None:

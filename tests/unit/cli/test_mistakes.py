@@ -155,7 +155,7 @@ def test_a_signal_during_the_imports_of_run_is_a_clean_end(
         process.send_signal(number)
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert b'"stopping"' in log
+    assert b'"shutdown_started"' in log
     assert b"Traceback" not in log
 
 
