@@ -15,7 +15,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Oddities:
-    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_mark``, ``unanswered``."""
+    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_marker``, ``unanswered``."""
 
     def __init__(self, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
@@ -25,7 +25,7 @@ class Oddities:
         """Take note of one."""
         match oddity:
             case Mark():
-                self.counts["foreign_mark"] += 1
+                self.counts["foreign_marker"] += 1
             case Ignored(known=True):
                 self.counts["ignored"] += 1
             case Ignored(topic=topic):

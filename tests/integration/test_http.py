@@ -177,8 +177,8 @@ def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: 
             assert down["records"] >= 2
             time.sleep(1)
             metrics = site.metrics()
-            assert metrics["whalebridge_outbox_oldest_age_seconds nats/bridge"] >= 1
-            assert metrics["whalebridge_publish_retries_total nats/bridge"] >= 1
+            assert metrics["whalebridge_outbox_oldest_record_age_seconds nats/bridge"] >= 1
+            assert metrics["whalebridge_sink_publish_failures_total nats/bridge"] >= 1
             assert metrics["whalebridge_sink_up stdout"] == 1
 
 
@@ -199,26 +199,26 @@ def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Conta
         bridge.wait(lambda records: len(transitions(records)) == 5, "starts, pause and exit")
         # Events of several containers come in any order.
         wait_for(lambda: site.metrics()["whalebridge_ignored_events_total exec_exit"])
-        wait_for(lambda: site.metrics()["whalebridge_published_records_total stdout"] == len(bridge.records()))
+        wait_for(lambda: site.metrics()["whalebridge_sink_published_records_total stdout"] == len(bridge.records()))
         told = site.metrics()
     history = {
-        "whalebridge_events_total live started": 3,
-        "whalebridge_events_total live exited": 1,
-        "whalebridge_events_total live paused": 1,
-        "whalebridge_events_total live unpaused": 0,
-        "whalebridge_events_total inferred exited": 0,
-        "whalebridge_events_total snapshot present": 0,
+        "whalebridge_records_total live started": 3,
+        "whalebridge_records_total live exited": 1,
+        "whalebridge_records_total live paused": 1,
+        "whalebridge_records_total live unpaused": 0,
+        "whalebridge_records_total inferred exited": 0,
+        "whalebridge_records_total snapshot present": 0,
         "whalebridge_ignored_events_total exec_exit": 1,
         "whalebridge_ignored_events_total undecodable": 0,
         "whalebridge_snapshots_total start": 1,
-        "whalebridge_tracked_containers running": 1,
-        "whalebridge_tracked_containers paused": 1,
-        "whalebridge_outbox_records stdout": 0,
-        "whalebridge_lost_records_total stdout": 0,
+        "whalebridge_containers running": 1,
+        "whalebridge_containers paused": 1,
+        "whalebridge_outbox_backlog_records stdout": 0,
+        "whalebridge_sink_dropped_records_total stdout": 0,
         "whalebridge_ready": 1,
     }
     assert {name: told[name] for name in history} == history
-    assert told["whalebridge_publish_duration_seconds_count stdout"] >= 1
+    assert told["whalebridge_sink_publish_duration_seconds_count stdout"] >= 1
 
 
 @pytest.mark.parametrize("files", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
