@@ -137,7 +137,8 @@ class Watch:
                 waiting[1].cancel()
             if not taken.done() and not self.live:
                 raise TransientError(
-                    f"no snapshot within {SNAPSHOT_SECONDS:g} s, as containerd is not connected; it follows when it is"
+                    f"snapshot timed out after {SNAPSHOT_SECONDS:g} s: containerd is not connected; "
+                    "the snapshot stays queued"
                 )
         return taken.result()
 

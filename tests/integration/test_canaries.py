@@ -219,7 +219,7 @@ def _tried(program: Program, brokers: Brokers) -> bool:
 def _look(program: Program, world: World) -> None:
     """Look at all there is to look at while the bridge runs."""
     put = world.canaries.new
-    for path in ("/", "/livez", "/readyz", "/metrics", "/portfolio"):
+    for path in ("/", "/livez", "/readyz", "/metrics", "/containers"):
         program.get(path)
     program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     wrong = put("wrong bearer token")
@@ -286,7 +286,7 @@ def _wrong(put: Callable[[str], str], when: str) -> list[str]:
 def _check_what_may_be_told(seen: Mapping[str, bytes], world: World) -> None:
     """The search finds what is there: labels that the rules let through are wherever labels belong."""
     before, pod, image_, live = (each.encode() for each in world.told)
-    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /portfolio 200 []"]
+    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /containers 200 []"]
     for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
         assert [each for each in (before, pod, image_, live) if each not in seen[where]] == [], where
     assert before in seen["whalebridge inspect"]

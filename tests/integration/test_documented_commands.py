@@ -159,7 +159,7 @@ def delivered(state: Path) -> bool:
     """Whether every sink has all that there was to tell: until then topic, streams and bucket may be missing."""
     with contextlib.closing(Control(state, 20)) as control:
         control.request("GET", "/readyz")
-        return not any(each["records"] for each in json.load(control.getresponse())["sinks"])
+        return not any(each["backlog_records"] for each in json.load(control.getresponse())["sinks"])
 
 
 @pytest.mark.parametrize("text", WAYS)

@@ -97,7 +97,7 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_it(
             browser.screenshot(f"{site.url}/", tmp_path / "profile", picture, dark=dark)
             assert picture.read_bytes().startswith(b"\x89PNG")
     assert "<title>whalebridge: node-1</title>" in document
-    assert 'id="verdict">ready</b>' in document
+    assert 'id="status">ready</b>' in document
     assert "web-shop-web-1" in document
     assert "&lt;script&gt;document.title='owned'&lt;/script&gt;" in document
     assert "<script" not in document
@@ -121,7 +121,9 @@ def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
         try:
             wait_for(lambda: not site.ready(), 30)
             (reason,) = site.get("/readyz").document["reasons"]
-            assert reason.startswith(("containerd is not watched: ", "nothing has proven ", "the first snapshot of "))
+            assert reason.startswith(
+                ("containerd is unavailable: ", "the event stream has stalled", "the first snapshot of ")
+            )
             assert site.metrics()["whalebridge_ready"] == 0
             assert site.get("/livez").status == http.client.OK
         finally:
@@ -137,7 +139,7 @@ def test_it_is_unready_before_its_first_snapshot(tmp_path: Path) -> None:
         assert (page.status, page.document["ready"]) == (503, False)
         assert "c.sock" in page.document["reasons"][0]
         assert "not ready" in site.get("/").text
-        assert site.get("/portfolio").document["projects"] == {}
+        assert site.get("/containers").document["projects"] == {}
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
@@ -154,8 +156,8 @@ def test_a_full_disk_makes_it_unready_and_room_ready_again(yard: Yard, tmp_path:
             yard.run(labels={"filler": "x" * 2000})
         wait_for(lambda: not site.ready(), 20)
         told = site.get("/readyz").document
-        assert "make room on its disk" in told["outbox"]["trouble"]
-        assert told["reasons"] == [f"the outbox cannot be written: {told['outbox']['trouble']}"]
+        assert "make room on its disk" in told["outbox"]["error"]
+        assert told["reasons"] == [f"the outbox cannot be written: {told['outbox']['error']}"]
         assert site.metrics()["whalebridge_outbox_writable"] == 0
         filler.unlink()
         wait_for(site.ready, 40)
@@ -174,7 +176,7 @@ def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: 
             assert (page.status, page.document["degraded"]) == (200, True)
             well, down = page.document["sinks"]
             assert (well["state"], down["state"]) == ("ok", "failing")
-            assert down["records"] >= 2
+            assert down["backlog_records"] >= 2
             time.sleep(1)
             metrics = site.metrics()
             assert metrics["whalebridge_outbox_oldest_record_age_seconds nats/bridge"] >= 1
@@ -274,7 +276,7 @@ def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
         site = Site(bridge)
         bridge.wait_live()
         bridge.wait_said("sink_publish_failed")
-        pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/portfolio")]
+        pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/containers")]
         pages.append(site.get("/snapshot", "POST", Authorization="Bearer wrong").text)
         taken = site.get("/snapshot", "POST", Authorization=f"Bearer {token.read_text().strip()}")
     assert taken.status == http.client.OK
@@ -338,18 +340,18 @@ def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
         plain = whalebridge("snapshot", "--state-dir", str(state))
         assert plain.stdout.startswith("snapshot ")
         assert plain.stdout.endswith(("container\n", "containers\n"))
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "no whalebridge runs", str(state))
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "no whalebridge is running", str(state))
 
 
 def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
     assert_one_line(whalebridge("snapshot"), 2, "--state-dir")
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "none")), 1, "there is no directory")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "none")), 1, "does not exist")
     (tmp_path / "file").touch()
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "file")), 1, "is no directory")
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "no control.sock in it")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "file")), 1, "is not a directory")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "control.sock does not exist")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "control.sock"))
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "nobody listens")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "refused the connection")
     if os.geteuid() == 0:
         os.chmod(tmp_path, 0o700)
         nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
@@ -361,4 +363,4 @@ def test_snapshot_of_a_bridge_that_watches_nothing_fails(tmp_path: Path) -> None
     state = tmp_path / "state"
     with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
         bridge.wait_said("containerd_unavailable")
-        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "not watched at the moment")
+        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "containerd is not connected")
