@@ -116,7 +116,7 @@ async def served(inspection: Inspection) -> AsyncIterator[None]:
 def not_listening(listen: str, error: OSError) -> str:
     """Say why there can be no endpoint at an address."""
     why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return f"http.listen {listen}: {why}; name another address, or none"
+    return f"http.listen {listen}: {why}; use another address, or disable it"
 
 
 async def _listen(settings: Settings, endpoint: Endpoint) -> None:

@@ -57,7 +57,7 @@ WAYS = {
         r'\["present","[^"]+","demo-web-1"\]'
     ),
     "whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": Way(
-        "topic containers is there and may be written"
+        "topic containers exists and is writable"
     ),
     "whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": runs("synced"),
     "whalebridge tail kafka://localhost:9092/containers": runs(r"snapshot +complete", beside=SNAPSHOTS),

@@ -294,7 +294,7 @@ def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -
             assert bridge.process.wait(60) == 1
             last = bridge.log.read_text().splitlines()[-1]
             bridge.process.returncode = 0  # as it should be
-    assert last == f"whalebridge: http.listen {address}: Address already in use; name another address, or none"
+    assert last == f"whalebridge: http.listen {address}: Address already in use; use another address, or disable it"
 
 
 def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -> None:

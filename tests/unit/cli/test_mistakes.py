@@ -103,7 +103,7 @@ def test_without_permission(tmp_path: Path) -> None:
         assert str(forbidden) in done.stderr
     done = call(f"{as_nobody}whalebridge doctor --containerd {forbidden}/c.sock")
     assert done.returncode == 1
-    assert f"problem {forbidden}/c.sock: we may not look: Permission denied; run as root" in done.stdout
+    assert f"error     {forbidden}/c.sock: cannot be read: Permission denied; run as root" in done.stdout
 
 
 # --- signals before there is anybody to hear them ---
