@@ -177,7 +177,7 @@ class Pump:
             if any((each.epoch, each.sequence) in refused.positions and each.type != "lost" for each in batch):
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
-            raise TransientError(f"refused: {refused}") from refused
+            raise TransientError(f"rejected: {refused}") from refused
         self.latency.observe((self._clock.now().monotonic - began) / _SECOND)
         self.published += len(batch)
 

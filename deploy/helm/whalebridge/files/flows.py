@@ -43,7 +43,7 @@ def wait(complain):
         try:
             complaint = complain()
         except OSError as error:
-            complaint = f"the bridge of this node does not answer at {SOCKET}: {error}"
+            complaint = f"the bridge of this node does not respond at {SOCKET}: {error}"
         if not complaint:
             return
         if time.monotonic() > deadline:
