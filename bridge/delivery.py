@@ -80,7 +80,7 @@ class Delivery:
         for each, sink in zip(changed, made, strict=True):
             await _end(self._lines[each.called])
             self._start(each, sink, beats=_beats(settings, each))
-            _log.info("sink_replaced", sink=each.called)
+            _log.info("sink_reconfigured", sink=each.called)
         return bool(changed)
 
     async def drain(self, seconds: float) -> None:
@@ -89,7 +89,9 @@ class Delivery:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(pump.drained() for pump in self.pumps))
         except TimeoutError:
-            _log.warning("not_drained", waiting={pump.name: pump.waiting for pump in self.pumps if pump.waiting})
+            _log.warning(
+                "shutdown_incomplete", backlog={pump.name: pump.waiting for pump in self.pumps if pump.waiting}
+            )
         for line in self._lines.values():
             line.task.cancel()
 

@@ -33,7 +33,7 @@ def test_run_takes_up_the_file_under_the_environment_and_flags(yard: Yard, tmp_p
     environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__0__PATH": str(records)}
     flags = ("--config", str(config), "--log-level", "info")
     with BridgeProcess(yard.address, tmp_path, *flags, environment=environment) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         yard.run()
         in_shop = yard.run("shop", labels={"kept": "yes", "dropped": "yes"})
         wait_for(lambda: any('"started"' in line for line in records.read_text().splitlines()))

@@ -23,7 +23,7 @@ def ask(path):
 
 def not_known():
     """Complain if this pod is not among the containers that live."""
-    projects = ask("/portfolio")["projects"].values()
+    projects = ask("/containers")["projects"].values()
     pods = {(container["pod"] or {}).get("name") for each in projects for container in each}
     return "" if os.environ["POD"] in pods else "the bridge of this node does not know of this pod"
 
@@ -31,7 +31,9 @@ def not_known():
 def not_acknowledged(since):
     """Complain of sinks that have not all that was written down by then: what may still wait is younger."""
     age = time.monotonic() - since
-    late = [sink for sink in ask("/readyz")["sinks"] if sink["records"] and sink["oldest_age_seconds"] >= age]
+    late = [
+        sink for sink in ask("/readyz")["sinks"] if sink["backlog_records"] and sink["oldest_record_age_seconds"] >= age
+    ]
     return f"not acknowledged by {json.dumps(late)}" if late else ""
 
 
@@ -41,7 +43,7 @@ def wait(complain):
         try:
             complaint = complain()
         except OSError as error:
-            complaint = f"the bridge of this node does not answer at {SOCKET}: {error}"
+            complaint = f"the bridge of this node does not respond at {SOCKET}: {error}"
         if not complaint:
             return
         if time.monotonic() > deadline:
