@@ -152,7 +152,7 @@ class Outbox(Protocol):
         """Append records and update the checkpoint (None removes a key), atomically.
 
         Returns when the data is as safe as this outbox makes it, however long that takes. The outbox owns the records
-        from the moment of the call: a caller that is cancelled must not append them again.
+        from the moment of the call: a caller that is canceled must not append them again.
 
         Raises:
             FatalError: The outbox cannot continue.

@@ -107,7 +107,7 @@ class Watch:
     # --- watching ---
 
     async def run(self) -> None:
-        """Watch until cancelled.
+        """Watch until canceled.
 
         Raises:
             FatalError: This containerd cannot be watched until an operator changes something.
