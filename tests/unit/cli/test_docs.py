@@ -265,3 +265,15 @@ def test_examples_are_accepted_as_they_stand(path: Path) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+# --- layout ---
+
+
+def test_architecture_lists_every_module() -> None:
+    layout = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## Layout\n")[2].partition("\n## ")[0]
+    packages = re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", layout, re.MULTILINE)
+    documented = {package + name for package, modules in packages for name in re.findall(r"`(\w+\.py)`", modules)}
+    paths = [path for top in ("bridge", "sinks", "config") for path in (ROOT / top).rglob("*.py")]
+    modules = [path for path in paths if not path.name.startswith("__") and not path.stem.endswith("_pb2")]
+    assert documented == {str(path.relative_to(ROOT)) for path in modules}
