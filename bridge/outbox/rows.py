@@ -48,12 +48,12 @@ class Writing(Struct):
 
 
 class StoredLane(NamedTuple):
-    """A sink as it was left; ``since`` is the age at which the oldest chunk that waits for it was written."""
+    """A sink as it was left; ``age_of_oldest`` is the ``age`` of the oldest chunk that waits for it."""
 
     cursor: int
     covers: list[Cover]
     size: int
-    since: int
+    age_of_oldest: int
 
 
 class Content(NamedTuple):

@@ -10,7 +10,6 @@ import structlog
 
 from bridge.core.events import Record
 from bridge.core.ports import Clock
-from bridge.outbox.ages import Ages
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.chunks import chunked
 from bridge.outbox.database import Database
@@ -45,8 +44,7 @@ class Writer:
         absent: Those of sinks that are gone; they are forgotten after a while.
         clock: Time and chance.
         bounds: How much may wait for a lane.
-        ages: Gets when records were appended.
-        age: For how many seconds the bridge has run in all.
+        began: When (monotonic) the bridge would have begun, had it run all of its time without a break.
     """
 
     def __init__(
@@ -57,8 +55,7 @@ class Writer:
         absent: dict[str, Lane],
         clock: Clock,
         bounds: Bounds,
-        ages: Ages,
-        age: int,
+        began: int,
     ) -> None:
         self._store = store
         self._tail = tail
@@ -66,9 +63,8 @@ class Writer:
         self._absent = absent
         self._clock = clock
         self._bounds = bounds
-        self._ages = ages
-        self._began = clock.now().monotonic - age * _SECOND
-        self._house_kept = age
+        self._began = began
+        self._house_kept = self.age
         self._waiting: list[_Append] = []
         self._under_way: list[_Append] = []
         self._moved: set[str] = set()  # lanes whose cursor is not written down yet
@@ -141,12 +137,15 @@ class Writer:
             self._flush = None
         records = [each for append in self._under_way for each in append.records]
         size = sum(len(record.data) for record in records)
-        if records:
-            self._ages.note(self._tail.end, self._clock.now().monotonic)
+        now = self._clock.now().monotonic
         await self._make_room(len(records), size)
         writing = self._transaction(records)
-        await self._store.insist(lambda database: database.write(writing))
+        for sink, age in (await self._store.insist(lambda database: database.write(writing))).items():
+            self._lanes[sink].since = self._began + age * _SECOND
         self._first = self._first and not records
+        for lane in self._lanes.values():
+            if not lane.depth(self._tail.end):
+                lane.since = now
         self._tail.extend(records)
         for lane in self._lanes.values():
             lane.size += size
