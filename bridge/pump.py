@@ -23,8 +23,8 @@ from bridge.core.events import Proof, Record
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.retry import Backoff, Failure, forever
 from bridge.tasks import bounded, together
-from bridge.telemetry.histogram import Histogram
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.counters import Histogram
+from bridge.telemetry.rate_limit import RateLimiter
 
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
@@ -95,7 +95,7 @@ class Pump:
         self._outbox = outbox
         self._clock = clock
         self._patience = patience
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._heart = heart
         self._last: Record | None = None  # that the sink has
         self._turn = asyncio.Lock()  # held while something is on its way
@@ -162,9 +162,7 @@ class Pump:
             reason = str(refused)
             count = await self._outbox.refuse(self.name, refused.positions, reason)
             self.refused += count
-            self._sparingly.say(
-                _log.error, ("refused", reason), "refused", sink=self.name, records=count, reason=reason
-            )
+            self._limiter.log(_log.error, ("refused", reason), "refused", sink=self.name, records=count, reason=reason)
         else:
             await self._outbox.acknowledge(self.name, batch)
             self._last = batch[-1]
@@ -194,7 +192,7 @@ class Pump:
                     text = str(error)
                     if isinstance(error, TransientError):
                         self.state, self.failure = "failing", text
-                    self._sparingly.say(_log.warning, text, "heartbeat_not_sent", sink=self.name, error=text)
+                    self._limiter.log(_log.warning, text, "heartbeat_not_sent", sink=self.name, error=text)
                 else:
                     self.state, self.failure = "ok", None
 
@@ -215,4 +213,4 @@ class Pump:
         self.state, self.failure = "failing", text
         self.retries += 1
         told = {"sink": self.name, "error": text, "failures": failure.in_a_row}
-        self._complained |= self._sparingly.say(_log.warning, text, "sink_not_reached", **told)
+        self._complained |= self._limiter.log(_log.warning, text, "sink_not_reached", **told)

@@ -19,7 +19,7 @@ from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, Recollection
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
 _NOTHING: Mapping[str, bytes | None] = {}
@@ -49,7 +49,7 @@ class MemoryOutbox:
         self._clock = clock
         self._bounds = bounds
         self._on_loss = on_loss
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._lanes = {sink: Lane(0) for sink in sinks}
         self._records: dict[int, Record] = {}
         self._end = 0
@@ -109,7 +109,7 @@ class MemoryOutbox:
         covers = refusals(lane.handed, positions, self._clock.now().wall)
         for cover in covers:
             position = f"{cover.record.epoch}-{cover.record.sequence}"
-            self._sparingly.say(_log.error, (sink, reason), "record_dropped", sink=sink, id=position, reason=reason)
+            self._limiter.log(_log.error, (sink, reason), "record_dropped", sink=sink, id=position, reason=reason)
         lane.replace(covers)
         return len(covers)
 
@@ -160,7 +160,7 @@ class MemoryOutbox:
         lane.lose(list(self._losses(lane, first, end)), dropped)
         self._free(first)
         waiting = lane.depth(self._end)
-        self._sparingly.say(_log.warning, sink, "overflow", sink=sink, lost=end - first, waiting=waiting)
+        self._limiter.log(_log.warning, sink, "overflow", sink=sink, lost=end - first, waiting=waiting)
 
     def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
         """Make the records that tell of a loss: one an epoch."""

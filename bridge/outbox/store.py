@@ -21,7 +21,7 @@ from bridge.outbox.rows import Content
 from bridge.outbox.schema import STEPS, ForeignError, NewerError
 from bridge.outbox.worker import Worker
 from bridge.retry import Backoff, Failure, forever
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Store:
         self._worker = Worker("outbox")
         self._database: Database | None = None  # this and the next for the thread only
         self._broken: StateError | None = None
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
 
     @property
     def trouble(self) -> str | None:
@@ -112,7 +112,7 @@ class Store:
 
     def _complain(self, failure: Failure) -> None:
         text = self._trouble = str(failure.error)
-        self._complained |= self._sparingly.say(
+        self._complained |= self._limiter.log(
             _log.error, text, "outbox_not_written", error=text, failures=failure.in_a_row
         )
 

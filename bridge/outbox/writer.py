@@ -18,7 +18,7 @@ from bridge.outbox.losses import Excess, losses
 from bridge.outbox.rows import Writing
 from bridge.outbox.store import Store
 from bridge.outbox.tail import Tail
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 ABSENT_KEPT = 24 * 3600  # seconds of running for which a sink that is gone keeps its place
 FLUSH_SECONDS = 0.5  # an acknowledgement waits that long for a transaction to share; lost, it makes duplicates only
@@ -71,7 +71,7 @@ class Writer:
         self._told: set[str] = set()  # those of them that have passed covers
         self._freed = 0  # how far the lanes had moved when records were freed last
         self._first = True
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._wanted = asyncio.Event()
         self._flush: asyncio.TimerHandle | None = None
 
@@ -236,5 +236,5 @@ class Writer:
                 lane.lose(covers, dropped)
                 lost = sum(cover.end - cover.first for cover in covers)
                 waiting = lane.depth(self._tail.end)
-                self._sparingly.say(_log.warning, sink, "overflow", sink=sink, lost=lost, waiting=waiting)
+                self._limiter.log(_log.warning, sink, "overflow", sink=sink, lost=lost, waiting=waiting)
                 lane.filled.set()

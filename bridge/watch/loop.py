@@ -22,8 +22,8 @@ from bridge.core.model import Engine
 from bridge.core.ports import Clock, Outbox, Source
 from bridge.core.tracker import Tracker
 from bridge.retry import Backoff, Failure, forever
-from bridge.telemetry.sparingly import Sparingly
-from bridge.telemetry.tally import Tally
+from bridge.telemetry.counters import Tally
+from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.intake import Intake
 from bridge.watch.journal import Journal
 from bridge.watch.oddities import Oddities
@@ -69,7 +69,7 @@ class Watch:
         self._journal: Journal | None = None
         self._session: Session | None = None
         self._positions: dict[SourceName, Previous | None] = {}
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._proven: int | None = None  # by the connections before the current one
 
     # --- for whoever looks after the bridge ---
@@ -288,4 +288,4 @@ class Watch:
 
     def _complain(self, failure: Failure) -> None:
         text = self.failure = str(failure.error)
-        self._sparingly.say(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.in_a_row)
+        self._limiter.log(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.in_a_row)

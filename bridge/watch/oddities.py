@@ -9,7 +9,7 @@ import structlog
 from bridge.core.errors import BridgeError
 from bridge.core.model import ContainerKey, Ignored, Mark, Undecodable
 from bridge.core.ports import Clock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 _log = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ class Oddities:
 
     def __init__(self, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
 
     def note(self, oddity: Ignored | Undecodable | Mark) -> None:
         """Take note of one."""
@@ -30,13 +30,13 @@ class Oddities:
                 self.counts["ignored"] += 1
             case Ignored(topic=topic):
                 self.counts["unknown"] += 1
-                self._sparingly.say(_log.warning, ("unknown", topic), "unknown_topic", topic=topic)
+                self._limiter.log(_log.warning, ("unknown", topic), "unknown_topic", topic=topic)
             case Undecodable(topic=topic, reason=reason):
                 self.counts["undecodable"] += 1
-                self._sparingly.say(_log.warning, ("undecodable", topic), "undecodable", topic=topic, reason=reason)
+                self._limiter.log(_log.warning, ("undecodable", topic), "undecodable", topic=topic, reason=reason)
 
     def unanswered(self, key: ContainerKey, error: BridgeError) -> None:
         """Take note of a container whose task nobody could tell of."""
         self.counts["unanswered"] += 1
         told = {"namespace": key.namespace, "id": key.id, "error": str(error)}
-        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_unknown", **told)
+        self._limiter.log(_log.warning, ("unanswered", key.namespace), "task_unknown", **told)

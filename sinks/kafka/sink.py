@@ -23,7 +23,7 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from msgspec import Struct
 
 from bridge.core.errors import RefusedRecordError, TransientError
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 from sinks import current
 from sinks.current import Row, State
 from sinks.kafka import table
@@ -82,7 +82,7 @@ class KafkaSink:
         self._partitions: dict[tuple[str, Row], int] = {}
         self._states: dict[Row, State] = {}
         self._warned: set[str] = set()
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         # All that it logs comes to us as an error as well, and while a broker is away it logs ten times a second.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
@@ -163,7 +163,7 @@ class KafkaSink:
             _log.warning("timestamps_refused", topic=topic, todo=todo)
         elif isinstance(error, POISONED) and not delivery.poisoned:
             delivery.poisoned = True
-            self._sparingly.say(_log.info, topic, "producer_replaced", topic=topic, reason=type(error).__name__)
+            self._limiter.log(_log.info, topic, "producer_replaced", topic=topic, reason=type(error).__name__)
         else:
             denied = not_allowed(error, topic, self._settings)
             raise TransientError(denied or f"topic {topic}: {said(error)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bridge.clock import SystemClock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 from sinks.current import Change, Row, State, fold, runs
 from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message
 from sinks.nats.failures import AnsweredError, one_line
@@ -41,7 +41,7 @@ class Bucket:
         self._stream = f"KV_{name}"
         self._states: dict[Row, State] = {}
         self._expiring = False
-        self._sparingly = Sparingly(SystemClock(), seconds=3600)
+        self._limiter = RateLimiter(SystemClock(), seconds=3600)
 
     async def check(self, link: Link) -> None:
         """Make sure that it is there.
@@ -97,7 +97,7 @@ class Bucket:
     def _leave_out(self, message: Message) -> None:
         """The record itself is in the stream, so nothing is lost but its row."""
         told = {"bucket": self._name, "key": message.subject, "size": len(message.data)}
-        self._sparingly.say(_log.warning, message.subject, "row_too_large", **told)
+        self._limiter.log(_log.warning, message.subject, "row_too_large", **told)
 
     def _message(self, change: Change) -> Message:
         key = state_key(*change.row)

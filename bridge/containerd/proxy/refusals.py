@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from bridge.core.ports import Clock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import printable
 
 _SHOWN = 120  # characters of a method's name, which is whatever a client has sent
@@ -17,13 +17,13 @@ class Refusals:
 
     def __init__(self, clock: Clock) -> None:
         self.count = 0
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
 
     def add(self, method: str, status: str, reason: str) -> None:
         """Count a call that was refused."""
         self.count += 1
         name = printable(method[:_SHOWN])
-        self._sparingly.say(
+        self._limiter.log(
             _log.warning, (name, status), "call_refused", method=name, status=status, reason=reason, refused=self.count
         )
 

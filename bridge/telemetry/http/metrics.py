@@ -17,9 +17,8 @@ from prometheus_client.registry import Collector
 
 from bridge import __version__
 from bridge.core.events import Reason, TransitionType
-from bridge.telemetry.histogram import BOUNDS
+from bridge.telemetry.counters import ANNOUNCING, BOUNDS
 from bridge.telemetry.status import Bridge, SinkStatus, Status, judge
-from bridge.telemetry.tally import ANNOUNCING
 
 # What containerd sent and nobody was told: as it is counted, and what the metric calls it.
 _IGNORED = {

@@ -15,9 +15,9 @@ from html import escape
 from bridge.core.encode import rfc3339
 from bridge.core.identity import display_id
 from bridge.core.lives import Transition
+from bridge.telemetry.counters import SnapshotNote
 from bridge.telemetry.http.documents import by_project
 from bridge.telemetry.status import SinkStatus, Status, judge
-from bridge.telemetry.tally import SnapshotNote
 from bridge.telemetry.text import printable
 
 MOST_CONTAINERS = 1000  # on the page; a person reads no more, and /portfolio has all of them

@@ -1,9 +1,11 @@
-"""What a watch has told so far, counted, for whoever looks after the bridge."""
+"""What a running bridge counts, for metrics, status and page: plain numbers, cheap to feed."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 from msgspec import Struct
 
@@ -13,11 +15,12 @@ from bridge.core.lives import Transition
 
 SNAPSHOTS_KEPT = 20
 ANNOUNCING: frozenset[Reason] = frozenset({"start", "reconnect", "overflow", "audit", "outbox_reset"})
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
 _SECOND = 1_000_000_000
 
 
 class SnapshotNote(Struct, frozen=True):
-    """A snapshot that was told: when (wall clock), why, and of how many containers."""
+    """A snapshot that was published: when (wall clock), why, and of how many containers."""
 
     id: str
     at: int
@@ -28,9 +31,9 @@ class SnapshotNote(Struct, frozen=True):
 
 
 class Tally:
-    """Counts for as long as the process runs, whatever becomes of connections and sources.
+    """Counts for as long as the process runs, across connections and sources.
 
-    A snapshot that was asked for, or whose time had come, is none of the ``gaps``: nothing was missed.
+    Snapshots on request or on schedule are not among the ``gaps``: nothing was missed.
     """
 
     def __init__(self) -> None:
@@ -42,12 +45,11 @@ class Tally:
         self.last: deque[SnapshotNote] = deque(maxlen=SNAPSHOTS_KEPT)
 
     def tell(self, transitions: Sequence[Transition]) -> None:
-        """Count transitions, or rows."""
-        for each in transitions:
-            self.told[each.type, each.origin] += 1
+        """Count transitions, or snapshot records."""
+        self.told.update((each.type, each.origin) for each in transitions)
 
     def snapshot(self, note: SnapshotNote) -> None:
-        """Count a snapshot; what is in it is counted by ``tell``."""
+        """Count a snapshot; its records are counted by ``tell``."""
         gap = note.gap
         self.last.append(note)
         self.snapshots[gap.reason] += 1
@@ -55,3 +57,20 @@ class Tally:
             self.gaps[gap.reason] += 1
             if gap.since is not None and gap.until is not None:
                 self.gap_seconds[gap.reason] += max(0, gap.until - gap.since) / _SECOND
+
+
+class Histogram:
+    """Counts durations in seconds by the upper bound of their bucket; ``total`` is their sum."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._counts = [0] * (len(BOUNDS) + 1)
+
+    def observe(self, seconds: float) -> None:
+        """Count one."""
+        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    def cumulative(self) -> list[int]:
+        """Return how many are at or below each bound, and then how many there are in all."""
+        return list(accumulate(self._counts))
