@@ -14,9 +14,8 @@ from bridge.core.errors import NotFoundError, TransientError
 from bridge.fleet.messages import Begin, Message
 from sinks.kafka import access
 from sinks.kafka.cluster import REQUEST_SECONDS, connected
-from sinks.kafka.consumer import end
+from sinks.kafka.connection import end, start
 from sinks.kafka.failures import said, who
-from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock

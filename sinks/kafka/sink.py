@@ -28,8 +28,8 @@ from sinks import current
 from sinks.current import Row, State
 from sinks.kafka import table
 from sinks.kafka.cluster import Topic
+from sinks.kafka.connection import Link, connect, explained
 from sinks.kafka.failures import POISONED, REFUSED, TOO_LARGE, not_allowed, said
-from sinks.kafka.link import Link, connect, explained
 from sinks.kafka.messages import MOST, Message, batches, event_messages, partition_of, state_messages, too_large
 
 if TYPE_CHECKING:
