@@ -16,7 +16,7 @@ help: ## tell what there is
 setup: .venv/installed ## whalebridge, every sink and the test tools, editable, in .venv
 
 run: setup ## real events of real containers on standard output (your containerd's, or a private one's)
-	@$(BIN)/python -m tests.testbed.demo $(ARGS)
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: setup testbed ## every test, on real peers; those that repeat a fault do so a few times
 	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)
