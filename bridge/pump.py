@@ -21,6 +21,7 @@ from bridge.core.encode import heartbeat
 from bridge.core.errors import BridgeError, RefusedRecordError, TransientError
 from bridge.core.events import Proof, Record
 from bridge.core.ports import Clock, Outbox, Sink
+from bridge.core.time import to_seconds
 from bridge.retry import Backoff, Failure, forever
 from bridge.tasks import bounded, together
 from bridge.telemetry.counters import Histogram
@@ -32,7 +33,6 @@ BACKOFF = Backoff(first=0.1, most=30.0)
 PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
 CLOSE_SECONDS = 1.5
 SETTLE_SECONDS = 1.5
-_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 State: TypeAlias = Literal["starting", "ok", "failing"]
@@ -176,7 +176,7 @@ class Pump:
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
             raise TransientError(f"refused: {refused}") from refused
-        self.latency.observe((self._clock.now().monotonic - began) / _SECOND)
+        self.latency.observe(to_seconds(self._clock.now().monotonic - began))
         self.published += len(batch)
 
     async def _beat(self, heart: Heart) -> None:

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bridge.core.errors import NotFoundError, TransientError
+from bridge.core.time import SECOND
 from bridge.fleet.messages import Begin, Message
 from sinks.kafka import access
 from sinks.kafka.cluster import REQUEST_SECONDS, connected
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 _BATCH = 1000
-_NANOSECONDS = 1_000_000_000
 
 
 class KafkaReader:
@@ -55,7 +55,7 @@ class KafkaReader:
                 if batch:
                     moved = self._now()
                     yield batch
-                elif self._now() - moved > self._patience * _NANOSECONDS:
+                elif self._now() - moved > self._patience * SECOND:
                     await self._look()
                     if not self.follow:
                         raise TransientError(f"topic {self._settings.topic}: nothing came within {self._patience:g} s")

@@ -17,14 +17,14 @@ import structlog
 from bridge.core.encode import lost_record
 from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, Recollection
+from bridge.core.time import SECOND, to_seconds
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
 from bridge.telemetry.rate_limit import RateLimiter
 
 DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
 _NOTHING: Mapping[str, bytes | None] = {}
-_SECOND = 1_000_000_000
-_SPACING = _SECOND  # of the moments that are kept
+_SPACING = SECOND  # of the moments that are kept
 _log = structlog.get_logger(__name__)
 
 
@@ -125,7 +125,7 @@ class MemoryOutbox:
     def _age(self, position: int) -> float:
         """Return how many seconds ago the record at a position was appended, or up to a second more."""
         since = self._appended[bisect_right(self._appended, position, key=lambda each: each[0]) - 1][1]
-        return (self._clock.now().monotonic - since) / _SECOND
+        return to_seconds(self._clock.now().monotonic - since)
 
     async def close(self) -> None:
         """There is nothing to let go of."""
@@ -141,7 +141,7 @@ class MemoryOutbox:
     # --- bounds ---
 
     def _grow_old(self) -> None:
-        oldest = self._clock.now().monotonic - self._bounds.max_age * _SECOND
+        oldest = self._clock.now().monotonic - self._bounds.max_age * SECOND
         # The first stays: a batch that was handed out is never dropped.
         while len(self._appended) > 2 and self._appended[2][1] < oldest:  # noqa: PLR2004
             del self._appended[1]

@@ -23,6 +23,7 @@ import structlog
 from bridge.core.errors import BridgeError
 from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, Recollection
+from bridge.core.time import SECOND, to_seconds
 from bridge.outbox import dead_letters
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.database import Database
@@ -36,7 +37,6 @@ from bridge.outbox.writer import ABSENT_KEPT, Writer
 READ_BYTES = 1024 * 1024
 TAIL_BYTES = 8 * 1024 * 1024
 CLOSE_SECONDS = 2.0
-_SECOND = 1_000_000_000
 _NOTHING: Mapping[str, bytes | None] = {}
 _log = structlog.get_logger(__name__)
 
@@ -60,10 +60,10 @@ class SqliteOutbox:
         self._on_loss = on_loss
         self._memory = Recollection(content.memory, reset=content.reset is not None, last_written=content.reset or 0)
         self._tail = Tail(content.end, TAIL_BYTES)
-        began = clock.now().monotonic - content.age * _SECOND
+        began = clock.now().monotonic - content.age * SECOND
         absent = {
             name: Lane(
-                stored.cursor, covers=stored.covers, size=stored.size, since=began + stored.age_of_oldest * _SECOND
+                stored.cursor, covers=stored.covers, size=stored.size, since=began + stored.age_of_oldest * SECOND
             )
             for name, stored in content.lanes.items()
         }
@@ -202,7 +202,7 @@ class SqliteOutbox:
     def lag(self, sink: str) -> Lag:
         """Tell more of what a sink has not acknowledged."""
         lane, depth = self._lanes[sink], self.depth(sink)
-        age = (self._clock.now().monotonic - lane.since) / _SECOND if depth else 0.0
+        age = to_seconds(self._clock.now().monotonic - lane.since) if depth else 0.0
         return Lag(depth, lane.size, age, lane.lost)
 
     async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> Batch:

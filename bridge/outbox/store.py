@@ -15,6 +15,7 @@ import structlog
 
 from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
+from bridge.core.time import SECOND
 from bridge.outbox.database import DamagedError, Database, RemovedError, look_at
 from bridge.outbox.folder import StateFolder
 from bridge.outbox.rows import Content
@@ -39,8 +40,7 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
     sqlite3.SQLITE_PROTOCOL: "end the other program that has it open",
 }
-_SECOND = 1_000_000_000
-_HANGING = 10 * _SECOND
+_HANGING = 10 * SECOND
 _log = structlog.get_logger(__name__)
 
 
@@ -63,7 +63,7 @@ class Store:
     def trouble(self) -> str | None:
         """Why the file cannot be used at the moment; None where it can."""
         if self._trouble is None and self._jobs and self._clock.now().monotonic - self._stirred > _HANGING:
-            return f"{self._folder.database}: its disk has not answered for more than {_HANGING // _SECOND} s"
+            return f"{self._folder.database}: its disk has not answered for more than {_HANGING // SECOND} s"
         return self._trouble
 
     async def open(self) -> Content:

@@ -10,6 +10,7 @@ import structlog
 
 from bridge.core.events import Record
 from bridge.core.ports import Clock
+from bridge.core.time import SECOND
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.chunks import chunked
 from bridge.outbox.database import Database
@@ -24,7 +25,6 @@ ABSENT_KEPT = 24 * 3600  # seconds of running for which a sink that is gone keep
 FLUSH_SECONDS = 0.5  # an acknowledgement waits that long for a transaction to share; lost, it makes duplicates only
 _HOUSEKEEPING = 60  # seconds
 _FREED_AT_ONCE = 512  # records
-_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 
@@ -78,7 +78,7 @@ class Writer:
     @property
     def age(self) -> int:
         """For how many seconds the bridge has run in all; a clock that is set changes nothing about it."""
-        return (self._clock.now().monotonic - self._began) // _SECOND
+        return (self._clock.now().monotonic - self._began) // SECOND
 
     def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None]) -> asyncio.Future[None]:
         """Take over what is to be written; the future ends when it is."""
@@ -141,7 +141,7 @@ class Writer:
         await self._make_room(len(records), size)
         writing = self._transaction(records)
         for sink, age in (await self._store.insist(lambda database: database.write(writing))).items():
-            self._lanes[sink].since = self._began + age * _SECOND
+            self._lanes[sink].since = self._began + age * SECOND
         self._first = self._first and not records
         for lane in self._lanes.values():
             if not lane.depth(self._tail.end):

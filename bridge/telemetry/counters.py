@@ -12,11 +12,11 @@ from msgspec import Struct
 from bridge.core.encode import Coverage, Gap
 from bridge.core.events import ExtraType, Origin, Reason, RowType, TransitionType
 from bridge.core.lives import Transition
+from bridge.core.time import to_seconds
 
 SNAPSHOTS_KEPT = 20
 ANNOUNCING: frozenset[Reason] = frozenset({"start", "reconnect", "overflow", "audit", "outbox_reset"})
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
-_SECOND = 1_000_000_000
 
 
 class SnapshotNote(Struct, frozen=True):
@@ -56,7 +56,7 @@ class Tally:
         if gap.reason in ANNOUNCING and (gap.reason != "audit" or note.inferred):
             self.gaps[gap.reason] += 1
             if gap.since is not None and gap.until is not None:
-                self.gap_seconds[gap.reason] += max(0, gap.until - gap.since) / _SECOND
+                self.gap_seconds[gap.reason] += to_seconds(max(0, gap.until - gap.since))
 
 
 class Histogram:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from bridge.core.ports import Clock
+from bridge.core.time import from_seconds
 
-_NANOSECONDS = 1_000_000_000
 _OTHERS: Final = object()
 
 
@@ -19,7 +19,7 @@ class RateLimiter:
 
     def __init__(self, clock: Clock, *, seconds: float = 60.0, keys: int = 100) -> None:
         self._clock = clock
-        self._interval = int(seconds * _NANOSECONDS)
+        self._interval = from_seconds(seconds)
         self._keys = keys
         self._last: dict[Hashable, tuple[int, int]] = {}  # when it was allowed, and how many were suppressed since
 

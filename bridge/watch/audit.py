@@ -12,15 +12,15 @@ from bridge.core.events import Reason
 from bridge.core.model import ContainerKey, Metadata
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import suspects
+from bridge.core.time import SECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.watch.intake import Answers, Audited, Intake
 from bridge.watch.listing import ask_all, list_all, list_tasks
 from bridge.watch.requests import Asked, Requests
 from bridge.watch.settings import WatchSettings
 
-_SECOND = 1_000_000_000
 EVENT_SECONDS = 2.0  # that an event may be on its way, as shims publish after the fact; it would be inferred else
-OVERFLOW_PAUSE = 30 * _SECOND
+OVERFLOW_PAUSE = 30 * SECOND
 _JITTER = 0.1  # the share of the snapshot interval by which nodes started together drift apart
 
 
@@ -105,10 +105,10 @@ class Auditor:
         """A sink that loses even the snapshot that follows a loss must not have it repeated without end."""
         rest = self._overflow_due - self._clock.now().monotonic
         if rest > 0:
-            await self._clock.sleep(rest / _SECOND)
+            await self._clock.sleep(to_seconds(rest))
         self._overflow_due = self._clock.now().monotonic + OVERFLOW_PAUSE
 
     def _until_snapshot(self, last: int) -> float:
         """Return the seconds until the next periodic snapshot is due, by the interval as it is set now."""
-        passed = (self._clock.now().monotonic - last) / _SECOND
+        passed = to_seconds(self._clock.now().monotonic - last)
         return self.settings.snapshot_interval * self._spread - passed

@@ -20,6 +20,7 @@ from bridge.core.lives import Entry, Transition
 from bridge.core.memory import SourceName, Watched
 from bridge.core.model import Engine
 from bridge.core.ports import Clock, Outbox, Source
+from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.retry import Backoff, Failure, forever
 from bridge.telemetry.counters import Tally
@@ -34,8 +35,6 @@ from bridge.watch.settings import WatchSettings
 
 BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # so that one is live within 5 s of containerd's return
 SNAPSHOT_SECONDS = 30.0  # for containerd to be connected, for whoever asks for a snapshot
-_MILLISECOND = 1_000_000
-_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 
@@ -83,7 +82,7 @@ class Watch:
     def proof_age(self) -> float | None:
         """For how many seconds nothing has proven that the stream works; None before the first proof."""
         proven = (self._session and self._session.proven) or self._proven
-        return None if proven is None else (self._clock.now().monotonic - proven) / _SECOND
+        return None if proven is None else to_seconds(self._clock.now().monotonic - proven)
 
     @property
     def proof_limit(self) -> float:
@@ -275,7 +274,7 @@ class Watch:
 
     def _epoch(self, least: int) -> int:
         """Return an epoch greater than any before, although the clock may have been set back."""
-        return max(least, self._clock.now().wall // _MILLISECOND)
+        return max(least, self._clock.now().wall // MILLISECOND)
 
     def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = (), scope: str | None = None) -> Journal:
         _log.info("engine", id=engine.id, version=engine.version, api=engine.api, epoch=epoch)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from bridge.core.errors import TransientError
 from bridge.core.model import Mark
 from bridge.core.ports import Clock, Source
+from bridge.core.time import SECOND
 
 _PATIENCE = 0.1  # seconds before a second mark is sent; 1 to 60 ms is what one takes
-_SECOND = 1_000_000_000
 
 
 class Marks:
@@ -64,7 +64,7 @@ class Marks:
             patience = min(2 * patience, self._timeout)
             if self._arrivals != arrivals or self._busy():
                 arrivals = self._arrivals
-            elif self._clock.now().monotonic - sent.monotonic > self._timeout * _SECOND:
+            elif self._clock.now().monotonic - sent.monotonic > self._timeout * SECOND:
                 raise TransientError(f"containerd's event stream gave no sign of life for {self._timeout:g} s")
         self.proven = sent.monotonic
         return sent.wall

@@ -23,6 +23,7 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from msgspec import Struct
 
 from bridge.core.errors import RefusedRecordError, TransientError
+from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks import current
 from sinks.current import Row, State
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1
-_NANOSECONDS = 1_000_000  # of a millisecond
 
 
 class _Run(NamedTuple):
@@ -174,7 +174,7 @@ class KafkaSink:
             raise RefusedRecordError(f"larger than max_request_size ({most} bytes)", positions)
 
     def _timestamp(self) -> int:
-        return self._clock.now().wall // _NANOSECONDS if self._timestamps else _NO_TIMESTAMP
+        return self._clock.now().wall // MILLISECOND if self._timestamps else _NO_TIMESTAMP
 
     def _partition(self, topic: Topic, source: Row) -> int:
         """Return a source's partition, the same for as long as there is one of that number."""

@@ -18,6 +18,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.identity import Scope, everything
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Instant
+from bridge.core.time import SECOND
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.watch import Watch, WatchSettings
@@ -27,7 +28,7 @@ from tests.simulator.containerd import SimulatedContainerd
 WIDE = Bounds(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
 WEB, DB, NEW = ContainerKey("shop", "web"), ContainerKey("shop", "db"), ContainerKey("default", "new")
 BOOT, NEXT_BOOT = "5f3c9a1e-0000", "77777777-0000"
-HOUR = 3600 * 1_000_000_000
+HOUR = 3600 * SECOND
 
 
 class SetClock(SystemClock):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from bridge.core.ports import Clock
+from bridge.core.time import to_seconds
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import printable
 
@@ -41,7 +42,7 @@ class Rate:
     def passes(self) -> bool:
         """Tell whether one more may pass now; if so, it counts."""
         now = self._clock.now().monotonic
-        self._left = min(self._burst, self._left + (now - self._at) / 1e9 * self._per_second)
+        self._left = min(self._burst, self._left + to_seconds(now - self._at) * self._per_second)
         self._at = now
         if self._left < 1:
             return False

@@ -15,6 +15,7 @@ from html import escape
 from bridge.core.encode import rfc3339
 from bridge.core.identity import display_id
 from bridge.core.lives import Transition
+from bridge.core.time import SECOND
 from bridge.telemetry.counters import SnapshotNote
 from bridge.telemetry.http.documents import by_project
 from bridge.telemetry.status import SinkStatus, Status, judge
@@ -205,7 +206,7 @@ def _turn(state: str) -> str:
 
 def _moment(at: int) -> str:
     """Write a moment, to the second."""
-    return rfc3339(at - at % 1_000_000_000).replace("T", " ")
+    return rfc3339(at - at % SECOND).replace("T", " ")
 
 
 def _seconds(seconds: float) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from bridge.core.model import Instant
+from bridge.core.time import from_seconds
 from bridge.telemetry.rate_limit import RateLimiter
 
 
@@ -11,7 +12,7 @@ class FakeClock:
         self.seconds = 0.0
 
     def now(self) -> Instant:
-        return Instant(0, int(self.seconds * 1_000_000_000))
+        return Instant(0, from_seconds(self.seconds))
 
     async def sleep(self, seconds: float) -> None:
         raise NotImplementedError
