@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from bridge.cli.control import Control
+from examples import demo
 from tests.bridge_process import BridgeProcess
 from tests.documents import PAGES, commands
 from tests.integration import test_install
@@ -21,7 +22,6 @@ from tests.integration.typing_place import Place, interrupt, terminate
 from tests.kubernetes import test_cluster
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
-from tests.testbed import demo
 from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
