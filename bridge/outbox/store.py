@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import structlog
 
+from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
@@ -20,7 +21,6 @@ from bridge.outbox.database import DamagedError, Database, RemovedError, look_at
 from bridge.outbox.folder import StateFolder
 from bridge.outbox.rows import Content
 from bridge.outbox.schema import STEPS, ForeignError, NewerError
-from bridge.outbox.worker import Worker
 from bridge.retry import Backoff, Failure, forever
 from bridge.telemetry.rate_limit import RateLimiter
 
@@ -54,7 +54,7 @@ class Store:
         self._complained = False
         self._folder = folder
         self._clock = clock
-        self._worker = Worker("outbox")
+        self._worker = BlockingWorker("outbox")
         self._database: Database | None = None  # this and the next for the thread only
         self._broken: StateError | None = None
         self._limiter = RateLimiter(clock)
@@ -108,7 +108,7 @@ class Store:
     async def close(self) -> None:
         """Let go of everything; harmless when repeated."""
         await self._worker.run(self._close)
-        self._worker.stop()
+        await self._worker.close()
 
     def _complain(self, failure: Failure) -> None:
         text = self._trouble = str(failure.error)
