@@ -10,10 +10,10 @@ from aiokafka.errors import KafkaError
 from bridge.core.time import MILLISECOND, to_seconds
 from tests.bench.pipelines import Pipeline
 from tests.bench.usage import cpu_seconds, peak_bytes
+from tests.eventually import eventually
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import PHASES, flood
 from tests.testbed.kafka import Kafka
-from tests.testbed.process import wait_until
 
 CONTAINERS = 100
 WARM_UP_PREFIX = "warm-"  # containers of its own: whalebridge tells no pid of a container twice
@@ -114,7 +114,7 @@ def _ready(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str) -> 
         _label(engine)
         return _end(kafka, topic) > 0
 
-    wait_until(passes, f"{pipeline.name} to publish", timeout=READY_SECONDS, interval=0.2)
+    eventually(passes, f"{pipeline.name} to publish", within=READY_SECONDS)
     time.sleep(SETTLE_SECONDS)
 
 

@@ -23,9 +23,10 @@ import yaml
 
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
+from tests.eventually import eventually
 from tests.integration.canaries import Canaries, Notified, files
 from tests.integration.canary_places import Brokers, World, all_brokers
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, wait_for
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
 from tests.integration.kafka_sinks import FreshKafka
 from tests.integration.nats_reading import FreshNats
 from tests.integration.terminal import Terminal
@@ -126,14 +127,14 @@ def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
     program, records = Program(world, brokers, tmp_path), tmp_path / "events.jsonl"
     seen, bridge = program.seen, program.bridge
     with Notified(program.notified) as notified, bridge:
-        wait_for(lambda: b'"snapshot_completed"' in _read(records), 60)
+        eventually(lambda: b'"snapshot_completed"' in _read(records), within=60)
         world.live()
-        wait_for(lambda: all(each.encode() in _read(records) for each in world.told), 60)
-        wait_for(lambda: _tried(program, brokers), 60)
+        eventually(lambda: all(each.encode() in _read(records) for each in world.told), within=60)
+        eventually(lambda: _tried(program, brokers), within=60)
         _look(program, world)
         _reload(program, world.canaries.new)
         world.end()
-        wait_for(lambda: b'"exited"' in _read(records), 60)
+        eventually(lambda: b'"exited"' in _read(records), within=60)
         seen["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
         bridge.kill()
         seen |= {f"state/{name}": content for name, content in files(program.state).items()}
@@ -200,7 +201,7 @@ def _go_on_for_people(program: Program) -> None:
     program.write()
     said = len(program.log())
     program.bridge.start()
-    wait_for(lambda: "wrong-plain" in program.log()[said:] and "live" in program.log()[said:], 30)
+    eventually(lambda: "wrong-plain" in program.log()[said:] and "live" in program.log()[said:], within=30)
     program.bridge.stop()
 
 
@@ -253,13 +254,13 @@ def _reload(program: Program, put: Callable[[str], str]) -> None:
     bad["sasl"]["password"] = put("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "reloaded" in program.log() and "sasl.password" in program.log(), 30)
+    eventually(lambda: "reloaded" in program.log() and "sasl.password" in program.log(), within=30)
     good = program.config.read_text()
     for text in _wrong(put, "at a reload"):
         program.config.write_text(text)
         told = program.log().count("not_reloaded")
         program.bridge.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: program.log().count("not_reloaded") > told, 30)  # noqa: B023 (called at once)
+        eventually(lambda: program.log().count("not_reloaded") > told, within=30)  # noqa: B023 (called at once)
     program.config.write_text(good)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.eventually import eventually
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, whalebridge
 from tests.testbed.containerd import Containerd
 
 CANARY = "canary-7f3a"
@@ -36,7 +37,7 @@ def test_run_takes_up_the_file_under_the_environment_and_flags(yard: Yard, tmp_p
         bridge.wait_said("live")
         yard.run()
         in_shop = yard.run("shop", labels={"kept": "yes", "dropped": "yes"})
-        wait_for(lambda: any('"started"' in line for line in records.read_text().splitlines()))
+        eventually(lambda: any('"started"' in line for line in records.read_text().splitlines()))
     documents = [json.loads(line) for line in records.read_text().splitlines()]
     assert {document["host"] for document in documents} == {"of-the-environment"}
     (started,) = [document["container"] for document in documents if document["type"] == "started"]

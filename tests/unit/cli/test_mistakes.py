@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.testbed.process import wait_until
+from tests.eventually import eventually
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
 # The default port is one, and another test needs it taken.
@@ -139,7 +139,7 @@ def started(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [*WHALEBRIDGE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        wait_until(lambda: held(process), "the signals to be held")
+        eventually(lambda: held(process), "the signals to be held")
         return process
 
     return start
