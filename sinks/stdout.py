@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker, resolve_future
 from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.telemetry.text import printable_json
 from sinks.documents import Encoding, format_of
-from sinks.terminal import printable_json
 
 if TYPE_CHECKING:
     from bridge.core.events import Record

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
 from bridge.fleet.messages import Begin, Message
-from sinks.nats.dial import Dialer
-from sinks.nats.failures import AnsweredError, one_line
+from bridge.telemetry.text import one_line
+from sinks.nats.connection import Dialer
+from sinks.nats.failures import AnsweredError
 from sinks.nats.streams import NOT_FOUND
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
     from config.sinks.nats import NatsSettings
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
 
 BATCH = 200
 WAIT_SECONDS = 5.0  # for which the server keeps an unanswered request for messages

@@ -12,11 +12,10 @@ from bridge.core.events import Record
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
 from bridge.outbox.bounds import Bounds
-from bridge.outbox.chunks import chunked
 from bridge.outbox.database import Database
 from bridge.outbox.lane import Cover, Lane, Stretch, intersection, unneeded_by_all
 from bridge.outbox.losses import Excess, losses
-from bridge.outbox.rows import Writing
+from bridge.outbox.rows import Writing, chunked
 from bridge.outbox.store import Store
 from bridge.outbox.tail import Tail
 from bridge.telemetry.rate_limit import RateLimiter

@@ -14,9 +14,10 @@ import structlog
 
 from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
+from bridge.telemetry.text import one_line
 from sinks.current import Change, Row, State, fold, runs
 from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message
-from sinks.nats.failures import AnsweredError, one_line
+from sinks.nats.failures import AnsweredError
 from sinks.nats.messages import MESSAGE_ID
 from sinks.nats.streams import ensure_bucket, subjects_in
 from sinks.nats.subjects import read_token, state_key
@@ -24,7 +25,7 @@ from sinks.nats.subjects import read_token, state_key
 if TYPE_CHECKING:
     from bridge.core.events import Record
     from config.sinks.nats import NatsSettings
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
 
 _log = structlog.get_logger(__name__)
 MARKER_SECONDS = 3600  # how long a deleted key leaves a trace for those who watch the bucket
