@@ -16,7 +16,7 @@ help: ## show this help
 setup: .venv/installed ## install whalebridge, all sinks and the test tools into .venv (editable)
 
 run: setup ## show real events of this machine's containerd, or of a private one (ARGS: --nats, --kafka)
-	@$(BIN)/python -m tests.testbed.demo $(ARGS)
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: setup testbed ## run all tests, with real containerd, Kafka and NATS (repeated faults at a reduced count)
 	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)

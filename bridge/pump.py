@@ -21,10 +21,11 @@ from bridge.core.encode import heartbeat
 from bridge.core.errors import BridgeError, RefusedRecordError, TransientError
 from bridge.core.events import Proof, Record
 from bridge.core.ports import Clock, Outbox, Sink
+from bridge.core.time import to_seconds
 from bridge.retry import Backoff, Failure, forever
 from bridge.tasks import bounded, together
-from bridge.telemetry.histogram import Histogram
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.counters import Histogram
+from bridge.telemetry.rate_limit import RateLimiter
 
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
@@ -32,7 +33,6 @@ BACKOFF = Backoff(first=0.1, most=30.0)
 PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
 CLOSE_SECONDS = 1.5
 SETTLE_SECONDS = 1.5
-_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 State: TypeAlias = Literal["starting", "ok", "failing"]
@@ -95,7 +95,7 @@ class Pump:
         self._outbox = outbox
         self._clock = clock
         self._patience = patience
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._heart = heart
         self._last: Record | None = None  # that the sink has
         self._turn = asyncio.Lock()  # held while something is on its way
@@ -162,7 +162,7 @@ class Pump:
             reason = str(refused)
             count = await self._outbox.refuse(self.name, refused.positions, reason)
             self.refused += count
-            self._sparingly.say(
+            self._limiter.log(
                 _log.error, ("rejected", reason), "records_rejected", sink=self.name, records=count, reason=reason
             )
         else:
@@ -178,7 +178,7 @@ class Pump:
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
             raise TransientError(f"rejected: {refused}") from refused
-        self.latency.observe((self._clock.now().monotonic - began) / _SECOND)
+        self.latency.observe(to_seconds(self._clock.now().monotonic - began))
         self.published += len(batch)
 
     async def _beat(self, heart: Heart) -> None:
@@ -194,7 +194,7 @@ class Pump:
                     text = str(error)
                     if isinstance(error, TransientError):
                         self.state, self.failure = "failing", text
-                    self._sparingly.say(_log.warning, text, "heartbeat_failed", sink=self.name, error=text)
+                    self._limiter.log(_log.warning, text, "heartbeat_failed", sink=self.name, error=text)
                 else:
                     self.state, self.failure = "ok", None
 
@@ -215,4 +215,4 @@ class Pump:
         self.state, self.failure = "failing", text
         self.retries += 1
         told = {"sink": self.name, "error": text, "consecutive": failure.in_a_row}
-        self._complained |= self._sparingly.say(_log.warning, text, "sink_publish_failed", **told)
+        self._complained |= self._limiter.log(_log.warning, text, "sink_publish_failed", **told)

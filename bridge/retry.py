@@ -12,11 +12,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
+from bridge.core.time import SECOND
 
 T = TypeVar("T")
 
 _DOUBLINGS = 30  # more of them change nothing, and a float ends at 1023
-_NANOSECONDS = 1_000_000_000
 
 
 class Backoff(NamedTuple):
@@ -93,7 +93,7 @@ class _Series:
 
     def wait(self, _: RetryCallState) -> float:
         lasted = self._clock.now().monotonic - self.began
-        self.failures = 1 if lasted >= self._backoff.steady * _NANOSECONDS else self.failures + 1
+        self.failures = 1 if lasted >= self._backoff.steady * SECOND else self.failures + 1
         return self._backoff.delay(self.failures, self._clock.random())
 
 

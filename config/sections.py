@@ -6,13 +6,12 @@ import re
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field
 
 from config.fields import (
     DURATION,
     Conditions,
     Duration,
-    FilePath,
     Globs,
     Items,
     OrOff,
@@ -20,7 +19,6 @@ from config.fields import (
     SocketPath,
     SomeGlobs,
     Word,
-    one_of,
     setting,
     within,
 )
@@ -234,19 +232,6 @@ class HttpSettings(Section):
         "HOST:PORT to listen at; off, or nothing: none. Where the default port is taken, whalebridge goes on without.",
         reason="Names of containers are nobody's business but the node's, until you say otherwise.",
     )
-    token: Annotated[SecretStr, Field(min_length=1)] | None = setting(
-        None,
-        "What a request that asks for something (POST /snapshot) has to show as its bearer token.",
-        reason="Without one, snapshots are asked for on the socket in state_dir only.",
-    )
-    token_file: FilePath | None = setting(
-        None, "File with the token; a line feed at its end is not part of it.", reason="Keeps it out of settings."
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> HttpSettings:
-        one_of(self, "token", "token_file")
-        return self
 
 
 class LogSettings(Section):

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from sinks.documents import format_of
-from sinks.thread import Worker
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -52,7 +52,7 @@ class FileSink:
     def __init__(self, settings: FileSettings) -> None:
         self._encode = format_of(settings.encoding).encode
         self._file = RotatedFile(settings.path, settings.max_bytes, settings.keep)
-        self._worker = Worker("file", partial(translated, settings.path))
+        self._worker = BlockingWorker("file", partial(translated, settings.path), exclusive=True)
 
     async def start(self) -> None:
         """Make sure that the file can be written.
@@ -61,7 +61,7 @@ class FileSink:
             TransientError: Its disk is full, or its folder is not there.
             FileError: It is something else than a file, or we may not write it.
         """
-        await self._worker.do(self._file.open)
+        await self._worker.run(self._file.open)
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Append records; return when they are on the disk.
@@ -72,14 +72,14 @@ class FileSink:
         """
         documents = map(self._encode, batch)
         lines = [document + b"\n" for document in documents if document is not None]
-        await self._worker.do(partial(self._file.append, lines))
+        await self._worker.run(partial(self._file.append, lines))
 
     async def close(self) -> None:
         """Let the thread end; one that is stuck is left to itself."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._worker.do(self._file.close)
-        await self._worker.close(0)
+                await self._worker.run(self._file.close)
+        await self._worker.close()
 
 
 class RotatedFile:

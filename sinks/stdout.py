@@ -22,10 +22,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bridge.blocking_worker import BlockingWorker, resolve_future
 from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.telemetry.text import printable_json
 from sinks.documents import Encoding, format_of
-from sinks.terminal import printable_json
-from sinks.thread import Worker, tell
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -48,7 +48,7 @@ class StdoutSink:
         self._descriptor = descriptor
         self._encode = format_of(encoding).encode
         self._writer = LineWriter(descriptor)
-        self._worker = Worker("stdout", translated)
+        self._worker = BlockingWorker("stdout", translated, exclusive=True)
         self._to_terminal = False
 
     async def start(self) -> None:
@@ -75,7 +75,7 @@ class StdoutSink:
         """
         documents = map(self._encode, batch)
         lines = [self._line(document) for document in documents if document is not None]
-        await self._worker.do(partial(self._writer.write, lines))
+        await self._worker.run(partial(self._writer.write, lines))
 
     async def reader_gone(self) -> None:
         """Wait until nobody can read any more, also while there is nothing to write. A file never gets there.
@@ -163,7 +163,7 @@ def translated(error: OSError) -> BridgeError:
 
 def _wait_for_hangup(descriptor: int, loop: asyncio.AbstractEventLoop, gone: asyncio.Future[None]) -> None:
     _poll(descriptor, 0)  # hang-ups and errors are reported whatever is asked for
-    tell(loop, gone, None)
+    resolve_future(loop, gone, None)
 
 
 def _poll(descriptor: int, events: int) -> None:

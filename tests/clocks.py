@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from bridge.core.model import Instant
+from bridge.core.time import SECOND, from_seconds
 
-SECOND = 1_000_000_000
 START = 1_795_447_267 * SECOND
 
 
@@ -26,7 +26,7 @@ class ManualClock:
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self._monotonic + int(seconds * SECOND), woken))
+        self._sleepers.append((self._monotonic + from_seconds(seconds), woken))
         await woken
 
     def random(self) -> float:
@@ -38,8 +38,8 @@ class ManualClock:
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass on both clocks."""
-        self._wall += int(seconds * SECOND)
-        self._monotonic += int(seconds * SECOND)
+        self._wall += from_seconds(seconds)
+        self._monotonic += from_seconds(seconds)
         for due, woken in self._sleepers:
             if due <= self._monotonic and not woken.done():
                 woken.set_result(None)

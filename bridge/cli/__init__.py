@@ -19,7 +19,6 @@ import typer
 from bridge import signals
 from bridge.cli import (
     check,
-    completion,
     doctor,
     inspect,
     list_,
@@ -32,16 +31,16 @@ from bridge.cli import (
     version,
     watch,
 )
-from bridge.cli.completion import NAME
 from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
+NAME = "whalebridge"
+_COMPLETE = "_WHALEBRIDGE_COMPLETE"  # set by the scripts that typer writes for the shells
 _LOGIN = re.compile(r"(://)\S*@")  # of a URL that stands where none belongs: what is repeated goes into logs
 
 app = typer.Typer(
     help="Tell which containers live on a containerd node, and what happens to them.",
     epilog=f"'{NAME} COMMAND --help' tells more, with examples.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help, quickly
 )
@@ -56,7 +55,6 @@ app.add_typer(schema.app, name="schema")
 app.command("snapshot")(snapshot.snapshot)
 app.command("proxy")(proxy.proxy)
 app.command("version")(version.version)
-app.command("completion")(completion.completion)
 
 
 def main() -> None:
@@ -79,7 +77,7 @@ def main() -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run a command; return the exit status."""
-    if not completion.asked() and not arguments:
+    if not arguments and _COMPLETE not in os.environ:
         execute(["--help"])
         return WRONG_USAGE
     try:

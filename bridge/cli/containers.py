@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+
+import msgspec
 
 from bridge.app import boot_id
 from bridge.cli.failure import CommandError
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.watcher import ContainerdWatcher
-from bridge.core.encode import Ledger
+from bridge.core.encode import container
 from bridge.core.errors import BridgeError
 from bridge.core.identity import describe, display_id, incarnation
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Transition
-from bridge.core.model import ContainerKey, Engine, Labels, Metadata, Task, TaskStatus
+from bridge.core.model import ContainerKey, Labels, Metadata, Task, TaskStatus
 from config.sections import NamespacesSettings
 from config.settings import Settings
 
@@ -54,7 +55,7 @@ class Living(NamedTuple):
         return "paused" if self.task.paused else "running"
 
     def document(self) -> dict[str, Any]:
-        """Return the object ``container`` of a record: made by what makes the records, so that it is the same."""
+        """Return the object ``container`` that a record would have."""
         pid = self.task.pid
         row = Transition(
             type="present",
@@ -67,9 +68,8 @@ class Living(NamedTuple):
             incarnation=incarnation(boot_id(), pid),
             paused=self.task.paused,
         )
-        record = Ledger("", Engine("", "", "", 0), epoch=0).transition(row)
-        container: dict[str, Any] = json.loads(record.data)["container"]
-        return container
+        document: dict[str, Any] = msgspec.to_builtins(container(row))
+        return document
 
 
 class Listing(NamedTuple):

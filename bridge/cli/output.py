@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from bridge.cli.failure import CommandError
-from sinks.terminal import printable_json
+from bridge.telemetry.text import printable_json
 
 STDOUT = 1
 

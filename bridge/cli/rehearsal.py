@@ -18,7 +18,7 @@ from bridge.app import boot_id
 from bridge.cli.examine import examine
 from bridge.cli.findings import Finding
 from bridge.cli.mounts import file_system
-from bridge.core.errors import BridgeError, FatalError, InUseError, TransientError
+from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.inspection import not_listening
 from bridge.outbox import store
 from bridge.outbox.folder import StateFolder
@@ -26,7 +26,6 @@ from bridge.tasks import bounded
 from config.namespaces import NamespaceFilter
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.common import host_and_port
-from sinks.access import secret
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
@@ -122,15 +121,8 @@ def _mib(size: int) -> str:
 
 
 async def _http(settings: HttpSettings) -> list[Finding]:
-    """Listen for a moment, where ``run`` would end if it could not, and read the token."""
-    found: list[Finding] = []
-    if settings.listen and "listen" in settings.model_fields_set:
-        found.append(await _address(settings.listen))
-    try:
-        secret("http.token", settings.token, settings.token_file)
-    except TransientError as error:
-        found.append(Finding("warning", "http", str(error), "POST /snapshot is refused until it can be"))
-    return found
+    """Listen for a moment, where ``run`` would end if it could not."""
+    return [await _address(settings.listen)] if settings.listen and "listen" in settings.model_fields_set else []
 
 
 async def _address(listen: str) -> Finding:

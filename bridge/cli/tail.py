@@ -186,7 +186,7 @@ def _lines(found: Iterable[Read]) -> Iterator[str]:
 
 
 def _json_lines(found: Iterable[Read]) -> Iterator[str]:
-    from sinks.terminal import printable_json
+    from bridge.telemetry.text import printable_json
 
     for each in found:
         text = each.data.decode(errors="backslashreplace").replace("\n", " ")

@@ -40,6 +40,7 @@ from bridge.core.model import (
     TaskStatus,
     Undecodable,
 )
+from bridge.core.time import SECOND
 
 MARK_TOPIC = "/whalebridge/marker/"
 UNINTERESTING_TOPICS = frozenset(
@@ -53,7 +54,6 @@ UNINTERESTING_TOPICS = frozenset(
     }
 )
 
-_SECOND = 1_000_000_000
 _LAST_SECOND = 253_402_300_799  # of the year 9999, where RFC 3339 ends
 _MARK_DIGITS = 18
 
@@ -88,9 +88,9 @@ def text(value: bytes) -> str:
 def nanoseconds(stamp: Timestamp) -> int | None:
     """Return nanoseconds since the epoch; None for no time, for Go's zero time, and for what is no time at all."""
     seconds, nanos = stamp.seconds, stamp.nanos
-    if not 0 <= seconds <= _LAST_SECOND or not 0 <= nanos < _SECOND:
+    if not 0 <= seconds <= _LAST_SECOND or not 0 <= nanos < SECOND:
         return None
-    return seconds * _SECOND + nanos or None
+    return seconds * SECOND + nanos or None
 
 
 def _labels(labels: Iterable[_Label]) -> Labels:

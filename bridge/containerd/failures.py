@@ -5,8 +5,7 @@ from __future__ import annotations
 import grpc
 
 from bridge.core.errors import TransientError
-
-_DETAILS_SHOWN = 300  # characters: containerd's texts nest, and can carry what a stranger wrote
+from bridge.telemetry.text import one_line
 
 
 class RefusedError(TransientError):
@@ -36,9 +35,3 @@ def _sentence(code: grpc.StatusCode, told: str, doing: str, path: str) -> str:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # ours, or the one that containerd gives its shims
         return f"containerd at {path} did not {doing} in time: it, or a shim, hangs or is busy ({told})"
     return f"containerd at {path} failed to {doing}: {code.name}: {told}"
-
-
-def one_line(text: str) -> str:
-    """Return a foreign text fit for a log line: one line, printable, bounded."""
-    line = " ".join(text.split())
-    return "".join(character if character.isprintable() else "?" for character in line[:_DETAILS_SHOWN])

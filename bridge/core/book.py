@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from bridge.core.labels import LabelRules, ruled
 from bridge.core.lives import Entry, Life, Question
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata
+from bridge.core.time import SECOND
 
-SECOND = 1_000_000_000
 HOLD = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s
 GRAVES_KEPT = 10_000  # kept ids without metadata and incarnation
 

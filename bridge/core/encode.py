@@ -19,12 +19,12 @@ from bridge.core.events import EngineInfo, EventRecord, Previous, Reason, Record
 from bridge.core.identity import display_id
 from bridge.core.lives import Ending, Transition
 from bridge.core.model import Engine, Labels, Metadata
+from bridge.core.time import SECOND
 
 MAX_BYTES = 512 * 1024
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(EventRecord)
-_SECOND = 1_000_000_000
-_LAST = 253_402_300_800 * _SECOND - 1  # of the year 9999, the last that RFC 3339 can write
+_LAST = 253_402_300_800 * SECOND - 1  # of the year 9999, the last that RFC 3339 can write
 
 
 @overload
@@ -37,7 +37,7 @@ def rfc3339(at: int | None) -> str | None:
         return None
     if not 0 <= at <= _LAST:
         at = min(max(at, 0), _LAST)
-    seconds, nanoseconds = divmod(at, _SECOND)
+    seconds, nanoseconds = divmod(at, SECOND)
     stem = _to_the_second(seconds)
     return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
 

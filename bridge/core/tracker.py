@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
-from bridge.core.book import HOLD, SECOND
+from bridge.core.book import HOLD
 from bridge.core.events import ExtraType, Origin
 from bridge.core.identity import incarnation
 from bridge.core.lives import Ending, Entry, Life, Question, Transition
@@ -42,6 +42,7 @@ from bridge.core.model import (
     TaskStatus,
 )
 from bridge.core.telling import Teller, in_scope
+from bridge.core.time import SECOND
 
 GRACE = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
 WITNESSED_GRACE = 2 * SECOND  # the same if Tasks.Wait has returned the exit status

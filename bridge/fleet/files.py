@@ -16,10 +16,10 @@ from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, NotFoundError
 from bridge.fleet.lines import Lines
 from bridge.fleet.messages import Begin, Message
-from sinks.thread import Worker
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -45,16 +45,16 @@ class InputReader:
         Raises:
             FatalError: It cannot be read.
         """
-        worker = Worker("input", _unreadable("standard input"))
+        worker = BlockingWorker("input", _unreadable("standard input"), exclusive=True)
         lines = Lines("standard input")
         try:
-            await worker.do(self._read)
+            await worker.run(self._read)
             while self._chunk:
                 yield lines.of(self._chunk)
-                await worker.do(self._read)
+                await worker.run(self._read)
             yield lines.rest()
         finally:
-            await worker.close(0)
+            await worker.close()
 
     def _read(self) -> None:
         while True:
@@ -85,12 +85,12 @@ class FileReader:
             NotFoundError: There is no such file.
             FatalError: It cannot be read.
         """
-        worker = Worker("file", _unreadable(self._path))
+        worker = BlockingWorker("file", _unreadable(self._path), exclusive=True)
         series = _Series(self._path)
         try:
-            await worker.do(lambda: series.begin(self._begin))
+            await worker.run(lambda: series.begin(self._begin))
             while True:
-                await worker.do(series.read)
+                await worker.run(series.read)
                 if series.found is not None:
                     yield series.found
                 elif self.follow:
@@ -101,8 +101,8 @@ class FileReader:
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_SECONDS):
-                    await worker.do(series.close)
-            await worker.close(0)
+                    await worker.run(series.close)
+            await worker.close()
 
 
 class _Series:

@@ -11,12 +11,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bridge.core.errors import NotFoundError, TransientError
+from bridge.core.time import SECOND
 from bridge.fleet.messages import Begin, Message
 from sinks.kafka import access
 from sinks.kafka.cluster import REQUEST_SECONDS, connected
-from sinks.kafka.consumer import end
+from sinks.kafka.connection import end, start
 from sinks.kafka.failures import said, who
-from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 _BATCH = 1000
-_NANOSECONDS = 1_000_000_000
 
 
 class KafkaReader:
@@ -56,7 +55,7 @@ class KafkaReader:
                 if batch:
                     moved = self._now()
                     yield batch
-                elif self._now() - moved > self._patience * _NANOSECONDS:
+                elif self._now() - moved > self._patience * SECOND:
                     await self._look()
                     if not self.follow:
                         raise TransientError(f"topic {self._settings.topic}: nothing came within {self._patience:g} s")

@@ -15,21 +15,22 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bridge.core.errors import NotFoundError, TransientError
+from bridge.core.time import from_seconds
 from bridge.fleet.messages import Begin, Message
-from sinks.nats.dial import Dialer
-from sinks.nats.failures import AnsweredError, one_line
+from bridge.telemetry.text import one_line
+from sinks.nats.connection import Dialer
+from sinks.nats.failures import AnsweredError
 from sinks.nats.streams import NOT_FOUND
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
     from config.sinks.nats import NatsSettings
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
 
 BATCH = 200
 WAIT_SECONDS = 5.0  # for which the server keeps an unanswered request for messages
 FORGET_SECONDS = 30.0
-_NANOSECONDS = 1_000_000_000
 _OVER = ("404", "408")  # no messages; the time of a request is over
 
 
@@ -110,7 +111,7 @@ class NatsReader:
             "name": name,
             "filter_subject": self._pattern,
             "ack_policy": "none",
-            "inactive_threshold": int(FORGET_SECONDS * _NANOSECONDS),
+            "inactive_threshold": from_seconds(FORGET_SECONDS),
             "mem_storage": True,
             "num_replicas": 1,
             **self._where(),
@@ -174,7 +175,7 @@ class _Requests:
     async def send(self, count: int) -> None:
         """Ask for that many messages; the server answers for as long as it was told to wait."""
         self.left = count
-        body = {"batch": count, "expires": int(WAIT_SECONDS * _NANOSECONDS)}
+        body = {"batch": count, "expires": from_seconds(WAIT_SECONDS)}
         await self._link.call(self._subject, json.dumps(body).encode(), self._inbox)
 
     async def more(self) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bridge.core.ports import Clock
 from bridge.fleet.documents import Document, ForeignError, decode
 from bridge.fleet.messages import Message, Reader, read
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 
 class Read(NamedTuple):
@@ -39,7 +39,7 @@ class _Foreign:
 
     def __init__(self, clock: Clock, tell: Callable[[str], None]) -> None:
         self._tell = tell
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._count = 0
         self._unsaid = 0
 
@@ -49,7 +49,7 @@ class _Foreign:
         except ForeignError as error:
             self._count += 1
             self._unsaid += 1
-            if self._sparingly.turn("foreign") is not None:
+            if self._limiter.allow("foreign") is not None:
                 self._say(f"; the last, number {message.number} of {message.place}, is {error}")
             return None
 

@@ -128,8 +128,12 @@ class Database:
         waiting = self._execute(
             "SELECT sum(length(documents)) FROM chunks WHERE position + number > ?", (cursor,)
         ).fetchone()[0]
-        since = next((header.age for header in self.headers(cursor)), 0)
-        return StoredLane(cursor, covers, max(0, (waiting or 0) - sum(cover.size for cover in covers)), since)
+        size = max(0, (waiting or 0) - sum(cover.size for cover in covers))
+        return StoredLane(cursor, covers, size, self._age_at(cursor) or 0)
+
+    def _age_at(self, cursor: int) -> int | None:
+        """Return the age of the oldest chunk that waits behind a cursor; None where none does."""
+        return next((header.age for header in self.headers(cursor)), None)
 
     # --- sinks come and go ---
 
@@ -167,8 +171,8 @@ class Database:
 
     # --- writing ---
 
-    def write(self, writing: Writing) -> None:
-        """Write down all of it, or nothing."""
+    def write(self, writing: Writing) -> dict[str, int]:
+        """Write down all of it, or nothing; return the age of the oldest chunk that waits for each sink that moved."""
         with self._transaction():
             for chunk in writing.chunks:
                 self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
@@ -181,6 +185,8 @@ class Database:
             self._delete(writing.unneeded)
             if writing.first:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
+            ages = {name: self._age_at(cursor) for name, cursor in writing.cursors.items()}
+        return {name: age for name, age in ages.items() if age is not None}
 
     def cover(self, sink: str, covers: Sequence[Cover], unneeded: Sequence[Stretch] = ()) -> None:
         """Have records told in the place of others to a sink."""

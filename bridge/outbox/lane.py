@@ -69,13 +69,15 @@ class Stretch(NamedTuple):
 class Lane:
     """Where one sink stands.
 
-    ``size`` is how many bytes of records still wait for it, ``lost`` how many were dropped for want of room.
+    ``size`` is how many bytes of records still wait for it, ``lost`` how many were dropped for want of room. ``since``
+    (monotonic) is when the oldest of those that wait was appended, or a little earlier.
     """
 
-    def __init__(self, cursor: int, *, covers: Iterable[Cover] = (), size: int = 0) -> None:
+    def __init__(self, cursor: int, *, covers: Iterable[Cover] = (), size: int = 0, since: int = 0) -> None:
         self.cursor = cursor
         self.covers: list[Cover] = [cover for cover in covers if cover.end > cursor]
         self.size = size
+        self.since = since
         self.lost = 0
         self.handed = NO_BATCH
         self.filled = asyncio.Event()

@@ -7,6 +7,7 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -16,14 +17,14 @@ import structlog
 from bridge.core.encode import lost_record
 from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, Recollection
-from bridge.outbox.ages import Ages
+from bridge.core.time import SECOND, to_seconds
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
 _NOTHING: Mapping[str, bytes | None] = {}
-_SECOND = 1_000_000_000
+_SPACING = SECOND  # of the moments that are kept
 _log = structlog.get_logger(__name__)
 
 
@@ -48,12 +49,11 @@ class MemoryOutbox:
         self._clock = clock
         self._bounds = bounds
         self._on_loss = on_loss
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._lanes = {sink: Lane(0) for sink in sinks}
         self._records: dict[int, Record] = {}
         self._end = 0
-        self._appended: deque[tuple[int, int]] = deque()  # end positions, and when (monotonic)
-        self._ages = Ages()
+        self._appended: deque[tuple[int, int]] = deque()  # positions, and when (monotonic) records came from there on
         self._old = 0  # records before this position are older than they may be
 
     @property
@@ -72,11 +72,12 @@ class MemoryOutbox:
         for sink, lane in self._lanes.items():
             self._make_room(sink, lane, len(records), size)
             lane.size += size
-        self._ages.note(self._end, self._clock.now().monotonic)
+        now = self._clock.now().monotonic
+        if not self._appended or now - self._appended[-1][1] >= _SPACING:
+            self._appended.append((self._end, now))
         for position, record in enumerate(records, self._end):
             self._records[position] = record
         self._end += len(records)
-        self._appended.append((self._end, self._clock.now().monotonic))
         for lane in self._lanes.values():
             lane.filled.set()
 
@@ -96,7 +97,9 @@ class MemoryOutbox:
         first = lane.cursor
         told = lane.acknowledge(batch)
         self._free(first)
-        self._ages.forget(min(lane.cursor for lane in self._lanes.values()))
+        first = min(lane.cursor for lane in self._lanes.values())
+        while len(self._appended) > 1 and self._appended[1][0] <= first:
+            self._appended.popleft()
         if any(cover.reason == "overflow" for cover in told):
             self._on_loss()
 
@@ -106,7 +109,7 @@ class MemoryOutbox:
         covers = refusals(lane.handed, positions, self._clock.now().wall)
         for cover in covers:
             position = f"{cover.record.epoch}-{cover.record.sequence}"
-            self._sparingly.say(
+            self._limiter.log(
                 _log.error, (sink, reason), "rejected_record_discarded", sink=sink, position=position, reason=reason
             )
         lane.replace(covers)
@@ -119,8 +122,12 @@ class MemoryOutbox:
     def lag(self, sink: str) -> Lag:
         """Tell more of what a sink has not acknowledged."""
         lane, depth = self._lanes[sink], self.depth(sink)
-        age = self._ages.seconds(lane.cursor, self._clock.now().monotonic) if depth else 0.0
-        return Lag(depth, lane.size, age, lane.lost)
+        return Lag(depth, lane.size, self._age(lane.cursor) if depth else 0.0, lane.lost)
+
+    def _age(self, position: int) -> float:
+        """Return how many seconds ago the record at a position was appended, or up to a second more."""
+        since = self._appended[bisect_right(self._appended, position, key=lambda each: each[0]) - 1][1]
+        return to_seconds(self._clock.now().monotonic - since)
 
     async def close(self) -> None:
         """There is nothing to let go of."""
@@ -136,9 +143,12 @@ class MemoryOutbox:
     # --- bounds ---
 
     def _grow_old(self) -> None:
-        oldest = self._clock.now().monotonic - self._bounds.max_age * _SECOND
-        while self._appended and self._appended[0][1] < oldest:
-            self._old = self._appended.popleft()[0]
+        oldest = self._clock.now().monotonic - self._bounds.max_age * SECOND
+        # The first stays: a batch that was handed out is never dropped.
+        while len(self._appended) > 2 and self._appended[2][1] < oldest:  # noqa: PLR2004
+            del self._appended[1]
+        young = bisect_left(self._appended, oldest, key=lambda each: each[1])
+        self._old = self._appended[young][0] if young < len(self._appended) else self._end
 
     def _make_room(self, sink: str, lane: Lane, records: int, size: int) -> None:
         records, size = self._bounds.excess(lane.depth(self._end) + records, lane.size + size)
@@ -152,9 +162,7 @@ class MemoryOutbox:
         lane.lose(list(self._losses(lane, first, end)), dropped)
         self._free(first)
         waiting = lane.depth(self._end)
-        self._sparingly.say(
-            _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting
-        )
+        self._limiter.log(_log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting)
 
     def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
         """Make the records that tell of a loss: one an epoch."""

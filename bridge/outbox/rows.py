@@ -1,13 +1,20 @@
-"""What is stored, as it goes to the outbox' file and comes back."""
+"""What is stored, as it goes to the outbox' file and comes back.
+
+Records are stored in chunks, many in one row, since a row costs about as much as a record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import Struct, field
 
+from bridge.core.events import Record
 from bridge.outbox.lane import Cover, Stretch
+
+MOST_RECORDS = 512
+MOST_BYTES = 512 * 1024
 
 
 class Chunk(NamedTuple):
@@ -48,12 +55,12 @@ class Writing(Struct):
 
 
 class StoredLane(NamedTuple):
-    """A sink as it was left; ``since`` is the age at which the oldest chunk that waits for it was written."""
+    """A sink as it was left; ``age_of_oldest`` is the ``age`` of the oldest chunk that waits for it."""
 
     cursor: int
     covers: list[Cover]
     size: int
-    since: int
+    age_of_oldest: int
 
 
 class Content(NamedTuple):
@@ -64,3 +71,24 @@ class Content(NamedTuple):
     lanes: dict[str, StoredLane]
     memory: dict[str, bytes]
     reset: int | None
+
+
+def chunked(records: Sequence[Record], position: int, age: int) -> Iterator[Chunk]:
+    """Part records, of which the first has ``position``: by size, and where sequences do not follow each other."""
+    start = size = 0
+    for index, record in enumerate(records):
+        first = records[start]
+        follows = record.sequence - first.sequence == index - start and record.epoch == first.epoch
+        if index > start and (not follows or index - start == MOST_RECORDS or size + len(record.data) > MOST_BYTES):
+            yield _chunk(records[start:index], position + start, age)
+            start = index
+            size = 0
+        size += len(record.data)
+    if records:
+        yield _chunk(records[start:], position + start, age)
+
+
+def _chunk(records: Sequence[Record], position: int, age: int) -> Chunk:
+    first = records[0]
+    documents = b"\n".join([record.data for record in records])
+    return Chunk(position, len(records), first.epoch, first.sequence, age, documents)

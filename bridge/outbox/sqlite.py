@@ -23,8 +23,8 @@ import structlog
 from bridge.core.errors import BridgeError
 from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, Recollection
+from bridge.core.time import SECOND, to_seconds
 from bridge.outbox import dead_letters
-from bridge.outbox.ages import Ages
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.database import Database
 from bridge.outbox.folder import StateFolder
@@ -37,7 +37,6 @@ from bridge.outbox.writer import ABSENT_KEPT, Writer
 READ_BYTES = 1024 * 1024
 TAIL_BYTES = 8 * 1024 * 1024
 CLOSE_SECONDS = 2.0
-_SECOND = 1_000_000_000
 _NOTHING: Mapping[str, bytes | None] = {}
 _log = structlog.get_logger(__name__)
 
@@ -61,16 +60,16 @@ class SqliteOutbox:
         self._on_loss = on_loss
         self._memory = Recollection(content.memory, reset=content.reset is not None, last_written=content.reset or 0)
         self._tail = Tail(content.end, TAIL_BYTES)
+        began = clock.now().monotonic - content.age * SECOND
         absent = {
-            name: Lane(stored.cursor, covers=stored.covers, size=stored.size) for name, stored in content.lanes.items()
+            name: Lane(
+                stored.cursor, covers=stored.covers, size=stored.size, since=began + stored.age_of_oldest * SECOND
+            )
+            for name, stored in content.lanes.items()
         }
         self._lanes = {name: absent.pop(name) if name in absent else Lane(content.end) for name in sinks}
         self._absent = absent
-        self._ages = Ages()
-        began = clock.now().monotonic - content.age * _SECOND
-        for stored in sorted(content.lanes.values(), key=lambda lane: lane.cursor):
-            self._ages.note(stored.cursor, began + stored.since * _SECOND)
-        self._writer = Writer(store, self._tail, self._lanes, absent, clock, bounds, self._ages, content.age)
+        self._writer = Writer(store, self._tail, self._lanes, absent, clock, bounds, began)
         self._failure: Exception | None = None
         self._writing: asyncio.Task[None] | None = None
 
@@ -175,9 +174,7 @@ class SqliteOutbox:
         lane = self._lanes[sink]
         told = lane.acknowledge(batch)
         self._writer.moved(sink, told=bool(told))
-        first = min(lane.cursor for lane in self._lanes.values())
-        self._tail.forget(first)
-        self._ages.forget(first)
+        self._tail.forget(min(lane.cursor for lane in self._lanes.values()))
         if any(cover.reason == "overflow" for cover in told):
             self._on_loss()
 
@@ -205,7 +202,7 @@ class SqliteOutbox:
     def lag(self, sink: str) -> Lag:
         """Tell more of what a sink has not acknowledged."""
         lane, depth = self._lanes[sink], self.depth(sink)
-        age = self._ages.seconds(lane.cursor, self._clock.now().monotonic) if depth else 0.0
+        age = to_seconds(self._clock.now().monotonic - lane.since) if depth else 0.0
         return Lag(depth, lane.size, age, lane.lost)
 
     async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> Batch:

@@ -13,15 +13,16 @@ from typing import TypeVar
 
 import structlog
 
+from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
+from bridge.core.time import SECOND
 from bridge.outbox.database import DamagedError, Database, RemovedError, look_at
 from bridge.outbox.folder import StateFolder
 from bridge.outbox.rows import Content
 from bridge.outbox.schema import STEPS, ForeignError, NewerError
-from bridge.outbox.worker import Worker
 from bridge.retry import Backoff, Failure, forever
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 T = TypeVar("T")
 
@@ -39,8 +40,7 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
     sqlite3.SQLITE_PROTOCOL: "end the other program that has it open",
 }
-_SECOND = 1_000_000_000
-_HANGING = 10 * _SECOND
+_HANGING = 10 * SECOND
 _log = structlog.get_logger(__name__)
 
 
@@ -54,16 +54,16 @@ class Store:
         self._complained = False
         self._folder = folder
         self._clock = clock
-        self._worker = Worker("outbox")
+        self._worker = BlockingWorker("outbox")
         self._database: Database | None = None  # this and the next for the thread only
         self._broken: StateError | None = None
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
 
     @property
     def trouble(self) -> str | None:
         """Why the file cannot be used at the moment; None where it can."""
         if self._trouble is None and self._jobs and self._clock.now().monotonic - self._stirred > _HANGING:
-            return f"{self._folder.database}: its disk has not answered for more than {_HANGING // _SECOND} s"
+            return f"{self._folder.database}: its disk has not answered for more than {_HANGING // SECOND} s"
         return self._trouble
 
     async def open(self) -> Content:
@@ -108,11 +108,11 @@ class Store:
     async def close(self) -> None:
         """Let go of everything; harmless when repeated."""
         await self._worker.run(self._close)
-        self._worker.stop()
+        await self._worker.close()
 
     def _complain(self, failure: Failure) -> None:
         text = self._trouble = str(failure.error)
-        self._complained |= self._sparingly.say(
+        self._complained |= self._limiter.log(
             _log.error, text, "outbox_write_failed", error=text, consecutive=failure.in_a_row
         )
 

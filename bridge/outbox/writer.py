@@ -10,22 +10,20 @@ import structlog
 
 from bridge.core.events import Record
 from bridge.core.ports import Clock
-from bridge.outbox.ages import Ages
+from bridge.core.time import SECOND
 from bridge.outbox.bounds import Bounds
-from bridge.outbox.chunks import chunked
 from bridge.outbox.database import Database
 from bridge.outbox.lane import Cover, Lane, Stretch, intersection, unneeded_by_all
 from bridge.outbox.losses import Excess, losses
-from bridge.outbox.rows import Writing
+from bridge.outbox.rows import Writing, chunked
 from bridge.outbox.store import Store
 from bridge.outbox.tail import Tail
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 ABSENT_KEPT = 24 * 3600  # seconds of running for which a sink that is gone keeps its place
 FLUSH_SECONDS = 0.5  # an acknowledgement waits that long for a transaction to share; lost, it makes duplicates only
 _HOUSEKEEPING = 60  # seconds
 _FREED_AT_ONCE = 512  # records
-_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 
@@ -45,8 +43,7 @@ class Writer:
         absent: Those of sinks that are gone; they are forgotten after a while.
         clock: Time and chance.
         bounds: How much may wait for a lane.
-        ages: Gets when records were appended.
-        age: For how many seconds the bridge has run in all.
+        began: When (monotonic) the bridge would have begun, had it run all of its time without a break.
     """
 
     def __init__(
@@ -57,8 +54,7 @@ class Writer:
         absent: dict[str, Lane],
         clock: Clock,
         bounds: Bounds,
-        ages: Ages,
-        age: int,
+        began: int,
     ) -> None:
         self._store = store
         self._tail = tail
@@ -66,23 +62,22 @@ class Writer:
         self._absent = absent
         self._clock = clock
         self._bounds = bounds
-        self._ages = ages
-        self._began = clock.now().monotonic - age * _SECOND
-        self._house_kept = age
+        self._began = began
+        self._house_kept = self.age
         self._waiting: list[_Append] = []
         self._under_way: list[_Append] = []
         self._moved: set[str] = set()  # lanes whose cursor is not written down yet
         self._told: set[str] = set()  # those of them that have passed covers
         self._freed = 0  # how far the lanes had moved when records were freed last
         self._first = True
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._wanted = asyncio.Event()
         self._flush: asyncio.TimerHandle | None = None
 
     @property
     def age(self) -> int:
         """For how many seconds the bridge has run in all; a clock that is set changes nothing about it."""
-        return (self._clock.now().monotonic - self._began) // _SECOND
+        return (self._clock.now().monotonic - self._began) // SECOND
 
     def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None]) -> asyncio.Future[None]:
         """Take over what is to be written; the future ends when it is."""
@@ -141,12 +136,15 @@ class Writer:
             self._flush = None
         records = [each for append in self._under_way for each in append.records]
         size = sum(len(record.data) for record in records)
-        if records:
-            self._ages.note(self._tail.end, self._clock.now().monotonic)
+        now = self._clock.now().monotonic
         await self._make_room(len(records), size)
         writing = self._transaction(records)
-        await self._store.insist(lambda database: database.write(writing))
+        for sink, age in (await self._store.insist(lambda database: database.write(writing))).items():
+            self._lanes[sink].since = self._began + age * SECOND
         self._first = self._first and not records
+        for lane in self._lanes.values():
+            if not lane.depth(self._tail.end):
+                lane.since = now
         self._tail.extend(records)
         for lane in self._lanes.values():
             lane.size += size
@@ -239,7 +237,7 @@ class Writer:
                 lane.lose(covers, dropped)
                 lost = sum(cover.end - cover.first for cover in covers)
                 waiting = lane.depth(self._tail.end)
-                self._sparingly.say(
+                self._limiter.log(
                     _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=lost, backlog=waiting
                 )
                 lane.filled.set()

@@ -15,13 +15,13 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
-from bridge.telemetry.stderr import STDERR, PatientWriter
+from bridge.telemetry.stderr import STDERR, NonBlockingWriter
 from bridge.telemetry.text import printable
 
 _LINES = frozenset({"exception", "stack"})  # fields that are meant to have several lines
 
 
-def configure(level: str, form: str, *, descriptor: int = STDERR) -> PatientWriter:
+def configure(level: str, form: str, *, descriptor: int = STDERR) -> NonBlockingWriter:
     """Set logging up for the whole process.
 
     Args:
@@ -35,7 +35,7 @@ def configure(level: str, form: str, *, descriptor: int = STDERR) -> PatientWrit
     terminal = os.isatty(descriptor)
     console = form == "console" or (form == "auto" and terminal)
     render = _console(colors=terminal and not os.environ.get("NO_COLOR")) if console else _json()
-    writer = PatientWriter(_left_out(render), descriptor=descriptor)
+    writer = NonBlockingWriter(_left_out(render), descriptor=descriptor)
     atexit.register(writer.close)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.StackInfoRenderer(), *render],

@@ -11,8 +11,7 @@ from msgspec import Struct
 from bridge.core.lives import Transition
 from bridge.core.model import Engine
 from bridge.core.ports import Lag
-from bridge.telemetry.histogram import Histogram
-from bridge.telemetry.tally import Tally
+from bridge.telemetry.counters import Histogram, Tally
 
 
 class SinkStatus(Struct, frozen=True):

@@ -18,7 +18,7 @@ LINES_KEPT = 1000
 EXIT_SECONDS = 1.0  # what a reader that has fallen asleep is given at the end
 
 
-class PatientWriter:
+class NonBlockingWriter:
     """Takes lines without ever waiting for the reader; writes them in order. ``left_out`` makes a line of a count."""
 
     def __init__(self, left_out: Callable[[int], str], *, descriptor: int = STDERR, kept: int = LINES_KEPT) -> None:

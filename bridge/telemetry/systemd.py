@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from bridge.core.ports import Clock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 LOOK_SECONDS = 1.0
 _MOST_DUE = 4  # changes of state that are told late; of more than that the oldest do not matter any more
@@ -30,7 +30,7 @@ class ServiceManager:
     def __init__(self, environ: Mapping[str, str], clock: Clock) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._clock = clock
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._status = ""
         self._due: deque[str] = deque(maxlen=_MOST_DUE)  # a start that is never told to be ready ends in a kill
         self._pause = _pause(environ)
@@ -87,7 +87,7 @@ class ServiceManager:
                 connection.sendto(message.encode(), address)
         except OSError as error:
             reason = error.strerror or str(error)
-            self._sparingly.say(
+            self._limiter.log(
                 _log.warning, reason, "systemd_notify_failed", message=message.partition("\n")[0], error=reason
             )
             return error.errno not in _BUSY

@@ -6,8 +6,10 @@ shows or what it types, so nothing but printable characters is let through.
 
 from __future__ import annotations
 
+import json
 import re
 
+_SHOWN = 300  # characters of a line: foreign texts nest, and carry what a stranger wrote
 _HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
 
@@ -24,6 +26,25 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def printable_json(document: str) -> str:
+    """Return the same JSON document with every character that is not printable escaped; its line feeds stay.
+
+    JSON allows DEL, the C1 set, invisible and direction-changing characters in its strings as they are.
+    """
+    if document.isprintable():
+        return document
+    return "".join(
+        character if character.isprintable() or character == "\n" else _escaped_in_json(character)
+        for character in document
+    )
+
+
+def one_line(text: object) -> str:
+    """Return a foreign text fit for a log line: one line, printable, bounded."""
+    line = " ".join(str(text).split())
+    return "".join(character if character.isprintable() else "?" for character in line[:_SHOWN])
+
+
 def shortened(text: str) -> str:
     """Return ``text`` with each id of 64 digits in it cut to the 12 that people go by."""
     return _HASH.sub(r"\1", text)
@@ -31,3 +52,7 @@ def shortened(text: str) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _escaped_in_json(character: str) -> str:
+    return json.dumps(character)[1:-1]  # within a string: outside of strings JSON has no such characters

@@ -12,15 +12,15 @@ from bridge.core.events import Reason
 from bridge.core.model import ContainerKey, Metadata
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import suspects
+from bridge.core.time import SECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.watch.intake import Answers, Audited, Intake
 from bridge.watch.listing import ask_all, list_all, list_tasks
 from bridge.watch.requests import Asked, Requests
 from bridge.watch.settings import WatchSettings
 
-_SECOND = 1_000_000_000
 EVENT_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
-OVERFLOW_PAUSE = 30 * _SECOND
+OVERFLOW_PAUSE = 30 * SECOND
 _JITTER = 0.1  # fraction of the snapshot interval, so that nodes started together drift apart
 
 
@@ -105,10 +105,10 @@ class Auditor:
         """Wait between snapshots for overflows: a sink that loses even these must not cause one after the other."""
         rest = self._overflow_due - self._clock.now().monotonic
         if rest > 0:
-            await self._clock.sleep(rest / _SECOND)
+            await self._clock.sleep(to_seconds(rest))
         self._overflow_due = self._clock.now().monotonic + OVERFLOW_PAUSE
 
     def _until_snapshot(self, last: int) -> float:
         """Return the seconds until the next periodic snapshot, according to the current interval."""
-        passed = (self._clock.now().monotonic - last) / _SECOND
+        passed = to_seconds(self._clock.now().monotonic - last)
         return self.settings.snapshot_interval * self._spread - passed

@@ -38,7 +38,7 @@ from bridge.core.model import (
 )
 from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import Listing
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.requests import Asked
 from bridge.watch.settings import WatchSettings
 
@@ -125,7 +125,7 @@ class Intake:
         self.settings = settings
         self.received = 0
         self.taken = 0
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._source: Source | None = None
         self._gate = asyncio.Semaphore(settings.lookups)
         self._queue: deque[_Waiting | Answers | Witnessed | Proven] = deque()
@@ -267,7 +267,7 @@ class Intake:
 
     def _complain(self, key: ContainerKey, error: UnreadableError) -> None:
         text = str(error)
-        self._sparingly.say(
+        self._limiter.log(
             _log.warning, text, "container_metadata_unavailable", namespace=key.namespace, id=key.id, error=text
         )
 

@@ -17,7 +17,7 @@ from bridge.core.memory import Position, Watched
 from bridge.core.model import Engine
 from bridge.core.ports import Outbox
 from bridge.core.tracker import Tracker
-from bridge.telemetry.tally import SnapshotNote, Tally
+from bridge.telemetry.counters import SnapshotNote, Tally
 
 _PROOF_KEPT = 60_000_000_000  # maximum time between two persisted watermarks, even without records
 

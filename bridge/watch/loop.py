@@ -21,10 +21,11 @@ from bridge.core.lives import Entry, Transition
 from bridge.core.memory import SourceName, Watched
 from bridge.core.model import Engine
 from bridge.core.ports import Clock, Outbox, Source
+from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.retry import Backoff, Failure, forever
-from bridge.telemetry.sparingly import Sparingly
-from bridge.telemetry.tally import Tally
+from bridge.telemetry.counters import Tally
+from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.intake import Intake
 from bridge.watch.journal import Journal
 from bridge.watch.oddities import Oddities
@@ -35,8 +36,6 @@ from bridge.watch.settings import WatchSettings
 
 BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # synced within 5 s of containerd's return
 SNAPSHOT_SECONDS = 30.0  # for containerd to be connected when a snapshot is requested
-_MILLISECOND = 1_000_000
-_SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 
@@ -70,7 +69,7 @@ class Watch:
         self._journal: Journal | None = None
         self._session: Session | None = None
         self._positions: dict[SourceName, Previous | None] = {}
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         self._proven: int | None = None  # of earlier connections
 
     # --- status ---
@@ -84,7 +83,7 @@ class Watch:
     def proof_age(self) -> float | None:
         """Return the age of the watermark in seconds; None before the first watermark."""
         watermark = (self._session and self._session.proven) or self._proven
-        return None if watermark is None else (self._clock.now().monotonic - watermark) / _SECOND
+        return None if watermark is None else to_seconds(self._clock.now().monotonic - watermark)
 
     @property
     def proof_limit(self) -> float:
@@ -277,7 +276,7 @@ class Watch:
 
     def _epoch(self, least: int) -> int:
         """Return an epoch greater than any earlier one, even if the clock was set back."""
-        return max(least, self._clock.now().wall // _MILLISECOND)
+        return max(least, self._clock.now().wall // MILLISECOND)
 
     def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = (), scope: str | None = None) -> Journal:
         _log.info("containerd_connected", engine=engine.id, version=engine.version, api=engine.api, epoch=epoch)
@@ -290,4 +289,4 @@ class Watch:
 
     def _complain(self, failure: Failure) -> None:
         text = self.failure = str(failure.error)
-        self._sparingly.say(_log.warning, text, "containerd_unavailable", error=text, consecutive=failure.in_a_row)
+        self._limiter.log(_log.warning, text, "containerd_unavailable", error=text, consecutive=failure.in_a_row)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from bridge.core.errors import TransientError
 from bridge.core.model import Mark
 from bridge.core.ports import Clock, Source
+from bridge.core.time import SECOND
 
 _PATIENCE = 0.1  # before a second marker is sent; a round trip takes 1 to 60 ms
-_SECOND = 1_000_000_000
 
 
 class Marks:
@@ -64,7 +64,7 @@ class Marks:
             retry_after = min(2 * retry_after, self._timeout)
             if self._arrivals != arrivals or self._busy():
                 arrivals = self._arrivals
-            elif self._clock.now().monotonic - sent.monotonic > self._timeout * _SECOND:
+            elif self._clock.now().monotonic - sent.monotonic > self._timeout * SECOND:
                 raise TransientError(
                     f"no events received from containerd for {self._timeout:g} s: the event stream has stalled"
                 )

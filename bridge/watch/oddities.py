@@ -9,7 +9,7 @@ import structlog
 from bridge.core.errors import BridgeError
 from bridge.core.model import ContainerKey, Ignored, Mark, Undecodable
 from bridge.core.ports import Clock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
 
 _log = structlog.get_logger(__name__)
 
@@ -19,7 +19,7 @@ class Oddities:
 
     def __init__(self, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
 
     def note(self, oddity: Ignored | Undecodable | Mark) -> None:
         """Count an ignored event; log it if it is unexpected."""
@@ -30,10 +30,10 @@ class Oddities:
                 self.counts["ignored"] += 1
             case Ignored(topic=topic):
                 self.counts["unknown"] += 1
-                self._sparingly.say(_log.warning, ("unknown", topic), "event_topic_unknown", topic=topic)
+                self._limiter.log(_log.warning, ("unknown", topic), "event_topic_unknown", topic=topic)
             case Undecodable(topic=topic, reason=reason):
                 self.counts["undecodable"] += 1
-                self._sparingly.say(
+                self._limiter.log(
                     _log.warning, ("undecodable", topic), "event_decode_failed", topic=topic, error=reason
                 )
 
@@ -41,4 +41,4 @@ class Oddities:
         """Count and log a failed task query."""
         self.counts["query_failed"] += 1
         fields = {"namespace": key.namespace, "id": key.id, "error": str(error)}
-        self._sparingly.say(_log.warning, ("query_failed", key.namespace), "task_state_unknown", **fields)
+        self._limiter.log(_log.warning, ("query_failed", key.namespace), "task_state_unknown", **fields)

@@ -11,11 +11,11 @@ from bridge.core.lives import Entry
 from bridge.core.memory import Position, SourceName, Watched
 from bridge.core.model import Instant
 from bridge.core.ports import Recollection
+from bridge.core.time import MILLISECOND
 from bridge.core.tracker import Tracker
 from bridge.watch.settings import WatchSettings
 
 SOURCES_KEPT = 8  # sources whose last position is kept: a node rarely has more than one
-_MILLISECOND = 1_000_000
 _log = structlog.get_logger(__name__)
 
 
@@ -76,7 +76,7 @@ def recall(recollection: Recollection) -> Past:
         watched=restored.watched,
         positions=positions,
         least_epoch=max(
-            [recollection.last_written // _MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]
+            [recollection.last_written // MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]
         ),
         entries=restored.entries,
         keys=list(memory.keys_of_containers(values)),

@@ -19,6 +19,7 @@ from bridge.core.lives import Transition
 from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Mark, TaskCreated, Undecodable
 from bridge.core.ports import Clock, Source, Stream
 from bridge.core.reconcile import Listing, reconcile, rescope, unproven
+from bridge.core.time import to_seconds
 from bridge.core.tracker import Tracker
 from bridge.tasks import together
 from bridge.watch.audit import Auditor
@@ -34,7 +35,6 @@ from bridge.watch.settings import WatchSettings
 STOP_SECONDS = 1.0  # for fetches that are running when the bridge stops
 ROUNDS = 5  # of task queries before a snapshot is completed as partial
 _NAMESPACES = 1024  # cached results of the namespace filter
-_SECOND = 1_000_000_000
 _NO_CONTAINERS = (Mark, Ignored, Undecodable)
 _log = structlog.get_logger(__name__)
 
@@ -241,7 +241,7 @@ class Session:
 
     def _until_due(self) -> float | None:
         due = self._tracker.next_due()
-        return None if due is None else max(0, due - self._clock.now().monotonic) / _SECOND
+        return None if due is None else to_seconds(max(0, due - self._clock.now().monotonic))
 
     def _ask(self, tasks: asyncio.TaskGroup) -> None:
         """Run the due queries in the background; the results arrive through the event queue."""

@@ -23,13 +23,14 @@ from aiokafka.errors import InvalidTimestampError, KafkaError
 from msgspec import Struct
 
 from bridge.core.errors import RefusedRecordError, TransientError
-from bridge.telemetry.sparingly import Sparingly
+from bridge.core.time import MILLISECOND
+from bridge.telemetry.rate_limit import RateLimiter
 from sinks import current
 from sinks.current import Row, State
 from sinks.kafka import table
 from sinks.kafka.cluster import Topic
+from sinks.kafka.connection import Link, connect, explained
 from sinks.kafka.failures import POISONED, REFUSED, TOO_LARGE, not_allowed, said
-from sinks.kafka.link import Link, connect, explained
 from sinks.kafka.messages import MOST, Message, batches, event_messages, partition_of, state_messages, too_large
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1
-_NANOSECONDS = 1_000_000  # of a millisecond
 
 
 class _Run(NamedTuple):
@@ -82,7 +82,7 @@ class KafkaSink:
         self._partitions: dict[tuple[str, Row], int] = {}
         self._states: dict[Row, State] = {}
         self._warned: set[str] = set()
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
         # All that it logs comes to us as an error as well, and while a broker is away it logs ten times a second.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
@@ -163,7 +163,7 @@ class KafkaSink:
             _log.warning("timestamps_rejected", topic=topic, hint=hint)
         elif isinstance(error, POISONED) and not delivery.poisoned:
             delivery.poisoned = True
-            self._sparingly.say(_log.info, topic, "producer_recreated", topic=topic, reason=type(error).__name__)
+            self._limiter.log(_log.info, topic, "producer_recreated", topic=topic, reason=type(error).__name__)
         else:
             denied = not_allowed(error, topic, self._settings)
             raise TransientError(denied or f"topic {topic}: {said(error)}")
@@ -174,7 +174,7 @@ class KafkaSink:
             raise RefusedRecordError(f"larger than max_request_size ({most} bytes)", positions)
 
     def _timestamp(self) -> int:
-        return self._clock.now().wall // _NANOSECONDS if self._timestamps else _NO_TIMESTAMP
+        return self._clock.now().wall // MILLISECOND if self._timestamps else _NO_TIMESTAMP
 
     def _partition(self, topic: Topic, source: Row) -> int:
         """Return a source's partition, the same for as long as there is one of that number."""

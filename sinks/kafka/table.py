@@ -11,10 +11,9 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from bridge.core.errors import TransientError
 from sinks.current import Row
 from sinks.kafka.cluster import REQUEST_SECONDS
-from sinks.kafka.consumer import end
+from sinks.kafka.connection import end, start
 from sinks.kafka.failures import said, who
 from sinks.kafka.messages import row_of
-from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bridge.clock import SystemClock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.telemetry.rate_limit import RateLimiter
+from bridge.telemetry.text import one_line
 from sinks.current import Change, Row, State, fold, runs
 from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message
-from sinks.nats.failures import AnsweredError, one_line
+from sinks.nats.failures import AnsweredError
 from sinks.nats.messages import MESSAGE_ID
 from sinks.nats.streams import ensure_bucket, subjects_in
 from sinks.nats.subjects import read_token, state_key
@@ -24,7 +25,7 @@ from sinks.nats.subjects import read_token, state_key
 if TYPE_CHECKING:
     from bridge.core.events import Record
     from config.sinks.nats import NatsSettings
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
 
 _log = structlog.get_logger(__name__)
 MARKER_SECONDS = 3600  # how long a deleted key leaves a trace for those who watch the bucket
@@ -41,7 +42,7 @@ class Bucket:
         self._stream = f"KV_{name}"
         self._states: dict[Row, State] = {}
         self._expiring = False
-        self._sparingly = Sparingly(SystemClock(), seconds=3600)
+        self._limiter = RateLimiter(SystemClock(), seconds=3600)
 
     async def check(self, link: Link) -> None:
         """Make sure that it is there.
@@ -97,7 +98,7 @@ class Bucket:
     def _leave_out(self, message: Message) -> None:
         """The record itself is in the stream, so nothing is lost but its row."""
         told = {"bucket": self._name, "key": message.subject, "size": len(message.data)}
-        self._sparingly.say(_log.warning, message.subject, "kv_entry_too_large", **told)
+        self._limiter.log(_log.warning, message.subject, "kv_entry_too_large", **told)
 
     def _message(self, change: Change) -> Message:
         key = state_key(*change.row)

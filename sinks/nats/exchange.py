@@ -13,12 +13,12 @@ import msgspec
 from msgspec import Struct
 
 from bridge.core.errors import TransientError
-from sinks.nats import failures
+from bridge.telemetry.text import one_line
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
 
 WINDOW = 1000  # messages without an answer
 WINDOW_BYTES = 8 * 1024 * 1024
@@ -126,7 +126,7 @@ class Exchange:
             return
         if sending.done() and (error := sending.exception()):
             self._link.check()
-            text = f"sending to NATS at {self._link.place.server} failed: {failures.one_line(error)}"
+            text = f"sending to NATS at {self._link.place.server} failed: {one_line(error)}"
             raise TransientError(text) from error
         self._link.check()
 

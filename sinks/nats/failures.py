@@ -13,8 +13,8 @@ import nats.errors
 from nats.js.errors import APIError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
+from bridge.telemetry.text import one_line
 
-_SHOWN = 300  # characters of a foreign text
 _DENIED = "permissions violation"
 _REFUSED = (
     "authorization violation",
@@ -32,12 +32,6 @@ class AnsweredError(TransientError):
     def __init__(self, text: str, code: int = 0) -> None:
         super().__init__(text)
         self.code = code
-
-
-def one_line(text: object) -> str:
-    """Return a foreign text fit for a log line: one line, printable, bounded."""
-    line = " ".join(str(text).split())
-    return "".join(character if character.isprintable() else "?" for character in line[:_SHOWN])
 
 
 def is_denial(error: Exception) -> bool:

@@ -17,17 +17,16 @@ import structlog
 
 from bridge.core.errors import RefusedRecordError
 from sinks.nats.bucket import Bucket
-from sinks.nats.core import CoreWriter
-from sinks.nats.dial import Dialer
+from sinks.nats.connection import Dialer
 from sinks.nats.failures import AnsweredError
 from sinks.nats.messages import Messages
+from sinks.nats.publisher import CoreWriter, Progress, Writer
 from sinks.nats.streams import ensure_stream
-from sinks.nats.writer import Progress, Writer
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
     from config.sinks.nats import NatsSettings
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
 
 _log = structlog.get_logger(__name__)
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from aiokafka.errors import KafkaError
 
+from bridge.core.time import MILLISECOND, to_seconds
 from tests.bench.pipelines import Pipeline
 from tests.bench.usage import cpu_seconds, peak_bytes
+from tests.eventually import eventually
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import PHASES, flood
 from tests.testbed.kafka import Kafka
-from tests.testbed.process import wait_until
 
 CONTAINERS = 100
 WARM_UP_PREFIX = "warm-"  # containers of its own: whalebridge tells no pid of a container twice
@@ -20,7 +21,6 @@ WARM_UP = 2_000  # events, for Kafka's compiler and ours: not measured
 READY_SECONDS = 30.0
 QUIET_SECONDS = 6.0  # without any new record, after which nothing more is waited for
 SETTLE_SECONDS = 1.0  # for what comes after the last append and belongs to it
-_MILLISECOND = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
             repeated += 1
             continue
         seen.add(record.value or b"")
-        latencies.append(record.timestamp * _MILLISECOND - at)
-        last = max(last, record.timestamp * _MILLISECOND)
+        latencies.append(record.timestamp * MILLISECOND - at)
+        last = max(last, record.timestamp * MILLISECOND)
     latencies.sort()
     return Result(
         pipeline=pipeline.name,
@@ -93,7 +93,7 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
         delivered=len(latencies),
         repeated=repeated,
         sent_per_second=sent.per_second,
-        seconds=max(last - sent.began, 0) / 1e9,
+        seconds=to_seconds(max(last - sent.began, 0)),
         cpu_us=cpu / sent.events * 1e6,
         containerd_cpu_us=engine_cpu / sent.events * 1e6,
         p50_ms=_percentile(latencies, 0.5),
@@ -103,7 +103,7 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
 
 
 def _percentile(ordered: list[int], share: float) -> float:
-    return ordered[int(share * (len(ordered) - 1))] / _MILLISECOND if ordered else float("nan")
+    return ordered[int(share * (len(ordered) - 1))] / MILLISECOND if ordered else float("nan")
 
 
 def _ready(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str) -> None:
@@ -114,7 +114,7 @@ def _ready(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str) -> 
         _label(engine)
         return _end(kafka, topic) > 0
 
-    wait_until(passes, f"{pipeline.name} to publish", timeout=READY_SECONDS, interval=0.2)
+    eventually(passes, f"{pipeline.name} to publish", within=READY_SECONDS)
     time.sleep(SETTLE_SECONDS)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bridge.core.time import SECOND
 from tests.testbed import kcat
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import NAMESPACE
@@ -131,4 +132,4 @@ def _sent_in_line(value: bytes) -> int | None:
 def _nanoseconds(moment: str) -> int:
     whole, _, fraction = moment.partition(".")
     seconds = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC).timestamp()
-    return int(seconds) * 1_000_000_000 + int(fraction.ljust(9, "0") or "0")
+    return int(seconds) * SECOND + int(fraction.ljust(9, "0") or "0")

@@ -305,3 +305,37 @@ def covered(records: Sequence[Record]) -> list[int]:
     for record in records:
         told += range(lost(record)[1], lost(record)[2] + 1) if record.type == "lost" else [record.sequence]
     return told
+
+
+# --- what waits ---
+
+
+async def test_oldest_age_is_that_of_the_oldest_waiting_record(make: Make, clock: ManualClock) -> None:
+    outbox, recorder = await make("s", "slow"), Recorder()
+    ages: list[tuple[float, float]] = []
+
+    async def advance(seconds: float, records: int) -> None:
+        clock.pass_time(seconds)
+        await outbox.append(recorder.starts(records))
+        ages.append((outbox.lag("s").age, outbox.lag("slow").age))
+
+    clock.pass_time(100)
+    await advance(0, 2)
+    await advance(10, 2)
+    await outbox.acknowledge("s", await outbox.read("s", 2))
+    await advance(10, 1)
+    await read_all(outbox)
+    assert outbox.lag("s").age == 0
+    await advance(5, 1)
+    assert ages == [(0, 0), (10, 10), (10, 20), (0, 25)]
+
+
+async def test_oldest_age_counts_a_batch_that_is_not_acknowledged(make: Make, clock: ManualClock) -> None:
+    bounds = Bounds(max_records=1000, max_bytes=1 << 30, max_age=100)
+    outbox, recorder = await make(bounds=bounds), Recorder()
+    await outbox.append(recorder.starts(1))
+    await outbox.read("s", 1)
+    for _ in range(10):
+        clock.pass_time(61)
+        await outbox.append(recorder.starts(1))
+    assert outbox.lag("s").age == 610

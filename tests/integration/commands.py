@@ -7,10 +7,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import wait_until
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
 # A name that a terminal would obey, were it shown as it is.
@@ -53,8 +52,3 @@ class Yard:
         for namespace, id_ in self._made:
             self.engine.ctr("tasks", "delete", "--force", id_, namespace=namespace, check=False)
             self.engine.ctr("containers", "delete", id_, namespace=namespace)
-
-
-def wait_for(fits: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until it fits, or fail."""
-    wait_until(fits, "what has to be so", timeout=seconds)

@@ -19,13 +19,13 @@ from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from nats.js.errors import NotFoundError
 
 from tests.bridge_process import BridgeProcess, Document, check_lives, fold, summary
+from tests.eventually import eventually
 from tests.integration.nats_reading import Reader, Stored
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import Record
 from tests.testbed.nats import Nats
-from tests.testbed.process import wait_until
 
 Position = tuple[int, int]
 _numbers = itertools.count()
@@ -123,11 +123,6 @@ def check_whole(records: Sequence[Document]) -> None:
     check_lives(list(records))
 
 
-def wait_for(fits: Callable[[], object], what: str, seconds: float = 60) -> None:
-    """Wait until it fits, or fail."""
-    wait_until(fits, what, timeout=seconds, interval=0.3)
-
-
 def alive(engine: Containerd, *namespaces: str) -> dict[str, bool]:
     """containerd's own word: who lives, by display id, and whether it is paused."""
     return {
@@ -149,7 +144,7 @@ def wait_agreement(
     """Wait until what a consumer folds is what containerd says."""
     said = alive(engine, *namespaces)
     try:
-        wait_for(lambda: told_alive(documents(values())) == said, "agreement with containerd", seconds)
+        eventually(lambda: told_alive(documents(values())) == said, "agreement with containerd", within=seconds)
     except TimeoutError:
         records = documents(values())
         told = told_alive(records)
@@ -239,7 +234,7 @@ class Churn:
 
     def _kill(self, id_: str) -> None:
         self._ctr("tasks", "kill", "--signal", "SIGKILL", id_)
-        wait_for(lambda: self._engine.tasks(self.namespace).get(id_) in ("STOPPED", None), f"the end of {id_}")
+        eventually(lambda: self._engine.tasks(self.namespace).get(id_) in ("STOPPED", None), f"the end of {id_}")
         if self._chance.random() < 0.7:  # else it stays listed
             self._ctr("tasks", "delete", id_, check=False)
         self._states[id_] = "dead"

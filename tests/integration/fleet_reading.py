@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 
 from bridge.clock import SystemClock
 from bridge.core.events import Record
 from bridge.fleet.messages import Message, Reader, read
+from tests.eventually import eventually_async
 
 
 async def whole(reader: Reader) -> list[Message]:
@@ -30,15 +31,9 @@ class Following:
         self.told: list[str] = []
         self.begun = asyncio.Event()
 
-    async def until(self, fits: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until it fits."""
-        async with asyncio.timeout(seconds):
-            while not fits():  # noqa: ASYNC110 (a test has nothing else to do meanwhile)
-                await asyncio.sleep(0.05)
-
     async def count(self, count: int) -> list[Message]:
         """Wait for so many messages."""
-        await self.until(lambda: len(self.messages) >= count)
+        await eventually_async(lambda: len(self.messages) >= count)
         return self.messages
 
 

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+from tests.eventually import eventually
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
-from tests.testbed.process import wait_until
 
 NAMESPACES = ("default", "shop", "with.dot")
 COMPOSE = """\
@@ -109,7 +109,7 @@ class Story:
             lines = self._records.read_text().splitlines()
             return sum(id_ in line and '"present"' not in line for line in lines)
 
-        wait_until(lambda: transitions() >= len(self.truth[self.display(id_)]), f"word of {id_}")
+        eventually(lambda: transitions() >= len(self.truth[self.display(id_)]), f"word of {id_}")
 
     # --- with ctr ---
 

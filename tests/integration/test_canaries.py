@@ -23,9 +23,10 @@ import yaml
 
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
+from tests.eventually import eventually
 from tests.integration.canaries import Canaries, Notified, files
 from tests.integration.canary_places import Brokers, World, all_brokers
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, wait_for
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
 from tests.integration.kafka_sinks import FreshKafka
 from tests.integration.nats_reading import FreshNats
 from tests.integration.terminal import Terminal
@@ -55,7 +56,6 @@ class Program:
         self.state = folder / "state"
         self.config = folder / "config.yaml"
         self._canaries = world.canaries
-        self.token = self._canaries.new("http.token")
         self.settings: dict[str, Any] = {
             "containerd": {"address": world.engine.address},
             "namespaces": {"include": [world.namespace, "k8s.io"]},
@@ -63,7 +63,7 @@ class Program:
             "sinks": brokers.good + brokers.bad,
             "state_dir": str(self.state),
             "heartbeat": {"interval": "1s"},
-            "http": {"listen": "127.0.0.1:0", "token": self.token},
+            "http": {"listen": "127.0.0.1:0"},
             "log": {"level": "debug", "format": "json"},
         }
         self.write()
@@ -127,14 +127,14 @@ def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
     program, records = Program(world, brokers, tmp_path), tmp_path / "events.jsonl"
     seen, bridge = program.seen, program.bridge
     with Notified(program.notified) as notified, bridge:
-        wait_for(lambda: b'"snapshot_completed"' in _read(records), 60)
+        eventually(lambda: b'"snapshot_completed"' in _read(records), within=60)
         world.live()
-        wait_for(lambda: all(each.encode() in _read(records) for each in world.told), 60)
-        wait_for(lambda: _tried(program, brokers), 60)
+        eventually(lambda: all(each.encode() in _read(records) for each in world.told), within=60)
+        eventually(lambda: _tried(program, brokers), within=60)
         _look(program, world)
         _reload(program, world.canaries.new)
         world.end()
-        wait_for(lambda: b'"exited"' in _read(records), 60)
+        eventually(lambda: b'"exited"' in _read(records), within=60)
         seen["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
         bridge.kill()
         seen |= {f"state/{name}": content for name, content in files(program.state).items()}
@@ -201,7 +201,7 @@ def _go_on_for_people(program: Program) -> None:
     program.write()
     said = len(program.log())
     program.bridge.start()
-    wait_for(lambda: "wrong-plain" in program.log()[said:] and "synced" in program.log()[said:], 30)
+    eventually(lambda: "wrong-plain" in program.log()[said:] and "synced" in program.log()[said:], within=30)
     program.bridge.stop()
 
 
@@ -222,9 +222,8 @@ def _look(program: Program, world: World) -> None:
     for path in ("/", "/livez", "/readyz", "/metrics", "/containers"):
         program.get(path)
     program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
-    wrong = put("wrong bearer token")
-    assert program.get("/snapshot", "POST", Authorization=f"Bearer {wrong}")[0] == http.client.UNAUTHORIZED
-    assert program.get("/snapshot", "POST", Authorization=f"Bearer {program.token}")[0] == http.client.OK
+    bearer = f"Bearer {put('bearer token')}"
+    assert program.get("/snapshot", "POST", Authorization=bearer)[0] == http.client.NOT_FOUND
     assert program.get(f"/nowhere?token={put('token in a query')}")[0] == http.client.NOT_FOUND
     program.ask_nonsense(put("header of a request that is none"))
     config = ("--config", str(program.config))
@@ -251,18 +250,17 @@ def _look(program: Program, world: World) -> None:
 def _reload(program: Program, put: Callable[[str], str]) -> None:
     """Change secrets, and then break the file around others."""
     sinks = program.settings["sinks"]
-    program.settings["http"]["token"] = put("new http.token")
     bad = next(each for each in sinks if each["name"] == "wrong-plain")
     bad["sasl"]["password"] = put("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "settings_reloaded" in program.log() and "sasl.password" in program.log(), 30)
+    eventually(lambda: "settings_reloaded" in program.log() and "sasl.password" in program.log(), within=30)
     good = program.config.read_text()
     for text in _wrong(put, "at a reload"):
         program.config.write_text(text)
         told = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: program.log().count("settings_reload_failed") > told, 30)  # noqa: B023 (called at once)
+        eventually(lambda: program.log().count("settings_reload_failed") > told, within=30)  # noqa: B023 (called at once)
     program.config.write_text(good)
 
 
@@ -277,8 +275,8 @@ def _wrong(put: Callable[[str], str], when: str) -> list[str]:
         f"sinks: [{{{nats}, login: {{nkey_seed_file: {put(f'seed as its file {when}')}}}}}]",
         f"sinks: [{{{nats}, login: {{token: [{put(f'token in a list {when}')}]}}}}]",
         f"sinks: [{{type: nats, servers: 'u:{put(f'login in servers {when}')}@h', subject: s}}]",
-        f"http: {{token: {put(f'token twice {when}')}, tokn: {put(f'misspelt {when}')}, listen: 5}}",
-        f"http:\n  token: %{put(f'broken YAML {when}')}\n",
+        f"sinks: [{{{nats}, login: {{token: {put(f'token {when}')}, tokn: {put(f'misspelt {when}')}, user: 5}}}}]",
+        f"http:\n  listen: %{put(f'broken YAML {when}')}\n",
         f"containerd: {{address: 'tcp://u:{put(f'login in an address {when}')}@h', socket: x}}",
     ]
 

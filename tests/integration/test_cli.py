@@ -18,7 +18,8 @@ import pytest
 
 from bridge.core.labels import REDACTED
 from tests.bridge_process import BridgeProcess
-from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.eventually import eventually
+from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, whalebridge
 
 # --- list ---
 
@@ -53,7 +54,7 @@ def test_list_tells_as_json_what_containerd_tells(yard: Yard) -> None:
     yard.engine.ctr("tasks", "pause", paused)
     stopped = yard.run()
     yard.engine.ctr("tasks", "kill", "--signal", "SIGKILL", stopped)
-    wait_for(lambda: yard.engine.tasks().get(stopped) == "STOPPED")
+    eventually(lambda: yard.engine.tasks().get(stopped) == "STOPPED")
     pids = {line.split()[0]: int(line.split()[1]) for line in yard.engine.ctr("tasks", "ls").stdout.splitlines()[1:]}
 
     there = listed(yard)

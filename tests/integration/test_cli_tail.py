@@ -14,7 +14,8 @@ import pytest
 from bridge.core.events import Record
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for
+from tests.eventually import eventually
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line
 from tests.integration.fleet_reading import data
 from tests.integration.terminal import Terminal
 from tests.sample_records import frame, record, records
@@ -122,7 +123,7 @@ def test_a_file_is_followed_from_now_on_until_ctrl_c(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(record(1).data + b"\n")
     with Tail(f"file:{path}") as following, path.open("ab") as file:
-        wait_for(lambda: _at_the_end(following.process.pid, path))
+        eventually(lambda: _at_the_end(following.process.pid, path))
         file.write(b"no record\n" + record(2, "exited").data + b"\n")
         file.flush()
         assert following.line().split()[2] == "exited"

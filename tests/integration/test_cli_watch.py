@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.eventually import eventually
+from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, whalebridge
 from tests.integration.terminal import ALTERNATE, SHOWN, USUAL, Terminal
 from tests.testbed.containerd import Containerd
 
@@ -80,7 +81,7 @@ def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Co
         engine.start()
         engine.wait_ready()
         engine.ctr("tasks", "kill", "--signal", "SIGKILL", goes)
-        wait_for(lambda: engine.tasks().get(goes) != "RUNNING")
+        eventually(lambda: engine.tasks().get(goes) != "RUNNING")
         engine.run(new, "sleep", "86400")
         page = terminal.wait(
             lambda page: lines(page, new) and not lines(page, goes) and "not watched" not in page, "right page"

@@ -22,9 +22,9 @@ from bridge.containerd.client import ContainerdClient, Timeouts
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Mark
+from tests.eventually import eventually
 from tests.simulator.records import create_records
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import wait_until
 
 RULES = LabelRules.keep_all()
 QUICK = Timeouts(connect=1, call=1, listing=1)
@@ -118,7 +118,7 @@ class TestFaults:
                     await call
             assert time.monotonic() - began < 20
             stream.close()
-            wait_until(
+            eventually(
                 lambda: not [thread for thread in threading.enumerate() if thread.name == "containerd-events"],
                 "the stream's thread to end, although containerd hangs",
             )

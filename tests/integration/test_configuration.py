@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, wait_for, whalebridge
+from tests.eventually import eventually
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, whalebridge
 from tests.testbed.containerd import Containerd
 
 CANARY = "canary-7f3a"
@@ -36,7 +37,7 @@ def test_run_takes_up_the_file_under_the_environment_and_flags(yard: Yard, tmp_p
         bridge.wait_said("synced")
         yard.run()
         in_shop = yard.run("shop", labels={"kept": "yes", "dropped": "yes"})
-        wait_for(lambda: any('"started"' in line for line in records.read_text().splitlines()))
+        eventually(lambda: any('"started"' in line for line in records.read_text().splitlines()))
     documents = [json.loads(line) for line in records.read_text().splitlines()]
     assert {document["host"] for document in documents} == {"of-the-environment"}
     (started,) = [document["container"] for document in documents if document["type"] == "started"]
@@ -58,14 +59,14 @@ def test_commands_take_a_relative_path(yard: Yard, tmp_path: Path) -> None:
 
 def test_a_wrong_file_ends_each_command_with_all_that_is_wrong(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"hsot: a\nhttp:\n  token: [{CANARY}]\nsinks: [kafka]\n")
+    config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: [kafka]\n")
     for command in (["run"], ["list"], ["inspect", "x"]):
         done = whalebridge(*command, "--config", str(config))
         assert (done.returncode, done.stdout) == (2, "")
         assert CANARY not in done.stderr
         assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [
             ["whalebridge", f"{config}:4", "sinks.0"],
-            ["whalebridge", f"{config}:3", "http.token"],
+            ["whalebridge", f"{config}:3", "heartbeat.interval"],
             ["whalebridge", f"{config}:1", "hsot"],
         ]
     assert_one_line(whalebridge("run", "--config", str(tmp_path / "nothing")), 2, "/nothing: there is no such file")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import Document, transitions
+from tests.eventually import eventually
 from tests.integration.delivery import (
     Churn,
     Places,
@@ -24,7 +25,6 @@ from tests.integration.delivery import (
     in_order,
     told_alive,
     wait_agreement,
-    wait_for,
 )
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
@@ -63,7 +63,9 @@ def test_both_brokers_have_the_same_records(
         for _ in range(25):
             churn.step()
         wait_agreement(places.kafka_values, engine, churn.namespace)
-        wait_for(lambda: born(documents(places.kafka_values())) == churn.lives, "all births")  # some live for a moment
+        eventually(
+            lambda: born(documents(places.kafka_values())) == churn.lives, "all births"
+        )  # some live for a moment
     stored, messages = places.in_kafka(), places.in_nats()
     values = [record.value for record in stored]
     assert values == [message.data for message in messages]
@@ -146,7 +148,7 @@ def test_brokers_that_are_dead_or_come_and_go_get_everything_in_order(
             time.sleep(DEAD_SECONDS / 3)
             kafka.start()
             nats.start()
-            wait_for(lambda: len(bridge.said("sink_recovered")) >= 2, "both brokers to be reached")
+            eventually(lambda: len(bridge.said("sink_recovered")) >= 2, "both brokers to be reached")
             kafka.kill()
             nats.kill()
             time.sleep(DEAD_SECONDS)
@@ -161,7 +163,7 @@ def test_brokers_that_are_dead_or_come_and_go_get_everything_in_order(
                 time.sleep(0.5)
         for read in (places.kafka_values, places.nats_values):
             wait_agreement(read, engine, churn.namespace)
-            wait_for(lambda: born(documents(read())) == churn.lives, "all births")  # noqa: B023 (called at once)
+            eventually(lambda: born(documents(read())) == churn.lives, "all births")  # noqa: B023 (called at once)
     for values in (places.kafka_values(), places.nats_values()):
         records = documents(values)
         check_whole(records)
@@ -190,7 +192,7 @@ def test_of_two_sinks_one_does_not_notice_that_the_other_is_dead(
     with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
         bridge.wait_said("synced")
         for each in (read, late):
-            wait_for(lambda: len(each()) >= 2, "the first snapshot")  # noqa: B023 (called at once)
+            eventually(lambda: len(each()) >= 2, "the first snapshot")  # noqa: B023 (called at once)
 
         def pace() -> float:
             churn.step()

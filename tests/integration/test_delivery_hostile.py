@@ -10,7 +10,8 @@ import pytest
 
 from sinks.nats.subjects import read_token
 from tests.bridge_process import BridgeProcess
-from tests.integration.delivery import Places, check_whole, documents, wait_for
+from tests.eventually import eventually
+from tests.integration.delivery import Places, check_whole, documents
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
@@ -79,7 +80,7 @@ def test_large_labels_and_hostile_names(
             told = [documents(values()) for values in (places.kafka_values, places.nats_values)]
             return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in told)
 
-        wait_for(complete, "seven transitions in both places")
+        eventually(complete, "seven transitions in both places")
         assert bridge.said("records_rejected") == bridge.said("sink_publish_failed") == []
     assert places.kafka_values() == places.nats_values()
     records = documents(places.kafka_values())

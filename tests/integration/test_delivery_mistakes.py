@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
+from tests.eventually import eventually
 from tests.integration.commands import assert_one_line, whalebridge
-from tests.integration.delivery import Places, check_whole, documents, wait_for
+from tests.integration.delivery import Places, check_whole, documents
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
@@ -120,7 +121,7 @@ def test_a_compacted_event_topic_is_refused_and_nothing_is_lost(
         kafka.admin.alter_topic(places.topic, {"cleanup.policy": "delete"})
         bridge.start()
         bridge.wait_said("synced")
-        wait_for(lambda: documents(places.kafka_values()) == documents(places.nats_values()) != [], "all in both")
+        eventually(lambda: documents(places.kafka_values()) == documents(places.nats_values()) != [], "all in both")
     for values in (places.kafka_values(), places.nats_values()):
         check_whole(documents(values))
     assert documents(places.kafka_values()) == documents(places.nats_values())
@@ -155,11 +156,11 @@ def test_a_missing_topic_and_stream_are_told_and_waited_for(
             lines = bridge.said("sink_publish_failed")
             return any(line["sink"] == sink and missing[sink] in line["error"] for line in lines)
 
-        wait_for(lambda: all(map(told, missing)), "the complaints")
+        eventually(lambda: all(map(told, missing)), "the complaints")
         kafka.admin.create_topic(places.topic)
-        wait_for(lambda: len(places.kafka_values()) == 2, "the snapshot in Kafka")
+        eventually(lambda: len(places.kafka_values()) == 2, "the snapshot in Kafka")
     with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=creating("true")):
-        wait_for(lambda: len(places.kafka_values()) == 4, "the second snapshot")
-        wait_for(lambda: len(documents(places.nats_values())) == 4, "all of it in NATS")
+        eventually(lambda: len(places.kafka_values()) == 4, "the second snapshot")
+        eventually(lambda: len(documents(places.nats_values())) == 4, "all of it in NATS")
     assert places.kafka_values() == places.nats_values()
     check_whole(documents(places.nats_values()))

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from examples import demo
 from tests.integration.traces import traces
-from tests.testbed import demo, nats
+from tests.testbed import nats
 from tests.testbed.containerd import Containerd
 
 # The demo's own containerd is always this one.
@@ -32,7 +33,7 @@ def start(*args: str, **environment: str) -> subprocess.Popen[str]:
     inherited = {name: value for name, value in os.environ.items() if name != "CONTAINERD_ADDRESS"}
     inherited["WHALEBRIDGE_HTTP__LISTEN"] = ""  # the default port is one, and another test needs it taken
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.testbed.demo", *args],
+        [sys.executable, "-m", "examples.demo", *args],
         env=inherited | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -122,7 +123,7 @@ def test_a_socket_for_others_only_names_sudo(engine: Containerd) -> None:
     # As root nothing is forbidden: another user has to ask, who need not be able to read this checkout.
     program = """
 import os, sys
-from tests.testbed.demo import main
+from examples.demo import main
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 sys.exit(main())
 """

@@ -1,6 +1,6 @@
 """Disks that are full, read-only, or fail to sync: real ones."""
 
-# ruff: noqa: ASYNC110, ASYNC221 (a test has nothing else to do meanwhile)
+# ruff: noqa: ASYNC221 (a test has nothing else to do meanwhile)
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -22,6 +22,7 @@ from bridge.core.errors import StateError
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
 from tests.contract.test_outbox import WIDE, read_all
+from tests.eventually import eventually_async
 from tests.records import Recorder, sequences
 from tests.testbed.containerd import Containerd
 
@@ -65,19 +66,13 @@ def _written(file: FileIO, piece: bytes) -> int:
         raise
 
 
-async def until(fits: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not fits():
-            await asyncio.sleep(0.01)
-
-
 async def test_a_full_disk_is_waited_for_and_nothing_is_lost(disk: Path) -> None:
     recorder = Recorder()
     outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE)
     await outbox.append(recorder.starts(5))
     filler = fill_up(disk)
     appending = asyncio.create_task(outbox.append(recorder.starts(300, size=500), {"key": b"value"}))
-    await until(lambda: outbox.trouble)
+    await eventually_async(lambda: outbox.trouble)
     assert outbox.trouble == f"{disk}/state/outbox.db: database or disk is full; make room on its disk"
     assert sequences(list(await outbox.read("s", 1000))) == [1, 2, 3, 4, 5]
     filler.unlink()

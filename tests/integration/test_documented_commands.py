@@ -13,15 +13,16 @@ from typing import NamedTuple
 import pytest
 
 from bridge.cli.control import Control
+from examples import demo
 from tests.bridge_process import BridgeProcess
 from tests.documents import PAGES, commands
+from tests.eventually import eventually
 from tests.integration import test_install
-from tests.integration.commands import Yard, wait_for
+from tests.integration.commands import Yard
 from tests.integration.typing_place import Place, interrupt, terminate
 from tests.kubernetes import test_cluster
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
-from tests.testbed import demo
 from tests.testbed import nats as nats_peer
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
@@ -152,7 +153,7 @@ def world(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest
     brokers |= dict.fromkeys(("n1:4222,n2:4222", "n1:4222", "localhost:4222"), server)
     with BridgeProcess(engine.address, folder, "--config", str(folder / "config.yaml"), state_dir=state) as bridge:
         bridge.wait_said("synced")
-        wait_for(lambda: delivered(state), 60)
+        eventually(lambda: delivered(state), within=60)
         yield World(engine, state, brokers)
     yard.clear()
 

@@ -13,7 +13,8 @@ import pytest
 from aiokafka.errors import KafkaError
 
 from tests.bridge_process import BridgeProcess, transitions
-from tests.integration.delivery import check_whole, documents, in_order, wait_for, without_heartbeats
+from tests.eventually import eventually
+from tests.integration.delivery import check_whole, documents, in_order, without_heartbeats
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import COMPONENTS as FLOOD
@@ -55,8 +56,8 @@ def test_a_burst_while_kafka_is_dead(
         ours = memory(bridge.process.pid, "VmHWM")
         kafka.start()
         # The next attempt at Kafka may be 30 s away.
-        wait_for(lambda: len(values(kafka)) > EVENTS, "the first records", seconds=120)
-        wait_for(complete, "all of them", seconds=120)
+        eventually(lambda: len(values(kafka)) > EVENTS, "the first records", within=120)
+        eventually(complete, "all of them", within=120)
         undrained = growth_unread(engine, bridge)
     records = documents(written)
     check_whole(records)

@@ -17,6 +17,7 @@ from bridge.fleet.kafka import KafkaReader
 from bridge.fleet.messages import Begin
 from sinks.kafka.sink import KafkaSink
 from tests.certificates import Authority
+from tests.eventually import eventually_async
 from tests.integration.fleet_reading import data, following, whole
 from tests.integration.kafka_sinks import FreshKafka, again, settings
 from tests.sample_records import records
@@ -96,7 +97,7 @@ async def test_a_reader_that_follows_outlives_the_brokers(fresh_kafka: FreshKafk
     async with following(reader(kafka, "events", follow=True, timeout="6s")) as found:
         await found.count(10)
         kafka.kill()
-        await found.until(lambda: bool(found.told))
+        await eventually_async(lambda: bool(found.told))
         await asyncio.to_thread(kafka.start)
         second = await publish(kafka, "events", 11, 10)
         assert data(await found.count(20)) == first + second

@@ -13,6 +13,7 @@ import pytest
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.fleet.messages import Begin
 from bridge.fleet.nats import WAIT_SECONDS, NatsReader
+from tests.eventually import eventually_async
 from tests.integration.fleet_reading import data, following, whole
 from tests.integration.nats_reading import FreshNats, Reader, record, records, settings, started
 from tests.integration.test_nats_docs import PERMISSIONS
@@ -147,7 +148,7 @@ async def test_a_reader_that_follows_outlives_the_server(fresh_nats: FreshNats) 
     async with following(reader(peer, follow=True)) as found:
         await found.count(10)
         await asyncio.to_thread(peer.stop)
-        await found.until(lambda: bool(found.told))
+        await eventually_async(lambda: bool(found.told))
         await asyncio.to_thread(peer.start)
         second = await publish(peer, 11, 10)
         assert data(await found.count(20)) == first + second
@@ -162,7 +163,7 @@ async def test_what_comes_before_a_reader_is_back_is_read(fresh_nats: FreshNats)
     await publish(peer, 1, 10)
     async with following(reader(peer, begin="end", follow=True)) as found:
         peer.proxies[0].cut()
-        await found.until(lambda: bool(found.told))
+        await eventually_async(lambda: bool(found.told))
         async with Reader(peer) as plain:  # past the proxy
             await plain.jetstream.publish("events.node-1.shop.started", b"1")
         peer.proxies[0].heal()

@@ -13,12 +13,12 @@ from aiokafka.errors import KafkaError
 from bridge.core.errors import TransientError
 from bridge.core.events import Record
 from sinks.kafka.sink import KafkaSink
+from tests.eventually import eventually
 from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, insist, sink
 from tests.sample_records import records
 from tests.scale import scaled
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import KafkaAdmin
-from tests.testbed.process import wait_until
 from tests.testbed.server import Server
 
 ROUNDS = scaled(part=1, full=3)
@@ -64,7 +64,7 @@ async def test_too_few_replicas_in_sync_are_named_and_waited_for(cluster: Kafka)
         await insist(made, whole[:10])
         other = next(server for server in cluster.servers if server is not cluster.leader("safe"))
         other.kill()
-        wait_until(lambda: in_sync(cluster, "safe") == 2, "the broker to be missed", timeout=60, interval=0.2)
+        eventually(lambda: in_sync(cluster, "safe") == 2, "the broker to be missed", within=60)
         await named(
             made, whole[10:], "topic safe: no acknowledgement within 8 s; partition 0 has 2 of 3 replicas in sync"
         )
@@ -87,12 +87,12 @@ def fail(cluster: Kafka, topic: str, how: str) -> None:
     """Have the leader fail, wait for another one, and bring it back."""
     leader = cluster.leader(topic)
     getattr(leader, how)()
-    wait_until(lambda: led_by_other_than(leader, cluster, topic), "another leader", timeout=60, interval=0.2)
+    eventually(lambda: led_by_other_than(leader, cluster, topic), "another leader", within=60)
     if how == "suspend":
         leader.resume()
     else:
         leader.start()
-    wait_until(lambda: in_sync(cluster, topic) == 3, "all replicas in sync", timeout=60, interval=0.2)
+    eventually(lambda: in_sync(cluster, topic) == 3, "all replicas in sync", within=60)
 
 
 def led_by_other_than(leader: Server, cluster: Kafka, topic: str) -> bool:

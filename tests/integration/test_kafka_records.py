@@ -14,6 +14,7 @@ from bridge.clock import SystemClock
 from bridge.core.errors import FatalError, RefusedRecordError, TransientError
 from bridge.core.events import EngineInfo
 from bridge.core.model import Instant
+from bridge.core.time import SECOND
 from sinks import cloudevents
 from tests.integration.kafka_sinks import FreshKafka, data, document, kcat, sink
 from tests.sample_records import EPOCH, TIME, batches, frame, lost, record, records
@@ -276,7 +277,7 @@ async def test_a_clock_that_brokers_do_not_believe_stops_nothing(kafka: Kafka) -
     whole, clock = records(30), Ahead()
     async with sink(kafka, "clock", clock=clock) as made:
         await made.publish(whole[:10])
-        clock.ahead = 7_200 * 1_000_000_000  # brokers take what is an hour ahead
+        clock.ahead = 7_200 * SECOND  # brokers take what is an hour ahead
         await made.publish(whole[10:20])
         await made.publish(whole[20:])
     stored = kafka.admin.records("clock")

@@ -11,12 +11,12 @@ import msgspec
 from nats.js.errors import BucketNotFoundError, NoKeysError, NotFoundError
 
 from tests.bridge_process import BridgeProcess, Document, check_lives, check_stream, fold, transitions
+from tests.eventually import eventually
 from tests.integration.commands import Yard
 from tests.integration.nats_reading import FreshNats, Reader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.nats import Nats
-from tests.testbed.process import wait_until
 
 
 def stored(peer: Nats) -> list[Document]:
@@ -84,7 +84,7 @@ def test_a_server_that_is_away_misses_nothing(
     assert "cannot be reached" in bridge.log.read_text()
     peer.start()
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
-        wait_until(lambda: len(epochs(stored(peer))) == 2, "the second epoch in the stream")
+        eventually(lambda: len(epochs(stored(peer))) == 2, "the second epoch in the stream")
         bridge.wait_live(2)
         wait_stored(bridge, peer)
         first, second = epochs(stored(peer))
@@ -107,9 +107,9 @@ def test_the_bucket_has_what_lives(engine: Containerd, yard: Yard, fresh_nats: F
     }
     before = yard.run(stem="before")
     with BridgeProcess(engine.address, tmp_path, environment=environment):
-        wait_until(lambda: "nats_connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
-        wait_until(lambda: stored(peer) and before in in_bucket(peer), "the first row")
+        eventually(lambda: "nats_connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
+        eventually(lambda: stored(peer) and before in in_bucket(peer), "the first row")
         after = yard.run(stem="after")
-        wait_until(lambda: after in in_bucket(peer), "the second row")
+        eventually(lambda: after in in_bucket(peer), "the second row")
         engine.ctr("task", "kill", "--signal", "KILL", before)
-        wait_until(lambda: before not in in_bucket(peer), "the first row to go")
+        eventually(lambda: before not in in_bucket(peer), "the first row to go")

@@ -14,10 +14,10 @@ import pytest
 
 from bridge.containerd.proxy.relay import SUBSCRIBER_BYTES
 from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.eventually import eventually
 from tests.integration.proxying import MIB, publish
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import wait_until
 
 
 @pytest.fixture
@@ -119,6 +119,6 @@ def test_a_bridge_that_is_too_slow_starts_over_with_an_overflow(containerd: Cont
 def test_the_bridge_waits_for_a_containerd_that_is_not_there_yet(tmp_path: Path) -> None:
     with ProxyProcess(f"{tmp_path}/nothing.sock", tmp_path) as proxy, BridgeProcess(proxy.address, tmp_path) as bridge:
         told = f"the proxy cannot reach containerd at {tmp_path}/nothing.sock"
-        wait_until(lambda: told in bridge.log.read_text(), "the bridge to tell what it waits for")
+        eventually(lambda: told in bridge.log.read_text(), "the bridge to tell what it waits for")
         time.sleep(1)
         assert bridge.process.poll() is None

@@ -14,6 +14,7 @@ import pytest
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc import PUBLISH
 from bridge.core.events import json_schema
+from bridge.core.time import to_seconds
 from bridge.core.tracker import GRACE
 from tests.bridge_process import BridgeProcess, Document, check_stream, of_newcomers, transitions
 from tests.testbed.containerd import Containerd
@@ -195,7 +196,7 @@ def test_a_container_that_outlives_its_record_is_not_dead(engine: Containerd, tm
         bridge.wait(lambda records: told_of(records, id_), "its start")
         pid = told_of(bridge.records(), id_)[0]["container"]["pid"]
         delete_record(engine, id_)
-        time.sleep(GRACE / 1e9 + 1)  # nothing is to happen: there is nothing to wait for
+        time.sleep(to_seconds(GRACE) + 1)  # nothing is to happen: there is nothing to wait for
         assert engine.tasks()[id_] == "RUNNING"
         assert [each["type"] for each in told_of(bridge.records(), id_)] == ["started"]
         os.kill(pid, signal.SIGKILL)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.eventually import eventually
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import freeze, wait_until
+from tests.testbed.process import freeze
 
 ROUNDS = scaled(part=3, full=20)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
@@ -183,7 +184,7 @@ def test_a_shim_that_hangs_while_containerd_starts(containerd: Containerd, tmp_p
             containerd.start()
             bridge.wait_live(2, seconds=60)
             records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", 60)
-            wait_until(lambda: not lives(pid), "the container's end")
+            eventually(lambda: not lives(pid), "the container's end")
     check_stream(records)
     assert len(exits(records, HANGS)) == 1
     assert exits(records, ANSWERS) == []

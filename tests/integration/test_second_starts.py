@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess, Document, check_lives, fold, summary, transitions
+from tests.eventually import eventually
 from tests.integration.reading import read
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import wait_until
 
 KILLS = scaled(part=8, full=100)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
@@ -63,7 +63,7 @@ def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd,
         first.process.wait()
     for id_ in (DIES, STOPS, REBORN):
         containerd.ctr("task", "kill", "--signal", "SIGKILL", id_)
-        wait_until(lambda id_=id_: containerd.tasks()[id_] == "STOPPED", f"{id_} to stop", timeout=20)  # type: ignore[misc]
+        eventually(lambda id_=id_: containerd.tasks()[id_] == "STOPPED", f"{id_} to stop", within=20)  # type: ignore[misc]
     for id_ in (DIES, REBORN):
         containerd.ctr("task", "rm", id_)
     containerd.ctr("task", "start", "--detach", "--null-io", REBORN)
@@ -139,7 +139,7 @@ def test_killed_at_any_moment_under_churn(containerd: Containerd, tmp_path: Path
                 time.sleep(chance.choice([0, chance.uniform(0, 0.1), chance.uniform(0, 2.0)]))
                 killed.process.send_signal(signal.SIGKILL)
                 killed.process.wait()
-        wait_until(lambda: churn.acts > KILLS, "the churn", timeout=20)
+        eventually(lambda: churn.acts > KILLS, "the churn", within=20)
     with started(containerd, tmp_path, "synced") as last:  # what was told before may agree already
         last.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd", 60)
     reader = read(last.out)
@@ -178,7 +178,7 @@ def started(containerd: Containerd, folder: Path, until: str) -> Iterator[Bridge
     process = bridge(containerd, folder)
     before = _come(process, until)
     with process:
-        wait_until(lambda: until == "nothing" or _come(process, until) > before, until, timeout=20)
+        eventually(lambda: until == "nothing" or _come(process, until) > before, until, within=20)
         yield process
 
 

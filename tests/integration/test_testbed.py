@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.eventually import eventually
 from tests.integration.traces import traces
 from tests.testbed import flood
 from tests.testbed.containerd import Containerd, busybox
 from tests.testbed.dockerd import Docker
 from tests.testbed.guard import LINKS
 from tests.testbed.image import LABELS, NAME, oci_archive
-from tests.testbed.process import CommandError, wait_until
+from tests.testbed.process import CommandError
 
 FreshEngine = Callable[[], Containerd]
 
@@ -59,7 +60,7 @@ def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
     assert engine.tasks()[life] == "PAUSED"
     engine.ctr("tasks", "resume", life)
     engine.ctr("tasks", "kill", "--signal", "KILL", life)
-    wait_until(lambda: engine.tasks()[life] == "STOPPED", "the container to stop")
+    eventually(lambda: engine.tasks()[life] == "STOPPED", "the container to stop")
     engine.ctr("tasks", "delete", life, check=False)  # hands on the container's exit status
     engine.ctr("containers", "delete", life)
     assert life not in engine.tasks()
@@ -197,4 +198,4 @@ input()
         directory = Path(tests.stdout.readline().decode().strip())
         assert traces(directory, orphan)
         tests.kill()
-    wait_until(lambda: not traces(directory, orphan), "the guard to clean up", timeout=120)  # as close() does
+    eventually(lambda: not traces(directory, orphan), "the guard to clean up", within=120)  # as close() does

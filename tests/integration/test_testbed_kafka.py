@@ -17,11 +17,12 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError
 
 from tests.certificates import Authority, Certificate
+from tests.eventually import eventually
 from tests.integration.traces import traces
 from tests.testbed import kcat
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.kafka_config import MECHANISMS, Listener, unsecured_jwt
-from tests.testbed.process import run, wait_until
+from tests.testbed.process import run
 
 FreshKafka = Callable[..., Kafka]
 
@@ -178,14 +179,14 @@ async def test_suspended_and_behind_a_proxy(fresh_kafka: FreshKafka) -> None:
 async def test_a_cluster_finds_another_leader(fresh_kafka: FreshKafka) -> None:
     kafka = fresh_kafka(3)
     kafka.admin.create_topic("events")
-    wait_until(lambda: in_sync(kafka) == 3, "three replicas")
+    eventually(lambda: in_sync(kafka) == 3, "three replicas")
     assert await store(kafka.bootstrap, "events") == 0
     first = kafka.leader("events")
     first.kill()
     assert kafka.leader("events") is not first
     assert await store(kafka.bootstrap, "events") == 1
     first.start()
-    wait_until(lambda: in_sync(kafka) == 3, "the broker to catch up")
+    eventually(lambda: in_sync(kafka) == 3, "the broker to catch up")
 
 
 def in_sync(kafka: Kafka) -> int:
@@ -209,4 +210,4 @@ def test_nothing_is_left_behind_by_tests_that_are_killed(kafka: Kafka) -> None:
         directory = Path(tests.stdout.readline().decode().strip())
         assert traces(directory)
         tests.kill()
-    wait_until(lambda: not traces(directory), "the sweeper to clean up")
+    eventually(lambda: not traces(directory), "the sweeper to clean up")

@@ -21,12 +21,12 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from tests.certificates import Authority, Certificate
+from tests.eventually import eventually
 from tests.integration.nats_reading import answered
 from tests.integration.traces import traces
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import PATIENCE, Key, Operator, Permissions
-from tests.testbed.process import wait_until
 
 FreshNats = Callable[..., Nats]
 
@@ -221,4 +221,4 @@ def test_nothing_is_left_behind_by_tests_that_are_killed(nats: Nats) -> None:
         directory = Path(tests.stdout.readline().decode().strip())
         assert traces(directory)
         tests.kill()
-    wait_until(lambda: not traces(directory), "the sweeper to clean up")
+    eventually(lambda: not traces(directory), "the sweeper to clean up")

@@ -22,7 +22,8 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from tests.bridge_process import BridgeProcess, transitions
-from tests.integration.delivery import check_whole, documents, wait_for, without_heartbeats
+from tests.eventually import eventually
+from tests.integration.delivery import check_whole, documents, without_heartbeats
 from tests.testbed.broker_images import Image, kafka_image, nats_image
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -84,8 +85,8 @@ def test_the_bridge_publishes_to_both(engine: Containerd, nats_url: str, kafka_b
         # Not removed when it ends: containerd loses the ends of some of those that are.
         id_ = f"tc-{os.getpid()}"
         engine.ctr("run", "--detach", "--null-io", IMAGE, id_, "sh", "-c", "sleep 1; exit 7", namespace=namespace)
-        wait_for(lambda: _ended(_in_kafka(kafka_bootstrap)), "the exit in Kafka")
-        wait_for(lambda: _ended(_in_nats(nats_url)), "the exit in NATS")
+        eventually(lambda: _ended(_in_kafka(kafka_bootstrap)), "the exit in Kafka")
+        eventually(lambda: _ended(_in_nats(nats_url)), "the exit in NATS")
     engine.ctr("tasks", "delete", id_, namespace=namespace, check=False)  # its status is the container's
     engine.ctr("containers", "delete", id_, namespace=namespace)
     values = _in_kafka(kafka_bootstrap)

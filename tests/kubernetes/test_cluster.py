@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.eventually import eventually
 from tests.kubernetes.objects import container, pod
 from tests.kubernetes.rendering import CHART
 from tests.kubernetes.told import Told, alive, gaps, pod_of, transitions
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NAME, PODS, Node
-from tests.testbed.process import wait_until
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -64,7 +64,7 @@ def is_ready(item: dict[str, Any]) -> bool:
 
 
 def finished(node: Node, name: str, *, phase: str) -> dict[str, Any]:
-    wait_until(lambda: node.get("pod", name)["status"]["phase"] == phase, f"{name} {phase}", timeout=90, interval=0.3)
+    eventually(lambda: node.get("pod", name)["status"]["phase"] == phase, f"{name} {phase}", within=90)
     return dict(node.get("pod", name))
 
 
@@ -109,7 +109,7 @@ def test_a_crash_loop_is_told_life_by_life(node: Node, told: Told) -> None:
         (status,) = node.get("pod", "crashing")["status"].get("containerStatuses") or [{"restartCount": 0}]
         return int(status["restartCount"])
 
-    wait_until(lambda: restarts() >= 2, "two restarts", timeout=90, interval=0.5)
+    eventually(lambda: restarts() >= 2, "two restarts", within=90)
     node.kubectl("delete", "pod", "crashing", "--wait=true")
     told.wait(lambda all_: transitions(all_)["crashing", "main", "exited"] >= 3, "three ends to be told")
     records = told.of("crashing")
@@ -145,7 +145,7 @@ def test_many_pods_are_each_told_once(node: Node, told: Told) -> None:
         items = [each for each in node.get("pods")["items"] if each["metadata"]["name"] in names]
         return Counter(each["status"]["phase"] for each in items)
 
-    wait_until(lambda: phases()["Running"] == len(names), "all pods to run", timeout=400, interval=2)
+    eventually(lambda: phases()["Running"] == len(names), "all pods to run", within=400)
     node.kubectl("delete", "pods", *names, "--wait=true", timeout=300)
     expected = {(name, "main", kind): 1 for name in names for kind in ("started", "exited")}
     told.wait(lambda all_: expected.keys() <= transitions(all_).keys(), "all of them to be told", timeout=60)
@@ -171,9 +171,9 @@ def test_updates_and_deletions_of_the_bridge_lose_nothing(node: Node, told: Told
     node.kubectl("delete", "pod", "doomed", "--wait=true")
     node.apply(pod("meanwhile", container("main", "exit 4")))
     finished(node, "meanwhile", phase="Failed")
-    wait_until(
+    eventually(
         lambda: [each["metadata"]["uid"] != before and is_ready(each) for each in bridges(node)] == [True],
-        "another pod to be ready", timeout=90, interval=0.5,
+        "another pod to be ready", within=90,
     )  # fmt: skip
     install(node, "upgrade", told.url, "--set=podAnnotations.example\\.net/again=yes")
     records = told.wait(
@@ -191,7 +191,7 @@ def test_updates_and_deletions_of_the_bridge_lose_nothing(node: Node, told: Told
     def agrees() -> bool:
         return alive(told.all()) == running(node)
 
-    wait_until(agrees, "the fold of all records to be what runs", timeout=60, interval=1)
+    eventually(agrees, "the fold of all records to be what runs", within=60)
 
 
 def running(node: Node) -> set[str]:
@@ -214,7 +214,7 @@ def test_a_second_instance_waits_until_the_first_has_ended(node: Node) -> None:
         command = ["logs", "second", "--container=bridge", f"--namespace={SPACE}"]
         return node.kubectl(*command, check=False).stdout + node.kubectl(*command, "--previous", check=False).stdout
 
-    wait_until(lambda: "/var/lib/whalebridge" in log(), "the second instance to complain", timeout=60, interval=0.5)
+    eventually(lambda: "/var/lib/whalebridge" in log(), "the second instance to complain", within=60)
     assert not is_ready(node.get("pod", "second", f"--namespace={SPACE}"))
     assert is_ready(bridge(node))
     node.kubectl("delete", "pod", "second", f"--namespace={SPACE}", "--wait=true")
@@ -268,7 +268,7 @@ def test_uninstall_leaves_nothing_in_the_cluster(node: Node) -> None:
     def left() -> str:
         return node.kubectl("get", ",".join(kinds), f"--namespace={SPACE}", "--output=name").stdout
 
-    wait_until(lambda: not left(), "all objects to be gone", timeout=60, interval=1)
+    eventually(lambda: not left(), "all objects to be gone", within=60)
     maps = node.kubectl("get", "configmaps,serviceaccounts", f"--namespace={SPACE}", "--output=name").stdout.split()
     assert set(maps) == {"configmap/kube-root-ca.crt", "serviceaccount/default"}  # every namespace has these
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from bridge import __version__
+from tests.eventually import eventually
 from tests.testbed.bridge_image import NAME
 from tests.testbed.dockerd import Docker
-from tests.testbed.process import CommandError, wait_until
+from tests.testbed.process import CommandError
 
 CONFINED = ("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges")
 
@@ -59,9 +60,9 @@ def test_it_tells_of_containers_and_ends_in_time(image_docker: Docker, running: 
         documents = [json.loads(line) for line in lines if line.startswith('{"version"')]
         return [(document["type"], document["id"]) for document in documents]
 
-    wait_until(lambda: ("snapshot_completed", None) in told(), "the first snapshot")
+    eventually(lambda: ("snapshot_completed", None) in told(), "the first snapshot")
     image_docker.engine.run("imaged", "sleep", "60")
-    wait_until(lambda: ("started", "imaged") in told(), "the start to be told")
+    eventually(lambda: ("started", "imaged") in told(), "the start to be told")
     image_docker.docker("stop", "--time=20", running)
     assert json.loads(image_docker.docker("inspect", running).stdout)[0]["State"]["ExitCode"] == 0
 
@@ -71,7 +72,7 @@ def test_it_is_healthy(image_docker: Docker, running: str) -> None:
         document = json.loads(image_docker.docker("inspect", running).stdout)[0]
         return str(document["State"]["Health"]["Status"])
 
-    wait_until(lambda: health() == "healthy", "the health check to pass", timeout=90, interval=1)
+    eventually(lambda: health() == "healthy", "the health check to pass", within=90)
 
 
 def python(docker: Docker, script: str) -> str:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.eventually import eventually
 from tests.kubernetes.objects import container, pod
 from tests.testbed.kubernetes import COMPONENTS, Node
-from tests.testbed.process import pids_with_arguments, wait_until
+from tests.testbed.process import pids_with_arguments
 
 
 def test_a_node_is_ready_and_then_gone(require_all: Callable[..., None]) -> None:
@@ -17,15 +18,13 @@ def test_a_node_is_ready_and_then_gone(require_all: Callable[..., None]) -> None
     paused = set(pids_with_arguments("sleep", "2000000000"))  # of a node before, which are on their way out
     with Node() as node:
         node.apply(pod("one", container("main", "sleep 1000"), restart="Always"))
-        wait_until(
-            lambda: node.get("pod", "one")["status"]["phase"] == "Running", "a pod to run", timeout=90, interval=0.2
-        )
+        eventually(lambda: node.get("pod", "one")["status"]["phase"] == "Running", "a pod to run", within=90)
         name = node.directory.name
         assert [folder for folder in cgroups() if folder.endswith(f"/{name}/kubepods")]
         (link,) = links() - before
     assert not node.directory.exists()
     assert not [folder for folder in cgroups() if name in folder.split("/")]
-    wait_until(lambda: not set(pids_with_arguments("sleep", "2000000000")) - paused, "the end of the sandbox")
+    eventually(lambda: not set(pids_with_arguments("sleep", "2000000000")) - paused, "the end of the sandbox")
     assert name not in Path("/proc/self/mountinfo").read_text()
     assert link not in links()
 

@@ -11,7 +11,7 @@ import msgspec
 import nats.aio.client
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from tests.testbed.process import wait_until
+from tests.eventually import eventually
 
 Document = dict[str, Any]
 
@@ -42,7 +42,7 @@ class Told:
             found[:] = self.all()
             return condition(found)
 
-        wait_until(holds, what, timeout=timeout, interval=0.5)
+        eventually(holds, what, within=timeout)
         return found
 
     async def _read(self) -> list[Document]:

@@ -30,6 +30,7 @@ from bridge.containerd.protos import (
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.model import ContainerKey, TaskStatus
+from tests.eventually import eventually_async
 from tests.simulator import wire
 from tests.simulator.faults import ALL, Faults
 from tests.simulator.state import RefusedError, State, stamp
@@ -52,7 +53,6 @@ class SimulatedContainerd:
         self.faults = Faults()
         self.calls: list[str] = []
         self._server: grpc.aio.Server | None = None
-        self._stirred = asyncio.Event()
         self._subscriptions: set[asyncio.Queue[Envelope | None]] = set()
 
     async def start(self) -> None:
@@ -74,7 +74,7 @@ class SimulatedContainerd:
         if server is not None:
             self.faults.release()
             self.end_streams()
-            await self.until(lambda: not self._subscriptions)
+            await eventually_async(lambda: not self._subscriptions)
             await server.stop(None)
             with suppress(FileNotFoundError):
                 os.unlink(self.address)
@@ -92,16 +92,6 @@ class SimulatedContainerd:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.stop()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something to be so, looking again whenever a call or a subscription begins or ends."""
-        async with asyncio.timeout(60):
-            while not condition():
-                await self._stirred.wait()
-
-    def _stir(self) -> None:
-        stirred, self._stirred = self._stirred, asyncio.Event()
-        stirred.set()
 
     # --- the services ---
 
@@ -161,7 +151,6 @@ class SimulatedContainerd:
     async def _admit(self, name: str, context: Context) -> str:
         """Count a call, let the faults have their way with it, and return its namespace."""
         self.calls.append(name)
-        self._stir()
         namespace = dict(context.invocation_metadata() or ()).get("containerd-namespace", "")
         for method in (name, ALL):
             if method in self.faults.hanging:
@@ -258,13 +247,11 @@ class SimulatedContainerd:
     def _subscribed(self, waiting: asyncio.Queue[Envelope | None]) -> Iterator[None]:
         self._subscriptions.add(waiting)
         self.state.listeners.add(waiting.put_nowait)
-        self._stir()
         try:
             yield
         finally:
             self._subscriptions.discard(waiting)
             self.state.listeners.discard(waiting.put_nowait)
-            self._stir()
 
 
 def _filter(asked: events_pb2.SubscribeRequest) -> Callable[[str], bool]:

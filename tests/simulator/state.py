@@ -15,14 +15,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.core.model import ContainerKey, Labels, TaskStatus
+from bridge.core.time import SECOND
 from tests.simulator import wire
 
 IMAGE = "docker.io/library/busybox:latest"
 RUNTIME = "io.containerd.runc.v2"
 GO_ZERO_SECONDS = -62_135_596_800  # what Go's zero time is on the wire
 KILLED = 137
-
-_SECOND = 1_000_000_000
 
 
 class RefusedError(Exception):
@@ -225,4 +224,4 @@ def stamp(kind: type[Timestamp], nanoseconds: int | None) -> Timestamp:
     """Return a timestamp of the wanted descriptor pool; Go's zero time for None."""
     if nanoseconds is None:
         return kind(seconds=GO_ZERO_SECONDS)
-    return kind(seconds=nanoseconds // _SECOND, nanos=nanoseconds % _SECOND)
+    return kind(seconds=nanoseconds // SECOND, nanos=nanoseconds % SECOND)

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -18,16 +17,18 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.identity import Scope, everything
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Instant
+from bridge.core.time import SECOND
 from bridge.outbox.bounds import Bounds
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.watch import Watch, WatchSettings
 from tests.bridge_process import Document, check_lives, fold, transitions
+from tests.eventually import eventually_async
 from tests.simulator.containerd import SimulatedContainerd
 
 WIDE = Bounds(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
 WEB, DB, NEW = ContainerKey("shop", "web"), ContainerKey("shop", "db"), ContainerKey("default", "new")
 BOOT, NEXT_BOOT = "5f3c9a1e-0000", "77777777-0000"
-HOUR = 3600 * 1_000_000_000
+HOUR = 3600 * SECOND
 
 
 class SetClock(SystemClock):
@@ -75,7 +76,7 @@ class Node:
         watch = asyncio.create_task(Watch(source, outbox, clock, settings, boot).run())
         reading = asyncio.create_task(self._read(outbox))
         try:
-            await self.until(lambda: self._live(host, before))
+            await eventually_async(lambda: self._live(host, before))
             yield
         finally:
             for task in (watch, reading):
@@ -99,11 +100,6 @@ class Node:
         batch = await outbox.read("reader", 100)
         self.records += [msgspec.json.decode(record.data) for record in batch]
         await outbox.acknowledge("reader", batch)
-
-    async def until(self, fits: Callable[[], Any]) -> None:
-        async with asyncio.timeout(60):
-            while not fits():  # noqa: ASYNC110 (a test has nothing else to do meanwhile)
-                await asyncio.sleep(0.01)
 
     def epochs(self) -> list[list[Document]]:
         """The records by epoch, which must be in order and gapless."""
@@ -138,7 +134,7 @@ async def two_containers(node: Node) -> tuple[int, int]:
     state = node.containerd.state
     async with node.bridge():
         pids = (state.run(WEB, {"password": "x", "tier": "front"}), state.run(DB, {}))
-        await node.until(lambda: len(transitions(node.records)) == 2)
+        await eventually_async(lambda: len(transitions(node.records)) == 2)
     return pids
 
 

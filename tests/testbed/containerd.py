@@ -14,9 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, get_args
 
+from tests.eventually import eventually
 from tests.testbed import guard, image
 from tests.testbed.install import search_path
-from tests.testbed.process import freeze, pids_with_arguments, run, wait_until
+from tests.testbed.process import freeze, pids_with_arguments, run
 from tests.testbed.recipes import cache
 
 Version = Literal["1.6", "2.4"]
@@ -102,7 +103,7 @@ class Containerd:
             with socket.socket(socket.AF_UNIX) as client:
                 return client.connect_ex(self.outside(self.address)) == 0
 
-        wait_until(answers, f"containerd {self.version} at {self.address}", timeout=timeout)
+        eventually(answers, f"containerd {self.version} at {self.address}", within=timeout)
         self.ctr("version", timeout=timeout)
 
     def stop(self) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.eventually import eventually
 from tests.testbed import image
 from tests.testbed.containerd import Containerd, busybox
 from tests.testbed.guard import LINKS
-from tests.testbed.process import run, wait_until
+from tests.testbed.process import run
 from tests.testbed.recipes import cache
 
 
@@ -63,7 +64,7 @@ class Docker:
                 raise RuntimeError(f"dockerd ended: {log.read_text()[-2000:]}")
             return self.docker("version", check=False).returncode == 0
 
-        wait_until(answers, f"dockerd at {self.host}", timeout=60)
+        eventually(answers, f"dockerd at {self.host}", within=60)
         root = self.directory / "layer.tar"
         root.write_bytes(image.layer(busybox()))
         self.docker("import", str(root), "busybox:latest")

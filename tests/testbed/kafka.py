@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from aiokafka.errors import KafkaError
 
 from tests.certificates import Authority, Certificate
+from tests.eventually import eventually
 from tests.testbed.kafka_admin import KafkaAdmin, answers
 from tests.testbed.kafka_config import Listener, Node, Tls, properties, scram
-from tests.testbed.process import run, wait_until
+from tests.testbed.process import run
 from tests.testbed.recipes import cache
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
@@ -89,7 +90,7 @@ class Kafka(Servers):
                 return False
             return found[0] > 0 and self.broker(found[0]).running
 
-        wait_until(known, f"a leader of {topic}/{partition}", timeout=timeout, interval=0.1)
+        eventually(known, f"a leader of {topic}/{partition}", within=timeout)
         return self.broker(found[0])
 
     def start(self) -> None:

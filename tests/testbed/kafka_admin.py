@@ -19,7 +19,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest
 
-from tests.testbed.process import wait_until
+from tests.eventually import eventually
 
 _T = TypeVar("_T")
 
@@ -213,7 +213,7 @@ class KafkaAdmin:
         brokers = [KafkaAdmin(server) for server in self._bootstrap.split(",")]
         if len(brokers) > 1:
             brokers *= 4  # aiokafka asks any broker of the cluster, whichever it was told of first
-        wait_until(lambda: all(map(held, brokers)), f"all brokers {what}")
+        eventually(lambda: all(map(held, brokers)), f"all brokers {what}")
 
     def _with_admin(self, work: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, _T]]) -> _T:
         async def whole() -> _T:

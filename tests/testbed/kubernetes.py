@@ -14,11 +14,12 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.eventually import eventually
 from tests.testbed import image
 from tests.testbed.containerd import Containerd, busybox, components
 from tests.testbed.guard import LINKS
 from tests.testbed.install import search_path
-from tests.testbed.process import run, wait_until
+from tests.testbed.process import run
 
 COMPONENTS = (*components("2.4"), "helm", "kubernetes", "nats-server")
 """What has to be installed for a Node with NATS."""
@@ -84,10 +85,10 @@ class Node(Containerd):
         self._import_pause()
         for program in (self._etcd(), self._apiserver()):
             self._launch(*program)
-        wait_until(self._apiserver_ready, "the apiserver to be ready", timeout=90, interval=0.5)
+        eventually(self._apiserver_ready, "the apiserver to be ready", within=90)
         for program in (self._scheduler(), self._controller_manager(), self._kubelet()):
             self._launch(*program)
-        wait_until(self._ready, "the node to be Ready", timeout=120, interval=0.5)
+        eventually(self._ready, "the node to be Ready", within=120)
 
     def kubectl(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Call kubectl as an administrator; a failure raises CommandError with what it said."""
@@ -113,7 +114,7 @@ class Node(Containerd):
         store = self.directory / "nats"
         self._launch("nats-server", "-js", "-sd", str(store), "-a", "0.0.0.0", "-m", "8222")  # noqa: S104
         url = f"http://{self.ip}:8222/healthz"
-        wait_until(lambda: _answers(url), "nats-server to answer")
+        eventually(lambda: _answers(url), "nats-server to answer")
         return f"nats://{self.ip}:4222"
 
     def close(self) -> None:

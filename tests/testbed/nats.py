@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.certificates import Authority, Certificate
+from tests.eventually import eventually
 from tests.testbed.install import search_path
 from tests.testbed.nats_auth import OPEN, PATIENCE
-from tests.testbed.process import wait_until
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
 
@@ -92,7 +92,7 @@ class Nats(Servers):
         """Start those that do not run, and wait until all answer and the one that leads them knows the others."""
         super().start()
         if len(self.nodes) > 1:
-            wait_until(self._together, "the servers of a cluster to know each other", timeout=60, interval=0.05)
+            eventually(self._together, "the servers of a cluster to know each other", within=60)
 
     def leader(self, stream: str, *, timeout: float = 60) -> Server:
         """The server that leads a stream; where there is none for the moment, wait for one."""
@@ -104,7 +104,7 @@ class Nats(Servers):
             found[:] = [max(leaders, key=leaders.count)] if leaders else []
             return bool(found) and self.server(found[0]).running
 
-        wait_until(known, f"a leader of stream {stream}", timeout=timeout, interval=0.1)
+        eventually(known, f"a leader of stream {stream}", within=timeout)
         return self.server(found[0])
 
     def monitor(self, path: str, node: Node | None = None, *, timeout: float = 30) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.eventually import eventually
 
 
 class CommandError(Exception):
@@ -37,15 +38,6 @@ def run(
     return result
 
 
-def wait_until(condition: Callable[[], object], what: str, *, timeout: float = 30, interval: float = 0.02) -> None:
-    """Poll until `condition` holds; name what was waited for where it never does."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {timeout:g} s in vain: {what}")
-        time.sleep(interval)
-
-
 def freeze(pid: int) -> None:
     """SIGSTOP a process, and wait until all of its threads have stopped: until then one may still have answered."""
     os.kill(pid, signal.SIGSTOP)
@@ -57,7 +49,7 @@ def freeze(pid: int) -> None:
         except OSError:  # one of them has ended meanwhile
             return False
 
-    wait_until(stopped, f"process {pid} to stop")
+    eventually(stopped, f"process {pid} to stop")
 
 
 def pids_with_arguments(*wanted: str) -> list[int]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.eventually import eventually
 from tests.testbed import sweep
-from tests.testbed.process import freeze, wait_until
+from tests.testbed.process import freeze
 
 HOST = "127.0.0.1"
 # Below the range of outgoing connections: on loopback a client that retries a dead port of that range may, in the end,
@@ -116,7 +117,7 @@ class Server:
             except OSError:
                 return False
 
-        wait_until(answers, f"{self.name} to answer ({self.log})", timeout=timeout, interval=0.1)
+        eventually(answers, f"{self.name} to answer ({self.log})", within=timeout)
 
     def start(self) -> None:
         """Start it and wait until it answers."""

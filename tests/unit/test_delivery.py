@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from bridge.pump import Heart
 from bridge.tasks import together
 from config.settings import Settings, load
 from sinks import registry
+from tests.eventually import eventually_async
 from tests.records import Recorder
 
 
@@ -36,12 +37,6 @@ def settings(folder: Path, heartbeat: dict[str, Any] | None = None, **first: Any
 def lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file; one may be under way."""
     return [msgspec.json.decode(each) for each in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-async def until(fits: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not fits():  # noqa: ASYNC110 (files are written by threads)
-            await asyncio.sleep(0.005)
 
 
 class Running:
@@ -72,7 +67,7 @@ async def delivering(chosen: Settings) -> AsyncIterator[Running]:
 async def test_a_sink_that_is_replaced_goes_on_where_the_one_before_was(tmp_path: Path) -> None:
     async with delivering(settings(tmp_path)) as running:
         await running.outbox.append(running.recorder.starts(3))
-        await until(lambda: running.outbox.depth("first") == 0)
+        await eventually_async(lambda: running.outbox.depth("first") == 0)
         before = running.delivery.pumps
         await running.delivery.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
         assert [new is old for new, old in zip(running.delivery.pumps, before, strict=True)] == [False, True]
@@ -109,7 +104,7 @@ async def test_what_is_on_its_way_to_a_sink_that_is_replaced_comes_once(
 async def test_a_sink_that_never_worked_is_replaced_by_one_that_does(tmp_path: Path) -> None:
     async with delivering(settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl"))) as running:
         await running.outbox.append(running.recorder.starts(3))
-        await until(lambda: running.outbox.depth("second") == 0)
+        await eventually_async(lambda: running.outbox.depth("second") == 0)
         await running.delivery.reload(settings(tmp_path))
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
 
@@ -168,7 +163,7 @@ async def test_heartbeats_begin_and_end_with_their_setting(tmp_path: Path) -> No
         await running.delivery.reload(settings(tmp_path, heartbeats=True))
         running.heart.interval = 0.02  # no setting is that short
         await running.outbox.append(running.recorder.starts(1))
-        await until(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
+        await eventually_async(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
         await running.delivery.reload(settings(tmp_path))
         told = lines(path)
         await asyncio.sleep(0.05)
@@ -180,7 +175,7 @@ async def test_what_is_not_drained_in_time_is_told(tmp_path: Path, capsys: pytes
     async with together() as tasks:
         running = Running(tasks, settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl")))
         await running.outbox.append(running.recorder.starts(3))
-        await until(lambda: running.outbox.depth("second") == 0)
+        await eventually_async(lambda: running.outbox.depth("second") == 0)
         await running.delivery.drain(0.01)
         await running.delivery.close()
     assert "shutdown_incomplete" in capsys.readouterr().out

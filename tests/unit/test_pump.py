@@ -17,6 +17,7 @@ from bridge.outbox.memory import MemoryOutbox
 from bridge.pump import BATCH_BYTES, Heart, Pump
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import lost
+from tests.eventually import eventually_async
 from tests.records import Recorder, sequences
 
 Behaviour = Callable[[Sequence[Record]], Awaitable[None]]
@@ -103,15 +104,9 @@ async def pumping(
         await pump.close()
 
 
-async def until(fits: Callable[[], object], clock: ManualClock | None = None) -> None:
-    """Let things happen, and time pass where a clock is given."""
-    for _ in range(10_000):
-        if fits():
-            return
-        await asyncio.sleep(0)
-        if clock is not None and clock.asleep:
-            clock.pass_time(60)
-    raise AssertionError("it does not happen")
+def passing(clock: ManualClock) -> Callable[[], None]:
+    """Have time pass whenever something sleeps."""
+    return lambda: clock.pass_time(60) if clock.asleep else None
 
 
 async def test_records_are_forgotten_when_the_sink_has_acknowledged_them(
@@ -121,12 +116,12 @@ async def test_records_are_forgotten_when_the_sink_has_acknowledged_them(
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
     async with pumping(sink, outbox, clock):
         await outbox.append(recorder.starts(3))
-        await until(lambda: sink.attempts)
+        await eventually_async(lambda: sink.attempts)
         assert outbox.depth("s") == 3
         acknowledge.set()
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
         await outbox.append(recorder.starts(2))
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
     assert sequences(sink.taken) == [1, 2, 3, 4, 5]
     assert sink.closed
 
@@ -140,7 +135,7 @@ async def test_a_failure_is_tried_again_for_ever_with_growing_pauses(outbox: Mem
     with capture_logs() as logs:
         async with pumping(sink, outbox, clock):
             await outbox.append(Recorder().starts(3))
-            await until(lambda: outbox.depth("s") == 0, clock)
+            await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
     assert len(sink.attempts) == 31
     assert all(attempt == sink.attempts[0] for attempt in sink.attempts), "the same bytes each time"
     assert clock.slept[:4] == pytest.approx([0.075, 0.15, 0.3, 0.6])
@@ -178,7 +173,7 @@ async def test_what_a_sink_logs_names_it(outbox: MemoryOutbox, clock: ManualCloc
     sink = FakeSink()
     sink.starts = [look]
     async with pumping(sink, outbox, clock):
-        await until(lambda: told, clock)
+        await eventually_async(lambda: told, meanwhile=passing(clock))
     assert told == ["s"]
 
 
@@ -187,7 +182,7 @@ async def test_a_sink_that_cannot_be_started_is_tried_again(outbox: MemoryOutbox
     sink.starts = [fail, fail]
     async with pumping(sink, outbox, clock):
         await outbox.append(Recorder().starts(3))
-        await until(lambda: sink.taken, clock)
+        await eventually_async(lambda: sink.taken, meanwhile=passing(clock))
 
 
 @pytest.mark.parametrize("hanging", [hang, hang_on])
@@ -210,7 +205,7 @@ async def test_refused_records_are_set_aside_and_the_others_flow(outbox: MemoryO
     sink = FakeSink(refuse(2), refuse(4))
     async with pumping(sink, outbox, clock):
         await outbox.append(Recorder().starts(5))
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
         assert clock.slept == [], "no failure: nothing to wait for"
     assert [record.type for record in sink.taken] == ["started", "lost", "started", "lost", "started"]
     assert [lost(record)[1:] for record in sink.taken if record.type == "lost"] == [
@@ -226,7 +221,7 @@ async def test_a_refusal_of_what_stands_for_others_is_a_failure_like_any_other(
     sink = FakeSink(refuse(2), refuse(2), refuse(2))
     async with pumping(sink, outbox, clock):
         await outbox.append(Recorder().starts(3))
-        await until(lambda: outbox.depth("s") == 0, clock)
+        await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
     assert len(clock.slept) == 2
     assert [record.type for record in sink.taken] == ["started", "lost", "started"]
 
@@ -245,7 +240,7 @@ async def test_a_sink_that_is_dead_is_not_noticed_by_another(outbox: MemoryOutbo
         recorder = Recorder()
         for _ in range(20):
             await outbox.append(recorder.starts(100))
-            await until(lambda: outbox.depth("other") == 0)
+            await eventually_async(lambda: outbox.depth("other") == 0)
     assert sequences(well.taken) == list(range(1, 2001))
     assert outbox.depth("s") == 2000
 
@@ -255,7 +250,7 @@ async def test_batches_are_bounded_by_count_and_by_bytes(outbox: MemoryOutbox, c
     await outbox.append(recorder.starts(1500))
     await outbox.append(recorder.starts(10, size=300_000))
     async with pumping(sink, outbox, clock):
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
     assert max(map(len, sink.attempts)) == 1000
     assert max(sum(len(each.data) for each in attempt) for attempt in sink.attempts) <= BATCH_BYTES
     assert sequences(sink.taken) == list(range(1, 1511))
@@ -268,12 +263,12 @@ async def test_drained_is_when_nothing_waits(outbox: MemoryOutbox, clock: Manual
     await outbox.append(Recorder().starts(3))
     drained = asyncio.create_task(pump.drained())
     running = asyncio.create_task(pump.run())
-    await until(lambda: sink.attempts)
+    await eventually_async(lambda: sink.attempts)
     clock.pass_time(1)
     await asyncio.sleep(0)
     assert (pump.waiting, drained.done()) == (3, False)
     acknowledge.set()
-    await until(drained.done, clock)
+    await eventually_async(drained.done, meanwhile=passing(clock))
     running.cancel()
     await asyncio.wait([running])
 
@@ -287,7 +282,7 @@ async def test_it_settles_when_what_is_on_its_way_is_acknowledged_and_sends_noth
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
     await outbox.append(recorder.starts(3))
-    await until(lambda: sink.attempts)
+    await eventually_async(lambda: sink.attempts)
     settled = asyncio.create_task(pump.settle())
     await outbox.append(recorder.starts(2))
     await asyncio.sleep(0.01)
@@ -309,7 +304,7 @@ async def test_a_sink_that_does_not_acknowledge_is_waited_for_a_moment_at_the_mo
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
     await outbox.append(Recorder().starts(3))
-    await until(lambda: sink.attempts and (behaviour is hang or pump.state == "failing"))
+    await eventually_async(lambda: sink.attempts and (behaviour is hang or pump.state == "failing"))
     async with asyncio.timeout(10):
         await pump.settle()
     assert pump.waiting == 3
@@ -348,7 +343,7 @@ PROOF = Proof(Recorder().ledger.epoch, 1_795_447_300_000_000_000)
 
 async def beats(clock: ManualClock, seconds: float = 60) -> None:
     """Let a heartbeat become due."""
-    await until(lambda: clock.asleep)
+    await eventually_async(lambda: clock.asleep)
     clock.pass_time(seconds)
     for _ in range(20):
         await asyncio.sleep(0)
@@ -360,7 +355,7 @@ async def test_a_heartbeat_carries_the_last_position_and_what_is_proven(
     sink = FakeSink()
     async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
         await outbox.append(Recorder().starts(3))
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
         await beats(clock, 59)
         assert len(sink.taken) == 3
         await beats(clock, 1)
@@ -388,7 +383,7 @@ async def test_there_is_none_before_the_first_snapshot_has_arrived(outbox: Memor
         await beats(clock)
         assert len(proofs) == 2, "nothing was published"
         await outbox.append(Recorder().starts(1))
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
         await beats(clock)
         await beats(clock)
     assert proofs == []
@@ -400,11 +395,11 @@ async def test_there_is_none_while_something_waits(outbox: MemoryOutbox, clock: 
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
     async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
         await outbox.append(recorder.starts(1))
-        await until(lambda: sink.attempts)
+        await eventually_async(lambda: sink.attempts)
         await beats(clock)
         await outbox.append(recorder.starts(1))
         acknowledge.set()
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
         await beats(clock, 0)
     assert [(each.type, each.sequence) for each in sink.taken[:2]] == [("started", 1), ("started", 2)]
 
@@ -417,11 +412,11 @@ async def test_a_heartbeat_that_fails_is_dropped_and_records_flow(
     with capture_logs() as logs:
         async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
             await outbox.append(recorder.starts(1))
-            await until(lambda: outbox.depth("s") == 0)
+            await eventually_async(lambda: outbox.depth("s") == 0)
             sink.behaviours.append(failing)
             await beats(clock)
             await outbox.append(recorder.starts(2))
-            await until(lambda: outbox.depth("s") == 0)
+            await eventually_async(lambda: outbox.depth("s") == 0)
             await beats(clock)
     assert [each["event"] for each in logs] == ["heartbeat_failed"]
     assert [(each.type, each.sequence) for each in sink.taken] == [
@@ -439,7 +434,7 @@ async def test_a_sink_that_takes_no_heartbeat_fails_though_nothing_waits_for_it(
     pump = Pump("s", sink, outbox, clock, heart=Heart(lambda: PROOF, 60))
     task = asyncio.create_task(pump.run())
     await outbox.append(Recorder().starts(1))
-    await until(lambda: outbox.depth("s") == 0)
+    await eventually_async(lambda: outbox.depth("s") == 0)
     sink.behaviours.append(fail)
     await beats(clock)
     assert (pump.state, pump.failure) == ("failing", "the broker is away")
@@ -456,7 +451,7 @@ async def test_a_heartbeat_that_hangs_is_given_up_and_records_flow(
     sink, recorder = FakeSink(), Recorder()
     async with pumping(sink, outbox, clock, patience=0.01, heart=Heart(lambda: PROOF, 60)):
         await outbox.append(recorder.starts(1))
-        await until(lambda: outbox.depth("s") == 0)
+        await eventually_async(lambda: outbox.depth("s") == 0)
         sink.behaviours.append(hang)
         await beats(clock)
         await outbox.append(recorder.starts(2))

@@ -8,9 +8,8 @@ import pytest
 from bridge.clock import SystemClock
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.model import Instant
+from bridge.core.time import SECOND, from_seconds
 from bridge.retry import Backoff, Failure, forever
-
-SECOND = 1_000_000_000
 
 
 class FakeClock:
@@ -26,7 +25,7 @@ class FakeClock:
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.time += int(seconds * SECOND)
+        self.time += from_seconds(seconds)
 
     def random(self) -> float:
         return self.chance

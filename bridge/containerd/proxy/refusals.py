@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from bridge.core.ports import Clock
-from bridge.telemetry.sparingly import Sparingly
+from bridge.core.time import to_seconds
+from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import printable
 
 _SHOWN = 120  # characters of a method's name, which is whatever a client has sent
@@ -17,13 +18,13 @@ class Refusals:
 
     def __init__(self, clock: Clock) -> None:
         self.count = 0
-        self._sparingly = Sparingly(clock)
+        self._limiter = RateLimiter(clock)
 
     def add(self, method: str, status: str, reason: str) -> None:
         """Count a call that was refused."""
         self.count += 1
         name = printable(method[:_SHOWN])
-        self._sparingly.say(
+        self._limiter.log(
             _log.warning,
             (name, status),
             "call_denied",
@@ -47,7 +48,7 @@ class Rate:
     def passes(self) -> bool:
         """Tell whether one more may pass now; if so, it counts."""
         now = self._clock.now().monotonic
-        self._left = min(self._burst, self._left + (now - self._at) / 1e9 * self._per_second)
+        self._left = min(self._burst, self._left + to_seconds(now - self._at) * self._per_second)
         self._at = now
         if self._left < 1:
             return False

@@ -20,13 +20,13 @@ from grpc import StatusCode
 
 from bridge.containerd import packing, rpc
 from bridge.containerd.endpoint import probe
-from bridge.containerd.failures import one_line
 from bridge.containerd.proxy import rules
 from bridge.containerd.proxy.refusals import Rate, Refusals
 from bridge.containerd.proxy.rules import CallRefused, Rule
 from bridge.containerd.stream import RawStream
 from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
+from bridge.telemetry.text import one_line
 
 SUBSCRIPTIONS = 8  # at a time: the bridge has one, two for a moment
 SUBSCRIBER_BYTES = 16 * 1024 * 1024  # of events that a client has not taken yet, for each of them

@@ -10,8 +10,8 @@ import msgspec
 
 from bridge.core.encode import container, rfc3339
 from bridge.core.lives import Transition
+from bridge.telemetry.counters import SnapshotNote
 from bridge.telemetry.status import Status, judge
-from bridge.telemetry.tally import SnapshotNote
 
 AT_ONCE = 200  # containers per chunk; encoding a chunk blocks the event loop for about 1 ms
 

@@ -17,9 +17,8 @@ from prometheus_client.registry import Collector
 
 from bridge import __version__
 from bridge.core.events import Reason, TransitionType
-from bridge.telemetry.histogram import BOUNDS
+from bridge.telemetry.counters import ANNOUNCING, BOUNDS
 from bridge.telemetry.status import Bridge, SinkStatus, Status, judge
-from bridge.telemetry.tally import ANNOUNCING
 
 # Events that produced no record: the internal counter, and the value of the metric's label.
 _IGNORED = {

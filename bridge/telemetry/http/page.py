@@ -15,9 +15,10 @@ from html import escape
 from bridge.core.encode import rfc3339
 from bridge.core.identity import display_id
 from bridge.core.lives import Transition
+from bridge.core.time import SECOND
+from bridge.telemetry.counters import SnapshotNote
 from bridge.telemetry.http.documents import by_project
 from bridge.telemetry.status import SinkStatus, Status, judge
-from bridge.telemetry.tally import SnapshotNote
 from bridge.telemetry.text import printable
 
 MOST_CONTAINERS = 1000  # on the page; /containers has all
@@ -206,7 +207,7 @@ def _turn(state: str) -> str:
 
 def _moment(at: int) -> str:
     """Write a moment, to the second."""
-    return rfc3339(at - at % 1_000_000_000).replace("T", " ")
+    return rfc3339(at - at % SECOND).replace("T", " ")
 
 
 def _seconds(seconds: float) -> str:

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import execute
-
 ROOT = Path(__file__).parents[3]
 
 
@@ -25,7 +23,8 @@ def home(tmp_path: Path) -> Path:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m bridge "$@"\n')
     program.chmod(0o755)
-    done = subprocess.run([program, "completion", "bash"], capture_output=True, check=True)
+    environment = os.environ | {"_WHALEBRIDGE_COMPLETE": "source_bash"}
+    done = subprocess.run([program], env=environment, capture_output=True, check=True)
     (tmp_path / "script").write_bytes(done.stdout)
     return tmp_path
 
@@ -64,29 +63,3 @@ def test_tab_completes_commands_and_options_in_bash(home: Path) -> None:
         assert "doctor" in bash.type_("\x15whalebridge \t\t", "version")
     finally:
         bash.close()
-
-
-@pytest.mark.parametrize(
-    ("shell", "said"), [("zsh", "#compdef whalebridge"), ("fish", "complete --command whalebridge")]
-)
-def test_scripts_for_other_shells(shell: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(["completion", shell]) == 0
-    assert capsys.readouterr().out.startswith(said)
-
-
-@pytest.mark.parametrize(
-    ("shell", "environment", "said"),
-    [
-        ("zsh", {"_TYPER_COMPLETE_ARGS": "whalebridge doc"}, '"doctor"'),
-        ("fish", {"_TYPER_COMPLETE_ARGS": "whalebridge doc", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "doctor\t"),
-    ],
-)
-def test_what_other_shells_ask_for(shell: str, environment: dict[str, str], said: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bridge"],
-        env={**os.environ, **environment, "_WHALEBRIDGE_COMPLETE": f"complete_{shell}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said in done.stdout

@@ -16,7 +16,7 @@ from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFound
 
 COMMANDS = [
     *("run", "list", "inspect", "watch", "tail", "check", "doctor", "snapshot", "proxy"),
-    *("schema", "version", "completion"),
+    *("schema", "version"),
 ]
 
 
@@ -69,9 +69,7 @@ def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixtu
     assert f"\n    whalebridge {command}" in told
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["version"], ["completion", "bash"], *([command, "--help"] for command in COMMANDS)]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["version"], *([command, "--help"] for command in COMMANDS)])
 def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
     code = (
         "import sys; from bridge.cli import execute; execute(sys.argv[1:]);"

@@ -34,7 +34,7 @@ FULL: dict[str, Any] = {
     "state_dir": "/var/lib/whalebridge",
     "outbox": {"max_age": "1d"},
     "heartbeat": {"interval": "off"},
-    "http": {"listen": "off", "token_file": "/t"},
+    "http": {"listen": "off"},
     "log": {"level": "debug"},
     "sinks": [
         "stdout:",

@@ -60,8 +60,8 @@ def shown(**how: Any) -> str:
 
 
 def test_every_secret_is_looked_at() -> None:
-    assert {kind for kind, _ in PLACES} == {"", "kafka", "nats"}
-    assert {("", "http.token"), ("kafka", "sasl.password"), ("nats", "login.nkey_seed")} <= set(PLACES)
+    assert {kind for kind, _ in PLACES} == {"kafka", "nats"}
+    assert {("kafka", "sasl.password"), ("nats", "login.nkey_seed")} <= set(PLACES)
     assert SecretStr(CANARY).get_secret_value() == CANARY
 
 
@@ -111,8 +111,8 @@ def test_a_secret_of_the_environment_is_not_shown(kind: str, path: str, monkeypa
         f"sinks:\n- type: kafka\n  sasl:\n    password: '{CANARY}\n",
         f"sinks:\n- type: kafka\n  sasl:\n    password: {CANARY}: x\n",
         f"sinks:\n- kafka://user:{CANARY}@h/t\n",
-        f"http:\n  token: {CANARY}\n  token: {CANARY}\n",
-        f"http: {{token: a,{CANARY}}}\n",
+        f"http:\n  listen: {CANARY}\n  listen: {CANARY}\n",
+        f"http: {{listen: a,{CANARY}}}\n",
         f"sinks:\n- {{type: kafka, servers: h, topic: t, sasl: {{username: u, password: a,{CANARY}}}}}\n",
         f"sinks:\n- type: kafka://u:{CANARY}@h/t\n",
         f"sinks:\n- {{type: nats, servers: 'u:{CANARY}@h', subject: s}}\n",

@@ -41,7 +41,7 @@ def test_defaults() -> None:
     assert settings.containers.kinds == ("container",)
     assert settings.containers.extras == ()
     assert settings.heartbeat.interval == timedelta(seconds=60)
-    assert (settings.http.listen, settings.http.token) == ("127.0.0.1:9469", None)
+    assert settings.http.listen == "127.0.0.1:9469"
     assert settings.sinks == (StdoutSettings(),)
     assert settings.snapshot.interval == timedelta(hours=6)
     assert (settings.log.level, settings.log.format) == ("info", "auto")

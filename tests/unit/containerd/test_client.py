@@ -20,6 +20,7 @@ from bridge.containerd.rpc import VERSION
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, TaskStatus
+from tests.eventually import eventually_async
 from tests.simulator.containerd import SENT_AT_MOST, SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import RefusedError
@@ -203,7 +204,7 @@ class TestFailures:
     ) -> None:
         standin.faults.hang("Tasks.Wait")
         waiting = asyncio.create_task(client.wait(KEY))
-        await standin.until(lambda: "Tasks.Wait" in standin.calls)
+        await eventually_async(lambda: "Tasks.Wait" in standin.calls)
         await client.close()
         with pytest.raises(TransientError, match="was closed: could not wait for a task's end"):
             await waiting

@@ -35,6 +35,7 @@ from bridge.core.model import (
     TaskStatus,
     Undecodable,
 )
+from bridge.core.time import SECOND
 
 KEY = ContainerKey("shop", "web")
 AT = 1_795_447_268_256_344_486
@@ -44,7 +45,7 @@ GO_ZERO = {"seconds": -62_135_596_800}
 
 
 def stamp(nanoseconds: int) -> dict[str, int]:
-    return {"seconds": nanoseconds // 10**9, "nanos": nanoseconds % 10**9}
+    return {"seconds": nanoseconds // SECOND, "nanos": nanoseconds % SECOND}
 
 
 def envelope(topic: str, payload: Message, **changes: Any) -> bytes:

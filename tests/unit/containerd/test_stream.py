@@ -16,8 +16,8 @@ from bridge.containerd.stream import BATCH_EVENTS, LINGER_SECONDS, EventStream, 
 from bridge.core.errors import StreamOverflowError, TransientError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Event, Mark, TaskOOM, Undecodable
+from tests.eventually import eventually, eventually_async
 from tests.simulator.containerd import SimulatedContainerd
-from tests.testbed.process import wait_until
 
 KEY = ContainerKey("shop", "web")
 
@@ -28,7 +28,7 @@ def readers() -> list[threading.Thread]:
 
 def gone() -> None:
     """Wait for the end of all readers: each takes its time, where somebody else has the processor."""
-    wait_until(lambda: not readers(), "the end of all readers")
+    eventually(lambda: not readers(), "the end of all readers")
 
 
 async def held(stream: EventStream, events: int) -> None:
@@ -49,7 +49,7 @@ async def stream(standin: SimulatedContainerd) -> AsyncIterator[EventStream]:
 
 async def subscribed(standin: SimulatedContainerd, streams: int) -> None:
     """Wait until the stand-in has so many subscribers."""
-    await standin.until(lambda: len(standin.state.listeners) == streams)
+    await eventually_async(lambda: len(standin.state.listeners) == streams)
 
 
 def tell(standin: SimulatedContainerd, events: int) -> list[Event]:
@@ -161,7 +161,7 @@ async def test_closing_is_prompt_when_containerd_hangs(standin: SimulatedContain
     while not took or (min(took) > 0.5 and len(took) < 10):  # at once, when the machine has nothing else to do
         standin.calls.clear()
         stream = EventStream(standin.address)
-        await standin.until(lambda: "Events.Subscribe" in standin.calls)
+        await eventually_async(lambda: "Events.Subscribe" in standin.calls)
         began = time.perf_counter()
         stream.close()
         took.append(time.perf_counter() - began)

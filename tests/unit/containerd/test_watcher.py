@@ -16,6 +16,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.containerd.watcher import Container, ContainerdWatcher, ContainerEvent, ContainerEventType, Living
 from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
 from bridge.core.model import ContainerKey
+from tests.eventually import eventually_async
 from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import IMAGE, RefusedError
@@ -228,7 +229,7 @@ class TestEvents:
     async def test_it_begins_by_itself(self, standin: SimulatedContainerd, watcher: ContainerdWatcher) -> None:
         events = watcher.lifecycle_events()
         waiting = asyncio.create_task(anext(events))
-        await standin.until(lambda: bool(standin.state.listeners))
+        await eventually_async(lambda: bool(standin.state.listeners))
         standin.state.run(key("shop/a"))
         assert (await waiting).type is STARTED
         standin.state.exit(key("shop/a"))
@@ -245,7 +246,7 @@ class TestEvents:
             standin.faults.hang("Containers.Get")
             waiting = asyncio.create_task(anext(events))
             standin.state.run(key("shop/a"))
-            await standin.until(lambda: "Containers.Get" in standin.calls)
+            await eventually_async(lambda: "Containers.Get" in standin.calls)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
@@ -264,7 +265,7 @@ class TestEvents:
         standin.faults.refused["Events.Publish", ALL] = RefusedError(StatusCode.PERMISSION_DENIED, "read only")
         with pytest.raises(TransientError, match=r"allow Events\.Publish"):
             await anext(watcher.lifecycle_events())
-        await standin.until(lambda: not standin.state.listeners)
+        await eventually_async(lambda: not standin.state.listeners)
 
     async def test_nor_is_one_whose_marks_do_not_come_back(
         self, standin: SimulatedContainerd, watcher: ContainerdWatcher, monkeypatch: pytest.MonkeyPatch

@@ -22,9 +22,9 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
+from bridge.core.time import SECOND, from_seconds
 from bridge.core.tracker import Tracker
 
-SECOND = 1_000_000_000
 BOOT = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 WEB = ContainerKey("shop", "web")
 DB = ContainerKey("shop", "db")
@@ -35,11 +35,11 @@ Told: TypeAlias = list[tuple[str, str, int]]
 
 def moment(seconds: float) -> Instant:
     """The seconds since the machine was booted, on both clocks."""
-    return Instant(wall(seconds), int(seconds * SECOND))
+    return Instant(wall(seconds), from_seconds(seconds))
 
 
 def wall(seconds: float) -> int:
-    return BOOTED + int(seconds * SECOND)
+    return BOOTED + from_seconds(seconds)
 
 
 def created(pid: int, seconds: float, key: ContainerKey = WEB) -> TaskCreated:

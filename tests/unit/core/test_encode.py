@@ -16,7 +16,8 @@ from bridge.core.encode import Coverage, Gap, Ledger, heartbeat, lost_record, rf
 from bridge.core.events import Previous, Record, json_schema
 from bridge.core.lives import Ending, Transition
 from bridge.core.model import ContainerKey, Engine, Labels, Metadata, PodReference
-from tests.unit.core.made import SECOND, WEB
+from bridge.core.time import SECOND
+from tests.unit.core.made import WEB
 
 ENGINE = Engine("c79d280c", "2.4.2", "/run/containerd/containerd.sock", 812)
 SCHEMA = jsonschema.Draft202012Validator(json_schema())

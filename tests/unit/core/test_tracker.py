@@ -21,11 +21,11 @@ from bridge.core.model import (
     TaskOOM,
     TaskStatus,
 )
+from bridge.core.time import SECOND, to_seconds
 from bridge.core.tracker import GRACE, WITNESSED_GRACE, Tracker
 from tests.unit.core.made import (
     BOOT,
     DB,
-    SECOND,
     WEB,
     Told,
     created,
@@ -50,7 +50,7 @@ DIED = [("exited", "inferred", 5)]
 
 def step(tracker: Tracker, event: ContainerEvent, now: Instant | None = None) -> Told:
     """Take in an event the moment that it happens, unless told otherwise."""
-    since = (event.at - wall(0)) / SECOND
+    since = to_seconds(event.at - wall(0))
     return told(tracker.step(event, now or moment(since)))
 
 

@@ -34,8 +34,8 @@ from bridge.core.model import (
     TaskStatus,
 )
 from bridge.core.reconcile import Listing
+from bridge.core.time import SECOND
 
-SECOND = 1_000_000_000
 KEYS = [ContainerKey("default", "a"), ContainerKey("default", "b"), ContainerKey("shop", "a")]
 LIVES_PER_ID = 14  # fewer than the tracker remembers per id
 STARTED_AT = 1_795_447_267 * SECOND

@@ -214,8 +214,9 @@ class SqlitePromises(Promises):
         It gets nothing more to do meanwhile, as the event loop stands still.
         """
         assert isinstance(self.outbox, SqliteOutbox)
-        done = Event()
-        self.outbox._store._worker._jobs.put(done.set)
+        calls, done = self.outbox._store._worker._calls, Event()
+        assert calls is not None
+        calls.put(done.set)
         assert done.wait(60)
 
     def remembers(self) -> None:

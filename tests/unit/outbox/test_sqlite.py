@@ -66,6 +66,21 @@ async def test_records_cursors_and_memory_outlive_it(path: Path) -> None:
         assert sequences(list(batch)) == [3, 4, 5]
 
 
+async def test_oldest_age_counts_only_running_time_after_a_restart(path: Path) -> None:
+    clock, recorder = ManualClock(), Recorder()
+    async with opened(path, clock=clock) as outbox:
+        await outbox.append(recorder.starts(1))
+        clock.pass_time(120)
+        await outbox.append(recorder.starts(1))
+    clock.pass_time(3600)
+    async with opened(path, clock=clock) as outbox:
+        assert outbox.lag("s").age == 120
+        await outbox.acknowledge("s", await outbox.read("s", 1))
+        clock.pass_time(30)
+        await outbox.append(recorder.starts(1))
+        assert outbox.lag("s").age == 30
+
+
 async def test_many_changes_of_the_memory_at_once(path: Path) -> None:
     many: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
     async with opened(path) as outbox:
@@ -419,13 +434,14 @@ class FailingDatabase(Database):
         type(self).opened += 1
         super().__init__(path, check=check)
 
-    def write(self, writing: Writing) -> None:
+    def write(self, writing: Writing) -> dict[str, int]:
         if self.fails_before is not None:
             raise self.fails_before
-        super().write(writing)
+        ages = super().write(writing)
         self.written.append(writing)
         if self.fails_after is not None:
             raise self.fails_after
+        return ages
 
 
 def io_error(code: int, text: str) -> sqlite3.Error:

@@ -11,8 +11,8 @@ from nats.aio.msg import Msg
 
 from bridge.core.errors import TransientError
 from sinks.nats import exchange
+from sinks.nats.connection import Place
 from sinks.nats.exchange import Exchange, Message, always, unless_refused
-from sinks.nats.link import Place
 
 STORED = b'{"stream":"S","seq":1}'
 REFUSED = b'{"error":{"code":400,"err_code":10077,"description":"full"},"stream":"S","seq":0}'

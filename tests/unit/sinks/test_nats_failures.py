@@ -14,9 +14,9 @@ from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
 from config.sinks.nats import LoginSettings, NatsSettings
-from sinks.nats import configs, login
+from sinks.nats import login, streams
 from sinks.nats.exchange import Answer, Refusal, read
-from sinks.nats.failures import AnsweredError, Texts, is_denial, one_line
+from sinks.nats.failures import AnsweredError, Texts, is_denial
 
 TEXTS = Texts("n1:4222", 5.0, "login.token_file /run/token", "tls.cert_file /run/cert")
 NOBODY = Texts("n1:4222", 5.0, "", "")
@@ -92,10 +92,6 @@ def test_answers_that_say_no() -> None:
     assert not isinstance(TEXTS.answered("x", nats.errors.ConnectionClosedError()), AnsweredError)
 
 
-def test_foreign_texts_become_one_short_line() -> None:
-    assert one_line("a\r\n b\x1b[31m" + "x" * 1000) == "a b?[31m" + "x" * 292
-
-
 # --- answers ---
 
 
@@ -124,9 +120,9 @@ def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: A
 
 
 def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None:
-    wanted = configs.stream(NatsSettings.model_validate({"servers": ["n1"], "subject": "events"}))
-    assert not list(configs.mistakes(wanted, "events.*.*.*"))
-    assert not list(configs.weaknesses(wanted, "events.*.*.*"))
+    wanted = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject": "events"}))
+    assert not list(streams.config_errors(wanted, "events.*.*.*"))
+    assert not list(streams.config_warnings(wanted, "events.*.*.*"))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +137,7 @@ def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None
 )
 def test_weaknesses(config: dict[str, Any], told: str) -> None:
     good: dict[str, Any] = {"subjects": ["events.>"], "duplicate_window": 3600, "allow_atomic": True}
-    [weakness] = configs.weaknesses(StreamConfig(**(good | config)), "events.*.*.*")
+    [weakness] = streams.config_warnings(StreamConfig(**(good | config)), "events.*.*.*")
     assert told in weakness
 
 

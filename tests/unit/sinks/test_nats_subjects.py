@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.core.events import Record
-from sinks.nats.link import place
+from sinks.nats.connection import place
 from sinks.nats.subjects import MAX_TOKEN, Subjects, collide, covered, read_token, state_key, token
 
 TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too

@@ -25,7 +25,7 @@ def calls() -> Iterator[tuple[ast.Call, str, list[ast.expr]]]:
 def of_call(node: ast.Call, called: ast.Attribute) -> Iterator[tuple[ast.Call, str, list[ast.expr]]]:
     if isinstance(called.value, ast.Name) and called.value.id == "_log" and called.attr in LEVELS:
         yield node, called.attr, node.args
-    elif called.attr == "say" and isinstance(node.args[0], ast.Attribute):
+    elif called.attr == "log" and isinstance(node.args[0], ast.Attribute):
         yield node, node.args[0].attr, node.args[2:]
     elif called.attr in HANDED_ON:
         yield node, "warning", node.args

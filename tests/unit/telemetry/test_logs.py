@@ -13,10 +13,10 @@ import pytest
 import structlog
 
 from bridge.telemetry import logs
-from bridge.telemetry.stderr import PatientWriter
+from bridge.telemetry.stderr import NonBlockingWriter
 
 HOSTILE = "web\x1b]0;title\x07\x9b2J\r\n{}"
-Configure = Callable[..., PatientWriter]
+Configure = Callable[..., NonBlockingWriter]
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def configure() -> Iterator[Configure]:
-    writers: list[PatientWriter] = []
+    writers: list[NonBlockingWriter] = []
     handlers, level = logging.root.handlers[:], logging.root.level
     gc.disable()  # what libraries say of objects that earlier tests have left belongs to nobody's log here
 
-    def configured(*args: Any, **kwargs: Any) -> PatientWriter:
+    def configured(*args: Any, **kwargs: Any) -> NonBlockingWriter:
         writers.append(logs.configure(*args, **kwargs))
         return writers[-1]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.telemetry.stderr import PatientWriter
+from bridge.telemetry.stderr import NonBlockingWriter
 
 LONG = "x" * 100_000  # more than a pipe holds
 
@@ -28,7 +28,7 @@ def read_all_lines(descriptor: int, count: int) -> list[str]:
 
 def test_lines_are_written_in_order(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        writer = PatientWriter(str, descriptor=file.fileno())
+        writer = NonBlockingWriter(str, descriptor=file.fileno())
         for number in range(500):
             writer.write_line(f"line {number}")
         writer.close(seconds=60)
@@ -36,7 +36,7 @@ def test_lines_are_written_in_order(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_sleeps_blocks_nobody_and_is_told_what_was_left_out(pipe: tuple[int, int]) -> None:
-    writer = PatientWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], kept=3)
+    writer = NonBlockingWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], kept=3)
     writer.write_line(LONG)
     fill(writer)
     for number in range(7):
@@ -48,7 +48,7 @@ def test_a_reader_that_sleeps_blocks_nobody_and_is_told_what_was_left_out(pipe: 
     writer.close()
 
 
-def fill(writer: PatientWriter) -> None:
+def fill(writer: NonBlockingWriter) -> None:
     """Wait until the thread is stuck with the first line, then fill the memory."""
     with writer._changed:
         while writer._lines:
@@ -58,7 +58,7 @@ def fill(writer: PatientWriter) -> None:
 
 
 def test_closing_is_bounded_and_final(pipe: tuple[int, int]) -> None:
-    writer = PatientWriter(str, descriptor=pipe[1])
+    writer = NonBlockingWriter(str, descriptor=pipe[1])
     writer.write_line(LONG)
     writer.close(seconds=0.01)
     writer.write_line("too late")
@@ -70,7 +70,7 @@ def test_closing_is_bounded_and_final(pipe: tuple[int, int]) -> None:
 
 def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETFL, os.O_NONBLOCK)
-    writer = PatientWriter(str, descriptor=pipe[1])
+    writer = NonBlockingWriter(str, descriptor=pipe[1])
     writer.write_line(LONG)
     assert read_all_lines(pipe[0], 1) == [LONG]
     writer.close()
@@ -79,7 +79,7 @@ def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
 def test_a_reader_that_has_gone_is_no_error() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    writer = PatientWriter(str, descriptor=theirs)
+    writer = NonBlockingWriter(str, descriptor=theirs)
     writer.write_line("to nobody")
     writer.close(seconds=10)
     os.close(theirs)
@@ -88,7 +88,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 
 def test_what_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        writer = PatientWriter(str, descriptor=file.fileno())
+        writer = NonBlockingWriter(str, descriptor=file.fileno())
         writer.write_line("\udc80")
         writer.close(seconds=60)
     assert (tmp_path / "log").read_text() == "\\udc80\n"

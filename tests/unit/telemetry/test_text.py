@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from bridge.telemetry.text import printable
+from bridge.telemetry.text import one_line, printable, printable_json
 
 
 @pytest.mark.parametrize(
@@ -28,3 +30,21 @@ def test_only_printable_characters_are_let_through(text: str, shown: str) -> Non
 
 def test_what_is_asked_for_is_kept() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
+
+
+@pytest.mark.parametrize("text", ["plain", "größe 容器", "\x1b\x9b\x7f", "\u202e\u2028", "\U000e0041", 'q"\\'])
+def test_the_document_stays_the_same_and_gets_printable(text: str) -> None:
+    document = json.dumps({text: text}, ensure_ascii=False, indent=2)
+    shown = printable_json(document)
+    assert json.loads(shown) == {text: text}
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert shown.count("\n") == document.count("\n")
+
+
+def test_what_is_printable_is_left_alone() -> None:
+    document = json.dumps({"name": "größe 容器"}, ensure_ascii=False)
+    assert printable_json(document) is document
+
+
+def test_foreign_texts_become_one_short_line() -> None:
+    assert one_line("a\r\n b\x1b[31m" + "x" * 1000) == "a b?[31m" + "x" * 292

@@ -11,6 +11,7 @@ from bridge.core.events import Record
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Event, Instant, Mark, Metadata, Task, TaskEnd, TaskStatus
 from bridge.core.ports import Lag, Recollection
+from bridge.core.time import from_seconds
 from bridge.watch import WatchSettings
 
 NEVER = 1e6  # seconds
@@ -28,7 +29,7 @@ class FakeClock:
     async def sleep(self, seconds: float) -> None:
         if seconds > NEVER:
             await asyncio.Event().wait()
-        self.nanoseconds += int(seconds * 1e9)
+        self.nanoseconds += from_seconds(seconds)
         await asyncio.sleep(0)
 
     def random(self) -> float:

@@ -70,7 +70,7 @@ async def test_what_the_stream_still_holds_when_a_look_up_fails_is_told_later() 
         source.before_record = fails
         first = source.stream
         first.put(*start(WEB, 10))
-        await running.until(lambda: source.calls["container"] >= 1)
+        await running.eventually(lambda: source.calls["container"] >= 1)
         first.put(*start(DB, 11), exit_(DB, 11, 3))
         failing = False
         source.run(WEB, 10)
@@ -95,7 +95,7 @@ async def test_records_that_were_fetched_before_the_connection_was_lost_are_kept
 
         source.before_record = fails
         source.stream.put(*start(WEB, 10), *start(DB, 11), exit_(DB, 11, 3))
-        await running.until(lambda: source.calls["container"] >= 2)
+        await running.eventually(lambda: source.calls["container"] >= 2)
         await turns()
         del source.records[DB]
         source.id, down = engine, False
@@ -120,7 +120,7 @@ async def test_a_container_adopted_between_audits_is_told_by_the_next() -> None:
         await running.live()
         failing = False
         source.stream.put(TaskPaused(DB, running.clock.now().wall))
-        await running.until(lambda: source.calls["task"] >= 1)
+        await running.eventually(lambda: source.calls["task"] >= 1)
         source.stream.put(TaskResumed(DB, running.clock.now().wall))
         await running.live(2)
     assert running.told == [("present", "snapshot", "shop/db")]
@@ -139,7 +139,7 @@ async def test_one_record_that_cannot_be_read_stops_nothing() -> None:
         await running.live()
         source.stream.put(*start(DB, 11), exit_(WEB, 10, 3))
         source.run(DB, 11)
-        await running.until(lambda: len(running.told) == 3)
+        await running.eventually(lambda: len(running.told) == 3)
         source.run(ContainerKey("shop", "silent"), 12)
         await running.live(2)
     assert running.told[1:3] == [("started", "live", "shop/db"), ("exited", "live", "web")]
@@ -170,7 +170,7 @@ async def test_no_more_questions_at_a_time_than_allowed() -> None:
             await turns(5)
         assert asked == 16
         answer.set()
-        await running.until(lambda: source.calls["task"] >= 100)
+        await running.eventually(lambda: source.calls["task"] >= 100)
     assert most == 16
 
 
@@ -197,9 +197,9 @@ async def test_a_short_life_is_not_told_under_its_successors_name() -> None:
             TaskStarted(WEB, now + 8, 12),
         )
         source.records[WEB] = msgspec.structs.replace(record(WEB, "second"), created_at=now + 6)
-        await running.until(lambda: source.calls["container"] >= 2)
+        await running.eventually(lambda: source.calls["container"] >= 2)
         may_answer.set()
-        await running.until(lambda: len(running.told) == 3)
+        await running.eventually(lambda: len(running.told) == 3)
     assert [each["container"]["name"] for each in running.documents if each["id"]] == ["web", "web", "second"]
 
 
@@ -215,7 +215,7 @@ async def test_what_was_received_is_told_when_the_bridge_stops() -> None:
         source.before_record = slow
         source.records[WEB] = record(WEB, "slow")
         source.stream.put(*start(WEB, 10), *start(DB, 11), exit_(DB, 11, 3))
-        await running.until(lambda: source.calls["container"] >= 2)
+        await running.eventually(lambda: source.calls["container"] >= 2)
     assert [told[0] for told in running.told] == ["started", "started", "exited"]
     assert running.documents[2]["container"]["name"] == "slow"
 

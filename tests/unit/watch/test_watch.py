@@ -31,6 +31,7 @@ from bridge.core.model import (
 )
 from bridge.watch import Watch
 from bridge.watch.audit import EVENT_SECONDS
+from tests.eventually import eventually_async
 from tests.unit.watch.fakes import FakeClock, FakeSource, KeepingOutbox, record, settings
 
 WEB = ContainerKey("default", "web")
@@ -60,16 +61,12 @@ class Running:
     def frames(self, type_: str = "snapshot_completed") -> list[dict[str, Any]]:
         return [each["snapshot"] for each in self.documents if each["type"] == type_]
 
-    async def until(self, fits: Callable[[], object]) -> None:
+    async def eventually(self, fits: Callable[[], object]) -> None:
         """Let the watch go on until something is so."""
-        async with asyncio.timeout(60):
-            while not fits():
-                if self.task.done():
-                    self.task.result()
-                await asyncio.sleep(0)
+        await eventually_async(fits, meanwhile=lambda: self.task.done() and self.task.result())
 
     async def live(self, snapshots: int = 1) -> None:
-        await self.until(lambda: len(self.frames()) >= snapshots)
+        await self.eventually(lambda: len(self.frames()) >= snapshots)
 
 
 @contextlib.asynccontextmanager
@@ -155,7 +152,7 @@ async def test_an_answer_older_than_an_event_is_asked_for_again() -> None:
         source.before_task = dies
         pause = TaskPaused(WEB, running.clock.now().wall)
         source.stream.put(pause, pause)
-        await running.until(lambda: len(running.told) == 3)
+        await running.eventually(lambda: len(running.told) == 3)
     assert running.told[1:] == [("paused", "live", "web"), ("exited", "live", "web")]
     assert running.documents[-1]["exit"] == {"status": 7, "at": "1970-01-01T00:00:00.000000008Z", "oom": False}
 
@@ -251,7 +248,7 @@ def meanwhile(running: Running, monkeypatch: pytest.MonkeyPatch, *events: Event)
             audits.append(seconds)
             received = running.watch._intake.received
             running.source.stream.put(*events)
-            await running.until(lambda: running.watch._intake.taken >= received + len(events))
+            await running.eventually(lambda: running.watch._intake.taken >= received + len(events))
         await sleep(seconds)
 
     monkeypatch.setattr(running.clock, "sleep", wait)
@@ -264,7 +261,7 @@ async def test_an_audit_gives_events_time_that_are_on_their_way(monkeypatch: pyt
         audits = meanwhile(running, monkeypatch, *start(DB, 30))
         await running.live()
         source.run(DB, 30)
-        await running.until(lambda: running.told)
+        await running.eventually(lambda: running.told)
         await asyncio.sleep(0.2)  # two more audits: nothing to tell
     assert len(audits) == 1
     assert source.calls["task"] <= 1, "only the start, which came late, may have been asked about"
@@ -303,7 +300,7 @@ async def test_the_record_is_asked_for_while_it_is_there() -> None:
             pass
 
         source.before_record = vanishes
-        await running.until(lambda: len(running.told) == 2)
+        await running.eventually(lambda: len(running.told) == 2)
     assert {each["container"]["name"] for each in running.documents[2:]} == {"shop-web"}
     assert source.calls["container"] == 1
 
@@ -313,7 +310,7 @@ async def test_a_record_that_is_gone_leaves_what_the_event_told() -> None:
     async with watching(source) as running:
         await running.live()
         source.stream.put(*start(WEB, 10), exit_(WEB, 10))
-        await running.until(lambda: len(running.told) == 2)
+        await running.eventually(lambda: len(running.told) == 2)
     container = running.documents[-1]["container"]
     assert (container["name"], container["labels"], container["image"]) == ("web", None, "busybox")
 
@@ -368,11 +365,11 @@ async def test_a_lost_exit_is_told_soon_and_with_the_status_that_the_second_witn
         await running.live()
         source.records[WEB] = record(WEB)
         source.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
-        await running.until(lambda: len(running.told) == 1)
+        await running.eventually(lambda: len(running.told) == 1)
         assert source.calls["task"] == 0, "nothing else has raised a question"
         running.clock.nanoseconds += 3_000_000_000
         source.stream.put(Ignored("/tasks/exec-added", known=True))
-        await running.until(lambda: len(running.told) == 2)
+        await running.eventually(lambda: len(running.told) == 2)
     assert running.told == [("started", "live", "web"), ("exited", "inferred", "web")]
     assert running.documents[3]["exit"]["status"] == (witnessed and 42)
 
@@ -402,7 +399,7 @@ async def test_a_stream_on_which_no_mark_comes_back_is_given_up() -> None:
     source.marks_come_back = False
     async with watching(source, mark_timeout=0.3) as running:
         advance = asyncio.create_task(_advance(running.clock))
-        await running.until(lambda: source.calls["mark"] >= 6)
+        await running.eventually(lambda: source.calls["mark"] >= 6)
         source.marks_come_back = True
         await running.live()
         advance.cancel()
@@ -417,7 +414,7 @@ async def test_odd_events_are_counted_and_harm_nobody() -> None:
             Ignored("/tasks/dances", known=False), Ignored("/tasks/exec-added", known=True), Undecodable("/x", "odd")
         )
         source.stream.put(Mark("another", 1))
-        await running.until(lambda: running.watch.oddities.counts.total() == 4)
+        await running.eventually(lambda: running.watch.oddities.counts.total() == 4)
     assert running.watch.oddities.counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_marker": 1}
 
 
@@ -436,7 +433,7 @@ async def test_a_refusal_that_only_a_person_can_change_ends_the_watch() -> None:
         source.engine = broken  # type: ignore[method-assign]
         source.stream.end(TransientError("gone"))
         with pytest.raises(FatalError, match="another program"):
-            await running.until(lambda: False)
+            await running.eventually(lambda: False)
 
 
 async def _advance(clock: FakeClock) -> None:

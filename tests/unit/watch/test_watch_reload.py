@@ -37,7 +37,7 @@ async def test_other_filters_take_a_snapshot_that_does_not_name_what_left_the_sc
         await running.live(2)
         source.stream.put(TaskExited(WEB, 9, "", 10, 0, 8), TaskPaused(DB, 2_000_000_000_000_000_000))
         source.running[DB] = replace(source.running[DB], status=TaskStatus.PAUSED)
-        await running.until(lambda: running.told[-1][0] == "paused")
+        await running.eventually(lambda: running.told[-1][0] == "paused")
     frame = running.frames()[1]
     assert (frame["reason"], frame["containers"]) == ("filters_changed", 1)
     assert running.told[1:] == [("present", "snapshot", "shop/db"), ("paused", "inferred", "shop/db")]
@@ -68,7 +68,7 @@ async def test_what_is_told_between_the_reload_and_its_snapshot_has_no_label_tha
         await running.live()
         running.watch.reload(settings(scope="other", rules=NO_TIER))
         source.records[WEB] = replace(record(WEB), labels={})  # as the source tells it under these rules
-        source.before_listing = lambda _: running.until(lambda: labels(running, "exited"))
+        source.before_listing = lambda _: running.eventually(lambda: labels(running, "exited"))
         source.stream.put(exit_(WEB, 10))
         await running.live(2)
     assert labels(running, "exited") == [{}]
@@ -140,7 +140,7 @@ async def test_namespaces_come_and_go() -> None:
         running.watch.reload(settings(scope="2", namespaces=lambda name: name != "shop"))
         await running.live(2)
         source.stream.put(TaskExited(DB, 9, "", 11, 0, 8), TaskExited(OTHER, 9, "", 12, 3, 8))
-        await running.until(lambda: running.told[-1][0] == "exited")
+        await running.eventually(lambda: running.told[-1][0] == "exited")
     assert running.frames()[1]["namespaces"] == ["default", "other"]
     assert running.told[2:] == [
         ("present", "snapshot", "web"),
@@ -177,7 +177,7 @@ async def test_settings_that_change_while_containerd_is_away_hold_when_it_is_bac
         await running.live()
         source.records[WEB] = replace(record(WEB), in_scope=False)
         source.stream.end(TransientError("containerd is away"))
-        await running.until(lambda: not running.watch.live)
+        await running.eventually(lambda: not running.watch.live)
         running.watch.reload(settings(scope="other"))
         await running.live(3)
     assert [(each["reason"], each["containers"]) for each in running.frames()] == [
@@ -215,10 +215,10 @@ async def test_extras_are_told_from_the_reload_on() -> None:
         await running.live(2)
         source.run(WEB, 10)
         source.stream.put(*start(WEB, 10))
-        await running.until(lambda: running.told)
+        await running.eventually(lambda: running.told)
         source.records[WEB] = record(WEB, "shop-web-1")
         source.stream.put(ContainerUpdated(WEB, 7, "busybox", {}))
-        await running.until(lambda: len(running.told) > 1)
+        await running.eventually(lambda: len(running.told) > 1)
     assert running.told == [("started", "live", "web"), ("renamed", "live", "web")]
     assert running.documents[-1]["container"]["name"] == "shop-web-1"
 
@@ -249,7 +249,7 @@ async def test_a_snapshot_that_a_broken_connection_kept_is_taken_on_the_next() -
 
         usual, source.namespaces = source.namespaces, breaks  # type: ignore[method-assign]
         asked = running.watch.requests.ask("on_demand")
-        await running.until(lambda: not running.watch.live)
+        await running.eventually(lambda: not running.watch.live)
         source.namespaces = usual  # type: ignore[method-assign]
         taken = await asked
     assert [each["reason"] for each in running.frames()] == ["start", "reconnect", "on_demand"]
@@ -285,14 +285,14 @@ async def test_what_is_proven_is_what_is_written_down() -> None:
     async with watching(source, mark_interval=1) as running:
         assert running.watch.proof is None
         await running.live()
-        await running.until(lambda: running.watch.proof)
+        await running.eventually(lambda: running.watch.proof)
         first = running.watch.proof
         assert first is not None
         assert first.epoch == running.documents[0]["epoch"]
-        await running.until(lambda: running.watch.proof != first)
+        await running.eventually(lambda: running.watch.proof != first)
         source.marks_come_back = False
         source.stream.end(TransientError("containerd is away"))
-        await running.until(lambda: not running.watch.live)
+        await running.eventually(lambda: not running.watch.live)
         stands = running.watch.proof
         for _ in range(100):
             await asyncio.sleep(0)

@@ -13,9 +13,8 @@ from bridge.core.encode import Coverage, Gap
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine, Metadata
 from bridge.core.ports import Lag
-from bridge.telemetry.histogram import Histogram
+from bridge.telemetry.counters import Histogram, SnapshotNote, Tally
 from bridge.telemetry.status import SinkStatus, Status
-from bridge.telemetry.tally import SnapshotNote, Tally
 
 
 def note(number: int = 1, *, inferred: int = 0, **gap: Any) -> SnapshotNote:

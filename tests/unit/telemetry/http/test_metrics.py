@@ -12,9 +12,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.core.ports import Lag
-from bridge.telemetry.histogram import Histogram
+from bridge.telemetry.counters import Histogram, Tally
 from bridge.telemetry.http.metrics import Metrics
-from bridge.telemetry.tally import Tally
 from tests.unit.telemetry.http.bridges import FakeBridge, note, row, sink, status
 
 ROOT = Path(__file__).parents[4]

@@ -1,4 +1,6 @@
-"""One connection to one server. It is never mended: after trouble it is let go, and the sink makes another one.
+"""Connections to NATS: the servers to try, and one connection to one of them.
+
+A connection is never mended: after trouble it is let go, and the sink makes another one.
 
 nats-py can reconnect by itself, but then it gives up for good after a while, keeps the credentials of the beginning,
 and buffers what nobody may wait for any more. So it is told not to.
@@ -16,6 +18,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import random
 from collections.abc import Awaitable, Callable, Coroutine
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -253,3 +256,36 @@ def place(server: str) -> Place:
     """Return the place of a server as settings have it."""
     host, port = host_and_port(server, PORT)
     return Place(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)
+
+
+class Dialer:
+    """Connects to the first server that lets us in; remembers what servers tell of their cluster."""
+
+    def __init__(self, settings: NatsSettings) -> None:
+        self._settings = settings
+        self._configured = [place(server) for server in settings.servers]
+        self._discovered: list[Place] = []
+
+    async def connect(self) -> Link:
+        """Return a new connection.
+
+        Raises:
+            TransientError: No server lets us in; the text has each one's reason.
+        """
+        reasons: dict[str, None] = {}
+        for each in self._order():
+            try:
+                return await Link.open(self._settings, each)
+            except TransientError as error:
+                reasons[str(error)] = None
+        raise TransientError("; ".join(reasons))
+
+    def learn(self, link: Link) -> None:
+        """Remember the servers that ``link`` has heard of."""
+        self._discovered = link.discovered() or self._discovered
+
+    def _order(self) -> list[Place]:
+        known = {each.server for each in self._configured}
+        others = [each for each in self._discovered if each.server not in known]
+        # In any order, so that many bridges spread over a cluster.
+        return [*random.sample(self._configured, len(self._configured)), *random.sample(others, len(others))]

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from sinks.kafka.consumer import end
+from sinks.kafka.connection import end, start
 from sinks.kafka.producer import Producer
-from sinks.kafka.starting import start
 
 VERSIONS = {18: (0, 0), 3: (0, 4)}  # of what a client asks first: which versions there are, and which brokers
 

@@ -1,23 +1,26 @@
-"""Connecting: the brokers are asked first, then the producer is started."""
+"""Connections to Kafka: query the brokers, start and stop aiokafka's clients without leaks."""
 
 from __future__ import annotations
 
 import asyncio
+import traceback
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from bridge.core.errors import TransientError
 from sinks.kafka import access, cluster
-from sinks.kafka.cluster import REQUEST_SECONDS, Topic
+from sinks.kafka.cluster import REQUEST_SECONDS, Topic, hang_up
 from sinks.kafka.failures import not_allowed, said
 from sinks.kafka.producer import Producer
-from sinks.kafka.starting import start
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
 
+END_SECONDS = 1.0  # for each of the two steps in which a consumer ends
 _EXPLAIN_SECONDS = 5.0
 
 
@@ -85,3 +88,35 @@ async def explained(text: str, settings: KafkaSettings, topic: str = "", partiti
         return f"{text}; {error}"
     except TimeoutError:
         return text
+
+
+async def start(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
+    """Start a client; if that is interrupted, the caller closes the client as usual.
+
+    A client sends its first request over a connection that it does not keep with its others. When that request is
+    interrupted, aiokafka leaves the connection open, with a task that reads from it, and the only reference to it is in
+    the interrupted stack frame.
+    """
+    try:
+        await client.start()
+    except BaseException as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if connection := frame.f_locals.get("bootstrap_conn"):
+                await hang_up(connection)
+        raise
+
+
+async def end(consumer: AIOKafkaConsumer) -> None:
+    """Close a consumer in a bounded time, whatever its state."""
+    await _bounded(consumer.stop())
+    # When a fetch is in flight, aiokafka fails on its own cancellation and does not close the client.
+    await _bounded(consumer._client.close())
+
+
+async def _bounded(ending: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(ending)
+    await asyncio.wait({task}, timeout=END_SECONDS)
+    if not task.done():
+        task.cancel()
+    elif not task.cancelled():
+        task.exception()  # retrieved, so that asyncio does not report it

@@ -19,12 +19,13 @@ from uuid import uuid4
 import structlog
 
 from bridge.core.errors import RefusedRecordError
+from bridge.telemetry.text import one_line
 from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message, Refusal, always, unless_refused
-from sinks.nats.failures import AnsweredError, one_line
+from sinks.nats.failures import AnsweredError
 from sinks.nats.messages import MESSAGE_ID, Item
 
 if TYPE_CHECKING:
-    from sinks.nats.link import Link
+    from sinks.nats.connection import Link
     from sinks.nats.streams import Stream
 
 BATCH = 1000  # messages; what servers take unless told otherwise
@@ -238,3 +239,26 @@ def _batch(items: Sequence[Item]) -> list[Message]:
         quiet = 0 if answered else quiet
         messages.append(Message(item.subject, item.data, headers, answered))
     return messages
+
+
+class CoreWriter:
+    """Publishes to Core NATS over one link, as long as that lasts. Nothing is acknowledged, and nothing is kept."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    async def store(self, items: Sequence[Item]) -> None:
+        """Send items in their order; return when the server has read them.
+
+        Raises:
+            RefusedRecordError: Some are too large.
+            TransientError: The connection failed; it is to be given up.
+        """
+        limit = self._link.max_payload
+        too_large = frozenset(item.position for item in items if len(item.data) + item.header_size > limit)
+        if too_large:
+            where = f"NATS at {self._link.place.server}"
+            raise RefusedRecordError(f"too large: {where} takes {limit} bytes with headers (max_payload)", too_large)
+        messages = [Message(item.subject, item.data, item.headers or None, answered=False) for item in items]
+        await Exchange(self._link, messages, always).run()
+        await self._link.flush()

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
 from bridge.core.errors import RefusedRecordError, TransientError
+from sinks.nats.connection import Place
 from sinks.nats.failures import AnsweredError
-from sinks.nats.link import Place
 from sinks.nats.messages import Item
+from sinks.nats.publisher import Progress, Writer
 from sinks.nats.streams import Stream
-from sinks.nats.writer import Progress, Writer
 
 Answer = dict[str, Any]
 
