@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fcntl
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+
+import pytest
 
 DIRECTORY: Final = Path(__file__).parent / "golden"
 
+_E = TypeVar("_E", bound=BaseException)
 _HEADING: Final = re.compile(r"^## (.*)\n", re.MULTILINE)
 
 
@@ -32,9 +37,15 @@ class Golden:
             return
         _compare(path.read_text() if path.exists() else "", text, name)
 
-    def entry(self, name: str, case: str, text: str) -> None:
-        """Compare the text with the entry `## case` of `<name>.txt`; an update keeps the file's other entries."""
+    def entry(self, name: str, case: str, text: str, **hidden: object) -> None:
+        """Compare the text with the entry `## case` of `<name>.txt`; an update keeps the file's other entries.
+
+        Each of `hidden` stands in the file for its value, or for what fits a pattern: `TMP=tmp_path`.
+        """
         path = self._path(name)
+        for placeholder, value in hidden.items():
+            pattern = value if isinstance(value, re.Pattern) else re.escape(str(value))
+            text = re.sub(pattern, placeholder, text)
         text = _ended(text)
         assert not _HEADING.search(text), "a heading of golden files inside of a text"
         if self._update:
@@ -46,6 +57,17 @@ class Golden:
                 file.write("\n".join(f"## {each}\n{entries[each]}" for each in sorted(entries)))
             return
         _compare(_entries(path.read_text() if path.exists() else "").get(case, ""), text, f"{name}, {case}")
+
+    @contextlib.contextmanager
+    def error(
+        self, name: str, case: str, kind: type[_E], *named: object, **hidden: object
+    ) -> Iterator[pytest.ExceptionInfo[_E]]:
+        """Expect an error whose text is an entry (see there), and names each of `named`."""
+        with pytest.raises(kind) as caught:
+            yield caught
+        text = str(caught.value)
+        assert [each for each in named if str(each) not in text] == [], text
+        self.entry(name, case, text, **hidden)
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.txt"
