@@ -455,7 +455,7 @@ async def settled(fits: Callable[[], Any]) -> None:
 
 @pytest.mark.parametrize("moment", ["fails_before", "fails_after"])
 async def test_where_a_write_fails_it_is_made_again_on_a_new_connection(
-    path: Path, disk: type[FailingDatabase], moment: str
+    path: Path, disk: type[FailingDatabase], moment: str, golden: Golden
 ) -> None:
     """fails_after: the fsync failed; nobody knows whether it is on the disk, and it must not be there twice."""
     clock, recorder = ManualClock(), Recorder()
@@ -466,7 +466,9 @@ async def test_where_a_write_fails_it_is_made_again_on_a_new_connection(
         with capture_logs() as logs:
             appending = asyncio.create_task(outbox.append(recorder.starts(2), {"key": b"value"}))
             await settled(lambda: clock.asleep)
-            assert outbox.trouble == f"{path}/outbox.db: disk I/O error; look after its disk"
+            assert outbox.trouble is not None
+            assert outbox.trouble.startswith(f"{path}/outbox.db: disk I/O error; ")
+            golden.entry("outbox_errors", "a write that fails", outbox.trouble, STATE_DIR=path)
             assert outbox.depth("s") == 2, "nothing of it is handed out"
             for _ in range(5):
                 clock.pass_time(10)
