@@ -9,7 +9,7 @@ import nats.errors
 import pytest
 from nats.aio.client import RawCredentials
 from nats.aio.msg import Msg
-from nats.js.api import StreamConfig
+from nats.js.api import StreamConfig, StreamSource
 from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
@@ -151,6 +151,23 @@ def test_weaknesses(config: dict[str, Any], named: str, golden: Golden) -> None:
     [weakness] = configs.weaknesses(StreamConfig(**(good | config)), "events.*.*.*")
     assert named in weakness
     golden.entry("nats_errors", f"stream weakness, {next(iter(config))}", weakness)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"subjects": ["something.else.>"]}, "something.else.>"),
+        ({"no_ack": True}, "no_ack"),
+        ({"sealed": True}, "sealed"),
+        ({"max_msgs_per_subject": 5}, "max_msgs_per_subject"),
+        ({"retention": "interest"}, "retention interest"),
+        ({"subjects": None, "mirror": StreamSource(name="NOWHERE")}, ""),
+    ],
+)
+def test_unfit_stream_names_its_setting(config: dict[str, Any], named: str, golden: Golden) -> None:
+    [mistake] = configs.mistakes(StreamConfig(**({"subjects": ["events.>"]} | config)), "events.*.*.*")
+    assert named in mistake
+    golden.entry("nats_errors", f"unfit stream, {' '.join(config)}", mistake)
 
 
 # --- logins ---
