@@ -77,7 +77,7 @@ class TestBadInput:
         namespace = unique("labels")
         creating = create_records(engine.address, namespace, ["odd"], labels={b"k\xff": b"\xfe"}, spec_bytes=0)
         if engine.version != "1.6":
-            with pytest.raises(grpc.aio.AioRpcError, match="invalid UTF-8"):
+            with pytest.raises(grpc.aio.AioRpcError, match="UTF-8"):
                 await creating
             return
         await creating
