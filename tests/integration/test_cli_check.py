@@ -67,7 +67,7 @@ def test_doctor_finds_what_is_there(yard: Yard) -> None:
     assert {each["verdict"] for each in mine} == {"ok"}
     text = "\n".join(each["found"] for each in mine)
     assert_names(text, "0660 root:root", f"containerd {yard.engine.version}", "doctor-shop 1")
-    assert len(mine) == 4, "socket, engine, events, containers"
+    assert len(mine) >= 4, "socket, engine, events, containers"
     others = {each["what"] for each in document["findings"]}
     assert {"/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock"} <= others
 

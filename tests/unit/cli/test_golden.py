@@ -5,20 +5,26 @@ Each command has a golden file with its help and what the invocations below prin
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import structlog
 
 import bridge
 from bridge.cli import execute
 from bridge.cli.places import SOCKETS
+from bridge.core.model import ContainerKey
 from tests.golden import Golden
+from tests.simulator.containerd import SimulatedContainerd
 
 NO_SOCKET = "/nonexistent/c.sock"
 SECRET = "hunter2"  # noqa: S105 (it opens nothing)
@@ -170,6 +176,15 @@ USAGE = {
 
 
 @pytest.fixture(autouse=True)
+def usual_logging() -> Iterator[None]:
+    """Undo what `check` does to the logging of its process."""
+    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
+    yield
+    root.handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
 def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same text everywhere: width, settings, host, and none of this machine's sockets."""
     for name in list(os.environ):
@@ -220,3 +235,41 @@ def test_usage_matches_golden_file(
         assert "Traceback" not in err, line
         text += f"$ {line}\n{out}{complaints}exit status {status}\n\n"
     golden(command, text.replace(bridge.__version__, "VERSION"))
+
+
+WITH_CONTAINERD = [
+    call("whalebridge list --containerd SOCKET", 0, "shop/web", "db"),
+    call("whalebridge list --containerd SOCKET --namespace nope", 1, "'nope'", "default, shop"),
+    call("whalebridge inspect nothing --containerd SOCKET", 1, "'nothing'"),
+    call("whalebridge doctor --containerd SOCKET", 0, "ok      SOCKET: ", "2.4.2", "default 1, shop 1"),
+    call(
+        "whalebridge check --containerd SOCKET --sink file:TMP/events --state-dir TMP/state",
+        0,
+        "ok      SOCKET: ",
+        "ok      file/TMP/events: ",
+        "ok      state_dir: ",
+    ),
+]
+
+
+async def test_output_with_containerd_matches_golden_file(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # These tell of this machine: its disk, its users.
+    monkeypatch.setattr("bridge.cli.rehearsal._disk", lambda *_: [])
+    monkeypatch.setattr("bridge.cli.places._mode", lambda _: "0660 root:root")
+    text = ""
+    async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+        os.chmod(containerd.address, 0o660)
+        for id_ in ("default/db", "shop/web"):
+            containerd.state.run(ContainerKey(*id_.split("/")), {"com.docker.compose.project": "p"})
+        for line, status, named, _ in WITH_CONTAINERD:
+            typed = line.replace("SOCKET", containerd.address).replace("TMP", str(tmp_path))
+            ended, out, err = await asyncio.to_thread(run_here, typed, monkeypatch, capsys)
+            shown = (out + err).replace(containerd.address, "SOCKET").replace(str(tmp_path), "TMP")
+            assert ended == status, (line, shown)
+            assert [each for each in named if each not in shown] == [], (line, shown)
+            shown = re.sub(rf"\b{os.getpid()}\b", "PID", shown)
+            shown = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", shown)
+            text += f"$ {line}\n{shown}exit status {status}\n\n"
+    golden("with_containerd", text)
