@@ -86,12 +86,13 @@ async def test_every_rule_passes_its_own_method(channel: grpc.aio.Channel, recor
 
 
 async def test_nothing_of_a_refused_call_passes_and_it_is_counted(
-    channel: grpc.aio.Channel, recorder: Recorder, relay: Relay
+    channel: grpc.aio.Channel, recorder: Recorder, relay: Relay, golden: Golden
 ) -> None:
     for number, path in enumerate(["/containerd.services.tasks.v1.Tasks/Kill", "/a.B/C", "/"], 1):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await method(channel, path)(wire.field(1, "web"))
         assert caught.value.code() is StatusCode.PERMISSION_DENIED
+        golden.entry("proxy_errors", "denied, method", caught.value.details() or "")
         assert relay.refusals.count == number
     with pytest.raises(grpc.aio.AioRpcError):
         await method(channel, rpc.TASK.path)(wire.field(2, "exec"))
