@@ -4,6 +4,7 @@ import errno
 import ssl
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import nats.errors
 import pytest
@@ -118,13 +119,16 @@ def test_foreign_texts_become_one_short_line() -> None:
             Answer(Refusal(400, 10201, "d"), "S"),
         ),
         (b"", None, Answer()),
-        (b"", {"Status": "503"}, Answer(Refusal(503, 0, "nobody takes this subject"))),
-        (b"hello", None, Answer(Refusal(0, 0, "the answer is not JetStream's"))),
-        (b"[1]", None, Answer(Refusal(0, 0, "the answer is not JetStream's"))),
+        (b"", {"Status": "503"}, Answer(Refusal(503, 0, ANY))),
+        (b"hello", None, Answer(Refusal(0, 0, ANY))),
+        (b"[1]", None, Answer(Refusal(0, 0, ANY))),
     ],
 )
-def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: Answer) -> None:
-    assert read(Msg(_client=None, data=data, headers=headers)) == answer  # type: ignore[arg-type]
+def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: Answer, golden: Golden) -> None:
+    found = read(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
+    assert found == answer
+    if found.error:
+        golden.entry("nats_errors", f"answer {data!r}", found.error.description)
 
 
 # --- streams ---
