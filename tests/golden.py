@@ -1,7 +1,7 @@
 """Golden files: the exact text of messages, kept in tests/golden and nowhere else.
 
-`pytest --update-golden` rewrites them. A file holds one whole text, or entries `## case` of a table of messages. To drop
-entries whose tests are gone, delete the file before.
+`pytest --update-golden` rewrites them. A file holds one whole text, or entries `## case` of a table of messages. To
+drop entries whose tests are gone, delete the file before.
 """
 
 from __future__ import annotations
