@@ -296,5 +296,5 @@ def _check_what_may_be_told(seen: Mapping[str, bytes], world: World) -> None:
     name = f"before-{world.namespace}".encode()
     assert [where for where in ("watch", "GET / 200 []") if name not in seen[where]] == []
     assert b"wrong-plain" in seen["what systemd heard"]
-    assert b"check name and secret" in seen["log"]
-    assert b"check login.token" in seen["log"]
+    assert b"sasl.password" in seen["log"]
+    assert b"login.token" in seen["log"]

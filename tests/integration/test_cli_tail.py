@@ -18,6 +18,7 @@ from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line
 from tests.integration.fleet_reading import data
 from tests.integration.terminal import Terminal
+from tests.naming import assert_names
 from tests.sample_records import frame, record, records
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.nats import Nats
@@ -127,11 +128,9 @@ def test_a_file_is_followed_from_now_on_until_ctrl_c(tmp_path: Path) -> None:
         file.write(b"no record\n" + record(2, "exited").data + b"\n")
         file.flush()
         assert following.line().split()[2] == "exited"
-        assert following.end() == (
-            0,
-            f"whalebridge: 1 message was no record of whalebridge and was left out; the last, number 1 of {path}, "
-            "is no JSON\n",
-        )
+        status, errors = following.end()
+        assert (status, errors.count("\n")) == (0, 1)
+        assert_names(errors, "whalebridge: 1 ", f"number 1 of {path}", "JSON")
 
 
 def test_a_person_who_sees_nothing_yet_is_told_why(tmp_path: Path) -> None:
@@ -143,7 +142,8 @@ def test_a_person_who_sees_nothing_yet_is_told_why(tmp_path: Path) -> None:
             file.write(record(2, "exited").data + b"\n")
         terminal.wait(lambda page: "exited" in page, "record")
         assert terminal.end(signal.SIGINT) == 0
-        assert terminal.text.startswith("whalebridge: shown is what comes from now on; --since 15m shows what came")
+        assert terminal.text.startswith("whalebridge: ")
+        assert_names(terminal.text, "--since 15m")
         assert "started" not in terminal.text
 
 
@@ -183,16 +183,16 @@ def test_a_reader_that_has_gone_is_no_error_that_needs_words(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
-        (["file:/nowhere/nothing"], 1, "there is no file /nowhere/nothing"),
-        (["file:/"], 2, "path: write the absolute path of a file"),
-        (["kafka://127.0.0.1:1/t"], 3, "no Kafka server can be used: 127.0.0.1:1: connection refused"),
-        (["nats://127.0.0.1:1/s"], 3, "NATS at 127.0.0.1:1 cannot be reached"),
-        (["nats://127.0.0.1:1"], 2, "write it as nats://HOST:PORT"),
-        (["kafka://u:hunter2@h/t"], 2, "credentials do not belong into a URL"),
-        (["amqp://h/t"], 2, "unknown scheme 'amqp'"),
-        (["stdout:"], 2, "what a sink of type stdout has written cannot be read; - reads standard input"),
-        (["-", "--since", "soon"], 2, "--since takes 90s, 15m, 6h or 2d"),
-        ([], 2, "Missing argument 'URL'"),
+        (["file:/nowhere/nothing"], 1, "/nowhere/nothing"),
+        (["file:/"], 2, "path: "),
+        (["kafka://127.0.0.1:1/t"], 3, "127.0.0.1:1: connection refused"),
+        (["nats://127.0.0.1:1/s"], 3, "NATS at 127.0.0.1:1 "),
+        (["nats://127.0.0.1:1"], 2, "nats://HOST:PORT"),
+        (["kafka://u:hunter2@h/t"], 2, "URL"),
+        (["amqp://h/t"], 2, "'amqp'"),
+        (["stdout:"], 2, "stdout"),
+        (["-", "--since", "soon"], 2, "--since"),
+        ([], 2, "'URL'"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], status: int, told: str) -> None:
@@ -206,7 +206,7 @@ def test_core_nats_has_no_past() -> None:
     environment = {f"WHALEBRIDGE_SINKS__0__{name}": value for name, value in sink.items()}
     for flags in (["--no-follow"], ["--since", "5m"]):
         done = tail("nats://127.0.0.1:1/events", *flags, environment=environment)
-        assert_one_line(done, 2, "core NATS keeps nothing")
+        assert_one_line(done, 2, "core NATS")
 
 
 def test_the_file_of_the_configuration_is_read(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_what_a_bridge_publishes_to_kafka_is_read(yard: Yard, kafka: Kafka, tmp_
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "exited"]
     since = ("--since", "1970-01-01T00:00:59.999Z")  # -1 ms is Kafka's word for the end
     assert tail(url, "--no-follow", "--json", "--project", "shop", *since).stdout == done.stdout
-    assert_one_line(tail(f"kafka://{kafka.bootstrap}/tail.nothing"), 1, "there is no topic tail.nothing")
+    assert_one_line(tail(f"kafka://{kafka.bootstrap}/tail.nothing"), 1, "tail.nothing")
 
 
 def test_the_login_is_that_of_the_sink_with_these_servers(kafka: Kafka, authority: Authority) -> None:
@@ -258,9 +258,9 @@ def test_the_login_is_that_of_the_sink_with_these_servers(kafka: Kafka, authorit
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     environment["WHALEBRIDGE_SINKS__0__SASL__PASSWORD"] = "wr0ng"  # noqa: S105 (it opens nothing)
     done = tail(url, "--no-follow", environment=environment)
-    assert_one_line(done, 3, "it refuses user reader by scram-sha-512")
+    assert_one_line(done, 3, "user reader", "scram-sha-512")
     assert "wr0ng" not in done.stderr
-    assert_one_line(tail(url, "--no-follow"), 3, "perhaps it wants TLS")
+    assert_one_line(tail(url, "--no-follow"), 3, "tls.enabled")
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
@@ -282,4 +282,4 @@ def test_what_a_bridge_publishes_to_nats_is_read(yard: Yard, nats: Nats, tmp_pat
     done = tail(url, "--no-follow", "--json", "--container", first)
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "paused"]
     assert tail(url, "--no-follow", "--json", "--container", first, "--since", "1601-01-01").stdout == done.stdout
-    assert_one_line(tail(f"{url}s"), 1, "has no stream for tail.runs.>")
+    assert_one_line(tail(f"{url}s"), 1, "tail.runs.>")

@@ -19,10 +19,12 @@ import grpc
 import pytest
 
 from bridge.containerd.client import ContainerdClient, Timeouts
-from bridge.core.errors import FatalError, TransientError
+from bridge.containerd.failures import RefusedError
+from bridge.core.errors import FatalError, TransientError, UnreachableError
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Mark
 from tests.eventually import eventually
+from tests.naming import raises_naming
 from tests.simulator.records import create_records
 from tests.testbed.containerd import Containerd
 
@@ -48,24 +50,23 @@ class TestBadInput:
     """A line for each mistake that a person can make with a real containerd at hand."""
 
     async def test_a_socket_beside_it(self, engine: Containerd) -> None:
-        with pytest.raises(TransientError, match=f"^socket {engine.address}x does not exist; start containerd"):
+        with raises_naming(TransientError, f"{engine.address}x"):
             await ContainerdClient(f"{engine.address}x", RULES).engine()
 
     async def test_its_folder(self, engine: Containerd) -> None:
-        with pytest.raises(FatalError, match=f"^{engine.directory} is not a socket; use the path of"):
+        with raises_naming(FatalError, engine.directory):
             await ContainerdClient(str(engine.directory), RULES).engine()
 
     async def test_its_socket_for_shims(self, engine: Containerd) -> None:
         client = ContainerdClient(f"{engine.directory}/c.ttrpc", RULES, timeouts=QUICK)
-        with pytest.raises((FatalError, TransientError), match=r"c\.ttrpc .*it is not containerd|no gRPC is spoken"):
+        with raises_naming((FatalError, TransientError), f"{engine.directory}/c.ttrpc"):
             await client.engine()
 
     async def test_its_socket_without_permission(self, engine: Containerd) -> None:
         client = ContainerdClient(engine.address, RULES)
-        with anyone_may_enter(engine.directory), as_nobody(), pytest.raises(FatalError) as caught:
+        denied = raises_naming(UnreachableError, engine.address, "permission denied", "sudo")
+        with denied, anyone_may_enter(engine.directory), as_nobody():
             await client.engine()
-        told = f"{engine.address}: permission denied; run as root or with the socket's group"
-        assert str(caught.value) == told
 
     async def test_a_namespace_that_does_not_exist(self, client: ContainerdClient) -> None:
         assert [record async for record in client.containers("nowhere")] == []
@@ -76,7 +77,7 @@ class TestBadInput:
         namespace = unique("labels")
         creating = create_records(engine.address, namespace, ["odd"], labels={b"k\xff": b"\xfe"}, spec_bytes=0)
         if engine.version != "1.6":
-            with pytest.raises(grpc.aio.AioRpcError, match="invalid UTF-8"):
+            with pytest.raises(grpc.aio.AioRpcError, match="UTF-8"):
                 await creating
             return
         await creating
@@ -94,9 +95,7 @@ class TestFaults:
             await asyncio.to_thread(engine.kill)
             with pytest.raises(TransientError):
                 await stream.batch()
-            with pytest.raises(
-                TransientError, match=f"{engine.address}: connection refused; containerd is not running"
-            ):
+            with raises_naming(TransientError, engine.address):
                 await client.engine()
             await asyncio.to_thread(engine.start)
             after = await client.engine()
@@ -111,11 +110,13 @@ class TestFaults:
             stream = await client.subscribe()
             engine.suspend()
             began = time.monotonic()
-            with pytest.raises(TransientError, match="within 1 s: containerd is hung, or this is not its socket"):
+            with raises_naming(TransientError, engine.address, "1 s"):
                 await client.engine()
             for call in (client.namespaces(), client.tasks("default"), client.mark("n", 1)):
-                with pytest.raises(TransientError, match=r"did not .* in time: it, or a shim, hangs"):
+                with raises_naming(TransientError, engine.address) as caught:
                     await call
+                assert isinstance(caught.value, RefusedError)
+                assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
             assert time.monotonic() - began < 20
             stream.close()
             eventually(

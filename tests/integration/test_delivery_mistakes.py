@@ -13,41 +13,13 @@ from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import assert_one_line, whalebridge
 from tests.integration.delivery import Places, check_whole, documents
+from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
 _numbers = itertools.count()
 one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-
-
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        (
-            "kafak://h:1/t",
-            "sinks.0: unknown scheme 'kafak'; known schemes: stdout:, file:, kafka:, kafkas:, nats:, tls:",
-        ),
-        ("kafka", "sinks.0: a sink is written as a URL, with a colon after its scheme"),
-        ("kafka:h/t", "sinks.0: write it as kafka://HOST:PORT,HOST:PORT/TOPIC"),
-        ("kafka://h:1", "sinks.0: write it as kafka://HOST:PORT,HOST:PORT/TOPIC"),
-        ("kafka://h:1/a/b", "sinks.0.topic: a topic's name has 1 to 249 characters"),
-        ("kafka://h:99999/t", "sinks.0.servers.0: write a server as HOST:PORT"),
-        ("kafka://user:s3cret@h:1/t", "sinks.0: credentials do not belong into a URL"),
-        ("kafka://h:1/t?acks=0", "sinks.0: write it as kafka://HOST:PORT,HOST:PORT/TOPIC"),
-        ("nats://h:1", "sinks.0: write it as nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX"),
-        ("nats://h:1/a.>", "sinks.0.subject: write words of letters, digits, _ and -"),
-        ("file:", "sinks.0"),
-    ],
-)
-def test_a_url_that_is_none(url: str, said: str) -> None:
-    done = whalebridge("run", "--sink", url)
-    assert_one_line(done, 2, said)
-    assert "s3cret" not in done.stderr
-
-
-def test_a_sink_that_is_named_twice() -> None:
-    assert_one_line(whalebridge("run", *["--sink", "kafka://h:1/t"] * 2), 2, "sinks: the same sink is named twice")
 
 
 def quiet(folder: Path, state_dir: Path) -> tuple[str, ...]:
@@ -66,15 +38,15 @@ def test_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
     with sqlite3.connect(foreign_file / "outbox.db") as database:
         database.execute("CREATE TABLE letters (content)")
     database.close()
-    for path, *said in (
-        (below_a_file, "Not a directory; name a directory"),
-        (below_a_file / "state", "Not a directory; name a directory"),
-        (Path("/proc/whalebridge"), "name a directory"),
-        (Path("/sys/whalebridge"), "name a directory"),
-        (foreign, "is not whalebridge's: there are other files in it; name a directory of its own"),
-        (foreign_file, "is another program's; name a state_dir of whalebridge's own"),
+    for path, *named in (
+        (below_a_file, "Not a directory"),
+        (below_a_file / "state", "Not a directory"),
+        (Path("/proc/whalebridge"), "state_dir"),
+        (Path("/sys/whalebridge"), "state_dir"),
+        (foreign, "state_dir"),
+        (foreign_file, "outbox.db", "state_dir"),
     ):
-        assert_one_line(whalebridge(*quiet(tmp_path, path)), 1, str(path), *said)
+        assert_one_line(whalebridge(*quiet(tmp_path, path)), 1, str(path), *named)
     assert [path.name for path in foreign.iterdir()] == ["letters.txt"]
 
 
@@ -87,7 +59,7 @@ def test_an_outbox_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     database.close()
     before = (state / "outbox.db").read_bytes()
     done = whalebridge(*quiet(tmp_path, state))
-    assert_one_line(done, 1, "was written by a newer whalebridge (format 99", "run that version, or move the file away")
+    assert_one_line(done, 1, f"{state}/outbox.db", "99")
     assert (state / "outbox.db").read_bytes() == before
 
 
@@ -96,10 +68,7 @@ def test_a_state_dir_in_use_and_free_again_after_a_sigkill(tmp_path: Path) -> No
     with BridgeProcess(str(tmp_path / "no.sock"), tmp_path, state_dir=state) as bridge:
         bridge.wait_said("containerd_unavailable")
         done = whalebridge(*quiet(tmp_path, state))
-        said = (
-            f"state_dir {state} is in use by another whalebridge (process {bridge.process.pid}); stop that one, or give"
-        )
-        assert_one_line(done, 1, said)
+        assert_one_line(done, 1, f"state_dir {state} ", f"process {bridge.process.pid}")
         bridge.kill()
         bridge.start()
         bridge.wait_said("containerd_unavailable", 2)
@@ -114,8 +83,8 @@ def test_a_compacted_event_topic_is_refused_and_nothing_is_lost(
     with places.bridge(engine, tmp_path, "--namespace", "nobody") as bridge:
         assert bridge.process.wait(60) == 1  # not 3: there is a connection, and somebody has to change the topic
         last = bridge.log.read_text().splitlines()[-1]
-        assert last.startswith(f"whalebridge: topic {places.topic} is compacted (cleanup.policy=compact)"), last
-        assert "set its cleanup.policy to delete, or name another topic" in last
+        assert last.startswith("whalebridge: "), last
+        assert_names(last, f"topic {places.topic}", "cleanup.policy=compact")
         assert "Traceback" not in bridge.log.read_text()
         bridge.log.write_text("")
         kafka.admin.alter_topic(places.topic, {"cleanup.policy": "delete"})
@@ -147,7 +116,7 @@ def test_a_missing_topic_and_stream_are_told_and_waited_for(
     with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=creating("false")) as bridge:
         bridge.wait_said("synced")
         missing = {
-            f"kafka/{places.topic}": f"topic {places.topic} is missing, and create is false: create it",
+            f"kafka/{places.topic}": f"kafka-topics.sh --create --topic {places.topic}",
             f"nats/{places.topic}": places.stream,
         }
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import pytest
 from aiokafka import AIOKafkaProducer
 
 from bridge.clock import SystemClock
@@ -20,6 +19,7 @@ from tests.certificates import Authority
 from tests.eventually import eventually_async
 from tests.integration.fleet_reading import data, following, whole
 from tests.integration.kafka_sinks import FreshKafka, again, settings
+from tests.naming import assert_names, raises_naming
 from tests.sample_records import records
 from tests.testbed.kafka import USERS, Kafka
 
@@ -101,13 +101,13 @@ async def test_a_reader_that_follows_outlives_the_brokers(fresh_kafka: FreshKafk
         await asyncio.to_thread(kafka.start)
         second = await publish(kafka, "events", 11, 10)
         assert data(await found.count(20)) == first + second
-        assert found.told[0].startswith("no Kafka server can be used: 127.0.0.1:")
-        assert found.told[0].endswith("connection refused: nothing listens there; waiting for it")
-        assert found.told[1] == "reading goes on"  # until the broker, just started, may seem to be away once more
+        # The loss of the connection, its return, and, where the broker that just started seems to be away, more.
+        assert len(found.told) >= 2
+        assert_names(found.told[0], "127.0.0.1:", "connection refused")
 
 
 async def test_a_topic_that_is_not_there(kafka: Kafka) -> None:
-    with pytest.raises(NotFoundError, match=r"^there is no topic read\.nothing at Kafka 127\.0\.0\.1:\d+$"):
+    with raises_naming(NotFoundError, "read.nothing", kafka.bootstrap):
         await whole(reader(kafka, "read.nothing"))
     assert "read.nothing" not in kafka.admin.topics()
 
@@ -119,10 +119,10 @@ async def test_a_broker_that_is_silent_or_away_is_not_waited_for(fresh_kafka: Fr
     assert len(await whole(reader(address, "events", timeout="8s"))) == 10
     kafka.proxies[0].silence()
     began = time.monotonic()
-    with pytest.raises(TransientError, match="no answer in time"):
+    with raises_naming(TransientError, address):
         await whole(reader(address, "events", timeout="8s", follow=True))
     assert time.monotonic() - began < 20
-    with pytest.raises(TransientError, match="connection refused"):
+    with raises_naming(TransientError, "127.0.0.1:1", "refused"):
         await whole(reader("127.0.0.1:1", "events", follow=True))
 
 
@@ -132,9 +132,9 @@ async def test_the_access_of_a_sink_is_a_readers(kafka: Kafka, authority: Author
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
     where = kafka.bootstrap_of("sasl_ssl")
     assert data(await whole(reader(where, "read.guarded", sasl=sasl, tls=tls))) == wanted
-    with pytest.raises(TransientError, match="it refuses user reader by scram-sha-512"):
+    with raises_naming(TransientError, where, "user reader", "scram-sha-512"):
         await whole(reader(where, "read.guarded", sasl=sasl | {"password": "wrong"}, tls=tls))
-    with pytest.raises(TransientError, match="perhaps it wants TLS"):
+    with raises_naming(TransientError, where, "tls.enabled"):
         await whole(reader(where, "read.guarded", sasl=sasl))
 
 
@@ -142,10 +142,10 @@ async def test_reading_needs_to_be_allowed_and_nothing_else(fresh_kafka: FreshKa
     kafka = fresh_kafka(listeners=("sasl_plaintext",), acls=True)
     wanted = await publish(kafka, "events", 1, 10)
     where, sasl = kafka.bootstrap_of("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
-    with pytest.raises(TransientError, match=r"^user reader may not see topic events: allow Describe and Read on it$"):
+    with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
         await whole(reader(where, "events", sasl=sasl))
     kafka.admin.allow("User:reader", "describe", "topic", "events")
-    with pytest.raises(TransientError, match=r"^user reader may not read topic events: allow Describe and Read on it$"):
+    with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
         await whole(reader(where, "events", sasl=sasl))
     kafka.admin.allow("User:reader", "read", "topic", "events")
     assert data(await whole(reader(where, "events", sasl=sasl))) == wanted

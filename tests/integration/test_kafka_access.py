@@ -12,6 +12,7 @@ from bridge.core.errors import RefusedRecordError, TransientError
 from sinks.kafka.messages import Message, event_messages
 from tests.certificates import Authority
 from tests.integration.kafka_sinks import data, first_occurrences, insist, sink
+from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, record, records
 from tests.testbed.kafka import PATIENT, USERS, Kafka
 from tests.testbed.kafka_config import Listener, unsecured_jwt
@@ -76,7 +77,7 @@ async def test_a_user_with_the_right_password_publishes(
 async def test_a_wrong_password_or_user_is_named(kafka: Kafka, mechanism: str, user: str) -> None:
     sasl = login(user, mechanism=mechanism, password=SECRET)
     text = await refusal(kafka.bootstrap_of("sasl_plaintext"), sasl=sasl)
-    assert f"it refuses user {user} by {mechanism}: check name and secret (sasl.password)" in text
+    assert_names(text, f"user {user}", mechanism, "sasl.password")
 
 
 async def test_a_token_from_a_file_publishes_and_an_expired_one_is_named(kafka: Kafka, tmp_path: Path) -> None:
@@ -89,20 +90,18 @@ async def test_a_token_from_a_file_publishes_and_an_expired_one_is_named(kafka: 
     assert len(kafka.admin.records("token")) == 1
     for token in (unsecured_jwt(USER, seconds=-60), SECRET):
         file.write_text(token)
-        assert f"it refuses the token of token_file {file}" in await refusal(where, sasl=sasl)
+        assert_names(await refusal(where, sasl=sasl), where, f"token_file {file}")
     file.write_text(" \n")
-    assert await refusal(where, sasl=sasl) == f"sasl.token_file {file} is empty"
+    assert_names(await refusal(where, sasl=sasl), f"sasl.token_file {file}")
     file.unlink()
-    assert await refusal(where, sasl=sasl) == f"sasl.token_file {file} cannot be read: No such file or directory"
+    assert_names(await refusal(where, sasl=sasl), f"sasl.token_file {file}", "No such file or directory")
 
 
 async def test_a_way_of_logging_in_that_the_broker_does_not_have_is_named(guarded: Kafka, kafka: Kafka) -> None:
     where = kafka.bootstrap
-    text = await refusal(where, sasl=login(password=SECRET))
-    assert text.endswith("it wants no login at this port: unset sasl, or take the port for logins")
-    assert "perhaps it wants TLS (kafkas://, tls.enabled) or a login (sasl)" in await refusal(
-        guarded.bootstrap_of("sasl_plaintext")
-    )
+    assert_names(await refusal(where, sasl=login(password=SECRET)), where, "sasl")
+    for_logins = guarded.bootstrap_of("sasl_plaintext")
+    assert_names(await refusal(for_logins), for_logins, "kafkas://", "tls.enabled", "(sasl)")
 
 
 async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: Path) -> None:
@@ -110,7 +109,7 @@ async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: 
     file.write_text(SECRET)
     whole = records(10)
     where = kafka.bootstrap_of("sasl_plaintext")
-    with pytest.raises(TransientError, match="it refuses user bridge"):
+    with raises_naming(TransientError, "user bridge", "scram-sha-256", file):
         async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
             pass
     async with sink(kafka, "rotated"):
@@ -120,7 +119,7 @@ async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: 
         await made.publish(whole[:5])
         file.write_text(SECRET)
         await made.close()  # as after any error: the next attempt reads the file anew
-        with pytest.raises(TransientError, match=r"it refuses user bridge .*sasl/password|refuses user bridge"):
+        with raises_naming(TransientError, "user bridge", file):
             await made.publish(whole[5:])
         file.write_text(USERS[USER])
         await insist(made, whole[5:])
@@ -146,9 +145,8 @@ async def test_a_server_of_an_authority_that_is_not_ours_is_not_trusted(
     where = kafka.bootstrap_of("ssl")
     other = Authority(tmp_path / "other", "another authority")
     text = await refusal(where, tls=tls(other))
-    assert "its certificate is not trusted: unable to get local issuer certificate; trusted are those of" in text
-    assert str(other.certificate) in text
-    assert "the system's authorities; set tls.ca_file" in await refusal(where, tls={"enabled": True})
+    assert_names(text, where, "unable to get local issuer certificate", other.certificate)
+    assert_names(await refusal(where, tls={"enabled": True}), where, "tls.ca_file")
     assert authority.certificate != other.certificate
 
 
@@ -158,20 +156,20 @@ async def test_a_server_whose_certificate_is_for_another_host_is_not_trusted(
     certificate = authority.issue("broker", hosts=("elsewhere.example", "127.0.0.9"))
     kafka = fresh_kafka(listeners=("ssl",), authority=authority, certificate=certificate)
     where = kafka.bootstrap_of("ssl")
-    assert "its certificate is for another host: IP address mismatch" in await refusal(where, tls=tls(authority))
+    assert_names(await refusal(where, tls=tls(authority)), where, "IP address mismatch")
     where = where.replace("127.0.0.1", "localhost")
-    assert "its certificate is for another host: Hostname mismatch" in await refusal(where, tls=tls(authority))
+    assert_names(await refusal(where, tls=tls(authority)), where, "Hostname mismatch")
 
 
 async def test_a_missing_or_wrong_certificate_of_ours_is_named(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
     where = kafka.bootstrap_of("mtls")
-    assert "it wants a certificate: set tls.cert_file" in await refusal(where, tls=tls(authority))
+    assert_names(await refusal(where, tls=tls(authority)), where, "tls.cert_file")
     strange = Authority(tmp_path / "strange", "another authority").issue(USER)
     own = {"cert_file": str(strange.certificate), "key_file": str(strange.key)}
     text = await refusal(where, tls=tls(authority, **own))
-    assert f"it does not accept our certificate {strange.certificate}" in text
+    assert_names(text, where, strange.certificate)
 
 
 async def test_files_that_are_missing_or_useless_are_named(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
@@ -180,24 +178,25 @@ async def test_files_that_are_missing_or_useless_are_named(kafka: Kafka, authori
     rubbish = tmp_path / "rubbish"
     rubbish.write_text(SECRET)
     cert, key = str(ours.certificate), str(ours.key)
-    wrong: list[tuple[dict[str, Any], str]] = [
-        ({"ca_file": "/nowhere"}, "tls.ca_file /nowhere cannot be read: No such file or directory"),
-        ({"ca_file": str(rubbish)}, f"tls.ca_file {rubbish} has no certificate in it"),
-        ({"cert_file": "/nowhere"}, "tls.cert_file /nowhere cannot be read"),
-        ({"cert_file": cert, "key_file": "/nowhere"}, "tls.key_file /nowhere cannot be read"),
-        ({"cert_file": cert, "key_file": key}, f"tls.key_file {key} is encrypted, and tls.key_password is missing"),
-        ({"cert_file": cert, "key_file": key, "key_password": f"{SECRET}!"}, "tls.key_password is wrong"),
-        ({"cert_file": cert, "key_file": key, "key_password_file": "/nowhere"}, "tls.key_password_file /nowhere"),
-        ({"cert_file": cert, "key_file": str(others.key)}, f"{others.key} is not the key of tls.cert_file {cert}"),
-        ({"cert_file": str(rubbish)}, f"tls.cert_file {rubbish} and tls.key_file {rubbish} are no certificate and"),
+    wrong: list[tuple[dict[str, Any], list[str]]] = [
+        ({"ca_file": "/nowhere"}, ["tls.ca_file /nowhere", "No such file or directory"]),
+        ({"ca_file": str(rubbish)}, [f"tls.ca_file {rubbish}"]),
+        ({"cert_file": "/nowhere"}, ["tls.cert_file /nowhere"]),
+        ({"cert_file": cert, "key_file": "/nowhere"}, ["tls.key_file /nowhere"]),
+        ({"cert_file": cert, "key_file": key}, [f"tls.key_file {key}", "tls.key_password"]),
+        ({"cert_file": cert, "key_file": key, "key_password": f"{SECRET}!"}, ["tls.key_password"]),
+        ({"cert_file": cert, "key_file": key, "key_password_file": "/nowhere"}, ["tls.key_password_file /nowhere"]),
+        ({"cert_file": cert, "key_file": str(others.key)}, [str(others.key), f"tls.cert_file {cert}"]),
+        ({"cert_file": str(rubbish)}, [f"tls.cert_file {rubbish}", f"tls.key_file {rubbish}"]),
     ]
-    for options, text in wrong:
-        assert text in await refusal(where, tls=tls(authority) | options)
+    for options, named in wrong:
+        assert_names(await refusal(where, tls=tls(authority) | options), *named)
 
 
 async def test_plain_text_and_tls_that_meet_are_told_of(kafka: Kafka, authority: Authority) -> None:
-    assert "it closed the connection: is it a port for TLS" in await refusal(kafka.bootstrap, tls=tls(authority))
-    assert "perhaps it wants TLS" in await refusal(kafka.bootstrap_of("ssl"))
+    assert_names(await refusal(kafka.bootstrap, tls=tls(authority)), kafka.bootstrap, "TLS")
+    for_tls = kafka.bootstrap_of("ssl")
+    assert_names(await refusal(for_tls), for_tls, "tls.enabled")
 
 
 # --- servers ---
@@ -206,8 +205,7 @@ async def test_plain_text_and_tls_that_meet_are_told_of(kafka: Kafka, authority:
 async def test_each_server_that_cannot_be_used_is_named_with_its_reason(kafka: Kafka) -> None:
     port = kafka.bootstrap.rpartition(":")[2]
     text = await refusal(f"127.0.0.1:1,no.such.host.invalid:{port}")
-    assert text.startswith("no Kafka server can be used: 127.0.0.1:1: connection refused: nothing listens there; ")
-    assert f"no.such.host.invalid:{port}: its name is not known" in text
+    assert_names(text, "127.0.0.1:1: connection refused", f"no.such.host.invalid:{port}: ")
     async with sink(f"127.0.0.1:1,{kafka.bootstrap}", "second") as made:
         await made.publish([record(1)])
 
@@ -224,7 +222,7 @@ async def test_the_least_that_brokers_must_allow(guarded: Kafka) -> None:
     where = guarded.bootstrap_of("sasl_plaintext")
     guarded.admin.create_topic("given")
     text = await refusal(where, **acl("least") | {"create": False})
-    assert text == "user least may not see topic closed: allow Describe and Write on it"
+    assert_names(text, "user least", "topic closed", "Describe", "Write")
     guarded.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
     async with sink(where, "given", **acl("least")) as made:
         await made.publish([record(1)])
@@ -234,12 +232,9 @@ async def test_the_least_that_brokers_must_allow(guarded: Kafka) -> None:
 async def test_a_topic_is_created_by_whom_that_is_allowed(guarded: Kafka) -> None:
     where = guarded.bootstrap_of("sasl_plaintext")
     guarded.admin.allow("User:owner", "write", "topic", "owned")
-    with pytest.raises(TransientError) as caught:
+    with raises_naming(TransientError, "topic owned", "user owner", "Create"):
         async with sink(where, "owned", **acl("owner")):
             pass
-    assert "topic owned is missing, and user owner may not create it: allow Create on it, or create it" in str(
-        caught.value
-    )
     guarded.admin.allow("User:owner", "create", "topic", "owned")
     guarded.admin.allow("User:owner", "describe_configs", "topic", "owned")
     async with sink(where, "owned", **acl("owner")) as made:
@@ -251,7 +246,7 @@ async def test_a_topic_that_may_only_be_seen_is_not_written(guarded: Kafka) -> N
     where = guarded.bootstrap_of("sasl_plaintext")
     guarded.admin.create_topic("seen")
     guarded.admin.allow("User:nobody", "describe", "topic", "seen")
-    with pytest.raises(TransientError, match="user nobody may not"):
+    with raises_naming(TransientError, "user nobody", "topic seen"):
         async with sink(where, "seen", **acl("nobody")) as made:
             await made.publish([record(1)])
 
@@ -261,7 +256,7 @@ async def test_the_least_for_the_current_state(guarded: Kafka) -> None:
     for topic, policy in (("stream", "delete"), ("rows", "compact")):
         guarded.admin.create_topic(topic, settings={"cleanup.policy": policy})
         guarded.admin.allow("User:stateful", "write", "topic", topic)
-    with pytest.raises(TransientError, match=r"user stateful may not read state_topic rows.*allow Read on it"):
+    with raises_naming(TransientError, "user stateful", "state_topic rows", "Read"):
         async with sink(where, "stream", state_topic="rows", **acl("stateful")) as made:
             await made.publish([record(1)])
     guarded.admin.allow("User:stateful", "read", "topic", "rows")
@@ -283,7 +278,7 @@ async def test_what_the_brokers_own_rules_are_against_is_named(guarded: Kafka, m
 
     monkeypatch.setattr("sinks.kafka.sink.event_messages", without_a_key)
     async with sink(where, "ruled", **acl("keeper")) as made:
-        with pytest.raises(RefusedRecordError, match=r"^topic ruled does not take it: ") as caught:
+        with raises_naming(RefusedRecordError, "topic ruled") as caught:
             await made.publish(whole)
         assert caught.value.positions == {(EPOCH, 700)}
         assert [each.value for each in guarded.admin.records("ruled")] == data(whole[:699])

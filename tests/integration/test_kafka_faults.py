@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from bridge.core.errors import TransientError
 from bridge.core.events import Record
 from sinks.kafka.sink import KafkaSink
 from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, insist, settings, sink
+from tests.naming import assert_names, raises_naming
 from tests.sample_records import batches, records
 from tests.testbed.kafka import PATIENT, Kafka
 
@@ -50,9 +50,9 @@ async def test_a_broker_that_is_dead_at_the_start_is_waited_for(fresh_kafka: Fre
     kafka = fresh_kafka()
     kafka.kill()
     made = KafkaSink(settings(kafka, "dead"), CLOCK)
-    with pytest.raises(TransientError, match=r"^no Kafka server can be used: .*connection refused"):
+    with raises_naming(TransientError, kafka.bootstrap, "connection refused"):
         await made.start()
-    with pytest.raises(TransientError, match=r"^no Kafka server can be used: .*connection refused"):
+    with raises_naming(TransientError, kafka.bootstrap, "connection refused"):
         await made.publish(records(1))
     await asyncio.to_thread(kafka.start)
     await made.start()
@@ -132,15 +132,14 @@ async def test_a_suspended_broker_is_given_up_in_time_and_gets_all_afterwards(fr
         began = time.monotonic()
         with pytest.raises(TransientError) as caught:
             await made.publish(whole[100:200])
-        assert "topic hangs: no acknowledgement within 2 s; " in str(caught.value)
-        assert "no answer in time" in str(caught.value)
-        with pytest.raises(TransientError, match=r"no Kafka server can be used: .*no answer in time"):
+        assert_names(caught.value, "topic hangs", "2 s", kafka.bootstrap)
+        with raises_naming(TransientError, kafka.bootstrap):
             await made.publish(whole[100:200])
         assert time.monotonic() - began < 25
         kafka.resume()
         # At once, or as soon as a loaded machine is quick enough for this timeout.
         complaints = await insist(made, whole[100:])
-        assert [each for each in complaints if not re.search("no answer in time|within 2 s", each)] == []
+        assert [each for each in complaints if kafka.bootstrap not in each and "2 s" not in each] == []
     assert_complete(kafka, "hangs", whole)
 
 
@@ -170,7 +169,7 @@ async def test_a_half_open_connection_is_noticed(fresh_kafka: FreshKafka) -> Non
     async with sink(kafka.bootstrap_of("plaintext"), "open", insistent=True, timeout="2s") as made:
         await insist(made, whole[:100])
         await asyncio.to_thread(proxy.silence)
-        with pytest.raises(TransientError, match="no acknowledgement within 2 s"):
+        with raises_naming(TransientError, "topic open", "2 s"):
             await made.publish(whole[100:200])
         await asyncio.to_thread(proxy.heal)
         await insist(made, whole[100:])
@@ -196,10 +195,7 @@ async def test_a_leader_that_cannot_be_reached_is_named(fresh_kafka: FreshKafka)
     with pytest.raises(TransientError) as caught:
         async with sink(kafka, "advertised", timeout="12s"):
             pass
-    assert str(caught.value) == (
-        f"Kafka at {kafka.bootstrap}: not connected within 12 s; the leader of partition 0, as the brokers name it, "
-        f"cannot be used: {proxy.address}: connection refused: nothing listens there"
-    )
+    assert_names(caught.value, kafka.bootstrap, "12 s", "leader of partition 0", f"{proxy.address}: connection refused")
 
 
 # --- producers whose count the broker does not share ---

@@ -11,12 +11,14 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary, from_kafk
 from cloudevents.core.formats.json import JSONFormat
 
 from bridge.clock import SystemClock
-from bridge.core.errors import FatalError, RefusedRecordError, TransientError
+from bridge.core.errors import RefusedRecordError, TransientError
 from bridge.core.events import EngineInfo
 from bridge.core.model import Instant
 from bridge.core.time import SECOND
 from sinks import cloudevents
+from sinks.kafka.cluster import CompactionError
 from tests.integration.kafka_sinks import FreshKafka, data, document, kcat, sink
+from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, TIME, batches, frame, lost, record, records
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import Record as Stored
@@ -113,10 +115,8 @@ async def test_a_missing_topic_that_may_not_be_created_is_told_of_also_where_bro
     with pytest.raises(TransientError) as caught:
         async with sink(kafka, "nowhere", create=False, partitions=4):
             pass
-    assert str(caught.value) == (
-        "topic nowhere is missing, and create is false: create it (such as by: kafka-topics.sh --create --topic "
-        "nowhere --partitions 4 --config cleanup.policy=delete)"
-    )
+    command = "kafka-topics.sh --create --topic nowhere --partitions 4 --config cleanup.policy=delete"
+    assert_names(caught.value, "topic nowhere", command)
     assert kafka.admin.topics() == []
     kafka.admin.create_topic("nowhere")
     async with sink(kafka, "nowhere", create=False):
@@ -124,7 +124,7 @@ async def test_a_missing_topic_that_may_not_be_created_is_told_of_also_where_bro
 
 
 async def test_more_replicas_than_brokers_are_told_of(kafka: Kafka) -> None:
-    with pytest.raises(TransientError, match=r"topic replicated is missing, and .*replication factor.*: create it"):
+    with raises_naming(TransientError, "topic replicated", "replication factor"):
         async with sink(kafka, "replicated", replicas=3):
             pass
 
@@ -133,14 +133,14 @@ async def test_more_replicas_than_brokers_are_told_of(kafka: Kafka) -> None:
 async def test_a_compacted_event_topic_is_refused(kafka: Kafka, policy: str) -> None:
     topic = f"compacted-{len(policy)}"
     kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
-    with pytest.raises(FatalError, match=rf"topic {topic} is compacted .*set its cleanup.policy to delete"):
+    with raises_naming(CompactionError, f"topic {topic}", f"cleanup.policy={policy}"):
         async with sink(kafka, topic):
             pass
 
 
 async def test_a_state_topic_that_is_not_compacted_is_refused(kafka: Kafka) -> None:
     kafka.admin.create_topic("forgetful")
-    with pytest.raises(FatalError, match=r"state_topic forgetful is not compacted .*set its cleanup.policy to compact"):
+    with raises_naming(CompactionError, "state_topic forgetful", "cleanup.policy=delete"):
         async with sink(kafka, "remembering", state_topic="forgetful"):
             pass
 
@@ -152,7 +152,7 @@ async def test_records_that_no_request_can_hold_are_named_before_anything_is_sen
     whole = records(10)
     whole[3], whole[7] = record(4, size=20_000), record(8, size=20_000)
     async with sink(kafka, "large", max_request_size=16_384) as made:
-        with pytest.raises(RefusedRecordError, match="larger than max_request_size") as caught:
+        with raises_naming(RefusedRecordError, "max_request_size", "16384") as caught:
             await made.publish(whole)
         assert caught.value.positions == {(EPOCH, 4), (EPOCH, 8)}
         assert kafka.admin.records("large") == []
@@ -168,7 +168,7 @@ async def test_a_broker_that_takes_less_gets_smaller_batches_and_what_it_never_t
     kafka.admin.create_topic("smaller")
     async with sink(kafka, "smaller") as made:
         kafka.admin.alter_topic("smaller", {"max.message.bytes": "30000"})
-        with pytest.raises(RefusedRecordError, match="topic smaller does not take it") as caught:
+        with raises_naming(RefusedRecordError, "topic smaller") as caught:
             await made.publish(whole)
         assert caught.value.positions == {(EPOCH, 151)}
         stored = kafka.admin.records("smaller")

@@ -11,10 +11,12 @@ import pytest
 from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
 
-from bridge.core.errors import TransientError
 from bridge.core.events import Record, RecordType
+from sinks.nats.failures import AnsweredError
 from tests.integration.nats_reading import ENGINE, EPOCH, FreshNats, Reader, frame, insist, record, started
+from tests.naming import raises_naming
 from tests.testbed.nats import Nats
+from tests.testbed.server import HOST
 
 SOURCE = f"node-1.{ENGINE.id}"
 LATER = EPOCH + 1000
@@ -136,11 +138,11 @@ async def test_a_batch_that_is_published_again_changes_nothing(fresh_nats: Fresh
 
 async def test_a_bucket_that_is_missing_or_something_else(nats: Nats) -> None:
     sink_settings: dict[str, Any] = {"bucket": {"name": "none", "create": False}}
-    with pytest.raises(TransientError, match="has no stream KV_none: create it"):
+    with raises_naming(AnsweredError, HOST, "KV_none", "create"):
         await started(nats, "b_missing", **sink_settings)
     async with Reader(nats) as reader:
         await reader.jetstream.add_stream(name="KV_strange", subjects=["strange.>"])
-    with pytest.raises(TransientError, match=r"stream KV_strange at NATS .* is no key-value bucket"):
+    with raises_naming(AnsweredError, HOST, "KV_strange", "bucket.name"):
         await started(nats, "b_strange", bucket={"name": "strange"})
 
 

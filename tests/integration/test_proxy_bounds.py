@@ -21,6 +21,7 @@ from bridge.core.errors import StreamOverflowError
 from bridge.core.model import Event
 from tests.integration.commands import whalebridge
 from tests.integration.proxying import DEFAULT, KEEP_ALL, MIB, answers, first_of, proven, publish, stream, unary
+from tests.naming import assert_names
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.simulator.records import create_records
@@ -80,7 +81,7 @@ class TestBounds:
         await asyncio.gather(*batches, return_exceptions=True)
         (overflown,) = ended
         assert isinstance(overflown, StreamOverflowError)
-        assert "8 subscriptions are open already" in str(overflown)
+        assert_names(overflown, relay.SUBSCRIPTIONS)
 
     async def test_connections(self, proxy: ProxyProcess) -> None:
         held = [socket.socket(socket.AF_UNIX) for _ in range(server.CONNECTIONS + 40)]
@@ -164,7 +165,8 @@ class TestSocket:
         (tmp_path / "link.sock").symlink_to(engine.address)
         before = os.stat(engine.address)
         done = whalebridge("proxy", "--containerd", "/tmp/other.sock", "--listen", f"{tmp_path}/link.sock")
-        assert (done.returncode, "something that is no socket is there" in done.stderr) == (1, True)
+        assert done.returncode == 1
+        assert_names(done.stderr, tmp_path / "link.sock")
         assert os.stat(engine.address) == before
 
     def test_the_group_of_the_directory_is_taken_over(self, engine: Containerd, tmp_path: Path) -> None:
@@ -177,21 +179,5 @@ class TestSocket:
     def test_one_in_use_is_refused(self, engine: Containerd, proxy: ProxyProcess) -> None:
         done = whalebridge("proxy", "--containerd", engine.address, "--listen", proxy.address)
         assert done.returncode == 1
-        assert done.stderr == f"whalebridge: cannot listen at {proxy.address}: another process does already\n"
-
-    @pytest.mark.parametrize(
-        ("arguments", "status", "said"),
-        [
-            (["--listen", "/nowhere/p.sock"], 1, "its directory does not exist, or cannot be written"),
-            (["--listen", "/etc/passwd"], 1, "something that is no socket is there"),
-            (["--listen", "/tmp/" + "x" * 120], 1, "cannot listen at /tmp/xxx"),
-            (["--containerd", "tcp://x"], 1, "invalid containerd address"),
-            (["--containerd", "/tmp/a.sock", "--listen", "/tmp/a.sock"], 1, "cannot be both"),
-            (["--socket-mode", "rw"], 2, "octal"),
-            (["--socket-group", "no-such-group"], 2, "there is no group no-such-group"),
-        ],
-    )
-    def test_mistakes(self, arguments: list[str], status: int, said: str) -> None:
-        done = whalebridge("proxy", *arguments)
-        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", 1), done.stderr
-        assert said in done.stderr
+        assert_names(done.stderr, "whalebridge: ", proxy.address)
+        assert done.stderr.count("\n") == 1

@@ -13,6 +13,7 @@ import pytest
 
 from bridge.containerd.watcher import Container, ContainerdWatcher, ContainerEventType
 from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
+from tests.naming import raises_naming
 from tests.simulator.state import IMAGE
 from tests.testbed.containerd import Containerd
 
@@ -92,7 +93,7 @@ async def test_a_life_is_told_and_listed(namespace: Namespace, watcher: Containe
     assert [event.type for event in told] == [STARTED, PAUSED, UNPAUSED, EXITED]
     assert [event.project for event in told] == ["shop", "shop", "shop", "other"]
     assert await watcher.list() == []
-    with pytest.raises(NotFoundError, match=f"container {found.id} has no initial process: its task is STOPPED"):
+    with raises_naming(NotFoundError, found.id, "STOPPED"):
         await watcher.inspect("web")
 
 
@@ -101,11 +102,9 @@ async def test_an_ambiguous_id_names_the_candidates(namespace: Namespace, watche
     await namespace.run(f"{prefix}-a")
     await namespace.run(f"{prefix}-b")
     display = f"{namespace.name}/{prefix}"
-    with pytest.raises(
-        AmbiguousError, match=f"^'{prefix}' fits 2 containers: {display}-a, {display}-b: give a longer id"
-    ):
+    with raises_naming(AmbiguousError, f"'{prefix}'", f"{display}-a, {display}-b"):
         await watcher.inspect(prefix)
-    with pytest.raises(NotFoundError, match=r"^there is no container 'nobody': give an id"):
+    with raises_naming(NotFoundError, "'nobody'"):
         await watcher.inspect("nobody")
 
 
@@ -129,7 +128,7 @@ async def test_a_lost_stream_is_an_error(fresh_engine: Callable[[], Containerd])
     engine = fresh_engine()
     async with ContainerdWatcher.at(engine.address) as watcher, watcher.lifecycle_events() as events:
         await asyncio.to_thread(engine.stop)
-        with pytest.raises(TransientError, match=f"containerd at {engine.address} "):
+        with raises_naming(TransientError, engine.address):
             await anext(events)
 
 

@@ -16,6 +16,7 @@ from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Metadata, Task, TaskStatus
 from config.namespaces import NamespaceFilter
 from config.settings import load
+from tests.golden import Golden
 
 ALL = LabelRules.keep_all()
 NOT_DOCKER = NamespaceFilter()
@@ -82,21 +83,23 @@ async def test_a_task_whose_record_is_gone_still_lives() -> None:
     assert (each.id, each.metadata.name, each.metadata.labels) == ("a", "a", None)
 
 
-async def test_a_namespace_that_fails_is_told_and_the_others_are_listed() -> None:
+async def test_a_namespace_that_fails_is_told_and_the_others_are_listed(golden: Golden) -> None:
     listing = await list_living(FakeSource(("shop/a", RUNNING, {}), failing="default"), NOT_DOCKER, [])
     assert [each.id for each in listing.containers] == ["shop/a"]
-    assert listing.failures == ["namespace default is not listed: no answer"]
+    (failure,) = listing.failures
+    assert "default" in failure
+    golden.entry("containers_found", "a namespace that fails", failure)
 
 
-async def test_namespaces_asked_for_by_name_must_exist() -> None:
+async def test_namespaces_asked_for_by_name_must_exist(golden: Golden) -> None:
     source = FakeSource(("shop/a", RUNNING, {}), ("default/b", RUNNING, {}))
     with pytest.raises(CommandError) as caught:
         await list_living(source, NamespaceFilter(["nope", "shop", "no"]), ["nope", "shop", "no"])
     assert caught.value.status == 1
-    assert caught.value.lines == (
-        "there is no namespace 'nope' on this containerd; there are: default, shop",
-        "there is no namespace 'no' on this containerd; there are: default, shop",
-    )
+    for line, name in zip(caught.value.lines, ("nope", "no"), strict=True):
+        assert f"'{name}'" in line
+        assert "default, shop" in line
+    golden.entry("containers_found", "no such namespaces", "\n".join(caught.value.lines))
     assert source.listed == []
 
 
@@ -124,15 +127,17 @@ async def test_a_container_of_a_pod_has_the_labels_of_its_sandbox(monkeypatch: p
 # --- connecting ---
 
 
-async def test_a_containerd_that_is_not_there_is_status_3(tmp_path: Path) -> None:
+async def test_a_containerd_that_is_not_there_is_status_3(tmp_path: Path, golden: Golden) -> None:
     settings = load({"containerd": {"address": str(tmp_path / "c.sock")}})
-    with pytest.raises(CommandError, match=f"socket {tmp_path}/c.sock does not exist") as caught:
+    with golden.error(
+        "containerd_errors", "command, no socket", CommandError, tmp_path / "c.sock", TMP=tmp_path
+    ) as caught:
         async with connected(settings):
             pass
     assert caught.value.status == 3
 
 
-async def test_something_that_is_no_containerd_is_status_3(tmp_path: Path) -> None:
+async def test_something_that_is_no_containerd_is_status_3(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "s"
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,7 +146,7 @@ async def test_something_that_is_no_containerd_is_status_3(tmp_path: Path) -> No
 
     server = await asyncio.start_unix_server(answer, path)
     async with server:
-        with pytest.raises(CommandError, match="is not containerd's socket") as caught:
+        with golden.error("containerd_errors", "command, HTTP/1", CommandError, path, SOCKET=path) as caught:
             async with connected(load({"containerd": {"address": str(path)}})):
                 pass
     assert caught.value.status == 3

@@ -7,6 +7,7 @@ import pytest
 
 from bridge.cli.line import line
 from bridge.fleet.documents import Document, decode
+from tests.golden import Golden
 from tests.sample_records import frame, lost, record
 
 HOSTILE = "web\x1b]0;title\x07\n\x9b2J\u202e"
@@ -27,35 +28,38 @@ POD = {"name": "web-5f", "namespace": "prod", "uid": "u", "container": "app", "l
 @pytest.mark.parametrize(
     ("document", "told"),
     [
-        (made(record(1).data), f"{AT}  started    shop/web-1  project web-shop"),
+        (made(record(1).data), "started shop/web-1 web-shop"),
         (
             made(EXITED.data, exit={"status": 137, "at": None, "oom": True}),
-            f"{AT}  exited     shop/abababababab  status 137  out of memory  project web-shop",
+            "exited shop/abababababab 137 memory web-shop",
         ),
         (
             made(EXITED.data, exit={"status": None, "at": None, "oom": None}, origin="inferred"),
-            f"{AT}  exited     shop/abababababab  status unknown  project web-shop  inferred",
+            "exited shop/abababababab unknown web-shop inferred",
         ),
         (
             made(record(1, "present", project="", paused=True).data, container={"pod": POD}),
-            f"{AT}  present    shop/web-1  paused  pod prod/web-5f  app",
+            "present shop/web-1 paused prod/web-5f app",
         ),
-        (made(frame(1, "snapshot_started").data), f"{AT}  snapshot   begins: start"),
+        (made(frame(1, "snapshot_started").data), "snapshot start"),
         (
             made(frame(1, "snapshot_started").data, snapshot={"reason": "reconnect", "since": "2026-11-23T15:21:00Z"}),
-            f"{AT}  snapshot   begins: reconnect, since 2026-11-23T15:21:00.000Z",
+            "snapshot reconnect, 2026-11-23T15:21:00.000Z",
         ),
         (
             made(frame(2, "snapshot_completed", failed=["shop"]).data, snapshot={"partial": True, "containers": 12}),
-            f"{AT}  snapshot   complete: 12 containers, not listed: shop, partial",
+            "snapshot 12 shop, partial",
         ),
-        (made(lost(record(9), 5).data, timestamp="?"), "?.000Z  node-1  lost       5 records: overflow"),
-        (made(frame(1, "heartbeat").data, snapshot=None), f"{AT}  heartbeat"),
-        (made(record(1).data, type="sparkled", container=None), f"{AT}  sparkled   shop/web-1"),
+        (made(lost(record(9), 5).data, timestamp="?"), "lost 5 overflow"),
+        (made(frame(1, "heartbeat").data, snapshot=None), "heartbeat"),
+        (made(record(1).data, type="sparkled", container=None), "sparkled shop/web-1"),
     ],
 )
-def test_records_in_short(document: Document, told: str) -> None:
-    assert line(document, coloured=False) == told
+def test_records_in_short(document: Document, told: str, golden: Golden) -> None:
+    text = line(document, coloured=False)
+    assert [word for word in told.split() if word not in text.split()] == []
+    assert text.startswith((AT, "?.000Z  node-1"))
+    golden.entry("tail_lines", told, text)
 
 
 def test_nothing_that_a_terminal_would_obey_gets_through() -> None:

@@ -1,4 +1,4 @@
-"""A table of mistakes, made with the real command: each ends with its status and one clear line, never a traceback."""
+"""Closed descriptors, missing permissions and early signals: a status and one clear line, never a traceback."""
 
 from __future__ import annotations
 
@@ -24,46 +24,6 @@ def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
     line = command.replace("whalebridge", '"$@"')
     options = {"env": ENVIRONMENT, "capture_output": True} | options
     return subprocess.run(["sh", "-c", line, "sh", *WHALEBRIDGE], text=True, timeout=60, check=False, **options)  # type: ignore[call-overload, no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("command", "status", "said"),
-    [
-        ("whalebridge", 2, ""),
-        ("whalebridge frob", 2, "No such command 'frob'"),
-        ("whalebridge run --frob", 2, "No such option: --frob"),
-        ("whalebridge doctor --containerd", 2, "requires an argument"),
-        ("whalebridge doctor --containerd tcp://h:1", 2, "invalid containerd address"),
-        ("whalebridge schema", 2, ""),
-        ("whalebridge schema frob", 2, "No such command 'frob'"),
-        ("whalebridge inspect", 2, "Missing argument 'NAME_OR_ID'"),
-        ("whalebridge run --sink frob:", 2, "sinks.0: unknown scheme 'frob'"),
-        ("whalebridge run --log-level loud", 2, "log.level"),
-        ("whalebridge run --state-dir /proc/x", 1, "state_dir /proc/x"),
-        ("whalebridge run --state-dir https://h/x", 2, "state_dir: write the absolute path of a directory"),
-        ("whalebridge run --sink file:/proc", 1, "/proc cannot be written"),
-        ("whalebridge run --containerd /etc/passwd", 3, "/etc/passwd is not a socket"),
-        (f"whalebridge list --containerd {NO_SOCKET}", 3, f"socket {NO_SOCKET} does not exist"),
-        (f"whalebridge inspect x --containerd {NO_SOCKET}", 3, f"socket {NO_SOCKET} does not exist"),
-        ("WHALEBRIDGE_FROB__X=1 whalebridge list", 2, "frob: there is no such setting"),
-        ("WHALEBRIDGE_SINKS=kafka://u:hunter2@h/t whalebridge run", 2, "credentials do not belong into a URL"),
-        ("whalebridge version >&-", 1, "standard output is closed"),
-        ("whalebridge version >/dev/full", 1, "No space left on device"),
-        ("whalebridge run --help >/dev/full", 1, "No space left on device"),
-        ("WHALEBRIDGE_NAMESPACES__INCLUDE= whalebridge list", 2, "it is empty, so that nothing would be told"),
-        ("_WHALEBRIDGE_COMPLETE=source_bash whalebridge >/dev/full", 1, "No space left on device"),
-        ("whalebridge doctor >&-", 1, "standard output is closed"),
-        (f"whalebridge check --containerd {NO_SOCKET} >/dev/full", 1, "No space left on device"),
-        ("whalebridge run >&-", 1, "standard output is closed"),
-    ],
-)
-def test_a_mistake_is_one_line_and_a_status(command: str, status: int, said: str) -> None:
-    done = call(command)
-    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
-    own = [line for line in done.stderr.splitlines() if line.startswith("whalebridge: ")]
-    assert len(own) <= 1
-    assert said in (own[0] if own else "")
-    assert "hunter2" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("command", ["version", "doctor", "schema event", "run --help", "--show-completion"])
@@ -101,7 +61,8 @@ def test_without_permission(tmp_path: Path) -> None:
         assert str(forbidden) in done.stderr
     done = call(f"{as_nobody}whalebridge doctor --containerd {forbidden}/c.sock")
     assert done.returncode == 1
-    assert f"error     {forbidden}/c.sock: cannot be read: Permission denied; run as root" in done.stdout
+    assert f"error     {forbidden}/c.sock: " in done.stdout
+    assert "Permission denied" in done.stdout
 
 
 # --- signals before there is anybody to hear them ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -21,11 +22,16 @@ from bridge.core.errors import BridgeError, FatalError, TransientError, Unreadab
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, TaskStatus
 from tests.eventually import eventually_async
+from tests.golden import Golden
 from tests.simulator.containerd import SENT_AT_MOST, SimulatedContainerd
 from tests.simulator.faults import ALL
 from tests.simulator.state import RefusedError
 
 KEY = ContainerKey("shop", "web")
+
+# gRPC's own words.
+CONNECTING = re.compile("failed to connect.*")
+DEADLINE = re.compile(r"\([^()]*\)$")
 
 
 def refusing(standin: SimulatedContainerd, method: str, code: StatusCode, namespace: str = ALL) -> None:
@@ -46,13 +52,20 @@ class TestEngine:
         assert (await client.engine()).id == ""
 
     async def test_one_that_cannot_tell_its_id_now_is_asked_again(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         refusing(standin, "Introspection.Server", StatusCode.INTERNAL)
-        with pytest.raises(TransientError, match="failed to tell its id: INTERNAL: for a reason"):
+        with golden.error(
+            "containerd_errors",
+            "Introspection.Server fails",
+            TransientError,
+            standin.address,
+            "INTERNAL: for a reason",
+            SOCKET=standin.address,
+        ):
             await client.engine()
 
-    async def test_another_grpc_server_is_no_containerd(self, tmp_path: Path) -> None:
+    async def test_another_grpc_server_is_no_containerd(self, tmp_path: Path, golden: Golden) -> None:
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(_healthy)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
@@ -61,26 +74,37 @@ class TestEngine:
         server.add_insecure_port(f"unix:{tmp_path}/other.sock")
         await server.start()
         async with ContainerdClient(f"{tmp_path}/other.sock", LabelRules.keep_all()) as client:
-            with pytest.raises(
-                FatalError, match=r"other.sock is not containerd's socket: another gRPC server responds"
+            with golden.error(
+                "containerd_errors", "another gRPC server", FatalError, tmp_path / "other.sock", TMP=tmp_path
             ):
                 await client.engine()
         await server.stop(None)
 
     async def test_what_was_containerd_once_may_be_it_again(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         await client.engine()
         await standin.stop()
-        with pytest.raises(TransientError, match="does not exist"):
+        with golden.error(
+            "containerd_errors", "no socket any more", TransientError, standin.address, SOCKET=standin.address
+        ):
             await client.engine()
         os.mkdir(standin.address)
-        with pytest.raises(TransientError, match="is not a socket"):
+        with golden.error(
+            "containerd_errors", "a directory in its place", TransientError, standin.address, SOCKET=standin.address
+        ):
             await client.engine()
         os.rmdir(standin.address)
         await standin.start()
         refusing(standin, "Version.Version", StatusCode.UNIMPLEMENTED)
-        with pytest.raises(TransientError, match="failed to tell its version"):
+        with golden.error(
+            "containerd_errors",
+            "Version.Version not implemented",
+            TransientError,
+            standin.address,
+            "UNIMPLEMENTED",
+            SOCKET=standin.address,
+        ):
             await client.engine()
         standin.faults.refused.clear()
         assert (await client.engine()).id == standin.id
@@ -148,28 +172,48 @@ def failure(method: str) -> type[BridgeError]:
 class TestFailures:
     @pytest.mark.parametrize("method", CALLS)
     async def test_no_call_waits_for_ever(
-        self, standin: SimulatedContainerd, hasty: ContainerdClient, method: str
+        self, standin: SimulatedContainerd, hasty: ContainerdClient, method: str, golden: Golden
     ) -> None:
         standin.faults.hang(method)
         async with asyncio.timeout(30):
-            with pytest.raises(TransientError, match=rf"{standin.address} did not .* in time: it, or a shim, hangs"):
+            with golden.error(
+                "containerd_errors",
+                f"{method} hangs",
+                TransientError,
+                standin.address,
+                SOCKET=standin.address,
+                GRPC=DEADLINE,
+            ):
                 await CALLS[method](hasty)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Version.Version"])
     async def test_a_refusal_says_what_where_and_why(
-        self, standin: SimulatedContainerd, client: ContainerdClient, method: str
+        self, standin: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
         refusing(standin, method, StatusCode.INTERNAL)
-        with pytest.raises(failure(method), match=rf"{standin.address} failed to .*: INTERNAL: for a reason$"):
+        with golden.error(
+            "containerd_errors",
+            f"{method} fails",
+            failure(method),
+            standin.address,
+            "INTERNAL: for a reason",
+            SOCKET=standin.address,
+        ):
             await CALLS[method](client)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Events.Publish"])
     async def test_an_answer_that_nobody_can_read_is_told(
-        self, standin: SimulatedContainerd, client: ContainerdClient, method: str
+        self, standin: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
         standin.state.run(KEY)
         standin.faults.garbled.add(method)
-        with pytest.raises(failure(method), match=f"gave an unreadable answer: .*{method.replace('.', '/')}"):
+        with golden.error(
+            "containerd_errors",
+            f"{method} unreadable",
+            failure(method),
+            method.replace(".", "/"),
+            SOCKET=standin.address,
+        ):
             await CALLS[method](client)
 
     async def test_foreign_text_is_one_printable_line(
@@ -188,36 +232,52 @@ class TestFailures:
         "code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED]
     )
     async def test_a_refused_mark_says_what_it_is_for(
-        self, standin: SimulatedContainerd, client: ContainerdClient, code: StatusCode
+        self, standin: SimulatedContainerd, client: ContainerdClient, code: StatusCode, golden: Golden
     ) -> None:
         refusing(standin, "Events.Publish", code)
-        with pytest.raises(TransientError, match=r"cannot verify the subscription: allow Events\.Publish"):
+        with golden.error(
+            "containerd_errors", f"Events.Publish {code.name}", TransientError, "Events.Publish", SOCKET=standin.address
+        ):
             await client.mark("n", 1)
 
-    async def test_nobody_there(self, tmp_path: Path) -> None:
+    async def test_nobody_there(self, tmp_path: Path, golden: Golden) -> None:
         async with ContainerdClient(f"{tmp_path}/c.sock", LabelRules.keep_all()) as client:
-            with pytest.raises(TransientError, match="cannot be reached to list the namespaces"):
+            with golden.error(
+                "containerd_errors",
+                "call without a socket",
+                TransientError,
+                tmp_path / "c.sock",
+                TMP=tmp_path,
+                GRPC=CONNECTING,
+            ):
                 await client.namespaces()
 
     async def test_a_call_whose_connection_is_closed_fails_and_is_not_cancelled(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         standin.faults.hang("Tasks.Wait")
         waiting = asyncio.create_task(client.wait(KEY))
         await eventually_async(lambda: "Tasks.Wait" in standin.calls)
         await client.close()
-        with pytest.raises(TransientError, match="was closed: could not wait for a task's end"):
+        with golden.error(
+            "containerd_errors", "closed during Tasks.Wait", TransientError, standin.address, SOCKET=standin.address
+        ):
             await waiting
 
-    async def test_a_connection_that_was_closed_stays_closed(self, standin: SimulatedContainerd) -> None:
+    async def test_a_connection_that_was_closed_stays_closed(
+        self, standin: SimulatedContainerd, golden: Golden
+    ) -> None:
         connection = Connection(standin.address)
         await connection.close()
-        with pytest.raises(TransientError, match="was closed: could not tell its version"):
+        with golden.error(
+            "containerd_errors", "call after close", TransientError, standin.address, SOCKET=standin.address
+        ):
             await connection.call(VERSION, Empty(), "", 1)
 
-    def test_an_error_without_a_status_is_told_too(self) -> None:
+    def test_an_error_without_a_status_is_told_too(self, golden: Golden) -> None:
         error = refusal(grpc.RpcError("odd"), "sing", "/c.sock")
-        assert (error.code, str(error)) == (StatusCode.UNKNOWN, "containerd at /c.sock failed to sing: UNKNOWN: odd")
+        assert error.code is StatusCode.UNKNOWN
+        golden.entry("containerd_errors", "error without status", str(error))
 
     async def test_a_call_that_is_cancelled_is_cancelled(
         self, standin: SimulatedContainerd, client: ContainerdClient
@@ -228,36 +288,49 @@ class TestFailures:
                 await client.namespaces()
 
     async def test_closing_is_repeatable_and_not_the_end(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         stream = await client.subscribe()
         for _ in range(2):
             await client.close()
-        with pytest.raises(TransientError, match="was closed"):
+        with golden.error(
+            "containerd_errors", "stream after close", TransientError, standin.address, SOCKET=standin.address
+        ):
             await stream.batch()
         assert (await client.engine()).id == standin.id
 
 
 class TestListings:
     async def test_a_namespace_that_fails_is_not_empty(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         standin.state.run(KEY)
         refusing(standin, "Tasks.List", StatusCode.UNAVAILABLE, "shop")
         refusing(standin, "Containers.List", StatusCode.UNAVAILABLE, "shop")
         assert await client.tasks("other") == []
-        with pytest.raises(TransientError, match="cannot be reached to list the tasks"):
+        with golden.error(
+            "containerd_errors", "Tasks.List unavailable", TransientError, standin.address, SOCKET=standin.address
+        ):
             await client.tasks("shop")
-        with pytest.raises(TransientError, match="cannot be reached to list the containers"):
+        with golden.error(
+            "containerd_errors", "Containers.List unavailable", TransientError, standin.address, SOCKET=standin.address
+        ):
             await _listed(client)
 
     async def test_a_stream_of_records_that_breaks_is_not_its_end(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         standin.state.run(KEY)
         refusing(standin, "Containers.List", StatusCode.RESOURCE_EXHAUSTED)
         refusing(standin, "Containers.ListStream", StatusCode.INTERNAL)
-        with pytest.raises(TransientError, match="failed to list the containers one by one: INTERNAL"):
+        with golden.error(
+            "containerd_errors",
+            "Containers.ListStream fails",
+            TransientError,
+            standin.address,
+            "INTERNAL",
+            SOCKET=standin.address,
+        ):
             await _listed(client)
 
     @pytest.mark.parametrize("spec_bytes", [0, 2 * SENT_AT_MOST // 100])
@@ -298,6 +371,6 @@ class TestListings:
         assert standin.calls == []
 
 
-def test_an_address_of_another_kind_is_refused_at_once() -> None:
-    with pytest.raises(BridgeError, match="invalid containerd address"):
+def test_an_address_of_another_kind_is_refused_at_once(golden: Golden) -> None:
+    with golden.error("containerd_errors", "address 'tcp://10.0.0.1:1234'", BridgeError, "tcp://10.0.0.1:1234"):
         ContainerdClient("tcp://10.0.0.1:1234", LabelRules.keep_all())

@@ -8,6 +8,7 @@ from bridge.core import events
 from bridge.fleet import documents
 from bridge.fleet.documents import ForeignError, decode
 from sinks.cloudevents import envelope
+from tests.golden import Golden
 from tests.sample_records import ENGINE, frame, lost, record
 
 BEFORE = b'{"version":1,"type":"sta'
@@ -63,21 +64,22 @@ def test_half_a_line_that_a_killed_process_left_is_passed_over(before: bytes) ->
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("data", "named"),
     [
-        (b"", "no JSON"),
-        (b"rubbish", "no JSON"),
-        (b'{"version":1,"type":"\xff"}', "no JSON"),
-        (BEFORE, "no JSON"),
-        (b"[]", "no record of major version 1: Expected `object`, got `array`"),
-        (b"[" * 100_000, "no record of major version 1: Expected `object`, got `array`"),
-        (b'{"a":' + b"[" * 100_000, "no JSON"),
-        (b'{"specversion":"1.0","data":{"version":1}}', "no record of major version 1: Object missing required field"),
-        (record(1).data.replace(b'"version":1', b'"version":2'), "no record of major version 1: Invalid enum value 2"),
+        (b"", "JSON"),
+        (b"rubbish", "JSON"),
+        (b'{"version":1,"type":"\xff"}', "JSON"),
+        (BEFORE, "JSON"),
+        (b"[]", "`object`"),
+        (b"[" * 100_000, "`object`"),
+        (b'{"a":' + b"[" * 100_000, "JSON"),
+        (b'{"specversion":"1.0","data":{"version":1}}', "missing required field"),
+        (record(1).data.replace(b'"version":1', b'"version":2'), "value 2"),
     ],
 )
-def test_what_is_no_record_is_told_why(data: bytes, reason: str) -> None:
+def test_what_is_no_record_is_told_why(data: bytes, named: str, golden: Golden) -> None:
     with pytest.raises(ForeignError) as caught:
         decode(data)
-    assert str(caught.value).startswith(reason)
+    assert named in str(caught.value)
+    golden.entry("tail_errors", f"no record, {data[:60]!r}", str(caught.value))
     assert len(str(caught.value)) < 200

@@ -16,6 +16,7 @@ from bridge.core.model import Instant
 from bridge.fleet.files import FileReader, InputReader
 from bridge.fleet.messages import Begin
 from sinks.file import RotatedFile
+from tests.golden import Golden
 
 
 class Writer:
@@ -141,15 +142,15 @@ async def test_a_file_that_is_cut_off_begins_anew(path: Path) -> None:
 
 
 @pytest.mark.parametrize("begin", ["beginning", "end"])
-async def test_what_cannot_be_read_is_told(tmp_path: Path, begin: Begin) -> None:
-    with pytest.raises(NotFoundError, match=r"there is no file .*/nothing: name one that whalebridge writes"):
+async def test_what_cannot_be_read_is_told(tmp_path: Path, begin: Begin, golden: Golden) -> None:
+    with golden.error("tail_errors", "no file", NotFoundError, tmp_path / "nothing", TMP=tmp_path):
         await whole(tmp_path / "nothing", begin)
-    with pytest.raises(NotFoundError, match="there is no file"):
+    with golden.error("tail_errors", "no directory", NotFoundError, tmp_path / "nowhere", TMP=tmp_path):
         await whole(tmp_path / "nowhere" / "nothing", begin)
-    with pytest.raises(FatalError, match="it is no file; for a pipe, use -"):
+    with golden.error("tail_errors", "a directory", FatalError, tmp_path, TMP=tmp_path):
         await whole(tmp_path, begin)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FatalError, match="it is no file"):
+    with golden.error("tail_errors", "a pipe", FatalError, tmp_path / "pipe", TMP=tmp_path):
         await whole(tmp_path / "pipe", begin)
 
 
@@ -169,9 +170,9 @@ async def test_a_pipe_is_read_as_it_comes(blocking: bool) -> None:
     os.close(ours)
 
 
-async def test_a_closed_input_is_told() -> None:
+async def test_a_closed_input_is_told(golden: Golden) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     os.close(theirs)
-    with pytest.raises(FatalError, match=r"^standard input cannot be read: Bad file descriptor$"):
+    with golden.error("tail_errors", "a closed standard input", FatalError, "standard input", "Bad file descriptor"):
         await anext(InputReader(ours).batches())

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from bridge.core.errors import FatalError, TransientError
 from config.sinks.file import FileSettings
 from sinks import file
-from sinks.file import FileSink, RotatedFile
+from sinks.file import FileInUseError, FileSink, RotatedFile
+from tests.golden import Golden
 from tests.sample_records import frame, record, records
 
 
@@ -136,16 +137,16 @@ async def test_what_a_killed_process_left_of_a_line_goes(cut: int, tmp_path: Pat
     assert lines(path) == [record(1).data, record(2).data]
 
 
-async def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
+async def test_somebody_elses_file_is_left_alone(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "events"
     path.write_bytes(b"root:x:0:0")
-    with pytest.raises(FatalError, match="ends in the midst of a line that is not ours"):
+    with golden.error("sink_errors", "file, another program's", FatalError, path, TMP=tmp_path):
         async with sink(path):
             pass
     assert path.read_bytes() == b"root:x:0:0"
 
 
-async def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
+async def test_a_second_process_is_kept_out(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "events"
     hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
     other = await asyncio.create_subprocess_exec(
@@ -153,7 +154,7 @@ async def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     )
     assert other.stdout
     await other.stdout.readline()
-    with pytest.raises(TransientError, match="is being written by another process"):
+    with golden.error("sink_errors", "file, in use", FileInUseError, path, TMP=tmp_path):
         async with sink(path):
             pass
     await other.communicate(b"\n")
@@ -162,17 +163,19 @@ async def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "text"),
+    ("name", "error", "named"),
     [
-        ("folder", FatalError, "Is a directory; name another file"),
-        ("pipe", FatalError, "is not a file; name one, or take stdout:"),
-        ("nowhere/events", TransientError, "No such file or directory; see to its folder and disk"),
+        ("folder", FatalError, "Is a directory"),
+        ("pipe", FatalError, "stdout:"),
+        ("nowhere/events", TransientError, "No such file or directory"),
     ],
 )
-async def test_what_is_no_file_is_told_of(name: str, error: type[Exception], text: str, tmp_path: Path) -> None:
+async def test_what_is_no_file_is_told_of(
+    name: str, error: type[Exception], named: str, tmp_path: Path, golden: Golden
+) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(error, match=text):
+    with golden.error("sink_errors", f"file, {name}", error, tmp_path / name, named, TMP=tmp_path):
         async with sink(tmp_path / name):
             pass
 
@@ -202,14 +205,16 @@ class Disk:
 
 @pytest.mark.parametrize("room", [0, 1, 699, 700, 2000])
 async def test_a_full_disk_leaves_no_half_lines_and_nothing_is_lost(
-    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
     disk, path, whole = Disk(monkeypatch), tmp_path / "events", records(10, size=800)
     async with sink(path) as made:
         await made.publish(whole[:2])
         disk.room = room
         for _ in range(2):
-            with pytest.raises(TransientError, match="No space left on device; make room"):
+            with golden.error(
+                "sink_errors", "file, full disk", TransientError, path, "No space left on device", TMP=tmp_path
+            ):
                 await made.publish(whole[2:])
             assert lines(path) == [each.data for each in whole[:2]]
         disk.room = 1 << 30
@@ -217,11 +222,13 @@ async def test_a_full_disk_leaves_no_half_lines_and_nothing_is_lost(
     assert lines(path) == [each.data for each in whole]
 
 
-async def test_what_could_not_be_synced_is_not_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_could_not_be_synced_is_not_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
+) -> None:
     disk, path = Disk(monkeypatch), tmp_path / "events"
     async with sink(path) as made:
         disk.syncs = False
-        with pytest.raises(TransientError, match="Input/output error"):
+        with golden.error("sink_errors", "file, broken disk", TransientError, path, "Input/output error", TMP=tmp_path):
             await made.publish([record(1)])
         disk.syncs = True
         await made.publish([record(1)])

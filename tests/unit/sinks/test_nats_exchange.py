@@ -13,6 +13,7 @@ from bridge.core.errors import TransientError
 from sinks.nats import exchange
 from sinks.nats.connection import Place
 from sinks.nats.exchange import Exchange, Message, always, unless_refused
+from tests.golden import Golden
 
 STORED = b'{"stream":"S","seq":1}'
 REFUSED = b'{"error":{"code":400,"err_code":10077,"description":"full"},"stream":"S","seq":0}'
@@ -144,19 +145,19 @@ async def test_a_link_that_fails_ends_it_at_once() -> None:
         await running
 
 
-async def test_an_error_of_sending_is_told() -> None:
+async def test_an_error_of_sending_is_told(golden: Golden) -> None:
     link = FakeLink()
     link.error = nats.errors.OutboundBufferLimitError()
-    with pytest.raises(TransientError, match="sending to NATS at n1:4222 failed: nats: outbound buffer limit exceeded"):
+    with golden.error("nats_errors", "sending fails", TransientError, "n1:4222", "outbound buffer limit exceeded"):
         await begun(link, messages(3))
     link.failed.set_result("it was closed")
     with pytest.raises(TransientError, match="it was closed"):
         await begun(link, messages(3))
 
 
-async def test_silence_is_bounded() -> None:
+async def test_silence_is_bounded(golden: Golden) -> None:
     link = FakeLink(timeout=0.01)
-    with pytest.raises(TransientError, match=r"NATS at n1:4222 has acknowledged nothing for 0\.01 s"):
+    with golden.error("nats_errors", "no acknowledgement", TransientError, "n1:4222", "0.01 s"):
         await begun(link, messages(3))
 
 

@@ -21,6 +21,7 @@ from sinks.nats.failures import AnsweredError
 from sinks.nats.messages import Item
 from sinks.nats.publisher import Progress, Writer
 from sinks.nats.streams import Stream
+from tests.golden import Golden
 
 Answer = dict[str, Any]
 
@@ -190,17 +191,17 @@ async def test_a_server_that_takes_no_batches_after_all(code: int, lasting: bool
     assert progress.atomic is not lasting
 
 
-async def test_a_record_that_is_refused_for_what_it_is_is_named() -> None:
+async def test_a_record_that_is_refused_for_what_it_is_is_named(golden: Golden) -> None:
     server = Server(atomic=False, refuse=lambda headers: 10054 if headers["Nats-Msg-Id"] == "id-2" else 0)
-    with pytest.raises(RefusedRecordError, match="stream S at NATS n1:4222 refuses the record: no") as caught:
+    with golden.error("nats_errors", "record rejected", RefusedRecordError, "n1:4222", "S") as caught:
         await writer(FakeLink(server), atomic=False).store([item(number) for number in range(5)])
     assert caught.value.positions == {(1, 2)}
 
 
-async def test_a_record_that_is_too_large_is_never_sent() -> None:
+async def test_a_record_that_is_too_large_is_never_sent(golden: Golden) -> None:
     server = Server()
     for link, limit in ((FakeLink(server), 1000), (FakeLink(server), -1)):
-        with pytest.raises(RefusedRecordError, match="takes 1000"):
+        with golden.error("nats_errors", f"record too large, {limit}", RefusedRecordError, "1000"):
             await writer(link, max_message=limit).store([item(1), item(2, size=1_000_001)])
     long = item(3)._replace(headers={"Nats-Msg-Id": "x", "ce-subject": "x" * 66_000})
     with pytest.raises(RefusedRecordError):
@@ -209,25 +210,25 @@ async def test_a_record_that_is_too_large_is_never_sent() -> None:
 
 
 @pytest.mark.parametrize("code", [10176, 10210, 10158, 10077])
-async def test_a_batch_that_is_refused_is_worth_another_try(code: int) -> None:
+async def test_a_batch_that_is_refused_is_worth_another_try(code: int, golden: Golden) -> None:
     server = Server(refuse=lambda headers: code if "Nats-Batch-Commit" in headers else 0)
-    with pytest.raises(AnsweredError, match=rf"did not store the records: no \({code}\)"):
+    with golden.error("nats_errors", f"batch rejected, {code}", AnsweredError, code):
         await writer(FakeLink(server)).store([item(1), item(2)])
     server.refuse = lambda _: 0
     await writer(FakeLink(server)).store([item(1), item(2)])
     assert server.ids == ["id-1", "id-2"]
 
 
-async def test_records_of_a_batch_that_is_still_under_way_are_waited_for() -> None:
+async def test_records_of_a_batch_that_is_still_under_way_are_waited_for(golden: Golden) -> None:
     server = Server(refuse=lambda headers: 10201 if "Nats-Batch-Commit" in headers else 0)
-    with pytest.raises(AnsweredError, match="still busy with the same records"):
+    with golden.error("nats_errors", "batch still under way", AnsweredError, "n1:4222"):
         await writer(FakeLink(server)).store([item(1), item(2)])
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-async def test_an_acknowledgement_of_another_stream_is_none(atomic: bool) -> None:
+async def test_an_acknowledgement_of_another_stream_is_none(atomic: bool, golden: Golden) -> None:
     server, progress = Server(name="OTHER"), Progress()
-    with pytest.raises(AnsweredError, match="stream OTHER at NATS n1:4222 took records that are for S"):
+    with golden.error("nats_errors", "another stream acknowledges", AnsweredError, "OTHER", "n1:4222"):
         await writer(FakeLink(server), progress, atomic=atomic).store([item(1), item(2)])
     assert progress.stored == set()
 

@@ -12,6 +12,7 @@ from sinks.kafka.sink import KafkaSink
 from sinks.nats.sink import NatsSink
 from sinks.registry import make, make_all
 from sinks.stdout import StdoutSink
+from tests.golden import Golden
 
 
 def test_each_setting_makes_its_sink() -> None:
@@ -26,9 +27,11 @@ def test_a_sink_and_its_library_are_imported_only_where_they_are_asked_for() -> 
 
 
 @pytest.mark.parametrize(("url", "library"), [("kafka://h:1/topic", "aiokafka"), ("nats://h:1/subject", "nats")])
-def test_a_library_that_is_not_installed_is_named(url: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_installed_is_named(
+    url: str, library: str, monkeypatch: pytest.MonkeyPatch, golden: Golden
+) -> None:
     for name in [each for each in sys.modules if each.split(".")[0] == library or each.startswith(f"sinks.{url[:4]}")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
-    with pytest.raises(FatalError, match=rf"is not installed \({library}.*pip install 'whalebridge\["):
+    with golden.error("sink_errors", f"{library} not installed", FatalError, library, "pip install 'whalebridge["):
         make(load({"sinks": [url]}).sinks[0])

@@ -11,6 +11,7 @@ from bridge.core.errors import FatalError
 from config.settings import SettingsError, load
 from config.sinks import plugins
 from sinks.registry import make
+from tests.golden import Golden
 from tests.sample_records import frame, record
 
 EXAMPLE = Path(__file__).parents[2] / "example_sink"
@@ -39,9 +40,9 @@ async def test_a_third_party_sink_is_configured_and_works_like_any_other(form: s
     assert kept(tmp_path) == {record(1).id: record(1).data, record(2).id: record(2).data}
 
 
-async def test_its_errors_are_the_usual_ones(tmp_path: Path) -> None:
+async def test_its_errors_are_the_usual_ones(tmp_path: Path, golden: Golden) -> None:
     made = make(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks[0])
-    with pytest.raises(FatalError, match="is not a folder"):
+    with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere", TMP=tmp_path):
         await made.start()
 
 
@@ -52,26 +53,27 @@ async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sink", "path", "text"),
+    ("sink", "path", "named"),
     [
-        ("folder:", "sinks.0", "write it as folder:PATH"),
-        ({"type": "folder"}, "sinks.0.path", "is needed, and not there"),
-        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.0.pth", "no such setting"),
-        ("broken:x", "sinks.0", "the package of sink 'broken' (whalebridge_example_that_is_not_there) does not work"),
-        ({"type": "broken"}, "sinks.0", "does not work"),
-        ("poor:x", "sinks.0", "the package of sink 'poor' (bridge.core.model) does not work"),
-        ("other:x", "sinks.0", "known schemes: stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
-        ({"type": "other"}, "sinks.0.type", "known types: stdout, file, kafka, nats, broken, folder, poor"),
+        ("folder:", "sinks.0", "folder:PATH"),
+        ({"type": "folder"}, "sinks.0.path", ""),
+        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.0.pth", ""),
+        ("broken:x", "sinks.0", "whalebridge_example_that_is_not_there"),
+        ({"type": "broken"}, "sinks.0", "'broken'"),
+        ("poor:x", "sinks.0", "bridge.core.model"),
+        ("other:x", "sinks.0", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
+        ({"type": "other"}, "sinks.0.type", "stdout, file, kafka, nats, broken, folder, poor"),
     ],
 )
-def test_mistakes_are_told_with_their_path(sink: object, path: str, text: str) -> None:
+def test_mistakes_are_told_with_their_path(sink: object, path: str, named: str, golden: Golden) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"sinks": [sink]})
     (mistake,) = caught.value.mistakes
     assert mistake.startswith(f"--sink: {path}: ")
-    assert text in mistake
+    assert named in mistake
+    golden.entry("sink_errors", f"settings of a third party's sink, {sink}", mistake)
 
 
-def test_a_sink_that_nobody_adds_is_told_of() -> None:
-    with pytest.raises(ValueError, match="there is no sink 'nothing' in any installed package"):
+def test_a_sink_that_nobody_adds_is_told_of(golden: Golden) -> None:
+    with golden.error("sink_errors", "no such plugin", ValueError, "'nothing'"):
         plugins.load("nothing")

@@ -260,7 +260,7 @@ async def test_no_snapshot_without_containerd() -> None:
     source = FakeSource()
     source.marks_come_back = False
     async with watching(source) as running:
-        with pytest.raises(TransientError, match="containerd is not connected"):
+        with pytest.raises(TransientError, match="containerd"):
             await running.watch.snapshot()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from bridge.containerd import rpc
 from bridge.containerd.proxy.relay import Relay
 from bridge.containerd.proxy.rules import RULES
 from bridge.containerd.proxy.server import make_server
+from tests.golden import Golden
 from tests.simulator import wire
 
 
@@ -84,12 +86,13 @@ async def test_every_rule_passes_its_own_method(channel: grpc.aio.Channel, recor
 
 
 async def test_nothing_of_a_refused_call_passes_and_it_is_counted(
-    channel: grpc.aio.Channel, recorder: Recorder, relay: Relay
+    channel: grpc.aio.Channel, recorder: Recorder, relay: Relay, golden: Golden
 ) -> None:
     for number, path in enumerate(["/containerd.services.tasks.v1.Tasks/Kill", "/a.B/C", "/"], 1):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await method(channel, path)(wire.field(1, "web"))
         assert caught.value.code() is StatusCode.PERMISSION_DENIED
+        golden.entry("proxy_errors", "denied, method", caught.value.details() or "")
         assert relay.refusals.count == number
     with pytest.raises(grpc.aio.AioRpcError):
         await method(channel, rpc.TASK.path)(wire.field(2, "exec"))
@@ -120,14 +123,17 @@ async def test_cancellation_passes(channel: grpc.aio.Channel, recorder: Recorder
         await recorder.cancelled.wait()
 
 
-async def test_a_server_that_is_away_is_unavailable(tmp_path: Path) -> None:
+async def test_a_server_that_is_away_is_unavailable(tmp_path: Path, golden: Golden) -> None:
     relay = Relay(f"{tmp_path}/nothing.sock", SystemClock())
     server = make_server(relay)
     server.add_insecure_port(rpc.target(f"{tmp_path}/p.sock"))
     await server.start()
     async with grpc.aio.insecure_channel(rpc.target(f"{tmp_path}/p.sock")) as channel:
-        with pytest.raises(grpc.aio.AioRpcError, match="the proxy cannot reach containerd at") as caught:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
             await method(channel, rpc.VERSION.path)(b"")
         assert caught.value.code() is StatusCode.UNAVAILABLE
+        details = caught.value.details() or ""
+        assert f"{tmp_path}/nothing.sock" in details
+        golden.entry("proxy_errors", "containerd away", details, TMP=tmp_path, GRPC=re.compile("failed to connect.*"))
     await server.stop(0)
     await relay.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from grpc import StatusCode
 
@@ -10,6 +12,7 @@ from bridge.containerd.protos import containers_pb2, introspection_pb2, tasks_pb
 from bridge.containerd.proxy import rules
 from bridge.containerd.proxy.rules import RULES, CallRefused
 from bridge.containerd.stream import FILTERS
+from tests.golden import Golden
 from tests.simulator import wire
 from tests.simulator.records import record
 
@@ -94,3 +97,21 @@ def test_the_namespace_alone_is_taken_from_the_metadata() -> None:
         with pytest.raises(CallRefused) as caught:
             rules.namespace([("containerd-namespace", value) for value in values])
         assert refused(caught) is StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("case", "call", "code"),
+    [
+        ("field", lambda: BY_METHOD[rpc.TASK].question(wire.field(2, "exec")), StatusCode.INVALID_ARGUMENT),
+        ("no field", lambda: BY_METHOD[rpc.TASKS].question(wire.field(1, "x")), StatusCode.INVALID_ARGUMENT),
+        ("unreadable request", lambda: BY_METHOD[rpc.TASK].question(b"\x0a\x7f"), StatusCode.INVALID_ARGUMENT),
+        ("unreadable answer", lambda: BY_METHOD[rpc.CONTAINERS].answer(b"\x0a\x7f"), StatusCode.DATA_LOSS),
+        ("filter", lambda: rules.check_subscription(wire.field(1, "")), StatusCode.INVALID_ARGUMENT),
+        ("namespace", lambda: rules.namespace([("containerd-namespace", "")]), StatusCode.INVALID_ARGUMENT),
+        ("event", lambda: rules.mark(wire.field(1, "/tasks/exit") + EMPTY, "shop"), StatusCode.PERMISSION_DENIED),
+    ],
+)
+def test_denial_has_code_and_text(case: str, call: Callable[[], object], code: StatusCode, golden: Golden) -> None:
+    with golden.error("proxy_errors", f"denied, {case}", CallRefused) as caught:
+        call()
+    assert caught.value.code is code

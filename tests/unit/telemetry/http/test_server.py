@@ -14,6 +14,7 @@ import pytest
 
 from bridge.telemetry.http import connections, documents, server
 from bridge.telemetry.http.server import Endpoint
+from tests.golden import Golden
 from tests.unit.telemetry.http.bridges import FakeBridge, note, row, status
 
 
@@ -75,15 +76,15 @@ async def test_livez_answers(served: Served) -> None:
     assert (await served.ask("/livez", "HEAD")).body == b""
 
 
-async def test_readyz_tells_status_and_reasons(served: Served) -> None:
+async def test_readyz_tells_status_and_reasons(served: Served, golden: Golden) -> None:
     assert (await served.ask("/readyz")).status == 200
     served.bridge.how = status(live=False, failure="no such socket", trouble="disk full")
     answer = await served.ask("/readyz")
     assert answer.status == 503
-    assert answer.document["reasons"] == [
-        "containerd is unavailable: no such socket",
-        "the outbox cannot be written: disk full",
-    ]
+    containerd, outbox = answer.document["reasons"]
+    assert containerd.endswith(": no such socket")
+    assert outbox.endswith(": disk full")
+    golden.entry("http_errors", "GET /readyz, 503", f"{containerd}\n{outbox}")
 
 
 async def test_metrics_are_negotiated(served: Served) -> None:
@@ -153,33 +154,39 @@ async def test_a_snapshot_answers_when_it_is_taken(served: Served) -> None:
     assert (answer.status, answer.document) == (200, {"id": "7-5", "containers": 2})
 
 
-async def test_a_snapshot_is_refused_while_nothing_is_watched(served: Served) -> None:
+async def test_a_snapshot_is_refused_while_nothing_is_watched(served: Served, golden: Golden) -> None:
     served.bridge.how = status(live=False)
     answer = await served.ask("/snapshot", "POST", local=True)
     assert answer.status == 503
     assert "/readyz" in answer.document["error"]
+    golden.entry("http_errors", "POST /snapshot, 503", answer.body.decode())
 
 
 async def test_a_snapshot_that_does_not_come_is_not_waited_for_for_ever(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
     monkeypatch.setattr(server, "SNAPSHOT_SECONDS", 0.01)
-    assert (await served.ask("/snapshot", "POST", local=True)).status == 504
+    answer = await served.ask("/snapshot", "POST", local=True)
+    assert answer.status == 504
+    golden.entry("http_errors", "POST /snapshot, 504", answer.body.decode())
 
 
-async def test_other_paths_and_methods_are_told_what_there_is(served: Served) -> None:
+async def test_other_paths_and_methods_are_told_what_there_is(served: Served, golden: Golden) -> None:
     answer = await served.ask("/nothing")
     assert (answer.status, b"/readyz" in answer.body) == (404, True)
+    golden.entry("http_errors", "404", answer.body.decode())
     answer = await served.ask("/snapshot", local=True)
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
+    golden.entry("http_errors", "405", answer.body.decode())
     assert (await served.ask("/readyz", "DELETE")).status == 405
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:9469", "localhost.evil.example", "127.0.0.1.evil"])
-async def test_no_web_site_has_a_browser_ask_for_it(served: Served, host: str) -> None:
+async def test_no_web_site_has_a_browser_ask_for_it(served: Served, host: str, golden: Golden) -> None:
     served.bridge.rows = [row("private")]
     answer = await served.ask("/containers", Host=host)
     assert (answer.status, b"private" in answer.body) == (421, False)
+    golden.entry("http_errors", f"Host {host}, 421", answer.body.decode())
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9469", "127.0.0.1", "[::1]:9469", "[::1]"])

@@ -1,0 +1,275 @@
+"""The text of the command line, and wrong usage of each command: exit status, one line, the thing that is named.
+
+Each command has a golden file with its help and what the invocations below print. Nothing here needs containerd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import structlog
+
+import bridge
+from bridge.cli import execute
+from bridge.cli.places import SOCKETS
+from bridge.core.model import ContainerKey
+from tests.golden import Golden
+from tests.simulator.containerd import SimulatedContainerd
+
+NO_SOCKET = "/nonexistent/c.sock"
+SECRET = "hunter2"  # noqa: S105 (it opens nothing)
+ROOT = Path(__file__).parents[3]
+
+
+class Call(NamedTuple):
+    """An invocation, its exit status, and what its output has to name; with `process` a shell starts it."""
+
+    line: str
+    status: int
+    named: tuple[str, ...] = ()
+    process: bool = False
+
+
+def call(line: str, status: int, *named: str) -> Call:
+    return Call(line, status, named)
+
+
+def shell(line: str, status: int, *named: str) -> Call:
+    return Call(line, status, named, process=True)
+
+
+USAGE = {
+    "whalebridge": [
+        call("whalebridge", 2, "Usage: whalebridge"),
+        call("whalebridge frob", 2, "'frob'", "whalebridge --help"),
+        call("whalebridge lst", 2, "'lst'", "'list'", "whalebridge --help"),
+        call("whalebridge nats://u:hunter2@h/t", 2, "'nats://...@h/t'"),
+    ],
+    "run": [
+        call("whalebridge run --frob", 2, "--frob", "whalebridge run --help"),
+        call("whalebridge run extra", 2, "(extra)"),
+        call("whalebridge run kafka://u:p@hunter2@h/t", 2, "(kafka://...@h/t)"),
+        call("whalebridge run --sink frob:", 2, "--sink: sinks.0: ", "'frob'", "kafkas:"),
+        call("whalebridge run --sink amqp://h/t", 2, "--sink: sinks.0: ", "'amqp'", "stdout:"),
+        call("whalebridge run --sink kafak://h:1/t", 2, "--sink: sinks.0: ", "'kafak'"),
+        call("whalebridge run --sink kafka", 2, "--sink: sinks.0: "),
+        call("whalebridge run --sink kafka:h/t", 2, "--sink: sinks.0: ", "kafka://HOST:PORT,HOST:PORT/TOPIC"),
+        call("whalebridge run --sink kafka://h:1", 2, "--sink: sinks.0: ", "kafka://HOST:PORT,HOST:PORT/TOPIC"),
+        call("whalebridge run --sink kafka://h:1/a/b", 2, "--sink: sinks.0.topic: ", "249"),
+        call("whalebridge run --sink kafka://h:99999/t", 2, "--sink: sinks.0.servers.0: ", "HOST:PORT"),
+        call("whalebridge run --sink kafka://u:hunter2@h:1/t", 2, "--sink: sinks.0: ", "URL"),
+        call("whalebridge run --sink 'kafka://h:1/t?acks=0'", 2, "--sink: sinks.0: ", "kafka://HOST:PORT"),
+        call("whalebridge run --sink nats://h:1", 2, "--sink: sinks.0: ", "nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX"),
+        call("whalebridge run --sink 'nats://h:1/a.>'", 2, "--sink: sinks.0.subject: "),
+        call("whalebridge run --sink file:", 2, "--sink: sinks.0"),
+        call("whalebridge run --sink kafka://h:1/t --sink kafka://h:1/t", 2, "sinks: "),
+        call("whalebridge run --log-level loud", 2, "--log-level: log.level: ", "'debug'"),
+        call("whalebridge run --state-dir https://h/x", 2, "--state-dir: state_dir: "),
+        call("whalebridge run --snapshot-interval 6", 2, "--snapshot-interval: snapshot.interval: "),
+        call("whalebridge run --config /nonexistent/config.yaml", 2, "/nonexistent/config.yaml: "),
+        call("WHALEBRIDGE_SINKS=kafka://u:hunter2@h/t whalebridge run", 2, "WHALEBRIDGE_SINKS: sinks.0: "),
+        shell("whalebridge run --state-dir /proc/x", 1, "state_dir /proc/x"),
+        shell("whalebridge run --sink file:/proc", 1, "/proc", "Is a directory"),
+        shell("whalebridge run --containerd /etc/passwd", 3, "/etc/passwd"),
+        shell("whalebridge run --help >/dev/full", 1, "standard output", "No space left on device"),
+        shell("whalebridge run >&-", 1, "standard output"),
+    ],
+    "list": [
+        call(f"whalebridge list --containerd {NO_SOCKET}", 3, NO_SOCKET),
+        call("whalebridge list --containerd /etc/passwd", 3, "/etc/passwd"),
+        call("whalebridge list --containerd tcp://h:1", 2, "--containerd: containerd.address: "),
+        call("whalebridge list --containerd", 2, "'--containerd'"),
+        call("whalebridge list --namespace", 2, "'--namespace'", "whalebridge --help"),
+        call("WHALEBRIDGE_FROB__X=1 whalebridge list", 2, "WHALEBRIDGE_FROB__X: frob: "),
+        call("WHALEBRIDGE_NAMESPACES__INCLUDE= whalebridge list", 2, "WHALEBRIDGE_NAMESPACES__INCLUDE: namespaces.inc"),
+    ],
+    "inspect": [
+        call("whalebridge inspect", 2, "'NAME_OR_ID'", "whalebridge inspect --help"),
+        call(f"whalebridge inspect x --containerd {NO_SOCKET}", 3, NO_SOCKET),
+        call("whalebridge inspect x --containerd /etc/passwd", 3, "/etc/passwd"),
+    ],
+    "watch": [call(f"whalebridge watch --containerd {NO_SOCKET}", 2, "'list'", "'run'")],
+    "tail": [
+        call("whalebridge tail", 2, "'URL'", "whalebridge tail --help"),
+        call("whalebridge tail file:/nonexistent/events", 1, "/nonexistent/events"),
+        call("whalebridge tail file:/", 2, "path: "),
+        call("whalebridge tail nats://127.0.0.1:1", 2, "nats://HOST:PORT"),
+        call("whalebridge tail kafka://u:hunter2@h/t", 2, "URL"),
+        call("whalebridge tail amqp://h/t", 2, "'amqp'"),
+        call("whalebridge tail stdout:", 2, "stdout", "; - "),
+        call("whalebridge tail - --since soon", 2, "--since", "15m"),
+        call("whalebridge tail file:/x --config /nonexistent/config.yaml", 2, "/nonexistent/config.yaml: "),
+        call(
+            "WHALEBRIDGE_SINKS__0__TYPE=nats WHALEBRIDGE_SINKS__0__SERVERS=127.0.0.1:1 "
+            "WHALEBRIDGE_SINKS__0__SUBJECT=events WHALEBRIDGE_SINKS__0__MODE=core "
+            "whalebridge tail nats://127.0.0.1:1/events --no-follow",
+            2,
+            "core",
+        ),
+    ],
+    "check": [
+        call(f"whalebridge check --containerd {NO_SOCKET}", 3, NO_SOCKET, "state_dir: ", "stdout: "),
+        call(
+            f"whalebridge check --containerd {NO_SOCKET} --sink file:/proc --state-dir /proc/x",
+            3,
+            "problem state_dir: state_dir /proc/x: ",
+            "problem file//proc: /proc ",
+        ),
+        call(
+            "whalebridge check --sink frob: --log-level loud",
+            2,
+            "problem settings: --sink: sinks.0: ",
+            "problem settings: --log-level: log.level: ",
+        ),
+        shell(f"whalebridge check --containerd {NO_SOCKET} >/dev/full", 1, "standard output", "No space left on"),
+    ],
+    "doctor": [
+        call(f"whalebridge doctor --containerd {NO_SOCKET}", 1, f"problem {NO_SOCKET}: ", *SOCKETS.values()),
+        call("whalebridge doctor --containerd /etc/passwd", 1, "problem /etc/passwd: "),
+        call("whalebridge doctor --containerd /etc", 1, "problem /etc: "),
+        call("whalebridge doctor --containerd", 2, "'--containerd'"),
+        call("whalebridge doctor --containerd tcp://h:1", 2, "tcp://h:1"),
+        shell("whalebridge doctor >&-", 1, "standard output"),
+    ],
+    "snapshot": [
+        call("whalebridge snapshot", 2, "--state-dir"),
+        call("whalebridge snapshot --state-dir /nonexistent", 1, "/nonexistent"),
+        call("whalebridge snapshot --state-dir /etc/passwd", 1, "/etc/passwd"),
+        call("whalebridge snapshot --state-dir /usr", 3, "/usr", "control.sock"),
+    ],
+    "proxy": [
+        shell("whalebridge proxy --listen /nonexistent/p.sock", 1, "/nonexistent/p.sock"),
+        shell("whalebridge proxy --listen /etc/passwd", 1, "/etc/passwd"),
+        shell(f"whalebridge proxy --listen /tmp/{'x' * 120}", 1, "/tmp/xxx"),
+        shell("whalebridge proxy --containerd tcp://x", 1, "tcp://x"),
+        shell("whalebridge proxy --containerd /tmp/a.sock --listen /tmp/a.sock", 1, "/tmp/a.sock"),
+        shell("whalebridge proxy --socket-mode rw", 2, "--socket-mode"),
+        shell("whalebridge proxy --socket-group no-such-group", 2, "no-such-group"),
+    ],
+    "schema": [
+        call("whalebridge schema", 2),
+        call("whalebridge schema frob", 2, "'frob'", "whalebridge schema --help"),
+        call("whalebridge schema event --help", 0, "whalebridge schema event"),
+        call("whalebridge schema config --help", 0, "whalebridge schema config"),
+    ],
+    "version": [
+        call("whalebridge version", 0),
+        shell("whalebridge version >&-", 1, "standard output"),
+        shell("whalebridge version >/dev/full", 1, "standard output", "No space left on device"),
+    ],
+    "completion": [
+        call("whalebridge completion", 2, "'SHELL'"),
+        call("whalebridge completion tcsh", 2, "'tcsh'", "'bash'"),
+        shell("whalebridge completion bash >/dev/full", 1, "standard output", "No space left on device"),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def usual_logging() -> Iterator[None]:
+    """Undo what `check` does to the logging of its process."""
+    root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
+    yield
+    root.handlers[:] = handlers
+    structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same text everywhere: width, settings, host, and none of this machine's sockets."""
+    for name in list(os.environ):
+        if name.startswith("WHALEBRIDGE_"):
+            monkeypatch.delenv(name)
+    for name, value in {"COLUMNS": "80", "WHALEBRIDGE_HTTP__LISTEN": "", "WHALEBRIDGE_HOST": "node-1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir("/")
+    monkeypatch.setattr("bridge.cli.places.SOCKETS", {f"/nonexistent{path}": what for path, what in SOCKETS.items()})
+
+
+def run_in_shell(line: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        ["sh", "-c", line.replace("whalebridge", '"$@"', 1), "sh", sys.executable, "-m", "bridge"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def run_here(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    words = shlex.split(line)
+    program = words.index("whalebridge")
+    with monkeypatch.context() as given:
+        for setting in words[:program]:
+            given.setenv(*setting.split("=", 1))
+        status = execute(words[program + 1 :])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", USAGE)
+def test_usage_matches_golden_file(
+    command: str, golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "whalebridge --help" if command == "whalebridge" else f"whalebridge {command} --help"
+    text = ""
+    for line, status, named, process in [call(asked, 0, "Usage: whalebridge"), *USAGE[command]]:
+        ended, out, err = run_in_shell(line) if process else run_here(line, monkeypatch, capsys)
+        assert ended == status, (line, out, err)
+        assert [each for each in named if each not in out + err] == [], (line, out, err)
+        assert SECRET not in out + err, line
+        complaints = "".join(each for each in err.splitlines(keepends=True) if not each.startswith('{"timestamp"'))
+        if status and out == "":
+            assert re.fullmatch(r"whalebridge: .*\n", complaints), (line, err)
+        assert "Traceback" not in err, line
+        text += f"$ {line}\n{out}{complaints}exit status {status}\n\n"
+    golden(command, text.replace(bridge.__version__, "VERSION"))
+
+
+WITH_CONTAINERD = [
+    call("whalebridge list --containerd SOCKET", 0, "shop/web", "db"),
+    call("whalebridge list --containerd SOCKET --namespace nope", 1, "'nope'", "default, shop"),
+    call("whalebridge inspect nothing --containerd SOCKET", 1, "'nothing'"),
+    call("whalebridge doctor --containerd SOCKET", 0, "ok      SOCKET: ", "2.4.2", "default 1, shop 1"),
+    call(
+        "whalebridge check --containerd SOCKET --sink file:TMP/events --state-dir TMP/state",
+        0,
+        "ok      SOCKET: ",
+        "ok      file/TMP/events: ",
+        "ok      state_dir: ",
+    ),
+]
+
+
+async def test_output_with_containerd_matches_golden_file(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # These tell of this machine: its disk, its users.
+    monkeypatch.setattr("bridge.cli.rehearsal._disk", lambda *_: [])
+    monkeypatch.setattr("bridge.cli.places._mode", lambda _: "0660 root:root")
+    text = ""
+    async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+        os.chmod(containerd.address, 0o660)
+        for id_ in ("default/db", "shop/web"):
+            containerd.state.run(ContainerKey(*id_.split("/")), {"com.docker.compose.project": "p"})
+        for line, status, named, _ in WITH_CONTAINERD:
+            typed = line.replace("SOCKET", containerd.address).replace("TMP", str(tmp_path))
+            ended, out, err = await asyncio.to_thread(run_here, typed, monkeypatch, capsys)
+            shown = (out + err).replace(containerd.address, "SOCKET").replace(str(tmp_path), "TMP")
+            assert ended == status, (line, shown)
+            assert [each for each in named if each not in shown] == [], (line, shown)
+            shown = re.sub(rf"\b{os.getpid()}\b", "PID", shown)
+            shown = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", shown)
+            text += f"$ {line}\n{shown}exit status {status}\n\n"
+    golden("with_containerd", text)

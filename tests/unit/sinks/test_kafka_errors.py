@@ -1,0 +1,179 @@
+"""The errors of the Kafka sink: their class, what they name, and their text in a golden file."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Any, NamedTuple
+
+import pytest
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    IllegalSaslStateError,
+    KafkaConnectionError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+    UnsupportedSaslMechanismError,
+)
+
+from bridge.core.errors import TransientError
+from config.sinks.kafka import KafkaSettings
+from sinks.kafka import failures
+from sinks.kafka.cluster import Cluster, CompactionError, Partition, Topic
+from tests.clocks import ManualClock
+from tests.golden import Golden
+
+SERVER = "k1:9092"
+SASL = {"mechanism": "scram-sha-256", "username": "bridge", "password": "s3cret"}
+TLS = {"enabled": True, "ca_file": "/run/ca.pem"}
+CERTIFICATE = TLS | {"cert_file": "/run/cert.pem"}
+
+
+def settings(**options: Any) -> KafkaSettings:
+    return KafkaSettings.model_validate({"servers": SERVER, "topic": "events", **options})
+
+
+def certificate_error(code: int, message: str) -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = code, message
+    return error
+
+
+def alert(reason: str) -> ssl.SSLError:
+    error = ssl.SSLError(1, reason)
+    error.reason = reason
+    return error
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "options", "named"),
+    [
+        ("timeout", TimeoutError(), {}, []),
+        ("unknown host", socket.gaierror(-2, "Name or service not known"), {}, ["Name or service not known"]),
+        ("refused", ConnectionRefusedError(111, "Connection refused"), {}, ["refused"]),
+        ("unreachable", OSError(101, "Network is unreachable"), {}, ["Network is unreachable"]),
+        ("closed", KafkaConnectionError("x"), {}, ["kafkas://", "tls.enabled", "(sasl)"]),
+        ("closed, sasl", KafkaConnectionError("x"), {"sasl": SASL}, ["kafkas://", "tls.enabled"]),
+        ("closed, tls", KafkaConnectionError("x"), {"tls": TLS}, ["TLS", "(sasl)"]),
+        ("closed, tls and sasl", KafkaConnectionError("x"), {"tls": TLS, "sasl": SASL}, ["TLS"]),
+        ("login", SaslAuthenticationFailed(), {"sasl": SASL}, ["user bridge", "scram-sha-256", "sasl.password"]),
+        ("mechanism", UnsupportedSaslMechanismError(), {"sasl": SASL}, ["sasl.mechanism"]),
+        ("no login wanted", IllegalSaslStateError(), {"sasl": SASL}, ["sasl"]),
+        ("another host", certificate_error(62, "Hostname mismatch"), {"tls": TLS}, ["Hostname mismatch"]),
+        ("not trusted", certificate_error(20, "unable to get issuer"), {"tls": TLS}, ["/run/ca.pem"]),
+        ("not trusted, no ca", certificate_error(20, "no issuer"), {"tls": {"enabled": True}}, ["tls.ca_file"]),
+        ("certificate wanted", alert("TLSV13_ALERT_CERTIFICATE_REQUIRED"), {"tls": TLS}, ["tls.cert_file"]),
+        ("certificate rejected", alert("TLSV1_ALERT_UNKNOWN_CA"), {"tls": CERTIFICATE}, ["/run/cert.pem"]),
+        ("no tls", alert("WRONG_VERSION_NUMBER"), {"tls": TLS}, ["TLS", "wrong version number"]),
+    ],
+)
+def test_server_not_reached_names_server_and_setting(
+    case: str, error: Exception, options: dict[str, Any], named: list[str], golden: Golden
+) -> None:
+    text = failures.not_reached(error, SERVER, settings(**options))
+    assert text.startswith(f"{SERVER}: ")
+    assert [each for each in named if each not in text] == []
+    assert "s3cret" not in text
+    golden.entry("kafka_errors", f"connecting, {case}", text)
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (TopicAuthorizationFailedError(), ["topic events", "Describe", "Write"]),
+        (ClusterAuthorizationFailedError(), ["IdempotentWrite"]),
+    ],
+)
+def test_missing_permission_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
+    text = failures.not_allowed(error, "events", settings(sasl=SASL)) or ""
+    assert [each for each in ["user bridge", *named] if each not in text] == []
+    golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
+    assert failures.not_allowed(UnknownTopicOrPartitionError(), "events", settings()) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "named"),
+    [
+        ("user", {"sasl": SASL}, "bridge"),
+        ("token", {"sasl": {"mechanism": "oauthbearer", "token_file": "/run/token"}}, "token"),
+        ("certificate", {"tls": CERTIFICATE}, "certificate"),
+        ("nothing", {}, "login"),
+    ],
+)
+def test_identity_names_user_or_credential(case: str, options: dict[str, Any], named: str, golden: Golden) -> None:
+    assert named in failures.who(settings(**options))
+    golden.entry("kafka_errors", f"identity, {case}", failures.who(settings(**options)))
+
+
+class Answer(NamedTuple):
+    """An answer to a request for metadata, or to create a topic."""
+
+    topics: tuple[Any, ...] = ()
+    brokers: tuple[Any, ...] = ((1, "k1", 9092),)
+    topic_errors: tuple[Any, ...] = ()
+
+
+class FakeConnection:
+    """Gives answers to requests in turn."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = list(answers)
+
+    async def send(self, _: Any) -> Answer:
+        return self._answers.pop(0)
+
+
+MISSING = Answer(topics=((UnknownTopicOrPartitionError.errno, "events", False, []),))
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "answers", "named"),
+    [
+        ("create is false", {"create": False}, [MISSING], ["create", "--topic events --partitions 1", "delete"]),
+        (
+            "create not allowed",
+            {"sasl": SASL},
+            [MISSING, Answer(topic_errors=(("events", TopicAuthorizationFailedError.errno, None),))],
+            ["user bridge", "Create", "--topic events"],
+        ),
+        (
+            "too many replicas",
+            {"replicas": 3},
+            [MISSING, Answer(topic_errors=(("events", 38, "Replication factor: 3 larger than brokers: 1."),))],
+            ["Replication factor: 3", "--topic events"],
+        ),
+        (
+            "not to be seen",
+            {"sasl": SASL},
+            [Answer(topics=((TopicAuthorizationFailedError.errno, "events", False, []),))],
+            ["user bridge", "Describe", "Write"],
+        ),
+        ("no brokers", {}, [Answer(brokers=())], [SERVER]),
+        (
+            "no brokers, token",
+            {"sasl": {"mechanism": "oauthbearer", "token_file": "/run/token"}},
+            [Answer(brokers=())],
+            [SERVER, "/run/token"],
+        ),
+    ],
+)
+async def test_topic_not_usable_names_topic_and_remedy(
+    case: str, options: dict[str, Any], answers: list[Answer], named: list[str], golden: Golden
+) -> None:
+    cluster = Cluster(settings(**options), FakeConnection(*answers), SERVER)
+    with golden.error("kafka_errors", f"topic, {case}", TransientError, *named):
+        await cluster.event_topic(ManualClock())
+
+
+@pytest.mark.parametrize(("what", "policy"), [("event", "compact"), ("state", "delete")])
+async def test_wrong_cleanup_policy_is_a_compaction_error(
+    what: str, policy: str, golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def found(*_: object) -> Topic:
+        return Topic("events", {0: Partition(SERVER, 1, 1)}, None, policy)
+
+    cluster = Cluster(settings(), FakeConnection(), SERVER)
+    monkeypatch.setattr(cluster, "_topic", found)
+    with golden.error("kafka_errors", f"cleanup.policy of the {what} topic", CompactionError, "cleanup.policy", policy):
+        await (cluster.event_topic(ManualClock()) if what == "event" else cluster.state_topic("events", ManualClock()))
