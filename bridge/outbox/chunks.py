@@ -1,4 +1,4 @@
-"""Records as they are stored: many in one row, since a row costs about as much as a record."""
+"""Chunks: one SQL row stores many records, because writing a row costs about as much as writing a record. Pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MOST_BYTES = 512 * 1024
 
 
 def chunked(records: Sequence[Record], position: int, age: int) -> Iterator[Chunk]:
-    """Part records, of which the first has ``position``: by size, and where sequences do not follow each other."""
+    """Split records, the first of which has ``position``, by size and where sequences are not consecutive."""
     start = size = 0
     for index, record in enumerate(records):
         first = records[start]
-        follows = record.sequence - first.sequence == index - start and record.epoch == first.epoch
-        if index > start and (not follows or index - start == MOST_RECORDS or size + len(record.data) > MOST_BYTES):
+        is_next = record.sequence - first.sequence == index - start and record.epoch == first.epoch
+        if index > start and (not is_next or index - start == MOST_RECORDS or size + len(record.data) > MOST_BYTES):
             yield _chunk(records[start:index], position + start, age)
             start = index
             size = 0
