@@ -140,8 +140,8 @@ class Store:
             if not _is_damage(error):
                 raise
             self._close_database()
-            quarantined = self._folder.set_aside()
-            _log.critical("outbox_damaged", path=str(path), error=str(error), set_aside=str(quarantined))
+            aside = self._folder.set_aside()
+            _log.critical("outbox_damaged", path=str(path), error=str(error), set_aside=str(aside))
             return self._load(written)
 
     def _load(self, reset: int | None = None) -> Content:
