@@ -1,4 +1,4 @@
-"""The real clock; a simulator brings another one."""
+"""The system clock; tests and the simulator use others."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from bridge.core.model import Instant
 
 
 class SystemClock:
-    """Time and chance as the machine has them."""
+    """The machine's clocks and random numbers."""
 
     def now(self) -> Instant:
-        """Return this moment on both clocks."""
+        """Return the current time of the wall clock and of the monotonic clock."""
         return Instant(wall=time.time_ns(), monotonic=time.monotonic_ns())
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for ``seconds``."""
         await asyncio.sleep(seconds)
 
     def random(self) -> float:
-        """Return a number of the interval [0, 1)."""
-        return random.random()  # noqa: S311 (it spreads delays; nobody has to be unable to guess it)
+        """Return a random number in the interval [0, 1)."""
+        return random.random()  # noqa: S311 (used for jitter, not for secrets)

@@ -1,10 +1,10 @@
-"""The pump: from the outbox to one sink; it forgets only what the sink has acknowledged.
+"""The pump: moves records from the outbox to one sink, and acknowledges those that the sink has acknowledged.
 
 Invariants:
-- One batch is on its way at a time, so that a sink gets records in order, and again what it may not have.
-- No attempt lasts for ever: one that hangs is given up, and made again.
-- A record that is refused for what it is holds up no other.
-- A heartbeat goes out between batches, only where nothing waits, and once: that it does not arrive loses nothing.
+- One batch is in flight at a time, so a sink gets records in order, and gets again the records that it may not have.
+- Every attempt has a timeout: an attempt that hangs is abandoned and retried.
+- A rejected record does not block other records.
+- A heartbeat is sent between batches, only if there is no backlog, and is not retried: losing it loses no data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bridge.telemetry.rate_limit import RateLimiter
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(first=0.1, most=30.0)
-PATIENCE = 60.0  # seconds; above what a sink itself allows an attempt, which knows best what to do about it
+PATIENCE = 60.0  # seconds; longer than the sink's own timeouts, because the sink handles those best
 CLOSE_SECONDS = 1.5
 SETTLE_SECONDS = 1.5
 _log = structlog.get_logger(__name__)
@@ -40,18 +40,18 @@ State: TypeAlias = Literal["starting", "ok", "failing"]
 
 @runtime_checkable
 class NoticesReader(Protocol):
-    """A sink that notices that its reader is gone for good, although there is nothing to publish."""
+    """A sink that detects that its reader has disconnected for good, even while there is nothing to publish."""
 
     async def reader_gone(self) -> None:
-        """Wait for that; raise a FatalError then."""
+        """Wait until the reader has disconnected, and raise a FatalError."""
 
 
 class Heart:
     """Makes the heartbeats of all pumps.
 
     Args:
-        proof: Up to when all that containerd had told is written down, if anything is.
-        interval: Seconds from one beat to the next; may be replaced at any time.
+        watermark: Returns the time up to which all of containerd's events are persisted; None if there is none yet.
+        interval: Seconds between heartbeats; may be replaced at any time.
     """
 
     def __init__(self, proof: Callable[[], Proof | None], interval: float) -> None:
@@ -60,24 +60,24 @@ class Heart:
         self._beats = 0
 
     def beat(self, last: Record) -> Record | None:
-        """Make one for readers who have everything up to ``last``; None before that is of the epoch that is proven."""
-        proof = self._proof()
-        if proof is None or proof.epoch != last.epoch:
+        """Return a heartbeat for readers that have all records up to ``last``; None if the epochs differ."""
+        watermark = self._proof()
+        if watermark is None or watermark.epoch != last.epoch:
             return None
         self._beats += 1
-        return heartbeat(last, proof.at, self._beats)
+        return heartbeat(last, watermark.at, self._beats)
 
 
 class Pump:
-    """Moves records to one sink, in order, trying again for as long as trying may help.
+    """Moves records to one sink, in order, and retries transient errors indefinitely.
 
     Args:
-        name: What the outbox knows the sink by.
+        name: The sink's id in the outbox.
         sink: The sink.
-        outbox: Where records come from.
-        clock: Time and chance.
-        patience: After how many seconds an attempt is given up; None where waiting is as it should be.
-        heart: What makes heartbeats; None where the sink is to have none.
+        outbox: The source of records.
+        clock: Source of time and random numbers.
+        attempt_timeout: Seconds until an attempt is abandoned; None for a sink that may block indefinitely.
+        heartbeat_factory: Makes heartbeats; None for a sink without heartbeats.
     """
 
     def __init__(
@@ -97,23 +97,23 @@ class Pump:
         self._patience = patience
         self._limiter = RateLimiter(clock)
         self._heart = heart
-        self._last: Record | None = None  # that the sink has
-        self._turn = asyncio.Lock()  # held while something is on its way
+        self._last: Record | None = None  # last acknowledged record
+        self._turn = asyncio.Lock()  # held while a batch or a heartbeat is in flight
         self.state: State = "starting"
-        self.failure: str | None = None  # what the last attempt failed for, while the state is failing
+        self.failure: str | None = None  # error of the last attempt, while the state is failing
         self.published = 0
         self.retries = 0
         self.refused = 0
-        self.latency = Histogram()  # of batches, from the handing over to the acknowledgement
+        self.latency = Histogram()  # seconds from publishing a batch to its acknowledgement
         self._complained = False
 
     async def run(self) -> None:
         """Pump until cancelled.
 
         Raises:
-            FatalError: The sink cannot go on.
+            FatalError: The sink cannot continue.
         """
-        structlog.contextvars.bind_contextvars(sink=self.name)  # into every line that the sink writes
+        structlog.contextvars.bind_contextvars(sink=self.name)  # for every line that the sink logs
         await self._insist(self._sink.start)
         async with together() as tasks:
             if isinstance(self._sink, NoticesReader):
@@ -127,40 +127,38 @@ class Pump:
 
     @property
     def waiting(self) -> int:
-        """How many records the sink has not acknowledged."""
+        """The number of records that the sink has not acknowledged."""
         return self._outbox.depth(self.name)
 
     async def drained(self) -> None:
-        """Wait until the sink has everything that was written down."""
+        """Wait until the sink has acknowledged all records in the outbox."""
         while self.waiting:
             await self._clock.sleep(0.02)
 
     async def settle(self) -> None:
-        """Before it is cancelled: wait a moment for the acknowledgement of what is on its way, and send nothing more.
+        """Wait briefly for the acknowledgement of records in flight, and send nothing more; call it before cancelling.
 
-        A sink that is failing, or takes longer, is not waited for: what it may have is sent again by its successor.
+        It does not wait for a sink that is failing. Records without an acknowledgement are sent again by the next pump.
         """
         if self.state != "failing":
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_SECONDS):
-                    await self._turn.acquire()  # and keep it
+                    await self._turn.acquire()  # not released
 
     async def close(self) -> None:
-        """Let go of the sink, or give it up."""
+        """Close the sink, within a timeout."""
         try:
             await bounded(self._sink.close, CLOSE_SECONDS)
         except BridgeError as error:
             _log.warning("sink_close_failed", sink=self.name, error=str(error))
 
     async def _deliver(self, batch: Sequence[Record]) -> None:
-        """Bring the sink what it will have of a batch; where some is refused, the rest is read again with what is told
-        of it.
-        """
+        """Publish a batch; if the sink rejects records of it, the next read returns loss records in their place."""
         try:
             await self._insist(partial(self._publish, batch))
-        except RefusedRecordError as refused:
-            reason = str(refused)
-            count = await self._outbox.refuse(self.name, refused.positions, reason)
+        except RefusedRecordError as rejection:
+            reason = str(rejection)
+            count = await self._outbox.refuse(self.name, rejection.positions, reason)
             self.refused += count
             self._limiter.log(
                 _log.error, ("rejected", reason), "records_rejected", sink=self.name, records=count, reason=reason
@@ -173,11 +171,11 @@ class Pump:
         began = self._clock.now().monotonic
         try:
             await self._sink.publish(batch)
-        except RefusedRecordError as refused:
-            if any((each.epoch, each.sequence) in refused.positions and each.type != "lost" for each in batch):
+        except RefusedRecordError as rejection:
+            if any((each.epoch, each.sequence) in rejection.positions and each.type != "lost" for each in batch):
                 raise
-            # Nothing could take its place: what is refused stands for others itself, or was never published.
-            raise TransientError(f"rejected: {refused}") from refused
+            # A loss record cannot be replaced by another one, nor can a record that is not in the batch.
+            raise TransientError(f"rejected: {rejection}") from rejection
         self.latency.observe(to_seconds(self._clock.now().monotonic - began))
         self.published += len(batch)
 
@@ -186,10 +184,10 @@ class Pump:
         while True:
             await self._clock.sleep(heart.interval)
             async with self._turn:
-                if self.waiting or self._last is None or (beat := heart.beat(self._last)) is None:
+                if self.waiting or self._last is None or (record := heart.beat(self._last)) is None:
                     continue
                 try:
-                    await bounded(partial(self._sink.publish, [beat]), self._patience)
+                    await bounded(partial(self._sink.publish, [record]), self._patience)
                 except (TransientError, RefusedRecordError) as error:
                     text = str(error)
                     if isinstance(error, TransientError):
@@ -205,7 +203,7 @@ class Pump:
             backoff=BACKOFF,
             before_sleep=self._complain,
         )
-        if self._complained:  # else a sink that comes and goes would be told as often as that
+        if self._complained:  # only then, or a sink that fails intermittently would log every recovery
             self._complained = False
             _log.info("sink_recovered", sink=self.name)
         self.state, self.failure = "ok", None

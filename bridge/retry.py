@@ -1,6 +1,6 @@
-"""Trying again: the one place that knows tenacity.
+"""Retries with backoff; the only module that uses tenacity.
 
-Only a TransientError is worth another try. Everything else passes through at once, cancellation included.
+Invariant: only a TransientError is retried. Every other exception, including cancellation, propagates immediately.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from bridge.core.time import SECOND
 
 T = TypeVar("T")
 
-_DOUBLINGS = 30  # more of them change nothing, and a float ends at 1023
+_DOUBLINGS = 30  # avoids a float overflow, which starts at 1024
 
 
 class Backoff(NamedTuple):
-    """How long to wait, in seconds: about ``first``, twice as long each time, ``most`` at the most.
+    """Delays between attempts, in seconds: ``initial``, doubled after each failure, at most ``maximum``.
 
-    Each delay is drawn from the upper half of its span, so that many bridges do not come back at the same moment. An
-    attempt that lasted for ``steady`` had worked: after it the delays begin anew.
+    Each delay is random, between half of this value and all of it, so that many bridges do not retry at the same time.
+    An attempt that lasted for ``reset_after`` counts as a success: after it, delays start at ``initial`` again (like
+    client-go's backoff).
     """
 
     first: float = 0.1
@@ -31,7 +32,7 @@ class Backoff(NamedTuple):
     steady: float = 60.0
 
     def delay(self, failures: int, chance: float) -> float:
-        """Return the delay after ``failures`` (from 1) in a row; ``chance`` is a number of the interval [0, 1)."""
+        """Return the delay after consecutive ``failures`` (from 1); ``random_value`` is in the interval [0, 1)."""
         span: float = min(self.most, self.first * 2.0 ** min(failures - 1, _DOUBLINGS))
         return span * (1 + chance) / 2
 
@@ -40,13 +41,13 @@ _USUAL = Backoff()
 
 
 class Failure(NamedTuple):
-    """One attempt that failed, as told before the wait for the next."""
+    """A failed attempt, as passed to ``before_sleep``."""
 
     error: TransientError
     in_a_row: int
-    """How many there were, this one included."""
+    """The number of consecutive failures, including this one."""
     delay: float
-    """How many seconds will pass before the next attempt."""
+    """Seconds until the next attempt."""
 
 
 async def forever(
@@ -56,13 +57,13 @@ async def forever(
     backoff: Backoff = _USUAL,
     before_sleep: Callable[[Failure], None] = lambda _: None,
 ) -> T:
-    """Repeat ``attempt`` until it raises no TransientError; return what it returns.
+    """Repeat ``attempt`` until it raises no TransientError, and return its result.
 
-    ``before_sleep`` is called after each failure, and decides whether that is worth a line in the log.
+    ``before_sleep`` is called after each failure, for example to log it.
     """
     series = _Series(backoff, clock)
     series.began = clock.now().monotonic
-    try:  # without tenacity, whose setting up takes longer than most attempts that work
+    try:  # without tenacity, whose setup takes longer than most successful attempts
         return await attempt()
     except TransientError as error:
         first: list[TransientError] = [error]
@@ -73,17 +74,17 @@ async def forever(
         series.began = clock.now().monotonic
         return await attempt()
 
-    def tell(state: RetryCallState) -> None:
+    def report(state: RetryCallState) -> None:
         before_sleep(Failure(_error(state), series.failures, state.upcoming_sleep))
 
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type(TransientError), wait=series.wait, sleep=clock.sleep, before_sleep=tell
+        retry=retry_if_exception_type(TransientError), wait=series.wait, sleep=clock.sleep, before_sleep=report
     )
     return await retrying(timed)
 
 
 class _Series:
-    """Counts the failures in a row; tenacity's own count knows nothing of attempts that had worked for long."""
+    """Counts consecutive failures; unlike tenacity's counter, it restarts after an attempt that lasted long enough."""
 
     def __init__(self, backoff: Backoff, clock: Clock) -> None:
         self._backoff = backoff
@@ -99,5 +100,5 @@ class _Series:
 
 def _error(state: RetryCallState) -> TransientError:
     error = state.outcome.exception() if state.outcome else None
-    assert isinstance(error, TransientError)  # noqa: S101 (nothing else is retried)
+    assert isinstance(error, TransientError)  # noqa: S101 (the only error that is retried)
     return error

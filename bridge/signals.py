@@ -1,7 +1,7 @@
-"""Signals that come before anybody is ready for them: held by the kernel till then, and lost for none.
+"""Blocking of signals during startup: the kernel keeps them pending until the handlers are installed.
 
-Imports take most of the first second. A signal that ended the process in the midst of them would be a failure to
-whoever sent it; an exception that was raised there could get lost in a callback.
+Imports take most of the first second. A signal that ended the process during imports would look like a failure to the
+service manager, and an exception raised by a signal handler could be swallowed by a callback.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ _HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def hold() -> None:
-    """Let signals wait that end the process; threads made from now on leave them to the main one."""
+    """Block the signals that end the process; threads that start later inherit the mask."""
     signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
 
 
 def release() -> None:
-    """Let them in, also those that came meanwhile."""
+    """Unblock the signals, which delivers pending ones."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)

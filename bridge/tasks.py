@@ -1,4 +1,4 @@
-"""Tasks that stand and fall together, with one error to tell instead of a group; and calls that may hang."""
+"""Task groups that raise a single error, and timeouts for calls that may ignore cancellation."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bridge.core.errors import BridgeError, TransientError
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 0.5  # what a call that is given up gets to clean up behind itself
+GRACE_SECONDS = 0.5  # for the cleanup of a call that is cancelled
 
 
 @contextlib.asynccontextmanager
 async def together() -> AsyncIterator[asyncio.TaskGroup]:
-    """Run tasks in a group; when some fail, raise the one error that matters most.
+    """Run tasks in a group; if tasks fail, raise the most severe error instead of a group.
 
-    A programming error matters more than a fatal one, that more than a transient one: trying again helps the last
-    only.
+    A programming error is more severe than a fatal error, and a fatal error more than a transient one, because a retry
+    helps only against transient errors.
     """
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -43,10 +43,10 @@ def _rank(error: BaseException) -> int:
 
 
 async def bounded(call: Callable[[], Awaitable[T]], seconds: float | None) -> T:
-    """Return what a call returns, or give it up: also one that does not let itself be cancelled; None: never.
+    """Return the result of a call; abandon the call after ``seconds`` (None: never), even if it ignores cancellation.
 
     Raises:
-        TransientError: It took longer than ``seconds``.
+        TransientError: The call took longer than ``seconds``.
     """
     task = asyncio.ensure_future(call())
     try:
@@ -56,12 +56,12 @@ async def bounded(call: Callable[[], Awaitable[T]], seconds: float | None) -> T:
         raise
     if not done:
         await _give_up(task)
-        raise TransientError(f"no answer within {seconds:g} s")
+        raise TransientError(f"no response within {seconds:g} s")
     return task.result()
 
 
 async def _give_up(task: asyncio.Future[T]) -> None:
-    """Cancel a task and wait for its end, but not for long; nobody is interested in what it brings."""
+    """Cancel a task and wait briefly for its end; its result is ignored."""
     task.cancel()
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
     await asyncio.wait([task], timeout=GRACE_SECONDS)

@@ -1,10 +1,10 @@
-"""containerd: its client, its event stream, its messages, and whalewatcher's engine client on top of them."""
+"""The containerd client: calls, event stream and messages, and whalewatcher's engine client on top of them."""
 
 import os
 
-# gRPC's core writes notes of its own to stderr ("Got goaway ..." when containerd stops), where logs are JSON lines.
-# What goes wrong is told by our errors. It looks at this variable once, before its first channel.
+# gRPC's core logs plain text to stderr ("Got goaway ..." when containerd stops), where whalebridge writes JSON lines.
+# Its failures also reach us as errors. gRPC reads this variable once, before it creates the first channel.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# Its "event engine" reads sockets in threads of its own and hands each message over to ours, which doubles the CPU that
-# a stream of small messages takes (measured with gRPC 1.85: docs/performance.md). Without it the one who waits reads.
+# gRPC's "event engine" reads sockets in its own threads and passes each message to ours, which doubles the CPU time of
+# a stream of small messages (gRPC 1.85, see docs/performance.md). Without it, the waiting thread reads the socket.
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")

@@ -1,7 +1,10 @@
-"""containerd as a ``Source``: every call bounded in time, every failure translated, records however many.
+"""containerd as an ``EngineClient``.
 
-A path that never led to containerd is a mistake of whoever gave it (``UnreachableError``); one that did may lead there
-again, whatever is found meanwhile (``TransientError``): containerd recreates its socket when it starts.
+Invariants:
+- Every call has a deadline, and every failure is translated into one of our errors.
+- Listings have no size limit.
+- A path that never led to containerd is a configuration error (``UnreachableError``). A path that did lead to
+  containerd may do so again (``TransientError``): containerd recreates its socket when it starts.
 """
 
 from __future__ import annotations
@@ -31,16 +34,16 @@ from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, Tas
 _Answer = TypeVar("_Answer", bound=Message)
 
 _UNREACHED = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED})
-_FOR_EVER = 100 * 365 * 86400.0  # seconds: a deadline that gRPC can reckon with
+_FOR_EVER = 100 * 365 * 86400.0  # seconds; gRPC cannot represent an infinite deadline
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long a call may take, in seconds.
+    """Timeouts of calls, in seconds.
 
-    ``call`` is for what containerd answers from memory or with one look into its database, or by asking one shim, for
-    which it takes 2 s at most. ``listing`` is generous: containerd gives each shim that hangs 2 s, one after the other,
-    and loads the spec of every container.
+    ``call`` is for calls that containerd serves from memory, with one database read, or with one request to a shim,
+    which containerd limits to 2 s. ``listing`` is longer: containerd waits up to 2 s for each shim that hangs, one
+    after the other, and loads the spec of every container.
     """
 
     connect: float = 10.0
@@ -49,9 +52,9 @@ class Timeouts:
 
 
 class ContainerdClient:
-    """Implements ``bridge.core.ports.Source``; to be used on one event loop.
+    """Implements ``bridge.core.ports.EngineClient``; for use on one event loop.
 
-    ``rules`` and ``scope`` may be replaced at any time: they hold for what is read from then on.
+    ``rules`` and ``container_filter`` may be replaced at any time; the new values apply to later reads.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class ContainerdClient:
         timeouts: Timeouts | None = None,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
-        """Connect to nothing yet.
+        """Check the address; the first call connects.
 
         Raises:
             UnreachableError: ``address`` is neither ``PATH`` nor ``unix:PATH`` nor ``unix://PATH``.
@@ -86,14 +89,14 @@ class ContainerdClient:
     ) -> None:
         await self.close()
 
-    # --- who answers ---
+    # --- the server ---
 
     async def engine(self) -> Engine:
-        """Connect where that is needed, and tell which containerd answers; follows a socket that was replaced.
+        """Connect if necessary, also to a socket that was replaced, and return the identity of containerd.
 
         Raises:
-            UnreachableError: The path is no containerd's, or is forbidden, and never was another.
-            TransientError: containerd does not answer now.
+            UnreachableError: The path is not containerd's socket or not accessible, and never was containerd's.
+            TransientError: containerd does not respond at the moment.
         """
         try:
             peer = await self._connect()
@@ -122,7 +125,7 @@ class ContainerdClient:
         return peer
 
     async def _server(self) -> introspection_pb2.ServerResponse:
-        """Return who the server is; the UUID is "" for a daemon that does not tell (whalewatcher's rule)."""
+        """Return the server's identity; the UUID is "" for a daemon without one (whalewatcher's rule)."""
         try:
             return await self._call(rpc.SERVER, Empty())
         except RefusedError as error:
@@ -131,25 +134,25 @@ class ContainerdClient:
             raise
 
     async def health(self) -> bool:
-        """Ask the standard gRPC health service whether containerd serves."""
-        answer = await self._call(rpc.HEALTH, health_pb2.HealthCheckRequest())
-        return answer.status == health_pb2.HealthCheckResponse.SERVING
+        """Return whether containerd is serving, according to the standard gRPC health service."""
+        response = await self._call(rpc.HEALTH, health_pb2.HealthCheckRequest())
+        return response.status == health_pb2.HealthCheckResponse.SERVING
 
     # --- events ---
 
     async def subscribe(self) -> EventStream:
-        """Start receiving events; that it works is known only when a mark came back."""
+        """Start receiving events; only a marker that came back confirms the subscription."""
         stream = EventStream(self.path, buffer_bytes=self._buffer_bytes)
         self._streams.add(stream)
         return stream
 
     async def mark(self, nonce: str, number: int) -> None:
-        """Publish a mark, which comes back on every stream that works.
+        """Publish a marker event, which every working stream receives.
 
-        ``nonce`` is to be of letters and digits, 76 at most (containerd's rule for topics).
+        ``nonce`` has at most 76 letters and digits (containerd's rule for topics).
 
         Raises:
-            TransientError: It was not published; where containerd, or a proxy before it, refuses, the text says so.
+            TransientError: The marker was not published. The message says so if containerd or a proxy denies the call.
         """
         topic = f"{decode.MARK_TOPIC}{nonce}/{number}"
         request = PublishRequest(topic=topic, event={"type_url": Empty.DESCRIPTOR.full_name})
@@ -163,85 +166,83 @@ class ContainerdClient:
     # --- listings ---
 
     async def namespaces(self) -> Sequence[str]:
-        """List all namespaces, also those without containers."""
-        answer = await self._call(rpc.NAMESPACES, namespaces_pb2.ListNamespacesRequest())
-        return [namespace.name for namespace in answer.namespaces]
+        """Return all namespaces, including those without containers."""
+        response = await self._call(rpc.NAMESPACES, namespaces_pb2.ListNamespacesRequest())
+        return [namespace.name for namespace in response.namespaces]
 
     async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
-        """List a namespace's records, however many and however large; none for a namespace that does not exist.
+        """Yield the metadata of a namespace's containers; nothing for a namespace that does not exist.
 
-        All in one message first, as that is ten times cheaper; where that would be too large, one by one.
+        Requests all of them in one message, which is ten times cheaper, and one by one if that message is too large.
         """
         if not rpc.is_namespace(namespace):
             return
         request = containers_pb2.ListContainersRequest()
         seconds = self._timeouts.listing
         try:
-            answer = await self._call(rpc.CONTAINERS, request, namespace, seconds)
+            response = await self._call(rpc.CONTAINERS, request, namespace, seconds)
         except RefusedError as error:
             if error.code is not StatusCode.RESOURCE_EXHAUSTED:
                 raise
         else:
-            for record in answer.containers:
-                yield decode.metadata(namespace, record, self.rules, self.scope)
+            for container in response.containers:
+                yield decode.metadata(namespace, container, self.rules, self.scope)
             return
         async for message in self._connected().stream(rpc.CONTAINERS_STREAM, request, namespace, seconds):
             yield decode.metadata(namespace, message.container, self.rules, self.scope)
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
-        """List a namespace's tasks; one that is left out or UNKNOWN may live all the same."""
+        """Return a namespace's tasks; a task that is missing or UNKNOWN may still be running."""
         if not rpc.is_namespace(namespace):
             return []
         request = tasks_pb2.ListTasksRequest()
-        answer = await self._call(rpc.TASKS, request, namespace, self._timeouts.listing)
-        return [decode.task(namespace, process) for process in answer.tasks]
+        response = await self._call(rpc.TASKS, request, namespace, self._timeouts.listing)
+        return [decode.task(namespace, process) for process in response.tasks]
 
-    # --- single ones ---
+    # --- single containers ---
 
     async def container(self, key: ContainerKey) -> Metadata | None:
-        """Return a container's record as it is now; None where there is none.
+        """Return a container's current metadata; None if there is no such container.
 
         Raises:
             TransientError: containerd cannot be reached.
-            UnreadableError: It can, but does not give this record.
+            UnreadableError: containerd cannot return this container's metadata.
         """
         try:
-            answer = await self._get(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
+            response = await self._get(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
         except RefusedError as error:
             if error.code in _UNREACHED:
                 raise
             raise UnreadableError(str(error)) from error
-        return None if answer is None else decode.metadata(key.namespace, answer.container, self.rules, self.scope)
+        return None if response is None else decode.metadata(key.namespace, response.container, self.rules, self.scope)
 
     async def task(self, key: ContainerKey) -> Task | None:
-        """Return a container's task as it is now; None is containerd's word that there is none.
+        """Return a container's current task; None if containerd reports that there is no task.
 
         Raises:
-            TransientError: containerd or the shim gave no answer, which proves nothing.
+            TransientError: containerd or the shim did not respond, so the state is unknown.
         """
-        answer = await self._get(rpc.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
-        task = await self._without_record(key) if answer is None else decode.task(key.namespace, answer.process)
+        response = await self._get(rpc.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
+        task = await self._without_record(key) if response is None else decode.task(key.namespace, response.process)
         if task is not None and task.status is TaskStatus.UNKNOWN:
-            raise TransientError(
-                f"containerd at {self.path} does not know the state of {key}: its shim gives no answer"
-            )
+            raise TransientError(f"containerd at {self.path}: state of {key} is unknown; its shim does not respond")
         return task
 
     async def _without_record(self, key: ContainerKey) -> Task | None:
-        """Return a task that containerd did not find: it looks for the record first, which can be gone before it."""
+        """Return a task whose container metadata was deleted first: Tasks.Get looks the metadata up before the task."""
         request = containers_pb2.GetContainerRequest(id=key.id)
         if not _is_possible(key) or await self._get(rpc.CONTAINER, request, key) is not None:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
     async def wait(self, key: ContainerKey) -> TaskEnd | None:
-        """Wait for the end of a container's task, for as long as it takes; None where there is no task.
+        """Wait indefinitely for a container's task to exit; return None if there is no task.
 
         Raises:
-            TransientError: The connection ended, or containerd or the shim gave no answer.
+            TransientError: The connection ended, or containerd or the shim did not respond.
         """
-        answer = await self._get(rpc.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_FOR_EVER)
-        return None if answer is None else TaskEnd(answer.exit_status, decode.nanoseconds(answer.exited_at))
+        response = await self._get(rpc.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_FOR_EVER)
+        return None if response is None else TaskEnd(response.exit_status, decode.nanoseconds(response.exited_at))
 
     async def _get(
         self, method: rpc.Method[_Answer], request: Message, key: ContainerKey, *, seconds: float | None = None
@@ -273,7 +274,7 @@ class ContainerdClient:
             await connection.close()
 
     async def close(self) -> None:
-        """End all connections and subscriptions; harmless when repeated."""
+        """Close all connections and subscriptions; idempotent."""
         for stream in list(self._streams):
             stream.close()
         await self._disconnect()

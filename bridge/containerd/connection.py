@@ -1,4 +1,7 @@
-"""A gRPC channel to containerd, on which every call has a deadline and fails with one of our errors only."""
+"""A gRPC channel to containerd.
+
+Invariant: every call has a deadline and fails only with one of our errors.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _BROKEN = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelCon
 
 
 class Connection:
-    """One channel, connected at the first call, and again whenever containerd is back at the same path."""
+    """One channel; connects at the first call, and reconnects when containerd is back at the same path."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -28,19 +31,19 @@ class Connection:
 
     @property
     def broken(self) -> bool:
-        """Whether the last attempt to connect failed: the next one would have to wait its turn."""
+        """Whether the last connection attempt failed, so that gRPC's backoff delays the next one."""
         return self._channel.get_state() in _BROKEN
 
     async def close(self) -> None:
-        """Let go; calls under way fail with a TransientError."""
+        """Close the channel; calls in flight fail with a TransientError."""
         await self._channel.close()
 
     async def call(self, method: Method[_Answer], request: Message, namespace: str, seconds: float) -> _Answer:
-        """Return the answer.
+        """Call a method and return the response.
 
         Raises:
-            RefusedError: containerd says no, or nothing within ``seconds``.
-            TransientError: The answer cannot be read, or the connection was closed by us.
+            RpcError: containerd returned an error, no response within ``seconds``, or an unreadable response.
+            TransientError: The connection was closed by us.
         """
         with self._translating(method):
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method.path)
@@ -50,15 +53,15 @@ class Connection:
     async def stream(
         self, method: Method[_Answer], request: Message, namespace: str, seconds: float
     ) -> AsyncIterator[_Answer]:
-        """Return the answers of a method that gives many; ``seconds`` and the errors as above."""
+        """Yield the responses of a streaming method; ``seconds`` and errors as in ``call``."""
         with self._translating(method):
             call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(method.path)
-            answers = call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
+            responses = call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
             try:
-                async for raw in answers:
+                async for raw in responses:
                     yield method.answer.FromString(raw)
             finally:
-                answers.cancel()
+                responses.cancel()
 
     @contextmanager
     def _translating(self, method: Method[_Answer]) -> Iterator[None]:
@@ -67,17 +70,17 @@ class Connection:
         except grpc.RpcError as error:
             raise refusal(error, method.doing, self._path) from error
         except DecodeError as error:
-            text = f"containerd at {self._path} gave an unreadable answer: {method.path}"
+            text = f"containerd at {self._path}: unreadable response to {method.path}"
             raise RefusedError(text, grpc.StatusCode.DATA_LOSS) from error
         except grpc.aio.UsageError as error:
             raise self._closed(method) from error
         except asyncio.CancelledError as error:
             if _cancelled():
                 raise
-            raise self._closed(method) from error  # gRPC cancels what waits on a channel that is closed
+            raise self._closed(method) from error  # gRPC cancels the calls of a channel that is closed
 
     def _closed(self, method: Method[_Answer]) -> TransientError:
-        return TransientError(f"the connection to containerd at {self._path} was closed: could not {method.doing}")
+        return TransientError(f"containerd at {self._path}: connection closed; could not {method.doing}")
 
 
 def _cancelled() -> bool:

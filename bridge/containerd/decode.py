@@ -1,8 +1,8 @@
-"""From containerd's messages to the model: pure, and total, for whatever bytes arrive.
+"""Decoding of containerd's messages into the model. Pure.
 
-An event that cannot be read becomes ``Undecodable``, one that nobody asked for ``Ignored``; nothing here raises. What
-the fields mean, and which of them cannot be trusted, is told in containerd's ``api/`` folder and was measured on
-containerd 1.6 and 2.4.
+Invariant: no input raises an error. An event that cannot be decoded becomes ``Undecodable``, an event of another topic
+``Ignored``. The meaning of the fields is documented in containerd's ``api/`` directory; which of them are reliable was
+measured on containerd 1.6 and 2.4.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _Label(Protocol):
 
 
 class _Ended(Protocol):
-    """What TaskExit and TaskDelete have in common."""
+    """The fields that TaskExit and TaskDelete have in common."""
 
     container_id: str
     id: str
@@ -81,12 +81,12 @@ class _Ended(Protocol):
 
 
 def text(value: bytes) -> str:
-    """Return readable text: containerd 1.x lets any bytes into labels and image names, and JSON has room for UTF-8."""
+    """Return valid UTF-8 text, as JSON needs: containerd 1.x accepts any bytes in labels and image names."""
     return value.decode("utf-8", "replace")
 
 
 def nanoseconds(stamp: Timestamp) -> int | None:
-    """Return nanoseconds since the epoch; None for no time, for Go's zero time, and for what is no time at all."""
+    """Return nanoseconds since the epoch; None for a missing or invalid time and for Go's zero time."""
     seconds, nanos = stamp.seconds, stamp.nanos
     if not 0 <= seconds <= _LAST_SECOND or not 0 <= nanos < SECOND:
         return None
@@ -97,13 +97,13 @@ def _labels(labels: Iterable[_Label]) -> Labels:
     return {text(label.key): text(label.value) for label in labels}
 
 
-# --- answers ---
+# --- responses ---
 
 
 def metadata(
     namespace: str, record: containers_pb2.Container, rules: LabelRules, scope: Scope = everything
 ) -> Metadata:
-    """Return what a container's record tells; its raw labels end here."""
+    """Return a container's metadata, with the label rules applied to its raw labels."""
     return describe(
         ContainerKey(namespace, record.id),
         _labels(record.labels),
@@ -117,7 +117,7 @@ def metadata(
 
 
 def task(namespace: str, process: process_pb2.Process) -> Task:
-    """Return a task; containerd fills ``id`` in, and ``container_id`` not always. A status it invents is UNKNOWN."""
+    """Return a task; an unknown status becomes UNKNOWN. containerd always sets ``id``, but not ``container_id``."""
     status = _STATUSES.get(process.status, TaskStatus.UNKNOWN)
     stopped = status is TaskStatus.STOPPED
     return Task(
@@ -140,7 +140,7 @@ def event(raw: bytes) -> Event:
     try:
         envelope = Envelope.FromString(raw)
     except DecodeError:
-        return Undecodable("", "the envelope is no protobuf message")
+        return Undecodable("", "the envelope is not a protobuf message")
     reader = _READERS.get(envelope.topic)
     return reader.read(envelope) if reader else _mark_or_ignored(envelope.topic)
 
@@ -157,7 +157,7 @@ def _is_number(digits: str) -> bool:
 
 
 class _Reader(Generic[_Payload]):
-    """How the events of one topic are read: the payload's type, where it names the container, what it becomes."""
+    """Decodes the events of one topic: type of the payload, its container id, and the event to build from it."""
 
     def __init__(
         self,
@@ -171,26 +171,26 @@ class _Reader(Generic[_Payload]):
         self._build = build
 
     def read(self, envelope: Envelope) -> Event:
-        """Return the event, or why it cannot be one."""
+        """Return the event, or ``Undecodable`` with the reason."""
         wrapped = envelope.event
         url = wrapped.type_url
-        if url != self._name and (told := url.rpartition("/")[2]) != self._name:
-            return Undecodable(envelope.topic, f"the payload is {told!r}, not {self._name}")
+        if url != self._name and (name := url.rpartition("/")[2]) != self._name:
+            return Undecodable(envelope.topic, f"the payload is {name!r}, not {self._name}")
         try:
             payload = self._parse(wrapped.value)
         except DecodeError:
-            return Undecodable(envelope.topic, f"the payload is no {self._name}")
+            return Undecodable(envelope.topic, f"the payload is not a {self._name}")
         namespace, id_ = envelope.namespace, self._container_id(payload)
         if not namespace or not id_:
-            return Undecodable(envelope.topic, "it names no container")
+            return Undecodable(envelope.topic, "the namespace or the container id is missing")
         at = nanoseconds(envelope.timestamp)
         if at is None:
-            return Undecodable(envelope.topic, "its timestamp is none")
+            return Undecodable(envelope.topic, "the timestamp is missing or invalid")
         return self._build(ContainerKey(namespace, id_), at, payload)
 
 
 def _exec_id(payload: _Ended) -> str:
-    """Return "" for the init process: containerd names it by the container's id, and older shims by nothing."""
+    """Return "" for the init process, whose id is the container's id in containerd, and "" in older shims."""
     return "" if payload.id == payload.container_id else payload.id
 
 

@@ -1,7 +1,7 @@
-"""Where containerd is: its address, and a look at the socket before gRPC is let at it.
+"""containerd's address, and a probe of its socket before gRPC connects.
 
-gRPC says "failed to connect" for a socket that is missing, forbidden, no socket, or somebody else's; these want
-different things done about them. So a plain connection is made first, which also tells the process on the other side.
+gRPC reports "failed to connect" for a socket that is missing, not accessible, not a socket, or another program's, but
+each of these needs a different fix. The probe therefore connects without gRPC, and also finds the peer's process id.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import NamedTuple
 
 from bridge.core.errors import TransientError, UnreachableError
 
-# What a client of HTTP/2 begins with: the preface, and a SETTINGS frame without settings (RFC 9113, sections 3.4, 6.5).
+# An HTTP/2 client starts with the preface and a SETTINGS frame without settings (RFC 9113, sections 3.4 and 6.5).
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _FRAME_HEADER = 9
 _SETTINGS = 4
 _HTTP1 = b"HTTP/1."
-_MISTAKES = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EPROTOTYPE, None})  # None: too long a path
-_UCRED = struct.Struct("3i")  # pid, uid, gid: what SO_PEERCRED gives
+_MISTAKES = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EPROTOTYPE, None})  # None: path too long
+_UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED returns them
 
 
 class Peer(NamedTuple):
-    """Who listens: the socket's device and inode, and the process, 0 where this machine's kernel does not tell."""
+    """The listener: the socket's device and inode, and the process id, 0 if the kernel does not report it."""
 
     device: int
     inode: int
@@ -38,7 +38,7 @@ def socket_path(address: str) -> str:
     """Return the absolute path in an address: ``PATH``, ``unix:PATH`` or ``unix://PATH``.
 
     Raises:
-        UnreachableError: It is an address of another kind.
+        UnreachableError: The address has another format.
     """
     path = address.removeprefix("unix:")
     if path != address:
@@ -49,11 +49,11 @@ def socket_path(address: str) -> str:
 
 
 async def probe(path: str, seconds: float) -> Peer:
-    """Look whether something that speaks HTTP/2 listens there, and who it is.
+    """Check that an HTTP/2 server listens at ``path``, and return its identity.
 
     Raises:
-        TransientError: Nobody listens, or nothing was said: containerd may not have started yet, or hangs.
-        UnreachableError: It is no socket, is forbidden, or speaks something else.
+        TransientError: No process listens or responds: containerd may not have started yet, or may be hung.
+        UnreachableError: The path is not a socket, is not accessible, or its server does not speak HTTP/2.
     """
     try:
         found = os.stat(path)
@@ -68,17 +68,17 @@ async def probe(path: str, seconds: float) -> Peer:
 
 
 async def _greet(connection: socket.socket, path: str) -> int:
-    """Connect, and wait for the other side's SETTINGS; return its process id."""
+    """Connect and wait for the server's SETTINGS frame; return the server's process id."""
     loop = asyncio.get_running_loop()
     connection.setblocking(False)
     await loop.sock_connect(connection, path)
-    answer = b""
-    with suppress(ConnectionError):  # whoever hangs up may have spoken before
+    response = b""
+    with suppress(ConnectionError):  # a server that closes the connection may have sent something before
         await loop.sock_sendall(connection, _GREETING)
     with suppress(ConnectionError):
-        while len(answer) < _FRAME_HEADER and (received := await loop.sock_recv(connection, _FRAME_HEADER)):
-            answer += received
-    _check_answer(answer, path)
+        while len(response) < _FRAME_HEADER and (received := await loop.sock_recv(connection, _FRAME_HEADER)):
+            response += received
+    _check_answer(response, path)
     return peer_pid(connection)
 
 
@@ -94,7 +94,7 @@ def _check_answer(answer: bytes, path: str) -> None:
 
 
 def peer_pid(connection: socket.socket) -> int:
-    """Return the process that listens; 0 where it is invisible from this pid namespace."""
+    """Return the id of the listening process; 0 if it is not visible from this pid namespace."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     return int(_UCRED.unpack(credentials)[0])
 

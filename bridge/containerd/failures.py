@@ -1,4 +1,4 @@
-"""gRPC's failures as ours: translated once, here, into one line that says what failed, where, and how."""
+"""Translation of gRPC's errors: one line that says which call failed, on which socket, and how."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bridge.telemetry.text import one_line
 
 
 class RefusedError(TransientError):
-    """A call failed with a status that may mean something to the caller, in ``code``."""
+    """A call failed; ``code`` is the gRPC status, for callers that handle some of them."""
 
     def __init__(self, message: str, code: grpc.StatusCode) -> None:
         super().__init__(message)
@@ -17,13 +17,13 @@ class RefusedError(TransientError):
 
 
 def refusal(error: grpc.RpcError, doing: str, path: str) -> RefusedError:
-    """Translate the failure of a call; ``doing`` says what it was for, as in "containerd failed to ..."."""
+    """Translate the error of a call; ``purpose`` completes "containerd failed to ..."."""
     code, details = _status(error)
     return RefusedError(_sentence(code, one_line(details), doing, path), code)
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
-    """Return code and details; an RpcError that carries none is a bug of gRPC's and counts as UNKNOWN."""
+    """Return code and details; an RpcError without a code is a bug in gRPC and counts as UNKNOWN."""
     if isinstance(error, grpc.aio.AioRpcError | grpc.Call):
         return error.code(), error.details() or ""
     return grpc.StatusCode.UNKNOWN, str(error)
@@ -31,7 +31,7 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 
 def _sentence(code: grpc.StatusCode, told: str, doing: str, path: str) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"containerd at {path} cannot be reached to {doing}: {told}"
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # ours, or the one that containerd gives its shims
-        return f"containerd at {path} did not {doing} in time: it, or a shim, hangs or is busy ({told})"
+        return f"cannot connect to containerd at {path} to {doing}: {told}"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # our deadline, or the one that containerd sets for its shims
+        return f"containerd at {path} did not {doing} in time: containerd or a shim is hung or busy ({told})"
     return f"containerd at {path} failed to {doing}: {code.name}: {told}"

@@ -1,7 +1,7 @@
-"""whalewatcher's lifecycle events: containerd's events of containers that begin, end, pause and go on, as they come.
+"""whalewatcher's lifecycle events: starts, exits, pauses and resumes of containers, as containerd publishes them.
 
-Nothing is remembered but which project a container belongs to: repeated and late events of containerd are passed on as
-they are, and nothing is told of what happened while nobody listened. (The bridge's tracker does more.)
+The only state is the project of each container. Repeated and late events are passed on unchanged, and events that
+containerd sent while no client was subscribed are missing. (The bridge's tracker handles all of these.)
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from bridge.core.identity import COMPOSER_PROJECT_LABEL, display_id
 from bridge.core.model import ContainerKey
 
 _PROJECTS_KEPT = 10_000
-_MARK_SECONDS = 0.1  # from one mark to the next, until one comes back
+_MARK_SECONDS = 0.1  # between two markers, until the first one comes back
 _MARKS = 100
 
 
 class ContainerEventType(IntEnum):
-    """What happened, under whalewatcher's numbers."""
+    """The types of lifecycle events, with whalewatcher's numbers."""
 
     STARTED = 0
     EXITED = 1
@@ -57,9 +57,9 @@ _TYPES: dict[type, ContainerEventType] = {
 
 
 class LifecycleEvents:
-    """An async iterator of ``ContainerEvent``; as a context manager it is subscribed, provenly, from its beginning on.
+    """An async iterator of ``ContainerEvent``; entering it as a context manager waits for a confirmed subscription.
 
-    It ends by an error only: TransientError when the stream is lost, after all that was received has been told.
+    It ends only with an error: a TransientError when the stream is lost, after it has returned all received events.
     """
 
     def __init__(self, client: ContainerdClient, watched: Callable[[str], bool]) -> None:
@@ -85,14 +85,14 @@ class LifecycleEvents:
         stream = await self._subscribed()
         while True:
             while self._waiting:
-                told = await self._translated(self._waiting[0])
-                self._waiting.popleft()  # only now: whoever waited may have been cancelled meanwhile
-                if told is not None:
-                    return told
+                event = await self._translated(self._waiting[0])
+                self._waiting.popleft()  # only now, because the caller may have been cancelled during the translation
+                if event is not None:
+                    return event
             self._waiting.extend(await stream.batch())
 
     def close(self) -> None:
-        """End the subscription; harmless when repeated."""
+        """End the subscription; idempotent."""
         if self._stream is not None:
             self._stream.close()
 
@@ -108,7 +108,7 @@ class LifecycleEvents:
         return self._stream
 
     async def _proven(self, stream: EventStream) -> None:
-        """Publish marks until one comes back: containerd gives no other sign that a subscription has begun."""
+        """Publish markers until one comes back: containerd does not otherwise confirm that a subscription is active."""
         nonce = secrets.token_hex(8)
         for number in range(_MARKS):
             await self._client.mark(nonce, number)
@@ -116,7 +116,7 @@ class LifecycleEvents:
                 async with asyncio.timeout(_MARK_SECONDS):
                     return await self._received_mark(stream, nonce)
         raise TransientError(
-            f"containerd at {self._client.path} takes marks, but sends none back: no events would come"
+            f"containerd at {self._client.path}: no marker came back on the event stream; events would be lost"
         )
 
     async def _received_mark(self, stream: EventStream, nonce: str) -> None:
@@ -137,26 +137,26 @@ class LifecycleEvents:
 
 
 class Projects:
-    """Which composer project a container belongs to; asked of containerd once, then followed through updates."""
+    """The composer project of each container: fetched from containerd once, then kept up to date by its events."""
 
     def __init__(self, client: ContainerdClient) -> None:
         self._client = client
         self._known: OrderedDict[ContainerKey, str] = OrderedDict()
 
     def follow(self, event: model.Event) -> None:
-        """Learn from an event; a deletion is not forgotten at once, as exits can come after it."""
+        """Apply an event; a deleted container keeps its project, because its exit event can follow the deletion."""
         if isinstance(event, model.ContainerCreated):
             self._known.pop(event.key, None)
         elif isinstance(event, model.ContainerUpdated):
             self._learn(event.key, event.labels.get(COMPOSER_PROJECT_LABEL, ""))
 
     async def of(self, key: ContainerKey) -> str:
-        """Return the project's name; "" where there is none, or the record is gone."""
+        """Return the name of a container's project; "" if it has none or its metadata is gone."""
         if key not in self._known:
-            record = await self._client.container(key)
-            if record is None:
+            metadata = await self._client.container(key)
+            if metadata is None:
                 return ""
-            self._learn(key, record.project)
+            self._learn(key, metadata.project)
         return self._known[key]
 
     def _learn(self, key: ContainerKey, project: str) -> None:

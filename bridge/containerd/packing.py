@@ -1,7 +1,7 @@
-"""Many events in one message, from our proxy to our bridge: to receive a message costs far more than the event in it.
+"""Batching of events from the proxy to the bridge: receiving a message costs far more than an event in it.
 
-A client that can read packed messages says so in the metadata of ``Events.Subscribe``, and the proxy that packs says so
-in its answer's. containerd knows nothing of it and ignores the header; other clients of the proxy get what it sends.
+A client that supports batches sends a header in the metadata of ``Events.Subscribe``, and a proxy that batches sends
+the same header back. containerd ignores the header; clients of the proxy that do not send it get single events.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from bridge.containerd.protos.envelopes_pb2 import Envelopes
 
 HEADER = ("whalebridge-envelopes", "packed")
-MESSAGE_BYTES = 1024 * 1024  # of envelopes; a single one that is larger travels alone
+MESSAGE_BYTES = 1024 * 1024  # of envelopes; a larger envelope is sent in its own message
 
 
 def is_packed(metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
-    """Tell whether the other side can read packed messages, or sends them."""
-    return metadata is not None and any(tuple(each) == HEADER for each in metadata)
+    """Return whether the peer can read batches, or sends them."""
+    return metadata is not None and any(tuple(item) == HEADER for item in metadata)
 
 
 def pack(envelopes: Iterable[bytes]) -> Iterator[bytes]:
-    """Return as few messages as can hold the envelopes, in their order."""
-    held: list[bytes] = []
+    """Yield messages that contain the envelopes in order, as few as possible."""
+    pending: list[bytes] = []
     size = 0
     for envelope in envelopes:
-        if held and size + len(envelope) > MESSAGE_BYTES:
-            yield Envelopes(envelopes=held).SerializeToString()
-            held, size = [], 0
-        held.append(envelope)
+        if pending and size + len(envelope) > MESSAGE_BYTES:
+            yield Envelopes(envelopes=pending).SerializeToString()
+            pending, size = [], 0
+        pending.append(envelope)
         size += len(envelope)
-    if held:
-        yield Envelopes(envelopes=held).SerializeToString()
+    if pending:
+        yield Envelopes(envelopes=pending).SerializeToString()
 
 
 def unpack(message: bytes) -> Sequence[bytes]:
     """Return the envelopes of a message.
 
     Raises:
-        DecodeError: It is none of ours.
+        DecodeError: The message is not a batch.
     """
     return Envelopes.FromString(message).envelopes

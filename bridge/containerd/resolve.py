@@ -1,4 +1,4 @@
-"""Which container a person means: by display id, by nerdctl name, or by the beginning of an id."""
+"""Lookup of a container by display id, nerdctl name, or unique id prefix."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from bridge.core.errors import AmbiguousError, NotFoundError
 from bridge.core.identity import display_id, parse_display_id
 from bridge.core.model import Metadata
 
-_LISTED = 10  # candidates; more than that helps nobody to choose
+_LISTED = 10  # candidates in an error message
 
 
 def resolve(name_or_id: str, records: Iterable[Metadata]) -> Metadata:
-    """Return the one record that is meant.
+    """Return the metadata of the one container that matches.
 
-    ``NAMESPACE/`` in front confines the search to that namespace. A display id in full comes first (so a bare id means
-    namespace ``default``), then ids and nerdctl names in full, then beginnings of ids.
+    A prefix ``NAMESPACE/`` limits the search to that namespace. A complete display id has precedence (so a bare id is
+    one in namespace ``default``), then complete ids and nerdctl names, then prefixes of ids.
 
     Raises:
-        NotFoundError: Nothing fits.
-        AmbiguousError: Several fit equally well.
+        NotFoundError: No container matches.
+        AmbiguousError: Several containers match equally well.
     """
     wanted = parse_display_id(name_or_id)
-    scope = [record for record in records if "/" not in name_or_id or record.key.namespace == wanted.namespace]
+    searched = [record for record in records if "/" not in name_or_id or record.key.namespace == wanted.namespace]
     rules: tuple[Callable[[Metadata], bool], ...] = (
-        lambda record: record.key == wanted,
-        lambda record: wanted.id in (record.key.id, record.name),
-        lambda record: bool(wanted.id) and record.key.id.startswith(wanted.id),
+        lambda container: container.key == wanted,
+        lambda container: wanted.id in (container.key.id, container.name),
+        lambda container: bool(wanted.id) and container.key.id.startswith(wanted.id),
     )
-    for fits in rules:
-        found = [record for record in scope if fits(record)]
+    for matches in rules:
+        found = [container for container in searched if matches(container)]
         if found:
             return _only(name_or_id, found)
-    raise NotFoundError(f"there is no container {name_or_id!r}: give an id, the beginning of one, or a nerdctl name")
+    raise NotFoundError(f"container {name_or_id!r} not found; use an id, an id prefix, or a nerdctl name")
 
 
 def _only(name_or_id: str, found: Sequence[Metadata]) -> Metadata:
@@ -41,7 +41,7 @@ def _only(name_or_id: str, found: Sequence[Metadata]) -> Metadata:
     candidates = ", ".join(sorted(map(_candidate, found))[:_LISTED])
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
     raise AmbiguousError(
-        f"{name_or_id!r} fits {len(found)} containers: {candidates}{more}: give a longer id, or NAMESPACE/ID"
+        f"{name_or_id!r} matches {len(found)} containers: {candidates}{more}; use a longer id, or NAMESPACE/ID"
     )
 
 

@@ -1,4 +1,4 @@
-"""containerd's methods as they are called here, and how gRPC's channels to it are set up."""
+"""containerd's gRPC methods that whalebridge calls, and the options of the channels to containerd."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ _Answer = TypeVar("_Answer", bound=Message)
 NAMESPACE_HEADER = "containerd-namespace"
 MARK_NAMESPACE = "whalebridge"
 
-# containerd's rule (pkg/identifiers). No container is where no namespace can be; gRPC refuses odd header values.
+# containerd's rule (pkg/identifiers). An invalid namespace has no containers, and gRPC rejects invalid header values.
 _NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
-# containerd sends 16 MiB at most by default; what an administrator allowed beyond that comes by ListStream.
+# containerd's default limit is 16 MiB; if an administrator raised it, ListStream returns the larger listings.
 LIST_LIMIT = 16 * 1024 * 1024 + 64 * 1024
 
 
 @dataclass(frozen=True)
 class Method(Generic[_Answer]):
-    """One method: its path, what it answers, and what it is for, as in "containerd failed to ..."."""
+    """One method: path, type of the response, and purpose, which completes "containerd failed to ..."."""
 
     path: str
     answer: type[_Answer]
     doing: str
 
 
-VERSION = Method("/containerd.services.version.v1.Version/Version", version_pb2.VersionResponse, "tell its version")
+VERSION = Method("/containerd.services.version.v1.Version/Version", version_pb2.VersionResponse, "return its version")
 SERVER = Method(
-    "/containerd.services.introspection.v1.Introspection/Server", introspection_pb2.ServerResponse, "tell its id"
+    "/containerd.services.introspection.v1.Introspection/Server", introspection_pb2.ServerResponse, "return its id"
 )
-HEALTH = Method("/grpc.health.v1.Health/Check", health_pb2.HealthCheckResponse, "tell its health")
+HEALTH = Method("/grpc.health.v1.Health/Check", health_pb2.HealthCheckResponse, "report its health")
 NAMESPACES = Method(
     "/containerd.services.namespaces.v1.Namespaces/List",
     namespaces_pb2.ListNamespacesResponse,
@@ -66,26 +66,26 @@ CONTAINER = Method(
 )
 TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksResponse, "list the tasks")
 TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
-WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task's end")
-PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publish a mark")
+WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task to exit")
+PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publish a marker")
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
 
 
 def is_namespace(name: str) -> bool:
-    """Tell whether containerd can have a namespace of this name."""
+    """Return whether containerd accepts this name for a namespace."""
     return _NAMESPACE.fullmatch(name) is not None
 
 
 def target(path: str) -> str:
-    """Return gRPC's name for a socket: a URI, in which odd characters are escaped."""
+    """Return gRPC's target for a socket: a URI with special characters escaped."""
     return f"unix://{quote(path)}"
 
 
 def channel_options() -> list[tuple[str, int | str]]:
     """Return the options of every channel.
 
-    A channel gets a connection of its own, made anew within a second when containerd is back. Nothing pings:
-    containerd closes connections that ping more often than every five minutes, and marks prove more.
+    Each channel has its own connection and reconnects within a second when containerd is back. Keepalive pings stay
+    off: containerd closes connections that ping more often than every five minutes, and markers verify more.
     """
     return [
         ("grpc.max_receive_message_length", LIST_LIMIT),

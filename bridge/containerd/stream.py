@@ -1,15 +1,15 @@
-"""One subscription to containerd's events: read in a thread of its own, handed to the event loop in batches.
+"""A subscription to containerd's events: a dedicated thread reads them and passes them to the event loop in batches.
 
-containerd keeps an unbounded queue for a slow subscriber, so the thread takes whatever comes, at once, and never waits
-for the loop. A synchronous gRPC stream with ``SingleThreadedUnaryStream`` is the cheapest way to read one from Python:
-no other thread and no event loop takes part in receiving an event. The loop is woken once a batch, not once an event;
-decoding is done there, when a batch is asked for.
+containerd keeps an unbounded queue for a slow subscriber, so the thread reads every event immediately and never waits
+for the loop. A synchronous gRPC stream with ``SingleThreadedUnaryStream`` is the cheapest way to read events in Python:
+no other thread and no event loop is involved. The thread wakes the loop once per batch, not once per event, and the
+loop decodes events when it takes a batch.
 
-The hand-over needs no lock: the thread alone appends and counts what it received, the loop alone takes and counts what
-it took. The thread appends before it looks whether a wake-up is under way, the loop forgets the wake-up before it looks
-whether something is there; so nothing is overlooked.
+The queue needs no lock: only the thread appends and counts received bytes, only the loop removes and counts taken
+bytes. The thread appends before it checks whether a wake-up is pending, and the loop clears the wake-up before it
+checks whether events are queued, so no event is missed.
 
-``RawStream`` hands over containerd's bytes, for the proxy, which passes them on; ``EventStream`` what they mean.
+``RawEventStream`` returns containerd's bytes, for the proxy; ``ContainerdEventStream`` returns decoded events.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from bridge.core.model import Event
 FILTERS = (r'topic~="^/(tasks|containers|namespaces|whalebridge)/"',)
 
 DEFAULT_BUFFER_BYTES = 128 * 1024 * 1024
-ITEM_BYTES = 64  # what Python needs to hold an event's bytes, besides the bytes
-BATCH_EVENTS = 4096  # decoding so many keeps the event loop busy for some 10 ms
+ITEM_BYTES = 64  # Python's overhead for the bytes object of an event
+BATCH_EVENTS = 4096  # decoding takes the event loop about 10 ms
 LINGER_SECONDS = 0.005
 _JOIN_SECONDS = 1.0
-# Whoever had to wait for an event has read all there was. What comes during a nap is then read at once: waiting for
-# each event of a flood anew costs as much as reading it.
+# A wait that takes longer than _CAUGHT_UP_SECONDS shows that all events were read. The thread then sleeps, and reads
+# the events that arrived meanwhile together: under load, waiting for each event costs as much as reading it.
 _CAUGHT_UP_SECONDS = 0.0001
 _NAP_SECONDS = 0.002
 
 
 def linger(events: int, seconds: float) -> float:
-    """Return for how many seconds the next batch gathers, after one of so many events in so many seconds.
+    """Return how many seconds the next batch collects events, after a batch of ``events`` in ``seconds``.
 
-    A single event is handed over at once. A batch costs as much as a hundred events: where they come often it waits for
-    some four of them, for 20 ms at the most, and in a flood for 100 ms.
+    A single event is passed on immediately. A batch costs as much as a hundred events: at moderate rates the next batch
+    collects about four events, for at most 20 ms, and at high rates it collects events for up to 100 ms.
     """
     rate = events / max(seconds, 0.001)
-    if rate < 50:  # noqa: PLR2004 (a second)
+    if rate < 50:  # noqa: PLR2004 (events per second)
         return LINGER_SECONDS
     return max(min(4 / rate, 0.02), min(rate / 50_000, 0.1))
 
 
 class RawStream:
-    """A subscription, as bytes; to be made, used and closed on one event loop."""
+    """A subscription that returns undecoded envelopes; create, use and close it on one event loop."""
 
     def __init__(self, path: str, *, buffer_bytes: int = DEFAULT_BUFFER_BYTES) -> None:
         self._path = path
@@ -71,8 +71,8 @@ class RawStream:
         self._received = 0  # written by the thread only
         self._taken = 0  # written by the loop only
         self._last_batch = -1.0
-        self._next_batch = 0.0  # not before that
-        self._packed: bool | None = None  # unknown before the first message
+        self._next_batch = 0.0  # earliest time
+        self._packed: bool | None = None  # unknown until the first message
         self._failure: TransientError | None = None
         options = [*channel_options(), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         self._channel = grpc.insecure_channel(target(path), options=options)
@@ -85,14 +85,14 @@ class RawStream:
         return method(SubscribeRequest(filters=FILTERS).SerializeToString(), metadata=(packing.HEADER,))
 
     async def raw_batch(self) -> Sequence[bytes]:
-        """Wait for envelopes; return those that there are, in order, at least one and at most ``BATCH_EVENTS``.
+        """Wait for envelopes and return the queued ones in order, at least one and at most ``MAX_BATCH_EVENTS``.
 
         Raises:
-            StreamOverflowError: More was received than may be held; what was held is dropped.
-            TransientError: The stream ended; whatever was received before has been returned.
+            StreamOverflowError: The queue exceeded its limit and was dropped.
+            TransientError: The stream ended, and all received envelopes have been returned.
         """
         while True:
-            failure = self._failure  # looked at first: nothing is appended after it is set
+            failure = self._failure  # read first, because the thread appends nothing after it sets this
             if failure is not None and (not self._held or isinstance(failure, StreamOverflowError)):
                 self._held.clear()
                 raise type(failure)(*failure.args)
@@ -121,7 +121,7 @@ class RawStream:
         return taken
 
     def close(self) -> None:
-        """End the subscription and its thread; harmless when repeated. Cancelling asks nothing of containerd."""
+        """End the subscription and its thread, without a call to containerd; idempotent."""
         self._call.cancel()
         self._thread.join(_JOIN_SECONDS)
 
@@ -134,14 +134,14 @@ class RawStream:
         except grpc.RpcError as error:
             failure = self._ended(error)
         except DecodeError:
-            failure = TransientError(f"the proxy at {self._path} sent an unreadable message")
+            failure = TransientError(f"proxy at {self._path}: unreadable message on the event stream")
             self._call.cancel()
         self._failure = self._failure or failure
         self._channel.close()
         self._wake()
 
     def _receive(self) -> None:
-        """Take events until the stream ends; after an overflow that is soon."""
+        """Receive events until the stream ends; an overflow cancels the stream."""
         returned = time.monotonic()
         for message in self._call:
             waited = time.monotonic() - returned
@@ -163,37 +163,37 @@ class RawStream:
         return packing.unpack(message) if self._packed else (message,)
 
     def _overflow(self) -> None:
-        """Give the subscription up: to leave it unread would fill containerd's memory instead of ours."""
+        """Cancel the subscription: an unread subscription would fill containerd's memory instead of ours."""
         self._failure = StreamOverflowError(
-            f"more than {self._buffer_bytes} bytes of events from containerd at {self._path} were waiting"
+            f"containerd at {self._path}: event queue exceeded {self._buffer_bytes} bytes"
         )
         self._call.cancel()
 
     def _ended(self, error: grpc.RpcError) -> TransientError:
         if self._call.cancelled():
-            return TransientError(f"the event stream of containerd at {self._path} was closed")
-        refused = refusal(error, SUBSCRIBE.doing, self._path)
-        if refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # the proxy's word: its buffer, not ours, was too small
-            return StreamOverflowError(str(refused))
-        return TransientError(str(refused))
+            return TransientError(f"containerd at {self._path}: the event stream was closed")
+        failure = refusal(error, SUBSCRIBE.doing, self._path)
+        if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # sent by the proxy when its own buffer overflows
+            return StreamOverflowError(str(failure))
+        return TransientError(str(failure))
 
     def _wake(self) -> None:
         self._wakeup_due = True
-        with suppress(RuntimeError):  # the loop is closed: nobody is left to be woken
+        with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._arrived.set)
 
 
 class EventStream(RawStream):
-    """Implements ``bridge.core.ports.Stream``."""
+    """Implements ``bridge.core.ports.EventStream``."""
 
     async def batch(self) -> Sequence[Event]:
-        """Do as ``raw_batch``, with what the envelopes mean."""
+        """Return the next batch as ``raw_batch`` does, decoded."""
         return [decode.event(raw) for raw in await self.raw_batch()]
 
     def rest(self) -> Sequence[Event]:
-        """Return what was received before it was closed and has not been handed over; nothing after an overflow."""
-        held, self._held = self._held, deque()
-        return [] if isinstance(self._failure, StreamOverflowError) else [decode.event(raw) for raw in held]
+        """Return the events that were queued when the stream was closed; none after an overflow."""
+        queued, self._held = self._held, deque()
+        return [] if isinstance(self._failure, StreamOverflowError) else [decode.event(raw) for raw in queued]
 
 
 def _size(raws: Iterable[bytes]) -> int:

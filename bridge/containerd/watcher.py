@@ -1,7 +1,7 @@
 """whalewatcher's engine client for containerd, in Python: see docs/library.md.
 
-Names and meanings are those of the Go package ``engineclient/containerd``: a container is what has a living initial
-process, Docker's namespace is left out, ids and names are told in display form (``NAMESPACE/ID``, bare in ``default``).
+Names and semantics are those of the Go package ``engineclient/containerd``: a container has a running initial process,
+Docker's namespace is excluded, ids and names have display form (``NAMESPACE/ID``, bare in ``default``).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ __all__ = [
 TYPE = "containerd.io"
 
 
-_Raised: TypeAlias = type[BaseException]  # inside the class, `type` and `list` are whalewatcher's
+_Raised: TypeAlias = type[BaseException]  # inside the class, `type` and `list` are attributes
 
 
 class Container(NamedTuple):
-    """A container as whalewatcher tells it; ``paused`` is true for containerd's PAUSING and PAUSED."""
+    """A container in whalewatcher's form; ``paused`` is true for containerd's PAUSING and PAUSED."""
 
     id: str
     name: str
@@ -59,14 +59,14 @@ class Container(NamedTuple):
 
 
 class Living(NamedTuple):
-    """A container with a living initial process, as the model of the bridge tells it: more than whalewatcher does."""
+    """A container with a running initial process, in the bridge's model, which has more fields than whalewatcher's."""
 
     metadata: Metadata
     task: Task
 
 
 class ContainerdWatcher:
-    """Watches one containerd. Namespaces are told by globs; ``moby`` has to be included by its name to be watched."""
+    """Watches one containerd; globs select the namespaces, and ``moby`` must be included by its exact name."""
 
     type = TYPE
 
@@ -78,14 +78,14 @@ class ContainerdWatcher:
         include: Iterable[str] = ("*",),
         exclude: Iterable[str] = (),
     ) -> None:
-        """Watch through ``client``, which is closed with the watcher; ``pid`` is containerd's own, where known."""
+        """Watch through ``client`` and close it with the watcher; ``pid`` is containerd's process id, 0 if unknown."""
         self._client = client
         self._pid = pid
         self._watched = NamespaceFilter(include, exclude)
 
     @classmethod
     def at(cls, address: str, *, pid: int = 0, include: Iterable[str] = ("*",), exclude: Iterable[str] = ()) -> Self:
-        """Return a watcher of the containerd at ``PATH`` or ``unix://PATH``, which lets all labels through."""
+        """Return a watcher of the containerd at ``PATH`` or ``unix://PATH`` that keeps all labels."""
         client = ContainerdClient(address, LabelRules.keep_all())
         return cls(client, pid=pid, include=include, exclude=exclude)
 
@@ -102,7 +102,7 @@ class ContainerdWatcher:
 
     @property
     def client(self) -> ContainerdClient:
-        """The client underneath."""
+        """The underlying client."""
         return self._client
 
     @property
@@ -112,11 +112,11 @@ class ContainerdWatcher:
 
     @property
     def pid(self) -> int:
-        """containerd's process id as given, else as the socket tells it once connected; 0 where unknown."""
+        """containerd's process id: the given one, else the socket's once connected; 0 if unknown."""
         return self._pid
 
     async def id(self) -> str:
-        """Return the server's UUID; "" for a daemon that has none."""
+        """Return the server's UUID; "" for a daemon without one."""
         return (await self._engine()).id
 
     async def version(self) -> str:
@@ -129,71 +129,71 @@ class ContainerdWatcher:
         return engine
 
     async def close(self) -> None:
-        """End all connections; harmless when repeated."""
+        """Close all connections; idempotent."""
         await self._client.close()
 
     # --- containers ---
 
     async def list(self) -> Sequence[Container]:
-        """Return all containers with a living initial process.
+        """Return all containers with a running initial process.
 
         Raises:
-            TransientError: containerd did not answer, be it for one namespace only.
+            TransientError: containerd did not respond, for one namespace or more.
         """
-        return [_told(row) for row in await self.living()]
+        return [_told(container) for container in await self.living()]
 
     async def inspect(self, name_or_id: str) -> Container:
-        """Return one container by its display id, the unique beginning of its id, or its nerdctl name.
+        """Return one container by display id, unique id prefix, or nerdctl name.
 
         Raises:
-            NotFoundError: There is none, or it has no living initial process.
-            AmbiguousError: Several are meant.
+            NotFoundError: No container matches, or it has no running initial process.
+            AmbiguousError: Several containers match.
         """
         return _told(await self.find(name_or_id))
 
     async def living(self) -> Sequence[Living]:
-        """Do as ``list``, with everything that is known of a container: status, image, times and so on."""
+        """Return the containers of ``list`` with all known fields, such as status, image and times."""
         await self._engine()
-        return [row for namespace in await self._namespaces() for row in await self._living_in(namespace)]
+        return [container for namespace in await self._namespaces() for container in await self._living_in(namespace)]
 
     async def find(self, name_or_id: str) -> Living:
-        """Do as ``inspect``, with everything that is known of the container."""
+        """Return the container of ``inspect`` with all known fields."""
         await self._engine()
-        record = await self._client.container(parse_display_id(name_or_id))
-        if record is None or not self._watched(record.key.namespace):
-            record = resolve(name_or_id, [record async for record in self._records()])
-        task = await self._client.task(record.key)
+        metadata = await self._client.container(parse_display_id(name_or_id))
+        if metadata is None or not self._watched(metadata.key.namespace):
+            metadata = resolve(name_or_id, [container async for container in self._records()])
+        task = await self._client.task(metadata.key)
         if task is None or not task.alive:
             state = f"its task is {task.status.name}" if task else "it has no task"
-            raise NotFoundError(f"container {display_id(record.key)} has no initial process: {state}")
-        return Living(record, task)
+            raise NotFoundError(f"container {display_id(metadata.key)} has no initial process: {state}")
+        return Living(metadata, task)
 
     async def _namespaces(self) -> Iterable[str]:
         return filter(self._watched, await self._client.namespaces())
 
     async def _records(self) -> AsyncIterator[Metadata]:
         for namespace in await self._namespaces():
-            async for record in self._client.containers(namespace):
-                yield record
+            async for metadata in self._client.containers(namespace):
+                yield metadata
 
     async def _living_in(self, namespace: str) -> Iterable[Living]:
-        alive = {task.key: task for task in await self._client.tasks(namespace) if task.alive}
-        if not alive:
+        running = {task.key: task for task in await self._client.tasks(namespace) if task.alive}
+        if not running:
             return []
-        records = {record.key: record async for record in self._client.containers(namespace) if record.key in alive}
-        return [Living(records.get(key) or self._gone(key), task) for key, task in alive.items()]
+        known = {each.key: each async for each in self._client.containers(namespace) if each.key in running}
+        return [Living(known.get(key) or self._gone(key), task) for key, task in running.items()]
 
     def _gone(self, key: ContainerKey) -> Metadata:
-        """Describe what lives although its record was deleted, or ended since its task was listed."""
+        """Return metadata for a task without any: the container was deleted, or has exited since the tasks' listing."""
         return describe(key, None, self._client.rules)
 
     # --- events ---
 
     def lifecycle_events(self) -> LifecycleEvents:
-        """Return an async iterator of what begins, ends, pauses and goes on, from now on; an exec's exit is no end.
+        """Return an async iterator of starts, exits, pauses and resumes from now on; exits of execs are excluded.
 
-        As a context manager it does not begin before the subscription is proven, so that a ``list`` inside of it
-        misses nothing. It raises TransientError when the stream is lost, as the Go package tells by its error channel.
+        Entering it as a context manager waits for a confirmed subscription, so that a ``list`` inside of it misses
+        nothing. It raises TransientError when the stream is lost, which the Go package reports on its error channel.
         """
         return LifecycleEvents(self._client, self._watched)
 

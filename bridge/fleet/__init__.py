@@ -1,1 +1,1 @@
-"""The consumers' side: reading what bridges have published, and folding it into what lives."""
+"""The consumer side: reads published records and projects them to the set of running containers."""

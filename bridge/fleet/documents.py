@@ -1,7 +1,7 @@
-"""A record as a consumer reads it: leniently, for within a major version the contract only grows. Pure.
+"""Records as a consumer decodes them: leniently, because the contract only grows within a major version. Pure.
 
-Whatever may get new values (types, reasons, kinds) is text here, fields that are not known are passed over, and one
-that this reader can do without may be missing. ``bridge.core.events`` has the records as they are published.
+Fields that may get new values (types, reasons, kinds) are text, unknown fields are ignored, and fields that a consumer
+does not need may be missing. ``bridge.core.records`` defines the published records.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 from msgspec import Struct
 
 Position: TypeAlias = tuple[int, int]
-"""Epoch and sequence: what orders the records of a source."""
+"""Epoch and sequence, which order the records of a source."""
 
 LIVING = frozenset({"started", "paused", "unpaused", "present"})
-"""The types after which a container lives; after ``exited`` it does not."""
+"""The types of records after which a container is running."""
 
-_SHOWN = 100  # characters of what a decoder complains of
+_SHOWN = 100  # characters of a decoder's error message
 
 
 class Pod(Struct, frozen=True):
@@ -32,7 +32,7 @@ class Pod(Struct, frozen=True):
 
 
 class Container(Struct, frozen=True):
-    """A container as it was known when the record was made."""
+    """A container as known at the time of the record."""
 
     id: str
     namespace: str
@@ -52,7 +52,7 @@ class Container(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """How a life ended; None is what is not known."""
+    """How a container exited; None for unknown values."""
 
     status: int | None = None
     at: str | None = None
@@ -60,14 +60,14 @@ class Exit(Struct, frozen=True):
 
 
 class Previous(Struct, frozen=True):
-    """The last position of a source before an epoch."""
+    """The last position of a source before the current epoch."""
 
     epoch: int
     sequence: int
 
 
 class Snapshot(Struct, frozen=True):
-    """What a snapshot covers."""
+    """The identity and coverage of a snapshot."""
 
     id: str
     reason: str = ""
@@ -81,7 +81,7 @@ class Snapshot(Struct, frozen=True):
 
 
 class Lost(Struct, frozen=True):
-    """The sequences that a ``lost`` record stands for."""
+    """The range of sequences that a ``lost`` record replaces."""
 
     epoch: int
     first: int
@@ -90,7 +90,7 @@ class Lost(Struct, frozen=True):
 
 
 class Engine(Struct, frozen=True):
-    """The containerd that a record comes from."""
+    """The containerd instance that a record describes."""
 
     id: str
     type: str = ""
@@ -100,14 +100,14 @@ class Engine(Struct, frozen=True):
 
 
 class Source(NamedTuple):
-    """One containerd on one host."""
+    """The origin of records: one containerd on one host."""
 
     host: str
     engine: str
 
 
 class Document(Struct, frozen=True):
-    """A record, or a frame."""
+    """A record of any type."""
 
     version: Literal[1]
     type: str
@@ -126,17 +126,17 @@ class Document(Struct, frozen=True):
 
     @property
     def source(self) -> Source:
-        """Where it comes from."""
+        """The record's source."""
         return Source(self.host, self.engine.id)
 
     @property
     def position(self) -> Position:
-        """Its place in the order of its source."""
+        """The record's position in the order of its source."""
         return self.epoch, self.sequence
 
 
 class ForeignError(ValueError):
-    """Something that is no record of whalebridge, or one of another major version; the text says why."""
+    """A message is not a record of whalebridge, or has another major version; the text says why."""
 
 
 class _Envelope(Struct):
@@ -153,10 +153,10 @@ _ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(data: bytes) -> tuple[Document, bytes]:
-    """Read a message: the record, and its JSON without what it may be wrapped in, or what stands before it.
+    """Decode a message; return the record and its JSON, without an envelope or a preceding partial line.
 
     Raises:
-        ForeignError: It holds no record.
+        InvalidMessageError: The message does not contain a record.
     """
     try:
         return _DOCUMENT.decode(data), data
@@ -171,7 +171,7 @@ def decode(data: bytes) -> tuple[Document, bytes]:
 
 
 def _within(data: bytes) -> Iterator[bytes]:
-    """Look into a CloudEvents envelope, and behind half a line that a killed process has left."""
+    """Yield what may be a record: the data of a CloudEvent, or the text after the partial line of a killed process."""
     try:
         yield bytes(_ENVELOPE.decode(data).data)
     except _ERRORS:
@@ -181,5 +181,5 @@ def _within(data: bytes) -> Iterator[bytes]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
-        return f"no record of major version 1: {str(error)[:_SHOWN]}"
-    return "no JSON"
+        return f"not a record of major version 1: {str(error)[:_SHOWN]}"
+    return "not JSON"

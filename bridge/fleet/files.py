@@ -1,6 +1,6 @@
-"""Reading files of JSON lines, also while they are written and set aside, and standard input.
+"""Readers of JSON lines files, also while they are written and rotated, and of standard input.
 
-A thread of its own does the reading: disks hang, and a terminal waits for a person.
+A dedicated thread reads, because disks can hang and a terminal blocks until the user types.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLOSE_SECONDS = 1.0
 
 
 class InputReader:
-    """Reads standard input, or what else a descriptor stands for, to its end."""
+    """Reads standard input, or another descriptor, to its end."""
 
     follow = False
 
@@ -40,10 +40,10 @@ class InputReader:
         self._chunk = b""
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
-        """Read lines as they come.
+        """Yield lines as they arrive.
 
         Raises:
-            FatalError: It cannot be read.
+            FatalError: The input cannot be read.
         """
         worker = BlockingWorker("input", _unreadable("standard input"), exclusive=True)
         lines = Lines("standard input")
@@ -60,16 +60,17 @@ class InputReader:
         while True:
             try:
                 self._chunk = os.read(self._descriptor, CHUNK)
-            except BlockingIOError:  # whoever gave us the descriptor has made it non-blocking
+            except BlockingIOError:  # the parent process made the descriptor non-blocking
                 select.select([self._descriptor], [], [])
             else:
                 return
 
 
 class FileReader:
-    """Reads a file that whalebridge writes, and those set aside before: PATH.1 is the youngest of them, then PATH.2.
+    """Reads a file that whalebridge writes, and its rotated files: PATH.1 is the newest of them, then PATH.2.
 
-    From the end on, only the file itself is read. Following, it goes on with what takes the file's place.
+    With start position "end", it reads only the file itself. With ``follow``, it continues with the file that replaces
+    a rotated one.
     """
 
     def __init__(self, path: str, clock: Clock, *, begin: Begin, follow: bool) -> None:
@@ -79,11 +80,11 @@ class FileReader:
         self._begin = begin
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
-        """Read lines.
+        """Yield lines.
 
         Raises:
-            NotFoundError: There is no such file.
-            FatalError: It cannot be read.
+            NotFoundError: The file does not exist.
+            FatalError: The file cannot be read.
         """
         worker = BlockingWorker("file", _unreadable(self._path), exclusive=True)
         series = _Series(self._path)
@@ -106,31 +107,31 @@ class FileReader:
 
 
 class _Series:
-    """Blocking reads of a file, of those that were set aside before, and of those that take its place."""
+    """Blocking reads of a file, its rotated files, and the files that replace it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = -1
         self.lines = Lines(path)
         self.found: Sequence[Message] | None = None
-        """What the last read brought; None where the end was reached."""
+        """The messages of the last read; None at the end."""
 
     def begin(self, begin: Begin) -> None:
         if begin == "end":
             self._open(self._path)
             if end := os.lseek(self._descriptor, 0, os.SEEK_END):
-                os.lseek(self._descriptor, end - 1, os.SEEK_SET)  # to see whether a line ends there
+                os.lseek(self._descriptor, end - 1, os.SEEK_SET)  # to check whether a line ends there
                 self.lines = Lines(self._path, within_line=True)
             return
         since = begin.timestamp() if isinstance(begin, datetime) else 0.0
-        recent = [number for number, there in _family(self._path).items() if number and there.st_mtime >= since]
+        recent = [number for number, status in _family(self._path).items() if number and status.st_mtime >= since]
         self._open(_aside(self._path, max(recent, default=0)))
 
     def read(self) -> None:
-        """Read on, in the next file where one is over."""
+        """Read the next chunk, from the next file at the end of a rotated one."""
         self.found = self._chunk()
         while self.found is None and (successor := self._successor()) is not None:
-            self.found = self._chunk()  # what was written before it was set aside
+            self.found = self._chunk()  # lines written between the last read and the rotation
             if self.found is None:
                 self.found = self.lines.rest() or None
                 self._open(successor)
@@ -145,45 +146,45 @@ class _Series:
         self.close()
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no file; for a pipe, use - and standard input")
+            raise OSError(errno.EINVAL, "not a regular file; for a pipe, use - (standard input)")
         self.lines = Lines(path)
 
     def _chunk(self) -> Sequence[Message] | None:
         if os.fstat(self._descriptor).st_size < os.lseek(self._descriptor, 0, os.SEEK_CUR):
-            os.lseek(self._descriptor, 0, os.SEEK_SET)  # it was cut off, and begins anew
+            os.lseek(self._descriptor, 0, os.SEEK_SET)  # the file was truncated
             self.lines = Lines(self._path)
         chunk = os.read(self._descriptor, CHUNK)
         return self.lines.of(chunk) if chunk else None
 
     def _successor(self) -> str | None:
-        """Return the file that follows the one that is open; None where that is the newest."""
-        ours = os.fstat(self._descriptor)
-        family = _family(self._path)
-        here = [number for number, there in family.items() if os.path.samestat(ours, there)]
-        if here:
-            younger = [number for number in family if number < here[0]]
-        elif ours.st_nlink:  # somebody has moved it out of our sight
-            younger = [number for number in family if number == 0]
+        """Return the path of the file after the open one; None if the open file is the newest."""
+        open_file = os.fstat(self._descriptor)
+        files = _family(self._path)
+        numbers = [number for number, status in files.items() if os.path.samestat(open_file, status)]
+        if numbers:
+            newer = [number for number in files if number < numbers[0]]
+        elif open_file.st_nlink:  # the open file was moved to a name that is not in the sequence
+            newer = [number for number in files if number == 0]
         else:
-            younger = list(family)
-        return _aside(self._path, max(younger)) if younger else None
+            newer = list(files)
+        return _aside(self._path, max(newer)) if newer else None
 
 
 def _family(path: str) -> dict[int, os.stat_result]:
-    """Return a file, under 0, and those that were set aside, by their numbers.
+    """Return the status of a file, as number 0, and of its rotated files, by their numbers.
 
-    Files are looked at in the order in which they are renamed, so that none slips through.
+    The files are checked in the order in which a rotation renames them, so that none is missed.
     """
-    folder, name = os.path.split(path)
+    directory, name = os.path.split(path)
     numbered = re.compile(rf"{re.escape(name)}\.(\d{{1,5}})")
-    numbers = [int(found[1]) for each in os.listdir(folder) if (found := numbered.fullmatch(each))]
-    family = {}
+    numbers = [int(found[1]) for each in os.listdir(directory) if (found := numbered.fullmatch(each))]
+    files = {}
     for number in sorted({0, *numbers, *(number + 1 for number in numbers)}):
         try:
-            family[number] = os.stat(_aside(path, number))
+            files[number] = os.stat(_aside(path, number))
         except FileNotFoundError:
             continue
-    return family
+    return files
 
 
 def _aside(path: str, number: int) -> str:
@@ -193,7 +194,7 @@ def _aside(path: str, number: int) -> str:
 def _unreadable(name: str) -> Callable[[OSError], BridgeError]:
     def translate(error: OSError) -> BridgeError:
         if isinstance(error, FileNotFoundError):
-            return NotFoundError(f"there is no file {name}: name one that whalebridge writes (--sink file:PATH)")
-        return FatalError(f"{name} cannot be read: {error.strerror}")
+            return NotFoundError(f"file {name} does not exist; use a file that whalebridge writes (--sink file:PATH)")
+        return FatalError(f"cannot read {name}: {error.strerror}")
 
     return translate

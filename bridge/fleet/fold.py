@@ -1,9 +1,9 @@
-"""From records to what lives, by the rules for consumers (docs/events.md). Pure.
+"""Projection of records to the running containers, by the rules for consumers (docs/events.md). Pure.
 
-The result depends on which records have come, not on their order nor on repetitions: for each container the record of
-the highest position counts, unless a completed snapshot that began after it has not named the container. A snapshot
-of which something was lost is void, so each counts once all of it has come. So records that overtake each other do no
-harm; and as with the reference fold, whoever joins in the middle is right after the next completed snapshot.
+Invariant: the result depends only on the set of received records, not on their order or on duplicates. For each
+container the record with the highest position applies, unless a completed snapshot that started after this record does
+not contain the container. A snapshot is applied once all of its records have arrived, and ignored if some are lost.
+A consumer that starts late is therefore consistent after the next completed snapshot.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NOTHING: Position = (0, 0)
 
 
 class _Told(NamedTuple):
-    """What was said of a container last; ``container`` is None where it has exited."""
+    """The last known state of a container; ``container`` is None if it has exited."""
 
     position: Position
     namespace: str
@@ -25,22 +25,22 @@ class _Told(NamedTuple):
 
 
 class SourceFold:
-    """What lives on one source."""
+    """The running containers of one source."""
 
     def __init__(self) -> None:
         self._seen = Seen()
         self._told: dict[str, _Told] = {}
         self._floors = _Floors()
         self._frames: dict[str, _Frames] = {}
-        self._lost: list[Position] = []  # the last of each loss
+        self._lost: list[Position] = []  # the last position of each loss
 
     @property
     def living(self) -> dict[str, Container]:
-        """The containers that live, by display id."""
-        return {id_: told.container for id_, told in self._told.items() if told.container is not None}
+        """The running containers, by display id."""
+        return {id_: known.container for id_, known in self._told.items() if known.container is not None}
 
     def take(self, document: Document) -> bool:
-        """Take a record; tell whether it is new. Unknown types change nothing, but their positions count."""
+        """Apply a record and return whether it is new; a record of unknown type only counts as received."""
         if not self._seen.take(document):
             return False
         if document.type in ("snapshot_started", "snapshot_completed") and document.snapshot:
@@ -63,31 +63,31 @@ class SourceFold:
     def _frame(self, document: Document, snapshot: Snapshot) -> None:
         known = self._frames.get(snapshot.id, _Frames(document.position, None, None, None))
         if document.type == "snapshot_started":
-            frames = known._replace(began=document.position)
+            snapshot_state = known._replace(began=document.position)
         else:
-            frames = known._replace(ended=document.position, completed=snapshot)
-        self._frames[snapshot.id] = frames
+            snapshot_state = known._replace(ended=document.position, completed=snapshot)
+        self._frames[snapshot.id] = snapshot_state
 
     def _complete(self) -> None:
-        """Let the snapshots count that are complete by now."""
-        for id_, (_, began, ended, completed) in list(self._frames.items()):
-            if began is None or ended is None or completed is None or not self._seen.whole(began, ended):
+        """Apply the snapshots of which all records have arrived."""
+        for id_, (_, start, end, completed) in list(self._frames.items()):
+            if start is None or end is None or completed is None or not self._seen.whole(start, end):
                 continue
             del self._frames[id_]
-            if not any(began < lost < ended for lost in self._lost):
-                self._count(began, completed)
+            if not any(start < lost < end for lost in self._lost):
+                self._count(start, completed)
 
     def _count(self, began: Position, completed: Snapshot) -> None:
         self._floors.rise(began, completed.failed)
-        self._told = {id_: told for id_, told in self._told.items() if told.position > self._floors.of(told.namespace)}
-        # What is older than all floors can say nothing more, completed or not.
-        least = self._floors.least
-        self._frames = {id_: each for id_, each in self._frames.items() if each.seen > least}
-        self._lost = [lost for lost in self._lost if lost > least]
+        self._told = {id_: last for id_, last in self._told.items() if last.position > self._floors.of(last.namespace)}
+        # Snapshots and losses before all baselines have no effect any more.
+        lowest = self._floors.least
+        self._frames = {id_: each for id_, each in self._frames.items() if each.seen > lowest}
+        self._lost = [lost for lost in self._lost if lost > lowest]
 
 
 class _Frames(NamedTuple):
-    """What has come of a snapshot's frames; ``seen`` is the position of the first that came."""
+    """The received control records of a snapshot; ``first_position`` is the position of the first to arrive."""
 
     seen: Position
     began: Position | None
@@ -96,7 +96,7 @@ class _Frames(NamedTuple):
 
 
 class _Floors:
-    """Where the last completed snapshot of each namespace began: what was told before counts no more."""
+    """The start of the last completed snapshot of each namespace; earlier records are obsolete."""
 
     def __init__(self) -> None:
         self._usual = _NOTHING
@@ -107,26 +107,26 @@ class _Floors:
 
     @property
     def least(self) -> Position:
-        """The lowest of them."""
+        """The lowest baseline."""
         return min([self._usual, *self._others.values()])
 
     def rise(self, began: Position, failed: tuple[str, ...]) -> None:
-        """A snapshot that began there was completed; for namespaces that failed it says nothing."""
+        """Advance the baselines to the start of a completed snapshot, except those of failed namespaces."""
         names = {*self._others, *failed}
-        floors = {name: self.of(name) if name in failed else max(self.of(name), began) for name in names}
+        baselines = {name: self.of(name) if name in failed else max(self.of(name), began) for name in names}
         self._usual = max(self._usual, began)
-        self._others = {name: floor for name, floor in floors.items() if floor != self._usual}
+        self._others = {name: baseline for name, baseline in baselines.items() if baseline != self._usual}
 
 
 class Fold:
-    """What lives on all sources."""
+    """The running containers of all sources."""
 
     def __init__(self) -> None:
         self.sources: dict[Source, SourceFold] = {}
 
     def take(self, document: Document) -> bool:
-        """Take a record; tell whether it is new."""
-        fold = self.sources.get(document.source)
-        if fold is None:
-            fold = self.sources[document.source] = SourceFold()
-        return fold.take(document)
+        """Apply a record and return whether it is new."""
+        projection = self.sources.get(document.source)
+        if projection is None:
+            projection = self.sources[document.source] = SourceFold()
+        return projection.take(document)

@@ -1,4 +1,4 @@
-"""Reading a topic of Kafka: all partitions, without a group, so that nothing is left behind."""
+"""Reader of a Kafka topic: all partitions, without a consumer group, so that it leaves no state on the brokers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BATCH = 1000
 
 
 class KafkaReader:
-    """Reads the topic of ``settings``; where it was interrupted, it goes on behind what it has handed over."""
+    """Reads the topic of ``settings``; after an interruption, it continues after the last returned messages."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock, *, begin: Begin, follow: bool) -> None:
         self.follow = follow
@@ -38,11 +38,11 @@ class KafkaReader:
         self._ends: dict[TopicPartition, int] = {}
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
-        """Read messages; those of a partition in its order.
+        """Yield messages, in order within each partition.
 
         Raises:
-            TransientError: No broker can be reached or lets us in, or nothing moves.
-            NotFoundError: There is no such topic.
+            TransientError: No broker can be reached or accepts our credentials, or no data arrives.
+            NotFoundError: The topic does not exist.
         """
         await self._look()
         consumer = self._consumer()
@@ -58,13 +58,14 @@ class KafkaReader:
                 elif self._now() - moved > self._patience * SECOND:
                     await self._look()
                     if not self.follow:
-                        raise TransientError(f"topic {self._settings.topic}: nothing came within {self._patience:g} s")
+                        raise TransientError(f"topic {self._settings.topic}: no data within {self._patience:g} s")
                     moved = self._now()
         except TopicAuthorizationFailedError as error:
-            text = f"{who(self._settings)} may not read topic {self._settings.topic}: allow Describe and Read on it"
+            principal = who(self._settings)
+            text = f"{principal} is not authorized to read topic {self._settings.topic}; allow Describe and Read"
             raise TransientError(text) from error
         except KafkaError as error:
-            raise TransientError(f"topic {self._settings.topic} cannot be read: {said(error)}") from error
+            raise TransientError(f"cannot read topic {self._settings.topic}: {said(error)}") from error
         finally:
             await end(consumer)
 
@@ -76,18 +77,20 @@ class KafkaReader:
         return self._clock.now().monotonic
 
     def _left(self) -> bool:
-        return any(self._next[place] < end for place, end in self._ends.items())
+        return any(self._next[partition] < end for partition, end in self._ends.items())
 
     async def _look(self) -> None:
-        """Make sure that a broker lets us in, and has the topic: aiokafka would only log why not."""
+        """Check that a broker accepts the connection and has the topic; aiokafka would only log the failure."""
         settings = self._settings
-        async with connected(settings, access.options(settings)) as there:
-            partitions = await there.where(settings.topic, "Read")
+        async with connected(settings, access.options(settings)) as admin:
+            partitions = await admin.where(settings.topic, "Read")
         if not partitions:
-            text = f"there is no topic {settings.topic} at Kafka {', '.join(settings.servers)}"
-            raise TransientError(f"{text} any more") if self._ends else NotFoundError(text)
-        if headless := [number for number, each in partitions.items() if each.leader is None]:
-            raise TransientError(f"topic {settings.topic}: partition {headless[0]} has no leader")
+            servers = ", ".join(settings.servers)
+            if self._ends:
+                raise TransientError(f"topic {settings.topic} was deleted from Kafka at {servers}")
+            raise NotFoundError(f"topic {settings.topic} does not exist on Kafka at {servers}")
+        if leaderless := [number for number, each in partitions.items() if each.leader is None]:
+            raise TransientError(f"topic {settings.topic}: partition {leaderless[0]} has no leader")
 
     def _consumer(self) -> AIOKafkaConsumer:
         settings = self._settings
@@ -96,25 +99,25 @@ class KafkaReader:
             bootstrap_servers=list(settings.servers),
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
             enable_auto_commit=False,
-            auto_offset_reset="earliest",  # also in partitions that are added meanwhile
+            auto_offset_reset="earliest",  # for partitions that are added later
             fetch_max_wait_ms=int(POLL_SECONDS * 500),
             **access.options(settings),
         )
 
     async def _place(self, consumer: AIOKafkaConsumer) -> None:
-        """Begin where reading is to begin, or where it was interrupted."""
+        """Seek to the start position, or to the position of the interruption."""
         await start(consumer)
-        places = sorted(consumer.assignment())
-        ends = await consumer.end_offsets(places)
+        partitions = sorted(consumer.assignment())
+        ends = await consumer.end_offsets(partitions)
         if not self._ends:
             self._ends = dict(ends)
-            self._next = await self._first(consumer, places)
-        oldest = await consumer.beginning_offsets(places)
-        for place in places:
-            # Retention may have passed us by; a topic made anew ends before us, and is read from its beginning.
-            known = self._next.get(place, 0)
-            self._next[place] = oldest[place] if known > ends[place] else max(known, oldest[place])
-            consumer.seek(place, self._next[place])
+            self._next = await self._first(consumer, partitions)
+        oldest = await consumer.beginning_offsets(partitions)
+        for partition in partitions:
+            # Retention may have deleted our next offset. A recreated topic ends before it, and is read from the start.
+            known = self._next.get(partition, 0)
+            self._next[partition] = oldest[partition] if known > ends[partition] else max(known, oldest[partition])
+            consumer.seek(partition, self._next[partition])
 
     async def _first(self, consumer: AIOKafkaConsumer, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         match self._begin:
@@ -125,16 +128,16 @@ class KafkaReader:
             case datetime():
                 moment = int(self._begin.timestamp() * 1000)
                 found = await consumer.offsets_for_times(dict.fromkeys(places, moment))
-                return {place: self._ends[place] if at is None else at.offset for place, at in found.items()}
+                return {key: self._ends[key] if at is None else at.offset for key, at in found.items()}
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> list[Message]:
         batch: list[Message] = []
         fetched = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=_BATCH)
-        for place, records in fetched.items():
-            batch += (Message(each.value or b"", f"partition {place.partition}", each.offset) for each in records)
-        for place in consumer.assignment():
-            # Also where there was nothing for us: the marks of transactions take offsets, too.
-            self._next[place] = await consumer.position(place)
+        for partition, records in fetched.items():
+            batch += (Message(each.value or b"", f"partition {partition.partition}", each.offset) for each in records)
+        for partition in consumer.assignment():
+            # Also without records, because the control records of transactions have offsets, too.
+            self._next[partition] = await consumer.position(partition)
         return batch
 
     async def _bounded(self, work: Any) -> Any:
@@ -143,4 +146,4 @@ class KafkaReader:
                 return await work
         except TimeoutError as error:
             servers = ", ".join(self._settings.servers)
-            raise TransientError(f"Kafka at {servers} did not answer within {self._patience:g} s") from error
+            raise TransientError(f"no response from Kafka at {servers} within {self._patience:g} s") from error

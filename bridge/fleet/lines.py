@@ -1,4 +1,4 @@
-"""Lines of JSON in a flow of bytes. Pure."""
+"""Splits a stream of bytes into lines. Pure."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from bridge.fleet.messages import Message
 
-LONGEST = 16 * 1024 * 1024  # bytes of a line; what goes on for longer is no record
-_KEPT = 1000  # bytes of one that is too long: enough to see that it is no record
+LONGEST = 16 * 1024 * 1024  # bytes of a line; a longer line cannot be a record
+_KEPT = 1000  # bytes of a line that is too long: enough to report it as invalid
 
 
 class Lines:
-    """Cuts what comes into lines; ``place`` is where they come from."""
+    """Splits chunks into lines; ``location`` is the lines' origin, for error messages."""
 
     def __init__(self, place: str, *, within_line: bool = False) -> None:
-        """Begin at the beginning of a line, or ``within_line``, the rest of which is passed over."""
+        """Start at the beginning of a line, or ``within_line``, which skips the remainder of this line."""
         self._place = place
         self._passing = within_line
         self._rest = b""
@@ -22,20 +22,20 @@ class Lines:
 
     def of(self, chunk: bytes) -> Sequence[Message]:
         """Return the lines that end in ``chunk``."""
-        *whole, self._rest = (self._rest + chunk).split(b"\n")
-        if whole and self._passing:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if lines and self._passing:
             self._passing = False
-            del whole[0]
-        found = [self._message(line) for line in whole if line.strip()]
+            del lines[0]
+        messages = [self._message(line) for line in lines if line.strip()]
         if self._passing:
             self._rest = b""
         elif len(self._rest) > LONGEST:
-            found.append(self._message(self._rest[:_KEPT]))
+            messages.append(self._message(self._rest[:_KEPT]))
             self._rest, self._passing = b"", True
-        return found
+        return messages
 
     def rest(self) -> Sequence[Message]:
-        """Return what stands behind the last line feed, as nothing comes any more."""
+        """Return the text after the last line feed, at the end of the stream."""
         rest, self._rest = self._rest, b""
         return [self._message(rest)] if rest.strip() and not self._passing else []
 

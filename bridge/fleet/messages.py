@@ -1,4 +1,4 @@
-"""What is read before anything is known of it: messages, where reading begins, and reading on after trouble."""
+"""Undecoded messages: the interface of readers, start positions, and reading that continues after errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BACKOFF = Backoff(first=0.2, most=5.0)
 
 
 class Message(NamedTuple):
-    """One message: its bytes, and where it stood, for a person who has to look for it."""
+    """One message: its bytes, and its location and number, so that a user can find it."""
 
     data: bytes
     place: str
@@ -23,36 +23,37 @@ class Message(NamedTuple):
 
 
 Begin: TypeAlias = Literal["beginning", "end"] | datetime
-"""Where reading begins: at the oldest or after the newest message, or at a moment, or not long before it."""
+"""Where reading starts: at the oldest message, after the newest, or at a time (possibly a little before)."""
 
 
 class Reader(Protocol):
-    """Reads one place, once or again: where it was interrupted, it goes on.
+    """Reads messages from one sink's target; after an interruption, it continues where it stopped.
 
-    It leaves nothing behind at the place, and changes nothing there.
+    It leaves no state at the target, and changes nothing there.
     """
 
     follow: bool
-    """Whether it waits for more at the end, instead of ending."""
+    """Whether the reader waits for more messages at the end."""
 
     def batches(self) -> AsyncGenerator[Sequence[Message], None]:
-        """Read messages, in the order in which they stand there, as they come.
+        """Yield messages in stored order, as they arrive.
 
         Raises:
-            TransientError: The place cannot be reached, or not any more.
-            FatalError: It is not there, or cannot be read.
+            TransientError: The target cannot be reached, or the connection was lost.
+            FatalError: The target does not exist or cannot be read.
         """
 
 
 async def read(
     reader: Reader, clock: Clock, tell: Callable[[str], None] = lambda _: None
 ) -> AsyncGenerator[Sequence[Message], None]:
-    """Read, and where it follows, go on after an interruption: ``tell`` is called with what it was, and with its end.
+    """Yield messages; a reader that follows continues after an interruption.
+
+    ``notify`` is called with the reason of an interruption, and when reading resumes.
 
     Raises:
-        TransientError: The place could not be reached at the first attempt, or was lost by a reader that does not
-            follow.
-        FatalError: It is not there, or cannot be read.
+        TransientError: The first attempt failed, or a reader that does not follow lost its connection.
+        FatalError: The target does not exist or cannot be read.
     """
     failures, reached = 0, False
     while True:
@@ -60,7 +61,7 @@ async def read(
             async with aclosing(reader.batches()) as batches:
                 async for batch in batches:
                     if failures:
-                        tell("reading goes on")
+                        tell("reading resumed")
                     failures, reached = 0, True
                     yield batch
         except TransientError as error:
@@ -68,7 +69,7 @@ async def read(
                 raise
             failures += 1
             if failures == 1:
-                tell(f"{error}; waiting for it")
+                tell(f"{error}; retrying")
         else:
             return
         await clock.sleep(BACKOFF.delay(failures, clock.random()))

@@ -1,7 +1,7 @@
-"""Reading what a NATS sink publishes: from its stream, or, in core mode, as it passes by.
+"""Reader of a NATS sink's messages: from its stream or, in core mode, from a subscription.
 
-A stream is read through a consumer that the server forgets half a minute after we have gone. It acknowledges nothing,
-and is asked for batches, so that the server never sends more than we take.
+A stream is read through an ephemeral consumer without acknowledgements, which the server deletes half a minute after
+the reader has disconnected. The reader pulls batches, so that the server never sends more than the reader can process.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from sinks.nats.connection import Link
 
 BATCH = 200
-WAIT_SECONDS = 5.0  # for which the server keeps an unanswered request for messages
+WAIT_SECONDS = 5.0  # until the server ends a pull request
 FORGET_SECONDS = 30.0
-_OVER = ("404", "408")  # no messages; the time of a request is over
+_OVER = ("404", "408")  # no messages; request expired
 
 
 class NatsReader:
-    """Reads the subjects of ``settings``; where it was interrupted, it goes on behind what it has handed over."""
+    """Reads the subjects of ``settings``; after an interruption, it continues after the last returned message."""
 
     def __init__(self, settings: NatsSettings, *, begin: Begin, follow: bool) -> None:
         self.follow = follow
@@ -47,41 +47,41 @@ class NatsReader:
         self._last = 0
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
-        """Read messages in the stream's order.
+        """Yield messages in the stream's order.
 
         Raises:
-            TransientError: No server can be reached or lets us in, or nothing moves.
-            NotFoundError: No stream holds these subjects.
+            TransientError: No server can be reached or accepts our credentials, or no data arrives.
+            NotFoundError: No stream has these subjects.
         """
         async with self._connected() as link:
-            passing_by = self._settings.mode == "core"
-            async for batch in self._heard(link) if passing_by else self._stored(link):
+            is_core = self._settings.mode == "core"
+            async for batch in self._heard(link) if is_core else self._stored(link):
                 yield batch
 
     async def _stored(self, link: Link) -> AsyncGenerator[Sequence[Message], None]:
-        """Read the stream."""
-        consumer, left = await self._consumer(link)
+        """Yield the stream's messages."""
+        consumer, remaining = await self._consumer(link)
         requests = _Requests(link, self._next_of(consumer))
         await requests.listen()
         yield ()
-        while self.follow or left > 0:
-            await requests.send(BATCH if self.follow else min(BATCH, left))
+        while self.follow or remaining > 0:
+            await requests.send(BATCH if self.follow else min(BATCH, remaining))
             while requests.left:
                 batch = await requests.more()
                 if batch:
                     self._last = batch[-1].number
-                    left -= len(batch)
+                    remaining -= len(batch)
                     yield batch
                 elif not self.follow:
-                    return  # what was there has been removed meanwhile
+                    return  # the remaining messages were deleted
 
     async def _heard(self, link: Link) -> AsyncGenerator[Sequence[Message], None]:
-        """Listen to what passes by."""
-        came: asyncio.Queue[Msg] = asyncio.Queue(BATCH)
-        await link.subscribe(self._pattern, came.put)
+        """Yield messages from a subscription."""
+        received: asyncio.Queue[Msg] = asyncio.Queue(BATCH)
+        await link.subscribe(self._pattern, received.put)
         yield ()
         while True:
-            batch = [Message(each.data, each.subject, 0) for each in await _taken(link, came, None)]
+            batch = [Message(each.data, each.subject, 0) for each in await _taken(link, received, None)]
             yield batch
 
     @asynccontextmanager
@@ -94,7 +94,7 @@ class NatsReader:
             await link.close()
 
     async def _consumer(self, link: Link) -> tuple[str, int]:
-        """Make a consumer; return its name, and how many messages there are for it."""
+        """Create a consumer; return its name and its number of pending messages."""
         name = f"whalebridge-{secrets.token_hex(8)}"
         if not self._stream:
             self._stream = self._settings.stream_name
@@ -117,12 +117,12 @@ class NatsReader:
             **self._where(),
         }
         call = f"CONSUMER.CREATE.{self._stream}.{name}.{self._pattern}"
-        doing = f"let us read stream {self._stream}"
+        purpose = f"create a consumer of stream {self._stream}"
         body = {"stream_name": self._stream, "config": config}
-        answer = await link.request(doing, self._settings.domain, call, body)
-        # Also where nothing comes before the next connection, which is to begin where this one does.
-        self._last = max(self._last, int((answer.get("delivered") or {}).get("stream_seq", 0)))
-        return int(answer.get("num_pending", 0))
+        response = await link.request(purpose, self._settings.domain, call, body)
+        # Even without messages, so that the next connection starts where this one did.
+        self._last = max(self._last, int((response.get("delivered") or {}).get("stream_seq", 0)))
+        return int(response.get("num_pending", 0))
 
     def _where(self) -> dict[str, Any]:
         if self._last:
@@ -137,14 +137,14 @@ class NatsReader:
                 return {"deliver_policy": "by_start_time", "opt_start_time": moment}
 
     async def _find(self, link: Link) -> str:
-        """Find a stream that somebody has given another name."""
-        doing = f"tell which stream has {self._pattern}"
-        answer = await link.request(doing, self._settings.domain, "STREAM.NAMES", {"subject": self._pattern})
-        for stream in answer.get("streams") or ():
+        """Return the name of the stream with our subjects, if it has another name than the configured one."""
+        purpose = f"find the stream with subject {self._pattern}"
+        response = await link.request(purpose, self._settings.domain, "STREAM.NAMES", {"subject": self._pattern})
+        for stream in response.get("streams") or ():
             return str(stream)
         raise NotFoundError(
-            f"NATS at {link.place.server} has no stream for {self._pattern}: is that what whalebridge publishes to? "
-            "(Where it is kept by nobody, set mode: core for this sink in the configuration.)"
+            f"NATS at {link.place.server} has no stream with subject {self._pattern}; check the subject, "
+            "or set 'mode: core' for this sink if no stream stores its messages"
         )
 
     def _next_of(self, consumer: str) -> str:
@@ -153,36 +153,36 @@ class NatsReader:
 
 
 class _Requests:
-    """Requests for messages, one at a time: messages come one by one, until there are as many as were asked for.
+    """Pull requests, one at a time; the server responds with single messages, up to the requested number.
 
     Args:
-        link: Where to send them.
-        subject: The subject of the consumer's requests.
+        connection: The connection to send requests on.
+        subject: The subject of the consumer's pull requests.
     """
 
     def __init__(self, link: Link, subject: str) -> None:
         self._link = link
         self._subject = subject
         self._inbox = link.new_inbox()
-        self._came: asyncio.Queue[Msg] = asyncio.Queue()  # there are no more of them than were asked for
+        self._came: asyncio.Queue[Msg] = asyncio.Queue()  # has at most the requested number of messages
         self.left = 0
-        """How many messages may come of the last one."""
+        """How many messages of the last request are outstanding."""
 
     async def listen(self) -> None:
-        """Begin to listen to answers."""
+        """Subscribe to the responses."""
         await self._link.subscribe(self._inbox, self._came.put)
 
     async def send(self, count: int) -> None:
-        """Ask for that many messages; the server answers for as long as it was told to wait."""
+        """Request ``count`` messages; the request expires after ``REQUEST_EXPIRY_SECONDS``."""
         self.left = count
         body = {"batch": count, "expires": from_seconds(WAIT_SECONDS)}
         await self._link.call(self._subject, json.dumps(body).encode(), self._inbox)
 
     async def more(self) -> list[Message]:
-        """Wait for messages; return those that have come.
+        """Wait for messages, and return those that have arrived.
 
         Raises:
-            TransientError: The connection, the consumer or its stream is gone.
+            TransientError: The connection was lost, or the consumer or its stream was deleted.
         """
         batch: list[Message] = []
         for message in await _taken(self._link, self._came, WAIT_SECONDS + self._link.timeout):
@@ -192,24 +192,24 @@ class _Requests:
                 continue
             headers = message.headers or {}
             if headers.get("Status") not in _OVER:
-                said = one_line(headers.get("Description") or "nobody answers")
-                raise TransientError(f"NATS at {self._link.place.server} sends nothing from {self._subject}: {said}")
+                reason = one_line(headers.get("Description") or "no responders")
+                raise TransientError(f"NATS at {self._link.place.server}: request to {self._subject} failed: {reason}")
             self.left = 0
         return batch
 
 
 async def _taken(link: Link, came: asyncio.Queue[Msg], seconds: float | None) -> list[Msg]:
-    """Wait for messages for as long as the connection lives; return those that are there."""
+    """Wait for messages while the connection is open, and return those that have arrived."""
     getting = asyncio.ensure_future(came.get())
     try:
         either: set[asyncio.Future[Any]] = {getting, link.failed}
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not getting.done():
             link.check()
-            raise TransientError(f"NATS at {link.place.server} has sent nothing for {seconds:g} s")
-        found = [getting.result()]
+            raise TransientError(f"no data from NATS at {link.place.server} within {seconds:g} s")
+        messages = [getting.result()]
     finally:
         getting.cancel()
-    while len(found) < BATCH and not came.empty():
-        found.append(came.get_nowait())
-    return found
+    while len(messages) < BATCH and not came.empty():
+        messages.append(came.get_nowait())
+    return messages

@@ -1,6 +1,6 @@
-"""From settings to readers: they take what sinks take. A broker's library is imported only where it is asked for."""
+"""Creates readers from the settings of sinks; imports a broker's library only if it is needed."""
 
-# ruff: noqa: PLC0415 (imports are lazy on purpose)
+# ruff: noqa: PLC0415 (lazy imports)
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def reader(settings: Readable, clock: Clock, *, begin: Begin, follow: bool) -> Reader:
-    """Return a reader of what a sink of these settings has written.
+    """Return a reader for the target of a sink.
 
     Raises:
-        FatalError: Its library is not installed.
+        FatalError: The sink's library is not installed.
     """
     match settings:
         case FileSettings():

@@ -1,4 +1,4 @@
-"""What readers hand over: records, decoded; what is none is counted and told of once in a while."""
+"""Reading of decoded records; other messages are counted and reported at a limited rate."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from bridge.telemetry.rate_limit import RateLimiter
 
 
 class Read(NamedTuple):
-    """A record that was read: what it says, and its own JSON, as it was published."""
+    """A decoded record, and its JSON as published."""
 
     document: Document
     data: bytes
 
 
 async def records(reader: Reader, clock: Clock, tell: Callable[[str], None]) -> AsyncGenerator[Sequence[Read], None]:
-    """Read records, as ``bridge.fleet.messages.read`` reads messages; ``tell`` also hears of what is no record.
+    """Yield records, as ``bridge.consumer.messages.read`` yields messages; ``notify`` also gets counts of invalid ones.
 
     Raises:
-        TransientError: The place could not be reached at the first attempt, or was lost by a reader that does not
-            follow.
-        FatalError: It is not there, or cannot be read.
+        TransientError: The first attempt failed, or a reader that does not follow lost its connection.
+        FatalError: The target does not exist or cannot be read.
     """
     foreign = _Foreign(clock, tell)
     async with aclosing(read(reader, clock, tell)) as batches:
@@ -35,7 +34,7 @@ async def records(reader: Reader, clock: Clock, tell: Callable[[str], None]) -> 
 
 
 class _Foreign:
-    """Sorts out what is no record."""
+    """Counts and reports messages that are not records."""
 
     def __init__(self, clock: Clock, tell: Callable[[str], None]) -> None:
         self._tell = tell
@@ -50,16 +49,15 @@ class _Foreign:
             self._count += 1
             self._unsaid += 1
             if self._limiter.allow("foreign") is not None:
-                self._say(f"; the last, number {message.number} of {message.place}, is {error}")
+                self._say(f"; the last one, number {message.number} of {message.place}: {error}")
             return None
 
     def sum_up(self) -> None:
-        """Tell what is still unsaid at the end."""
+        """Report the messages that were not reported yet."""
         if self._unsaid:
             self._say("")
 
     def _say(self, more: str) -> None:
         self._unsaid = 0
-        left_out = "message was no record of whalebridge and was" if self._count == 1 else "messages were no records"
-        left_out += "" if self._count == 1 else " of whalebridge and were"
-        self._tell(f"{self._count} {left_out} left out{more}")
+        messages = "message was" if self._count == 1 else "messages were"
+        self._tell(f"{self._count} invalid {messages} skipped{more}")

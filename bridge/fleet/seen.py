@@ -1,8 +1,8 @@
-"""Which positions of a source have come already: delivery is at least once. Pure.
+"""Deduplication of a source's records, because delivery is at least once. Pure.
 
-What has come is kept in ranges, one for each hole between them, so that a record that was overtaken is not taken for a
-repetition. Of holes, no more than ``HOLES`` are remembered: the oldest are given up, and what comes of them later is
-taken for a repetition.
+Received positions are stored as ranges, separated by gaps, so that a record that arrives late is not taken for a
+duplicate. At most ``MAX_GAPS`` gaps are stored. The oldest are evicted, and records that arrive for them later count as
+duplicates.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ HOLES = 1000
 
 
 class Seen:
-    """The positions of one source that have come."""
+    """The received positions of one source."""
 
     def __init__(self, holes: int = HOLES) -> None:
         self._holes = holes
-        self._first: list[Position] = []  # of each range, in order
+        self._first: list[Position] = []  # start of each range, in order
         self._last: list[Position] = []
         self._given_up: Position = (0, 0)
 
     def take(self, document: Document) -> bool:
-        """Note a record; tell whether it is new. A heartbeat repeats a position on purpose, and always is."""
+        """Add a record and return whether it is new; a heartbeat always is, since it repeats a position on purpose."""
         if document.type == "heartbeat":
             return True
         if document.position <= self._given_up or self._has(document.position):
@@ -35,7 +35,7 @@ class Seen:
         return True
 
     def whole(self, first: Position, last: Position) -> bool:
-        """Tell whether everything of an epoch between two positions has come, these included."""
+        """Return whether all positions from ``first`` to ``last``, inclusive, of an epoch have arrived."""
         at = bisect_right(self._first, first) - 1
         return at >= 0 and last <= self._last[at]
 
@@ -44,8 +44,8 @@ class Seen:
         return at >= 0 and position <= self._last[at]
 
     def _add(self, first: Position, last: Position) -> None:
-        """Add a range, with all that it overlaps and touches; a range never spans epochs."""
-        begin = bisect_right(self._last, (first[0], first[1] - 2))  # those before end where nothing touches
+        """Add a range, merged with the ranges that it overlaps or touches; a range never spans epochs."""
+        begin = bisect_right(self._last, (first[0], first[1] - 2))  # ranges before this index do not touch the new one
         end = bisect_right(self._first, (last[0], last[1] + 1))
         if begin < end:
             first, last = min(first, self._first[begin]), max(last, self._last[end - 1])

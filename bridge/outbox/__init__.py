@@ -1,1 +1,1 @@
-"""Where records wait for the sinks' acknowledgements."""
+"""The outbox: stores records until the sinks acknowledge them."""

@@ -1,16 +1,16 @@
-"""How much may wait for a sink. Pure."""
+"""The limits of a sink's backlog. Pure."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
-_RESERVE = 16  # one part in so many is made free at a time, for what is said of the loss and for what comes next
+_RESERVE = 16  # a drop frees another 1/16 of the limit, for the loss record and for the next records
 
 
 class Bounds(Struct, frozen=True, kw_only=True):
-    """What waits for one sink at the most; ``max_age`` in seconds for which the bridge ran.
+    """The maximum backlog of one sink; ``max_age`` is in seconds of the bridge's uptime.
 
-    What is being appended is never dropped at once, however large: a snapshot would never get through.
+    Records that are being appended are never dropped, however many, or a large snapshot could never be delivered.
     """
 
     max_records: int
@@ -18,7 +18,7 @@ class Bounds(Struct, frozen=True, kw_only=True):
     max_age: int
 
     def excess(self, records: int, size: int) -> tuple[int, int]:
-        """Return how many records and bytes are to be dropped where so much would wait."""
+        """Return how many records and bytes to drop from a backlog of this size; (0, 0) within the limits."""
         if records <= self.max_records and size <= self.max_bytes:
             return (0, 0)
         return (

@@ -1,10 +1,10 @@
-"""The outbox' file: all of its SQL. Every call blocks, and is made on one thread.
+"""The outbox database file, and all SQL of the outbox. Every call blocks; all calls are made on one thread.
 
 Invariants:
-- A change is one transaction, on the disk before the call returns (WAL, synchronous=FULL).
-- Each can be repeated: after an error nobody knows whether it was written, and it is written again.
-- After an error the connection is of no use any more. What a failed fsync leaves behind may look well until it is
-  gone, so a connection that takes its place first moves all of it from the log to the file, and syncs that.
+- A change is one transaction, and on the disk before the call returns (WAL, synchronous=FULL).
+- Every change can be repeated: after an error it is unknown whether the change was written, so it is written again.
+- After an error the connection is not used again. Data from a failed fsync can look intact in the page cache until the
+  kernel evicts it, so a new connection first checkpoints the WAL into the file and syncs the file.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bridge.outbox.schema import migrate, recognise
 
 T = TypeVar("T")
 
-_CHECKPOINT_PAGES = 1000  # as SQLite has it by itself: some 4 MB are written twice at a time
+_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
 _LOG_KEPT_BYTES = 16 * 1024 * 1024
-_ROWS_AT_ONCE = (64, 8, 1)  # of one statement: each statement gives the interpreter's lock away and has to get it back
+_ROWS_AT_ONCE = (64, 8, 1)  # few statements, because each one releases and reacquires the interpreter's lock
 _FREE_PAGES_KEPT = 2048
 _PRAGMAS = (
     "journal_mode = WAL",
@@ -39,43 +39,43 @@ _PRAGMAS = (
 
 
 class DamagedError(Exception):
-    """The file does not hold together: nothing in it can be relied on."""
+    """The file is corrupt, so none of its content can be trusted."""
 
 
 class RemovedError(Exception):
-    """The file was removed, or another was put in its place."""
+    """The file was removed or replaced."""
 
 
 def look_at(path: Path) -> None:
-    """Look at what the file is that nobody has open, and touch nothing, its log neither.
+    """Check the format of a database file that no process has open, without changing the file or its WAL.
 
-    What stands in the log alone, as after a crash, is not seen.
+    Data that is only in the WAL, as after a crash, is not read.
 
     Raises:
-        ForeignError, NewerError: see ``recognise``.
-        sqlite3.Error: It cannot be read.
+        UnknownFormatError, NewerFormatError: see ``detect_format``.
+        sqlite3.Error: The file cannot be read.
     """
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
         recognise(connection)
 
 
 class Database:
-    """One connection. Every method raises sqlite3.Error where the file cannot be read or written."""
+    """One connection. Every method raises sqlite3.Error if the file cannot be read or written."""
 
     def __init__(self, path: Path, *, check: bool) -> None:
-        """Open the file, which is there.
+        """Open an existing file; ``check`` verifies its integrity, which reads all of the file.
 
         Raises:
-            DamagedError: It is damaged; that is looked for where ``check`` says so, which reads all of it.
-            ForeignError, NewerError: see ``recognise``.
+            CorruptDatabaseError: The file is corrupt.
+            UnknownFormatError, NewerFormatError: see ``detect_format``.
         """
         self._path = path
         self._file = path.stat().st_ino
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         self._execute = self._connection.execute
         try:
-            # Before the first look at the log: then there is no file of shared memory, and no reader that keeps the
-            # log from being used again.
+            # Before the first access to the WAL: then SQLite needs no shared-memory file, and no other reader can keep
+            # the WAL from being reset.
             self._execute("PRAGMA locking_mode = EXCLUSIVE")
             if not recognise(self._connection):  # before anything is changed
                 self._execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -90,36 +90,36 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Let go of the file; what was written stays, whether or not this works."""
+        """Close the file; committed changes stay, even if closing fails."""
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
     def _check(self) -> None:
-        findings = [row[0] for row in self._execute("PRAGMA quick_check(1)")]
-        if findings != ["ok"]:
-            raise DamagedError("; ".join(map(str, findings)))
+        results = [row[0] for row in self._execute("PRAGMA quick_check(1)")]
+        if results != ["ok"]:
+            raise DamagedError("; ".join(map(str, results)))
 
-    # --- all of it, at the start ---
+    # --- loading at the start ---
 
     def load(self) -> Content:
-        """Read what is there, but for the records."""
+        """Read everything except the records."""
         state: dict[str, int] = dict(self._execute("SELECT name, value FROM state"))
         cursors: dict[str, int] = dict(self._execute("SELECT name, cursor FROM sinks"))
         lanes = {name: self._load_lane(name, cursor) for name, cursor in cursors.items()}
         stored = self._execute("SELECT position + number FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
-        # A disk that lied about fsync may have kept what is told of records, and not the records.
+        # After a power failure, a disk that ignores fsync may have kept cursors and losses but not the records.
         passed = [cover.end for lane in lanes.values() for cover in lane.covers]
         return Content(
             end=max([stored[0] if stored else 0, *cursors.values(), *passed]),
-            age=state.get("age", 0),
+            age=state.get("uptime", 0),
             lanes=lanes,
-            memory=dict(self._execute("SELECT key, value FROM memory")),
+            memory=dict(self._execute("SELECT key, value FROM checkpoint")),
             reset=state.get("reset"),
         )
 
     def _load_lane(self, name: str, cursor: int) -> StoredLane:
         rows = self._execute(
-            'SELECT first, "end", sequence, size, reason, document FROM covers WHERE sink = ? ORDER BY first', (name,)
+            'SELECT first, "end", sequence, size, reason, document FROM losses WHERE sink = ? ORDER BY first', (name,)
         )
         covers = [
             Cover(first, end, sequence, size, reason, parse(document))
@@ -135,38 +135,38 @@ class Database:
         """Return the age of the oldest chunk that waits behind a cursor; None where none does."""
         return next((header.age for header in self.headers(cursor)), None)
 
-    # --- sinks come and go ---
+    # --- sinks ---
 
     def settle(self, cursors: Mapping[str, int], age: int) -> None:
-        """Take note of the sinks that there are now, with their cursors; the others are absent from now on."""
+        """Save the current sinks with their cursors; set all others to removed since ``uptime``."""
         with self._transaction():
-            self._execute("UPDATE sinks SET absent_since = ? WHERE absent_since IS NULL", (age,))
+            self._execute("UPDATE sinks SET removed_since = ? WHERE removed_since IS NULL", (age,))
             for name, cursor in cursors.items():
                 self._execute(
-                    "INSERT INTO sinks VALUES (?, ?, NULL) ON CONFLICT (name) DO UPDATE SET absent_since = NULL",
+                    "INSERT INTO sinks VALUES (?, ?, NULL) ON CONFLICT (name) DO UPDATE SET removed_since = NULL",
                     (name, cursor),
                 )
 
     def forget_absent(self, since: int) -> list[str]:
-        """Forget the sinks that have been absent since ``since`` or longer; return their names."""
+        """Delete the sinks that were removed at ``removed_before`` (uptime) or earlier; return their names."""
         with self._transaction():
-            rows = self._execute("DELETE FROM sinks WHERE absent_since <= ? RETURNING name", (since,)).fetchall()
+            rows = self._execute("DELETE FROM sinks WHERE removed_since <= ? RETURNING name", (since,)).fetchall()
             for row in rows:
-                self._execute("DELETE FROM covers WHERE sink = ?", row)
+                self._execute("DELETE FROM losses WHERE sink = ?", row)
         return [name for (name,) in rows]
 
     def note_age(self, age: int) -> None:
-        """Take note of how long the bridge has run.
+        """Save the bridge's uptime in seconds.
 
         Raises:
-            RemovedError: Whatever is written is gone when this process ends.
+            DatabaseRemovedError: The file was removed, so the data is lost when this process ends.
         """
         if not self._path.exists() or self._path.stat().st_ino != self._file:
             raise RemovedError
-        self._execute("INSERT OR REPLACE INTO state VALUES ('age', ?)", (age,))
+        self._execute("INSERT OR REPLACE INTO state VALUES ('uptime', ?)", (age,))
 
     def note_reset(self, last_written: int) -> None:
-        """Take note that this file stands in another one's place, until something is appended."""
+        """Save, until the first append, when the quarantined file that this file replaces was last written."""
         self._execute("INSERT OR REPLACE INTO state VALUES ('reset', ?)", (last_written,))
 
     # --- writing ---
@@ -181,7 +181,7 @@ class Database:
             for name, cursor in writing.cursors.items():
                 self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
             for name, end in writing.passed.items():
-                self._execute('DELETE FROM covers WHERE sink = ? AND "end" <= ?', (name, end))
+                self._execute('DELETE FROM losses WHERE sink = ? AND "end" <= ?', (name, end))
             self._delete(writing.unneeded)
             if writing.first:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
@@ -189,31 +189,31 @@ class Database:
         return {name: age for name, age in ages.items() if age is not None}
 
     def cover(self, sink: str, covers: Sequence[Cover], unneeded: Sequence[Stretch] = ()) -> None:
-        """Have records told in the place of others to a sink."""
+        """Save loss ranges of a sink, and delete records that no sink needs any more."""
         with self._transaction():
-            for each in covers:
+            for loss in covers:
                 self._execute(
-                    "INSERT OR REPLACE INTO covers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (sink, each.first, each.end, each.sequence, each.size, each.reason, each.record.data),
+                    "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (sink, loss.first, loss.end, loss.sequence, loss.size, loss.reason, loss.record.data),
                 )
             self._delete(unneeded)
 
     def give_back(self) -> bool:
-        """Return some of the space that a backlog has left behind to the file system; tell whether there is more."""
+        """Return some free space of the file to the file system; return whether there may be more."""
         free: int = self._execute("PRAGMA freelist_count").fetchone()[0]
         if free <= _FREE_PAGES_KEPT:
             return False
-        # As a script: execute() would take one step, which is one page.
+        # As a script, because execute() would run one step, which frees one page.
         self._connection.executescript(f"PRAGMA incremental_vacuum({_FREE_PAGES_KEPT})")
-        self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # the file itself gets no shorter before that
+        self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # truncates the file
         return True
 
     def _remember(self, memory: Mapping[str, bytes | None]) -> None:
-        kept = [(key, value) for key, value in memory.items() if value is not None]
-        for part in _parts(kept):
-            self._execute(_upsert(len(part)), [each for row in part for each in row])
-        gone = [key for key, value in memory.items() if value is None]
-        for keys in _parts(gone):
+        changed = [(key, value) for key, value in memory.items() if value is not None]
+        for rows in _parts(changed):
+            self._execute(_upsert(len(rows)), [value for row in rows for value in row])
+        deleted = [key for key, value in memory.items() if value is None]
+        for keys in _parts(deleted):
             self._execute(_removal(len(keys)), keys)
 
     def _delete(self, unneeded: Sequence[Stretch]) -> None:
@@ -225,16 +225,16 @@ class Database:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._execute("BEGIN IMMEDIATE")
-        yield  # after an error there is no rollback: the connection is given up
+        yield  # no rollback after an error, because the connection is not used again
         self._execute("COMMIT")
 
     # --- reading ---
 
     def read(self, first: int, end: int, limit: int, max_bytes: int) -> list[Record]:
-        """Read the records from ``first`` on: before ``end``, at most ``limit``, some ``max_bytes``, one at least.
+        """Read records from position ``first`` to before ``end``: at most ``limit`` and ``max_bytes``, at least one.
 
         Raises:
-            DamagedError: They are not there, or not whole.
+            CorruptDatabaseError: The records are missing or incomplete.
         """
         records: list[Record] = []
         size = 0
@@ -249,13 +249,13 @@ class Database:
                 records.append(_parsed(document))
             position = chunk.position + chunk.number
         if not records:
-            raise DamagedError(f"there is no record at position {first}")
+            raise DamagedError(f"record at position {first} is missing")
         return records
 
     def headers(self, first: int) -> Iterator[Header]:
-        """Go through the chunks from that with position ``first`` on, without their documents."""
+        """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         rows = self._execute(
-            "SELECT position, number, epoch, sequence, age, length(documents) FROM chunks WHERE position >= "
+            "SELECT position, number, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
             "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + number > ? "
             "ORDER BY position",
             (first, first),
@@ -279,7 +279,7 @@ class Database:
     def _documents(chunk: Chunk) -> list[bytes]:
         documents = chunk.documents.split(b"\n")
         if len(documents) != chunk.number:
-            raise DamagedError(f"the records from position {chunk.position} on are not whole")
+            raise DamagedError(f"chunk at position {chunk.position} is incomplete")
         return documents
 
 
@@ -287,11 +287,11 @@ def _parsed(document: bytes) -> Record:
     try:
         return parse(document)
     except ValueError as error:
-        raise DamagedError(f"a record cannot be read: {error}") from error
+        raise DamagedError(f"record cannot be decoded: {error}") from error
 
 
 def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Split rows into as few parts as there are sizes for, so that few different statements are needed."""
+    """Split rows into parts of a few fixed sizes, so that few different statements are needed."""
     start = 0
     for size in _ROWS_AT_ONCE:
         while len(rows) - start >= size:
@@ -302,9 +302,9 @@ def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
 @lru_cache
 def _upsert(rows: int) -> str:
     values = ", ".join(["(?, ?)"] * rows)
-    return f"INSERT INTO memory VALUES {values} ON CONFLICT (key) DO UPDATE SET value = excluded.value"  # noqa: S608
+    return f"INSERT INTO checkpoint VALUES {values} ON CONFLICT (key) DO UPDATE SET value = excluded.value"  # noqa: S608
 
 
 @lru_cache
 def _removal(rows: int) -> str:
-    return f"DELETE FROM memory WHERE key IN ({', '.join('?' * rows)})"  # noqa: S608
+    return f"DELETE FROM checkpoint WHERE key IN ({', '.join('?' * rows)})"  # noqa: S608

@@ -1,4 +1,4 @@
-"""The dead-letter file: records that a sink refused for what they are, one JSON line each, for a person to look at."""
+"""The dead-letter file: records that a sink rejected, one JSON line each, for inspection by the operator."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_BYTES = 16 * 1024 * 1024
 
 
 def write(path: Path, sink: str, records: Iterable[Record], reason: str, now: int, max_bytes: int = MAX_BYTES) -> None:
-    """Append records; when this returns they are on the disk.
+    """Append records, and sync them to the disk before returning.
 
-    At ``max_bytes`` the file is set aside as ``PATH.1``, in the place of the one before: twice as much is kept at the
-    most, and a record at least.
+    At ``max_bytes`` the file is rotated to ``PATH.1``, replacing the previous one, so that the two files have at most
+    twice that size, or one write if that is larger.
     """
     lines = b"".join(_line(sink, record, reason, now) for record in records)
     size = path.stat().st_size if path.exists() else 0
@@ -32,7 +32,7 @@ def write(path: Path, sink: str, records: Iterable[Record], reason: str, now: in
                 lines = lines[os.write(file.fileno(), lines) :]
             os.fsync(file.fileno())
         except OSError:
-            os.ftruncate(file.fileno(), size)  # no half line, to which the next attempt would add
+            os.ftruncate(file.fileno(), size)  # removes the partial line, which the next attempt would append to
             raise
 
 

@@ -1,6 +1,6 @@
-"""The state directory: ours alone, and for one process at a time.
+"""The state directory: exclusive to whalebridge, and to one process at a time.
 
-The lock is the kernel's (flock), so that it is freed with the process, however that ends.
+The lock is the kernel's (flock), so it is released however the process ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class StateFolder:
-    """A directory that only this process uses, from ``take`` to ``release``."""
+    """A directory that only this process uses, from ``lock`` to ``unlock``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,20 +35,20 @@ class StateFolder:
 
     @property
     def database(self) -> Path:
-        """The outbox' file."""
+        """The path of the outbox database."""
         return self.path / DATABASE
 
     @property
     def dead_letters(self) -> Path:
-        """The file of the records that were refused."""
+        """The path of the dead-letter file."""
         return self.path / DEAD_LETTERS
 
     def take(self) -> None:
-        """Make the directory where it is missing, and keep every other process out.
+        """Create the directory if it does not exist, and lock it against other processes.
 
         Raises:
-            InUseError: Another process has it.
-            StateError: It cannot be used; the text says why and what to do.
+            InUseError: Another process has the lock.
+            StateError: The directory cannot be used; the message says why and what to do.
         """
         try:
             self._prepare()
@@ -57,27 +57,27 @@ class StateFolder:
             raise StateError(f"state_dir {self.path}: {error.strerror}; {_advice(error)}") from error
 
     def release(self) -> None:
-        """Let others in; harmless when repeated."""
+        """Release the lock; idempotent."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def create_database(self) -> None:
-        """Make the outbox' file, so that it never is anybody else's to read; SQLite gives its others the same mode."""
+        """Create the database file, readable by its owner only; SQLite gives its side files the same mode."""
         os.close(os.open(self.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE))
 
     def set_aside(self) -> Path:
-        """Rename the outbox' files, with the time in their names; return the new name of the first."""
+        """Rename the database and its side files to names with the current time; return the database's new path."""
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        aside = self.database.with_name(f"{DATABASE}.corrupt-{now}")
-        os.replace(self.database, aside)
+        quarantined = self.database.with_name(f"{DATABASE}.corrupt-{now}")
+        os.replace(self.database, quarantined)
         for suffix in _SIDE_FILES:
             with contextlib.suppress(FileNotFoundError):
-                os.replace(f"{self.database}{suffix}", f"{aside}{suffix}")
-        return aside
+                os.replace(f"{self.database}{suffix}", f"{quarantined}{suffix}")
+        return quarantined
 
     def last_set_aside(self) -> Path | None:
-        """Return the outbox file that was set aside last, if any was."""
+        """Return the most recently quarantined database; None if there is none."""
         return max(self.path.glob(f"{DATABASE}.corrupt-*Z"), default=None)
 
     def _prepare(self) -> None:
@@ -88,15 +88,12 @@ class StateFolder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         names = set(os.listdir(self.path)) - _ANYBODYS
         if names and not names & _OURS:
-            raise StateError(
-                f"state_dir {self.path} is not whalebridge's: there are other files in it; name a directory of its own"
-            )
+            raise StateError(f"state_dir {self.path}: contains foreign files; use a dedicated directory")
         if found.st_uid == os.geteuid():
             self.path.chmod(_FOLDER_MODE)
         elif found.st_mode & _WRITABLE_BY_OTHERS:
             raise StateError(
-                f"state_dir {self.path} belongs to another user and can be written by others; "
-                "name a directory of whalebridge's own"
+                f"state_dir {self.path}: owned by another user and writable by others; use a dedicated directory"
             )
 
     def _locked(self) -> int:
@@ -109,8 +106,8 @@ class StateFolder:
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
             os.close(lock)
             raise InUseError(
-                f"state_dir {self.path} is in use by another whalebridge (process {holder or 'unknown'}); "
-                "stop that one, or give each a state_dir of its own"
+                f"state_dir {self.path}: in use by another whalebridge (process {holder or 'unknown'}); "
+                "stop that process, or use another state_dir"
             ) from None
         except OSError:
             os.close(lock)
@@ -120,9 +117,9 @@ class StateFolder:
 
 def _advice(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "make room on its disk"
+        return "free space on its disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "name a directory that whalebridge may write to"
+        return "use a directory that is writable for whalebridge"
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
-        return "its file system has no locks; name a directory on a local disk"
-    return "name a directory of whalebridge's own on a local disk"
+        return "use a directory on a local disk: its file system does not support locks"
+    return "use a dedicated directory on a local disk"

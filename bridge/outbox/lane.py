@@ -1,12 +1,13 @@
-"""One sink's way through the outbox: a cursor, and what is told in the place of records that it does not get.
+"""A sink's queue: its cursor, and the losses that replace records that the sink does not get. Pure.
 
-Records have positions, counted from 0 in the order in which they were appended. Pure, and the same for every outbox.
+Records have positions, counted from 0 in the order of appends. The cursor is the position of the first record that the
+sink has not acknowledged, as with the offsets of Kafka consumers. Both outboxes use this module.
 
 Invariants:
-- Everything before the cursor was acknowledged, or its loss was.
-- Covers lie behind the cursor, in order, without overlapping. What was handed out last is never covered by a loss that
-  comes up afterwards: its acknowledgement cannot contradict it.
-- A record that stands for others was written down before it is handed out, and never changes afterwards.
+- The sink has acknowledged every record before the cursor, or its loss.
+- Loss ranges are at or after the cursor, in order, and do not overlap. A later loss never includes records in flight,
+  so that their acknowledgement cannot contradict the loss.
+- A loss record is persisted before it is read, and never changes afterwards.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from bridge.core.events import LossReason, Record
 
 
 class Cover(Struct, frozen=True):
-    """A ``lost`` record told in the place of those from position ``first`` to before ``end``.
+    """A ``lost`` record that replaces the records from position ``first`` to before ``end``.
 
-    ``sequence`` is that of the first of them. ``size`` is how many bytes they were.
+    ``sequence`` is the first replaced record's, ``size`` the number of replaced bytes.
     """
 
     first: int
@@ -37,18 +38,18 @@ class Cover(Struct, frozen=True):
 
 
 class Batch(NamedTuple):
-    """Records that were handed out, and the position after each of them and whatever it stands for."""
+    """Records in flight; ``ends`` has the position after each record, or after the records that it replaces."""
 
     records: Sequence[Record]
     ends: Sequence[int]
 
     def split(self, number: int) -> tuple[Batch, Batch]:
-        """Part the first ones from the others."""
+        """Return the first ``count`` records, and the others."""
         first, rest = slice(None, number), slice(number, None)
         return Batch(self.records[first], self.ends[first]), Batch(self.records[rest], self.ends[rest])
 
     def within(self, limit: int, max_bytes: int) -> Batch:
-        """Return as many of them as the bounds allow, one at least."""
+        """Return as many records as the limits allow, at least one."""
         for number, record in enumerate(self.records):
             max_bytes -= len(record.data)
             if number and (number == limit or max_bytes < 0):
@@ -60,14 +61,14 @@ NO_BATCH = Batch((), ())
 
 
 class Stretch(NamedTuple):
-    """Positions of which the records themselves are to be handed out."""
+    """A range of positions from ``first`` to before ``end``."""
 
     first: int
     end: int
 
 
 class Lane:
-    """Where one sink stands.
+    """The state of one sink's queue.
 
     ``size`` is how many bytes of records still wait for it, ``lost`` how many were dropped for want of room. ``since``
     (monotonic) is when the oldest of those that wait was appended, or a little earlier.
@@ -81,24 +82,24 @@ class Lane:
         self.lost = 0
         self.handed = NO_BATCH
         self.filled = asyncio.Event()
-        self.changing = asyncio.Lock()  # held while records are chosen, to be handed out or to be dropped
+        self.changing = asyncio.Lock()  # held while records are selected for reading or dropping
 
     @property
     def ahead(self) -> int:
-        """The first position that was not handed out."""
+        """The first position after the records in flight."""
         return self.handed.ends[-1] if self.handed.ends else self.cursor
 
     @property
     def open(self) -> int:
-        """The first position of a record that could still be dropped."""
+        """The first position that can still be dropped."""
         return max(self.ahead, self.covers[-1].end) if self.covers else self.ahead
 
     def depth(self, end: int) -> int:
-        """Return how many records are to be handed out up to position ``end``."""
+        """Return the number of records, loss records included, from the cursor to ``end``."""
         return end - self.cursor - sum(cover.end - cover.first - 1 for cover in self.covers)
 
     def plan(self, end: int) -> Iterator[Cover | Stretch]:
-        """Go through what is to be handed out from the cursor to ``end``."""
+        """Iterate over what to read from the cursor to ``end``: ranges of records, and losses."""
         position = self.cursor
         for cover in self.covers:
             if position < cover.first:
@@ -109,44 +110,44 @@ class Lane:
             yield Stretch(position, end)
 
     def unneeded(self) -> list[Stretch]:
-        """Return the positions of which this sink needs no record any more."""
+        """Return the ranges whose records this sink no longer needs."""
         return [Stretch(0, self.cursor), *(Stretch(cover.first, cover.end) for cover in self.covers)]
 
     def acknowledge(self, batch: Sequence[Record]) -> list[Cover]:
-        """Move on past what was acknowledged; return the losses that were told with it.
+        """Advance the cursor past an acknowledged batch; return the losses whose records are in it.
 
         Raises:
-            ValueError: It is not the beginning of what was handed out last.
+            ValueError: The batch is not the beginning of the records in flight.
         """
         done, rest = self.handed.split(len(batch))
         if len(done.records) < len(batch) or (batch and batch[-1] is not done.records[-1]):
-            raise ValueError("only what was read last can be acknowledged")
+            raise ValueError("acknowledged batch is not the beginning of the last read")
         self.handed = rest
         self.cursor = done.ends[-1] if done.ends else self.cursor
-        told = [cover for cover in self.covers if cover.end <= self.cursor]
-        self.covers = self.covers[len(told) :]
-        self.size += sum(len(cover.record.data) for cover in told)  # it never counted
+        passed = [loss for loss in self.covers if loss.end <= self.cursor]
+        self.covers = self.covers[len(passed) :]
+        self.size += sum(len(loss.record.data) for loss in passed)  # not part of the size, but subtracted below
         self.size -= sum(len(record.data) for record in done.records)
-        return told
+        return passed
 
     def loss_to_extend(self, epoch: int, sequence: int) -> Cover | None:
-        """Return the loss that one from ``open`` on, with that epoch and sequence first, continues, if there is one."""
+        """Return the loss that a drop at ``first_droppable`` extends, given its first epoch and sequence; or None."""
         last = self.covers[-1] if self.covers else None
         if last is None or last.reason != "overflow" or last.first < self.ahead:
             return None
         return last if last.record.epoch == epoch and last.record.sequence + 1 == sequence else None
 
     def lose(self, covers: Sequence[Cover], size: int) -> None:
-        """Take over losses of ``size`` bytes from ``open`` on; one that was extended is replaced."""
+        """Add losses of ``size`` bytes from ``first_droppable`` on; an extended loss is replaced."""
         first = covers[0].first
-        kept = [cover for cover in self.covers if cover.end <= first]
-        extended = self.covers[len(kept) :]
+        unchanged = [loss for loss in self.covers if loss.end <= first]
+        extended = self.covers[len(unchanged) :]
         self.lost += sum(map(_length, covers)) - sum(map(_length, extended))
-        self.covers = [*kept, *covers]
+        self.covers = [*unchanged, *covers]
         self.size -= size
 
     def replace(self, covers: Sequence[Cover]) -> None:
-        """Take over single records that were refused; what was handed out is to be read again."""
+        """Add the losses of rejected records; the records in flight have to be read again."""
         self.handed = NO_BATCH
         self.covers = sorted([*self.covers, *covers], key=lambda cover: cover.first)
         self.size -= sum(cover.size for cover in covers)
@@ -157,9 +158,9 @@ def _length(cover: Cover) -> int:
 
 
 def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) -> list[Cover]:
-    """Return what is told in the place of records that were refused, which ``positions`` (epoch, sequence) name.
+    """Return losses that replace the rejected records at ``positions`` (epoch, sequence).
 
-    What stands for others already is never replaced.
+    Loss records are never replaced.
     """
     return [
         Cover(
@@ -176,7 +177,7 @@ def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) ->
 
 
 def unneeded_by_all(lanes: Iterable[Lane]) -> list[Stretch]:
-    """Return the positions of which no sink needs a record any more."""
+    """Return the ranges whose records no sink needs any more."""
     common = [Stretch(0, sys.maxsize)]
     for lane in lanes:
         common = list(intersection(common, lane.unneeded()))
@@ -184,9 +185,9 @@ def unneeded_by_all(lanes: Iterable[Lane]) -> list[Stretch]:
 
 
 def intersection(ours: Iterable[Stretch], theirs: Sequence[Stretch]) -> Iterator[Stretch]:
-    """Return the positions that are in both."""
-    for mine in ours:
+    """Return the positions that are in both sequences of ranges."""
+    for one in ours:
         for other in theirs:
-            first, end = max(mine.first, other.first), min(mine.end, other.end)
+            first, end = max(one.first, other.first), min(one.end, other.end)
             if first < end:
                 yield Stretch(first, end)

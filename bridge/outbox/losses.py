@@ -1,4 +1,4 @@
-"""What is dropped of the file where too much waits for a sink, and what is told of it."""
+"""Selection of the records to drop from a sink's backlog, and their loss records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from bridge.outbox.rows import Header
 
 
 class Excess(Struct, frozen=True):
-    """What is to be dropped, from position ``start`` on: so many records and bytes, and whatever is older than ``age``.
+    """What to drop from position ``start`` on: at least this many records and bytes, and records written before
+    ``written_before`` (uptime).
 
-    Of whole chunks only, so that it may be a little more.
+    Only whole chunks are dropped, so the result may be a little more.
     """
 
     start: int
@@ -27,12 +28,12 @@ class Excess(Struct, frozen=True):
 def losses(
     database: Database, excess: Excess, extends: Callable[[int, int], Cover | None], now: int
 ) -> tuple[list[Cover], int]:
-    """Find out which records are to be dropped, and make the records that tell of it: one an epoch.
+    """Build the losses for a plan, one per epoch.
 
-    ``extends`` tells which loss a first one with that epoch and sequence continues.
+    ``find_open_loss`` returns the loss that a first record with this epoch and sequence extends.
 
     Returns:
-        The losses, in order, and how many bytes are dropped.
+        The losses, in order, and the number of dropped bytes.
     """
     runs = [_Run(excess.start, header) for header in _runs(list(_dropped(database, excess)))]
     if not runs:
@@ -58,7 +59,7 @@ def _dropped(database: Database, excess: Excess) -> Iterator[Header]:
 
 
 def _runs(headers: list[Header]) -> Iterator[list[Header]]:
-    """Part chunks where a new epoch begins."""
+    """Split chunks where a new epoch begins."""
     run: list[Header] = []
     for header in headers:
         if run and (header.epoch, header.sequence) != (run[-1].epoch, run[-1].sequence + run[-1].number):
@@ -70,7 +71,7 @@ def _runs(headers: list[Header]) -> Iterator[list[Header]]:
 
 
 class _Run:
-    """Chunks of one epoch that are dropped; of the first, what is before ``start`` is not."""
+    """Chunks of one epoch to drop; records before ``start`` in the first chunk are excluded."""
 
     def __init__(self, start: int, headers: list[Header]) -> None:
         self.headers = headers
@@ -80,7 +81,7 @@ class _Run:
         self.size = sum(header.size - header.number + 1 for header in headers)  # without line feeds
 
     def shorten(self, sizes: list[int]) -> None:
-        """Records of these sizes are not dropped."""
+        """Exclude records of these sizes from the dropped bytes."""
         self.size -= sum(sizes)
 
     def cover(self, database: Database, now: int, known: Cover | None = None) -> Cover:

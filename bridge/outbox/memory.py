@@ -1,8 +1,8 @@
-"""The outbox in memory: bounded, and gone with the process; the next start's snapshot makes up for it.
+"""The outbox in memory: limited in size, and lost with the process; the next start publishes a snapshot.
 
 Invariants:
-- A sink gets what was appended in order, each record or a ``lost`` record in its place.
-- When the bound is reached, only the sink that lags loses, its oldest records first.
+- A sink gets the appended records in order, or a ``lost`` record in their place.
+- At the limit, only the lagging sink loses records, its oldest first.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _log = structlog.get_logger(__name__)
 
 
 class MemoryOutbox:
-    """Implements ``bridge.core.ports.Outbox``, and remembers nothing across a restart.
+    """Implements ``bridge.core.ports.Outbox`` without persistence.
 
     Args:
-        sinks: Their names.
-        clock: Time and chance.
-        bounds: How much may wait for a sink.
-        on_loss: Called when a sink has been told of an overflow: a snapshot has to follow.
+        sinks: The ids of the sinks.
+        clock: Source of time and random numbers.
+        limits: Limits of each sink's backlog.
+        on_loss: Called when a sink has acknowledged the loss of an overflow, so that a snapshot can follow.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class MemoryOutbox:
 
     @property
     def trouble(self) -> str | None:
-        """Nothing ever keeps this outbox from taking records."""
+        """Always None: appends to memory do not fail."""
         return None
 
     def recall(self) -> Recollection:
-        """Nothing is remembered."""
+        """Return an empty checkpoint."""
         return Recollection({})
 
     async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = _NOTHING) -> None:  # noqa: ARG002
-        """Keep records for every sink."""
+        """Append records for every sink."""
         size = sum(len(record.data) for record in records)
         self._grow_old()
         for sink, lane in self._lanes.items():
@@ -82,7 +82,7 @@ class MemoryOutbox:
             lane.filled.set()
 
     async def read(self, sink: str, limit: int, max_bytes: int = 1024 * 1024) -> Sequence[Record]:
-        """Wait for records that a sink has not acknowledged; return the oldest."""
+        """Wait for records that a sink has not acknowledged, and return the oldest."""
         lane = self._lanes[sink]
         while not lane.depth(self._end):
             lane.filled.clear()
@@ -92,7 +92,7 @@ class MemoryOutbox:
         return lane.handed.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """The sink has what was read last, or its beginning: forget it."""
+        """Advance a sink's cursor past the records of its last read, or the first of them."""
         lane = self._lanes[sink]
         first = lane.cursor
         told = lane.acknowledge(batch)
@@ -104,7 +104,7 @@ class MemoryOutbox:
             self._on_loss()
 
     async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
-        """Have the loss of records that a sink will never have told in their place; there is no file to keep them."""
+        """Replace records that a sink rejected by loss records; there is no dead-letter file."""
         lane = self._lanes[sink]
         covers = refusals(lane.handed, positions, self._clock.now().wall)
         for cover in covers:
@@ -120,7 +120,7 @@ class MemoryOutbox:
         return self._lanes[sink].depth(self._end)
 
     def lag(self, sink: str) -> Lag:
-        """Tell more of what a sink has not acknowledged."""
+        """Return the depth, size and age of a sink's backlog, and its dropped records."""
         lane, depth = self._lanes[sink], self.depth(sink)
         return Lag(depth, lane.size, self._age(lane.cursor) if depth else 0.0, lane.lost)
 
@@ -130,7 +130,7 @@ class MemoryOutbox:
         return to_seconds(self._clock.now().monotonic - since)
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there are no resources to release."""
 
     def _waiting(self, lane: Lane) -> Iterator[tuple[Record, int]]:
         for step in lane.plan(self._end):
@@ -140,7 +140,7 @@ class MemoryOutbox:
                 for position in range(step.first, step.end):
                     yield self._records[position], position + 1
 
-    # --- bounds ---
+    # --- limits ---
 
     def _grow_old(self) -> None:
         oldest = self._clock.now().monotonic - self._bounds.max_age * SECOND
@@ -165,23 +165,23 @@ class MemoryOutbox:
         self._limiter.log(_log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting)
 
     def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
-        """Make the records that tell of a loss: one an epoch."""
+        """Build the losses for dropped records, one per epoch."""
         now = self._clock.now().wall
-        known = lane.loss_to_extend(self._records[first].epoch, self._records[first].sequence)
+        extended = lane.loss_to_extend(self._records[first].epoch, self._records[first].sequence)
         start, sequence, size = first, self._records[first].sequence, 0
-        if known is not None:
-            start, sequence, size = known.first, known.sequence, known.size
+        if extended is not None:
+            start, sequence, size = extended.first, extended.sequence, extended.size
         for position in range(first, end):
             record = self._records[position]
             size += len(record.data)
             after = self._records.get(position + 1) if position + 1 < end else None
             if after is None or (after.epoch, after.sequence) != (record.epoch, record.sequence + 1):
-                told = lost_record(record, sequence, "overflow", now)
-                yield Cover(start, position + 1, sequence, size, "overflow", told)
+                lost = lost_record(record, sequence, "overflow", now)
+                yield Cover(start, position + 1, sequence, size, "overflow", lost)
                 start, sequence, size = position + 1, after.sequence if after is not None else 0, 0
 
     def _free(self, first: int) -> None:
-        """Forget the records from a position on that no sink needs any more."""
-        for stretch in unneeded_by_all(self._lanes.values()):
-            for position in range(max(first, stretch.first), min(stretch.end, self._end)):
+        """Delete records from position ``first`` on that no sink needs any more."""
+        for positions in unneeded_by_all(self._lanes.values()):
+            for position in range(max(first, positions.first), min(positions.end, self._end)):
                 self._records.pop(position, None)

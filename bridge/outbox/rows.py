@@ -1,6 +1,6 @@
-"""What is stored, as it goes to the outbox' file and comes back.
+"""Types of the data that the database writes and loads; see the schema.
 
-Records are stored in chunks, many in one row, since a row costs about as much as a record.
+Records are stored in chunks, many in one SQL row, because a row costs about as much as a record.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_BYTES = 512 * 1024
 
 
 class Chunk(NamedTuple):
-    """Records as they are stored: see the schema."""
+    """A row of the table of chunks: the documents of consecutive records."""
 
     position: int
     number: int
@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A chunk, but for its documents; ``size`` is theirs."""
+    """A chunk without its documents; ``size`` is their size in bytes."""
 
     position: int
     number: int
@@ -40,10 +40,10 @@ class Header(NamedTuple):
 
 
 class Writing(Struct):
-    """What one transaction writes down.
+    """The changes of one transaction.
 
-    ``passed``: up to which position covers of a sink are done with. ``first``: nothing was appended to this file since
-    it was opened.
+    ``passed_losses``: for each sink, the position up to which losses are acknowledged. ``is_first_append``: the
+    transaction appends the first records since the file was opened.
     """
 
     chunks: Sequence[Chunk] = ()
@@ -64,7 +64,9 @@ class StoredLane(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What is in the file: see the schema. ``reset`` is when another one, which was set aside, was written to last."""
+    """The content of the file without records; ``quarantined_written_at`` is when the quarantined file that this file
+    replaces was last written, in nanoseconds since the epoch.
+    """
 
     end: int
     age: int

@@ -1,29 +1,29 @@
-"""The outbox' file format: how it is recognised, made, and brought up from older ones."""
+"""The file format of the outbox database: detection, creation and migration."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
 
-APPLICATION = 0x7768_6272  # "whbr"; SQLite keeps it in the file's header, as it does the format's number
+APPLICATION = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
 
-# A chunk holds the documents of `number` records of one epoch, one a line, with consecutive positions and sequences.
-# `age` counts the seconds for which the bridge had run when it was written: no clock that is set makes records old.
+# A chunk holds the documents of `number` records of one epoch, one per line, with consecutive positions and sequences.
+# `uptime` is the bridge's total uptime in seconds at the time of writing, so that setting a clock does not age records.
 _FIRST = """
 CREATE TABLE chunks (
     position INTEGER PRIMARY KEY,
     number INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
-    age INTEGER NOT NULL,
+    uptime INTEGER NOT NULL,
     documents BLOB NOT NULL
 );
 CREATE TABLE sinks (
     name TEXT PRIMARY KEY,
     cursor INTEGER NOT NULL,
-    absent_since INTEGER
+    removed_since INTEGER
 ) WITHOUT ROWID;
-CREATE TABLE covers (
+CREATE TABLE losses (
     sink TEXT NOT NULL,
     first INTEGER NOT NULL,
     "end" INTEGER NOT NULL,
@@ -33,7 +33,7 @@ CREATE TABLE covers (
     document BLOB NOT NULL,
     PRIMARY KEY (sink, first)
 );
-CREATE TABLE memory (
+CREATE TABLE checkpoint (
     key TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) WITHOUT ROWID;
@@ -44,11 +44,11 @@ CREATE TABLE state (
 """
 
 STEPS = (_FIRST,)
-"""From each format to the next, from none (0) on. What was released is never changed: a step is added."""
+"""The scripts from each format to the next, from an empty file (0) on; a released script is never changed."""
 
 
 class ForeignError(Exception):
-    """The file is a database of some other program."""
+    """The file is another program's database."""
 
 
 class NewerError(Exception):
@@ -60,11 +60,11 @@ class NewerError(Exception):
 
 
 def recognise(connection: sqlite3.Connection, newest: int = len(STEPS)) -> int:
-    """Return the format of a database, 0 for an empty one; changes nothing.
+    """Return the format of a database, 0 for an empty one, without changing it.
 
     Raises:
-        ForeignError: It is not ours.
-        NewerError: Its format is newer than ``newest``.
+        UnknownFormatError: The database is another program's.
+        NewerFormatError: The format is newer than ``newest``.
     """
     application = _pragma(connection, "application_id")
     format_ = _pragma(connection, "user_version")
@@ -76,10 +76,10 @@ def recognise(connection: sqlite3.Connection, newest: int = len(STEPS)) -> int:
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> None:
-    """Bring a database to the newest format, all or nothing; an empty one is made ours.
+    """Migrate a database to the newest format in one transaction; an empty database is initialized.
 
     Raises:
-        ForeignError, NewerError: see ``recognise``.
+        UnknownFormatError, NewerFormatError: see ``detect_format``.
     """
     format_ = recognise(connection, len(steps))
     if format_ == len(steps):

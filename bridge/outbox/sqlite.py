@@ -1,14 +1,14 @@
-"""The outbox on disk: what it took survives whatever ends the process, or the machine.
+"""The outbox on disk: appended records survive crashes of the process and of the machine.
 
 Invariants:
-- Records, their sequence and the memory that goes with them are one transaction: after a SIGKILL they agree.
-- No sink gets a record that is not on the disk. Each gets what was appended in order, or a ``lost`` record in its
-  place; and what it has not acknowledged it gets again, byte for byte.
-- Appends that arrive while a transaction is under way share the next one.
-- Where the disk fails nothing is taken for written: appends wait, and are written when it works again.
+- Records, their sequence numbers and the checkpoint are written in one transaction, so they agree after a SIGKILL.
+- A sink gets only records that are on the disk. It gets the appended records in order, or a ``lost`` record in their
+  place, and it gets unacknowledged records again, byte for byte.
+- Appends that arrive during a transaction share the next one.
+- A failed write is never treated as done: appends wait until the disk works again.
 
-A sink that is new begins with what is appended after it came: the snapshot of that start. One that is not among the
-sinks any more keeps its place for a day of running, or until that space is needed.
+A new sink starts with the records that are appended after its first start, which begin with a snapshot. A removed sink
+keeps its cursor for a day of uptime, or until its space is needed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _log = structlog.get_logger(__name__)
 
 
 class SqliteOutbox:
-    """Implements ``bridge.core.ports.Outbox``; made by ``open``, for use on one event loop."""
+    """Implements ``bridge.core.ports.Outbox``; created with ``open``, for use on one event loop."""
 
     def __init__(
         self,
@@ -83,17 +83,17 @@ class SqliteOutbox:
         *,
         on_loss: Callable[[], None] = lambda: None,
     ) -> SqliteOutbox:
-        """Open the outbox in a directory, which is made where it is missing.
+        """Open the outbox in a directory, which is created if it does not exist.
 
         Args:
             path: The directory; no other process may use it at the same time.
-            sinks: Their names, by which they are known again after a restart.
-            clock: Time and chance.
-            bounds: How much may wait for a sink.
-            on_loss: Called when a sink has been told of an overflow: a snapshot has to follow.
+            sinks: The ids of the sinks, which identify their cursors after a restart.
+            clock: Source of time and random numbers.
+            limits: Limits of each sink's backlog.
+            on_loss: Called when a sink has acknowledged the loss of an overflow, so that a snapshot can follow.
 
         Raises:
-            FatalError: The directory cannot be used; the text says why and what to do.
+            FatalError: The directory cannot be used; the message says why and what to do.
         """
         folder = StateFolder(path)
         store = Store(folder, clock)
@@ -115,29 +115,29 @@ class SqliteOutbox:
     async def _write(self) -> None:
         try:
             await self._writer.run()
-        except Exception as error:  # noqa: BLE001 (whoever reads or appends gets it)
+        except Exception as error:  # noqa: BLE001 (raised again by append and read)
             self._failure = error
             for lane in self._lanes.values():
                 lane.filled.set()
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be written down at the moment, if that is so."""
+        """Why the file cannot be written at the moment; None if it can."""
         return self._store.trouble
 
     def recall(self) -> Recollection:
-        """Hand over the memory as it was left."""
-        memory, self._memory = self._memory, Recollection({})
-        return memory
+        """Return the checkpoint of the last run; later calls return an empty one."""
+        checkpoint, self._memory = self._memory, Recollection({})
+        return checkpoint
 
     async def close(self) -> None:
-        """Write down what can be, and let go of everything."""
-        writing, self._writing = self._writing, None
-        if writing is None:
+        """Write pending changes once, within a timeout, and close the file and the directory."""
+        writer_task, self._writing = self._writing, None
+        if writer_task is None:
             return
-        writing.cancel()
+        writer_task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await writing
+            await writer_task
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._failure is None:
@@ -146,10 +146,10 @@ class SqliteOutbox:
         except (BridgeError, TimeoutError) as error:
             _log.error("outbox_close_failed", error=str(error))
 
-    # --- for whoever appends ---
+    # --- for the watcher ---
 
     async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = _NOTHING) -> None:
-        """Write down records and what changes in the memory with them, all or nothing."""
+        """Persist records together with changes of the checkpoint, all or nothing."""
         if self._failure is not None:
             raise self._failure
         await self._writer.append(records, memory)
@@ -157,7 +157,7 @@ class SqliteOutbox:
     # --- for sinks ---
 
     async def read(self, sink: str, limit: int, max_bytes: int = READ_BYTES) -> Sequence[Record]:
-        """Wait for records that a sink has not acknowledged; return the oldest."""
+        """Wait for records that a sink has not acknowledged, and return the oldest."""
         lane = self._lanes[sink]
         while self._failure is None and not lane.depth(self._tail.end):
             lane.filled.clear()
@@ -165,48 +165,49 @@ class SqliteOutbox:
         if self._failure is not None:
             raise self._failure
         async with lane.changing:
-            found = await self._waiting(lane, limit, max_bytes)
-            lane.handed = found.within(limit, max_bytes)
+            batch = await self._waiting(lane, limit, max_bytes)
+            lane.handed = batch.within(limit, max_bytes)
         return lane.handed.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """The sink has what was read last, or its beginning: forget it."""
+        """Advance a sink's cursor past the records of its last read, or the first of them."""
         lane = self._lanes[sink]
-        told = lane.acknowledge(batch)
-        self._writer.moved(sink, told=bool(told))
-        self._tail.forget(min(lane.cursor for lane in self._lanes.values()))
-        if any(cover.reason == "overflow" for cover in told):
+        passed = lane.acknowledge(batch)
+        self._writer.moved(sink, told=bool(passed))
+        first = min(lane.cursor for lane in self._lanes.values())
+        self._tail.forget(first)
+        if any(loss.reason == "overflow" for loss in passed):
             self._on_loss()
 
     async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
-        """Set records aside that a sink will never have, and have their loss told in their place."""
+        """Move records that a sink rejected to the dead-letter file, and replace them by loss records."""
         lane, now = self._lanes[sink], self._clock.now().wall
-        covers = refusals(lane.handed, positions, now)
-        if not covers:
+        losses = refusals(lane.handed, positions, now)
+        if not losses:
             return 0
-        ends = {cover.end for cover in covers}
-        refused = [record for record, end in zip(*lane.handed, strict=True) if end in ends]
+        ends = {loss.end for loss in losses}
+        rejected = [record for record, end in zip(*lane.handed, strict=True) if end in ends]
 
         def job(database: Database) -> None:
-            dead_letters.write(self._folder.dead_letters, sink, refused, reason, now)
-            database.cover(sink, covers)
+            dead_letters.write(self._folder.dead_letters, sink, rejected, reason, now)
+            database.cover(sink, losses)
 
         await self._store.insist(job)
-        lane.replace(covers)
-        return len(covers)
+        lane.replace(losses)
+        return len(losses)
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
         return self._lanes[sink].depth(self._tail.end)
 
     def lag(self, sink: str) -> Lag:
-        """Tell more of what a sink has not acknowledged."""
+        """Return the depth, size and age of a sink's backlog, and its dropped records."""
         lane, depth = self._lanes[sink], self.depth(sink)
         age = to_seconds(self._clock.now().monotonic - lane.since) if depth else 0.0
         return Lag(depth, lane.size, age, lane.lost)
 
     async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> Batch:
-        """Return what is to be handed out from the cursor on, as far as there is need for it, or a little further."""
+        """Return the records to read from the cursor on: up to the limits, or a little more."""
         records: list[Record] = []
         ends: list[int] = []
         for step in lane.plan(self._tail.end):

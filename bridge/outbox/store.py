@@ -1,6 +1,6 @@
-"""The outbox' file behind one thread: opened, given up after an error, opened again until it works.
+"""Access to the outbox database through one thread; reopens the database after an error.
 
-Invariant: what failed is never taken for done. It is repeated on a new connection until it succeeds, or the process
+Invariant: a failed job is never treated as done. It is retried on a new connection until it succeeds or the process
 ends.
 """
 
@@ -30,56 +30,56 @@ BACKOFF = Backoff(first=0.1, most=5.0)
 _PRIMARY_CODE = 0xFF
 _DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _PASSING = {
-    sqlite3.SQLITE_FULL: "make room on its disk",
-    sqlite3.SQLITE_IOERR: "look after its disk",
-    sqlite3.SQLITE_READONLY: "make it writable",
-    sqlite3.SQLITE_PERM: "make it writable",
-    sqlite3.SQLITE_CANTOPEN: "make it and its directory writable",
-    sqlite3.SQLITE_BUSY: "end the other program that has it open",
-    sqlite3.SQLITE_LOCKED: "end the other program that has it open",
+    sqlite3.SQLITE_FULL: "free space on its disk",
+    sqlite3.SQLITE_IOERR: "check the disk",
+    sqlite3.SQLITE_READONLY: "fix its permissions",
+    sqlite3.SQLITE_PERM: "fix its permissions",
+    sqlite3.SQLITE_CANTOPEN: "fix the permissions of the file and its directory",
+    sqlite3.SQLITE_BUSY: "stop the other program that has it open",
+    sqlite3.SQLITE_LOCKED: "stop the other program that has it open",
     sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
-    sqlite3.SQLITE_PROTOCOL: "end the other program that has it open",
+    sqlite3.SQLITE_PROTOCOL: "stop the other program that has it open",
 }
 _HANGING = 10 * SECOND
 _log = structlog.get_logger(__name__)
 
 
 class Store:
-    """Hands jobs to the thread that has the connection."""
+    """Runs jobs on the thread that owns the connection."""
 
     def __init__(self, folder: StateFolder, clock: Clock) -> None:
         self._trouble: str | None = None
         self._jobs = 0
-        self._stirred = 0  # when (monotonic) a job was done last, or the first of those under way came
+        self._stirred = 0  # when (monotonic) a job last finished, or the oldest running job started
         self._complained = False
         self._folder = folder
         self._clock = clock
         self._worker = BlockingWorker("outbox")
-        self._database: Database | None = None  # this and the next for the thread only
+        self._database: Database | None = None  # used by the thread only, like the next attribute
         self._broken: StateError | None = None
         self._limiter = RateLimiter(clock)
 
     @property
     def trouble(self) -> str | None:
-        """Why the file cannot be used at the moment; None where it can."""
+        """Why the file cannot be used at the moment; None if it can."""
         if self._trouble is None and self._jobs and self._clock.now().monotonic - self._stirred > _HANGING:
-            return f"{self._folder.database}: its disk has not answered for more than {_HANGING // SECOND} s"
+            return f"{self._folder.database}: its disk has not responded for more than {_HANGING // SECOND} s"
         return self._trouble
 
     async def open(self) -> Content:
-        """Take the directory and open the file in it; one that is damaged is set aside, and a new one begun.
+        """Lock the directory and open the database; quarantine a corrupt database and create a new one.
 
         Raises:
-            StateError: That cannot be done; the text says why and what to do.
+            StateError: The directory or the database cannot be used; the message says why and what to do.
         """
         return await self._worker.run(self._open)
 
     async def attempt(self, job: Callable[[Database], T]) -> T:
-        """Have something done once.
+        """Run a job once.
 
         Raises:
-            TransientError: It did not work; perhaps it did all the same.
-            StateError: It never will.
+            TransientError: The job failed; its changes may have been written nevertheless.
+            StateError: The database can no longer be used.
         """
         if not self._jobs:
             self._stirred = self._clock.now().monotonic
@@ -91,10 +91,10 @@ class Store:
             self._stirred = self._clock.now().monotonic
 
     async def insist(self, job: Callable[[Database], T]) -> T:
-        """Have something done, again and again until it works: it must do no harm to do it twice.
+        """Retry a job until it succeeds; the job must be idempotent.
 
         Raises:
-            StateError: It never will.
+            StateError: The database can no longer be used.
         """
         result = await forever(
             lambda: self.attempt(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._complain
@@ -106,7 +106,7 @@ class Store:
         return result
 
     async def close(self) -> None:
-        """Let go of everything; harmless when repeated."""
+        """Close the database, unlock the directory and stop the thread; idempotent."""
         await self._worker.run(self._close)
         await self._worker.close()
 
@@ -124,13 +124,13 @@ class Store:
             return self._opened()
         except BaseException as error:
             self._close()
-            if (refusal := _refusal(error, self._folder)) is None:
+            if (translated := _refusal(error, self._folder)) is None:
                 raise
-            raise refusal from error
+            raise translated from error
 
     def _opened(self) -> Content:
         path = self._folder.database
-        if not path.exists():  # whoever set the last one aside may have died before a new one was there
+        if not path.exists():  # a crash may have prevented the creation of a new database after the quarantine
             last = self._folder.last_set_aside()
             return self._load(None if last is None else last.stat().st_mtime_ns)
         written = path.stat().st_mtime_ns
@@ -145,7 +145,7 @@ class Store:
             return self._load(written)
 
     def _load(self, reset: int | None = None) -> Content:
-        """Open the file; ``reset`` is when the one in whose place it stands was written to last."""
+        """Open the file; ``quarantined_written_at`` is when the quarantined file that it replaces was last written."""
         self._folder.create_database()
         self._database = Database(self._folder.database, check=True)
         try:
@@ -165,16 +165,16 @@ class Store:
         except RemovedError as error:
             self._close_database()
             path = self._folder.database
-            self._broken = StateError(f"{path} was removed while it was in use: start whalebridge again")
+            self._broken = StateError(f"{path}: removed while in use; restart whalebridge")
             raise self._broken from error
         except (sqlite3.Error, OSError, DamagedError) as error:
             self._close_database()
             if not _is_damage(error):
                 raise _translated(error, self._folder) from error
-            aside = self._folder.set_aside()
+            quarantined = self._folder.set_aside()
             self._broken = StateError(
-                f"{self._folder.database} is damaged ({error}); it was set aside as {aside.name}: "
-                "start whalebridge again, and it begins a new one with a snapshot"
+                f"{self._folder.database}: corrupt ({error}), quarantined as {quarantined.name}; "
+                "restart whalebridge to start with a new database and a snapshot"
             )
             raise self._broken from error
 
@@ -189,10 +189,10 @@ class Store:
 
 
 def look(folder: StateFolder) -> None:
-    """Look whether there is anything in a folder that was taken that an outbox could not be opened for.
+    """Check whether an outbox could be opened in a locked directory.
 
     Raises:
-        StateError: There is. A file that is damaged is none of it: that one is set aside.
+        StateError: The outbox could not be opened. A corrupt file is not an error, because ``open`` quarantines it.
     """
     try:
         if folder.database.exists():
@@ -200,21 +200,21 @@ def look(folder: StateFolder) -> None:
     except Exception as error:
         if _is_damage(error):
             return
-        if (refusal := _refusal(error, folder)) is None:
+        if (translated := _refusal(error, folder)) is None:
             raise
-        raise refusal from error
+        raise translated from error
 
 
 def _refusal(error: BaseException, folder: StateFolder) -> StateError | None:
-    """Return what an error means that kept us from opening the file, where it does not say so itself."""
+    """Translate an error that prevented opening the file; None if it needs no translation."""
     path = folder.database
     match error:
         case ForeignError():
-            return StateError(f"{path} is another program's; name a state_dir of whalebridge's own")
+            return StateError(f"{path}: belongs to another program; use a dedicated state_dir")
         case NewerError():
             return StateError(
-                f"{path} was written by a newer whalebridge (format {error.format}, this one knows {len(STEPS)}); "
-                "run that version, or move the file away to begin anew"
+                f"{path}: written by a newer whalebridge (format {error.format}, supported: {len(STEPS)}); "
+                "run that version, or move the file away to start with a new one"
             )
         case sqlite3.Error() | OSError():
             return StateError(str(_translated(error, folder)))
@@ -232,13 +232,13 @@ def _code(error: Exception) -> int | None:
 
 
 def _translated(error: Exception, folder: StateFolder) -> TransientError:
-    """Tell what an error means that may pass.
+    """Translate an error that may be temporary.
 
     Raises:
-        Exception: It is none of those: it is raised again.
+        Exception: Any other error is raised again.
     """
     if isinstance(error, OSError):
-        return TransientError(f"{error.filename or folder.path}: {error.strerror}; look after its disk")
+        return TransientError(f"{error.filename or folder.path}: {error.strerror}; check the disk")
     code = _code(error)
     if code not in _PASSING:
         raise error

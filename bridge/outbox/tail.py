@@ -1,4 +1,4 @@
-"""The newest records, in memory: sinks that keep up never make the disk read anything."""
+"""Cache of the newest records, so that sinks that keep up cause no disk reads. Pure."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Sequence
 
 from bridge.core.events import Record
 
-_SLACK = 1024  # records taken out are given back that many at a time
+_SLACK = 1024  # evicted records are removed from the list in batches of this size
 
 
 class Tail:
-    """Holds the records from some position to the end, as many as ``max_bytes`` allow.
+    """Holds the newest records, as many as ``max_bytes`` allow.
 
     Args:
-        end: The position after the last record so far, none of which are held.
-        max_bytes: How many bytes of data are held at the most.
+        end: The position after the last stored record; the cache starts empty.
+        max_bytes: Maximum bytes of record data.
     """
 
     def __init__(self, end: int, max_bytes: int) -> None:
         self.end = end
         self._max_bytes = max_bytes
         self._records: list[Record] = []
-        self._gone = 0  # at the beginning of the list, and not to be used any more
+        self._gone = 0  # evicted records at the beginning of the list
         self._size = 0
 
     @property
     def first(self) -> int:
-        """The position of the oldest record held."""
+        """The position of the oldest cached record."""
         return self.end - len(self._records) + self._gone
 
     def extend(self, records: Sequence[Record]) -> None:
-        """Take in records, the oldest making room."""
+        """Add records, and evict the oldest beyond the limit."""
         self._records += records
         self.end += len(records)
         self._size += sum(len(record.data) for record in records)
@@ -39,7 +39,7 @@ class Tail:
         self._give_back()
 
     def forget(self, before: int) -> None:
-        """Let go of the records before a position."""
+        """Evict the records before a position."""
         if before >= self.end:
             self._records, self._gone, self._size = [], 0, 0
         else:
@@ -48,7 +48,7 @@ class Tail:
             self._give_back()
 
     def get(self, first: int, end: int) -> Sequence[Record]:
-        """Return records that are held."""
+        """Return cached records from ``first`` to before ``end``."""
         start = self._gone + first - self.first
         return self._records[start : start + end - first]
 

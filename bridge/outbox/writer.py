@@ -1,4 +1,4 @@
-"""The one that writes: whatever waits shares one transaction, and the next waits until that is on the disk."""
+"""The writer: combines pending appends and cursors into one transaction at a time (group commit)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from bridge.outbox.store import Store
 from bridge.outbox.tail import Tail
 from bridge.telemetry.rate_limit import RateLimiter
 
-ABSENT_KEPT = 24 * 3600  # seconds of running for which a sink that is gone keeps its place
-FLUSH_SECONDS = 0.5  # an acknowledgement waits that long for a transaction to share; lost, it makes duplicates only
+ABSENT_KEPT = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor
+FLUSH_SECONDS = 0.5  # maximum delay of writing a cursor; a cursor lost in a crash only causes duplicates
 _HOUSEKEEPING = 60  # seconds
 _FREED_AT_ONCE = 512  # records
 _log = structlog.get_logger(__name__)
@@ -34,16 +34,16 @@ class _Append(NamedTuple):
 
 
 class Writer:
-    """Writes appends and cursors to the file, and keeps what waits for each lane within its bounds.
+    """Writes appends and cursors to the file, and keeps each queue within its limits.
 
     Args:
         store: The file.
-        tail: Gets what was written; its end is the position after the last record on the disk.
-        lanes: The sinks'.
-        absent: Those of sinks that are gone; they are forgotten after a while.
-        clock: Time and chance.
-        bounds: How much may wait for a lane.
-        began: When (monotonic) the bridge would have begun, had it run all of its time without a break.
+        cache: Gets the written records; its end is the position after the last record on the disk.
+        queues: The queues of the sinks.
+        removed: The queues of removed sinks, which expire.
+        clock: Source of time and random numbers.
+        limits: Limits of each queue.
+        began: Time (monotonic) at which the bridge would have started, had it run for its whole uptime without a break.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Writer:
         self._house_kept = self.age
         self._waiting: list[_Append] = []
         self._under_way: list[_Append] = []
-        self._moved: set[str] = set()  # lanes whose cursor is not written down yet
-        self._told: set[str] = set()  # those of them that have passed covers
-        self._freed = 0  # how far the lanes had moved when records were freed last
+        self._moved: set[str] = set()  # sinks whose cursors are not written yet
+        self._told: set[str] = set()  # sinks of these whose cursors have passed losses
+        self._freed = 0  # sum of all cursors when records were last released
         self._first = True
         self._limiter = RateLimiter(clock)
         self._wanted = asyncio.Event()
@@ -76,18 +76,18 @@ class Writer:
 
     @property
     def age(self) -> int:
-        """For how many seconds the bridge has run in all; a clock that is set changes nothing about it."""
+        """The bridge's total uptime in seconds; setting the system's clock does not change it."""
         return (self._clock.now().monotonic - self._began) // SECOND
 
     def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None]) -> asyncio.Future[None]:
-        """Take over what is to be written; the future ends when it is."""
+        """Queue an append; the future completes when the append is on the disk."""
         written = asyncio.get_running_loop().create_future()
         self._waiting.append(_Append(records, memory, written))
         self._wanted.set()
         return written
 
     def moved(self, sink: str, *, told: bool) -> None:
-        """Take note that a lane's cursor has moved; ``told``: past covers."""
+        """Schedule a write of a sink's cursor; ``passed_losses`` says whether it has passed losses."""
         self._moved.add(sink)
         if told:
             self._told.add(sink)
@@ -101,7 +101,7 @@ class Writer:
         """Write until cancelled.
 
         Raises:
-            FatalError: The file cannot be written any more.
+            FatalError: The file can no longer be written.
         """
         while True:
             await self._wanted.wait()
@@ -116,14 +116,14 @@ class Writer:
                 raise
 
     async def finish(self) -> None:
-        """Write what is left, once.
+        """Try once to write everything that is pending.
 
         Raises:
-            BridgeError: That did not work.
+            BridgeError: The write failed.
         """
         self._under_way += self._waiting
         self._waiting = []
-        self._moved |= set(self._lanes)  # also what a transaction was about to write down
+        self._moved |= set(self._lanes)  # includes the cursors of a transaction that was interrupted
         self._told |= self._moved
         writing = self._transaction([each for append in self._under_way for each in append.records])
         await self._store.attempt(lambda database: database.write(writing))
@@ -163,18 +163,18 @@ class Writer:
         for append in self._under_way:
             memory.update(append.memory)
         moved, self._moved = self._moved, set()
-        told, self._told = self._told, set()
+        passed, self._told = self._told, set()
         return Writing(
             chunks=list(chunked(records, self._tail.end, self.age)),
             memory=memory,
             cursors={sink: self._lanes[sink].cursor for sink in moved},
-            passed={sink: self._lanes[sink].cursor for sink in told},
+            passed={sink: self._lanes[sink].cursor for sink in passed},
             unneeded=self._to_free(at_once=1 if not records else _FREED_AT_ONCE),
             first=self._first and bool(records),
         )
 
     def _to_free(self, at_once: int) -> Sequence[Stretch]:
-        """Say now and then which records can be removed: it costs less for many at a time."""
+        """Return the ranges to delete, once the cursors have advanced enough; few large deletes are cheaper."""
         lanes = [*self._lanes.values(), *self._absent.values()]
         moved = sum(lane.cursor for lane in lanes)
         if moved - self._freed < at_once:
@@ -182,12 +182,12 @@ class Writer:
         self._freed = moved
         return unneeded_by_all(lanes)
 
-    # --- bounds ---
+    # --- limits ---
 
     async def _make_room(self, records: int, size: int) -> None:
         age = self.age
-        keeping_house = age >= self._house_kept + _HOUSEKEEPING
-        if keeping_house:
+        is_due = age >= self._house_kept + _HOUSEKEEPING
+        if is_due:
             self._house_kept = age
             await self._forget_absent(age - ABSENT_KEPT)
             await self._store.insist(lambda database: database.note_age(age))
@@ -197,7 +197,7 @@ class Writer:
                 break
         for sink, lane in self._lanes.items():
             excess = self._excess(lane, records, size)
-            if any(excess) or (keeping_house and lane.depth(self._tail.end)):
+            if any(excess) or (is_due and lane.depth(self._tail.end)):
                 await self._drop(sink, lane, *excess)
 
     def _excess(self, lane: Lane, records: int, size: int) -> tuple[int, int]:
@@ -213,7 +213,7 @@ class Writer:
             )
 
     async def _drop(self, sink: str, lane: Lane, records: int, size: int) -> None:
-        """Drop a lane's oldest records, but for those that were handed out; they are told as lost."""
+        """Replace a queue's oldest records by loss records, except those in flight."""
         async with lane.changing:
             excess = Excess(lane.open, records, size, self.age - self._bounds.max_age)
             others = unneeded_by_all(
@@ -221,15 +221,15 @@ class Writer:
             )
             now = self._clock.now().wall
 
-            found: list[tuple[list[Cover], int]] = []
+            built: list[tuple[list[Cover], int]] = []
 
             def job(database: Database) -> tuple[list[Cover], int]:
-                if not found:  # once: what is written may be written again, what is gone cannot be read again
-                    found.append(losses(database, excess, lane.loss_to_extend, now))
-                covers, dropped = found[0]
+                if not built:  # only once: a retry can write the losses again, but not read the deleted records again
+                    built.append(losses(database, excess, lane.loss_to_extend, now))
+                covers, dropped = built[0]
                 if covers:
-                    mine = [Stretch(cover.first, cover.end) for cover in covers]
-                    database.cover(sink, covers, list(intersection(mine, others)))
+                    ranges = [Stretch(loss.first, loss.end) for loss in covers]
+                    database.cover(sink, covers, list(intersection(ranges, others)))
                 return covers, dropped
 
             covers, dropped = await self._store.insist(job)

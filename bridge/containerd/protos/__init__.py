@@ -1,8 +1,8 @@
-"""containerd's gRPC messages: trimmed .proto files of our own, and what ``generate.py`` makes of them.
+"""containerd's gRPC messages: trimmed .proto files, and the modules that ``generate.py`` generates from them.
 
-Packages, names and numbers are containerd's, so that both sides understand each other; fields that nobody here reads
-are left out, and so are never parsed. The generated modules keep their descriptors in a pool of their own (``POOL``):
-another package in the same process may know containerd's full messages under the same names.
+Packages, names and numbers are containerd's; fields that whalebridge does not read are omitted and therefore never
+parsed. The generated modules register their descriptors in a separate pool (``POOL``), because another package in the
+same process may register containerd's full messages under the same names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Makes the ``_pb2`` modules from the .proto files beside it: ``python -m bridge.containerd.protos.generate [--check]``.
+"""Generate the ``_pb2`` modules from the .proto files: ``python -m bridge.containerd.protos.generate [--check]``.
 
-Needs the development extra (grpcio-tools). ``--check`` changes nothing and fails if what is committed differs from what
-the .proto files give.
+Needs the development extra (grpcio-tools). ``--check`` changes nothing, and fails if the committed modules differ from
+the generated ones.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ IMPORTS_END = "# @@protoc_insertion_point(imports)\n"
 
 
 def protos() -> list[str]:
-    """Return the .proto files, named from the repository's root: these names are unique in any descriptor pool."""
+    """Return the .proto files, relative to the repository's root, which makes their names unique in a descriptor pool.
+    """
     return sorted(str(FOLDER / path.name) for path in HERE.glob("*.proto"))
 
 
 def compile_into(root: Path) -> None:
-    """Generate all modules under ``root``, in the folders of the repository."""
-    from grpc_tools import protoc  # noqa: PLC0415 - only developers have it
+    """Generate all modules under ``root``, in the repository's directory structure."""
+    from grpc_tools import protoc  # noqa: PLC0415 - in the development extra only
     from importlib.resources import files  # noqa: PLC0415
 
     wellknown = files("grpc_tools") / "_proto"
@@ -39,35 +40,35 @@ def compile_into(root: Path) -> None:
 
 
 def with_own_pool(source: str) -> str:
-    """Let a generated module register its messages in our pool instead of the process's."""
+    """Make a generated module register its messages in ``POOL`` instead of the process's default pool."""
     if source.count(SHARED_POOL) != 1 or source.count(IMPORTS_END) != 1:
-        raise SystemExit("protos: this protoc generates something that generate.py does not know how to adapt")
+        raise SystemExit("protos: unexpected protoc output; adapt generate.py to this version of protoc")
     return source.replace(SHARED_POOL, OWN_POOL).replace(IMPORTS_END, OWN_IMPORT + IMPORTS_END)
 
 
 def generated(folder: Path) -> dict[str, str]:
-    """Return the text of each generated module in a folder, by name."""
+    """Return the text of each generated module in a directory, by name."""
     return {path.name: path.read_text() for path in sorted([*folder.glob("*_pb2.py"), *folder.glob("*_pb2.pyi")])}
 
 
 def differences(committed_in: Path = HERE) -> list[str]:
-    """Return the names of modules that are missing, outdated or left over."""
-    with tempfile.TemporaryDirectory() as folder:
-        compile_into(Path(folder))
-        fresh, committed = generated(Path(folder) / FOLDER), generated(committed_in)
+    """Return the names of modules that are missing, outdated or obsolete."""
+    with tempfile.TemporaryDirectory() as directory:
+        compile_into(Path(directory))
+        fresh, committed = generated(Path(directory) / FOLDER), generated(committed_in)
     return sorted(name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Generate, or check; return the exit status."""
     parser = argparse.ArgumentParser(prog="generate.py", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if something is out of date")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a module is out of date")
     if not parser.parse_args(arguments).check:
         compile_into(ROOT)
         return 0
     stale = differences()
     if stale:
-        sys.stderr.write(f"protos: out of date: {', '.join(stale)}: run `make protos` and commit what it changes\n")
+        sys.stderr.write(f"protos: out of date: {', '.join(stale)}; run `make protos` and commit the changes\n")
     return 1 if stale else 0
 
 

@@ -1,5 +1,5 @@
-"""A read-only proxy for containerd: the bridge's own calls pass, without specs in the answers; nothing else does.
+"""A read-only proxy for containerd: it allows only the bridge's own calls, and removes specs from the responses.
 
-See docs/proxy.md. ``rules`` says what passes, ``relay`` passes it, ``listening`` makes the socket, ``server`` puts them
-together.
+See docs/proxy.md. ``policy`` defines the allowed calls, ``relay`` forwards them, ``socket`` creates the socket,
+``server`` runs them.
 """

@@ -1,7 +1,7 @@
-"""The socket at which the proxy listens: who may open it, and what is in its place.
+"""The socket on which the proxy listens: its permissions, and a stale file at its path.
 
-Its directory may be one that the client can write to, which could put a link there at any moment: nothing here changes
-what a link leads to.
+The client may have write access to the directory and could place a link there at any moment, so this module never
+changes the target of a link.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from bridge.core.errors import FatalError
 
 
 def bind(server: grpc.aio.Server, path: str, *, mode: int, group: int | None) -> None:
-    """Let a server, which is not started yet, listen at ``path``; a socket that nobody listens at is replaced.
+    """Make a server that has not started yet listen at ``path``; replace a stale socket.
 
     Raises:
-        FatalError: Somebody listens there, something else is there, or it cannot be made.
+        FatalError: Another process listens there, the path is not a socket, or the socket cannot be created.
     """
     try:
         _make_room(path)
-        with _umask(0o777 & ~mode):  # not chmod, which follows links
+        with _umask(0o777 & ~mode):  # chmod would follow links
             server.add_insecure_port(target(path))
         if group is not None:
             _give(path, group)
     except RuntimeError as error:
         raise FatalError(f"cannot listen at {path}: {error}") from error
     except OSError as error:
-        text = f"cannot listen at {path}: {error.strerror or error}; its directory has to exist, and to be writable"
+        text = f"cannot listen at {path}: {error.strerror or error}; check that its directory exists and is writable"
         raise FatalError(text) from error
 
 
@@ -41,26 +41,26 @@ def _give(path: str, group: int) -> None:
     try:
         os.chown(path, -1, group, follow_symlinks=False)
     except PermissionError as error:
-        text = f"cannot give {path} to group {group}: only root can, or who belongs to it (--socket-group)"
+        text = f"cannot set the group of {path} to {group}: permission denied; run as root or as a member of the group"
         raise FatalError(text) from error
 
 
 def _make_room(path: str) -> None:
     if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
-        raise FatalError(f"cannot listen at {path}: its directory does not exist, or cannot be written")
+        raise FatalError(f"cannot listen at {path}: its directory does not exist or is not writable")
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(found.st_mode):
-        raise FatalError(f"cannot listen at {path}: something that is no socket is there")
+        raise FatalError(f"cannot listen at {path}: the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
         else:
-            raise FatalError(f"cannot listen at {path}: another process does already")
+            raise FatalError(f"cannot listen at {path}: another process already listens there")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What was refused: counted, and told at a bounded rate."""
+"""Denied calls: counted, and logged at a limited rate. Also the rate limit of published markers."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from bridge.core.time import to_seconds
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import printable
 
-_SHOWN = 120  # characters of a method's name, which is whatever a client has sent
+_SHOWN = 120  # characters of a method's name, which can be any text that a client sends
 _log = structlog.get_logger(__name__)
 
 
 class Refusals:
-    """Counts refused calls; one line a method and minute."""
+    """Counts denied calls, and logs at most one line per method and minute."""
 
     def __init__(self, clock: Clock) -> None:
         self.count = 0
         self._limiter = RateLimiter(clock)
 
     def add(self, method: str, status: str, reason: str) -> None:
-        """Count a call that was refused."""
+        """Count and log a denied call."""
         self.count += 1
         name = printable(method[:_SHOWN])
         self._limiter.log(
@@ -36,7 +36,7 @@ class Refusals:
 
 
 class Rate:
-    """Lets ``burst`` pass at once, and ``per_second`` in the long run."""
+    """A rate limit: ``burst`` tokens at once, refilled with ``per_second``."""
 
     def __init__(self, clock: Clock, *, per_second: float, burst: int) -> None:
         self._clock = clock
@@ -46,7 +46,7 @@ class Rate:
         self._at = clock.now().monotonic
 
     def passes(self) -> bool:
-        """Tell whether one more may pass now; if so, it counts."""
+        """Take a token if there is one; return whether there was."""
         now = self._clock.now().monotonic
         self._left = min(self._burst, self._left + to_seconds(now - self._at) * self._per_second)
         self._at = now

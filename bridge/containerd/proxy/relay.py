@@ -1,10 +1,12 @@
-"""Passes calls on to containerd, and the answers back; the rules say which, and what of them.
+"""Relays calls to containerd and responses to the client, as ``policy`` allows.
 
-There are three ways. A small answer is passed as it comes. Answers that can be large are passed as a stream, also where
-there is one only (on the wire that is the same): few at a time, each when the client has room for it, and a client that
-takes nothing for a while is given up, since containerd keeps a transaction of its database open while it lists. Events
-are drained at once into the bounded buffer of a ``RawStream``, since containerd queues without bound for a slow
-subscriber; a client that is too slow for that loses its stream.
+Each call is relayed in one of three ways:
+- Small responses are relayed as they arrive.
+- Large responses are relayed as a stream, even if there is only one (the wire format is the same). The number of such
+  calls is limited, each message waits until the client has room for it, and a client that reads nothing for a while is
+  disconnected, because containerd keeps a database transaction open while it lists.
+- Events are read immediately into the bounded queue of a ``RawEventStream``, because containerd's queue for a slow
+  subscriber is unbounded. A client that is too slow loses its stream.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
 from bridge.telemetry.text import one_line
 
-SUBSCRIPTIONS = 8  # at a time: the bridge has one, two for a moment
-SUBSCRIBER_BYTES = 16 * 1024 * 1024  # of events that a client has not taken yet, for each of them
-LARGE_CALLS = 4  # at a time, more wait: each holds up to 16 MiB of containerd's and what is left of it
-WRITE_SECONDS = 30.0  # a client that takes nothing for so long is given up
+SUBSCRIPTIONS = 8  # at a time; the bridge has one, and briefly two
+SUBSCRIBER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
+LARGE_CALLS = 4  # at a time, others wait; each holds up to 16 MiB from containerd and its filtered copy
+WRITE_SECONDS = 30.0  # until a client that reads nothing is disconnected
 MARKS_PER_SECOND = 20.0
 MARKS_AT_ONCE = 100
 _PROBE_SECONDS = 2.0
@@ -43,7 +45,7 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
 class Relay(grpc.GenericRpcHandler):
-    """The handler of every method there is; to be made, used and closed on one event loop."""
+    """Handles every gRPC method; create, use and close it on one event loop."""
 
     def __init__(self, path: str, clock: Clock) -> None:
         self.refusals = Refusals(clock)
@@ -57,12 +59,12 @@ class Relay(grpc.GenericRpcHandler):
         self._handlers[rpc.PUBLISH.path] = self._unary(rpc.PUBLISH.path, self._publish)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
-        """Return who answers a call; never None, which would say that there is no such method."""
+        """Return the handler of a call; never None, which would mean that the method does not exist."""
         method = handler_call_details.method
         return self._handlers.get(method) or self._refusing(method)
 
     async def close(self) -> None:
-        """Let go of containerd."""
+        """Close the connection to containerd."""
         await self._channel.close()
 
     # --- all calls ---
@@ -85,67 +87,67 @@ class Relay(grpc.GenericRpcHandler):
         return grpc.unary_stream_rpc_method_handler(handle)
 
     async def _guarded(self, method: str, behaviour: _Behaviour[_Result], raw: bytes, context: _Context) -> _Result:
-        """Let a call pass; where it does not, or fails, end it with the status that says so."""
+        """Relay a call; if it is denied or fails, abort it with the corresponding status."""
         try:
             return await behaviour(raw, context)
         except (CallRefused, TimeoutError) as error:
-            refused = error if isinstance(error, CallRefused) else _too_slow()
-            self.refusals.add(method, refused.code.name, str(refused))
-            await context.abort(refused.code, str(refused))
+            denied = error if isinstance(error, CallRefused) else _too_slow()
+            self.refusals.add(method, denied.code.name, str(denied))
+            await context.abort(denied.code, str(denied))
         except grpc.aio.AioRpcError as error:
             await context.abort(error.code(), self._told(error))
 
     def _refusing(self, method: str) -> _Handler:
-        """Refuse without reading what was sent, be it no message, or endless ones.
+        """Deny a call without reading its requests, which could be none or an endless stream.
 
-        PERMISSION_DENIED, for the method exists: UNIMPLEMENTED would let clients take containerd for an older one.
+        The status is PERMISSION_DENIED: UNIMPLEMENTED would make clients treat containerd as an older version.
         """
 
-        async def refuse(_: AsyncIterator[bytes], context: _Context) -> None:
+        async def deny(_: AsyncIterator[bytes], context: _Context) -> None:
             code = StatusCode.PERMISSION_DENIED
-            self.refusals.add(method, code.name, "it is none of the calls that pass")
-            await context.abort(code, "whalebridge's read-only proxy does not pass this call to containerd")
+            self.refusals.add(method, code.name, "the method is not allowed")
+            await context.abort(code, "whalebridge's read-only proxy does not allow this call to containerd")
 
-        return grpc.stream_stream_rpc_method_handler(refuse)
+        return grpc.stream_stream_rpc_method_handler(deny)
 
     def _told(self, error: grpc.aio.AioRpcError) -> str:
         details = one_line(error.details() or "")
         if error.code() is StatusCode.UNAVAILABLE:
-            return f"the proxy cannot reach containerd at {self._path}: {details}"
+            return f"the proxy cannot connect to containerd at {self._path}: {details}"
         return details
 
-    # --- questions ---
+    # --- requests ---
 
     async def _ask(self, rule: Rule, raw: bytes, context: _Context) -> bytes:
-        question, namespace = rule.question(raw), rules.namespace(_metadata(context))
-        answer = await self._call(rule.method.path, question, namespace, context)
-        return await self._with_pid(answer) if rule.method is rpc.SERVER else rule.answer(answer)
+        request, namespace = rule.question(raw), rules.namespace(_metadata(context))
+        response = await self._call(rule.method.path, request, namespace, context)
+        return await self._with_pid(response) if rule.method is rpc.SERVER else rule.answer(response)
 
     async def _list(self, rule: Rule, raw: bytes, context: _Context) -> None:
-        question, namespace = rule.question(raw), rules.namespace(_metadata(context))
+        request, namespace = rule.question(raw), rules.namespace(_metadata(context))
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(rule.method.path)
         async with self._large:
-            answers = method(question, timeout=context.time_remaining(), metadata=_headers(namespace))
+            responses = method(request, timeout=context.time_remaining(), metadata=_headers(namespace))
             try:
-                async for answer in answers:
-                    await _write(context, rule.answer(answer))
+                async for response in responses:
+                    await _write(context, rule.answer(response))
             finally:
-                answers.cancel()
+                responses.cancel()
 
     async def _with_pid(self, raw: bytes) -> bytes:
-        """Add which process containerd is, as the socket tells or it says itself: the bridge sees the proxy's."""
+        """Add containerd's process id, from the socket or from the response: the bridge's socket has the proxy's."""
         server = rules.known(rpc.SERVER, raw)
-        seen = 0
+        peer_pid = 0
         with contextlib.suppress(BridgeError):
-            seen = (await probe(self._path, _PROBE_SECONDS)).pid
-        server.proxied_pid = seen or server.pid
+            peer_pid = (await probe(self._path, _PROBE_SECONDS)).pid
+        server.proxied_pid = peer_pid or server.pid
         return bytes(server.SerializeToString())
 
     async def _publish(self, raw: bytes, context: _Context) -> bytes:
-        mark = rules.mark(raw, rules.namespace(_metadata(context)))
+        marker = rules.mark(raw, rules.namespace(_metadata(context)))
         if not self._marks.passes():
-            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKS_PER_SECOND:g} marks a second")
-        await self._call(rpc.PUBLISH.path, mark, rpc.MARK_NAMESPACE, context)
+            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKS_PER_SECOND:g} markers per second")
+        await self._call(rpc.PUBLISH.path, marker, rpc.MARK_NAMESPACE, context)
         return b""
 
     async def _call(self, method: str, question: bytes, namespace: str, context: _Context) -> bytes:
@@ -157,7 +159,7 @@ class Relay(grpc.GenericRpcHandler):
     async def _subscribe(self, raw: bytes, context: _Context) -> None:
         rules.check_subscription(raw)
         if self._subscribers >= SUBSCRIPTIONS:
-            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"{SUBSCRIPTIONS} subscriptions are open already")
+            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"{SUBSCRIPTIONS} subscriptions are already open")
         self._subscribers += 1
         stream = RawStream(self._path, buffer_bytes=SUBSCRIBER_BYTES)
         try:
@@ -172,26 +174,26 @@ class Relay(grpc.GenericRpcHandler):
 
 
 async def _pass_events(stream: RawStream, context: _Context) -> None:
-    packed = packing.is_packed(_metadata(context))
-    await context.send_initial_metadata((packing.HEADER,) if packed else ())
+    batched = packing.is_packed(_metadata(context))
+    await context.send_initial_metadata((packing.HEADER,) if batched else ())
     while True:
         envelopes = await stream.raw_batch()
-        for message in packing.pack(envelopes) if packed else envelopes:
+        for message in packing.pack(envelopes) if batched else envelopes:
             await _write(context, message)
 
 
 async def _write(context: _Context, message: bytes) -> None:
-    """Send a message; it is on its way, within what the client has room for, when this returns.
+    """Send a message and wait until the client has room for it.
 
     Raises:
-        TimeoutError: The client takes nothing.
+        TimeoutError: The client reads nothing.
     """
     async with asyncio.timeout(WRITE_SECONDS):
         await context.write(message)
 
 
 def _too_slow() -> CallRefused:
-    text = "the client is too slow: what was still to be sent is dropped"
+    text = "the client is too slow; its unsent messages are dropped"
     return CallRefused(StatusCode.RESOURCE_EXHAUSTED, text)
 
 

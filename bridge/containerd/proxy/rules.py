@@ -1,8 +1,8 @@
-"""What passes the proxy: the calls that the bridge makes, with the fields that it knows, and nothing else. Pure.
+"""The proxy's policy: it allows the calls that the bridge makes, with the fields that the bridge knows. Pure.
 
-A request is rebuilt from the fields that its method may have. One that carries anything else (a filter, an exec's id, a
-field that is newer than this file) is refused, because to leave it out would answer another question than was asked.
-From answers, fields that our trimmed messages do not know are dropped: a container's spec and extensions among them.
+A request is rebuilt from the fields that its method allows. A request with any other field (a filter, an exec's id, a
+field that is newer than this file) is denied, because without that field it would be a different request. Fields that
+our trimmed messages do not define, such as a container's spec and extensions, are removed from responses.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2,
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
 from bridge.containerd.stream import FILTERS
 
-_NAMESPACE_LETTERS = 76  # containerd's rule
+_NAMESPACE_LETTERS = 76  # containerd's limit
 _MARK = re.compile(re.escape(MARK_TOPIC) + "[A-Za-z0-9]{1,76}/[0-9]{1,18}")
 
 
-class CallRefused(Exception):  # noqa: N818 (it is the proxy's answer)
-    """A call does not pass; ``code`` and the text are what the client gets."""
+class CallRefused(Exception):  # noqa: N818 (a response to the client)
+    """A call is denied; the client gets ``code`` and the text."""
 
     def __init__(self, code: StatusCode, text: str) -> None:
         super().__init__(text)
@@ -36,7 +36,7 @@ class CallRefused(Exception):  # noqa: N818 (it is the proxy's answer)
 
 @dataclass(frozen=True)
 class Rule:
-    """How one method passes: what it is asked with, the fields that may be set, whether the answers can be large."""
+    """The policy for one method: type of the request, allowed fields, and whether responses can be large."""
 
     method: rpc.Method[Any]
     request: type[Message]
@@ -44,21 +44,21 @@ class Rule:
     large: bool = False
 
     def question(self, raw: bytes) -> bytes:
-        """Return the request that containerd gets.
+        """Return the request for containerd, rebuilt from the allowed fields.
 
         Raises:
-            CallRefused: It is no such request, or has a field that does not pass.
+            CallDenied: The request cannot be decoded, or has a field that is not allowed.
         """
-        asked = _parsed(self.request, raw)
-        passes = self.request(**{name: getattr(asked, name) for name in self.fields})
-        _check_same(asked, passes, f"the proxy passes only these fields: {', '.join(self.fields) or 'none'}")
-        return passes.SerializeToString()
+        request = _parsed(self.request, raw)
+        allowed = self.request(**{name: getattr(request, name) for name in self.fields})
+        _check_same(request, allowed, f"the proxy allows only these fields: {', '.join(self.fields) or 'none'}")
+        return allowed.SerializeToString()
 
     def answer(self, raw: bytes) -> bytes:
-        """Return what the client gets of one of containerd's messages.
+        """Return a response for the client, without unknown fields.
 
         Raises:
-            CallRefused: It cannot be read.
+            CallDenied: The response cannot be decoded.
         """
         return bytes(known(self.method, raw).SerializeToString())
 
@@ -78,70 +78,69 @@ RULES = (
 
 
 def known(method: rpc.Method[Any], raw: bytes) -> Any:
-    """Return an answer with nothing in it but the fields that the bridge knows.
+    """Decode a response and remove the fields that the bridge does not know.
 
     Raises:
-        CallRefused: It cannot be read.
+        CallDenied: The response cannot be decoded.
     """
     try:
-        answer = method.answer.FromString(raw)
+        response = method.answer.FromString(raw)
     except DecodeError as error:
-        raise CallRefused(StatusCode.DATA_LOSS, "containerd gave an answer that the proxy cannot read") from error
-    answer.DiscardUnknownFields()
-    return answer
+        raise CallRefused(StatusCode.DATA_LOSS, "the proxy cannot decode containerd's response") from error
+    response.DiscardUnknownFields()
+    return response
 
 
 def namespace(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """Return the namespace that a call is about, the only metadata that passes; "" where none is given.
+    """Return the namespace of a call, the only metadata that the proxy relays; "" if there is none.
 
     Raises:
-        CallRefused: It is none, or there are several.
+        CallDenied: The namespace is invalid, or there are several.
     """
     given = [value for key, value in metadata if key == rpc.NAMESPACE_HEADER]
     if not given:
         return ""
     (name, *more) = given
     if more or not isinstance(name, str) or len(name) > _NAMESPACE_LETTERS or not rpc.is_namespace(name):
-        raise CallRefused(StatusCode.INVALID_ARGUMENT, "the namespace in the metadata is none")
+        raise CallRefused(StatusCode.INVALID_ARGUMENT, "the namespace in the metadata is invalid")
     return name
 
 
 def check_subscription(raw: bytes) -> None:
-    """Let a subscription without filters, or with the bridge's, pass; containerd is asked with the bridge's.
+    """Allow a subscription without filters or with the bridge's; the proxy itself subscribes with the bridge's.
 
     Raises:
-        CallRefused: It is no such request, or asks for something else.
+        CallDenied: The request cannot be decoded, or has other filters or fields.
     """
-    asked = _parsed(SubscribeRequest, raw)
-    filters = FILTERS if asked.filters else ()
-    _check_same(asked, SubscribeRequest(filters=filters), f"the proxy knows one filter: {FILTERS[0]}")
-    if tuple(asked.filters) != filters:
-        raise CallRefused(StatusCode.INVALID_ARGUMENT, f"the proxy knows one filter: {FILTERS[0]}")
+    request = _parsed(SubscribeRequest, raw)
+    filters = FILTERS if request.filters else ()
+    _check_same(request, SubscribeRequest(filters=filters), f"the proxy allows one filter: {FILTERS[0]}")
+    if tuple(request.filters) != filters:
+        raise CallRefused(StatusCode.INVALID_ARGUMENT, f"the proxy allows one filter: {FILTERS[0]}")
 
 
 def mark(raw: bytes, name: str) -> bytes:
-    """Return the request to publish a mark in namespace ``name``.
+    """Return the request to publish a marker in ``namespace``.
 
     Raises:
-        CallRefused: It is something else that would be published.
+        CallDenied: The request would publish another event.
     """
-    asked = _parsed(PublishRequest, raw)
-    passes = PublishRequest(topic=asked.topic, event={"type_url": Empty.DESCRIPTOR.full_name})
-    fits = _MARK.fullmatch(asked.topic) and name == rpc.MARK_NAMESPACE and asked == passes
-    if not fits:
-        text = f"the proxy publishes {MARK_TOPIC}NONCE/NUMBER in namespace {rpc.MARK_NAMESPACE} without content only"
+    request = _parsed(PublishRequest, raw)
+    allowed = PublishRequest(topic=request.topic, event={"type_url": Empty.DESCRIPTOR.full_name})
+    if not (_MARK.fullmatch(request.topic) and name == rpc.MARK_NAMESPACE and request == allowed):
+        text = f"the proxy publishes only {MARK_TOPIC}NONCE/NUMBER, empty, in namespace {rpc.MARK_NAMESPACE}"
         raise CallRefused(StatusCode.PERMISSION_DENIED, text)
-    return passes.SerializeToString()
+    return allowed.SerializeToString()
 
 
 def _parsed(kind: type[Message], raw: bytes) -> Any:
     try:
         return kind.FromString(raw)
     except DecodeError as error:
-        text = f"the request is no {kind.DESCRIPTOR.full_name}"
+        text = f"the request is not a {kind.DESCRIPTOR.full_name}"
         raise CallRefused(StatusCode.INVALID_ARGUMENT, text) from error
 
 
 def _check_same(asked: Message, passes: Message, text: str) -> None:
-    if asked.ByteSize() != passes.ByteSize():  # counts fields that our messages do not know
+    if asked.ByteSize() != passes.ByteSize():  # includes fields that our messages do not define
         raise CallRefused(StatusCode.INVALID_ARGUMENT, text)

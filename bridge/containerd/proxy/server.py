@@ -1,4 +1,4 @@
-"""The proxy as a running server, with bounds on what its clients can make it hold."""
+"""The proxy's server, with limits on the memory and connections that clients can use."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bridge.containerd.proxy.listening import bind
 from bridge.containerd.proxy.relay import Relay
 from bridge.core.errors import FatalError
 
-CALLS = 2_500  # at a time, of all clients: the bridge waits for 2,000 tasks
+CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
 CONNECTIONS = 64
-REQUEST_BYTES = 16 * 1024  # containerd's ids and our topics have 76 letters at the most
+REQUEST_BYTES = 16 * 1024  # containerd's ids and the parts of our topics have at most 76 letters
 STOP_SECONDS = 1.0
-_IDENTITY_ONLY = 1  # no compression: nobody here uses it, and it lets a small request become a large one
+_IDENTITY_ONLY = 1  # no compression: a small request could expand to a large one
 _log = structlog.get_logger(__name__)
 
 
 async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -> None:
-    """Pass calls until SIGTERM or SIGINT; containerd may come and go.
+    """Relay calls until SIGTERM or SIGINT, also while containerd restarts.
 
     Raises:
-        FatalError: An address is none, or ``listen`` cannot be used.
+        FatalError: An address is invalid, or the proxy cannot listen at ``listen``.
     """
     source, path = _two_sockets(containerd, listen)
     stopping = asyncio.Event()
@@ -48,17 +48,17 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
 
 def _two_sockets(containerd: str, listen: str) -> tuple[str, str]:
     source, path = socket_path(containerd), socket_path(listen)
-    if os.path.realpath(source) == os.path.realpath(path):  # the proxy would take containerd's place while it is away
-        raise FatalError(f"{path} cannot be both containerd's socket and the proxy's: name another one to listen at")
+    if os.path.realpath(source) == os.path.realpath(path):  # else the proxy would replace containerd's stale socket
+        raise FatalError(f"{path} is containerd's socket; use another path for the proxy's")
     return source, path
 
 
 def make_server(relay: Relay) -> grpc.aio.Server:
-    """Return a server that listens nowhere yet."""
+    """Return a server that does not listen yet."""
     options = [
         ("grpc.max_receive_message_length", REQUEST_BYTES),
         ("grpc.max_concurrent_streams", CALLS),
-        # Else gRPC cancels some of those that come in one go, as a bridge's waiting calls do.
+        # Otherwise gRPC cancels some of the calls that arrive at the same time, as the bridge's task waits do.
         ("grpc.server.max_pending_requests", CALLS),
         ("grpc.server.max_pending_requests_hard_limit", CALLS),
         ("grpc.max_allowed_incoming_connections", CONNECTIONS),

@@ -355,7 +355,7 @@ def overwritten(database: Path) -> None:
 def misunderstood(database: Path) -> None:
     """Nothing that SQLite notices: the content makes no sense."""
     with sqlite3.connect(database) as connection:
-        connection.execute("INSERT INTO covers VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
+        connection.execute("INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
     connection.close()
 
 
