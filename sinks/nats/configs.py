@@ -1,4 +1,4 @@
-"""How streams and buckets are to be set up, and what is wrong with one that is there. Pure."""
+"""Configurations of streams and buckets, and checks of existing ones. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from config.sinks.nats import NatsSettings
 
-_SHORT_WINDOW = 120  # seconds, JetStream's own default
+_SHORT_WINDOW = 120  # seconds, JetStream's default
 _BUCKET_WINDOW = 3600  # seconds
 
 
 def stream(settings: NatsSettings) -> StreamConfig:
-    """Return the configuration of a stream for records."""
+    """Return the configuration of the stream for records."""
     wanted = settings.stream
     return StreamConfig(
         name=settings.stream_name,
@@ -29,15 +29,15 @@ def stream(settings: NatsSettings) -> StreamConfig:
         duplicate_window=wanted.duplicate_window.total_seconds(),
         max_age=wanted.max_age.total_seconds() if wanted.max_age else 0,
         max_bytes=wanted.max_bytes or -1,
-        allow_atomic=True,  # a server before 2.12 drops it
+        allow_atomic=True,  # ignored by servers before 2.12
     )
 
 
 def bucket(settings: NatsSettings, name: str) -> StreamConfig:
-    """Return the configuration of the stream that is a bucket with one value a key."""
+    """Return the configuration of the stream behind a bucket, with one value per key."""
     return StreamConfig(
         name=f"KV_{name}",
-        description="whalebridge: the containers that live now",
+        description="whalebridge: running containers",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
         num_replicas=settings.bucket.replicas,
@@ -47,29 +47,29 @@ def bucket(settings: NatsSettings, name: str) -> StreamConfig:
         allow_rollup_hdrs=True,
         allow_direct=True,
         deny_delete=True,
-        allow_msg_ttl=True,  # a server before 2.11 drops it
+        allow_msg_ttl=True,  # ignored by servers before 2.11
     )
 
 
 def mistakes(config: StreamConfig, pattern: str) -> Iterator[str]:
-    """Find what of a stream would lose records of the subjects in ``pattern``, or refuse them all."""
+    """Yield the properties of a stream that would lose or reject records with subjects in ``pattern``."""
     own = config.subjects or []
     if config.mirror:
-        yield "it mirrors another stream, and takes no messages itself"
+        yield "it mirrors another stream and accepts no messages"
     elif not any(subjects.collide(each, pattern) for each in own):
-        yield f"its subjects are {', '.join(own)}, and ours {pattern}"
+        yield f"its subjects ({', '.join(own)}) do not match {pattern}"
     if config.sealed:
         yield "it is sealed"
     if config.no_ack:
-        yield "it acknowledges nothing (no_ack)"
+        yield "it sends no acknowledgements (no_ack)"
     if config.max_msgs_per_subject > 0:
-        yield f"it keeps no more than {config.max_msgs_per_subject} records of a subject (max_msgs_per_subject)"
+        yield f"it keeps at most {config.max_msgs_per_subject} records per subject (max_msgs_per_subject)"
     if config.retention == RetentionPolicy.INTEREST:
-        yield "it drops what nobody waits for (retention interest)"
+        yield "it keeps no records without consumers (retention interest)"
 
 
 def weaknesses(config: StreamConfig, pattern: str) -> Iterator[str]:
-    """Find what of a stream works, but less well."""
+    """Yield the properties of a stream that weaken the guarantees."""
     if not subjects.covered(pattern, config.subjects or []):
         yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:

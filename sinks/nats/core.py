@@ -1,4 +1,4 @@
-"""Core NATS: records to whoever listens at the moment. Nothing is acknowledged, and nothing is kept."""
+"""Core NATS: publishes records to the current subscribers. Nothing is acknowledged or stored."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ if TYPE_CHECKING:
 
 
 class CoreWriter:
-    """Writes over one link, as long as that lasts."""
+    """Publishes over one connection."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
 
     async def store(self, items: Sequence[Item]) -> None:
-        """Send items in their order; return when the server has read them.
+        """Publish messages in order; return when the server has read them.
 
         Raises:
-            RefusedRecordError: Some are too large.
-            TransientError: The connection failed; it is to be given up.
+            RejectedRecordError: Some messages are too large.
+            TransientError: The connection failed and must be closed.
         """
         limit = self._link.max_payload
         too_large = frozenset(item.position for item in items if len(item.data) + item.header_size > limit)
         if too_large:
             where = f"NATS at {self._link.place.server}"
-            raise RefusedRecordError(f"too large: {where} takes {limit} bytes with headers (max_payload)", too_large)
+            raise RefusedRecordError(
+                f"record is too large for {where}: the limit is {limit} bytes with headers (max_payload)", too_large
+            )
         messages = [Message(item.subject, item.data, item.headers or None, answered=False) for item in items]
         await Exchange(self._link, messages, always).run()
         await self._link.flush()

@@ -1,4 +1,4 @@
-"""Finding a server: those of the settings in any order, then others of their cluster that they have told of."""
+"""Connects to a server: one of the settings in random order, then one that servers have announced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Dialer:
-    """Connects to the first server that lets us in; remembers what servers tell of their cluster."""
+    """Connects to the first usable server; remembers the servers of the cluster that servers announce."""
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
@@ -24,7 +24,7 @@ class Dialer:
         """Return a new connection.
 
         Raises:
-            TransientError: No server lets us in; the text has each one's reason.
+            TransientError: No server is usable; the message has the reason for each.
         """
         reasons: dict[str, None] = {}
         for each in self._order():
@@ -35,11 +35,11 @@ class Dialer:
         raise TransientError("; ".join(reasons))
 
     def learn(self, link: Link) -> None:
-        """Remember the servers that ``link`` has heard of."""
+        """Remember the servers that this connection's server has announced."""
         self._discovered = link.discovered() or self._discovered
 
     def _order(self) -> list[Place]:
         known = {each.server for each in self._configured}
         others = [each for each in self._discovered if each.server not in known]
-        # In any order, so that many bridges spread over a cluster.
+        # Random order, so that bridges spread over the cluster.
         return [*random.sample(self._configured, len(self._configured)), *random.sample(others, len(others))]

@@ -1,6 +1,6 @@
-"""The stream for the records, and the bucket for the current state: created where they are missing, else checked.
+"""The stream for the records and the bucket for the current state: created if missing, otherwise checked.
 
-What is there already is never changed: it may have been set up like that on purpose.
+Existing streams are never changed: their configuration may be intentional.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from sinks.nats.link import Link
 
 NOT_FOUND = 10059
-NAME_IN_USE = 10058  # with another configuration: somebody else was faster
+NAME_IN_USE = 10058  # with another configuration: created concurrently by another client
 OVERLAP = 10065
 _log = structlog.get_logger(__name__)
 
 
 class Stream(NamedTuple):
-    """What is to be known of a stream.
+    """The relevant properties of a stream.
 
-    ``atomic``: whether it takes batches whole. ``max_message``: bytes of a message, -1 for any. ``expiring``: whether
-    a single message can be told to go by itself. ``weaknesses``: what of it works less well than it could.
+    ``atomic``: whether it accepts atomic batches. ``max_message_bytes``: maximum size of a message, -1 for no limit.
+    ``supports_ttl``: whether a message can have a TTL. ``warnings``: properties that weaken the guarantees.
     """
 
     name: str
@@ -39,45 +39,45 @@ class Stream(NamedTuple):
 
 
 async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Stream:
-    """Return the stream for the subjects of ``pattern``.
+    """Return the stream for the subjects of ``pattern``; create it if it does not exist.
 
     Raises:
-        AnsweredError: There is none, or one that is not fit.
+        ApiResponseError: The stream does not exist, or is unsuitable.
         TransientError: The connection failed.
     """
     config = await _ensure(link, settings, configs.stream(settings), create=settings.stream.create)
-    if mistakes := list(configs.mistakes(config, pattern)):
+    if errors := list(configs.mistakes(config, pattern)):
         raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is not fit for the records: {'; '.join(mistakes)}. "
-            f"Change it (nats stream edit {config.name}), or set stream.name to another one"
+            f"stream {config.name} at NATS {link.place.server} is unsuitable: {'; '.join(errors)}; "
+            f"change it (nats stream edit {config.name}), or set stream.name to another stream"
         )
     return _known(config)._replace(weaknesses=tuple(configs.weaknesses(config, pattern)))
 
 
 async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stream:
-    """Return the stream behind the bucket.
+    """Return the stream behind the bucket; create it if it does not exist.
 
     Raises:
-        AnsweredError: There is none, or something else is called like it.
+        ApiResponseError: The bucket does not exist, or its stream is not a bucket.
         TransientError: The connection failed.
     """
     config = await _ensure(link, settings, configs.bucket(settings, bucket), create=settings.bucket.create)
     if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
         raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is no key-value bucket: set bucket.name to another one"
+            f"stream {config.name} at NATS {link.place.server} is not a bucket; set kv_bucket.name to another one"
         )
     return _known(config)
 
 
 async def subjects_in(link: Link, settings: NatsSettings, stream: str, pattern: str) -> list[str]:
-    """Return the subjects in a stream that fit ``pattern``."""
+    """Return the subjects in a stream that match ``pattern``."""
     found: list[str] = []
     while True:
         body = {"subjects_filter": pattern, "offset": len(found)}
-        answer = await link.request(f"list what is in {stream}", settings.domain, f"STREAM.INFO.{stream}", body)
-        page = (answer.get("state") or {}).get("subjects") or {}
+        info = await link.request(f"list the subjects of {stream}", settings.domain, f"STREAM.INFO.{stream}", body)
+        page = (info.get("state") or {}).get("subjects") or {}
         found += page
-        if not page or len(found) >= answer.get("total", 0):
+        if not page or len(found) >= info.get("total", 0):
             return found
 
 
@@ -87,18 +87,20 @@ async def _ensure(link: Link, settings: NatsSettings, wanted: StreamConfig, *, c
             return found
         if not create:
             raise AnsweredError(
-                f"NATS at {link.place.server} has no stream {wanted.name}: create it (docs/nats.md tells how), or set "
-                "create to true"
+                f"NATS at {link.place.server}: stream {wanted.name} does not exist; create it (see docs/nats.md), or "
+                "set auto_create to true"
             )
         if created := await _create(link, settings, wanted):
             return created
-    raise AnsweredError(f"NATS at {link.place.server}: stream {wanted.name} comes and goes")
+    raise AnsweredError(
+        f"NATS at {link.place.server}: stream {wanted.name} was repeatedly created and deleted while connecting"
+    )
 
 
 async def _find(link: Link, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
     name = wanted.name or ""
     try:
-        return (await link.ask(f"tell of stream {name}", link.jetstream(settings.domain).stream_info(name))).config
+        return (await link.ask(f"get stream {name}", link.jetstream(settings.domain).stream_info(name))).config
     except AnsweredError as error:
         if error.code == NOT_FOUND:
             return None
@@ -111,8 +113,9 @@ async def _create(link: Link, settings: NatsSettings, wanted: StreamConfig) -> S
     except AnsweredError as error:
         if error.code == OVERLAP:
             raise AnsweredError(
-                f"NATS at {link.place.server} does not create stream {wanted.name}, because another stream has "
-                f"{', '.join(wanted.subjects or [])} or a part of it: set stream.name to that one, or another subject"
+                f"NATS at {link.place.server}: cannot create stream {wanted.name}, because the subjects of another "
+                f"stream overlap {', '.join(wanted.subjects or [])}; set stream.name to that stream, or use another "
+                "subject_prefix"
             ) from error
         if error.code == NAME_IN_USE:
             return None
