@@ -187,7 +187,7 @@ class Cluster:
 
     def _no_brokers(self) -> str:
         if self._settings.sasl and self._settings.sasl.token_file:
-            # aiokafka mistakes the rejection for a step of the authentication, and the next bytes for a response.
+            # aiokafka takes the rejection for a step of the authentication, and the next bytes for a response.
             return f"token of auth.token_file {self._settings.sasl.token_file} was rejected; it may have expired"
         return "its metadata lists no brokers"
 
