@@ -99,7 +99,7 @@ class Exchange:
         """
         self._first = self._link.claim(len(self._messages), self._take)
         sending = asyncio.ensure_future(self._send())
-        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieve the exception: no other task does
+        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the exception
         try:
             await self._finish(sending)
         finally:
