@@ -1,4 +1,4 @@
-"""Does what ``run`` does before its first record, once: opens each connection, checks it, and closes it."""
+"""Preflight checks: opens, checks and closes once each connection that ``run`` needs before its first record."""
 
 from __future__ import annotations
 
