@@ -1,1 +1,1 @@
-"""Where records go: one module a broker, one library each, behind the port ``bridge.core.ports.Sink``."""
+"""Sinks: one module or package per destination, each behind the port ``bridge.core.ports.Sink``."""

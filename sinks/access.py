@@ -1,6 +1,6 @@
-"""Secrets and TLS to brokers, from settings and from files, which are read anew each time.
+"""Secrets and TLS for connections to brokers, from settings and files. Files are read again for each connection.
 
-No text that leaves this module has a secret in it; each names the setting and the file that is to be looked at.
+Invariant: no error message contains a secret; each names the setting and the file to check.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def secret(name: str, value: SecretStr | None, path: str | None) -> str | None:
-    """Return a secret of the settings, or of a file, whose last line feed does not belong to it; None for neither.
+    """Return a secret from the settings, or from a file without its last line feed; None if neither is set.
 
     Raises:
         TransientError: The file cannot be read, or is empty.
@@ -34,30 +34,30 @@ def secret(name: str, value: SecretStr | None, path: str | None) -> str | None:
 
 
 def read(name: str, path: str) -> str:
-    """Return what is in the text file of the setting ``name``.
+    """Return the content of the text file that a setting names.
 
     Raises:
-        TransientError: It cannot be read.
+        TransientError: The file cannot be read.
     """
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise TransientError(f"{name} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        # Not chained: the error has the file's content in it.
+        # Not chained: the error contains the file's content.
         raise TransientError(f"{name} {path} is not a text file") from None
 
 
 def tls_context(tls: TlsSettings) -> ssl.SSLContext:
-    """Return whom to trust, and the certificate to show.
+    """Return a TLS context with the trusted CAs and, if set, the client certificate.
 
     Raises:
-        TransientError: A file is missing or useless.
+        TransientError: A file is missing or invalid.
     """
     try:
         context = ssl.create_default_context(cafile=tls.ca_file)
     except ssl.SSLError as error:
-        raise TransientError(f"tls.ca_file {tls.ca_file} has no certificate in it (PEM is wanted)") from error
+        raise TransientError(f"tls.ca_file {tls.ca_file} contains no certificate in PEM format") from error
     except OSError as error:
         raise TransientError(f"tls.ca_file {tls.ca_file} cannot be read: {error.strerror}") from error
     if tls.cert_file:
@@ -68,19 +68,19 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
 def _load_certificate(context: ssl.SSLContext, tls: TlsSettings, cert_file: str) -> None:
     password = secret("tls.key_password", tls.key_password, tls.key_password_file)
     key_file = tls.key_file or cert_file
-    read("tls.cert_file", cert_file)  # for OpenSSL does not say which of the two it cannot read
+    read("tls.cert_file", cert_file)  # OpenSSL does not report which of the two files is unreadable
     encrypted = "ENCRYPTED" in read("tls.key_file", key_file)
     try:
-        # An empty password where there is none: OpenSSL would ask for it at the terminal.
+        # Without a password OpenSSL would prompt for one on the terminal.
         context.load_cert_chain(cert_file, key_file, password or "")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             text = f"tls.key_file {key_file} is not the key of tls.cert_file {cert_file}"
         elif encrypted:
-            wrong = "is wrong" if password else "is missing, or tls.key_password_file"
-            text = f"tls.key_file {key_file} is encrypted, and tls.key_password {wrong}"
+            hint = "check tls.key_password" if password else "set tls.key_password or tls.key_password_file"
+            text = f"tls.key_file {key_file} is encrypted and cannot be decrypted; {hint}"
         else:
             text = (
-                f"tls.cert_file {cert_file} and tls.key_file {key_file} are no certificate and its key (PEM is wanted)"
+                f"tls.cert_file {cert_file} and tls.key_file {key_file} are not a certificate and its key in PEM format"
             )
         raise TransientError(text) from error

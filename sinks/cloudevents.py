@@ -1,12 +1,12 @@
-"""CloudEvents 1.0: attributes of a record, in Kafka's headers, in NATS' headers, and in a JSON envelope. Pure.
+"""CloudEvents 1.0: the attributes of a record in Kafka headers, in NATS headers, and in a JSON envelope. Pure.
 
-All that is in an attribute comes from the record, so that a record that is published again has the same bytes again.
+All attribute values come from the record, so a record that is published again has the same bytes.
 
 Invariants:
-- Every attribute is a non-empty string without control characters, whatever a container or its namespace is called:
-  what an attribute may not hold is percent-encoded before it is bound to a protocol.
-- Kafka: values are UTF-8. NATS: values are printable ASCII without space, double quote and percent sign, which, like
-  all else, are percent-encoded once more by the binding's rule, and decoded by its readers.
+- Every attribute is a non-empty string without control characters, for any name of a container or namespace:
+  characters that an attribute must not contain are percent-encoded before the protocol binding applies.
+- Kafka: values are UTF-8. NATS: values are printable ASCII without space, double quote and percent sign; all other
+  characters are percent-encoded once more, as the protocol binding requires, and decoded by its readers.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _TYPES = {
 _NONCHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 _FORBIDDEN = re.compile(f"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef{_NONCHARACTERS}]")
 _HEADER_SAFE = re.compile(r"[!#-$&-~]*")  # U+0021 to U+007E without the double quote and the percent sign
-_HEADER_SAFE_CHARACTERS = "!#$&'()*+,/:;<=>?@[\\]^`{|}"  # besides those that quote() never touches
-_PATH_SAFE = "!$&'()*+,;=:@"  # what RFC 3986 allows in a segment of a path, besides the unreserved
-_NAME_SAFE = "!$&'()*+,;="  # the same for a registered name, the host of an authority
+_HEADER_SAFE_CHARACTERS = "!#$&'()*+,/:;<=>?@[\\]^`{|}"  # besides those that quote() never encodes
+_PATH_SAFE = "!$&'()*+,;=:@"  # allowed in a path segment (RFC 3986), besides the unreserved characters
+_NAME_SAFE = "!$&'()*+,;="  # the same for the host of an authority
 _LIMIT = 64
-_DIGITS = 20  # of a sequence, so that it sorts as text
-_SUBJECTS = 1024  # each container has several records
+_DIGITS = 20  # zero-padded, so that sequences sort as text
+_SUBJECTS = 1024  # larger: the records of a container share its subject
 _ENCODER = msgspec.json.Encoder()
 
 
 def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
-    """Return a record's attributes but for ``datacontenttype``; there is no ``subject`` for frames."""
+    """Return a record's attributes without ``datacontenttype``; control records have no ``subject``."""
     found = [
         ("specversion", "1.0"),
         ("id", record.id),
@@ -100,12 +100,12 @@ def nats_envelope_headers() -> dict[str, str]:
 
 
 def envelope(record: Record, document: bytes, schema: str = SCHEMA) -> bytes:
-    """Return the JSON of structured mode, with ``document`` as its data as it is."""
+    """Return the JSON of structured mode, with ``document`` unchanged as its data."""
     return _ENCODER.encode({**dict(attributes(record, schema)), "datacontenttype": JSON, "data": msgspec.Raw(document)})
 
 
 def nats_value(value: str) -> str:
-    """Percent-encode what NATS' binding asks for: all outside U+0021 to U+007E, the double quote, the percent sign."""
+    """Percent-encode as the NATS binding requires: all but U+0021 to U+007E, and double quote and percent sign."""
     return value if _HEADER_SAFE.fullmatch(value) else quote(value, safe=_HEADER_SAFE_CHARACTERS)
 
 
@@ -123,12 +123,12 @@ def event_type(type_: str) -> str:
 
 
 def sequence(record: Record) -> str:
-    """Return what orders a source's records lexicographically."""
+    """Return a string that orders the records of a source lexicographically."""
     return f"{record.epoch}-{record.sequence:0{_DIGITS}}"
 
 
 def allowed(value: str) -> str:
-    """Return a string as an attribute may hold it: where it has a forbidden character, percent-encoded."""
+    """Return a valid attribute value: percent-encoded if ``value`` contains a forbidden character."""
     if (value.isascii() and value.isprintable()) or not _FORBIDDEN.search(value):
         return value
     return quote(value, safe=_HEADER_SAFE_CHARACTERS + ' "', errors="surrogatepass")

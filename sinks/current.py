@@ -1,14 +1,14 @@
-"""The current state of a source, folded from its records: one row for each living container, and one for itself. Pure.
+"""The current state of a source, computed from its records: an entry per running container, and one per source. Pure.
 
-For sinks that keep a table beside the stream (a compacted topic, a bucket of keys and values). A row's value is the
-last record about its container, with the id of the last completed snapshot, or of the one that names it, beside; that
-of the source is the end of its last snapshot.
+For sinks that maintain a state table beside the stream (a compacted topic, a KV bucket). The value of a container's
+entry is the last record about the container, plus the id of the snapshot that lists it, or of the last completed one.
+The value of the source's entry is the ``snapshot_completed`` record of its last snapshot.
 
 Invariants:
-- Whoever reads the whole table after a completed snapshot has exactly the containers that live.
-- Folding changes nothing: what was folded becomes true when the other side has acknowledged the changes, so that a
-  batch that is published again is folded again from where it was.
-- A snapshot whose beginning was not seen, or of which something was lost, removes nothing.
+- After a completed snapshot, the table contains exactly the running containers.
+- Applying records changes no state: the caller adopts the new state when the broker has acknowledged the changes, so a
+  batch that is published again is applied to the same state again.
+- A snapshot whose start is missing, or of which records were lost, removes no entry.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALIVE = frozenset({"present", "started", "paused", "unpaused"})
 
 
 class Row(NamedTuple):
-    """What a row is about: a container, or the source itself where ``namespace`` and ``id`` are empty."""
+    """The key of an entry: a container, or the source if ``namespace`` and ``id`` are empty."""
 
     host: str
     engine: str
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a row is to be from now on, None for gone, and the (epoch, sequence) of the record that says so."""
+    """The new value of an entry, None to remove it, and the (epoch, sequence) of the record that causes the change."""
 
     row: Row
     value: bytes | None
@@ -43,14 +43,14 @@ class Change(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A snapshot that has begun: its id, and whom it has named so far."""
+    """A snapshot in progress: its id, and the containers listed so far."""
 
     id: str
     named: frozenset[Row]
 
 
 class State(NamedTuple):
-    """What is known of one source: the rows that are there, its last snapshot's id, and the one that has begun."""
+    """The state of one source: the keys of its entries, the id of its last snapshot, and the snapshot in progress."""
 
     rows: frozenset[Row] = frozenset()
     snapshot_id: str | None = None
@@ -70,27 +70,27 @@ _DECODER = msgspec.json.Decoder(_Document)
 
 
 def source_of(record: Record) -> Row:
-    """Return the row of a record's source."""
+    """Return the key of a record's source."""
     return Row(record.host, record.engine)
 
 
 def row_of(record: Record) -> Row:
-    """Return the row of a record's container, or of its source for a frame."""
+    """Return the key of a record's container; for a control record, of its source."""
     namespace, subject = record.namespace, record.subject
     id_ = subject if namespace == DEFAULT_NAMESPACE else subject[len(namespace) + 1 :]
     return Row(record.host, record.engine, namespace, id_)
 
 
 def fold(state: State, records: Iterable[Record]) -> tuple[State, list[Change]]:
-    """Return what is known after ``records``, all of one source, and what changes of the table; one change a row."""
-    folding = _Folding(state)
+    """Return the state after ``records`` of one source, and the changes to the table, at most one per key."""
+    update = _Folding(state)
     for record in records:
-        folding.take(record)
-    return folding.state(), list(folding.changes.values())
+        update.take(record)
+    return update.state(), list(update.changes.values())
 
 
 def runs(batch: Sequence[Record]) -> Iterator[tuple[Row, Sequence[Record]]]:
-    """Split a batch into runs of records of one source, in order."""
+    """Split a batch into consecutive records of the same source, in order."""
     start = 0
     while start < len(batch):
         host, engine = batch[start].host, batch[start].engine
@@ -130,10 +130,10 @@ class _Folding:
             self._open = None
 
     def _alive(self, record: Record) -> None:
-        row = row_of(record)
-        self._rows.add(row)
-        self._named.add(row)
-        self._change(row, _with_id(record.data, self._open or self._snapshot_id), record)
+        key = row_of(record)
+        self._rows.add(key)
+        self._named.add(key)
+        self._change(key, _with_id(record.data, self._open or self._snapshot_id), record)
 
     def _gone(self, row: Row, record: Record) -> None:
         self._rows.discard(row)
@@ -142,25 +142,25 @@ class _Folding:
 
     def _completed(self, record: Record, frame: _Frame) -> None:
         if self._open == frame.id:
-            for row in sorted(self._rows - self._named):
-                if row.namespace not in frame.failed:
-                    self._gone(row, record)
+            for key in sorted(self._rows - self._named):
+                if key.namespace not in frame.failed:
+                    self._gone(key, record)
             self._snapshot_id = frame.id
             self._change(source_of(record), _with_id(record.data, frame.id), record)
         self._open = None
 
     def _change(self, row: Row, value: bytes | None, record: Record) -> None:
-        self.changes.pop(row, None)  # so that changes stand in the order of what they say last
+        self.changes.pop(row, None)  # so that changes are in the order of their last records
         self.changes[row] = Change(row, value, (record.epoch, record.sequence))
 
 
 def _with_id(document: bytes, snapshot_id: str | None) -> bytes:
-    """Add ``snapshot_id`` to a document, whose other bytes stay as they are."""
+    """Add ``snapshot_id`` to a document; its other bytes do not change."""
     return b'%s,"snapshot_id":%s}' % (document[:-1], msgspec.json.encode(snapshot_id))
 
 
 def without_labels(value: bytes) -> bytes:
-    """Return a row without its container's labels, for where it is too large."""
+    """Return the value of an entry without the container's labels, for entries that are too large."""
     document = msgspec.json.decode(value)
     if container := document["container"]:
         container |= {"labels": None, "labels_dropped": True}

@@ -1,4 +1,4 @@
-"""What a sink writes of a record: its document, in one of the encodings. Pure."""
+"""Encodings of records: the document that a sink publishes for a record. Pure."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Encode: TypeAlias = "Callable[[Record], bytes | None]"
 
 
 class Format(NamedTuple):
-    """How to write a record, None where this encoding has nothing to say, and what names its schema."""
+    """An encoding: its function, which returns None for record types that it does not cover, and its schema."""
 
     encode: Encode
     schema: str
 
 
 def format_of(encoding: Encoding) -> Format:
-    """Return the format of an encoding."""
+    """Return the encoding with this name."""
     return _FORMATS[encoding]
 
 

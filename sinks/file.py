@@ -1,13 +1,12 @@
-"""A file of JSON lines, set aside when it is full: PATH.1 is the youngest of those, then PATH.2 and so on.
+"""A file of JSON lines that is rotated when it is full: PATH.1 is the newest rotated file, then PATH.2 and so on.
 
-A thread of our own does all of it: disks hang.
+A dedicated thread does all file operations, because disks can hang.
 
 Invariants:
-- What was acknowledged is on the disk, not only in the operating system's memory.
-- Lines are whole: what a failed write left is taken back, and what a process that was killed left of one is taken
-  away by the next.
-- Nobody else of our kind writes it at the same time.
-- Somebody else may move the file away at any time (logrotate does): the next line goes into a new one.
+- Acknowledged records are on the disk, not only in the page cache.
+- Lines are complete: a failed write is undone, and the incomplete line of a killed process is removed at the next open.
+- Only one whalebridge process writes the file at a time.
+- Another program may move the file at any time (as logrotate does): the next line goes to a new file.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
     from config.sinks.file import FileSettings
 
 CLOSE_SECONDS = 1.0
-MODE = 0o640  # labels are not for everybody
+MODE = 0o640  # labels may be confidential
 
 _TAIL = 1 << 20  # more than the longest line
-_BEGINNING = b'{"'  # of each of our lines
+_BEGINNING = b'{"'  # every line begins with it
 _PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EMFILE})
 
 
 class FileError(FatalError):
-    """The file cannot be written, and trying again will not help."""
+    """The file cannot be written, and a retry will not help."""
 
 
 class FileInUseError(TransientError):
-    """Another process of our kind writes the file."""
+    """Another whalebridge process writes the file."""
 
 
 class FileSink:
@@ -58,8 +57,8 @@ class FileSink:
         """Make sure that the file can be written.
 
         Raises:
-            TransientError: Its disk is full, or its folder is not there.
-            FileError: It is something else than a file, or we may not write it.
+            TransientError: The disk is full, the directory is missing, or the file is in use.
+            FileError: The path is not a regular file, or the file is not writable.
         """
         await self._worker.run(self._file.open)
 
@@ -67,15 +66,15 @@ class FileSink:
         """Append records; return when they are on the disk.
 
         Raises:
-            TransientError: The disk is full, or fails.
-            FileError: We may not write the file any more.
+            TransientError: The disk is full or fails.
+            FileError: The file is no longer writable.
         """
         documents = map(self._encode, batch)
         lines = [document + b"\n" for document in documents if document is not None]
         await self._worker.run(partial(self._file.append, lines))
 
     async def close(self) -> None:
-        """Let the thread end; one that is stuck is left to itself."""
+        """Close the file and stop the thread; a thread that hangs is abandoned."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._worker.run(self._file.close)
@@ -83,12 +82,12 @@ class FileSink:
 
 
 class RotatedFile:
-    """Blocking writes of whole lines, and what happens to a file that is full.
+    """Writes complete lines to a file (blocking) and rotates it when it is full.
 
     Args:
-        path: The file that is written.
-        max_bytes: It is set aside before a line would make it larger, unless that line is its only one.
-        keep: How many of those that were set aside are kept.
+        path: The file to write.
+        max_bytes: The file is rotated before a line would exceed this size, unless the file is empty.
+        max_files: Number of rotated files to keep.
     """
 
     def __init__(self, path: str, max_bytes: int, keep: int) -> None:
@@ -99,7 +98,7 @@ class RotatedFile:
         self._size = 0
 
     def open(self) -> None:
-        """Open it, and take away what a killed process left of a line."""
+        """Open the file and remove an incomplete last line."""
         self.close()
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, MODE)
         try:
@@ -113,13 +112,13 @@ class RotatedFile:
         self._descriptor = descriptor
 
     def close(self) -> None:
-        """Close it; harmless when repeated."""
+        """Close the file. Idempotent."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def append(self, lines: Sequence[bytes]) -> None:
-        """Write all of ``lines`` to the disk; after an error they may be handed over again."""
+        """Write ``lines`` to the disk; after an error, the same lines may be written again."""
         if not lines:
             return
         start = 0
@@ -136,14 +135,14 @@ class RotatedFile:
             start = end
 
     def _current(self) -> int:
-        """Return the descriptor of the file that is there now; somebody may have moved or removed ours."""
+        """Return the descriptor of the file at the path; open a new file if another program has moved or removed it."""
         if self._descriptor is not None:
-            ours = os.fstat(self._descriptor)
+            own = os.fstat(self._descriptor)
             try:
                 there = os.stat(self._path)
             except FileNotFoundError:
                 there = None
-            if there and (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino) and ours.st_size == self._size:
+            if there and (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) and own.st_size == self._size:
                 return self._descriptor
         self.open()
         assert self._descriptor is not None  # noqa: S101 (open() has just set it)
@@ -156,7 +155,7 @@ class RotatedFile:
                 written += os.pwrite(descriptor, data[written:], self._size + written)
             os.fdatasync(descriptor)
         except OSError:
-            # Also what was written whole: after a failed sync nobody knows what of it is on the disk.
+            # Complete writes too: after a failed sync it is unknown which data is on the disk.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, self._size)
             self.close()
@@ -175,38 +174,38 @@ class RotatedFile:
 
 
 def translated(path: str, error: OSError) -> BridgeError:
-    """Tell what an error of a file means."""
+    """Return the bridge's error for an OS error of the file."""
     if error.errno in _PASSING:
-        todo = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to its folder and disk"
-        return TransientError(f"{path} cannot be written: {error.strerror}; {todo}")
-    return FileError(f"{path} cannot be written: {error.strerror}; name another file, or change its permissions")
+        hint = "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its directory and disk"
+        return TransientError(f"{path} cannot be written: {error.strerror}; {hint}")
+    return FileError(f"{path} cannot be written: {error.strerror}; use another file, or fix its permissions")
 
 
 def _take(descriptor: int, path: str) -> None:
-    """Make sure that it is a file, and keep others of our kind out; the kernel frees the lock however we end."""
+    """Check that it is a regular file and lock it; the kernel releases the lock when the process ends."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise FileError(f"{path} is not a file; name one, or take stdout:")
+        raise FileError(f"{path} is not a regular file; use the path of a file, or the sink stdout:")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise FileInUseError(f"{path} is being written by another process; name another file for this one") from error
+        raise FileInUseError(f"{path} is being written by another process; use another file") from error
 
 
 def _whole_lines(descriptor: int, size: int, path: str) -> int:
-    """Return how much of a file are whole lines; what is not ours is left alone."""
+    """Return the size of the complete lines; raise an error if the incomplete last line is not a record."""
     tail = os.pread(descriptor, min(size, _TAIL), max(size - _TAIL, 0))
     rest = tail[tail.rfind(b"\n") + 1 :]
     if not rest:
         return size
     if not rest.startswith(_BEGINNING[: len(rest)]):
-        raise FileError(f"{path} ends in the midst of a line that is not ours; name another file")
+        raise FileError(f"{path} ends with an incomplete line that is not a record; use another file")
     return size - len(rest)
 
 
 def _sync_folder(path: str) -> None:
-    """Make sure that the file's name is on the disk as well."""
-    folder = os.open(os.path.dirname(path) or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Sync the directory, so that the file's name is on the disk too."""
+    directory = os.open(os.path.dirname(path) or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(directory)
     finally:
-        os.close(folder)
+        os.close(directory)

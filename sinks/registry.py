@@ -1,4 +1,4 @@
-"""From settings to sinks. A sink's module, and the library it needs, is imported only where it is asked for."""
+"""Creates sinks from settings. A sink's module and its library are imported only if the sink is configured."""
 
 # ruff: noqa: PLC0415 (imports are lazy on purpose)
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def make(settings: SinkSettings) -> Sink:
-    """Return the sink that ``settings`` describe, not yet started.
+    """Return the sink with these settings, not yet started.
 
     Raises:
-        FatalError: Its library is not installed.
+        FatalError: The sink's library is not installed.
     """
     match settings:
         case StdoutSettings():
@@ -54,10 +54,10 @@ def make_all(settings: Iterable[SinkSettings]) -> list[Sink]:
 
 @contextlib.contextmanager
 def library(extra: str) -> Iterator[None]:
-    """Tell what to install where the import of a broker's library fails."""
+    """Turn the failed import of a broker's library into an error that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:
         raise FatalError(
-            f"{extra} needs a library that is not installed ({error.name}): pip install 'whalebridge[{extra}]'"
+            f"{extra}: a required library is not installed ({error.name}); run pip install 'whalebridge[{extra}]'"
         ) from error

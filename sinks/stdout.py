@@ -1,13 +1,13 @@
-"""Standard output: one JSON document a line.
+"""Standard output: one JSON document per line.
 
-Writing can block for as long as the reader likes (a pager, a stopped program), and other programs may share the file
-behind the descriptor, so that it must not be made non-blocking. Therefore a thread of our own does all of it.
+A write can block as long as the reader does not read (a pager, a stopped program), and other programs may share the
+file behind the descriptor, so it must not become non-blocking. Therefore a dedicated thread does all writes.
 
 Invariants:
-- Lines are whole: what a failed write left of one is written before anything else is.
-- Pieces of at most PIPE_BUF bytes go into a pipe whole or not at all, so that a process that ends in the midst of it
-  cuts no line shorter than that.
-- A terminal gets nothing to obey: there, and only there, more characters are escaped than JSON asks for.
+- Lines are complete: the rest of a line that a failed write has cut is written before anything else.
+- Chunks of at most PIPE_BUF bytes go into a pipe entirely or not at all, so a process that ends during a write cuts no
+  line shorter than PIPE_BUF.
+- A terminal receives no control characters: for terminals only, more characters are escaped than JSON requires.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 STDOUT = 1
 PIECE = select.PIPE_BUF
-CLOSE_SECONDS = 1.0  # what a reader that has fallen asleep is given at the end
+CLOSE_SECONDS = 1.0  # how long close() waits for a reader that does not read
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class OutputError(FatalError):
-    """Standard output cannot be written, and trying again will not help."""
+    """Standard output cannot be written, and a retry will not help."""
 
 
 class StdoutSink:
@@ -52,14 +52,14 @@ class StdoutSink:
         self._to_terminal = False
 
     async def start(self) -> None:
-        """Make sure that there is a standard output.
+        """Make sure that standard output is open.
 
         Raises:
-            OutputError: It is closed.
+            OutputError: Standard output is closed.
         """
-        # Where the descriptor was closed as Python started, its number may belong to another file by now.
+        # If the descriptor was closed when Python started, another file may have its number now.
         if self._descriptor == STDOUT and sys.__stdout__ is None:
-            raise OutputError("standard output is closed: send it to a file, a pipe or a terminal")
+            raise OutputError("standard output is closed; redirect it to a file, a pipe or a terminal")
         try:
             os.fstat(self._descriptor)
         except OSError as error:
@@ -70,18 +70,18 @@ class StdoutSink:
         """Write records; return when the operating system has taken all of them.
 
         Raises:
-            TransientError: The disk behind it is full.
-            OutputError: Nobody can read it any more.
+            TransientError: The disk behind standard output is full.
+            OutputError: The reader has disconnected.
         """
         documents = map(self._encode, batch)
         lines = [self._line(document) for document in documents if document is not None]
         await self._worker.run(partial(self._writer.write, lines))
 
     async def reader_gone(self) -> None:
-        """Wait until nobody can read any more, also while there is nothing to write. A file never gets there.
+        """Wait until the reader disconnects, also while there is nothing to write. Never returns for a file.
 
         Raises:
-            OutputError: That is so now.
+            OutputError: The reader has disconnected.
         """
         loop = asyncio.get_running_loop()
         gone = loop.create_future()
@@ -92,7 +92,7 @@ class StdoutSink:
         raise translated(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     async def close(self) -> None:
-        """Let the thread end; one that is stuck is left to itself."""
+        """Stop the thread; a thread that hangs is abandoned."""
         await self._worker.close(CLOSE_SECONDS)
 
     def _line(self, document: bytes) -> bytes:
@@ -100,14 +100,14 @@ class StdoutSink:
 
 
 class LineWriter:
-    """Blocking writes of whole lines, in pieces."""
+    """Writes complete lines in chunks (blocking)."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._rest = b""  # of a line whose beginning is written
+        self._rest = b""  # of a partly written line
 
     def write(self, lines: Iterable[bytes]) -> None:
-        """Write all of ``lines``, each with its line feed; after an error they may be handed over again."""
+        """Write ``lines``, each with its line feed; after an error, the same lines may be written again."""
         for piece in pieces(lines):
             self._write_piece(self._rest + piece)
 
@@ -126,43 +126,43 @@ class LineWriter:
         while True:
             try:
                 return os.write(self._descriptor, data)
-            except BlockingIOError:  # whoever gave us the descriptor has made it non-blocking
+            except BlockingIOError:  # another program has made the shared file non-blocking
                 _poll(self._descriptor, select.POLLOUT)
 
 
 def pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Join lines into pieces of at most ``PIECE`` bytes; a longer line is a piece of its own."""
-    held: list[bytes] = []
+    """Join lines into chunks of at most ``CHUNK_BYTES``; a longer line is a chunk of its own."""
+    pending: list[bytes] = []
     size = 0
     for line in lines:
-        if held and size + len(line) > PIECE:
-            yield b"".join(held)
-            held, size = [], 0
-        held.append(line)
+        if pending and size + len(line) > PIECE:
+            yield b"".join(pending)
+            pending, size = [], 0
+        pending.append(line)
         size += len(line)
-    if held:
-        yield b"".join(held)
+    if pending:
+        yield b"".join(pending)
 
 
 def rest_of_line(data: bytes, written: int) -> bytes:
-    """Return what is missing of the line that ``written`` bytes of ``data`` end in; nothing where they end with it."""
+    """Return the unwritten rest of the line at ``written`` bytes of ``data``; empty at the end of a line."""
     if data[written - 1 : written] == b"\n":
         return b""
     return data[written : data.index(b"\n", written) + 1]
 
 
 def translated(error: OSError) -> BridgeError:
-    """Tell what an error of the descriptor means."""
+    """Return the bridge's error for an OS error of the descriptor."""
     if error.errno == errno.EPIPE:
-        return OutputError("standard output: its reader has gone")
+        return OutputError("standard output: the reader has disconnected")
     reason = f"standard output cannot be written: {error.strerror}"
     if error.errno in _DISK_FULL:
-        return TransientError(f"{reason}; make room where it is redirected to")
-    return OutputError(f"{reason}; send it to a file, a pipe or a terminal")
+        return TransientError(f"{reason}; free disk space where it is redirected to")
+    return OutputError(f"{reason}; redirect it to a file, a pipe or a terminal")
 
 
 def _wait_for_hangup(descriptor: int, loop: asyncio.AbstractEventLoop, gone: asyncio.Future[None]) -> None:
-    _poll(descriptor, 0)  # hang-ups and errors are reported whatever is asked for
+    _poll(descriptor, 0)  # hang-ups and errors are always reported
     resolve_future(loop, gone, None)
 
 

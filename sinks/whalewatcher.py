@@ -1,8 +1,8 @@
-"""The encoding ``whalewatcher``: documents that Go's ``encoding/json`` decodes into whalewatcher's own structs. Pure.
+"""The encoding ``whalewatcher``: documents that Go's ``encoding/json`` decodes into whalewatcher's structs. Pure.
 
 One document fits both ``engineclient.ContainerEvent`` (Timestamp, Type, ID, Project) and ``watcher.ContainerEvent``
-(Type, Container): each takes the keys it knows. Only what happens in a container's life is told, and rows of snapshots
-as started; there are no frames, so that readers can not notice what they missed.
+(Type, Container): each takes the keys it knows. Only lifecycle records are encoded, and snapshot records as started;
+there are no control records, so readers cannot detect gaps.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from bridge.core.identity import display_id
 from bridge.core.model import ContainerKey, Labels
 
 TYPES: dict[RecordType, int] = {"started": 0, "present": 0, "exited": 1, "paused": 2, "unpaused": 3}
-"""``engineclient.ContainerEventType`` of each record that has one."""
+"""The ``engineclient.ContainerEventType`` of each record type that has one."""
 
 
 class _Known(Struct, frozen=True):
-    """What of a record's container is told on."""
+    """The fields of a record's container that are encoded."""
 
     id: str
     namespace: str
@@ -35,7 +35,7 @@ class _Document(Struct, frozen=True):
 
 
 class _Container(Struct, frozen=True):
-    """``whalewatcher.Container``: ID and Name with the namespace in front, unless it is ``default``."""
+    """``whalewatcher.Container``: ID and Name are prefixed with the namespace, unless it is ``default``."""
 
     ID: str
     Name: str
@@ -50,7 +50,7 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def encode(record: Record) -> bytes | None:
-    """Return a record's document; None where whalewatcher knows nothing of the kind."""
+    """Return a record's document; None if whalewatcher has no such event type."""
     type_ = TYPES.get(record.type)
     if type_ is None:
         return None

@@ -1,7 +1,7 @@
-"""The command line: one module a command, and what they all do alike.
+"""The command line: one module per command, and their common error handling.
 
-Whatever can be foreseen to go wrong is told in lines on standard error that begin with ``whalebridge:``, without a
-traceback. Exit status: 0 fine; 1 failed, not found, ambiguous; 2 wrong usage or settings; 3 a connection failed.
+Expected errors are lines on standard error that begin with ``whalebridge:``, without a traceback.
+Exit status: 0 success; 1 failed, not found or ambiguous; 2 wrong usage or invalid settings; 3 a connection failed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
 NAME = "whalebridge"
-_COMPLETE = "_WHALEBRIDGE_COMPLETE"  # set by the scripts that typer writes for the shells
-_LOGIN = re.compile(r"(://)\S*@")  # of a URL that stands where none belongs: what is repeated goes into logs
+_COMPLETE = "_WHALEBRIDGE_COMPLETE"  # set by typer's completion scripts
+_LOGIN = re.compile(r"(://)\S*@")  # in a misplaced URL: error messages may end up in logs
 
 app = typer.Typer(
-    help="Tell which containers live on a containerd node, and what happens to them.",
-    epilog=f"'{NAME} COMMAND --help' tells more, with examples.",
+    help="Publish container lifecycle events from containerd.",
+    epilog=f"See '{NAME} COMMAND --help' for details and examples.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help, quickly
 )
@@ -58,14 +58,14 @@ app.command("version")(version.version)
 
 
 def main() -> None:
-    """Run the command that the process was called with, and exit.
+    """Run the command in the process's arguments, and exit.
 
-    Signals that were held meanwhile are let in, but for ``run``, which does that itself once it can stop in order.
+    Unblocks the signals that are blocked during the start, except for ``run``, which unblocks them when it can stop.
     """
     _occupy_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the locale cannot write is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # for names that the locale cannot encode
     try:
         if sys.argv[1:2] != ["run"]:
             signals.release()
@@ -93,7 +93,7 @@ def execute(arguments: Sequence[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except SystemExit as end:  # typer's answer to a closed pipe while it prints help
+    except SystemExit as end:  # raised by typer if the pipe closes while it prints help
         return end.code if isinstance(end.code, int) else FAILED
 
 
@@ -101,7 +101,7 @@ def _call(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
-    except OSError as error:  # of typer's help; what commands print goes through ``output``
+    except OSError as error:  # typer's help; commands print with ``output``
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
         output.abandon()
@@ -109,7 +109,7 @@ def _call(arguments: Sequence[str]) -> int:
 
 
 def complain(*lines: str) -> None:
-    """Tell the person what went wrong, with nothing in it that a terminal would obey."""
+    """Print error lines to standard error, without control characters."""
     if sys.stderr is None:
         return
     with contextlib.suppress(OSError):
@@ -118,7 +118,7 @@ def complain(*lines: str) -> None:
 
 
 def _occupy_standard_descriptors() -> None:
-    """Open those that were closed as the process started; else their numbers go to other files, and output there."""
+    """Open standard descriptors that were closed at the start, so that no other file gets their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -20,11 +20,12 @@ def check(
     log_format: options.LogFormat = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check the configuration and every connection that run would use, without publishing. Takes the options of run.
+    """Check the configuration and the connections of run.
 
-    Reports all errors in the settings; then checks containerd, state_dir, http.listen (if set) and each sink
-    concurrently, up to the first record. Topics, streams, files and state_dir that run would create are created and
-    kept; a marker event is published on containerd. Takes up to 15 s. A running bridge is not disturbed.
+    Takes the options of run, and publishes no records. Reports all errors in the settings; then checks containerd,
+    state_dir, http.listen (if set) and each sink concurrently, up to the first record. Topics, streams, files and
+    state_dir that run would create are created and kept; a marker event is published on containerd. Takes up to 15 s.
+    A running bridge is not disturbed.
 
     Exit status: 0 if run can start; 1 if run would fail; 2 if the settings are invalid; 3 if a connection failed and
     run would retry.
@@ -39,7 +40,7 @@ def check(
     from bridge.cli.findings import Finding
 
     try:
-        read = options.of_run(
+        load = options.of_run(
             config=config,
             containerd=containerd,
             include=namespace,
@@ -50,16 +51,16 @@ def check(
             log_level=log_level,
             log_format=log_format,
         )
-        settings = options.settled(read)
+        settings = options.settled(load)
     except CommandError as error:
-        found = [Finding("error", "settings", line, status=WRONG_USAGE) for line in error.lines]
+        results = [Finding("error", "settings", line, status=WRONG_USAGE) for line in error.lines]
     else:
         import asyncio
 
         from bridge.cli.rehearsal import rehearse
 
-        found = [Finding("ok", "settings", f"settings are valid; host name is {settings.host}")]
-        found += asyncio.run(rehearse(settings))
-    findings.tell(found, as_json=as_json)
-    if status := max(each.status for each in found):
+        results = [Finding("ok", "settings", f"settings are valid; host name is {settings.host}")]
+        results += asyncio.run(rehearse(settings))
+    findings.tell(results, as_json=as_json)
+    if status := max(result.status for result in results):
         raise CommandError(status=status)

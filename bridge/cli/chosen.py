@@ -1,4 +1,4 @@
-"""Which records a person wants to see. Pure."""
+"""Filters for the records that ``tail`` shows. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Globs = Sequence[str] | None
 
 
 class Chosen(NamedTuple):
-    """Filters by globs; those that are not given let everything through."""
+    """Matches records by globs; a filter that is not set matches everything."""
 
     namespaces: Globs = None
     excluded: Globs = None
@@ -26,7 +26,7 @@ class Chosen(NamedTuple):
     since: datetime | None = None
 
     def __call__(self, document: Document) -> bool:
-        """Tell whether a record is to be shown."""
+        """Return whether a record matches all filters."""
         if self.since is not None and document.timestamp[:_SECOND] < _written(self.since):
             return False
         if document.type == "heartbeat" and not self.types:
@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
 
     def _of_container(self, document: Document) -> bool:
         container = document.container
-        if container is None:  # a loss may be one of just these containers' records
+        if container is None:  # a loss may affect matching containers
             return document.type == "lost" or not (self.namespaces or self.projects or self.containers)
         return (
             _fits(self.namespaces, container.namespace)

@@ -1,4 +1,4 @@
-"""What lives on a containerd right now, for the commands that look once: asked for over one connection."""
+"""Lists the running containers of a containerd, for commands that list once, over one connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from config.settings import Settings
 
 
 class Lists(Protocol):
-    """What is needed of a ``Source`` here."""
+    """The part of ``EngineClient`` that listing needs."""
 
     async def namespaces(self) -> Sequence[str]:
         """List all namespaces."""
@@ -32,11 +32,11 @@ class Lists(Protocol):
         """List a namespace's tasks."""
 
     def containers(self, namespace: str) -> AsyncIterator[Metadata]:
-        """List a namespace's records."""
+        """List a namespace's container metadata."""
 
 
 class Living(NamedTuple):
-    """A container with a task that is not known to have ended."""
+    """A container whose task is running, paused, or in an unknown state."""
 
     metadata: Metadata
     task: Task
@@ -49,15 +49,15 @@ class Living(NamedTuple):
 
     @property
     def status(self) -> str:
-        """``running``, ``paused``, or ``unknown`` where its shim does not answer."""
+        """``running``, ``paused``, or ``unknown`` if the shim does not respond."""
         if self.task.status is TaskStatus.UNKNOWN:
             return "unknown"
         return "paused" if self.task.paused else "running"
 
     def document(self) -> dict[str, Any]:
-        """Return the object ``container`` that a record would have."""
+        """Return the object ``container`` as in a record, built by the same code."""
         pid = self.task.pid
-        row = Transition(
+        transition = Transition(
             type="present",
             origin="snapshot",
             at=0,
@@ -68,12 +68,12 @@ class Living(NamedTuple):
             incarnation=incarnation(boot_id(), pid),
             paused=self.task.paused,
         )
-        document: dict[str, Any] = msgspec.to_builtins(container(row))
+        document: dict[str, Any] = msgspec.to_builtins(container(transition))
         return document
 
 
 class Listing(NamedTuple):
-    """What was found, and why some of it was not."""
+    """The containers, and the errors of namespaces that could not be listed."""
 
     containers: list[Living]
     failures: list[str]
@@ -84,7 +84,7 @@ async def connected(settings: Settings) -> AsyncIterator[ContainerdClient]:
     """Connect to the containerd of ``settings``.
 
     Raises:
-        CommandError: That is not possible, or the connection fails later.
+        CommandError: Connecting failed, or the connection failed later.
     """
     rules = LabelRules(settings.labels.include, settings.labels.exclude, settings.labels.redact)
     client = ContainerdClient(settings.containerd.address, rules)
@@ -101,33 +101,31 @@ async def connected(settings: Settings) -> AsyncIterator[ContainerdClient]:
 
 
 async def list_living(source: Lists, watched: Callable[[str], bool], named: Iterable[str]) -> Listing:
-    """List what lives in the watched namespaces; those that are ``named`` literally have to exist.
+    """List the running containers of the watched namespaces.
 
     Raises:
-        CommandError: A named one does not.
+        CommandError: A namespace in ``required`` does not exist.
     """
     existing = sorted(await source.namespaces())
     missing = [name for name in named if name not in existing]
     if missing:
-        there = ", ".join(existing) or "none"
-        raise CommandError(
-            *(f"there is no namespace {name!r} on this containerd; there are: {there}" for name in missing)
-        )
+        names = ", ".join(existing) or "none"
+        raise CommandError(*(f"namespace {name!r} does not exist; existing namespaces: {names}" for name in missing))
     listing = Listing([], [])
     for namespace in filter(watched, existing):
         try:
             listing.containers.extend(await _living_in(source, namespace))
         except BridgeError as error:
-            listing.failures.append(f"namespace {namespace} is not listed: {error}")
+            listing.failures.append(f"namespace {namespace} could not be listed: {error}")
     return listing
 
 
 async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or_id: str) -> Living:
-    """Find one living container; a namespace that ``name_or_id`` begins with is looked into, watched or not.
+    """Find one running container; a namespace in ``name_or_id`` is searched even if it is not watched.
 
     Raises:
-        NotFoundError: There is none.
-        AmbiguousError: There are several.
+        NotFoundError: No container matches.
+        AmbiguousError: Several containers match.
     """
     namespace, slash, _ = name_or_id.partition("/")
     if slash:
@@ -142,17 +140,17 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
 
 
 async def _living_in(source: Lists, namespace: str) -> list[Living]:
-    """List one namespace. Tasks first: a record that comes later than its task is none of theirs."""
+    """List one namespace. Tasks first, so that an old task is not matched with the metadata of a new container."""
     tasks = [task for task in await source.tasks(namespace) if task.alive or task.status is TaskStatus.UNKNOWN]
     if not tasks:
         return []
-    records = {each.key: each async for each in source.containers(namespace)}
-    pods = _pods(records.values())
-    return [_living(task, records.get(task.key) or _unrecorded(task.key), pods) for task in tasks]
+    containers = {each.key: each async for each in source.containers(namespace)}
+    pods = _pods(containers.values())
+    return [_living(task, containers.get(task.key) or _unrecorded(task.key), pods) for task in tasks]
 
 
 def _pods(records: Iterable[Metadata]) -> dict[str, Labels | None]:
-    """Return the labels of pods, which their sandboxes carry, by the pod's uid."""
+    """Return the labels of pods, which their sandboxes have, by the pod's uid."""
     return {each.pod.uid: each.pod_labels for each in records if each.pod and each.kind == "sandbox"}
 
 
@@ -161,5 +159,5 @@ def _living(task: Task, metadata: Metadata, pods: Mapping[str, Labels | None]) -
 
 
 def _unrecorded(key: ContainerKey) -> Metadata:
-    """Describe a container whose record was deleted while its task lives."""
+    """Return placeholder metadata for a running container whose metadata was deleted."""
     return describe(key, None, LabelRules.keep_all())

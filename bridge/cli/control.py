@@ -1,4 +1,4 @@
-"""Talking to the running bridge through the socket in its state_dir."""
+"""Client for the control socket in the state_dir of a running bridge."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ _MOST_BYTES = 65536
 
 
 class Control(http.client.HTTPConnection):
-    """HTTP over a unix socket; errors are those of the operating system, and http.client's."""
+    """HTTP over a unix socket; raises the errors of the operating system and of http.client."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
         super().__init__("localhost", timeout=seconds)
         self.path = folder / CONTROL
 
     def connect(self) -> None:
-        """Connect; by way of the directory's descriptor, since its path may be longer than a socket's can be."""
-        folder = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Connect through the directory's descriptor, because the path may be too long for a socket address."""
+        directory = os.open(self.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(self.timeout)
-            self.sock.connect(f"/proc/self/fd/{folder}/{self.path.name}")
+            self.sock.connect(f"/proc/self/fd/{directory}/{self.path.name}")
         finally:
-            os.close(folder)
+            os.close(directory)
 
     def post(self, path: str) -> tuple[int, bytes]:
-        """Send a request without a body; return status and body of the answer."""
+        """Send a request without a body; return the status and the body of the response."""
         try:
             self.request("POST", path)
-            answer = self.getresponse()
-            return answer.status, answer.read(_MOST_BYTES)
+            response = self.getresponse()
+            return response.status, response.read(_MOST_BYTES)
         finally:
             self.close()

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 Sockets = Annotated[
     list[str] | None,
-    typer.Option("--containerd", metavar="PATH", help="Additional socket that must be usable. Can be repeated."),
+    typer.Option("--containerd", metavar="PATH", help="Additional socket that must be usable; may be repeated."),
 ]
 
 
 def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
-    """Find containerd sockets on this node and check access, version, event delivery and namespaces.
+    """Find containerd sockets on this node and check access.
 
-    Checks the well-known paths, including those of k3s, rke2, microk8s, k0s and Bottlerocket. Changes nothing, but
-    publishes a marker event, as run does.
+    Checks access, version, event delivery and namespaces at the well-known paths, including those of k3s, rke2,
+    microk8s, k0s and Bottlerocket. Changes nothing, but publishes a marker event, as run does.
 
     The status of each line is ok, not_found (no socket at a well-known path), warning or error. Exit status: 0 if a
     containerd can be used and there is no error, else 1.
@@ -40,9 +40,9 @@ def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
 
     from bridge.cli import findings
 
-    found, usable = asyncio.run(_diagnose(_paths(containerd or ())))
-    findings.tell(found, as_json=as_json, usable=usable)
-    if any(each.status for each in found):
+    results, usable = asyncio.run(_diagnose(_paths(containerd or ())))
+    findings.tell(results, as_json=as_json, usable=usable)
+    if any(result.status for result in results):
         raise CommandError(status=FAILED)
 
 
@@ -57,29 +57,29 @@ def _paths(addresses: Sequence[str]) -> list[str]:
 
 
 async def _diagnose(named: Sequence[str]) -> tuple[list[Finding], list[str]]:
-    """Look at all places at a time; return what was found, and the sockets that ``run`` can use."""
+    """Check all sockets concurrently; return the results, and the sockets that ``run`` can use."""
     import asyncio
 
     from bridge.cli.findings import Finding
     from bridge.cli.places import SOCKETS, look
 
-    looked = {path: look(path, named=path in named) for path in dict.fromkeys([*named, *SOCKETS])}
+    sockets = {path: look(path, named=path in named) for path in dict.fromkeys([*named, *SOCKETS])}
     first: dict[tuple[int, int], str] = {}
-    for path, (_, identity) in looked.items():
+    for path, (_, identity) in sockets.items():
         if identity is not None:
             first.setdefault(identity, path)
-    examined = dict(zip(first.values(), await asyncio.gather(*map(_examined, first.values())), strict=True))
-    findings: list[Finding] = []
-    for path, (seen, identity) in looked.items():
-        if identity is not None and path not in examined:
-            findings.append(Finding("ok", path, f"the same socket as {first[identity]}"))
+    checked = dict(zip(first.values(), await asyncio.gather(*map(_examined, first.values())), strict=True))
+    results: list[Finding] = []
+    for path, (socket_results, identity) in sockets.items():
+        if identity is not None and path not in checked:
+            results.append(Finding("ok", path, f"the same socket as {first[identity]}"))
             continue
-        findings += [*seen, *examined.get(path, [])]
-    usable = [path for path, found in examined.items() if not any(each.status for each in found)]
+        results += [*socket_results, *checked.get(path, [])]
+    usable = [path for path, socket_results in checked.items() if not any(result.status for result in socket_results)]
     if not usable:
-        todo = "start containerd, or set the path of its socket (--containerd PATH)"
-        findings.append(Finding("error", "containerd", "no usable containerd found", todo, FAILED))
-    return findings, usable
+        hint = "start containerd, or set the path of its socket (--containerd PATH)"
+        results.append(Finding("error", "containerd", "no usable containerd found", hint, FAILED))
+    return results, usable
 
 
 async def _examined(path: str) -> list[Finding]:

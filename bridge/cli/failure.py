@@ -1,4 +1,4 @@
-"""What ends a command early: an exit status, and lines for the person who called it."""
+"""The error that ends a command, with its exit status and its lines for standard error."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from bridge.core.errors import AmbiguousError, BridgeError, NotFoundError, Trans
 FAILED = 1
 WRONG_USAGE = 2
 NOT_CONNECTED = 3
-INTERRUPTED = 130  # as shells say it of a program that Ctrl-C has ended
+INTERRUPTED = 130  # as in shells, for a command ended by Ctrl-C
 
 
 class CommandError(Exception):
-    """A command cannot go on; each of ``lines`` says what failed, where, and what to do."""
+    """Ends a command; each of ``lines`` says what failed, where, and what to do."""
 
     def __init__(self, *lines: str, status: int = FAILED) -> None:
         super().__init__("; ".join(lines))
@@ -20,12 +20,12 @@ class CommandError(Exception):
 
     @classmethod
     def of(cls, error: BridgeError) -> CommandError:
-        """Return what an error of the bridge means for a command."""
+        """Return the command error for an error of the bridge."""
         away = isinstance(error, TransientError | UnreachableError)
         return cls(str(error), status=NOT_CONNECTED if away else FAILED)
 
     @classmethod
     def to_connect(cls, error: BridgeError) -> CommandError:
-        """Return what an error means that comes up before containerd has ever answered: wrong, forbidden, or away."""
-        told = isinstance(error, NotFoundError | AmbiguousError)
-        return cls(str(error), status=FAILED if told else NOT_CONNECTED)
+        """Return the command error for an error before containerd has responded: everything but a failed lookup."""
+        lookup_failed = isinstance(error, NotFoundError | AmbiguousError)
+        return cls(str(error), status=FAILED if lookup_failed else NOT_CONNECTED)

@@ -1,4 +1,4 @@
-"""What was looked at, and what was found: a line each with a verdict, or one JSON document."""
+"""Results of checks: one line each, or one JSON document."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _WIDTH = max(map(len, _COLORS))
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
-    ``status`` is what the command ends with because of it; of several, the greatest counts.
+    ``exit_status`` is the command's exit status because of this result; the highest of all results counts.
     """
 
     verdict: Verdict
@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
     @classmethod
     def of(cls, what: str, error: BridgeError) -> Finding:
-        """Return what an error means; its text says what to do."""
+        """Return the result for an error of the bridge."""
         return cls("error", what, str(error), status=CommandError.of(error).status)
 
     def document(self) -> dict[str, Any]:
@@ -42,13 +42,13 @@ class Finding(NamedTuple):
 
     def line(self, *, colors: bool) -> str:
         """Return the line of the text output."""
-        verdict = f"{self.verdict:<{_WIDTH}}"
-        told = typer.style(verdict, fg=_COLORS[self.verdict]) if colors else verdict
-        return f"{told} {printable(f'{self.what}: {self.found}' + (f'; {self.todo}' if self.todo else ''))}"
+        status = f"{self.verdict:<{_WIDTH}}"
+        styled = typer.style(status, fg=_COLORS[self.verdict]) if colors else status
+        return f"{styled} {printable(f'{self.what}: {self.found}' + (f'; {self.todo}' if self.todo else ''))}"
 
 
 def tell(findings: Sequence[Finding], *, as_json: bool, **more: Any) -> None:
-    """Print all of them; ``more`` goes into the JSON document in front."""
+    """Print the results; ``fields`` are the first fields of the JSON document."""
     if as_json:
         output.write_json({**more, "results": [finding.document() for finding in findings]})
         return

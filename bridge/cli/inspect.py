@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 NameOrId = Annotated[
-    str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the beginning of an id, or a nerdctl name.")
+    str, typer.Argument(metavar="NAME_OR_ID", help="NAMESPACE/ID, the prefix of an id, or a nerdctl name.")
 ]
 
 
@@ -26,10 +26,10 @@ def inspect(
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
 ) -> None:
-    """Print what is known of one living container, as JSON.
+    """Print one running container as JSON.
 
-    It is named by its id (NAMESPACE/ID, or ID alone in namespace default), by the beginning of an id that no other
-    begins with, or by its nerdctl name. The JSON is the object that records call "container".
+    Identify the container by its id (NAMESPACE/ID, or ID alone in namespace default), by a unique prefix of the id, or
+    by its nerdctl name. The JSON is the object "container" of records.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""A record as a line for people."""
+"""Formats a record as a line for humans."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ _COLOURS = {
     "snapshot": {"dim": True},
     "heartbeat": {"dim": True},
 }
-_WIDTH = 9  # of the usual types
+_WIDTH = 9  # of the common types
 
 
 def line(document: Document, *, coloured: bool, host: bool = True) -> str:
-    """Return one line: when, (where,) what, which container, and what else there is to say.
+    """Return one line: time, (host,) type, container and details.
 
-    Nothing in it is anything that a terminal would obey, but for our own colours.
+    The line contains no control characters except those of the colors.
     """
     kind = "snapshot" if document.type.startswith("snapshot_") else document.type
-    told = [_time(document.timestamp)]
+    before = [_time(document.timestamp)]
     if host:
-        told.append(document.host)
-    what = printable(kind).ljust(_WIDTH)
-    rest = [*_who(document), *_details(document)]
-    front, back = "  ".join(map(printable, told)), "  ".join(map(printable, rest))
+        before.append(document.host)
+    type_ = printable(kind).ljust(_WIDTH)
+    after = [*_who(document), *_details(document)]
+    front, back = "  ".join(map(printable, before)), "  ".join(map(printable, after))
     if coloured and kind in _COLOURS:
-        what = typer.style(what, **_COLOURS[kind])  # type: ignore[arg-type]
-    return f"{front}  {what}  {back}".rstrip()
+        type_ = typer.style(type_, **_COLOURS[kind])  # type: ignore[arg-type]
+    return f"{front}  {type_}  {back}".rstrip()
 
 
 def _time(timestamp: str) -> str:
-    """Cut a timestamp to milliseconds."""
+    """Truncate a timestamp to milliseconds."""
     second, _, fraction = timestamp.rstrip("Z").partition(".")
     return f"{second}.{fraction[:3]:0<3}Z"
 
@@ -81,9 +81,9 @@ def _details_of(container: Container, *, row: bool) -> Iterator[str]:
 
 def _snapshot(snapshot: Snapshot, *, completed: bool) -> str:
     if not completed:
-        missed = f", since {_time(snapshot.since)}" if snapshot.since else ""
-        return f"begins: {snapshot.reason}{missed}"
-    told = f"complete: {snapshot.containers} {'container' if snapshot.containers == 1 else 'containers'}"
+        since = f", since {_time(snapshot.since)}" if snapshot.since else ""
+        return f"begins: {snapshot.reason}{since}"
+    text = f"complete: {snapshot.containers} {'container' if snapshot.containers == 1 else 'containers'}"
     if snapshot.failed:
-        told += f", not listed: {', '.join(snapshot.failed)}"
-    return told + (", partial" if snapshot.partial else "")
+        text += f", not listed: {', '.join(snapshot.failed)}"
+    return text + (", partial" if snapshot.partial else "")

@@ -21,10 +21,10 @@ def list_(
     exclude_namespace: options.Exclude = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the containers that live now.
+    """List running containers.
 
-    On a terminal, ids are shortened and the table fits; elsewhere each container is one line, with all there is.
-    The status is running, paused, or unknown where containerd gets no answer from the container's shim.
+    On a terminal, ids are shortened and the table fits the width; otherwise each container is one complete line.
+    The status is running, paused, or unknown if the container's shim does not respond to containerd.
 
     \b
     Examples:
@@ -53,8 +53,8 @@ async def _list(settings: Settings) -> Listing:
     from config.namespaces import NamespaceFilter
 
     include, exclude = settings.namespaces.include, settings.namespaces.exclude
-    named = [glob for glob in include if not set("*?[") & set(glob)]
+    required = [glob for glob in include if not set("*?[") & set(glob)]
     async with connected(settings) as client:
-        listing = await list_living(client, NamespaceFilter(include, exclude), named)
+        listing = await list_living(client, NamespaceFilter(include, exclude), required)
     kinds = settings.containers.kinds
     return listing._replace(containers=[each for each in listing.containers if each.metadata.kind in kinds])

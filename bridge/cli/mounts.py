@@ -1,4 +1,4 @@
-"""On what kind of file system a path is, from what Linux says of its mounts."""
+"""Finds the type of the file system of a path, from the mounts that Linux reports."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _MOUNT_POINT = 4
 
 
 def file_system(mounts: str, path: str) -> str:
-    """Return the type (ext4, tmpfs, nfs4, ...); "" where it is not known.
+    """Return the type (ext4, tmpfs, nfs4, ...); "" if it is unknown.
 
     Args:
         mounts: The content of /proc/self/mountinfo.
-        path: Absolute, without links in it.
+        path: Absolute, without symbolic links.
     """
     best, found = -1, ""
     for line in mounts.splitlines():
@@ -23,6 +23,6 @@ def file_system(mounts: str, path: str) -> str:
         if not separator or len(fields) <= _MOUNT_POINT:
             continue
         point = PurePosixPath(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT]))
-        if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best:  # a later one covers an earlier one
+        if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best:  # later mounts hide earlier ones
             best, found = len(point.parts), source.split()[0]
     return found

@@ -1,4 +1,4 @@
-"""Options that several commands take, and the settings that come of them."""
+"""Options of several commands, and loading the settings with them."""
 
 # ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
 
@@ -21,7 +21,7 @@ Containerd = Annotated[
     typer.Option(
         "--containerd",
         metavar="PATH",
-        help="containerd's socket, PATH or unix://PATH. Default: /run/containerd/containerd.sock.",
+        help="containerd's socket: PATH or unix://PATH. Default: /run/containerd/containerd.sock.",
     ),
 ]
 Include = Annotated[
@@ -29,19 +29,20 @@ Include = Annotated[
     typer.Option(
         "--namespace",
         metavar="GLOB",
-        help="Only namespaces that fit; may be repeated. Default: all but Docker's (moby), which has to be named.",
+        help="Only matching namespaces; may be repeated. Default: all except Docker's (moby), which must be included "
+        "explicitly.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude-namespace", metavar="GLOB", help="No namespaces that fit; may be repeated."),
+    typer.Option("--exclude-namespace", metavar="GLOB", help="Exclude matching namespaces; may be repeated."),
 ]
 Config = Annotated[
     str | None,
     typer.Option(
         "--config",
         metavar="FILE",
-        help="YAML file with settings. Default: /etc/whalebridge/config.yaml, where it exists.",
+        help="Configuration file (YAML). Default: /etc/whalebridge/config.yaml, if it exists.",
     ),
 ]
 Sinks = Annotated[
@@ -58,8 +59,7 @@ StateDir = Annotated[
     typer.Option(
         "--state-dir",
         metavar="DIR",
-        help="Directory of whalebridge's own for what must outlive the process, records on their way among it. "
-        "Default: none, they are in memory.",
+        help="Directory for state that survives restarts, including undelivered records. Default: none (in memory).",
     ),
 ]
 Interval = Annotated[
@@ -67,37 +67,38 @@ Interval = Annotated[
     typer.Option(
         "--snapshot-interval",
         metavar="DURATION",
-        help="How long after one snapshot the next is taken at the latest: 90s, 15m, 6h, 1d. Default: 6h.",
+        help="Maximum time between two snapshots: 90s, 15m, 6h, 1d. Default: 6h.",
     ),
 ]
 LogLevel = Annotated[
-    str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error. Default: info.")
+    str | None,
+    typer.Option("--log-level", metavar="LEVEL", help="Minimum: debug, info, warning, error. Default: info."),
 ]
 LogFormat = Annotated[
     str | None,
     typer.Option(
         "--log-format",
         metavar="FORMAT",
-        help="console, json, or auto: console on a terminal, json elsewhere. Default: auto.",
+        help="console, json, or auto (console on a terminal, otherwise json). Default: auto.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
 
 
 def settings(**given: Any) -> Settings:
-    """Return the settings, of which options that were given (see ``reader``) override all others.
+    """Return the settings; options (see ``settings_loader``) override all other sources.
 
     Raises:
-        CommandError: Some of them are wrong; all that is wrong is told.
+        CommandError: Settings are invalid; it has all validation errors.
     """
     return settled(reader(**given))
 
 
 def settled(read: Callable[[], Settings]) -> Settings:
-    """Return the settings that ``read`` reads.
+    """Return the settings that ``loader`` loads.
 
     Raises:
-        CommandError: Some of them are wrong; all that is wrong is told.
+        CommandError: Settings are invalid; it has all validation errors.
     """
     from config.settings import SettingsError
 
@@ -115,7 +116,7 @@ def reader(
     exclude: list[str] | None = None,
     **sections: Any,
 ) -> Callable[[], Settings]:
-    """Return what reads the settings anew each time it is called, and raises a ``SettingsError`` if they are wrong."""
+    """Return a function that loads the settings on each call, and raises a ``SettingsError`` if they are invalid."""
     from config.settings import load
 
     flags = {
@@ -133,7 +134,7 @@ def of_run(
     log_format: str | None,
     **others: Any,
 ) -> Callable[[], Settings]:
-    """Return what reads the settings that the options of ``run`` stand for."""
+    """Return the settings loader for the options of ``run``."""
     return reader(
         **others,
         state_dir=state_dir and _absolute(state_dir),
@@ -143,11 +144,11 @@ def of_run(
 
 
 def _absolute(path: str) -> str:
-    """Make a path absolute; only the shell knows what a relative one is relative to. A URL is for others to judge."""
+    """Make a path absolute, relative to the working directory of the shell; URLs are unchanged and checked later."""
     return path if "://" in path else os.path.abspath(path)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """Leave out options that were not given: typer says None of those, or no items."""
-    told = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
-    return {name: value for name, value in told.items() if value is not None and value not in ([], {})}
+    """Drop options that are not set: typer passes None or an empty list for them."""
+    values = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
+    return {name: value for name, value in values.items() if value is not None and value not in ([], {})}

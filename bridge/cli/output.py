@@ -1,4 +1,4 @@
-"""Standard output of the commands that print something and end."""
+"""Standard output of commands that print a result and end."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ STDOUT = 1
 
 
 def write(text: str) -> None:
-    """Write ``text`` and a line feed; it is out when this returns.
+    """Write ``text`` and a line feed, and flush.
 
     Raises:
-        CommandError: It cannot be written. Nothing is said of a reader that has seen enough.
+        CommandError: Standard output cannot be written; without a message if the reader has closed the pipe.
     """
     if sys.stdout is None:
-        raise CommandError("standard output is closed: send it to a file, a pipe or a terminal")
+        raise CommandError("standard output is closed; redirect it to a file, a pipe or a terminal")
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
@@ -34,19 +34,19 @@ def write(text: str) -> None:
 
 
 def to_terminal() -> bool:
-    """Whether a person looks at standard output."""
+    """Return whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def write_json(document: Any) -> None:
-    """Write one JSON document, for people and programs alike."""
+    """Write one indented JSON document."""
     write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def abandon() -> None:
-    """Send what is still buffered to nowhere; else the interpreter complains of it as it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, STDOUT)
-    os.close(nowhere)
+    """Discard buffered output; otherwise the interpreter prints an error when it exits."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDOUT)
+    os.close(null)
     with contextlib.suppress(OSError):
         sys.stdout.flush()

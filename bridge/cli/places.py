@@ -1,4 +1,4 @@
-"""Where containerd's sockets are looked for, and what can be told of one before anything is said to it."""
+"""The well-known sockets of containerd, and checks of a socket before any call to it."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ _ROOT_EQUAL = "access to it is equivalent to root (SECURITY.md)"
 
 
 class Looked(NamedTuple):
-    """What the file system and the kernel say of a path; ``identity`` is there where it is worth a closer look."""
+    """The results for a path; ``identity`` (device, inode) is set if the socket can be checked further."""
 
     findings: list[Finding]
     identity: tuple[int, int] | None = None
 
 
 def look(path: str, *, named: bool, root: Path = Path("/")) -> Looked:
-    """Look whether there is a socket that we may connect to.
+    """Check whether a path is a socket that accepts connections from this process.
 
     Args:
-        path: Where.
-        named: Whether somebody said that it is there; else it may be missing.
-        root: What ``/sys`` and ``/proc`` are in.
+        path: The path of the socket.
+        required: Whether a missing socket is an error.
+        root: The directory that contains ``/sys`` and ``/proc``.
     """
-    whose = f" ({SOCKETS[path]})" if path in SOCKETS else ""
+    owner = f" ({SOCKETS[path]})" if path in SOCKETS else ""
     try:
-        found = os.stat(path)
+        file_stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         if named:
-            todo = "start containerd, or mount the directory of its socket"
-            return Looked([Finding("error", path, "not found", todo, FAILED)])
-        return Looked([Finding("not_found", path, f"not found{whose}")])
+            hint = "start containerd, or mount the directory of its socket"
+            return Looked([Finding("error", path, "not found", hint, FAILED)])
+        return Looked([Finding("not_found", path, f"not found{owner}")])
     except OSError as error:
         return Looked([Finding("error", path, f"cannot be read: {error.strerror}", "run as root", FAILED)])
-    if not stat.S_ISSOCK(found.st_mode):
-        text = "not a socket" + (", but a directory" if stat.S_ISDIR(found.st_mode) else "")
+    if not stat.S_ISSOCK(file_stat.st_mode):
+        text = "not a socket" + (", but a directory" if stat.S_ISDIR(file_stat.st_mode) else "")
         return Looked([Finding("error", path, text, "use the path of containerd's socket", FAILED)])
     if _denied(path):
-        return Looked([_refusal(path, found, root)])
-    findings = [Finding("ok", path, f"socket{whose}, {_mode(found)}, accessible")]
-    if found.st_mode & stat.S_IWOTH:
-        findings.append(Finding("warning", path, f"world-writable; {_ROOT_EQUAL}", "run chmod o-rwx"))
-    return Looked(findings, (found.st_dev, found.st_ino))
+        return Looked([_refusal(path, file_stat, root)])
+    results = [Finding("ok", path, f"socket{owner}, {_mode(file_stat)}, accessible")]
+    if file_stat.st_mode & stat.S_IWOTH:
+        results.append(Finding("warning", path, f"world-writable; {_ROOT_EQUAL}", "run chmod o-rwx"))
+    return Looked(results, (file_stat.st_dev, file_stat.st_ino))
 
 
 def _denied(path: str) -> bool:
@@ -66,19 +66,19 @@ def _denied(path: str) -> bool:
             connection.connect(path)
         except PermissionError:
             return True
-        except OSError:  # whoever talks to it will say what is wrong
+        except OSError:  # the next call reports the error
             return False
     return False
 
 
 def _refusal(path: str, found: os.stat_result, root: Path) -> Finding:
-    """Say what keeps us out: the socket's mode, or, where that lets us in, a security module."""
+    """Return the reason for a denied connection: the socket's mode, or a security module if the mode allows access."""
     me = f"running as {_user(os.geteuid())}"
     if not _mode_lets_in(found):
-        ways = f"run as {_user(found.st_uid)}"
+        hint = f"run as {_user(found.st_uid)}"
         if found.st_mode & stat.S_IWGRP:
-            ways += f", or with group {_group(found.st_gid)} ({found.st_gid})"
-        return Finding("error", path, f"permission denied: {_mode(found)}, {me}", f"{ways}; {_ROOT_EQUAL}", FAILED)
+            hint += f", or with group {_group(found.st_gid)} ({found.st_gid})"
+        return Finding("error", path, f"permission denied: {_mode(found)}, {me}", f"{hint}; {_ROOT_EQUAL}", FAILED)
     text = f"permission denied, although its mode ({_mode(found)}) allows access"
     return Finding("error", path, f"{text}; {_confinement(root)}", status=FAILED)
 
@@ -92,7 +92,7 @@ def _mode_lets_in(found: os.stat_result) -> bool:
 
 
 def _confinement(root: Path) -> str:
-    """Name what confines us, as far as the kernel tells."""
+    """Describe the security module that confines this process, as far as the kernel reports it."""
     label = _read(root / "proc/self/attr/current")
     if _read(root / "sys/fs/selinux/enforce") == "1":
         return f"SELinux is enforcing and the process runs as {label}: `ausearch -m avc -ts recent` shows the denial"
@@ -104,7 +104,7 @@ def _confinement(root: Path) -> str:
 def _read(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip("\0\n ")
-    except OSError:  # this kernel has no such module
+    except OSError:  # the kernel lacks this module
         return ""
 
 

@@ -13,20 +13,18 @@ import typer
 from bridge.cli import options
 from bridge.cli.failure import FAILED, CommandError
 
-Listen = Annotated[str, typer.Option("--listen", metavar="PATH", help="The socket that the proxy makes.")]
+Listen = Annotated[str, typer.Option("--listen", metavar="PATH", help="Socket to listen on.")]
 Mode = Annotated[
-    str, typer.Option("--socket-mode", metavar="MODE", help="Who may open it, in octal: 0600, 0660 or 0666.")
+    str, typer.Option("--socket-mode", metavar="MODE", help="Socket file mode (octal): 0600, 0660 or 0666.")
 ]
 Group = Annotated[
     str | None,
-    typer.Option("--socket-group", metavar="GROUP", help="The group it belongs to: a name or a number."),
+    typer.Option("--socket-group", metavar="GROUP", help="Group of the socket file: a name or a number."),
 ]
-Level = Annotated[
-    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="The least that is logged.")
-]
+Level = Annotated[Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="Minimum log level.")]
 Form = Annotated[
     Literal["auto", "console", "json"],
-    typer.Option("--log-format", help="console, json, or auto: console on a terminal, json elsewhere."),
+    typer.Option("--log-format", help="console, json, or auto (console on a terminal, otherwise json)."),
 ]
 
 DEFAULT_CONTAINERD = "/run/containerd/containerd.sock"
@@ -41,11 +39,12 @@ def proxy(
     log_level: Level = "info",
     log_format: Form = "auto",
 ) -> None:
-    """Give a bridge what it needs of containerd, and nothing more, until SIGTERM or Ctrl-C.
+    """Serve a restricted containerd socket until SIGTERM or Ctrl-C.
 
-    Whoever can open containerd's socket is root on the node. The proxy opens it, and makes another socket, at which
-    only reading works, without the containers' specs; the bridge, which talks to the network, gets that one. It reads
-    no configuration file and no environment. docs/proxy.md has the details.
+    Access to containerd's socket is equivalent to root on the node. The proxy has this access, and serves a second
+    socket that allows only the calls that a bridge needs, without the specs of containers. The bridge, which has
+    network access, then needs only the second socket. The proxy reads no configuration file and no environment
+    variables. See docs/proxy.md.
 
     \b
     Examples:
@@ -71,7 +70,7 @@ def proxy(
 
 def _mode(text: str) -> int:
     if re.fullmatch("0?[0-7]{3}", text) is None:
-        raise typer.BadParameter("write an octal number such as 0660", param_hint="--socket-mode")
+        raise typer.BadParameter("not an octal mode; use for example 0660", param_hint="--socket-mode")
     return int(text, 8)
 
 
@@ -83,4 +82,4 @@ def _group(text: str | None) -> int | None:
     try:
         return grp.getgrnam(text).gr_gid
     except KeyError:
-        raise typer.BadParameter(f"there is no group {text}", param_hint="--socket-group") from None
+        raise typer.BadParameter(f"group {text} does not exist", param_hint="--socket-group") from None

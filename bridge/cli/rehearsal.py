@@ -1,4 +1,4 @@
-"""What ``run`` does before its first record, done once: each connection is made, looked at and let go."""
+"""Preflight checks: opens, checks and closes once each connection that ``run`` needs before its first record."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from config.sinks import SinkSettings
 
 SINK_SECONDS = 12.0
-_PATIENCE = timedelta(seconds=6)  # of a sink itself, which then says why; run may have more
+_PATIENCE = timedelta(seconds=6)  # shorter than SINK_TIMEOUT_SECONDS, so that the sink reports the reason
 _CLOSE_SECONDS = 2.0
 _SPARE_BYTES = 16 * 1024 * 1024
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre", "fuse.sshfs"})
@@ -46,18 +46,18 @@ _FLEETING = {
 
 
 async def rehearse(settings: Settings) -> list[Finding]:
-    """Try containerd, the state directory, the HTTP endpoint's address and each sink, all at a time."""
+    """Check containerd, the state directory, the HTTP endpoint's address and each sink, concurrently."""
     lines = _listen()
-    watched = NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude)
-    containerd, state, http, *tried = await asyncio.gather(
-        examine(settings.containerd.address, watched),
+    is_watched = NamespaceFilter(settings.namespaces.include, settings.namespaces.exclude)
+    containerd, state, http, *sink_results = await asyncio.gather(
+        examine(settings.containerd.address, is_watched),
         asyncio.to_thread(_state_dir, settings),
         _http(settings.http),
         *map(_sink, settings.sinks),
     )
-    for sink, found in zip(settings.sinks, tried, strict=True):
-        found += [_from_log(line) for line in lines if line.get("sink") == sink.called]
-    return [*_host(), *containerd, *state, *http, *(each for found in tried for each in found)]
+    for sink, results in zip(settings.sinks, sink_results, strict=True):
+        results += [_from_log(line) for line in lines if line.get("sink") == sink.called]
+    return [*_host(), *containerd, *state, *http, *(result for results in sink_results for result in results)]
 
 
 def _host() -> list[Finding]:
@@ -72,44 +72,44 @@ def _host() -> list[Finding]:
 
 
 def _state_dir(settings: Settings) -> list[Finding]:
-    """Take the state directory as ``run`` does, and give it back."""
+    """Lock and check the state directory as ``run`` does, and unlock it."""
     if not settings.state_dir:
         text = "not set: undelivered records are lost when the process ends; a snapshot follows at the next start"
         return [Finding("ok", "state_dir", text)]
-    folder = StateFolder(Path(settings.state_dir))
+    directory = StateFolder(Path(settings.state_dir))
     try:
-        folder.take()
-        store.look(folder)
-        found = [Finding("ok", "state_dir", f"{folder.path} exists and is writable")]
+        directory.take()
+        store.look(directory)
+        found = [Finding("ok", "state_dir", f"{directory.path} exists and is writable")]
     except InUseError as error:
-        in_use, _, _ = str(error).partition("; ")  # the rest is advice for a second one
+        in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
         found = [Finding("ok", "state_dir", f"{in_use}; expected while the bridge is running")]
     except BridgeError as error:
         return [Finding.of("state_dir", error)]
     finally:
-        folder.release()
-    return [*found, *_disk(folder.path, settings)]
+        directory.release()
+    return [*found, *_disk(directory.path, settings)]
 
 
 def _disk(path: Path, settings: Settings) -> list[Finding]:
     found: list[Finding] = []
     kind = file_system(Path("/proc/self/mountinfo").read_text(), os.path.realpath(path))
     if kind in _REMOTE:
-        todo = "use a directory on a local disk: locks and syncs are not reliable on network file systems"
-        found.append(Finding("warning", "state_dir", f"{path} is on a network file system ({kind})", todo))
+        hint = "use a directory on a local disk: locks and syncs are not reliable on network file systems"
+        found.append(Finding("warning", "state_dir", f"{path} is on a network file system ({kind})", hint))
     elif kind in _FLEETING:
         found.append(Finding("warning", "state_dir", f"{path} is not persistent ({kind})", _FLEETING[kind]))
     disk = os.statvfs(path)
-    free, wanted = disk.f_bavail * disk.f_frsize, _room(settings)
-    if free < wanted:
-        todo = "free space, or lower outbox.max_bytes"
-        text = f"the disk has {_mib(free)} free, but the outbox can grow to {_mib(wanted)}"
-        found.append(Finding("warning", "state_dir", text, todo))
+    free, needed = disk.f_bavail * disk.f_frsize, _room(settings)
+    if free < needed:
+        hint = "free disk space, or lower outbox.max_bytes"
+        text = f"the disk has {_mib(free)} free, but the outbox can grow to {_mib(needed)}"
+        found.append(Finding("warning", "state_dir", text, hint))
     return found
 
 
 def _room(settings: Settings) -> int:
-    """Return how many bytes the outbox takes at the most (docs/reliability.md)."""
+    """Return the maximum size of the outbox in bytes (docs/reliability.md)."""
     return settings.outbox.max_bytes * len(settings.sinks) * 11 // 10 + _SPARE_BYTES
 
 
@@ -182,11 +182,11 @@ def _reached(settings: SinkSettings) -> str:
             return "connected"
 
 
-# --- what sinks say meanwhile ---
+# --- log lines of the sinks ---
 
 
 def _listen() -> list[MutableMapping[str, Any]]:
-    """Have log lines collected instead of written; what libraries say goes nowhere, since errors say it again."""
+    """Collect log lines instead of writing them; drop those of libraries, because errors repeat them."""
     lines: list[MutableMapping[str, Any]] = []
 
     def collect(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -199,7 +199,7 @@ def _listen() -> list[MutableMapping[str, Any]]:
 
 
 def _from_log(line: MutableMapping[str, Any]) -> Finding:
-    told = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "detail", "hint")}
-    fields = ", ".join(f"{name} {value}" for name, value in told.items())
+    values = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "detail", "hint")}
+    fields = ", ".join(f"{name} {value}" for name, value in values.items())
     text = str(line.get("detail") or f"{line['event']} ({fields})")
     return Finding("ok" if line["level"] == "info" else "warning", str(line["sink"]), text, str(line.get("hint", "")))

@@ -19,12 +19,12 @@ def run(
     log_level: options.LogLevel = None,
     log_format: options.LogFormat = None,
 ) -> None:
-    """Publish what happens to containers, until SIGTERM or Ctrl-C.
+    """Watch containerd and publish events until SIGTERM or Ctrl-C.
 
-    Without a sink, records go to standard output, one JSON document a line; log lines go to standard error. A
-    containerd that is not there yet is waited for. Options override the environment (WHALEBRIDGE_LOG__LEVEL=debug),
-    and that overrides the file; docs/configuration.md tells all settings. SIGHUP has them
-    read anew.
+    Without a sink, records go to standard output, one JSON document per line; logs go to standard error. If containerd
+    is not available, run waits for it. Options override environment variables (WHALEBRIDGE_LOG__LEVEL=debug), and
+    environment variables override the configuration file. See docs/configuration.md for all settings. SIGHUP reloads
+    them.
 
     \b
     Examples:
@@ -34,7 +34,7 @@ def run(
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
-    read = options.of_run(
+    load = options.of_run(
         config=config,
         containerd=containerd,
         include=namespace,
@@ -45,7 +45,7 @@ def run(
         log_level=log_level,
         log_format=log_format,
     )
-    settings = options.settled(read)
+    settings = options.settled(load)
     import asyncio
 
     from bridge import app, malloc
@@ -55,8 +55,8 @@ def run(
     malloc.keep_freed()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
-        asyncio.run(app.run(settings, read))
+        asyncio.run(app.run(settings, load))
     except BridgeError as error:
         raise CommandError.of(error) from error
     finally:
-        writer.close()  # so that the last word is ours
+        writer.close()  # flush the last log lines before an error is printed

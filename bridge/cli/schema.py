@@ -1,4 +1,4 @@
-"""``whalebridge schema``: what programs can rely on, for programs."""
+"""``whalebridge schema``: JSON Schemas of the records and of the configuration file."""
 
 # ruff: noqa: PLC0415 (imports are lazy, so that help and version are quick)
 
@@ -18,7 +18,7 @@ def schema() -> None:
 
 @app.command()
 def event() -> None:
-    """Print the JSON Schema of the records that whalebridge publishes.
+    """Print the JSON Schema of published records.
 
     \b
     Example:
@@ -31,10 +31,13 @@ def event() -> None:
 
 @app.command()
 def config() -> None:
-    """Print the JSON Schema of the configuration file, with which an editor checks and completes it.
+    """Print the JSON Schema of the configuration file.
 
-    For the YAML language server, which many editors use, the file's first line then is
-    "# yaml-language-server: $schema=config.schema.json".
+    Editors use the schema to check and complete the file. For the YAML language server, which many editors use, begin
+    the file with this line:
+
+    \b
+      # yaml-language-server: $schema=config.schema.json
 
     \b
     Example:

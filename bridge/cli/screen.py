@@ -1,4 +1,4 @@
-"""What ``whalebridge watch`` shows: what lives, what happened last, and whether that is how it is now."""
+"""The page of ``whalebridge watch``: running containers, last events, and whether they are current."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from bridge.core.events import Record
 
 EVENTS = 10
-_WIDE = 100  # columns, from which on there is room for images and times
-_NARROW = 6  # columns of the table where there is none
-_HEADS = 3  # lines: the table's, and that of the events with the blank before it
+_WIDE = 100  # columns; from this width on, images and times fit
+_NARROW = 6  # columns of the table on narrower terminals
+_HEADS = 3  # lines: the heading of the table, a blank line, the heading of the events
 _UNSHOWN = frozenset({"present", "snapshot_completed", "heartbeat"})
 
 
 class Screen:
-    """A sink: what it is told it can show, at any size."""
+    """A sink that renders the published records as a page of any size."""
 
     def __init__(self, address: str) -> None:
         self.changed = asyncio.Event()
@@ -39,10 +39,10 @@ class Screen:
         self._complete = False
 
     async def start(self) -> None:
-        """There is nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     async def publish(self, batch: Sequence[Record]) -> None:
-        """Take records in."""
+        """Apply records to the page."""
         for record in batch:
             document, _ = decode(record.data)
             if not self._fold.take(document):
@@ -54,10 +54,10 @@ class Screen:
         self.changed.set()
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: there is no connection."""
 
     def page(self, *, width: int, height: int, trouble: str | None) -> Group:
-        """Return what is shown, which fits; ``trouble`` is why containerd is not watched at the moment."""
+        """Return the page, fitted to the size; ``last_error`` is why containerd is not watched at the moment."""
         rows = self._rows()
         top = [*self._top(len(rows), trouble), Text()]
         room = max(2, height - len(top) - _HEADS)
@@ -72,20 +72,20 @@ class Screen:
         return Group(*top, *middle, *below)
 
     def _rows(self) -> list[Row]:
-        """Return what lives, in the table's order."""
-        living = (each for fold in self._fold.sources.values() for each in fold.living.items())
-        return table.ordered(_row(id_, container) for id_, container in living)
+        """Return the rows of the running containers, sorted."""
+        running = (each for source in self._fold.sources.values() for each in source.living.items())
+        return table.ordered(_row(id_, container) for id_, container in running)
 
     def _top(self, count: int, trouble: str | None) -> Iterator[Text]:
         containers = "1 container" if count == 1 else f"{count} containers"
         yield _text(f"{containers} at {self._address}", "bold")
         if trouble:
-            shown = " (shown is what was known last)" if self._complete else ""
-            yield _text(f"not watched now{shown}: {printable(trouble)}", "red")
+            stale = " (showing the last known state)" if self._complete else ""
+            yield _text(f"not connected{stale}: {printable(trouble)}", "red")
         elif not self._complete:
-            yield _text("asking containerd what lives", "dim")
+            yield _text("waiting for the first snapshot", "dim")
         if self._failed:
-            yield _text(f"not listed by containerd: {printable(', '.join(self._failed))}", "red")
+            yield _text(f"namespaces not listed: {printable(', '.join(self._failed))}", "red")
 
 
 def _row(id_: str, container: Container) -> Row:
@@ -102,9 +102,9 @@ def _row(id_: str, container: Container) -> Row:
 
 
 def _event(document: Document) -> Text:
-    told = Text.from_ansi(line(document, coloured=True, host=False))  # the only escapes in it are ours
-    told.no_wrap, told.overflow = True, "ellipsis"
-    return told
+    text = Text.from_ansi(line(document, coloured=True, host=False))  # its only escape sequences are the colors
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _text(text: str, style: str) -> Text:

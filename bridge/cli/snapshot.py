@@ -21,14 +21,15 @@ StateDir = Annotated[
     str | None,
     typer.Option("--state-dir", metavar="DIR", help="The state_dir of the running bridge. Default: as configured."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a line.")]
 
 
 def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Request a snapshot of all running containers from the local bridge.
+    """Request a snapshot from the bridge on this node.
 
-    Connects to the control socket in the bridge's state_dir, which usually needs root. Returns when the snapshot is
-    persisted; delivery to sinks is asynchronous.
+    The bridge publishes a record per running container. The command connects to the control socket in the bridge's
+    state_dir, which usually requires root, and returns when the snapshot is persisted; delivery to sinks is
+    asynchronous.
 
     \b
     Examples:
@@ -52,10 +53,10 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
 
 
 def _ask(folder: Path) -> dict[str, Any]:
-    """Return what the bridge answers.
+    """Request a snapshot; return the response of the bridge.
 
     Raises:
-        CommandError: It does not, or it has taken no snapshot.
+        CommandError: The bridge does not respond, or has taken no snapshot.
     """
     import http.client
     import json
@@ -65,7 +66,7 @@ def _ask(folder: Path) -> dict[str, Any]:
     control = Control(folder, SECONDS)
     try:
         status, body = control.post("/snapshot")
-        answer = json.loads(body)
+        response = json.loads(body)
     except FileNotFoundError as error:
         if not folder.is_dir():
             raise CommandError(f"directory {folder} does not exist; use the state_dir of the running bridge") from error
@@ -85,6 +86,6 @@ def _ask(folder: Path) -> dict[str, Any]:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise CommandError(f"{control.path}: invalid response: {error}", status=NOT_CONNECTED) from error
     if status != http.client.OK:
-        unwatched = status == http.client.SERVICE_UNAVAILABLE  # containerd is not connected
-        raise CommandError(f"{folder}: {answer['error']}", status=NOT_CONNECTED if unwatched else FAILED)
-    return dict(answer)
+        disconnected = status == http.client.SERVICE_UNAVAILABLE  # the bridge is not connected to containerd
+        raise CommandError(f"{folder}: {response['error']}", status=NOT_CONNECTED if disconnected else FAILED)
+    return dict(response)

@@ -1,4 +1,4 @@
-"""Living containers as a table for people."""
+"""Formats running containers as a table for humans."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from bridge.core.encode import rfc3339
 from bridge.telemetry.text import printable, shortened
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
-WIDE = 100_000  # no line is longer than that
-_WHOLE = ("ID", "STATUS", "PID", "CREATED")  # what a person copies, or is short anyway
+WIDE = 100_000  # no line is longer
+_WHOLE = ("ID", "STATUS", "PID", "CREATED")  # copied by users, or short
 _STYLES = {"running": "green", "paused": "yellow", "unknown": "red"}
 
 
 class Row(NamedTuple):
-    """A container, as it is told in the table; "" is what is not known, or does not apply."""
+    """A container in the table; "" for unknown or inapplicable values."""
 
     id: str
     name: str
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def render(containers: Iterable[Living], *, terminal: bool | None = None, width: int | None = None) -> str:
-    """Return the table, sorted by project and name: fitted and coloured for a terminal, else one line a container."""
+    """Return the table, sorted by project and name: fitted and colored for a terminal, else one line per container."""
     if terminal is None:
         terminal = output.to_terminal()
     if width is None:
@@ -50,7 +50,7 @@ def render(containers: Iterable[Living], *, terminal: bool | None = None, width:
 
 
 def build(rows: Iterable[Row], *, short: bool, columns: Sequence[str] = COLUMNS) -> Table:
-    """Return the table, a line for each row; ``short``: without the rest of ids; ``columns``: the first of them."""
+    """Return the table, one line per row; ``short_ids`` shortens ids, ``columns`` are the first columns to show."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in table.columns:
         column.overflow = "ellipsis"
@@ -80,7 +80,7 @@ def _row(container: Living) -> Row:
 
 
 def _cells(row: Row, *, short: bool) -> list[Text]:
-    told = [
+    values = [
         shortened(row.id) if short else row.id,
         shortened(row.name) if short else row.name,
         row.project or "-",
@@ -90,7 +90,7 @@ def _cells(row: Row, *, short: bool) -> list[Text]:
         row.image or "-",
         _to_the_second(row.created),
     ]
-    cells = [Text(printable(cell)) for cell in told]
+    cells = [Text(printable(cell)) for cell in values]
     cells[COLUMNS.index("STATUS")].stylize(_STYLES[row.status])
     return cells
 
@@ -101,7 +101,7 @@ def _to_the_second(at: str | None) -> str:
 
 def _drawn(table: Table, *, terminal: bool, width: int) -> str:
     page = io.StringIO()
-    # Without a height, rich would not believe the width on a dumb terminal.
+    # Without a height, rich ignores the width on a dumb terminal.
     Console(
         file=page,
         width=width,

@@ -34,33 +34,33 @@ Since = Annotated[
     typer.Option(
         "--since",
         metavar="WHEN",
-        help="Begin there: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); or "
-        "beginning. Default: now, and with --no-follow the beginning.",
+        help="Start position: 15m, 6h, 2d ago; a time such as 2026-11-23T15:21:08Z (without a zone: local time); or "
+        "beginning. Default: now; with --no-follow, beginning.",
     ),
 ]
-Follow = Annotated[
-    bool, typer.Option("--follow/--no-follow", help="Wait for more at the end, or end there. Default: wait.")
-]
-Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOB", help="Only these namespaces.")]
+Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new records at the end, or stop there.")]
+Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOB", help="Only matching namespaces.")]
 Excluded = Annotated[
-    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOB", help="Not these namespaces.")
+    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOB", help="Exclude matching namespaces.")
 ]
-Projects = Annotated[list[str] | None, typer.Option("--project", metavar="GLOB", help="Only these compose projects.")]
+Projects = Annotated[
+    list[str] | None, typer.Option("--project", metavar="GLOB", help="Only matching compose projects.")
+]
 Containers = Annotated[
-    list[str] | None, typer.Option("--container", metavar="GLOB", help="Only containers with such a name or id.")
+    list[str] | None, typer.Option("--container", metavar="GLOB", help="Only containers with a matching name or id.")
 ]
-Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only these hosts.")]
+Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only matching hosts.")]
 Types = Annotated[
     list[str] | None,
-    typer.Option("--type", metavar="GLOB", help="Only these types of records: started, exited, lost and so on."),
+    typer.Option("--type", metavar="GLOB", help="Only matching record types: started, exited, lost and so on."),
 ]
-Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show records that came before as well.")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document a line, as it was published.")]
+Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show duplicate records too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print records as published, one JSON document per line.")]
 
 _BEGINNING = "beginning"
-_FROM_NOW_ON = "shown is what comes from now on; --since 15m shows what came before, too"
-_MARGIN = timedelta(minutes=1)  # by which a broker's clock may differ from a node's
-_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers take times before it for something else
+_FROM_NOW_ON = "showing new records only; use --since 15m for earlier ones"
+_MARGIN = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 
 
 def tail(
@@ -77,13 +77,13 @@ def tail(
     duplicates: Duplicates = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read what bridges have published, a line a record.
+    """Read published records, one per line.
 
-    Records that came before are left out, and so are heartbeats, unless --type names them. Each filter may be
-    repeated; where one asks for a namespace, a project or a container, of frames only "lost" is shown. A login is
-    taken from the sink of the configuration (--config, environment) that has the same servers. Nothing is left behind
-    at a broker: no group, no offsets, no durable consumer. Ctrl-C ends it (exit status 0; 130 where it does not
-    follow).
+    Duplicate records are skipped, and so are heartbeats unless --type matches them. Each filter may be repeated; with a
+    filter for namespaces, projects or containers, "lost" is the only control record shown.
+    Credentials are those of the sink with the same servers in the configuration (--config, environment).
+    Nothing is left on the broker: no consumer group, no offsets, no durable consumer. Ctrl-C stops the command; the
+    exit status then is 0, with --no-follow 130.
 
     \b
     Examples:
@@ -102,12 +102,12 @@ def tail(
     reader = _reader(url, begin, config, follow=follow)
     welcome = _FROM_NOW_ON if begin == "end" and reader.follow and output.to_terminal() else ""
     chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
-    with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # that is how following ends
+    with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # the regular end of following
         asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates, welcome))
 
 
 def _moment(since: str) -> datetime:
-    """Read what a person says of a moment."""
+    """Parse the value of --since."""
     from pydantic import TypeAdapter
 
     from config.fields import Duration
@@ -120,7 +120,8 @@ def _moment(since: str) -> datetime:
         return datetime.fromisoformat(since).astimezone(UTC)
     except (ValueError, OverflowError):
         raise CommandError(
-            "--since takes 90s, 15m, 6h or 2d, a time such as 2026-11-23T15:21:08Z, or beginning", status=WRONG_USAGE
+            f"--since: invalid value {since!r}; use 90s, 15m, 6h, 2d, a time like 2026-11-23T15:21:08Z, or beginning",
+            status=WRONG_USAGE,
         ) from None
 
 
@@ -140,7 +141,7 @@ def _reader(url: str, begin: Begin, config: str | None, *, follow: bool) -> Read
         raise CommandError(str(error), status=WRONG_USAGE) from None
     if getattr(settings, "mode", None) == "core" and not (follow and begin == "end"):
         raise CommandError(
-            "core NATS keeps nothing, so that there is only what comes from now on: leave out --since and --no-follow",
+            "core NATS stores no records, only new records can be read; remove --since and --no-follow",
             status=WRONG_USAGE,
         )
     if isinstance(begin, datetime):

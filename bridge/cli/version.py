@@ -7,5 +7,5 @@ from bridge.cli.output import write
 
 
 def version() -> None:
-    """Print the version of whalebridge."""
+    """Print the version."""
     write(f"whalebridge {__version__}")

@@ -13,8 +13,8 @@ from bridge.cli.failure import WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from config.settings import Settings
 
-PAUSE_SECONDS = 0.1  # from one picture to the next, at least
-LOOK_SECONDS = 0.5  # at most: how the connection is, nobody tells by itself
+PAUSE_SECONDS = 0.1  # minimum time between two redraws
+LOOK_SECONDS = 0.5  # maximum: the state of the connection is polled
 
 
 def watch(
@@ -23,9 +23,10 @@ def watch(
     namespace: options.Include = None,
     exclude_namespace: options.Exclude = None,
 ) -> None:
-    """Show the containers that live, as a table that is kept up to date, and what happened last.
+    """Show running containers and last events in a live table.
 
-    It needs a terminal. While containerd is away, what was known last stays, and a line says so. Ctrl-C ends it.
+    Requires a terminal. If the connection to containerd is lost, the last known state stays on the screen, with the
+    error. Ctrl-C stops the command.
 
     \b
     Examples:
@@ -36,7 +37,7 @@ def watch(
 
     if not output.to_terminal() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         raise CommandError(
-            "watch draws on a terminal, which standard output is not: take 'list' to look once, or 'run' for events",
+            "watch needs a terminal; use 'list' for a single listing, or 'run' for events",
             status=WRONG_USAGE,
         )
     settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
@@ -54,7 +55,7 @@ async def _watch(settings: Settings) -> None:
 
     logs.silence()
     async with connected(settings):
-        pass  # where there is no containerd, that is told, and not waited for
+        pass  # if containerd is not available, fail at once instead of waiting
     drawing = asyncio.ensure_future(_draw(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, drawing.cancel)
@@ -82,9 +83,9 @@ async def _draw(settings: Settings) -> None:
     async with app.following(settings, screen) as watched:
         with live:
             while True:
-                trouble = None if watched.live else watched.failure
+                last_error = None if watched.live else watched.failure
                 width, height = console.size
-                live.update(screen.page(width=width, height=height, trouble=trouble), refresh=True)
+                live.update(screen.page(width=width, height=height, trouble=last_error), refresh=True)
                 await asyncio.sleep(PAUSE_SECONDS)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(screen.changed.wait(), LOOK_SECONDS)

@@ -1,1 +1,1 @@
-"""Kafka, by aiokafka."""
+"""The Kafka sink, based on aiokafka."""

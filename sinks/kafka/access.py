@@ -1,4 +1,4 @@
-"""How we present ourselves to the brokers: TLS and login, read from files and settings anew for each connection."""
+"""TLS and authentication for aiokafka's clients; files are read again for each connection."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return what aiokafka's clients have to be told.
+    """Return the security options for aiokafka's clients.
 
     Raises:
-        TransientError: A file is missing or useless; the text says which, and why.
+        TransientError: A file is missing or invalid.
     """
     tls, sasl = settings.tls, settings.sasl
     return {
@@ -37,7 +37,7 @@ def _login(sasl: SaslSettings) -> dict[str, Any]:
 
 
 class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
-    """Reads the token for each login anew: whoever renews it replaces the file."""
+    """Reads the token again for each authentication, so that the file can be replaced at any time."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -47,7 +47,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no 
         """Return the token.
 
         Raises:
-            OSError: It cannot be read: the one error that aiokafka expects here.
+            OSError: The token cannot be read; aiokafka handles no other error here.
         """
         try:
             return self._token()

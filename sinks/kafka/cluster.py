@@ -1,8 +1,7 @@
-"""What has to be known of the brokers, and to be there, before anything is published: a server that lets us in, the
-topics, and what they take.
+"""Requests to the brokers before anything is published: find a usable server, create and check the topics.
 
-aiokafka's clients try one server after the other and only log why none would do, so this asks over a connection of its
-own, whose errors can be told. Nothing here is kept: each (re)connect asks anew.
+aiokafka's clients try one server after the other and only log why none is usable, so these requests use a separate
+connection, whose errors can be reported. No result is cached: each (re)connect sends the requests again.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _log = structlog.get_logger(__name__)
-_NO_PARTITION = 2**31 - 1  # no topic has that many
-_TOPIC = 2  # Kafka's number for this kind of resource
+_NO_PARTITION = 2**31 - 1  # no topic has so many
+_TOPIC = 2  # Kafka's number for this resource type
 _SETTINGS = ["cleanup.policy", "max.message.bytes"]
 
 
 class CompactionError(FatalError):
-    """A topic would throw away records that are needed, or keep those that are not."""
+    """A topic's cleanup policy deletes records that are needed, or keeps obsolete ones."""
 
 
 class Partition(NamedTuple):
-    """Where a partition is: its leader's address (None without one), and how many replicas it has, and in sync."""
+    """A partition: its leader's address (None without a leader), and its numbers of replicas and in-sync replicas."""
 
     leader: str | None
     replicas: int
@@ -57,7 +56,7 @@ class Partition(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """A topic as it is now; ``max_bytes`` is the largest batch it takes, None where we may not know."""
+    """A topic; ``max_bytes`` is the size of the largest batch it accepts, None if reading it is not authorized."""
 
     name: str
     partitions: dict[int, Partition]
@@ -66,7 +65,7 @@ class Topic(NamedTuple):
 
 
 class Cluster:
-    """One connection to whichever server let us in."""
+    """Sends requests over a connection to one server."""
 
     def __init__(self, settings: KafkaSettings, connection: AIOKafkaConnection, server: str) -> None:
         self._settings = settings
@@ -74,42 +73,42 @@ class Cluster:
         self._server = server
 
     async def event_topic(self, clock: Clock) -> Topic:
-        """Return the topic for the records, created if it was missing.
+        """Return the topic for the records; create it if it does not exist.
 
         Raises:
-            TransientError: It is not there, or we may not see or create it.
-            CompactionError: It is compacted.
+            TransientError: The topic does not exist, or describing or creating it is not authorized.
+            CompactionError: The topic is compacted.
         """
         topic = await self._topic(self._settings.topic, "delete", clock)
         if topic.policy is not None and "compact" in topic.policy:
             raise CompactionError(
-                f"topic {topic.name} is compacted (cleanup.policy={topic.policy}): it would keep only the last "
-                "record of each source; set its cleanup.policy to delete, or name another topic"
+                f"topic {topic.name} is compacted (cleanup.policy={topic.policy}) and would keep only the last "
+                "record of each source; set its cleanup.policy to delete, or use another topic"
             )
         return topic
 
     async def state_topic(self, name: str, clock: Clock) -> Topic:
-        """Return the topic for the current state, created if it was missing.
+        """Return the topic for the current state; create it if it does not exist.
 
         Raises:
-            TransientError: It is not there, or we may not see or create it.
-            CompactionError: It is not compacted.
+            TransientError: The topic does not exist, or describing or creating it is not authorized.
+            CompactionError: The topic is not compacted.
         """
         topic = await self._topic(name, "compact", clock)
         if topic.policy is not None and "compact" not in topic.policy:
             raise CompactionError(
-                f"state_topic {name} is not compacted (cleanup.policy={topic.policy}): it would forget rows; "
-                "set its cleanup.policy to compact, or name another topic"
+                f"state_topic {name} is not compacted (cleanup.policy={topic.policy}) and would lose entries; "
+                "set its cleanup.policy to compact, or use another topic"
             )
         return topic
 
     async def where(self, topic: str, purpose: str = "Write") -> dict[int, Partition]:
-        """Return a topic's partitions; none where it is not there. ``purpose`` is the operation it is wanted for.
+        """Return a topic's partitions; empty if it does not exist. ``operation`` is the ACL operation that is needed.
 
         Raises:
-            TransientError: We may not see it, or the server did not answer.
+            TransientError: Describing the topic is not authorized, or the request failed.
         """
-        # Never created by asking for it: that would be with the brokers' defaults, wherever they allow it.
+        # Metadata requests must not create the topic: some brokers would, with their own defaults.
         response = await self._ask(MetadataRequest([topic], allow_auto_topic_creation=False))
         if not response.brokers:
             raise TransientError(f"{self._server}: {self._no_brokers()}")
@@ -119,7 +118,9 @@ class Cluster:
         if code in (UnknownTopicOrPartitionError, LeaderNotAvailableError) and not partitions:
             return {}
         if code is TopicAuthorizationFailedError:
-            raise TransientError(f"{who(self._settings)} may not see topic {topic}: allow Describe and {purpose} on it")
+            raise TransientError(
+                f"{who(self._settings)} is not authorized to describe topic {topic}; allow Describe and {purpose} on it"
+            )
         if code is not NoError:
             raise TransientError(f"topic {topic}: {said(code())}")
         return {
@@ -128,15 +129,15 @@ class Cluster:
         }
 
     async def check_writable(self, topic: str) -> None:
-        """Make sure that we may write to a topic, without writing: brokers look at that before anything else.
+        """Check the permission to write to a topic, without writing: brokers check authorization first.
 
         Raises:
-            TransientError: We may not.
+            TransientError: Writing is not authorized.
         """
-        nothing = [(topic, [(_NO_PARTITION, b"")])]
-        response = await self._ask(ProduceRequest(None, -1, int(REQUEST_SECONDS * 1000), nothing))
+        data = [(topic, [(_NO_PARTITION, b"")])]
+        response = await self._ask(ProduceRequest(None, -1, int(REQUEST_SECONDS * 1000), data))
         for _, partitions in response.topics:
-            for _, code, *_ in partitions:  # mostly: there is no such partition
+            for _, code, *_ in partitions:  # usually: unknown partition
                 if denied := not_allowed(for_code(code)(), topic, self._settings):
                     raise TransientError(denied)
 
@@ -144,7 +145,7 @@ class Cluster:
         partitions = await self.where(name)
         if not partitions:
             await self._create(name, policy)
-        while not partitions:  # brokers learn of it one after the other; whoever called has an end to his patience
+        while not partitions:  # brokers learn of a new topic one by one; the caller has a timeout
             await clock.sleep(_POLL_SECONDS)
             partitions = await self.where(name)
         known = await self._settings_of(name)
@@ -153,25 +154,27 @@ class Cluster:
 
     async def _create(self, name: str, policy: str) -> None:
         settings = self._settings
-        todo = f"kafka-topics.sh --create --topic {name} --partitions {settings.partitions}"
-        todo = f"create it (such as by: {todo} --config cleanup.policy={policy})"
+        command = f"kafka-topics.sh --create --topic {name} --partitions {settings.partitions}"
+        hint = f"create it (for example: {command} --config cleanup.policy={policy})"
         if not settings.create:
-            raise TransientError(f"topic {name} is missing, and create is false: {todo}")
+            raise TransientError(f"topic {name} does not exist, and auto_create is false; {hint}")
         replicas = -1 if settings.replicas is None else settings.replicas
         wanted: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
         response = await self._ask(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))
         for _, code, message in response.topic_errors:
             error = for_code(code)
             if error is TopicAuthorizationFailedError:
-                denied = f"{who(settings)} may not create it: allow Create on it, or {todo}"
-                raise TransientError(f"topic {name} is missing, and {denied}")
+                denied = f"{who(settings)} is not authorized to create it; allow Create on it, or {hint}"
+                raise TransientError(f"topic {name} does not exist, and {denied}")
             if error not in (NoError, TopicAlreadyExistsError):
-                raise TransientError(f"topic {name} is missing, and {message or said(error())}: {todo}")
+                raise TransientError(
+                    f"topic {name} does not exist, and creating it failed: {message or said(error())}; {hint}"
+                )
             if error is NoError:
                 _log.info("topic_created", topic=name)
 
     async def _settings_of(self, topic: str) -> dict[str, str]:
-        """Return what we have to know of a topic's settings; nothing where we may not ask for it."""
+        """Return the relevant configs of a topic; empty if reading them is not authorized."""
         response = await self._ask(DescribeConfigsRequest([(_TOPIC, topic, _SETTINGS)]))
         (found,) = response.resources
         return {} if found[0] else {name: value for name, value, *_ in found[4]}
@@ -184,17 +187,17 @@ class Cluster:
 
     def _no_brokers(self) -> str:
         if self._settings.sasl and self._settings.sasl.token_file:
-            # aiokafka takes the refusal for a step of the login, and what comes next for an answer.
-            return f"it refuses the token of token_file {self._settings.sasl.token_file}; perhaps it has expired"
-        return "it names no brokers"
+            # aiokafka takes the rejection for a step of the authentication, and the next bytes for a response.
+            return f"token of auth.token_file {self._settings.sasl.token_file} was rejected; it may have expired"
+        return "its metadata lists no brokers"
 
 
 @contextlib.asynccontextmanager
 async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIterator[Cluster]:
-    """Connect to the first of the servers that lets us in.
+    """Connect to the first usable server.
 
     Raises:
-        TransientError: None does; the text says of each why.
+        TransientError: No server is usable; the message has the reason for each.
     """
     reasons: list[str] = []
     for server in settings.servers:
@@ -209,27 +212,27 @@ async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIt
         finally:
             await hang_up(connection)
         return
-    raise TransientError(f"no Kafka server can be used: {'; '.join(reasons)}")
+    raise TransientError(f"no Kafka server is usable: {'; '.join(reasons)}")
 
 
 async def state_of(topic: str, partition: int, settings: KafkaSettings) -> str:
-    """Tell how a partition is: whether its leader lets us in, and how many of its replicas are in sync.
+    """Describe a partition for an error message: is its leader usable, and how many replicas are in sync.
 
     Raises:
-        TransientError: Nobody can be asked.
+        TransientError: No server is usable.
     """
     options = access.options(settings)
-    async with connected(settings, options) as there:
-        found = (await there.where(topic)).get(partition)
+    async with connected(settings, options) as admin:
+        found = (await admin.where(topic)).get(partition)
     if found is None:
-        return f"topic {topic} has no partition {partition} any more"
+        return f"topic {topic} no longer has a partition {partition}"
     if found.leader is None:
         return f"partition {partition} has no leader"
     try:
         await hang_up(await open_(*host_and_port(found.leader, PORT), options, REQUEST_SECONDS))
     except CONNECT_ERRORS as error:
         reason = not_reached(error, found.leader, settings)
-        return f"the leader of partition {partition}, as the brokers name it, cannot be used: {reason}"
+        return f"the advertised leader of partition {partition} is not usable: {reason}"
     return f"partition {partition} has {found.in_sync} of {found.replicas} replicas in sync"
 
 
@@ -239,7 +242,7 @@ async def open_(host: str, port: int, options: dict[str, Any], seconds: float) -
 
 
 async def hang_up(connection: AIOKafkaConnection) -> None:
-    """Let go of a connection without waiting for the other side, which may hang."""
+    """Close a connection without waiting for the server, which may hang."""
     if connection._writer is not None:
         connection._writer.transport.abort()
     if ended := connection.close():
@@ -247,5 +250,5 @@ async def hang_up(connection: AIOKafkaConnection) -> None:
 
 
 def _patience(settings: KafkaSettings) -> float:
-    """How long to wait for one server, so that one that hangs leaves time for all others."""
+    """Return the connect timeout per server in seconds; a server that hangs leaves time for the others."""
     return min(REQUEST_SECONDS, settings.timeout.total_seconds() / (len(settings.servers) + 1))

@@ -1,6 +1,6 @@
-"""What went wrong with Kafka, in words: what it was, and what to do. Pure.
+"""Error messages for failures of Kafka: the cause, and what to do. Pure.
 
-No text has a secret in it: it is made of what the brokers say, of the settings' names, and of nothing else.
+Invariant: no message contains a secret. Messages consist of the brokers' texts, names of settings, and paths.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
 
 CONNECT_ERRORS = (OSError, KafkaError, TimeoutError, ValueError, AssertionError)
-"""What aiokafka raises where a connection cannot be made; the last two by a peer that breaks the protocol."""
+"""Errors of aiokafka when it cannot connect; the last two if the peer violates the protocol."""
 
 
 class InvalidRecordError(BrokerResponseError):  # type: ignore[misc] # aiokafka has no types
-    """A broker's own rules (of schemas, of compacted topics) are against a record."""
+    """A broker's validation (of schemas, of compacted topics) rejects a record."""
 
     errno = 87
     message = "INVALID_RECORD"
     description = "This record has failed the validation on the broker."
 
 
-kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)  # aiokafka 0.14 calls it an unknown error
+kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)  # aiokafka 0.14 reports an unknown error
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 REFUSED = (*TOO_LARGE, InvalidRecordError, PolicyViolationError)
-"""What a broker says of records that it will never take."""
+"""Errors for records that a broker will never accept."""
 
 POISONED = (OutOfOrderSequenceNumber, UnknownProducerId, ProducerFenced, InvalidProducerEpoch)
-"""What a broker says to a producer whose count of records it does not share: another one has to take over."""
+"""Errors for a producer whose epoch or sequence numbers the broker rejects: a new producer is needed."""
 
 _OTHER_HOST = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
 def not_reached(error: BaseException, server: str, settings: KafkaSettings) -> str:
-    """Tell why a server could not be connected to, or would not let us in."""
+    """Describe why connecting to a server, or authenticating, failed."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
             return f"{server}: {_tls(cause, settings)}"
@@ -65,25 +65,25 @@ def not_reached(error: BaseException, server: str, settings: KafkaSettings) -> s
 
 
 def not_allowed(error: BaseException, topic: str, settings: KafkaSettings) -> str | None:
-    """Tell which permission is missing; None where it is something else."""
+    """Describe which permission is missing; None for other errors."""
     if isinstance(error, TopicAuthorizationFailedError):
-        return f"{who(settings)} may not write to topic {topic}: allow Describe and Write on it"
+        return f"{who(settings)} is not authorized to write to topic {topic}; allow Describe and Write on it"
     if isinstance(error, ClusterAuthorizationFailedError):
-        return f"{who(settings)} may not use an idempotent producer: allow IdempotentWrite on the cluster"
+        return f"{who(settings)} is not authorized to write idempotently; allow IdempotentWrite on the cluster"
     return None
 
 
 def who(settings: KafkaSettings) -> str:
-    """Name whom the brokers take us for, as far as we can know."""
+    """Describe the principal, as far as the settings determine it."""
     if settings.sasl and settings.sasl.username:
         return f"user {settings.sasl.username}"
     if settings.sasl:
-        return "the owner of the token"
-    return "the owner of our certificate" if settings.tls.cert_file else "whoever comes without a login"
+        return "the principal of the token"
+    return "the principal of the client certificate" if settings.tls.cert_file else "the anonymous client"
 
 
 def said(error: BaseException) -> str:
-    """Return a broker's error without what aiokafka puts around it, or any other error with its kind."""
+    """Return a broker's error without aiokafka's prefix, or the text of any other error, or its type."""
     if isinstance(error, BrokerResponseError):
         text = str(error).rpartition(f"{type(error).__name__}: ")[2]
         return text if text and not text.startswith("[Error") else type(error).__name__
@@ -101,39 +101,39 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _tls(error: ssl.SSLError, settings: KafkaSettings) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _OTHER_HOST:
-            return f"its certificate is for another host: {error.verify_message}; name the server as it names itself"
-        trusted = settings.tls.ca_file or "the system's authorities; set tls.ca_file"
-        return f"its certificate is not trusted: {error.verify_message}; trusted are those of {trusted}"
+            return f"certificate is for another host: {error.verify_message}; use a host name of the certificate"
+        hint = f"check tls.ca_file {settings.tls.ca_file}" if settings.tls.ca_file else "set tls.ca_file"
+        return f"certificate is not trusted: {error.verify_message}; {hint}"
     reason = (error.reason or "").replace("_", " ").lower()
     if "alert" in reason or "certificate" in reason:
-        ours = settings.tls.cert_file
-        told = f"it does not accept our certificate {ours}" if ours else "it wants a certificate: set tls.cert_file"
-        return f"{told} ({reason})"
-    return f"TLS fails ({reason or error}): is it a port for TLS?"
+        client = settings.tls.cert_file
+        text = f"client certificate {client} rejected" if client else "client certificate required, set tls.cert_file"
+        return f"{text} ({reason})"
+    return f"TLS handshake failed ({reason or error}); check whether the port uses TLS"
 
 
 def _login(error: BaseException, settings: KafkaSettings) -> str | None:
     sasl = settings.sasl
     if isinstance(error, UnsupportedSaslMechanismError):
-        return f"it does not take this login: set sasl.mechanism to another ({said(error)})"
+        return f"SASL mechanism is not enabled ({said(error)}); set auth.mechanism to another one"
     if isinstance(error, IllegalSaslStateError):
-        return "it wants no login at this port: unset sasl, or take the port for logins"
+        return "the listener does not use SASL; remove auth, or use the port of a SASL listener"
     if isinstance(error, SaslAuthenticationFailed) and sasl:
-        given = sasl.password_file or sasl.token_file or "sasl.password"
-        return f"it refuses {who(settings)} by {sasl.mechanism}: check name and secret ({given}): {said(error)}"
+        given = sasl.password_file or sasl.token_file or "auth.username and auth.password"
+        return f"authentication of {who(settings)} by {sasl.mechanism} failed: {said(error)}; check {given}"
     return None
 
 
 def _network(error: BaseException, settings: KafkaSettings) -> str:
     match error:
         case TimeoutError():
-            text = "no answer in time"
+            text = "no response in time"
         case socket.gaierror():
-            text = f"its name is not known: {error.strerror}"
+            text = f"host name cannot be resolved: {error.strerror}"
         case KafkaConnectionError() | ConnectionResetError():
             text = _closed(settings)
         case ConnectionRefusedError():
-            text = "connection refused: nothing listens there"
+            text = "connection refused (no listener at this address)"
         case OSError():
             text = error.strerror or said(error)
         case _:
@@ -143,7 +143,7 @@ def _network(error: BaseException, settings: KafkaSettings) -> str:
 
 def _closed(settings: KafkaSettings) -> str:
     if settings.tls.enabled:
-        kind = "for logins" if settings.sasl else "one that wants no login (sasl)"
-        return f"it closed the connection: is it a port for TLS, and {kind}?"
-    wanted = "TLS (kafkas://, tls.enabled)" + ("" if settings.sasl else " or a login (sasl)")
-    return f"it closed the connection: perhaps it wants {wanted}"
+        listener = "SASL over TLS" if settings.sasl else "TLS without SASL (auth)"
+        return f"connection closed by the broker; check whether the port is for {listener}"
+    needed = "TLS (kafkas://, tls.enabled)" + ("" if settings.sasl else " or SASL (auth)")
+    return f"connection closed by the broker; it may require {needed}"

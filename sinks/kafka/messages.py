@@ -1,7 +1,7 @@
-"""From records to Kafka's: key, value and headers, and batches that are not too large. Pure.
+"""Kafka messages for records: key, value, headers, and batches within the size limits. Pure.
 
-A message's timestamp is the moment at which it is sent, not that of the event (which is in ``ce_time``): brokers
-refuse timestamps that are too old or too new, and delete by them.
+A message's timestamp is the time of sending, not of the event (which is in ``ce_time``): brokers reject timestamps that
+are too old or too new, and use timestamps for retention.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 Position: TypeAlias = tuple[int, int]
 Mode: TypeAlias = Literal["none", "binary", "structured"]
 
-_SAFE = "!$&'()*+,;=:@"  # of a part of a key: all but what separates parts, and what escapes
-_OVERHEAD = 101  # of a batch, 61, and of its one record at the most
-_HEADER_OVERHEAD = 10  # two lengths
+_SAFE = "!$&'()*+,;=:@"  # in a part of a key: all but the separator and the escape character
+_OVERHEAD = 101  # bytes: 61 of a batch, and at most 40 of its only record
+_HEADER_OVERHEAD = 10  # bytes: two lengths
 _KEY_PARTS = 4
-MOST = 100_000  # messages of a batch
+MOST = 100_000  # messages per batch
 
 
 class Message(NamedTuple):
-    """What Kafka calls a record; ``position`` is the (epoch, sequence) of the one it comes from."""
+    """A Kafka message; ``position`` is the (epoch, sequence) of its record."""
 
     position: Position
     key: bytes
@@ -40,7 +40,7 @@ class Message(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many bytes it takes in a request at the most."""
+        """The maximum size in a request, in bytes."""
         size = _OVERHEAD + len(self.key) + len(self.value or b"")
         for name, value in self.headers:
             size += _HEADER_OVERHEAD + len(name) + len(value)
@@ -48,22 +48,22 @@ class Message(NamedTuple):
 
 
 def too_large(messages: Iterable[Message], most: int) -> Iterator[Position]:
-    """Return the positions of messages that no request of ``most`` bytes can hold."""
+    """Return the positions of messages that do not fit into a request of ``max_bytes``."""
     for message in messages:
-        # Of what is in headers only the subject can be long, and it is in the value as well.
+        # The only header of variable length is the subject, which the value contains too.
         if len(message.value or b"") > most // 4 and message.size > most:
             yield message.position
 
 
 class Builder(Protocol):
-    """A batch under construction: aiokafka's BatchBuilder."""
+    """A batch under construction (aiokafka's BatchBuilder)."""
 
     def append(self, *, timestamp: int, key: bytes, value: bytes | None, headers: KafkaHeaders) -> object:
-        """Add a message; None where it has no room, unless it is the first."""
+        """Add a message; return None if it does not fit and is not the first."""
 
 
 def event_messages(source: Row, records: Sequence[Record], encoding: Encoding, mode: Mode) -> list[Message]:
-    """Return the messages for records of one source; none for those that the encoding has no document for."""
+    """Return the messages for records of one source; records that the encoding does not cover have none."""
     encode, schema = format_of(encoding)
     key = key_of(source)
     messages = []
@@ -81,9 +81,9 @@ def event_messages(source: Row, records: Sequence[Record], encoding: Encoding, m
 
 
 def state_messages(changes: Sequence[Change], max_bytes: int) -> list[Message]:
-    """Return the messages for changes of the current state; a row that is gone has no value, a tombstone.
+    """Return the messages for changes of the current state; a removed entry is a tombstone, a message without value.
 
-    A row that would be too large loses its labels, and says so.
+    An entry that would be too large is published without labels and with ``labels_dropped``.
     """
     messages = []
     for change in changes:
@@ -95,26 +95,26 @@ def state_messages(changes: Sequence[Change], max_bytes: int) -> list[Message]:
 
 
 def key_of(row: Row) -> bytes:
-    """Return HOST/ENGINE/NAMESPACE/ID, or HOST/ENGINE of a source; what is not plain in a part is percent-encoded."""
+    """Return HOST/ENGINE/NAMESPACE/ID, or HOST/ENGINE for a source, with percent-encoded parts."""
     parts = row if row.namespace or row.id else row[:2]
     return "/".join(quote(part, safe=_SAFE, errors="surrogatepass") for part in parts).encode()
 
 
 def row_of(key: bytes) -> Row | None:
-    """Read a key; None if it is none of ours."""
+    """Decode a message key; None if it has another format."""
     parts = [unquote(part, errors="surrogatepass") for part in key.decode(errors="replace").split("/")]
     return Row(*parts) if len(parts) in (2, _KEY_PARTS) else None
 
 
 def partition_of(source: Row, partitions: Sequence[int]) -> int:
-    """Return the partition that any Kafka client would choose for a source's key."""
+    """Return the partition for a source's key, as Kafka's default partitioner chooses it."""
     return int(DefaultPartitioner()(key_of(source), partitions, partitions))
 
 
 def batches(
     messages: Sequence[Message], timestamp: int, new: Callable[[], Builder], most: int = MOST
 ) -> Iterator[tuple[Builder, Sequence[Message]]]:
-    """Fill batches, in order, each with as many messages as it takes, ``most`` of them, and one at least."""
+    """Fill batches in order, each with as many messages as fit: at most ``max_messages``, at least one."""
     start = 0
     while start < len(messages):
         builder, end = new(), start

@@ -1,7 +1,7 @@
-"""aiokafka's producer, with an end that comes in time.
+"""aiokafka's producer, extended with a bounded stop.
 
-``AIOKafkaProducer.stop()`` waits until all is delivered, which with a dead broker is never; what it leaves behind goes
-on trying, and may deliver old records hours later. Therefore this one can be abandoned: nothing of it goes on.
+``AIOKafkaProducer.stop()`` waits until everything is delivered, which with a dead broker is never; an interrupted stop
+leaves tasks that retry and may deliver old records hours later. ``abandon()`` ends all tasks of a producer.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-END_SECONDS = 0.5  # for each of its two steps
-_CANCELS = 10  # the sender passes the first ones on to what it waits for
+END_SECONDS = 0.5  # for each of the two steps of abandon()
+_CANCELS = 10  # the sender forwards the first cancellations to the tasks that it awaits
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
-    """An idempotent producer whose batches may be as large as a request; acknowledged is what all replicas have."""
+    """An idempotent producer with ``acks=all``, whose batches may be as large as a request."""
 
     def __init__(
         self, servers: list[str], *, compression: str | None, max_bytes: int, request_seconds: float, **options: Any
@@ -35,9 +35,9 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
         )
 
     async def abandon(self) -> None:
-        """End at once, whatever is under way, in a bounded time."""
+        """Stop in a bounded time, without waiting for deliveries in flight."""
         for connection in list(self.client._conns.values()):
-            if connection._writer is not None:  # else what is not yet sent would wait for the broker to take it
+            if connection._writer is not None:  # otherwise unsent data would wait for the broker
                 connection._writer.transport.abort()
         sender = self._sender.sender_task
         for _ in range(_CANCELS):
@@ -46,15 +46,15 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             sender.cancel()
             await asyncio.wait({sender}, timeout=END_SECONDS / _CANCELS)
         self._fail_batches()
-        with contextlib.suppress(Exception):  # of whatever was under way: it is given up
+        with contextlib.suppress(Exception):  # errors of abandoned deliveries
             await asyncio.wait_for(self.stop(), END_SECONDS)
 
     def _fail_batches(self) -> None:
         accumulator = self._message_accumulator
         batches = {*accumulator._pending_batches, *(each for queue in accumulator._batches.values() for each in queue)}
-        accumulator._pending_batches |= batches  # where aiokafka looks for them, also for what waits for its next try
+        accumulator._pending_batches |= batches  # fail_all() looks here; batches that wait for a retry are elsewhere
         accumulator.fail_all(KafkaConnectionError("abandoned"))
         for batch in batches:
             for future in (batch.future, batch._drain_waiter):
                 if future.done() and not future.cancelled():
-                    future.exception()  # whoever waits has it as well; where nobody does, asyncio would log it
+                    future.exception()  # retrieved, so that asyncio does not log it if no task awaits it

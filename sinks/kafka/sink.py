@@ -1,13 +1,13 @@
-"""Kafka as a sink: each source's records in order in one partition, published once all replicas have them.
+"""The Kafka sink: the records of a source go in order to one partition; published means that all replicas have them.
 
 Invariants:
-- At any moment one batch is under way, and the next goes out only when all replicas have it: so the first occurrences
-  of records stand in order whatever fails (P5).
-- After any error the producer is given up, and nothing of it goes on: the next one starts with a clean count, new
-  connections, and files read anew.
-- Every wait is bounded: for connecting and for each acknowledgement by the setting ``timeout``, for ending by some
+- At any time one batch is in flight, and the next is sent only when all in-sync replicas have it. Therefore the first
+  occurrences of records are in order after any failure (P5).
+- After any error the producer is abandoned and all its tasks end: the next producer starts with new sequence numbers
+  and new connections, and files are read again.
+- Every wait is bounded: connecting and each acknowledgement by the setting ``request_timeout``, closing by a few
   seconds.
-- The current state follows the records: what was not acknowledged is folded again from where it was.
+- The current state follows the records: changes that were not acknowledged are computed again from the same state.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NO_TIMESTAMP = -1
 
 
 class _Run(NamedTuple):
-    """Records of one source that follow one another, and their messages."""
+    """Consecutive records of one source, and their messages."""
 
     source: Row
     records: Sequence[Record]
@@ -52,7 +52,7 @@ class _Run(NamedTuple):
 
 
 class _Delivery(Struct):
-    """How far one delivery has come; ``most`` messages go into a batch."""
+    """The progress of publishing a list of messages, at most ``max_messages`` per batch."""
 
     done: int = 0
     most: int = MOST
@@ -64,12 +64,12 @@ def _events(link: Link) -> Topic:
 
 
 def _state(link: Link) -> Topic:
-    assert link.state  # noqa: S101 (it is there where it is set up)
+    assert link.state  # noqa: S101 (only called if state_topic is set)
     return link.state
 
 
 class KafkaSink:
-    """Publishes records to one topic, and where asked to the current state to another."""
+    """Publishes records to a topic, and optionally the current state to another topic."""
 
     def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         self._settings = settings
@@ -77,30 +77,30 @@ class KafkaSink:
         self._timeout = settings.timeout.total_seconds()
         self._link: Link | None = None
         self._given_up: list[Producer] = []
-        self._limit = settings.max_request_size  # of a batch; less where the brokers take less
-        self._timestamps = True  # unless the brokers refuse this host's clock
+        self._limit = settings.max_request_size  # lower if the brokers accept less
+        self._timestamps = True  # until the brokers reject one
         self._partitions: dict[tuple[str, Row], int] = {}
         self._states: dict[Row, State] = {}
         self._warned: set[str] = set()
         self._limiter = RateLimiter(clock)
-        # All that it logs comes to us as an error as well, and while a broker is away it logs ten times a second.
+        # aiokafka raises all errors that it logs, and logs ten times a second while a broker is down.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
     async def start(self) -> None:
-        """Connect, and see to it that the topics are there.
+        """Connect, and create missing topics.
 
         Raises:
-            TransientError: No server lets us in, or a topic is missing; the text says what to do.
-            CompactionError: A topic would keep what it should not, or not what it should.
+            TransientError: No server is usable, or a topic does not exist.
+            CompactionError: A topic has the wrong cleanup policy.
         """
         await self._connected()
 
     async def publish(self, batch: Sequence[Record]) -> None:
-        """Publish records; return when all replicas have all of them, and the current state tells of them.
+        """Publish records; return when all replicas have them and the current state includes them.
 
         Raises:
-            TransientError: Some were perhaps not stored; the whole batch may be handed over again.
-            RefusedRecordError: Some are too large, or refused for what they are.
+            TransientError: Some records may not be stored; the whole batch may be published again.
+            RejectedRecordError: Some records are too large or otherwise rejected for good.
         """
         settings = self._settings
         runs = [
@@ -114,7 +114,7 @@ class KafkaSink:
                 await self._update_state(run)
 
     async def close(self) -> None:
-        """Let go of all connections in a bounded time; harmless when repeated."""
+        """Close all connections in a bounded time. Idempotent."""
         self._give_up()
         await self._end()
 
@@ -126,8 +126,8 @@ class KafkaSink:
             link = await self._connected()
             topic = which(link)
             partition = self._partition(topic, source)
-            left = messages[delivery.done :]
-            for builder, part in batches(left, self._timestamp(), link.producer.create_batch, delivery.most):
+            remaining = messages[delivery.done :]
+            for builder, part in batches(remaining, self._timestamp(), link.producer.create_batch, delivery.most):
                 try:
                     async with asyncio.timeout(self._timeout):
                         await (await link.producer.send_batch(builder, topic.name, partition=partition))
@@ -135,28 +135,28 @@ class KafkaSink:
                     await self._end_after_error()
                     text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
                     raise TransientError(await explained(text, self._settings, topic.name, partition)) from error
-                except (KafkaError, AssertionError) as error:  # the latter where the partition is not there any more
+                except (KafkaError, AssertionError) as error:  # AssertionError: the partition no longer exists
                     await self._end_after_error()
                     self._change_or_raise(error, topic.name, part, delivery)
-                    break  # and go on with another producer
+                    break  # continue with a new producer
                 except BaseException:
                     self._give_up()
                     raise
                 delivery.done += len(part)
 
     def _change_or_raise(self, error: Exception, topic: str, part: Sequence[Message], delivery: _Delivery) -> None:
-        """Change what made a batch fail, where that can be done here, so that the rest may be sent again at once.
+        """Adjust the cause of a failed batch, if possible, so that it can be sent again at once.
 
         Raises:
-            TransientError: Nothing can be changed here.
-            RefusedRecordError: The one message will never be taken.
+            TransientError: The cause cannot be adjusted here.
+            RejectedRecordError: The broker will never accept the only message of the batch.
         """
         if isinstance(error, REFUSED) and len(part) > 1:
-            delivery.most = len(part) // 2  # until the one is found
+            delivery.most = len(part) // 2  # until the rejected message is alone
             if isinstance(error, TOO_LARGE):
                 self._limit = max(sum(message.size for message in part) // 2, 1)
         elif isinstance(error, REFUSED):
-            raise RefusedRecordError(f"topic {topic} does not take it: {said(error)}", frozenset({part[0].position}))
+            raise RefusedRecordError(f"topic {topic} rejected the record: {said(error)}", frozenset({part[0].position}))
         elif isinstance(error, InvalidTimestampError) and self._timestamps:
             self._timestamps = False
             hint = "set this host's clock; records are sent without timestamps until then"
@@ -171,17 +171,17 @@ class KafkaSink:
     def _refuse_too_large(self, runs: Sequence[_Run]) -> None:
         most = self._settings.max_request_size
         if positions := frozenset(too_large((message for run in runs for message in run.messages), most)):
-            raise RefusedRecordError(f"larger than max_request_size ({most} bytes)", positions)
+            raise RefusedRecordError(f"record is larger than max_request_size ({most} bytes)", positions)
 
     def _timestamp(self) -> int:
         return self._clock.now().wall // MILLISECOND if self._timestamps else _NO_TIMESTAMP
 
     def _partition(self, topic: Topic, source: Row) -> int:
-        """Return a source's partition, the same for as long as there is one of that number."""
-        place = (topic.name, source)
-        if self._partitions.get(place) not in topic.partitions:
-            self._partitions[place] = partition_of(source, sorted(topic.partitions))
-        return self._partitions[place]
+        """Return a source's partition; it stays the same as long as that partition exists."""
+        key = (topic.name, source)
+        if self._partitions.get(key) not in topic.partitions:
+            self._partitions[key] = partition_of(source, sorted(topic.partitions))
+        return self._partitions[key]
 
     # --- the current state ---
 
@@ -197,8 +197,8 @@ class KafkaSink:
         try:
             await self._deliver(run.source, state_messages(changes, most), _state)
         except RefusedRecordError as error:
-            # Not to be told on: the topic of the records has taken all of them.
-            raise TransientError(f"a row is refused, also without labels: {error}") from error
+            # No rejection for the caller: the topic of the records has accepted the records.
+            raise TransientError(f"state entry rejected even without labels: {error}") from error
         self._states[run.source] = state
 
     # --- the connection ---
@@ -230,5 +230,5 @@ class KafkaSink:
         while self._given_up:
             producer = self._given_up[0]
             await producer.abandon()
-            with contextlib.suppress(ValueError):  # close() may have come to it at the same time
+            with contextlib.suppress(ValueError):  # a concurrent close() may have removed it
                 self._given_up.remove(producer)

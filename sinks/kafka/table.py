@@ -1,4 +1,4 @@
-"""Reading the topic of the current state, to know which rows of a source are there already."""
+"""Reads the keys of a source from the topic of the current state, to remove obsolete entries later."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _POLL_MILLISECONDS = 200
 async def rows_of(
     source: Row, topic: str, partition: int, settings: KafkaSettings, options: dict[str, Any]
 ) -> set[Row]:
-    """Return the rows of a source's containers that a partition holds.
+    """Return the keys of a source's containers in a partition.
 
     Raises:
-        TransientError: It cannot be read, or not in time.
+        TransientError: The topic cannot be read, or not in time.
     """
     consumer = AIOKafkaConsumer(
         bootstrap_servers=list(settings.servers),
@@ -43,10 +43,10 @@ async def rows_of(
             await start(consumer)
             return await _read(consumer, TopicPartition(topic, partition), source)
     except TimeoutError as error:
-        raise TransientError(f"state_topic {topic} could not be read in time") from error
+        raise TransientError(f"state_topic {topic} cannot be read: no response in time") from error
     except TopicAuthorizationFailedError as error:
         raise TransientError(
-            f"{who(settings)} may not read state_topic {topic}, for rows that are out of date: allow Read on it"
+            f"{who(settings)} is not authorized to read state_topic {topic}; allow Read on it (to remove old entries)"
         ) from error
     except KafkaError as error:
         raise TransientError(f"state_topic {topic} cannot be read: {said(error)}") from error
@@ -57,19 +57,18 @@ async def rows_of(
 async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) -> set[Row]:
     consumer.assign([place])
     end = (await consumer.end_offsets([place]))[place]
-    rows: set[Row] = set()
+    keys: set[Row] = set()
     while True:
         for records in (await consumer.getmany(place, timeout_ms=_POLL_MILLISECONDS)).values():
             for record in records:
-                row = row_of(record.key or b"")
-                if row is None or row[:2] != source[:2] or row == source:
+                key = row_of(record.key or b"")
+                if key is None or key[:2] != source[:2] or key == source:
                     continue
                 if record.value is None:
-                    rows.discard(row)
+                    keys.discard(key)
                 else:
-                    rows.add(row)
-        # An answer is waited for also where there is nothing yet: that we may not read it is better known now than
-        # after the next start.
-        answered = consumer.highwater(place) is not None
-        if answered and await consumer.position(place) >= end:
-            return rows
+                    keys.add(key)
+        # Wait for a response even if the topic is empty, so that a missing permission is reported at the first start.
+        responded = consumer.highwater(place) is not None
+        if responded and await consumer.position(place) >= end:
+            return keys

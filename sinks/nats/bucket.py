@@ -1,8 +1,8 @@
-"""The current state in a key-value bucket: a row for each living container, and one for each source.
+"""The current state in a key-value bucket: an entry per running container, and one per source.
 
-What is in the bucket when the process starts is read once for each source, so that its next snapshot removes what has
-gone meanwhile. Rows carry the message id of the record that they come from, so that one that was under way on an older
-connection cannot come after a newer one.
+At the first write of a source its keys are read from the bucket, so that its next snapshot removes obsolete entries.
+The message id of an entry contains the position of its record, so a late message of an older connection cannot replace
+a newer entry.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from sinks.nats.connection import Link
 
 _log = structlog.get_logger(__name__)
-MARKER_SECONDS = 3600  # how long a deleted key leaves a trace for those who watch the bucket
-HEADERS_BYTES = 2048  # more than those of a row
+MARKER_SECONDS = 3600  # how long watchers of the bucket can see a deletion
+HEADERS_BYTES = 2048  # upper limit for the headers of an entry
 _PARTS = 4  # of a container's key: host, engine, namespace, id
 
 
 class Bucket:
-    """Keeps a bucket up to date; used by one at a time."""
+    """Keeps a bucket up to date. Not for concurrent use."""
 
     def __init__(self, settings: NatsSettings, name: str) -> None:
         self._settings = settings
@@ -45,19 +45,19 @@ class Bucket:
         self._limiter = RateLimiter(SystemClock(), seconds=3600)
 
     async def check(self, link: Link) -> None:
-        """Make sure that it is there.
+        """Create the bucket if it does not exist.
 
         Raises:
-            TransientError: It is not.
+            TransientError: The bucket does not exist or is unsuitable, or the connection failed.
         """
         self._expiring = (await ensure_bucket(link, self._settings, self._name)).expiring
 
     async def write(self, link: Link, batch: Sequence[Record]) -> None:
-        """Write what ``batch`` changes; return when that is stored.
+        """Apply ``batch`` to the bucket; return when the changes are stored.
 
         Raises:
-            AnsweredError: The server said no.
-            TransientError: The connection failed; it is to be given up.
+            ApiResponseError: The server responded with an error.
+            TransientError: The connection failed and must be closed.
         """
         for source, records in runs(batch):
             state = self._states.get(source) or await self._read(link, source)
@@ -70,25 +70,25 @@ class Bucket:
         pattern = f"{prefix}{state_key(source.host, source.engine)}.>"
         found = await subjects_in(link, self._settings, self._stream, pattern)
         keys = [subject.removeprefix(prefix).split(".") for subject in found]
-        rows = [
+        containers = [
             Row(source.host, source.engine, read_token(key[2]), read_token(key[3]))
             for key in keys
             if len(key) == _PARTS
         ]
-        return State(rows=frozenset(rows))
+        return State(rows=frozenset(containers))
 
     async def _store(self, link: Link, changes: Sequence[Change]) -> None:
         messages = [message for change in changes if (message := self._fitting(link, change))]
-        answers = await Exchange(link, messages, _goes_on).run()
-        for position, answer in answers.items():
-            if answer.error and answer.error.err_code in TOO_LARGE:
+        acks = await Exchange(link, messages, _goes_on).run()
+        for position, ack in acks.items():
+            if ack.error and ack.error.err_code in TOO_LARGE:
                 self._leave_out(messages[position])
-            elif answer.error:
-                said = one_line(answer.error.description)
-                raise AnsweredError(f"bucket {self._name} at NATS {link.place.server} did not take a row: {said}")
+            elif ack.error:
+                reason = one_line(ack.error.description)
+                raise AnsweredError(f"bucket {self._name} at NATS {link.place.server} rejected an entry: {reason}")
 
     def _fitting(self, link: Link, change: Change) -> Message | None:
-        """Return the message for a change; None where it would end the connection, because it is too large."""
+        """Return the message for a change; None if it is so large that the server would close the connection."""
         message = self._message(change)
         if len(message.data) + HEADERS_BYTES <= link.max_payload:
             return message
@@ -96,9 +96,9 @@ class Bucket:
         return None
 
     def _leave_out(self, message: Message) -> None:
-        """The record itself is in the stream, so nothing is lost but its row."""
-        told = {"bucket": self._name, "key": message.subject, "size": len(message.data)}
-        self._limiter.log(_log.warning, message.subject, "kv_entry_too_large", **told)
+        """Log an entry that is too large for the bucket. Only the entry is missing: the stream has the record."""
+        fields = {"bucket": self._name, "key": message.subject, "size": len(message.data)}
+        self._limiter.log(_log.warning, message.subject, "kv_entry_too_large", **fields)
 
     def _message(self, change: Change) -> Message:
         key = state_key(*change.row)

@@ -1,15 +1,15 @@
 """Connections to NATS: the servers to try, and one connection to one of them.
 
-A connection is never mended: after trouble it is let go, and the sink makes another one.
+A connection never reconnects: after an error it is closed, and the sink opens a new one.
 
-nats-py can reconnect by itself, but then it gives up for good after a while, keeps the credentials of the beginning,
-and buffers what nobody may wait for any more. So it is told not to.
+nats-py can reconnect by itself, but then it stops for good after some attempts, keeps the initial credentials, and
+buffers messages that no task waits for. Therefore its reconnect is disabled.
 
 Invariants:
-- Whoever waits for something of this connection learns at once that it has failed, and why (``failed``).
-- Nothing is sent to a server before TLS, where TLS is asked for: nats-py alone would go on in clear text where a server
-  (or somebody before it) offers none.
-- Letting go is bounded, whatever the server does.
+- Every task that waits on the connection learns at once that it has failed, and why (``failed``).
+- If TLS is required, nothing is sent before TLS: nats-py alone would continue in clear text if the server (or an
+  attacker in between) offers no TLS.
+- Closing takes a bounded time, regardless of the server.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CLOSE_SECONDS = 1.0  # what the server is given to take leave
-PING_SECONDS = 10  # two in a row unanswered end the connection
-PENDING_BYTES = 256 * 1024  # what is held before the network has to take it
+CLOSE_SECONDS = 1.0  # for an orderly close
+PING_SECONDS = 10  # the connection ends after two pings without a response
+PENDING_BYTES = 256 * 1024  # buffered before a write waits for the network
 _NAME = "whalebridge"
 
 
 class Place(NamedTuple):
-    """A server, and the name that its certificate has to have."""
+    """A server, and the host name that its certificate must have."""
 
     server: str
     name: str
 
 
 class Link:
-    """A connection that works until ``failed`` is done, which then says why it does not any more."""
+    """A connection that is usable until ``failed`` is done; its result is the reason."""
 
     def __init__(self, client: StrictClient, place: Place, texts: Texts) -> None:
         self.place = place
@@ -70,10 +70,10 @@ class Link:
 
     @classmethod
     async def open(cls, settings: NatsSettings, place: Place) -> Link:
-        """Connect, with the files as they are now.
+        """Connect; read the files of the settings again.
 
         Raises:
-            TransientError: That did not work.
+            TransientError: Connecting failed, or a file is invalid.
         """
         must_encrypt = settings.tls.enabled
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
@@ -112,7 +112,7 @@ class Link:
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
-                    connect_timeout=ceil(self.timeout),  # of each step
+                    connect_timeout=ceil(self.timeout),  # for each step
                     ping_interval=PING_SECONDS,
                     pending_size=PENDING_BYTES,
                     **options,
@@ -126,26 +126,27 @@ class Link:
 
     @property
     def max_payload(self) -> int:
-        """How many bytes a message may have, headers included."""
+        """The maximum size of a message in bytes, headers included."""
         return self._client.max_payload
 
     def discovered(self) -> list[Place]:
-        """Return the servers that this one has named as others of its cluster.
+        """Return the other servers of the cluster that the server has announced.
 
-        Their certificates are for their own names, or, where they are named by address, for this one's.
+        Their certificates must have their own names, or, if announced by IP address, the name of this server.
         """
         found = (_discovered(each.netloc, self.place.name) for each in self._client.discovered_servers)
         return [place for place in found if place]
 
     def jetstream(self, domain: str | None) -> JetStreamContext:
-        """Return what asks JetStream's API; each call is to be made through ``ask``."""
-        return self._client.jetstream(domain=domain, timeout=2 * self.timeout)  # ask() ends it before
+        """Return the client of JetStream's API; await its calls with ``await_request``."""
+        return self._client.jetstream(domain=domain, timeout=2 * self.timeout)  # await_request() times out earlier
 
     async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
-        """Await a request for as long as the connection lives, within its time; ``doing`` names it for the text.
+        """Await a request until it times out or the connection fails; ``purpose`` is a verb phrase for error messages.
 
         Raises:
-            TransientError: There was no answer, or one that says no (AnsweredError).
+            TransientError: There was no response.
+            ApiResponseError: The response is an error.
         """
         task = asyncio.ensure_future(request)
         try:
@@ -153,80 +154,83 @@ class Link:
             await asyncio.wait(either, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 self.check()
-                raise TransientError(f"NATS at {self.place.server} did not {doing} within {self.timeout:g} s")
+                raise TransientError(
+                    f"NATS at {self.place.server}: no response within {self.timeout:g} s, failed to {doing}"
+                )
             return task.result()
-        except (OSError, nats.errors.Error, ValueError) as error:  # ValueError: it is no JSON
+        except (OSError, nats.errors.Error, ValueError) as error:  # ValueError: invalid JSON
             self.check()
             raise self._texts.answered(doing, error) from error
         finally:
             task.cancel()
 
     async def request(self, doing: str, domain: str | None, call: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Make a call of JetStream's API that nats-py does not have.
+        """Send a request to an endpoint of JetStream's API that nats-py does not cover.
 
         Raises:
-            TransientError: There was no answer, or one that says no (AnsweredError).
+            TransientError: There was no response.
+            ApiResponseError: The response is an error.
         """
         return await self.ask(doing, self._request(f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}", body))
 
     async def _request(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
         message = await self._client.request(subject, json.dumps(body).encode(), 2 * self.timeout)
-        answer: dict[str, Any] = json.loads(message.data)
-        if error := answer.get("error"):
+        response: dict[str, Any] = json.loads(message.data)
+        if error := response.get("error"):
             raise APIError(**error)
-        return answer
+        return response
 
     def check(self) -> None:
-        """Raise what has failed, if it has."""
+        """Raise a TransientError if the connection has failed."""
         if self.failed.done():
             raise TransientError(self.failed.result())
 
     def claim(self, count: int, listener: Callable[[int, Msg], None]) -> int:
-        """Return the first of so many numbers for messages to send; answers go to ``listener`` from now on."""
+        """Allocate ``count`` consecutive reply ids and return the first; replies go to ``listener`` from now on."""
         first = self._numbers
         self._numbers += count
         self._listener = listener
         return first
 
     async def send(self, subject: str, data: bytes, headers: dict[str, str] | None, number: int | None) -> None:
-        """Hand over a message; with a ``number``, an answer to it goes to the listener.
+        """Publish a message; with a ``reply_id``, the reply goes to the listener.
 
-        nats-py swallows a cancellation while this waits for the network: the caller has to look for another sign.
+        nats-py swallows a cancellation while this waits for the network, so the caller needs another stop condition.
         """
         reply = "" if number is None else f"{self._inbox}.{number}"
         await self._client.publish(subject, data, reply, headers)
 
     async def subscribe(self, pattern: str, take: Callable[[Msg], Awaitable[None]]) -> None:
-        """Have ``take`` called with each message whose subject fits ``pattern``, from when this returns."""
-        await self.ask(f"let us listen to {pattern}", self._client.subscribe(pattern, cb=take))
+        """Call ``callback`` with each message whose subject matches ``pattern``; active when this returns."""
+        await self.ask(f"subscribe to {pattern}", self._client.subscribe(pattern, cb=take))
         await self.flush()
 
     def new_inbox(self) -> str:
-        """Return a subject for answers that nobody else has."""
+        """Return a unique subject for replies."""
         return self._client.new_inbox()
 
     async def call(self, subject: str, data: bytes, inbox: str) -> None:
-        """Hand over a message; answers to it go to ``inbox``."""
+        """Publish a message; replies go to the subject ``reply``."""
         await self._client.publish(subject, data, inbox)
 
     async def flush(self) -> None:
-        """Wait until the server has read what was sent."""
-        await self.ask("take what was sent", self._client.flush(timeout=ceil(2 * self.timeout)))
+        """Wait until the server has read all sent messages."""
+        await self.ask("flush sent messages", self._client.flush(timeout=ceil(2 * self.timeout)))
 
-    def abort(self, reason: str = "the connection was given up") -> None:
-        """End the connection at once, whatever is still to be sent."""
+    def abort(self, reason: str = "the connection was aborted") -> None:
+        """Close the connection at once; unsent messages are discarded."""
         self._fail(reason)
         self._client.abort()
 
     async def close(self) -> None:
-        """Take leave in a bounded time; harmless when repeated."""
+        """Close the connection in a bounded time. Idempotent."""
         self._fail("the connection is closed")
-        leaving = asyncio.ensure_future(self._client.close())
-        await asyncio.wait({leaving}, timeout=CLOSE_SECONDS)
+        closing = asyncio.ensure_future(self._client.close())
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         self._client.abort()
-        leaving.cancel()
+        closing.cancel()
         with contextlib.suppress(asyncio.CancelledError, OSError, nats.errors.Error):
-            await leaving
+            await closing
 
     async def _take(self, message: Msg) -> None:
         self._listener(int(message.subject.rpartition(".")[2]), message)
@@ -243,7 +247,7 @@ class Link:
 def _discovered(server: str, name: str) -> Place | None:
     try:
         found = place(server)
-    except ValueError:  # what a server says of others is not ours to check
+    except ValueError:  # an announced address may be invalid
         return None
     try:
         ipaddress.ip_address(found.name)
@@ -253,13 +257,13 @@ def _discovered(server: str, name: str) -> Place | None:
 
 
 def place(server: str) -> Place:
-    """Return the place of a server as settings have it."""
+    """Return the address of a server in the settings."""
     host, port = host_and_port(server, PORT)
     return Place(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)
 
 
 class Dialer:
-    """Connects to the first server that lets us in; remembers what servers tell of their cluster."""
+    """Connects to the first usable server; remembers the servers of the cluster that servers announce."""
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
@@ -270,7 +274,7 @@ class Dialer:
         """Return a new connection.
 
         Raises:
-            TransientError: No server lets us in; the text has each one's reason.
+            TransientError: No server is usable; the message has the reason for each.
         """
         reasons: dict[str, None] = {}
         for each in self._order():
@@ -281,11 +285,11 @@ class Dialer:
         raise TransientError("; ".join(reasons))
 
     def learn(self, link: Link) -> None:
-        """Remember the servers that ``link`` has heard of."""
+        """Remember the servers that this connection's server has announced."""
         self._discovered = link.discovered() or self._discovered
 
     def _order(self) -> list[Place]:
         known = {each.server for each in self._configured}
         others = [each for each in self._discovered if each.server not in known]
-        # In any order, so that many bridges spread over a cluster.
+        # Random order, so that bridges spread over the cluster.
         return [*random.sample(self._configured, len(self._configured)), *random.sample(others, len(others))]

@@ -1,6 +1,6 @@
-"""Sending messages one after the other, and gathering JetStream's answers to them.
+"""Publishes messages in order with a bounded number in flight, and collects JetStream's acknowledgements.
 
-Only an answer says that a message was stored; that nats-py has taken one, or has written it out, says nothing.
+Only an acknowledgement shows that a message is stored; that nats-py has accepted or sent the message does not.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
     from sinks.nats.connection import Link
 
-WINDOW = 1000  # messages without an answer
+WINDOW = 1000  # messages without an acknowledgement
 WINDOW_BYTES = 8 * 1024 * 1024
 NO_RESPONDERS = 503
-TOO_LARGE = (10054, 10097)  # a message, or its headers
+TOO_LARGE = (10054, 10097)  # error codes: message too large, headers too large
 
 
 class Refusal(Struct, frozen=True):
-    """Why a message was not stored; ``err_code`` is JetStream's own, 0 where it is not JetStream that says so."""
+    """Why a message was not stored; ``err_code`` is JetStream's, 0 for errors that do not come from JetStream."""
 
     code: int = 0
     err_code: int = 0
@@ -35,7 +35,7 @@ class Refusal(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What JetStream says to a message: refused, or stored in ``stream``, now or (``duplicate``) before."""
+    """JetStream's reply to a message: an error, or stored in ``stream``, now or (``duplicate``) earlier."""
 
     error: Refusal | None = None
     stream: str = ""
@@ -44,7 +44,7 @@ class Answer(Struct, frozen=True):
 
 
 class Message(NamedTuple):
-    """A message to send; ``answered`` where an answer is asked for."""
+    """A message to publish; ``wants_ack`` requests an acknowledgement."""
 
     subject: str
     data: bytes
@@ -54,56 +54,56 @@ class Message(NamedTuple):
 
 _DECODER = msgspec.json.Decoder(Answer)
 _BEGUN = Answer()
-_NOBODY = Answer(Refusal(NO_RESPONDERS, 0, "nobody takes this subject"))
-_STRANGE = Answer(Refusal(0, 0, "the answer is not JetStream's"))
+_NOBODY = Answer(Refusal(NO_RESPONDERS, 0, "no responders for this subject"))
+_STRANGE = Answer(Refusal(0, 0, "invalid acknowledgement"))
 
 
 def always(_: Answer) -> bool:
-    """Accept whatever the answer is."""
+    """Continue after any acknowledgement."""
     return True
 
 
 def unless_refused(answer: Answer) -> bool:
-    """Go on as long as nothing is refused."""
+    """Continue until a message is rejected."""
     return answer.error is None
 
 
 class Exchange:
-    """Sends messages over a link; for use once, and by one at a time on a link.
+    """Publishes messages over a connection. For a single use; only one at a time per connection.
 
     Args:
-        link: The connection.
-        messages: What to send, in this order.
-        goes_on: Told each answer; where it says no, the rest is not sent, and not waited for.
+        connection: The connection.
+        requests: The messages, in this order.
+        should_continue: Called with each acknowledgement; if it returns False, the remaining messages are not sent.
     """
 
     def __init__(self, link: Link, messages: Sequence[Message], goes_on: Callable[[Answer], bool]) -> None:
         self.answers: dict[int, Answer] = {}
-        """By position in ``messages``."""
+        """By position in ``requests``."""
         self._link = link
         self._messages = messages
         self._goes_on = goes_on
         self._wanted = sum(message.answered for message in messages)
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._room = asyncio.Event()
-        self._held: dict[int, int] = {}  # bytes of what has no answer yet, by position
+        self._held: dict[int, int] = {}  # bytes by position
         self._held_bytes = 0
         self._progress = 0
         self._first = 0
 
     async def run(self) -> dict[int, Answer]:
-        """Send, and return the answers: all of them, or those up to the first with which it does not go on.
+        """Publish, and return the acknowledgements: all, or those up to the first that stops the window.
 
         Raises:
-            TransientError: The connection failed, or nothing moved for the link's timeout. It is to be given up.
+            TransientError: The connection failed, or made no progress within its timeout. It must be closed.
         """
         self._first = self._link.claim(len(self._messages), self._take)
         sending = asyncio.ensure_future(self._send())
-        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else may ask
+        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the exception
         try:
             await self._finish(sending)
         finally:
-            # nats-py swallows a cancellation while it waits for the network: then the sending finds that it is over.
+            # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
             self._end()
             sending.cancel()
         return self.answers
@@ -118,7 +118,7 @@ class Exchange:
             self._check(sending)
             if self._progress == before and not self._over.done():
                 raise TransientError(
-                    f"NATS at {self._link.place.server} has acknowledged nothing for {self._link.timeout:g} s"
+                    f"NATS at {self._link.place.server}: no acknowledgement within {self._link.timeout:g} s"
                 )
 
     def _check(self, sending: asyncio.Future[None]) -> None:
@@ -135,11 +135,11 @@ class Exchange:
             await self._wait_for_room(len(message.data))
             if self._over.done():
                 return
-            number = self._first + position if message.answered else None
+            reply_id = self._first + position if message.answered else None
             if message.answered:
                 self._held[position] = len(message.data)
                 self._held_bytes += len(message.data)
-            await self._link.send(message.subject, message.data, message.headers, number)
+            await self._link.send(message.subject, message.data, message.headers, reply_id)
             self._progress += 1
         if not self._wanted:
             self._end()
@@ -153,13 +153,13 @@ class Exchange:
 
     def _take(self, number: int, message: Msg) -> None:
         position = number - self._first
-        if self._over.done() or position not in self._held:  # late, for an exchange before this one, or a stranger's
+        if self._over.done() or position not in self._held:  # late, or for an earlier window
             return
-        answer = self.answers[position] = read(message)
+        ack = self.answers[position] = read(message)
         self._held_bytes -= self._held.pop(position)
         self._progress += 1
         self._room.set()
-        if len(self.answers) == self._wanted or not self._goes_on(answer):
+        if len(self.answers) == self._wanted or not self._goes_on(ack):
             self._end()
 
     def _end(self) -> None:
@@ -168,7 +168,7 @@ class Exchange:
 
 
 def read(message: Msg) -> Answer:
-    """Read an answer."""
+    """Decode an acknowledgement."""
     if not message.data:
         return _NOBODY if message.headers else _BEGUN
     try:

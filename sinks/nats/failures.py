@@ -1,7 +1,8 @@
-"""What nats-py and the servers say, as one sentence that names what is wrong, where, and what to do. Pure.
+"""Error messages for failures of NATS: where, the cause, and what to do. Pure.
 
-Everything here is worth another try: someone can start a server, replace a file or grant a permission meanwhile.
-No sentence holds a secret: servers do not repeat them, and of settings only names are told.
+All errors are transient: a server can be started, a file replaced or a permission granted at any time.
+
+Invariant: no message contains a secret. Servers do not repeat secrets, and only names of settings are used.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _NOT_ENABLED = (10039, 10076)
 
 
 class AnsweredError(TransientError):
-    """The server said no, over a connection that is as good as before; ``code`` is JetStream's own."""
+    """The server responded with an error; the connection is still usable. ``code`` is JetStream's error code."""
 
     def __init__(self, text: str, code: int = 0) -> None:
         super().__init__(text)
@@ -35,14 +36,14 @@ class AnsweredError(TransientError):
 
 
 def is_denial(error: Exception) -> bool:
-    """Tell whether the server refuses one subject; the connection goes on."""
+    """Return whether an error is a missing permission for a subject; the connection stays open."""
     return _DENIED in str(error).lower()
 
 
 class Texts(NamedTuple):
-    """Says what is wrong with one server.
+    """Error messages for one server.
 
-    ``login`` and ``certificate`` name the settings that say who we are, "" for none.
+    ``timeout`` is in seconds. ``auth`` and ``certificate`` name the settings with the credentials, "" for none.
     """
 
     server: str
@@ -51,67 +52,65 @@ class Texts(NamedTuple):
     certificate: str
 
     def unreachable(self, error: Exception, *, asks_certificate: bool) -> str:
-        """Say why there is no connection."""
+        """Describe why connecting failed."""
         where = f"NATS at {self.server}"
         match error:
             case nats.errors.SecureConnWantedError():
-                text = f"{where} offers no TLS: nothing was sent to it; turn TLS on there, or off here"
+                text = f"{where} does not offer TLS, nothing was sent; enable TLS there, or set tls.enabled to false"
             case ssl.SSLCertVerificationError():
                 reason = one_line(error.verify_message)
-                text = f"{where} shows a certificate that is not to be trusted: {reason}; check tls.ca_file"
+                text = f"{where}: certificate is not trusted: {reason}; check tls.ca_file"
             case TimeoutError():
-                text = f"{where} did not answer within {self.seconds:g} s"
+                text = f"{where}: no response within {self.seconds:g} s"
             case ssl.SSLError() | ConnectionResetError() | BrokenPipeError() if asks_certificate:
-                # The server's own reason comes in the midst of the login, if at all.
-                told = (
-                    f"does not like ours, {self.certificate}"
-                    if self.certificate
-                    else "there is none: set tls.cert_file"
-                )
-                text = f"{where} asks for a certificate, and {told}"
+                # The server's reason, if any, arrives during authentication.
+                rest = f" and rejected {self.certificate}" if self.certificate else "; set tls.cert_file"
+                text = f"{where} requires a client certificate{rest}"
             case ssl.SSLError():
-                text = f"{where}: TLS failed: {one_line(getattr(error, 'reason', None) or error)}; is TLS meant there?"
+                reason = one_line(getattr(error, "reason", None) or error)
+                text = f"{where}: TLS handshake failed: {reason}; check whether the port uses TLS"
             case OSError():
-                text = f"{where} cannot be reached: {one_line(error.strerror or error)}"
+                text = f"{where} is unreachable: {one_line(error.strerror or error)}"
             case _:
                 text = self._refused(error)
         return text
 
     def ended(self, error: Exception | None) -> str:
-        """Say why a connection that worked does not go on."""
+        """Describe why an established connection ended."""
         if error is None or isinstance(error, nats.errors.UnexpectedEOF):
-            return f"NATS at {self.server} ended the connection"
+            return f"NATS at {self.server} closed the connection"
         if isinstance(error, nats.errors.StaleConnectionError):
-            return f"NATS at {self.server} does not answer pings any more"
+            return f"NATS at {self.server} no longer responds to pings"
         if isinstance(error, OSError):
-            return f"the connection to NATS at {self.server} broke: {one_line(error.strerror or error)}"
+            return f"connection to NATS at {self.server} failed: {one_line(error.strerror or error)}"
         return self._refused(error)
 
     def denied(self, error: Exception) -> str:
-        """Say that a permission is missing; ``error`` names the subject."""
-        said = one_line(error).removeprefix("nats: ")
-        return f"NATS at {self.server} refuses us a subject: {said}; docs/nats.md lists the permissions that are needed"
+        """Describe a missing permission; ``error`` names the subject."""
+        reason = one_line(error).removeprefix("nats: ")
+        return f"NATS at {self.server}: {reason}; grant the permissions in docs/nats.md"
 
     def answered(self, doing: str, error: Exception) -> TransientError:
-        """Say that a request to JetStream's API failed."""
+        """Return the error for a failed request to JetStream's API; ``purpose`` describes the request."""
         where = f"NATS at {self.server}"
         if isinstance(error, ServiceUnavailableError) and error.err_code in (None, *_NOT_ENABLED):
             return AnsweredError(
-                f"{where} has no JetStream for us, needed to {doing}: turn it on there (jetstream {{}} in its "
-                "configuration; per account, where there are accounts), set domain, or set mode: core"
+                f"{where}: JetStream is not enabled, failed to {doing}; enable it (jetstream {{}} in the server's "
+                "configuration, or in the account's), set domain, or set mode: core"
             )
         if isinstance(error, APIError):
             return AnsweredError(
-                f"{where} failed to {doing}: {one_line(error.description)} ({error.err_code})", error.err_code or 0
+                f"{where}: failed to {doing}: {one_line(error.description)} ({error.err_code})", error.err_code or 0
             )
-        return TransientError(f"{where} failed to {doing}: {one_line(error)}")
+        return TransientError(f"{where}: failed to {doing}: {one_line(error)}")
 
     def _refused(self, error: Exception) -> str:
         where = f"NATS at {self.server}"
-        said = one_line(error).removeprefix("nats: ").strip("'")
-        if any(each in said.lower() for each in _REFUSED):
-            advice = f"check {self.login}" if self.login else "it asks for a login, and there is none"
-            return f"{where} refused us ({said}): {advice}"
-        if "expecting INFO" in said:
-            return f"{where} ended the connection: it wants TLS first (handshake_first), or is no NATS server"
-        return f"{where} refused the connection: {said}"
+        reason = one_line(error).removeprefix("nats: ").strip("'")
+        if any(text in reason.lower() for text in _REFUSED):
+            if self.login:
+                return f"{where} rejected the credentials ({reason}); check {self.login}"
+            return f"{where} requires credentials ({reason}); set auth"
+        if "expecting INFO" in reason:
+            return f"{where} closed the connection; it may require tls.handshake_first, or not be a NATS server"
+        return f"{where} closed the connection: {reason}"

@@ -1,6 +1,6 @@
-"""Who we are, as nats-py wants to be told; files are read anew each time.
+"""Credentials for nats-py; files are read again for each connection.
 
-They are checked here, because nats-py reads a creds file without a JWT for ever.
+Files are checked here, because nats-py never finishes reading a creds file without a JWT.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _FILES = ("password_file", "token_file", "nkey_seed_file", "creds_file")
 
 
 def options(login: LoginSettings) -> dict[str, Any]:
-    """Return what ``Client.connect`` is to be told.
+    """Return the credentials as options of ``Client.connect``.
 
     Raises:
-        TransientError: A file cannot be read, or holds something else.
+        TransientError: A file cannot be read, or is invalid.
     """
     if login.user is not None:
         return {"user": login.user, "password": secret("login.password", login.password, login.password_file)}
@@ -41,7 +41,7 @@ def options(login: LoginSettings) -> dict[str, Any]:
 
 
 def named(login: LoginSettings) -> str:
-    """Name the settings in use, for a text that says what to check; "" where there is no login."""
+    """Return the names of the settings with the credentials, for error messages; "" if there are none."""
     names = [f"login.{name} {path}" for name in _FILES if (path := getattr(login, name))]
     names += [
         f"login.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(login, name) is not None
@@ -50,12 +50,12 @@ def named(login: LoginSettings) -> str:
 
 
 def _creds(path: str) -> str:
-    """Return what of a creds file nats-py is to see."""
+    """Return the JWT and the seed of a creds file, in the format of nats-py."""
     text = read("login.creds_file", path)
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if not jwt or not seed:
         raise TransientError(
-            f"login.creds_file {path} does not hold a JWT and its seed, as `nsc generate creds` writes them"
+            f"auth.creds_file {path} does not contain a JWT and its seed; create it with `nsc generate creds`"
         )
     _check_seed(seed[1], f"login.creds_file {path}")
     return f"-----BEGIN NATS USER JWT-----\n{jwt[1]}\n-----BEGIN USER NKEY SEED-----\n{seed[1]}\n------\n"
@@ -65,5 +65,5 @@ def _check_seed(seed: str, name: str) -> None:
     try:
         nkeys.from_seed(bytearray(seed.strip().encode()))
     except (ValueError, nkeys.NkeysError):
-        # Not chained: the seed may be in it.
-        raise TransientError(f"{name} holds no seed of an nkey (it begins with SU)") from None
+        # Not chained: the error may contain the seed.
+        raise TransientError(f"{name} contains no nkey seed (a seed begins with SU)") from None

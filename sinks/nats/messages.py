@@ -1,4 +1,4 @@
-"""From records to what goes over the wire. Pure."""
+"""NATS messages for records. Pure."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from config.sinks.nats import NatsSettings
 
 MESSAGE_ID = "Nats-Msg-Id"
-_MORE = 160  # bytes that an atomic batch adds to a message's headers, at the most
+_MORE = 160  # bytes: maximum that an atomic batch adds to a message's headers
 
 
 class Item(NamedTuple):
-    """A record as it is sent; by its ``id`` the server knows it again."""
+    """A message for a record; the server recognizes duplicates by ``id``."""
 
     id: str
     position: tuple[int, int]
@@ -28,12 +28,12 @@ class Item(NamedTuple):
 
     @property
     def header_size(self) -> int:
-        """How many bytes its headers are on the wire, at the most."""
+        """The maximum size of the headers on the wire, in bytes."""
         return len("".join(self.headers)) + len("".join(self.headers.values())) + 4 * len(self.headers) + _MORE
 
 
 class Messages:
-    """Writes records as the settings have it."""
+    """Encodes records as messages, according to the settings."""
 
     def __init__(self, settings: NatsSettings) -> None:
         self.subjects = Subjects(settings.subject, settings.template)
@@ -41,7 +41,7 @@ class Messages:
         self._cloudevents = settings.cloudevents
 
     def item(self, record: Record) -> Item | None:
-        """Return what is sent for ``record``; None where the encoding knows nothing of the kind."""
+        """Return the message for ``record``; None if the encoding does not cover its type."""
         document = self._encode(record)
         if document is None:
             return None
@@ -57,7 +57,7 @@ class Messages:
 
 
 def message_id(record: Record) -> str:
-    """Return what JetStream is to know a record by: its source and its id, in printable ASCII."""
+    """Return the message id of a record for JetStream: its source and its id, in printable ASCII."""
     return f"{_source(record.host, record.engine)}/{record.id}"
 
 

@@ -1,10 +1,10 @@
-"""NATS as a sink.
+"""The NATS sink.
 
 Invariants:
 - ``publish`` returns when JetStream has acknowledged every record (in core mode: when the server has read them).
-- A connection on which something went wrong is not used again. What was under way on it may still be stored: it is
-  known by its message id when it is sent again.
-- Nothing waits for ever: each answer has its time, and so has the end of a connection.
+- A connection is not used again after an error. Messages in flight on it may still be stored: JetStream recognizes them
+  by their message ids when they are sent again.
+- Every wait is bounded: for each acknowledgement, and for closing a connection.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class NatsSink:
         self._dialer = Dialer(settings)
         self._bucket = Bucket(settings, settings.bucket.name) if settings.bucket.name else None
         self._link: Link | None = None
-        self._left: Link | None = None  # what was given up, and not let go of yet
-        self._writer: Writer | CoreWriter | None = None  # None: what takes the records has to be looked at first
+        self._left: Link | None = None  # aborted, not closed yet
+        self._writer: Writer | CoreWriter | None = None  # None: check the stream first
         self._progress = Progress()
         self._told: set[str] = set()
-        self._server = ""  # the last that was told
+        self._server = ""  # the last one that was logged
 
     async def start(self) -> None:
-        """Connect, and see to it that what takes the records is there.
+        """Connect, and create the stream and the bucket if they do not exist.
 
         Raises:
-            TransientError: That did not work.
+            TransientError: Connecting failed, or the stream or the bucket is missing or unsuitable.
         """
         if self._core:
             self._warn_once(
@@ -65,8 +65,8 @@ class NatsSink:
         """Publish records in order; return when all are acknowledged.
 
         Raises:
-            RefusedRecordError: Some are refused for what they are.
-            TransientError: Some were perhaps not stored.
+            RejectedRecordError: Some records are too large or otherwise rejected for good.
+            TransientError: Some records may not be stored.
         """
         link, writer = await self._ready()
         items = [item for record in batch if (item := self._messages.item(record))]
@@ -84,7 +84,7 @@ class NatsSink:
         self._progress.stored.clear()
 
     async def close(self) -> None:
-        """Let go of the connection; bounded, harmless when repeated."""
+        """Close the connection in a bounded time. Idempotent."""
         links = [link for link in (self._left, self._link) if link]
         self._left = self._link = self._writer = None
         await asyncio.gather(*(link.close() for link in links))
@@ -116,8 +116,8 @@ class NatsSink:
 
     async def _look(self, link: Link) -> Writer:
         stream = await ensure_stream(link, self._settings, self._messages.subjects.pattern)
-        for weakness in stream.weaknesses:
-            self._warn_once("stream_config_warning", f"{stream.name}: {weakness}")
+        for warning in stream.weaknesses:
+            self._warn_once("stream_config_warning", f"{stream.name}: {warning}")
         if self._bucket:
             await self._bucket.check(link)
         return Writer(link, stream, self._progress)

@@ -1,6 +1,6 @@
-"""The stream for the records, and the bucket for the current state: created where they are missing, else checked.
+"""The stream for the records and the bucket for the current state: created if missing, otherwise checked.
 
-What is there already is never changed: it may have been set up like that on purpose.
+Existing streams are never changed: their configuration may be intentional.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from sinks.nats.connection import Link
 
 NOT_FOUND = 10059
-NAME_IN_USE = 10058  # with another configuration: somebody else was faster
+NAME_IN_USE = 10058  # with another configuration: created concurrently by another client
 OVERLAP = 10065
-_SHORT_WINDOW = 120  # seconds, JetStream's own default
+_SHORT_WINDOW = 120  # seconds, JetStream's default
 _BUCKET_WINDOW = 3600  # seconds
 _log = structlog.get_logger(__name__)
 
 
 class Stream(NamedTuple):
-    """What is to be known of a stream.
+    """The relevant properties of a stream.
 
-    ``atomic``: whether it takes batches whole. ``max_message``: bytes of a message, -1 for any. ``expiring``: whether
-    a single message can be told to go by itself. ``weaknesses``: what of it works less well than it could.
+    ``atomic``: whether it accepts atomic batches. ``max_message_bytes``: maximum size of a message, -1 for no limit.
+    ``supports_ttl``: whether a message can have a TTL. ``warnings``: properties that weaken the guarantees.
     """
 
     name: str
@@ -42,45 +42,45 @@ class Stream(NamedTuple):
 
 
 async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Stream:
-    """Return the stream for the subjects of ``pattern``.
+    """Return the stream for the subjects of ``pattern``; create it if it does not exist.
 
     Raises:
-        AnsweredError: There is none, or one that is not fit.
+        ApiResponseError: The stream does not exist, or is unsuitable.
         TransientError: The connection failed.
     """
     config = await _ensure(link, settings, stream_config(settings), create=settings.stream.create)
-    if mistakes := list(config_errors(config, pattern)):
+    if errors := list(config_errors(config, pattern)):
         raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is not fit for the records: {'; '.join(mistakes)}. "
-            f"Change it (nats stream edit {config.name}), or set stream.name to another one"
+            f"stream {config.name} at NATS {link.place.server} is unsuitable: {'; '.join(errors)}; "
+            f"change it (nats stream edit {config.name}), or set stream.name to another stream"
         )
     return _known(config)._replace(weaknesses=tuple(config_warnings(config, pattern)))
 
 
 async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stream:
-    """Return the stream behind the bucket.
+    """Return the stream behind the bucket; create it if it does not exist.
 
     Raises:
-        AnsweredError: There is none, or something else is called like it.
+        ApiResponseError: The bucket does not exist, or its stream is not a bucket.
         TransientError: The connection failed.
     """
     config = await _ensure(link, settings, bucket_config(settings, bucket), create=settings.bucket.create)
     if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
         raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is no key-value bucket: set bucket.name to another one"
+            f"stream {config.name} at NATS {link.place.server} is not a bucket; set kv_bucket.name to another one"
         )
     return _known(config)
 
 
 async def subjects_in(link: Link, settings: NatsSettings, stream: str, pattern: str) -> list[str]:
-    """Return the subjects in a stream that fit ``pattern``."""
+    """Return the subjects in a stream that match ``pattern``."""
     found: list[str] = []
     while True:
         body = {"subjects_filter": pattern, "offset": len(found)}
-        answer = await link.request(f"list what is in {stream}", settings.domain, f"STREAM.INFO.{stream}", body)
-        page = (answer.get("state") or {}).get("subjects") or {}
+        info = await link.request(f"list the subjects of {stream}", settings.domain, f"STREAM.INFO.{stream}", body)
+        page = (info.get("state") or {}).get("subjects") or {}
         found += page
-        if not page or len(found) >= answer.get("total", 0):
+        if not page or len(found) >= info.get("total", 0):
             return found
 
 
@@ -90,18 +90,20 @@ async def _ensure(link: Link, settings: NatsSettings, wanted: StreamConfig, *, c
             return found
         if not create:
             raise AnsweredError(
-                f"NATS at {link.place.server} has no stream {wanted.name}: create it (docs/nats.md tells how), or set "
-                "create to true"
+                f"NATS at {link.place.server}: stream {wanted.name} does not exist; create it (see docs/nats.md), or "
+                "set auto_create to true"
             )
         if created := await _create(link, settings, wanted):
             return created
-    raise AnsweredError(f"NATS at {link.place.server}: stream {wanted.name} comes and goes")
+    raise AnsweredError(
+        f"NATS at {link.place.server}: stream {wanted.name} was repeatedly created and deleted while connecting"
+    )
 
 
 async def _find(link: Link, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
     name = wanted.name or ""
     try:
-        return (await link.ask(f"tell of stream {name}", link.jetstream(settings.domain).stream_info(name))).config
+        return (await link.ask(f"get stream {name}", link.jetstream(settings.domain).stream_info(name))).config
     except AnsweredError as error:
         if error.code == NOT_FOUND:
             return None
@@ -114,8 +116,9 @@ async def _create(link: Link, settings: NatsSettings, wanted: StreamConfig) -> S
     except AnsweredError as error:
         if error.code == OVERLAP:
             raise AnsweredError(
-                f"NATS at {link.place.server} does not create stream {wanted.name}, because another stream has "
-                f"{', '.join(wanted.subjects or [])} or a part of it: set stream.name to that one, or another subject"
+                f"NATS at {link.place.server}: cannot create stream {wanted.name}, because the subjects of another "
+                f"stream overlap {', '.join(wanted.subjects or [])}; set stream.name to that stream, or use another "
+                "subject_prefix"
             ) from error
         if error.code == NAME_IN_USE:
             return None
@@ -135,7 +138,7 @@ def _known(config: StreamConfig) -> Stream:
 
 
 def stream_config(settings: NatsSettings) -> StreamConfig:
-    """Return the configuration of a stream for records."""
+    """Return the configuration of the stream for records."""
     wanted = settings.stream
     return StreamConfig(
         name=settings.stream_name,
@@ -146,15 +149,15 @@ def stream_config(settings: NatsSettings) -> StreamConfig:
         duplicate_window=wanted.duplicate_window.total_seconds(),
         max_age=wanted.max_age.total_seconds() if wanted.max_age else 0,
         max_bytes=wanted.max_bytes or -1,
-        allow_atomic=True,  # a server before 2.12 drops it
+        allow_atomic=True,  # ignored by servers before 2.12
     )
 
 
 def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
-    """Return the configuration of the stream that is a bucket with one value a key."""
+    """Return the configuration of the stream behind a bucket, with one value per key."""
     return StreamConfig(
         name=f"KV_{name}",
-        description="whalebridge: the containers that live now",
+        description="whalebridge: running containers",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
         num_replicas=settings.bucket.replicas,
@@ -164,29 +167,29 @@ def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
         allow_rollup_hdrs=True,
         allow_direct=True,
         deny_delete=True,
-        allow_msg_ttl=True,  # a server before 2.11 drops it
+        allow_msg_ttl=True,  # ignored by servers before 2.11
     )
 
 
 def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
-    """Find what of a stream would lose records of the subjects in ``pattern``, or refuse them all."""
+    """Yield the properties of a stream that would lose or reject records with subjects in ``pattern``."""
     own = config.subjects or []
     if config.mirror:
-        yield "it mirrors another stream, and takes no messages itself"
+        yield "it mirrors another stream and accepts no messages"
     elif not any(subjects.collide(each, pattern) for each in own):
-        yield f"its subjects are {', '.join(own)}, and ours {pattern}"
+        yield f"its subjects ({', '.join(own)}) do not match {pattern}"
     if config.sealed:
         yield "it is sealed"
     if config.no_ack:
-        yield "it acknowledges nothing (no_ack)"
+        yield "it sends no acknowledgements (no_ack)"
     if config.max_msgs_per_subject > 0:
-        yield f"it keeps no more than {config.max_msgs_per_subject} records of a subject (max_msgs_per_subject)"
+        yield f"it keeps at most {config.max_msgs_per_subject} records per subject (max_msgs_per_subject)"
     if config.retention == RetentionPolicy.INTEREST:
-        yield "it drops what nobody waits for (retention interest)"
+        yield "it keeps no records without consumers (retention interest)"
 
 
 def config_warnings(config: StreamConfig, pattern: str) -> Iterator[str]:
-    """Find what of a stream works, but less well."""
+    """Yield the properties of a stream that weaken the guarantees."""
     if not subjects.covered(pattern, config.subjects or []):
         yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:

@@ -1,8 +1,8 @@
-"""Subjects, and keys of buckets, from what records say. Pure.
+"""Subjects and bucket keys for records. Pure.
 
-Whatever a container, a namespace or a host is called, it becomes one token of ``[A-Za-z0-9_=-]``: no wildcard, no
-dot, no blank gets through. Different values give different tokens, and a token has a bounded length, because a server
-ends a connection whose control line exceeds 4 KiB.
+Any name of a container, namespace or host becomes one token of ``[A-Za-z0-9_=-]``, without wildcards, dots and blanks.
+Different values have different tokens. The length of a token is bounded, because a server closes a connection whose
+control line exceeds 4 KiB.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ _WRITTEN = re.compile(rb"=([0-9A-F]{2})")
 
 @lru_cache(maxsize=4096)  # few hosts, namespaces and types; container ids come and go
 def token(value: str) -> str:
-    """Write ``value`` as one token: other bytes than ``[A-Za-z0-9_-]`` as ``=HH``, nothing as ``_``.
+    """Encode ``value`` as one token: bytes other than ``[A-Za-z0-9_-]`` become ``=HH``, an empty value ``_``.
 
-    What gets too long is cut, and ends in ``==`` and a digest of the whole.
+    A token that would be too long is truncated and ends with ``==`` and a digest of the value.
     """
     plain = value.encode(errors="surrogatepass")
-    written = _OTHERS.sub(lambda found: b"=%02X" % found[0][0], plain).decode("ascii")
-    if len(written) <= MAX_TOKEN:
-        return written or "_"
+    encoded = _OTHERS.sub(lambda found: b"=%02X" % found[0][0], plain).decode("ascii")
+    if len(encoded) <= MAX_TOKEN:
+        return encoded or "_"
     room = MAX_TOKEN - _DIGEST - 2
-    kept = written[:room]
-    cut = kept.rfind("=", room - 2)  # never through the midst of =HH
-    return f"{kept[:cut] if cut > 0 else kept}=={sha256(plain).hexdigest()[:_DIGEST]}"
+    prefix = encoded[:room]
+    cut = prefix.rfind("=", room - 2)  # do not split =HH
+    return f"{prefix[:cut] if cut > 0 else prefix}=={sha256(plain).hexdigest()[:_DIGEST]}"
 
 
 def read_token(written: str) -> str:
-    """Read what ``token`` wrote; of what was cut, its beginning and its digest."""
+    """Decode a token; of a truncated one, return the beginning and the digest."""
     if written == "_":
         return ""
     return _WRITTEN.sub(lambda found: bytes([int(found[1], 16)]), written.encode()).decode(errors="surrogatepass")
 
 
 class Subjects:
-    """Makes the subject of each record.
+    """Builds the subjects of records.
 
     Args:
-        prefix: What all of them begin with, tokens parted by dots.
-        template: What follows the prefix and a dot; ``{host}``, ``{namespace}``, ``{project}`` and ``{type}`` stand
-            for the record's.
+        prefix: The first tokens of all subjects, separated by dots.
+        template: The remaining tokens; ``{host}``, ``{namespace}``, ``{project}`` and ``{type}`` are replaced with the
+            record's values.
     """
 
     def __init__(self, prefix: str, template: str) -> None:
         self._format = f"{prefix}.{template}".format
         self.pattern = self._format(**dict.fromkeys(_FIELDS, "*"))
-        """What all of them fit, as a subscription would name it."""
+        """A subscription pattern that matches all subjects."""
 
     def of(self, record: Record) -> str:
-        """Return the subject of ``record``; frames have no namespace and no project, so ``_`` stands there."""
+        """Return the subject of ``record``; control records have ``_`` as namespace and project."""
         return self._format(
             host=token(record.host),
             namespace=token(record.namespace),
@@ -73,7 +73,7 @@ class Subjects:
 
 
 def collide(pattern: str, other: str) -> bool:
-    """Tell whether some subject fits both patterns."""
+    """Return whether any subject matches both patterns."""
     left, right = pattern.split("."), other.split(".")
     for one, another in zip(left, right, strict=False):
         if ">" in (one, another):
@@ -84,7 +84,7 @@ def collide(pattern: str, other: str) -> bool:
 
 
 def covered(pattern: str, by: Iterable[str]) -> bool:
-    """Tell whether one of ``by`` takes every subject that fits ``pattern``."""
+    """Return whether one of ``patterns`` matches every subject that ``pattern`` matches."""
     return any(_takes(each.split("."), pattern.split(".")) for each in by)
 
 
@@ -98,6 +98,6 @@ def _takes(wide: list[str], narrow: list[str]) -> bool:
 
 
 def state_key(host: str, engine: str, namespace: str = "", container: str = "") -> str:
-    """Return the key in a bucket of a container's state, or, without a container, of its source's."""
+    """Return the bucket key of a container's entry; without a container, of its source's entry."""
     source = f"{token(host)}.{token(engine)}"
     return f"{source}.{token(namespace)}.{token(container)}" if container else source
