@@ -22,6 +22,7 @@ from bridge import signals
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
+from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.labels import LabelRules
 from bridge.delivery import Delivery
 from bridge.inspection import Inspection, served
@@ -34,8 +35,6 @@ from bridge.tasks import bounded, together
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import ServiceManager
 from bridge.watch import Watch, WatchSettings
-from config.containers import ContainerFilter
-from config.namespaces import NamespaceFilter
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox, Sink

@@ -19,11 +19,11 @@ from bridge.cli.examine import examine
 from bridge.cli.findings import Finding
 from bridge.cli.mounts import file_system
 from bridge.core.errors import BridgeError, FatalError, InUseError, TransientError
+from bridge.core.filters import NamespaceFilter
 from bridge.inspection import not_listening
 from bridge.outbox import store
 from bridge.outbox.folder import StateFolder
 from bridge.tasks import bounded
-from config.namespaces import NamespaceFilter
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.common import host_and_port
 from sinks.access import secret
