@@ -134,11 +134,11 @@ def _described(watch: Watch, pumps: Iterable[Pump]) -> str:
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
-    names = [sink.called for sink in settings.sinks]
+    names = list(settings.sinks)
     bounds = settings.outbox
     room = Bounds(
         max_records=bounds.max_records,
-        max_bytes=bounds.max_bytes if settings.state_dir else bounds.memory_max_bytes,
+        max_bytes=bounds.max_bytes if settings.state_dir else bounds.max_memory_bytes,
         max_age=int(bounds.max_age.total_seconds()),
     )
     if settings.state_dir:
@@ -166,7 +166,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         ),
         rules=_rules(settings),
         scope=_scope(settings),
-        extras=containers.extras,
+        extras=containers.additional_events,
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 

@@ -19,7 +19,6 @@ from bridge.pump import Pump
 from bridge.telemetry.status import SinkStatus, Status, Taken
 from bridge.watch import Watch
 from config.sinks.common import host_and_port
-from sinks.access import secret
 
 if TYPE_CHECKING:
     from bridge.telemetry.http.server import Endpoint
@@ -54,7 +53,7 @@ class Inspection:
             proof_age=watch.proof_age,
             proof_limit=watch.proof_limit,
             trouble=self._outbox.trouble,
-            max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.memory_max_bytes,
+            max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
             sinks=[self._sink(pump) for pump in self._pumps()],
             running=states[False],
             paused=states[True],
@@ -96,11 +95,7 @@ async def served(inspection: Inspection) -> AsyncIterator[None]:
         return
     from bridge.telemetry.http.server import Endpoint  # noqa: PLC0415 (a third of a second for who wants none)
 
-    def token() -> str | None:
-        http = inspection.settings.http
-        return secret("http.token", http.token, http.token_file)
-
-    endpoint = Endpoint(inspection, token)
+    endpoint = Endpoint(inspection)
     try:
         await _listen(settings, endpoint)
         if settings.state_dir:

@@ -1,4 +1,4 @@
-"""The groups of settings. Each part of the program is handed its own only."""
+"""The groups of settings. Each part of the program receives only its own group."""
 
 from __future__ import annotations
 
@@ -6,131 +6,115 @@ import re
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field
 
 from config.fields import (
     DURATION,
-    Conditions,
+    CommaSeparated,
     Duration,
-    FilePath,
-    Globs,
-    Items,
+    GlobList,
+    LabelSelectors,
+    LowercaseStr,
+    NonEmptyGlobList,
     OrOff,
-    Section,
+    SettingsModel,
     SocketPath,
-    SomeGlobs,
-    Word,
-    one_of,
-    setting,
-    within,
+    between,
+    field,
 )
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+):(\d{1,5})")
-_LAST_PORT = 65535
+_MAX_PORT = 65535
 
 
-class ContainerdSettings(Section):
-    """The containerd that is watched."""
+class ContainerdSettings(SettingsModel):
+    """The containerd to watch."""
 
-    address: SocketPath = setting(
+    address: SocketPath = field(
         "/run/containerd/containerd.sock",
-        "Path of containerd's socket; unix:///PATH is the same.",
-        reason="The usual place. k3s, rke2, microk8s and k0s have theirs elsewhere.",
+        "Path of containerd's socket, or unix:///PATH.",
+        reason="The path of most distributions. k3s, rke2, microk8s and k0s use another one.",
     )
 
 
-class NamespacesSettings(Section):
-    """Which of containerd's namespaces are watched."""
+class NamespacesSettings(SettingsModel):
+    """The containerd namespaces to watch."""
 
-    include: SomeGlobs = setting(
-        ("*",), "Globs of the namespaces to watch.", reason="A container nobody hears of is worse than one too many."
-    )
-    exclude: Globs = setting(
+    include: NonEmptyGlobList = field(("*",), "Globs of the namespaces to watch.")
+    exclude: GlobList = field(
         (),
-        "Globs of the namespaces to leave out, besides moby; naming moby literally in include lets it in.",
-        reason="Docker's namespace moby is always left out, because Docker has an API of its own that knows more.",
+        "Globs of the namespaces not to watch. Docker's namespace moby is always excluded, unless include contains it "
+        "literally.",
+        reason="Docker's own API provides more about Docker's containers than containerd does.",
     )
 
 
-class NamesSettings(Section):
-    """Which containers are published, by name."""
+class NamesSettings(SettingsModel):
+    """Filter of the published containers by name."""
 
-    include: SomeGlobs = setting(
+    include: NonEmptyGlobList = field(
+        ("*",), "Globs of the containers to publish. A glob matches the nerdctl name or the id."
+    )
+    exclude: GlobList = field((), "Globs of the containers not to publish, by nerdctl name or id.")
+
+
+class ProjectsSettings(SettingsModel):
+    """Filter of the published containers by compose project."""
+
+    include: NonEmptyGlobList = field(
         ("*",),
-        "Globs of the containers to publish. One fits a container by its nerdctl name, or by its id.",
-        reason="Whoever reads can leave out what it does not want.",
+        "Globs of the compose projects to publish. The project of a container without one is empty; only a glob of "
+        "asterisks matches it.",
     )
-    exclude: Globs = setting(
-        (), "Globs of the containers to leave out, by nerdctl name or id.", reason="Nobody but you knows of any."
-    )
+    exclude: GlobList = field((), "Globs of the compose projects not to publish.")
 
 
-class ProjectsSettings(Section):
-    """Which containers are published, by compose project."""
+class LabelSelectorsSettings(SettingsModel):
+    """Filter of the published containers by label. All labels count, including those that are not published."""
 
-    include: SomeGlobs = setting(
-        ("*",),
-        "Globs of the compose projects whose containers are published; the project of a container without one is "
-        "empty, which only a glob of asterisks fits.",
-        reason="Whoever reads can leave out what it does not want.",
+    include: LabelSelectors = field(
+        (), "Selectors KEY or KEY=VALUE, both globs. If there are any, at least one must match a label."
     )
-    exclude: Globs = setting(
-        (), "Globs of the compose projects whose containers are left out.", reason="Nobody but you knows of any."
-    )
-
-
-class LabelConditionsSettings(Section):
-    """Which containers are published, by label: by all labels they have, whatever of them is published."""
-
-    include: Conditions = setting(
-        (),
-        "KEY or KEY=VALUE, both of them globs, of which one has to fit a label; where there is none, any labels do.",
-        reason="Most containers have no labels.",
-    )
-    exclude: Conditions = setting(
-        (),
-        "KEY or KEY=VALUE, both of them globs, of which none may fit a label.",
-        reason="Nobody but you knows of any.",
-    )
+    exclude: LabelSelectors = field((), "Selectors KEY or KEY=VALUE, both globs. None of them may match a label.")
 
 
 Kind = Literal["container", "sandbox"]
-Extra = Literal["created", "deleted", "oom", "renamed"]
+AdditionalEvent = Literal["created", "deleted", "oom", "renamed"]
 
 
-def _some(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+def _check_kinds(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
     if not kinds:
-        raise ValueError("name one kind at least: container, sandbox")
+        raise ValueError("must not be empty; list container, sandbox or both")
     return kinds
 
 
-class ContainersSettings(Section):
-    """Which containers are published: those that all of this lets through. It is decided once for each life."""
+class ContainersSettings(SettingsModel):
+    """The containers to publish: those that match all filters. Decided once per incarnation."""
 
-    kinds: Annotated[tuple[Annotated[Kind, Word], ...], Items, AfterValidator(_some)] = setting(
+    kinds: Annotated[tuple[Annotated[Kind, LowercaseStr], ...], CommaSeparated, AfterValidator(_check_kinds)] = field(
         ("container",),
-        "container, sandbox (the 'pause' containers of Kubernetes pods), or both.",
-        reason="Every pod has a sandbox that runs nothing of the user's; it is tracked all the same, for the labels.",
+        "container, sandbox (the pause containers of Kubernetes pods), or both.",
+        reason="A sandbox runs no user code. Sandboxes are tracked anyway, for the labels of their pods.",
     )
     names: NamesSettings = NamesSettings()
     projects: ProjectsSettings = ProjectsSettings()
-    labels: LabelConditionsSettings = LabelConditionsSettings()
-    extras: Annotated[tuple[Annotated[Extra, Word], ...], Items] = setting(
+    labels: LabelSelectorsSettings = LabelSelectorsSettings()
+    additional_events: Annotated[tuple[Annotated[AdditionalEvent, LowercaseStr], ...], CommaSeparated] = field(
         (),
-        "Records to publish besides: created, deleted, oom, renamed.",
-        reason="The four transitions say which containers live; these are for those who want to know more.",
+        "Additional event types to publish: created, deleted, oom, renamed.",
+        reason="started, exited, paused and resumed are enough to know which containers are running.",
     )
 
 
-class LabelsSettings(Section):
-    """Which labels are stored and published, by globs on the label's key; who a container is, is told of all labels."""
+class LabelsSettings(SettingsModel):
+    """The labels to store and publish, by globs of their keys. Filters and names use all labels."""
 
-    include: Globs = setting(
+    include: GlobList = field(
         ("*", "nerdctl/name"),
-        "Globs of the labels to keep; one without a wildcard is kept whatever exclude says.",
-        reason="Labels are why people have labels. nerdctl/name is the container's name.",
+        "Globs of the labels to keep. An entry without a wildcard takes precedence over exclude.",
+        reason="nerdctl/name holds the container's name.",
     )
-    exclude: Globs = setting(
+    exclude: GlobList = field(
         (
             "nerdctl/*",
             "containerd.io/restart.loguri",
@@ -139,10 +123,10 @@ class LabelsSettings(Section):
             "org.label-schema.*",
             "maintainer",
         ),
-        "Globs of the labels to leave out.",
-        reason="nerdctl's own are its bookkeeping, with paths and mounts; an image's say nothing of the container.",
+        "Globs of the labels to drop.",
+        reason="nerdctl's internal labels hold paths and mounts; labels of images do not describe the container.",
     )
-    redact: Globs = setting(
+    redact: GlobList = field(
         (
             "*passw*",
             "*passphrase*",
@@ -160,103 +144,87 @@ class LabelsSettings(Section):
             "*private?key*",
             "*privatekey*",
         ),
-        "Globs of the labels whose value is replaced by [redacted]; upper and lower case are the same here.",
-        reason="Such keys look like secrets, and a broker has more readers than the node.",
+        "Globs of the labels whose values are replaced by [redacted]. Case-insensitive.",
+        reason="Such keys often hold secrets, and a broker has more readers than the node.",
     )
 
 
-class SnapshotSettings(Section):
-    """Snapshots of all living containers."""
+class SnapshotSettings(SettingsModel):
+    """Snapshots of all running containers."""
 
-    interval: Annotated[Duration, within("1s", "30d")] = setting(
+    interval: Annotated[Duration, between("1s", "30d")] = field(
         timedelta(hours=6),
-        "How long after one snapshot the next is taken at the latest, from 1s to 30d.",
+        "Maximum time between two snapshots, 1s to 30d. It must be shorter than the retention of the broker.",
         unit=DURATION,
-        reason="Who joins in the middle gets a base several times a day. It must be shorter than what readers keep.",
+        reason="Late consumers get a full baseline several times a day.",
     )
 
 
-class OutboxSettings(Section):
-    """How much waits for a sink that does not take it; beyond that its oldest records are dropped, and it is told."""
+class OutboxSettings(SettingsModel):
+    """Limits of the undelivered records per sink. Beyond them the oldest records are dropped and reported as lost."""
 
-    max_bytes: Annotated[int, Field(ge=1_048_576)] = setting(
+    max_bytes: Annotated[int, Field(ge=1_048_576)] = field(
         536_870_912,
-        "How many bytes of records wait for one sink at the most, on disk in state_dir.",
+        "Maximum size of the undelivered records of one sink on disk, in state_dir. SQLite needs about 10 % plus "
+        "16 MiB more.",
         unit="bytes",
-        reason="Some hours of a busy node. What SQLite needs besides comes on top: a tenth, and 16 MiB.",
+        reason="Several hours of a busy node.",
     )
-    max_records: Annotated[int, Field(ge=1000)] = setting(
+    max_records: Annotated[int, Field(ge=1000)] = field(
         1_000_000,
-        "How many records wait for one sink at the most.",
-        reason="At a usual size it is met after max_bytes.",
+        "Maximum number of undelivered records of one sink.",
+        reason="Records of the usual size reach max_bytes first.",
     )
-    max_age: Annotated[Duration, within("1m", "365d")] = setting(
+    max_age: Annotated[Duration, between("1m", "365d")] = field(
         timedelta(days=7),
-        "How old a record grows that waits for a sink. Only time for which whalebridge runs counts.",
+        "Maximum age of undelivered records, 1m to 365d. Only time during which whalebridge runs counts.",
         unit=DURATION,
-        reason="As long as brokers keep records.",
+        reason="A common retention of brokers.",
     )
-    memory_max_bytes: Annotated[int, Field(ge=1_048_576)] = setting(
+    max_memory_bytes: Annotated[int, Field(ge=1_048_576)] = field(
         67_108_864,
-        "The same as max_bytes, where there is no state_dir and records wait in memory.",
+        "Replaces max_bytes if there is no state_dir and undelivered records are in memory.",
         unit="bytes",
-        reason="Memory is dearer than disk.",
     )
 
 
-class HeartbeatSettings(Section):
-    """Heartbeats: records that say that whalebridge is there, and when it last knew that it misses nothing."""
+class HeartbeatSettings(SettingsModel):
+    """Heartbeats: records that show that whalebridge is running, and up to when its records are complete."""
 
-    interval: Annotated[Annotated[Duration, within("1s", "1d")] | None, *OrOff] = setting(
+    interval: Annotated[Annotated[Duration, between("1s", "1d")] | None, *OrOff] = field(
         timedelta(seconds=60),
-        "How often one is sent to each sink that takes them (its setting heartbeats), from 1s to 1d; off: never.",
+        "Time between two heartbeats to each sink that has heartbeats enabled, 1s to 1d; off disables them.",
         unit=DURATION,
-        reason="A node that fell silent is noticed within minutes, at next to no cost.",
+        reason="Consumers notice a silent node within minutes.",
     )
 
 
-def _listen(value: str) -> str:
-    """Settle where to listen; nowhere is the empty text."""
+def _parse_listen(value: str) -> str:
+    """Normalize the address to listen on; disabled is the empty string."""
     value = value.strip()
     if value.lower() in ("", "off"):
         return ""
     found = _ADDRESS.fullmatch(value)
-    if not found or int(found[1]) > _LAST_PORT:
-        raise ValueError("write HOST:PORT, such as 127.0.0.1:9469, or [ADDRESS]:PORT for IPv6; off: do not listen")
+    if not found or int(found[1]) > _MAX_PORT:
+        raise ValueError("invalid address; use HOST:PORT, such as 127.0.0.1:9469, [ADDRESS]:PORT for IPv6, or off")
     return value
 
 
-class HttpSettings(Section):
-    """The HTTP endpoint: metrics, readiness, what lives, and a page for people."""
+class HttpSettings(SettingsModel):
+    """The HTTP endpoint: metrics, readiness, running containers, and a status page."""
 
-    listen: Annotated[str, AfterValidator(_listen)] = setting(
+    listen: Annotated[str, AfterValidator(_parse_listen)] = field(
         "127.0.0.1:9469",
-        "HOST:PORT to listen at; off, or nothing: none. Where the default port is taken, whalebridge goes on without.",
-        reason="Names of containers are nobody's business but the node's, until you say otherwise.",
-    )
-    token: Annotated[SecretStr, Field(min_length=1)] | None = setting(
-        None,
-        "What a request that asks for something (POST /snapshot) has to show as its bearer token.",
-        reason="Without one, snapshots are asked for on the socket in state_dir only.",
-    )
-    token_file: FilePath | None = setting(
-        None, "File with the token; a line feed at its end is not part of it.", reason="Keeps it out of settings."
+        "HOST:PORT to listen on; off disables the endpoint. If the default port is in use, whalebridge runs without "
+        "the endpoint.",
+        reason="Names of containers stay on the node unless you decide otherwise.",
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> HttpSettings:
-        one_of(self, "token", "token_file")
-        return self
 
+class LogSettings(SettingsModel):
+    """Log lines, written to standard error."""
 
-class LogSettings(Section):
-    """Log lines, on standard error."""
-
-    level: Annotated[Literal["debug", "info", "warning", "error"], Word] = setting(
-        "info", "The least important lines that are written.", reason="One line for each change of state."
-    )
-    format: Annotated[Literal["auto", "json", "console"], Word] = setting(
-        "auto",
-        "json, console (for people), or auto: console on a terminal, json elsewhere.",
-        reason="People read terminals, programs read the rest.",
+    level: Annotated[Literal["debug", "info", "warning", "error"], LowercaseStr] = field("info", "Minimum log level.")
+    format: Annotated[Literal["auto", "json", "console"], LowercaseStr] = field(
+        "auto", "json, console (for people), or auto: console on a terminal, json elsewhere."
     )

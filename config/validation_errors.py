@@ -1,4 +1,4 @@
-"""What is wrong with settings, in words. No value is ever repeated: it may be secret."""
+"""Messages for invalid settings. They never repeat a value, which may be secret."""
 
 from __future__ import annotations
 
@@ -8,73 +8,75 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from config import names, sinks
-from config.sources import Path, Source, as_group, places
+from config import sinks, suggestions
+from config.sources import Path, Source, as_mapping, locations
 
-_WORDS = {
-    "missing": "this setting is needed, and not there",
-    "model_type": "this is a group of settings, it has no value of its own",
-    "dict_type": "this is a group of settings, it has no value of its own",
-    "string_type": "write text, not a list or a group",
-    "too_short": "it is empty",
-    "tuple_type": "write a list: each item on a line of its own, after a dash",
-    "bool_type": "write true or false",
-    "bool_parsing": "write true or false",
-    "int_type": "write a whole number, in digits",
-    "int_parsing": "write a whole number, in digits",
-    "int_parsing_size": "write a whole number, in digits",
-    "int_from_float": "write a whole number, in digits",
+_TEXTS = {
+    "missing": "required",
+    "model_type": "expected a mapping",
+    "dict_type": "expected a mapping",
+    "string_type": "expected text, not a list or a mapping",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+    "tuple_type": "expected a list",
+    "bool_type": "expected true or false",
+    "bool_parsing": "expected true or false",
+    "int_type": "expected a whole number in digits",
+    "int_parsing": "expected a whole number in digits",
+    "int_parsing_size": "expected a whole number in digits",
+    "int_from_float": "expected a whole number in digits",
 }
-"""What is said of the kinds of mistakes that pydantic finds; of others, what pydantic says."""
+"""Replaces pydantic's own message, by the type of the error."""
 
-_LEFTOVER = "there is a name of no setting, without a value; inside of {}, a value with a comma is written in quotes"
-"""Said of a name that may be the rest of a secret, and is not shown: ``{password: a,b}`` has the names password, b."""
+_LEFTOVER = "contains a name without a value; quote values that contain a comma inside of {}"
+"""For a name that may be part of a secret: ``{password: a,b}`` contains the names password and b."""
 
-_ABOUT_NOTHING = ("missing", "model_type", "dict_type", "sink_type")  # mistakes that do not come of a missing value
+_WITHOUT_INPUT = ("missing", "model_type", "dict_type", "sink_type")  # errors that no missing value causes
 
 
-def told(detail: ErrorDetails, model: type[BaseModel], sources: Sequence[Source]) -> str:
-    """Return one mistake that validation found: where it is written, its path, and what is wrong with it."""
-    path = tuple(map(str, detail["loc"]))
-    where, text = " and ".join(places(path, sources)), _text(detail, path, model, sources)
+def format_error(detail: ErrorDetails, model: type[BaseModel], sources: Sequence[Source]) -> str:
+    """Return the message for one validation error: its location, its path, and what is wrong."""
+    path = tuple(str(part) for part in detail["loc"] if part != "[key]")
+    location, text = " and ".join(locations(path, sources)), _text(detail, path, model, sources)
     if text == _LEFTOVER:
         path = path[:-1]
-    shown = ".".join(map(names.shown, path))
-    return ": ".join(part for part in (where, shown, text) if part)
+    shown = ".".join(map(suggestions.redact, path))
+    return ": ".join(part for part in (location, shown, text) if part)
 
 
 def _text(detail: ErrorDetails, path: Path, model: type[BaseModel], sources: Sequence[Source]) -> str:
-    kind, written = detail["type"], detail["input"]
+    kind, value = detail["type"], detail["input"]
     match kind:
         case "extra_forbidden":
-            advice = names.advice(path[-1], _model_at(path[:-1], model, sources))
-            unlike_any = advice.startswith(names.ALL)
-            return _LEFTOVER if written is None and unlike_any else f"there is no such setting; {advice}"
+            return _unknown(path[-1], value, _model_at(path[:-1], model, sources))
         case "value_error":
             return str(detail["ctx"]["error"])
-        case "tuple_type" if isinstance(written, Mapping) and any(map(str.isdecimal, written)):
-            return "number the items from 0 on, without a gap"
-        case _ if written is None and kind not in _ABOUT_NOTHING:
-            return "it has no value: write one, or leave the name out"
+        case _ if value is None and kind not in _WITHOUT_INPUT:
+            return "no value; set one, or remove the name"
         case _:
-            return _WORDS.get(kind) or detail["msg"].replace("Input should", "it should", 1)
+            return _TEXTS.get(kind) or detail["msg"].replace("Input should be", "expected", 1)
+
+
+def _unknown(name: str, value: object, model: type[BaseModel]) -> str:
+    if near := suggestions.suggest(name, model):
+        return f"unknown setting; did you mean '{near}'?"
+    return _LEFTOVER if value is None else f"unknown setting; expected one of {', '.join(model.model_fields)}"
 
 
 def _model_at(path: Path, model: type[BaseModel], sources: Sequence[Source]) -> type[BaseModel]:
-    """Return the model of the group at ``path``; of a sink, the one of its type."""
-    for depth, name in enumerate(path):
-        if name.isdecimal() and path[:depth] == ("sinks",):
-            model = sinks.model_of(_sink_type(path[: depth + 1], sources))
-        elif name in model.model_fields:
-            model = names.group(model.model_fields[name].annotation) or model
+    """Return the model of the group at ``path``; for a sink, the model of its type."""
+    if path[:1] == ("sinks",) and len(path) > 1:
+        model, path = sinks.model_of(_sink_type(path[:2], sources)), path[2:]
+    for name in path:
+        model = suggestions.group(model.model_fields[name].annotation) or model
     return model
 
 
 def _sink_type(path: Path, sources: Sequence[Source]) -> Any:
     for source in sources:
-        written = as_group(source.get(path))
-        if isinstance(written, Mapping) and "type" in written:
-            return written["type"]
-        if source.settles(path):
+        settings = as_mapping(source.get(path))
+        if isinstance(settings, Mapping) and "type" in settings:
+            return settings["type"]
+        if source.overrides(path):
             break
     return None

@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from tests.certificates import Authority
+from tests.golden import Golden
 from tests.testbed import broker_images
 from tests.testbed import kafka as kafka_peer
 from tests.testbed import nats as nats_peer
@@ -29,6 +30,17 @@ hypothesis.settings.load_profile("whalebridge")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind a shell's "&": what tests start would ignore it, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that rewrites the golden files."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite the texts in tests/golden")
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> Golden:
+    """Compares texts with the files in tests/golden: `golden(file, text)`, `golden.entry(file, case, text)`."""
+    return Golden(pytestconfig.getoption("--update-golden"))
 
 
 def _require(*names: str) -> None:

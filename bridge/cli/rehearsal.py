@@ -18,7 +18,7 @@ from bridge.app import boot_id
 from bridge.cli.examine import examine
 from bridge.cli.findings import Finding
 from bridge.cli.mounts import file_system
-from bridge.core.errors import BridgeError, FatalError, InUseError, TransientError
+from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
 from bridge.inspection import not_listening
 from bridge.outbox import store
@@ -26,11 +26,10 @@ from bridge.outbox.folder import StateFolder
 from bridge.tasks import bounded
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.common import host_and_port
-from sinks.access import secret
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
-    from config.sections import HttpSettings
+    from config.models import HttpSettings
     from config.settings import Settings
     from config.sinks import SinkSettings
 
@@ -54,10 +53,10 @@ async def rehearse(settings: Settings) -> list[Finding]:
         examine(settings.containerd.address, watched),
         asyncio.to_thread(_state_dir, settings),
         _http(settings.http),
-        *map(_sink, settings.sinks),
+        *(_sink(id_, sink) for id_, sink in settings.sinks.items()),
     )
-    for sink, found in zip(settings.sinks, tried, strict=True):
-        found += [_from_log(line) for line in lines if line.get("sink") == sink.called]
+    for id_, found in zip(settings.sinks, tried, strict=True):
+        found += [_from_log(line) for line in lines if line.get("sink") == id_]
     return [*_host(), *containerd, *state, *http, *(each for found in tried for each in found)]
 
 
@@ -122,15 +121,10 @@ def _mib(size: int) -> str:
 
 
 async def _http(settings: HttpSettings) -> list[Finding]:
-    """Listen for a moment, where ``run`` would end if it could not, and read the token."""
-    found: list[Finding] = []
+    """Listen for a moment, where ``run`` would end if it could not."""
     if settings.listen and "listen" in settings.model_fields_set:
-        found.append(await _address(settings.listen))
-    try:
-        secret("http.token", settings.token, settings.token_file)
-    except TransientError as error:
-        found.append(Finding("warning", "http", str(error), "POST /snapshot is refused until it can be"))
-    return found
+        return [await _address(settings.listen)]
+    return []
 
 
 async def _address(listen: str) -> Finding:
@@ -148,13 +142,12 @@ async def _address(listen: str) -> Finding:
 # --- sinks ---
 
 
-async def _sink(settings: SinkSettings) -> list[Finding]:
-    what = settings.called
+async def _sink(what: str, settings: SinkSettings) -> list[Finding]:
     structlog.contextvars.bind_contextvars(sink=what)  # as the pump does
     if isinstance(settings, StdoutSettings):
         return [Finding("ok", what, "standard output, of whoever calls run")]
     try:
-        sink = sinks.registry.make(_in_a_hurry(settings))
+        sink = sinks.registry.make(settings.limit_timeout(_PATIENCE))
     except BridgeError as error:
         return [Finding.of(what, error)]
     try:
@@ -168,21 +161,16 @@ async def _sink(settings: SinkSettings) -> list[Finding]:
     return [Finding("ok", what, _reached(settings))]
 
 
-def _in_a_hurry(settings: SinkSettings) -> SinkSettings:
-    timeout: timedelta | None = getattr(settings, "timeout", None)
-    return settings if timeout is None else settings.model_copy(update={"timeout": min(timeout, _PATIENCE)})
-
-
 def _reached(settings: SinkSettings) -> str:
     match settings:
         case KafkaSettings():
-            return f"{', '.join(settings.servers)}: we are let in, topic {settings.topic} is there and may be written"
+            return f"{', '.join(settings.bootstrap_servers)}: we are let in, topic {settings.topic} is there and may be written"
         case NatsSettings(mode="core"):
             return f"{', '.join(settings.servers)}: we are let in; what is published there is kept by nobody"
         case NatsSettings():
             return (
                 f"{', '.join(settings.servers)}: we are let in, and stream {settings.stream_name} is there; whether we "
-                f"may publish to {settings.subject}.> is known with the first record only"
+                f"may publish to {settings.subject_prefix}.> is known with the first record only"
             )
         case FileSettings():
             return f"{settings.path} can be written"

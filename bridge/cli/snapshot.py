@@ -40,7 +40,7 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
     settings = options.settings(config=config, state_dir=state_dir and os.path.abspath(state_dir))
     if settings.state_dir is None:
         raise CommandError(
-            "which bridge? name its state_dir with --state-dir; one that runs without is asked by POST /snapshot",
+            "which bridge? name its state_dir with --state-dir",
             status=WRONG_USAGE,
         )
     taken = _ask(Path(settings.state_dir))

@@ -71,7 +71,7 @@ class KafkaReader:
 
     @property
     def _patience(self) -> float:
-        return self._settings.timeout.total_seconds()
+        return self._settings.request_timeout.total_seconds()
 
     def _now(self) -> int:
         return self._clock.now().monotonic
@@ -85,7 +85,7 @@ class KafkaReader:
         async with connected(settings, access.options(settings)) as there:
             partitions = await there.where(settings.topic, "Read")
         if not partitions:
-            text = f"there is no topic {settings.topic} at Kafka {', '.join(settings.servers)}"
+            text = f"there is no topic {settings.topic} at Kafka {', '.join(settings.bootstrap_servers)}"
             raise TransientError(f"{text} any more") if self._ends else NotFoundError(text)
         if headless := [number for number, each in partitions.items() if each.leader is None]:
             raise TransientError(f"topic {settings.topic}: partition {headless[0]} has no leader")
@@ -94,7 +94,7 @@ class KafkaReader:
         settings = self._settings
         return AIOKafkaConsumer(
             settings.topic,
-            bootstrap_servers=list(settings.servers),
+            bootstrap_servers=list(settings.bootstrap_servers),
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # also in partitions that are added meanwhile
@@ -143,5 +143,5 @@ class KafkaReader:
             async with asyncio.timeout(self._patience):
                 return await work
         except TimeoutError as error:
-            servers = ", ".join(self._settings.servers)
+            servers = ", ".join(self._settings.bootstrap_servers)
             raise TransientError(f"Kafka at {servers} did not answer within {self._patience:g} s") from error

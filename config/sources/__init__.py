@@ -1,8 +1,7 @@
-"""A source of settings: values, nested as the settings are, and where each of them is written.
+"""Sources of settings: their values, nested as the settings are, and the location of each value.
 
-pydantic-settings lays the sources over each other, groups by name and all else as a whole, the strongest first. So a
-list replaces a list. But the environment can number single items (``WHALEBRIDGE_SINKS__0__SASL__USERNAME``): where a
-stronger source did that, a weaker one numbers its items as well, and they are laid over each other one by one.
+pydantic-settings merges the sources: groups by name, all else as a whole, the strongest source first. So a list
+replaces a list, and the sinks of a weaker source are merged by id.
 """
 
 from __future__ import annotations
@@ -13,98 +12,91 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from config.sinks import from_url
+from config.sinks import SinkUrls, parse_url
 
 Path = tuple[str, ...]
-"""The names and numbers that lead to a value: ``("sinks", "0", "topic")``."""
+"""The names that lead to a value: ``("sinks", "main", "topic")``."""
 
-MOST_PLACES = 3  # that one mistake names
+MAX_LOCATIONS = 3  # in one message
 
 
 class Source(PydanticBaseSettingsSource):
-    """What one place says; ``mistakes`` are those that could be seen without knowing the settings."""
+    """The settings of one source; ``errors`` are those found while reading it."""
 
     def __init__(
         self,
         model: type[BaseSettings],
         values: Mapping[str, Any],
-        places: Mapping[Path, str],
-        mistakes: Sequence[str] = (),
+        locations: Mapping[Path, str],
+        errors: Sequence[str] = (),
     ) -> None:
         super().__init__(model)
         self._values = values
-        self._places = places
-        self.mistakes = tuple(mistakes)
+        self._locations = locations
+        self.errors = tuple(errors)
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
         """Return the value of one setting on the outermost level."""
         return self._values.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Return all values, in a shape that those of the stronger sources can be laid over."""
-        shaped: dict[str, Any] = _shaped(self._values, self.current_state)
-        return shaped
+        """Return all values; the URL of a sink becomes a mapping where a stronger source sets parts of the sink."""
+        values = dict(self._values)
+        sinks, stronger = values.get("sinks"), self.current_state.get("sinks")
+        if isinstance(sinks, Mapping) and isinstance(stronger, Mapping):
+            values["sinks"] = {
+                id_: as_mapping(sink) if isinstance(stronger.get(id_), Mapping) else sink for id_, sink in sinks.items()
+            }
+        return values
 
-    def places(self, path: Path) -> list[str]:
-        """Return where the value at ``path`` is written; of a group that stands nowhere itself, where its parts are."""
-        if path in self._places:
-            return [self._places[path]]
-        return [place for written, place in self._places.items() if written[: len(path)] == path]
+    def locations(self, path: Path) -> list[str]:
+        """Return the location of the value at ``path``; for a group without one, the locations of its parts."""
+        if path in self._locations:
+            return [self._locations[path]]
+        return [location for each, location in self._locations.items() if each[: len(path)] == path]
 
     def get(self, path: Path) -> Any:
-        """Return the value at ``path``, as it is written; None where there is none."""
+        """Return the value at ``path``, as it is written; None if there is none."""
         value, depth = _walk(self._values, path)
         return value if depth == len(path) else None
 
-    def settles(self, path: Path) -> bool:
-        """Tell whether weaker sources have no say at ``path``, because there is a value here, not a group."""
+    def overrides(self, path: Path) -> bool:
+        """Return whether weaker sources are ignored at ``path``, because this one has a value there, not a group."""
         value, depth = _walk(self._values, path)
         return value is not None and (depth < len(path) or not isinstance(value, Mapping))
 
 
-def places(path: Path, sources: Sequence[Source]) -> list[str]:
-    """Return where what is at ``path`` is written, or what is around it, or nothing where no source says anything."""
-    heard = []
+def locations(path: Path, sources: Sequence[Source]) -> list[str]:
+    """Return where the value at ``path``, or a group around it, is written."""
+    merged = []
     for source in sources:
-        heard.append(source)
-        if source.settles(path):
+        merged.append(source)
+        if source.overrides(path):
             break
     for length in range(len(path), 0, -1):
-        found = [place for source in heard for place in source.places(path[:length])]
+        found = [location for source in merged for location in source.locations(path[:length])]
         if found:
-            return found[:MOST_PLACES] if length == len(path) else found[-1:]
+            return found[:MAX_LOCATIONS] if length == len(path) else found[-1:]
     return []
 
 
-def as_group(value: Any) -> Any:
-    """Turn a sink's URL into the settings it stands for, so that others can join them; leave anything else alone."""
+def as_mapping(value: Any) -> Any:
+    """Return the settings that a sink's URL stands for, so that others can be merged; any other value unchanged."""
     try:
-        return from_url(value) if isinstance(value, str) else value
+        return parse_url(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-def _shaped(value: Any, stronger: Any) -> Any:
-    if not isinstance(stronger, Mapping):
-        return value
-    if isinstance(value, str):
-        value = as_group(value)
-    if isinstance(value, list):
-        value = {str(number): item for number, item in enumerate(value)}
-    if isinstance(value, Mapping):
-        return {name: _shaped(item, stronger.get(name)) for name, item in value.items()}
-    return value
-
-
 def _walk(value: Any, path: Path) -> tuple[Any, int]:
-    """Follow ``path`` as far as it leads into ``value``: what is there, and how far that was.
+    """Follow ``path`` as far as it leads into ``value``; return the value there, and the number of steps.
 
-    A name that a group does not have leads to None, at the end of the path.
+    A name that a group does not contain leads to None, at the end of the path.
     """
     for depth, name in enumerate(path):
         if isinstance(value, Mapping):
             value = value.get(name)
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple) and not isinstance(value, SinkUrls):
             value = value[int(name)] if name.isdecimal() and int(name) < len(value) else None
         else:
             return value, depth

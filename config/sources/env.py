@@ -1,73 +1,72 @@
-"""The environment as a source of settings: ``WHALEBRIDGE_`` in front, ``__`` between the levels of nesting.
+"""The environment as a source of settings: prefix ``WHALEBRIDGE_``, and ``__`` between the levels of nesting.
 
-``WHALEBRIDGE_LOG__LEVEL=debug`` is ``log.level``, ``WHALEBRIDGE_SINKS__0__TYPE=stdout`` is ``sinks.0.type``. Values
-stay text: each field knows how to read its own. pydantic-settings' own source is not used, because it wants JSON for
-lists, stops at the first value it cannot read, and silently passes over a misspelt name.
+``WHALEBRIDGE_LOG__LEVEL=debug`` is ``log.level``, ``WHALEBRIDGE_SINKS__MAIN__TOPIC=t`` is ``sinks.main.topic``. Values
+stay text: each field parses its own. pydantic-settings' own source is not used, because it expects JSON for lists,
+stops at the first invalid value, and silently ignores a misspelled name.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from config import names
-from config.sources import Path, Source, as_group
+from config import suggestions
+from config.sources import Path, Source, as_mapping
 
 PREFIX = "WHALEBRIDGE_"
 NESTING = "__"
-_NEAR = 0.85  # how alike names are of which one is taken for the other, misspelt
+_CUTOFF = 0.85  # similarity from which on a name is a misspelled setting
 
 
 def source(model: type[BaseSettings], environ: Mapping[str, str]) -> Source:
-    """Return the settings that ``environ`` holds.
+    """Return the settings in ``environ``.
 
-    A name with neither ``__`` in it nor a setting's name is left alone, unless it looks like one, misspelt: Kubernetes
-    puts such names (``WHALEBRIDGE_SERVICE_HOST``) into every pod next to a Service called whalebridge. Any other
-    unknown name comes along, so that validation can complain of it.
+    A name without ``__`` that is not a setting is ignored, unless it resembles one: Kubernetes adds such names
+    (``WHALEBRIDGE_SERVICE_HOST``) to every pod next to a Service called whalebridge. Any other unknown name is kept,
+    so that validation reports it.
     """
     values: dict[str, Any] = {}
-    places: dict[Path, str] = {}
-    mistakes = []
+    locations: dict[Path, str] = {}
+    errors = []
     for name in sorted(environ):
         if not name.startswith(PREFIX):
             continue
         path = tuple(name.removeprefix(PREFIX).lower().split(NESTING))
         if len(path) > 1 or path[0] in model.model_fields:
-            places[path] = name
-            if in_the_way := _put(values, path, environ[name]):
-                mistakes.append(f"{name}: {variable('.'.join(in_the_way))} has a value as a whole; set one of the two")
-        elif meant := _misspelt(model, path[0]):
-            mistakes.append(f"{name}: there is no such setting; did you mean {variable(meant)}?")
-    return Source(model, values, places, mistakes)
+            locations[path] = name
+            if whole := _put(values, path, environ[name]):
+                errors.append(f"{name}: conflicts with {variable('.'.join(whole))}; set one of them")
+        elif hint := _misspelled(model, path[0]):
+            errors.append(f"{name}: unknown setting; {hint}")
+    return Source(model, values, locations, errors)
 
 
 def variable(path: str) -> str:
-    """Return the name in the environment of the setting at ``path``, such as ``log.level``."""
+    """Return the environment variable of the setting at ``path``, such as ``log.level``."""
     return PREFIX + path.replace(".", NESTING).upper()
 
 
-def _misspelt(model: type[BaseSettings], name: str) -> str | None:
-    """Return the path of the setting that ``name``, without any ``__``, is likely to mean."""
-    flat = {path.replace(".", "_"): path for path in names.everything(model)}
-    number = re.search(r"(?<=_)\d+(?=_)", name)
-    near = names.nearest(re.sub(r"_\d+_", "_0_", name), flat, _NEAR)
-    if near is None:
-        return None
-    return flat[near].replace(".0.", f".{number[0]}.") if number else flat[near]
+def _misspelled(model: type[BaseSettings], name: str) -> str | None:
+    """Return a hint if ``name``, which contains no ``__``, resembles a setting."""
+    paths = {path.replace(".", "_"): path for path, _ in suggestions.fields(model)}
+    if near := suggestions.nearest(name, paths, _CUTOFF):
+        return f"did you mean {variable(paths[near])}?"
+    if name.startswith("sinks_"):
+        return f"separate levels by two underscores, as in {variable(f'sinks.{suggestions.SINK_ID}.topic')}"
+    return None
 
 
 def _put(settings: dict[str, Any], path: Path, value: str) -> Path:
-    """Put ``value`` at ``path``; where a plain value is in the way, return where that is, else nothing.
+    """Put ``value`` at ``path``; return the path of a plain value that is in the way, else nothing.
 
-    A sink's URL is not in the way: other settings of that sink join it.
+    The URL of a sink is not in the way: other settings of the sink are merged into it.
     """
     for depth, name in enumerate(path[:-1]):
         inner = settings.setdefault(name, {})
-        if isinstance(inner, str):
-            settings[name] = inner = as_group(inner)
+        if isinstance(inner, str) and path[0] == "sinks" and depth > 0:
+            settings[name] = inner = as_mapping(inner)
         if not isinstance(inner, dict):
             return path[: depth + 1]
         settings = inner

@@ -155,9 +155,9 @@ class Cluster:
         settings = self._settings
         todo = f"kafka-topics.sh --create --topic {name} --partitions {settings.partitions}"
         todo = f"create it (such as by: {todo} --config cleanup.policy={policy})"
-        if not settings.create:
+        if not settings.auto_create:
             raise TransientError(f"topic {name} is missing, and create is false: {todo}")
-        replicas = -1 if settings.replicas is None else settings.replicas
+        replicas = -1 if settings.replication_factor is None else settings.replication_factor
         wanted: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
         response = await self._ask(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))
         for _, code, message in response.topic_errors:
@@ -183,9 +183,9 @@ class Cluster:
             raise TransientError(f"{not_reached(error, self._server, self._settings)}") from error
 
     def _no_brokers(self) -> str:
-        if self._settings.sasl and self._settings.sasl.token_file:
+        if self._settings.auth and self._settings.auth.token_file:
             # aiokafka takes the refusal for a step of the login, and what comes next for an answer.
-            return f"it refuses the token of token_file {self._settings.sasl.token_file}; perhaps it has expired"
+            return f"it refuses the token of token_file {self._settings.auth.token_file}; perhaps it has expired"
         return "it names no brokers"
 
 
@@ -197,7 +197,7 @@ async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIt
         TransientError: None does; the text says of each why.
     """
     reasons: list[str] = []
-    for server in settings.servers:
+    for server in settings.bootstrap_servers:
         host, port = host_and_port(server, PORT)
         try:
             connection = await open_(host, port, options, _patience(settings))
@@ -248,4 +248,4 @@ async def hang_up(connection: AIOKafkaConnection) -> None:
 
 def _patience(settings: KafkaSettings) -> float:
     """How long to wait for one server, so that one that hangs leaves time for all others."""
-    return min(REQUEST_SECONDS, settings.timeout.total_seconds() / (len(settings.servers) + 1))
+    return min(REQUEST_SECONDS, settings.request_timeout.total_seconds() / (len(settings.bootstrap_servers) + 1))

@@ -75,9 +75,9 @@ def not_allowed(error: BaseException, topic: str, settings: KafkaSettings) -> st
 
 def who(settings: KafkaSettings) -> str:
     """Name whom the brokers take us for, as far as we can know."""
-    if settings.sasl and settings.sasl.username:
-        return f"user {settings.sasl.username}"
-    if settings.sasl:
+    if settings.auth and settings.auth.username:
+        return f"user {settings.auth.username}"
+    if settings.auth:
         return "the owner of the token"
     return "the owner of our certificate" if settings.tls.cert_file else "whoever comes without a login"
 
@@ -113,14 +113,14 @@ def _tls(error: ssl.SSLError, settings: KafkaSettings) -> str:
 
 
 def _login(error: BaseException, settings: KafkaSettings) -> str | None:
-    sasl = settings.sasl
+    auth = settings.auth
     if isinstance(error, UnsupportedSaslMechanismError):
-        return f"it does not take this login: set sasl.mechanism to another ({said(error)})"
+        return f"it does not take this login: set auth.mechanism to another ({said(error)})"
     if isinstance(error, IllegalSaslStateError):
-        return "it wants no login at this port: unset sasl, or take the port for logins"
-    if isinstance(error, SaslAuthenticationFailed) and sasl:
-        given = sasl.password_file or sasl.token_file or "sasl.password"
-        return f"it refuses {who(settings)} by {sasl.mechanism}: check name and secret ({given}): {said(error)}"
+        return "it wants no login at this port: unset auth, or take the port for logins"
+    if isinstance(error, SaslAuthenticationFailed) and auth:
+        given = auth.password_file or auth.token_file or "auth.password"
+        return f"it refuses {who(settings)} by {auth.mechanism}: check name and secret ({given}): {said(error)}"
     return None
 
 
@@ -143,7 +143,7 @@ def _network(error: BaseException, settings: KafkaSettings) -> str:
 
 def _closed(settings: KafkaSettings) -> str:
     if settings.tls.enabled:
-        kind = "for logins" if settings.sasl else "one that wants no login (sasl)"
+        kind = "for logins" if settings.auth else "one that wants no login (auth)"
         return f"it closed the connection: is it a port for TLS, and {kind}?"
-    wanted = "TLS (kafkas://, tls.enabled)" + ("" if settings.sasl else " or a login (sasl)")
+    wanted = "TLS (kafkas://, tls.enabled)" + ("" if settings.auth else " or a login (auth)")
     return f"it closed the connection: perhaps it wants {wanted}"

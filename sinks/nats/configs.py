@@ -23,7 +23,7 @@ def stream(settings: NatsSettings) -> StreamConfig:
     return StreamConfig(
         name=settings.stream_name,
         description="whalebridge: container lifecycle events",
-        subjects=[f"{settings.subject}.>"],
+        subjects=[f"{settings.subject_prefix}.>"],
         storage=StorageType.FILE,
         num_replicas=wanted.replicas,
         duplicate_window=wanted.duplicate_window.total_seconds(),
@@ -40,7 +40,7 @@ def bucket(settings: NatsSettings, name: str) -> StreamConfig:
         description="whalebridge: the containers that live now",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
-        num_replicas=settings.bucket.replicas,
+        num_replicas=settings.kv_bucket.replicas,
         duplicate_window=_BUCKET_WINDOW,
         max_msgs_per_subject=1,
         discard=DiscardPolicy.NEW,

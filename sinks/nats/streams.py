@@ -45,7 +45,7 @@ async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Str
         AnsweredError: There is none, or one that is not fit.
         TransientError: The connection failed.
     """
-    config = await _ensure(link, settings, configs.stream(settings), create=settings.stream.create)
+    config = await _ensure(link, settings, configs.stream(settings), create=settings.stream.auto_create)
     if mistakes := list(configs.mistakes(config, pattern)):
         raise AnsweredError(
             f"stream {config.name} at NATS {link.place.server} is not fit for the records: {'; '.join(mistakes)}. "
@@ -61,7 +61,7 @@ async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stre
         AnsweredError: There is none, or something else is called like it.
         TransientError: The connection failed.
     """
-    config = await _ensure(link, settings, configs.bucket(settings, bucket), create=settings.bucket.create)
+    config = await _ensure(link, settings, configs.bucket(settings, bucket), create=settings.kv_bucket.auto_create)
     if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
         raise AnsweredError(
             f"stream {config.name} at NATS {link.place.server} is no key-value bucket: set bucket.name to another one"

@@ -55,7 +55,6 @@ class Program:
         self.state = folder / "state"
         self.config = folder / "config.yaml"
         self._canaries = world.canaries
-        self.token = self._canaries.new("http.token")
         self.settings: dict[str, Any] = {
             "containerd": {"address": world.engine.address},
             "namespaces": {"include": [world.namespace, "k8s.io"]},
@@ -63,7 +62,7 @@ class Program:
             "sinks": brokers.good + brokers.bad,
             "state_dir": str(self.state),
             "heartbeat": {"interval": "1s"},
-            "http": {"listen": "127.0.0.1:0", "token": self.token},
+            "http": {"listen": "127.0.0.1:0"},
             "log": {"level": "debug", "format": "json"},
         }
         self.write()
@@ -222,9 +221,8 @@ def _look(program: Program, world: World) -> None:
     for path in ("/", "/livez", "/readyz", "/metrics", "/portfolio"):
         program.get(path)
     program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
-    wrong = put("wrong bearer token")
-    assert program.get("/snapshot", "POST", Authorization=f"Bearer {wrong}")[0] == http.client.UNAUTHORIZED
-    assert program.get("/snapshot", "POST", Authorization=f"Bearer {program.token}")[0] == http.client.OK
+    bearer = f"Bearer {put('bearer token')}"
+    assert program.get("/snapshot", "POST", Authorization=bearer)[0] == http.client.NOT_FOUND
     assert program.get(f"/nowhere?token={put('token in a query')}")[0] == http.client.NOT_FOUND
     program.ask_nonsense(put("header of a request that is none"))
     config = ("--config", str(program.config))
@@ -251,7 +249,6 @@ def _look(program: Program, world: World) -> None:
 def _reload(program: Program, put: Callable[[str], str]) -> None:
     """Change secrets, and then break the file around others."""
     sinks = program.settings["sinks"]
-    program.settings["http"]["token"] = put("new http.token")
     bad = next(each for each in sinks if each["name"] == "wrong-plain")
     bad["sasl"]["password"] = put("new password of Kafka")
     program.write()
@@ -277,8 +274,8 @@ def _wrong(put: Callable[[str], str], when: str) -> list[str]:
         f"sinks: [{{{nats}, login: {{nkey_seed_file: {put(f'seed as its file {when}')}}}}}]",
         f"sinks: [{{{nats}, login: {{token: [{put(f'token in a list {when}')}]}}}}]",
         f"sinks: [{{type: nats, servers: 'u:{put(f'login in servers {when}')}@h', subject: s}}]",
-        f"http: {{token: {put(f'token twice {when}')}, tokn: {put(f'misspelt {when}')}, listen: 5}}",
-        f"http:\n  token: %{put(f'broken YAML {when}')}\n",
+        f"sinks: [{{{nats}, login: {{token: {put(f'token {when}')}, tokn: {put(f'misspelt {when}')}, user: 5}}}}]",
+        f"http:\n  listen: %{put(f'broken YAML {when}')}\n",
         f"containerd: {{address: 'tcp://u:{put(f'login in an address {when}')}@h', socket: x}}",
     ]
 

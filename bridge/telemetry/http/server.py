@@ -1,10 +1,9 @@
-"""The HTTP endpoint: which path tells what, and who may ask for a snapshot."""
+"""The HTTP endpoint: which path tells what, and the control socket's POST /snapshot."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import ipaddress
 import os
 import re
@@ -19,7 +18,6 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from bridge.core.errors import BridgeError
 from bridge.telemetry.http import documents, page
 from bridge.telemetry.http.connections import BoundedServer
 from bridge.telemetry.http.metrics import Metrics
@@ -40,12 +38,10 @@ class Endpoint:
 
     Args:
         bridge: The running bridge.
-        token: Returns what POST /snapshot has to bring along over TCP; None where it is refused there.
     """
 
-    def __init__(self, bridge: Bridge, token: Callable[[], str | None]) -> None:
+    def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        self._token = token
         self._metrics = Metrics(bridge)
         self._servers: list[tuple[asyncio.Server, BoundedServer]] = []
         self._routes: dict[str, tuple[str, Answer]] = {
@@ -54,8 +50,8 @@ class Endpoint:
             "/readyz": ("GET", self._readyz),
             "/metrics": ("GET", self._write_metrics),
             "/portfolio": ("GET", self._portfolio),
-            "/snapshot": ("POST", self._snapshot),
         }
+        self._local_routes = {**self._routes, "/snapshot": ("POST", self._snapshot)}
 
     async def listen(self, host: str, port: int) -> list[str]:
         """Listen on TCP; return the addresses.
@@ -63,7 +59,7 @@ class Endpoint:
         Raises:
             OSError: That is not possible.
         """
-        bounded = BoundedServer(partial(self._handle, trusted=False))
+        bounded = BoundedServer(partial(self._handle, local=False))
         loop = asyncio.get_running_loop()
         server = await loop.create_server(bounded, host, port, backlog=_BACKLOG)
         self._servers.append((server, bounded))
@@ -75,7 +71,7 @@ class Endpoint:
         Raises:
             OSError: That is not possible.
         """
-        bounded = BoundedServer(partial(self._handle, trusted=True))
+        bounded = BoundedServer(partial(self._handle, local=True))
         loop = asyncio.get_running_loop()
         server = await loop.create_unix_server(bounded, sock=_private_socket(path), backlog=_BACKLOG)
         self._servers.append((server, bounded))
@@ -89,22 +85,21 @@ class Endpoint:
 
     # --- what every request goes through ---
 
-    async def _handle(self, request: web.BaseRequest, *, trusted: bool) -> web.StreamResponse:
-        response = await self._respond(request, trusted=trusted)
+    async def _handle(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
+        response = await self._respond(request, local=local)
         if not response.prepared:
             _harden(response)
         return response
 
-    async def _respond(self, request: web.BaseRequest, *, trusted: bool) -> web.StreamResponse:
-        if not trusted and not _is_of_this_host(request):
+    async def _respond(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
+        if not local and not _is_of_this_host(request):
             return _text(421, "ask for this by address, or as localhost")
-        method, answer = self._routes.get(request.path, ("", None))
+        routes = self._local_routes if local else self._routes
+        method, answer = routes.get(request.path, ("", None))
         if answer is None:
-            return _text(404, f"there are {' '.join(self._routes)}")
+            return _text(404, f"there are {' '.join(routes)}")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return _text(405, f"only {method} is answered here", Allow=method)
-        if method == "POST" and not trusted and (refusal := self._refusal(request)) is not None:
-            return refusal
         try:
             return await answer(request)
         except ConnectionError:
@@ -112,20 +107,6 @@ class Endpoint:
         except Exception:  # noqa: BLE001 (aiohttp would keep a mistake of ours to itself; here the log gets it)
             _log.exception("http_failed", path=request.path)
             return _text(500, "this failed; the log of whalebridge says why")
-
-    def _refusal(self, request: web.BaseRequest) -> web.Response | None:
-        """Tell why somebody may not ask for a snapshot, if that is so."""
-        try:
-            token = self._token()
-        except BridgeError as error:
-            _log.warning("http_token_not_read", error=str(error))
-            return _text(403, "the token cannot be read; the log of whalebridge says why")
-        if not token:
-            return _text(403, "no http.token is set; `whalebridge snapshot` asks through the socket in state_dir")
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(_bytes(given.strip()), _bytes(token)):
-            return None
-        return _text(401, "the bearer token is missing or wrong", **{"WWW-Authenticate": "Bearer"})
 
     # --- paths ---
 
@@ -180,10 +161,6 @@ def _text(status: int, text: str, **headers: str) -> web.Response:
 
 def _json(document: Any, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(document) + b"\n", status=status, content_type=_JSON)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _is_of_this_host(request: web.BaseRequest) -> bool:

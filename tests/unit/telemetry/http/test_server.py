@@ -12,12 +12,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bridge.core.errors import TransientError
 from bridge.telemetry.http import connections, documents, server
 from bridge.telemetry.http.server import Endpoint
 from tests.unit.telemetry.http.bridges import FakeBridge, note, row, status
-
-TOKEN = "a-secret"  # noqa: S105 (it opens nothing)
 
 
 class Answer(NamedTuple):
@@ -35,15 +32,9 @@ class Served:
 
     def __init__(self, folder: Path) -> None:
         self.bridge = FakeBridge()
-        self.token: str | None = TOKEN
         self.socket = folder / "control.sock"
-        self.endpoint = Endpoint(self.bridge, self.read_token)
+        self.endpoint = Endpoint(self.bridge)
         self.port = 0
-
-    def read_token(self) -> str | None:
-        if self.token == "unreadable":  # noqa: S105
-            raise TransientError("http.token_file /x cannot be read")
-        return self.token
 
     async def open(self) -> None:
         (address,) = await self.endpoint.listen("127.0.0.1", 0)
@@ -150,23 +141,13 @@ async def test_the_page_may_load_and_run_nothing(served: Served) -> None:
     assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in answer.body
 
 
-@pytest.mark.parametrize("given", ["", "Bearer wrong", "Bearer ", "Basic a-secret", "Bearer ä"])
-async def test_a_snapshot_over_tcp_needs_the_token(served: Served, given: str) -> None:
-    answer = await served.ask("/snapshot", "POST", Authorization=given)
-    assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
-    assert TOKEN.encode() not in answer.body
+async def test_snapshot_is_not_served_over_tcp(served: Served) -> None:
+    answer = await served.ask("/snapshot", "POST")
+    assert (answer.status, b"/snapshot" in answer.body) == (404, False)
 
 
-@pytest.mark.parametrize("token", [None, "", "unreadable"])
-async def test_without_a_token_nobody_may_ask_over_tcp(served: Served, token: str | None) -> None:
-    served.token = token
-    assert (await served.ask("/snapshot", "POST", Authorization="Bearer ")).status == 403
-
-
-@pytest.mark.parametrize("local", [False, True])
-async def test_a_snapshot_answers_when_it_is_taken(served: Served, local: bool) -> None:
-    headers = {} if local else {"Authorization": f"Bearer {TOKEN}"}
-    asking = asyncio.create_task(served.ask("/snapshot", "POST", local=local, **headers))
+async def test_a_snapshot_answers_when_it_is_taken(served: Served) -> None:
+    asking = asyncio.create_task(served.ask("/snapshot", "POST", local=True))
     served.bridge.taken.set_result(note(5))
     answer = await asking
     assert (answer.status, answer.document) == (200, {"id": "7-5", "containers": 2})
@@ -219,7 +200,7 @@ async def test_the_socket_is_its_owners_and_replaces_one_that_is_left(tmp_path: 
 async def test_a_folder_with_a_long_path_has_a_socket_as_well(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
-    endpoint = Endpoint(FakeBridge(), lambda: None)
+    endpoint = Endpoint(FakeBridge())
     await endpoint.listen_locally(folder / "control.sock")
     assert (folder / "control.sock").is_socket()
     await endpoint.close()
