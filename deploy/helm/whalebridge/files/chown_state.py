@@ -1,12 +1,12 @@
-"""Hands the directory of state over to the user that whalebridge runs as, where it is not that user's yet."""
+"""Change the owner of the state directory to the user of the bridge, if it is another one."""
 
 import os
 import sys
 
-folder, user = sys.argv[1], int(sys.argv[2])
-if os.stat(folder).st_uid != user:
-    os.chown(folder, 0, 0)  # a root that may do nothing but this has to own it to be let in
-    os.chmod(folder, 0o700)
-    for name in os.listdir(folder):
-        os.chown(os.path.join(folder, name), user, user, follow_symlinks=False)
-    os.chown(folder, user, user)
+directory, user = sys.argv[1], int(sys.argv[2])
+if os.stat(directory).st_uid != user:
+    os.chown(directory, 0, 0)  # root with no capability but CHOWN must own the directory to open it
+    os.chmod(directory, 0o700)
+    for name in os.listdir(directory):
+        os.chown(os.path.join(directory, name), user, user, follow_symlinks=False)
+    os.chown(directory, user, user)

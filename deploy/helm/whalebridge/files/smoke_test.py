@@ -1,4 +1,4 @@
-"""Proves that an event flows: the start of this very pod is known, and every sink has acknowledged it."""
+"""Check that events arrive: the bridge knows the start of this pod, and every sink has acknowledged it."""
 
 import http.client
 import json
@@ -11,8 +11,8 @@ SECONDS = 90
 SOCKET = "/var/lib/whalebridge/control.sock"
 
 
-def ask(path):
-    """Ask the bridge of this node."""
+def get(path):
+    """Request a JSON document from the bridge on this node."""
     connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(10)
@@ -21,37 +21,37 @@ def ask(path):
     return json.load(connection.getresponse())
 
 
-def not_known():
-    """Complain if this pod is not among the containers that live."""
-    projects = ask("/portfolio")["projects"].values()
+def unknown():
+    """Return an error if this pod is not among the running containers."""
+    projects = get("/portfolio")["projects"].values()
     pods = {(container["pod"] or {}).get("name") for each in projects for container in each}
-    return "" if os.environ["POD"] in pods else "the bridge of this node does not know of this pod"
+    return "" if os.environ["POD"] in pods else "the bridge on this node does not know this pod"
 
 
-def not_acknowledged(since):
-    """Complain of sinks that have not all that was written down by then: what may still wait is younger."""
+def unacknowledged(since):
+    """Return an error if a sink has undelivered records that are older than ``since``."""
     age = time.monotonic() - since
-    late = [sink for sink in ask("/readyz")["sinks"] if sink["records"] and sink["oldest_age_seconds"] >= age]
+    late = [sink for sink in get("/readyz")["sinks"] if sink["records"] and sink["oldest_age_seconds"] >= age]
     return f"not acknowledged by {json.dumps(late)}" if late else ""
 
 
-def wait(complain):
-    """Poll until there is nothing to complain of; end the process where there always is."""
+def wait(check):
+    """Poll until ``check`` returns no error; exit with the error at the deadline."""
     while True:
         try:
-            complaint = complain()
-        except OSError as error:
-            complaint = f"the bridge of this node does not answer at {SOCKET}: {error}"
-        if not complaint:
+            error = check()
+        except OSError as caught:
+            error = f"no response from the bridge on this node at {SOCKET}: {caught}"
+        if not error:
             return
         if time.monotonic() > deadline:
-            sys.exit(complaint)
+            sys.exit(error)
         time.sleep(0.5)
 
 
 deadline = time.monotonic() + SECONDS
-wait(not_known)
+wait(unknown)
 print("the start of this pod is known", flush=True)
-seen = time.monotonic()
-wait(lambda: not_acknowledged(seen))
+known = time.monotonic()
+wait(lambda: unacknowledged(known))
 print("every sink has acknowledged it", flush=True)
