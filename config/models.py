@@ -102,7 +102,7 @@ class ContainersSettings(SettingsModel):
     additional_events: Annotated[tuple[Annotated[AdditionalEvent, LowercaseStr], ...], CommaSeparated] = field(
         (),
         "Additional event types to publish: created, deleted, oom, renamed.",
-        reason="started, exited, paused and resumed are enough to know which containers are running.",
+        reason="started, exited, paused and unpaused are enough to know which containers are running.",
     )
 
 

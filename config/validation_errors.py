@@ -51,6 +51,10 @@ def _text(detail: ErrorDetails, path: Path, model: type[BaseModel], sources: Seq
             return _unknown(path[-1], value, _model_at(path[:-1], model, sources))
         case "value_error":
             return str(detail["ctx"]["error"])
+        case "greater_than_equal":
+            return f"out of range; use at least {detail['ctx']['ge']}"
+        case "less_than_equal":
+            return f"out of range; use at most {detail['ctx']['le']}"
         case _ if value is None and kind not in _WITHOUT_INPUT:
             return "no value; set one, or remove the name"
         case _:

@@ -131,7 +131,9 @@ def _by_id(urls: Iterable[str]) -> dict[str, str]:
 
 
 def _default_id(url: str) -> str:
-    scheme, _ = _split_scheme(url)
+    scheme = url.strip().partition(":")[0].lower()
+    if not _ID.fullmatch(scheme) or ":" not in url:
+        _split_scheme(url)  # raises; any other unknown scheme is reported with its id
     return _SCHEMES[scheme].type if scheme in _SCHEMES else scheme
 
 

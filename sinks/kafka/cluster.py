@@ -156,7 +156,7 @@ class Cluster:
         todo = f"kafka-topics.sh --create --topic {name} --partitions {settings.partitions}"
         todo = f"create it (such as by: {todo} --config cleanup.policy={policy})"
         if not settings.auto_create:
-            raise TransientError(f"topic {name} is missing, and create is false: {todo}")
+            raise TransientError(f"topic {name} is missing, and auto_create is false: {todo}")
         replicas = -1 if settings.replication_factor is None else settings.replication_factor
         wanted: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
         response = await self._ask(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))

@@ -119,5 +119,5 @@ class Texts(NamedTuple):
             advice = f"check {self.login}" if self.login else "it asks for a login, and there is none"
             return f"{where} refused us ({said}): {advice}"
         if "expecting INFO" in said:
-            return f"{where} ended the connection: it wants TLS first (handshake_first), or is no NATS server"
+            return f"{where} ended the connection: it wants TLS first (tls.handshake_first), or is no NATS server"
         return f"{where} refused the connection: {said}"

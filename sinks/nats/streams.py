@@ -64,7 +64,7 @@ async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stre
     config = await _ensure(link, settings, configs.bucket(settings, bucket), create=settings.kv_bucket.auto_create)
     if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
         raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is no key-value bucket: set bucket.name to another one"
+            f"stream {config.name} at NATS {link.place.server} is no key-value bucket: set kv_bucket.name to another one"
         )
     return _known(config)
 
@@ -88,7 +88,7 @@ async def _ensure(link: Link, settings: NatsSettings, wanted: StreamConfig, *, c
         if not create:
             raise AnsweredError(
                 f"NATS at {link.place.server} has no stream {wanted.name}: create it (docs/nats.md tells how), or set "
-                "create to true"
+                "auto_create to true"
             )
         if created := await _create(link, settings, wanted):
             return created

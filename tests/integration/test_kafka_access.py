@@ -65,8 +65,8 @@ async def test_a_user_with_the_right_password_publishes(
     file.write_text(f"{USERS[USER]}\n")
     secure: dict[str, Any] = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
     where = kafka.bootstrap_of(listener)
-    for sasl in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
-        async with sink(where, topic, sasl=sasl, **secure) as made:
+    for auth in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
+        async with sink(where, topic, auth=auth, **secure) as made:
             await made.publish([record(1)])
     assert len(kafka.admin.records(topic)) == 2
 
@@ -74,33 +74,33 @@ async def test_a_user_with_the_right_password_publishes(
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("user", [USER, "stranger"])
 async def test_a_wrong_password_or_user_is_named(kafka: Kafka, mechanism: str, user: str) -> None:
-    sasl = login(user, mechanism=mechanism, password=SECRET)
-    text = await refusal(kafka.bootstrap_of("sasl_plaintext"), sasl=sasl)
-    assert f"it refuses user {user} by {mechanism}: check name and secret (sasl.password)" in text
+    auth = login(user, mechanism=mechanism, password=SECRET)
+    text = await refusal(kafka.bootstrap_of("sasl_plaintext"), auth=auth)
+    assert f"it refuses user {user} by {mechanism}: check name and secret (auth.password)" in text
 
 
 async def test_a_token_from_a_file_publishes_and_an_expired_one_is_named(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    sasl = {"mechanism": "oauthbearer", "token_file": str(file)}
+    auth = {"mechanism": "oauthbearer", "token_file": str(file)}
     where = kafka.bootstrap_of("sasl_plaintext")
     file.write_text(unsecured_jwt(USER) + "\n")
-    async with sink(where, "token", sasl=sasl) as made:
+    async with sink(where, "token", auth=auth) as made:
         await made.publish([record(1)])
     assert len(kafka.admin.records("token")) == 1
     for token in (unsecured_jwt(USER, seconds=-60), SECRET):
         file.write_text(token)
-        assert f"it refuses the token of token_file {file}" in await refusal(where, sasl=sasl)
+        assert f"it refuses the token of token_file {file}" in await refusal(where, auth=auth)
     file.write_text(" \n")
-    assert await refusal(where, sasl=sasl) == f"sasl.token_file {file} is empty"
+    assert await refusal(where, auth=auth) == f"auth.token_file {file} is empty"
     file.unlink()
-    assert await refusal(where, sasl=sasl) == f"sasl.token_file {file} cannot be read: No such file or directory"
+    assert await refusal(where, auth=auth) == f"auth.token_file {file} cannot be read: No such file or directory"
 
 
 async def test_a_way_of_logging_in_that_the_broker_does_not_have_is_named(guarded: Kafka, kafka: Kafka) -> None:
     where = kafka.bootstrap
-    text = await refusal(where, sasl=login(password=SECRET))
-    assert text.endswith("it wants no login at this port: unset sasl, or take the port for logins")
-    assert "perhaps it wants TLS (kafkas://, tls.enabled) or a login (sasl)" in await refusal(
+    text = await refusal(where, auth=login(password=SECRET))
+    assert text.endswith("it wants no login at this port: unset auth, or take the port for logins")
+    assert "perhaps it wants TLS (kafkas://, tls.enabled) or a login (auth)" in await refusal(
         guarded.bootstrap_of("sasl_plaintext")
     )
 
@@ -111,12 +111,12 @@ async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: 
     whole = records(10)
     where = kafka.bootstrap_of("sasl_plaintext")
     with pytest.raises(TransientError, match="it refuses user bridge"):
-        async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
+        async with sink(where, "rotated", auth=login(password_file=str(file))) as made:
             pass
     async with sink(kafka, "rotated"):
         pass
     file.write_text(USERS[USER])
-    async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
+    async with sink(where, "rotated", auth=login(password_file=str(file))) as made:
         await made.publish(whole[:5])
         file.write_text(SECRET)
         await made.close()  # as after any error: the next attempt reads the file anew
@@ -216,14 +216,14 @@ async def test_each_server_that_cannot_be_used_is_named_with_its_reason(kafka: K
 
 
 def acl(user: str) -> dict[str, Any]:
-    return {"sasl": login(user, password=f"{user}-password")}
+    return {"auth": login(user, password=f"{user}-password")}
 
 
 async def test_the_least_that_brokers_must_allow(guarded: Kafka) -> None:
     """As docs/kafka.md has it: Describe and Write on a topic that is there."""
     where = guarded.bootstrap_of("sasl_plaintext")
     guarded.admin.create_topic("given")
-    text = await refusal(where, **acl("least") | {"create": False})
+    text = await refusal(where, **acl("least") | {"auto_create": False})
     assert text == "user least may not see topic closed: allow Describe and Write on it"
     guarded.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
     async with sink(where, "given", **acl("least")) as made:

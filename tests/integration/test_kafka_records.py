@@ -97,7 +97,7 @@ async def test_a_missing_topic_is_created_as_the_settings_have_it(fresh_kafka: F
     kafka = fresh_kafka(settings={"num.partitions": "3"})
     async with sink(kafka, "plain"):
         pass
-    async with sink(kafka, "wide", partitions=5, replicas=1, state_topic="rows"):
+    async with sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="rows"):
         pass
     assert len(kafka.admin.describe("plain")["partitions"]) == 1
     assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"
@@ -110,21 +110,21 @@ async def test_a_missing_topic_that_may_not_be_created_is_told_of_also_where_bro
 ) -> None:
     kafka = fresh_kafka(settings={"auto.create.topics.enable": "true"})
     with pytest.raises(TransientError) as caught:
-        async with sink(kafka, "nowhere", create=False, partitions=4):
+        async with sink(kafka, "nowhere", auto_create=False, partitions=4):
             pass
     assert str(caught.value) == (
-        "topic nowhere is missing, and create is false: create it (such as by: kafka-topics.sh --create --topic "
+        "topic nowhere is missing, and auto_create is false: create it (such as by: kafka-topics.sh --create --topic "
         "nowhere --partitions 4 --config cleanup.policy=delete)"
     )
     assert kafka.admin.topics() == []
     kafka.admin.create_topic("nowhere")
-    async with sink(kafka, "nowhere", create=False):
+    async with sink(kafka, "nowhere", auto_create=False):
         pass
 
 
 async def test_more_replicas_than_brokers_are_told_of(kafka: Kafka) -> None:
     with pytest.raises(TransientError, match=r"topic replicated is missing, and .*replication factor.*: create it"):
-        async with sink(kafka, "replicated", replicas=3):
+        async with sink(kafka, "replicated", replication_factor=3):
             pass
 
 

@@ -50,36 +50,36 @@ def file(folder: Path, content: str) -> str:
 
 async def test_a_token(fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats(login=nats_auth.token(SECRET))
-    await publishes(peer, login={"token": SECRET})
-    await publishes(peer, login={"token_file": file(tmp_path, SECRET + "\n")})
-    wrong = await complaint(peer, login={"token_file": file(tmp_path, WRONG)})
-    assert wrong.endswith(f"refused us (Authorization Violation): check login.token_file {tmp_path}/secret")
-    assert (await complaint(peer, login={"token": WRONG})).endswith("check login.token")
+    await publishes(peer, auth={"token": SECRET})
+    await publishes(peer, auth={"token_file": file(tmp_path, SECRET + "\n")})
+    wrong = await complaint(peer, auth={"token_file": file(tmp_path, WRONG)})
+    assert wrong.endswith(f"refused us (Authorization Violation): check auth.token_file {tmp_path}/secret")
+    assert (await complaint(peer, auth={"token": WRONG})).endswith("check auth.token")
     assert (await complaint(peer)).endswith("it asks for a login, and there is none")
 
 
 async def test_user_and_password(fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}))
-    await publishes(peer, login={"user": "bridge", "password": SECRET})
-    await publishes(peer, login={"user": "bridge", "password_file": file(tmp_path, SECRET)})
-    wrong = await complaint(peer, login={"user": "bridge", "password": WRONG})
-    assert wrong.endswith("refused us (Authorization Violation): check login.user and login.password")
-    assert "Authorization Violation" in await complaint(peer, login={"user": "other", "password": SECRET})
+    await publishes(peer, auth={"user": "bridge", "password": SECRET})
+    await publishes(peer, auth={"user": "bridge", "password_file": file(tmp_path, SECRET)})
+    wrong = await complaint(peer, auth={"user": "bridge", "password": WRONG})
+    assert wrong.endswith("refused us (Authorization Violation): check auth.user and auth.password")
+    assert "Authorization Violation" in await complaint(peer, auth={"user": "other", "password": SECRET})
 
 
 async def test_an_nkey(fresh_nats: FreshNats, tmp_path: Path) -> None:
     key, other = Key.new(), Key.new()
     peer = fresh_nats(login=nats_auth.nkey(key))
-    await publishes(peer, login={"nkey_seed": key.seed})
-    await publishes(peer, login={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
-    wrong = await complaint(peer, login={"nkey_seed_file": file(tmp_path, other.seed)})
-    assert wrong.endswith(f"refused us (Authorization Violation): check login.nkey_seed_file {tmp_path}/secret")
+    await publishes(peer, auth={"nkey_seed": key.seed})
+    await publishes(peer, auth={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
+    wrong = await complaint(peer, auth={"nkey_seed_file": file(tmp_path, other.seed)})
+    assert wrong.endswith(f"refused us (Authorization Violation): check auth.nkey_seed_file {tmp_path}/secret")
     assert other.seed not in wrong
     for useless in ("nonsense", "SUnonsense", key.seed[:-8], key.public):
         path = file(tmp_path, useless)
-        text = await complaint(peer, login={"nkey_seed_file": path})
-        assert text == f"login.nkey_seed_file {path} holds no seed of an nkey (it begins with SU)"
-        assert (await complaint(peer, login={"nkey_seed": useless})).startswith("login.nkey_seed holds no seed")
+        text = await complaint(peer, auth={"nkey_seed_file": path})
+        assert text == f"auth.nkey_seed_file {path} holds no seed of an nkey (it begins with SU)"
+        assert (await complaint(peer, auth={"nkey_seed": useless})).startswith("auth.nkey_seed holds no seed")
 
 
 async def test_a_creds_file(fresh_nats: FreshNats, tmp_path: Path) -> None:
@@ -88,21 +88,21 @@ async def test_a_creds_file(fresh_nats: FreshNats, tmp_path: Path) -> None:
     path = tmp_path / "bridge.creds"
     login = {"creds_file": str(path)}
     operator.creds(path)
-    await publishes(peer, login=login)
+    await publishes(peer, auth=login)
     operator.creds(path, seconds=-60)
-    assert (await complaint(peer, login=login)).endswith(f"check login.creds_file {path}")
+    assert (await complaint(peer, auth=login)).endswith(f"check auth.creds_file {path}")
     stranger.creds(path)
-    assert "refused us (Authorization Violation)" in await complaint(peer, login=login)
+    assert "refused us (Authorization Violation)" in await complaint(peer, auth=login)
     for useless in ("", "nonsense", "-----BEGIN NATS USER JWT-----\neyJ0\n"):
         path.write_text(useless)
-        text = await complaint(peer, login=login)
+        text = await complaint(peer, auth=login)
         assert text.endswith(f"{path} does not hold a JWT and its seed, as `nsc generate creds` writes them")
     path.write_text("-----BEGIN NATS USER JWT-----\neyJ0\n-----BEGIN USER NKEY SEED-----\nSUnonsense\n")
-    assert (await complaint(peer, login=login)).endswith("holds no seed of an nkey (it begins with SU)")
+    assert (await complaint(peer, auth=login)).endswith("holds no seed of an nkey (it begins with SU)")
     path.unlink()
-    assert (await complaint(peer, login=login)).endswith(f"{path} cannot be read: No such file or directory")
+    assert (await complaint(peer, auth=login)).endswith(f"{path} cannot be read: No such file or directory")
     path.write_bytes(b"\xff\xfe")
-    assert (await complaint(peer, login=login)).endswith(f"{path} is not a text file")
+    assert (await complaint(peer, auth=login)).endswith(f"{path} is not a text file")
 
 
 async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
@@ -111,12 +111,12 @@ async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
     operator = Operator()
     peer = fresh_nats(login=operator.config())
     path = operator.creds(tmp_path / "bridge.creds", seconds=10)  # for what comes before, on a machine that stalls
-    sink = NatsSink(settings(peer, login={"creds_file": str(path)}))
+    sink = NatsSink(settings(peer, auth={"creds_file": str(path)}))
     await sink.start()
     await sink.publish(records(3))
     await ended(sink)
     await asyncio.sleep(1.5)  # in the second in which a login expires the server still lets it in, for a moment
-    with pytest.raises(TransientError, match=f"refused us .*: check login.creds_file {path}"):
+    with pytest.raises(TransientError, match=f"refused us .*: check auth.creds_file {path}"):
         await sink.publish([record(4)])
     operator.creds(path)
     await sink.publish([record(4)])
@@ -130,8 +130,8 @@ def replace(path: Path, content: str) -> None:
 async def test_files_that_are_replaced_are_read_at_the_next_connection(fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats(login=nats_auth.token(SECRET))
     path = Path(file(tmp_path, WRONG))
-    sink = NatsSink(settings(peer, login={"token_file": str(path)}))
-    with pytest.raises(TransientError, match=r"check login\.token_file"):
+    sink = NatsSink(settings(peer, auth={"token_file": str(path)}))
+    with pytest.raises(TransientError, match=r"check auth\.token_file"):
         await sink.start()
     replace(path, SECRET)
     await sink.start()
@@ -141,7 +141,7 @@ async def test_files_that_are_replaced_are_read_at_the_next_connection(fresh_nat
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
     await ended(sink)
-    with pytest.raises(TransientError, match=r"check login\.token_file"):
+    with pytest.raises(TransientError, match=r"check auth\.token_file"):
         await sink.publish([record(5)])
     replace(path, SECRET)
     await sink.publish([record(5)])
@@ -210,9 +210,9 @@ async def test_nothing_is_sent_in_clear_text_where_tls_is_asked_for(
 ) -> None:
     peer = fresh_nats(login=nats_auth.token(SECRET))
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    text = await complaint(peer, login={"token": SECRET}, tls=tls)
+    text = await complaint(peer, auth={"token": SECRET}, tls=tls)
     assert text.endswith("offers no TLS: nothing was sent to it; turn TLS on there, or off here")
-    assert "offers no TLS" in await complaint(peer, login={"token": WRONG}, tls=tls)
+    assert "offers no TLS" in await complaint(peer, auth={"token": WRONG}, tls=tls)
 
 
 async def test_tls_that_a_server_offers_but_does_not_ask_for_is_used(
@@ -234,5 +234,5 @@ async def test_tls_first(fresh_nats: FreshNats, authority: Authority) -> None:
         return f"tls {{ {own}, handshake_first: true, timeout: {patience} }}\n"
 
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    await publishes(fresh_nats(settings=first(PATIENCE)), tls=tls, handshake_first=True)
+    await publishes(fresh_nats(settings=first(PATIENCE)), tls=tls | {"handshake_first": True})
     assert "handshake_first" in await complaint(fresh_nats(settings=first(2)), tls=tls)  # it gives up after 2 s
