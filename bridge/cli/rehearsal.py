@@ -164,7 +164,8 @@ async def _sink(what: str, settings: SinkSettings) -> list[Finding]:
 def _reached(settings: SinkSettings) -> str:
     match settings:
         case KafkaSettings():
-            return f"{', '.join(settings.bootstrap_servers)}: we are let in, topic {settings.topic} is there and may be written"
+            servers = ", ".join(settings.bootstrap_servers)
+            return f"{servers}: we are let in, topic {settings.topic} is there and may be written"
         case NatsSettings(mode="core"):
             return f"{', '.join(settings.servers)}: we are let in; what is published there is kept by nobody"
         case NatsSettings():

@@ -81,9 +81,9 @@ def tail(
 
     Records that came before are left out, and so are heartbeats, unless --type names them. Each filter may be
     repeated; where one asks for a namespace, a project or a container, of frames only "lost" is shown. The id of
-    a sink stands for its settings in the configuration (--config, environment), credentials included; a URL has none.
-    Nothing is left behind at a broker: no group, no offsets, no durable consumer. Ctrl-C ends it (exit status 0; 130 where it does not
-    follow).
+    a sink stands for its settings in the configuration (--config, environment), credentials included; a URL has no
+    credentials. Nothing is left behind at a broker: no group, no offsets, no durable consumer. Ctrl-C ends it (exit
+    status 0; 130 where it does not follow).
 
     \b
     Examples:

@@ -24,9 +24,7 @@ class FileSettings(EncodedSinkSettings):
     path: Annotated[str, AfterValidator(_check_path)] = required_field(
         "Absolute path of the file. Its directory must exist."
     )
-    max_bytes: Annotated[int, Field(ge=4096)] = field(
-        104_857_600, "Size at which the file is rotated.", unit="bytes"
-    )
+    max_bytes: Annotated[int, Field(ge=4096)] = field(104_857_600, "Size at which the file is rotated.", unit="bytes")
     max_files: Annotated[int, Field(ge=0, le=10_000)] = field(5, "Number of rotated files to keep.")
 
 

@@ -33,7 +33,9 @@ _OTHERS = re.compile("[^A-Za-z0-9_-]")
 
 def _check_prefix(value: str) -> str:
     if not _PREFIX.fullmatch(value) or len(value) > _MAX_LENGTH:
-        raise ValueError("invalid subject; use words of letters, digits, _ and -, separated by dots, up to 255 characters")
+        raise ValueError(
+            "invalid subject; use words of letters, digits, _ and -, separated by dots, up to 255 characters"
+        )
     return value
 
 
@@ -70,9 +72,7 @@ class NatsAuthSettings(SettingsModel):
     token_file: FilePath | None = field(None, "File with the token.")
     nkey_seed: SecretStr | None = field(None, "Seed of an nkey.")
     nkey_seed_file: FilePath | None = field(None, "File with the seed of an nkey.")
-    creds_file: FilePath | None = field(
-        None, "File with a JWT and its seed, as `nsc generate creds` writes it."
-    )
+    creds_file: FilePath | None = field(None, "File with a JWT and its seed, as `nsc generate creds` writes it.")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -1,7 +1,7 @@
 """Sinks of plugins: packages with an entry point in the group ``whalebridge.sinks``.
 
-The entry point's name is the type of the sink and the scheme of its URL. It refers to an object like ``Plugin``, such as
-a module. A package is imported only if its sink is configured.
+The entry point's name is the type of the sink and the scheme of its URL. It refers to an object like ``Plugin``, such
+as a module. A package is imported only if its sink is configured.
 """
 
 from __future__ import annotations
@@ -48,5 +48,7 @@ def load(name: str) -> Plugin:
     except Exception as error:  # a plugin may raise anything at import
         raise ValueError(f"the plugin of the sink {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
     if not sound:
-        raise ValueError(f"the plugin of the sink {name!r} ({found[0].value}) must provide Settings, parse_url and make")
+        raise ValueError(
+            f"the plugin of the sink {name!r} ({found[0].value}) must provide Settings, parse_url and make"
+        )
     return plugin

@@ -43,9 +43,7 @@ def options(login: NatsAuthSettings) -> dict[str, Any]:
 def named(login: NatsAuthSettings) -> str:
     """Name the settings in use, for a text that says what to check; "" where there is no login."""
     names = [f"auth.{name} {path}" for name in _FILES if (path := getattr(login, name))]
-    names += [
-        f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(login, name) is not None
-    ]
+    names += [f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(login, name) is not None]
     return " and ".join(names)
 
 

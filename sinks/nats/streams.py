@@ -64,7 +64,8 @@ async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stre
     config = await _ensure(link, settings, configs.bucket(settings, bucket), create=settings.kv_bucket.auto_create)
     if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
         raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is no key-value bucket: set kv_bucket.name to another one"
+            f"stream {config.name} at NATS {link.place.server} is no key-value bucket: "
+            "set kv_bucket.name to another one"
         )
     return _known(config)
 

@@ -180,7 +180,7 @@ def all_brokers(
     servers += [fresh_nats(login=nats_auth.nkey(key)), fresh_nats(login=operator.config())]
 
     def sink(topic: str, listener: Any = "sasl_plaintext", **auth: Any) -> dict[str, dict[str, Any]]:
-        more = {name: auth.pop(name) for name in ("tls", "state_topic") if name in auth}
+        more: dict[str, Any] = {name: auth.pop(name) for name in ("tls", "state_topic") if name in auth}
         auth = {"mechanism": "plain", **({} if "token_file" in auth else {"username": USER}), **auth}
         settings = {"type": "kafka", "bootstrap_servers": [kafka.bootstrap_of(listener)], "topic": topic, "auth": auth}
         return {topic: {**settings, "request_timeout": "20s", **more}}

@@ -58,7 +58,10 @@ class Program:
         self.settings: dict[str, Any] = {
             "containerd": {"address": world.engine.address},
             "namespaces": {"include": [world.namespace, "k8s.io"]},
-            "containers": {"names": {"include": [f"*{world.namespace}"]}, "additional_events": ["created", "deleted", "renamed"]},
+            "containers": {
+                "names": {"include": [f"*{world.namespace}"]},
+                "additional_events": ["created", "deleted", "renamed"],
+            },
             "sinks": brokers.good | brokers.bad,
             "state_dir": str(self.state),
             "heartbeat": {"interval": "1s"},

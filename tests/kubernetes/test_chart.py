@@ -200,7 +200,8 @@ def test_no_level_of_the_schema_takes_what_it_does_not_know() -> None:
             for number, each in enumerate(part):
                 yield from open_levels(each, f"{path}/{number}")
 
-    known = "/definitions/config/properties/sinks/additionalProperties/else"  # what each type takes is said in its own definition
+    # The definition of each type has its properties.
+    known = "/definitions/config/properties/sinks/additionalProperties/else"
     assert [path for path in open_levels(schema, "") if path != known] == []
 
 

@@ -62,8 +62,10 @@ def test_subject_template_accepts_fields_and_words(template: str) -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["", "{id}", "{host", "{host}.", "a{host}", "{host}{type}", "{host!r}", "{host:>9}", "{0}", "{}", "*", "a b"]
-    + ["{host}.{host}"],
+    [
+        *("", "{id}", "{host", "{host}.", "a{host}", "{host}{type}", "{host!r}", "{host:>9}", "{0}", "{}", "*", "a b"),
+        "{host}.{host}",
+    ],
 )
 def test_invalid_subject_template_is_rejected(template: str) -> None:
     assert error(subject_template=template).startswith("--sink: sinks.main.subject_template: ")

@@ -249,9 +249,7 @@ def test_environment_sets_every_kafka_setting(monkeypatch: pytest.MonkeyPatch) -
     ("settings", "name", "default"),
     [(KAFKA, "request_timeout", 30), (NATS, "timeout", 10), ({"type": "stdout"}, "", None)],
 )
-def test_attempt_timeout_is_limited_when_sink_has_one(
-    settings: dict[str, str], name: str, default: int | None
-) -> None:
+def test_attempt_timeout_is_limited_when_sink_has_one(settings: dict[str, str], name: str, default: int | None) -> None:
     made = sink(settings)
     if default is None:
         assert made.attempt_timeout is None

@@ -224,7 +224,9 @@ NATSES: list[tuple[dict[str, Any], str]] = [
 
 SINKS = [({"sinks": {"main": KAFKA | more}}, f"sinks.main.{path}".rstrip(".")) for more, path in KAFKAS]
 SINKS += [({"sinks": {"main": NATS | more}}, f"sinks.main.{path}".rstrip(".")) for more, path in NATSES]
-SINKS += [({"sinks": {"main": {"type": "file", "path": path}}}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")]
+SINKS += [
+    ({"sinks": {"main": {"type": "file", "path": path}}}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")
+]
 
 
 def errors(given: dict[str, Any] | None = None, path: str | None = None) -> list[str]:
@@ -268,21 +270,19 @@ def test_settings_errors_match_golden_file(
     config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
     blocks = [(str(text)[:120], errors(path=config_file(text))) for text, _ in FILES]
-    blocks += [(str(given), errors(given)) for given, _ in FLAGS]
+    blocks += [(str(flags), errors(flags)) for flags, _ in FLAGS]
     for environment, _ in ENVIRONMENT:
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
             blocks.append((" ".join(f"{name}={value!r}" for name, value in environment.items()), errors()))
-    for given, _ in SINKS:
-        (sink,) = given["sinks"].values()
-        blocks.append((str(sink), [error.removeprefix("--sink: ") for error in errors(given)]))
+    for flags, _ in SINKS:
+        (sink,) = flags["sinks"].values()
+        blocks.append((str(sink), [error.removeprefix("--sink: ") for error in errors(flags)]))
     golden("settings_errors", "\n".join(f"> {title!r}\n" + "".join(f"{e}\n" for e in found) for title, found in blocks))
 
 
-def test_all_errors_are_reported_with_their_locations(
-    config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_errors_are_reported_with_their_locations(config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     path = config_file(
         "log:\n  levl: debug\n\nsinks:\n  main:\n    type: kafka\n    bootstrap_servers: h\n    auth:\n"
         f"      username: u\n      pasword: {CANARY}\nhost: {CANARY}/\nhost: b\n"

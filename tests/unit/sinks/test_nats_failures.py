@@ -13,12 +13,12 @@ from nats.js.api import StreamConfig
 from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
-from config.sinks.nats import LoginSettings, NatsSettings
+from config.sinks.nats import NatsAuthSettings, NatsSettings
 from sinks.nats import configs, login
 from sinks.nats.exchange import Answer, Refusal, read
 from sinks.nats.failures import AnsweredError, Texts, is_denial, one_line
 
-TEXTS = Texts("n1:4222", 5.0, "login.token_file /run/token", "tls.cert_file /run/cert")
+TEXTS = Texts("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")
 NOBODY = Texts("n1:4222", 5.0, "", "")
 
 
@@ -31,10 +31,10 @@ NOBODY = Texts("n1:4222", 5.0, "", "")
         (ssl.SSLError(1, "WRONG_VERSION_NUMBER"), "TLS failed"),
         (
             nats.errors.Error("nats: 'Authorization Violation'"),
-            "refused us (Authorization Violation): check login.token_file /run/token",
+            "refused us (Authorization Violation): check auth.token_file /run/token",
         ),
-        (nats.errors.AuthorizationError(), "refused us (authorization failed): check login.token_file /run/token"),
-        (nats.errors.Error("nats: 'User Authentication Expired'"), "check login.token_file /run/token"),
+        (nats.errors.AuthorizationError(), "refused us (authorization failed): check auth.token_file /run/token"),
+        (nats.errors.Error("nats: 'User Authentication Expired'"), "check auth.token_file /run/token"),
         (nats.errors.Error("nats: 'maximum connections exceeded'"), "the connection: maximum connections exceeded"),
         (nats.errors.Error("nats: empty response from server when expecting INFO message"), "wants TLS first"),
     ],
@@ -66,7 +66,7 @@ def test_no_login() -> None:
             ConnectionResetError(104, "Connection reset by peer"),
             "connection to NATS at n1:4222 broke: ",
         ),
-        (nats.errors.AuthorizationError(), "check login.token_file /run/token"),
+        (nats.errors.AuthorizationError(), "check auth.token_file /run/token"),
     ],
 )
 def test_a_connection_that_ends(error: Exception | None, told: str) -> None:
@@ -124,7 +124,7 @@ def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: A
 
 
 def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None:
-    wanted = configs.stream(NatsSettings.model_validate({"servers": ["n1"], "subject": "events"}))
+    wanted = configs.stream(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
     assert not list(configs.mistakes(wanted, "events.*.*.*"))
     assert not list(configs.weaknesses(wanted, "events.*.*.*"))
 
@@ -152,23 +152,23 @@ def test_a_creds_file_is_handed_on_as_far_as_it_is_one(tmp_path: Path) -> None:
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
-    options = login.options(LoginSettings(creds_file=str(path)))
+    options = login.options(NatsAuthSettings(creds_file=str(path)))
     assert isinstance(options["user_credentials"], RawCredentials)
     assert str(options["user_credentials"]).splitlines()[1] == "ey.J0"
     assert str(options["user_credentials"]).splitlines()[3] == seed
     path.write_text("no creds")
     with pytest.raises(TransientError, match="does not hold a JWT and its seed"):
-        login.options(LoginSettings(creds_file=str(path)))
+        login.options(NatsAuthSettings(creds_file=str(path)))
 
 
 def test_an_empty_file_is_no_secret(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("\n")
-    with pytest.raises(TransientError, match=r"login\.token_file .*token is empty"):
-        login.options(LoginSettings(token_file=str(tmp_path / "token")))
+    with pytest.raises(TransientError, match=r"auth\.token_file .*token is empty"):
+        login.options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 
 def test_settings_in_use_are_named_without_their_secrets() -> None:
-    assert login.named(LoginSettings()) == ""
-    assert login.named(LoginSettings(creds_file="/x")) == "login.creds_file /x"
-    named = login.named(LoginSettings.model_validate({"user": "u", "password": "s3cr3t"}))
-    assert named == "login.user and login.password"
+    assert login.named(NatsAuthSettings()) == ""
+    assert login.named(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
+    named = login.named(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
+    assert named == "auth.user and auth.password"
