@@ -79,7 +79,7 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
         watch.reload(chosen)
         inspection.settings = changed
         if replaced:
-            watch.request("requested")
+            watch.request("on_demand")
 
     try:
         async with served(inspection), together() as tasks:
@@ -127,10 +127,10 @@ async def following(settings: Settings, sink: Sink) -> AsyncIterator[Watch]:
 def _described(watch: Watch, pumps: Iterable[Pump]) -> str:
     """Say in one line what goes on, for whoever asks the service manager."""
     if watch.live:
-        text = "live"
+        text = "synced"
     else:
         text = f"waiting for containerd: {watch.failure}" if watch.failure else "connecting to containerd"
-    return "; ".join([text, *(f"{pump.name} is not reached: {pump.failure}" for pump in pumps if pump.failure)])
+    return "; ".join([text, *(f"sink {pump.name} is failing: {pump.failure}" for pump in pumps if pump.failure)])
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
@@ -210,7 +210,7 @@ class _Wishes:
     def ask_to_stop(self, name: str) -> None:
         """Ask for it."""
         if not self._stop.is_set():
-            _log.info("stopping", signal=name)
+            _log.info("shutdown_started", signal=name)
             self._deadline = self._loop.time() + STOP_SECONDS
             self._stop.set()
 

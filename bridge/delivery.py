@@ -79,7 +79,7 @@ class Delivery:
         for id_, sink in made.items():
             await _end(self._lines[id_])
             self._start(id_, settings, sink)
-            _log.info("sink_replaced", sink=id_)
+            _log.info("sink_reconfigured", sink=id_)
         return bool(changed)
 
     async def drain(self, seconds: float) -> None:
@@ -88,7 +88,9 @@ class Delivery:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(pump.drained() for pump in self.pumps))
         except TimeoutError:
-            _log.warning("not_drained", waiting={pump.name: pump.waiting for pump in self.pumps if pump.waiting})
+            _log.warning(
+                "shutdown_incomplete", backlog={pump.name: pump.waiting for pump in self.pumps if pump.waiting}
+            )
         for line in self._lines.values():
             line.task.cancel()
 

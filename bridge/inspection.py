@@ -111,7 +111,7 @@ async def served(inspection: Inspection) -> AsyncIterator[None]:
 def not_listening(listen: str, error: OSError) -> str:
     """Say why there can be no endpoint at an address."""
     why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return f"http.listen {listen}: {why}; name another address, or none"
+    return f"http.listen {listen}: {why}; use another address, or disable it"
 
 
 async def _listen(settings: Settings, endpoint: Endpoint) -> None:
@@ -124,13 +124,13 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
         text = not_listening(listen, error)
         if "listen" in settings.http.model_fields_set:
             raise FatalError(text) from error
-        _log.warning("http_not_served", error=text)
+        _log.warning("http_listen_failed", error=text)
     else:
-        _log.info("http", listen=addresses)
+        _log.info("http_listening", listen=addresses)
 
 
 async def _listen_locally(path: Path, endpoint: Endpoint) -> None:
     try:
         await endpoint.listen_locally(path)
     except OSError as error:  # a file system without sockets; all else works there
-        _log.warning("control_socket_missing", path=str(path), error=error.strerror)
+        _log.warning("control_socket_unavailable", path=str(path), error=error.strerror)

@@ -150,7 +150,7 @@ class Pump:
         try:
             await bounded(self._sink.close, CLOSE_SECONDS)
         except BridgeError as error:
-            _log.warning("sink_not_closed", sink=self.name, error=str(error))
+            _log.warning("sink_close_failed", sink=self.name, error=str(error))
 
     async def _deliver(self, batch: Sequence[Record]) -> None:
         """Bring the sink what it will have of a batch; where some is refused, the rest is read again with what is told
@@ -163,7 +163,7 @@ class Pump:
             count = await self._outbox.refuse(self.name, refused.positions, reason)
             self.refused += count
             self._sparingly.say(
-                _log.error, ("refused", reason), "refused", sink=self.name, records=count, reason=reason
+                _log.error, ("rejected", reason), "records_rejected", sink=self.name, records=count, reason=reason
             )
         else:
             await self._outbox.acknowledge(self.name, batch)
@@ -177,7 +177,7 @@ class Pump:
             if any((each.epoch, each.sequence) in refused.positions and each.type != "lost" for each in batch):
                 raise
             # Nothing could take its place: what is refused stands for others itself, or was never published.
-            raise TransientError(f"refused: {refused}") from refused
+            raise TransientError(f"rejected: {refused}") from refused
         self.latency.observe((self._clock.now().monotonic - began) / _SECOND)
         self.published += len(batch)
 
@@ -194,7 +194,7 @@ class Pump:
                     text = str(error)
                     if isinstance(error, TransientError):
                         self.state, self.failure = "failing", text
-                    self._sparingly.say(_log.warning, text, "heartbeat_not_sent", sink=self.name, error=text)
+                    self._sparingly.say(_log.warning, text, "heartbeat_failed", sink=self.name, error=text)
                 else:
                     self.state, self.failure = "ok", None
 
@@ -207,12 +207,12 @@ class Pump:
         )
         if self._complained:  # else a sink that comes and goes would be told as often as that
             self._complained = False
-            _log.info("sink_reached", sink=self.name)
+            _log.info("sink_recovered", sink=self.name)
         self.state, self.failure = "ok", None
 
     def _complain(self, failure: Failure) -> None:
         text = str(failure.error)
         self.state, self.failure = "failing", text
         self.retries += 1
-        told = {"sink": self.name, "error": text, "failures": failure.in_a_row}
-        self._complained |= self._sparingly.say(_log.warning, text, "sink_not_reached", **told)
+        told = {"sink": self.name, "error": text, "consecutive": failure.in_a_row}
+        self._complained |= self._sparingly.say(_log.warning, text, "sink_publish_failed", **told)

@@ -39,19 +39,19 @@ class Reload:
             loaded = self._load()
         except SettingsError as error:
             for text in error.errors:
-                _log.error("not_reloaded", mistake=text)
+                _log.error("settings_reload_failed", error=text)
             return
         settings = possible(self._settings, loaded)
         changed, left = list(changes(self._settings, settings)), list(changes(settings, loaded))
         if left:
-            _log.warning("restart_needed", changed=left, todo="restart whalebridge for these to take effect")
+            _log.warning("settings_restart_required", changed=left, hint="restart whalebridge to apply these settings")
         try:
             await self._apply(settings)  # also where they are the same: the files that they name may be others now
         except FatalError as error:
-            _log.error("not_reloaded", mistake=str(error))
+            _log.error("settings_reload_failed", error=str(error))
             return
         self._settings = settings
-        _log.info("reloaded", changed=changed)
+        _log.info("settings_reloaded", changed=changed)
 
 
 def possible(old: Settings, new: Settings) -> Settings:

@@ -20,21 +20,20 @@ def check(
     log_format: options.LogFormat = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Try everything that run would use, and say what to do about what is found. Takes the options of run.
+    """Check the configuration and every connection that run would use, without publishing. Takes the options of run.
 
-    First the settings, with all that is wrong with them; then, all at a time: containerd, state_dir, http.listen where
-    it is set, and each sink, as far as run would go before its first record. No record is published. What run would
-    create there (a topic, a stream, a file, state_dir) is created and left; a mark is published on containerd and
-    waited for. It takes some 15 s at the most, and may be called while a bridge runs.
+    Reports all errors in the settings; then checks containerd, state_dir, http.listen (if set) and each sink
+    concurrently, up to the first record. Topics, streams, files and state_dir that run would create are created and
+    kept; a marker event is published on containerd. Takes up to 15 s. A running bridge is not disturbed.
 
-    Exit status: 0 where run can work; 2 for wrong settings; 3 where a connection failed, and run would try again for
-    ever; 1 where run would not go on.
+    Exit status: 0 if run can start; 1 if run would fail; 2 if the settings are invalid; 3 if a connection failed and
+    run would retry.
 
     \b
     Examples:
       whalebridge check
       whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
-      whalebridge check --json | jq '.findings[] | select(.verdict != "ok")'
+      whalebridge check --json | jq '.results[] | select(.status != "ok")'
     """
     from bridge.cli import findings
     from bridge.cli.findings import Finding
@@ -53,13 +52,13 @@ def check(
         )
         settings = options.settled(read)
     except CommandError as error:
-        found = [Finding("problem", "settings", line, status=WRONG_USAGE) for line in error.lines]
+        found = [Finding("error", "settings", line, status=WRONG_USAGE) for line in error.lines]
     else:
         import asyncio
 
         from bridge.cli.rehearsal import rehearse
 
-        found = [Finding("ok", "settings", f"they are consistent; this host is called {settings.host}")]
+        found = [Finding("ok", "settings", f"settings are valid; host name is {settings.host}")]
         found += asyncio.run(rehearse(settings))
     findings.tell(found, as_json=as_json)
     if status := max(each.status for each in found):

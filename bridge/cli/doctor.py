@@ -17,27 +17,24 @@ if TYPE_CHECKING:
 
 Sockets = Annotated[
     list[str] | None,
-    typer.Option(
-        "--containerd", metavar="PATH", help="Another socket to look at, which has to be usable; may be repeated."
-    ),
+    typer.Option("--containerd", metavar="PATH", help="Additional socket that must be usable. Can be repeated."),
 ]
 
 
 def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
-    """Look for every containerd on this node, and say what to do about what is found.
+    """Find containerd sockets on this node and check access, version, event delivery and namespaces.
 
-    The usual sockets are looked at, those of k3s, rke2, microk8s, k0s and Bottlerocket among them. Where one is found:
-    may we open it, does containerd answer, which version, do its events arrive, what lives in which namespace. Nothing
-    is changed; a mark is published and waited for, as run does.
+    Checks the well-known paths, including those of k3s, rke2, microk8s, k0s and Bottlerocket. Changes nothing, but
+    publishes a marker event, as run does.
 
-    The verdict of each line is ok, absent (nothing is there, and nobody said so), warning or problem. Exit status: 0
-    where a containerd can be used and there is no problem, else 1.
+    The status of each line is ok, not_found (no socket at a well-known path), warning or error. Exit status: 0 if a
+    containerd can be used and there is no error, else 1.
 
     \b
     Examples:
       whalebridge doctor
       whalebridge doctor --containerd /host/run/containerd/containerd.sock
-      whalebridge doctor --json | jq '.findings[] | select(.verdict == "problem")'
+      whalebridge doctor --json | jq '.results[] | select(.status == "error")'
     """
     import asyncio
 
@@ -80,8 +77,8 @@ async def _diagnose(named: Sequence[str]) -> tuple[list[Finding], list[str]]:
         findings += [*seen, *examined.get(path, [])]
     usable = [path for path, found in examined.items() if not any(each.status for each in found)]
     if not usable:
-        todo = "start containerd, or name its socket (--containerd PATH)"
-        findings.append(Finding("problem", "containerd", "none was found that can be used", todo, FAILED))
+        todo = "start containerd, or set the path of its socket (--containerd PATH)"
+        findings.append(Finding("error", "containerd", "no usable containerd found", todo, FAILED))
     return findings, usable
 
 

@@ -36,13 +36,15 @@ async def examine(path: str, watched: Callable[[str], bool]) -> list[Finding]:
 
 def _version(engine: Engine) -> Finding:
     process = f", process {engine.pid}" if engine.pid else ""
-    found = f"containerd {engine.version} answers{process}"
+    found = f"containerd {engine.version} responds{process}"
     known = _VERSION.match(engine.version)
     version = (int(known[1]), int(known[2])) if known else _OLDEST
     if version < _OLDEST:
-        return Finding("warning", engine.api, found, "whalebridge is tried with 1.6 and newer: upgrade it")
+        return Finding("warning", engine.api, found, "upgrade containerd; whalebridge is tested with 1.6 and newer")
     if version[0] > _NEWEST:
-        return Finding("warning", engine.api, found, "that is newer than whalebridge is tried with: look for an update")
+        return Finding(
+            "warning", engine.api, found, "newer than the tested versions; look for an update of whalebridge"
+        )
     return Finding("ok", engine.api, found)
 
 
@@ -54,7 +56,9 @@ async def _health(client: ContainerdClient) -> list[Finding]:
         return []
     except BridgeError as error:
         return [Finding.of(client.path, error)]
-    return [Finding("warning", client.path, "containerd says that it does not serve now", "look into its log")]
+    return [
+        Finding("warning", client.path, "containerd's health service reports NOT_SERVING", "check containerd's log")
+    ]
 
 
 async def _marks(client: ContainerdClient) -> list[Finding]:
@@ -77,7 +81,7 @@ async def _marks(client: ContainerdClient) -> list[Finding]:
         return [Finding.of(client.path, error)]
     finally:
         stream.close()
-    return [Finding("ok", client.path, "its events arrive: a mark that was published came back")]
+    return [Finding("ok", client.path, "events are delivered: a marker event was received")]
 
 
 async def _living(client: ContainerdClient, watched: Callable[[str], bool]) -> list[Finding]:
@@ -102,18 +106,19 @@ async def _living(client: ContainerdClient, watched: Callable[[str], bool]) -> l
 
 def _summary(path: str, living: Sequence[str]) -> Finding:
     if living:
-        return Finding("ok", path, f"containers that live, by namespace: {', '.join(living)}")
-    return Finding("ok", path, "there is no namespace to watch yet")
+        return Finding("ok", path, f"running containers by namespace: {', '.join(living)}")
+    return Finding("ok", path, "no matching namespace exists yet")
 
 
 def _left_out(path: str, names: Iterable[str]) -> list[Finding]:
     findings: list[Finding] = []
     others = sorted(set(names) - {DOCKER_NAMESPACE})
     if DOCKER_NAMESPACE in names:
-        text = f"Docker's namespace {DOCKER_NAMESPACE} is left out, unless it is named (--namespace {DOCKER_NAMESPACE})"
+        name = DOCKER_NAMESPACE
+        text = f"Docker's namespace {name} is excluded unless included explicitly (--namespace {name})"
         findings.append(Finding("ok", path, text))
     if others:
-        findings.append(Finding("ok", path, f"namespaces that are left out: {', '.join(others)}"))
+        findings.append(Finding("ok", path, f"excluded namespaces: {', '.join(others)}"))
     return findings
 
 
@@ -121,6 +126,6 @@ def _hanging(path: str, namespace: str, tasks: Sequence[Task]) -> list[Finding]:
     unknown = [task.key.id for task in tasks if task.status is TaskStatus.UNKNOWN]
     if not unknown:
         return []
-    found = f"namespace {namespace}: containerd gets no answer from the shims of {', '.join(unknown[:3])}"
+    found = f"namespace {namespace}: no response from the shims of {', '.join(unknown[:3])}"
     more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""  # noqa: PLR2004 (those that were named)
-    return [Finding("warning", path, found + more, "look whether these processes hang (stopped, out of memory)")]
+    return [Finding("warning", path, found + more, "check whether these processes hang (stopped, out of memory)")]

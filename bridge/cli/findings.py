@@ -14,8 +14,8 @@ from bridge.cli.failure import CommandError
 from bridge.core.errors import BridgeError
 from bridge.telemetry.text import printable
 
-Verdict = Literal["ok", "absent", "warning", "problem"]
-_COLORS = {"ok": "green", "absent": "bright_black", "warning": "yellow", "problem": "red"}
+Verdict = Literal["ok", "not_found", "warning", "error"]
+_COLORS = {"ok": "green", "not_found": "bright_black", "warning": "yellow", "error": "red"}
 _WIDTH = max(map(len, _COLORS))
 
 
@@ -34,14 +34,14 @@ class Finding(NamedTuple):
     @classmethod
     def of(cls, what: str, error: BridgeError) -> Finding:
         """Return what an error means; its text says what to do."""
-        return cls("problem", what, str(error), status=CommandError.of(error).status)
+        return cls("error", what, str(error), status=CommandError.of(error).status)
 
     def document(self) -> dict[str, Any]:
-        """Return what programs get."""
-        return {"verdict": self.verdict, "what": self.what, "found": self.found, "todo": self.todo or None}
+        """Return the JSON object of --json."""
+        return {"status": self.verdict, "check": self.what, "message": self.found, "hint": self.todo or None}
 
     def line(self, *, colors: bool) -> str:
-        """Return what people get."""
+        """Return the line of the text output."""
         verdict = f"{self.verdict:<{_WIDTH}}"
         told = typer.style(verdict, fg=_COLORS[self.verdict]) if colors else verdict
         return f"{told} {printable(f'{self.what}: {self.found}' + (f'; {self.todo}' if self.todo else ''))}"
@@ -50,7 +50,7 @@ class Finding(NamedTuple):
 def tell(findings: Sequence[Finding], *, as_json: bool, **more: Any) -> None:
     """Print all of them; ``more`` goes into the JSON document in front."""
     if as_json:
-        output.write_json({**more, "findings": [finding.document() for finding in findings]})
+        output.write_json({**more, "results": [finding.document() for finding in findings]})
         return
     colors = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     output.write("\n".join(finding.line(colors=colors) for finding in findings))

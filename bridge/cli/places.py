@@ -20,7 +20,7 @@ SOCKETS = {
     "/run/k0s/containerd.sock": "containerd of k0s",
     "/run/host-containerd/containerd.sock": "containerd of Bottlerocket's host containers",
 }
-_ROOT_EQUAL = "whoever may open it is as good as root (SECURITY.md)"
+_ROOT_EQUAL = "access to it is equivalent to root (SECURITY.md)"
 
 
 class Looked(NamedTuple):
@@ -43,21 +43,19 @@ def look(path: str, *, named: bool, root: Path = Path("/")) -> Looked:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         if named:
-            todo = "is containerd running, or its folder mounted?"
-            return Looked([Finding("problem", path, "there is nothing", todo, FAILED)])
-        return Looked([Finding("absent", path, f"there is nothing{whose}")])
+            todo = "start containerd, or mount the directory of its socket"
+            return Looked([Finding("error", path, "not found", todo, FAILED)])
+        return Looked([Finding("not_found", path, f"not found{whose}")])
     except OSError as error:
-        return Looked([Finding("problem", path, f"we may not look: {error.strerror}", "run as root", FAILED)])
+        return Looked([Finding("error", path, f"cannot be read: {error.strerror}", "run as root", FAILED)])
     if not stat.S_ISSOCK(found.st_mode):
-        text = "it is no socket" + (", but a folder" if stat.S_ISDIR(found.st_mode) else "")
-        return Looked([Finding("problem", path, text, "name containerd's socket", FAILED)])
+        text = "not a socket" + (", but a directory" if stat.S_ISDIR(found.st_mode) else "")
+        return Looked([Finding("error", path, text, "use the path of containerd's socket", FAILED)])
     if _denied(path):
         return Looked([_refusal(path, found, root)])
-    findings = [Finding("ok", path, f"a socket{whose}, {_mode(found)}, that we may open")]
+    findings = [Finding("ok", path, f"socket{whose}, {_mode(found)}, accessible")]
     if found.st_mode & stat.S_IWOTH:
-        findings.append(
-            Finding("warning", path, f"everybody on this node may open it, and {_ROOT_EQUAL}", "chmod o-rwx it")
-        )
+        findings.append(Finding("warning", path, f"world-writable; {_ROOT_EQUAL}", "run chmod o-rwx"))
     return Looked(findings, (found.st_dev, found.st_ino))
 
 
@@ -75,14 +73,14 @@ def _denied(path: str) -> bool:
 
 def _refusal(path: str, found: os.stat_result, root: Path) -> Finding:
     """Say what keeps us out: the socket's mode, or, where that lets us in, a security module."""
-    me = f"we are {_user(os.geteuid())}"
+    me = f"running as {_user(os.geteuid())}"
     if not _mode_lets_in(found):
         ways = f"run as {_user(found.st_uid)}"
         if found.st_mode & stat.S_IWGRP:
             ways += f", or with group {_group(found.st_gid)} ({found.st_gid})"
-        return Finding("problem", path, f"permission denied: {_mode(found)}, {me}", f"{ways}; {_ROOT_EQUAL}", FAILED)
-    text = f"permission denied, although its mode ({_mode(found)}) lets us in"
-    return Finding("problem", path, f"{text}; {_confinement(root)}", status=FAILED)
+        return Finding("error", path, f"permission denied: {_mode(found)}, {me}", f"{ways}; {_ROOT_EQUAL}", FAILED)
+    text = f"permission denied, although its mode ({_mode(found)}) allows access"
+    return Finding("error", path, f"{text}; {_confinement(root)}", status=FAILED)
 
 
 def _mode_lets_in(found: os.stat_result) -> bool:
@@ -97,10 +95,10 @@ def _confinement(root: Path) -> str:
     """Name what confines us, as far as the kernel tells."""
     label = _read(root / "proc/self/attr/current")
     if _read(root / "sys/fs/selinux/enforce") == "1":
-        return f"SELinux is enforcing, and we run as {label}: `ausearch -m avc -ts recent` shows what it refused"
+        return f"SELinux is enforcing and the process runs as {label}: `ausearch -m avc -ts recent` shows the denial"
     if label.endswith("(enforce)"):
-        return f"AppArmor confines us by profile {label.removesuffix('(enforce)').strip()}: let that open the socket"
-    return "a folder above it, or a security module that does not show itself, is in the way"
+        return f"AppArmor profile {label.removesuffix('(enforce)').strip()} is enforced: allow it to open the socket"
+    return "a parent directory or a security module denies access"
 
 
 def _read(path: Path) -> str:

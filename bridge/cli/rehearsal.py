@@ -39,9 +39,9 @@ _CLOSE_SECONDS = 2.0
 _SPARE_BYTES = 16 * 1024 * 1024
 _REMOTE = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre", "fuse.sshfs"})
 _FLEETING = {
-    "tmpfs": "it is in memory, and empty after a reboot: name a directory on a disk",
-    "ramfs": "it is in memory, and empty after a reboot: name a directory on a disk",
-    "overlay": "it goes with this container: mount a directory of the node's there",
+    "tmpfs": "its contents are lost at reboot: use a directory on a disk",
+    "ramfs": "its contents are lost at reboot: use a directory on a disk",
+    "overlay": "its contents are lost with this container: mount a directory of the host",
 }
 
 
@@ -74,16 +74,16 @@ def _host() -> list[Finding]:
 def _state_dir(settings: Settings) -> list[Finding]:
     """Take the state directory as ``run`` does, and give it back."""
     if not settings.state_dir:
-        text = "there is none: records on their way are lost with the process, and a snapshot makes up for it"
+        text = "not set: undelivered records are lost when the process ends; a snapshot follows at the next start"
         return [Finding("ok", "state_dir", text)]
     folder = StateFolder(Path(settings.state_dir))
     try:
         folder.take()
         store.look(folder)
-        found = [Finding("ok", "state_dir", f"{folder.path} is there, ours, and can be written")]
+        found = [Finding("ok", "state_dir", f"{folder.path} exists and is writable")]
     except InUseError as error:
         in_use, _, _ = str(error).partition("; ")  # the rest is advice for a second one
-        found = [Finding("ok", "state_dir", f"{in_use}, as it should be where that is the bridge that runs")]
+        found = [Finding("ok", "state_dir", f"{in_use}; expected while the bridge is running")]
     except BridgeError as error:
         return [Finding.of("state_dir", error)]
     finally:
@@ -95,15 +95,15 @@ def _disk(path: Path, settings: Settings) -> list[Finding]:
     found: list[Finding] = []
     kind = file_system(Path("/proc/self/mountinfo").read_text(), os.path.realpath(path))
     if kind in _REMOTE:
-        todo = "name a directory on a local disk: locks and syncs over a network cannot be relied on"
-        found.append(Finding("warning", "state_dir", f"{path} is on a network share ({kind})", todo))
+        todo = "use a directory on a local disk: locks and syncs are not reliable on network file systems"
+        found.append(Finding("warning", "state_dir", f"{path} is on a network file system ({kind})", todo))
     elif kind in _FLEETING:
-        found.append(Finding("warning", "state_dir", f"{path} does not last ({kind})", _FLEETING[kind]))
+        found.append(Finding("warning", "state_dir", f"{path} is not persistent ({kind})", _FLEETING[kind]))
     disk = os.statvfs(path)
     free, wanted = disk.f_bavail * disk.f_frsize, _room(settings)
     if free < wanted:
-        todo = "make room, or lower outbox.max_bytes"
-        text = f"its disk has {_mib(free)} left, and the outbox may grow to {_mib(wanted)}"
+        todo = "free space, or lower outbox.max_bytes"
+        text = f"the disk has {_mib(free)} free, but the outbox can grow to {_mib(wanted)}"
         found.append(Finding("warning", "state_dir", text, todo))
     return found
 
@@ -133,10 +133,10 @@ async def _address(listen: str) -> Finding:
     except OSError as error:
         text = not_listening(listen, error)
         if error.errno == errno.EADDRINUSE:
-            return Finding("warning", "http", text, "nothing is wrong where that is the bridge that runs")
+            return Finding("warning", "http", text, "expected while the bridge is running")
         return Finding.of("http", FatalError(text))
     server.close()
-    return Finding("ok", "http", f"{listen} can be listened on")
+    return Finding("ok", "http", f"{listen} is available")
 
 
 # --- sinks ---
@@ -145,7 +145,7 @@ async def _address(listen: str) -> Finding:
 async def _sink(what: str, settings: SinkSettings) -> list[Finding]:
     structlog.contextvars.bind_contextvars(sink=what)  # as the pump does
     if isinstance(settings, StdoutSettings):
-        return [Finding("ok", what, "standard output, of whoever calls run")]
+        return [Finding("ok", what, "standard output of run")]
     try:
         sink = sinks.registry.make(settings.limit_timeout(_PATIENCE))
     except BridgeError as error:
@@ -153,7 +153,7 @@ async def _sink(what: str, settings: SinkSettings) -> list[Finding]:
     try:
         await bounded(sink.start, SINK_SECONDS)
     except FileInUseError as error:
-        return [Finding("warning", what, str(error), "nothing is wrong where that is the bridge that runs")]
+        return [Finding("warning", what, str(error), "expected while the bridge is running")]
     except BridgeError as error:
         return [Finding.of(what, error)]
     finally:
@@ -164,19 +164,18 @@ async def _sink(what: str, settings: SinkSettings) -> list[Finding]:
 def _reached(settings: SinkSettings) -> str:
     match settings:
         case KafkaSettings():
-            servers = ", ".join(settings.bootstrap_servers)
-            return f"{servers}: we are let in, topic {settings.topic} is there and may be written"
+            return f"{', '.join(settings.bootstrap_servers)}: connected; topic {settings.topic} exists and is writable"
         case NatsSettings(mode="core"):
-            return f"{', '.join(settings.servers)}: we are let in; what is published there is kept by nobody"
+            return f"{', '.join(settings.servers)}: connected; mode core does not store records"
         case NatsSettings():
             return (
-                f"{', '.join(settings.servers)}: we are let in, and stream {settings.stream_name} is there; whether we "
-                f"may publish to {settings.subject_prefix}.> is known with the first record only"
+                f"{', '.join(settings.servers)}: connected; stream {settings.stream_name} exists; permission to "
+                f"publish to {settings.subject_prefix}.> is not checked"
             )
         case FileSettings():
-            return f"{settings.path} can be written"
+            return f"{settings.path} is writable"
         case _:
-            return "it can be reached"
+            return "connected"
 
 
 # --- what sinks say meanwhile ---
@@ -196,7 +195,7 @@ def _listen() -> list[MutableMapping[str, Any]]:
 
 
 def _from_log(line: MutableMapping[str, Any]) -> Finding:
-    told = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "meaning", "todo")}
+    told = {name: value for name, value in line.items() if name not in ("event", "level", "sink", "detail", "hint")}
     fields = ", ".join(f"{name} {value}" for name, value in told.items())
-    text = str(line.get("meaning") or f"{line['event']} ({fields})")
-    return Finding("ok" if line["level"] == "info" else "warning", str(line["sink"]), text, str(line.get("todo", "")))
+    text = str(line.get("detail") or f"{line['event']} ({fields})")
+    return Finding("ok" if line["level"] == "info" else "warning", str(line["sink"]), text, str(line.get("hint", "")))

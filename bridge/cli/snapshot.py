@@ -15,7 +15,7 @@ from bridge.cli.failure import FAILED, NOT_CONNECTED, WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = 45.0  # a little longer than the bridge itself waits for the snapshot
+SECONDS = 45.0  # longer than the bridge waits for the snapshot
 
 StateDir = Annotated[
     str | None,
@@ -25,10 +25,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 
 
 def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Have the bridge that runs on this node publish a snapshot of all living containers.
+    """Request a snapshot of all running containers from the local bridge.
 
-    It is asked through the socket in its state_dir, so it needs one, and you the right to use that directory: usually
-    root's. The answer comes when the snapshot is written down; sinks get it in their turn.
+    Connects to the control socket in the bridge's state_dir, which usually needs root. Returns when the snapshot is
+    persisted; delivery to sinks is asynchronous.
 
     \b
     Examples:
@@ -40,7 +40,7 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
     settings = options.settings(config=config, state_dir=state_dir and os.path.abspath(state_dir))
     if settings.state_dir is None:
         raise CommandError(
-            "which bridge? name its state_dir with --state-dir",
+            "--state-dir is required to find the running bridge",
             status=WRONG_USAGE,
         )
     taken = _ask(Path(settings.state_dir))
@@ -68,22 +68,22 @@ def _ask(folder: Path) -> dict[str, Any]:
         answer = json.loads(body)
     except FileNotFoundError as error:
         if not folder.is_dir():
-            raise CommandError(f"there is no directory {folder}; name the state_dir of the running bridge") from error
-        text = f"no whalebridge runs with state_dir {folder}: there is no {control.path.name} in it"
+            raise CommandError(f"directory {folder} does not exist; use the state_dir of the running bridge") from error
+        text = f"no whalebridge is running with state_dir {folder}: {control.path.name} does not exist"
         raise CommandError(text, status=NOT_CONNECTED) from error
     except NotADirectoryError as error:
-        raise CommandError(f"{folder} is no directory; name the state_dir of the running bridge") from error
+        raise CommandError(f"{folder} is not a directory; use the state_dir of the running bridge") from error
     except ConnectionRefusedError as error:
-        text = f"no whalebridge runs with state_dir {folder} any more: nobody listens on its {control.path.name}"
+        text = f"no whalebridge is running with state_dir {folder}: {control.path.name} refused the connection"
         raise CommandError(text, status=NOT_CONNECTED) from error
     except PermissionError as error:
-        text = f"{control.path}: permission denied; call this as the user that whalebridge runs as, or as root"
+        text = f"{control.path}: permission denied; run as root or as the user of whalebridge"
         raise CommandError(text, status=NOT_CONNECTED) from error
     except TimeoutError as error:
-        text = f"{control.path}: the bridge has not answered for {SECONDS:g} s; its log may say why"
+        text = f"{control.path}: no response within {SECONDS:g} s; see the log of the bridge"
         raise CommandError(text, status=NOT_CONNECTED) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise CommandError(f"{control.path}: no answer of a whalebridge: {error}", status=NOT_CONNECTED) from error
+        raise CommandError(f"{control.path}: invalid response: {error}", status=NOT_CONNECTED) from error
     if status != http.client.OK:
         unwatched = status == http.client.SERVICE_UNAVAILABLE  # containerd is not connected
         raise CommandError(f"{folder}: {answer['error']}", status=NOT_CONNECTED if unwatched else FAILED)

@@ -110,7 +110,7 @@ class ContainerdClient:
         if self._was_containerd:
             return error if isinstance(error, TransientError) else TransientError(str(error))
         if isinstance(error, RefusedError) and error.code is StatusCode.UNIMPLEMENTED:
-            text = f"{self.path} is not containerd's socket, another gRPC server answers: give containerd's"
+            text = f"{self.path} is not containerd's socket: another gRPC server responds; use containerd's socket"
             return UnreachableError(text)
         return error
 
@@ -157,9 +157,7 @@ class ContainerdClient:
             await self._call(rpc.PUBLISH, request, rpc.MARK_NAMESPACE)
         except RefusedError as error:
             if error.code in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED):
-                raise TransientError(
-                    f"{error}; without marks a subscription is unproven: allow Events.Publish"
-                ) from error
+                raise TransientError(f"{error}; cannot verify the subscription: allow Events.Publish") from error
             raise
 
     # --- listings ---

@@ -41,7 +41,7 @@ from bridge.core.model import (
     Undecodable,
 )
 
-MARK_TOPIC = "/whalebridge/mark/"
+MARK_TOPIC = "/whalebridge/marker/"
 UNINTERESTING_TOPICS = frozenset(
     {
         "/tasks/checkpointed",

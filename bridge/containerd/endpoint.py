@@ -44,7 +44,7 @@ def socket_path(address: str) -> str:
     if path != address:
         path = path.removeprefix("//")
     if not path or "://" in path or "\0" in path:
-        raise UnreachableError(f"{address!r} is no address of containerd: give the path of its unix socket")
+        raise UnreachableError(f"invalid containerd address {address!r}: expected the path of a unix socket")
     return os.path.abspath(path)
 
 
@@ -58,7 +58,7 @@ async def probe(path: str, seconds: float) -> Peer:
     try:
         found = os.stat(path)
         if not stat.S_ISSOCK(found.st_mode):
-            raise UnreachableError(f"{path} is not a socket: give the path of containerd's socket")
+            raise UnreachableError(f"{path} is not a socket; use the path of containerd's socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             async with asyncio.timeout(seconds):
                 pid = await _greet(connection, path)
@@ -84,13 +84,13 @@ async def _greet(connection: socket.socket, path: str) -> int:
 
 def _check_answer(answer: bytes, path: str) -> None:
     if not answer:
-        raise TransientError(f"what listens at {path} closes the connection: it is not containerd, or is just stopping")
+        raise TransientError(f"{path} closed the connection: not a containerd socket, or containerd is shutting down")
     if answer.startswith(_HTTP1):
         raise UnreachableError(
-            f"{path} is not containerd's socket, HTTP/1 is spoken there (Docker's API?): give containerd's"
+            f"{path} is not containerd's socket: it speaks HTTP/1 (Docker's API?); use containerd's socket"
         )
     if len(answer) < _FRAME_HEADER or answer[3] != _SETTINGS:
-        raise UnreachableError(f"{path} is not containerd's socket, no gRPC is spoken there: give containerd's")
+        raise UnreachableError(f"{path} is not containerd's socket: it does not speak gRPC; use containerd's socket")
 
 
 def peer_pid(connection: socket.socket) -> int:
@@ -101,15 +101,15 @@ def peer_pid(connection: socket.socket) -> int:
 
 def _translated(error: OSError, path: str, seconds: float) -> UnreachableError | TransientError:
     if isinstance(error, FileNotFoundError):
-        return TransientError(f"there is no socket {path}: is containerd running, or elsewhere (--containerd PATH)?")
+        return TransientError(f"socket {path} does not exist; start containerd, or set its path (--containerd PATH)")
     if isinstance(error, PermissionError):
-        return UnreachableError(f"permission denied on {path}: containerd's socket belongs to root, try sudo")
+        return UnreachableError(f"{path}: permission denied; run as root or with the socket's group")
     if isinstance(error, ConnectionRefusedError):
-        return TransientError(f"nobody listens at {path}: containerd is not running")
+        return TransientError(f"{path}: connection refused; containerd is not running")
     if isinstance(error, TimeoutError):
         return TransientError(
-            f"what listens at {path} says nothing for {seconds:g} s: containerd hangs, or it is not containerd"
+            f"no response from {path} within {seconds:g} s: containerd is hung, or this is not its socket"
         )
     if error.errno in _MISTAKES:
         return UnreachableError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")
-    return TransientError(f"containerd at {path} cannot be reached: {error.strerror}")
+    return TransientError(f"cannot connect to containerd at {path}: {error.strerror}")

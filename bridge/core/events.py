@@ -31,9 +31,9 @@ RecordType: TypeAlias = Literal[
     "heartbeat",
 ]
 Origin: TypeAlias = Literal["live", "inferred", "snapshot"]
-LossReason: TypeAlias = Literal["overflow", "refused"]
+LossReason: TypeAlias = Literal["overflow", "rejected"]
 Reason: TypeAlias = Literal[
-    "start", "reconnect", "overflow", "audit", "filters", "requested", "interval", "outbox_reset"
+    "start", "reconnect", "overflow", "audit", "filters_changed", "on_demand", "interval", "outbox_reset"
 ]
 
 

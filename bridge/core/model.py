@@ -197,7 +197,7 @@ class TaskOOM(Struct, frozen=True):
 
 
 class Mark(Struct, frozen=True):
-    """A mark, our own or another bridge's: ``/whalebridge/mark/<nonce>/<number>``."""
+    """A mark, our own or another bridge's: ``/whalebridge/marker/<nonce>/<number>``."""
 
     nonce: str
     number: int

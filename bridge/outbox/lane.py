@@ -165,8 +165,8 @@ def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) ->
             end,
             record.sequence,
             len(record.data),
-            "refused",
-            lost_record(record, record.sequence, "refused", now),
+            "rejected",
+            lost_record(record, record.sequence, "rejected", now),
         )
         for record, end in zip(handed.records, handed.ends, strict=True)
         if (record.epoch, record.sequence) in positions and record.type != "lost"

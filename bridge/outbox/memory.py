@@ -106,7 +106,9 @@ class MemoryOutbox:
         covers = refusals(lane.handed, positions, self._clock.now().wall)
         for cover in covers:
             position = f"{cover.record.epoch}-{cover.record.sequence}"
-            self._sparingly.say(_log.error, (sink, reason), "record_dropped", sink=sink, id=position, reason=reason)
+            self._sparingly.say(
+                _log.error, (sink, reason), "rejected_record_discarded", sink=sink, position=position, reason=reason
+            )
         lane.replace(covers)
         return len(covers)
 
@@ -150,7 +152,9 @@ class MemoryOutbox:
         lane.lose(list(self._losses(lane, first, end)), dropped)
         self._free(first)
         waiting = lane.depth(self._end)
-        self._sparingly.say(_log.warning, sink, "overflow", sink=sink, lost=end - first, waiting=waiting)
+        self._sparingly.say(
+            _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting
+        )
 
     def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
         """Make the records that tell of a loss: one an epoch."""

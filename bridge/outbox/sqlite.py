@@ -109,7 +109,7 @@ class SqliteOutbox:
 
     async def _settle(self) -> None:
         for name, lane in self._absent.items():
-            _log.warning("sink_gone", sink=name, unsent=lane.depth(self._tail.end), kept_seconds=ABSENT_KEPT)
+            _log.warning("sink_removed", sink=name, backlog=lane.depth(self._tail.end), retention_seconds=ABSENT_KEPT)
         cursors = {name: lane.cursor for name, lane in self._lanes.items()}
         await self._store.insist(lambda database: database.settle(cursors, self._writer.age))
 
@@ -145,7 +145,7 @@ class SqliteOutbox:
                     await self._writer.finish()
                 await self._store.close()
         except (BridgeError, TimeoutError) as error:
-            _log.error("outbox_not_closed", error=str(error))
+            _log.error("outbox_close_failed", error=str(error))
 
     # --- for whoever appends ---
 

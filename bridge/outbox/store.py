@@ -113,7 +113,7 @@ class Store:
     def _complain(self, failure: Failure) -> None:
         text = self._trouble = str(failure.error)
         self._complained |= self._sparingly.say(
-            _log.error, text, "outbox_not_written", error=text, failures=failure.in_a_row
+            _log.error, text, "outbox_write_failed", error=text, consecutive=failure.in_a_row
         )
 
     # --- in the thread ---
@@ -141,7 +141,7 @@ class Store:
                 raise
             self._close_database()
             aside = self._folder.set_aside()
-            _log.critical("outbox_damaged", path=str(path), error=str(error), set_aside=str(aside))
+            _log.critical("outbox_corrupt", path=str(path), error=str(error), quarantined_as=str(aside))
             return self._load(written)
 
     def _load(self, reset: int | None = None) -> Content:

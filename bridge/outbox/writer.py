@@ -210,7 +210,9 @@ class Writer:
             return
         for sink in await self._store.insist(lambda database: database.forget_absent(since)):
             lane = self._absent.pop(sink, None)
-            _log.warning("sink_forgotten", sink=sink, unsent=lane.depth(self._tail.end) if lane is not None else 0)
+            _log.warning(
+                "removed_sink_expired", sink=sink, backlog=lane.depth(self._tail.end) if lane is not None else 0
+            )
 
     async def _drop(self, sink: str, lane: Lane, records: int, size: int) -> None:
         """Drop a lane's oldest records, but for those that were handed out; they are told as lost."""
@@ -237,5 +239,7 @@ class Writer:
                 lane.lose(covers, dropped)
                 lost = sum(cover.end - cover.first for cover in covers)
                 waiting = lane.depth(self._tail.end)
-                self._sparingly.say(_log.warning, sink, "overflow", sink=sink, lost=lost, waiting=waiting)
+                self._sparingly.say(
+                    _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=lost, backlog=waiting
+                )
                 lane.filled.set()

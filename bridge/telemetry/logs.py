@@ -100,7 +100,7 @@ def _text(value: object) -> str:
 
 def _left_out(render: list[Processor]) -> Callable[[int], str]:
     def line(count: int) -> str:
-        event: Any = {"event": "lines_left_out", "lines": count, "reason": "nobody read standard error"}
+        event: Any = {"event": "log_lines_dropped", "lines": count, "reason": "standard error was not read"}
         for processor in render:
             event = processor(None, "warning", event)
         return str(event)

@@ -27,13 +27,13 @@ class Sparingly:
     def say(self, log: Callable[..., Any], key: Hashable, event: str, /, **fields: Any) -> bool:
         """Call ``log(event, **fields)`` unless the same was said a short while ago; tell whether it was said.
 
-        Where something was left unsaid since then, its count comes along as the field ``unsaid``.
+        Where something was left unsaid since then, its count comes along as the field ``suppressed``.
         """
         unsaid = self.turn(key)
         if unsaid is None:
             return False
         if unsaid:
-            fields["unsaid"] = unsaid
+            fields["suppressed"] = unsaid
         log(event, **fields)
         return True
 

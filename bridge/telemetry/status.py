@@ -97,11 +97,11 @@ def judge(status: Status) -> Verdict:
     """Decide on readiness."""
     reasons = []
     if not status.live and status.failure is not None:
-        reasons.append(f"containerd is not watched: {status.failure}")
+        reasons.append(f"containerd is unavailable: {status.failure}")
     elif not status.live:
-        reasons.append("the first snapshot of this connection is not complete yet")
+        reasons.append("the first snapshot of this connection is not complete")
     elif status.proof_age is None or status.proof_age > status.proof_limit:
-        reasons.append(f"nothing has proven for more than {status.proof_limit:g} s that containerd's stream works")
+        reasons.append(f"the event stream has stalled: not verified for more than {status.proof_limit:g} s")
     if status.trouble is not None:
         reasons.append(f"the outbox cannot be written: {status.trouble}")
     complaints = [

@@ -88,7 +88,7 @@ class ServiceManager:
         except OSError as error:
             reason = error.strerror or str(error)
             self._sparingly.say(
-                _log.warning, reason, "systemd_not_told", told=message.partition("\n")[0], reason=reason
+                _log.warning, reason, "systemd_notify_failed", message=message.partition("\n")[0], error=reason
             )
             return error.errno not in _BUSY
         return True

@@ -79,7 +79,7 @@ class Auditor:
         Where an event explains in the meantime what is not as listed, there is no need to ask. Where the filters are
         others than before, the records are listed as well: they tell who is in scope.
         """
-        settings, rescoping = self.settings, gap.reason == "filters"
+        settings, rescoping = self.settings, gap.reason == "filters_changed"
         listing = await (list_all if rescoping else list_tasks)(self._source, self._clock, settings)
         keys = suspects(self._tracker, listing)
         if keys and not rescoping:  # of those who were not watched before, no event is on its way

@@ -267,7 +267,9 @@ class Intake:
 
     def _complain(self, key: ContainerKey, error: UnreadableError) -> None:
         text = str(error)
-        self._sparingly.say(_log.warning, text, "record_unreadable", namespace=key.namespace, id=key.id, error=text)
+        self._sparingly.say(
+            _log.warning, text, "container_metadata_unavailable", namespace=key.namespace, id=key.id, error=text
+        )
 
     def _from_event(self, event: ContainerEvent) -> Metadata | None:
         if isinstance(event, ContainerUpdated):

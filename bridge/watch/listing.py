@@ -52,7 +52,9 @@ async def _attempt(
         except NotFoundError:
             return {}, []
         except BridgeError as error:
-            _log.warning("namespace_not_listed", namespace=namespace, attempt=attempt, of=attempts, error=str(error))
+            _log.warning(
+                "namespace_list_failed", namespace=namespace, attempt=attempt, max_attempts=attempts, error=str(error)
+            )
             if attempt < attempts:
                 await clock.sleep(_PAUSE * attempt)
     return None

@@ -128,7 +128,7 @@ class Watch:
         Raises:
             TransientError: containerd is not connected, and was not for as long as this waits.
         """
-        taken = self.requests.ask("requested")
+        taken = self.requests.ask("on_demand")
         while not taken.done():
             waiting: list[asyncio.Future[Any]] = [taken, asyncio.ensure_future(self._clock.sleep(SNAPSHOT_SECONDS))]
             try:
@@ -137,7 +137,8 @@ class Watch:
                 waiting[1].cancel()
             if not taken.done() and not self.live:
                 raise TransientError(
-                    f"no snapshot within {SNAPSHOT_SECONDS:g} s, as containerd is not connected; it follows when it is"
+                    f"snapshot timed out after {SNAPSHOT_SECONDS:g} s: containerd is not connected; "
+                    "the snapshot stays queued"
                 )
         return taken.result()
 
@@ -155,7 +156,7 @@ class Watch:
         if self._session is not None:
             self._session.reload(settings)
         if other_filters and self._journal is not None:
-            self.requests.ask("filters")
+            self.requests.ask("filters_changed")
 
     async def _connect(self) -> None:
         journal = await self._recognise(await self._source.engine())
@@ -221,7 +222,7 @@ class Watch:
         if watched.boot_id == self._boot_id:
             self._adopt(tracker)
         else:
-            _log.info("rebooted", lives=sum(1 for _ in tracker.lives()))
+            _log.info("host_rebooted", containers=sum(1 for _ in tracker.lives()))
             records = [
                 Entry(each.key, each.metadata, announced=each.announced)
                 for each in tracker.entries()
@@ -238,7 +239,7 @@ class Watch:
 
         Where it is only the host that is called something else now, nobody has died.
         """
-        _log.warning("source_replaced", host=watched.host, engine=watched.engine.id)
+        _log.warning("checkpoint_source_mismatch", host=watched.host, engine=watched.engine.id)
         now = self._clock.now()
         tracker = past.tracker(self._settings, now)
         deaths = tracker.end_all(now)
@@ -254,7 +255,7 @@ class Watch:
     async def _replace(self, journal: Journal) -> None:
         """Another engine stands in the old one's place: its containers cannot live any more."""
         now = self._clock.now()
-        _log.warning("engine_replaced")
+        _log.warning("containerd_replaced")
         for item in self._intake.give_up():
             if item.metadata is not None:
                 self._tracker.learn(item.metadata)
@@ -278,7 +279,7 @@ class Watch:
         return max(least, self._clock.now().wall // _MILLISECOND)
 
     def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = (), scope: str | None = None) -> Journal:
-        _log.info("engine", id=engine.id, version=engine.version, api=engine.api, epoch=epoch)
+        _log.info("containerd_connected", engine=engine.id, version=engine.version, api=engine.api, epoch=epoch)
         scope = self._settings.scope if scope is None else scope
         watched = Watched(self._settings.host, engine, self._boot_id, scope, None)
         ledger = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(watched.source))
@@ -288,4 +289,4 @@ class Watch:
 
     def _complain(self, failure: Failure) -> None:
         text = self.failure = str(failure.error)
-        self._sparingly.say(_log.warning, text, "waiting_for_containerd", error=text, failures=failure.in_a_row)
+        self._sparingly.say(_log.warning, text, "containerd_unavailable", error=text, consecutive=failure.in_a_row)

@@ -65,6 +65,8 @@ class Marks:
             if self._arrivals != arrivals or self._busy():
                 arrivals = self._arrivals
             elif self._clock.now().monotonic - sent.monotonic > self._timeout * _SECOND:
-                raise TransientError(f"containerd's event stream gave no sign of life for {self._timeout:g} s")
+                raise TransientError(
+                    f"no events received from containerd for {self._timeout:g} s: the event stream has stalled"
+                )
         self.proven = sent.monotonic
         return sent.wall

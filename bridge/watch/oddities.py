@@ -15,7 +15,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Oddities:
-    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_mark``, ``unanswered``."""
+    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_marker``, ``unanswered``."""
 
     def __init__(self, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
@@ -25,18 +25,20 @@ class Oddities:
         """Take note of one."""
         match oddity:
             case Mark():
-                self.counts["foreign_mark"] += 1
+                self.counts["foreign_marker"] += 1
             case Ignored(known=True):
                 self.counts["ignored"] += 1
             case Ignored(topic=topic):
                 self.counts["unknown"] += 1
-                self._sparingly.say(_log.warning, ("unknown", topic), "unknown_topic", topic=topic)
+                self._sparingly.say(_log.warning, ("unknown", topic), "event_topic_unknown", topic=topic)
             case Undecodable(topic=topic, reason=reason):
                 self.counts["undecodable"] += 1
-                self._sparingly.say(_log.warning, ("undecodable", topic), "undecodable", topic=topic, reason=reason)
+                self._sparingly.say(
+                    _log.warning, ("undecodable", topic), "event_decode_failed", topic=topic, error=reason
+                )
 
     def unanswered(self, key: ContainerKey, error: BridgeError) -> None:
         """Take note of a container whose task nobody could tell of."""
         self.counts["unanswered"] += 1
         told = {"namespace": key.namespace, "id": key.id, "error": str(error)}
-        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_unknown", **told)
+        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_state_unknown", **told)

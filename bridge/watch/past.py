@@ -56,7 +56,7 @@ class Past(Struct, kw_only=True):
         tracker = Tracker(boot_id, settings.extras)
         tracker.restore(self.entries, self.blind, now)
         if self.watched is not None and self.watched.scope != settings.scope:
-            _log.info("settings_changed", containers=len(self.entries))
+            _log.info("filters_changed", containers=len(self.entries))
             tracker.restrict(settings.namespaces, settings.rules)
         return tracker
 
@@ -67,7 +67,7 @@ def recall(recollection: Recollection) -> Past:
     try:
         remembered = memory.decode(values)
     except ValueError as error:
-        _log.critical("memory_not_understood", error=str(error))
+        _log.critical("checkpoint_unreadable", error=str(error))
         return Past(reason="outbox_reset", outdated=list(values))
     positions = remembered.positions
     newest = sorted(positions, key=lambda source: positions[source].epoch, reverse=True)

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from bridge.core.events import Reason
 
-_BY_WEIGHT: tuple[Reason, ...] = ("filters", "overflow", "requested")
+_BY_WEIGHT: tuple[Reason, ...] = ("filters_changed", "overflow", "on_demand")
 
 
 class SnapshotTaken(NamedTuple):

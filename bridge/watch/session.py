@@ -185,7 +185,7 @@ class Session:
         self._journal.proven(proven_at)
         self._expect_endings()
         await self._journal.write()
-        _log.info("live", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
+        _log.info("synced", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
 
     def _expect_endings(self) -> None:
         for entry in self._tracker.entries():
@@ -302,7 +302,7 @@ class Session:
         if repairs or self._tracker.adopted != self._adopted or audited.forced:
             coverage = Coverage(listing.namespaces, listing.failed, unproven(self._tracker))
             rows = self._publish(audited.gap, coverage, repairs)
-            _log.info("snapshot", reason=audited.gap.reason, containers=rows, repairs=len(repairs))
+            _log.info("snapshot_published", reason=audited.gap.reason, containers=rows, repairs=len(repairs))
             if audited.asked is not None:
                 self._taken.append((audited.asked, SnapshotTaken(self._journal.ledger.snapshot_id, rows)))
 

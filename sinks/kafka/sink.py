@@ -159,11 +159,11 @@ class KafkaSink:
             raise RefusedRecordError(f"topic {topic} does not take it: {said(error)}", frozenset({part[0].position}))
         elif isinstance(error, InvalidTimestampError) and self._timestamps:
             self._timestamps = False
-            todo = "set this host's clock; records go without timestamps"
-            _log.warning("timestamps_refused", topic=topic, todo=todo)
+            hint = "set this host's clock; records are sent without timestamps until then"
+            _log.warning("timestamps_rejected", topic=topic, hint=hint)
         elif isinstance(error, POISONED) and not delivery.poisoned:
             delivery.poisoned = True
-            self._sparingly.say(_log.info, topic, "producer_replaced", topic=topic, reason=type(error).__name__)
+            self._sparingly.say(_log.info, topic, "producer_recreated", topic=topic, reason=type(error).__name__)
         else:
             denied = not_allowed(error, topic, self._settings)
             raise TransientError(denied or f"topic {topic}: {said(error)}")
@@ -214,7 +214,7 @@ class KafkaSink:
     def _warn(self, link: Link) -> None:
         unchecked = {topic.name for topic in (link.events, link.state) if topic and topic.policy is None}
         for name in unchecked - self._warned:
-            _log.warning("compaction_not_checked", topic=name, todo="allow DescribeConfigs on it")
+            _log.warning("topic_config_unreadable", topic=name, hint="allow DescribeConfigs on the topic")
         self._warned |= unchecked
 
     def _give_up(self) -> None:

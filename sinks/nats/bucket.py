@@ -97,7 +97,7 @@ class Bucket:
     def _leave_out(self, message: Message) -> None:
         """The record itself is in the stream, so nothing is lost but its row."""
         told = {"bucket": self._name, "key": message.subject, "size": len(message.data)}
-        self._sparingly.say(_log.warning, message.subject, "row_too_large", **told)
+        self._sparingly.say(_log.warning, message.subject, "kv_entry_too_large", **told)
 
     def _message(self, change: Change) -> Message:
         key = state_key(*change.row)

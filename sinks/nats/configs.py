@@ -71,12 +71,12 @@ def mistakes(config: StreamConfig, pattern: str) -> Iterator[str]:
 def weaknesses(config: StreamConfig, pattern: str) -> Iterator[str]:
     """Find what of a stream works, but less well."""
     if not subjects.covered(pattern, config.subjects or []):
-        yield f"it takes only a part of {pattern}"
+        yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:
-        yield "it is in memory: what was acknowledged is lost with its servers"
+        yield "storage is memory: acknowledged records are lost when the servers stop"
     if config.retention == RetentionPolicy.WORK_QUEUE:
-        yield "a record is gone once one reader has it (retention workqueue)"
+        yield "retention is workqueue: a record is deleted after one consumer has read it"
     if config.duplicate_window < _SHORT_WINDOW:
-        yield f"it knows its records for {config.duplicate_window:g} s only: one sent again after that is stored twice"
+        yield f"duplicate_window is {config.duplicate_window:g} s: a record that is resent later is stored twice"
     if not config.allow_atomic:
-        yield "it allows no atomic batches: a failed publish may be overtaken, readers order by epoch and sequence"
+        yield "atomic batches are disabled: after a failure, records may be stored out of order"

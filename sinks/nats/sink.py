@@ -56,9 +56,9 @@ class NatsSink:
         """
         if self._core:
             self._warn_once(
-                "core_mode",
-                "core NATS keeps nothing: a record is lost where nobody listens at the moment (no P1), and nobody is "
-                "told of the gap (no P4)",
+                "delivery_not_guaranteed",
+                "core NATS stores nothing: records published while no subscriber is connected are lost, and the gap is "
+                "not reported",
             )
         await self._ready()
 
@@ -112,21 +112,21 @@ class NatsSink:
             self._link = await self._dialer.connect()
             if self._server != self._link.place.server:
                 self._server = self._link.place.server
-                _log.info("connected", server=self._server)
+                _log.info("nats_connected", server=self._server)
         return self._link
 
     async def _look(self, link: Link) -> Writer:
         stream = await ensure_stream(link, self._settings, self._messages.subjects.pattern)
         for weakness in stream.weaknesses:
-            self._warn_once("stream_weakness", f"{stream.name}: {weakness}")
+            self._warn_once("stream_config_warning", f"{stream.name}: {weakness}")
         if self._bucket:
             await self._bucket.check(link)
         return Writer(link, stream, self._progress)
 
-    def _warn_once(self, event: str, meaning: str) -> None:
-        if meaning not in self._told:
-            self._told.add(meaning)
-            _log.warning(event, meaning=meaning)
+    def _warn_once(self, event: str, detail: str) -> None:
+        if detail not in self._told:
+            self._told.add(detail)
+            _log.warning(event, detail=detail)
 
     def _give_up(self) -> None:
         if self._link:

@@ -159,7 +159,9 @@ class Writer:
             self._atomic = False
         elif refusal.err_code == _NO_IDS_IN_BATCHES:
             self._atomic = self._progress.atomic = False
-            _log.warning("no_atomic_batches", server=self._link.place.server, meaning="the server is older than 2.12.1")
+            _log.warning(
+                "atomic_batches_unsupported", server=self._link.place.server, detail="the server is older than 2.12.1"
+            )
         else:
             raise self._refused(refusal, items[0])
         return list(items)

@@ -271,7 +271,7 @@ async def test_a_refused_record_has_its_loss_told_in_its_place(make: Make) -> No
     assert await outbox.refuse("s", refused, "too large") == 2
     batch = await outbox.read("s", 10)
     assert [batch[0], batch[2], batch[4]] == [appended[0], appended[2], appended[4]]
-    assert lost(batch[1]) == (recorder.ledger.epoch, 2, 2, "refused")
+    assert lost(batch[1]) == (recorder.ledger.epoch, 2, 2, "rejected")
     assert batch[1].id == f"{recorder.ledger.epoch}-2-lost"
     assert (await outbox.read("s", 10)) == batch, "its bytes never change"
     await outbox.acknowledge("s", batch)

@@ -203,7 +203,7 @@ def _go_on_for_people(program: Program) -> None:
     program.write()
     said = len(program.log())
     program.bridge.start()
-    wait_for(lambda: "wrong-plain" in program.log()[said:] and "live" in program.log()[said:], 30)
+    wait_for(lambda: "wrong-plain" in program.log()[said:] and "synced" in program.log()[said:], 30)
     program.bridge.stop()
 
 
@@ -221,7 +221,7 @@ def _tried(program: Program, brokers: Brokers) -> bool:
 def _look(program: Program, world: World) -> None:
     """Look at all there is to look at while the bridge runs."""
     put = world.canaries.new
-    for path in ("/", "/livez", "/readyz", "/metrics", "/portfolio"):
+    for path in ("/", "/livez", "/readyz", "/metrics", "/containers"):
         program.get(path)
     program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     bearer = f"Bearer {put('bearer token')}"
@@ -251,13 +251,13 @@ def _reload(program: Program, put: Callable[[str], str]) -> None:
     program.settings["sinks"]["wrong-plain"]["auth"]["password"] = put("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
-    wait_for(lambda: "reloaded" in program.log() and "auth.password" in program.log(), 30)
+    wait_for(lambda: "settings_reloaded" in program.log() and "auth.password" in program.log(), 30)
     good = program.config.read_text()
     for text in _wrong(put, "at a reload"):
         program.config.write_text(text)
-        told = program.log().count("not_reloaded")
+        told = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: program.log().count("not_reloaded") > told, 30)  # noqa: B023 (called at once)
+        wait_for(lambda: program.log().count("settings_reload_failed") > told, 30)  # noqa: B023 (called at once)
     program.config.write_text(good)
 
 
@@ -283,7 +283,7 @@ def _wrong(put: Callable[[str], str], when: str) -> list[str]:
 def _check_what_may_be_told(seen: Mapping[str, bytes], world: World) -> None:
     """The search finds what is there: labels that the rules let through are wherever labels belong."""
     before, pod, image_, live = (each.encode() for each in world.told)
-    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /portfolio 200 []"]
+    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /containers 200 []"]
     for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
         assert [each for each in (before, pod, image_, live) if each not in seen[where]] == [], where
     assert before in seen["whalebridge inspect"]

@@ -47,9 +47,9 @@ def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tupl
     assert done.stderr == ""
     assert SECRET not in done.stdout
     found: dict[str, list[tuple[str, str]]] = {}
-    for each in json.loads(done.stdout)["findings"]:
-        text = f"{each['found']}; {each['todo']}" if each["todo"] else each["found"]
-        found.setdefault(each["what"], []).append((each["verdict"], text))
+    for each in json.loads(done.stdout)["results"]:
+        text = f"{each['message']}; {each['hint']}" if each["hint"] else each["message"]
+        found.setdefault(each["check"], []).append((each["status"], text))
     return done.returncode, found
 
 
@@ -62,17 +62,17 @@ def test_doctor_finds_what_is_there(yard: Yard) -> None:
     assert done.returncode == 0, done.stdout
     document = json.loads(done.stdout)
     assert yard.address in document["usable"]
-    mine = [each for each in document["findings"] if each["what"] == yard.address]
-    assert {each["verdict"] for each in mine} == {"ok"}
-    text = "\n".join(each["found"] for each in mine)
+    mine = [each for each in document["results"] if each["check"] == yard.address]
+    assert {each["status"] for each in mine} == {"ok"}
+    text = "\n".join(each["message"] for each in mine)
     for said in (
         "0660 root:root",
         f"containerd {yard.engine.version}",
-        "a mark that was published came back",
+        "a marker event was received",
         "doctor-shop 1",
     ):
         assert said in text
-    others = {each["what"] for each in document["findings"]}
+    others = {each["check"] for each in document["results"]}
     assert {"/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock"} <= others
 
 
@@ -82,7 +82,7 @@ def test_doctor_tells_one_socket_once(engine: Containerd, tmp_path: Path) -> Non
     link.symlink_to(engine.address)
     done = whalebridge("doctor", "--containerd", engine.address, "--containerd", f"unix://{link}")
     assert done.returncode == 0
-    assert f"ok      {link}: the same socket as {engine.address}\n" in done.stdout
+    assert f"ok        {link}: the same socket as {engine.address}\n" in done.stdout
 
 
 @one_engine
@@ -95,7 +95,7 @@ def test_doctor_says_who_may_open_the_socket(engine: Containerd) -> None:
     folder.chmod(mode)
     assert done.returncode == 1
     assert (
-        f"problem {engine.address}: permission denied: 0660 root:root, we are nobody; run as root, or with group"
+        f"error     {engine.address}: permission denied: 0660 root:root, running as nobody; run as root, or with group"
         in done.stdout
     )
 
@@ -107,7 +107,10 @@ def test_doctor_and_what_is_no_containerd(tmp_path: Path) -> None:
         listener.listen()
         done = whalebridge("doctor", "--containerd", path)
     assert done.returncode == 1
-    assert f"problem {path}: what listens at {path} says nothing for 5 s: containerd hangs, or it is not" in done.stdout
+    assert (
+        f"error     {path}: no response from {path} within 5 s: containerd is hung, or this is not its socket"
+        in done.stdout
+    )
 
 
 def test_doctor_and_a_containerd_that_hangs(fresh_engine: Callable[[], Containerd]) -> None:
@@ -116,7 +119,7 @@ def test_doctor_and_a_containerd_that_hangs(fresh_engine: Callable[[], Container
     done = whalebridge("doctor", "--containerd", engine.address)
     engine.resume()
     assert done.returncode == 1
-    assert "says nothing for 5 s: containerd hangs" in done.stdout
+    assert "within 5 s: containerd is hung" in done.stdout
 
 
 # --- check: settings, containerd, state_dir ---
@@ -125,7 +128,7 @@ def test_doctor_and_a_containerd_that_hangs(fresh_engine: Callable[[], Container
 def test_every_mistake_in_the_settings_is_a_finding() -> None:
     status, found = check("--sink", "frob:", "--log-level", "loud", SINKS__MAIN__AUTH__PASSWORD=SECRET)
     assert status == 2
-    assert [verdict for verdict, _ in found.pop("settings")] == ["problem", "problem"]
+    assert [verdict for verdict, _ in found.pop("settings")] == ["error", "error"]
     assert found == {}
 
 
@@ -135,9 +138,9 @@ def test_all_is_well(yard: Yard, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"ok"}
     for said in (
-        "a mark that was published came back",
-        f"{tmp_path}/events can be written",
-        "state_dir: there is none",
+        "a marker event was received",
+        f"{tmp_path}/events is writable",
+        "state_dir: not set",
     ):
         assert said in done.stdout
     assert (tmp_path / "events").read_bytes() == b""
@@ -146,8 +149,8 @@ def test_all_is_well(yard: Yard, tmp_path: Path) -> None:
 def test_no_containerd_is_a_connection_that_failed(tmp_path: Path) -> None:
     status, found = check("--containerd", str(tmp_path / "c.sock"))
     assert status == 3
-    assert "there is no socket" in found[str(tmp_path / "c.sock")][0][1]
-    assert found["stdout"] == [("ok", "standard output, of whoever calls run")]
+    assert "does not exist" in found[str(tmp_path / "c.sock")][0][1]
+    assert found["stdout"] == [("ok", "standard output of run")]
 
 
 @one_engine
@@ -156,25 +159,25 @@ def test_an_address_that_run_could_not_listen_at_is_status_1(engine: Containerd)
         status, found = check("--containerd", engine.address, HTTP__LISTEN=listen)
         return status, found["http"]
 
-    away = "http.listen 192.0.2.1:9: Cannot assign requested address; name another address, or none"
-    assert tried("192.0.2.1:9") == (1, [("problem", away)])
-    assert tried("127.0.0.1:0") == (0, [("ok", "127.0.0.1:0 can be listened on")])
+    away = "http.listen 192.0.2.1:9: Cannot assign requested address; use another address, or disable it"
+    assert tried("192.0.2.1:9") == (1, [("error", away)])
+    assert tried("127.0.0.1:0") == (0, [("ok", "127.0.0.1:0 is available")])
     with socket.create_server(("127.0.0.1", 0)) as bridge:
         status, ((verdict, text),) = tried(f"127.0.0.1:{bridge.getsockname()[1]}")
     assert (status, verdict) == (0, "warning")
     assert "Address already in use" in text
-    assert "nothing is wrong where that is the bridge that runs" in text
+    assert "expected while the bridge is running" in text
 
 
 @one_engine
 def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Path) -> None:
     flags = ("--containerd", engine.address, "--state-dir", str(tmp_path / "state"), f"--sink=file:{tmp_path}/events")
     status, found = check(*flags)
-    assert (status, found["state_dir"][0]) == (0, ("ok", f"{tmp_path}/state is there, ours, and can be written"))
+    assert (status, found["state_dir"][0]) == (0, ("ok", f"{tmp_path}/state exists and is writable"))
     with BridgeProcess(
         engine.address, tmp_path, sinks=[f"file:{tmp_path}/events"], state_dir=tmp_path / "state"
     ) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         status, found = check(*flags)
         (verdict, text), *_ = found["state_dir"]
         assert (status, verdict) == (0, "ok")
@@ -202,7 +205,7 @@ def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Pa
     (fleeting / "whalebridge.lock").unlink()
     fleeting.rmdir()
     assert status == 0
-    assert ("warning", f"{fleeting} does not last (tmpfs)") in [
+    assert ("warning", f"{fleeting} is not persistent (tmpfs)") in [
         (verdict, text.partition(";")[0]) for verdict, text in found["state_dir"]
     ]
 
@@ -226,7 +229,7 @@ def test_kafka_is_tried_and_nothing_is_published(engine: Containerd, kafka: Kafk
     status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
     assert status == 0
     assert found["main"] == [
-        ("ok", f"{kafka.bootstrap}: we are let in, topic {topic} is there and may be written"),
+        ("ok", f"{kafka.bootstrap}: connected; topic {topic} exists and is writable"),
         ("ok", f"topic_created (topic {topic})"),
     ]
     assert kafka.admin.records(topic) == []
@@ -239,7 +242,7 @@ def test_kafka_and_a_wrong_password(engine: Containerd, kafka: Kafka) -> None:
     status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic, **login("bridge", SECRET)))
     assert status == 3
     ((verdict, text),) = found["main"]
-    assert verdict == "problem"
+    assert verdict == "error"
     assert "it refuses user bridge by scram-sha-256: check name and secret (auth.password)" in text
     status, _ = check("--containerd", engine.address, **kafka_sink(kafka, topic, **login("bridge", USERS["bridge"])))
     assert status == 0
@@ -263,12 +266,12 @@ def test_kafka_and_a_missing_permission(engine: Containerd, fresh_kafka: Callabl
     status, found = check("--containerd", engine.address, **settings)
     assert status == 3
     ((verdict, text),) = found["main"]
-    assert (verdict, text) == ("problem", "user reader may not write to topic given: allow Describe and Write on it")
+    assert (verdict, text) == ("error", "user reader may not write to topic given: allow Describe and Write on it")
     kafka.admin.allow("User:reader", "write", "topic", "given")
     status, found = check("--containerd", engine.address, **settings)
     assert status == 0
     assert [verdict for verdict, _ in found["main"]] == ["ok", "warning"]
-    assert "compaction_not_checked (topic given); allow DescribeConfigs on it" in found["main"][1][1]
+    assert "topic_config_unreadable (topic given); allow DescribeConfigs on the topic" in found["main"][1][1]
     assert kafka.admin.records("given") == []
 
 
@@ -283,7 +286,7 @@ def test_nats_is_tried_and_nothing_is_published(engine: Containerd, nats: Nats) 
     assert status == 0
     (verdict, text), *more = found["nats"]
     assert verdict == "ok"
-    assert f"we are let in, and stream {stream} is there" in text
+    assert f"connected; stream {stream} exists" in text
     assert any("stream_created" in text for _, text in more)
     (detail,) = [
         each
@@ -327,5 +330,5 @@ def test_dead_brokers_take_no_longer_than_one(engine: Containerd) -> None:
         status, found = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
         assert time.monotonic() - began < 2 * SINK_SECONDS
     assert status == 3
-    assert found["kafka"][0][0] == found["nats"][0][0] == "problem"
+    assert found["kafka"][0][0] == found["nats"][0][0] == "error"
     assert found[engine.address][0][0] == "ok"

@@ -84,7 +84,7 @@ def test_run_waits_for_a_containerd_that_is_not_there_yet_and_says_so(yard: Yard
     path = tmp_path / "c.sock"
     with Run(str(path), "--log-format", "json") as run:
         told = json.loads(run.log.readline())
-        assert (told["level"], told["event"]) == ("warning", "waiting_for_containerd")
+        assert (told["level"], told["event"]) == ("warning", "containerd_unavailable")
         assert str(path) in told["error"]
         path.symlink_to(yard.address)
         came = time.monotonic()
@@ -117,7 +117,7 @@ def test_a_reader_that_sleeps_does_not_keep_run_from_ending(yard: Yard) -> None:
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         os.close(theirs)
         assert process.stderr
-        assert any(b'"live"' in line for line in process.stderr)
+        assert any(b'"synced"' in line for line in process.stderr)
         process.terminate()
         began = time.monotonic()
         process.wait(30)
@@ -146,4 +146,4 @@ def test_run_can_share_one_pipe_for_records_and_log(yard: Yard) -> None:
         process.terminate()
         rest = [json.loads(line) for line in lines]
         assert process.wait(30) == 0
-    assert "stopping" in [each.get("event") for each in rest]
+    assert "shutdown_started" in [each.get("event") for each in rest]

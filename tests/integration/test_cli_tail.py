@@ -227,7 +227,7 @@ def test_what_a_bridge_publishes_to_kafka_is_read(yard: Yard, kafka: Kafka, tmp_
     first = yard.run(labels={"com.docker.compose.project": "shop"})
     structured = {"WHALEBRIDGE_HOST": "node-7"}
     with BridgeProcess(yard.address, tmp_path, sinks=[url], environment=structured) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         bridge.wait_said("topic_created")
         with Tail(url, "--since", "5m", "--container", f"{first}", "--container", "cli-*") as following:
             assert following.line().split()[1:] == ["node-7", "present", f"default/{first}", "project", "shop"]
@@ -271,7 +271,7 @@ def test_what_a_bridge_publishes_to_nats_is_read(yard: Yard, nats: Nats, tmp_pat
     structured |= {"WHALEBRIDGE_SINKS__MAIN__SERVERS": f"{HOST}:{nats.nodes[0].port}"}
     structured |= {"WHALEBRIDGE_SINKS__MAIN__SUBJECT_PREFIX": "tail.run"}
     with BridgeProcess(yard.address, tmp_path, environment=structured) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         bridge.wait_said("stream_created")
         with Tail(url, "--since", "beginning", "--container", first) as following:
             assert following.line().split()[2:] == ["present", f"default/{first}"]

@@ -96,5 +96,5 @@ def test_what_keeps_it_from_watching_is_one_line(yard: Yard) -> None:
     with watching("/nowhere.sock") as terminal:
         assert terminal.process.wait(30) == 3
         terminal.wait(lambda page: page.endswith("\n"), "line")
-        assert terminal.text.startswith("whalebridge: there is no socket /nowhere.sock: is containerd running")
+        assert terminal.text.startswith("whalebridge: socket /nowhere.sock does not exist; start containerd")
         assert terminal.text.count("\n") == 1

@@ -33,7 +33,7 @@ def test_run_merges_file_environment_and_options(yard: Yard, tmp_path: Path) -> 
     environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__MAIN__PATH": str(records)}
     flags = ("--config", str(config), "--log-level", "info")
     with BridgeProcess(yard.address, tmp_path, *flags, environment=environment) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         yard.run()
         in_shop = yard.run("shop", labels={"kept": "yes", "dropped": "yes"})
         wait_for(lambda: any('"started"' in line for line in records.read_text().splitlines()))

@@ -59,7 +59,7 @@ def test_both_brokers_have_the_same_records(
     """Neither the topic nor the stream was there before."""
     places = Places(kafka, nats)
     with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         for _ in range(25):
             churn.step()
         wait_agreement(places.kafka_values, engine, churn.namespace)
@@ -105,13 +105,13 @@ def test_sigkill_at_any_moment_loses_nothing(
             flooding = other.submit(flood, engine, events=KILLS * 800, containers=20, rate=200)
             for number in range(KILLS):
                 if number % 4:  # else it may be dead before it is live
-                    bridge.wait_said("live", before + 1)
+                    bridge.wait_said("synced", before + 1)
                 time.sleep(chance.uniform(0, 2))
                 bridge.kill()
-                before = len(bridge.said("live"))
+                before = len(bridge.said("synced"))
                 bridge.start()
             flooding.result()
-            bridge.wait_said("live", before + 1)
+            bridge.wait_said("synced", before + 1)
         for read in (places.kafka_values, places.nats_values):
             wait_agreement(read, engine, churn.namespace, FLOODED)
     for values in (places.kafka_values(), places.nats_values()):
@@ -141,12 +141,12 @@ def test_brokers_that_are_dead_or_come_and_go_get_everything_in_order(
     kafka.kill()
     nats.kill()
     with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
-        bridge.wait_said("live")  # without them
+        bridge.wait_said("synced")  # without them
         with churn:
             time.sleep(DEAD_SECONDS / 3)
             kafka.start()
             nats.start()
-            wait_for(lambda: len(bridge.said("sink_reached")) >= 2, "both brokers to be reached")
+            wait_for(lambda: len(bridge.said("sink_recovered")) >= 2, "both brokers to be reached")
             kafka.kill()
             nats.kill()
             time.sleep(DEAD_SECONDS)
@@ -188,7 +188,7 @@ def test_of_two_sinks_one_does_not_notice_that_the_other_is_dead(
         else (nats, places.kafka_values, places.nats_values)
     )
     with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         for each in (read, late):
             wait_for(lambda: len(each()) >= 2, "the first snapshot")  # noqa: B023 (called at once)
 
@@ -226,18 +226,18 @@ def test_sigterm_with_brokers_that_do_not_answer(
     kafka, nats = fresh_kafka(), fresh_nats()
     places = Places(kafka, nats)
     with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         for peer in (kafka, nats):
             peer.kill() if how == "dead" else peer.suspend()
         for _ in range(8):
             churn.step()
         assert bridge.stop() < 20  # of which 10 are its own; an attempt at a broker takes 30
-        assert bridge.said("not_drained")
+        assert bridge.said("shutdown_incomplete")
         churn.step()  # while nobody watches
         for peer in (kafka, nats):
             peer.start() if how == "dead" else peer.resume()
         bridge.start()
-        bridge.wait_said("live", 2)  # what was told before may agree already
+        bridge.wait_said("synced", 2)  # what was told before may agree already
         for read in (places.kafka_values, places.nats_values):
             wait_agreement(read, engine, churn.namespace)
     for values in (places.kafka_values(), places.nats_values()):

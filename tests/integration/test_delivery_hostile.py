@@ -66,7 +66,7 @@ def test_large_labels_and_hostile_names(
         engine.ctr("tasks", "start", "--detach", "--null-io", id_, namespace=namespace)
 
     with bridge_to(engine, tmp_path, namespace, {"kafka": to_kafka, "nats": to_nats}) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         hostile = [f"{key}={value}" for key, value in HOSTILE.items()]
         run("hostile", *hostile)
         run("just-fits", *labels_of(100))
@@ -80,7 +80,7 @@ def test_large_labels_and_hostile_names(
             return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in told)
 
         wait_for(complete, "seven transitions in both places")
-        assert bridge.said("refused") == bridge.said("sink_not_reached") == []
+        assert bridge.said("records_rejected") == bridge.said("sink_publish_failed") == []
     assert places.kafka_values() == places.nats_values()
     records = documents(places.kafka_values())
     check_whole(records)

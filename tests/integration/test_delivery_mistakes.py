@@ -78,7 +78,7 @@ def test_a_state_dir_that_cannot_be_used(tmp_path: Path) -> None:
 def test_an_outbox_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with BridgeProcess(str(tmp_path / "no.sock"), tmp_path, state_dir=state) as bridge:
-        bridge.wait_said("waiting_for_containerd")
+        bridge.wait_said("containerd_unavailable")
     with sqlite3.connect(state / "outbox.db") as database:
         database.execute("PRAGMA user_version = 99")
     database.close()
@@ -91,7 +91,7 @@ def test_an_outbox_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 def test_a_state_dir_in_use_and_free_again_after_a_sigkill(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with BridgeProcess(str(tmp_path / "no.sock"), tmp_path, state_dir=state) as bridge:
-        bridge.wait_said("waiting_for_containerd")
+        bridge.wait_said("containerd_unavailable")
         done = whalebridge(*quiet(tmp_path, state))
         said = (
             f"state_dir {state} is in use by another whalebridge (process {bridge.process.pid}); stop that one, or give"
@@ -99,7 +99,7 @@ def test_a_state_dir_in_use_and_free_again_after_a_sigkill(tmp_path: Path) -> No
         assert_one_line(done, 1, said)
         bridge.kill()
         bridge.start()
-        bridge.wait_said("waiting_for_containerd", 2)
+        bridge.wait_said("containerd_unavailable", 2)
 
 
 @one_engine
@@ -117,7 +117,7 @@ def test_a_compacted_event_topic_is_refused_and_nothing_is_lost(
         bridge.log.write_text("")
         kafka.admin.alter_topic(places.topic, {"cleanup.policy": "delete"})
         bridge.start()
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         wait_for(lambda: documents(places.kafka_values()) == documents(places.nats_values()) != [], "all in both")
     for values in (places.kafka_values(), places.nats_values()):
         check_whole(documents(values))
@@ -142,7 +142,7 @@ def test_a_missing_topic_and_stream_are_told_and_waited_for(
         }
 
     with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=creating("false")) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         missing = {
             "kafka": f"topic {places.topic} is missing, and auto_create is false: create it",
             "nats": places.stream,
@@ -150,7 +150,7 @@ def test_a_missing_topic_and_stream_are_told_and_waited_for(
 
         def told(sink: str) -> bool:
             """Perhaps not at once: something else may be in the way before."""
-            lines = bridge.said("sink_not_reached")
+            lines = bridge.said("sink_publish_failed")
             return any(line["sink"] == sink and missing[sink] in line["error"] for line in lines)
 
         wait_for(lambda: all(map(told, missing)), "the complaints")

@@ -159,10 +159,10 @@ def test_a_disk_that_filled_up_before_the_start_is_waited_for_until_a_signal(tmp
     with small_disk(tmp_path / "disk") as disk:
         state = disk / "state"
         with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-            bridge.wait_said("waiting_for_containerd")
+            bridge.wait_said("containerd_unavailable")
         fill_up(disk)
         with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-            bridge.wait_said("outbox_not_written")
+            bridge.wait_said("outbox_write_failed")
             bridge.process.send_signal(signal.SIGTERM)
             assert bridge.process.wait(10) == 0
 
@@ -178,7 +178,7 @@ def test_the_bridge_goes_on_through_a_full_disk(engine: Containerd, tmp_path: Pa
             filler = fill_up(disk)
             for id_ in ids[1:]:
                 engine.run(id_, "sleep", "86400", labels={"filler": "x" * 2000})
-            bridge.wait(lambda _: "outbox_not_written" in bridge.log.read_text(), "an alarm")
+            bridge.wait(lambda _: "outbox_write_failed" in bridge.log.read_text(), "an alarm")
             for id_ in ids:
                 engine.ctr("task", "kill", "--signal", "SIGKILL", id_)
             filler.unlink()

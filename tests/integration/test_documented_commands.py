@@ -57,18 +57,18 @@ WAYS = {
         r'\["present","[^"]+","demo-web-1"\]'
     ),
     "whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": Way(
-        "topic containers is there and may be written"
+        "topic containers exists and is writable"
     ),
-    "whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": runs("live"),
+    "whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": runs("synced"),
     "whalebridge tail kafka://localhost:9092/containers": runs(r"snapshot +complete", beside=SNAPSHOTS),
-    "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs("live"),
+    "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs("synced"),
     "whalebridge tail nats://localhost:4222/containers --since 15m --project demo": runs("demo-web-1"),
     "kcat -C -b localhost:9092 -t containers": runs(),
     "nats --server localhost:4222 sub --stream WHALEBRIDGE_CONTAINERS --all": runs(),
-    "whalebridge run --sink kafka://k1:9092,k2:9092/containers --state-dir /var/lib/whalebridge": runs("live"),
+    "whalebridge run --sink kafka://k1:9092,k2:9092/containers --state-dir /var/lib/whalebridge": runs("synced"),
     "whalebridge tail kafka://k1:9092/containers --since 15m --project web-shop": runs("web-shop-web-1"),
     r"kcat -C -b k1:9092 -t containers -f '%k %h\n%s\n'": runs("node-1/.*content-type=application/json"),
-    "whalebridge run --sink nats://n1:4222,n2:4222/whalebridge --state-dir /var/lib/whalebridge": runs("live"),
+    "whalebridge run --sink nats://n1:4222,n2:4222/whalebridge --state-dir /var/lib/whalebridge": runs("synced"),
     "whalebridge tail nats://n1:4222/whalebridge --since 15m --project web-shop": runs("web-shop-web-1"),
     "nats kv watch containers 'node-1.>'": runs("PUT"),
     "whalebridge snapshot --state-dir /var/lib/whalebridge": Way("snapshot"),
@@ -149,7 +149,7 @@ def world(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest
     brokers = dict.fromkeys(("k1:9092,k2:9092", "k1:9092", "localhost:9092"), kafka.bootstrap)
     brokers |= dict.fromkeys(("n1:4222,n2:4222", "n1:4222", "localhost:4222"), server)
     with BridgeProcess(engine.address, folder, "--config", str(folder / "config.yaml"), state_dir=state) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         wait_for(lambda: delivered(state), 60)
         yield World(engine, state, brokers)
     yard.clear()
@@ -159,7 +159,7 @@ def delivered(state: Path) -> bool:
     """Whether every sink has all that there was to tell: until then topic, streams and bucket may be missing."""
     with contextlib.closing(Control(state, 20)) as control:
         control.request("GET", "/readyz")
-        return not any(each["records"] for each in json.load(control.getresponse())["sinks"])
+        return not any(each["backlog_records"] for each in json.load(control.getresponse())["sinks"])
 
 
 @pytest.mark.parametrize("text", WAYS)

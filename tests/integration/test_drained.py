@@ -47,7 +47,7 @@ def test_a_burst_while_kafka_is_dead(
         return len(transitions(documents(written))) == EVENTS + 4_000
 
     with BridgeProcess(engine.address, tmp_path, sinks=[sink], state_dir=tmp_path / "state") as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         flood(engine, events=4_000, containers=CONTAINERS, prefix="warm-")  # containerd's heap has grown by then
         before = memory(engine.pid, "VmRSS")
         sent = flood(engine, events=EVENTS, containers=CONTAINERS)

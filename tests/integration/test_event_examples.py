@@ -68,7 +68,7 @@ def story(engine: Containerd, nats: Any, folder: Path) -> Iterator[Document]:
         engine.ctr("tasks", "kill", "--signal=SIGKILL", started["container"]["id"])
         bridge.wait(has("exited"), "exit")
         engine.run("large", "sleep", "86400", labels={f"label-{number}": "x" * 4000 for number in range(3)})
-        bridge.wait_said("refused")
+        bridge.wait_said("records_rejected")
         lost = asyncio.run(losses(nats))
     records = bridge.records()
     check_stream([each for each in records if each["type"] != "heartbeat"])

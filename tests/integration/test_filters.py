@@ -174,7 +174,10 @@ async def test_sighup_has_other_filters_and_sinks_settings_take_effect(engine: C
     os.kill(os.getpid(), signal.SIGTERM)
     await running
     records = program.records()
-    assert [(each["reason"], each["containers"]) for each in snapshots(records)] == [("start", 2), ("filters", 2)]
+    assert [(each["reason"], each["containers"]) for each in snapshots(records)] == [
+        ("start", 2),
+        ("filters_changed", 2),
+    ]
     assert types(records, leaves) == ["present"]
     assert types(records, stays) == ["present"] * 2
     assert types(records, enters) == ["present", "exited"]
@@ -191,11 +194,11 @@ def test_sighup_has_the_file_of_settings_read_anew(engine: Containerd, tmp_path:
         bridge.wait_live()
         file.write_text("containers: {nmes: 5}\nlog: {level: loud}\n")
         bridge.process.send_signal(signal.SIGHUP)
-        bridge.wait_said("not_reloaded", 2)
+        bridge.wait_said("settings_reload_failed", 2)
         file.write_text(f"containers: {{names: {{include: ['{stays}']}}}}\nhost: other\n")
         bridge.process.send_signal(signal.SIGHUP)
         records = bridge.wait_live(2)
-        (reloaded,) = bridge.wait_said("reloaded")
+        (reloaded,) = bridge.wait_said("settings_reloaded")
     assert reloaded["changed"] == ["containers.names.include"]
     assert types(records, leaves) == ["present"]
     assert types(records, stays) == ["present"] * 2
@@ -215,7 +218,7 @@ async def test_where_a_sink_writes_to_after_sighup_a_snapshot_follows(engine: Co
     program.flags["sinks"] = {"f": {"type": "file", "path": str(program.path), "heartbeats": True}}
     program.flags["heartbeat"] = {"interval": "1s"}
     os.kill(os.getpid(), signal.SIGHUP)
-    await program.wait(lambda records: any(each["reason"] == "requested" for each in snapshots(records)))
+    await program.wait(lambda records: any(each["reason"] == "on_demand" for each in snapshots(records)))
     await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
     os.kill(os.getpid(), signal.SIGTERM)
     await running
@@ -233,7 +236,7 @@ async def test_sighup_with_mistakes_changes_nothing(
     os.kill(os.getpid(), signal.SIGHUP)
     said = ""
     async with asyncio.timeout(30):
-        while "not_reloaded" not in said:
+        while "settings_reload_failed" not in said:
             await asyncio.sleep(0.02)
             said += capsys.readouterr().out
     assert "log.level" in said

@@ -26,7 +26,7 @@ def test_a_known_history_of_210_containers_is_told_exactly(engine: Containerd, t
 def test_so_it_is_through_the_proxy(engine: Containerd, tmp_path: Path) -> None:
     with ProxyProcess(engine.address, tmp_path) as proxy:
         told_exactly(engine, proxy.address, tmp_path, SHORT)
-        assert proxy.said("call_refused") == []
+        assert proxy.said("call_denied") == []
 
 
 def told_exactly(engine: Containerd, address: str, tmp_path: Path, scenarios: dict[Scenario, int]) -> None:

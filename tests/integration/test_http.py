@@ -44,7 +44,7 @@ class Site:
     """What a running bridge answers over TCP."""
 
     def __init__(self, bridge: BridgeProcess) -> None:
-        (line,) = bridge.wait_said("http")
+        (line,) = bridge.wait_said("http_listening")
         self.url = f"http://{line['listen'][0]}"
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Page:
@@ -97,7 +97,7 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_it(
             browser.screenshot(f"{site.url}/", tmp_path / "profile", picture, dark=dark)
             assert picture.read_bytes().startswith(b"\x89PNG")
     assert "<title>whalebridge: node-1</title>" in document
-    assert 'id="verdict">ready</b>' in document
+    assert 'id="status">ready</b>' in document
     assert "web-shop-web-1" in document
     assert "&lt;script&gt;document.title='owned'&lt;/script&gt;" in document
     assert "<script" not in document
@@ -121,7 +121,9 @@ def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
         try:
             wait_for(lambda: not site.ready(), 30)
             (reason,) = site.get("/readyz").document["reasons"]
-            assert reason.startswith(("containerd is not watched: ", "nothing has proven ", "the first snapshot of "))
+            assert reason.startswith(
+                ("containerd is unavailable: ", "the event stream has stalled", "the first snapshot of ")
+            )
             assert site.metrics()["whalebridge_ready"] == 0
             assert site.get("/livez").status == http.client.OK
         finally:
@@ -132,12 +134,12 @@ def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
 def test_it_is_unready_before_its_first_snapshot(tmp_path: Path) -> None:
     with BridgeProcess(str(tmp_path / "c.sock"), tmp_path, environment=LOCAL) as bridge:
         site = Site(bridge)
-        bridge.wait_said("waiting_for_containerd")
+        bridge.wait_said("containerd_unavailable")
         page = site.get("/readyz")
         assert (page.status, page.document["ready"]) == (503, False)
         assert "c.sock" in page.document["reasons"][0]
         assert "not ready" in site.get("/").text
-        assert site.get("/portfolio").document["projects"] == {}
+        assert site.get("/containers").document["projects"] == {}
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
@@ -154,8 +156,8 @@ def test_a_full_disk_makes_it_unready_and_room_ready_again(yard: Yard, tmp_path:
             yard.run(labels={"filler": "x" * 2000})
         wait_for(lambda: not site.ready(), 20)
         told = site.get("/readyz").document
-        assert "make room on its disk" in told["outbox"]["trouble"]
-        assert told["reasons"] == [f"the outbox cannot be written: {told['outbox']['trouble']}"]
+        assert "make room on its disk" in told["outbox"]["error"]
+        assert told["reasons"] == [f"the outbox cannot be written: {told['outbox']['error']}"]
         assert site.metrics()["whalebridge_outbox_writable"] == 0
         filler.unlink()
         wait_for(site.ready, 40)
@@ -169,16 +171,16 @@ def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: 
         with BridgeProcess(yard.address, tmp_path, sinks=sinks, environment=LOCAL) as bridge:
             site = Site(bridge)
             bridge.wait_live()
-            bridge.wait_said("sink_not_reached")
+            bridge.wait_said("sink_publish_failed")
             page = site.get("/readyz")
             assert (page.status, page.document["degraded"]) == (200, True)
             well, down = page.document["sinks"]
             assert (well["state"], down["state"]) == ("ok", "failing")
-            assert down["records"] >= 2
+            assert down["backlog_records"] >= 2
             time.sleep(1)
             metrics = site.metrics()
-            assert metrics["whalebridge_outbox_oldest_age_seconds nats"] >= 1
-            assert metrics["whalebridge_publish_retries_total nats"] >= 1
+            assert metrics["whalebridge_outbox_oldest_record_age_seconds nats"] >= 1
+            assert metrics["whalebridge_sink_publish_failures_total nats"] >= 1
             assert metrics["whalebridge_sink_up stdout"] == 1
 
 
@@ -199,26 +201,26 @@ def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Conta
         bridge.wait(lambda records: len(transitions(records)) == 5, "starts, pause and exit")
         # Events of several containers come in any order.
         wait_for(lambda: site.metrics()["whalebridge_ignored_events_total exec_exit"])
-        wait_for(lambda: site.metrics()["whalebridge_published_records_total stdout"] == len(bridge.records()))
+        wait_for(lambda: site.metrics()["whalebridge_sink_published_records_total stdout"] == len(bridge.records()))
         told = site.metrics()
     history = {
-        "whalebridge_events_total live started": 3,
-        "whalebridge_events_total live exited": 1,
-        "whalebridge_events_total live paused": 1,
-        "whalebridge_events_total live unpaused": 0,
-        "whalebridge_events_total inferred exited": 0,
-        "whalebridge_events_total snapshot present": 0,
+        "whalebridge_records_total live started": 3,
+        "whalebridge_records_total live exited": 1,
+        "whalebridge_records_total live paused": 1,
+        "whalebridge_records_total live unpaused": 0,
+        "whalebridge_records_total inferred exited": 0,
+        "whalebridge_records_total snapshot present": 0,
         "whalebridge_ignored_events_total exec_exit": 1,
         "whalebridge_ignored_events_total undecodable": 0,
         "whalebridge_snapshots_total start": 1,
-        "whalebridge_tracked_containers running": 1,
-        "whalebridge_tracked_containers paused": 1,
-        "whalebridge_outbox_records stdout": 0,
-        "whalebridge_lost_records_total stdout": 0,
+        "whalebridge_containers running": 1,
+        "whalebridge_containers paused": 1,
+        "whalebridge_outbox_backlog_records stdout": 0,
+        "whalebridge_sink_dropped_records_total stdout": 0,
         "whalebridge_ready": 1,
     }
     assert {name: told[name] for name in history} == history
-    assert told["whalebridge_publish_duration_seconds_count stdout"] >= 1
+    assert told["whalebridge_sink_publish_duration_seconds_count stdout"] >= 1
 
 
 @pytest.mark.parametrize("files", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
@@ -270,8 +272,8 @@ def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
     with BridgeProcess(yard.address, tmp_path, environment=environment) as bridge:
         site = Site(bridge)
         bridge.wait_live()
-        bridge.wait_said("sink_not_reached")
-        pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/portfolio")]
+        bridge.wait_said("sink_publish_failed")
+        pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/containers")]
     assert "let-through" in pages[3]
     assert [page for page in [*pages, bridge.log.read_text()] if "canary-" in page] == []
 
@@ -286,7 +288,7 @@ def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -
             assert bridge.process.wait(60) == 1
             last = bridge.log.read_text().splitlines()[-1]
             bridge.process.returncode = 0  # as it should be
-    assert last == f"whalebridge: http.listen {address}: Address already in use; name another address, or none"
+    assert last == f"whalebridge: http.listen {address}: Address already in use; use another address, or disable it"
 
 
 def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -
         bridge = BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment)
         del bridge._environment["WHALEBRIDGE_HTTP__LISTEN"]
         with bridge:
-            (told,) = bridge.wait_said("http_not_served")
+            (told,) = bridge.wait_said("http_listen_failed")
             assert (told["level"], "127.0.0.1:9469" in told["error"]) == ("warning", True)
             wait_for((tmp_path / "state" / "control.sock").is_socket)
 
@@ -327,23 +329,23 @@ def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
         taken = json.loads(done.stdout)
         records = bridge.wait_live(2)
         frame = next(each["snapshot"] for each in reversed(records) if each["snapshot"])
-        assert frame["reason"] == "requested"
+        assert frame["reason"] == "on_demand"
         assert taken == {"id": frame["id"], "containers": frame["containers"]}
         plain = whalebridge("snapshot", "--state-dir", str(state))
         assert plain.stdout.startswith("snapshot ")
         assert plain.stdout.endswith(("container\n", "containers\n"))
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "no whalebridge runs", str(state))
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "no whalebridge is running", str(state))
 
 
 def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
     assert_one_line(whalebridge("snapshot"), 2, "--state-dir")
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "none")), 1, "there is no directory")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "none")), 1, "does not exist")
     (tmp_path / "file").touch()
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "file")), 1, "is no directory")
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "no control.sock in it")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path / "file")), 1, "is not a directory")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "control.sock does not exist")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "control.sock"))
-    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "nobody listens")
+    assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, "refused the connection")
     if os.geteuid() == 0:
         os.chmod(tmp_path, 0o700)
         nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
@@ -354,5 +356,5 @@ def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
 def test_snapshot_of_a_bridge_that_watches_nothing_fails(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-        bridge.wait_said("waiting_for_containerd")
-        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "not watched at the moment")
+        bridge.wait_said("containerd_unavailable")
+        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "containerd is not connected")

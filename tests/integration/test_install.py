@@ -76,7 +76,7 @@ def test_installed_used_upgraded_and_removed(engine: Containerd, tmp_path: Path)
     program = machine.root / "opt/whalebridge/bin/whalebridge"
     assert "complete " in (machine.root / "etc/bash_completion.d/whalebridge").read_text()
     assert (machine.root / "etc/systemd/system/whalebridge.service").exists()
-    assert "a mark that was published came back" in machine.do(f"whalebridge doctor --containerd {engine.address}")
+    assert "a marker event was received" in machine.do(f"whalebridge doctor --containerd {engine.address}")
     assert "can be written" in machine.do(f"whalebridge check --containerd {engine.address} --state-dir /var/lib/w")
     machine.section("Upgrade")
     bridge = BridgeProcess(engine.address, tmp_path, state_dir=machine.root / "var/lib/whalebridge")

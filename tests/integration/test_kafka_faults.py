@@ -219,7 +219,7 @@ async def test_a_poisoned_producer_is_replaced_at_once(kafka: Kafka, how: str) -
             await made.publish(whole[100:200])  # after one acknowledgement that does not come, it would raise
         await made.publish(whole[200:])
     assert [each.value for each in kafka.admin.records(topic)] == data(whole)
-    assert [each["reason"] for each in logs if each["event"] == "producer_replaced"] == [how]
+    assert [each["reason"] for each in logs if each["event"] == "producer_recreated"] == [how]
 
 
 def pretend(made: KafkaSink, *, epoch: int = 1, skipped: int = 0) -> None:

@@ -178,4 +178,4 @@ async def test_a_row_that_is_too_large_is_left_out_and_told(nats: Nats, capsys: 
             await sink.close()
             assert await living(reader, bucket) == {"a", "c"}
             assert len(await reader.stored(f"WHALEBRIDGE_B_{bucket.upper()}")) == 3
-    assert capsys.readouterr().out.count("row_too_large") == 2
+    assert capsys.readouterr().out.count("kv_entry_too_large") == 2

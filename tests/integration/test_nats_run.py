@@ -107,7 +107,7 @@ def test_the_bucket_has_what_lives(engine: Containerd, yard: Yard, fresh_nats: F
     }
     before = yard.run(stem="before")
     with BridgeProcess(engine.address, tmp_path, environment=environment):
-        wait_until(lambda: "connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
+        wait_until(lambda: "nats_connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
         wait_until(lambda: stored(peer) and before in in_bucket(peer), "the first row")
         after = yard.run(stem="after")
         wait_until(lambda: after in in_bucket(peer), "the second row")

@@ -63,7 +63,7 @@ class TestWhatIsRefused:
         await asyncio.sleep(0.2)
         assert not_of_containers(direct.rest(), but=container) == []
         direct.close()
-        told = proxy.said("call_refused")
+        told = proxy.said("call_denied")
         assert len(told) <= 110
         assert told[0]["method"] in refused
 
@@ -93,12 +93,12 @@ class TestWhatIsRefused:
         direct = EventStream(engine.address)
         await proven(engine.address, direct)
         empty = wire.field(2, wire.field(1, "google.protobuf.Empty"))
-        topic = "/whalebridge/mark/n/1"
+        topic = "/whalebridge/marker/n/1"
         foreign = [
             ("whalebridge", wire.field(1, "/tasks/exit") + empty),
             ("whalebridge", wire.field(1, "/whalebridge/other") + empty),
-            ("whalebridge", wire.field(1, "/whalebridge/mark/n/1/2") + empty),
-            ("whalebridge", wire.field(1, f"/whalebridge/mark/{'n' * 77}/1") + empty),
+            ("whalebridge", wire.field(1, "/whalebridge/marker/n/1/2") + empty),
+            ("whalebridge", wire.field(1, f"/whalebridge/marker/{'n' * 77}/1") + empty),
             ("default", wire.field(1, topic) + empty),
             ("", wire.field(1, topic) + empty),
             ("whalebridge", wire.field(1, topic)),
@@ -223,7 +223,7 @@ class TestWhatPasses:
         async with asyncio.timeout(30):
             while (envelope := Envelope.FromString(raw)).namespace != "whalebridge":  # a container of an earlier test
                 raw = cast(bytes, await call.read())
-        assert envelope.topic.startswith("/whalebridge/mark/first/")
+        assert envelope.topic.startswith("/whalebridge/marker/first/")
         call.cancel()
 
 

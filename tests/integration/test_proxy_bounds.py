@@ -185,7 +185,7 @@ class TestSocket:
             (["--listen", "/nowhere/p.sock"], 1, "its directory does not exist, or cannot be written"),
             (["--listen", "/etc/passwd"], 1, "something that is no socket is there"),
             (["--listen", "/tmp/" + "x" * 120], 1, "cannot listen at /tmp/xxx"),
-            (["--containerd", "tcp://x"], 1, "is no address of containerd"),
+            (["--containerd", "tcp://x"], 1, "invalid containerd address"),
             (["--containerd", "/tmp/a.sock", "--listen", "/tmp/a.sock"], 1, "cannot be both"),
             (["--socket-mode", "rw"], 2, "octal"),
             (["--socket-group", "no-such-group"], 2, "there is no group no-such-group"),

@@ -138,12 +138,12 @@ def test_foreign_events_and_another_bridge_do_no_harm(engine: Containerd, tmp_pa
         engine.ctr("run", "--rm", "--null-io", IMAGE, id_, "true")
         records = bridge.wait(lambda records: len(told_of(records, id_)) == 2, "start and exit")
         other.wait(lambda records: len(told_of(records, id_)) == 2, "start and exit")
-        bridge.wait_said("unknown_topic")
-        bridge.wait_said("undecodable")
+        bridge.wait_said("event_topic_unknown")
+        bridge.wait_said("event_decode_failed")
         log = bridge.log.read_text()
     check_stream(records)
-    assert log.count("unknown_topic") == 1
-    assert 1 <= log.count("undecodable") <= 2
+    assert log.count("event_topic_unknown") == 1
+    assert 1 <= log.count("event_decode_failed") <= 2
 
 
 def test_a_namespace_that_comes_and_goes(engine: Containerd, tmp_path: Path) -> None:

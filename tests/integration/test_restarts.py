@@ -140,7 +140,7 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
         with suspended(shims):
             containerd.suspend()
             noticed = time.monotonic() + 30
-            while "waiting_for_containerd" not in bridge.log.read_text():
+            while "containerd_unavailable" not in bridge.log.read_text():
                 assert time.monotonic() < noticed, "a hung containerd was not noticed within 30 s"
                 time.sleep(0.1)
             containerd.resume()

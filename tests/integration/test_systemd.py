@@ -126,9 +126,9 @@ def test_systemd_is_told_what_goes_on(engine: Containerd, notified: NotifySocket
     environment = {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": "500000"}
     with BridgeProcess(str(address), tmp_path, environment=environment) as bridge:
         notified.wait("READY=1")  # although there is no containerd yet
-        notified.wait("STATUS=waiting for containerd: there is no socket")
+        notified.wait("STATUS=waiting for containerd: socket ")
         address.symlink_to(engine.address)
-        notified.wait("STATUS=live")
+        notified.wait("STATUS=synced")
         notified.wait("WATCHDOG=1")
         freeze(bridge.process.pid)
         assert notified.falls_silent(1.0)

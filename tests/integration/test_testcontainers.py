@@ -80,7 +80,7 @@ def test_the_bridge_publishes_to_both(engine: Containerd, nats_url: str, kafka_b
     sinks = [f"kafka://{kafka_bootstrap}/life", f"{nats_url}/life"]
     state_dir = tmp_path / "state"
     with BridgeProcess(engine.address, tmp_path, "--namespace", namespace, sinks=sinks, state_dir=state_dir) as bridge:
-        bridge.wait_said("live")
+        bridge.wait_said("synced")
         # Not removed when it ends: containerd loses the ends of some of those that are.
         id_ = f"tc-{os.getpid()}"
         engine.ctr("run", "--detach", "--null-io", IMAGE, id_, "sh", "-c", "sleep 1; exit 7", namespace=namespace)

@@ -183,4 +183,4 @@ async def test_what_is_not_drained_in_time_is_told(tmp_path: Path, capsys: pytes
         await until(lambda: running.outbox.depth("second") == 0)
         await running.delivery.drain(0.01)
         await running.delivery.close()
-    assert "not_drained" in capsys.readouterr().out
+    assert "shutdown_incomplete" in capsys.readouterr().out

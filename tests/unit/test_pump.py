@@ -146,8 +146,8 @@ async def test_a_failure_is_tried_again_for_ever_with_growing_pauses(outbox: Mem
     assert clock.slept[:4] == pytest.approx([0.075, 0.15, 0.3, 0.6])
     assert clock.slept[-1] == pytest.approx(22.5), "at most 30 s, with jitter"
     events = [each["event"] for each in logs]
-    assert events[0] == "sink_not_reached"
-    assert events[-1] == "sink_reached"
+    assert events[0] == "sink_publish_failed"
+    assert events[-1] == "sink_recovered"
     assert len(events) < 40
 
 
@@ -165,7 +165,7 @@ async def test_a_sink_that_comes_and_goes_is_told_in_pairs_and_seldom(outbox: Me
                     await asyncio.sleep(0)
                     clock.pass_time(0.01)
     events = [each["event"] for each in logs]
-    assert events == ["sink_not_reached", "sink_reached"] * (len(events) // 2)
+    assert events == ["sink_publish_failed", "sink_recovered"] * (len(events) // 2)
     assert len(events) < 10
 
 
@@ -214,8 +214,8 @@ async def test_refused_records_are_set_aside_and_the_others_flow(outbox: MemoryO
         assert clock.slept == [], "no failure: nothing to wait for"
     assert [record.type for record in sink.taken] == ["started", "lost", "started", "lost", "started"]
     assert [lost(record)[1:] for record in sink.taken if record.type == "lost"] == [
-        (2, 2, "refused"),
-        (4, 4, "refused"),
+        (2, 2, "rejected"),
+        (4, 4, "rejected"),
     ]
     assert outbox.depth("other") == 5
 
@@ -325,7 +325,7 @@ async def test_a_sink_whose_closing_hangs_is_given_up(
     monkeypatch.setattr(sink, "close", hang)
     with capture_logs() as logs:
         await Pump("s", sink, outbox, clock).close()
-    assert [each["event"] for each in logs] == ["sink_not_closed"]
+    assert [each["event"] for each in logs] == ["sink_close_failed"]
 
 
 async def test_a_reader_that_is_gone_ends_it_though_there_is_nothing_to_publish(
@@ -423,7 +423,7 @@ async def test_a_heartbeat_that_fails_is_dropped_and_records_flow(
             await outbox.append(recorder.starts(2))
             await until(lambda: outbox.depth("s") == 0)
             await beats(clock)
-    assert [each["event"] for each in logs] == ["heartbeat_not_sent"]
+    assert [each["event"] for each in logs] == ["heartbeat_failed"]
     assert [(each.type, each.sequence) for each in sink.taken] == [
         ("started", 1),
         ("started", 2),

@@ -36,7 +36,7 @@ class Bridge:
         self.flags = flags
         with capture_logs() as logs:
             await self.reload.now()
-        return [{name: value for name, value in each.items() if name != "todo"} for each in logs]
+        return [{name: value for name, value in each.items() if name != "hint"} for each in logs]
 
 
 def line(level: str, event: str, **fields: object) -> dict[str, object]:
@@ -53,7 +53,7 @@ async def test_what_has_changed_is_applied_and_named_without_its_value() -> None
     assert await bridge.now(**changed) == [
         line(
             "info",
-            "reloaded",
+            "settings_reloaded",
             changed=[
                 "containers.names.exclude",
                 "containers.additional_events",
@@ -64,7 +64,7 @@ async def test_what_has_changed_is_applied_and_named_without_its_value() -> None
     ]
     (settings,) = bridge.applied
     assert settings.log.level == "debug"
-    assert await bridge.now(**changed) == [line("info", "reloaded", changed=[])]
+    assert await bridge.now(**changed) == [line("info", "settings_reloaded", changed=[])]
     assert bridge.applied == [settings] * 2  # files that they name may be others now
 
 
@@ -79,8 +79,8 @@ async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
     told = await bridge.now(**changed)
     left = ["host", "sinks", "outbox.max_records", "log.format"]
     assert told == [
-        line("warning", "restart_needed", changed=told[0]["changed"]),
-        line("info", "reloaded", changed=["sinks.main.heartbeats", "log.level"]),
+        line("warning", "settings_restart_required", changed=told[0]["changed"]),
+        line("info", "settings_reloaded", changed=["sinks.main.heartbeats", "log.level"]),
     ]
     assert sorted(told[0]["changed"]) == sorted(left)
     (settings,) = bridge.applied
@@ -91,28 +91,28 @@ async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
 async def test_sink_of_another_type_under_same_id_is_replaced() -> None:
     bridge = Bridge(sinks={"events": KAFKA})
     told = await bridge.now(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
-    assert told == [line("info", "reloaded", changed=["sinks.events.type"])]
+    assert told == [line("info", "settings_reloaded", changed=["sinks.events.type"])]
 
 
 async def test_reordered_sinks_change_nothing() -> None:
     bridge = Bridge(sinks={"a": KAFKA, "b": "stdout:"})
-    assert await bridge.now(sinks={"b": "stdout:", "a": KAFKA}) == [line("info", "reloaded", changed=[])]
+    assert await bridge.now(sinks={"b": "stdout:", "a": KAFKA}) == [line("info", "settings_reloaded", changed=[])]
 
 
 async def test_mistakes_change_nothing_and_each_is_told() -> None:
     bridge = Bridge()
     told = await bridge.now(host="", log={"level": "loud"})
-    assert [each["event"] for each in told] == ["not_reloaded"] * 2
-    assert {str(each["mistake"]).rpartition(": ")[0] for each in told} == {"host", "--log-level: log.level"}
+    assert [each["event"] for each in told] == ["settings_reload_failed"] * 2
+    assert {str(each["error"]).rpartition(": ")[0] for each in told} == {"host", "--log-level: log.level"}
     assert bridge.applied == []
-    assert await bridge.now() == [line("info", "reloaded", changed=[])]
+    assert await bridge.now() == [line("info", "settings_reloaded", changed=[])]
 
 
 async def test_what_could_not_be_applied_is_tried_again() -> None:
     bridge = Bridge(log={"level": "info"})
     bridge.refuses = True
     assert await bridge.now(log={"level": "debug"}) == [
-        line("error", "not_reloaded", mistake="its library is not installed")
+        line("error", "settings_reload_failed", error="its library is not installed")
     ]
     bridge.refuses = False
-    assert await bridge.now(log={"level": "debug"}) == [line("info", "reloaded", changed=["log.level"])]
+    assert await bridge.now(log={"level": "debug"}) == [line("info", "settings_reloaded", changed=["log.level"])]

@@ -24,7 +24,13 @@ class Refusals:
         self.count += 1
         name = printable(method[:_SHOWN])
         self._sparingly.say(
-            _log.warning, (name, status), "call_refused", method=name, status=status, reason=reason, refused=self.count
+            _log.warning,
+            (name, status),
+            "call_denied",
+            method=name,
+            status=status,
+            reason=reason,
+            denied_total=self.count,
         )
 
 

@@ -40,7 +40,7 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
         await server.start()
         _log.info("proxy_started", containerd=source, listen=path)
         await stopping.wait()
-        _log.info("proxy_stopping", refused=relay.refusals.count)
+        _log.info("proxy_shutdown_started", denied_total=relay.refusals.count)
     finally:
         await server.stop(STOP_SECONDS)
         await relay.close()

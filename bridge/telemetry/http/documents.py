@@ -1,4 +1,4 @@
-"""The JSON documents: readiness, and the portfolio. Pure."""
+"""The JSON documents: readiness and the running containers. Pure."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from bridge.core.lives import Transition
 from bridge.telemetry.status import Status, judge
 from bridge.telemetry.tally import SnapshotNote
 
-AT_ONCE = 200  # containers; making them takes about a millisecond, for which the event loop stands still
+AT_ONCE = 200  # containers per chunk; encoding a chunk blocks the event loop for about 1 ms
 
 
 def readiness(status: Status) -> dict[str, Any]:
-    """Tell whether the bridge is ready, and why not."""
+    """Return the document of /readyz."""
     verdict = judge(status)
     return {
         "ready": verdict.ready,
         "degraded": bool(verdict.complaints),
         "reasons": verdict.reasons + verdict.complaints,
-        "stream": {"live": status.live, "proof_age_seconds": _rounded(status.proof_age)},
+        "stream": {"synced": status.live, "watermark_age_seconds": _rounded(status.proof_age)},
         "last_snapshot": _snapshot(status.tally.last[-1]) if status.tally.last else None,
-        "outbox": {"writable": status.trouble is None, "trouble": status.trouble},
+        "outbox": {"writable": status.trouble is None, "error": status.trouble},
         "sinks": [
             {
-                "name": sink.name,
+                "id": sink.name,
                 "state": sink.state,
-                "failure": sink.failure,
-                "records": sink.lag.records,
-                "bytes": sink.lag.size,
-                "oldest_age_seconds": _rounded(sink.lag.age),
+                "last_error": sink.failure,
+                "backlog_records": sink.lag.records,
+                "backlog_bytes": sink.lag.size,
+                "oldest_record_age_seconds": _rounded(sink.lag.age),
             }
             for sink in status.sinks
         ],
@@ -41,11 +41,11 @@ def readiness(status: Status) -> dict[str, Any]:
 
 
 def portfolio(status: Status, rows: Sequence[Transition]) -> Iterator[bytes]:
-    """Write down what lives, by project, piece by piece."""
+    """Encode the running containers by project, in chunks."""
     head = {
         "host": status.host,
         "engine": status.engine,
-        "live": status.live,
+        "synced": status.live,
         "containers": len(rows),
     }
     yield msgspec.json.encode(head)[:-1] + b',"projects":{'
@@ -62,7 +62,7 @@ def portfolio(status: Status, rows: Sequence[Transition]) -> Iterator[bytes]:
 
 
 def by_project(rows: Sequence[Transition]) -> Mapping[str, list[Transition]]:
-    """Sort containers by their composer project, "" where they have none."""
+    """Group containers by compose project, "" for none."""
     projects: dict[str, list[Transition]] = {}
     for row in rows:
         projects.setdefault(row.metadata.project if row.metadata else "", []).append(row)

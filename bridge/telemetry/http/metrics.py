@@ -21,14 +21,14 @@ from bridge.telemetry.histogram import BOUNDS
 from bridge.telemetry.status import Bridge, SinkStatus, Status, judge
 from bridge.telemetry.tally import ANNOUNCING
 
-# What containerd sent and nobody was told: as it is counted, and what the metric calls it.
+# Events that produced no record: the internal counter, and the value of the metric's label.
 _IGNORED = {
     "exec_exit": "exec_exit",
     "duplicate": "duplicate",
     "late": "late",
     "never_started": "never_started",
-    "ignored": "not_about_a_life",
-    "foreign_mark": "foreign_mark",
+    "ignored": "irrelevant_topic",
+    "foreign_marker": "foreign_marker",
     "unknown": "unknown_topic",
     "undecodable": "undecodable",
 }
@@ -47,14 +47,48 @@ class _OfSink(NamedTuple):
 
 
 _OF_SINKS = (
-    _OfSink(GaugeMetricFamily, "sink_up", "Whether the sink's last attempt worked.", lambda sink: sink.state == "ok"),
-    _OfSink(GaugeMetricFamily, "outbox_records", "Records that wait for the sink.", lambda sink: sink.lag.records),
-    _OfSink(GaugeMetricFamily, "outbox_bytes", "Bytes of those records.", lambda sink: sink.lag.size),
-    _OfSink(GaugeMetricFamily, "outbox_oldest_age_seconds", "Age of the oldest of them.", lambda sink: sink.lag.age),
-    _OfSink(CounterMetricFamily, "lost_records", "Records dropped for want of room.", lambda sink: sink.lag.lost),
-    _OfSink(CounterMetricFamily, "published_records", "Records the sink has.", lambda sink: sink.published),
-    _OfSink(CounterMetricFamily, "publish_retries", "Attempts that failed.", lambda sink: sink.retries),
-    _OfSink(CounterMetricFamily, "dead_letters", "Records the sink refused.", lambda sink: sink.refused),
+    _OfSink(
+        GaugeMetricFamily,
+        "sink_up",
+        "1 if the last attempt to reach the sink succeeded.",
+        lambda sink: sink.state == "ok",
+    ),
+    _OfSink(
+        GaugeMetricFamily,
+        "outbox_backlog_records",
+        "Records not yet acknowledged by the sink.",
+        lambda sink: sink.lag.records,
+    ),
+    _OfSink(
+        GaugeMetricFamily,
+        "outbox_backlog_bytes",
+        "Size of the records not yet acknowledged by the sink.",
+        lambda sink: sink.lag.size,
+    ),
+    _OfSink(
+        GaugeMetricFamily,
+        "outbox_oldest_record_age_seconds",
+        "Age of the oldest record not yet acknowledged by the sink.",
+        lambda sink: sink.lag.age,
+    ),
+    _OfSink(
+        CounterMetricFamily,
+        "sink_dropped_records",
+        "Records dropped because the backlog exceeded its limits.",
+        lambda sink: sink.lag.lost,
+    ),
+    _OfSink(
+        CounterMetricFamily, "sink_published_records", "Records acknowledged by the sink.", lambda sink: sink.published
+    ),
+    _OfSink(
+        CounterMetricFamily, "sink_publish_failures", "Failed attempts to reach the sink.", lambda sink: sink.retries
+    ),
+    _OfSink(
+        CounterMetricFamily,
+        "sink_rejected_records",
+        "Records rejected by the sink because of their content or size.",
+        lambda sink: sink.refused,
+    ),
 )
 
 
@@ -88,43 +122,52 @@ class _Collector(Collector):
 
 def _about_itself(status: Status) -> Iterator[Metric]:
     program = [((__version__, platform.python_version()), 1)]
-    yield _gauge("build_info", "The program; always 1.", program, "version", "python")
+    yield _gauge("build_info", "Version of whalebridge and Python; always 1.", program, "version", "python")
     engine = [((status.engine.id, status.engine.version), 1)] if status.engine is not None else []
-    yield _gauge("engine_info", "The containerd that is watched; always 1.", engine, "id", "version")
-    yield _gauge("ready", "Whether /readyz says so.", [((), judge(status).ready)])
+    yield _gauge("engine_info", "The connected containerd; always 1.", engine, "id", "version")
+    yield _gauge("ready", "1 if /readyz returns 200.", [((), judge(status).ready)])
     tracked = [(["running"], status.running), (["paused"], status.paused)]
-    yield _gauge("tracked_containers", "Living containers that are told of.", tracked, "state")
+    yield _gauge("containers", "Running and paused containers that match the filters.", tracked, "state")
 
 
 def _told(status: Status) -> Iterator[Metric]:
     tally = status.tally
     events = {("present", "snapshot"): 0} | {(type_, origin): 0 for type_ in _TYPES for origin in _ORIGINS}
     events |= {(str(type_), str(origin)): number for (type_, origin), number in tally.told.items()}
-    yield _counter("events", "Records about containers.", events.items(), "type", "origin")
+    yield _counter("records", "Container records.", events.items(), "type", "origin")
     snapshots = [([reason], tally.snapshots[reason]) for reason in get_args(Reason)]
-    yield _counter("snapshots", "Snapshots, by why they were taken.", snapshots, "reason")
+    yield _counter("snapshots", "Snapshots, by reason.", snapshots, "reason")
     gaps = [([reason], tally.gaps[reason]) for reason in sorted(ANNOUNCING)]
-    yield _counter("gaps", "Snapshots that announce that something may have been missed.", gaps, "reason")
+    yield _counter(
+        "gaps",
+        "Intervals in which events may have been missed, by the reason of the snapshot that reports them.",
+        gaps,
+        "reason",
+    )
     seconds = [([reason], tally.gap_seconds[reason]) for reason in sorted(ANNOUNCING)]
-    yield _counter("gap_seconds", "Time of those gaps, as far as it is known.", seconds, "reason")
+    yield _counter("gap_seconds", "Total length of these intervals, where known.", seconds, "reason")
 
 
 def _stream(status: Status) -> Iterator[Metric]:
     ignored = [([name], status.ignored[counted]) for counted, name in _IGNORED.items()]
-    yield _counter("ignored_events", "What containerd sent and no record was made of.", ignored, "reason")
+    yield _counter("ignored_events", "Events from containerd that produced no record, by reason.", ignored, "reason")
     unanswered = [((), status.ignored["unanswered"])]
-    yield _counter("unanswered_tasks", "Containers whose task containerd could not tell of.", unanswered)
+    yield _counter(
+        "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", unanswered
+    )
     reconnects = [((), status.tally.reconnects)]
-    yield _counter("reconnects", "Connections to containerd that worked and were lost.", reconnects)
+    yield _counter("reconnects", "Established connections to containerd that were lost.", reconnects)
     age = [] if status.proof_age is None else [((), status.proof_age)]
-    yield _gauge("stream_proof_age_seconds", "Time since the event stream was last proven to work.", age)
-    yield _gauge("outbox_writable", "Whether records can be written down.", [((), status.trouble is None)])
-    yield _gauge("outbox_limit_bytes", "Bytes of records that may wait for one sink.", [((), status.max_bytes)])
+    yield _gauge(
+        "stream_watermark_age_seconds", "Age of the event stream's watermark: events up to it have been processed.", age
+    )
+    yield _gauge("outbox_writable", "1 if the outbox can be written.", [((), status.trouble is None)])
+    yield _gauge("outbox_limit_bytes", "Maximum size of the backlog of one sink.", [((), status.max_bytes)])
 
 
 def _latency(sinks: Sequence[SinkStatus]) -> Metric:
-    text = "From handing over a batch to its acknowledgement."
-    family = HistogramMetricFamily("whalebridge_publish_duration_seconds", text, labels=["sink"])
+    text = "Time from sending a batch to its acknowledgment."
+    family = HistogramMetricFamily("whalebridge_sink_publish_duration_seconds", text, labels=["sink"])
     bounds = [*map(str, BOUNDS), "+Inf"]
     for sink in sinks:
         counts = sink.latency.cumulative()

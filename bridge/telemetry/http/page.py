@@ -20,7 +20,7 @@ from bridge.telemetry.status import SinkStatus, Status, judge
 from bridge.telemetry.tally import SnapshotNote
 from bridge.telemetry.text import printable
 
-MOST_CONTAINERS = 1000  # on the page; a person reads no more, and /portfolio has all of them
+MOST_CONTAINERS = 1000  # on the page; /containers has all
 REFRESH_SECONDS = 10
 _LONGEST = 200  # characters of a name; some may be made to fill the page
 _MINUTE, _HOUR = 60, 3600
@@ -72,7 +72,7 @@ def _page(status: Status, rows: Sequence[Transition], now: int) -> Iterator[str]
     yield from _sinks(status.sinks)
     yield from _containers(rows)
     yield from _snapshots(status.tally.last)
-    yield '<p class="quiet"><a href="portfolio">portfolio</a> · <a href="readyz">readyz</a> · '
+    yield '<p class="quiet"><a href="containers">containers</a> · <a href="readyz">readyz</a> · '
     yield '<a href="metrics">metrics</a></p></body></html>'
 
 
@@ -81,7 +81,7 @@ def _headline(status: Status, now: int) -> Iterator[str]:
     turn, word = ("bad", "not ready") if not verdict.ready else ("good", "ready")
     if verdict.ready and verdict.complaints:
         turn, word = "soso", "ready, but degraded"
-    yield f'<header><h1>whalebridge</h1><span>{_text(status.host)}</span><b class="{turn}" id="verdict">{word}</b>'
+    yield f'<header><h1>whalebridge</h1><span>{_text(status.host)}</span><b class="{turn}" id="status">{word}</b>'
     yield f'<span class="quiet">{_moment(now)}</span></header>'
     if verdict.reasons or verdict.complaints:
         yield "<section><ul>"
@@ -92,18 +92,18 @@ def _headline(status: Status, now: int) -> Iterator[str]:
 
 def _watched(status: Status) -> Iterator[str]:
     engine = status.engine
-    named = "not reached yet" if engine is None else f"containerd {engine.version}"
-    proof = "not yet" if status.proof_age is None else f"{_seconds(status.proof_age)} ago"
+    named = "not connected" if engine is None else f"containerd {engine.version}"
+    proof = "never" if status.proof_age is None else f"{_seconds(status.proof_age)} ago"
     facts = [
         ("engine", _text(named)),
         ("socket", _code(engine.api) if engine else ""),
         ("engine id", _code(engine.id) if engine else ""),
         ("namespaces", ", ".join(map(_code, status.include))),
-        ("left out", ", ".join(map(_code, status.exclude))),
-        ("stream proven", proof),
+        ("excluded", ", ".join(map(_code, status.exclude))),
+        ("last verified", proof),
         ("containers", f"{status.running} running, {status.paused} paused"),
     ]
-    yield "<section><h2>Watched</h2><dl>"
+    yield "<section><h2>Containerd</h2><dl>"
     yield from (f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts if value)
     yield "</dl></section>"
 
@@ -122,7 +122,7 @@ def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
         for sink in sinks
     ]
     yield "<section><h2>Sinks</h2>"
-    yield _table(["sink", "state", "waiting#", "bytes#", "oldest#", "published#", "lost#"], rows)
+    yield _table(["sink", "state", "backlog#", "bytes#", "oldest#", "published#", "lost#"], rows)
     yield "</section>"
 
 
@@ -139,7 +139,7 @@ def _containers(rows: Sequence[Transition]) -> Iterator[str]:
         yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container, shown), "fixed")
     if len(rows) > MOST_CONTAINERS:
         rest = len(rows) - MOST_CONTAINERS
-        yield f'<p class="quiet">{rest} more are not shown: <a href="portfolio">portfolio</a> has all of them.</p>'
+        yield f'<p class="quiet">{rest} more are not shown; <a href="containers">containers</a> has all.</p>'
     yield "</section>"
 
 
@@ -159,7 +159,7 @@ def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
         [
             f'<span class="t">{_moment(note.at)}</span>',
             note.gap.reason,
-            _moment(note.gap.since) if note.gap.since is not None else "nobody knows",
+            _moment(note.gap.since) if note.gap.since is not None else "unknown",
             _moment(note.gap.until) if note.gap.until is not None else "",
             str(note.containers),
             str(note.inferred),
@@ -169,9 +169,10 @@ def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
         ]
         for note in reversed(notes)
     ]
-    yield "<section><h2>Last snapshots</h2>"
-    yield '<p class="quiet">Between since and until something may have been missed; what was found out is inferred.</p>'
-    yield _table(["taken", "reason", "since", "until", "containers#", "inferred#", "remarks"], rows)
+    yield "<section><h2>Recent snapshots</h2>"
+    yield '<p class="quiet">Events between since and until may have been missed; inferred counts the transitions that '
+    yield "were found by comparison.</p>"
+    yield _table(["time", "reason", "since", "until", "containers#", "inferred#", "notes"], rows)
     yield "</section>"
 
 

@@ -49,7 +49,7 @@ class Endpoint:
             "/livez": ("GET", self._livez),
             "/readyz": ("GET", self._readyz),
             "/metrics": ("GET", self._write_metrics),
-            "/portfolio": ("GET", self._portfolio),
+            "/containers": ("GET", self._portfolio),
         }
         self._local_routes = {**self._routes, "/snapshot": ("POST", self._snapshot)}
 
@@ -93,20 +93,20 @@ class Endpoint:
 
     async def _respond(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
         if not local and not _is_of_this_host(request):
-            return _text(421, "ask for this by address, or as localhost")
+            return _text(421, "request this by IP address or as localhost")
         routes = self._local_routes if local else self._routes
         method, answer = routes.get(request.path, ("", None))
         if answer is None:
-            return _text(404, f"there are {' '.join(routes)}")
+            return _text(404, f"not found; available paths: {' '.join(routes)}")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            return _text(405, f"only {method} is answered here", Allow=method)
+            return _text(405, f"method not allowed; use {method}", Allow=method)
         try:
             return await answer(request)
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 (aiohttp would keep a mistake of ours to itself; here the log gets it)
-            _log.exception("http_failed", path=request.path)
-            return _text(500, "this failed; the log of whalebridge says why")
+            _log.exception("http_request_failed", path=request.path)
+            return _text(500, "internal error; see the log of whalebridge")
 
     # --- paths ---
 
@@ -137,12 +137,12 @@ class Endpoint:
 
     async def _snapshot(self, _: web.BaseRequest) -> web.Response:
         if not self._bridge.status().live:
-            return _json({"error": "containerd is not watched at the moment; /readyz says why"}, 503)
+            return _json({"error": "containerd is not connected; see /readyz"}, 503)
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS):
                 taken = await self._bridge.snapshot()
         except TimeoutError:
-            return _json({"error": f"no snapshot within {SNAPSHOT_SECONDS:g} s; it will still be taken"}, 504)
+            return _json({"error": f"snapshot timed out after {SNAPSHOT_SECONDS:g} s; it stays queued"}, 504)
         return _json({"id": taken.id, "containers": taken.containers})
 
 

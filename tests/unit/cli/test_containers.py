@@ -126,7 +126,7 @@ async def test_a_container_of_a_pod_has_the_labels_of_its_sandbox(monkeypatch: p
 
 async def test_a_containerd_that_is_not_there_is_status_3(tmp_path: Path) -> None:
     settings = load({"containerd": {"address": str(tmp_path / "c.sock")}})
-    with pytest.raises(CommandError, match=f"there is no socket {tmp_path}/c.sock") as caught:
+    with pytest.raises(CommandError, match=f"socket {tmp_path}/c.sock does not exist") as caught:
         async with connected(settings):
             pass
     assert caught.value.status == 3

@@ -31,7 +31,7 @@ class Client:
         (True, []),
         (False, ["warning"]),
         (RefusedError("unknown service", grpc.StatusCode.UNIMPLEMENTED), []),
-        (TransientError("containerd did not answer within 5 s"), ["problem"]),  # it hangs since
+        (TransientError("containerd did not answer within 5 s"), ["error"]),  # it hangs since
     ],
 )
 async def test_the_health_service(health: bool | BridgeError, verdicts: list[str]) -> None:

@@ -11,28 +11,28 @@ from bridge.core.errors import FatalError, NotFoundError, StateError, TransientE
 FINDINGS = [
     Finding("ok", "settings", "fine"),
     Finding("warning", "a\x1b[2J", "odd\nly", "mend it"),
-    Finding("problem", "main", "gone", status=3),
+    Finding("error", "main", "gone", status=3),
 ]
 
 
 def test_a_line_each_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     tell(FINDINGS, as_json=False)
     assert capsys.readouterr().out == (
-        "ok      settings: fine\nwarning a\\x1b[2J: odd\\nly; mend it\nproblem main: gone\n"
+        "ok        settings: fine\nwarning   a\\x1b[2J: odd\\nly; mend it\nerror     main: gone\n"
     )
 
 
 def test_colours_on_a_terminal() -> None:
     line = FINDINGS[2].line(colors=True)
-    assert line.startswith("\x1b[31mproblem")
+    assert line.startswith("\x1b[31merror")
     assert line.endswith("main: gone")
 
 
 def test_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     tell(FINDINGS, as_json=True, usable=[])
     document = json.loads(capsys.readouterr().out)
-    assert list(document) == ["usable", "findings"]
-    assert document["findings"][0] == {"verdict": "ok", "what": "settings", "found": "fine", "todo": None}
+    assert list(document) == ["usable", "results"]
+    assert document["results"][0] == {"status": "ok", "check": "settings", "message": "fine", "hint": None}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_what_errors_mean(error: FatalError | TransientError, status: int) -> None:
-    assert Finding.of("x", error) == Finding("problem", "x", "x", status=status)
+    assert Finding.of("x", error) == Finding("error", "x", "x", status=status)
 
 
 def test_check_takes_the_options_of_run() -> None:

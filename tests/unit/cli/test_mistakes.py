@@ -33,7 +33,7 @@ def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
         ("whalebridge frob", 2, "No such command 'frob'"),
         ("whalebridge run --frob", 2, "No such option: --frob"),
         ("whalebridge doctor --containerd", 2, "requires an argument"),
-        ("whalebridge doctor --containerd tcp://h:1", 2, "is no address of containerd"),
+        ("whalebridge doctor --containerd tcp://h:1", 2, "invalid containerd address"),
         ("whalebridge completion tcsh", 2, "'tcsh' is not one of"),
         ("whalebridge completion", 2, "Missing argument 'SHELL'"),
         ("whalebridge schema", 2, ""),
@@ -45,8 +45,8 @@ def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
         ("whalebridge run --state-dir https://h/x", 2, "state_dir: invalid directory"),
         ("whalebridge run --sink file:/proc", 1, "/proc cannot be written"),
         ("whalebridge run --containerd /etc/passwd", 3, "/etc/passwd is not a socket"),
-        (f"whalebridge list --containerd {NO_SOCKET}", 3, f"there is no socket {NO_SOCKET}"),
-        (f"whalebridge inspect x --containerd {NO_SOCKET}", 3, f"there is no socket {NO_SOCKET}"),
+        (f"whalebridge list --containerd {NO_SOCKET}", 3, f"socket {NO_SOCKET} does not exist"),
+        (f"whalebridge inspect x --containerd {NO_SOCKET}", 3, f"socket {NO_SOCKET} does not exist"),
         ("WHALEBRIDGE_FROB__X=1 whalebridge list", 2, "frob: unknown setting"),
         ("WHALEBRIDGE_SINKS=kafka://u:hunter2@h/t whalebridge run", 2, "credentials are not allowed in a URL"),
         ("whalebridge version >&-", 1, "standard output is closed"),
@@ -103,7 +103,7 @@ def test_without_permission(tmp_path: Path) -> None:
         assert str(forbidden) in done.stderr
     done = call(f"{as_nobody}whalebridge doctor --containerd {forbidden}/c.sock")
     assert done.returncode == 1
-    assert f"problem {forbidden}/c.sock: we may not look: Permission denied; run as root" in done.stdout
+    assert f"error     {forbidden}/c.sock: cannot be read: Permission denied; run as root" in done.stdout
 
 
 # --- signals before there is anybody to hear them ---
@@ -155,7 +155,7 @@ def test_a_signal_during_the_imports_of_run_is_a_clean_end(
         process.send_signal(number)
         _, log = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert b'"stopping"' in log
+    assert b'"shutdown_started"' in log
     assert b"Traceback" not in log
 
 

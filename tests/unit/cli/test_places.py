@@ -34,23 +34,23 @@ def told(path: str, *, named: bool = True, root: Path = Path("/")) -> Finding:
 def test_what_is_not_there(tmp_path: Path) -> None:
     usual = next(iter(SOCKETS))
     missing = str(tmp_path / "missing")
-    assert told(missing)[:3] == ("problem", missing, "there is nothing")
-    assert told(f"{missing}/c.sock").verdict == "problem"
-    assert told(missing, named=False)[:3] == ("absent", missing, "there is nothing")
+    assert told(missing)[:3] == ("error", missing, "not found")
+    assert told(f"{missing}/c.sock").verdict == "error"
+    assert told(missing, named=False)[:3] == ("not_found", missing, "not found")
     assert SOCKETS[usual].startswith("containerd of most distributions")
 
 
 def test_what_is_no_socket(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert told(str(tmp_path / "file")).found == "it is no socket"
-    assert told(str(tmp_path)).found == "it is no socket, but a folder"
+    assert told(str(tmp_path / "file")).found == "not a socket"
+    assert told(str(tmp_path)).found == "not a socket, but a directory"
 
 
 def test_a_socket_that_may_be_opened(listening: str) -> None:
     looked = look(listening, named=False)
     (finding,) = looked.findings
     assert finding.verdict == "ok"
-    assert "a socket, 0660 " in finding.found
+    assert "socket, 0660 " in finding.found
     assert looked.identity is not None
     os.chmod(listening, 0o666)  # noqa: S103 (that is what is warned of)
     assert [each.verdict for each in look(listening, named=False).findings] == ["ok", "warning"]
@@ -70,10 +70,14 @@ def found(mode: int, user: int, group: int) -> os.stat_result:
 @pytest.mark.parametrize(
     ("label", "enforcing", "said"),
     [
-        ("system_u:system_r:container_t:s0:c1,c2\0", "1", "SELinux is enforcing, and we run as system_u:system_r:con"),
-        ("docker-default (enforce)\n", None, "AppArmor confines us by profile docker-default: let that open"),
-        ("unconfined\n", None, "a security module that does not show itself"),
-        (None, None, "a security module that does not show itself"),
+        (
+            "system_u:system_r:container_t:s0:c1,c2\0",
+            "1",
+            "SELinux is enforcing and the process runs as system_u:system_r:con",
+        ),
+        ("docker-default (enforce)\n", None, "AppArmor profile docker-default is enforced: allow it to open"),
+        ("unconfined\n", None, "a security module denies access"),
+        (None, None, "a security module denies access"),
     ],
 )
 def test_who_is_refused_although_the_mode_lets_him_in(
@@ -84,14 +88,14 @@ def test_who_is_refused_although_the_mode_lets_him_in(
             (tmp_path / path).parent.mkdir(parents=True)
             (tmp_path / path).write_text(content)
     finding = places._refusal("/c.sock", found(0o660, os.geteuid(), os.getegid()), tmp_path)
-    assert (finding.verdict, finding.status) == ("problem", 1)
+    assert (finding.verdict, finding.status) == ("error", 1)
     assert said in finding.found
 
 
 def test_who_is_refused_because_of_the_mode(tmp_path: Path) -> None:
     finding = places._refusal("/c.sock", found(0o660, 54321, 54322), tmp_path)
-    assert finding.found.startswith("permission denied: 0660 54321:54322, we are ")
-    assert finding.todo.startswith("run as 54321, or with group 54322 (54322); whoever may open it is as good as root")
+    assert finding.found.startswith("permission denied: 0660 54321:54322, running as ")
+    assert finding.todo.startswith("run as 54321, or with group 54322 (54322); access to it is equivalent to root")
     finding = places._refusal("/c.sock", found(0o600, 54321, 54322), tmp_path)
     assert finding.todo.startswith("run as 54321; ")
 

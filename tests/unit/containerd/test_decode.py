@@ -162,11 +162,11 @@ class TestEvents:
 
 class TestMarks:
     def test_a_mark_has_nonce_and_number(self) -> None:
-        assert decode.event(envelope("/whalebridge/mark/n0nce/17", payloads_pb2.TaskOOM())) == Mark("n0nce", 17)
+        assert decode.event(envelope("/whalebridge/marker/n0nce/17", payloads_pb2.TaskOOM())) == Mark("n0nce", 17)
 
     @pytest.mark.parametrize("rest", ["", "n", "n/", "/1", "n/x", "n/-1", "n/1/2", "n/٣", "n/" + "9" * 5000])
     def test_what_only_looks_like_one_is_ignored(self, rest: str) -> None:
-        topic = f"/whalebridge/mark/{rest}"
+        topic = f"/whalebridge/marker/{rest}"
         assert decode.event(envelope(topic, payloads_pb2.TaskOOM())) == Ignored(topic, known=False)
 
 
@@ -216,7 +216,7 @@ class TestTasks:
 stamps = st.none() | st.fixed_dictionaries(
     {"seconds": st.integers(-(2**63), 2**63 - 1), "nanos": st.integers(-(2**31), 2**31 - 1)}
 )
-topics = st.sampled_from([topic for topic, *_ in TOLD]) | st.text().map(lambda rest: f"/whalebridge/mark/{rest}")
+topics = st.sampled_from([topic for topic, *_ in TOLD]) | st.text().map(lambda rest: f"/whalebridge/marker/{rest}")
 type_urls = st.sampled_from([payload.DESCRIPTOR.full_name for _, payload, _ in TOLD]) | st.text()
 payloads = st.sampled_from([payload.SerializeToString() for _, payload, _ in TOLD]) | st.binary()
 envelopes = st.builds(

@@ -60,7 +60,7 @@ class TestAddresses:
 
     @pytest.mark.parametrize("address", ["", "unix:", "unix://", "tcp://host:1", "http://x", "a\0b"])
     def test_other_addresses_are_refused(self, address: str) -> None:
-        with pytest.raises(FatalError, match="give the path of its unix socket"):
+        with pytest.raises(FatalError, match="expected the path of a unix socket"):
             socket_path(address)
 
 
@@ -72,19 +72,19 @@ class TestProbe:
         assert peer == (found.st_dev, found.st_ino, os.getpid())
 
     async def test_no_socket_may_come(self, tmp_path: Path) -> None:
-        with pytest.raises(TransientError, match=r"^there is no socket /.*/s: is containerd running"):
+        with pytest.raises(TransientError, match=r"^socket /.*/s does not exist; start containerd"):
             await probe(str(tmp_path / "s"), 5)
 
     async def test_a_socket_that_nobody_listens_at_may_come_alive(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as left_over:
             left_over.bind(str(tmp_path / "s"))
-        with pytest.raises(TransientError, match=r"^nobody listens at /.*/s: containerd is not running"):
+        with pytest.raises(TransientError, match=r"^/.*/s: connection refused; containerd is not running"):
             await probe(str(tmp_path / "s"), 5)
 
     async def test_what_is_no_socket_never_will_be(self, tmp_path: Path) -> None:
         (tmp_path / "s").touch()
         for path in (tmp_path, tmp_path / "s"):
-            with pytest.raises(FatalError, match=r"^/.* is not a socket: give the path of containerd's socket"):
+            with pytest.raises(FatalError, match=r"^/.* is not a socket; use the path of containerd's socket"):
                 await probe(str(path), 5)
 
     async def test_a_file_for_a_folder(self, tmp_path: Path) -> None:
@@ -108,16 +108,16 @@ class TestProbe:
             os.chmod(public / forbidden, 0)
             with as_nobody(), pytest.raises(FatalError) as caught:
                 await probe(str(path), 5)
-        assert str(caught.value) == f"permission denied on {path}: containerd's socket belongs to root, try sudo"
+        assert str(caught.value) == f"{path}: permission denied; run as root or with the socket's group"
 
     @pytest.mark.parametrize(
         ("answer", "error", "told"),
         [
-            (b"HTTP/1.1 400 Bad Request\r\n", FatalError, r"HTTP/1 is spoken there \(Docker's API\?\)"),
-            (b"220 mail.example.org ready\r\n", FatalError, "no gRPC is spoken there"),
-            (b"hm", FatalError, "no gRPC is spoken there"),
-            (b"", TransientError, "closes the connection: it is not containerd, or is just stopping"),
-            (None, TransientError, "says nothing for 0.05 s: containerd hangs, or it is not containerd"),
+            (b"HTTP/1.1 400 Bad Request\r\n", FatalError, r"it speaks HTTP/1 \(Docker's API\?\)"),
+            (b"220 mail.example.org ready\r\n", FatalError, "it does not speak gRPC"),
+            (b"hm", FatalError, "it does not speak gRPC"),
+            (b"", TransientError, "closed the connection: not a containerd socket, or containerd is shutting down"),
+            (None, TransientError, "within 0.05 s: containerd is hung, or this is not its socket"),
         ],
     )
     async def test_what_speaks_no_grpc(

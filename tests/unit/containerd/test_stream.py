@@ -56,7 +56,7 @@ def tell(standin: SimulatedContainerd, events: int) -> list[Event]:
     """Let so many events happen; return them."""
     marks: list[Event] = []
     for number in range(events):
-        standin.state.publish_any("whalebridge", f"/whalebridge/mark/n/{number}", "google.protobuf.Empty", b"")
+        standin.state.publish_any("whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b"")
         marks.append(Mark("n", number))
     return marks
 

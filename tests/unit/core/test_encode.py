@@ -285,7 +285,7 @@ def test_a_lost_record_stands_for_those_up_to_the_last_one_lost(frame: bool) -> 
 
 
 def test_a_lost_record_can_be_lost_itself() -> None:
-    lost = lost_record(a_ledger().transition(a_row()), 1, "refused", AT)
+    lost = lost_record(a_ledger().transition(a_row()), 1, "rejected", AT)
     assert read(lost_record(lost, 1, "overflow", AT))["lost"]["reason"] == "overflow"
 
 

@@ -86,7 +86,7 @@ async def test_what_is_told_of_a_loss_outlives_it_and_never_changes(path: Path) 
         assert await outbox.read("s", 1000) == before
         await fill(outbox, recorder.starts(200))
         records = await read_all(outbox)
-    assert (lost(records[0])[3], lost(records[2])[3]) == ("overflow", "refused")
+    assert (lost(records[0])[3], lost(records[2])[3]) == ("overflow", "rejected")
     assert covered(records) == list(range(1, 401))
 
 
@@ -353,8 +353,8 @@ async def test_a_damaged_file_is_set_aside_with_an_alarm(path: Path, damage: Cal
     with capture_logs() as logs:
         async with opened(path) as outbox:
             assert outbox.depth("s") == 0
-    alarm = next(each for each in logs if each["event"] == "outbox_damaged")
-    aside = Path(alarm["set_aside"])
+    alarm = next(each for each in logs if each["event"] == "outbox_corrupt")
+    aside = Path(alarm["quarantined_as"])
     assert (alarm["log_level"], aside.read_bytes()) == ("critical", damaged)
     async with opened(path) as outbox:  # whoever died before saying it says it now
         recollection = outbox.recall()
@@ -472,7 +472,7 @@ async def test_where_a_write_fails_it_is_made_again_on_a_new_connection(
         assert outbox.trouble is None
         assert disk.opened > before + 5
         assert sequences(await read_all(outbox)) == [1, 2, 3, 4]
-        assert [each["event"] for each in logs] == ["outbox_not_written", "outbox_recovered"]
+        assert [each["event"] for each in logs] == ["outbox_write_failed", "outbox_recovered"]
     async with opened(path) as outbox:
         assert dict(outbox.recall().values) == {"key": b"value"}
         assert outbox.depth("s") == 0
@@ -498,7 +498,7 @@ async def test_closing_does_not_wait_for_a_disk_that_fails(path: Path, disk: typ
     with capture_logs() as logs:
         async with asyncio.timeout(30):
             await outbox.close()
-    assert [each["event"] for each in logs] == ["outbox_not_closed"]
+    assert [each["event"] for each in logs] == ["outbox_close_failed"]
     appending.cancel()
 
 

@@ -132,11 +132,11 @@ def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"storage": "memory"}, "it is in memory"),
-        ({"retention": "workqueue"}, "a record is gone once one reader has it"),
-        ({"duplicate_window": 10}, "it knows its records for 10 s only"),
-        ({"allow_atomic": None}, "it allows no atomic batches"),
-        ({"subjects": ["events.node-1.>"]}, "it takes only a part of events.*.*.*"),
+        ({"storage": "memory"}, "storage is memory"),
+        ({"retention": "workqueue"}, "a record is deleted after one consumer has read it"),
+        ({"duplicate_window": 10}, "duplicate_window is 10 s"),
+        ({"allow_atomic": None}, "atomic batches are disabled"),
+        ({"subjects": ["events.node-1.>"]}, "the stream accepts only a part of events.*.*.*"),
     ],
 )
 def test_weaknesses(config: dict[str, Any], told: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 LEVELS = ("debug", "info", "warning", "error", "critical")
-ELSEWHERE = {("lines_left_out", "warning")}  # made where structlog is set up
+ELSEWHERE = {("log_lines_dropped", "warning")}  # made where structlog is set up
 HANDED_ON = {"_warn_once"}  # takes an event, and warns
 
 

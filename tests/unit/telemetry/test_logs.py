@@ -155,7 +155,7 @@ def test_lines_that_were_left_out_are_told_in_the_same_form(
     log.info("Read again.")
     writer.close()
     first, second = read(pipe[0]).splitlines()
-    assert "lines_left_out" in first
+    assert "log_lines_dropped" in first
     assert ('"lines": 7' if form == "json" else "lines=7") in first
     assert "Read again." in second
 

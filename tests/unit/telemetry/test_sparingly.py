@@ -46,7 +46,7 @@ def test_say_tells_the_count_only_where_there_is_one() -> None:
     for seconds in (0, 1, 10):
         clock.seconds = seconds
         assert sparingly.say(log, "key", "Unknown topic.", topic="/x") is (seconds != 1)
-    assert said == [("Unknown topic.", {"topic": "/x"}), ("Unknown topic.", {"topic": "/x", "unsaid": 1})]
+    assert said == [("Unknown topic.", {"topic": "/x"}), ("Unknown topic.", {"topic": "/x", "suppressed": 1})]
 
 
 def test_invented_keys_neither_fill_the_memory_nor_raise_the_rate() -> None:

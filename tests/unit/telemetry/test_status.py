@@ -12,13 +12,13 @@ def test_a_bridge_that_is_well_is_ready() -> None:
 
 
 def test_a_first_snapshot_that_is_not_complete_makes_it_unready() -> None:
-    assert judge(status(live=False)).reasons == ["the first snapshot of this connection is not complete yet"]
+    assert judge(status(live=False)).reasons == ["the first snapshot of this connection is not complete"]
 
 
 def test_an_old_or_missing_proof_makes_it_unready() -> None:
     for age in (None, 20.5):
         (reason,) = judge(status(proof_age=age)).reasons
-        assert reason == "nothing has proven for more than 20 s that containerd's stream works"
+        assert reason == "the event stream has stalled: not verified for more than 20 s"
     assert judge(status(proof_age=19.5)).ready
 
 
@@ -33,7 +33,7 @@ def test_a_sink_that_is_down_is_complained_of_only() -> None:
 
 def test_only_what_may_have_been_missed_is_a_gap() -> None:
     tally = status().tally
-    tally.snapshot(note(reason="requested", since=0))
+    tally.snapshot(note(reason="on_demand", since=0))
     tally.snapshot(note(reason="interval", since=0))
     tally.snapshot(note(reason="audit", since=0))
     assert not tally.gaps

@@ -92,7 +92,11 @@ def test_a_socket_that_takes_nothing_is_a_line_and_no_more(tmp_path: Path) -> No
         manager.ready()
         manager.status("live")
     (line,) = logs
-    assert (line["event"], line["told"], line["reason"]) == ("systemd_not_told", "READY=1", "No such file or directory")
+    assert (line["event"], line["message"], line["error"]) == (
+        "systemd_notify_failed",
+        "READY=1",
+        "No such file or directory",
+    )
 
 
 def test_what_nobody_will_ever_take_is_not_told_again(tmp_path: Path) -> None:
@@ -108,7 +112,7 @@ def test_a_full_socket_does_not_block(systemd: Systemd) -> None:
     with capture_logs() as logs:
         for number in range(2000):
             manager.status(f"{number}")
-    assert [line["event"] for line in logs] == ["systemd_not_told"]
+    assert [line["event"] for line in logs] == ["systemd_notify_failed"]
 
 
 def test_a_status_that_was_not_taken_is_told_again(systemd: Systemd) -> None:

@@ -391,9 +391,9 @@ async def test_a_snapshot_on_request() -> None:
     source.run(WEB, 10)
     async with watching(source) as running:
         await running.live()
-        running.watch.requests.ask("requested")
+        running.watch.requests.ask("on_demand")
         await running.live(2)
-    assert running.frames()[1]["reason"] == "requested"
+    assert running.frames()[1]["reason"] == "on_demand"
     assert running.told == [("present", "snapshot", "web")] * 2
 
 
@@ -418,7 +418,7 @@ async def test_odd_events_are_counted_and_harm_nobody() -> None:
         )
         source.stream.put(Mark("another", 1))
         await running.until(lambda: running.watch.oddities.counts.total() == 4)
-    assert running.watch.oddities.counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_mark": 1}
+    assert running.watch.oddities.counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_marker": 1}
 
 
 async def test_a_refusal_that_only_a_person_can_change_ends_the_watch() -> None:

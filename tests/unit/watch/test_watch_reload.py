@@ -39,7 +39,7 @@ async def test_other_filters_take_a_snapshot_that_does_not_name_what_left_the_sc
         source.running[DB] = replace(source.running[DB], status=TaskStatus.PAUSED)
         await running.until(lambda: running.told[-1][0] == "paused")
     frame = running.frames()[1]
-    assert (frame["reason"], frame["containers"]) == ("filters", 1)
+    assert (frame["reason"], frame["containers"]) == ("filters_changed", 1)
     assert running.told[1:] == [("present", "snapshot", "shop/db"), ("paused", "inferred", "shop/db")]
 
 
@@ -183,7 +183,7 @@ async def test_settings_that_change_while_containerd_is_away_hold_when_it_is_bac
     assert [(each["reason"], each["containers"]) for each in running.frames()] == [
         ("start", 1),
         ("reconnect", 0),
-        ("filters", 0),
+        ("filters_changed", 0),
     ]
     assert len(running.told) == 1
 
@@ -202,9 +202,9 @@ async def test_what_does_not_concern_filters_takes_no_snapshot() -> None:
     async with watching(FakeSource()) as running:
         await running.live()
         running.watch.reload(settings(snapshot_interval=60))
-        running.watch.requests.ask("requested")
+        running.watch.requests.ask("on_demand")
         await running.live(2)
-    assert [each["reason"] for each in running.frames()] == ["start", "requested"]
+    assert [each["reason"] for each in running.frames()] == ["start", "on_demand"]
 
 
 async def test_extras_are_told_from_the_reload_on() -> None:
@@ -233,7 +233,7 @@ async def test_a_snapshot_on_request_is_told_when_it_is_written_down() -> None:
         await running.live()
         taken = await asyncio.gather(running.watch.snapshot(), running.watch.snapshot())
         (frame,) = running.frames()[1:]
-    assert frame["reason"] == "requested"
+    assert frame["reason"] == "on_demand"
     assert set(taken) == {SnapshotTaken(frame["id"], 1)}
 
 
@@ -248,11 +248,11 @@ async def test_a_snapshot_that_a_broken_connection_kept_is_taken_on_the_next() -
             return []
 
         usual, source.namespaces = source.namespaces, breaks  # type: ignore[method-assign]
-        asked = running.watch.requests.ask("requested")
+        asked = running.watch.requests.ask("on_demand")
         await running.until(lambda: not running.watch.live)
         source.namespaces = usual  # type: ignore[method-assign]
         taken = await asked
-    assert [each["reason"] for each in running.frames()] == ["start", "reconnect", "requested"]
+    assert [each["reason"] for each in running.frames()] == ["start", "reconnect", "on_demand"]
     assert taken.id == running.frames()[-1]["id"]
 
 
@@ -266,12 +266,12 @@ async def test_no_snapshot_without_containerd() -> None:
 
 async def test_the_reason_that_matters_most_is_told_and_a_caller_may_have_gone() -> None:
     requests = Requests()
-    requests.ask("requested").cancel()
-    waiting = requests.ask("filters")
+    requests.ask("on_demand").cancel()
+    waiting = requests.ask("filters_changed")
     requests.ask("overflow")
     asked = await requests.wait(1)
     assert asked is not None
-    assert asked.reason == "filters"
+    assert asked.reason == "filters_changed"
     assert await requests.wait(0) is None
     requests.done(asked, SnapshotTaken("1-1", 3))
     assert waiting.result().containers == 3

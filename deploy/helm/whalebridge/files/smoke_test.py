@@ -23,7 +23,7 @@ def get(path):
 
 def unknown():
     """Return an error if this pod is not among the running containers."""
-    projects = get("/portfolio")["projects"].values()
+    projects = get("/containers")["projects"].values()
     pods = {(container["pod"] or {}).get("name") for each in projects for container in each}
     return "" if os.environ["POD"] in pods else "the bridge on this node does not know this pod"
 
@@ -31,7 +31,9 @@ def unknown():
 def unacknowledged(since):
     """Return an error if a sink has undelivered records that are older than ``since``."""
     age = time.monotonic() - since
-    late = [sink for sink in get("/readyz")["sinks"] if sink["records"] and sink["oldest_age_seconds"] >= age]
+    late = [
+        sink for sink in get("/readyz")["sinks"] if sink["backlog_records"] and sink["oldest_record_age_seconds"] >= age
+    ]
     return f"not acknowledged by {json.dumps(late)}" if late else ""
 
 

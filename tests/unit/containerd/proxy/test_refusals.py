@@ -16,7 +16,7 @@ def test_all_are_counted_and_one_a_minute_is_told() -> None:
             refusals.add("/a.B/C", "PERMISSION_DENIED", "why")
         clock.pass_time(60)
         refusals.add("/a.B/C", "PERMISSION_DENIED", "why")
-    assert [(line["method"], line["refused"], line.get("unsaid")) for line in lines] == [
+    assert [(line["method"], line["denied_total"], line.get("suppressed")) for line in lines] == [
         ("/a.B/C", 1, None),
         ("/a.B/C", 51, 49),
     ]

@@ -77,7 +77,7 @@ def test_subscriptions() -> None:
 
 
 def test_marks() -> None:
-    request = wire.field(1, "/whalebridge/mark/n0nce/17") + EMPTY
+    request = wire.field(1, "/whalebridge/marker/n0nce/17") + EMPTY
     assert rules.mark(request, "whalebridge") == request
     for other in (request.replace(b"mark", b"mArk"), request.replace(b"/17", b"/1x"), request.replace(b"/17", b"/1\n")):
         with pytest.raises(CallRefused) as caught:

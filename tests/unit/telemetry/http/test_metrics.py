@@ -42,35 +42,35 @@ async def test_numbers_are_those_that_were_counted() -> None:
     ignored = Counter(exec_exit=10, unanswered=11)
     told = samples(FakeBridge(status(tally=tally, sinks=[made], ignored=ignored, trouble="full", proof_age=12.0)))
     expected = {
-        "whalebridge_events_total snapshot present": 2,
-        "whalebridge_events_total inferred exited": 0,
+        "whalebridge_records_total snapshot present": 2,
+        "whalebridge_records_total inferred exited": 0,
         "whalebridge_snapshots_total reconnect": 1,
         "whalebridge_snapshots_total interval": 0,
         "whalebridge_gaps_total reconnect": 1,
         "whalebridge_gap_seconds_total reconnect": 1.5,
         "whalebridge_reconnects_total": 2,
         "whalebridge_ignored_events_total exec_exit": 10,
-        "whalebridge_unanswered_tasks_total": 11,
-        "whalebridge_stream_proof_age_seconds": 12,
+        "whalebridge_task_query_failures_total": 11,
+        "whalebridge_stream_watermark_age_seconds": 12,
         "whalebridge_ready": 0,
         "whalebridge_outbox_writable": 0,
         "whalebridge_outbox_limit_bytes": 1000,
-        "whalebridge_outbox_records main": 3,
-        "whalebridge_outbox_bytes main": 400,
-        "whalebridge_outbox_oldest_age_seconds main": 5.5,
-        "whalebridge_lost_records_total main": 6,
-        "whalebridge_published_records_total main": 7,
-        "whalebridge_publish_retries_total main": 8,
-        "whalebridge_dead_letters_total main": 9,
+        "whalebridge_outbox_backlog_records main": 3,
+        "whalebridge_outbox_backlog_bytes main": 400,
+        "whalebridge_outbox_oldest_record_age_seconds main": 5.5,
+        "whalebridge_sink_dropped_records_total main": 6,
+        "whalebridge_sink_published_records_total main": 7,
+        "whalebridge_sink_publish_failures_total main": 8,
+        "whalebridge_sink_rejected_records_total main": 9,
         "whalebridge_sink_up main": 0,
-        "whalebridge_publish_duration_seconds_bucket 0.0025 main": 0,
-        "whalebridge_publish_duration_seconds_bucket 0.005 main": 1,
-        "whalebridge_publish_duration_seconds_bucket 60.0 main": 1,
-        "whalebridge_publish_duration_seconds_bucket +Inf main": 2,
-        "whalebridge_publish_duration_seconds_count main": 2,
-        "whalebridge_publish_duration_seconds_sum main": 70.003,
-        "whalebridge_tracked_containers running": 1,
-        "whalebridge_tracked_containers paused": 1,
+        "whalebridge_sink_publish_duration_seconds_bucket 0.0025 main": 0,
+        "whalebridge_sink_publish_duration_seconds_bucket 0.005 main": 1,
+        "whalebridge_sink_publish_duration_seconds_bucket 60.0 main": 1,
+        "whalebridge_sink_publish_duration_seconds_bucket +Inf main": 2,
+        "whalebridge_sink_publish_duration_seconds_count main": 2,
+        "whalebridge_sink_publish_duration_seconds_sum main": 70.003,
+        "whalebridge_containers running": 1,
+        "whalebridge_containers paused": 1,
     }
     assert {name: told.get(name) for name in expected} == expected
     assert told["process_resident_memory_bytes"] > 0
@@ -78,7 +78,7 @@ async def test_numbers_are_those_that_were_counted() -> None:
 
 async def test_before_the_first_proof_there_is_no_age_and_no_engine() -> None:
     told = samples(FakeBridge(status(proof_age=None, engine=None, live=False)))
-    assert not [name for name in told if "proof_age" in name or "engine_info" in name]
+    assert not [name for name in told if "watermark_age" in name or "engine_info" in name]
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ async def test_dashboard_and_alerts_use_names_that_are_there(exposed: set[str]) 
     assert shown | watched <= exposed
     assert {name for name in exposed if name.startswith("whalebridge_")} - shown - watched <= {
         "whalebridge_engine_info",
-        "whalebridge_publish_duration_seconds_count",
-        "whalebridge_publish_duration_seconds_sum",
+        "whalebridge_sink_publish_duration_seconds_count",
+        "whalebridge_sink_publish_duration_seconds_sum",
     }
 
 
@@ -110,4 +110,4 @@ def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
     alerts = [rule["alert"] for rule in group["rules"]]
     assert re.findall(r"^### (Whalebridge\w+)$", OPERATIONS, re.MULTILINE) == alerts
     for rule in group["rules"]:
-        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"

@@ -47,7 +47,7 @@ def test_trouble_is_told_first() -> None:
     how = status(live=False, failure="no such socket", sinks=[sink(state="failing", failure="away")])
     text = Reader(page.render(how, [], 0)).text
     assert text.index("not ready") < text.index("no such socket") < text.index("sink main is failing: away")
-    assert text.index("sink main is failing") < text.index("Watched")
+    assert text.index("sink main is failing") < text.index("Containerd")
     assert "ready, but degraded" in page.render(status(sinks=[sink(state="failing")]), [], 0)
 
 

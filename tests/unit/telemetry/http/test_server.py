@@ -81,7 +81,7 @@ async def test_readyz_tells_status_and_reasons(served: Served) -> None:
     answer = await served.ask("/readyz")
     assert answer.status == 503
     assert answer.document["reasons"] == [
-        "containerd is not watched: no such socket",
+        "containerd is unavailable: no such socket",
         "the outbox cannot be written: disk full",
     ]
 
@@ -97,7 +97,7 @@ async def test_metrics_are_negotiated(served: Served) -> None:
 
 async def test_the_portfolio_is_by_project(served: Served) -> None:
     served.bridge.rows = [row("a", project="shop"), row("b", tier="front"), row("c", project="shop", paused=True)]
-    told = (await served.ask("/portfolio")).document
+    told = (await served.ask("/containers")).document
     assert told["containers"] == 3
     assert {project: [each["id"] for each in here] for project, here in told["projects"].items()} == {
         "": ["b"],
@@ -125,7 +125,7 @@ async def test_a_large_portfolio_leaves_time_for_others(served: Served, monkeypa
 
     monkeypatch.setattr(documents, "portfolio", pieces)
     others = asyncio.create_task(take_turns())
-    await served.ask("/portfolio")
+    await served.ask("/containers")
     others.cancel()
     assert len(turns_before) > 10_000 / documents.AT_ONCE
     assert len(set(turns_before)) == len(turns_before), "some were written in one go"
@@ -178,13 +178,13 @@ async def test_other_paths_and_methods_are_told_what_there_is(served: Served) ->
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:9469", "localhost.evil.example", "127.0.0.1.evil"])
 async def test_no_web_site_has_a_browser_ask_for_it(served: Served, host: str) -> None:
     served.bridge.rows = [row("private")]
-    answer = await served.ask("/portfolio", Host=host)
+    answer = await served.ask("/containers", Host=host)
     assert (answer.status, b"private" in answer.body) == (421, False)
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9469", "127.0.0.1", "[::1]:9469", "[::1]"])
 async def test_the_node_itself_may_ask(served: Served, host: str) -> None:
-    assert (await served.ask("/portfolio", Host=host)).status == 200
+    assert (await served.ask("/containers", Host=host)).status == 200
 
 
 async def test_the_socket_is_its_owners_and_replaces_one_that_is_left(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ async def test_one_that_reads_nothing_ends_as_well(tmp_path: Path, monkeypatch: 
     served.bridge.rows = [row(f"c{number}", filler="x" * 1000) for number in range(10_000)]
     await served.open()
     reader, writer = await served.connect()
-    writer.write(b"GET /portfolio HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    writer.write(b"GET /containers HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.readuntil(b"projects")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     (bounded,) = [each for _, each in served.endpoint._servers[:1]]
