@@ -42,7 +42,7 @@ class EncodedSinkSettings(BaseSinkSettings):
 
     encoding: Annotated[Literal["json", "whalewatcher"], LowercaseStr] = field(
         "json",
-        "json: complete records, as `whalebridge schema event` describes. whalewatcher: life cycle events that Go's "
+        "json: complete records, as `whalebridge schema event` describes. whalewatcher: lifecycle events that Go's "
         "whalewatcher decodes, without sequences and snapshots, so that consumers cannot detect gaps.",
     )
 

@@ -88,8 +88,8 @@ def _compose(name: str, text: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         original = f"{error.context}; {error.problem}"
         message = next((text for part, text in _SYNTAX.items() if part in original), "not valid YAML")
-        mark = error.problem_mark or error.context_mark
-        raise UnreadableError(f"{name}:{mark.line + 1 if mark else 1}: {message}") from error
+        position = error.problem_mark or error.context_mark
+        raise UnreadableError(f"{name}:{position.line + 1 if position else 1}: {message}") from error
     finally:
         if loader:
             loader.dispose()

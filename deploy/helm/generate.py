@@ -132,8 +132,8 @@ def _describe(document: dict[str, Any], value: Value) -> None:
 
 def readme(values: list[Value], template: str) -> str:
     """Return the README with the table of the values."""
-    rows = [f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values]
-    table = "\n".join(["| Value | Default | Description |", "|---|---|---|", *rows])
+    lines = [f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values]
+    table = "\n".join(["| Value | Default | Description |", "|---|---|---|", *lines])
     return template.replace("@VALUES@", table)
 
 

@@ -1,4 +1,4 @@
-"""No message and no representation shows a secret, wherever it comes from and whatever else is wrong."""
+"""No message and no representation shows a secret, for any source and with any other error."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_secret_in_file_or_option_is_not_shown(kind: str, path: str, value: obje
     named = isinstance(value, dict) and CANARY in value
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(document))
-    for told in (shown(path=str(file)), shown(given=document)):
-        assert CANARY not in told or named
+    for text in (shown(path=str(file)), shown(given=document)):
+        assert CANARY not in text or named
 
 
 @pytest.mark.parametrize(("kind", "path"), SECRETS)
@@ -85,12 +85,12 @@ def test_secret_in_environment_is_not_shown(kind: str, path: str, monkeypatch: p
     ):
         with monkeypatch.context() as environment:
             environment.setenv(name, CANARY)
-            told = shown()
-        assert CANARY not in told
+            text = shown()
+        assert CANARY not in text
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     [
         f"sinks:\n a:\n  type: kafka\n  auth: {{username: u, password:{CANARY}}}",
         f"sinks:\n a:\n  type: kafka\n  auth:\n    username: u\n    password:{CANARY}\n",
@@ -113,9 +113,9 @@ def test_secret_in_environment_is_not_shown(kind: str, path: str, monkeypatch: p
         f"sinks: {{a: {{type: kafka, bootstrap_servers: h, tls: {{enabled: true, key_file: '--- KEY\n{CANARY}'}}}}}}\n",
     ],
 )
-def test_secret_in_broken_file_is_not_shown(text: str, tmp_path: Path) -> None:
+def test_secret_in_broken_file_is_not_shown(content: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(text)
-    told = shown(path=str(file))
-    assert str(file) in told
-    assert CANARY not in told
+    file.write_text(content)
+    text = shown(path=str(file))
+    assert str(file) in text
+    assert CANARY not in text

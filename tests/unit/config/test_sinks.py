@@ -221,7 +221,7 @@ def test_environment_sets_every_kafka_setting(monkeypatch: pytest.MonkeyPatch) -
         "AUTO_CREATE": "false",
         "PARTITIONS": "3",
         "REPLICATION_FACTOR": "2",
-        "STATE_TOPIC": "rows",
+        "STATE_TOPIC": "state",
         "COMPRESSION": "ZSTD",
         "ENCODING": "json",
         "CLOUDEVENTS": "structured",

@@ -153,7 +153,7 @@ KAFKAS: list[tuple[dict[str, Any], str]] = [
     ({"topic": ".."}, "topic"),
     ({"topic": "x" * 250}, "topic"),
     ({"state_topic": "events"}, ""),
-    ({"state_topic": "rows", "encoding": "whalewatcher"}, ""),
+    ({"state_topic": "state", "encoding": "whalewatcher"}, ""),
     ({"partitions": 0}, "partitions"),
     ({"replication_factor": 0}, "replication_factor"),
     ({"compression": "brotli"}, "compression"),
