@@ -183,10 +183,10 @@ def test_a_reader_that_has_gone_is_no_error_that_needs_words(tmp_path: Path) -> 
     ("arguments", "status", "told"),
     [
         (["file:/nowhere/nothing"], 1, "there is no file /nowhere/nothing"),
-        (["file:/"], 2, "path: write the absolute path of a file"),
+        (["file:/"], 2, "path: invalid file path"),
         (["kafka://127.0.0.1:1/t"], 3, "no Kafka server can be used: 127.0.0.1:1: connection refused"),
         (["nats://127.0.0.1:1/s"], 3, "NATS at 127.0.0.1:1 cannot be reached"),
-        (["nats://127.0.0.1:1"], 2, "write it as nats://HOST:PORT"),
+        (["nats://127.0.0.1:1"], 2, "use nats://HOST:PORT"),
         (["kafka://u:hunter2@h/t"], 2, "credentials are not allowed in a URL"),
         (["amqp://h/t"], 2, "unknown scheme 'amqp'"),
         (["stdout:"], 2, "a sink of type stdout cannot be read"),

@@ -58,14 +58,14 @@ def test_commands_accept_a_relative_config_path(yard: Yard, tmp_path: Path) -> N
 
 def test_invalid_file_ends_each_command_with_all_errors(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"hsot: a\nhttp:\n  listen: [{CANARY}]\nsinks: {{main: kafka}}\n")
+    config.write_text(f"hsot: a\nlog:\n  level: [{CANARY}]\nsinks: {{main: kafka}}\n")
     for command in (["run"], ["list"], ["inspect", "x"]):
         done = whalebridge(*command, "--config", str(config))
         assert (done.returncode, done.stdout) == (2, "")
         assert CANARY not in done.stderr
         assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [
             ["whalebridge", f"{config}:4", "sinks.main"],
-            ["whalebridge", f"{config}:3", "http.listen"],
+            ["whalebridge", f"{config}:3", "log.level"],
             ["whalebridge", f"{config}:1", "hsot"],
         ]
     assert_one_line(whalebridge("run", "--config", str(tmp_path / "nothing")), 2, "/nothing: file not found")
