@@ -10,7 +10,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from config.fields import format_duration
 from config.settings import Settings
-from config.sinks import BUILT_IN, ID_PATTERN, BaseSinkSettings, model_of, plugins
+from config.sinks import BUILT_IN, ID_PATTERN, MAX_ID_LENGTH, BaseSinkSettings, model_of, plugins
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _URL = {"type": "string", "pattern": "^[^:]+:", "description": "A sink's URL, such as kafka://HOST:PORT/TOPIC."}
@@ -31,7 +31,7 @@ def json_schema() -> dict[str, Any]:
     root["properties"]["sinks"] |= {
         "default": {"stdout": {"type": "stdout"}},
         "minProperties": 1,
-        "propertyNames": {"pattern": f"^{ID_PATTERN}$"},
+        "propertyNames": {"pattern": f"^{ID_PATTERN}$", "maxLength": MAX_ID_LENGTH},
         "additionalProperties": {"anyOf": either},
     }
     for group in (root, *definitions.values()):

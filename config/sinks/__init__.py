@@ -45,7 +45,7 @@ BUILT_IN: dict[str, type[BaseSinkSettings]] = {
 }
 ID_PATTERN = "[a-z][a-z0-9]*([_-][a-z0-9]+)*"  # no double underscore, which separates levels in the environment
 _ID = re.compile(ID_PATTERN)
-_MAX_ID_LENGTH = 63
+MAX_ID_LENGTH = 63
 _NAMED_URL = re.compile(r"([^:=]*)=(.*)", re.DOTALL)
 _WORD = re.compile("[A-Za-z0-9_-]{1,20}")
 
@@ -138,9 +138,9 @@ def _default_id(url: str) -> str:
 
 
 def _check_id(value: str) -> str:
-    if not _ID.fullmatch(value) or len(value) > _MAX_ID_LENGTH:
+    if not _ID.fullmatch(value) or len(value) > MAX_ID_LENGTH:
         raise ValueError(
-            f"invalid sink id; use up to {_MAX_ID_LENGTH} lowercase letters, digits, and single - or _ between them, "
+            f"invalid sink id; use up to {MAX_ID_LENGTH} lowercase letters, digits, and single - or _ between them, "
             "starting with a letter"
         )
     return value
