@@ -181,7 +181,7 @@ def test_wrong_settings_and_wrong_usage_repeat_no_secret(tmp_path: Path) -> None
             told[" ".join(command)] = _refused(*command)
     assert canaries.leaked(told) == []
     canary = next(iter(canaries.put.values()))
-    assert canaries.leaked({"it": _refused("inspect", "x", canary)}) == ["URL at the start in it"]  # it can be found
+    assert canaries.leaked({"it": _refused("inspect", "x", canary)}) == ["list at the start in it"]  # it can be found
 
 
 def _refused(*arguments: str) -> bytes:
@@ -213,9 +213,9 @@ def _read(path: Path) -> bytes:
 
 def _tried(program: Program, brokers: Brokers) -> bool:
     """Whether all bad sinks have failed, and all good ones have everything, as /readyz says it."""
-    sinks = {each["name"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
-    failed = all(sinks[id_]["failure"] for id_ in brokers.bad)
-    return failed and not any(sinks[id_]["records"] for id_ in brokers.good)
+    sinks = {each["id"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
+    failed = all(sinks[id_]["last_error"] for id_ in brokers.bad)
+    return failed and not any(sinks[id_]["backlog_records"] for id_ in brokers.good)
 
 
 def _look(program: Program, world: World) -> None:
