@@ -1,7 +1,7 @@
-"""The book: what is known of every container, by its id, and what of it has changed.
+"""Container store: the state of every container by id, and the changes of that state (client-go's Store).
 
-It decides nothing; the rules are the tracker's. An id without record and life is kept in its grave for a while, to know
-late and repeated events by.
+The store has no rules; they are the tracker's. An id without metadata and incarnation is kept for a while as a
+tombstone, to recognize late and duplicate events.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from bridge.core.lives import Entry, Life, Question
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata
 
 SECOND = 1_000_000_000
-HOLD = 30 * SECOND  # an exit waits that long for its start: shims retry a failed publish for some 15 to 45 s
-GRAVES_KEPT = 10_000  # ids without record and life remembered
+HOLD = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s
+GRAVES_KEPT = 10_000  # kept ids without metadata and incarnation
 
 
 class Change(NamedTuple):
-    """An id of which more, less or other things are known than before.
+    """A container id whose state has changed.
 
-    ``entry`` is None where nothing is known of it any more, ``metadata`` None where its record is not to be kept any
-    longer. ``relearned``: the record is another one than before.
+    ``entry`` is None if nothing is known about the id any more; ``metadata`` is None if the metadata is to be removed.
+    ``metadata_changed``: the metadata differs from before.
     """
 
     key: ContainerKey
@@ -35,7 +35,7 @@ class Change(NamedTuple):
 
 
 class Book:
-    """Keeps an entry for each container of one containerd, and the questions about them."""
+    """Store the state of each container of one containerd, and the scheduled task queries."""
 
     def __init__(self) -> None:
         self._entries: dict[ContainerKey, Entry] = {}
@@ -44,56 +44,56 @@ class Book:
         self._questions: dict[ContainerKey, int] = {}
         self._holding: set[ContainerKey] = set()
         self._blind: set[str] | None = None
-        self._rules: LabelRules | None = None  # where others hold than those that records may have been read under
-        self._changed: dict[ContainerKey, bool] = {}  # since changes() was called last; True: also its record
+        self._rules: LabelRules | None = None  # set if metadata may still arrive that was built with other rules
+        self._changed: dict[ContainerKey, bool] = {}  # since the last call of changes(); True: metadata, too
 
-    # --- what is known ---
+    # --- state ---
 
     def entries(self) -> Iterator[Entry]:
-        """Every container with a record or a life."""
+        """Return the state of every container with metadata or an incarnation."""
         return iter(self._entries.values())
 
     def find(self, key: ContainerKey) -> Entry | None:
-        """Return what is known under an id, if anything."""
+        """Return the state of a container id, if any."""
         return self._entries.get(key) or self._graves.get(key)
 
     def lives(self) -> Iterator[tuple[Entry, Life]]:
-        """Every life, told or not."""
+        """Return every incarnation, in scope or not."""
         return ((entry, entry.life) for entry in self._entries.values() if entry.life is not None)
 
     def remembers(self, namespace: str) -> bool:
-        """Whether what lived in a namespace is known, so that a container not known there is a newborn."""
+        """Return whether a namespace is synced, so that an unknown container in it is new (client-go's HasSynced)."""
         return self._blind is not None and namespace not in self._blind
 
     def next_due(self) -> int | None:
-        """When (monotonic) a held exit or a question becomes due next; None if nothing waits."""
+        """Return when (monotonic) the next pending exit or query is due; None if there is none."""
         dues = [*self._questions.values(), *(self._entries[key].held_until for key in self._holding)]
         return min(dues, default=None)
 
-    # --- what outlives the process ---
+    # --- persistence ---
 
     @property
     def blind(self) -> set[str] | None:
-        """The namespaces of which nobody knows what lived there; None: all."""
+        """Return the namespaces that are not synced; None if no namespace is synced."""
         return self._blind
 
     @property
     def changed(self) -> bool:
-        """Whether something has changed since ``changes`` was called last."""
+        """Return whether anything has changed since the last call of ``changes``."""
         return bool(self._changed)
 
     def changes(self) -> Iterator[Change]:
-        """Tell what has changed since the last call."""
+        """Yield the changes since the last call."""
         changed, self._changed = self._changed, {}
-        for key, relearned in changed.items():
+        for key, metadata_changed in changed.items():
             entry = self._entries.get(key)
             if entry is None:
                 yield Change(key, self._graves.get(key), None, relearned=True)
             else:
-                yield Change(key, entry, entry.metadata, relearned)
+                yield Change(key, entry, entry.metadata, metadata_changed)
 
     def restore(self, entries: Iterable[Entry], blind: set[str] | None, now: Instant) -> None:
-        """Take up what was remembered at some moment in the past; since then anything may have happened unseen."""
+        """Restore the state of an earlier moment; containers may have changed unseen since then."""
         for entry in entries:
             self._entries[entry.key] = entry
             if entry.metadata is not None:
@@ -107,10 +107,10 @@ class Book:
         self._changed = {}
 
     def restrict(self, watched: Callable[[str], bool], rules: LabelRules) -> None:
-        """Other choices of namespaces, containers and labels hold from now on.
+        """Apply other filters of namespaces and labels from now on.
 
-        What is not watched any more is forgotten, and of labels only what the rules let through is kept. Nobody can
-        tell who is a newborn from who was left out so far.
+        Containers in namespaces that are not watched any more are removed, and only labels that the rules keep remain.
+        No namespace is synced afterwards: an unknown container may be new, or the old filters may have excluded it.
         """
         for entries in (self._entries, self._graves):
             for entry in [*entries.values()]:
@@ -124,7 +124,7 @@ class Book:
         self._blind = None
 
     def rule(self, rules: LabelRules) -> None:
-        """Of labels, keep only what the rules let through, also of records that are on their way."""
+        """Keep only labels that the rules keep, also in metadata that is still being fetched."""
         self._rules = rules
         for entry in chain(self._entries.values(), self._graves.values()):
             self._rule(entry, rules)
@@ -137,15 +137,15 @@ class Book:
             if self._pod_known_by(entry):
                 self._index(metadata)
 
-    # --- what is learned ---
+    # --- updates ---
 
     def learn(self, metadata: Metadata) -> None:
-        """Take in a container's record as it is now."""
+        """Store the current metadata of a container."""
         if self._rules is not None:
             metadata = ruled(metadata, self._rules)
         entry = self._enter(metadata.key)
         known = entry.metadata
-        if known is not None and not metadata.runtime:  # told by an update event alone: the record is gone
+        if known is not None and not metadata.runtime:  # built from an update event: the container is gone
             metadata = replace(metadata, runtime=known.runtime, created_at=known.created_at)
         if metadata != known:
             self._changed[metadata.key] = True
@@ -153,57 +153,57 @@ class Book:
         self._index(metadata)
 
     def disconnect(self) -> None:
-        """The stream is gone: from now on anything may happen unseen."""
+        """Handle the end of the stream: from now on containers may change unseen."""
         self._questions.clear()
         for entry in chain(self._entries.values(), self._graves.values()):
             entry.version = 0
             exited = entry.held.pid if entry.held is not None else None
-            entry.created = tuple(pid for pid in entry.created if pid == exited)  # the others may be started unseen
-            entry.deleted &= entry.metadata is not None  # one never known may be made anew unseen
+            entry.created = tuple(pid for pid in entry.created if pid == exited)  # the others may start unseen
+            entry.deleted &= entry.metadata is not None  # an unknown container may be recreated unseen
             if entry.life is not None:
                 entry.life.proven = False
 
     def complete(self, failed: set[str]) -> None:
-        """A snapshot is complete but for the namespaces that failed: whoever is unknown elsewhere is a newborn."""
+        """Set all namespaces but the failed ones to synced: a snapshot is complete, so unknown containers are new."""
         self._blind = failed if self._blind is None else self._blind & failed
 
     def forget(self, key: ContainerKey) -> None:
-        """A listing does not name this container's record any more."""
+        """Remove a container that a listing does not contain any more."""
         entry = self._entries.get(key)
         if entry is not None:
             self._delete(entry)
             self._tidy(entry)
 
-    # --- questions ---
+    # --- task queries ---
 
     def ask(self, key: ContainerKey, due: int = 0) -> None:
-        """Have a container's task asked for, at once or when ``due`` (monotonic)."""
+        """Schedule a query of a container's task, immediately or at ``due`` (monotonic)."""
         self._questions[key] = min(due, self._questions.get(key, due))
 
     def due_questions(self, now: Instant) -> list[Question]:
-        """Hand out the questions that are due; each must be brought back by ``answer`` or ``no_answer``."""
+        """Return the due queries; each must be completed with ``apply_query_result`` or ``query_failed``."""
         due = [key for key, at in self._questions.items() if at <= now.monotonic]
         for key in due:
             del self._questions[key]
         return [self.question(key) for key in due]
 
     def question(self, key: ContainerKey) -> Question:
-        """Put the question for a container's task, whatever the reason."""
+        """Return a query of a container's task."""
         entry = self.find(key)
         return Question(key, entry.version if entry is not None else 0)
 
     # --- entries ---
 
     def _enter(self, key: ContainerKey) -> Entry:
-        """Return the entry of an id, out of its grave if need be."""
+        """Return the state of an id; create it, or revive its tombstone, if necessary."""
         entry = self._entries.get(key)
         if entry is None:
-            grave = self._graves.pop(key, None)
-            entry = self._entries[key] = Entry(key) if grave is None else grave
+            tombstone = self._graves.pop(key, None)
+            entry = self._entries[key] = Entry(key) if tombstone is None else tombstone
         return entry
 
     def _tidy(self, entry: Entry) -> None:
-        """Take note that an entry has changed; bury an id that has neither record nor life."""
+        """Note that a state has changed; turn an id without metadata and incarnation into a tombstone."""
         self._changed.setdefault(entry.key, False)
         gone = entry.deleted or entry.metadata is None
         if gone and entry.life is None and entry.held is None and not entry.unanswered:
@@ -220,13 +220,13 @@ class Book:
             del self._sandboxes[uid]
 
     def _pod_known_by(self, entry: Entry) -> str | None:
-        """Return the uid of the pod whose labels are those of this sandbox, if that is what it is."""
+        """Return the pod's uid if this container is the sandbox that provides the pod's labels."""
         pod = entry.metadata.pod if entry.metadata is not None else None
         sandbox = self._sandboxes.get(pod.uid) if pod is not None else None
         return pod.uid if pod is not None and sandbox is not None and sandbox[0] == entry.key else None
 
     def _index(self, metadata: Metadata) -> None:
-        """Remember the labels of a pod, which its sandbox carries, for its other containers."""
+        """Index the labels of a pod, which its sandbox carries, for the pod's other containers."""
         if metadata.kind == "sandbox" and metadata.pod is not None:
             self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)
 

@@ -1,7 +1,7 @@
-"""From what happened to the bytes that consumers get: sequence numbers, frames, JSON.
+"""Encode transitions as published records: sequence numbers, control records, JSON.
 
-A ledger speaks for one source (one containerd on one host) in one epoch. A record gets its sequence and its bytes
-once; both never change.
+A ``RecordEncoder`` serves one source (one containerd on one host) in one epoch. A record gets its sequence and its
+bytes once; neither ever changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def rfc3339(at: int) -> str: ...
 @overload
 def rfc3339(at: int | None) -> str | None: ...
 def rfc3339(at: int | None) -> str | None:
-    """Write nanoseconds since the Unix epoch as RFC 3339 in UTC, all nine digits unless the second is whole."""
+    """Format nanoseconds since the Unix epoch as RFC 3339 in UTC, with nine decimals unless the second is whole."""
     if at is None:
         return None
     if not 0 <= at <= _LAST:
@@ -42,18 +42,18 @@ def rfc3339(at: int | None) -> str | None:
     return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
 
 
-@lru_cache(maxsize=64)  # many records of the same second
+@lru_cache(maxsize=64)  # many records share a second
 def _to_the_second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-@lru_cache(maxsize=4096)  # each record of a container has it
+@lru_cache(maxsize=4096)  # in every record of a container
 def _created(at: int | None) -> str | None:
     return rfc3339(at)
 
 
 class Gap(Struct, frozen=True):
-    """Why a snapshot is taken, and the interval (wall clock) in which something may have been missed."""
+    """The reason for a snapshot, and the interval (wall clock) in which events may have been missed."""
 
     reason: Reason
     since: int | None
@@ -61,7 +61,7 @@ class Gap(Struct, frozen=True):
 
 
 class Coverage(Struct, frozen=True):
-    """Which namespaces a snapshot lists, which of them failed, and whether some task's state is unconfirmed."""
+    """The namespaces of a snapshot, those that could not be listed, and whether any task's state is unconfirmed."""
 
     namespaces: list[str]
     failed: list[str]
@@ -69,14 +69,14 @@ class Coverage(Struct, frozen=True):
 
 
 class Ledger:
-    """Numbers and encodes the records of one source in one epoch.
+    """Number and encode the records of one source in one epoch.
 
     Args:
-        host: The node's name.
-        engine: The containerd that the records speak of.
-        epoch: Greater than any epoch of this source before; normally the start's Unix milliseconds.
-        previous: The source's last epoch and sequence before this epoch, where known.
-        max_bytes: A record larger than that loses its labels, and says so.
+        host: The name of the node.
+        engine: The containerd that the records describe.
+        epoch: Greater than any earlier epoch of this source; normally the start time in Unix milliseconds.
+        previous: The source's last epoch and sequence before this epoch, if known.
+        max_bytes: Larger records are published without labels and with ``labels_dropped`` set.
     """
 
     def __init__(
@@ -92,20 +92,20 @@ class Ledger:
 
     @property
     def position(self) -> Previous | None:
-        """The last epoch and sequence that a record has: an earlier epoch's, as long as this one has no record."""
+        """Return the position of the last record; while this epoch has none, that of the previous epoch."""
         return Previous(self.epoch, self.sequence) if self.sequence else self._previous
 
     @property
     def snapshot_id(self) -> str:
-        """The id of the last snapshot."""
+        """Return the id of the last snapshot."""
         return f"{self.epoch}-{self._snapshots}"
 
     def set_engine(self, engine: Engine) -> None:
-        """The same source, restarted: its version and pid may be others now."""
+        """Update the engine after a restart of the same source; its version and pid may have changed."""
         self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
 
     def transition(self, transition: Transition) -> Record:
-        """Record a transition, or a row of a snapshot."""
+        """Encode a transition or a snapshot record."""
         record = self._about_container(transition, transition.metadata, transition.pod_labels)
         if len(record.data) > self._max_bytes:
             record = self._about_container(transition, _without_labels(transition.metadata), None, dropped=True)
@@ -115,7 +115,7 @@ class Ledger:
     def snapshot(
         self, gap: Gap, coverage: Coverage, transitions: list[Transition], rows: list[Transition], now: int
     ) -> list[Record]:
-        """Record a whole snapshot: its frames, what was missed, and a row for each living container."""
+        """Encode a snapshot: its control records, the missed transitions, and a record for each running container."""
         self._snapshots += 1
         body = events.Snapshot(
             id=self.snapshot_id,
@@ -194,7 +194,7 @@ def _record(document: EventRecord, *, namespace: str = "") -> Record:
 
 
 def container(row: Transition) -> events.Container:
-    """Return what a record would say of a container."""
+    """Return the container as a record describes it."""
     return _container(row, row.metadata, row.pod_labels, dropped=False)
 
 
@@ -241,7 +241,7 @@ class _Container(Struct, frozen=True):
 
 
 class _Head(Struct, frozen=True):
-    """What of a document routes it."""
+    """The fields of an encoded record that route it."""
 
     epoch: int
     sequence: int
@@ -258,45 +258,45 @@ _HEADS = msgspec.json.Decoder(_Head)
 
 
 def parse(data: bytes) -> Record:
-    """Make a record of its stored bytes; the same that it was made of.
+    """Restore a record from its stored bytes.
 
     Raises:
-        ValueError: These are not a record's.
+        ValueError: The bytes are not a record.
     """
-    head = _HEADS.decode(data)
+    fields = _HEADS.decode(data)
     return Record(
-        head.epoch,
-        head.sequence,
-        head.type,
-        head.timestamp,
-        head.host,
-        head.engine.id,
-        head.container.namespace if head.container is not None else "",
-        head.id or "",
-        head.project or "",
+        fields.epoch,
+        fields.sequence,
+        fields.type,
+        fields.timestamp,
+        fields.host,
+        fields.engine.id,
+        fields.container.namespace if fields.container is not None else "",
+        fields.id or "",
+        fields.project or "",
         data,
     )
 
 
 def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -> Record:
-    """Make the record that stands for the sequences from ``first`` to that of ``last``, the last one lost.
+    """Return the ``lost`` record for the sequences from ``first`` to that of ``last``, the last record lost.
 
-    It has the last one's sequence and takes none of its own.
+    The ``lost`` record has the sequence of ``last`` and takes none of its own.
     """
     lost = events.Lost(last.epoch, first, last.sequence, reason)
     return _record(_frame_at(last, "lost", now, lost))
 
 
 def heartbeat(last: Record, proven_at: int, number: int) -> Record:
-    """Make a heartbeat for readers whose last record is ``last``, whose position it has.
+    """Return a heartbeat for consumers whose last record is ``last``; the heartbeat has the position of ``last``.
 
-    ``proven_at`` is its timestamp; ``number``, from 1, tells it from others that have the same position.
+    ``watermark_at`` becomes the timestamp; ``number``, from 1, distinguishes heartbeats with the same position.
     """
     return replace(_record(_frame_at(last, "heartbeat", proven_at)), beat=number)
 
 
 def _frame_at(last: Record, type_: events.FrameType, at: int, lost: events.Lost | None = None) -> EventRecord:
-    """Return a document at the position of a record, and of its source, that has nothing else of it."""
+    """Return a control record with the position and the source of ``last``, and none of its content."""
     return replace(
         _DECODER.decode(last.data),
         type=type_,

@@ -1,54 +1,54 @@
-"""What can go wrong, told apart by what is to be done about it.
+"""Errors, classified by the required reaction.
 
-Foreign errors are translated once, at the edge where they arise, with their cause chained.
+Errors of libraries are translated once, where they arise, with their cause chained.
 """
 
 
 class BridgeError(Exception):
-    """Something failed; the text says what, where, and what to do."""
+    """An operation failed; the text says what failed, where, and what to do."""
 
 
 class TransientError(BridgeError):
-    """Trying again may help: the peer is away, slow or busy."""
+    """A retry may succeed: the peer is unavailable, slow or busy."""
 
 
 class FatalError(BridgeError):
-    """Trying again will not help: someone has to change something first."""
+    """A retry cannot succeed until an operator changes something."""
 
 
 class UnreachableError(FatalError):
-    """There is no peer to connect to, and waiting will not bring one: its address is another's, or is forbidden."""
+    """Waiting will not make the peer reachable: something else uses its address, or access is forbidden."""
 
 
 class StateError(FatalError):
-    """What outlives the process cannot be read or kept: the state directory is not as it has to be."""
+    """Persistent state cannot be read or written: the state directory is unusable."""
 
 
 class InUseError(StateError):
-    """Another process of ours has the state directory."""
+    """Another whalebridge process uses the state directory."""
 
 
 class NotFoundError(FatalError):
-    """What was asked for does not exist."""
+    """The requested object does not exist."""
 
 
 class AmbiguousError(FatalError):
-    """What was asked for fits several containers."""
+    """The request matches several containers."""
 
 
 class UnreadableError(BridgeError):
-    """The peer is there, but what was asked for cannot be had from it, however often one asks."""
+    """The peer responds but cannot return the requested object; retries do not help."""
 
 
 class StreamOverflowError(TransientError):
-    """The memory set aside for events that were received but not yet written down is full; they were dropped."""
+    """The buffer for received events that are not persisted yet is full; its events were dropped."""
 
 
 class RefusedRecordError(BridgeError):
-    """A sink's other side refuses records for what they are; trying again will not help, but the others may pass.
+    """The broker rejects records because of their content; retries do not help, but it may accept the others.
 
-    ``positions`` are the (epoch, sequence) of the refused records. Of the rest of the batch nothing is known: it is to
-    be published again.
+    ``positions`` are the (epoch, sequence) of the rejected records. The state of the other records in the batch is
+    unknown; they must be published again.
     """
 
     def __init__(self, reason: str, positions: frozenset[tuple[int, int]]) -> None:

@@ -1,4 +1,4 @@
-"""The records and frames that consumers get, and their JSON Schema (DESIGN: "What a consumer gets")."""
+"""Published records (transitions, snapshot records, additional events, control records) and their JSON Schema."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Reason: TypeAlias = Literal[
 
 
 class Pod(Struct, frozen=True):
-    """A Kubernetes pod, as CRI's labels tell it; ``labels`` are its sandbox's, null where there is none."""
+    """A Kubernetes pod, from CRI's labels; ``labels`` are those of its sandbox, null if the sandbox is unknown."""
 
     name: str
     namespace: str
@@ -48,7 +48,7 @@ class Pod(Struct, frozen=True):
 
 
 class Container(Struct, frozen=True):
-    """A container as it was known when the record was made; ``pid`` is its init process's on the host."""
+    """A container as known when the record was made; ``pid`` is the host pid of its init process."""
 
     id: str
     namespace: str
@@ -68,7 +68,7 @@ class Container(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """How a life ended; null is what is not known. ``oom``: an OOM event was seen before the exit was told."""
+    """How a container exited; unknown values are null. ``oom``: an OOM event preceded the exit."""
 
     status: int | None
     at: str | None
@@ -83,7 +83,7 @@ class Previous(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """What a snapshot covers; in ``since`` to ``until`` something may have been missed (null: nothing known)."""
+    """Scope of a snapshot; events from ``since`` to ``until`` may have been missed (null: unknown)."""
 
     id: str
     reason: Reason
@@ -97,7 +97,7 @@ class Snapshot(Struct, frozen=True):
 
 
 class Lost(Struct, frozen=True):
-    """The sequences that a ``lost`` record stands for."""
+    """The range of sequences that a ``lost`` record replaces."""
 
     epoch: int
     first: int
@@ -106,7 +106,7 @@ class Lost(Struct, frozen=True):
 
 
 class EngineInfo(Struct, frozen=True):
-    """The containerd that a record comes from; ``pid`` is 0 where unknown."""
+    """The containerd that a record comes from; ``pid`` is 0 if unknown."""
 
     id: str
     type: str
@@ -135,18 +135,18 @@ class EventRecord(Struct, frozen=True):
 
 
 class Proof(NamedTuple):
-    """In this epoch, all that containerd had told before a moment (wall clock) is written down."""
+    """All events that containerd sent before ``at`` (wall clock) are persisted in this epoch."""
 
     epoch: int
     at: int
 
 
 class Record(Struct, frozen=True):
-    """A record as it is stored and handed to sinks: what routes it, and its bytes, which never change.
+    """A record as stored and passed to sinks: its routing fields, and its bytes, which never change.
 
-    ``subject`` is the container's display id; it, ``namespace`` and ``project`` are "" for frames. ``engine`` is the
-    containerd's id; with ``host`` it names the source. ``beat`` numbers heartbeats, which have the position of the
-    record before them.
+    ``subject`` is the container's display id; ``subject``, ``namespace`` and ``project`` are "" for control records.
+    ``engine`` is the id of the containerd; ``host`` and ``engine`` identify the source. ``heartbeat_number`` counts
+    heartbeats, which have the position of the preceding record.
     """
 
     epoch: int
@@ -163,7 +163,7 @@ class Record(Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """What names it within its source; what repeats a position, ``lost`` and heartbeats, has an id of its own."""
+        """Return an id that is unique within the source, even for ``lost`` and heartbeats, which repeat a position."""
         if self.beat:
             return f"{self.epoch}-{self.sequence}-heartbeat-{self.beat}"
         return f"{self.epoch}-{self.sequence}-lost" if self.type == "lost" else f"{self.epoch}-{self.sequence}"

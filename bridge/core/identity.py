@@ -1,6 +1,6 @@
-"""Who a container is: display ids, names, composer projects, services and pods, all told from labels.
+"""Identify containers by their labels: display ids, names, composer projects, services and pods.
 
-The label names and the rules are whalewatcher's, nerdctl's and CRI's.
+The label names and the rules are those of whalewatcher, nerdctl and CRI.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ POD_CONTAINER_LABEL = "io.kubernetes.container.name"
 
 
 class Scope(Protocol):
-    """Whether a container is one of those that are published; ``labels`` are all of its labels."""
+    """The container filter: selects the containers to publish; ``labels`` are all labels of the container."""
 
     def __call__(self, *, kind: str, name: str, project: str, labels: Labels, id: str) -> bool:
-        """Tell whether it is."""
+        """Return whether the container is in scope."""
 
 
 def everything(**_: object) -> bool:
-    """Let every container be in scope."""
+    """Match every container."""
     return True
 
 
@@ -48,15 +48,16 @@ def display_id(key: ContainerKey) -> str:
 
 
 def parse_display_id(text: str) -> ContainerKey:
-    """Split a display id at its first "/"; none means namespace ``default`` (whalewatcher's decoding)."""
+    """Split a display id at its first "/"; without "/" the namespace is ``default`` (whalewatcher's decoding)."""
     namespace, slash, id_ = text.partition("/")
     return ContainerKey(namespace, id_) if slash else ContainerKey(DEFAULT_NAMESPACE, text)
 
 
 def incarnation(boot_id: str, pid: int) -> str:
-    """Name one life of a container: the same however often it is told, another for the next life under the id.
+    """Return the id of one run of a container: stable across restarts of the bridge, different for the next run.
 
-    A pid does not recur within a boot for a living container, nor do boots.
+    Boot ids never repeat. Within a boot, a container that gets the same pid again also gets the same incarnation id
+    (a known limit).
     """
     return f"{boot_id[:8]}-{pid}"
 
@@ -72,27 +73,27 @@ def describe(
     created_at: int | None = None,
     updated_at: int | None = None,
 ) -> Metadata:
-    """Tell from a container's raw labels who it is and whether it is in scope; keep of them what the rules let through.
+    """Build a container's metadata from its original labels: identity, scope, and the labels that the rules keep.
 
-    ``labels`` is None where the record could not be asked for any more: then the id serves as name, and it is in
-    scope, since one that nobody hears of is worse than one too many.
+    ``labels`` is None if the metadata could not be fetched: then the id serves as the name, and the container is in
+    scope, because a missing container is worse for consumers than a superfluous one.
     """
-    told = labels or {}
-    kind: Kind = "sandbox" if _is_cri(key, told) and told.get(CRI_KIND_LABEL) == "sandbox" else "container"
-    name, project = told.get(NERDCTL_NAME_LABEL) or key.id, told.get(COMPOSER_PROJECT_LABEL, "")
+    known = labels or {}
+    kind: Kind = "sandbox" if _is_cri(key, known) and known.get(CRI_KIND_LABEL) == "sandbox" else "container"
+    name, project = known.get(NERDCTL_NAME_LABEL) or key.id, known.get(COMPOSER_PROJECT_LABEL, "")
     return Metadata(
         key=key,
         name=name,
         project=project,
-        service=told.get(COMPOSER_SERVICE_LABEL, ""),
+        service=known.get(COMPOSER_SERVICE_LABEL, ""),
         image=image,
         runtime=runtime,
         created_at=created_at,
         updated_at=updated_at,
         labels=None if labels is None else rules.apply(labels),
         kind=kind,
-        pod=_pod(key, told),
-        pod_labels=rules.apply(_own_pod_labels(told)) if kind == "sandbox" else None,
+        pod=_pod(key, known),
+        pod_labels=rules.apply(_own_pod_labels(known)) if kind == "sandbox" else None,
         in_scope=labels is None or scope(kind=kind, name=name, project=project, labels=labels, id=key.id),
     )
 
@@ -113,5 +114,5 @@ def _pod(key: ContainerKey, labels: Labels) -> PodReference | None:
 
 
 def _own_pod_labels(labels: Labels) -> Labels:
-    """Leave out what CRI adds to a sandbox's labels: the rest is what the pod was given."""
+    """Return the pod's own labels: the labels of its sandbox without those that CRI adds."""
     return {key: value for key, value in labels.items() if not key.startswith((CRI_LABEL_PREFIX, POD_LABEL_PREFIX))}

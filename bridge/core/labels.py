@@ -1,4 +1,4 @@
-"""Which labels may be stored and published: include, exclude and redact, by globs on the label's key."""
+"""Label rules: which labels may be stored and published, by include, exclude and redact globs on the label key."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bridge.core.model import Labels, Metadata
 
 REDACTED = "[redacted]"
 _WILDCARDS = frozenset("*?[")
-_VERDICTS_KEPT = 10_000  # keys are few on a node; a hostile one that invents them must not fill the memory
+_VERDICTS_KEPT = 10_000  # a node has few distinct keys; generated keys must not exhaust memory
 
 
 class LabelRules:
-    """Decides per key, by globs; case does not matter to ``redact``.
+    """Decide by key whether a label is kept, dropped or redacted; only ``redact`` ignores case.
 
-    A label is kept if a glob of ``include`` fits its key and none of ``exclude`` does; a key that ``include`` names
-    in full, without a wildcard, is kept whatever ``exclude`` says. Of a kept label that ``redact`` fits, the value is
-    replaced. The rules themselves are settings (``config.settings.LabelsSettings``).
+    A label is kept if its key matches a glob of ``include`` and no glob of ``exclude``. A key that ``include`` lists
+    without wildcards is kept regardless of ``exclude``. If the key of a kept label matches ``redact``, the value is
+    replaced. The globs come from the settings (``LabelsSettings``).
     """
 
     def __init__(self, include: Iterable[str], exclude: Iterable[str], redact: Iterable[str]) -> None:
@@ -33,28 +33,28 @@ class LabelRules:
 
     @classmethod
     def keep_all(cls) -> LabelRules:
-        """Rules that let every label through as it is, for use as a library."""
+        """Return rules that keep every label unchanged, for use as a library."""
         return cls(include=("*",), exclude=(), redact=())
 
     def apply(self, labels: Labels) -> Labels:
-        """Return the labels that may be told, redacted where the rules say so."""
-        told = {}
+        """Return the labels that may be published, with the values of redacted labels replaced."""
+        published = {}
         for key, value in sorted(labels.items()):
             keep, redact = self._verdicts.get(key) or self._judge(key)
             if keep:
-                told[key] = REDACTED if redact else value
-        return told
+                published[key] = REDACTED if redact else value
+        return published
 
     def _judge(self, key: str) -> tuple[bool, bool]:
         keep = key in self._named or bool(self._include.match(key) and not self._exclude.match(key))
         if len(self._verdicts) >= _VERDICTS_KEPT:
             self._verdicts.clear()
-        verdict = self._verdicts[key] = (keep, keep and bool(self._redact.match(key)))
-        return verdict
+        decision = self._verdicts[key] = (keep, keep and bool(self._redact.match(key)))
+        return decision
 
 
 def ruled(metadata: Metadata, rules: LabelRules) -> Metadata:
-    """Return a record with the labels that may be told under other rules than those that it was read under."""
+    """Return the metadata with only the labels that ``rules`` keep, whichever rules it was built with."""
 
     def apply(labels: Labels | None) -> Labels | None:
         return None if labels is None else rules.apply(labels)
@@ -63,5 +63,5 @@ def ruled(metadata: Metadata, rules: LabelRules) -> Metadata:
 
 
 def _any_of(globs: Iterable[str], flags: int = 0) -> re.Pattern[str]:
-    """Compile globs into one pattern; no globs fit nothing."""
+    """Compile globs into one pattern; an empty list matches nothing."""
     return re.compile("|".join(map(translate, globs)) or r"(?!)", flags)

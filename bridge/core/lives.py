@@ -1,4 +1,4 @@
-"""What the tracker keeps of a container, and what it tells of it."""
+"""State of containers in the tracker, and the transitions that it emits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bridge.core.events import ExtraType, Origin, RowType, TransitionType
 from bridge.core.labels import LabelRules, ruled
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
 
-ENDED_KEPT = 16  # pids of ended lives remembered per id, to know late and repeated events by
-CREATED_KEPT = 4  # pids of created tasks remembered per id, to tell by which exits are of tasks that never were started
+ENDED_KEPT = 16  # pids of exited tasks kept per container id, to recognize late and duplicate events
+CREATED_KEPT = 4  # pids of created tasks kept per id, to recognize exits of tasks that were never started
 
 
 class Life(Struct):
-    """One incarnation of a container.
+    """One incarnation of a container: a single run of its task.
 
-    ``proven``: an event or containerd's word has confirmed it since the stream was connected last. ``told``: it is in
-    scope, which is decided once per life. ``silent``: it was there before anybody looked, and its first ``present``
-    row is still to come.
+    ``confirmed``: an event or a query has confirmed the run since the stream was last connected. ``in_scope``: the
+    container filter matches, decided once per incarnation. ``preexisting``: the run began before the bridge watched,
+    and its first ``present`` record is not published yet.
     """
 
     pid: int
@@ -36,7 +36,7 @@ NO_LIFE = Life(pid=0, incarnation="", paused=False, proven=False, told=False)
 
 
 class Ending(NamedTuple):
-    """How a life ended, as far as known; ``oom`` None where the exit is inferred."""
+    """How a task exited, as far as known; ``oom`` is None if the exit is inferred."""
 
     status: int | None = None
     exited_at: int | None = None
@@ -44,9 +44,9 @@ class Ending(NamedTuple):
 
 
 class Transition(Struct, frozen=True):
-    """What is to be told of a container; ``metadata`` and ``pod_labels`` as they are known at that moment.
+    """A change or state of a container to publish, with ``metadata`` and ``pod_labels`` as known at that moment.
 
-    ``pid`` is 0 and ``incarnation`` "" where there is no life that was told.
+    ``pid`` is 0 and ``incarnation`` is "" if the container has no published incarnation.
     """
 
     type: TransitionType | RowType | ExtraType
@@ -61,30 +61,30 @@ class Transition(Struct, frozen=True):
     ending: Ending | None = None
 
     def ruled(self, rules: LabelRules) -> Transition:
-        """Return it with the labels that may be told under other rules than those that it was made under."""
+        """Return the transition with only the labels that ``rules`` keep, whichever rules it was made with."""
         pod_labels = None if self.pod_labels is None else rules.apply(self.pod_labels)
         metadata = None if self.metadata is None else ruled(self.metadata, rules)
         return replace(self, metadata=metadata, pod_labels=pod_labels)
 
 
 class Question(NamedTuple):
-    """A container whose task has to be asked for, and the version of what was known when the question arose."""
+    """A container whose task must be queried, and the generation of its state when the query was made."""
 
     key: ContainerKey
     version: int
 
 
 class Entry(Struct):
-    """All that is known under one id.
+    """Everything known about one container id.
 
-    ``created``: pids of the tasks seen created last. ``doubted``: a start that came late or while another life went on,
-    for containerd to confirm. ``held``: an exit without a start, and until when (monotonic) the start may still come.
-    ``witnessed``: the end of the task with that pid as whoever waited for it was told, in case its exit event gets
-    lost. ``deleted_at`` (wall clock): when an event said last that its record is. ``unanswered``: containerd was asked
-    for its task and could not say, before anything was known of it.
-    ``version`` counts what has been seen. ``changed_at``: the moment (monotonic) of the newest change known; an event
-    of an earlier one comes late. ``announced``: the record as readers know it who are told of records, too; None where
-    they know of none.
+    ``created_pids``: pids of the tasks created last. ``unconfirmed_start``: a start that arrived late or during
+    another incarnation, to be confirmed by a query. ``pending_exit``: an exit without a start, which may still arrive
+    until ``pending_exit_deadline`` (monotonic). ``waited_exit``: pid and exit status of a task from Tasks.Wait, in
+    case the exit event is lost. ``deleted_at`` (wall clock): time of the last event that deleted the container.
+    ``state_unknown``: a task query failed while nothing was known about the container.
+    ``generation`` counts the inputs. ``last_change``: the moment (monotonic) of the newest known change; an earlier
+    event is late. ``published_metadata``: the metadata that consumers of additional events know; None if they know
+    none.
     """
 
     key: ContainerKey
@@ -105,13 +105,13 @@ class Entry(Struct):
     ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
 
     def is_known(self, pid: int) -> bool:
-        """Whether a task's life was told or is being told."""
+        """Return whether a task is the current incarnation or has already exited."""
         return pid in self.ended or (self.life is not None and self.life.pid == pid)
 
     def is_late(self, at: int, now: Instant) -> bool:
-        """Whether an event may be older than what is known already; its timestamp raises doubt, it decides nothing.
+        """Return whether an event may be older than the known state; the timestamp only triggers a query.
 
-        The wall clock may be set at any time, so the monotonic moment of the event is what is compared.
+        The wall clock may be set at any time, so the event's moment on the monotonic clock is compared.
         """
         moment = now.monotonic - (now.wall - at)
         if not self.changed_at <= moment <= now.monotonic:
@@ -120,22 +120,22 @@ class Entry(Struct):
         return False
 
     def expect(self, pid: int) -> None:
-        """A task waits to be started; those before it are remembered for a while, as their exits may come late."""
+        """Add the pid of a created task; earlier pids are kept for a while because their exits may arrive late."""
         if pid not in self.created:
             self.created = (*self.created[1 - CREATED_KEPT :], pid)
 
     def is_expected(self) -> bool:
-        """Whether a task was created and has not ended."""
+        """Return whether a task was created and has not exited."""
         return bool(self.created) and self.created[-1] not in self.ended
 
     def is_awaited(self, pid: int) -> bool:
-        """Whether a task's start, however late, is the one that is missing."""
+        """Return whether the start of this task is the missing one, even if it arrives late."""
         return pid in self.created[-1:] or (self.held is not None and self.held.pid == pid)
 
     def is_doubted(self, pid: int) -> bool:
-        """Whether a task's start waits for containerd to confirm it."""
+        """Return whether the start of this task is still unconfirmed."""
         return self.doubted is not None and self.doubted.pid == pid
 
     def is_unstarted(self, pid: int) -> bool:
-        """Whether a task was seen created, and not started."""
+        """Return whether the creation of this task was seen, but not its start."""
         return pid in self.created and not self.is_doubted(pid)

@@ -1,11 +1,11 @@
-"""What outlives the process: the tracker's knowledge and the sources' positions, as keys and values.
+"""Checkpoint: the tracker's state and the sources' positions as keys and values that survive restarts.
 
 Invariants:
-- What is remembered stands for exactly the records that were told: it is written down together with them.
-- It is enough to go on as after a broken connection: lives keep their incarnation, ended pids stay known, an exit that
-  waited for its start goes on waiting. What only a living connection can prove is not remembered.
-- Labels are remembered as they may be told; rules that became stricter are applied before anything is told again
-  (``Book.restrict``).
+- The checkpoint corresponds exactly to the published records: both are persisted in one transaction.
+- The checkpoint is sufficient to continue as after a broken connection: incarnations keep their ids, exited pids stay
+  known, and a pending exit keeps waiting for its start. State that only an open connection confirms is not stored.
+- Labels are stored as they may be published; stricter rules are applied before the next record is published
+  (``ContainerStore.apply_filters``).
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from bridge.core.book import Change
 from bridge.core.lives import ENDED_KEPT, NO_LIFE, Entry, Life
 from bridge.core.model import ContainerKey, Engine, Metadata, TaskEnd, TaskExited
 
-WATCHED = "watched"
-_POSITION, _LIFE, _RECORD = "position", "life", "record"
+WATCHED = "header"
+_POSITION, _LIFE, _RECORD = "position", "state", "metadata"
 
 
 class SourceName(Struct, frozen=True, order=True):
-    """What names a source: one containerd on one host."""
+    """Identity of a source: one containerd on one host."""
 
     host: str
     engine: str
 
 
 class Watched(Struct, frozen=True):
-    """What the containers that are remembered were seen under.
+    """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
-    ``scope`` tells one choice of namespaces, containers and labels from another; ``blind`` is the tracker's.
+    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces`` are the
+    tracker's.
     """
 
     host: str
@@ -45,12 +46,12 @@ class Watched(Struct, frozen=True):
 
     @property
     def source(self) -> SourceName:
-        """The source whose containers these are."""
+        """Return the source of the containers."""
         return SourceName(self.host, self.engine.id)
 
 
 class Position(Struct, frozen=True, array_like=True):
-    """The last record of a source; ``proven_at`` (wall clock): up to then nothing can have been missed."""
+    """Position of a source's last record; up to ``watermark_at`` (wall clock) no event can have been missed."""
 
     epoch: int
     sequence: int
@@ -58,7 +59,7 @@ class Position(Struct, frozen=True, array_like=True):
 
 
 class Memory(Struct):
-    """All that is remembered; ``watched`` is None where no container is."""
+    """The decoded checkpoint; ``header`` is None if it contains no containers."""
 
     watched: Watched | None = None
     positions: dict[SourceName, Position] = {}
@@ -66,7 +67,7 @@ class Memory(Struct):
 
 
 class _Kept(Struct, frozen=True, array_like=True):
-    """An entry, but for the container's record; 0 is the pid of no life. New fields go to the end, with a default."""
+    """A container's state without metadata; pid 0 means no incarnation. New fields go to the end, with a default."""
 
     namespace: str
     id: str
@@ -92,40 +93,40 @@ _RECORDS = msgspec.msgpack.Decoder(Metadata)
 
 
 def encode_watched(watched: Watched) -> bytes:
-    """Write down what containers are seen under; its key is ``WATCHED``."""
+    """Encode the header, whose key is ``HEADER_KEY``."""
     return _ENCODER.encode(watched)
 
 
 def encode_position(source: SourceName, position: Position) -> tuple[str, bytes]:
-    """Write down a source's position."""
+    """Encode a source's position; return its key and value."""
     return key_of_position(source), _ENCODER.encode(position)
 
 
 def encode_changes(changes: Iterable[Change]) -> Iterator[tuple[str, bytes | None]]:
-    """Write down what the tracker knows of containers; None: the key is to be removed.
+    """Encode changed containers; yield their keys and values, None to remove a key.
 
-    A record is written only where it has become another one: it can be a thousand times as large as the rest.
+    Metadata is encoded only if it has changed, because it can be a thousand times as large as the rest.
     """
-    for key, entry, metadata, relearned in changes:
+    for key, entry, metadata, metadata_changed in changes:
         yield _key(_LIFE, *key), _encode_life(entry)
-        if relearned:
+        if metadata_changed:
             yield key_of_record(key), None if metadata is None else _ENCODER.encode(metadata)
 
 
 def _encode_life(entry: Entry | None) -> bytes | None:
     if entry is None or not (entry.life or entry.ended or entry.held or entry.unanswered or entry.deleted):
         return None
-    life = entry.life or NO_LIFE
+    incarnation = entry.life or NO_LIFE
     return _ENCODER.encode(
         _Kept(
             entry.key.namespace,
             entry.key.id,
             tuple(entry.ended),
-            life.pid,
-            life.incarnation,
-            life.paused,
-            life.told,
-            life.silent,
+            incarnation.pid,
+            incarnation.incarnation,
+            incarnation.paused,
+            incarnation.told,
+            incarnation.silent,
             entry.oom,
             entry.deleted,
             entry.unanswered,
@@ -137,20 +138,20 @@ def _encode_life(entry: Entry | None) -> bytes | None:
 
 
 def decode(values: Mapping[str, bytes]) -> Memory:
-    """Read what was written down.
+    """Decode a stored checkpoint.
 
     Raises:
-        ValueError: Some of it cannot be understood.
+        ValueError: A key or value is invalid.
     """
-    memory = Memory()
+    checkpoint = Memory()
     entries: dict[ContainerKey, Entry] = {}
     for key, value in values.items():
         if key == WATCHED:
-            memory.watched = _WATCHED.decode(value)
+            checkpoint.watched = _WATCHED.decode(value)
             continue
         kind, first, second = key.split(_SEPARATOR, 2)
         if kind == _POSITION:
-            memory.positions[SourceName(first, second)] = _POSITIONS.decode(value)
+            checkpoint.positions[SourceName(first, second)] = _POSITIONS.decode(value)
             continue
         container = ContainerKey(first, second)
         entry = entries.setdefault(container, Entry(container))
@@ -160,22 +161,22 @@ def decode(values: Mapping[str, bytes]) -> Memory:
             _fill(entry, _LIVES.decode(value))
     for entry in entries.values():
         entry.announced = None if entry.deleted else entry.metadata
-    memory.entries = list(entries.values())
-    return memory
+    checkpoint.entries = list(entries.values())
+    return checkpoint
 
 
 def keys_of_containers(values: Iterable[str]) -> Iterator[str]:
-    """Return the keys that tell of containers, to have them removed."""
+    """Return the keys of containers' state and metadata."""
     return (key for key in values if key.startswith((_LIFE, _RECORD)))
 
 
 def key_of_record(container: ContainerKey) -> str:
-    """Return the key of a container's record."""
+    """Return the key of a container's metadata."""
     return _key(_RECORD, *container)
 
 
 def key_of_position(source: SourceName) -> str:
-    """Return the key of a source's position, to have it removed."""
+    """Return the key of a source's position."""
     return _key(_POSITION, source.host, source.engine)
 
 
@@ -194,7 +195,7 @@ def _fill(entry: Entry, kept: _Kept) -> None:
         )
 
 
-_SEPARATOR = "\x00"  # in no name of containerd's or of a host
+_SEPARATOR = "\x00"  # no name in containerd and no host name contains it
 
 
 def _key(kind: str, *names: str) -> str:

@@ -1,7 +1,6 @@
-"""The model: containers, their tasks, their lives, and containerd's events about them.
+"""Model of containerd: containers, their tasks, and decoded events.
 
-Times are integers: nanoseconds since the Unix epoch, as exact as containerd tells them. ``None`` stands for what is
-not known.
+Times are integers: nanoseconds since the Unix epoch, with containerd's full precision. ``None`` means unknown.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ Kind: TypeAlias = Literal["container", "sandbox"]
 
 
 class ContainerKey(NamedTuple):
-    """What names a container on one containerd: ids are unique within a namespace only."""
+    """Identity of a container within one containerd: ids are unique only within a namespace."""
 
     namespace: str
     id: str
 
 
 class Instant(NamedTuple):
-    """One moment on both clocks, in nanoseconds: the wall clock is told, only the monotonic one is reckoned with."""
+    """One moment on both clocks, in nanoseconds: ``wall`` for timestamps, ``monotonic`` for intervals and deadlines."""
 
     wall: int
     monotonic: int
 
 
 class PodReference(Struct, frozen=True):
-    """The Kubernetes pod that a CRI container belongs to, from its labels; ``container`` is "" for the sandbox."""
+    """The Kubernetes pod of a CRI container, from its labels; ``container`` is "" for the sandbox."""
 
     name: str
     namespace: str
@@ -39,11 +38,11 @@ class PodReference(Struct, frozen=True):
 
 
 class Metadata(Struct, frozen=True):
-    """What containerd's record of a container says, after the label rules; a record says nothing about a task.
+    """Metadata of a container in containerd, after the label rules; it contains no task state.
 
-    ``labels`` is None where the record was gone before it could be asked for. ``pod_labels`` are the pod's own
-    labels, which only a sandbox container carries. ``in_scope``: it is one of those that are published, which was
-    decided on its labels as containerd has them, before the rules; true where nobody could see them.
+    ``labels`` is None if the container was removed before its metadata could be fetched. ``pod_labels`` are the pod's
+    own labels, which only a sandbox container carries. ``in_scope``: the container filter, applied to containerd's
+    labels before the label rules, matches the container; true if the labels are unknown.
     """
 
     key: ContainerKey
@@ -62,7 +61,7 @@ class Metadata(Struct, frozen=True):
 
 
 class TaskStatus(IntEnum):
-    """containerd's task states, under containerd's numbers (``containerd.v1.types.Status``)."""
+    """Task states of containerd, with containerd's numbers (``containerd.v1.types.Status``)."""
 
     UNKNOWN = 0
     CREATED = 1
@@ -73,7 +72,7 @@ class TaskStatus(IntEnum):
 
 
 class Task(Struct, frozen=True):
-    """A task as listed or asked for; exit status and time are known of stopped ones only."""
+    """A task as containerd listed or returned it; exit status and time are set for stopped tasks only."""
 
     key: ContainerKey
     pid: int
@@ -83,24 +82,24 @@ class Task(Struct, frozen=True):
 
     @property
     def paused(self) -> bool:
-        """Whether whalewatcher would call it paused: containerd's PAUSING and PAUSED alike."""
+        """Return whether whalewatcher would report the task as paused: PAUSING or PAUSED."""
         return self.status in (TaskStatus.PAUSED, TaskStatus.PAUSING)
 
     @property
     def alive(self) -> bool:
-        """Whether whalewatcher would list it: running, pausing or paused."""
+        """Return whether whalewatcher would list the task: running, pausing or paused."""
         return self.paused or self.status is TaskStatus.RUNNING
 
 
 class TaskEnd(Struct, frozen=True):
-    """How a task ended, as whoever waited for it was told; both None where it was gone before."""
+    """Result of containerd's Tasks.Wait: how a task exited; both None if the task was gone before the call."""
 
     exit_status: int | None
     exited_at: int | None
 
 
 class Engine(Struct, frozen=True):
-    """One containerd: ``id`` is its server UUID ("" where it tells none), ``pid`` 0 where unknown."""
+    """One containerd: ``id`` is its server UUID ("" if it reports none), ``pid`` is 0 if unknown."""
 
     id: str
     version: str
@@ -122,7 +121,7 @@ class ContainerCreated(Struct, frozen=True):
 
 
 class ContainerUpdated(Struct, frozen=True):
-    """``/containers/update``: ``labels`` are all labels as they are now, as containerd sent them: no rule seen yet."""
+    """``/containers/update``: ``labels`` is the complete new set as containerd sent it, before the label rules."""
 
     key: ContainerKey
     at: int
@@ -138,7 +137,7 @@ class ContainerDeleted(Struct, frozen=True):
 
 
 class TaskCreated(Struct, frozen=True):
-    """``/tasks/create``: the init process waits to be started."""
+    """``/tasks/create``: the init process exists but is not started yet."""
 
     key: ContainerKey
     at: int
@@ -154,7 +153,7 @@ class TaskStarted(Struct, frozen=True):
 
 
 class TaskExited(Struct, frozen=True):
-    """``/tasks/exit``: of the init process where ``exec_id`` is "", else of an exec."""
+    """``/tasks/exit``: of the init process if ``exec_id`` is "", otherwise of an exec process."""
 
     key: ContainerKey
     at: int
@@ -165,7 +164,7 @@ class TaskExited(Struct, frozen=True):
 
 
 class TaskDeleted(Struct, frozen=True):
-    """``/tasks/delete``: of the init process where ``exec_id`` is "", else of an exec."""
+    """``/tasks/delete``: of the init process if ``exec_id`` is "", otherwise of an exec process."""
 
     key: ContainerKey
     at: int
@@ -190,28 +189,28 @@ class TaskResumed(Struct, frozen=True):
 
 
 class TaskOOM(Struct, frozen=True):
-    """``/tasks/oom``: some process of the container's cgroup, not the init process necessarily."""
+    """``/tasks/oom``: an OOM kill in the container's cgroup, not necessarily of the init process."""
 
     key: ContainerKey
     at: int
 
 
 class Mark(Struct, frozen=True):
-    """A mark, our own or another bridge's: ``/whalebridge/marker/<nonce>/<number>``."""
+    """A marker event of this or another bridge: ``/whalebridge/marker/<nonce>/<number>``."""
 
     nonce: str
     number: int
 
 
 class Ignored(Struct, frozen=True):
-    """An event that says nothing about a container's life; ``known`` tells a topic of containerd's from a new one."""
+    """An event that does not concern a container; ``known`` is false if containerd's topic is new to this version."""
 
     topic: str
     known: bool
 
 
 class Undecodable(Struct, frozen=True):
-    """An event whose payload could not be read, and why."""
+    """An event whose payload cannot be decoded, and the reason."""
 
     topic: str
     reason: str

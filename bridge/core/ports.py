@@ -1,6 +1,6 @@
-"""The ports: what the flow needs of the world, and nothing of how the world does it.
+"""Ports: the interfaces of clock, containerd, sinks and outbox that the core depends on.
 
-Clock, sleep and randomness are reached through here only, so that a simulator can own them.
+Time, sleep and randomness are accessed only through ``Clock``, so that a simulator can control them.
 """
 
 from __future__ import annotations
@@ -13,112 +13,112 @@ from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Ta
 
 
 class Clock(Protocol):
-    """Time and chance."""
+    """Time and randomness."""
 
     def now(self) -> Instant:
-        """Return this moment on both clocks."""
+        """Return the current moment on both clocks."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Sleep for a number of seconds."""
 
     def random(self) -> float:
-        """Return a number of the interval [0, 1)."""
+        """Return a random number in the interval [0, 1)."""
 
 
 class Stream(Protocol):
-    """One subscription to containerd's events, drained into memory whether or not anyone asks for batches."""
+    """One subscription to containerd's events, received into memory regardless of downstream load."""
 
     async def batch(self) -> Sequence[Event]:
-        """Wait for events; return the oldest, in containerd's order, from one to some thousands.
+        """Wait for events; return the oldest in containerd's order, between one and several thousand.
 
         Raises:
-            StreamOverflowError: More was received than may be held; what was held is dropped.
-            TransientError: The stream ended; whatever was received before has been returned.
+            StreamOverflowError: The buffer overflowed; its events are dropped.
+            TransientError: The stream ended; all events received before have been returned.
         """
 
     def close(self) -> None:
-        """End the subscription; harmless when repeated."""
+        """End the subscription; idempotent."""
 
     def rest(self) -> Sequence[Event]:
-        """Return what was received before it was closed and has not been handed over; nothing after an overflow."""
+        """Return the events received before ``close`` and not returned yet; none after an overflow."""
 
 
 class Source(Protocol):
-    """One containerd, read only but for marks. Every call is bounded in time and raises BridgeErrors only."""
+    """Client of one containerd, read-only except for markers. Calls raise BridgeErrors; all but ``wait`` time out."""
 
     async def engine(self) -> Engine:
-        """Connect where that is needed, and tell which containerd answers."""
+        """Connect if necessary, and return which containerd responds."""
 
     async def subscribe(self) -> Stream:
-        """Start receiving events; that it works is known only when a mark came back."""
+        """Subscribe to events; only a returned marker confirms that the subscription works."""
 
     async def mark(self, nonce: str, number: int) -> None:
-        """Publish a mark, which comes back on every stream that works."""
+        """Publish a marker, which returns on every working subscription."""
 
     async def namespaces(self) -> Sequence[str]:
         """List all namespaces."""
 
     def containers(self, namespace: str) -> AsyncIterator[Metadata]:
-        """List a namespace's records, however many and however large they are."""
+        """List the metadata of a namespace's containers, regardless of number and size."""
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
-        """List a namespace's tasks; one that is left out may live all the same."""
+        """List a namespace's tasks; a task missing from the list may still be running."""
 
     async def container(self, key: ContainerKey) -> Metadata | None:
-        """Return a container's record as it is now; None where there is none.
+        """Return a container's current metadata; None if the container does not exist.
 
         Raises:
             TransientError: containerd cannot be reached.
-            UnreadableError: It can, but does not give this record.
+            UnreadableError: containerd responds, but cannot return this container.
         """
 
     async def task(self, key: ContainerKey) -> Task | None:
-        """Return a container's task as it is now; None is containerd's word that there is none.
+        """Return a container's current task; None if containerd reports that there is none.
 
         Raises:
-            TransientError: containerd or the shim gave no answer, which proves nothing.
+            TransientError: containerd or the shim did not respond; the state of the task is unknown.
         """
 
     async def wait(self, key: ContainerKey) -> TaskEnd | None:
-        """Wait for the end of a container's task, for as long as it takes; None where there is no task.
+        """Wait without a time limit for the exit of a container's task; None if there is no task.
 
         Raises:
-            TransientError: The connection ended, or containerd or the shim gave no answer.
+            TransientError: The connection ended, or containerd or the shim did not respond.
         """
 
     async def close(self) -> None:
-        """End all connections; harmless when repeated."""
+        """Close all connections; idempotent."""
 
 
 class Sink(Protocol):
-    """Where records go. One owner of each retry: a sink bounds its library's own retries, the pump repeats."""
+    """Destination of records. A sink limits the retries of its library; the pump retries batches."""
 
     async def start(self) -> None:
         """Connect.
 
         Raises:
             TransientError: Not reachable now.
-            FatalError: Refused for a reason that only a person can change.
+            FatalError: A retry cannot succeed until an operator changes something.
         """
 
     async def publish(self, batch: Sequence[Record]) -> None:
-        """Hand over records in order; return when the other side has acknowledged all of them.
+        """Publish records in order; return when the broker has acknowledged all of them.
 
         Raises:
-            TransientError: Some were perhaps not stored; the whole batch may be handed over again.
-            RefusedRecordError: Some will never be taken, for what they are; the others are to be handed over again.
-            FatalError: This sink cannot go on.
+            TransientError: Some records may not be stored; the whole batch may be published again.
+            RejectedRecordError: Some records will never be accepted; the others must be published again.
+            FatalError: This sink cannot continue.
         """
 
     async def close(self) -> None:
-        """Let go of everything within a bounded time; harmless when repeated."""
+        """Release all resources within a bounded time; idempotent."""
 
 
 class Recollection(NamedTuple):
-    """What an earlier process has left in the outbox.
+    """The checkpoint that an earlier process left in the outbox.
 
-    ``reset``: there was something, but it could not be read any more; ``last_written`` (wall clock, 0: nothing known)
-    is then when that was written to last.
+    ``reset``: a checkpoint existed but could not be read; ``last_written`` (wall clock, 0 if unknown) is then the time
+    of the last write.
     """
 
     values: Mapping[str, bytes]
@@ -127,7 +127,7 @@ class Recollection(NamedTuple):
 
 
 class Lag(NamedTuple):
-    """What waits for a sink: records, bytes, for how many seconds the oldest one; and how many it has lost so far."""
+    """Backlog of a sink: records, bytes, age of the oldest record in seconds; and the number of records lost so far."""
 
     records: int
     size: int
@@ -136,50 +136,50 @@ class Lag(NamedTuple):
 
 
 class Outbox(Protocol):
-    """Where records wait until every sink has acknowledged them; what it took it keeps, within its bounds.
+    """Buffer for records until every sink has acknowledged them; it keeps all appended records, within its limits.
 
-    Beside the records it keeps a memory: values by key, which mean nothing to it, and change together with them.
+    In addition, the outbox stores the checkpoint: opaque values by key, updated atomically with the records.
     """
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing can be written down at the moment, if that is so."""
+        """Return why the outbox cannot write at the moment; None if it can."""
 
     def recall(self) -> Recollection:
-        """Hand over the memory as it was left; to be asked for once, before anything is appended."""
+        """Return the checkpoint of an earlier process; call once, before the first ``append``."""
 
     async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = ...) -> None:
-        """Write down records and what changes in the memory with them (None: the key is removed), all or nothing.
+        """Append records and update the checkpoint (None removes a key), atomically.
 
-        When this returns they are as safe as this outbox makes them; it waits for as long as that takes. The moment
-        it is called they are taken over: whoever gives up waiting must not append them again.
+        Returns when the data is as safe as this outbox makes it, however long that takes. The outbox owns the records
+        from the moment of the call: a caller that is canceled must not append them again.
 
         Raises:
-            FatalError: The outbox cannot go on.
+            FatalError: The outbox cannot continue.
         """
 
     async def read(self, sink: str, limit: int, max_bytes: int = ...) -> Sequence[Record]:
         """Wait for records that a sink has not acknowledged; return the oldest, at least one, in order.
 
-        Where some had to be dropped or were refused, a ``lost`` record comes in their place. No more than ``limit``
-        are returned, and no more than ``max_bytes`` of data unless the first one alone is larger.
+        A ``lost`` record takes the place of dropped and rejected records. The result has at most ``limit`` records and
+        at most ``max_bytes`` of data, unless the first record alone is larger.
         """
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """The sink has what was read last, or its beginning: forget it."""
+        """Acknowledge the records that the sink read last, or a prefix of them."""
 
     async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
-        """The sink will never have those of the records read last: set them aside, and have their loss told.
+        """Dead-letter records that the sink read last and that it rejects for good; a ``lost`` record reports the loss.
 
         Returns:
-            How many of them were among the records read last. The others of those are to be read again.
+            How many of ``positions`` were among the records read last. The other records must be read again.
         """
 
     def depth(self, sink: str) -> int:
-        """Return how many records a sink has not acknowledged."""
+        """Return the number of records that a sink has not acknowledged."""
 
     def lag(self, sink: str) -> Lag:
-        """Tell more of what a sink has not acknowledged."""
+        """Return the details of a sink's backlog."""
 
     async def close(self) -> None:
-        """Write down what can be, and let go of everything, within a bounded time; harmless when repeated."""
+        """Persist what can be persisted and release all resources, within a bounded time; idempotent."""

@@ -1,8 +1,8 @@
-"""Merge and difference: containerd's listing, the window of events around it, and what is remembered.
+"""Reconcile the tracked state with containerd's listing and the window of events around the listing.
 
-Between two marks containerd is listed while events go on arriving; either may be older than the other, also by the
-same shim's doing. So nothing is decided by arrival: rows and events are merged by incarnation, and what still
-disagrees is asked for (DESIGN section 3, step 4).
+containerd is listed between two markers, the low and the high watermark, while events keep arriving (see Debezium's
+incremental snapshots). Shims publish after they change state, so a listed task and an event may each be the older one,
+and arrival order decides nothing: tasks and events are merged by incarnation, and queries resolve what still conflicts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bridge.core.tracker import Tracker
 
 
 class Listing(Struct):
-    """What containerd listed, namespace by namespace; of those in ``failed`` nothing may be concluded."""
+    """containerd's listing, namespace by namespace; it says nothing about the namespaces in ``failed``."""
 
     namespaces: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -26,64 +26,65 @@ class Listing(Struct):
 
 
 def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, rescoped: bool = False) -> list[Transition]:
-    """Bring what is remembered into line with a listing taken after the tracker was disconnected.
+    """Return the transitions that turn the tracked state into the listed one.
 
-    The events of the window must have been fed to the tracker before. What cannot be decided from the rows is left
-    as questions that are due: ask them before the snapshot is completed.
+    The listing must have been taken after the tracker was disconnected, and the tracker must have processed the events
+    of the window. Conflicts that the listing cannot decide become due queries: run them before the snapshot is
+    completed.
 
-    ``rescoped``: other filters hold than before, so that it is decided anew who is told of.
+    ``filters_changed``: the filters differ from before, so the scope of every listed container is reevaluated.
 
     Returns:
-        The transitions that were missed, in order for each container.
+        The missed transitions, in order for each container.
     """
-    told: list[Transition] = []
+    transitions: list[Transition] = []
     for metadata in listing.containers.values():
         if _is_another(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
-            told += tracker.settle(metadata.key, None, now)
+            transitions += tracker.settle(metadata.key, None, now)
         _learn(tracker, metadata)
         if rescoped:
             tracker.rescope(metadata.key)
-        told += tracker.announce(metadata.key, now)
+        transitions += tracker.announce(metadata.key, now)
     for key in {**listing.containers, **listing.tasks}:
-        told += _place(tracker, key, listing.tasks.get(key), now)
-    return told + _miss(tracker, listing, now)
+        transitions += _place(tracker, key, listing.tasks.get(key), now)
+    return transitions + _miss(tracker, listing, now)
 
 
 def rescope(tracker: Tracker, listing: Listing, listed_at: int, now: Instant) -> list[Transition]:
-    """Decide anew who is told of, by records that were listed under other filters than before, while following.
+    """Reevaluate, while following events, which containers are in scope, from metadata listed under changed filters.
 
-    Whose record was not listed stays what it was. ``listed_at`` (wall clock) is when the listing was begun: of records
-    that are younger, containerd's event is still to come.
+    Containers that are not listed keep their scope. ``listed_at`` (wall clock) is the start of the listing: the create
+    events of younger containers are still to come.
 
     Returns:
-        What became of records unnoticed, for readers of such extras.
+        The additional events for changes of metadata that no event reported.
     """
-    told: list[Transition] = []
+    transitions: list[Transition] = []
     for metadata in listing.containers.values():
         _learn(tracker, metadata)
         tracker.rescope(metadata.key)
         if (metadata.created_at or 0) <= listed_at:
-            told += tracker.announce(metadata.key, now)
-    return told
+            transitions += tracker.announce(metadata.key, now)
+    return transitions
 
 
 def suspects(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
-    """Return the containers of which the tasks listed and the portfolio disagree (the audit's question).
+    """Return the containers whose listed task and tracked state do not match, for the audit.
 
-    A disagreement proves nothing: rows and events cross each other. Asking for the task does.
+    A mismatch may be temporary, because the listing overlaps with events in flight; only a task query decides.
     """
-    listed = set(listing.namespaces) - set(listing.failed)
+    listed_namespaces = set(listing.namespaces) - set(listing.failed)
     found = {key for key, task in listing.tasks.items() if task.alive and not _agrees(tracker.find(key), task)}
     for entry in tracker.entries():
-        row = listing.tasks.get(entry.key)
-        lost = entry.life is not None and (row is None or not row.alive)
-        if entry.key.namespace in listed and (lost or _is_unproven(entry)):
+        listed_task = listing.tasks.get(entry.key)
+        missing = entry.life is not None and (listed_task is None or not listed_task.alive)
+        if entry.key.namespace in listed_namespaces and (missing or _is_unproven(entry)):
             found.add(entry.key)
     return found
 
 
 def unproven(tracker: Tracker) -> bool:
-    """Whether there is a container whose state nobody could confirm: the snapshot is partial."""
+    """Return whether the state of any container is unconfirmed: the snapshot is then partial."""
     return any(map(_is_unproven, tracker.entries()))
 
 
@@ -92,14 +93,14 @@ def _is_unproven(entry: Entry) -> bool:
 
 
 def _learn(tracker: Tracker, metadata: Metadata) -> None:
-    """Take a listed record, unless the window's events told more: a newer one, or that it is gone."""
+    """Store listed metadata unless the window's events brought newer metadata or a deletion."""
     entry = tracker.find(metadata.key)
     if entry is None or not entry.version or not _is_stale(entry, metadata):
         tracker.learn(metadata)
 
 
 def _is_another(entry: Entry | None, metadata: Metadata, row: Task | None) -> bool:
-    """Whether record and task were both made anew in a gap: how the old life ended is told with the old record."""
+    """Return whether container and task were both recreated in a gap: the missed exit needs the old metadata."""
     if entry is None or entry.version or entry.life is None or entry.metadata is None or row is None or not row.pid:
         return False
     return row.pid != entry.life.pid and metadata.created_at not in (entry.metadata.created_at, None)
@@ -117,7 +118,7 @@ def _age(metadata: Metadata | None) -> tuple[int, int]:
 
 
 def _place(tracker: Tracker, key: ContainerKey, row: Task | None, now: Instant) -> list[Transition]:
-    """Settle a row where nothing contradicts it; a row that is missing or UNKNOWN proves nothing."""
+    """Apply a listed task that nothing contradicts; query a task that is missing or has status UNKNOWN."""
     entry = tracker.find(key)
     if row is None or row.status is TaskStatus.UNKNOWN:
         tracker.ask(key)
@@ -130,24 +131,24 @@ def _place(tracker: Tracker, key: ContainerKey, row: Task | None, now: Instant) 
 
 
 def _agrees(entry: Entry | None, row: Task) -> bool:
-    """Whether a row only says what is known, or is older than it."""
+    """Return whether a listed task repeats the tracked state or is older."""
     if entry is None:
         return False
-    life = entry.life
-    if life is None:
+    incarnation = entry.life
+    if incarnation is None:
         return row.pid in entry.ended
-    return entry.held is None and row.alive and life.pid == row.pid and life.paused is row.paused
+    return entry.held is None and row.alive and incarnation.pid == row.pid and incarnation.paused is row.paused
 
 
 def _ends(entry: Entry | None, row: Task) -> bool:
-    """STOPPED beats RUNNING of the same pid."""
-    life = entry.life if entry is not None else None
-    return life is not None and row.status is TaskStatus.STOPPED and life.pid == row.pid
+    """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of a pid."""
+    incarnation = entry.life if entry is not None else None
+    return incarnation is not None and row.status is TaskStatus.STOPPED and incarnation.pid == row.pid
 
 
 def _miss(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
-    """Ask for the lives that no row spoke of; forget records that are gone."""
-    told: list[Transition] = []
+    """Query running containers that are missing from the listing; remove containers that are gone."""
+    transitions: list[Transition] = []
     failed = set(listing.failed)
     for entry in _absent(tracker, listing):
         if entry.key.namespace in failed:
@@ -156,8 +157,8 @@ def _miss(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
             tracker.ask(entry.key)
         if not entry.version and (entry.life is None or entry.metadata is not None):
             tracker.forget(entry.key)
-            told += tracker.announce(entry.key, now)
-    return told
+            transitions += tracker.announce(entry.key, now)
+    return transitions
 
 
 def _absent(tracker: Tracker, listing: Listing) -> Iterable[Entry]:

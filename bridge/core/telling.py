@@ -1,9 +1,9 @@
-"""What is told of containers: the transitions of their lives, rows of snapshots, and extras.
+"""Emit transitions, snapshot records and additional events.
 
 Invariants:
-- A life is told, or it is not, as was decided at its beginning; only other filters have that decided anew.
-- Extras (``created``, ``deleted``, ``oom``, ``renamed``) are no part of a life: they name one only that readers know,
-  and what is told of lives is the same with and without them.
+- Whether an incarnation is in scope is decided when it starts; only changed filters reevaluate the decision.
+- Additional events (``created``, ``deleted``, ``oom``, ``renamed``) do not affect incarnations: they name only
+  incarnations that consumers know, and all other records are the same with and without them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from bridge.core.model import ContainerKey, Instant, Metadata
 
 
 class Teller(Book):
-    """A book that puts into words what becomes of its entries.
+    """A container store that emits transitions when its states change.
 
-    ``extras``: which types of extra records are told, too; may be replaced at any time. ``adopted`` counts the lives
-    that were there before anybody looked.
+    ``additional_events``: the optional event types to emit; may be replaced at any time. ``preexisting_count``: the
+    number of incarnations that began before the bridge watched.
     """
 
     def __init__(self, extras: Collection[ExtraType]) -> None:
@@ -30,41 +30,43 @@ class Teller(Book):
         self._told: list[Transition] = []
 
     def rows(self, now: Instant) -> list[Transition]:
-        """Return a ``present`` row for every living container in scope: the portfolio, which is to be published."""
-        for entry, life in self.lives():
-            if life.silent:
-                life.silent = False
+        """Return a ``present`` record for every running container in scope; the caller must publish them."""
+        for entry, incarnation in self.lives():
+            if incarnation.silent:
+                incarnation.silent = False
                 self._changed.setdefault(entry.key, False)
         return self.portfolio(now)
 
     def portfolio(self, now: Instant) -> list[Transition]:
-        """Return the same rows, only to look at them: they do not count as published."""
+        """Return a ``present`` record for every running container in scope, without counting it as published."""
         return [
-            self._describe(entry, life, "present", "snapshot", now.wall) for entry, life in self.lives() if life.told
+            self._describe(entry, incarnation, "present", "snapshot", now.wall)
+            for entry, incarnation in self.lives()
+            if incarnation.told
         ]
 
     def rescope(self, key: ContainerKey) -> None:
-        """Decide anew, by its record as it is now, whether a life is told.
+        """Reevaluate from the current metadata whether a container's incarnation is in scope.
 
-        Who is told of only now gets a first row in the next snapshot; who is not any longer is left out of it.
+        A container that enters the scope is first published in the next snapshot; one that leaves it is omitted there.
         """
         entry = self._enter(key)
         if entry.life is not None:
-            told = in_scope(entry.metadata)
-            entry.life.silent = told and (entry.life.silent or not entry.life.told)
-            entry.life.told = told
+            matches = in_scope(entry.metadata)
+            entry.life.silent = matches and (entry.life.silent or not entry.life.told)
+            entry.life.told = matches
         self._tidy(entry)
 
     def announce(self, key: ContainerKey, now: Instant) -> list[Transition]:
-        """Tell what a listing has shown to have become of a container's record, for readers of such extras."""
+        """Emit a change of a container's metadata that a listing has shown, as an additional event."""
         entry = self._enter(key)
         self._announce(entry, now.wall)
         return self._close(entry)
 
     def _announce(self, entry: Entry, at: int, live: ExtraType | None = None) -> None:
-        """Tell what has become of a record since it was told last; ``live``: what containerd's event says of it.
+        """Emit the difference between published and current metadata; ``event_type``: type of the live event, if any.
 
-        That a record is gone although nobody saw it go is told after the exit that must have come before.
+        A deletion without a live event is emitted only after the exit that must have preceded it.
         """
         before, after = entry.announced, None if entry.deleted else entry.metadata
         if after is None and entry.life is not None and live is None:
@@ -80,17 +82,27 @@ class Teller(Book):
             self._tell_extra(entry, "created", _origin(live == "created"), at, after)
 
     def _tell_extra(self, entry: Entry, type_: ExtraType, origin: Origin, at: int, metadata: Metadata | None) -> None:
-        """Tell an extra that is wanted and in scope; it is no part of a life, and names one only that was told."""
+        """Emit an additional event if it is enabled and in scope; name the incarnation only if it is published."""
         if type_ not in self.extras:
             return
-        life = entry.life
-        if not (in_scope(metadata) if life is None else life.told):
+        incarnation = entry.life
+        if not (in_scope(metadata) if incarnation is None else incarnation.told):
             return
-        if life is None or life.silent:
-            life = NO_LIFE
+        if incarnation is None or incarnation.silent:
+            incarnation = NO_LIFE
         pod_labels = self._pod_labels(metadata)
         self._told.append(
-            Transition(type_, origin, at, entry.key, metadata, pod_labels, life.pid, life.incarnation, life.paused)
+            Transition(
+                type_,
+                origin,
+                at,
+                entry.key,
+                metadata,
+                pod_labels,
+                incarnation.pid,
+                incarnation.incarnation,
+                incarnation.paused,
+            )
         )
 
     def _tell(
@@ -129,17 +141,17 @@ class Teller(Book):
         )
 
     def _close(self, entry: Entry) -> list[Transition]:
-        """End a step: hand over what is to be told."""
+        """Finish a step: note the change, and return the emitted transitions."""
         self._tidy(entry)
         return self._flush()
 
     def _flush(self) -> list[Transition]:
-        told, self._told = self._told, []
-        return told
+        emitted, self._told = self._told, []
+        return emitted
 
 
 def in_scope(metadata: Metadata | None) -> bool:
-    """Whether a container is told of: where nobody knows its record, it is."""
+    """Return whether a container is in scope; true if its metadata is unknown."""
     return metadata is None or metadata.in_scope
 
 

@@ -1,15 +1,15 @@
-"""The state machine of lives: containerd's events and answers in, well-formed transitions out.
+"""State machine of incarnations: turns containerd's events and query results into well-formed transitions.
 
-Invariants, whatever comes in and in whatever order:
+Invariants, for any input in any order:
 
-- A life (one incarnation of a container) is told by one ``started`` (or was there before anybody looked), then by
-  ``paused`` and ``unpaused`` in turn, then by at most one ``exited``. Nothing is told of it afterwards.
-- STOPPED beats RUNNING of the same pid: a pid that has ended under an id does not come back.
-- What an event alone cannot decide is not guessed: the container is put down to be asked for (``due_questions``),
-  and containerd's answer decides (``answer``), unless more events came in meanwhile: then it is asked for again.
+- An incarnation (one run of a container) begins with one ``started`` (or is preexisting), continues with ``paused``
+  and ``unpaused`` in turn, and finishes with at most one ``exited``. No transition follows the exit.
+- STOPPED overrides RUNNING of the same pid: a pid that has exited under an id does not return.
+- If an event alone is inconclusive, the tracker schedules a task query (``due_queries``), and its result decides
+  (``apply_query_result``), unless more events arrived in the meantime: then the tracker schedules another query.
 
-The tracker does no I/O and knows no time but the one it is told. Sources of the rules: DESIGN section 3, containerd's
-shims (they publish after they changed state, late and repeatedly), whalewatcher (which tasks count as alive).
+The tracker does no I/O and takes the time only from its arguments. Sources of the rules: containerd's shims, which
+publish after they change state, late and repeatedly, and whalewatcher, which defines the tasks that count as running.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from bridge.core.model import (
 )
 from bridge.core.telling import Teller, in_scope
 
-GRACE = 5 * SECOND  # a life that must be over waits that long for its exit event before containerd is asked
-WITNESSED_GRACE = 2 * SECOND  # the same where its exit status is known anyway
+GRACE = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
+WITNESSED_GRACE = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
 
 
 class Tracker(Teller):
-    """Keeps the lives of all containers of one containerd.
+    """Track the incarnations of all containers of one containerd.
 
     Args:
-        boot_id: The host's boot, part of each incarnation.
-        extras: Which types of extra records are told, too; may be replaced at any time.
+        boot_id: The boot id of the host, part of each incarnation id.
+        additional_events: The optional event types to emit; may be replaced at any time.
     """
 
     def __init__(self, boot_id: str, extras: Collection[ExtraType] = ()) -> None:
@@ -60,10 +60,10 @@ class Tracker(Teller):
         self.counts: Counter[str] = Counter()
         self._boot_id = boot_id
 
-    # --- what comes in ---
+    # --- inputs ---
 
     def step(self, event: ContainerEvent, now: Instant) -> list[Transition]:
-        """Take in one event; return what it has to be told as, in order: often nothing."""
+        """Process one event; return the resulting transitions in order, often none."""
         entry = self._enter(event.key)
         if not isinstance(event, TaskOOM):
             entry.version += 1
@@ -71,18 +71,18 @@ class Tracker(Teller):
         return self._close(entry)
 
     def expire(self, now: Instant) -> list[Transition]:
-        """Decide on the exits that were held for long enough."""
-        told: list[Transition] = []
+        """Resolve the pending exits whose deadline has passed."""
+        transitions: list[Transition] = []
         for key in [key for key in self._holding if self._entries[key].held_until <= now.monotonic]:
             entry = self._entries[key]
             self._conclude(entry, now)
-            told += self._close(entry)
-        return told
+            transitions += self._close(entry)
+        return transitions
 
     def answer(self, question: Question, task: Task | None, now: Instant) -> list[Transition]:
-        """Take in containerd's answer to a question; None: there is no such task.
+        """Apply the result of a task query; None: there is no such task.
 
-        Where events came in since it was asked, it is asked again: nobody can tell which of the two is newer.
+        If events arrived after the query was made, the order of event and result is unknown, so the query is repeated.
         """
         entry = self._enter(question.key)
         if task is not None and task.status is TaskStatus.UNKNOWN:
@@ -91,11 +91,11 @@ class Tracker(Teller):
         if entry.version != question.version:
             self.ask(question.key)
             return self._close(entry)
-        entry.version += 1  # other answers on their way are older
+        entry.version += 1  # other results in flight are older
         return self.settle(question.key, task, now)
 
     def no_answer(self, question: Question) -> None:
-        """Containerd could not say: what is known stays, unproven; the audit asks again."""
+        """Handle a failed task query: the state is kept as unconfirmed, and the audit repeats the query."""
         entry = self._enter(question.key)
         if entry.version != question.version:
             self.ask(question.key)
@@ -106,10 +106,10 @@ class Tracker(Teller):
         self._close(entry)
 
     def witness(self, key: ContainerKey, pid: int, end: TaskEnd, now: Instant) -> None:
-        """Take in how a task ended from whoever waited for it: the exit event is on its way, or lost.
+        """Process the result of Tasks.Wait: the exit event is in flight, or lost.
 
-        The event is what tells, as it has the time at which it was told and comes in order; where it does not come,
-        its status is known all the same.
+        The exit event takes precedence, because it has the time of publication and arrives in order. If it does not
+        arrive, the exit status is known nevertheless.
         """
         entry = self._enter(key)
         if pid in entry.created[-1:] or (entry.life is not None and entry.life.pid == pid):
@@ -120,9 +120,9 @@ class Tracker(Teller):
         self._close(entry)
 
     def settle(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
-        """Take containerd's word for how a container's task is; None is its word that there is none."""
+        """Apply the state of a container's task as reported by containerd; None: there is no task."""
         entry = self._enter(key)
-        if task is not None and not task.pid:  # a shim that was given up: it can only be the life that is known
+        if task is not None and not task.pid:  # the shim is gone: the task can only be the known one
             if entry.life is None:
                 entry.unanswered = False
                 return self._close(entry)
@@ -136,25 +136,25 @@ class Tracker(Teller):
         return self._close(entry)
 
     def end_all(self, now: Instant) -> list[Transition]:
-        """Every life is over, because the host was booted or the engine replaced; forget everything."""
+        """Emit the exit of every incarnation, after a reboot or a replacement of the engine, and clear all state."""
         for key in list(self._holding):
             self._conclude(self._entries[key], now)
-        for entry, _life in list(self.lives()):
+        for entry, _incarnation in list(self.lives()):
             self._end(entry, "inferred", now.wall, Ending())
         self._changed.update(dict.fromkeys([*self._entries, *self._graves], True))
-        for lost in (self._entries, self._graves, self._sandboxes, self._questions):
-            lost.clear()
+        for collection in (self._entries, self._graves, self._sandboxes, self._questions):
+            collection.clear()
         self._blind = set()
         return self._flush()
 
-    # --- one step per event ---
+    # --- one handler per event type ---
 
     def _on_container_created(self, entry: Entry, event: ContainerCreated, _now: Instant) -> None:
         entry.unanswered = False
         self._announce(entry, event.at, "created")
 
     def _on_container_updated(self, entry: Entry, event: ContainerUpdated, _now: Instant) -> None:
-        """The record was learned already: it is fetched for each such event."""
+        """Emit a new name; the metadata is current already, because it is fetched for each such event."""
         self._announce(entry, event.at, "renamed")
 
     def _on_container_deleted(self, entry: Entry, event: ContainerDeleted, now: Instant) -> None:
@@ -185,7 +185,7 @@ class Tracker(Teller):
         if late or entry.life is not None:
             self.ask(entry.key)
         if entry.life is not None or (late and not entry.is_awaited(event.pid)):
-            self.counts["doubted"] += 1
+            self.counts["unconfirmed_start"] += 1
             entry.doubted = event
             return
         if entry.held is not None and entry.held.pid != event.pid:
@@ -197,7 +197,7 @@ class Tracker(Teller):
 
     def _on_exited(self, entry: Entry, event: TaskExited, now: Instant) -> None:
         if event.exec_id:
-            entry.version -= 1  # an exec's exit says nothing about the container
+            entry.version -= 1  # an exec process does not affect the container
             self.counts["exec_exit"] += 1
         elif entry.life is not None and entry.life.pid == event.pid:
             self._end(entry, "live", event.at, Ending(event.status, event.exited_at, entry.oom))
@@ -213,7 +213,7 @@ class Tracker(Teller):
         if event.exec_id:
             entry.version -= 1
         elif entry.life is None:
-            pass  # its exit was told already, or is held, or nobody ever knew of it
+            pass  # the exit was emitted already or is pending, or the task was never known
         elif event.pid == entry.life.pid:
             self._end(entry, "inferred", now.wall, Ending(event.status, event.exited_at))
         elif event.pid == 0:
@@ -230,19 +230,19 @@ class Tracker(Teller):
             entry.oom = True
         self._tell_extra(entry, "oom", "live", event.at, entry.metadata)
 
-    # --- what a step is made of ---
+    # --- building blocks ---
 
     def _turn(self, entry: Entry, at: int, now: Instant, *, paused: bool) -> None:
-        """Tell a pause or its end where it fits a proven life; else have the task asked for, as it has no pid."""
-        life, late = entry.life, entry.is_late(at, now)
-        if life is not None and life.proven and life.paused is not paused and not late:
-            self._set_paused(entry, life, "live", at, paused=paused)
+        """Emit a pause or resume that fits a confirmed incarnation; otherwise query, because the event has no pid."""
+        incarnation, late = entry.life, entry.is_late(at, now)
+        if incarnation is not None and incarnation.proven and incarnation.paused is not paused and not late:
+            self._set_paused(entry, incarnation, "live", at, paused=paused)
         else:
             self.counts["unexpected_pause"] += 1
             self.ask(entry.key)
 
     def _hold(self, entry: Entry, event: TaskExited, now: Instant) -> None:
-        """Keep an exit whose start has not been seen; another life's being alive has to be checked, too."""
+        """Defer an exit whose start has not been seen; if another task is believed to be running, query it."""
         if entry.held is not None:
             self._conclude(entry, now)
         entry.held, entry.held_until = event, now.monotonic + HOLD
@@ -251,25 +251,25 @@ class Tracker(Teller):
             self.ask(entry.key)
 
     def _conclude(self, entry: Entry, now: Instant) -> None:
-        """Decide on a held exit: of a life whose start fell into a gap, or of a task that was never started.
+        """Resolve a pending exit: its start fell into a gap, or its task was never started.
 
-        While another life goes on it can only be a late event of an older one, which changes nothing.
+        During another incarnation, the exit can only be a late event of an earlier one, and is ignored.
         """
-        held = entry.held
-        assert held is not None  # noqa: S101 (only a held exit is concluded)
-        if entry.is_unstarted(held.pid) or entry.life is not None:
+        pending = entry.held
+        assert pending is not None  # noqa: S101 (callers check that an exit is pending)
+        if entry.is_unstarted(pending.pid) or entry.life is not None:
             self.counts["never_started" if entry.life is None else "late"] += 1
-            entry.ended.append(held.pid)
+            entry.ended.append(pending.pid)
             self._release(entry)
         else:
-            self._begin(entry, held.pid, "inferred", now.wall)
+            self._begin(entry, pending.pid, "inferred", now.wall)
             self._end_by_held(entry)
 
     def _end_by_held(self, entry: Entry) -> None:
-        """A life has begun: if its exit was here before, it is over."""
-        held = entry.held
-        if held is not None:
-            self._end(entry, "live", held.at, Ending(held.status, held.exited_at, entry.oom))
+        """Emit the exit of an incarnation that has just started if its exit arrived before."""
+        pending = entry.held
+        if pending is not None:
+            self._end(entry, "live", pending.at, Ending(pending.status, pending.exited_at, entry.oom))
             self._release(entry)
 
     def _release(self, entry: Entry) -> None:
@@ -277,11 +277,11 @@ class Tracker(Teller):
         self._holding.discard(entry.key)
 
     def _settle_lifeless(self, entry: Entry, task: Task | None, now: Instant) -> None:
-        """There is no task, or one that is not started yet."""
-        life = entry.life
+        """Apply that there is no task, or one that is not started yet."""
+        incarnation = entry.life
         if task is not None and entry.is_known(task.pid):
-            return  # the answer is older than what is known
-        if life is not None:
+            return  # the result is older than the state
+        if incarnation is not None:
             self._end(entry, "inferred", now.wall, Ending())
         if task is not None:
             entry.expect(task.pid)
@@ -289,8 +289,8 @@ class Tracker(Teller):
             self._conclude(entry, now)
 
     def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
-        """There is a task that runs or ran, and is not known to have ended."""
-        silent = entry.unanswered or not self.remembers(entry.key.namespace)
+        """Apply a task that is running or stopped."""
+        preexisting = entry.unanswered or not self.remembers(entry.key.namespace)
         if entry.life is not None and entry.life.pid != task.pid:
             self._end(entry, "inferred", now.wall, Ending())
         if task.pid in entry.ended:
@@ -302,25 +302,25 @@ class Tracker(Teller):
                 self._begin(entry, task.pid, "inferred", now.wall)
                 self._end_by_held(entry)
         elif task.alive:
-            self._settle_alive(entry, task, now, silent=silent)
+            self._settle_alive(entry, task, now, silent=preexisting)
         else:
-            self._settle_stopped(entry, task, now, silent=silent)
+            self._settle_stopped(entry, task, now, silent=preexisting)
 
     def _settle_alive(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
         if entry.life is None:
             self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=task.paused)
-        life = entry.life
-        assert life is not None  # noqa: S101 (just begun, or there before)
-        life.proven = True
-        if life.paused is not task.paused:
-            self._set_paused(entry, life, "inferred", now.wall, paused=task.paused)
+        incarnation = entry.life
+        assert incarnation is not None  # noqa: S101 (started above, or earlier)
+        incarnation.proven = True
+        if incarnation.paused is not task.paused:
+            self._set_paused(entry, incarnation, "inferred", now.wall, paused=task.paused)
 
     def _settle_stopped(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
         if entry.life is None:
             if entry.is_unstarted(task.pid):
-                return  # killed before it was started, as far as anybody saw: its exit event will tell
+                return  # apparently killed before its start: wait for the exit event
             if silent:
-                entry.ended.append(task.pid)  # it ended before anybody looked
+                entry.ended.append(task.pid)  # it exited before the bridge watched
                 return
             self._begin(entry, task.pid, "inferred", now.wall)
         self._end(entry, "inferred", now.wall, Ending(task.exit_status, task.exited_at))
@@ -328,7 +328,7 @@ class Tracker(Teller):
     def _begin(
         self, entry: Entry, pid: int, origin: Origin, at: int, *, silent: bool = False, paused: bool = False
     ) -> None:
-        """Begin a life; a silent one was there before anybody looked: its first ``present`` row tells it."""
+        """Start an incarnation; a preexisting one is first published as ``present`` instead of ``started``."""
         if entry.doubted is not None and entry.doubted.pid == pid:
             origin, at, silent = "live", entry.doubted.at, False
         entry.unanswered = False
@@ -351,31 +351,31 @@ class Tracker(Teller):
             self._tell(entry, life, "paused" if paused else "unpaused", origin, at)
 
     def _end(self, entry: Entry, origin: Origin, at: int, ending: Ending) -> None:
-        life = entry.life
-        assert life is not None  # noqa: S101 (only a life can end)
-        if ending.status is None and entry.witnessed is not None and entry.witnessed[0] == life.pid:
-            end = entry.witnessed[1]
-            ending = Ending(end.exit_status, end.exited_at)
-        self._overtake(entry, life, ending)
+        incarnation = entry.life
+        assert incarnation is not None  # noqa: S101 (only a started incarnation can exit)
+        if ending.status is None and entry.witnessed is not None and entry.witnessed[0] == incarnation.pid:
+            waited = entry.witnessed[1]
+            ending = Ending(waited.exit_status, waited.exited_at)
+        self._overtake(entry, incarnation, ending)
         entry.life, entry.oom, entry.witnessed = None, False, None
-        entry.ended.append(life.pid)
+        entry.ended.append(incarnation.pid)
         if entry.doubted is None:
             self._questions.pop(entry.key, None)
-        life.paused = False
-        if life.silent:
-            self._tell(entry, life, "started", "inferred", at)
-        self._tell(entry, life, "exited", origin, at, ending)
+        incarnation.paused = False
+        if incarnation.silent:
+            self._tell(entry, incarnation, "started", "inferred", at)
+        self._tell(entry, incarnation, "exited", origin, at, ending)
         if entry.deleted:
             self._announce(entry, at)
 
     def _overtake(self, entry: Entry, life: Life, ending: Ending) -> None:
-        """A held exit that is older than the end of a life was that of a life before it, which changes nothing."""
-        held = entry.held
-        if held is None or held.pid == life.pid or held.exited_at is None or ending.exited_at is None:
+        """Discard a pending exit that is older than this exit: it belongs to an earlier incarnation."""
+        pending = entry.held
+        if pending is None or pending.pid == life.pid or pending.exited_at is None or ending.exited_at is None:
             return
-        if held.exited_at <= ending.exited_at:
+        if pending.exited_at <= ending.exited_at:
             self.counts["late"] += 1
-            entry.ended.append(held.pid)
+            entry.ended.append(pending.pid)
             self._release(entry)
 
 

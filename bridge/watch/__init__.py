@@ -1,4 +1,4 @@
-"""Watching one containerd: connect, list, reconcile, follow, audit; what happened goes to the outbox in order."""
+"""Watch one containerd: connect, list, reconcile, follow, audit; write the records to the outbox in order."""
 
 from bridge.watch.loop import Watch
 from bridge.watch.requests import SnapshotTaken

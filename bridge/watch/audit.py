@@ -1,4 +1,4 @@
-"""The audit: lost events leave no trace, so now and then containerd's tasks are compared with the portfolio."""
+"""Audit: compare containerd's tasks with the tracked state at intervals, because lost events leave no trace."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bridge.watch.requests import Asked, Requests
 from bridge.watch.settings import WatchSettings
 
 _SECOND = 1_000_000_000
-EVENT_SECONDS = 2.0  # that an event may be on its way, as shims publish after the fact; it would be inferred else
+EVENT_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
 OVERFLOW_PAUSE = 30 * _SECOND
-_JITTER = 0.1  # the share of the snapshot interval by which nodes started together drift apart
+_JITTER = 0.1  # fraction of the snapshot interval, so that nodes started together drift apart
 
 
 class Auditor:
-    """Audits at its interval, and on request; a periodic snapshot is an audit that is published in any case.
+    """Audit at intervals and on request; a periodic snapshot is an audit that is published in any case.
 
     ``settings`` may be replaced at any time.
     """
@@ -54,61 +54,61 @@ class Auditor:
         """Audit until the connection ends.
 
         Raises:
-            TransientError: containerd did not even list its namespaces.
+            TransientError: containerd could not list its namespaces.
         """
         self._requests.resume()
         last, pause = self._clock.now().wall, self.settings.first_audit
         snapshot_at = self._clock.now().monotonic
         while True:
             left = self._until_snapshot(snapshot_at)
-            asked = await self._requests.wait(max(0.0, min(pause, left)))
-            reason: Reason = "audit" if asked is None else asked.reason
-            if asked is None and self._until_snapshot(snapshot_at) <= 0:
+            request = await self._requests.wait(max(0.0, min(pause, left)))
+            reason: Reason = "audit" if request is None else request.reason
+            if request is None and self._until_snapshot(snapshot_at) <= 0:
                 reason = "interval"
             if reason == "overflow":
                 await self._spread_overflows()
             now = self._clock.now().wall
-            await self._audit(Gap(reason, last, now), asked)
+            await self._audit(Gap(reason, last, now), request)
             last, pause = now, self.settings.audit_interval
             if reason != "audit":
                 snapshot_at, self._spread = self._clock.now().monotonic, 1 - _JITTER * self._clock.random()
 
     async def _audit(self, gap: Gap, asked: Asked | None) -> None:
-        """Ask for the task of each container that is not as the listing says; the intake takes the answers.
+        """Query the task of each container that does not match the listing; the results go to the event queue.
 
-        Where an event explains in the meantime what is not as listed, there is no need to ask. Where the filters are
-        others than before, the records are listed as well: they tell who is in scope.
+        A mismatch that an event explains in the meantime needs no query. If the filters have changed, the metadata is
+        listed as well, because it determines the scope.
         """
-        settings, rescoping = self.settings, gap.reason == "filters_changed"
-        listing = await (list_all if rescoping else list_tasks)(self._source, self._clock, settings)
+        settings, filters_changed = self.settings, gap.reason == "filters_changed"
+        listing = await (list_all if filters_changed else list_tasks)(self._source, self._clock, settings)
         keys = suspects(self._tracker, listing)
-        if keys and not rescoping:  # of those who were not watched before, no event is on its way
+        if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_SECONDS)
             keys &= suspects(self._tracker, listing)
-        questions = [self._tracker.question(key) for key in keys]
-        records = await self._records(keys - listing.containers.keys())
-        answers = await ask_all(self._source, [each.key for each in questions], self._gate)
-        audited = Audited(gap, listing, gap.reason != "audit", asked, settings.scope if rescoping else None)
-        self._intake.answer(Answers(list(zip(questions, answers, strict=True)), records, audited))
+        queries = [self._tracker.question(key) for key in keys]
+        metadata = await self._records(keys - listing.containers.keys())
+        results = await ask_all(self._source, [query.key for query in queries], self._gate)
+        audited = Audited(gap, listing, gap.reason != "audit", asked, settings.scope if filters_changed else None)
+        self._intake.answer(Answers(list(zip(queries, results, strict=True)), metadata, audited))
 
     async def _records(self, keys: Iterable[ContainerKey]) -> list[Metadata]:
-        """Fetch the records of containers that nobody had heard of."""
+        """Fetch the metadata of unknown containers."""
         found = []
         for key in keys:
             entry = self._tracker.find(key)
             if entry is None or entry.metadata is None:
-                with contextlib.suppress(BridgeError):  # it is told without its labels
+                with contextlib.suppress(BridgeError):  # published without labels
                     found.append(await self._source.container(key))
         return [metadata for metadata in found if metadata is not None]
 
     async def _spread_overflows(self) -> None:
-        """A sink that loses even the snapshot that follows a loss must not have it repeated without end."""
+        """Wait between snapshots for overflows: a sink that loses even these must not cause one after the other."""
         rest = self._overflow_due - self._clock.now().monotonic
         if rest > 0:
             await self._clock.sleep(rest / _SECOND)
         self._overflow_due = self._clock.now().monotonic + OVERFLOW_PAUSE
 
     def _until_snapshot(self, last: int) -> float:
-        """Return the seconds until the next periodic snapshot is due, by the interval as it is set now."""
+        """Return the seconds until the next periodic snapshot, according to the current interval."""
         passed = (self._clock.now().monotonic - last) / _SECOND
         return self.settings.snapshot_interval * self._spread - passed

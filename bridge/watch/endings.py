@@ -1,8 +1,8 @@
-"""A second witness of each exit: containerd is asked to wait for the task from its creation on.
+"""Exit wait as a fallback for exit events: a pending Tasks.Wait call for each task from its creation on.
 
-containerd 2.4 loses exit events of containers that are removed the moment they end: the shim is shut down before it
-has published them. Whoever waited for the task has its status all the same; and who comes too late for that learns at
-least that it is gone.
+containerd 2.4 loses the exit event of a container that is removed as soon as it exits: the shim is shut down before it
+publishes the event. A pending Tasks.Wait returns the exit status nevertheless; a call that comes too late reports at
+least that the task is gone.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from bridge.core.errors import BridgeError
 from bridge.core.model import ContainerKey, TaskEnd
 from bridge.core.ports import Source
 
-MOST = 2000  # waiting calls; each holds some 30 KiB. Beyond, a lost exit is told without its status.
+MOST = 2000  # concurrent calls of about 30 KiB each; without one, a lost exit is published without status
 
 
 class Endings:
-    """Waits for the ends of tasks on one connection.
+    """Wait for the exits of tasks on one connection.
 
     Args:
-        source: The containerd.
-        report: Told of each end, with the pid that the task had when the waiting began.
+        client: The client of the containerd.
+        on_exit: Called for each exit, with the pid that the task had when the wait began.
     """
 
     def __init__(self, source: Source, report: Callable[[ContainerKey, int, TaskEnd], None]) -> None:
@@ -32,7 +32,7 @@ class Endings:
         self._closed = False
 
     def expect(self, key: ContainerKey, pid: int) -> None:
-        """Begin to wait for a task's end, unless that is being done already or too many are waited for."""
+        """Wait for a task's exit in the background, unless a wait is pending already or the limit is reached."""
         if self._closed or (key, pid) in self._waiting or len(self._waiting) >= MOST:
             return
         task = asyncio.create_task(self._wait(key, pid))
@@ -40,14 +40,14 @@ class Endings:
         task.add_done_callback(lambda _: self._waiting.pop((key, pid), None))
 
     def close(self) -> None:
-        """Wait for nothing any more; what is decided on after a connection's end must not hold calls on it."""
+        """Cancel all waits and start no more: items processed after a connection's end must not start calls on it."""
         self._closed = True
         for task in list(self._waiting.values()):
             task.cancel()
 
     async def _wait(self, key: ContainerKey, pid: int) -> None:
         try:
-            end = await self._source.wait(key)
+            exit_status = await self._source.wait(key)
         except BridgeError:
-            return  # it is a second witness only: the event, the delete event or the audit tells of the end, too
-        self._report(key, pid, TaskEnd(None, None) if end is None else end)
+            return  # only a fallback: the exit event, the delete event or the audit reports the exit as well
+        self._report(key, pid, TaskEnd(None, None) if exit_status is None else exit_status)

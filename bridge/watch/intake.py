@@ -1,8 +1,8 @@
-"""The intake: one queue of what has to be decided on, in the order in which it was received.
+"""Event queue: everything to be processed, in the order in which it was received.
 
-Events wait in it for the records that they need (their names, labels, pods), which are asked for the moment that the
-event arrives, many at a time, so that a container that lives for a millisecond is caught. Answers about tasks queue
-up behind the events that were received before them.
+Events wait in the queue for the metadata that they need (names, labels, pods). The fetches start as soon as the event
+arrives and run concurrently, to catch containers that run for a millisecond only. Query results queue behind the
+events that were received before them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from bridge.telemetry.sparingly import Sparingly
 from bridge.watch.requests import Asked
 from bridge.watch.settings import WatchSettings
 
-CAPACITY = 8192  # events held with their records; the others wait in the stream's bounded buffer
+CAPACITY = 8192  # events held with their metadata; more events wait in the stream's bounded buffer
 
 _log = structlog.get_logger(__name__)
 _IF_UNKNOWN = frozenset({TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM})
@@ -51,17 +51,17 @@ _ATTEMPTS = 3
 
 
 class Sighting(NamedTuple):
-    """An event, and the container's record as it was when the event arrived (None: the one known will do)."""
+    """An event, and the container's metadata when the event arrived (None: the stored metadata is used)."""
 
     event: ContainerEvent
     metadata: Metadata | None
 
 
 class Audited(NamedTuple):
-    """What an audit was about, and what was listed.
+    """Result of an audit: its gap and listing.
 
-    ``forced``: a snapshot is due even if nothing has to be repaired. ``asked``: whom it answers. ``scope``: records
-    were listed, too, under other filters than before; it names them.
+    ``forced``: publish a snapshot even if there is nothing to repair. ``request``: the requests that the snapshot
+    fulfills. ``filter_fingerprint``: the changed filters if metadata was listed under them; None if they are unchanged.
     """
 
     gap: Gap
@@ -72,9 +72,9 @@ class Audited(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """containerd's answers to questions: a task, None for no task, or the error that came instead.
+    """Results of task queries: a task, None for no task, or the error of a failed query.
 
-    ``records`` are those of containers that were not known before.
+    ``metadata`` belongs to containers that were unknown before.
     """
 
     answers: list[tuple[Question, Task | BridgeError | None]]
@@ -83,7 +83,7 @@ class Answers(NamedTuple):
 
 
 class Witnessed(NamedTuple):
-    """How a task ended, as told to whoever waited for it."""
+    """How a task exited, from Tasks.Wait."""
 
     key: ContainerKey
     pid: int
@@ -91,7 +91,7 @@ class Witnessed(NamedTuple):
 
 
 class Proven(NamedTuple):
-    """Everything that happened before a moment (wall clock) was received before this."""
+    """All events before ``at`` (wall clock) are queued before this item."""
 
     at: int
 
@@ -105,7 +105,7 @@ class _Waiting(Struct):
 
 
 def _outcome(item: _Waiting | Answers | Witnessed | Proven) -> Metadata | TransientError | None:
-    """Return what a look-up that is done brought; None also where none was needed."""
+    """Return the result of a finished fetch; None also if no fetch was needed."""
     if not isinstance(item, _Waiting) or item.lookup is None or not item.lookup.done() or item.lookup.cancelled():
         return None
     return item.lookup.result()
@@ -116,7 +116,7 @@ def _has_outcome(lookup: asyncio.Task[Metadata | TransientError | None]) -> bool
 
 
 class Intake:
-    """Holds what was received and not yet decided on, also from one connection to the next.
+    """Hold received items until they are processed, also from one connection to the next.
 
     ``settings`` may be replaced at any time.
     """
@@ -134,29 +134,29 @@ class Intake:
         self._room = asyncio.Event()
 
     def connect(self, source: Source) -> None:
-        """Go on with a new connection: what could not be asked for on the old one is asked for now."""
+        """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
         self._source = source
         self._known.clear()
-        answers = [item for item in self._queue if isinstance(item, Answers)]
-        for item in answers:  # they speak of what was known on the old connection
+        results = [item for item in self._queue if isinstance(item, Answers)]
+        for item in results:  # they refer to the state of the old connection
             self._queue.remove(item)
-        self.taken += len(answers)
-        for waiting in self._queue:
-            if isinstance(waiting, _Waiting) and waiting.lookup is not None and not _has_outcome(waiting.lookup):
-                waiting.lookup.cancel()
-                waiting.lookup = self._start(waiting.event)
+        self.taken += len(results)
+        for pending in self._queue:
+            if isinstance(pending, _Waiting) and pending.lookup is not None and not _has_outcome(pending.lookup):
+                pending.lookup.cancel()
+                pending.lookup = self._start(pending.event)
 
     def know(self, keys: Iterable[ContainerKey]) -> None:
-        """Take note of records that a listing has told."""
+        """Note that the metadata of these containers is known from a listing."""
         self._known.update(keys)
 
     @property
     def full(self) -> bool:
-        """Whether events have to wait in the stream's buffer, as those before them are not decided on yet."""
+        """Return whether the queue is full, so that further events wait in the stream's buffer."""
         return len(self._queue) >= CAPACITY
 
     def put(self, events: list[ContainerEvent]) -> None:
-        """Queue events, asking at once for the records that they need."""
+        """Queue events, and start to fetch the metadata that they need."""
         for event in events:
             self._queue.append(_Waiting(event, self._start(event) if self._needs_record(event) else None))
         self.received += len(events)
@@ -170,26 +170,26 @@ class Intake:
             await self._room.wait()
 
     def answer(self, answers: Answers | Witnessed | Proven) -> None:
-        """Queue what containerd answered behind the events received before it."""
+        """Queue another item behind the events received before it."""
         self._queue.append(answers)
         self.received += 1
         self._changed.set()
 
     def nudge(self) -> None:
-        """Have ``wait`` return, though there may be nothing to take."""
+        """Make ``wait`` return even if no item is ready."""
         self._changed.set()
 
     async def look_ups_done(self, seconds: float) -> None:
-        """Wait until nothing is being asked for any more, or ``seconds`` are over."""
-        lookups = [item.lookup for item in self._queue if isinstance(item, _Waiting) and item.lookup is not None]
-        if lookups:
-            await asyncio.wait(lookups, timeout=seconds)
+        """Wait until all fetches are finished, for at most ``seconds``."""
+        fetches = [item.lookup for item in self._queue if isinstance(item, _Waiting) and item.lookup is not None]
+        if fetches:
+            await asyncio.wait(fetches, timeout=seconds)
 
     async def wait(self, seconds: float | None = None) -> None:
-        """Wait until the oldest item is complete, a nudge comes, or ``seconds`` are over.
+        """Wait until the oldest item is ready or ``wake`` is called, for at most ``seconds``.
 
         Raises:
-            TransientError: The oldest event's record could not be asked for; it stays queued for the next connection.
+            TransientError: The fetch for the oldest event failed; the event stays queued for the next connection.
         """
         self._changed.clear()
         if not self._head_complete():
@@ -200,7 +200,7 @@ class Intake:
             raise failure
 
     def take(self) -> list[Item]:
-        """Take out the items that are complete, oldest first, up to the first that is not."""
+        """Remove and return the ready items, oldest first, up to the first that is not ready."""
         items: list[Item] = []
         queue = self._queue
         while queue:
@@ -219,7 +219,7 @@ class Intake:
         return items
 
     def give_up(self) -> list[Sighting]:
-        """Take out every event: the containerd that could have been asked is gone for good."""
+        """Remove and return all events without waiting; unfinished fetches are canceled."""
         for item in self._queue:
             if isinstance(item, _Waiting) and item.lookup is not None and not _has_outcome(item.lookup):
                 item.lookup.cancel()
@@ -244,12 +244,12 @@ class Intake:
 
     def _start(self, event: ContainerEvent) -> asyncio.Task[Metadata | TransientError | None]:
         assert self._source is not None  # noqa: S101 (connect comes first)
-        lookup = asyncio.create_task(self._look_up(self._source, event))
-        lookup.add_done_callback(lambda _: self._changed.set())
-        return lookup
+        fetch = asyncio.create_task(self._look_up(self._source, event))
+        fetch.add_done_callback(lambda _: self._changed.set())
+        return fetch
 
     async def _look_up(self, source: Source, event: ContainerEvent) -> Metadata | TransientError | None:
-        """Ask for a container's record; where it is gone, what the event itself tells has to do, if it does."""
+        """Fetch a container's metadata; if the container is gone, derive the metadata from the event if possible."""
         failure = TransientError("")
         for _ in range(_ATTEMPTS):
             try:
@@ -261,8 +261,8 @@ class Intake:
                 self._complain(event.key, error)
                 return self._from_event(event)
             else:
-                of_another = metadata is not None and (metadata.created_at or 0) > event.at
-                return self._from_event(event) if metadata is None or of_another else metadata
+                recreated = metadata is not None and (metadata.created_at or 0) > event.at
+                return self._from_event(event) if metadata is None or recreated else metadata
         return failure
 
     def _complain(self, key: ContainerKey, error: UnreadableError) -> None:
@@ -273,8 +273,8 @@ class Intake:
 
     def _from_event(self, event: ContainerEvent) -> Metadata | None:
         if isinstance(event, ContainerUpdated):
-            rules, scope = self.settings.rules, self.settings.in_scope
-            return describe(event.key, event.labels, rules, scope, image=event.image, updated_at=event.at)
+            rules, container_filter = self.settings.rules, self.settings.in_scope
+            return describe(event.key, event.labels, rules, container_filter, image=event.image, updated_at=event.at)
         if isinstance(event, ContainerCreated):
             return describe(event.key, None, self.settings.rules, image=event.image, runtime=event.runtime)
         return None

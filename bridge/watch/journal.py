@@ -1,6 +1,6 @@
-"""The journal: what happened is numbered and encoded at once, and written down in that order.
+"""Journal: transitions are numbered and encoded immediately, and persisted in that order (event sourcing).
 
-Invariant: with the records goes what they leave known, so that what is remembered and what was told never disagree.
+Invariant: records are persisted together with the state after them, so that checkpoint and published records agree.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from bridge.core.ports import Outbox
 from bridge.core.tracker import Tracker
 from bridge.telemetry.tally import SnapshotNote, Tally
 
-_PROOF_KEPT = 60_000_000_000  # nanoseconds after which a proof is written down, though nothing else has to be
+_PROOF_KEPT = 60_000_000_000  # maximum time between two persisted watermarks, even without records
 
 
 class Journal:
-    """Writes one source's records to the outbox.
+    """Write the records of one source to the outbox.
 
     Args:
-        ledger: Numbers them.
-        outbox: Where they go.
-        tracker: What it knows is written down along.
-        tally: Counts what is told.
-        watched: What that is seen under; its ``blind`` is the tracker's.
-        proven_at: Up to which moment (wall clock) nothing can have been missed.
-        outdated: Keys of the memory that are to be removed.
+        encoder: Numbers and encodes the records.
+        outbox: The destination.
+        tracker: Its state is persisted with the records.
+        counters: Count the records.
+        header: The header of the checkpoint; its ``unsynced_namespaces`` are replaced by the tracker's.
+        watermark_at: The moment (wall clock) up to which no event can have been missed.
+        obsolete_keys: Keys to remove from the checkpoint.
 
-    ``proof``: up to when all that containerd had told is written down; None before anything is, in this epoch.
+    ``watermark``: the moment before which all events are persisted; None until the first write in this epoch.
     """
 
     def __init__(
@@ -56,52 +56,52 @@ class Journal:
         self._unwritten: list[Record] = []
         self._outdated: dict[str, bytes | None] = dict.fromkeys(outdated)
         self.proof: Proof | None = None
-        self._header = b""  # as it was written down last
+        self._header = b""  # as last persisted
         self._proven_at = self._proof_written = proven_at
 
     def follow(self, engine: Engine) -> None:
-        """The same source, restarted: its version and pid may be others now."""
+        """Update the engine after a restart of the same source; its version and pid may have changed."""
         self.ledger.set_engine(engine)
         self.watched = replace(self.watched, engine=engine)
 
     def rescope(self, scope: str) -> None:
-        """From now on it is told of those that other filters let through."""
+        """Set the fingerprint of the filters that apply from now on."""
         self.watched = replace(self.watched, scope=scope)
 
     def tell(self, transitions: Sequence[Transition]) -> None:
-        """Number transitions."""
+        """Number and encode transitions, to be persisted by ``write``."""
         self._unwritten += map(self.ledger.transition, transitions)
         self._tally.tell(transitions)
 
     def snapshot(
         self, gap: Gap, coverage: Coverage, transitions: list[Transition], rows: list[Transition], now: int
     ) -> None:
-        """Number a whole snapshot."""
+        """Number and encode a snapshot, to be persisted by ``write``."""
         self._unwritten += self.ledger.snapshot(gap, coverage, transitions, rows, now)
         self._tally.tell(transitions)
         self._tally.tell(rows)
         self._tally.snapshot(SnapshotNote(self.ledger.snapshot_id, now, gap, coverage, len(rows), len(transitions)))
 
     def proven(self, at: int) -> None:
-        """Take note that what happened before a moment is decided on."""
+        """Advance the watermark: all events before ``at`` (wall clock) are processed."""
         self._proven_at = at
 
     async def write(self, *, remember: bool = True, all_: bool = False) -> None:
-        """Write down what has been numbered; when it returns, the outbox has it.
+        """Persist the encoded records; when the call returns, the outbox has them.
 
         Args:
-            remember: Whether everything that the tracker has decided was told; what it knows stands for that.
-            all_: Write down also what can wait: what is known anew without a record to tell it.
+            save_checkpoint: Whether all transitions of the tracker are in the journal, so that its state can be saved.
+            force: Persist also what could wait: changes of the state without records.
         """
-        proven_at = self._proven_at
+        watermark_at = self._proven_at
         if self._unwritten or (remember and (all_ or self._proof_due())):
             records, self._unwritten = self._unwritten, []
             await self._outbox.append(records, self._changes() if remember else self._position(self._proof_written))
-        if remember and proven_at is not None and self.ledger.sequence:
-            self.proof = Proof(self.ledger.epoch, proven_at)
+        if remember and watermark_at is not None and self.ledger.sequence:
+            self.proof = Proof(self.ledger.epoch, watermark_at)
 
     def _proof_due(self) -> bool:
-        """Whether a new proof, and what came with it, is worth a transaction of its own."""
+        """Return whether the new watermark and the state changes before it justify a transaction without records."""
         at, before = self._proven_at, self._proof_written
         if at is None or at == before:
             return False
@@ -110,11 +110,11 @@ class Journal:
     def _changes(self) -> dict[str, bytes | None]:
         changes, self._outdated = self._outdated, {}
         changes.update(memory.encode_changes(self._tracker.changes()))
-        blind = self._tracker.blind
-        watched = replace(self.watched, blind=None if blind is None else sorted(blind))
-        header = memory.encode_watched(watched)
-        if header != self._header:
-            changes[memory.WATCHED] = self._header = header
+        unsynced = self._tracker.blind
+        header = replace(self.watched, blind=None if unsynced is None else sorted(unsynced))
+        encoded = memory.encode_watched(header)
+        if encoded != self._header:
+            changes[memory.WATCHED] = self._header = encoded
         self._proof_written = self._proven_at
         changes.update(self._position(self._proven_at))
         return changes

@@ -1,4 +1,4 @@
-"""Listing containerd namespace by namespace: one that fails is tried again, then told as failed, never guessed."""
+"""List containerd namespace by namespace; retry a namespace that fails, then report it as failed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bridge.core.ports import Clock, Source
 from bridge.core.reconcile import Listing
 from bridge.watch.settings import WatchSettings
 
-_PAUSE = 0.5  # seconds between two attempts at one namespace
+_PAUSE = 0.5  # multiplied by the number of the attempt
 _log = structlog.get_logger(__name__)
 
 
 async def list_all(source: Source, clock: Clock, settings: WatchSettings) -> Listing:
-    """List the records and tasks of all watched namespaces."""
+    """List the container metadata and tasks of all watched namespaces."""
     return await _list(source, clock, settings, records=True)
 
 
 async def list_tasks(source: Source, clock: Clock, settings: WatchSettings) -> Listing:
-    """List the tasks alone: containerd loads every spec to list records, which is not for polling."""
+    """List only the tasks: to list metadata, containerd loads every spec, which is too expensive for polling."""
     return await _list(source, clock, settings, records=False)
 
 
@@ -44,7 +44,7 @@ async def _list(source: Source, clock: Clock, settings: WatchSettings, *, record
 async def _attempt(
     source: Source, clock: Clock, attempts: int, namespace: str, *, records: bool
 ) -> tuple[dict[ContainerKey, Metadata], Sequence[Task]] | None:
-    """List one namespace; None where it failed for good. One that was deleted meanwhile is empty."""
+    """List one namespace; None if all attempts fail. A namespace deleted in the meantime is empty."""
     for attempt in range(1, attempts + 1):
         try:
             containers = {each.key: each async for each in source.containers(namespace)} if records else {}
@@ -63,13 +63,13 @@ async def _attempt(
 async def ask_all(
     source: Source, keys: Sequence[ContainerKey], gate: asyncio.Semaphore
 ) -> list[Task | BridgeError | None]:
-    """Ask for many tasks, as many at a time as the gate lets; an answer that did not come is the error instead."""
+    """Query tasks, concurrently as far as the semaphore allows; the result of a failed query is its error."""
 
-    async def ask(key: ContainerKey) -> Task | BridgeError | None:
+    async def query(key: ContainerKey) -> Task | BridgeError | None:
         async with gate:
             try:
                 return await source.task(key)
             except BridgeError as error:
                 return error
 
-    return await asyncio.gather(*map(ask, keys))
+    return await asyncio.gather(*map(query, keys))

@@ -1,6 +1,7 @@
-"""The watch: one session after another, for as long as the bridge runs; what it knows outlives each of them.
+"""Watch containerd: run one session after another, with a tracked state that survives each session.
 
-With an outbox that lasts it outlives the process, too: the first session goes on as after a broken connection.
+With a persistent outbox, the state survives the process as well: the first session continues as after a broken
+connection.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ from bridge.watch.requests import Requests, SnapshotTaken
 from bridge.watch.session import Session
 from bridge.watch.settings import WatchSettings
 
-BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # so that one is live within 5 s of containerd's return
-SNAPSHOT_SECONDS = 30.0  # for containerd to be connected, for whoever asks for a snapshot
+BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # synced within 5 s of containerd's return
+SNAPSHOT_SECONDS = 30.0  # for containerd to be connected when a snapshot is requested
 _MILLISECOND = 1_000_000
 _SECOND = 1_000_000_000
 _log = structlog.get_logger(__name__)
 
 
 class Watch:
-    """Watches one containerd and writes what happens to the outbox.
+    """Watch one containerd, and write records to the outbox.
 
     Args:
-        source: The containerd.
-        outbox: Where records go.
-        clock: Time and chance.
+        client: The client of the containerd.
+        outbox: The destination of records.
+        clock: Time and randomness.
         settings: How to watch.
-        boot_id: The host's boot, part of each incarnation.
+        boot_id: The boot id of the host, part of each incarnation id.
     """
 
     def __init__(self, source: Source, outbox: Outbox, clock: Clock, settings: WatchSettings, boot_id: str) -> None:
@@ -55,7 +56,7 @@ class Watch:
         self.oddities = Oddities(clock)
         self.tally = Tally()
         self.engine: Engine | None = None
-        self.failure: str | None = None  # why containerd could not be watched last, until it is again
+        self.failure: str | None = None  # of the last attempt to watch that failed
         self._source = source
         self._outbox = outbox
         self._clock = clock
@@ -70,92 +71,92 @@ class Watch:
         self._session: Session | None = None
         self._positions: dict[SourceName, Previous | None] = {}
         self._sparingly = Sparingly(clock)
-        self._proven: int | None = None  # by the connections before the current one
+        self._proven: int | None = None  # of earlier connections
 
-    # --- for whoever looks after the bridge ---
+    # --- status ---
 
     @property
     def live(self) -> bool:
-        """Whether the first snapshot of the current connection is complete."""
+        """Return whether the first snapshot of the current connection is complete."""
         return self._session is not None and self._session.live
 
     @property
     def proof_age(self) -> float | None:
-        """For how many seconds nothing has proven that the stream works; None before the first proof."""
-        proven = (self._session and self._session.proven) or self._proven
-        return None if proven is None else (self._clock.now().monotonic - proven) / _SECOND
+        """Return the age of the watermark in seconds; None before the first watermark."""
+        watermark = (self._session and self._session.proven) or self._proven
+        return None if watermark is None else (self._clock.now().monotonic - watermark) / _SECOND
 
     @property
     def proof_limit(self) -> float:
-        """How old a proof grows at the most, in seconds, while the stream works and is kept up with."""
+        """Return the maximum age of the watermark in seconds while the stream works and processing keeps up."""
         return self._settings.mark_interval + self._settings.mark_timeout
 
     @property
     def counts(self) -> Counter[str]:
-        """What came of containerd's events that were not told, by what they were."""
+        """Return the numbers of containerd's events that were not published, by reason."""
         return self._tracker.counts + self.oddities.counts
 
     def portfolio(self) -> list[Transition]:
-        """Return a row for every living container in scope."""
+        """Return a ``present`` record for every running container in scope, without counting it as published."""
         return self._tracker.portfolio(self._clock.now())
 
     def states(self) -> Iterator[bool]:
-        """Tell of each of them whether it is paused."""
-        return (life.paused for _, life in self._tracker.lives() if life.told)
+        """Return for each running container in scope whether it is paused."""
+        return (incarnation.paused for _, incarnation in self._tracker.lives() if incarnation.told)
 
     # --- watching ---
 
     async def run(self) -> None:
-        """Watch until cancelled.
+        """Watch until canceled.
 
         Raises:
-            FatalError: This containerd cannot be watched, for a reason that only a person can change.
+            FatalError: This containerd cannot be watched until an operator changes something.
         """
         await forever(self._connect, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
 
     @property
     def proof(self) -> Proof | None:
-        """Up to when all that containerd had told is written down; it stands still while containerd is away."""
+        """Return the watermark up to which events are persisted; it stops while containerd is disconnected."""
         return self._journal.proof if self._journal is not None else None
 
     def request(self, reason: Reason) -> None:
-        """Have a snapshot taken soon."""
+        """Request a snapshot without waiting for it."""
         self.requests.ask(reason)
 
     async def snapshot(self) -> SnapshotTaken:
-        """Take a snapshot, and wait until it is written down; who asks at the same time shares it.
+        """Take a snapshot, and wait until it is persisted; concurrent callers share it.
 
         Raises:
-            TransientError: containerd is not connected, and was not for as long as this waits.
+            TransientError: containerd is still not connected after ``SNAPSHOT_TIMEOUT_SECONDS``.
         """
-        taken = self.requests.ask("on_demand")
-        while not taken.done():
-            waiting: list[asyncio.Future[Any]] = [taken, asyncio.ensure_future(self._clock.sleep(SNAPSHOT_SECONDS))]
+        future = self.requests.ask("on_demand")
+        while not future.done():
+            waiting: list[asyncio.Future[Any]] = [future, asyncio.ensure_future(self._clock.sleep(SNAPSHOT_SECONDS))]
             try:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 waiting[1].cancel()
-            if not taken.done() and not self.live:
+            if not future.done() and not self.live:
                 raise TransientError(
                     f"snapshot timed out after {SNAPSHOT_SECONDS:g} s: containerd is not connected; "
                     "the snapshot stays queued"
                 )
-        return taken.result()
+        return future.result()
 
     def reload(self, settings: WatchSettings) -> None:
-        """Go on under other settings of the same host; where filters or rules are others, a snapshot follows.
+        """Apply other settings for the same host; if filters or label rules change, a snapshot follows.
 
-        Labels that the rules do not let through any more are told no more from this moment on.
+        Labels that the new rules drop are not published from this moment on.
         """
-        other_filters = settings.scope != self._settings.scope
-        if other_filters:
+        filters_changed = settings.scope != self._settings.scope
+        if filters_changed:
             self._tracker.rule(settings.rules)
-            self._missed[:] = [each.ruled(settings.rules) for each in self._missed]
+            self._missed[:] = [transition.ruled(settings.rules) for transition in self._missed]
         self._settings = self._intake.settings = settings
         self._tracker.extras = settings.extras
         if self._session is not None:
             self._session.reload(settings)
-        if other_filters and self._journal is not None:
+        if filters_changed and self._journal is not None:
             self.requests.ask("filters_changed")
 
     async def _connect(self) -> None:
@@ -194,7 +195,7 @@ class Watch:
             await journal.write(remember=not self._missed, all_=True)
 
     async def _recognise(self, engine: Engine) -> Journal:
-        """Go on under the source's name; where another containerd answers, end the old one's lives first."""
+        """Continue the known source; if another containerd responds, first publish the exits of all containers."""
         known, journal = self.engine, self._journal
         if known is None or journal is None:
             journal = await self._start(engine)
@@ -207,53 +208,53 @@ class Watch:
         return journal
 
     async def _start(self, engine: Engine) -> Journal:
-        """Go on where an earlier process ended, as far as that was this containerd's and this boot's."""
-        past = recall(self._outbox.recall())
-        self._reason, watched, epoch = past.reason, past.watched, self._epoch(past.least_epoch)
-        self._positions = {source: past.previous(source) for source in past.positions}
-        outdated = past.outdated
-        if watched is None:
-            return self._open(engine, epoch, outdated)
-        if (watched.host, watched.engine.id) != (self._settings.host, engine.id or watched.engine.id):
-            await self._end_source(past, watched, engine, epoch)
+        """Continue where an earlier process stopped, as far as containerd and boot are the same."""
+        recovered = recall(self._outbox.recall())
+        self._reason, header, epoch = recovered.reason, recovered.watched, self._epoch(recovered.least_epoch)
+        self._positions = {source: recovered.previous(source) for source in recovered.positions}
+        obsolete_keys = recovered.outdated
+        if header is None:
+            return self._open(engine, epoch, obsolete_keys)
+        if (header.host, header.engine.id) != (self._settings.host, engine.id or header.engine.id):
+            await self._end_source(recovered, header, engine, epoch)
             return self._open(engine, epoch + 1)
-        self._proven_at = past.proven_at
-        tracker = past.tracker(self._settings, self._clock.now())
-        if watched.boot_id == self._boot_id:
+        self._proven_at = recovered.proven_at
+        tracker = recovered.tracker(self._settings, self._clock.now())
+        if header.boot_id == self._boot_id:
             self._adopt(tracker)
         else:
             _log.info("host_rebooted", containers=sum(1 for _ in tracker.lives()))
-            records = [
-                Entry(each.key, each.metadata, announced=each.announced)
-                for each in tracker.entries()
-                if each.metadata is not None and not each.deleted
+            states = [
+                Entry(state.key, state.metadata, announced=state.announced)
+                for state in tracker.entries()
+                if state.metadata is not None and not state.deleted
             ]
             self._missed += tracker.end_all(self._clock.now())
-            self._tracker.restore(records, set(), self._clock.now())  # whoever lives now is a newborn
-            kept = {memory.key_of_record(each.key) for each in records}
-            outdated = outdated + [key for key in past.keys if key not in kept]
-        return self._open(engine, epoch, outdated, watched.scope)
+            self._tracker.restore(states, set(), self._clock.now())  # all containers that run now are new
+            kept_keys = {memory.key_of_record(state.key) for state in states}
+            obsolete_keys = obsolete_keys + [key for key in recovered.keys if key not in kept_keys]
+        return self._open(engine, epoch, obsolete_keys, header.scope)
 
     async def _end_source(self, past: Past, watched: Watched, engine: Engine, epoch: int) -> None:
-        """Tell the readers of another source, under its name, that nothing lives there any more.
+        """Publish for the previous source that none of its containers is running.
 
-        Where it is only the host that is called something else now, nobody has died.
+        If only the host name has changed, no exits are published, because the containers are still running.
         """
         _log.warning("checkpoint_source_mismatch", host=watched.host, engine=watched.engine.id)
         now = self._clock.now()
         tracker = past.tracker(self._settings, now)
-        deaths = tracker.end_all(now)
-        ledger = Ledger(watched.host, watched.engine, epoch, previous=past.previous(watched.source))
+        exits = tracker.end_all(now)
+        encoder = Ledger(watched.host, watched.engine, epoch, previous=past.previous(watched.source))
         journal = Journal(
-            ledger, self._outbox, tracker, self.tally, watched, proven_at=past.proven_at, outdated=past.outdated
+            encoder, self._outbox, tracker, self.tally, watched, proven_at=past.proven_at, outdated=past.outdated
         )
         gap = Gap(past.reason, past.proven_at, now.wall)
-        told = deaths if engine.id != watched.engine.id else []
-        journal.snapshot(gap, Coverage([], [], False), told, [], now.wall)
+        transitions = exits if engine.id != watched.engine.id else []
+        journal.snapshot(gap, Coverage([], [], False), transitions, [], now.wall)
         await journal.write()
 
     async def _replace(self, journal: Journal) -> None:
-        """Another engine stands in the old one's place: its containers cannot live any more."""
+        """Publish the exits of all containers after another containerd has replaced the old one."""
         now = self._clock.now()
         _log.warning("containerd_replaced")
         for item in self._intake.give_up():
@@ -270,21 +271,21 @@ class Watch:
         self._proven_at, self._reason = None, "start"
 
     def _adopt(self, tracker: Tracker) -> None:
-        """Go on with another tracker, which goes on counting."""
+        """Replace the tracker, and keep its counts."""
         tracker.counts = self._tracker.counts
         self._tracker = tracker
 
     def _epoch(self, least: int) -> int:
-        """Return an epoch greater than any before, although the clock may have been set back."""
+        """Return an epoch greater than any earlier one, even if the clock was set back."""
         return max(least, self._clock.now().wall // _MILLISECOND)
 
     def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = (), scope: str | None = None) -> Journal:
         _log.info("containerd_connected", engine=engine.id, version=engine.version, api=engine.api, epoch=epoch)
         scope = self._settings.scope if scope is None else scope
-        watched = Watched(self._settings.host, engine, self._boot_id, scope, None)
-        ledger = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(watched.source))
+        header = Watched(self._settings.host, engine, self._boot_id, scope, None)
+        encoder = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(header.source))
         return Journal(
-            ledger, self._outbox, self._tracker, self.tally, watched, proven_at=self._proven_at, outdated=outdated
+            encoder, self._outbox, self._tracker, self.tally, header, proven_at=self._proven_at, outdated=outdated
         )
 
     def _complain(self, failure: Failure) -> None:

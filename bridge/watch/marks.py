@@ -1,4 +1,4 @@
-"""Marks: events of our own whose return proves that a subscription works, as containerd gives no other sign."""
+"""Marker events: their return verifies that a subscription works, because containerd does not confirm it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bridge.core.errors import TransientError
 from bridge.core.model import Mark
 from bridge.core.ports import Clock, Source
 
-_PATIENCE = 0.1  # seconds before a second mark is sent; 1 to 60 ms is what one takes
+_PATIENCE = 0.1  # before a second marker is sent; a round trip takes 1 to 60 ms
 _SECOND = 1_000_000_000
 
 
 class Marks:
-    """Publishes marks on one connection and waits for them to come back on its stream.
+    """Publish markers on one connection, and wait for their return on its stream.
 
-    While ``busy``, a mark's not being back is our own doing: events before it are not decided on yet.
+    While ``busy``, a missing marker does not mean a stalled stream: the events before it are not processed yet.
     """
 
     def __init__(self, source: Source, clock: Clock, timeout: float, busy: Callable[[], bool]) -> None:
@@ -29,14 +29,14 @@ class Marks:
         self._first = 0
         self._awaited: asyncio.Future[None] | None = None
         self._arrivals = 0
-        self.proven: int | None = None  # the moment (monotonic) up to which the stream is proven
+        self.proven: int | None = None  # the watermark on the monotonic clock
 
     def arrived(self) -> None:
-        """Take note that something arrived on the stream."""
+        """Note that events arrived on the stream."""
         self._arrivals += 1
 
     def returned(self, mark: Mark) -> bool:
-        """Take note of a mark that came back, all events before it being queued; False for another bridge's."""
+        """Process a returned marker, after all events before it are queued; return False if it is foreign."""
         if mark.nonce != self._nonce:
             return False
         if mark.number >= self._first and self._awaited is not None and not self._awaited.done():
@@ -44,24 +44,24 @@ class Marks:
         return True
 
     async def prove(self) -> int:
-        """Publish marks until one of them is back.
+        """Publish markers until one of them returns.
 
-        More than one may be needed: a mark that overtakes the subscription on its way to containerd never comes back.
+        A single marker may not be enough: a marker that reaches containerd before the subscription never returns.
 
         Returns:
-            The moment (wall clock) up to which the stream is proven: when the first mark was sent.
+            The watermark (wall clock): the time of the first marker, before which all events have been received.
 
         Raises:
-            TransientError: None came back in time, and nothing else arrived meanwhile.
+            TransientError: No marker returned in time, and no other event arrived.
         """
         self._first = self._number + 1
         self._awaited = asyncio.get_running_loop().create_future()
-        sent, arrivals, patience = self._clock.now(), self._arrivals, _PATIENCE
+        sent, arrivals, retry_after = self._clock.now(), self._arrivals, _PATIENCE
         while not self._awaited.done():
             self._number += 1
             await self._source.mark(self._nonce, self._number)
-            await asyncio.wait([self._awaited], timeout=patience)
-            patience = min(2 * patience, self._timeout)
+            await asyncio.wait([self._awaited], timeout=retry_after)
+            retry_after = min(2 * retry_after, self._timeout)
             if self._arrivals != arrivals or self._busy():
                 arrivals = self._arrivals
             elif self._clock.now().monotonic - sent.monotonic > self._timeout * _SECOND:

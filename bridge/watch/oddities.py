@@ -1,4 +1,4 @@
-"""What arrives on the stream and says nothing about a container: counted, told at a bounded rate, never fatal."""
+"""Count events that do not concern a container, and failed queries; log them at a limited rate."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Oddities:
-    """Counts by what it was: ``ignored``, ``unknown``, ``undecodable``, ``foreign_marker``, ``unanswered``."""
+    """Count ignored and unknown topics, undecodable payloads, foreign markers, and failed task queries."""
 
     def __init__(self, clock: Clock) -> None:
         self.counts: Counter[str] = Counter()
         self._sparingly = Sparingly(clock)
 
     def note(self, oddity: Ignored | Undecodable | Mark) -> None:
-        """Take note of one."""
+        """Count an ignored event; log it if it is unexpected."""
         match oddity:
             case Mark():
                 self.counts["foreign_marker"] += 1
@@ -38,7 +38,7 @@ class Oddities:
                 )
 
     def unanswered(self, key: ContainerKey, error: BridgeError) -> None:
-        """Take note of a container whose task nobody could tell of."""
-        self.counts["unanswered"] += 1
-        told = {"namespace": key.namespace, "id": key.id, "error": str(error)}
-        self._sparingly.say(_log.warning, ("unanswered", key.namespace), "task_state_unknown", **told)
+        """Count and log a failed task query."""
+        self.counts["query_failed"] += 1
+        fields = {"namespace": key.namespace, "id": key.id, "error": str(error)}
+        self._sparingly.say(_log.warning, ("query_failed", key.namespace), "task_state_unknown", **fields)

@@ -1,4 +1,4 @@
-"""What an earlier process has left, and what of it still holds under today's settings."""
+"""Recover the state of an earlier process from the checkpoint, as far as it is valid under the current settings."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bridge.core.ports import Recollection
 from bridge.core.tracker import Tracker
 from bridge.watch.settings import WatchSettings
 
-SOURCES_KEPT = 8  # of which the last position is remembered: a node rarely has more than one
+SOURCES_KEPT = 8  # sources whose last position is kept: a node rarely has more than one
 _MILLISECOND = 1_000_000
 _log = structlog.get_logger(__name__)
 
 
 class Past(Struct, kw_only=True):
-    """What is remembered; ``watched`` is None where no containers are.
+    """State recovered from the checkpoint; ``header`` is None if it contains no containers.
 
-    ``keys`` are those under which containers are remembered, ``outdated`` those to be removed.
+    ``container_keys`` are the checkpoint's keys of containers, ``obsolete_keys`` the keys to remove.
     """
 
     reason: Reason = "start"
@@ -35,23 +35,23 @@ class Past(Struct, kw_only=True):
 
     @property
     def proven_at(self) -> int | None:
-        """Up to which moment (wall clock) nothing can have been missed."""
+        """Return the moment (wall clock) up to which no event can have been missed; None if unknown."""
         position = self.positions.get(self.watched.source) if self.watched is not None else None
         return None if position is None else position.proven_at
 
     @property
     def blind(self) -> set[str] | None:
-        """The namespaces of which nobody knows what lived there; None: all."""
-        blind = self.watched.blind if self.watched is not None else None
-        return None if blind is None else set(blind)
+        """Return the namespaces that are not synced; None if no namespace is synced."""
+        namespaces = self.watched.blind if self.watched is not None else None
+        return None if namespaces is None else set(namespaces)
 
     def previous(self, source: SourceName) -> Previous | None:
-        """Return the last epoch and sequence of a source."""
-        known = self.positions.get(source)
-        return None if known is None else Previous(known.epoch, known.sequence)
+        """Return the last epoch and sequence of a source; None if unknown."""
+        position = self.positions.get(source)
+        return None if position is None else Previous(position.epoch, position.sequence)
 
     def tracker(self, settings: WatchSettings, now: Instant) -> Tracker:
-        """Return a tracker that knows what is remembered, as of the boot in which it was seen."""
+        """Return a tracker with the recovered state, in the boot of the host in which that state was seen."""
         boot_id = self.watched.boot_id if self.watched is not None else ""
         tracker = Tracker(boot_id, settings.extras)
         tracker.restore(self.entries, self.blind, now)
@@ -62,23 +62,23 @@ class Past(Struct, kw_only=True):
 
 
 def recall(recollection: Recollection) -> Past:
-    """Read what was left; what cannot be understood is as good as lost, and is told as that."""
+    """Decode a stored checkpoint; treat an unreadable one as lost, with snapshot reason ``outbox_reset``."""
     values = recollection.values
     try:
-        remembered = memory.decode(values)
+        restored = memory.decode(values)
     except ValueError as error:
         _log.critical("checkpoint_unreadable", error=str(error))
         return Past(reason="outbox_reset", outdated=list(values))
-    positions = remembered.positions
+    positions = restored.positions
     newest = sorted(positions, key=lambda source: positions[source].epoch, reverse=True)
     return Past(
         reason="outbox_reset" if recollection.reset else "start",
-        watched=remembered.watched,
+        watched=restored.watched,
         positions=positions,
         least_epoch=max(
             [recollection.last_written // _MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]
         ),
-        entries=remembered.entries,
+        entries=restored.entries,
         keys=list(memory.keys_of_containers(values)),
         outdated=[memory.key_of_position(source) for source in newest[SOURCES_KEPT:]],
     )

@@ -1,4 +1,4 @@
-"""Requests for a snapshot, from whoever may ask for one."""
+"""Requests for a snapshot, and the futures of their callers."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _BY_WEIGHT: tuple[Reason, ...] = ("filters_changed", "overflow", "on_demand")
 
 
 class SnapshotTaken(NamedTuple):
-    """A snapshot that is written down: its id, and how many containers it names."""
+    """A persisted snapshot: its id, and the number of its containers."""
 
     id: str
     containers: int
 
 
 class Asked(Struct):
-    """What one snapshot is to answer: why it is asked for, and who waits for it."""
+    """The requests that one snapshot fulfills: their reasons, and the futures of the waiting callers."""
 
     reasons: set[Reason] = field(default_factory=set)
     callers: list[asyncio.Future[SnapshotTaken]] = field(default_factory=list)
 
     @property
     def reason(self) -> Reason:
-        """The reason that matters most to readers."""
+        """Return the reason that matters most to consumers."""
         return min(self.reasons, key=_BY_WEIGHT.index)
 
 
 class Requests:
-    """One snapshot answers everybody who asked before it was begun.
+    """Collect requests; one snapshot fulfills all requests made before its start.
 
-    What was asked for stands until its snapshot is written down: a connection that ends before loses no request.
+    A request stays open until its snapshot is persisted, so a connection that ends earlier loses no request.
     """
 
     def __init__(self) -> None:
@@ -44,36 +44,36 @@ class Requests:
         self._changed = asyncio.Event()
 
     def ask(self, reason: Reason) -> asyncio.Future[SnapshotTaken]:
-        """Ask for a snapshot soon; what is returned is done when it is written down."""
-        taken: asyncio.Future[SnapshotTaken] = asyncio.get_running_loop().create_future()
+        """Request a snapshot soon; the returned future completes when the snapshot is persisted."""
+        future: asyncio.Future[SnapshotTaken] = asyncio.get_running_loop().create_future()
         self._waiting.reasons.add(reason)
-        self._waiting.callers.append(taken)
+        self._waiting.callers.append(future)
         self._changed.set()
-        return taken
+        return future
 
     async def wait(self, seconds: float) -> Asked | None:
-        """Wait for requests, and take on those that there are; None when ``seconds`` are over first."""
+        """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
         self._changed.clear()
         if not self._waiting.reasons:
             return None
-        asked, self._waiting = self._waiting, Asked()
-        self._begun.append(asked)
-        return asked
+        request, self._waiting = self._waiting, Asked()
+        self._begun.append(request)
+        return request
 
     def done(self, asked: Asked, taken: SnapshotTaken) -> None:
-        """The snapshot that answers these requests is written down."""
+        """Complete requests whose snapshot is persisted."""
         self._begun.remove(asked)
-        for caller in asked.callers:
-            if not caller.done():
-                caller.set_result(taken)
+        for waiter in asked.callers:
+            if not waiter.done():
+                waiter.set_result(taken)
 
     def resume(self) -> None:
-        """There is a new connection: what was begun on the one before is to be begun anew."""
-        for asked in self._begun:
-            self._waiting.reasons |= asked.reasons
-            self._waiting.callers += asked.callers
+        """Requeue the requests that were in progress on the previous connection."""
+        for request in self._begun:
+            self._waiting.reasons |= request.reasons
+            self._waiting.callers += request.callers
             self._changed.set()
         self._begun.clear()

@@ -1,6 +1,7 @@
-"""One connection to containerd: subscribe, mark, list, mark, reconcile; then follow, prove and audit till it breaks.
+"""One connection to containerd: subscribe, list and reconcile; then follow, verify and audit until it breaks.
 
-Everything that is decided is decided in one place, ``_decide``, item by item in the order of the intake.
+The listing is taken between two markers, the low and the high watermark, as in Debezium's incremental snapshots.
+``_apply`` processes all items, one by one in the order of the event queue.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from bridge.watch.oddities import Oddities
 from bridge.watch.requests import Asked, Requests, SnapshotTaken
 from bridge.watch.settings import WatchSettings
 
-STOP_SECONDS = 1.0  # for look-ups that are under way as the bridge stops
-ROUNDS = 5  # of questions before a snapshot is completed all the same, as partial
-_NAMESPACES = 1024  # whose names are remembered, and whether they are watched
+STOP_SECONDS = 1.0  # for fetches that are running when the bridge stops
+ROUNDS = 5  # of task queries before a snapshot is completed as partial
+_NAMESPACES = 1024  # cached results of the namespace filter
 _SECOND = 1_000_000_000
 _NO_CONTAINERS = (Mark, Ignored, Undecodable)
 _log = structlog.get_logger(__name__)
 
 
 class Session:
-    """Follows one containerd from one subscription to its end.
+    """Follow one containerd from the start of a subscription to its end.
 
-    ``missed`` holds what was decided and not told yet: it goes into the next snapshot, be it the next session's.
-    ``proven_at`` is the wall-clock moment up to which nothing was missed; None before the first proof.
+    ``pending_transitions`` are not published yet: they go into the next snapshot, possibly of the next session.
+    ``watermark_at`` is the moment (wall clock) up to which no event was missed; None before the first watermark.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Session:
         self._missed = missed
         self._oddities = oddities
         self._requests = requests
-        self._taken: list[tuple[Asked, SnapshotTaken]] = []  # snapshots that are not written down yet, for who asked
+        self._taken: list[tuple[Asked, SnapshotTaken]] = []  # requests with a snapshot that is not persisted yet
         self._marks = Marks(source, clock, settings.mark_timeout, lambda: intake.full)
         self._gate = asyncio.Semaphore(settings.questions)
         self._auditor = Auditor(source, clock, settings, tracker, intake, requests, self._gate)
@@ -81,14 +82,14 @@ class Session:
 
     @property
     def proven(self) -> int | None:
-        """The moment (monotonic) up to which this connection's stream is proven."""
+        """Return the watermark of this connection on the monotonic clock; None before the first one."""
         return self._marks.proven
 
     async def run(self, reason: Reason) -> None:
         """Connect, publish a snapshot for ``reason``, and follow.
 
         Raises:
-            TransientError: The connection broke; everything received before is in the intake, decided on or told.
+            TransientError: The connection broke; all events received before are queued, processed or published.
         """
         stream = await self._source.subscribe()
         try:
@@ -105,20 +106,20 @@ class Session:
             self._intake.put(self._sort(stream.rest())[0])
 
     def reload(self, settings: WatchSettings) -> None:
-        """Go on under other settings; who is told of is decided anew by the snapshot that is to follow."""
+        """Apply other settings; the snapshot that follows reevaluates which containers are in scope."""
         self._settings = self._auditor.settings = settings
         self._watched = lru_cache(maxsize=_NAMESPACES)(settings.namespaces)
 
     def absorb(self) -> None:
-        """Decide on what was received and can be decided on without containerd."""
+        """Process the received items that do not need containerd any more."""
         self._decide_all()
 
     async def conclude(self) -> None:
-        """The bridge stops: decide on everything that was received, with what can be learned of it in short time."""
+        """Process all received events before the bridge stops, with the metadata that arrives within a short time."""
         await self._intake.look_ups_done(STOP_SECONDS)
         now = self._clock.now()
-        for sighting in self._intake.give_up():
-            self._decide(sighting, now)
+        for event in self._intake.give_up():
+            self._decide(event, now)
         if self._journal.ledger.sequence:  # an epoch begins with a snapshot
             self._journal.tell(self._missed)
             self._missed.clear()
@@ -126,34 +127,34 @@ class Session:
     # --- receiving ---
 
     async def _drain(self, stream: Stream) -> None:
-        """Take from the stream whatever there is, whether or not anyone has time for it."""
+        """Receive from the stream without pause, and queue the events."""
         while True:
-            events, marks = self._sort(await stream.batch())
+            events, markers = self._sort(await stream.batch())
             for event in events:
                 if isinstance(event, TaskCreated):
                     self._endings.expect(event.key, event.pid)
             self._marks.arrived()
             await self._intake.admit(events)
-            for mark in marks:
-                if not self._marks.returned(mark):
-                    self._oddities.note(mark)
+            for marker in markers:
+                if not self._marks.returned(marker):
+                    self._oddities.note(marker)
 
     def _sort(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Mark]]:
-        """Part what concerns watched containers from the marks; the rest is noted."""
+        """Split a batch into events of watched containers and markers; record the rest as ignored."""
         events: list[ContainerEvent] = []
-        marks: list[Mark] = []
+        markers: list[Mark] = []
         for event in batch:
             if not isinstance(event, _NO_CONTAINERS):
                 if self._watched(event.key.namespace):
                     events.append(event)
             elif isinstance(event, Mark):
-                marks.append(event)
+                markers.append(event)
             else:
                 self._oddities.note(event)
-        return events, marks
+        return events, markers
 
     async def _prove(self) -> None:
-        """Keep proving that the stream works: nothing else tells a hung containerd from a quiet one."""
+        """Verify the stream at intervals: only a marker distinguishes a hung containerd from an idle one."""
         while True:
             await self._clock.sleep(self._settings.mark_interval)
             self.proven_at = await self._marks.prove()
@@ -162,30 +163,30 @@ class Session:
     # --- connecting ---
 
     async def _begin(self, tasks: asyncio.TaskGroup, reason: Reason) -> None:
-        """Find out how things are, and publish it with whatever was missed.
+        """Determine the current state, and publish it together with the missed transitions.
 
-        All the while the intake is emptied: a mark comes back behind the events before it.
+        The event queue is emptied all the time, because a marker returns behind the events before it.
         """
         since, settings = self.proven_at, self._settings
         await self._catch_up()
         gap = Gap(reason, since, self._clock.now().wall)
         listing = await self._list(tasks, settings)
-        proven_at = await self._catch_up()
-        if rescoped := self._journal.watched.scope != settings.scope:
+        watermark_at = await self._catch_up()
+        if filters_changed := self._journal.watched.scope != settings.scope:
             self._tracker.restrict(settings.namespaces, settings.rules)
-            self._missed[:] = [each.ruled(settings.rules) for each in self._missed]
+            self._missed[:] = [transition.ruled(settings.rules) for transition in self._missed]
             self._journal.rescope(settings.scope)
-        self._missed += reconcile(self._tracker, listing, self._clock.now(), rescoped=rescoped)
+        self._missed += reconcile(self._tracker, listing, self._clock.now(), rescoped=filters_changed)
         self._intake.know(listing.containers)
         await self._question(tasks)
         self._tracker.complete(set(listing.failed))
-        rows = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
+        count = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
         self._missed.clear()
-        self.live, self.proven_at = True, proven_at
-        self._journal.proven(proven_at)
+        self.live, self.proven_at = True, watermark_at
+        self._journal.proven(watermark_at)
         self._expect_endings()
         await self._journal.write()
-        _log.info("synced", reason=reason, containers=rows, namespaces=len(listing.namespaces), failed=listing.failed)
+        _log.info("synced", reason=reason, containers=count, namespaces=len(listing.namespaces), failed=listing.failed)
 
     def _expect_endings(self) -> None:
         for entry in self._tracker.entries():
@@ -193,7 +194,7 @@ class Session:
                 self._endings.expect(entry.key, pid)
 
     async def _list(self, tasks: asyncio.TaskGroup, settings: WatchSettings) -> Listing:
-        """List everything; meanwhile keep proving that the stream works, since a listing may take its time."""
+        """List everything; keep verifying the stream in the meantime, because a listing may take long."""
         listing = tasks.create_task(list_all(self._source, self._clock, settings))
         while not listing.done():
             await self._catch_up()
@@ -201,23 +202,23 @@ class Session:
         return listing.result()
 
     async def _catch_up(self) -> int:
-        """Decide on all that containerd had told before now; return the moment up to which that is proven."""
-        proof = asyncio.ensure_future(self._marks.prove())
-        proof.add_done_callback(lambda _: self._intake.nudge())
+        """Process all events that containerd sent before this call; return the watermark (wall clock)."""
+        round_trip = asyncio.ensure_future(self._marks.prove())
+        round_trip.add_done_callback(lambda _: self._intake.nudge())
         try:
-            while not proof.done():
+            while not round_trip.done():
                 await self._intake.wait()
                 self._decide_all()
             target = self._intake.received
             while self._intake.taken < target:
                 await self._intake.wait()
                 self._decide_all()
-            return proof.result()
+            return round_trip.result()
         finally:
-            proof.cancel()
+            round_trip.cancel()
 
     async def _question(self, tasks: asyncio.TaskGroup) -> None:
-        """Ask for the tasks of which listing, events and memory disagree, again while events about them arrive."""
+        """Query tasks for which listing, events and state conflict; repeat while events about them arrive."""
         for _ in range(ROUNDS):
             self._ask(tasks)
             if not self._asked:
@@ -243,19 +244,19 @@ class Session:
         return None if due is None else max(0, due - self._clock.now().monotonic) / _SECOND
 
     def _ask(self, tasks: asyncio.TaskGroup) -> None:
-        """Have the questions that are due asked; the answers come through the intake."""
-        questions = self._tracker.due_questions(self._clock.now())
-        if not questions:
+        """Run the due queries in the background; the results arrive through the event queue."""
+        queries = self._tracker.due_questions(self._clock.now())
+        if not queries:
             return
         self._asked += 1
 
-        async def ask() -> None:
-            answers = await ask_all(self._source, [each.key for each in questions], self._gate)
-            self._intake.answer(Answers(list(zip(questions, answers, strict=True)), []))
+        async def query_all() -> None:
+            results = await ask_all(self._source, [query.key for query in queries], self._gate)
+            self._intake.answer(Answers(list(zip(queries, results, strict=True)), []))
 
-        tasks.create_task(ask())
+        tasks.create_task(query_all())
 
-    # --- deciding ---
+    # --- processing ---
 
     def _decide_all(self) -> None:
         now = self._clock.now()
@@ -280,19 +281,19 @@ class Session:
     def _take_answers(self, item: Answers, now: Instant) -> list[Transition]:
         for metadata in item.records:
             self._tracker.learn(metadata)
-        told: list[Transition] = []
-        for question, answer in item.answers:
-            if not self._watched(question.key.namespace):
-                continue  # it was, when the question was asked
-            if isinstance(answer, BridgeError):
-                self._oddities.unanswered(question.key, answer)
-                self._tracker.no_answer(question)
+        transitions: list[Transition] = []
+        for query, result in item.answers:
+            if not self._watched(query.key.namespace):
+                continue  # not watched any more since the query was made
+            if isinstance(result, BridgeError):
+                self._oddities.unanswered(query.key, result)
+                self._tracker.no_answer(query)
             else:
-                told += self._tracker.answer(question, answer, now)
-        return told
+                transitions += self._tracker.answer(query, result, now)
+        return transitions
 
     def _conclude_audit(self, item: Answers, audited: Audited, now: Instant) -> None:
-        """Publish what an audit had to repair, if anything, or what was asked for, as a snapshot."""
+        """Publish the repairs of an audit, or the requested snapshot."""
         listing, repairs = audited.listing, []
         if audited.scope is not None:
             repairs += self._rescope(audited, audited.scope, now)
@@ -301,13 +302,13 @@ class Session:
         self._tracker.complete(set(listing.failed))
         if repairs or self._tracker.adopted != self._adopted or audited.forced:
             coverage = Coverage(listing.namespaces, listing.failed, unproven(self._tracker))
-            rows = self._publish(audited.gap, coverage, repairs)
-            _log.info("snapshot_published", reason=audited.gap.reason, containers=rows, repairs=len(repairs))
+            count = self._publish(audited.gap, coverage, repairs)
+            _log.info("snapshot_published", reason=audited.gap.reason, containers=count, repairs=len(repairs))
             if audited.asked is not None:
-                self._taken.append((audited.asked, SnapshotTaken(self._journal.ledger.snapshot_id, rows)))
+                self._taken.append((audited.asked, SnapshotTaken(self._journal.ledger.snapshot_id, count)))
 
     def _rescope(self, audited: Audited, scope: str, now: Instant) -> list[Transition]:
-        """Decide anew who is told of: from here on it is those that the filters of today let through."""
+        """Reevaluate which containers are in scope: from now on the current filters apply."""
         self._tracker.restrict(self._settings.namespaces, self._settings.rules)
         repairs = rescope(self._tracker, audited.listing, audited.gap.until or 0, now)
         self._intake.know(audited.listing.containers)
@@ -315,7 +316,7 @@ class Session:
         return repairs
 
     def _tell(self, transitions: list[Transition]) -> None:
-        """Tell at once when live; until then it belongs into the snapshot."""
+        """Append transitions to the journal once synced; until then, keep them for the snapshot."""
         if self.live:
             self._journal.tell(transitions)
         else:
@@ -323,7 +324,7 @@ class Session:
 
     def _publish(self, gap: Gap, coverage: Coverage, transitions: list[Transition]) -> int:
         now = self._clock.now()
-        rows = self._tracker.rows(now)
-        self._journal.snapshot(gap, coverage, transitions, rows, now.wall)
+        snapshot_records = self._tracker.rows(now)
+        self._journal.snapshot(gap, coverage, transitions, snapshot_records, now.wall)
         self._adopted = self._tracker.adopted
-        return len(rows)
+        return len(snapshot_records)

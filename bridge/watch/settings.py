@@ -1,4 +1,4 @@
-"""What a watch can be told; the defaults are DESIGN's."""
+"""Settings of a watch, with their defaults."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bridge.core.labels import LabelRules
 class WatchSettings(Struct, frozen=True, kw_only=True):
     """How to watch; times in seconds.
 
-    ``namespaces`` tells which namespaces are watched, ``in_scope`` whether a container's lives are told; ``scope``
-    tells one choice of them and of ``rules`` from another, also after a restart. ``extras`` are the types of records
-    that are told only where they are asked for. A mark every
-    ``mark_interval`` proves the stream; one that is not back after ``mark_timeout``, while nothing else arrives
-    either, means that containerd hangs: both together stay below the 30 s in which that is to be noticed.
+    ``namespace_filter`` selects the namespaces to watch, ``container_filter`` the containers to publish.
+    ``filter_fingerprint`` identifies both filters and ``label_rules``, also across restarts. ``additional_events`` are
+    the optional event types to publish. A marker verifies the stream every ``marker_interval``. If no marker returns
+    within ``marker_timeout``, and nothing else arrives, containerd hangs. The sum of both must be below 30 s, the time
+    within which a hung containerd must be detected.
     """
 
     host: str

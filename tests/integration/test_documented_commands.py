@@ -29,6 +29,7 @@ from tests.testbed.nats import Nats
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.parametrize("engine", ["2.4"], indirect=True)]
 SNAPSHOT = r'"snapshot_completed"'
+READABLE_SNAPSHOT = r"snapshot +complete"
 
 
 class Way(NamedTuple):
@@ -51,8 +52,8 @@ WAYS = {
     "whalebridge list": Way(r"demo-web-1 +demo"),
     "whalebridge inspect demo-web-1": Way(r'"name": "demo-web-1"'),
     "whalebridge watch": runs(r"demo-web-1"),
-    "whalebridge run": runs(),
-    "whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io": runs(),
+    "whalebridge run": runs(READABLE_SNAPSHOT),
+    "whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io": runs(READABLE_SNAPSHOT),
     "whalebridge run --exclude-namespace 'test-*' --log-level warning | jq -c '[.type, .id, .container.name]'": runs(
         r'\["present","[^"]+","demo-web-1"\]'
     ),
@@ -74,12 +75,12 @@ WAYS = {
     "whalebridge snapshot --state-dir /var/lib/whalebridge": Way("snapshot"),
     "curl --unix-socket /var/lib/whalebridge/control.sock http://localhost/readyz": Way('"ready": ?true'),
     PROXY: runs("proxy_started"),
-    "whalebridge run --containerd /run/whalebridge/containerd.sock": runs(beside=PROXY),
+    "whalebridge run --containerd /run/whalebridge/containerd.sock": runs(READABLE_SNAPSHOT, beside=PROXY),
 }
 DEMOS = {
-    "make run": runs(),
-    'make run ARGS="--nats"': runs(r"snapshot +complete"),
-    'make run ARGS="--kafka"': runs(r"snapshot +complete"),
+    "make run": runs(READABLE_SNAPSHOT),
+    'make run ARGS="--nats"': runs(READABLE_SNAPSHOT),
+    'make run ARGS="--kafka"': runs(READABLE_SNAPSHOT),
 }
 BENCHES = {
     'make bench ARGS="--only whalebridge --load flood --rounds 3"': Way("40000/40000"),
@@ -102,6 +103,7 @@ ELSEWHERE: dict[str, Callable[[str], bool]] = {
 NOT_DONE = {
     r"make test": "it is what runs this",
     r"make bench( ARGS=\"--json\")?": "five minutes: make test-long does it",
+    r"make newcomer": "it installs a Debian for each line",
     r"make image": "it downloads; tests/kubernetes/test_image.py builds the same from what is there",
     r"docker (tag|push) .*": "there is no registry",
     r"(systemctl|systemd-run) .*": "there is no systemd as process 1",

@@ -29,7 +29,7 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.root = folder / "root"
         self.checkout = folder / "checkout"
-        for place in ("opt", "etc/systemd/system", "etc/bash_completion.d", "var/lib", "bin"):
+        for place in ("opt", "etc/systemd/system", "etc/bash_completion.d", "usr/local/bin", "var/lib", "bin"):
             (self.root / place).mkdir(parents=True)
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in filter(None, files.split("\0")):
@@ -43,8 +43,8 @@ class Machine:
             self.do(line)
 
     def do(self, line: str) -> str:
-        here = re.sub(r"(?<![\w./])/(opt|etc|var)/", rf"{self.root}/\1/", line)
-        path = f"{self.root}/bin:{self.root}/opt/whalebridge/bin:/usr/bin:/bin"
+        here = re.sub(r"(?<![\w./])/(opt|etc|usr/local|var)/", rf"{self.root}/\1/", line)
+        path = f"{self.root}/bin:{self.root}/usr/local/bin:/usr/bin:/bin"
         done = subprocess.run(
             ["sh", "-ec", here],
             cwd=self.checkout,
@@ -85,5 +85,6 @@ def test_installed_used_upgraded_and_removed(engine: Containerd, tmp_path: Path)
         bridge.wait_live()
     machine.section("Remove")
     assert not (machine.root / "opt/whalebridge").exists()
+    assert not list((machine.root / "usr/local/bin").iterdir())
     left = {path.name for path in (machine.root / "var/lib/whalebridge").iterdir()}
     assert left >= {"outbox.db", "whalebridge.lock"}

@@ -148,7 +148,7 @@ async def test_the_example_of_the_documentation_runs(
     running = asyncio.create_task(main(engine.address))
     told = ""
     async with asyncio.timeout(60):
-        while f"alive: {namespace.name}/{id_}-old" not in told:
+        while f"running: {namespace.name}/{id_}-old" not in told:
             await asyncio.sleep(0.01)
             told += capsys.readouterr().out
         await namespace.run(f"{id_}-new")

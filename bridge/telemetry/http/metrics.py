@@ -151,9 +151,9 @@ def _told(status: Status) -> Iterator[Metric]:
 def _stream(status: Status) -> Iterator[Metric]:
     ignored = [([name], status.ignored[counted]) for counted, name in _IGNORED.items()]
     yield _counter("ignored_events", "Events from containerd that produced no record, by reason.", ignored, "reason")
-    unanswered = [((), status.ignored["unanswered"])]
+    failed_queries = [((), status.ignored["query_failed"])]
     yield _counter(
-        "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", unanswered
+        "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", failed_queries
     )
     reconnects = [((), status.tally.reconnects)]
     yield _counter("reconnects", "Established connections to containerd that were lost.", reconnects)

@@ -16,6 +16,7 @@ import pytest
 from bridge.cli import execute
 from bridge.core import events
 from bridge.core.encode import Coverage, Gap, Ledger
+from bridge.core.events import Previous
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine
 from config import reference, suggestions
@@ -27,6 +28,7 @@ from tests.documents import PAGES, ROOT, blocks, commands
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 
 Documents = list[dict[str, Any]]
 Fold = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
@@ -48,8 +50,8 @@ def fold() -> Fold:
 class Story:
     """Records as the bridge writes them."""
 
-    def __init__(self, epoch: int = 1, engine: str = "engine") -> None:
-        self._ledger = Ledger("node-1", Engine(engine, "2", "/c.sock", 1), epoch)
+    def __init__(self, epoch: int = 1, engine: str = "engine", previous: Previous | None = None) -> None:
+        self._ledger = Ledger("node-1", Engine(engine, "2", "/c.sock", 1), epoch, previous=previous)
 
     def tell(self, type_: events.TransitionType, id_: str) -> Documents:
         return self._decoded([self._ledger.transition(told(type_, id_))])
@@ -125,6 +127,65 @@ def test_unknown_types_change_nothing(fold: Fold) -> None:
     records = story.snapshot("a")
     (unknown,) = story.tell("started", "b")
     assert set(fold([*records, unknown | {"type": "created"}])[SOURCE]) == {"a"}
+
+
+# --- the check for gaps ---
+
+Gaps = Callable[[Iterable[dict[str, Any]]], Iterable[tuple[Any, ...]]]
+
+
+@pytest.fixture
+def gaps() -> Gaps:
+    (code,) = blocks(RELIABILITY, "python")
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 (it is ours)
+    return names["gaps"]  # type: ignore[no-any-return]
+
+
+PREVIOUS = Previous(1, 5)
+
+
+def epochs(previous: Previous | None = PREVIOUS) -> Documents:
+    """Return the records of two epochs, five each; the second one names ``previous``."""
+    first, second = Story(), Story(epoch=2, previous=previous)
+    records = first.snapshot("a", "b") + first.tell("exited", "a")
+    return records + second.snapshot("b") + second.tell("started", "c") + second.tell("exited", "c")
+
+
+def lost(record: dict[str, Any], first: int) -> dict[str, Any]:
+    """Return the record that stands for those from ``first`` to ``record``."""
+    loss = {"epoch": record["epoch"], "first": first, "last": record["sequence"], "reason": "overflow"}
+    return record | {"type": "lost", "snapshot": None, "lost": loss}
+
+
+def test_gaps_finds_none_in_complete_records(gaps: Gaps) -> None:
+    records = epochs()
+    assert list(gaps(records)) == []
+    assert list(gaps(records[2:])) == []
+    assert list(gaps([*records[:4], *records[1:]])) == []  # repetitions
+    assert list(gaps([*records[:4], records[3] | {"type": "heartbeat"}, *records[4:]])) == []
+
+
+@pytest.mark.parametrize("missing", range(1, 9))
+def test_gaps_finds_each_missing_record(missing: int, gaps: Gaps) -> None:
+    records = epochs()
+    before, after = (records[each] for each in (missing - 1, missing + 1))
+    found = [(SOURCE, (before["epoch"], before["sequence"]), (after["epoch"], after["sequence"]), None)]
+    assert list(gaps(records[:missing] + records[missing + 1 :])) == found
+
+
+def test_gaps_reports_a_new_epoch_that_does_not_name_the_one_before(gaps: Gaps) -> None:
+    assert list(gaps(epochs(previous=None))) == [(SOURCE, (1, 5), (2, 1), None)]
+
+
+def test_gaps_reports_the_reason_of_lost_records(gaps: Gaps) -> None:
+    records = epochs()
+    found = list(gaps([*records[:1], lost(records[3], first=2), *records[4:]]))
+    assert found == [(SOURCE, (1, 1), (1, 4), "overflow")]
+    assert list(gaps([*records[:1], lost(records[3], first=3), *records[4:]])) == [
+        *found,
+        (SOURCE, (1, 1), (1, 3), None),
+    ]
 
 
 # --- examples ---
@@ -269,3 +330,15 @@ def test_examples_are_accepted_as_they_stand(path: Path) -> None:
 def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+# --- layout ---
+
+
+def test_architecture_lists_every_module() -> None:
+    layout = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## Layout\n")[2].partition("\n## ")[0]
+    packages = re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", layout, re.MULTILINE)
+    documented = {package + name for package, modules in packages for name in re.findall(r"`(\w+\.py)`", modules)}
+    paths = [path for top in ("bridge", "sinks", "config") for path in (ROOT / top).rglob("*.py")]
+    modules = [path for path in paths if not path.name.startswith("__") and not path.stem.endswith("_pb2")]
+    assert documented == {str(path.relative_to(ROOT)) for path in modules}

@@ -370,7 +370,7 @@ def test_positions_and_circumstances_come_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"life\0a\0b": b"\xc1"}, {"watched": b"{}"}, {"record\0a\0b": b""}, {"life": b"\x90"}]
+    "values", [{"state\0a\0b": b"\xc1"}, {"header": b"{}"}, {"metadata\0a\0b": b""}, {"state": b"\x90"}]
 )
 def test_what_cannot_be_understood_is_an_error(values: dict[str, bytes]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (msgspec's texts are its own)

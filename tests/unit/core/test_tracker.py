@@ -265,7 +265,7 @@ def test_the_next_start_is_told_when_containerd_confirms_that_the_life_is_over(s
     tracker = following()
     step(tracker, created(6, 1))
     assert step(tracker, started(6, 2), moment(2.5)) == []
-    assert tracker.counts["doubted"] == 1
+    assert tracker.counts["unconfirmed_start"] == 1
     (question,) = tracker.due_questions(moment(2.5))
     first, second, *more = tracker.answer(question, task(6, status), moment(2.6))
     assert told([first, second]) == [*DIED, ("started", "live", 6)]
@@ -420,7 +420,7 @@ def test_a_start_that_is_late_and_not_awaited_is_asked_for() -> None:
     step(tracker, paused(2))
     step(tracker, exited(5, 3))
     assert step(tracker, started(4, 0.1), moment(4)) == []
-    assert tracker.counts["doubted"] == 1
+    assert tracker.counts["unconfirmed_start"] == 1
     assert asked(tracker, 4) == [WEB]
 
 

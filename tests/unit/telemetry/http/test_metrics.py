@@ -39,7 +39,7 @@ async def test_numbers_are_those_that_were_counted() -> None:
     latency.observe(0.003)
     latency.observe(70.0)
     made = sink(lag=Lag(3, 400, 5.5, 6), published=7, retries=8, refused=9, latency=latency, state="failing")
-    ignored = Counter(exec_exit=10, unanswered=11)
+    ignored = Counter(exec_exit=10, query_failed=11)
     told = samples(FakeBridge(status(tally=tally, sinks=[made], ignored=ignored, trouble="full", proof_age=12.0)))
     expected = {
         "whalebridge_records_total snapshot present": 2,
