@@ -22,6 +22,7 @@ from bridge import signals
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
+from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.labels import LabelRules
 from bridge.delivery import Delivery
 from bridge.inspection import Inspection, served
@@ -34,8 +35,6 @@ from bridge.tasks import bounded, together
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import ServiceManager
 from bridge.watch import Watch, WatchSettings
-from config.containers import ContainerFilter
-from config.namespaces import NamespaceFilter
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox, Sink
@@ -135,11 +134,11 @@ def _described(watch: Watch, pumps: Iterable[Pump]) -> str:
 
 
 async def _outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
-    names = [sink.called for sink in settings.sinks]
+    names = list(settings.sinks)
     bounds = settings.outbox
     room = Bounds(
         max_records=bounds.max_records,
-        max_bytes=bounds.max_bytes if settings.state_dir else bounds.memory_max_bytes,
+        max_bytes=bounds.max_bytes if settings.state_dir else bounds.max_memory_bytes,
         max_age=int(bounds.max_age.total_seconds()),
     )
     if settings.state_dir:
@@ -167,7 +166,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         ),
         rules=_rules(settings),
         scope=_scope(settings),
-        extras=containers.extras,
+        extras=containers.additional_events,
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +14,7 @@ import structlog
 import sinks.registry
 from bridge.pump import PATIENCE, Heart, Pump
 from config.sinks import StdoutSettings
-from config.sinks.common import files_named
+from config.sinks.common import referenced_files
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock, Outbox, Sink
@@ -56,11 +55,11 @@ class Delivery:
         """Those of today, one for each sink."""
         return [line.pump for line in self._lines.values()]
 
-    def start(self, tasks: asyncio.TaskGroup, settings: Settings, made: Sequence[Sink]) -> None:
+    def start(self, tasks: asyncio.TaskGroup, settings: Settings, made: Mapping[str, Sink]) -> None:
         """Begin to bring records to the sinks that were made by the settings; one that cannot go on fails its task."""
         self._tasks = tasks
-        for each, sink in zip(settings.sinks, made, strict=True):
-            self._start(each, sink, beats=_beats(settings, each))
+        for id_, sink in made.items():
+            self._start(id_, settings, sink)
 
     async def reload(self, settings: Settings) -> bool:
         """Go on under other settings of the same sinks, or with other secrets in the files that they name.
@@ -73,14 +72,14 @@ class Delivery:
         Raises:
             FatalError: A sink cannot be made as it is set up now; all stay as they were.
         """
-        changed = [each for each in settings.sinks if self._is_other(settings, each)]
+        changed = {id_: sink for id_, sink in settings.sinks.items() if self._is_other(settings, id_)}
         made = sinks.registry.make_all(changed)
         if settings.heartbeat.interval is not None:  # where there are none any more, no pump that asks for it is left
             self._heart.interval = settings.heartbeat.interval.total_seconds()
-        for each, sink in zip(changed, made, strict=True):
-            await _end(self._lines[each.called])
-            self._start(each, sink, beats=_beats(settings, each))
-            _log.info("sink_reconfigured", sink=each.called)
+        for id_, sink in made.items():
+            await _end(self._lines[id_])
+            self._start(id_, settings, sink)
+            _log.info("sink_reconfigured", sink=id_)
         return bool(changed)
 
     async def drain(self, seconds: float) -> None:
@@ -99,16 +98,16 @@ class Delivery:
         """Let go of all sinks, or give them up."""
         await asyncio.gather(*(pump.close() for pump in self.pumps))
 
-    def _is_other(self, settings: Settings, sink: SinkSettings) -> bool:
-        line = self._lines[sink.called]
+    def _is_other(self, settings: Settings, id_: str) -> bool:
+        line, sink = self._lines[id_], settings.sinks[id_]
         return (line.settings, line.files, line.beats) != (sink, _digest(sink), _beats(settings, sink))
 
-    def _start(self, settings: SinkSettings, sink: Sink, *, beats: bool) -> None:
+    def _start(self, id_: str, settings: Settings, sink: Sink) -> None:
+        chosen = settings.sinks[id_]
+        beats = _beats(settings, chosen)
         heart = self._heart if beats else None
-        pump = Pump(settings.called, sink, self._outbox, self._clock, patience=_patience(settings), heart=heart)
-        self._lines[settings.called] = _Line(
-            pump, settings, _digest(settings), beats, self._tasks.create_task(pump.run())
-        )
+        pump = Pump(id_, sink, self._outbox, self._clock, patience=_patience(chosen), heart=heart)
+        self._lines[id_] = _Line(pump, chosen, _digest(chosen), beats, self._tasks.create_task(pump.run()))
 
 
 async def _end(line: _Line) -> None:
@@ -122,7 +121,7 @@ async def _end(line: _Line) -> None:
 def _digest(settings: SinkSettings) -> bytes:
     """Tell one content of the files that settings name from another; one that cannot be read has none."""
     digest = hashlib.sha256()
-    for name in files_named(settings):
+    for name in referenced_files(settings):
         with contextlib.suppress(OSError):  # the sink says what is wrong with it, each time that it needs it
             digest.update(Path(name).read_bytes())
         digest.update(b"\0")
@@ -140,5 +139,5 @@ def _patience(settings: SinkSettings) -> float | None:
     """
     if isinstance(settings, StdoutSettings):
         return None
-    timeout: timedelta | None = getattr(settings, "timeout", None)
+    timeout = settings.attempt_timeout
     return PATIENCE if timeout is None else timeout.total_seconds() + PATIENCE

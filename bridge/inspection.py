@@ -53,7 +53,7 @@ class Inspection:
             proof_age=watch.proof_age,
             proof_limit=watch.proof_limit,
             trouble=self._outbox.trouble,
-            max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.memory_max_bytes,
+            max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
             sinks=[self._sink(pump) for pump in self._pumps()],
             running=states[False],
             paused=states[True],

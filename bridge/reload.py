@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import structlog
 from pydantic import BaseModel
@@ -38,8 +38,8 @@ class Reload:
         try:
             loaded = self._load()
         except SettingsError as error:
-            for mistake in error.mistakes:
-                _log.error("settings_reload_failed", error=mistake)
+            for text in error.errors:
+                _log.error("settings_reload_failed", error=text)
             return
         settings = possible(self._settings, loaded)
         changed, left = list(changes(self._settings, settings)), list(changes(settings, loaded))
@@ -57,12 +57,11 @@ class Reload:
 def possible(old: Settings, new: Settings) -> Settings:
     """Return the new settings, but for what only a restart can change."""
     kept = {name: getattr(old, name) for name in type(old).model_fields if name not in LIVE}
-    sinks = {each.called: each for each in new.sinks}
     return new.model_copy(
         update=kept
         | {
             "log": new.log.model_copy(update={"format": old.log.format}),
-            "sinks": tuple(sinks.get(each.called, each) for each in old.sinks),
+            "sinks": {id_: new.sinks.get(id_, sink) for id_, sink in old.sinks.items()},
         }
     )
 
@@ -81,12 +80,11 @@ def changes(old: BaseModel, new: BaseModel, path: str = "") -> Iterator[str]:
             yield here
 
 
-def _changes_of_sinks(old: Iterable[SinkSettings], new: Iterable[SinkSettings]) -> Iterator[str]:
-    before, after = ({each.called: each for each in sinks} for sinks in (old, new))
-    if before.keys() != after.keys():
+def _changes_of_sinks(old: Mapping[str, SinkSettings], new: Mapping[str, SinkSettings]) -> Iterator[str]:
+    if old.keys() != new.keys():
         yield "sinks"
-    for name in before.keys() & after.keys():
-        if type(before[name]) is type(after[name]):
-            yield from changes(before[name], after[name], f"sinks.{name}.")
+    for id_ in [each for each in old if each in new]:
+        if type(old[id_]) is type(new[id_]):
+            yield from changes(old[id_], new[id_], f"sinks.{id_}.")
         else:
-            yield f"sinks.{name}.type"
+            yield f"sinks.{id_}.type"

@@ -1,1 +1,1 @@
-"""What a person can set: typed, documented models, and where their values come from."""
+"""Typed, documented models of all settings, and the sources of their values."""

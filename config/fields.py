@@ -1,4 +1,4 @@
-"""The kinds of values that settings are made of, and how a person writes them."""
+"""Types of values that settings consist of, and how to write them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ DURATION = "duration: a whole number and s, m, h or d"
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
-_JSON_LISTS = ('["', "['")  # a glob may begin with a bracket, too
+_MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
+_JSON_LISTS = ('["', "['")  # a glob may start with a bracket, too
 
 
-class Section(BaseModel):
-    """A group of settings: it never changes, and knows every name that may stand in it."""
+class SettingsModel(BaseModel):
+    """A group of settings: immutable, and without unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_groups_are_none(cls, values: object) -> object:
-        """Pass over a group with nothing in it, as is left where all its lines are comments."""
+    def _drop_empty_groups(cls, values: object) -> object:
+        """Ignore a group without a value, which YAML yields where all lines of the group are comments."""
         if not isinstance(values, dict):
             return values
         groups = {
@@ -44,144 +44,151 @@ class Section(BaseModel):
         return {name: value for name, value in values.items() if value is not None or name not in groups}
 
 
-def setting(default: Any, description: str, *, reason: str, unit: str | None = None) -> Any:
-    """Declare a setting: what it is, its default, why that is the default, and its unit where it has one."""
-    told = _told(reason, unit)
+def field(default: Any, description: str, *, reason: str | None = None, unit: str | None = None) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: The default, or a function that returns it.
+        description: What the setting does.
+        reason: Why the default is what it is, where that is not obvious.
+        unit: The unit of the value, where it has one.
+    """
+    extra = _schema_extra(reason, unit)
     if callable(default):
-        return Field(default_factory=default, description=description, json_schema_extra=told)
-    return Field(default=default, description=description, json_schema_extra=told)
+        return Field(default_factory=default, description=description, json_schema_extra=extra)
+    return Field(default=default, description=description, json_schema_extra=extra)
 
 
-def needed(description: str, *, reason: str, unit: str | None = None) -> Any:
-    """Declare a setting without a default; ``reason`` is why there is none."""
-    return Field(description=description, json_schema_extra=_told(reason, unit))
+def required_field(description: str, *, unit: str | None = None) -> Any:
+    """Declare a setting without a default."""
+    return Field(description=description, json_schema_extra=_schema_extra(None, unit))
 
 
-def _told(reason: str, unit: str | None) -> dict[str, JsonValue]:
-    return {"reason": reason, "unit": unit} if unit else {"reason": reason}
+def _schema_extra(reason: str | None, unit: str | None) -> dict[str, JsonValue]:
+    extra: dict[str, JsonValue] = {}
+    if reason:
+        extra["reason"] = reason
+    if unit:
+        extra["unit"] = unit
+    return extra
 
 
-def one_of(section: Section, *names: str, needed: bool = False) -> None:
-    """Make sure that at most one of some settings is there (exactly one where it is ``needed``).
+def mutually_exclusive(model: SettingsModel, *names: str, required: bool = False) -> None:
+    """Check that at most one of some settings is set; exactly one if ``required``.
 
     Raises:
-        ValueError: That is not so.
+        ValueError: More than one is set, or a required one is missing.
     """
-    given = [name for name in names if getattr(section, name) is not None]
+    given = [name for name in names if getattr(model, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"set one of {' and '.join(given)}, not both")
-    if needed and not given:
-        raise ValueError(f"set {' or '.join(names)}")
+        raise ValueError(f"{' and '.join(given)} exclude each other; set one of them")
+    if required and not given:
+        raise ValueError(f"required: {' or '.join(names)}")
 
 
-def _duration(value: object) -> timedelta:
+def _parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
-    raise ValueError("write a whole number and its unit (s, m, h or d), such as 90s, 15m or 6h")
+    raise ValueError("invalid duration; use a whole number and a unit (s, m, h or d), such as 90s, 15m or 6h")
 
 
-def written(value: timedelta) -> str:
-    """Write a duration as a person does, in the largest unit that leaves nothing over."""
+def format_duration(value: timedelta) -> str:
+    """Return a duration in the largest unit that divides it, such as ``90s`` or ``6h``."""
     seconds = int(value.total_seconds())
     unit = next(unit for unit, size in _SECONDS.items() if seconds % size == 0 or unit == "s")
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
-def _or_off(value: object) -> object:
+def _parse_off(value: object) -> object:
     if value is None:
-        raise ValueError("it has no value: write a duration, or off")
+        raise ValueError("no value; use a duration, or off")
     return None if isinstance(value, str) and value.strip().lower() == "off" else value
 
 
-def within(least: str, most: str) -> AfterValidator:
-    """Bound a duration; the bounds are written as a person writes them."""
-    low, high = _duration(least), _duration(most)
+def between(minimum: str, maximum: str) -> AfterValidator:
+    """Limit a duration to a range; the limits are written as in settings."""
+    low, high = _parse_duration(minimum), _parse_duration(maximum)
 
     def check(value: timedelta) -> timedelta:
         if not low <= value <= high:
-            raise ValueError(f"it must be from {least} to {most}")
+            raise ValueError(f"out of range; use {minimum} to {maximum}")
         return value
 
     return AfterValidator(check)
 
 
-def _items(value: object) -> object:
-    """Read a list from the environment: parted by commas, or numbered from 0 (``INCLUDE__0``)."""
+def _split_items(value: object) -> object:
+    """Split the text of an environment variable at its commas."""
     if isinstance(value, str):
         if value.lstrip().startswith(_JSON_LISTS):
-            raise ValueError("write the items themselves, parted by commas, without brackets and quotes")
+            raise ValueError("JSON is not supported; separate the items by commas, without brackets and quotes")
         return [item.strip() for item in value.split(",") if item.strip()]
-    return numbered(value)
-
-
-def numbered(value: object) -> object:
-    """Turn what the environment numbers from 0 into a list."""
-    if isinstance(value, dict) and sorted(value) == sorted(map(str, range(len(value)))):
-        return [value[str(index)] for index in range(len(value))]
     return value
 
 
-def _glob(value: str) -> str:
+def _check_glob(value: str) -> str:
     if not value or not value.isprintable():
-        raise ValueError("a glob has at least one character, and printable ones only")
+        raise ValueError("invalid glob; use at least one character, printable ones only")
     return value
 
 
-def _some(globs: tuple[str, ...]) -> tuple[str, ...]:
+def _check_non_empty(globs: tuple[str, ...]) -> tuple[str, ...]:
     if not globs:
-        raise ValueError("it is empty, so that nothing would be told; write the globs, or leave it out for all")
+        raise ValueError("must not be empty; list at least one glob, or remove the setting to match everything")
     return globs
 
 
-def _condition(value: str) -> str:
+def _check_selector(value: str) -> str:
     if not value.partition("=")[0] or not value.isprintable():
-        raise ValueError("write a label's KEY, or KEY=VALUE; both may be globs")
+        raise ValueError("invalid label selector; use KEY or KEY=VALUE, both may be globs")
     return value
 
 
-def _host(value: str) -> str:
+def _check_host(value: str) -> str:
     if not value.isprintable() or not value or any(character in value for character in ' /"%'):
-        raise ValueError('a host name has no spaces, and none of / " % in it; set it to what the node is called')
+        raise ValueError('invalid host name; spaces and / " % are not allowed')
     return value
 
 
-def _socket(value: str) -> str:
+def _parse_socket_path(value: str) -> str:
     path = value.removeprefix("unix://")
     if not path.startswith("/") or not path.isprintable():
-        raise ValueError("write the socket's absolute path, such as /run/containerd/containerd.sock, or unix:///PATH")
-    if len(path.encode()) > _SOCKET_PATH_BYTES:
         raise ValueError(
-            f"the kernel takes {_SOCKET_PATH_BYTES} bytes of a socket's path at most: link to it from /run"
+            "invalid socket path; use an absolute path, such as /run/containerd/containerd.sock, or unix:///PATH"
+        )
+    if len(path.encode()) > _MAX_SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"socket path longer than {_MAX_SOCKET_PATH_BYTES} bytes, the kernel's limit; use a symbolic link in /run"
         )
     return path
 
 
-def _folder(value: str) -> str:
+def _check_directory(value: str) -> str:
     if not value.startswith("/") or not value.isprintable():
-        raise ValueError("write the absolute path of a directory, such as /var/lib/whalebridge")
+        raise ValueError("invalid directory; use an absolute path, such as /var/lib/whalebridge")
     return value
 
 
-def _file(value: str) -> str:
+def _check_file(value: str) -> str:
     if not value.startswith("/") or value.endswith("/") or not value.isprintable():
-        raise ValueError("write the absolute path of a file, such as /etc/whalebridge/password, not what is in it")
+        raise ValueError("invalid file path; use the absolute path of a file, not its content")
     return value
 
 
 _DURATION_SCHEMA = {"type": "string", "pattern": rf"^\s*{_DURATION.pattern}\s*$"}
 _OFF_SCHEMA = {"type": "string", "pattern": rf"^\s*({_DURATION.pattern}|off)\s*$"}
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
-OrOff = (BeforeValidator(_or_off), WithJsonSchema(_OFF_SCHEMA))
-Items = BeforeValidator(_items)
-Globs = Annotated[tuple[Annotated[str, AfterValidator(_glob)], ...], Items]
-SomeGlobs = Annotated[Globs, AfterValidator(_some), Field(json_schema_extra={"minItems": 1})]
-Conditions = Annotated[tuple[Annotated[str, AfterValidator(_condition)], ...], Items]
-FilePath = Annotated[str, AfterValidator(_file)]
-"""A file with something secret, or with a certificate: its path is repeated in messages, its content never may be."""
-FolderPath = Annotated[str, AfterValidator(_folder)]
-HostName = Annotated[str, AfterValidator(_host)]
-SocketPath = Annotated[str, AfterValidator(_socket)]
-Word = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)
+Duration = Annotated[timedelta, BeforeValidator(_parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+OrOff = (BeforeValidator(_parse_off), WithJsonSchema(_OFF_SCHEMA))
+CommaSeparated = BeforeValidator(_split_items)
+GlobList = Annotated[tuple[Annotated[str, AfterValidator(_check_glob)], ...], CommaSeparated]
+NonEmptyGlobList = Annotated[GlobList, AfterValidator(_check_non_empty), Field(json_schema_extra={"minItems": 1})]
+LabelSelectors = Annotated[tuple[Annotated[str, AfterValidator(_check_selector)], ...], CommaSeparated]
+FilePath = Annotated[str, AfterValidator(_check_file)]
+"""A file with a secret or a certificate. Messages show the path, never the content."""
+DirectoryPath = Annotated[str, AfterValidator(_check_directory)]
+HostName = Annotated[str, AfterValidator(_check_host)]
+SocketPath = Annotated[str, AfterValidator(_parse_socket_path)]
+LowercaseStr = BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value)

@@ -8,27 +8,32 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from config.fields import written
+from config.fields import format_duration
 from config.settings import Settings
-from config.sinks import BUILT_IN, SinkSection, model_of, plugins
+from config.sinks import BUILT_IN, ID_PATTERN, MAX_ID_LENGTH, BaseSinkSettings, model_of, plugins
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _URL = {"type": "string", "pattern": "^[^:]+:", "description": "A sink's URL, such as kafka://HOST:PORT/TOPIC."}
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the schema; sinks of third parties that are installed here are in it."""
-    sinks = [*BUILT_IN.values(), *_third_parties()]
+    """Return the schema, including the sinks of installed plugins."""
+    sinks = [*BUILT_IN.values(), *_plugins()]
     models: list[type[BaseModel]] = [Settings, *sinks]
     references, document = models_json_schema([(model, "validation") for model in models], schema_generator=_Generator)
     definitions: dict[str, Any] = document["$defs"]
     names = [references[model, "validation"]["$ref"].rpartition("/")[2] for model in models]
     root = definitions.pop(names[0])
-    definitions.pop(SinkSection.__name__)  # it stands for what is not installed
+    definitions.pop(BaseSinkSettings.__name__)  # stands for plugins that are not installed
     for name in names[1:]:
         definitions[name]["required"] = ["type", *definitions[name].get("required", [])]
     either = [_URL, *({"$ref": f"#/$defs/{name}"} for name in names[1:])]
-    root["properties"]["sinks"]["items"] = {"anyOf": either}
+    root["properties"]["sinks"] |= {
+        "default": {"stdout": {"type": "stdout"}},
+        "minProperties": 1,
+        "propertyNames": {"pattern": f"^{ID_PATTERN}$", "maxLength": MAX_ID_LENGTH},
+        "additionalProperties": {"anyOf": either},
+    }
     for group in (root, *definitions.values()):
         for field in group["properties"].values():
             _explain(field)
@@ -36,30 +41,30 @@ def json_schema() -> dict[str, Any]:
 
 
 class _Generator(GenerateJsonSchema):
-    """Writes defaults as a person writes them."""
+    """Write defaults as they are written in settings."""
 
     def encode_default(self, dft: Any) -> Any:
-        return written(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+        return format_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002 (the signature is pydantic's)
         return False
 
 
-def _third_parties() -> list[type[SinkSection]]:
+def _plugins() -> list[type[BaseSinkSettings]]:
     found = []
     for name in plugins.names():
         try:
             found.append(model_of(name))
-        except ValueError:  # a package that does not work is told of where its sink is asked for
+        except ValueError:  # reported where such a sink is configured
             continue
     return found
 
 
 def _explain(field: dict[str, Any]) -> None:
-    """Put unit and reason into the description as well, since that is what an editor shows."""
+    """Add unit and reason to the description, which editors show."""
     if "$ref" in field:
-        field.pop("default", None)  # each setting of the group has its own
+        field.pop("default", None)  # each setting of the group has its own default
         return
     unit = f"Unit: {field['unit']}." if "unit" in field else ""
-    why = f"Why: {field['reason']}"
-    field["description"] = "\n\n".join(part for part in (field["description"], unit, why) if part)
+    reason = f"Reason: {field['reason']}" if "reason" in field else ""
+    field["description"] = "\n\n".join(part for part in (field["description"], unit, reason) if part)

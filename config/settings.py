@@ -1,6 +1,6 @@
 """All settings of whalebridge: defaults < file < environment < command line.
 
-What is wrong is listed in full, each with where it is written and its path. See docs/configuration.md.
+All errors are reported together, each with its location and path. See docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from config import environment, file, flags, mistakes
-from config.fields import FolderPath, HostName, Section, setting
-from config.sections import (
+from config.fields import DirectoryPath, HostName, SettingsModel, field
+from config.models import (
     ContainerdSettings,
     ContainersSettings,
     HeartbeatSettings,
@@ -27,32 +26,37 @@ from config.sections import (
     SnapshotSettings,
 )
 from config.sinks import Sinks, StdoutSettings
-from config.sources import Source
+from config.sources import Source, cli, env, yaml
+from config.validation_errors import format_error
 
 
-class Settings(BaseSettings, Section):
+class Settings(BaseSettings, SettingsModel):
     """All settings of whalebridge."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", title="whalebridge")
 
-    host: HostName = setting(
+    host: HostName = field(
         socket.gethostname,
-        "What the node is called in every record.",
-        reason="The host's name. In a container that is the container's: set it to the node's.",
+        "Host name in every record.",
+        reason="In a container, the default is the container's host name: set it to the node's.",
     )
     containerd: ContainerdSettings = ContainerdSettings()
     namespaces: NamespacesSettings = NamespacesSettings()
     containers: ContainersSettings = ContainersSettings()
     labels: LabelsSettings = LabelsSettings()
-    sinks: Sinks = setting(
-        (StdoutSettings(),), "Where records go; each gets all of them.", reason="It is there without a broker."
+    sinks: Sinks = field(
+        lambda: {"stdout": StdoutSettings()},
+        "Sinks by id; each receives all records. The id identifies the sink in the outbox, in metrics and in logs. It "
+        "consists of lowercase letters, digits, - and _, and starts with a letter. The value is a group of settings "
+        "with a type, or a URL.",
+        reason="Standard output needs no broker.",
     )
     snapshot: SnapshotSettings = SnapshotSettings()
-    state_dir: FolderPath | None = setting(
+    state_dir: DirectoryPath | None = field(
         None,
-        "Absolute path of a directory of whalebridge's own, on a local disk, for what must outlive the process: "
-        "records on their way, and what is known of containers.",
-        reason="It works without; then the next start's snapshot makes up for what was on its way.",
+        "Absolute path of a dedicated directory on a local disk for state that survives restarts: undelivered records "
+        "and the known containers.",
+        reason="Without one, undelivered records are lost at a restart, and the next snapshot replaces them.",
     )
     outbox: OutboxSettings = OutboxSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
@@ -68,49 +72,49 @@ class Settings(BaseSettings, Section):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Return the sources of values, the strongest first: those that ``load`` hands over, and no others."""
+        """Return the sources that ``load`` passes, the strongest first, and no others."""
         given: tuple[PydanticBaseSettingsSource, ...] | None = getattr(init_settings, "init_kwargs", {}).get("sources")
         return (init_settings,) if given is None else given
 
 
 class SettingsError(Exception):
-    """The settings are wrong; ``mistakes`` are all of them, each with its place and path in front."""
+    """The settings are invalid; ``errors`` lists all errors, each starting with its location and path."""
 
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__("; ".join(mistakes))
-        self.mistakes = tuple(mistakes)
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("; ".join(errors))
+        self.errors = tuple(errors)
 
 
 def load(given: Mapping[str, Any] | None = None, path: str | None = None) -> Settings:
-    """Make the settings: ``given`` (nested by section) by flags, over the environment, over the file at ``path``.
+    """Load the settings: ``given`` by options (nested by group), over the environment, over the file at ``path``.
 
-    Without a ``path``, the file is the usual one, where it exists. Everything is read anew each time.
+    Without a ``path``, the file is the default one, if it exists. All sources are read again with each call.
 
     Raises:
-        SettingsError: Something is wrong with them.
+        SettingsError: The settings are invalid.
     """
     try:
         sources = (
-            flags.source(Settings, given or {}),
-            environment.source(Settings, os.environ),
-            file.source(Settings, path),
+            cli.source(Settings, given or {}),
+            env.source(Settings, os.environ),
+            yaml.source(Settings, path),
         )
-    except file.UnreadableError as error:
+    except yaml.UnreadableError as error:
         unreadable = str(error)
     else:
-        return _settled(sources)
-    raise SettingsError([unreadable])  # without context: it repeats lines of the file, of which some may be secret
+        return _merge(sources)
+    raise SettingsError([unreadable])  # without context: it repeats lines of the file, which may contain secrets
 
 
-def _settled(sources: Sequence[Source]) -> Settings:
-    found = [mistake for source in reversed(sources) for mistake in source.mistakes]
-    handed_over: dict[str, Any] = {"sources": tuple(sources)}
+def _merge(sources: Sequence[Source]) -> Settings:
+    errors = [error for source in reversed(sources) for error in source.errors]
+    arguments: dict[str, Any] = {"sources": tuple(sources)}
     try:
-        settings = Settings(**handed_over)
+        settings = Settings(**arguments)
     except ValidationError as error:
-        # Without context and cause: both repeat the values, of which some may be secret.
-        found += [mistakes.told(detail, Settings, sources) for detail in error.errors(include_url=False)]
+        # Without context and cause: both repeat the values, which may contain secrets.
+        errors += [format_error(detail, Settings, sources) for detail in error.errors(include_url=False)]
     else:
-        if not found:
+        if not errors:
             return settings
-    raise SettingsError(found)
+    raise SettingsError(errors)

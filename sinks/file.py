@@ -50,7 +50,7 @@ class FileSink:
 
     def __init__(self, settings: FileSettings) -> None:
         self._encode = format_of(settings.encoding).encode
-        self._file = RotatedFile(settings.path, settings.max_bytes, settings.keep)
+        self._file = RotatedFile(settings.path, settings.max_bytes, settings.max_files)
         self._worker = BlockingWorker("file", partial(translated, settings.path), exclusive=True)
 
     async def start(self) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from bridge.clock import SystemClock
@@ -47,9 +47,9 @@ def make(settings: SinkSettings) -> Sink:
             return sink
 
 
-def make_all(settings: Iterable[SinkSettings]) -> list[Sink]:
-    """Return a sink for each of ``settings``, in their order."""
-    return [make(each) for each in settings]
+def make_all(settings: Mapping[str, SinkSettings]) -> dict[str, Sink]:
+    """Return the sinks with these settings, by id, not yet started."""
+    return {id_: make(each) for id_, each in settings.items()}
 
 
 @contextlib.contextmanager

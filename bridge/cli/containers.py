@@ -18,7 +18,7 @@ from bridge.core.identity import describe, display_id, incarnation
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Labels, Metadata, Task, TaskStatus
-from config.sections import NamespacesSettings
+from config.models import NamespacesSettings
 from config.settings import Settings
 
 

@@ -84,6 +84,6 @@ async def _diagnose(named: Sequence[str]) -> tuple[list[Finding], list[str]]:
 
 async def _examined(path: str) -> list[Finding]:
     from bridge.cli.examine import examine
-    from config.namespaces import NamespaceFilter
+    from bridge.core.filters import NamespaceFilter
 
     return await examine(path, NamespaceFilter())

@@ -11,11 +11,11 @@ from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient, Timeouts
 from bridge.containerd.failures import RefusedError
 from bridge.core.errors import BridgeError
+from bridge.core.identity import DOCKER_NAMESPACE
 from bridge.core.labels import LabelRules
 from bridge.core.model import Engine, Mark, Task, TaskStatus
 from bridge.tasks import together
 from bridge.watch.marks import Marks
-from config.namespaces import DOCKER_NAMESPACE
 
 TIMEOUTS = Timeouts(connect=5.0, call=5.0, listing=8.0)
 MARK_SECONDS = 4.0

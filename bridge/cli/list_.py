@@ -50,7 +50,7 @@ def list_(
 
 async def _list(settings: Settings) -> Listing:
     from bridge.cli.containers import connected, list_living
-    from config.namespaces import NamespaceFilter
+    from bridge.core.filters import NamespaceFilter
 
     include, exclude = settings.namespaces.include, settings.namespaces.exclude
     required = [glob for glob in include if not set("*?[") & set(glob)]

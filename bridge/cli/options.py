@@ -49,9 +49,10 @@ Sinks = Annotated[
     list[str] | None,
     typer.Option(
         "--sink",
-        metavar="URL",
-        help="Where records go; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
-        "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://.",
+        metavar="[ID=]URL",
+        help="Sink for all records; may be repeated: stdout: (the default), file:PATH, kafka://HOST:PORT/TOPIC, "
+        "nats://HOST:PORT/SUBJECT.PREFIX; with TLS kafkas:// and tls://. Replaces all sinks of the configuration. "
+        "The id defaults to the type: stdout, file, kafka, nats.",
     ),
 ]
 StateDir = Annotated[
@@ -105,7 +106,7 @@ def settled(read: Callable[[], Settings]) -> Settings:
     try:
         return read()
     except SettingsError as error:
-        raise CommandError(*error.mistakes, status=WRONG_USAGE) from error
+        raise CommandError(*error.errors, status=WRONG_USAGE) from error
 
 
 def reader(

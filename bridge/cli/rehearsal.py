@@ -19,17 +19,17 @@ from bridge.cli.examine import examine
 from bridge.cli.findings import Finding
 from bridge.cli.mounts import file_system
 from bridge.core.errors import BridgeError, FatalError, InUseError
+from bridge.core.filters import NamespaceFilter
 from bridge.inspection import not_listening
 from bridge.outbox import store
 from bridge.outbox.folder import StateFolder
 from bridge.tasks import bounded
-from config.namespaces import NamespaceFilter
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.common import host_and_port
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
-    from config.sections import HttpSettings
+    from config.models import HttpSettings
     from config.settings import Settings
     from config.sinks import SinkSettings
 
@@ -53,10 +53,10 @@ async def rehearse(settings: Settings) -> list[Finding]:
         examine(settings.containerd.address, is_watched),
         asyncio.to_thread(_state_dir, settings),
         _http(settings.http),
-        *map(_sink, settings.sinks),
+        *(_sink(id_, sink) for id_, sink in settings.sinks.items()),
     )
-    for sink, results in zip(settings.sinks, sink_results, strict=True):
-        results += [_from_log(line) for line in lines if line.get("sink") == sink.called]
+    for id_, results in zip(settings.sinks, sink_results, strict=True):
+        results += [_from_log(line) for line in lines if line.get("sink") == id_]
     return [*_host(), *containerd, *state, *http, *(result for results in sink_results for result in results)]
 
 
@@ -140,13 +140,12 @@ async def _address(listen: str) -> Finding:
 # --- sinks ---
 
 
-async def _sink(settings: SinkSettings) -> list[Finding]:
-    what = settings.called
+async def _sink(what: str, settings: SinkSettings) -> list[Finding]:
     structlog.contextvars.bind_contextvars(sink=what)  # as the pump does
     if isinstance(settings, StdoutSettings):
         return [Finding("ok", what, "standard output of run")]
     try:
-        sink = sinks.registry.make(_in_a_hurry(settings))
+        sink = sinks.registry.make(settings.limit_timeout(_PATIENCE))
     except BridgeError as error:
         return [Finding.of(what, error)]
     try:
@@ -160,21 +159,16 @@ async def _sink(settings: SinkSettings) -> list[Finding]:
     return [Finding("ok", what, _reached(settings))]
 
 
-def _in_a_hurry(settings: SinkSettings) -> SinkSettings:
-    timeout: timedelta | None = getattr(settings, "timeout", None)
-    return settings if timeout is None else settings.model_copy(update={"timeout": min(timeout, _PATIENCE)})
-
-
 def _reached(settings: SinkSettings) -> str:
     match settings:
         case KafkaSettings():
-            return f"{', '.join(settings.servers)}: connected; topic {settings.topic} exists and is writable"
+            return f"{', '.join(settings.bootstrap_servers)}: connected; topic {settings.topic} exists and is writable"
         case NatsSettings(mode="core"):
             return f"{', '.join(settings.servers)}: connected; mode core does not store records"
         case NatsSettings():
             return (
                 f"{', '.join(settings.servers)}: connected; stream {settings.stream_name} exists; permission to "
-                f"publish to {settings.subject}.> is not checked"
+                f"publish to {settings.subject_prefix}.> is not checked"
             )
         case FileSettings():
             return f"{settings.path} is writable"

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from bridge.fleet.messages import Begin, Reader
     from bridge.fleet.records import Read
 
-Url = Annotated[
+Target = Annotated[
     str,
     typer.Argument(
-        metavar="URL",
-        help="What a sink writes to: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, file:PATH; with TLS "
-        "kafkas:// and tls://; - for standard input.",
+        metavar="SINK",
+        help="Id of a configured sink, or a URL: kafka://HOST:PORT/TOPIC, nats://HOST:PORT/SUBJECT.PREFIX, file:PATH; "
+        "with TLS kafkas:// and tls://; - for standard input.",
     ),
 ]
 Since = Annotated[
@@ -64,7 +64,7 @@ _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times 
 
 
 def tail(
-    url: Url,
+    sink: Target,
     config: options.Config = None,
     since: Since = None,
     follow: Follow = True,
@@ -81,12 +81,14 @@ def tail(
 
     Duplicate records are skipped, and so are heartbeats unless --type matches them. Each filter may be repeated; with a
     filter for namespaces, projects or containers, "lost" is the only control record shown.
-    Credentials are those of the sink with the same servers in the configuration (--config, environment).
+    The id of a sink stands for its settings in the configuration (--config, environment), including credentials;
+    a URL has no credentials.
     Nothing is left on the broker: no consumer group, no offsets, no durable consumer. Ctrl-C stops the command; the
     exit status then is 0, with --no-follow 130.
 
     \b
     Examples:
+      whalebridge tail main
       whalebridge tail kafka://localhost:9092/containers
       whalebridge tail nats://localhost:4222/containers --since 15m --project web-shop
       whalebridge tail file:/var/log/whalebridge/events.jsonl --no-follow --type exited
@@ -99,7 +101,7 @@ def tail(
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _moment(since)
     begin: Begin = "beginning" if beginning else moment or "end"
-    reader = _reader(url, begin, config, follow=follow)
+    reader = _reader(sink, begin, config, follow=follow)
     welcome = _FROM_NOW_ON if begin == "end" and reader.follow and output.to_terminal() else ""
     chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # the regular end of following
@@ -125,18 +127,17 @@ def _moment(since: str) -> datetime:
         ) from None
 
 
-def _reader(url: str, begin: Begin, config: str | None, *, follow: bool) -> Reader:
+def _reader(target: str, begin: Begin, config: str | None, *, follow: bool) -> Reader:
     from bridge.clock import SystemClock
     from bridge.core.errors import FatalError
     from bridge.fleet import opening
     from bridge.fleet.files import InputReader
-    from config.reading import source
+    from config.tail_target import tail_target
 
-    if url == "-":
+    if target == "-":
         return InputReader()
-    sinks = options.settings(config=config).sinks
     try:
-        settings = source(url, sinks)
+        settings = tail_target(target, lambda: options.settings(config=config).sinks)
     except ValueError as error:
         raise CommandError(str(error), status=WRONG_USAGE) from None
     if getattr(settings, "mode", None) == "core" and not (follow and begin == "end"):

@@ -14,6 +14,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.containerd.lifecycle import ContainerEvent, ContainerEventType, LifecycleEvents
 from bridge.containerd.resolve import resolve
 from bridge.core.errors import NotFoundError
+from bridge.core.filters import NamespaceFilter
 from bridge.core.identity import (
     COMPOSER_PROJECT_LABEL,
     DOCKER_NAMESPACE,
@@ -25,7 +26,6 @@ from bridge.core.identity import (
 )
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Engine, Labels, Metadata, Task
-from config.namespaces import NamespaceFilter
 
 __all__ = [
     "COMPOSER_PROJECT_LABEL",

@@ -71,7 +71,7 @@ class KafkaReader:
 
     @property
     def _patience(self) -> float:
-        return self._settings.timeout.total_seconds()
+        return self._settings.request_timeout.total_seconds()
 
     def _now(self) -> int:
         return self._clock.now().monotonic
@@ -85,7 +85,7 @@ class KafkaReader:
         async with connected(settings, access.options(settings)) as admin:
             partitions = await admin.where(settings.topic, "Read")
         if not partitions:
-            servers = ", ".join(settings.servers)
+            servers = ", ".join(settings.bootstrap_servers)
             if self._ends:
                 raise TransientError(f"topic {settings.topic} was deleted from Kafka at {servers}")
             raise NotFoundError(f"topic {settings.topic} does not exist on Kafka at {servers}")
@@ -96,7 +96,7 @@ class KafkaReader:
         settings = self._settings
         return AIOKafkaConsumer(
             settings.topic,
-            bootstrap_servers=list(settings.servers),
+            bootstrap_servers=list(settings.bootstrap_servers),
             request_timeout_ms=int(REQUEST_SECONDS * 1000),
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # for partitions that are added later
@@ -145,5 +145,5 @@ class KafkaReader:
             async with asyncio.timeout(self._patience):
                 return await work
         except TimeoutError as error:
-            servers = ", ".join(self._settings.servers)
+            servers = ", ".join(self._settings.bootstrap_servers)
             raise TransientError(f"no response from Kafka at {servers} within {self._patience:g} s") from error

@@ -42,7 +42,7 @@ class NatsReader:
         self._settings = settings
         self._begin = begin
         self._dialer = Dialer(settings)
-        self._pattern = f"{settings.subject}.>"
+        self._pattern = f"{settings.subject_prefix}.>"
         self._stream = ""
         self._last = 0
 

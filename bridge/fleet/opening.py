@@ -13,7 +13,7 @@ from sinks.registry import library
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from bridge.fleet.messages import Begin, Reader
-    from config.reading import Readable
+    from config.tail_target import Readable
 
 
 def reader(settings: Readable, clock: Clock, *, begin: Begin, follow: bool) -> Reader:

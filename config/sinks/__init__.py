@@ -1,20 +1,19 @@
-"""Where records go: the settings of each type of sink, and the URLs that stand for them.
+"""Settings of each type of sink, and the URLs that stand for them.
 
-One module a type, with its settings and the reading of its URL; a new one is named in ``BUILT_IN`` and ``_URLS``.
+Each type has a module with its settings and the parser of its URL; ``BUILT_IN`` and ``_SCHEMES`` list the types.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from config.fields import numbered
 from config.sinks import file, kafka, nats, plugins, stdout
-from config.sinks.common import SinkSection
+from config.sinks.common import BaseSinkSettings
 from config.sinks.file import FileSettings
 from config.sinks.kafka import KafkaSettings
 from config.sinks.nats import NatsSettings
@@ -22,92 +21,149 @@ from config.sinks.stdout import StdoutSettings
 
 __all__ = [
     "BUILT_IN",
+    "BaseSinkSettings",
     "FileSettings",
     "KafkaSettings",
     "NatsSettings",
-    "SinkSection",
     "SinkSettings",
+    "SinkUrls",
     "Sinks",
     "StdoutSettings",
-    "from_url",
     "model_of",
-    "of_url",
+    "parse_url",
+    "settings_from_url",
 ]
 
-SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings | SinkSection
-"""The last of them stands for those of third parties."""
+SinkSettings: TypeAlias = StdoutSettings | FileSettings | KafkaSettings | NatsSettings | BaseSinkSettings
+"""The last one stands for the sinks of plugins."""
 
-BUILT_IN: dict[str, type[SinkSection]] = {
+BUILT_IN: dict[str, type[BaseSinkSettings]] = {
     "stdout": StdoutSettings,
     "file": FileSettings,
     "kafka": KafkaSettings,
     "nats": NatsSettings,
 }
+ID_PATTERN = "[a-z][a-z0-9]*([_-][a-z0-9]+)*"  # no double underscore, which separates levels in the environment
+_ID = re.compile(ID_PATTERN)
+MAX_ID_LENGTH = 63
+_NAMED_URL = re.compile(r"([^:=]*)=(.*)", re.DOTALL)
 _WORD = re.compile("[A-Za-z0-9_-]{1,20}")
-_URLS: dict[str, Callable[[str, str], dict[str, Any]]] = {
-    "stdout": stdout.from_url,
-    "file": file.from_url,
-    "kafka": kafka.from_url,
-    "kafkas": kafka.from_url,
-    "nats": nats.from_url,
-    "tls": nats.from_url,
+
+
+class _Scheme(NamedTuple):
+    """The type of sink that a scheme stands for, and the function that parses what follows the scheme's colon."""
+
+    type: str
+    parse: Callable[[str, str], dict[str, Any]]
+
+
+_SCHEMES = {
+    "stdout": _Scheme("stdout", stdout.parse_url),
+    "file": _Scheme("file", file.parse_url),
+    "kafka": _Scheme("kafka", kafka.parse_url),
+    "kafkas": _Scheme("kafka", kafka.parse_url),
+    "nats": _Scheme("nats", nats.parse_url),
+    "tls": _Scheme("nats", nats.parse_url),
 }
-"""By scheme: what makes settings of the scheme, and of what follows its colon."""
 
 
-def from_url(url: str) -> dict[str, Any]:
+class SinkUrls(tuple[str, ...]):
+    """All sinks, written as ``URL`` or ``ID=URL``. Without an id, the type of the sink is its id."""
+
+    __slots__ = ()
+
+
+def parse_url(url: str) -> dict[str, Any]:
     """Return the settings that a sink's URL stands for.
 
     Raises:
-        ValueError: It stands for none. The text never repeats more of the URL than its scheme: there may be a
-            password in the rest.
+        ValueError: The URL is invalid. The text repeats no more of the URL than its scheme: the rest may contain a
+            password.
     """
-    scheme, colon, rest = url.strip().partition(":")
-    scheme = scheme.lower()
-    if colon and scheme in _URLS:
-        return _URLS[scheme](scheme, rest)
-    others = plugins.names()
-    if colon and scheme in others:
-        return {**plugins.load(scheme).from_url(rest), "type": scheme}
-    known = ", ".join(f"{name}:" for name in (*_URLS, *others))
-    if not colon:
-        raise ValueError(f"a sink is written as a URL, with a colon after its scheme; known schemes: {known}")
-    raise ValueError(f"unknown scheme {scheme[:20]!r}; known schemes: {known}")
+    scheme, rest = _split_scheme(url)
+    if scheme in _SCHEMES:
+        return _SCHEMES[scheme].parse(scheme, rest)
+    return {**plugins.load(scheme).parse_url(rest), "type": scheme}
 
 
-def of_url(url: str) -> SinkSettings:
-    """Return the settings that a sink's URL stands for, with defaults for all that it has no room for.
+def settings_from_url(url: str) -> SinkSettings:
+    """Return the settings that a sink's URL stands for, with defaults for all others.
 
     Raises:
-        ValueError: It stands for none; pydantic's ValidationError is one.
+        ValueError: The URL is invalid; pydantic's ValidationError is a ValueError.
     """
-    settings = from_url(url)
+    settings = parse_url(url)
     return model_of(settings["type"]).model_validate(settings)
 
 
-def _sinks(value: object) -> object:
-    """Read a list from the environment: URLs parted by blanks (there are commas in some), or numbered from 0."""
-    return value.split() if isinstance(value, str) else numbered(value)
+def _split_scheme(url: str) -> tuple[str, str]:
+    scheme, colon, rest = url.strip().partition(":")
+    scheme = scheme.lower()
+    others = plugins.names()
+    if colon and (scheme in _SCHEMES or scheme in others):
+        return scheme, rest
+    known = ", ".join(f"{name}:" for name in (*_SCHEMES, *others))
+    if not colon:
+        raise ValueError(f"not a URL; start with a scheme and a colon: {known}")
+    raise ValueError(f"unknown scheme {scheme[:20]!r}; use one of {known}")
 
 
-def _sink(value: object, _: object) -> object:
-    """Choose the model by ``type``: the mistakes that it finds keep their paths, and are told of no other model."""
-    if isinstance(value, SinkSection):
+def _parse_sinks(value: object) -> object:
+    """Read sinks by id: a mapping as it is, text and ``SinkUrls`` as URLs."""
+    if isinstance(value, str):
+        value = SinkUrls(value.split())  # separated by blanks, as some URLs contain commas
+    if isinstance(value, SinkUrls):
+        return _by_id(value)
+    if isinstance(value, list | tuple):
+        raise ValueError("expected sinks by id, not a list; use 'sinks: {main: {type: kafka, ...}}'")  # noqa: TRY004 (pydantic's)
+    return value
+
+
+def _by_id(urls: Iterable[str]) -> dict[str, str]:
+    sinks: dict[str, str] = {}
+    for text in urls:
+        named = _NAMED_URL.fullmatch(text.strip())
+        id_, url = named.groups() if named else (_default_id(text), text)
+        if id_ in sinks:
+            raise ValueError(f"duplicate sink id {id_[:20]!r}; name each sink: ID=URL")
+        sinks[id_] = url
+    return sinks
+
+
+def _default_id(url: str) -> str:
+    scheme = url.strip().partition(":")[0].lower()
+    if not _ID.fullmatch(scheme) or ":" not in url:
+        _split_scheme(url)  # raises; any other unknown scheme is reported with its id
+    return _SCHEMES[scheme].type if scheme in _SCHEMES else scheme
+
+
+def _check_id(value: str) -> str:
+    if not _ID.fullmatch(value) or len(value) > MAX_ID_LENGTH:
+        raise ValueError(
+            f"invalid sink id; use up to {MAX_ID_LENGTH} lowercase letters, digits, and single - or _ between them, "
+            "starting with a letter"
+        )
+    return value
+
+
+def _parse_sink(value: object, _: object) -> object:
+    """Select the model by ``type``, so that errors have their paths and concern no other model."""
+    if isinstance(value, BaseSinkSettings):
         return value
-    settings = from_url(value) if isinstance(value, str) else value
-    if settings == {"stdout": None}:  # what YAML makes of it
-        raise ValueError("write 'stdout:' in quotes, as it ends in a colon, or type: stdout")
+    settings = parse_url(value) if isinstance(value, str) else value
+    if settings is None:
+        raise ValueError("no value; use a URL (quote 'stdout:'), or a mapping with a type")
     if not isinstance(settings, dict):
-        raise ValueError("write a sink as a URL, or as a group of settings with a type")  # noqa: TRY004 (pydantic's)
+        raise ValueError("expected a URL, or a mapping with a type")  # noqa: TRY004 (pydantic's)
     return model_of(settings.get("type")).model_validate(settings)
 
 
-def model_of(type_: object) -> type[SinkSection]:
-    """Return the settings of a type of sink.
+def model_of(type_: object) -> type[BaseSinkSettings]:
+    """Return the settings model of a type of sink.
 
     Raises:
-        ValidationError: There is no such type.
-        ValueError: The package that adds it does not work.
+        ValidationError: The type is unknown.
+        ValueError: The plugin of the type does not work.
     """
     if isinstance(type_, str) and type_ in BUILT_IN:
         return BUILT_IN[type_]
@@ -115,22 +171,22 @@ def model_of(type_: object) -> type[SinkSection]:
     if isinstance(type_, str) and type_ in others:
         return plugins.load(type_).Settings
     known = ", ".join((*BUILT_IN, *others))
-    # A URL that got here by mistake is not shown: there may be a password in it.
-    word = isinstance(type_, str) and _WORD.fullmatch(type_)
-    text = f"unknown type {type_!r}; known" if word else "say which type of sink it is; known"
-    error = PydanticCustomError("sink_type", "{text}", {"text": f"{text} types: {known}"})
+    # Only a plain word is repeated: a URL may contain a password.
+    is_word = isinstance(type_, str) and _WORD.fullmatch(type_)
+    text = f"unknown type {type_!r}; use one of {known}" if is_word else f"required; use one of {known}"
+    error = PydanticCustomError("sink_type", "{text}", {"text": text})
     raise ValidationError.from_exception_data("sink", [InitErrorDetails(type=error, loc=("type",), input=None)])
 
 
-def _useful(sinks: tuple[SinkSettings, ...]) -> tuple[SinkSettings, ...]:
+def _check_non_empty(sinks: dict[str, SinkSettings]) -> dict[str, SinkSettings]:
     if not sinks:
-        raise ValueError("name one sink at least, such as stdout:")
-    names = [sink.called for sink in sinks]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"the same sink is named twice: {', '.join(twice)}; if they differ, give each a name")
+        raise ValueError("must not be empty; configure at least one sink, such as 'main: kafka://HOST:PORT/TOPIC'")
     return sinks
 
 
+SinkId = Annotated[str, AfterValidator(_check_id)]
 Sinks = Annotated[
-    tuple[Annotated[SinkSettings, WrapValidator(_sink)], ...], BeforeValidator(_sinks), AfterValidator(_useful)
+    dict[SinkId, Annotated[SinkSettings, WrapValidator(_parse_sink)]],
+    BeforeValidator(_parse_sinks),
+    AfterValidator(_check_non_empty),
 ]

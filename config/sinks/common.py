@@ -1,145 +1,145 @@
-"""What the settings of several sinks have in common."""
+"""Settings that several types of sinks have in common."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from datetime import timedelta
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
 
-from config.fields import FilePath, Items, Section, Word, one_of, setting
+from config.fields import CommaSeparated, FilePath, LowercaseStr, SettingsModel, field, mutually_exclusive
 
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::(?P<port>\d{1,5}))?")
-_LAST_PORT = 65535
+_MAX_PORT = 65535
 
 
-class SinkSection(Section):
-    """What every sink has; a third party's settings are a subclass of this."""
+class BaseSinkSettings(SettingsModel):
+    """Settings of every sink; a plugin's settings are a subclass."""
 
-    type: str = setting("", "The type of this sink.", reason="It is what makes it this one.")
-    name: str = setting(
-        "",
-        "What this sink is called in the outbox and in log lines; needed only where two would be called the same.",
-        reason="Its type and what it writes to say enough; the outbox remembers by it what this sink already has.",
-    )
-    heartbeats: bool = setting(
-        False, "Whether it gets heartbeats, every heartbeat.interval.", reason="Who reads along sees that it is there."
-    )
+    timeout_setting: ClassVar[str] = "timeout"
+    """The setting that limits one attempt, where the sink has such a setting."""
+
+    type: str = field("", "Type of the sink.")
+    heartbeats: bool = field(False, "Whether the sink receives heartbeats, every heartbeat.interval.")
 
     @property
-    def target(self) -> str:
-        """What it writes to, as far as that tells it from other sinks of its type."""
-        return ""
+    def attempt_timeout(self) -> timedelta | None:
+        """The sink's own limit of one attempt; None if it has no such setting."""
+        value: timedelta | None = getattr(self, self.timeout_setting, None)
+        return value
 
-    @property
-    def called(self) -> str:
-        """What it is called: the same after a restart, whatever its place among the sinks."""
-        return self.name or (f"{self.type}/{self.target}" if self.target else self.type)
+    def limit_timeout(self, maximum: timedelta) -> Self:
+        """Return these settings with an attempt timeout of at most ``maximum``."""
+        if self.attempt_timeout is None:
+            return self
+        return self.model_copy(update={self.timeout_setting: min(self.attempt_timeout, maximum)})
 
 
-class EncodedSection(SinkSection):
-    """A sink that can write its documents in several ways."""
+class EncodedSinkSettings(BaseSinkSettings):
+    """A sink with a choice of encodings."""
 
-    encoding: Annotated[Literal["json", "whalewatcher"], Word] = setting(
+    encoding: Annotated[Literal["json", "whalewatcher"], LowercaseStr] = field(
         "json",
-        "json: all there is, as `whalebridge schema event` says. whalewatcher: what Go's whalewatcher decodes, life "
-        "cycle events only, so that readers can not notice what they missed.",
-        reason="Only json has sequences and snapshots, by which a reader can prove that nothing is missing.",
+        "json: complete records, as `whalebridge schema event` describes. whalewatcher: lifecycle events that Go's "
+        "whalewatcher decodes, without sequences and snapshots, so that consumers cannot detect gaps.",
     )
 
 
-class BrokerSection(EncodedSection):
-    """A sink behind a broker, whose messages can have headers."""
+class BrokerSinkSettings(EncodedSinkSettings):
+    """A sink that publishes to a broker, whose messages can have headers."""
 
-    heartbeats: bool = setting(
+    heartbeats: bool = field(
         True,
-        "Whether it gets heartbeats, every heartbeat.interval.",
-        reason="Whoever reads from a broker has no other sign that the node is there.",
+        "Whether the sink receives heartbeats, every heartbeat.interval.",
+        reason="Consumers of a broker have no other sign that the node is running.",
     )
 
-    cloudevents: Annotated[Literal["none", "binary", "structured"], Word] = setting(
+    cloudevents: Annotated[Literal["none", "binary", "structured"], LowercaseStr] = field(
         "binary",
-        "CloudEvents 1.0. binary: attributes in headers, the document is the value. structured: attributes and "
-        "document in one JSON envelope. none: the document alone.",
-        reason="Headers disturb nobody who reads values only, and routers can do without parsing the document.",
+        "CloudEvents 1.0. binary: attributes in headers, the record is the value. structured: attributes and record "
+        "in one JSON envelope. none: the record only.",
+        reason="Routers can use the headers without parsing the record, and consumers can ignore them.",
     )
 
 
-def files_named(section: BaseModel) -> Iterator[str]:
-    """Return the files that settings refer to: those whose names end in ``_file``, with secrets and certificates."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
+def referenced_files(model: BaseModel) -> Iterator[str]:
+    """Yield the paths in settings whose names end in ``_file``: files with secrets and certificates."""
+    for name in type(model).model_fields:
+        value = getattr(model, name)
         if isinstance(value, BaseModel):
-            yield from files_named(value)
+            yield from referenced_files(value)
         elif name.endswith("_file") and isinstance(value, str):
             yield value
 
 
-class TlsSettings(Section):
-    """TLS to the servers. Files are read anew for each connection."""
+class TlsSettings(SettingsModel):
+    """TLS to the servers. Files are read again for each connection."""
 
-    enabled: bool = setting(False, "Whether to use TLS.", reason="kafkas:// and tls:// turn it on.")
-    ca_file: FilePath | None = setting(
-        None, "PEM file of the authorities that may have signed the servers' certificates.", reason="The system's."
+    enabled: bool = field(False, "Whether to use TLS. kafkas:// and tls:// enable it.")
+    ca_file: FilePath | None = field(
+        None, "PEM file of the certificate authorities that sign the servers' certificates. Default: the system's."
     )
-    cert_file: FilePath | None = setting(
-        None, "PEM file of our certificate, intermediate ones after it.", reason="Most servers ask for none."
-    )
-    key_file: FilePath | None = setting(None, "PEM file of our certificate's key.", reason="It may be in cert_file.")
-    key_password: SecretStr | None = setting(None, "What the key is encrypted with.", reason="Most are not.")
-    key_password_file: FilePath | None = setting(
-        None, "File with what the key is encrypted with.", reason="It keeps the secret out of the environment."
-    )
+    cert_file: FilePath | None = field(None, "PEM file of the client certificate, followed by intermediate ones.")
+    key_file: FilePath | None = field(None, "PEM file of the client certificate's key, if it is not in cert_file.")
+    key_password: SecretStr | None = field(None, "Password of an encrypted key.")
+    key_password_file: FilePath | None = field(None, "File with the password of an encrypted key.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> TlsSettings:
-        one_of(self, "key_password", "key_password_file")
+    def _check_consistency(self) -> Self:
+        mutually_exclusive(self, "key_password", "key_password_file")
         if not self.enabled and self.model_fields_set - {"enabled"}:
-            raise ValueError("TLS is set up, but not turned on: set enabled to true")
+            raise ValueError("TLS is configured but disabled; set enabled: true")
         if self.key_file and not self.cert_file:
-            raise ValueError("there is a key_file without a cert_file")
+            raise ValueError("key_file requires cert_file")
         if (self.key_password or self.key_password_file) and not self.cert_file:
-            raise ValueError("there is a password for a key, but no cert_file")
+            raise ValueError("the password of a key requires cert_file")
         return self
 
 
-def _server(value: str) -> str:
+def _check_server(value: str) -> str:
     found = _SERVER.fullmatch(value)
-    if not found or not 0 < int(found["port"] or 1) <= _LAST_PORT:
-        # The text is not repeated: there may be a password in it.
-        raise ValueError("write a server as HOST:PORT, or [ADDRESS]:PORT for IPv6; credentials are set elsewhere")
+    if not found or not 0 < int(found["port"] or 1) <= _MAX_PORT:
+        # The text is not repeated: it may contain a password.
+        raise ValueError("invalid server address; use HOST:PORT, or [ADDRESS]:PORT for IPv6, without credentials")
     return value
 
 
-def _some(servers: tuple[str, ...]) -> tuple[str, ...]:
+def _check_non_empty(servers: tuple[str, ...]) -> tuple[str, ...]:
     if not servers:
-        raise ValueError("name one server at least, as HOST:PORT")
+        raise ValueError("must not be empty; list at least one server, as HOST:PORT")
     return servers
 
 
-Servers = Annotated[tuple[Annotated[str, AfterValidator(_server)], ...], Items, AfterValidator(_some)]
+Servers = Annotated[
+    tuple[Annotated[str, AfterValidator(_check_server)], ...], CommaSeparated, AfterValidator(_check_non_empty)
+]
 
 
 def host_and_port(server: str, default: int) -> tuple[str, int]:
-    """Split a server as ``Servers`` has them; the brackets of an IPv6 address are left out."""
+    """Split an item of ``Servers``, without the brackets of an IPv6 address."""
     found = _SERVER.fullmatch(server)
     if not found:
-        raise ValueError("not a server")
+        raise ValueError("invalid server address")
     return found["host"].strip("[]"), int(found["port"] or default)
 
 
 def split_url(rest: str, form: str) -> tuple[list[str], str]:
     """Split what follows a broker's scheme and colon, ``//H1:P,H2:P/TARGET``, into servers and target.
 
+    Args:
+        rest: The text.
+        form: The form of the URL, for messages.
+
     Raises:
-        ValueError: It is not of that form; ``form`` is how it should look.
+        ValueError: The text has another form.
     """
     if not rest.startswith("//") or any(character in rest for character in "?#"):
-        raise ValueError(f"write it as {form}; there is more to set in the configuration than in a URL")
+        raise ValueError(f"invalid URL; use {form}, and a mapping for other settings")
     servers, _, target = rest[2:].partition("/")
     if "@" in servers:
-        raise ValueError(f"credentials do not belong into a URL, which others can read; write it as {form}")
+        raise ValueError(f"credentials are not allowed in a URL; use {form}, and set them elsewhere")
     if not servers or not target:
-        raise ValueError(f"write it as {form}")
+        raise ValueError(f"invalid URL; use {form}")
     return servers.split(","), target

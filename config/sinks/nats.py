@@ -1,15 +1,25 @@
-"""The settings of a NATS sink, and the URL that stands for it."""
+"""Settings of the NATS sink."""
 
 from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from config.fields import DURATION, Duration, FilePath, Section, Word, needed, one_of, setting, within
-from config.sinks.common import BrokerSection, Servers, TlsSettings, split_url
+from config.fields import (
+    DURATION,
+    Duration,
+    FilePath,
+    LowercaseStr,
+    SettingsModel,
+    between,
+    field,
+    mutually_exclusive,
+    required_field,
+)
+from config.sinks.common import BrokerSinkSettings, Servers, TlsSettings, split_url
 
 PORT = 4222
 _FORM = "nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX (tls:// for TLS)"
@@ -17,72 +27,67 @@ _TOKEN = "[A-Za-z0-9_-]+"  # noqa: S105 (of a subject)
 _PREFIX = re.compile(rf"{_TOKEN}(\.{_TOKEN})*")
 _FIELD = r"\{(host|namespace|project|type)\}"
 _TEMPLATE = re.compile(rf"({_FIELD}|{_TOKEN})(\.({_FIELD}|{_TOKEN}))*")
-_LONGEST = 255  # characters; a server ends a connection whose control line exceeds 4 KiB
+_MAX_LENGTH = 255  # characters; a server closes a connection whose control line exceeds 4 KiB
 _OTHERS = re.compile("[^A-Za-z0-9_-]")
 
 
-def _prefix(value: str) -> str:
-    if not _PREFIX.fullmatch(value) or len(value) > _LONGEST:
-        raise ValueError("write words of letters, digits, _ and -, parted by dots, 255 characters at most")
+def _check_prefix(value: str) -> str:
+    if not _PREFIX.fullmatch(value) or len(value) > _MAX_LENGTH:
+        raise ValueError(
+            "invalid subject; use words of letters, digits, _ and -, separated by dots, up to 255 characters"
+        )
     return value
 
 
-def _template(value: str) -> str:
-    if not _TEMPLATE.fullmatch(value) or len(value) > _LONGEST:
+def _check_template(value: str) -> str:
+    if not _TEMPLATE.fullmatch(value) or len(value) > _MAX_LENGTH:
         raise ValueError(
-            "write {host}, {namespace}, {project}, {type} and words of letters, digits, _ and -, parted by dots"
+            "invalid template; use {host}, {namespace}, {project}, {type} and words of letters, digits, _ and -, "
+            "separated by dots"
         )
     fields = re.findall(_FIELD, value)
     if len(set(fields)) < len(fields):
-        raise ValueError("name each field once at most")
+        raise ValueError("duplicate field; use each field at most once")
     return value
 
 
-def _name(value: str) -> str:
-    if not re.fullmatch(_TOKEN, value) or len(value) > _LONGEST:
-        raise ValueError("write letters, digits, _ and -, 255 characters at most")
+def _check_name(value: str) -> str:
+    if not re.fullmatch(_TOKEN, value) or len(value) > _MAX_LENGTH:
+        raise ValueError("invalid name; use letters, digits, _ and -, up to 255 characters")
     return value
 
 
-Prefix = Annotated[str, AfterValidator(_prefix)]
-Name = Annotated[str, AfterValidator(_name)]
+Prefix = Annotated[str, AfterValidator(_check_prefix)]
+Name = Annotated[str, AfterValidator(_check_name)]
 Replicas = Annotated[int, Field(ge=1, le=5)]
 
 
-class LoginSettings(Section):
-    """Who we are to the servers, in one of four ways. Files are read anew for each connection."""
+class NatsAuthSettings(SettingsModel):
+    """Credentials, in one of four forms. Files are read again for each connection."""
 
-    user: str | None = setting(None, "User name.", reason="A server asks for what its configuration says.")
-    password: SecretStr | None = setting(None, "The user's password.", reason="A file keeps it out of here.")
-    password_file: FilePath | None = setting(
-        None, "File with the user's password.", reason="It can be replaced while whalebridge runs."
-    )
-    token: SecretStr | None = setting(None, "Token.", reason="A file keeps it out of here.")
-    token_file: FilePath | None = setting(
-        None, "File with the token.", reason="It can be replaced while whalebridge runs."
-    )
-    nkey_seed: SecretStr | None = setting(None, "Seed of an nkey.", reason="A file keeps it out of here.")
-    nkey_seed_file: FilePath | None = setting(
-        None, "File with the seed of an nkey.", reason="It can be replaced while whalebridge runs."
-    )
-    creds_file: FilePath | None = setting(
-        None, "File with a JWT and its seed, as `nsc generate creds` writes it.", reason="JWTs are always in files."
-    )
+    user: str | None = field(None, "User name.")
+    password: SecretStr | None = field(None, "Password of the user.")
+    password_file: FilePath | None = field(None, "File with the password of the user.")
+    token: SecretStr | None = field(None, "Token.")
+    token_file: FilePath | None = field(None, "File with the token.")
+    nkey_seed: SecretStr | None = field(None, "Seed of an nkey.")
+    nkey_seed_file: FilePath | None = field(None, "File with the seed of an nkey.")
+    creds_file: FilePath | None = field(None, "File with a JWT and its seed, as `nsc generate creds` writes it.")
 
     @model_validator(mode="after")
-    def _consistent(self) -> LoginSettings:
-        one_of(self, "password", "password_file")
-        one_of(self, "token", "token_file")
-        one_of(self, "nkey_seed", "nkey_seed_file")
+    def _check_consistency(self) -> Self:
+        mutually_exclusive(self, "password", "password_file")
+        mutually_exclusive(self, "token", "token_file")
+        mutually_exclusive(self, "nkey_seed", "nkey_seed_file")
         if (self.user is None) != (self.password is None and self.password_file is None):
-            raise ValueError("set both user and password (or password_file), or neither")
-        if len(self.ways) > 1:
-            raise ValueError(f"set one of {' and '.join(self.ways)}, not both")
+            raise ValueError("user and password (or password_file) belong together; set both, or neither")
+        if len(self.methods) > 1:
+            raise ValueError(f"{' and '.join(self.methods)} exclude each other; set one of them")
         return self
 
     @property
-    def ways(self) -> list[str]:
-        """Which ways are set up."""
+    def methods(self) -> list[str]:
+        """The configured methods."""
         given = {
             "user": self.user,
             "token": self.token or self.token_file,
@@ -92,114 +97,103 @@ class LoginSettings(Section):
         return [name for name, value in given.items() if value is not None]
 
 
-class StreamSettings(Section):
-    """The JetStream stream that holds the records."""
+class NatsTlsSettings(TlsSettings):
+    """TLS to the servers. Files are read again for each connection."""
 
-    name: Name | None = setting(
-        None, "What it is called.", reason="WHALEBRIDGE_ and the subject in upper case, with _ for dots."
+    handshake_first: bool = field(
+        False, "Whether the TLS handshake comes before the server's INFO.", reason="Few servers are configured so."
     )
-    create: bool = setting(
-        True,
-        "Whether to create it where it is missing. One that is there is never changed.",
-        reason="It works at once; who lets whalebridge do less creates it beforehand.",
+
+
+class StreamSettings(SettingsModel):
+    """The JetStream stream that stores the records. An existing stream is never changed."""
+
+    name: Name | None = field(
+        None, "Name of the stream. Default: WHALEBRIDGE_ and subject_prefix in upper case, with _ for each dot."
     )
-    replicas: Replicas = setting(1, "On how many servers a created one is kept.", reason="It is there on any server.")
-    max_age: Annotated[Duration, within("1m", "3650d")] | None = setting(
+    auto_create: bool = field(True, "Whether to create a missing stream.")
+    replicas: Replicas = field(1, "Replicas of a created stream.", reason="One replica works with any server.")
+    max_age: Annotated[Duration, between("1m", "3650d")] | None = field(
         timedelta(days=7),
-        "How long a created one keeps records; null: for ever.",
+        "Retention of a created stream, 1m to 3650d; null: unlimited. It must be longer than snapshot.interval, or "
+        "consumers find no complete snapshot.",
         unit=DURATION,
-        reason="As long as Kafka does. It must be longer than snapshot.interval, or readers find no whole snapshot.",
+        reason="Kafka's default.",
     )
-    max_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = setting(
+    max_bytes: Annotated[int, Field(ge=1024 * 1024)] | None = field(
         None,
-        "How much a created one keeps, the oldest records making room; null: no bound.",
+        "Maximum size of a created stream, which discards the oldest records; null: unlimited.",
         unit="bytes",
-        reason="Some accounts ask for a bound; how much is right nobody knows but the operator.",
+        reason="The right size depends on the account.",
     )
-    duplicate_window: Annotated[Duration, within("2m", "7d")] = setting(
+    duplicate_window: Annotated[Duration, between("2m", "7d")] = field(
         timedelta(hours=1),
-        "For how long a created one knows which records it has, so that one sent again is stored once.",
+        "Time during which a created stream recognizes a record that is sent again, and stores it once, 2m to 7d.",
         unit=DURATION,
-        reason="An acknowledgement that got lost is made up for within minutes.",
+        reason="A record whose acknowledgement is lost is sent again within minutes.",
     )
 
 
-class BucketSettings(Section):
-    """A key-value bucket with the current state: a row for each living container, and one for each source."""
+class KvBucketSettings(SettingsModel):
+    """A key-value bucket with the current state: one entry per running container, and one per source."""
 
-    name: Name | None = setting(None, "What it is called; null: there is none.", reason="The stream has it all.")
-    create: bool = setting(
-        True, "Whether to create it where it is missing.", reason="One that is there is never changed."
+    name: Name | None = field(None, "Name of the bucket; null disables it.")
+    auto_create: bool = field(True, "Whether to create a missing bucket. An existing one is never changed.")
+    replicas: Replicas = field(1, "Replicas of a created bucket.", reason="One replica works with any server.")
+
+
+class NatsSettings(BrokerSinkSettings):
+    """NATS: a JetStream stream, or core NATS, which stores nothing."""
+
+    type: Literal["nats"] = field("nats", "Type of the sink.")
+    servers: Servers = required_field(
+        "HOST:PORT of some servers of one cluster (default port 4222). They return the addresses of the others."
     )
-    replicas: Replicas = setting(1, "On how many servers a created one is kept.", reason="It is there on any server.")
-
-
-class NatsSettings(BrokerSection):
-    """NATS: a JetStream stream, or subjects that nobody keeps."""
-
-    type: Literal["nats"] = setting("nats", "The type of this sink.", reason="It is what makes it this one.")
-    servers: Servers = needed(
-        "HOST:PORT of some servers of one cluster (port 4222 where none is given); they name the others.",
-        reason="There is no usual place.",
+    subject_prefix: Prefix = required_field(
+        "Prefix of all subjects: words of letters, digits, _ and -, separated by dots."
     )
-    subject: Prefix = needed(
-        "What all subjects begin with: words of letters, digits, _ and -, parted by dots.",
-        reason="One server serves many.",
-    )
-    template: Annotated[str, AfterValidator(_template)] = setting(
+    subject_template: Annotated[str, AfterValidator(_check_template)] = field(
         "{host}.{namespace}.{type}",
-        "What follows in each subject: words and {host}, {namespace}, {project}, {type}, parted by dots. Other bytes "
-        "than letters, digits, _ and - are written =HH, and what is empty as _.",
-        reason="Readers can choose hosts, namespaces and types; a project may be anything.",
+        "Rest of each subject: words and {host}, {namespace}, {project}, {type}, separated by dots. Bytes other than "
+        "letters, digits, _ and - are written as =HH, and an empty value as _.",
+        reason="Consumers can subscribe to hosts, namespaces and types.",
     )
-    mode: Annotated[Literal["jetstream", "core"], Word] = setting(
+    mode: Annotated[Literal["jetstream", "core"], LowercaseStr] = field(
         "jetstream",
-        "jetstream: acknowledged when stored. core: heard by who listens at the moment, and kept by nobody.",
-        reason="Only what is stored is not lost.",
+        "jetstream: records are acknowledged when they are stored. core: only current subscribers receive records; "
+        "delivery is not guaranteed.",
     )
     stream: StreamSettings = StreamSettings()
-    bucket: BucketSettings = BucketSettings()
-    domain: Name | None = setting(None, "JetStream domain.", reason="Only leaf nodes need one.")
-    inbox: Prefix = setting(
-        "_INBOX", "What the subjects of answers begin with.", reason="NATS' own; permissions may want another."
-    )
-    tls: TlsSettings = TlsSettings()
-    handshake_first: bool = setting(
-        False, "Whether TLS begins before the server says anything.", reason="Few servers are set up so."
-    )
-    login: LoginSettings = LoginSettings()
-    timeout: Annotated[Duration, within("1s", "5m")] = setting(
+    kv_bucket: KvBucketSettings = KvBucketSettings()
+    domain: Name | None = field(None, "JetStream domain.", reason="Only leaf nodes need one.")
+    inbox_prefix: Prefix = field("_INBOX", "Prefix of the subjects of replies.", reason="The default of NATS clients.")
+    tls: NatsTlsSettings = NatsTlsSettings()
+    auth: NatsAuthSettings = NatsAuthSettings()
+    timeout: Annotated[Duration, between("1s", "5m")] = field(
         timedelta(seconds=10),
-        "How long a server may take to answer, and a batch may go without any progress.",
+        "Maximum time to wait for a server's reply, and for progress of a batch, 1s to 5m.",
         unit=DURATION,
-        reason="A new leader is found within a few seconds.",
+        reason="Servers elect a new leader within seconds.",
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> NatsSettings:
-        if self.mode == "core" and self.bucket.name:
-            raise ValueError("a bucket is a part of JetStream: set mode to jetstream, or leave the bucket out")
-        if self.bucket.name and self.encoding == "whalewatcher":
-            raise ValueError("a bucket holds rows in encoding json: it does not go with encoding whalewatcher")
-        if self.handshake_first and not self.tls.enabled:
-            raise ValueError("handshake_first is about TLS, which is not turned on: set tls.enabled to true")
+    def _check_consistency(self) -> Self:
+        if self.mode == "core" and self.kv_bucket.name:
+            raise ValueError("kv_bucket requires JetStream; set mode: jetstream, or remove kv_bucket")
+        if self.kv_bucket.name and self.encoding == "whalewatcher":
+            raise ValueError("kv_bucket does not support encoding whalewatcher; use encoding: json")
         return self
 
     @property
-    def target(self) -> str:
-        """The prefix of its subjects."""
-        return self.subject
-
-    @property
     def stream_name(self) -> str:
-        """What its stream is called."""
-        return self.stream.name or f"WHALEBRIDGE_{_OTHERS.sub('_', self.subject).upper()}"
+        """The name of the stream, configured or derived from the prefix."""
+        return self.stream.name or f"WHALEBRIDGE_{_OTHERS.sub('_', self.subject_prefix).upper()}"
 
 
-def from_url(scheme: str, rest: str) -> dict[str, Any]:
-    """Read ``nats://H1:P,H2:P/SUBJECT.PREFIX`` and ``tls://...``."""
+def parse_url(scheme: str, rest: str) -> dict[str, Any]:
+    """Parse ``nats://H1:P,H2:P/SUBJECT.PREFIX`` and ``tls://...``."""
     servers, subject = split_url(rest, _FORM)
-    settings: dict[str, Any] = {"type": "nats", "servers": servers, "subject": subject}
+    settings: dict[str, Any] = {"type": "nats", "servers": servers, "subject_prefix": subject}
     if scheme == "tls":
         settings["tls"] = {"enabled": True}
     return settings

@@ -1,7 +1,7 @@
-"""Sinks of third parties: packages that name themselves in the entry-point group ``whalebridge.sinks``.
+"""Sinks of plugins: packages with an entry point in the group ``whalebridge.sinks``.
 
-The entry point's name is the sink's type and the scheme of its URL; it points to something that is like ``Plugin``,
-such as a module. A package is imported only where its sink is asked for.
+The entry point's name is the type of the sink and the scheme of its URL. It refers to an object like ``Plugin``, such
+as a module. A package is imported only if its sink is configured.
 """
 
 from __future__ import annotations
@@ -9,44 +9,46 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any, Protocol
 
-from config.sinks.common import SinkSection
+from config.sinks.common import BaseSinkSettings
 
 GROUP = "whalebridge.sinks"
 
 
 class Plugin(Protocol):
-    """What an entry point has to offer."""
+    """What an entry point provides."""
 
     @property
-    def Settings(self) -> type[SinkSection]:  # noqa: N802 (it is a class)
-        """Its settings, a subclass of ``SinkSection`` (or of ``EncodedSection``)."""
+    def Settings(self) -> type[BaseSinkSettings]:  # noqa: N802 (it is a class)
+        """The settings, a subclass of ``BaseSinkSettings`` (or of ``EncodedSinkSettings``)."""
 
-    def from_url(self, rest: str) -> dict[str, Any]:
-        """Return the settings that a URL stands for, by what follows its colon; ValueError if for none."""
+    def parse_url(self, rest: str) -> dict[str, Any]:
+        """Return the settings that a URL stands for, by the text after its colon; ValueError if it is invalid."""
 
     def make(self, settings: Any) -> Any:
-        """Return a ``bridge.core.ports.Sink`` for such settings, not yet started."""
+        """Return a ``bridge.core.ports.Sink`` with these settings, not yet started."""
 
 
 def names() -> list[str]:
-    """Return the types of sinks that third parties add."""
+    """Return the types of sinks that plugins add."""
     return sorted(entry_points(group=GROUP).names)
 
 
 def load(name: str) -> Plugin:
-    """Import what adds this type of sink.
+    """Import the plugin of a type of sink.
 
     Raises:
-        ValueError: There is none, or it does not work.
+        ValueError: No package provides the type, or the package does not work.
     """
     found = list(entry_points(group=GROUP, name=name))
     if not found:
-        raise ValueError(f"there is no sink {name!r} in any installed package (entry points of {GROUP})")
+        raise ValueError(f"no installed package provides the sink {name!r} (entry points of {GROUP})")
     try:
         plugin: Plugin = found[0].load()
-        sound = issubclass(plugin.Settings, SinkSection) and callable(plugin.from_url) and callable(plugin.make)
-    except Exception as error:  # whatever a foreign package does as it is imported
-        raise ValueError(f"the package of sink {name!r} ({found[0].value}) does not work: {error!r}") from error
+        sound = issubclass(plugin.Settings, BaseSinkSettings) and callable(plugin.parse_url) and callable(plugin.make)
+    except Exception as error:  # a plugin may raise anything at import
+        raise ValueError(f"the plugin of the sink {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
     if not sound:
-        raise ValueError(f"the package of sink {name!r} ({found[0].value}) does not offer Settings, from_url and make")
+        raise ValueError(
+            f"the plugin of the sink {name!r} ({found[0].value}) must provide Settings, parse_url and make"
+        )
     return plugin

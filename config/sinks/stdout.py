@@ -1,21 +1,21 @@
-"""The settings of standard output as a sink."""
+"""Settings of the standard output sink."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from config.fields import setting
-from config.sinks.common import EncodedSection
+from config.fields import field
+from config.sinks.common import EncodedSinkSettings
 
 
-class StdoutSettings(EncodedSection):
-    """Standard output: one JSON document a line."""
+class StdoutSettings(EncodedSinkSettings):
+    """Standard output: one JSON document per line."""
 
-    type: Literal["stdout"] = setting("stdout", "The type of this sink.", reason="It is what makes it this one.")
+    type: Literal["stdout"] = field("stdout", "Type of the sink.")
 
 
-def from_url(_: str, rest: str) -> dict[str, Any]:
-    """Read ``stdout:``."""
+def parse_url(_: str, rest: str) -> dict[str, Any]:
+    """Parse ``stdout:``."""
     if rest:
-        raise ValueError("nothing may follow the colon of stdout:")
+        raise ValueError("invalid URL; use stdout:, with nothing after the colon")
     return {"type": "stdout"}

@@ -1,9 +1,9 @@
-"""Writes what of the chart is made of something else: values.schema.json, the README, and copies of deploy/'s files.
+"""Generate files of the chart: values.schema.json, the README, and copies of files in deploy/.
 
     python deploy/helm/generate.py [--check]
 
-Descriptions come from the comments of values.yaml, types from schema.yaml, and what may stand in ``config`` from
-whalebridge's settings; alert rules and dashboard are copied, because a chart may not point to files outside of it.
+Descriptions come from the comments in values.yaml, types from schema.yaml, and the schema of ``config`` from
+whalebridge's settings. Alert rules and dashboard are copied, because a chart cannot contain files outside of it.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from config.schema import json_schema
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"
 COPIES = {"rules.yaml": "prometheus/rules.yaml", "dashboard.json": "grafana/whalebridge.json"}
-OURS = ("host", "containerd", "state_dir")
-"""Settings that the chart makes, so that nobody may set them in ``config``; and ``http.listen``."""
+CHART_SETTINGS = ("host", "containerd", "state_dir")
+"""Settings that the chart sets, as it does ``http.listen``; they are not allowed in ``config``."""
 
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[A-Za-z]+):")
 _COMMENT = re.compile(r" *# -- (?P<text>.*)")
 
 
 class Value(NamedTuple):
-    """A value of values.yaml that has a description."""
+    """A described value of values.yaml."""
 
     path: tuple[str, ...]
     description: str
@@ -40,29 +40,29 @@ class Value(NamedTuple):
 
 
 def main() -> int:
-    """Write, or with ``--check`` tell what is not as it would be written."""
+    """Write the files, or report with ``--check`` those that are out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     values = list(described((CHART / "values.yaml").read_text()))
-    made = {
+    generated = {
         CHART / "values.schema.json": json.dumps(schema(values), indent=2) + "\n",
         CHART / "README.md": readme(values, (HERE / "README.md.in").read_text()),
         **{CHART / "files" / name: (HERE.parent / source).read_text() for name, source in COPIES.items()},
     }
-    stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
-    wrong = [f"{path.relative_to(CHART.parent)} is not current: make chart" for path in stale] if check else []
+    stale = [path for path, text in generated.items() if not path.exists() or path.read_text() != text]
+    errors = [f"{path.relative_to(CHART.parent)} is out of date; run make chart" for path in stale] if check else []
     if yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] != __version__:
-        wrong.append(f"Chart.yaml: appVersion is not {__version__}")
+        errors.append(f"Chart.yaml: appVersion is not {__version__}")
     for path in stale if not check else ():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(made[path])
-    sys.stderr.writelines(f"{line}\n" for line in wrong)
-    return 1 if wrong else 0
+        path.write_text(generated[path])
+    sys.stderr.writelines(f"{line}\n" for line in errors)
+    return 1 if errors else 0
 
 
 def described(text: str) -> Iterator[Value]:
-    """Read descriptions and defaults from values.yaml."""
+    """Yield the values in values.yaml with their descriptions and defaults."""
     defaults = yaml.safe_load(text)
     path: list[str] = []
     description = None
@@ -88,16 +88,16 @@ def schema(values: list[Value]) -> dict[str, Any]:
     settings = _without_secrets(json_schema())
     document["$defs"] = settings.pop("$defs")
     del settings["$schema"]
-    settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in OURS}
+    settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in CHART_SETTINGS}
     del document["$defs"]["HttpSettings"]["properties"]["listen"]
     sinks = settings["properties"]["sinks"]
-    sinks["items"] = _by_type(sinks["items"]["anyOf"], document["$defs"])
+    sinks["additionalProperties"] = _by_type(sinks["additionalProperties"]["anyOf"], document["$defs"])
     document["definitions"]["config"] = settings
     return document
 
 
 def _by_type(kinds: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Have a sink checked as what it says it is, so that nobody is told of all that it is not."""
+    """Return a schema that checks a sink by its type only, so that errors concern that type."""
     groups = {}
     for kind in kinds:
         if "$ref" in kind:
@@ -110,7 +110,7 @@ def _by_type(kinds: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[s
 
 
 def _without_secrets(part: Any) -> Any:
-    """Leave out settings that hold a secret: in a ConfigMap it is none. Each can be in a file, or the environment."""
+    """Remove secret settings, which do not belong in a ConfigMap: a file or the environment can hold each of them."""
     if isinstance(part, dict):
         return {name: _without_secrets(each) for name, each in part.items() if not _secret(each)}
     return [_without_secrets(each) for each in part] if isinstance(part, list) else part
@@ -125,15 +125,15 @@ def _describe(document: dict[str, Any], value: Value) -> None:
     for group in groups:
         document = document["properties"][group]
     properties = document["properties"]
-    if "$ref" in properties[name]:  # whatever stands beside a $ref is ignored in this draft
+    if "$ref" in properties[name]:  # this draft ignores what is beside a $ref
         properties[name] = {"allOf": [properties[name]]}
     properties[name]["description"] = value.description.replace("`", "")
 
 
 def readme(values: list[Value], template: str) -> str:
-    """Return the README with a table of the values in it."""
-    rows = [f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values]
-    table = "\n".join(["| value | default | what it is |", "|---|---|---|", *rows])
+    """Return the README with the table of the values."""
+    lines = [f"| `{'.'.join(value.path)}` | `{json.dumps(value.default)}` | {value.description} |" for value in values]
+    table = "\n".join(["| Value | Default | Description |", "|---|---|---|", *lines])
     return template.replace("@VALUES@", table)
 
 

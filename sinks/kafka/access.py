@@ -10,7 +10,7 @@ from bridge.core.errors import TransientError
 from sinks.access import read, secret, tls_context
 
 if TYPE_CHECKING:
-    from config.sinks.kafka import KafkaSettings, SaslSettings
+    from config.sinks.kafka import KafkaAuthSettings, KafkaSettings
 
 
 def options(settings: KafkaSettings) -> dict[str, Any]:
@@ -19,21 +19,21 @@ def options(settings: KafkaSettings) -> dict[str, Any]:
     Raises:
         TransientError: A file is missing or invalid.
     """
-    tls, sasl = settings.tls, settings.sasl
+    tls, auth = settings.tls, settings.auth
     return {
         "client_id": settings.client_id,
-        "security_protocol": ("SASL_" if sasl else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
+        "security_protocol": ("SASL_" if auth else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
         "ssl_context": tls_context(tls) if tls.enabled else None,
-        **(_login(sasl) if sasl else {}),
+        **(_login(auth) if auth else {}),
     }
 
 
-def _login(sasl: SaslSettings) -> dict[str, Any]:
-    login: dict[str, Any] = {"sasl_mechanism": sasl.mechanism.upper()}
-    if sasl.token_file:
-        return login | {"sasl_oauth_token_provider": TokenFile(sasl.token_file)}
-    password = secret("sasl.password", sasl.password, sasl.password_file)
-    return login | {"sasl_plain_username": sasl.username, "sasl_plain_password": password}
+def _login(auth: KafkaAuthSettings) -> dict[str, Any]:
+    login: dict[str, Any] = {"sasl_mechanism": auth.mechanism.upper()}
+    if auth.token_file:
+        return login | {"sasl_oauth_token_provider": TokenFile(auth.token_file)}
+    password = secret("auth.password", auth.password, auth.password_file)
+    return login | {"sasl_plain_username": auth.username, "sasl_plain_password": password}
 
 
 class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
@@ -55,7 +55,7 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no 
             raise OSError(str(error)) from error
 
     def _token(self) -> str:
-        token = read("sasl.token_file", self._path).strip()
+        token = read("auth.token_file", self._path).strip()
         if not token:
-            raise TransientError(f"sasl.token_file {self._path} is empty")
+            raise TransientError(f"auth.token_file {self._path} is empty")
         return token

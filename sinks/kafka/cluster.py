@@ -156,9 +156,9 @@ class Cluster:
         settings = self._settings
         command = f"kafka-topics.sh --create --topic {name} --partitions {settings.partitions}"
         hint = f"create it (for example: {command} --config cleanup.policy={policy})"
-        if not settings.create:
+        if not settings.auto_create:
             raise TransientError(f"topic {name} does not exist, and auto_create is false; {hint}")
-        replicas = -1 if settings.replicas is None else settings.replicas
+        replicas = -1 if settings.replication_factor is None else settings.replication_factor
         wanted: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
         response = await self._ask(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))
         for _, code, message in response.topic_errors:
@@ -186,9 +186,9 @@ class Cluster:
             raise TransientError(f"{not_reached(error, self._server, self._settings)}") from error
 
     def _no_brokers(self) -> str:
-        if self._settings.sasl and self._settings.sasl.token_file:
+        if self._settings.auth and self._settings.auth.token_file:
             # aiokafka takes the rejection for a step of the authentication, and the next bytes for a response.
-            return f"token of auth.token_file {self._settings.sasl.token_file} was rejected; it may have expired"
+            return f"token of auth.token_file {self._settings.auth.token_file} was rejected; it may have expired"
         return "its metadata lists no brokers"
 
 
@@ -200,7 +200,7 @@ async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIt
         TransientError: No server is usable; the message has the reason for each.
     """
     reasons: list[str] = []
-    for server in settings.servers:
+    for server in settings.bootstrap_servers:
         host, port = host_and_port(server, PORT)
         try:
             connection = await open_(host, port, options, _patience(settings))
@@ -251,4 +251,4 @@ async def hang_up(connection: AIOKafkaConnection) -> None:
 
 def _patience(settings: KafkaSettings) -> float:
     """Return the connect timeout per server in seconds; a server that hangs leaves time for the others."""
-    return min(REQUEST_SECONDS, settings.timeout.total_seconds() / (len(settings.servers) + 1))
+    return min(REQUEST_SECONDS, settings.request_timeout.total_seconds() / (len(settings.bootstrap_servers) + 1))

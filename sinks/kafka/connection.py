@@ -41,12 +41,12 @@ async def connect(settings: KafkaSettings, clock: Clock, limit: int) -> Link:
         TransientError: It does not work now; the text says why.
         CompactionError: A topic is compacted that must not be, or the other way round.
     """
-    seconds = settings.timeout.total_seconds()
+    seconds = settings.request_timeout.total_seconds()
     try:
         async with asyncio.timeout(seconds):
             return await _connect(settings, clock, limit)
     except TimeoutError as error:
-        text = f"Kafka at {', '.join(settings.servers)}: not connected within {seconds:g} s"
+        text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
         raise TransientError(await explained(text, settings)) from error
     except KafkaError as error:
         denied = not_allowed(error, settings.topic, settings)
@@ -65,10 +65,10 @@ async def _connect(settings: KafkaSettings, clock: Clock, limit: int) -> Link:
         if topic and topic.max_bytes is not None:
             limit = min(limit, topic.max_bytes)
     producer = Producer(
-        list(settings.servers),
+        list(settings.bootstrap_servers),
         compression=None if settings.compression == "none" else settings.compression,
         max_bytes=limit,
-        request_seconds=min(REQUEST_SECONDS, settings.timeout.total_seconds()),
+        request_seconds=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
         **options,
     )
     try:

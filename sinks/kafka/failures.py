@@ -75,9 +75,9 @@ def not_allowed(error: BaseException, topic: str, settings: KafkaSettings) -> st
 
 def who(settings: KafkaSettings) -> str:
     """Describe the principal, as far as the settings determine it."""
-    if settings.sasl and settings.sasl.username:
-        return f"user {settings.sasl.username}"
-    if settings.sasl:
+    if settings.auth and settings.auth.username:
+        return f"user {settings.auth.username}"
+    if settings.auth:
         return "the principal of the token"
     return "the principal of the client certificate" if settings.tls.cert_file else "the anonymous client"
 
@@ -113,14 +113,14 @@ def _tls(error: ssl.SSLError, settings: KafkaSettings) -> str:
 
 
 def _login(error: BaseException, settings: KafkaSettings) -> str | None:
-    sasl = settings.sasl
+    auth = settings.auth
     if isinstance(error, UnsupportedSaslMechanismError):
         return f"SASL mechanism is not enabled ({said(error)}); set auth.mechanism to another one"
     if isinstance(error, IllegalSaslStateError):
         return "the listener does not use SASL; remove auth, or use the port of a SASL listener"
-    if isinstance(error, SaslAuthenticationFailed) and sasl:
-        given = sasl.password_file or sasl.token_file or "auth.username and auth.password"
-        return f"authentication of {who(settings)} by {sasl.mechanism} failed: {said(error)}; check {given}"
+    if isinstance(error, SaslAuthenticationFailed) and auth:
+        given = auth.password_file or auth.token_file or "auth.username and auth.password"
+        return f"authentication of {who(settings)} by {auth.mechanism} failed: {said(error)}; check {given}"
     return None
 
 
@@ -143,7 +143,7 @@ def _network(error: BaseException, settings: KafkaSettings) -> str:
 
 def _closed(settings: KafkaSettings) -> str:
     if settings.tls.enabled:
-        listener = "SASL over TLS" if settings.sasl else "TLS without SASL (auth)"
+        listener = "SASL over TLS" if settings.auth else "TLS without SASL (auth)"
         return f"connection closed by the broker; check whether the port is for {listener}"
-    needed = "TLS (kafkas://, tls.enabled)" + ("" if settings.sasl else " or SASL (auth)")
+    needed = "TLS (kafkas://, tls.enabled)" + ("" if settings.auth else " or SASL (auth)")
     return f"connection closed by the broker; it may require {needed}"

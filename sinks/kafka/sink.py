@@ -74,7 +74,7 @@ class KafkaSink:
     def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
-        self._timeout = settings.timeout.total_seconds()
+        self._timeout = settings.request_timeout.total_seconds()
         self._link: Link | None = None
         self._given_up: list[Producer] = []
         self._limit = settings.max_request_size  # lower if the brokers accept less

@@ -31,7 +31,7 @@ async def rows_of(
         TransientError: The topic cannot be read, or not in time.
     """
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=list(settings.servers),
+        bootstrap_servers=list(settings.bootstrap_servers),
         request_timeout_ms=int(REQUEST_SECONDS * 1000),
         enable_auto_commit=False,
         auto_offset_reset="earliest",
@@ -39,7 +39,7 @@ async def rows_of(
         **options,
     )
     try:
-        async with asyncio.timeout(settings.timeout.total_seconds()):
+        async with asyncio.timeout(settings.request_timeout.total_seconds()):
             await start(consumer)
             return await _read(consumer, TopicPartition(topic, partition), source)
     except TimeoutError as error:

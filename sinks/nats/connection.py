@@ -78,13 +78,13 @@ class Link:
         must_encrypt = settings.tls.enabled
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
-        texts = Texts(place.server, seconds, login.named(settings.login), certificate)
+        texts = Texts(place.server, seconds, login.named(settings.auth), certificate)
         link = cls(StrictClient(must_encrypt=must_encrypt), place, texts)
-        options = {**login.options(settings.login), "tls_handshake_first": settings.handshake_first}
+        options = {**login.options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
         if must_encrypt:
             options["tls"] = tls_context(settings.tls)
         try:
-            await link._connect(inbox_prefix=settings.inbox, **options)
+            await link._connect(inbox_prefix=settings.inbox_prefix, **options)
         except BaseException:
             await link.close()
             raise

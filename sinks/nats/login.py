@@ -15,24 +15,24 @@ from bridge.core.errors import TransientError
 from sinks.access import read, secret
 
 if TYPE_CHECKING:
-    from config.sinks.nats import LoginSettings
+    from config.sinks.nats import NatsAuthSettings
 
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\r?\n(\S+)")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\r?\n(\S+)")
 _FILES = ("password_file", "token_file", "nkey_seed_file", "creds_file")
 
 
-def options(login: LoginSettings) -> dict[str, Any]:
+def options(login: NatsAuthSettings) -> dict[str, Any]:
     """Return the credentials as options of ``Client.connect``.
 
     Raises:
         TransientError: A file cannot be read, or is invalid.
     """
     if login.user is not None:
-        return {"user": login.user, "password": secret("login.password", login.password, login.password_file)}
-    if token := secret("login.token", login.token, login.token_file):
+        return {"user": login.user, "password": secret("auth.password", login.password, login.password_file)}
+    if token := secret("auth.token", login.token, login.token_file):
         return {"token": token}
-    if seed := secret("login.nkey_seed", login.nkey_seed, login.nkey_seed_file):
+    if seed := secret("auth.nkey_seed", login.nkey_seed, login.nkey_seed_file):
         _check_seed(seed, named(login))
         return {"nkeys_seed_str": seed}
     if login.creds_file is not None:
@@ -40,24 +40,22 @@ def options(login: LoginSettings) -> dict[str, Any]:
     return {}
 
 
-def named(login: LoginSettings) -> str:
+def named(login: NatsAuthSettings) -> str:
     """Return the names of the settings with the credentials, for error messages; "" if there are none."""
-    names = [f"login.{name} {path}" for name in _FILES if (path := getattr(login, name))]
-    names += [
-        f"login.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(login, name) is not None
-    ]
+    names = [f"auth.{name} {path}" for name in _FILES if (path := getattr(login, name))]
+    names += [f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(login, name) is not None]
     return " and ".join(names)
 
 
 def _creds(path: str) -> str:
     """Return the JWT and the seed of a creds file, in the format of nats-py."""
-    text = read("login.creds_file", path)
+    text = read("auth.creds_file", path)
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if not jwt or not seed:
         raise TransientError(
             f"auth.creds_file {path} does not contain a JWT and its seed; create it with `nsc generate creds`"
         )
-    _check_seed(seed[1], f"login.creds_file {path}")
+    _check_seed(seed[1], f"auth.creds_file {path}")
     return f"-----BEGIN NATS USER JWT-----\n{jwt[1]}\n-----BEGIN USER NKEY SEED-----\n{seed[1]}\n------\n"
 
 

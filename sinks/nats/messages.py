@@ -36,7 +36,7 @@ class Messages:
     """Encodes records as messages, according to the settings."""
 
     def __init__(self, settings: NatsSettings) -> None:
-        self.subjects = Subjects(settings.subject, settings.template)
+        self.subjects = Subjects(settings.subject_prefix, settings.subject_template)
         self._encode, self._schema = format_of(settings.encoding)
         self._cloudevents = settings.cloudevents
 

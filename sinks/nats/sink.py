@@ -39,7 +39,7 @@ class NatsSink:
         self._core = settings.mode == "core"
         self._messages = Messages(settings)
         self._dialer = Dialer(settings)
-        self._bucket = Bucket(settings, settings.bucket.name) if settings.bucket.name else None
+        self._bucket = Bucket(settings, settings.kv_bucket.name) if settings.kv_bucket.name else None
         self._link: Link | None = None
         self._left: Link | None = None  # aborted, not closed yet
         self._writer: Writer | CoreWriter | None = None  # None: check the stream first

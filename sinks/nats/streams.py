@@ -48,7 +48,7 @@ async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Str
         ApiResponseError: The stream does not exist, or is unsuitable.
         TransientError: The connection failed.
     """
-    config = await _ensure(link, settings, stream_config(settings), create=settings.stream.create)
+    config = await _ensure(link, settings, stream_config(settings), create=settings.stream.auto_create)
     if errors := list(config_errors(config, pattern)):
         raise AnsweredError(
             f"stream {config.name} at NATS {link.place.server} is unsuitable: {'; '.join(errors)}; "
@@ -64,7 +64,7 @@ async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stre
         ApiResponseError: The bucket does not exist, or its stream is not a bucket.
         TransientError: The connection failed.
     """
-    config = await _ensure(link, settings, bucket_config(settings, bucket), create=settings.bucket.create)
+    config = await _ensure(link, settings, bucket_config(settings, bucket), create=settings.kv_bucket.auto_create)
     if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
         raise AnsweredError(
             f"stream {config.name} at NATS {link.place.server} is not a bucket; set kv_bucket.name to another one"
@@ -143,7 +143,7 @@ def stream_config(settings: NatsSettings) -> StreamConfig:
     return StreamConfig(
         name=settings.stream_name,
         description="whalebridge: container lifecycle events",
-        subjects=[f"{settings.subject}.>"],
+        subjects=[f"{settings.subject_prefix}.>"],
         storage=StorageType.FILE,
         num_replicas=wanted.replicas,
         duplicate_window=wanted.duplicate_window.total_seconds(),
@@ -160,7 +160,7 @@ def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
         description="whalebridge: running containers",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
-        num_replicas=settings.bucket.replicas,
+        num_replicas=settings.kv_bucket.replicas,
         duplicate_window=_BUCKET_WINDOW,
         max_msgs_per_subject=1,
         discard=DiscardPolicy.NEW,

@@ -6,7 +6,7 @@ It is a package like any other: what makes it a sink is the entry point in its m
     folder = "whalebridge_example"
 
 where ``folder`` is the type in the configuration and the scheme of the URL (``folder:/var/spool/records``), and the
-module has ``Settings``, ``from_url`` and ``make``.
+module has ``Settings``, ``parse_url`` and ``make``.
 """
 
 from __future__ import annotations
@@ -18,26 +18,21 @@ from typing import Any
 
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.events import Record
-from config.fields import needed
-from config.sinks.common import EncodedSection
+from config.fields import required_field
+from config.sinks.common import EncodedSinkSettings
 from sinks.documents import format_of
 
 
-class Settings(EncodedSection):
-    """The settings of this sink; ``encoding`` and ``name`` come with the base class, mistakes are told as usual."""
+class Settings(EncodedSinkSettings):
+    """Settings of this sink; ``encoding`` and ``heartbeats`` come from the base classes."""
 
-    path: str = needed("The folder.", reason="There is no usual place.")
-
-    @property
-    def target(self) -> str:
-        """What tells it from other sinks of this type."""
-        return self.path
+    path: str = required_field("The directory.")
 
 
-def from_url(rest: str) -> dict[str, Any]:
-    """Return the settings that a URL stands for, by what follows its colon."""
+def parse_url(rest: str) -> dict[str, Any]:
+    """Return the settings that a URL stands for, by the text after its colon."""
     if not rest:
-        raise ValueError("write it as folder:PATH")
+        raise ValueError("invalid URL; use folder:PATH")
     return {"path": rest}
 
 

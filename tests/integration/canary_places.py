@@ -122,13 +122,13 @@ def _flags(name: str, values: Mapping[str, str]) -> list[str]:
 class Brokers:
     """A Kafka that asks for a password, NATS servers that each ask for something else, and the sinks for all of them.
 
-    `good` sinks get records, `bad` ones have a secret that is wrong; `environment` has what is not in the file.
+    `good` sinks (by id) get records, `bad` ones have a wrong secret; `environment` has what is not in the file.
     """
 
     kafka: Kafka
     nats: list[Nats]
-    good: list[dict[str, Any]]
-    bad: list[dict[str, Any]]
+    good: dict[str, dict[str, Any]]
+    bad: dict[str, dict[str, Any]]
     environment: dict[str, str]
 
     def topics(self) -> dict[str, bytes]:
@@ -151,9 +151,9 @@ class Brokers:
         }
 
 
-def _nats_sink(peer: Nats, subject: str, **more: Any) -> dict[str, Any]:
+def _nats_sink(peer: Nats, subject: str, **more: Any) -> dict[str, dict[str, Any]]:
     server = peer.urls[0].partition("//")[2]
-    return {"type": "nats", "name": subject, "servers": [server], "subject": subject, "timeout": "20s", **more}
+    return {subject: {"type": "nats", "servers": [server], "subject_prefix": subject, "timeout": "20s", **more}}
 
 
 def all_brokers(
@@ -179,40 +179,38 @@ def all_brokers(
     servers = [fresh_nats(login=nats_auth.users({USER: nats_password})), fresh_nats(login=nats_auth.token(token))]
     servers += [fresh_nats(login=nats_auth.nkey(key)), fresh_nats(login=operator.config())]
 
-    def sink(topic: str, listener: Any = "sasl_plaintext", **sasl: Any) -> dict[str, Any]:
-        servers = [kafka.bootstrap_of(listener)]
-        sasl = {"mechanism": "plain", **({} if "token_file" in sasl else {"username": USER}), **sasl}
-        return {"type": "kafka", "name": topic, "servers": servers, "topic": topic, "sasl": sasl, "timeout": "20s"}
+    def sink(topic: str, listener: Any = "sasl_plaintext", **auth: Any) -> dict[str, dict[str, Any]]:
+        more: dict[str, Any] = {name: auth.pop(name) for name in ("tls", "state_topic") if name in auth}
+        auth = {"mechanism": "plain", **({} if "token_file" in auth else {"username": USER}), **auth}
+        settings = {"type": "kafka", "bootstrap_servers": [kafka.bootstrap_of(listener)], "topic": topic, "auth": auth}
+        return {topic: {**settings, "request_timeout": "20s", **more}}
 
     tls = {"enabled": True, "ca_file": str(authority.certificate), "cert_file": str(ours.certificate)}
     tls |= {"key_file": str(ours.key), "key_password": key_password}
-    by_environment = sink("by-environment")
-    good = [
-        {**sink("inline", "sasl_ssl", mechanism="scram-sha-512", password=password), "tls": tls, "state_topic": "rows"},
-        by_environment,
-        sink("narrow", password_file=file("password", f"{password}\n")),
-        sink("by-token", mechanism="oauthbearer", token_file=file("jwt", jwt)),
-        _nats_sink(servers[0], "user", login={"user": USER, "password": nats_password}, bucket={"name": "rows"}),
-        _nats_sink(servers[1], "token", login={"token_file": file("token", token)}),
-        _nats_sink(servers[2], "nkey", login={"nkey_seed": key.seed}, cloudevents="structured"),
-        _nats_sink(servers[3], "creds", login={"creds_file": str(creds)}),
-        {"type": "file", "name": "file", "path": str(tmp_path / "events.jsonl"), "heartbeats": True},
-    ]
+    good = {
+        **sink("inline", "sasl_ssl", mechanism="scram-sha-512", password=password, tls=tls, state_topic="rows"),
+        **sink("by-environment"),
+        **sink("narrow", password_file=file("password", f"{password}\n")),
+        **sink("by-token", mechanism="oauthbearer", token_file=file("jwt", jwt)),
+        **_nats_sink(servers[0], "user", auth={"user": USER, "password": nats_password}, kv_bucket={"name": "rows"}),
+        **_nats_sink(servers[1], "token", auth={"token_file": file("token", token)}),
+        **_nats_sink(servers[2], "nkey", auth={"nkey_seed": key.seed}, cloudevents="structured"),
+        **_nats_sink(servers[3], "creds", auth={"creds_file": str(creds)}),
+        "file": {"type": "file", "path": str(tmp_path / "events.jsonl"), "heartbeats": True},
+    }
     wrong_jwt = file("wrong-jwt", put("wrong token of oauthbearer"))
     wrong_tls = tls | {"key_password": put("wrong password of a key")}
-    bad = [
-        *(
-            sink(f"wrong-{mechanism}", mechanism=mechanism, password=put(f"wrong password for {mechanism}"))
-            for mechanism in ("plain", "scram-sha-256", "scram-sha-512")
-        ),
-        sink("wrong-token", mechanism="oauthbearer", token_file=wrong_jwt),
-        {**sink("wrong-key", "sasl_ssl", password=password), "tls": wrong_tls},
-        _nats_sink(servers[0], "wrong-user", login={"user": USER, "password": put("wrong password of NATS")}),
-        _nats_sink(servers[1], "wrong-nats-token", login={"token": put("wrong token of NATS")}),
-        _nats_sink(servers[2], "wrong-seed", login={"nkey_seed": put("no seed of an nkey")}),
-        _nats_sink(servers[2], "other-seed", login={"nkey_seed": world.canaries.adopt("other seed", Key.new().seed)}),
-        _nats_sink(servers[3], "wrong-creds", login={"creds_file": file("wrong.creds", put("no credentials"))}),
-    ]
-    bad = [{**each, "timeout": "5s"} for each in bad]  # those that are good have all the time that they may need
-    variable = f"WHALEBRIDGE_SINKS__{good.index(by_environment)}__SASL__PASSWORD"
-    return Brokers(kafka, servers, good, bad, {variable: password})
+    bad = {
+        **sink("wrong-token", mechanism="oauthbearer", token_file=wrong_jwt),
+        **sink("wrong-key", "sasl_ssl", password=password, tls=wrong_tls),
+        **_nats_sink(servers[0], "wrong-user", auth={"user": USER, "password": put("wrong password of NATS")}),
+        **_nats_sink(servers[1], "wrong-nats-token", auth={"token": put("wrong token of NATS")}),
+        **_nats_sink(servers[2], "wrong-seed", auth={"nkey_seed": put("no seed of an nkey")}),
+        **_nats_sink(servers[2], "other-seed", auth={"nkey_seed": world.canaries.adopt("other seed", Key.new().seed)}),
+        **_nats_sink(servers[3], "wrong-creds", auth={"creds_file": file("wrong.creds", put("no credentials"))}),
+    }
+    for mechanism in ("plain", "scram-sha-256", "scram-sha-512"):
+        bad |= sink(f"wrong-{mechanism}", mechanism=mechanism, password=put(f"wrong password for {mechanism}"))
+    for settings in bad.values():  # the good ones have all the time that they may need
+        settings["request_timeout" if settings["type"] == "kafka" else "timeout"] = "5s"
+    return Brokers(kafka, servers, good, bad, {"WHALEBRIDGE_SINKS__BY-ENVIRONMENT__AUTH__PASSWORD": password})

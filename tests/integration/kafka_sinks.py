@@ -31,7 +31,9 @@ def settings(servers: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
     With time enough for a loaded machine where a test does not say otherwise: each server has half of it at the most.
     """
     address = servers if isinstance(servers, str) else servers.bootstrap
-    return KafkaSettings.model_validate({"servers": address, "topic": topic, "timeout": "30s", **options})
+    return KafkaSettings.model_validate(
+        {"bootstrap_servers": address, "topic": topic, "request_timeout": "30s", **options}
+    )
 
 
 @contextlib.asynccontextmanager

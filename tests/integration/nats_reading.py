@@ -106,7 +106,7 @@ def batches(all_: Sequence[Record], size: int) -> list[Sequence[Record]]:
 def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
     """Settings of a sink for a peer, with a timeout for tests that are about something else."""
     servers = [url.partition("//")[2] for url in peer.urls]
-    return NatsSettings.model_validate({"servers": servers, "subject": subject, "timeout": "20s", **options})
+    return NatsSettings.model_validate({"servers": servers, "subject_prefix": subject, "timeout": "20s", **options})
 
 
 async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:

@@ -59,8 +59,11 @@ class Program:
         self.settings: dict[str, Any] = {
             "containerd": {"address": world.engine.address},
             "namespaces": {"include": [world.namespace, "k8s.io"]},
-            "containers": {"names": {"include": [f"*{world.namespace}"]}, "extras": ["created", "deleted", "renamed"]},
-            "sinks": brokers.good + brokers.bad,
+            "containers": {
+                "names": {"include": [f"*{world.namespace}"]},
+                "additional_events": ["created", "deleted", "renamed"],
+            },
+            "sinks": brokers.good | brokers.bad,
             "state_dir": str(self.state),
             "heartbeat": {"interval": "1s"},
             "http": {"listen": "127.0.0.1:0"},
@@ -179,7 +182,7 @@ def test_wrong_settings_and_wrong_usage_repeat_no_secret(tmp_path: Path) -> None
             told[" ".join(command)] = _refused(*command)
     assert canaries.leaked(told) == []
     canary = next(iter(canaries.put.values()))
-    assert canaries.leaked({"it": _refused("inspect", "x", canary)}) == ["URL at the start in it"]  # it can be found
+    assert canaries.leaked({"it": _refused("inspect", "x", canary)}) == ["list at the start in it"]  # it can be found
 
 
 def _refused(*arguments: str) -> bytes:
@@ -211,9 +214,9 @@ def _read(path: Path) -> bytes:
 
 def _tried(program: Program, brokers: Brokers) -> bool:
     """Whether all bad sinks have failed, and all good ones have everything, as /readyz says it."""
-    sinks = {each["name"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
-    failed = all(sinks[each["name"]]["failure"] for each in brokers.bad)
-    return failed and not any(sinks[each["name"]]["records"] for each in brokers.good)
+    sinks = {each["id"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
+    failed = all(sinks[id_]["last_error"] for id_ in brokers.bad)
+    return failed and not any(sinks[id_]["backlog_records"] for id_ in brokers.good)
 
 
 def _look(program: Program, world: World) -> None:
@@ -236,11 +239,8 @@ def _look(program: Program, world: World) -> None:
     program.call("doctor", "doctor", "--containerd", world.engine.address)
     program.call("snapshot", "snapshot", "--state-dir", str(program.state))
     program.call("schema", "schema", "config")
-    for sink in program.settings["sinks"]:
-        if sink["name"] in ("inline", "user"):
-            scheme = "kafkas" if "tls" in sink else sink["type"]
-            url = f"{scheme}://{sink['servers'][0]}/{sink.get('topic') or sink['subject']}"
-            program.call(f"tail {sink['name']}", "tail", url, *config, "--no-follow", "--json")
+    for id_ in ("inline", "user"):
+        program.call(f"tail {id_}", "tail", id_, *config, "--no-follow", "--json")
     with Terminal([*WHALEBRIDGE, "watch", *config], {**ENVIRONMENT, **program.environment}) as terminal:
         terminal.wait(lambda page: name in page, "container")
         terminal.end(signal.SIGINT)
@@ -249,12 +249,10 @@ def _look(program: Program, world: World) -> None:
 
 def _reload(program: Program, put: Callable[[str], str]) -> None:
     """Change secrets, and then break the file around others."""
-    sinks = program.settings["sinks"]
-    bad = next(each for each in sinks if each["name"] == "wrong-plain")
-    bad["sasl"]["password"] = put("new password of Kafka")
+    program.settings["sinks"]["wrong-plain"]["auth"]["password"] = put("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
-    eventually(lambda: "settings_reloaded" in program.log() and "sasl.password" in program.log(), within=30)
+    eventually(lambda: "settings_reloaded" in program.log() and "auth.password" in program.log(), within=30)
     good = program.config.read_text()
     for text in _wrong(put, "at a reload"):
         program.config.write_text(text)
@@ -266,16 +264,18 @@ def _reload(program: Program, put: Callable[[str], str]) -> None:
 
 def _wrong(put: Callable[[str], str], when: str) -> list[str]:
     """Settings with secrets where they are a mistake."""
-    kafka, nats = "type: kafka, servers: h, topic: t", "type: nats, servers: h, subject: s"
+    kafka, nats = "type: kafka, bootstrap_servers: h, topic: t", "type: nats, servers: h, subject_prefix: s"
     return [
-        f"sinks: ['kafka://u:{put(f'URL {when}')}@h/t']",
-        f"sinks: [{{type: 'kafka://u:{put(f'type {when}')}@h/t'}}]",
-        f"sinks: [{{{kafka}, sasl: {{username: u, password: a,{put(f'part after a comma {when}')}}}}}]",
-        f"sinks: [{{{kafka}, sasl: {{username: u, password_file: {put(f'password as its file {when}')}}}}}]",
-        f"sinks: [{{{nats}, login: {{nkey_seed_file: {put(f'seed as its file {when}')}}}}}]",
-        f"sinks: [{{{nats}, login: {{token: [{put(f'token in a list {when}')}]}}}}]",
-        f"sinks: [{{type: nats, servers: 'u:{put(f'login in servers {when}')}@h', subject: s}}]",
-        f"sinks: [{{{nats}, login: {{token: {put(f'token {when}')}, tokn: {put(f'misspelt {when}')}, user: 5}}}}]",
+        f"sinks: ['kafka://u:{put(f'list {when}')}@h/t']",
+        f"sinks: 'kafka://u:{put(f'URLs {when}')}@h/t'",
+        f"sinks: {{a: 'kafka://u:{put(f'URL {when}')}@h/t'}}",
+        f"sinks: {{a: {{type: 'kafka://u:{put(f'type {when}')}@h/t'}}}}",
+        f"sinks: {{a: {{{kafka}, auth: {{username: u, password: a,{put(f'part after a comma {when}')}}}}}}}",
+        f"sinks: {{a: {{{kafka}, auth: {{username: u, password_file: {put(f'password as its file {when}')}}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {put(f'seed as its file {when}')}}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: [{put(f'token in a list {when}')}]}}}}}}",
+        f"sinks: {{a: {{type: nats, servers: 'u:{put(f'login in servers {when}')}@h', subject_prefix: s}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: {put(f'token {when}')}, tokn: {put(f'misspelt {when}')}, user: 5}}}}}}",
         f"http:\n  listen: %{put(f'broken YAML {when}')}\n",
         f"containerd: {{address: 'tcp://u:{put(f'login in an address {when}')}@h', socket: x}}",
     ]
@@ -296,5 +296,5 @@ def _check_what_may_be_told(seen: Mapping[str, bytes], world: World) -> None:
     name = f"before-{world.namespace}".encode()
     assert [where for where in ("watch", "GET / 200 []") if name not in seen[where]] == []
     assert b"wrong-plain" in seen["what systemd heard"]
-    assert b"sasl.password" in seen["log"]
-    assert b"login.token" in seen["log"]
+    assert b"auth.password" in seen["log"]
+    assert b"auth.token" in seen["log"]

@@ -192,7 +192,7 @@ def test_a_reader_that_has_gone_is_no_error_that_needs_words(tmp_path: Path) -> 
         (["amqp://h/t"], 2, "'amqp'"),
         (["stdout:"], 2, "stdout"),
         (["-", "--since", "soon"], 2, "--since"),
-        ([], 2, "'URL'"),
+        ([], 2, "'SINK'"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], status: int, told: str) -> None:
@@ -202,8 +202,8 @@ def test_mistakes_are_one_line(arguments: list[str], status: int, told: str) -> 
 
 
 def test_core_nats_has_no_past() -> None:
-    sink = {"TYPE": "nats", "SERVERS": "127.0.0.1:1", "SUBJECT": "events", "MODE": "core"}
-    environment = {f"WHALEBRIDGE_SINKS__0__{name}": value for name, value in sink.items()}
+    sink = {"TYPE": "nats", "SERVERS": "127.0.0.1:1", "SUBJECT_PREFIX": "events", "MODE": "core"}
+    environment = {f"WHALEBRIDGE_SINKS__MAIN__{name}": value for name, value in sink.items()}
     for flags in (["--no-follow"], ["--since", "5m"]):
         done = tail("nats://127.0.0.1:1/events", *flags, environment=environment)
         assert_one_line(done, 2, "core NATS")
@@ -211,11 +211,12 @@ def test_core_nats_has_no_past() -> None:
 
 def test_the_file_of_the_configuration_is_read(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("sinks: [{type: nats, servers: [127.0.0.1:1], subject: events, mode: core}]\n")
-    assert_one_line(tail("nats://127.0.0.1:1/events", "--no-follow", "--config", str(path)), 2, "core NATS")
-    path.write_text("sinks: [{type: nats, servers: [127.0.0.1:1]}]\n")
-    assert_one_line(tail("nats://127.0.0.1:1/events", "--config", str(path)), 2, str(path), "subject")
-    assert_one_line(tail("file:/x", "--config", "/nowhere.yaml"), 2, "/nowhere.yaml")
+    path.write_text("sinks: {a: {type: nats, servers: [127.0.0.1:1], subject_prefix: events, mode: core}}\n")
+    assert_one_line(tail("a", "--no-follow", "--config", str(path)), 2, "core NATS")
+    assert_one_line(tail("b", "--config", str(path)), 2, "a")
+    path.write_text("sinks: {a: {type: nats, servers: [127.0.0.1:1]}}\n")
+    assert_one_line(tail("a", "--config", str(path)), 2, str(path), "sinks.a.subject_prefix")
+    assert_one_line(tail("a", "--config", "/nowhere.yaml"), 2, "/nowhere.yaml")
 
 
 # --- brokers ---
@@ -241,20 +242,20 @@ def test_what_a_bridge_publishes_to_kafka_is_read(yard: Yard, kafka: Kafka, tmp_
     assert_one_line(tail(f"kafka://{kafka.bootstrap}/tail.nothing"), 1, "tail.nothing")
 
 
-def test_the_login_is_that_of_the_sink_with_these_servers(kafka: Kafka, authority: Authority) -> None:
+def test_tail_of_configured_sink_uses_its_credentials(kafka: Kafka, authority: Authority) -> None:
     kafka.admin.create_topic("tail.guarded")
     sink = {
         "TYPE": "kafka",
-        "SERVERS": kafka.bootstrap_of("sasl_ssl"),
-        "TOPIC": "another",
+        "BOOTSTRAP_SERVERS": kafka.bootstrap_of("sasl_ssl"),
+        "TOPIC": "tail.guarded",
         "TLS__ENABLED": "true",
         "TLS__CA_FILE": str(authority.certificate),
-        "SASL__USERNAME": "reader",
-        "SASL__PASSWORD": USERS["reader"],
+        "AUTH__USERNAME": "reader",
+        "AUTH__PASSWORD": USERS["reader"],
     }
-    environment = {f"WHALEBRIDGE_SINKS__0__{name}": value for name, value in sink.items()}
+    environment = {f"WHALEBRIDGE_SINKS__MAIN__{name}": value for name, value in sink.items()}
     url = f"kafka://{kafka.bootstrap_of('sasl_ssl')}/tail.guarded"
-    done = tail(url, "--no-follow", environment=environment)
+    done = tail("main", "--no-follow", environment=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     environment["WHALEBRIDGE_SINKS__0__SASL__PASSWORD"] = "wr0ng"  # noqa: S105 (it opens nothing)
     done = tail(url, "--no-follow", environment=environment)
@@ -267,9 +268,9 @@ def test_the_login_is_that_of_the_sink_with_these_servers(kafka: Kafka, authorit
 def test_what_a_bridge_publishes_to_nats_is_read(yard: Yard, nats: Nats, tmp_path: Path) -> None:
     url = f"nats://{HOST}:{nats.nodes[0].port}/tail.run"
     first = yard.run()
-    structured = {"WHALEBRIDGE_SINKS__0__CLOUDEVENTS": "structured", "WHALEBRIDGE_SINKS__0__TYPE": "nats"}
-    structured |= {"WHALEBRIDGE_SINKS__0__SERVERS": f"{HOST}:{nats.nodes[0].port}"}
-    structured |= {"WHALEBRIDGE_SINKS__0__SUBJECT": "tail.run"}
+    structured = {"WHALEBRIDGE_SINKS__MAIN__CLOUDEVENTS": "structured", "WHALEBRIDGE_SINKS__MAIN__TYPE": "nats"}
+    structured |= {"WHALEBRIDGE_SINKS__MAIN__SERVERS": f"{HOST}:{nats.nodes[0].port}"}
+    structured |= {"WHALEBRIDGE_SINKS__MAIN__SUBJECT_PREFIX": "tail.run"}
     with BridgeProcess(yard.address, tmp_path, environment=structured) as bridge:
         bridge.wait_said("synced")
         bridge.wait_said("stream_created")

@@ -1,4 +1,4 @@
-"""The configuration file, as the real program takes it up on a real containerd."""
+"""The configuration file, used by the program on a real containerd."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def yard(engine: Containerd) -> Iterator[Yard]:
     yard.clear()
 
 
-def test_run_takes_up_the_file_under_the_environment_and_flags(yard: Yard, tmp_path: Path) -> None:
+def test_run_merges_file_environment_and_options(yard: Yard, tmp_path: Path) -> None:
     records, overridden = tmp_path / "records.jsonl", tmp_path / "overridden.jsonl"
     config = tmp_path / "config.yaml"
     config.write_text(
         f"host: of-the-file\nnamespaces: {{include: [shop]}}\nlabels: {{include: [kept]}}\n"
-        f"log: {{format: json, level: warning}}\nsinks:\n  - type: file\n    path: {overridden}\n"
+        f"log: {{format: json, level: warning}}\nsinks:\n  main:\n    type: file\n    path: {overridden}\n"
     )
-    environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__0__PATH": str(records)}
+    environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__MAIN__PATH": str(records)}
     flags = ("--config", str(config), "--log-level", "info")
     with BridgeProcess(yard.address, tmp_path, *flags, environment=environment) as bridge:
         bridge.wait_said("synced")
@@ -45,7 +45,7 @@ def test_run_takes_up_the_file_under_the_environment_and_flags(yard: Yard, tmp_p
     assert not overridden.exists()
 
 
-def test_commands_take_a_relative_path(yard: Yard, tmp_path: Path) -> None:
+def test_commands_accept_a_relative_config_path(yard: Yard, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(f"containerd: {{address: {yard.address}}}\nnamespaces: {{include: [shop]}}\n")
     yard.run()
     in_shop = yard.run("shop")
@@ -57,7 +57,7 @@ def test_commands_take_a_relative_path(yard: Yard, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["namespace"] == "shop"
 
 
-def test_a_wrong_file_ends_each_command_with_all_that_is_wrong(tmp_path: Path) -> None:
+def test_invalid_file_ends_each_command_with_all_errors(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: [kafka]\n")
     for command in (["run"], ["list"], ["inspect", "x"]):

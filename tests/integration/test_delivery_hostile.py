@@ -37,12 +37,12 @@ def namespace(engine: Containerd) -> Iterator[str]:
         engine.ctr("containers", "delete", id_, namespace=name)
 
 
-def bridge_to(engine: Containerd, folder: Path, namespace: str, sinks: list[dict[str, str]]) -> BridgeProcess:
+def bridge_to(engine: Containerd, folder: Path, namespace: str, sinks: dict[str, dict[str, str]]) -> BridgeProcess:
     """The sinks by the environment, where there is more to set than in a URL."""
     environment = {"WHALEBRIDGE_HOST": HOST}
-    for number, settings in enumerate(sinks):
+    for id_, settings in sinks.items():
         for name, value in settings.items():
-            environment[f"WHALEBRIDGE_SINKS__{number}__{name}"] = value
+            environment[f"WHALEBRIDGE_SINKS__{id_.upper()}__{name}"] = value
     flags = ("--namespace", namespace)
     return BridgeProcess(engine.address, folder, *flags, state_dir=folder / "state", environment=environment)
 
@@ -56,9 +56,9 @@ def test_large_labels_and_hostile_names(
 ) -> None:
     places = Places(kafka, nats)
     kafka_url, nats_url = (url.partition("//")[2].partition("/")[0] for url in places.urls)
-    to_kafka = {"TYPE": "kafka", "SERVERS": kafka_url, "TOPIC": places.topic, "COMPRESSION": "gzip"}
+    to_kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": kafka_url, "TOPIC": places.topic, "COMPRESSION": "gzip"}
     template = "{host}.{namespace}.{project}.{type}"
-    to_nats = {"TYPE": "nats", "SERVERS": nats_url, "SUBJECT": places.topic, "TEMPLATE": template}
+    to_nats = {"TYPE": "nats", "SERVERS": nats_url, "SUBJECT_PREFIX": places.topic, "SUBJECT_TEMPLATE": template}
 
     def run(id_: str, *labels: str) -> None:
         engine.ctr("containers", "create", IMAGE, id_, "sleep", "86400", namespace=namespace)
@@ -66,7 +66,7 @@ def test_large_labels_and_hostile_names(
             engine.ctr("containers", "label", id_, *labels[start : start + 200], namespace=namespace)
         engine.ctr("tasks", "start", "--detach", "--null-io", id_, namespace=namespace)
 
-    with bridge_to(engine, tmp_path, namespace, [to_kafka, to_nats]) as bridge:
+    with bridge_to(engine, tmp_path, namespace, {"kafka": to_kafka, "nats": to_nats}) as bridge:
         bridge.wait_said("synced")
         hostile = [f"{key}={value}" for key, value in HOSTILE.items()]
         run("hostile", *hostile)

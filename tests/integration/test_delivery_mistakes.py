@@ -105,19 +105,19 @@ def test_a_missing_topic_and_stream_are_told_and_waited_for(
 
     def creating(value: str) -> Mapping[str, str]:
         kafka_at, nats_at = (url.partition("//")[2].partition("/")[0] for url in places.urls)
-        to_kafka = {"TYPE": "kafka", "SERVERS": kafka_at, "TOPIC": places.topic, "CREATE": value}
-        to_nats = {"TYPE": "nats", "SERVERS": nats_at, "SUBJECT": places.topic, "STREAM__CREATE": value}
+        to_kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": kafka_at, "TOPIC": places.topic, "AUTO_CREATE": value}
+        to_nats = {"TYPE": "nats", "SERVERS": nats_at, "SUBJECT_PREFIX": places.topic, "STREAM__AUTO_CREATE": value}
         return {
-            f"WHALEBRIDGE_SINKS__{number}__{name}": text
-            for number, sink in enumerate((to_kafka, to_nats))
+            f"WHALEBRIDGE_SINKS__{sink['TYPE'].upper()}__{name}": text
+            for sink in (to_kafka, to_nats)
             for name, text in sink.items()
         }
 
     with BridgeProcess(engine.address, tmp_path, *flags, state_dir=state, environment=creating("false")) as bridge:
         bridge.wait_said("synced")
         missing = {
-            f"kafka/{places.topic}": f"kafka-topics.sh --create --topic {places.topic}",
-            f"nats/{places.topic}": places.stream,
+            "kafka": f"kafka-topics.sh --create --topic {places.topic}",
+            "nats": places.stream,
         }
 
         def told(sink: str) -> bool:

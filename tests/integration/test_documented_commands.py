@@ -146,8 +146,8 @@ def world(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest
         yard.run(labels={"nerdctl/name": f"{project}-web-1", "com.docker.compose.project": project})
     server = nats.url.removeprefix("nats://")
     (folder / "config.yaml").write_text(
-        f"sinks:\n- kafka://{kafka.bootstrap}/containers\n- nats://{server}/whalebridge\n"
-        f"- {{type: nats, servers: ['{server}'], subject: containers, bucket: {{name: containers}}}}\n"
+        f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n  nats: nats://{server}/whalebridge\n"
+        f"  state: {{type: nats, servers: ['{server}'], subject_prefix: containers, kv_bucket: {{name: containers}}}}\n"
     )
     brokers = dict.fromkeys(("k1:9092,k2:9092", "k1:9092", "localhost:9092"), kafka.bootstrap)
     brokers |= dict.fromkeys(("n1:4222,n2:4222", "n1:4222", "localhost:4222"), server)

@@ -26,10 +26,10 @@ SERVICE = f"""
 COMPOSE = f"name: demo\nservices:\n  web:{SERVICE}  db:{SERVICE}"
 CONFIG = """
 sinks:
-  - {{type: stdout, heartbeats: true}}
-  - {{type: nats, servers: {urls}, subject: containers}}
+  stdout: {{type: stdout, heartbeats: true}}
+  nats: {{type: nats, servers: {urls}, subject_prefix: containers}}
 heartbeat: {{interval: 1s}}
-containers: {{extras: [renamed]}}
+containers: {{additional_events: [renamed]}}
 """
 # What is another in each run. (Whether there is something is the same.)
 DIFFERENT = {

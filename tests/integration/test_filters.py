@@ -19,7 +19,7 @@ from tests.integration.test_records import OUT_OF_MEMORY, unique
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 
-EXTRAS = {"WHALEBRIDGE_CONTAINERS__EXTRAS": "created,deleted,oom,renamed"}
+ADDITIONAL_EVENTS = {"WHALEBRIDGE_CONTAINERS__ADDITIONAL_EVENTS": "created,deleted,oom,renamed"}
 
 
 def about(records: list[Document], id_: str) -> list[Document]:
@@ -32,7 +32,7 @@ def types(records: list[Document], id_: str) -> list[str]:
 
 def test_the_way_of_a_record_is_told_to_who_asks_for_it(engine: Containerd, tmp_path: Path) -> None:
     name = unique(engine, "extras")
-    with BridgeProcess(engine.address, tmp_path, environment=EXTRAS) as bridge:
+    with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
         bridge.wait_live()
         run = ("run", "-d", "--pull=never", "--net=host", f"--name={name}", "busybox:latest", "sleep", "86400")
         id_ = engine.nerdctl(*run).stdout.strip()
@@ -56,7 +56,7 @@ def test_the_way_of_a_record_is_told_to_who_asks_for_it(engine: Containerd, tmp_
 
 def test_what_became_of_records_while_nobody_listened_is_inferred(engine: Containerd, tmp_path: Path) -> None:
     gone, new, stays = (unique(engine, stem) for stem in ("gone", "new", "stays"))
-    bridge = BridgeProcess(engine.address, tmp_path, state_dir=tmp_path / "state", environment=EXTRAS)
+    bridge = BridgeProcess(engine.address, tmp_path, state_dir=tmp_path / "state", environment=ADDITIONAL_EVENTS)
     with bridge:
         bridge.wait_live()
         for id_ in (gone, stays):
@@ -75,7 +75,7 @@ def test_what_became_of_records_while_nobody_listened_is_inferred(engine: Contai
 
 def test_an_oom_is_told_before_the_exit(engine: Containerd, tmp_path: Path) -> None:
     id_ = unique(engine, "oom-extra")
-    with BridgeProcess(engine.address, tmp_path, environment=EXTRAS) as bridge:
+    with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
         bridge.wait_live()
         limit = ("--memory-limit", str(16 * 1024 * 1024))
         engine.ctr("run", "--detach", "--null-io", *limit, IMAGE, id_, *OUT_OF_MEMORY)
@@ -106,8 +106,8 @@ def test_heartbeats_tell_what_is_proven_and_stand_still_while_containerd_hangs(
 ) -> None:
     engine = fresh_engine()
     environment = {
-        "WHALEBRIDGE_SINKS__0__TYPE": "stdout",
-        "WHALEBRIDGE_SINKS__0__HEARTBEATS": "true",
+        "WHALEBRIDGE_SINKS__STDOUT__TYPE": "stdout",
+        "WHALEBRIDGE_SINKS__STDOUT__HEARTBEATS": "true",
         "WHALEBRIDGE_HEARTBEAT__INTERVAL": "1s",
     }
 
@@ -131,7 +131,7 @@ class Program:
     def __init__(self, path: Path, **flags: Any) -> None:
         self.path = path
         # The default port is one, and another test needs it taken.
-        self.flags: dict[str, Any] = {"sinks": [f"file:{path}"], "http": {"listen": ""}, **flags}
+        self.flags: dict[str, Any] = {"sinks": {"file": f"file:{path}"}, "http": {"listen": ""}, **flags}
 
     def run(self) -> asyncio.Task[None]:
         return asyncio.create_task(app.run(load(self.flags), lambda: load(self.flags)))
@@ -164,7 +164,7 @@ async def test_sighup_has_other_filters_and_sinks_settings_take_effect(engine: C
     running = program.run()
     await program.wait(snapshots)
     program.flags |= {"containers": {"names": {"include": [enters, stays]}}, "heartbeat": {"interval": "1s"}}
-    program.flags["sinks"] = [{"type": "file", "path": str(program.path), "heartbeats": True}]
+    program.flags["sinks"] = {"file": {"type": "file", "path": str(program.path), "heartbeats": True}}
     os.kill(os.getpid(), signal.SIGHUP)
     await program.wait(lambda records: len(snapshots(records)) > 1)
     engine.ctr("task", "kill", "-s", "SIGKILL", leaves)
@@ -211,11 +211,11 @@ async def test_where_a_sink_writes_to_after_sighup_a_snapshot_follows(engine: Co
     engine.run(id_, "sleep", "86400")
     flags = {"containerd": {"address": engine.address}, "containers": {"names": {"include": [id_]}}}
     program = Program(tmp_path / "records.jsonl", **flags)
-    program.flags["sinks"] = [{"type": "file", "name": "f", "path": str(program.path)}]
+    program.flags["sinks"] = {"f": {"type": "file", "path": str(program.path)}}
     running = program.run()
     await program.wait(snapshots)
     program.path = tmp_path / "other.jsonl"
-    program.flags["sinks"] = [{"type": "file", "name": "f", "path": str(program.path), "heartbeats": True}]
+    program.flags["sinks"] = {"f": {"type": "file", "path": str(program.path), "heartbeats": True}}
     program.flags["heartbeat"] = {"interval": "1s"}
     os.kill(os.getpid(), signal.SIGHUP)
     await program.wait(lambda records: any(each["reason"] == "on_demand" for each in snapshots(records)))

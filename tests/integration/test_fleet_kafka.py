@@ -94,7 +94,7 @@ async def test_nothing_is_left_behind(kafka: Kafka) -> None:
 async def test_a_reader_that_follows_outlives_the_brokers(fresh_kafka: FreshKafka) -> None:
     kafka = fresh_kafka()
     first = await publish(kafka, "events", 1, 10)
-    async with following(reader(kafka, "events", follow=True, timeout="6s")) as found:
+    async with following(reader(kafka, "events", follow=True, request_timeout="6s")) as found:
         await found.count(10)
         kafka.kill()
         await eventually_async(lambda: bool(found.told))
@@ -116,11 +116,11 @@ async def test_a_broker_that_is_silent_or_away_is_not_waited_for(fresh_kafka: Fr
     kafka = fresh_kafka(proxied=True)
     await publish(kafka, "events", 1, 10)
     address = f"127.0.0.1:{kafka.proxies[0].port}"
-    assert len(await whole(reader(address, "events", timeout="8s"))) == 10
+    assert len(await whole(reader(address, "events", request_timeout="8s"))) == 10
     kafka.proxies[0].silence()
     began = time.monotonic()
     with raises_naming(TransientError, address):
-        await whole(reader(address, "events", timeout="8s", follow=True))
+        await whole(reader(address, "events", request_timeout="8s", follow=True))
     assert time.monotonic() - began < 20
     with raises_naming(TransientError, "127.0.0.1:1", "refused"):
         await whole(reader("127.0.0.1:1", "events", follow=True))
@@ -128,24 +128,24 @@ async def test_a_broker_that_is_silent_or_away_is_not_waited_for(fresh_kafka: Fr
 
 async def test_the_access_of_a_sink_is_a_readers(kafka: Kafka, authority: Authority) -> None:
     wanted = await publish(kafka, "read.guarded", 1, 10)
-    sasl = {"username": "reader", "password": USERS["reader"]}
+    auth = {"username": "reader", "password": USERS["reader"]}
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
     where = kafka.bootstrap_of("sasl_ssl")
-    assert data(await whole(reader(where, "read.guarded", sasl=sasl, tls=tls))) == wanted
+    assert data(await whole(reader(where, "read.guarded", auth=auth, tls=tls))) == wanted
     with raises_naming(TransientError, where, "user reader", "scram-sha-512"):
-        await whole(reader(where, "read.guarded", sasl=sasl | {"password": "wrong"}, tls=tls))
+        await whole(reader(where, "read.guarded", auth=auth | {"password": "wrong"}, tls=tls))
     with raises_naming(TransientError, where, "tls.enabled"):
-        await whole(reader(where, "read.guarded", sasl=sasl))
+        await whole(reader(where, "read.guarded", auth=auth))
 
 
 async def test_reading_needs_to_be_allowed_and_nothing_else(fresh_kafka: FreshKafka) -> None:
     kafka = fresh_kafka(listeners=("sasl_plaintext",), acls=True)
     wanted = await publish(kafka, "events", 1, 10)
-    where, sasl = kafka.bootstrap_of("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
+    where, auth = kafka.bootstrap_of("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
-        await whole(reader(where, "events", sasl=sasl))
+        await whole(reader(where, "events", auth=auth))
     kafka.admin.allow("User:reader", "describe", "topic", "events")
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
-        await whole(reader(where, "events", sasl=sasl))
+        await whole(reader(where, "events", auth=auth))
     kafka.admin.allow("User:reader", "read", "topic", "events")
-    assert data(await whole(reader(where, "events", sasl=sasl))) == wanted
+    assert data(await whole(reader(where, "events", auth=auth))) == wanted

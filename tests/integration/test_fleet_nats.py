@@ -128,12 +128,12 @@ async def test_nothing_lasting_is_left_behind(fresh_nats: FreshNats) -> None:
 
 async def test_the_least_that_a_server_must_allow(fresh_nats: FreshNats) -> None:
     peer = fresh_nats(login=nats_auth.users({"reader": SECRET, "admin": SECRET}, {"reader": LEAST}))
-    wanted = await publish(peer, 1, 300, login=LOGIN | {"user": "admin"})
-    assert data(await whole(reader(peer, login=LOGIN))) == wanted
+    wanted = await publish(peer, 1, 300, auth=LOGIN | {"user": "admin"})
+    assert data(await whole(reader(peer, auth=LOGIN))) == wanted
     with raises_naming(TransientError, "permissions violation for publish to ", "docs/nats.md"):
-        await whole(reader(peer, "other", login=LOGIN))
-    with raises_naming(TransientError, "Authorization Violation", "login.password"):
-        await whole(reader(peer, login=LOGIN | {"password": "wrong"}))
+        await whole(reader(peer, "other", auth=LOGIN))
+    with raises_naming(TransientError, "Authorization Violation", "auth.password"):
+        await whole(reader(peer, auth=LOGIN | {"password": "wrong"}))
 
 
 def test_that_is_what_the_documentation_says() -> None:

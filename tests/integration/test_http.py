@@ -179,8 +179,8 @@ def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: 
             assert down["backlog_records"] >= 2
             time.sleep(1)
             metrics = site.metrics()
-            assert metrics["whalebridge_outbox_oldest_record_age_seconds nats/bridge"] >= 1
-            assert metrics["whalebridge_sink_publish_failures_total nats/bridge"] >= 1
+            assert metrics["whalebridge_outbox_oldest_record_age_seconds nats"] >= 1
+            assert metrics["whalebridge_sink_publish_failures_total nats"] >= 1
             assert metrics["whalebridge_sink_up stdout"] == 1
 
 
@@ -262,12 +262,12 @@ def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
     yard.run(labels=labels)
     environment = {
         **LOCAL,
-        "WHALEBRIDGE_SINKS__0__TYPE": "stdout",
-        "WHALEBRIDGE_SINKS__1__TYPE": "nats",
-        "WHALEBRIDGE_SINKS__1__SERVERS": "127.0.0.1:1",
-        "WHALEBRIDGE_SINKS__1__SUBJECT": "bridge",
-        "WHALEBRIDGE_SINKS__1__LOGIN__USER": "bridge",
-        "WHALEBRIDGE_SINKS__1__LOGIN__PASSWORD": canary(),
+        "WHALEBRIDGE_SINKS__STDOUT__TYPE": "stdout",
+        "WHALEBRIDGE_SINKS__NATS__TYPE": "nats",
+        "WHALEBRIDGE_SINKS__NATS__SERVERS": "127.0.0.1:1",
+        "WHALEBRIDGE_SINKS__NATS__SUBJECT_PREFIX": "bridge",
+        "WHALEBRIDGE_SINKS__NATS__AUTH__USER": "bridge",
+        "WHALEBRIDGE_SINKS__NATS__AUTH__PASSWORD": canary(),
     }
     with BridgeProcess(yard.address, tmp_path, environment=environment) as bridge:
         site = Site(bridge)

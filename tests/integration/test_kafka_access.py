@@ -66,8 +66,8 @@ async def test_a_user_with_the_right_password_publishes(
     file.write_text(f"{USERS[USER]}\n")
     secure: dict[str, Any] = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
     where = kafka.bootstrap_of(listener)
-    for sasl in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
-        async with sink(where, topic, sasl=sasl, **secure) as made:
+    for auth in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
+        async with sink(where, topic, auth=auth, **secure) as made:
             await made.publish([record(1)])
     assert len(kafka.admin.records(topic)) == 2
 
@@ -75,33 +75,33 @@ async def test_a_user_with_the_right_password_publishes(
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("user", [USER, "stranger"])
 async def test_a_wrong_password_or_user_is_named(kafka: Kafka, mechanism: str, user: str) -> None:
-    sasl = login(user, mechanism=mechanism, password=SECRET)
-    text = await refusal(kafka.bootstrap_of("sasl_plaintext"), sasl=sasl)
-    assert_names(text, f"user {user}", mechanism, "sasl.password")
+    auth = login(user, mechanism=mechanism, password=SECRET)
+    text = await refusal(kafka.bootstrap_of("sasl_plaintext"), auth=auth)
+    assert_names(text, f"user {user}", mechanism, "auth.password")
 
 
 async def test_a_token_from_a_file_publishes_and_an_expired_one_is_named(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "token"
-    sasl = {"mechanism": "oauthbearer", "token_file": str(file)}
+    auth = {"mechanism": "oauthbearer", "token_file": str(file)}
     where = kafka.bootstrap_of("sasl_plaintext")
     file.write_text(unsecured_jwt(USER) + "\n")
-    async with sink(where, "token", sasl=sasl) as made:
+    async with sink(where, "token", auth=auth) as made:
         await made.publish([record(1)])
     assert len(kafka.admin.records("token")) == 1
     for token in (unsecured_jwt(USER, seconds=-60), SECRET):
         file.write_text(token)
-        assert_names(await refusal(where, sasl=sasl), where, f"token_file {file}")
+        assert_names(await refusal(where, auth=auth), where, f"token_file {file}")
     file.write_text(" \n")
-    assert_names(await refusal(where, sasl=sasl), f"sasl.token_file {file}")
+    assert_names(await refusal(where, auth=auth), f"auth.token_file {file}")
     file.unlink()
-    assert_names(await refusal(where, sasl=sasl), f"sasl.token_file {file}", "No such file or directory")
+    assert_names(await refusal(where, auth=auth), f"auth.token_file {file}", "No such file or directory")
 
 
 async def test_a_way_of_logging_in_that_the_broker_does_not_have_is_named(guarded: Kafka, kafka: Kafka) -> None:
     where = kafka.bootstrap
-    assert_names(await refusal(where, sasl=login(password=SECRET)), where, "sasl")
+    assert_names(await refusal(where, auth=login(password=SECRET)), where, "auth")
     for_logins = guarded.bootstrap_of("sasl_plaintext")
-    assert_names(await refusal(for_logins), for_logins, "kafkas://", "tls.enabled", "(sasl)")
+    assert_names(await refusal(for_logins), for_logins, "kafkas://", "tls.enabled", "(auth)")
 
 
 async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: Path) -> None:
@@ -110,12 +110,12 @@ async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: 
     whole = records(10)
     where = kafka.bootstrap_of("sasl_plaintext")
     with raises_naming(TransientError, "user bridge", "scram-sha-256", file):
-        async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
+        async with sink(where, "rotated", auth=login(password_file=str(file))) as made:
             pass
     async with sink(kafka, "rotated"):
         pass
     file.write_text(USERS[USER])
-    async with sink(where, "rotated", sasl=login(password_file=str(file))) as made:
+    async with sink(where, "rotated", auth=login(password_file=str(file))) as made:
         await made.publish(whole[:5])
         file.write_text(SECRET)
         await made.close()  # as after any error: the next attempt reads the file anew
@@ -214,14 +214,14 @@ async def test_each_server_that_cannot_be_used_is_named_with_its_reason(kafka: K
 
 
 def acl(user: str) -> dict[str, Any]:
-    return {"sasl": login(user, password=f"{user}-password")}
+    return {"auth": login(user, password=f"{user}-password")}
 
 
 async def test_the_least_that_brokers_must_allow(guarded: Kafka) -> None:
     """As docs/kafka.md has it: Describe and Write on a topic that is there."""
     where = guarded.bootstrap_of("sasl_plaintext")
     guarded.admin.create_topic("given")
-    text = await refusal(where, **acl("least") | {"create": False})
+    text = await refusal(where, **acl("least") | {"auto_create": False})
     assert_names(text, "user least", "topic closed", "Describe", "Write")
     guarded.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
     async with sink(where, "given", **acl("least")) as made:

@@ -44,7 +44,7 @@ async def test_the_leader_fails_under_load(cluster: Kafka, compression: str, how
             begun.set()
             await asyncio.sleep(0.2)
 
-    async with sink(cluster, topic, compression=compression, timeout="30s") as made:
+    async with sink(cluster, topic, compression=compression, request_timeout="30s") as made:
         publishing = asyncio.create_task(publish(made))
         await begun.wait()
         for _ in range(ROUNDS):
@@ -60,7 +60,7 @@ async def test_the_leader_fails_under_load(cluster: Kafka, compression: str, how
 async def test_too_few_replicas_in_sync_are_named_and_waited_for(cluster: Kafka) -> None:
     cluster.admin.create_topic("safe", replicas=3, settings={"min.insync.replicas": "3"})
     whole = records(20)
-    async with sink(cluster, "safe", insistent=True, timeout="8s") as made:
+    async with sink(cluster, "safe", insistent=True, request_timeout="8s") as made:
         await insist(made, whole[:10])
         other = next(server for server in cluster.servers if server is not cluster.leader("safe"))
         other.kill()

@@ -48,7 +48,7 @@ async def test_the_permissions_are_enough(fresh_kafka: FreshKafka, state: bool) 
         for operation in operations:
             kafka.admin.allow(values(words, "--allow-principal")[0], snake(operation), "topic", topic)
     login = {"mechanism": "scram-sha-512", "username": "bridge", "password": USERS["bridge"]}
-    options: dict[str, Any] = {"sasl": login} | ({"state_topic": "containers.state"} if state else {})
+    options: dict[str, Any] = {"auth": login} | ({"state_topic": "containers.state"} if state else {})
     whole = [frame(1, "snapshot_started"), *records(3, first=2), frame(5, "snapshot_completed")]
     async with sink(kafka.bootstrap_of("sasl_plaintext"), "containers", **options) as made:
         await made.publish(whole)

@@ -64,7 +64,7 @@ async def test_a_broker_that_is_dead_at_the_start_is_waited_for(fresh_kafka: Fre
 
 async def test_a_broker_that_dies_and_comes_back_gets_all_in_order(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(), records(3000, size=800)
-    async with sink(kafka, "dies", insistent=True, timeout="3s") as made:
+    async with sink(kafka, "dies", insistent=True, request_timeout="3s") as made:
         await disturbed(made, whole, kafka.kill, lambda: time.sleep(6), kafka.start, kafka.stop, kafka.start)
     assert_complete(kafka, "dies", whole)
 
@@ -74,7 +74,7 @@ async def test_a_broker_that_flaps_gets_all_in_order(fresh_kafka: FreshKafka, co
     kafka, whole = fresh_kafka(proxied=True), records(3000, size=800)
     (proxy,) = kafka.proxies
     async with sink(
-        kafka.bootstrap_of("plaintext"), "flaps", insistent=True, timeout="3s", compression=compression
+        kafka.bootstrap_of("plaintext"), "flaps", insistent=True, request_timeout="3s", compression=compression
     ) as made:
         await disturbed(made, whole, *(step for _ in range(8) for step in (proxy.cut, proxy.heal, proxy.drop)))
     assert_complete(kafka, "flaps", whole)
@@ -86,7 +86,7 @@ async def test_a_connection_that_is_reset_in_the_middle_of_a_record_leaves_no_ha
     kafka, whole = fresh_kafka(proxied=True), records(2000, size=800)
     (proxy,) = kafka.proxies
     steps = [lambda count=count: proxy.reset_after(count) for count in (1, 100, 5000, 50_001, 70_003)]
-    async with sink(kafka.bootstrap_of("plaintext"), "halves", insistent=True, timeout="3s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "halves", insistent=True, request_timeout="3s") as made:
         await disturbed(made, whole, *steps)
     assert_complete(kafka, "halves", whole)
 
@@ -114,7 +114,7 @@ async def test_a_lost_acknowledgement_brings_the_same_bytes_again_at_the_most(fr
 
 async def test_a_topic_that_is_deleted_is_created_again(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(), records(200)
-    async with sink(kafka, "deleted", insistent=True, timeout="2s") as made:
+    async with sink(kafka, "deleted", insistent=True, request_timeout="2s") as made:
         await insist(made, whole[:100])
         kafka.admin.delete_topic("deleted")
         await insist(made, whole[100:])
@@ -126,7 +126,7 @@ async def test_a_topic_that_is_deleted_is_created_again(fresh_kafka: FreshKafka)
 
 async def test_a_suspended_broker_is_given_up_in_time_and_gets_all_afterwards(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(settings=PATIENT), records(300)
-    async with sink(kafka, "hangs", insistent=True, timeout="2s") as made:
+    async with sink(kafka, "hangs", insistent=True, request_timeout="2s") as made:
         await insist(made, whole[:100])
         kafka.suspend()
         began = time.monotonic()
@@ -166,7 +166,7 @@ async def test_an_end_while_the_broker_hangs_comes_in_time_and_nothing_goes_on(f
 async def test_a_half_open_connection_is_noticed(fresh_kafka: FreshKafka) -> None:
     kafka, whole = fresh_kafka(proxied=True), records(300)
     (proxy,) = kafka.proxies
-    async with sink(kafka.bootstrap_of("plaintext"), "open", insistent=True, timeout="2s") as made:
+    async with sink(kafka.bootstrap_of("plaintext"), "open", insistent=True, request_timeout="2s") as made:
         await insist(made, whole[:100])
         await asyncio.to_thread(proxy.silence)
         with raises_naming(TransientError, "topic open", "2 s"):
@@ -193,7 +193,7 @@ async def test_a_leader_that_cannot_be_reached_is_named(fresh_kafka: FreshKafka)
     kafka.admin.create_topic("advertised")
     proxy.cut()
     with pytest.raises(TransientError) as caught:
-        async with sink(kafka, "advertised", timeout="12s"):
+        async with sink(kafka, "advertised", request_timeout="12s"):
             pass
     assert_names(caught.value, kafka.bootstrap, "12 s", "leader of partition 0", f"{proxy.address}: connection refused")
 

@@ -100,7 +100,7 @@ async def test_a_missing_topic_is_created_as_the_settings_have_it(fresh_kafka: F
     kafka = fresh_kafka(settings={"num.partitions": "3"})
     async with sink(kafka, "plain"):
         pass
-    async with sink(kafka, "wide", partitions=5, replicas=1, state_topic="rows"):
+    async with sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="rows"):
         pass
     assert len(kafka.admin.describe("plain")["partitions"]) == 1
     assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"
@@ -113,19 +113,19 @@ async def test_a_missing_topic_that_may_not_be_created_is_told_of_also_where_bro
 ) -> None:
     kafka = fresh_kafka(settings={"auto.create.topics.enable": "true"})
     with pytest.raises(TransientError) as caught:
-        async with sink(kafka, "nowhere", create=False, partitions=4):
+        async with sink(kafka, "nowhere", auto_create=False, partitions=4):
             pass
     command = "kafka-topics.sh --create --topic nowhere --partitions 4 --config cleanup.policy=delete"
     assert_names(caught.value, "topic nowhere", command)
     assert kafka.admin.topics() == []
     kafka.admin.create_topic("nowhere")
-    async with sink(kafka, "nowhere", create=False):
+    async with sink(kafka, "nowhere", auto_create=False):
         pass
 
 
 async def test_more_replicas_than_brokers_are_told_of(kafka: Kafka) -> None:
     with raises_naming(TransientError, "topic replicated", "replication factor"):
-        async with sink(kafka, "replicated", replicas=3):
+        async with sink(kafka, "replicated", replication_factor=3):
             pass
 
 

@@ -89,7 +89,7 @@ async def test_what_was_not_acknowledged_is_told_again(fresh_kafka: FreshKafka) 
     (proxy,) = kafka.proxies
     batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
     async with sink(
-        kafka.bootstrap_of("plaintext"), "stream", state_topic="rows", insistent=True, timeout="2s"
+        kafka.bootstrap_of("plaintext"), "stream", state_topic="rows", insistent=True, request_timeout="2s"
     ) as made:
         await insist(made, [frame(1, "snapshot_started"), *batch])
         kafka.suspend()

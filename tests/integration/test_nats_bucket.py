@@ -49,7 +49,7 @@ async def living(reader: Reader, bucket: str) -> set[str]:
 
 
 async def test_rows_come_change_and_go(nats: Nats) -> None:
-    sink = await started(nats, "b_rows", bucket={"name": "rows"})
+    sink = await started(nats, "b_rows", kv_bucket={"name": "rows"})
     async with Reader(nats) as reader:
         await sink.publish(snapshot("a", "b"))
         await sink.publish(told(("paused", "a"), ("exited", "b"), ("started", "c.d"), first=5))
@@ -67,7 +67,7 @@ async def test_rows_come_change_and_go(nats: Nats) -> None:
 
 
 async def test_a_snapshot_removes_what_it_does_not_name(nats: Nats) -> None:
-    sink = await started(nats, "b_removed", bucket={"name": "removed"})
+    sink = await started(nats, "b_removed", kv_bucket={"name": "removed"})
     async with Reader(nats) as reader:
         await sink.publish(snapshot("a", "b", "c"))
         await sink.publish(snapshot("b", first=6, number=2, failed=["shop"]))
@@ -81,10 +81,10 @@ async def test_a_snapshot_removes_what_it_does_not_name(nats: Nats) -> None:
 async def test_stale_rows_go_with_the_first_snapshot_after_a_restart(nats: Nats) -> None:
     """Only those of the same source: another host's rows are its own."""
     async with Reader(nats) as reader:
-        sink = await started(nats, "b_stale", bucket={"name": "stale"})
+        sink = await started(nats, "b_stale", kv_bucket={"name": "stale"})
         await sink.publish([*snapshot("a", "b", "c"), record(9, host="node-2", id_="theirs")])
         await sink.close()
-        sink = await started(nats, "b_stale", bucket={"name": "stale"})
+        sink = await started(nats, "b_stale", kv_bucket={"name": "stale"})
         await sink.publish(snapshot("b", epoch=LATER)[:1])
         assert await living(reader, "stale") == {
             "a",
@@ -98,7 +98,7 @@ async def test_stale_rows_go_with_the_first_snapshot_after_a_restart(nats: Nats)
 
 
 async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
-    sink = await started(nats, "b_watch", bucket={"name": "watch"})
+    sink = await started(nats, "b_watch", kv_bucket={"name": "watch"})
     async with Reader(nats) as reader:
         store = await reader.jetstream.key_value("watch")
         watcher = await store.watch(f"{SOURCE}.>")
@@ -125,7 +125,7 @@ async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
 
 async def test_a_batch_that_is_published_again_changes_nothing(fresh_nats: FreshNats) -> None:
     peer = fresh_nats(proxied=True)
-    sink = await started(peer, bucket={"name": "state"})
+    sink = await started(peer, kv_bucket={"name": "state"})
     batch = [*snapshot("a", "b", "c"), *told(("exited", "b"), ("started", "d"), first=6)]
     for budget in range(2000, 30_000, 3000):
         await asyncio.to_thread(peer.proxies[0].reset_after, budget)
@@ -137,19 +137,19 @@ async def test_a_batch_that_is_published_again_changes_nothing(fresh_nats: Fresh
 
 
 async def test_a_bucket_that_is_missing_or_something_else(nats: Nats) -> None:
-    sink_settings: dict[str, Any] = {"bucket": {"name": "none", "create": False}}
-    with raises_naming(AnsweredError, HOST, "KV_none", "create"):
+    sink_settings: dict[str, Any] = {"kv_bucket": {"name": "none", "auto_create": False}}
+    with raises_naming(AnsweredError, HOST, "KV_none", "auto_create"):
         await started(nats, "b_missing", **sink_settings)
     async with Reader(nats) as reader:
         await reader.jetstream.add_stream(name="KV_strange", subjects=["strange.>"])
-    with raises_naming(AnsweredError, HOST, "KV_strange", "bucket.name"):
-        await started(nats, "b_strange", bucket={"name": "strange"})
+    with raises_naming(AnsweredError, HOST, "KV_strange", "kv_bucket.name"):
+        await started(nats, "b_strange", kv_bucket={"name": "strange"})
 
 
 async def test_a_bucket_that_others_have_made_is_used(nats: Nats) -> None:
     async with Reader(nats) as reader:
         await reader.jetstream.create_key_value(bucket="theirs", history=3)
-        sink = await started(nats, "b_theirs", bucket={"name": "theirs", "create": False})
+        sink = await started(nats, "b_theirs", kv_bucket={"name": "theirs", "auto_create": False})
         await sink.publish(snapshot("a", "b"))
         await sink.publish(told(("exited", "b"), first=5))
         assert await living(reader, "theirs") == {"a"}
@@ -157,11 +157,11 @@ async def test_a_bucket_that_others_have_made_is_used(nats: Nats) -> None:
 
 
 async def test_ten_thousand_containers(nats: Nats) -> None:
-    sink = await started(nats, "b_many", bucket={"name": "many"})
+    sink = await started(nats, "b_many", kv_bucket={"name": "many"})
     names = [f"c{number}" for number in range(10_000)]
     await sink.publish(snapshot(*names))
     await sink.close()
-    sink = await started(nats, "b_many", bucket={"name": "many"})
+    sink = await started(nats, "b_many", kv_bucket={"name": "many"})
     await sink.publish(snapshot(*names[:5], epoch=LATER))
     await sink.close()
     async with Reader(nats) as reader:
@@ -175,7 +175,7 @@ async def test_a_row_that_is_too_large_is_left_out_and_told(nats: Nats, capsys: 
     async with Reader(nats) as reader:
         await reader.jetstream.create_key_value(bucket="bounded", max_value_size=5000)
         for bucket, one in (("bounded", record(2, id_="b", labels={"size": "x" * 5000})), ("large", large)):
-            sink = await started(nats, f"b_{bucket}", bucket={"name": bucket})
+            sink = await started(nats, f"b_{bucket}", kv_bucket={"name": bucket})
             await sink.publish([record(1, id_="a"), one, record(4, id_="c")])
             await sink.close()
             assert await living(reader, bucket) == {"a", "c"}

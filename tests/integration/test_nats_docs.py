@@ -41,13 +41,13 @@ async def publishes(sink: NatsSink) -> None:
 @pytest.mark.parametrize("bucket", [False, True])
 async def test_the_permissions_are_enough(fresh_nats: FreshNats, bucket: bool) -> None:
     peer = fresh_nats(login=users(*PERMISSIONS[: 2 if bucket else 1]))
-    more: dict[str, Any] = {"bucket": {"name": "containers"}} if bucket else {}
-    await publishes(NatsSink(settings(peer, "whalebridge", login={"user": "a", "password": "a"}, **more)))
+    more: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
+    await publishes(NatsSink(settings(peer, "whalebridge", auth={"user": "a", "password": "a"}, **more)))
 
 
 async def test_the_permissions_of_core_mode(fresh_nats: FreshNats) -> None:
     peer = fresh_nats(login=users('publish: [\n  "whalebridge.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
-    await publishes(NatsSink(settings(peer, "whalebridge", mode="core", login={"user": "a", "password": "a"})))
+    await publishes(NatsSink(settings(peer, "whalebridge", mode="core", auth={"user": "a", "password": "a"})))
 
 
 async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats, require: Callable[..., None]) -> None:
@@ -57,7 +57,7 @@ async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats, require
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
     patiently = [program, "--server", peer.urls[0], "--timeout", "30s"]  # three servers write it down
     await asyncio.to_thread(run, [*patiently, *shlex.split(command)], env={"HOME": "/nonexistent"})
-    sink = NatsSink(settings(peer, "whalebridge", timeout="5s", stream={"create": False}))
+    sink = NatsSink(settings(peer, "whalebridge", timeout="5s", stream={"auto_create": False}))
     await insist(sink, records(3))  # where a server has stalled, another leader has to be elected first
     await sink.close()
     async with Reader(peer) as reader:

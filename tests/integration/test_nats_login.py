@@ -51,36 +51,36 @@ def file(folder: Path, content: str) -> str:
 
 async def test_a_token(fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats(login=nats_auth.token(SECRET))
-    await publishes(peer, login={"token": SECRET})
-    await publishes(peer, login={"token_file": file(tmp_path, SECRET + "\n")})
-    wrong = await complaint(peer, login={"token_file": file(tmp_path, WRONG)})
-    assert_names(wrong, "Authorization Violation", f"login.token_file {tmp_path}/secret")
-    assert_names(await complaint(peer, login={"token": WRONG}), "Authorization Violation", "login.token")
-    assert_names(await complaint(peer), "Authorization Violation", "login")
+    await publishes(peer, auth={"token": SECRET})
+    await publishes(peer, auth={"token_file": file(tmp_path, SECRET + "\n")})
+    wrong = await complaint(peer, auth={"token_file": file(tmp_path, WRONG)})
+    assert_names(wrong, "Authorization Violation", f"auth.token_file {tmp_path}/secret")
+    assert_names(await complaint(peer, auth={"token": WRONG}), "Authorization Violation", "auth.token")
+    assert_names(await complaint(peer), "Authorization Violation", "auth")
 
 
 async def test_user_and_password(fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}))
-    await publishes(peer, login={"user": "bridge", "password": SECRET})
-    await publishes(peer, login={"user": "bridge", "password_file": file(tmp_path, SECRET)})
-    wrong = await complaint(peer, login={"user": "bridge", "password": WRONG})
-    assert_names(wrong, "Authorization Violation", "login.user", "login.password")
-    assert "Authorization Violation" in await complaint(peer, login={"user": "other", "password": SECRET})
+    await publishes(peer, auth={"user": "bridge", "password": SECRET})
+    await publishes(peer, auth={"user": "bridge", "password_file": file(tmp_path, SECRET)})
+    wrong = await complaint(peer, auth={"user": "bridge", "password": WRONG})
+    assert_names(wrong, "Authorization Violation", "auth.user", "auth.password")
+    assert "Authorization Violation" in await complaint(peer, auth={"user": "other", "password": SECRET})
 
 
 async def test_an_nkey(fresh_nats: FreshNats, tmp_path: Path) -> None:
     key, other = Key.new(), Key.new()
     peer = fresh_nats(login=nats_auth.nkey(key))
-    await publishes(peer, login={"nkey_seed": key.seed})
-    await publishes(peer, login={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
-    wrong = await complaint(peer, login={"nkey_seed_file": file(tmp_path, other.seed)})
-    assert_names(wrong, "Authorization Violation", f"login.nkey_seed_file {tmp_path}/secret")
+    await publishes(peer, auth={"nkey_seed": key.seed})
+    await publishes(peer, auth={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
+    wrong = await complaint(peer, auth={"nkey_seed_file": file(tmp_path, other.seed)})
+    assert_names(wrong, "Authorization Violation", f"auth.nkey_seed_file {tmp_path}/secret")
     assert other.seed not in wrong
     for useless in ("nonsense", "SUnonsense", key.seed[:-8], key.public):
         path = file(tmp_path, useless)
-        text = await complaint(peer, login={"nkey_seed_file": path})
-        assert_names(text, f"login.nkey_seed_file {path}", "SU")
-        assert_names(await complaint(peer, login={"nkey_seed": useless}), "login.nkey_seed ")
+        text = await complaint(peer, auth={"nkey_seed_file": path})
+        assert_names(text, f"auth.nkey_seed_file {path}", "SU")
+        assert_names(await complaint(peer, auth={"nkey_seed": useless}), "auth.nkey_seed ")
 
 
 async def test_a_creds_file(fresh_nats: FreshNats, tmp_path: Path) -> None:
@@ -89,20 +89,20 @@ async def test_a_creds_file(fresh_nats: FreshNats, tmp_path: Path) -> None:
     path = tmp_path / "bridge.creds"
     login = {"creds_file": str(path)}
     operator.creds(path)
-    await publishes(peer, login=login)
+    await publishes(peer, auth=login)
     operator.creds(path, seconds=-60)
-    assert_names(await complaint(peer, login=login), f"login.creds_file {path}")
+    assert_names(await complaint(peer, auth=login), f"auth.creds_file {path}")
     stranger.creds(path)
-    assert_names(await complaint(peer, login=login), "Authorization Violation", f"login.creds_file {path}")
+    assert_names(await complaint(peer, auth=login), "Authorization Violation", f"auth.creds_file {path}")
     for useless in ("", "nonsense", "-----BEGIN NATS USER JWT-----\neyJ0\n"):
         path.write_text(useless)
-        assert_names(await complaint(peer, login=login), f"login.creds_file {path}", "JWT")
+        assert_names(await complaint(peer, auth=login), f"auth.creds_file {path}", "JWT")
     path.write_text("-----BEGIN NATS USER JWT-----\neyJ0\n-----BEGIN USER NKEY SEED-----\nSUnonsense\n")
-    assert_names(await complaint(peer, login=login), f"login.creds_file {path}", "SU")
+    assert_names(await complaint(peer, auth=login), f"auth.creds_file {path}", "SU")
     path.unlink()
-    assert_names(await complaint(peer, login=login), f"login.creds_file {path}", "No such file or directory")
+    assert_names(await complaint(peer, auth=login), f"auth.creds_file {path}", "No such file or directory")
     path.write_bytes(b"\xff\xfe")
-    assert_names(await complaint(peer, login=login), f"login.creds_file {path}")
+    assert_names(await complaint(peer, auth=login), f"auth.creds_file {path}")
 
 
 async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
@@ -111,12 +111,12 @@ async def test_a_login_that_expires_ends_the_connection_and_a_new_file_goes_on(
     operator = Operator()
     peer = fresh_nats(login=operator.config())
     path = operator.creds(tmp_path / "bridge.creds", seconds=10)  # for what comes before, on a machine that stalls
-    sink = NatsSink(settings(peer, login={"creds_file": str(path)}))
+    sink = NatsSink(settings(peer, auth={"creds_file": str(path)}))
     await sink.start()
     await sink.publish(records(3))
     await ended(sink)
     await asyncio.sleep(1.5)  # in the second in which a login expires the server still lets it in, for a moment
-    with raises_naming(TransientError, f"login.creds_file {path}"):
+    with raises_naming(TransientError, f"auth.creds_file {path}"):
         await sink.publish([record(4)])
     operator.creds(path)
     await sink.publish([record(4)])
@@ -130,8 +130,8 @@ def replace(path: Path, content: str) -> None:
 async def test_files_that_are_replaced_are_read_at_the_next_connection(fresh_nats: FreshNats, tmp_path: Path) -> None:
     peer = fresh_nats(login=nats_auth.token(SECRET))
     path = Path(file(tmp_path, WRONG))
-    sink = NatsSink(settings(peer, login={"token_file": str(path)}))
-    with raises_naming(TransientError, f"login.token_file {path}"):
+    sink = NatsSink(settings(peer, auth={"token_file": str(path)}))
+    with raises_naming(TransientError, f"auth.token_file {path}"):
         await sink.start()
     replace(path, SECRET)
     await sink.start()
@@ -141,7 +141,7 @@ async def test_files_that_are_replaced_are_read_at_the_next_connection(fresh_nat
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
     await ended(sink)
-    with raises_naming(TransientError, f"login.token_file {path}"):
+    with raises_naming(TransientError, f"auth.token_file {path}"):
         await sink.publish([record(5)])
     replace(path, SECRET)
     await sink.publish([record(5)])
@@ -205,10 +205,10 @@ async def test_nothing_is_sent_in_clear_text_where_tls_is_asked_for(
 ) -> None:
     peer = fresh_nats(login=nats_auth.token(SECRET))
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    text = await complaint(peer, login={"token": SECRET}, tls=tls)
+    text = await complaint(peer, auth={"token": SECRET}, tls=tls)
     assert_names(text, "TLS")
     assert "Authorization Violation" not in text
-    assert await complaint(peer, login={"token": WRONG}, tls=tls) == text
+    assert await complaint(peer, auth={"token": WRONG}, tls=tls) == text
 
 
 async def test_tls_that_a_server_offers_but_does_not_ask_for_is_used(
@@ -230,5 +230,5 @@ async def test_tls_first(fresh_nats: FreshNats, authority: Authority) -> None:
         return f"tls {{ {own}, handshake_first: true, timeout: {patience} }}\n"
 
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    await publishes(fresh_nats(settings=first(PATIENCE)), tls=tls, handshake_first=True)
+    await publishes(fresh_nats(settings=first(PATIENCE)), tls=tls | {"handshake_first": True})
     assert "handshake_first" in await complaint(fresh_nats(settings=first(2)), tls=tls)  # it gives up after 2 s

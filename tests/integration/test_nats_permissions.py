@@ -26,8 +26,8 @@ async def test_what_is_needed_is_enough(fresh_nats: FreshNats, create: bool) -> 
     login = nats_auth.users({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
     peer = fresh_nats(login=login)
     if not create:
-        await publishes(peer, login={"user": "admin", "password": SECRET})
-    await publishes(peer, login={"user": "bridge", "password": SECRET}, stream={"create": create})
+        await publishes(peer, auth={"user": "admin", "password": SECRET})
+    await publishes(peer, auth={"user": "bridge", "password": SECRET}, stream={"auto_create": create})
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ async def test_a_permission_that_is_missing_is_named(fresh_nats: FreshNats, miss
 
     allowed = Permissions(publish=without(SINK.publish), subscribe=without(SINK.subscribe))
     peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
-    text = await complaint(peer, login={"user": "bridge", "password": SECRET})
+    text = await complaint(peer, auth={"user": "bridge", "password": SECRET})
     assert_names(text, f"permissions violation for {told}", "docs/nats.md")
 
 
@@ -55,7 +55,7 @@ async def test_a_permission_that_is_granted_later_is_used(fresh_nats: FreshNats)
 
     allowed = Permissions(publish=["$JS.API.>"], subscribe=["_INBOX.>"])
     peer = fresh_nats(login=users(allowed))
-    sink = NatsSink(settings(peer, login={"user": "bridge", "password": SECRET}))
+    sink = NatsSink(settings(peer, auth={"user": "bridge", "password": SECRET}))
     await sink.start()
     with raises_naming(TransientError, "permissions violation"):
         await sink.publish(records(3))
@@ -71,5 +71,5 @@ async def test_an_inbox_of_our_own(fresh_nats: FreshNats) -> None:
     allowed = Permissions(publish=SINK.publish, subscribe=["_INBOX.whalebridge.>"])
     peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
     login = {"user": "bridge", "password": SECRET}
-    await publishes(peer, login=login, inbox="_INBOX.whalebridge")
-    assert "_inbox." in await complaint(peer, login=login)
+    await publishes(peer, auth=login, inbox_prefix="_INBOX.whalebridge")
+    assert "_inbox." in await complaint(peer, auth=login)

@@ -99,10 +99,10 @@ def test_the_bucket_has_what_lives(engine: Containerd, yard: Yard, fresh_nats: F
     peer = fresh_nats()
     server = peer.urls[0].partition("//")[2]
     environment = {
-        "WHALEBRIDGE_SINKS__0__TYPE": "nats",
-        "WHALEBRIDGE_SINKS__0__SERVERS": server,
-        "WHALEBRIDGE_SINKS__0__SUBJECT": "events",
-        "WHALEBRIDGE_SINKS__0__BUCKET__NAME": "containers",
+        "WHALEBRIDGE_SINKS__MAIN__TYPE": "nats",
+        "WHALEBRIDGE_SINKS__MAIN__SERVERS": server,
+        "WHALEBRIDGE_SINKS__MAIN__SUBJECT_PREFIX": "events",
+        "WHALEBRIDGE_SINKS__MAIN__KV_BUCKET__NAME": "containers",
         "WHALEBRIDGE_LOG__FORMAT": "json",
     }
     before = yard.run(stem="before")

@@ -92,12 +92,12 @@ async def test_many_start_at_once_where_nothing_is_there(nats: Nats) -> None:
 
 
 async def test_a_missing_stream_is_named_with_what_to_do(nats: Nats) -> None:
-    text = await complaint(nats, "missing", stream={"create": False})
-    assert_names(text, HOST, "WHALEBRIDGE_MISSING", "docs/nats.md", "create")
+    text = await complaint(nats, "missing", stream={"auto_create": False})
+    assert_names(text, HOST, "WHALEBRIDGE_MISSING", "docs/nats.md", "auto_create")
 
 
 async def test_a_missing_stream_is_created_when_someone_gets_to_it(nats: Nats) -> None:
-    sink = NatsSink(settings(nats, "by_hand", stream={"create": False}))
+    sink = NatsSink(settings(nats, "by_hand", stream={"auto_create": False}))
     with pytest.raises(TransientError):
         await sink.start()
     async with Reader(nats) as reader:
@@ -182,13 +182,13 @@ async def test_a_server_without_jetstream_is_told_from_a_missing_stream(fresh_na
 
 async def test_an_account_without_jetstream(fresh_nats: FreshNats) -> None:
     accounts = f"authorization {{ timeout: {PATIENCE} }}\naccounts {{ A {{ users [{{user: a, password: a}}] }} }}\n"
-    text = await complaint(fresh_nats(settings=accounts), "events", login={"user": "a", "password": "a"})
+    text = await complaint(fresh_nats(settings=accounts), "events", auth={"user": "a", "password": "a"})
     assert_names(text, HOST, "JetStream", "mode: core")
 
 
 async def test_a_domain(fresh_nats: FreshNats, tmp_path: object) -> None:
     peer = fresh_nats(settings=f'jetstream {{ store_dir: "{tmp_path}", domain: hub }}\n')
-    sink = await started(peer, domain="hub", bucket={"name": "state"})
+    sink = await started(peer, domain="hub", kv_bucket={"name": "state"})
     await sink.publish(records(3))
     await sink.close()
     assert_names(await complaint(peer, "events", domain="elsewhere"), HOST, "JetStream", "domain")
@@ -200,7 +200,7 @@ async def test_a_domain(fresh_nats: FreshNats, tmp_path: object) -> None:
 @pytest.mark.parametrize("value", HOSTILE)
 async def test_whatever_something_is_called_it_stays_in_its_token(nats: Nats, value: str) -> None:
     subject = f"hostile{HOSTILE.index(value)}"
-    sink = await started(nats, subject, template="{host}.{namespace}.{project}.{type}")
+    sink = await started(nats, subject, subject_template="{host}.{namespace}.{project}.{type}")
     one = record(
         1, host="node-1" if value in ("", "\x00") else value, namespace=value or "x", project=value, id_=value or "x"
     )
@@ -215,7 +215,7 @@ async def test_whatever_something_is_called_it_stays_in_its_token(nats: Nats, va
 
 
 async def test_a_project_of_4_kib_harms_nobody(nats: Nats) -> None:
-    sink = await started(nats, "long", template="{project}.{type}")
+    sink = await started(nats, "long", subject_template="{project}.{type}")
     long = [record(number, project="größe " * 700 + str(number)) for number in (1, 2)]
     await sink.publish([*long, record(3)])
     await sink.close()
@@ -278,7 +278,7 @@ async def test_core_mode_tells_who_listens(fresh_nats: FreshNats, capsys: pytest
 async def test_core_mode_hears_of_a_missing_permission(fresh_nats: FreshNats) -> None:
     allowed = Permissions(publish=["other.>"])
     peer = fresh_nats(login=nats_auth.users({"a": "a"}, {"a": allowed}))
-    sink = await started(peer, mode="core", login={"user": "a", "password": "a"})
+    sink = await started(peer, mode="core", auth={"user": "a", "password": "a"})
     with raises_naming(TransientError, 'permissions violation for publish to "events'):
         await sink.publish(records(1))
     await sink.close()

@@ -27,6 +27,7 @@ from tests.kubernetes.rendering import (
 from tests.testbed.process import CommandError
 
 VERSIONS = ("1.25", "1.34")
+NATS: dict[str, Any] = {"type": "nats", "servers": ["a"], "subject_prefix": "s"}
 FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # the Prometheus operator's
 
 
@@ -125,13 +126,14 @@ def test_another_configuration_makes_other_pods() -> None:
 
 
 def test_the_network_policy_lets_through_dns_and_the_brokers_ports() -> None:
-    sinks = [
-        {"type": "kafka", "servers": ["a.example.net:9093", "b.example.net"], "topic": "t"},
-        {"type": "nats", "servers": ["[2001:db8::1]:4333"], "subject": "s"},
-        {"type": "stdout"},
-    ]
+    sinks = {
+        "kafka": {"type": "kafka", "bootstrap_servers": ["a.example.net:9093", "b.example.net"], "topic": "t"},
+        "nats": {"type": "nats", "servers": ["[2001:db8::1]:4333"], "subject_prefix": "s"},
+        "url": "nats://c.example.net:4555/s",
+        "stdout": {"type": "stdout"},
+    }
     manifests = rendered({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
-    assert ports(manifests) == [{53}, {4333, 9092, 9093, 9999}]
+    assert ports(manifests) == [{53}, {4333, 4555, 9092, 9093, 9999}]
     assert ports(rendered()) == [{53}]
 
 
@@ -151,7 +153,7 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
         ("distribution", "minikube", "distribution"),
         ("proxy", {"enable": True}, "enable"),
         ("proxy.enabled", "yes", "enabled"),
-        ("state.type", "tmpfs", "type"),
+        ("persistence.type", "tmpfs", "type"),
         ("image.tag", 1.0, "tag"),
         ("image.digest", "sha256:beef", "digest"),
         ("http.port", 70000, "port"),
@@ -161,14 +163,16 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
         ("livenessProbe", {"httpGet": {}}, "httpGet"),
         ("networkPolicy", {"brokers": [{"ipblock": {}}]}, "ipblock"),
         ("extraEnv", [{"nam": "x"}], "nam"),
-        ("config", {"sink": []}, "sink"),
+        ("config", {"sink": {}}, "sink"),
         ("config", {"log": {"levels": "debug"}}, "levels"),
         ("config", {"log": {"level": "loud"}}, "level"),
         ("config", {"snapshot": {"interval": "1 hour"}}, "interval"),
-        ("config", {"sinks": [{"type": "kafak"}]}, "type"),
-        ("config", {"sinks": [{"type": "kafka", "servers": ["a"]}]}, "topic"),
-        ("config", {"sinks": [{"type": "nats", "servers": ["a"], "subject": "s", "stream": {"nam": 1}}]}, "nam"),
-        ("config", {"sinks": [{"type": "nats", "servers": ["a"], "subject": "s", "login": {"token": "t"}}]}, "token"),
+        ("config", {"sinks": {"main": {"type": "kafak"}}}, "type"),
+        ("config", {"sinks": {"main": {"type": "kafka", "bootstrap_servers": ["a"]}}}, "topic"),
+        ("config", {"sinks": {"main": NATS | {"stream": {"nam": 1}}}}, "nam"),
+        ("config", {"sinks": {"main": NATS | {"auth": {"token": "t"}}}}, "token"),
+        ("config", {"sinks": {"Main": NATS}}, "Main"),
+        ("config", {"sinks": [NATS]}, "sinks"),
         ("config", {"http": {"listen": ":1"}}, "listen"),
         ("config", {"containerd": {"address": "/x"}}, "containerd"),
         ("config", {"state_dir": "/x"}, "state_dir"),
@@ -196,7 +200,8 @@ def test_no_level_of_the_schema_takes_what_it_does_not_know() -> None:
             for number, each in enumerate(part):
                 yield from open_levels(each, f"{path}/{number}")
 
-    known = "/definitions/config/properties/sinks/items/else"  # what each type takes is said in its own definition
+    # The definition of each type has its properties.
+    known = "/definitions/config/properties/sinks/additionalProperties/else"
     assert [path for path in open_levels(schema, "") if path != known] == []
 
 

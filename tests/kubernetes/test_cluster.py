@@ -39,7 +39,7 @@ def told(node: Node) -> Told:
 
 
 def install(node: Node, how: str, url: str, *flags: str) -> None:
-    config = {"sinks": [f"{url}/containers"], "log": {"level": "debug"}}
+    config = {"sinks": {"main": f"{url}/containers"}, "log": {"level": "debug"}}
     given = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={SPACE}"]
     node.helm(how, "whalebridge", str(CHART), *given, *flags)
     # Helm's own --wait is content with what maxUnavailable leaves: on one node, nothing.
@@ -237,7 +237,7 @@ def test_the_bridge_itself_runs_without_rights(node: Node) -> None:
         ("proxy.enabled=false",),
         ("proxy.enabled=false", "containerd.runAsRoot=true"),
         ("containerd.runAsRoot=true",),
-        ("state.type=emptyDir",),
+        ("persistence.type=emptyDir",),
         (),
     ],
     ids=lambda flags: "-".join(flags) or "default",

@@ -293,7 +293,7 @@ async def test_a_damaged_outbox_is_told_as_that(node: Node) -> None:
 async def test_a_memory_that_nobody_understands_is_told_as_that(node: Node) -> None:
     await two_containers(node)
     with sqlite3.connect(node.state_dir / "outbox.db") as database:
-        database.execute("UPDATE memory SET value = x'c1' WHERE key LIKE 'life%'")
+        database.execute("UPDATE checkpoint SET value = x'c1' WHERE key LIKE 'state%'")
     database.close()
     async with node.bridge():
         pass

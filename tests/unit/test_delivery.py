@@ -27,10 +27,10 @@ from tests.records import Recorder
 
 def settings(folder: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
     """Settings of two files as sinks."""
-    sinks = [
-        {"type": "file", "name": name, "path": str(folder / f"{name}.jsonl"), **changed}
+    sinks = {
+        name: {"type": "file", "path": str(folder / f"{name}.jsonl"), **changed}
         for name, changed in (("first", first), ("second", {}))
-    ]
+    }
     return load({"sinks": sinks} | ({"heartbeat": heartbeat} if heartbeat else {}))
 
 
@@ -94,7 +94,7 @@ async def test_what_is_on_its_way_to_a_sink_that_is_replaced_comes_once(
         monkeypatch.setattr(first._sink, "publish", slow)
         await running.outbox.append(running.recorder.starts(3))
         await written.wait()
-        reloading = asyncio.create_task(running.delivery.reload(settings(tmp_path, keep=2)))
+        reloading = asyncio.create_task(running.delivery.reload(settings(tmp_path, max_files=2)))
         await running.outbox.append(running.recorder.starts(2))
         acknowledge.set()
         await reloading
@@ -114,8 +114,8 @@ async def test_a_sink_whose_secret_is_another_now_is_replaced(tmp_path: Path) ->
     password = tmp_path / "password"
     password.write_text("one")
     login = {"user": "bridge", "password_file": str(password)}
-    sink = {"type": "nats", "name": "first", "servers": ["127.0.0.1:1"], "subject": "s", "login": login}
-    chosen = load({"sinks": [sink]})
+    sink = {"type": "nats", "servers": ["127.0.0.1:1"], "subject_prefix": "s", "auth": login}
+    chosen = load({"sinks": {"first": sink}})
     async with together() as tasks:
         delivery = Delivery(MemoryOutbox(["first"], SystemClock()), SystemClock(), Heart(lambda: None, 60))
         delivery.start(tasks, chosen, registry.make_all(chosen.sinks))
@@ -134,12 +134,12 @@ async def test_a_sink_whose_secret_is_another_now_is_replaced(tmp_path: Path) ->
 
 async def test_where_one_sink_cannot_be_made_none_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = settings(tmp_path, path=str(tmp_path / "other.jsonl"))
-    nats = load({"sinks": [{"type": "nats", "name": "second", "servers": ["h:4222"], "subject": "s"}]}).sinks
+    nats = load({"sinks": ["second=nats://h:4222/s"]}).sinks
     monkeypatch.setitem(sys.modules, "sinks.nats.sink", None)  # as where its library is not installed
     async with delivering(settings(tmp_path)) as running:
         before = running.delivery.pumps
         with pytest.raises(FatalError, match="nats"):
-            await running.delivery.reload(changed.model_copy(update={"sinks": (changed.sinks[0], *nats)}))
+            await running.delivery.reload(changed.model_copy(update={"sinks": changed.sinks | nats}))
         assert all(new is old for new, old in zip(running.delivery.pumps, before, strict=True))
 
 

@@ -10,8 +10,8 @@ from bridge.core.errors import FatalError
 from bridge.reload import Reload
 from config.settings import Settings, load
 
-KAFKA = {"type": "kafka", "servers": "h:9092", "topic": "t"}
-SASL = {"username": "bridge", "password": "hunter2"}
+KAFKA = {"type": "kafka", "bootstrap_servers": "h:9092", "topic": "t"}
+AUTH = {"username": "bridge", "password": "hunter2"}
 
 
 class Bridge:
@@ -44,11 +44,11 @@ def line(level: str, event: str, **fields: object) -> dict[str, object]:
 
 
 async def test_what_has_changed_is_applied_and_named_without_its_value() -> None:
-    bridge = Bridge(sinks=[KAFKA | {"sasl": SASL}])
+    bridge = Bridge(sinks={"main": KAFKA | {"auth": AUTH}})
     changed = {
-        "sinks": [KAFKA | {"sasl": SASL | {"password": "swordfish"}}],
+        "sinks": {"main": KAFKA | {"auth": AUTH | {"password": "swordfish"}}},
         "log": {"level": "debug"},
-        "containers": {"names": {"exclude": "web"}, "extras": "oom"},
+        "containers": {"names": {"exclude": "web"}, "additional_events": "oom"},
     }
     assert await bridge.now(**changed) == [
         line(
@@ -56,8 +56,8 @@ async def test_what_has_changed_is_applied_and_named_without_its_value() -> None
             "settings_reloaded",
             changed=[
                 "containers.names.exclude",
-                "containers.extras",
-                "sinks.kafka/t.sasl.password",
+                "containers.additional_events",
+                "sinks.main.auth.password",
                 "log.level",
             ],
         )
@@ -69,29 +69,34 @@ async def test_what_has_changed_is_applied_and_named_without_its_value() -> None
 
 
 async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
-    bridge = Bridge(host="a", sinks=[KAFKA, "stdout:"])
+    bridge = Bridge(host="a", sinks={"main": KAFKA, "stdout": "stdout:"})
     changed = {
         "host": "b",
         "log": {"format": "json", "level": "debug"},
-        "sinks": [KAFKA | {"heartbeats": False}, "file:/tmp/x"],
+        "sinks": {"main": KAFKA | {"heartbeats": False}, "file": "file:/tmp/x"},
         "outbox": {"max_records": 1000},
     }
     told = await bridge.now(**changed)
     left = ["host", "sinks", "outbox.max_records", "log.format"]
     assert told == [
         line("warning", "settings_restart_required", changed=told[0]["changed"]),
-        line("info", "settings_reloaded", changed=["sinks.kafka/t.heartbeats", "log.level"]),
+        line("info", "settings_reloaded", changed=["sinks.main.heartbeats", "log.level"]),
     ]
     assert sorted(told[0]["changed"]) == sorted(left)
     (settings,) = bridge.applied
     assert (settings.host, settings.log.format, settings.log.level) == ("a", "auto", "debug")
-    assert [(each.called, each.heartbeats) for each in settings.sinks] == [("kafka/t", False), ("stdout", False)]
+    assert {id_: each.heartbeats for id_, each in settings.sinks.items()} == {"main": False, "stdout": False}
 
 
-async def test_a_sink_of_another_type_under_the_same_name_is_replaced() -> None:
-    bridge = Bridge(sinks=[KAFKA | {"name": "events"}])
-    told = await bridge.now(sinks=[{"type": "nats", "servers": "h:4222", "subject": "s", "name": "events"}])
+async def test_sink_of_another_type_under_same_id_is_replaced() -> None:
+    bridge = Bridge(sinks={"events": KAFKA})
+    told = await bridge.now(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
     assert told == [line("info", "settings_reloaded", changed=["sinks.events.type"])]
+
+
+async def test_reordered_sinks_change_nothing() -> None:
+    bridge = Bridge(sinks={"a": KAFKA, "b": "stdout:"})
+    assert await bridge.now(sinks={"b": "stdout:", "a": KAFKA}) == [line("info", "settings_reloaded", changed=[])]
 
 
 async def test_mistakes_change_nothing_and_each_is_told() -> None:

@@ -11,10 +11,10 @@ from bridge.cli.containers import connected, list_living
 from bridge.cli.failure import CommandError
 from bridge.core.errors import TransientError
 from bridge.core.events import Container
+from bridge.core.filters import NamespaceFilter
 from bridge.core.identity import describe
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Metadata, Task, TaskStatus
-from config.namespaces import NamespaceFilter
 from config.settings import load
 from tests.golden import Golden
 

@@ -19,10 +19,11 @@ from bridge.core.encode import Coverage, Gap, Ledger
 from bridge.core.events import Previous
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine
-from config import file, names, reference
-from config.environment import variable
-from config.flags import FLAGS
+from config import reference, suggestions
 from config.settings import Settings, SettingsError, load
+from config.sources import yaml as config_file
+from config.sources.cli import FLAGS
+from config.sources.env import variable
 from tests.documents import PAGES, ROOT, blocks, commands
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
@@ -257,8 +258,8 @@ def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
 
 
 def test_the_reference_has_every_setting_with_its_variable_and_flag() -> None:
-    for path in names.everything(Settings):
-        if path != "sinks.0.type":
+    for path in suggestions.all_paths(Settings):
+        if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
             assert f"`{variable(path)}`" in CONFIGURATION
 
@@ -267,7 +268,7 @@ def test_the_flags_that_messages_and_the_reference_name_exist(capsys: pytest.Cap
     assert execute(["run", "--help"]) == 0
     told = capsys.readouterr().out
     assert [flag for flag in FLAGS.values() if f"{flag} " not in told] == []
-    assert set(FLAGS) <= set(names.everything(Settings))
+    assert set(FLAGS) <= set(suggestions.all_paths(Settings))
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
@@ -287,17 +288,20 @@ def test_documented_variables_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_
             for assignment in shlex.split(line.removeprefix("$ export "), comments=True):
                 if line.startswith("$ export "):
                     environment.setenv(*assignment.split("=", 1))
-            load_text("sinks: [{type: kafka, topic: t, servers: h, sasl: {username: u, password_file: /f}}]", tmp_path)
+            sink = "{type: kafka, topic: t, bootstrap_servers: h, auth: {username: u, password_file: /f}}"
+            load_text(f"sinks: {{main: {sink}}}", tmp_path)
 
 
 def test_documented_mistakes_are_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("#\nlog:\n  levl: debug\n\nsinks:\n  # needs a topic\n  - type: kafka\n    servers: [h]\n")
-    monkeypatch.setenv("WHALEBRIDGE_SINKS__0__TLS__ENABLED", "perhaps")
+    path.write_text(
+        "#\nlog:\n  levl: debug\n\nsinks:\n  # needs a topic\n  main:\n    type: kafka\n    bootstrap_servers: [h]\n"
+    )
+    monkeypatch.setenv("WHALEBRIDGE_SINKS__MAIN__TLS__ENABLED", "perhaps")
     with pytest.raises(SettingsError) as caught:
         load({"snapshot": {"interval": "3"}}, str(path))
     documented = CONFIGURATION.partition("\n```\nwhalebridge: ")[2].partition("```")[0]
-    told = [f"whalebridge: {mistake}".replace(str(path), file.DEFAULT) for mistake in caught.value.mistakes]
+    told = [f"whalebridge: {mistake}".replace(str(path), config_file.DEFAULT) for mistake in caught.value.errors]
     assert sorted(told) == sorted(f"whalebridge: {documented}".splitlines())
 
 
@@ -315,7 +319,7 @@ def test_examples_are_accepted_as_they_stand(path: Path) -> None:
         "both": ["kafka", "nats"],
         "filters": ["kafka"],
     }
-    assert [sink.type for sink in load(path=str(path)).sinks] == types[path.stem]
+    assert [sink.type for sink in load(path=str(path)).sinks.values()] == types[path.stem]
     assert path.read_text().startswith("# yaml-language-server: $schema=")
 
 

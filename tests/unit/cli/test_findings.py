@@ -11,21 +11,21 @@ from bridge.core.errors import FatalError, NotFoundError, StateError, TransientE
 FINDINGS = [
     Finding("ok", "settings", "fine"),
     Finding("warning", "a\x1b[2J", "odd\nly", "mend it"),
-    Finding("error", "kafka/t", "gone", status=3),
+    Finding("error", "main", "gone", status=3),
 ]
 
 
 def test_a_line_each_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     tell(FINDINGS, as_json=False)
     assert capsys.readouterr().out == (
-        "ok        settings: fine\nwarning   a\\x1b[2J: odd\\nly; mend it\nerror     kafka/t: gone\n"
+        "ok        settings: fine\nwarning   a\\x1b[2J: odd\\nly; mend it\nerror     main: gone\n"
     )
 
 
 def test_colours_on_a_terminal() -> None:
     line = FINDINGS[2].line(colors=True)
     assert line.startswith("\x1b[31merror")
-    assert line.endswith("kafka/t: gone")
+    assert line.endswith("main: gone")
 
 
 def test_one_document(capsys: pytest.CaptureFixture[str]) -> None:

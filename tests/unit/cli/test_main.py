@@ -90,8 +90,8 @@ def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monke
     lines = capsys.readouterr().err.splitlines()
     assert sorted(line.split(": ")[1] + " " + line.split(": ")[2] for line in lines) == [
         "--log-level log.level",
-        "--sink sinks.0",
-        "--sink sinks.1",
+        "--sink sinks.a",
+        "--sink sinks.b",
         "WHALEBRIDGE_CONTAINERS__KINDS containers.kinds.0",
     ]
 

@@ -4,7 +4,7 @@ import pytest
 
 from bridge.core import labels
 from bridge.core.labels import REDACTED, LabelRules
-from config.sections import LabelsSettings
+from config.models import LabelsSettings
 
 
 @pytest.fixture

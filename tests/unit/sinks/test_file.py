@@ -70,7 +70,7 @@ async def test_the_whalewatcher_encoding_has_no_frames(tmp_path: Path) -> None:
 
 async def test_a_file_that_is_full_is_set_aside_and_the_oldest_goes(tmp_path: Path) -> None:
     path, whole = tmp_path / "events", records(60, size=1000)
-    async with sink(path, max_bytes=4096, keep=3) as made:
+    async with sink(path, max_bytes=4096, max_files=3) as made:
         await made.publish(whole[:30])
         for each in whole[30:]:
             await made.publish([each])
@@ -82,7 +82,7 @@ async def test_a_file_that_is_full_is_set_aside_and_the_oldest_goes(tmp_path: Pa
 
 async def test_without_keeping_there_is_one_file(tmp_path: Path) -> None:
     path = tmp_path / "events"
-    async with sink(path, max_bytes=4096, keep=0) as made:
+    async with sink(path, max_bytes=4096, max_files=0) as made:
         await made.publish(records(20, size=1000))
     assert os.listdir(tmp_path) == ["events"]
     assert lines(path) == [each.data for each in records(20, size=1000)[-4:]]

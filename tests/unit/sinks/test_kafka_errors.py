@@ -31,7 +31,7 @@ CERTIFICATE = TLS | {"cert_file": "/run/cert.pem"}
 
 
 def settings(**options: Any) -> KafkaSettings:
-    return KafkaSettings.model_validate({"servers": SERVER, "topic": "events", **options})
+    return KafkaSettings.model_validate({"bootstrap_servers": SERVER, "topic": "events", **options})
 
 
 def certificate_error(code: int, message: str) -> ssl.SSLCertVerificationError:
@@ -53,13 +53,13 @@ def alert(reason: str) -> ssl.SSLError:
         ("unknown host", socket.gaierror(-2, "Name or service not known"), {}, ["Name or service not known"]),
         ("refused", ConnectionRefusedError(111, "Connection refused"), {}, ["refused"]),
         ("unreachable", OSError(101, "Network is unreachable"), {}, ["Network is unreachable"]),
-        ("closed", KafkaConnectionError("x"), {}, ["kafkas://", "tls.enabled", "(sasl)"]),
-        ("closed, sasl", KafkaConnectionError("x"), {"sasl": SASL}, ["kafkas://", "tls.enabled"]),
-        ("closed, tls", KafkaConnectionError("x"), {"tls": TLS}, ["TLS", "(sasl)"]),
-        ("closed, tls and sasl", KafkaConnectionError("x"), {"tls": TLS, "sasl": SASL}, ["TLS"]),
-        ("login", SaslAuthenticationFailed(), {"sasl": SASL}, ["user bridge", "scram-sha-256", "sasl.password"]),
-        ("mechanism", UnsupportedSaslMechanismError(), {"sasl": SASL}, ["sasl.mechanism"]),
-        ("no login wanted", IllegalSaslStateError(), {"sasl": SASL}, ["sasl"]),
+        ("closed", KafkaConnectionError("x"), {}, ["kafkas://", "tls.enabled", "(auth)"]),
+        ("closed, sasl", KafkaConnectionError("x"), {"auth": SASL}, ["kafkas://", "tls.enabled"]),
+        ("closed, tls", KafkaConnectionError("x"), {"tls": TLS}, ["TLS", "(auth)"]),
+        ("closed, tls and sasl", KafkaConnectionError("x"), {"tls": TLS, "auth": SASL}, ["TLS"]),
+        ("login", SaslAuthenticationFailed(), {"auth": SASL}, ["user bridge", "scram-sha-256", "auth.password"]),
+        ("mechanism", UnsupportedSaslMechanismError(), {"auth": SASL}, ["auth.mechanism"]),
+        ("no login wanted", IllegalSaslStateError(), {"auth": SASL}, ["auth"]),
         ("another host", certificate_error(62, "Hostname mismatch"), {"tls": TLS}, ["Hostname mismatch"]),
         ("not trusted", certificate_error(20, "unable to get issuer"), {"tls": TLS}, ["/run/ca.pem"]),
         ("not trusted, no ca", certificate_error(20, "no issuer"), {"tls": {"enabled": True}}, ["tls.ca_file"]),
@@ -86,7 +86,7 @@ def test_server_not_reached_names_server_and_setting(
     ],
 )
 def test_missing_permission_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
-    text = failures.not_allowed(error, "events", settings(sasl=SASL)) or ""
+    text = failures.not_allowed(error, "events", settings(auth=SASL)) or ""
     assert [each for each in ["user bridge", *named] if each not in text] == []
     golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
     assert failures.not_allowed(UnknownTopicOrPartitionError(), "events", settings()) is None
@@ -95,10 +95,10 @@ def test_missing_permission_names_user_and_operation(error: Exception, named: li
 @pytest.mark.parametrize(
     ("case", "options", "named"),
     [
-        ("user", {"sasl": SASL}, "bridge"),
-        ("token", {"sasl": {"mechanism": "oauthbearer", "token_file": "/run/token"}}, "token"),
+        ("user", {"auth": SASL}, "bridge"),
+        ("token", {"auth": {"mechanism": "oauthbearer", "token_file": "/run/token"}}, "token"),
         ("certificate", {"tls": CERTIFICATE}, "certificate"),
-        ("nothing", {}, "login"),
+        ("nothing", {}, "anonymous"),
     ],
 )
 def test_identity_names_user_or_credential(case: str, options: dict[str, Any], named: str, golden: Golden) -> None:
@@ -130,29 +130,29 @@ MISSING = Answer(topics=((UnknownTopicOrPartitionError.errno, "events", False, [
 @pytest.mark.parametrize(
     ("case", "options", "answers", "named"),
     [
-        ("create is false", {"create": False}, [MISSING], ["create", "--topic events --partitions 1", "delete"]),
+        ("create is false", {"auto_create": False}, [MISSING], ["create", "--topic events --partitions 1", "delete"]),
         (
             "create not allowed",
-            {"sasl": SASL},
+            {"auth": SASL},
             [MISSING, Answer(topic_errors=(("events", TopicAuthorizationFailedError.errno, None),))],
             ["user bridge", "Create", "--topic events"],
         ),
         (
             "too many replicas",
-            {"replicas": 3},
+            {"replication_factor": 3},
             [MISSING, Answer(topic_errors=(("events", 38, "Replication factor: 3 larger than brokers: 1."),))],
             ["Replication factor: 3", "--topic events"],
         ),
         (
             "not to be seen",
-            {"sasl": SASL},
+            {"auth": SASL},
             [Answer(topics=((TopicAuthorizationFailedError.errno, "events", False, []),))],
             ["user bridge", "Describe", "Write"],
         ),
         ("no brokers", {}, [Answer(brokers=())], [SERVER]),
         (
             "no brokers, token",
-            {"sasl": {"mechanism": "oauthbearer", "token_file": "/run/token"}},
+            {"auth": {"mechanism": "oauthbearer", "token_file": "/run/token"}},
             [Answer(brokers=())],
             [SERVER, "/run/token"],
         ),

@@ -14,13 +14,13 @@ from nats.js.api import StreamConfig, StreamSource
 from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
-from config.sinks.nats import LoginSettings, NatsSettings
+from config.sinks.nats import NatsAuthSettings, NatsSettings
 from sinks.nats import login, streams
 from sinks.nats.exchange import Answer, Refusal, read
 from sinks.nats.failures import AnsweredError, Texts, is_denial
 from tests.golden import Golden
 
-TEXTS = Texts("n1:4222", 5.0, "login.token_file /run/token", "tls.cert_file /run/cert")
+TEXTS = Texts("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")
 NOBODY = Texts("n1:4222", 5.0, "", "")
 
 
@@ -31,9 +31,9 @@ NOBODY = Texts("n1:4222", 5.0, "", "")
         (TimeoutError(), "5 s"),
         (nats.errors.SecureConnWantedError(), "TLS"),
         (ssl.SSLError(1, "WRONG_VERSION_NUMBER"), "TLS"),
-        (nats.errors.Error("nats: 'Authorization Violation'"), "login.token_file /run/token"),
-        (nats.errors.AuthorizationError(), "login.token_file /run/token"),
-        (nats.errors.Error("nats: 'User Authentication Expired'"), "login.token_file /run/token"),
+        (nats.errors.Error("nats: 'Authorization Violation'"), "auth.token_file /run/token"),
+        (nats.errors.AuthorizationError(), "auth.token_file /run/token"),
+        (nats.errors.Error("nats: 'User Authentication Expired'"), "auth.token_file /run/token"),
         (nats.errors.Error("nats: 'maximum connections exceeded'"), "maximum connections exceeded"),
         (nats.errors.Error("nats: empty response from server when expecting INFO message"), "handshake_first"),
     ],
@@ -65,7 +65,7 @@ def test_no_login(golden: Golden) -> None:
         (nats.errors.UnexpectedEOF(), "n1:4222"),
         (nats.errors.StaleConnectionError(), "n1:4222"),
         (ConnectionResetError(104, "Connection reset by peer"), "n1:4222"),
-        (nats.errors.AuthorizationError(), "login.token_file /run/token"),
+        (nats.errors.AuthorizationError(), "auth.token_file /run/token"),
     ],
 )
 def test_a_connection_that_ends(error: Exception | None, named: str, golden: Golden) -> None:
@@ -131,7 +131,7 @@ def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: A
 
 
 def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None:
-    wanted = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject": "events"}))
+    wanted = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
     assert not list(streams.config_errors(wanted, "events.*.*.*"))
     assert not list(streams.config_warnings(wanted, "events.*.*.*"))
 
@@ -177,27 +177,27 @@ def test_a_creds_file_is_handed_on_as_far_as_it_is_one(tmp_path: Path, golden: G
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
-    options = login.options(LoginSettings(creds_file=str(path)))
+    options = login.options(NatsAuthSettings(creds_file=str(path)))
     assert isinstance(options["user_credentials"], RawCredentials)
     assert str(options["user_credentials"]).splitlines()[1] == "ey.J0"
     assert str(options["user_credentials"]).splitlines()[3] == seed
     path.write_text("no creds")
     with golden.error(
-        "nats_errors", "a creds file without credentials", TransientError, "login.creds_file", path, TMP=tmp_path
+        "nats_errors", "a creds file without credentials", TransientError, "auth.creds_file", path, TMP=tmp_path
     ):
-        login.options(LoginSettings(creds_file=str(path)))
+        login.options(NatsAuthSettings(creds_file=str(path)))
 
 
 def test_an_empty_file_is_no_secret(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "token").write_text("\n")
     with golden.error(
-        "nats_errors", "an empty token file", TransientError, "login.token_file", tmp_path / "token", TMP=tmp_path
+        "nats_errors", "an empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
     ):
-        login.options(LoginSettings(token_file=str(tmp_path / "token")))
+        login.options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 
 def test_settings_in_use_are_named_without_their_secrets() -> None:
-    assert login.named(LoginSettings()) == ""
-    assert login.named(LoginSettings(creds_file="/x")) == "login.creds_file /x"
-    named = login.named(LoginSettings.model_validate({"user": "u", "password": "s3cr3t"}))
-    assert named == "login.user and login.password"
+    assert login.named(NatsAuthSettings()) == ""
+    assert login.named(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
+    named = login.named(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
+    assert named == "auth.user and auth.password"

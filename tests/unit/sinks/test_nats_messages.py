@@ -19,7 +19,7 @@ HEADER = re.compile(r"[!-~]*")  # printable ASCII without blanks: nothing can en
 
 
 def messages(**settings: Any) -> Messages:
-    return Messages(NatsSettings.model_validate({"servers": ["n1"], "subject": "events", **settings}))
+    return Messages(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events", **settings}))
 
 
 def test_a_message() -> None:
@@ -88,7 +88,7 @@ def test_headers_and_subjects_are_safe_whatever_something_is_called(
     host: str, namespace: str, subject: str, project: str
 ) -> None:
     hostile = msgspec.structs.replace(RECORD, host=host, namespace=namespace, subject=subject, project=project)
-    item = messages(template="{host}.{namespace}.{project}.{type}").item(hostile)
+    item = messages(subject_template="{host}.{namespace}.{project}.{type}").item(hostile)
     assert item
     assert all(HEADER.fullmatch(value) for value in item.headers.values())
     assert re.fullmatch(r"events(\.[A-Za-z0-9_=-]+){4}", item.subject)

@@ -17,8 +17,13 @@ from tests.golden import Golden
 
 def test_each_setting_makes_its_sink() -> None:
     settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]}).sinks
-    assert isinstance(make(settings[0]), StdoutSink)
-    assert [type(sink) for sink in make_all(settings)] == [StdoutSink, FileSink, KafkaSink, NatsSink]
+    assert isinstance(make(settings["stdout"]), StdoutSink)
+    assert {id_: type(sink) for id_, sink in make_all(settings).items()} == {
+        "stdout": StdoutSink,
+        "file": FileSink,
+        "kafka": KafkaSink,
+        "nats": NatsSink,
+    }
 
 
 def test_a_sink_and_its_library_are_imported_only_where_they_are_asked_for() -> None:
@@ -34,4 +39,4 @@ def test_a_library_that_is_not_installed_is_named(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
     with golden.error("sink_errors", f"{library} not installed", FatalError, library, "pip install 'whalebridge["):
-        make(load({"sinks": [url]}).sinks[0])
+        make(load({"sinks": {"main": url}}).sinks["main"])

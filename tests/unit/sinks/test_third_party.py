@@ -31,8 +31,7 @@ def kept(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("form", ["url", "settings"])
 async def test_a_third_party_sink_is_configured_and_works_like_any_other(form: str, tmp_path: Path) -> None:
     sink = f"folder:{tmp_path}" if form == "url" else {"type": "folder", "path": str(tmp_path), "encoding": "json"}
-    (settings,) = load({"sinks": [sink]}).sinks
-    assert settings.called == f"folder/{tmp_path}"
+    settings = load({"sinks": {"main": sink}}).sinks["main"]
     made = make(settings)
     await made.start()
     await made.publish([record(1), record(2)])
@@ -41,13 +40,15 @@ async def test_a_third_party_sink_is_configured_and_works_like_any_other(form: s
 
 
 async def test_its_errors_are_the_usual_ones(tmp_path: Path, golden: Golden) -> None:
-    made = make(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks[0])
+    made = make(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks["folder"])
     with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere", TMP=tmp_path):
         await made.start()
 
 
 async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
-    made = make(load({"sinks": [{"type": "folder", "path": str(tmp_path), "encoding": "whalewatcher"}]}).sinks[0])
+    made = make(
+        load({"sinks": {"main": {"type": "folder", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks["main"]
+    )
     await made.publish([frame(1, "snapshot_started"), record(2)])
     assert list(kept(tmp_path)) == [record(2).id]
 
@@ -55,20 +56,20 @@ async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sink", "path", "named"),
     [
-        ("folder:", "sinks.0", "folder:PATH"),
-        ({"type": "folder"}, "sinks.0.path", ""),
-        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.0.pth", ""),
-        ("broken:x", "sinks.0", "whalebridge_example_that_is_not_there"),
-        ({"type": "broken"}, "sinks.0", "'broken'"),
-        ("poor:x", "sinks.0", "bridge.core.model"),
-        ("other:x", "sinks.0", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
-        ({"type": "other"}, "sinks.0.type", "stdout, file, kafka, nats, broken, folder, poor"),
+        ("folder:", "sinks.main", "folder:PATH"),
+        ({"type": "folder"}, "sinks.main.path", ""),
+        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.main.pth", ""),
+        ("broken:x", "sinks.main", "whalebridge_example_that_is_not_there"),
+        ({"type": "broken"}, "sinks.main", "'broken'"),
+        ("poor:x", "sinks.main", "bridge.core.model"),
+        ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
+        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, folder, poor"),
     ],
 )
 def test_mistakes_are_told_with_their_path(sink: object, path: str, named: str, golden: Golden) -> None:
     with pytest.raises(SettingsError) as caught:
-        load({"sinks": [sink]})
-    (mistake,) = caught.value.mistakes
+        load({"sinks": {"main": sink}})
+    (mistake,) = caught.value.errors
     assert mistake.startswith(f"--sink: {path}: ")
     assert named in mistake
     golden.entry("sink_errors", f"settings of a third party's sink, {sink}", mistake)

@@ -13,13 +13,13 @@
 {{- end }}
 {{- end }}
 
-{{- define "whalebridge.selector" -}}
+{{- define "whalebridge.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "whalebridge.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
-{{- /* Of every object; those that the selector finds have its labels besides. */}}
-{{- define "whalebridge.origin" -}}
+{{- /* Labels of every object; objects that the selector matches have the selector labels as well. */}}
+{{- define "whalebridge.commonLabels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -27,8 +27,8 @@ app.kubernetes.io/part-of: whalebridge
 {{- end }}
 
 {{- define "whalebridge.labels" -}}
-{{ include "whalebridge.origin" . }}
-{{ include "whalebridge.selector" . }}
+{{ include "whalebridge.commonLabels" . }}
+{{ include "whalebridge.selectorLabels" . }}
 {{- end }}
 
 {{- define "whalebridge.serviceAccount" -}}
@@ -47,7 +47,7 @@ app.kubernetes.io/part-of: whalebridge
 {{- end }}
 {{- end }}
 
-{{- /* What differs between distributions: where the socket is, and as what SELinux lets it be opened. */}}
+{{- /* Differences between distributions: the path of the socket, and the SELinux options that allow to open it. */}}
 {{- define "whalebridge.presets" -}}
 containerd: {socket: /run/containerd/containerd.sock}
 k3s: {socket: /run/k3s/containerd/containerd.sock}
@@ -67,8 +67,8 @@ bottlerocket:
 {{- default (include "whalebridge.preset" . | fromYaml).socket .Values.containerd.socket }}
 {{- end }}
 
-{{- /* Of every container: nothing but its own memory can be written to, and nothing can be gained. */}}
-{{- define "whalebridge.locked" -}}
+{{- /* Security context of every container: no writable root filesystem, no capabilities. */}}
+{{- define "whalebridge.restrictedSecurityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities:
@@ -76,20 +76,20 @@ capabilities:
 {{- end }}
 
 {{- define "whalebridge.unprivileged" -}}
-{{ include "whalebridge.locked" . }}
+{{ include "whalebridge.restrictedSecurityContext" . }}
 runAsNonRoot: true
 runAsUser: {{ .Values.user }}
 runAsGroup: {{ .Values.user }}
 {{- end }}
 
-{{- /* Whose the directory of state is: the bridge's. */}}
-{{- define "whalebridge.bridgeUser" -}}
+{{- /* Owner of the state directory: the user of the bridge. */}}
+{{- define "whalebridge.stateOwner" -}}
 {{- ternary 0 .Values.user (and .Values.containerd.runAsRoot (not .Values.proxy.enabled)) }}
 {{- end }}
 
-{{- /* Of the one container that opens containerd's socket. */}}
-{{- define "whalebridge.opensSocket" -}}
-{{ include "whalebridge.locked" . }}
+{{- /* Security context of the one container that opens containerd's socket. */}}
+{{- define "whalebridge.socketSecurityContext" -}}
+{{ include "whalebridge.restrictedSecurityContext" . }}
 {{- if .Values.containerd.runAsRoot }}
 runAsNonRoot: false
 runAsUser: 0
@@ -105,24 +105,25 @@ seLinuxOptions:
 {{- end }}
 {{- end }}
 
-{{- /* The ports of the brokers in config.sinks, given as servers or as URLs, one a line. */}}
+{{- /* The ports of the brokers in config.sinks, from settings or URLs, one per line. */}}
 {{- define "whalebridge.brokerPorts" -}}
 {{- $ports := dict }}
 {{- range .Values.config.sinks }}
-{{- $usual := "" }}
+{{- $defaultPort := "" }}
 {{- $servers := list }}
 {{- if kindIs "string" . }}
 {{- if regexMatch "^(kafkas?|nats|tls)://" . }}
-{{- $usual = ternary "9092" "4222" (hasPrefix "kafka" .) }}
+{{- $defaultPort = ternary "9092" "4222" (hasPrefix "kafka" .) }}
 {{- $servers = regexReplaceAll "^[a-z]+://([^/]*).*$" . "${1}" | splitList "," }}
 {{- end }}
 {{- else if has .type (list "kafka" "nats") }}
-{{- $usual = ternary "9092" "4222" (eq .type "kafka") }}
-{{- $servers = ternary (splitList "," (toString .servers)) .servers (kindIs "string" .servers) }}
+{{- $defaultPort = ternary "9092" "4222" (eq .type "kafka") }}
+{{- $configured := ternary .bootstrap_servers .servers (eq .type "kafka") }}
+{{- $servers = ternary (splitList "," (toString $configured)) $configured (kindIs "string" $configured) }}
 {{- end }}
 {{- range $servers }}
 {{- $port := regexFind ":[0-9]+$" . | trimPrefix ":" }}
-{{- $_ := set $ports (default $usual $port) true }}
+{{- $_ := set $ports (default $defaultPort $port) true }}
 {{- end }}
 {{- end }}
 {{- range .Values.networkPolicy.brokerPorts }}
@@ -133,6 +134,6 @@ seLinuxOptions:
 
 {{- define "whalebridge.config" -}}
 {{- $http := dict "listen" (printf "%s:%v" .Values.http.address .Values.http.port) }}
-{{- $ours := dict "containerd" (dict "address" (include "whalebridge.socket" .)) "state_dir" "/var/lib/whalebridge" "http" $http }}
-{{- mergeOverwrite (deepCopy .Values.config) $ours | toYaml }}
+{{- $chartSettings := dict "containerd" (dict "address" (include "whalebridge.socket" .)) "state_dir" "/var/lib/whalebridge" "http" $http }}
+{{- mergeOverwrite (deepCopy .Values.config) $chartSettings | toYaml }}
 {{- end }}

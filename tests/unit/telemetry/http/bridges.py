@@ -22,7 +22,7 @@ def note(number: int = 1, *, inferred: int = 0, **gap: Any) -> SnapshotNote:
     return SnapshotNote(f"7-{number}", 3_000_000_000, stretch, Coverage(["default"], [], False), 2, inferred)
 
 
-def sink(name: str = "kafka/t", **changed: Any) -> SinkStatus:
+def sink(name: str = "main", **changed: Any) -> SinkStatus:
     whole = SinkStatus(name, "ok", None, Lag(0, 0, 0.0, 0), 5, 0, 0, Histogram())
     return msgspec.structs.replace(whole, **changed)
 

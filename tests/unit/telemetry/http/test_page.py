@@ -38,7 +38,7 @@ def test_it_tells_how_things_are() -> None:
     how = status(sinks=[sink(lag=Lag(12, 34567, 90.0, 3), refused=1)], exclude=("test-*",))
     how.tally.snapshot(note(reason="reconnect", since=0, inferred=4))
     text = Reader(page.render(how, [row(name="web-1", project="shop", paused=True), row("c2")], 0)).text
-    for told in ("node-1", "containerd 2.4", "test-*", "kafka/t", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
+    for told in ("node-1", "containerd 2.4", "test-*", "main", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
         assert told in text
     for told in ("shop", "no project", "paused", "1970-01-01 00:00:02Z", "ready"):
         assert told in text
@@ -47,11 +47,11 @@ def test_it_tells_how_things_are() -> None:
 def test_trouble_is_told_first(golden: Golden) -> None:
     how = status(live=False, failure="no such socket", sinks=[sink(state="failing", failure="away")])
     text = Reader(page.render(how, [], 0)).text
-    assert text.index("ready") < text.index("no such socket") < text.index("kafka/t") < text.index("containerd 2.4")
+    assert text.index("ready") < text.index("no such socket") < text.index("main") < text.index("containerd 2.4")
     assert "away" in text
     degraded = Reader(page.render(status(sinks=[sink(state="failing")]), [], 0)).text
     assert "ready" in degraded
-    assert "kafka/t" in degraded
+    assert "main" in degraded
     golden("status_page", f"{plain(text)}\n\n{plain(degraded)}")
 
 

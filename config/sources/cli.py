@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
+from config.sinks import SinkUrls
 from config.sources import Source
 
 FLAGS = {
@@ -19,11 +20,13 @@ FLAGS = {
     "log.level": "--log-level",
     "log.format": "--log-format",
 }
-"""What sets a setting on the command line, by its path."""
+"""The option of a setting, by the setting's path."""
 
 
 def source(model: type[BaseSettings], given: Mapping[str, Any]) -> Source:
-    """Return what flags have set: ``given``, nested by section."""
-    places = {tuple(path.split(".")): flag for path, flag in FLAGS.items()}
-    told = Source(model, given, {})
-    return Source(model, given, {path: flag for path, flag in places.items() if told.get(path) is not None})
+    """Return the settings ``given`` by options, nested by group; ``sinks`` may be a list of ``[ID=]URL``."""
+    if isinstance(urls := given.get("sinks"), list):
+        given = {**given, "sinks": SinkUrls(urls)}
+    values = Source(model, given, {})
+    locations = {tuple(path.split(".")): flag for path, flag in FLAGS.items()}
+    return Source(model, given, {path: flag for path, flag in locations.items() if values.get(path) is not None})

@@ -1,0 +1,86 @@
+"""Which namespaces are watched and which containers are published."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from bridge.core.identity import DOCKER_NAMESPACE
+
+IncludeExclude = tuple[Iterable[str], Iterable[str]]
+"""Globs to include, and globs to exclude."""
+
+
+class NamespaceFilter:
+    """Match namespaces by globs: one of ``include`` must match, and none of ``exclude``.
+
+    Docker's namespace ``moby`` is excluded as well, because Docker's own API provides more, unless ``include``
+    contains it literally.
+    """
+
+    def __init__(self, include: Iterable[str] = ("*",), exclude: Iterable[str] = ()) -> None:
+        self._include = tuple(include)
+        self._exclude = tuple(exclude)
+        if DOCKER_NAMESPACE not in self._include:
+            self._exclude += (DOCKER_NAMESPACE,)
+
+    def __call__(self, namespace: str) -> bool:
+        """Return whether ``namespace`` is watched."""
+        return _matches_any(self._include, namespace) and not _matches_any(self._exclude, namespace)
+
+
+class ContainerFilter:
+    """Match containers by kind, name, compose project and labels; all of them must match.
+
+    A glob of the included ``names`` (``projects``) must match, and none of the excluded ones. ``names`` matches the
+    nerdctl name or the id. ``labels`` holds selectors, ``KEY`` or ``KEY=VALUE``, both of them globs; without an
+    included selector every container matches. An unknown property of a container is empty.
+    """
+
+    def __init__(
+        self,
+        kinds: Iterable[str] = ("container",),
+        names: IncludeExclude = (("*",), ()),
+        projects: IncludeExclude = (("*",), ()),
+        labels: IncludeExclude = ((), ()),
+    ) -> None:
+        self._kinds = frozenset(kinds)
+        self._names = (tuple(names[0]), tuple(names[1]))
+        self._projects = (tuple(projects[0]), tuple(projects[1]))
+        self._included_labels = tuple(map(_parse_selector, labels[0]))
+        self._excluded_labels = tuple(map(_parse_selector, labels[1]))
+
+    def __call__(
+        self, *, kind: str, name: str, project: str, labels: Mapping[str, str] | None = None, id: str = ""
+    ) -> bool:
+        """Return whether such a container is published."""
+        labels = labels or {}
+        return (
+            kind in self._kinds
+            and _is_included(self._names, name, id or name)
+            and _is_included(self._projects, project)
+            and (not self._included_labels or _has_label(labels, self._included_labels))
+            and not _has_label(labels, self._excluded_labels)
+        )
+
+
+def _is_included(globs: tuple[tuple[str, ...], tuple[str, ...]], *values: str) -> bool:
+    include, exclude = globs
+    return _matches_any(include, *values) and not _matches_any(exclude, *values)
+
+
+def _matches_any(globs: Iterable[str], *values: str) -> bool:
+    return any(fnmatchcase(value, glob) for glob in globs for value in values)
+
+
+def _parse_selector(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    return key, value if equals else "*"
+
+
+def _has_label(labels: Mapping[str, str], selectors: Iterable[tuple[str, str]]) -> bool:
+    return any(
+        fnmatchcase(key, key_glob) and fnmatchcase(value, value_glob)
+        for key_glob, value_glob in selectors
+        for key, value in labels.items()
+    )

@@ -1,0 +1,74 @@
+"""The environment as a source of settings: prefix ``WHALEBRIDGE_``, and ``__`` between the levels of nesting.
+
+``WHALEBRIDGE_LOG__LEVEL=debug`` is ``log.level``, ``WHALEBRIDGE_SINKS__MAIN__TOPIC=t`` is ``sinks.main.topic``. Values
+stay text: each field parses its own. pydantic-settings' own source is not used, because it expects JSON for lists,
+stops at the first invalid value, and silently ignores a misspelled name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_settings import BaseSettings
+
+from config import suggestions
+from config.sources import Path, Source, as_mapping
+
+PREFIX = "WHALEBRIDGE_"
+NESTING = "__"
+_CUTOFF = 0.85  # similarity from which on a name is a misspelled setting
+
+
+def source(model: type[BaseSettings], environ: Mapping[str, str]) -> Source:
+    """Return the settings in ``environ``.
+
+    A name without ``__`` that is not a setting is ignored, unless it resembles one: Kubernetes adds such names
+    (``WHALEBRIDGE_SERVICE_HOST``) to every pod next to a Service called whalebridge. Any other unknown name is kept,
+    so that validation reports it.
+    """
+    values: dict[str, Any] = {}
+    locations: dict[Path, str] = {}
+    errors = []
+    for name in sorted(environ):
+        if not name.startswith(PREFIX):
+            continue
+        path = tuple(name.removeprefix(PREFIX).lower().split(NESTING))
+        if len(path) > 1 or path[0] in model.model_fields:
+            locations[path] = name
+            if whole := _put(values, path, environ[name]):
+                errors.append(f"{name}: conflicts with {variable('.'.join(whole))}; set one of them")
+        elif hint := _misspelled(model, path[0]):
+            errors.append(f"{name}: unknown setting; {hint}")
+    return Source(model, values, locations, errors)
+
+
+def variable(path: str) -> str:
+    """Return the environment variable of the setting at ``path``, such as ``log.level``."""
+    return PREFIX + path.replace(".", NESTING).upper()
+
+
+def _misspelled(model: type[BaseSettings], name: str) -> str | None:
+    """Return a hint if ``name``, which contains no ``__``, resembles a setting."""
+    paths = {path.replace(".", "_"): path for path, _ in suggestions.fields(model)}
+    if near := suggestions.nearest(name, paths, _CUTOFF):
+        return f"did you mean {variable(paths[near])}?"
+    if name.startswith("sinks_"):
+        return f"separate levels by two underscores, as in {variable(f'sinks.{suggestions.SINK_ID}.topic')}"
+    return None
+
+
+def _put(settings: dict[str, Any], path: Path, value: str) -> Path:
+    """Put ``value`` at ``path``; return the path of a plain value that is in the way, else nothing.
+
+    The URL of a sink is not in the way: other settings of the sink are merged into it.
+    """
+    for depth, name in enumerate(path[:-1]):
+        inner = settings.setdefault(name, {})
+        if isinstance(inner, str) and path[0] == "sinks" and depth > 0:
+            settings[name] = inner = as_mapping(inner)
+        if not isinstance(inner, dict):
+            return path[: depth + 1]
+        settings = inner
+    settings[path[-1]] = value
+    return ()

@@ -1,0 +1,62 @@
+"""Names of settings: all of them, and the one that a misspelled name resembles most."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from config.sinks import BUILT_IN
+
+_PLAIN = re.compile("[A-Za-z0-9_.-]{0,60}")
+SIMILAR = 0.6  # difflib's default cutoff
+SINK_ID = "ID"
+"""Stands for the id of a sink in a path: ``sinks.ID.topic``."""
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the settings of ``model`` and of its groups, each with its path."""
+    for name, field in model.model_fields.items():
+        inner = group(field.annotation)
+        if inner:
+            yield from fields(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def group(annotation: Any) -> type[BaseModel] | None:
+    """Return the model of a group of settings, optional or not; None for a plain value."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    inner = [each for each in get_args(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
+    return inner[0] if len(inner) == 1 and type(None) in get_args(annotation) else None
+
+
+def all_paths(model: type[BaseModel]) -> list[str]:
+    """Return the paths of all settings, including those of the built-in types of sinks (``sinks.ID.topic``)."""
+    paths = dict.fromkeys(path for path, _ in fields(model))
+    for sink in BUILT_IN.values():
+        paths |= dict.fromkeys(path for path, _ in fields(sink, f"sinks.{SINK_ID}."))
+    return list(paths)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = SIMILAR) -> str | None:
+    """Return the name in ``known`` that is most similar to ``name``, if any is similar at all."""
+    found = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
+
+
+def suggest(name: str, model: type[BaseModel]) -> str | None:
+    """Return the setting of ``model`` that ``name`` most likely means."""
+    return nearest(redact(name).lower(), model.model_fields)
+
+
+def redact(name: str) -> str:
+    """Cut a name at the first character that no name contains: after a colon or a blank a value may follow."""
+    plain = _PLAIN.match(name)
+    known = plain[0] if plain else ""
+    return name if known == name else f"{known}..."

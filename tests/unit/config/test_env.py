@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from config.settings import Settings
+from config.sources.env import source, variable
+
+KUBERNETES = {
+    "WHALEBRIDGE_SERVICE_HOST": "10.0.0.1",
+    "WHALEBRIDGE_SERVICE_PORT": "9469",
+    "WHALEBRIDGE_SERVICE_PORT_HTTP": "9469",
+    "WHALEBRIDGE_PORT": "tcp://10.0.0.1:9469",
+    "WHALEBRIDGE_PORT_9469_TCP": "tcp://10.0.0.1:9469",
+    "WHALEBRIDGE_PORT_9469_TCP_ADDR": "10.0.0.1",
+    "WHALEBRIDGE_HTTP_SERVICE_HOST": "10.0.0.1",
+    "WHALEBRIDGE_LOG_PORT_80_TCP_PROTO": "tcp",
+}
+
+
+def test_double_underscores_nest_lowercase_names() -> None:
+    environ = {
+        "WHALEBRIDGE_HOST": "node-1",
+        "WHALEBRIDGE_LOG__LEVEL": "Debug",
+        "WHALEBRIDGE_LOG__FORMAT": "json",
+        "WHALEBRIDGE_SINKS__MAIN__TYPE": "stdout",
+        "PATH": "/bin",
+    }
+    read = source(Settings, environ)
+    assert read() == {
+        "host": "node-1",
+        "log": {"level": "Debug", "format": "json"},
+        "sinks": {"main": {"type": "stdout"}},
+    }
+    assert read.locations(("log", "level")) == ["WHALEBRIDGE_LOG__LEVEL"]
+    assert read.locations(("log",)) == ["WHALEBRIDGE_LOG__FORMAT", "WHALEBRIDGE_LOG__LEVEL"]
+    assert read.errors == ()
+
+
+def test_kubernetes_service_variables_are_ignored() -> None:
+    read = source(Settings, KUBERNETES)
+    assert (read(), read.errors) == ({}, ())
+
+
+def test_unknown_group_is_kept_for_validation() -> None:
+    assert source(Settings, {"WHALEBRIDGE_LGO__LEVEL": "debug"})() == {"lgo": {"level": "debug"}}
+
+
+def test_value_of_group_wins_over_its_parts() -> None:
+    read = source(Settings, {"WHALEBRIDGE_LOG": "debug", "WHALEBRIDGE_LOG__LEVEL": "info"})
+    assert read() == {"log": "debug"}
+    assert [error.partition(": ")[0] for error in read.errors] == ["WHALEBRIDGE_LOG__LEVEL"]
+
+
+def test_settings_of_sink_are_merged_into_its_url() -> None:
+    environ = {"WHALEBRIDGE_SINKS__MAIN": "kafka://h:1/t", "WHALEBRIDGE_SINKS__MAIN__COMPRESSION": "zstd"}
+    assert source(Settings, environ)() == {
+        "sinks": {"main": {"type": "kafka", "bootstrap_servers": ["h:1"], "topic": "t", "compression": "zstd"}}
+    }
+
+
+def test_variable_is_named_after_path() -> None:
+    assert variable("sinks.main.auth.password_file") == "WHALEBRIDGE_SINKS__MAIN__AUTH__PASSWORD_FILE"

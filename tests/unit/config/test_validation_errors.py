@@ -1,0 +1,394 @@
+"""Invalid settings: each error starts with its location and path, and shows no value.
+
+The texts are in tests/golden/settings_errors.txt.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from config.settings import Settings, SettingsError, load
+from config.sources.yaml import MAX_BYTES
+from tests.golden import Golden
+
+CANARY = "canary-7f3a"
+ConfigFile = Callable[[str | bytes], str]
+KAFKA: dict[str, Any] = {"type": "kafka", "bootstrap_servers": "h1:9092", "topic": "events"}
+AUTH = {"mechanism": "plain", "username": "u", "password": CANARY}
+NATS: dict[str, Any] = {"type": "nats", "servers": ["n1:4222"], "subject_prefix": "events"}
+TLS = {"enabled": True, "cert_file": "/c"}
+
+FILES: list[tuple[str | bytes, str]] = [
+    ("log:\n\tlevel: info", "FILE:2"),
+    ("- a", "FILE:1"),
+    (CANARY, "FILE:1"),
+    ("log: {level: info}\nlog: {level: info}", "FILE:2: log"),
+    (b"#\nhost: \xff", "FILE:2"),
+    ("#\nhost: a\0b", "FILE:2"),
+    ("host: a\n---\nhost: b", "FILE:2"),
+    (f"host: *{CANARY}", "FILE:1"),
+    (f"host: !{CANARY}", "FILE:1: host"),
+    (f"host: !{CANARY}! x", "FILE:1"),
+    ("host: !!binary aGk=", "FILE:1: host"),
+    ("host: !!python/object/apply:os.abort []", "FILE:1: host"),
+    (f"host: %{CANARY}", "FILE:1"),
+    (f"host: a: {CANARY}", "FILE:1"),
+    (f'host: "{CANARY}', "FILE:1"),
+    (f'host: "\\{CANARY}"', "FILE:1"),
+    (f"sinks: [{CANARY}", "FILE:1"),
+    ("log:\n    level: info\n  format: json", "FILE:3"),
+    (f"log:\n  level: info\n{CANARY}\nhost: a", "FILE:4"),
+    ("a: &a [*a]", "FILE:1"),
+    ("a: " + "[" * 40, "FILE:1"),
+    ("? [a]\n: b", "FILE:1"),
+    ("sinks:\n  a: &a {type: stdout}\n  b:\n    <<: *a", "FILE:4: sinks.b"),
+    ("log: [a]", "FILE:1: log"),
+    ("host: [a]", "FILE:1: host"),
+    ("host:", "FILE:1: host"),
+    ("heartbeat: {interval: }", "FILE:1: heartbeat.interval"),
+    ("heartbeat: {interval: 0s}", "FILE:1: heartbeat.interval"),
+    ("http: {listen: 9469}", "FILE:1: http.listen"),
+    ("http: {listen: '127.0.0.1:65536'}", "FILE:1: http.listen"),
+    ("namespaces: {include: {a: b}}", "FILE:1: namespaces.include"),
+    ("outbox: {max_records: 1e6}", "FILE:1: outbox.max_records"),
+    ("containers: {kinds: []}", "FILE:1: containers.kinds"),
+    ("containers: {additional_events: [started]}", "FILE:1: containers.additional_events.0"),
+    ("containers: {labels: {include: [=x]}}", "FILE:1: containers.labels.include.0"),
+    ("level: debug", "FILE:1: level"),
+    ("Host: a", "FILE:1: Host"),
+    ("x: a", "FILE:1: x"),
+    (f"log: {{level:{CANARY}}}", "FILE:1: log.level..."),
+    ("sinks: [kafka://h/t]", "FILE:1: sinks"),
+    ("sinks:\n  - type: kafka\n    topic: t", "FILE:1: sinks"),
+    ("sinks: {}", "FILE:1: sinks"),
+    ("sinks: 5", "FILE:1: sinks"),
+    ("sinks:", "FILE:1: sinks"),
+    ("sinks: {type: kafka, topic: t}", "FILE:1: sinks.type"),
+    ("sinks:\n  stdout:", "FILE:2: sinks.stdout"),
+    ("sinks: {a: [b]}", "FILE:1: sinks.a"),
+    ("sinks: {a: {}}", "FILE:1: sinks.a.type"),
+    ("sinks: {a: {typ: kafka}}", "FILE:1: sinks.a.type"),
+    ("sinks: {a: {type: kafak}}", "FILE:1: sinks.a.type"),
+    ("sinks: {a: {type: stdout, topic: t}}", "FILE:1: sinks.a.topic"),
+    ("sinks: {a: {type: stdout, heartbeats: maybe}}", "FILE:1: sinks.a.heartbeats"),
+    *((f"sinks: {{'{id_}': {{type: stdout}}}}", f"FILE:1: sinks.{id_}") for id_ in ("Main", "1", "a__b", "a-", "")),
+    (f"sinks: {{{'a' * 64}: {{type: stdout}}}}", "FILE:1: sinks.aaa"),
+    (f"sinks: {{'a {CANARY}': {{type: stdout}}}}", "FILE:1: sinks.a..."),
+    # names that this project used before
+    ("containers: {extras: [oom]}", "FILE:1: containers.extras"),
+    ("outbox: {memory_max_bytes: 1048576}", "FILE:1: outbox.memory_max_bytes"),
+    ("http: {token: x}", "FILE:1: http.token"),
+    ("sinks: {a: {type: file, path: /x, keep: 1}}", "FILE:1: sinks.a.keep"),
+    ("a: " + "x" * MAX_BYTES, "FILE"),
+]
+
+FLAGS: list[tuple[dict[str, Any], str]] = [
+    ({"snapshot": {"interval": "6"}}, "--snapshot-interval: snapshot.interval"),
+    ({"snapshot": {"interval": "6.5h"}}, "--snapshot-interval: snapshot.interval"),
+    ({"snapshot": {"interval": "0s"}}, "--snapshot-interval: snapshot.interval"),
+    ({"snapshot": {"interval": "31d"}}, "--snapshot-interval: snapshot.interval"),
+    ({"log": {"level": "loud"}}, "--log-level: log.level"),
+    ({"containerd": {"address": "tcp://127.0.0.1:1"}}, "--containerd: containerd.address"),
+    ({"containerd": {"address": "run/c.sock"}}, "--containerd: containerd.address"),
+    ({"containerd": {"address": ""}}, "--containerd: containerd.address"),
+    ({"containerd": {"address": "/" + "x" * 107}}, "--containerd: containerd.address"),
+    ({"namespaces": {"include": [""]}}, "--namespace: namespaces.include.0"),
+    ({"namespaces": {"include": []}}, "--namespace: namespaces.include"),
+    ({"namespaces": {"include": ' ["a", "b"]'}}, "--namespace: namespaces.include"),
+    ({"state_dir": "x"}, "--state-dir: state_dir"),
+    ({"sinks": []}, "--sink: sinks"),
+    ({"sinks": ["stdout:", "stdout:"]}, "--sink: sinks"),
+    ({"sinks": ["main=stdout:", "main=file:/x"]}, "--sink: sinks"),
+    ({"sinks": ["kafka://h/t", "kafkas://h/t"]}, "--sink: sinks"),
+    ({"sinks": ["stdout"]}, "--sink: sinks"),
+    ({"sinks": ["main=stdout"]}, "--sink: sinks.main"),
+    ({"sinks": ["Main=stdout:"]}, "--sink: sinks.Main"),
+    ({"sinks": ["=stdout:"]}, "--sink: sinks."),
+    ({"sinks": ["kafak://h/t"]}, "--sink: sinks.kafak"),
+    ({"sinks": ["stdout:x"]}, "--sink: sinks.stdout"),
+    ({"sinks": ["kafka:"]}, "--sink: sinks.kafka"),
+    ({"sinks": ["main=kafka://h:1/t?acks=1"]}, "--sink: sinks.main"),
+    ({"sinks": [f"kafka://user:{CANARY}@h/t"]}, "--sink: sinks.kafka"),
+    ({"sinks": ["file:"]}, "--sink: sinks.file"),
+    ({"sinks": ["nats://h"]}, "--sink: sinks.nats"),
+    ({"host": "a b"}, "host"),
+    ({"host": ""}, "host"),
+    ({"containers": {"names": {"include": []}}}, "containers.names.include"),
+    ({"containers": {"projects": {"include": ""}}}, "containers.projects.include"),
+    ({"log": "debug"}, "log"),
+    ({"lgo": {"level": "debug"}}, "lgo"),
+]
+
+ENVIRONMENT: list[tuple[dict[str, str], str]] = [
+    ({"WHALEBRIDGE_LOG_LEVEL": CANARY}, "WHALEBRIDGE_LOG_LEVEL"),
+    ({"WHALEBRIDGE_STATE_DR": CANARY}, "WHALEBRIDGE_STATE_DR"),
+    ({"WHALEBRIDGE_SINK": CANARY}, "WHALEBRIDGE_SINK"),
+    ({"WHALEBRIDGE_SINKS_MAIN_TOPIC": CANARY}, "WHALEBRIDGE_SINKS_MAIN_TOPIC"),
+    ({"WHALEBRIDGE_LGO__LEVEL": CANARY}, "WHALEBRIDGE_LGO__LEVEL: lgo"),
+    ({"WHALEBRIDGE_LOG": "debug", "WHALEBRIDGE_LOG__LEVEL": "info"}, "WHALEBRIDGE_LOG__LEVEL"),
+    ({"WHALEBRIDGE_SINKS": "stdout:", "WHALEBRIDGE_SINKS__MAIN__TYPE": "file"}, "WHALEBRIDGE_SINKS__MAIN__TYPE"),
+    ({"WHALEBRIDGE_SINKS": "stdout: stdout:"}, "WHALEBRIDGE_SINKS: sinks"),
+    ({"WHALEBRIDGE_SINKS": "[kafka://h/t]"}, "WHALEBRIDGE_SINKS: sinks"),
+    ({"WHALEBRIDGE_SINKS__0__TYPE": "stdout"}, "WHALEBRIDGE_SINKS__0__TYPE: sinks.0"),
+    ({"WHALEBRIDGE_SINKS__MAIN__AUTH__USERNAME": "u"}, "WHALEBRIDGE_SINKS__MAIN__AUTH__USERNAME: sinks.main.type"),
+    ({"WHALEBRIDGE_NAMESPACES__INCLUDE__0": "x"}, "WHALEBRIDGE_NAMESPACES__INCLUDE__0: namespaces.include"),
+]
+
+KAFKAS: list[tuple[dict[str, Any], str]] = [
+    ({"bootstrap_servers": []}, "bootstrap_servers"),
+    ({"bootstrap_servers": "h:0"}, "bootstrap_servers.0"),
+    ({"bootstrap_servers": "h:65536"}, "bootstrap_servers.0"),
+    ({"bootstrap_servers": f"u:{CANARY}@h:1"}, "bootstrap_servers.0"),
+    ({"bootstrap_servers": "http://h:1"}, "bootstrap_servers.0"),
+    ({"topic": "a b"}, "topic"),
+    ({"topic": ".."}, "topic"),
+    ({"topic": "x" * 250}, "topic"),
+    ({"state_topic": "events"}, ""),
+    ({"state_topic": "state", "encoding": "whalewatcher"}, ""),
+    ({"partitions": 0}, "partitions"),
+    ({"replication_factor": 0}, "replication_factor"),
+    ({"compression": "brotli"}, "compression"),
+    ({"cloudevents": "yes"}, "cloudevents"),
+    ({"encoding": "xml"}, "encoding"),
+    ({"request_timeout": "30"}, "request_timeout"),
+    ({"request_timeout": "11m"}, "request_timeout"),
+    ({"max_request_size": 1}, "max_request_size"),
+    ({"acks": 1}, "acks"),
+    ({"tls": {"ca_file": "/ca"}}, "tls"),
+    ({"tls": {"enabled": True, "key_file": "/k"}}, "tls"),
+    ({"tls": {"enabled": True, "key_password": CANARY}}, "tls"),
+    ({"tls": TLS | {"key_password": CANARY, "key_password_file": "/p"}}, "tls"),
+    ({"tls": TLS | {"handshake_first": True}}, "tls.handshake_first"),
+    ({"auth": {"mechanism": "plain"}}, "auth"),
+    ({"auth": {"mechanism": "gssapi"}}, "auth.mechanism"),
+    ({"auth": {"mechanism": "plain", "username": "u"}}, "auth"),
+    ({"auth": {"pasword": CANARY, "username": "u"}}, "auth.pasword"),
+    ({"auth": AUTH | {"password": ""} | {"password_file": "p"}}, "auth.password_file"),
+    ({"auth": AUTH | {"password_file": "/p"}}, "auth"),
+    ({"auth": AUTH | {"token_file": "/t"}}, "auth"),
+    ({"auth": {"mechanism": "oauthbearer"}}, "auth"),
+    ({"auth": AUTH | {"mechanism": "oauthbearer", "token_file": "/t"}}, "auth"),
+    # names that this project used before
+    ({"name": "main"}, "name"),
+    ({"servers": ["h"]}, "servers"),
+    ({"create": False}, "create"),
+    ({"replicas": 3}, "replicas"),
+    ({"timeout": "30s"}, "timeout"),
+    ({"sasl": {"username": CANARY}}, "sasl"),
+]
+
+NATSES: list[tuple[dict[str, Any], str]] = [
+    ({"servers": []}, "servers"),
+    ({"servers": [f"nats://u:{CANARY}@h:1"]}, "servers.0"),
+    ({"subject_prefix": "a.>"}, "subject_prefix"),
+    ({"subject_template": "{id}"}, "subject_template"),
+    ({"subject_template": "{host}.{host}"}, "subject_template"),
+    ({"stream": {"name": "a.b"}}, "stream.name"),
+    ({"kv_bucket": {"name": "a b"}}, "kv_bucket.name"),
+    ({"domain": ">"}, "domain"),
+    ({"inbox_prefix": "_INBOX.*"}, "inbox_prefix"),
+    ({"stream": {"replicas": 6}}, "stream.replicas"),
+    ({"stream": {"max_age": "1s"}}, "stream.max_age"),
+    ({"stream": {"duplicate_window": "1m"}}, "stream.duplicate_window"),
+    ({"timeout": "10"}, "timeout"),
+    ({"mode": "other"}, "mode"),
+    ({"mode": "core", "kv_bucket": {"name": "x"}}, ""),
+    ({"encoding": "whalewatcher", "kv_bucket": {"name": "x"}}, ""),
+    ({"tls": {"handshake_first": True}}, "tls"),
+    ({"auth": {"user": "u"}}, "auth"),
+    ({"auth": {"password": CANARY}}, "auth"),
+    ({"auth": {"user": "u", "password": CANARY, "password_file": "/p"}}, "auth"),
+    ({"auth": {"token": CANARY, "token_file": "/t"}}, "auth"),
+    ({"auth": {"nkey_seed": CANARY, "nkey_seed_file": "/n"}}, "auth"),
+    ({"auth": {"token": CANARY, "creds_file": "/c"}}, "auth"),
+    ({"auth": {"creds_file": f"---- JWT {CANARY}"}}, "auth.creds_file"),
+    ({"auth": {"tokn": CANARY}}, "auth.tokn"),
+    # names that this project used before
+    ({"subject": "s"}, "subject"),
+    ({"template": "{host}"}, "template"),
+    ({"inbox": "_INBOX"}, "inbox"),
+    ({"handshake_first": True}, "handshake_first"),
+    ({"bucket": {"name": "b"}}, "bucket"),
+    ({"login": {"token": CANARY}}, "login"),
+    ({"stream": {"create": False}}, "stream.create"),
+]
+
+SINKS = [({"sinks": {"main": KAFKA | more}}, f"sinks.main.{path}".rstrip(".")) for more, path in KAFKAS]
+SINKS += [({"sinks": {"main": NATS | more}}, f"sinks.main.{path}".rstrip(".")) for more, path in NATSES]
+SINKS += [
+    ({"sinks": {"main": {"type": "file", "path": path}}}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")
+]
+
+
+def errors(given: dict[str, Any] | None = None, path: str | None = None) -> list[str]:
+    """Load settings that are wrong; no part of the exception shows the canary."""
+    with pytest.raises(SettingsError) as caught:
+        load(given, path)
+    assert CANARY not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
+    return [error.replace(path, "FILE") if path else error for error in caught.value.errors]
+
+
+def starts_with(message: str, prefix: str) -> bool:
+    return message.startswith(f"{prefix}: ") or (prefix.endswith("aaa") and message.startswith(prefix))
+
+
+@pytest.mark.parametrize(("text", "place"), FILES, ids=lambda value: str(value)[:40])
+def test_error_in_file_starts_with_line_and_path(text: str | bytes, place: str, config_file: ConfigFile) -> None:
+    assert starts_with(errors(path=config_file(text))[0], place)
+
+
+@pytest.mark.parametrize(("given", "place"), FLAGS, ids=str)
+def test_error_in_option_starts_with_option_and_path(given: dict[str, Any], place: str) -> None:
+    (error,) = errors(given)
+    assert starts_with(error, place)
+
+
+@pytest.mark.parametrize(("environment", "place"), ENVIRONMENT, ids=str)
+def test_error_in_environment_starts_with_variable(
+    environment: dict[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert starts_with(errors()[0], place)
+
+
+@pytest.mark.parametrize(("given", "path"), SINKS, ids=str)
+def test_error_in_sink_starts_with_its_path(given: dict[str, Any], path: str) -> None:
+    assert starts_with(errors(given)[-1].removeprefix("--sink: "), path)
+
+
+def test_settings_errors_match_golden_file(
+    config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch, golden: Golden
+) -> None:
+    blocks = [(str(text)[:120], errors(path=config_file(text))) for text, _ in FILES]
+    blocks += [(str(flags), errors(flags)) for flags, _ in FLAGS]
+    for environment, _ in ENVIRONMENT:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            blocks.append((" ".join(f"{name}={value!r}" for name, value in environment.items()), errors()))
+    for flags, _ in SINKS:
+        (sink,) = flags["sinks"].values()
+        blocks.append((str(sink), [error.removeprefix("--sink: ") for error in errors(flags)]))
+    golden("settings_errors", "\n".join(f"> {title!r}\n" + "".join(f"{e}\n" for e in found) for title, found in blocks))
+
+
+def test_all_errors_are_reported_with_their_locations(config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = config_file(
+        "log:\n  levl: debug\n\nsinks:\n  main:\n    type: kafka\n    bootstrap_servers: h\n    auth:\n"
+        f"      username: u\n      pasword: {CANARY}\nhost: {CANARY}/\nhost: b\n"
+    )
+    monkeypatch.setenv("WHALEBRIDGE_SINKS__MAIN__AUTH__MECHANISM", "plane")
+    monkeypatch.setenv("WHALEBRIDGE_LOG_LEVEL", CANARY)
+    found = errors({"snapshot": {"interval": CANARY}, "state_dir": "x"}, path)
+    assert [error.rpartition(": ")[0] for error in found] == [
+        "FILE:12: host",
+        "WHALEBRIDGE_LOG_LEVEL",
+        "FILE:11: host",
+        "FILE:5: sinks.main.topic",
+        "WHALEBRIDGE_SINKS__MAIN__AUTH__MECHANISM: sinks.main.auth.mechanism",
+        "FILE:10: sinks.main.auth.pasword",
+        "--snapshot-interval: snapshot.interval",
+        "--state-dir: state_dir",
+        "FILE:2: log.levl",
+    ]
+
+
+def test_all_errors_of_one_sink_are_reported() -> None:
+    sink = {"type": "kafka", "topic": "", "compression": "x", "auth": {"mechanism": "plain"}}
+    assert [error.split(": ")[1] for error in errors({"sinks": {"main": sink}})] == [
+        "sinks.main.bootstrap_servers",
+        "sinks.main.topic",
+        "sinks.main.compression",
+        "sinks.main.auth",
+    ]
+
+
+def test_errors_of_several_urls_are_reported_separately() -> None:
+    assert [error.split(": ")[1] for error in errors({"sinks": ["a:", "b:"]})] == ["sinks.a", "sinks.b"]
+
+
+def test_error_of_merged_group_names_all_locations(config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = config_file(f"sinks:\n  a: {{type: nats, servers: h, subject_prefix: s, auth: {{token: {CANARY}}}}}\n")
+    monkeypatch.setenv("WHALEBRIDGE_SINKS__A__AUTH__TOKEN_FILE", "/t")
+    (error,) = errors(path=path)
+    assert error.startswith("WHALEBRIDGE_SINKS__A__AUTH__TOKEN_FILE and FILE:2: sinks.a.auth: ")
+
+
+def test_error_in_overriding_sinks_names_the_option_only(config_file: ConfigFile) -> None:
+    path = config_file("sinks:\n  main: {type: kafka, bootstrap_servers: h}\n")
+    (error,) = errors({"sinks": ["main=kafka:"]}, path)
+    assert error.startswith("--sink: sinks.main: ")
+
+
+def test_alias_bomb_is_rejected(config_file: ConfigFile) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    (error,) = errors(path=config_file("\n".join(lines)))
+    assert error.startswith("FILE:1: ")
+
+
+@pytest.mark.parametrize("path", ["/nonexistent", "/etc"])
+def test_unreadable_file_is_an_error_when_named(path: str) -> None:
+    (error,) = errors(path=path)
+    assert error.startswith("FILE: ")
+
+
+# --- any content ---
+
+DOCUMENTS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from(["kafka", "nats", "h:1", "6h"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from([*Settings.model_fields, "main", "type", "topic", "servers", "tls", "include"])
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+def load_or_fail_with_settings_error(path: Path) -> None:
+    """Invalid settings raise a SettingsError with located errors, and nothing else."""
+    error = None
+    try:
+        load(path=str(path))
+    except SettingsError as caught:
+        error = caught
+    if error:
+        assert error.errors
+        assert [each for each in error.errors if not each.startswith(str(path))] == []
+        assert (error.__cause__, error.__context__) == (None, None)
+
+
+@given(st.binary() | st.text(alphabet=" \n\t:-[]{}#&*!|>'\"%@`,?ab~=<.0\\").map(str.encode))
+@example(b"a: 2026-99-99")
+@example(b"a: 1_\n? ? ?")
+@example(b"%YAML 9.9\n---\na: b")
+@example(b"&a a: *a")
+@example(b"<<: [*a]")
+@hypothesis(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_load_or_raise_settings_error(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(data)
+    load_or_fail_with_settings_error(path)
+
+
+@given(DOCUMENTS | st.fixed_dictionaries({"sinks": DOCUMENTS}))
+@hypothesis(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_yaml_loads_or_raises_settings_error(tmp_path: Path, document: Any) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(document))
+    load_or_fail_with_settings_error(path)
