@@ -7,7 +7,7 @@ from bridge import signals
 
 def main() -> None:
     """Run the command that the process was called with, and exit; Ctrl-C is no traceback, however early."""
-    signals.hold()
+    signals.block()
     from bridge import cli  # noqa: PLC0415 (imports are what takes time)
 
     cli.main()

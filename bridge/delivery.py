@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 import sinks.registry
-from bridge.pump import PATIENCE, Heart, Pump
+from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-class _Line(NamedTuple):
+class _ManagedSink(NamedTuple):
     """A pump, what it was set up by (with a digest of the files named there), and whether its sink gets heartbeats."""
 
     pump: Pump
     settings: SinkSettings
-    files: bytes
-    beats: bool
+    files_digest: bytes
+    heartbeats: bool
     task: asyncio.Task[None]
 
 
-class Delivery:
+class SinkManager:
     """Brings the records of an outbox to all sinks.
 
     Args:
@@ -43,22 +43,22 @@ class Delivery:
         heart: What makes heartbeats.
     """
 
-    def __init__(self, outbox: Outbox, clock: Clock, heart: Heart) -> None:
+    def __init__(self, outbox: Outbox, clock: Clock, heartbeat_factory: HeartbeatFactory) -> None:
         self._outbox = outbox
         self._clock = clock
-        self._heart = heart
-        self._lines: dict[str, _Line] = {}
+        self._heartbeat_factory = heartbeat_factory
+        self._sinks: dict[str, _ManagedSink] = {}
         self._tasks: asyncio.TaskGroup
 
     @property
     def pumps(self) -> list[Pump]:
         """Those of today, one for each sink."""
-        return [line.pump for line in self._lines.values()]
+        return [line.pump for line in self._sinks.values()]
 
-    def start(self, tasks: asyncio.TaskGroup, settings: Settings, made: Mapping[str, Sink]) -> None:
+    def start(self, tasks: asyncio.TaskGroup, settings: Settings, sink_instances: Mapping[str, Sink]) -> None:
         """Begin to bring records to the sinks that were made by the settings; one that cannot go on fails its task."""
         self._tasks = tasks
-        for id_, sink in made.items():
+        for id_, sink in sink_instances.items():
             self._start(id_, settings, sink)
 
     async def reload(self, settings: Settings) -> bool:
@@ -72,12 +72,12 @@ class Delivery:
         Raises:
             FatalError: A sink cannot be made as it is set up now; all stay as they were.
         """
-        changed = {id_: sink for id_, sink in settings.sinks.items() if self._is_other(settings, id_)}
-        made = sinks.registry.make_all(changed)
+        changed = {id_: sink for id_, sink in settings.sinks.items() if self._has_changed(settings, id_)}
+        made = sinks.registry.create_sinks(changed)
         if settings.heartbeat.interval is not None:  # where there are none any more, no pump that asks for it is left
-            self._heart.interval = settings.heartbeat.interval.total_seconds()
+            self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in made.items():
-            await _end(self._lines[id_])
+            await _stop(self._sinks[id_])
             self._start(id_, settings, sink)
             _log.info("sink_reconfigured", sink=id_)
         return bool(changed)
@@ -86,39 +86,47 @@ class Delivery:
         """Wait until every sink has everything that was written down, but not for longer than that; then stop."""
         try:
             async with asyncio.timeout(seconds):
-                await asyncio.gather(*(pump.drained() for pump in self.pumps))
+                await asyncio.gather(*(pump.wait_drained() for pump in self.pumps))
         except TimeoutError:
             _log.warning(
-                "shutdown_incomplete", backlog={pump.name: pump.waiting for pump in self.pumps if pump.waiting}
+                "shutdown_incomplete", backlog={pump.name: pump.backlog for pump in self.pumps if pump.backlog}
             )
-        for line in self._lines.values():
+        for line in self._sinks.values():
             line.task.cancel()
 
     async def close(self) -> None:
         """Let go of all sinks, or give them up."""
         await asyncio.gather(*(pump.close() for pump in self.pumps))
 
-    def _is_other(self, settings: Settings, id_: str) -> bool:
-        line, sink = self._lines[id_], settings.sinks[id_]
-        return (line.settings, line.files, line.beats) != (sink, _digest(sink), _beats(settings, sink))
+    def _has_changed(self, settings: Settings, id_: str) -> bool:
+        line, sink = self._sinks[id_], settings.sinks[id_]
+        return (line.settings, line.files_digest, line.heartbeats) != (
+            sink,
+            _files_digest(sink),
+            _wants_heartbeats(settings, sink),
+        )
 
     def _start(self, id_: str, settings: Settings, sink: Sink) -> None:
         chosen = settings.sinks[id_]
-        beats = _beats(settings, chosen)
-        heart = self._heart if beats else None
-        pump = Pump(id_, sink, self._outbox, self._clock, patience=_patience(chosen), heart=heart)
-        self._lines[id_] = _Line(pump, chosen, _digest(chosen), beats, self._tasks.create_task(pump.run()))
+        heartbeats = _wants_heartbeats(settings, chosen)
+        heart = self._heartbeat_factory if heartbeats else None
+        pump = Pump(
+            id_, sink, self._outbox, self._clock, attempt_timeout=_attempt_timeout(chosen), heartbeat_factory=heart
+        )
+        self._sinks[id_] = _ManagedSink(
+            pump, chosen, _files_digest(chosen), heartbeats, self._tasks.create_task(pump.run())
+        )
 
 
-async def _end(line: _Line) -> None:
+async def _stop(managed: _ManagedSink) -> None:
     """Let go of a sink, before its successor takes its place: some do not share theirs."""
-    await line.pump.settle()
-    line.task.cancel()
-    await asyncio.wait([line.task])
-    await line.pump.close()
+    await managed.pump.quiesce()
+    managed.task.cancel()
+    await asyncio.wait([managed.task])
+    await managed.pump.close()
 
 
-def _digest(settings: SinkSettings) -> bytes:
+def _files_digest(settings: SinkSettings) -> bytes:
     """Tell one content of the files that settings name from another; one that cannot be read has none."""
     digest = hashlib.sha256()
     for name in referenced_files(settings):
@@ -128,11 +136,11 @@ def _digest(settings: SinkSettings) -> bytes:
     return digest.digest()
 
 
-def _beats(settings: Settings, sink: SinkSettings) -> bool:
+def _wants_heartbeats(settings: Settings, sink: SinkSettings) -> bool:
     return sink.heartbeats and settings.heartbeat.interval is not None
 
 
-def _patience(settings: SinkSettings) -> float | None:
+def _attempt_timeout(settings: SinkSettings) -> float | None:
     """After how long an attempt at a sink is given up: later than the sink itself does, which knows more about it.
 
     A reader of standard output may take all the time it likes.
@@ -140,4 +148,4 @@ def _patience(settings: SinkSettings) -> float | None:
     if isinstance(settings, StdoutSettings):
         return None
     timeout = settings.attempt_timeout
-    return PATIENCE if timeout is None else timeout.total_seconds() + PATIENCE
+    return ATTEMPT_TIMEOUT_MARGIN if timeout is None else timeout.total_seconds() + ATTEMPT_TIMEOUT_MARGIN

@@ -14,10 +14,10 @@ import structlog
 from bridge.core.errors import FatalError
 from bridge.core.lives import Transition
 from bridge.core.ports import Outbox
-from bridge.outbox.folder import CONTROL
+from bridge.outbox.folder import CONTROL_SOCKET
 from bridge.pump import Pump
-from bridge.telemetry.status import SinkStatus, Status, Taken
-from bridge.watch import Watch
+from bridge.telemetry.status import CompletedSnapshot, SinkStatus, Status
+from bridge.watch import ContainerWatch
 from config.sinks.common import host_and_port
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-class Inspection:
+class StatusProvider:
     """Implements ``bridge.telemetry.status.Bridge``; it only looks.
 
     ``settings`` may be replaced at any time, and so may the pumps, which are asked for.
     """
 
-    def __init__(self, settings: Settings, watch: Watch, outbox: Outbox, pumps: Callable[[], Sequence[Pump]]) -> None:
+    def __init__(
+        self, settings: Settings, watch: ContainerWatch, outbox: Outbox, pumps: Callable[[], Sequence[Pump]]
+    ) -> None:
         self.settings = settings
         self._watch = watch
         self._outbox = outbox
@@ -42,73 +44,73 @@ class Inspection:
     def status(self) -> Status:
         """Tell how the bridge is."""
         watch, settings = self._watch, self.settings
-        states = Counter(watch.states())
+        states = Counter(watch.paused_flags())
         return Status(
             host=settings.host,
             engine=watch.engine,
             include=settings.namespaces.include,
             exclude=settings.namespaces.exclude,
-            live=watch.live,
-            failure=watch.failure,
-            proof_age=watch.proof_age,
-            proof_limit=watch.proof_limit,
-            trouble=self._outbox.trouble,
-            max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
-            sinks=[self._sink(pump) for pump in self._pumps()],
+            synced=watch.synced,
+            containerd_error=watch.last_error,
+            watermark_age=watch.watermark_age,
+            max_watermark_age=watch.max_watermark_age,
+            outbox_error=self._outbox.last_error,
+            outbox_max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
+            sinks=[self._sink_status(pump) for pump in self._pumps()],
             running=states[False],
             paused=states[True],
-            tally=watch.tally,
-            ignored=watch.counts,
+            counters=watch.counters,
+            ignored_events=watch.event_counts,
         )
 
-    def portfolio(self) -> Sequence[Transition]:
+    def running_containers(self) -> Sequence[Transition]:
         """Return a row for every living container in scope."""
-        return self._watch.portfolio()
+        return self._watch.running_containers()
 
-    async def snapshot(self) -> Taken:
+    async def snapshot(self) -> CompletedSnapshot:
         """Have a snapshot taken, and wait for it."""
-        return await self._watch.snapshot()
+        return await self._watch.take_snapshot()
 
-    def _sink(self, pump: Pump) -> SinkStatus:
+    def _sink_status(self, pump: Pump) -> SinkStatus:
         return SinkStatus(
             pump.name,
             pump.state,
-            pump.failure,
+            pump.last_error,
             self._outbox.lag(pump.name),
             pump.published,
-            pump.retries,
-            pump.refused,
+            pump.failures,
+            pump.rejected,
             pump.latency,
         )
 
 
 @contextlib.asynccontextmanager
-async def served(inspection: Inspection) -> AsyncIterator[None]:
+async def http_endpoint(provider: StatusProvider) -> AsyncIterator[None]:
     """Answer over HTTP meanwhile, on ``http.listen`` and on the socket in ``state_dir``, where there are any.
 
     Raises:
         FatalError: An address that was asked for cannot be listened on.
     """
-    settings = inspection.settings
+    settings = provider.settings
     if not settings.http.listen and not settings.state_dir:
         yield
         return
     from bridge.telemetry.http.server import Endpoint  # noqa: PLC0415 (a third of a second for who wants none)
 
-    endpoint = Endpoint(inspection)
+    endpoint = Endpoint(provider)
     try:
         await _listen(settings, endpoint)
         if settings.state_dir:
-            await _listen_locally(Path(settings.state_dir) / CONTROL, endpoint)
+            await _listen_unix(Path(settings.state_dir) / CONTROL_SOCKET, endpoint)
         yield
     finally:
         await endpoint.close()
         if settings.state_dir:
             with contextlib.suppress(OSError):  # what is left of it is replaced by the next start
-                (Path(settings.state_dir) / CONTROL).unlink()
+                (Path(settings.state_dir) / CONTROL_SOCKET).unlink()
 
 
-def not_listening(listen: str, error: OSError) -> str:
+def describe_listen_error(listen: str, error: OSError) -> str:
     """Say why there can be no endpoint at an address."""
     why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return f"http.listen {listen}: {why}; use another address, or disable it"
@@ -121,7 +123,7 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
     try:
         addresses = await endpoint.listen(*host_and_port(listen, 0))
     except OSError as error:
-        text = not_listening(listen, error)
+        text = describe_listen_error(listen, error)
         if "listen" in settings.http.model_fields_set:
             raise FatalError(text) from error
         _log.warning("http_listen_failed", error=text)
@@ -129,8 +131,8 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
         _log.info("http_listening", listen=addresses)
 
 
-async def _listen_locally(path: Path, endpoint: Endpoint) -> None:
+async def _listen_unix(path: Path, endpoint: Endpoint) -> None:
     try:
-        await endpoint.listen_locally(path)
+        await endpoint.listen_unix(path)
     except OSError as error:  # a file system without sockets; all else works there
         _log.warning("control_socket_unavailable", path=str(path), error=error.strerror)

@@ -17,36 +17,36 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import structlog
 
-from bridge.core.encode import heartbeat
-from bridge.core.errors import BridgeError, RefusedRecordError, TransientError
-from bridge.core.events import Proof, Record
+from bridge.core.encode import heartbeat_record
+from bridge.core.errors import BridgeError, RejectedRecordError, TransientError
+from bridge.core.events import Record, Watermark
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.core.time import to_seconds
-from bridge.retry import Backoff, Failure, forever
-from bridge.tasks import bounded, together
+from bridge.retry import Backoff, Failure, retry_forever
+from bridge.tasks import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
 
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
-BACKOFF = Backoff(first=0.1, most=30.0)
-PATIENCE = 60.0  # seconds; longer than the sink's own timeouts, because the sink handles those best
+BACKOFF = Backoff(initial=0.1, maximum=30.0)
+ATTEMPT_TIMEOUT_MARGIN = 60.0  # seconds; longer than the sink's own timeouts, because the sink handles those best
 CLOSE_SECONDS = 1.5
-SETTLE_SECONDS = 1.5
+QUIESCE_SECONDS = 1.5
 _log = structlog.get_logger(__name__)
 
-State: TypeAlias = Literal["starting", "ok", "failing"]
+SinkState: TypeAlias = Literal["starting", "ok", "failing"]
 
 
 @runtime_checkable
-class NoticesReader(Protocol):
+class DetectsDisconnect(Protocol):
     """A sink that detects that its reader has disconnected for good, even while there is nothing to publish."""
 
-    async def reader_gone(self) -> None:
+    async def wait_disconnected(self) -> None:
         """Wait until the reader has disconnected, and raise a FatalError."""
 
 
-class Heart:
+class HeartbeatFactory:
     """Makes the heartbeats of all pumps.
 
     Args:
@@ -54,18 +54,18 @@ class Heart:
         interval: Seconds between heartbeats; may be replaced at any time.
     """
 
-    def __init__(self, proof: Callable[[], Proof | None], interval: float) -> None:
+    def __init__(self, watermark: Callable[[], Watermark | None], interval: float) -> None:
         self.interval = interval
-        self._proof = proof
-        self._beats = 0
+        self._watermark = watermark
+        self._count = 0
 
-    def beat(self, last: Record) -> Record | None:
+    def make(self, last: Record) -> Record | None:
         """Return a heartbeat for readers that have all records up to ``last``; None if the epochs differ."""
-        watermark = self._proof()
+        watermark = self._watermark()
         if watermark is None or watermark.epoch != last.epoch:
             return None
-        self._beats += 1
-        return heartbeat(last, watermark.at, self._beats)
+        self._count += 1
+        return heartbeat_record(last, watermark.at, self._count)
 
 
 class Pump:
@@ -87,25 +87,25 @@ class Pump:
         outbox: Outbox,
         clock: Clock,
         *,
-        patience: float | None = PATIENCE,
-        heart: Heart | None = None,
+        attempt_timeout: float | None = ATTEMPT_TIMEOUT_MARGIN,
+        heartbeat_factory: HeartbeatFactory | None = None,
     ) -> None:
         self.name = name
         self._sink = sink
         self._outbox = outbox
         self._clock = clock
-        self._patience = patience
-        self._limiter = RateLimiter(clock)
-        self._heart = heart
-        self._last: Record | None = None  # last acknowledged record
-        self._turn = asyncio.Lock()  # held while a batch or a heartbeat is in flight
-        self.state: State = "starting"
-        self.failure: str | None = None  # error of the last attempt, while the state is failing
+        self._attempt_timeout = attempt_timeout
+        self._rate_limiter = RateLimiter(clock)
+        self._heartbeat_factory = heartbeat_factory
+        self._last_acknowledged: Record | None = None  # last acknowledged record
+        self._publish_lock = asyncio.Lock()  # held while a batch or a heartbeat is in flight
+        self.state: SinkState = "starting"
+        self.last_error: str | None = None  # error of the last attempt, while the state is failing
         self.published = 0
-        self.retries = 0
-        self.refused = 0
+        self.failures = 0
+        self.rejected = 0
         self.latency = Histogram()  # seconds from publishing a batch to its acknowledgement
-        self._complained = False
+        self._failure_logged = False
 
     async def run(self) -> None:
         """Pump until cancelled.
@@ -114,64 +114,64 @@ class Pump:
             FatalError: The sink cannot continue.
         """
         structlog.contextvars.bind_contextvars(sink=self.name)  # for every line that the sink logs
-        await self._insist(self._sink.start)
-        async with together() as tasks:
-            if isinstance(self._sink, NoticesReader):
-                tasks.create_task(self._sink.reader_gone())
-            if self._heart is not None:
-                tasks.create_task(self._beat(self._heart))
+        await self._retry(self._sink.start)
+        async with task_group() as tasks:
+            if isinstance(self._sink, DetectsDisconnect):
+                tasks.create_task(self._sink.wait_disconnected())
+            if self._heartbeat_factory is not None:
+                tasks.create_task(self._send_heartbeats(self._heartbeat_factory))
             while True:
                 batch = await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES)
-                async with self._turn:
+                async with self._publish_lock:
                     await self._deliver(batch)
 
     @property
-    def waiting(self) -> int:
+    def backlog(self) -> int:
         """The number of records that the sink has not acknowledged."""
         return self._outbox.depth(self.name)
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Wait until the sink has acknowledged all records in the outbox."""
-        while self.waiting:
+        while self.backlog:
             await self._clock.sleep(0.02)
 
-    async def settle(self) -> None:
+    async def quiesce(self) -> None:
         """Wait briefly for the acknowledgement of records in flight, and send nothing more; call it before cancelling.
 
         It does not wait for a sink that is failing. Records without an acknowledgement are sent again by the next pump.
         """
         if self.state != "failing":
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SETTLE_SECONDS):
-                    await self._turn.acquire()  # not released
+                async with asyncio.timeout(QUIESCE_SECONDS):
+                    await self._publish_lock.acquire()  # not released
 
     async def close(self) -> None:
         """Close the sink, within a timeout."""
         try:
-            await bounded(self._sink.close, CLOSE_SECONDS)
+            await with_timeout(self._sink.close, CLOSE_SECONDS)
         except BridgeError as error:
             _log.warning("sink_close_failed", sink=self.name, error=str(error))
 
     async def _deliver(self, batch: Sequence[Record]) -> None:
         """Publish a batch; if the sink rejects records of it, the next read returns loss records in their place."""
         try:
-            await self._insist(partial(self._publish, batch))
-        except RefusedRecordError as rejection:
+            await self._retry(partial(self._publish, batch))
+        except RejectedRecordError as rejection:
             reason = str(rejection)
-            count = await self._outbox.refuse(self.name, rejection.positions, reason)
-            self.refused += count
-            self._limiter.log(
+            count = await self._outbox.reject(self.name, rejection.positions, reason)
+            self.rejected += count
+            self._rate_limiter.log(
                 _log.error, ("rejected", reason), "records_rejected", sink=self.name, records=count, reason=reason
             )
         else:
             await self._outbox.acknowledge(self.name, batch)
-            self._last = batch[-1]
+            self._last_acknowledged = batch[-1]
 
     async def _publish(self, batch: Sequence[Record]) -> None:
         began = self._clock.now().monotonic
         try:
             await self._sink.publish(batch)
-        except RefusedRecordError as rejection:
+        except RejectedRecordError as rejection:
             if any((each.epoch, each.sequence) in rejection.positions and each.type != "lost" for each in batch):
                 raise
             # A loss record cannot be replaced by another one, nor can a record that is not in the batch.
@@ -179,38 +179,42 @@ class Pump:
         self.latency.observe(to_seconds(self._clock.now().monotonic - began))
         self.published += len(batch)
 
-    async def _beat(self, heart: Heart) -> None:
+    async def _send_heartbeats(self, factory: HeartbeatFactory) -> None:
         """Send heartbeats."""
         while True:
-            await self._clock.sleep(heart.interval)
-            async with self._turn:
-                if self.waiting or self._last is None or (record := heart.beat(self._last)) is None:
+            await self._clock.sleep(factory.interval)
+            async with self._publish_lock:
+                if (
+                    self.backlog
+                    or self._last_acknowledged is None
+                    or (record := factory.make(self._last_acknowledged)) is None
+                ):
                     continue
                 try:
-                    await bounded(partial(self._sink.publish, [record]), self._patience)
-                except (TransientError, RefusedRecordError) as error:
+                    await with_timeout(partial(self._sink.publish, [record]), self._attempt_timeout)
+                except (TransientError, RejectedRecordError) as error:
                     text = str(error)
                     if isinstance(error, TransientError):
-                        self.state, self.failure = "failing", text
-                    self._limiter.log(_log.warning, text, "heartbeat_failed", sink=self.name, error=text)
+                        self.state, self.last_error = "failing", text
+                    self._rate_limiter.log(_log.warning, text, "heartbeat_failed", sink=self.name, error=text)
                 else:
-                    self.state, self.failure = "ok", None
+                    self.state, self.last_error = "ok", None
 
-    async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        await forever(
-            lambda: bounded(attempt, self._patience),
+    async def _retry(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        await retry_forever(
+            lambda: with_timeout(attempt, self._attempt_timeout),
             clock=self._clock,
             backoff=BACKOFF,
-            before_sleep=self._complain,
+            before_sleep=self._log_failure,
         )
-        if self._complained:  # only then, or a sink that fails intermittently would log every recovery
-            self._complained = False
+        if self._failure_logged:  # only then, or a sink that fails intermittently would log every recovery
+            self._failure_logged = False
             _log.info("sink_recovered", sink=self.name)
-        self.state, self.failure = "ok", None
+        self.state, self.last_error = "ok", None
 
-    def _complain(self, failure: Failure) -> None:
+    def _log_failure(self, failure: Failure) -> None:
         text = str(failure.error)
-        self.state, self.failure = "failing", text
-        self.retries += 1
-        told = {"sink": self.name, "error": text, "consecutive": failure.in_a_row}
-        self._complained |= self._limiter.log(_log.warning, text, "sink_publish_failed", **told)
+        self.state, self.last_error = "failing", text
+        self.failures += 1
+        fields = {"sink": self.name, "error": text, "consecutive": failure.consecutive}
+        self._failure_logged |= self._rate_limiter.log(_log.warning, text, "sink_publish_failed", **fields)

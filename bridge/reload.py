@@ -11,13 +11,13 @@ from bridge.core.errors import FatalError
 from config.settings import Settings, SettingsError
 from config.sinks import SinkSettings
 
-LIVE = ("namespaces", "containers", "labels", "sinks", "snapshot", "heartbeat", "log")
+RELOADABLE = ("namespaces", "containers", "labels", "sinks", "snapshot", "heartbeat", "log")
 """What can be changed while it runs; of ``log`` the level, and of ``sinks`` all but which there are."""
 
 _log = structlog.get_logger(__name__)
 
 
-class Reload:
+class SettingsReloader:
     """Reads the settings anew, and has what has changed applied.
 
     Args:
@@ -33,7 +33,7 @@ class Reload:
         self._load = load
         self._apply = apply
 
-    async def now(self) -> None:
+    async def reload(self) -> None:
         """Do it once; mistakes in the settings change nothing."""
         try:
             loaded = self._load()
@@ -41,8 +41,8 @@ class Reload:
             for text in error.errors:
                 _log.error("settings_reload_failed", error=text)
             return
-        settings = possible(self._settings, loaded)
-        changed, left = list(changes(self._settings, settings)), list(changes(settings, loaded))
+        settings = with_reloadable(self._settings, loaded)
+        changed, left = list(changed_paths(self._settings, settings)), list(changed_paths(settings, loaded))
         if left:
             _log.warning("settings_restart_required", changed=left, hint="restart whalebridge to apply these settings")
         try:
@@ -54,9 +54,9 @@ class Reload:
         _log.info("settings_reloaded", changed=changed)
 
 
-def possible(old: Settings, new: Settings) -> Settings:
+def with_reloadable(old: Settings, new: Settings) -> Settings:
     """Return the new settings, but for what only a restart can change."""
-    kept = {name: getattr(old, name) for name in type(old).model_fields if name not in LIVE}
+    kept = {name: getattr(old, name) for name in type(old).model_fields if name not in RELOADABLE}
     return new.model_copy(
         update=kept
         | {
@@ -66,25 +66,25 @@ def possible(old: Settings, new: Settings) -> Settings:
     )
 
 
-def changes(old: BaseModel, new: BaseModel, path: str = "") -> Iterator[str]:
+def changed_paths(old: BaseModel, new: BaseModel, path: str = "") -> Iterator[str]:
     """Return the names of settings that differ, and none of their values."""
     for name in type(old).model_fields:
         before, after, here = getattr(old, name), getattr(new, name), f"{path}{name}"
         if before == after:
             continue
         if isinstance(before, BaseModel) and type(before) is type(after):
-            yield from changes(before, after, f"{here}.")
+            yield from changed_paths(before, after, f"{here}.")
         elif here == "sinks":
-            yield from _changes_of_sinks(before, after)
+            yield from _changed_sink_paths(before, after)
         else:
             yield here
 
 
-def _changes_of_sinks(old: Mapping[str, SinkSettings], new: Mapping[str, SinkSettings]) -> Iterator[str]:
+def _changed_sink_paths(old: Mapping[str, SinkSettings], new: Mapping[str, SinkSettings]) -> Iterator[str]:
     if old.keys() != new.keys():
         yield "sinks"
     for id_ in [each for each in old if each in new]:
         if type(old[id_]) is type(new[id_]):
-            yield from changes(old[id_], new[id_], f"sinks.{id_}.")
+            yield from changed_paths(old[id_], new[id_], f"sinks.{id_}.")
         else:
             yield f"sinks.{id_}.type"

@@ -16,7 +16,7 @@ from bridge.core.time import SECOND
 
 T = TypeVar("T")
 
-_DOUBLINGS = 30  # avoids a float overflow, which starts at 1024
+_MAX_DOUBLINGS = 30  # avoids a float overflow, which starts at 1024
 
 
 class Backoff(NamedTuple):
@@ -27,42 +27,42 @@ class Backoff(NamedTuple):
     client-go's backoff).
     """
 
-    first: float = 0.1
-    most: float = 30.0
-    steady: float = 60.0
+    initial: float = 0.1
+    maximum: float = 30.0
+    reset_after: float = 60.0
 
-    def delay(self, failures: int, chance: float) -> float:
+    def delay(self, failures: int, random_value: float) -> float:
         """Return the delay after consecutive ``failures`` (from 1); ``random_value`` is in the interval [0, 1)."""
-        span: float = min(self.most, self.first * 2.0 ** min(failures - 1, _DOUBLINGS))
-        return span * (1 + chance) / 2
+        span: float = min(self.maximum, self.initial * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
+        return span * (1 + random_value) / 2
 
 
-_USUAL = Backoff()
+_DEFAULT = Backoff()
 
 
 class Failure(NamedTuple):
     """A failed attempt, as passed to ``before_sleep``."""
 
     error: TransientError
-    in_a_row: int
+    consecutive: int
     """The number of consecutive failures, including this one."""
     delay: float
     """Seconds until the next attempt."""
 
 
-async def forever(
+async def retry_forever(
     attempt: Callable[[], Awaitable[T]],
     *,
     clock: Clock,
-    backoff: Backoff = _USUAL,
+    backoff: Backoff = _DEFAULT,
     before_sleep: Callable[[Failure], None] = lambda _: None,
 ) -> T:
     """Repeat ``attempt`` until it raises no TransientError, and return its result.
 
     ``before_sleep`` is called after each failure, for example to log it.
     """
-    series = _Series(backoff, clock)
-    series.began = clock.now().monotonic
+    series = _FailureStreak(backoff, clock)
+    series.attempt_started = clock.now().monotonic
     try:  # without tenacity, whose setup takes longer than most successful attempts
         return await attempt()
     except TransientError as error:
@@ -71,7 +71,7 @@ async def forever(
     async def timed() -> T:
         if first:
             raise first.pop()
-        series.began = clock.now().monotonic
+        series.attempt_started = clock.now().monotonic
         return await attempt()
 
     def report(state: RetryCallState) -> None:
@@ -83,18 +83,18 @@ async def forever(
     return await retrying(timed)
 
 
-class _Series:
+class _FailureStreak:
     """Counts consecutive failures; unlike tenacity's counter, it restarts after an attempt that lasted long enough."""
 
     def __init__(self, backoff: Backoff, clock: Clock) -> None:
         self._backoff = backoff
         self._clock = clock
-        self.began = 0
+        self.attempt_started = 0
         self.failures = 0
 
     def wait(self, _: RetryCallState) -> float:
-        lasted = self._clock.now().monotonic - self.began
-        self.failures = 1 if lasted >= self._backoff.steady * SECOND else self.failures + 1
+        lasted = self._clock.now().monotonic - self.attempt_started
+        self.failures = 1 if lasted >= self._backoff.reset_after * SECOND else self.failures + 1
         return self._backoff.delay(self.failures, self._clock.random())
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import signal
 
-_HELD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def hold() -> None:
+def block() -> None:
     """Block the signals that end the process; threads that start later inherit the mask."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
 
 
-def release() -> None:
+def unblock() -> None:
     """Unblock the signals, which delivers pending ones."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)

@@ -11,11 +11,11 @@ from bridge.core.errors import BridgeError, TransientError
 
 T = TypeVar("T")
 
-GRACE_SECONDS = 0.5  # for the cleanup of a call that is cancelled
+CANCEL_GRACE_SECONDS = 0.5  # for the cleanup of a call that is cancelled
 
 
 @contextlib.asynccontextmanager
-async def together() -> AsyncIterator[asyncio.TaskGroup]:
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """Run tasks in a group; if tasks fail, raise the most severe error instead of a group.
 
     A programming error is more severe than a fatal error, and a fatal error more than a transient one, because a retry
@@ -42,7 +42,7 @@ def _rank(error: BaseException) -> int:
     return 2 if isinstance(error, TransientError) else 1
 
 
-async def bounded(call: Callable[[], Awaitable[T]], seconds: float | None) -> T:
+async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None) -> T:
     """Return the result of a call; abandon the call after ``seconds`` (None: never), even if it ignores cancellation.
 
     Raises:
@@ -52,16 +52,16 @@ async def bounded(call: Callable[[], Awaitable[T]], seconds: float | None) -> T:
     try:
         done, _ = await asyncio.wait([task], timeout=seconds)
     except asyncio.CancelledError:
-        await _give_up(task)
+        await _abandon(task)
         raise
     if not done:
-        await _give_up(task)
+        await _abandon(task)
         raise TransientError(f"no response within {seconds:g} s")
     return task.result()
 
 
-async def _give_up(task: asyncio.Future[T]) -> None:
+async def _abandon(task: asyncio.Future[T]) -> None:
     """Cancel a task and wait briefly for its end; its result is ignored."""
     task.cancel()
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    await asyncio.wait([task], timeout=GRACE_SECONDS)
+    await asyncio.wait([task], timeout=CANCEL_GRACE_SECONDS)

@@ -110,7 +110,7 @@ def _private(
 
         def spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
             # Inside: should this process be killed, the guard ends whalebridge with all else.
-            return _spawn(containerd.inside(*command), containerd.env)
+            return _spawn(containerd.sandboxed_command(*command), containerd.env)
 
         return _show(spawn, containerd.address, url, _life(containerd, rounds), pause)
 
@@ -124,8 +124,8 @@ def _kafka() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _nats() -> Iterator[str]:
-    _install(*nats.DEBIAN)
-    with Nats(component=nats.DEBIAN[0]) as server:
+    _install(*nats.DEBIAN_COMPONENTS)
+    with Nats(component=nats.DEBIAN_COMPONENTS[0]) as server:
         yield f"{server.url}/containers"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from config.sinks.common import TlsSettings
 
 
-def secret(name: str, value: SecretStr | None, path: str | None) -> str | None:
+def resolve_secret(setting: str, value: SecretStr | None, file: str | None) -> str | None:
     """Return a secret from the settings, or from a file without its last line feed; None if neither is set.
 
     Raises:
@@ -25,15 +25,15 @@ def secret(name: str, value: SecretStr | None, path: str | None) -> str | None:
     """
     if value is not None:
         return value.get_secret_value()
-    if path is None:
+    if file is None:
         return None
-    found = read(f"{name}_file", path).removesuffix("\n").removesuffix("\r")
+    found = read_setting_file(f"{setting}_file", file).removesuffix("\n").removesuffix("\r")
     if not found:
-        raise TransientError(f"{name}_file {path} is empty")
+        raise TransientError(f"{setting}_file {file} is empty")
     return found
 
 
-def read(name: str, path: str) -> str:
+def read_setting_file(setting: str, path: str) -> str:
     """Return the content of the text file that a setting names.
 
     Raises:
@@ -42,10 +42,10 @@ def read(name: str, path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise TransientError(f"{name} {path} cannot be read: {error.strerror}") from error
+        raise TransientError(f"{setting} {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         # Not chained: the error contains the file's content.
-        raise TransientError(f"{name} {path} is not a text file") from None
+        raise TransientError(f"{setting} {path} is not a text file") from None
 
 
 def tls_context(tls: TlsSettings) -> ssl.SSLContext:
@@ -66,10 +66,10 @@ def tls_context(tls: TlsSettings) -> ssl.SSLContext:
 
 
 def _load_certificate(context: ssl.SSLContext, tls: TlsSettings, cert_file: str) -> None:
-    password = secret("tls.key_password", tls.key_password, tls.key_password_file)
+    password = resolve_secret("tls.key_password", tls.key_password, tls.key_password_file)
     key_file = tls.key_file or cert_file
-    read("tls.cert_file", cert_file)  # OpenSSL does not report which of the two files is unreadable
-    encrypted = "ENCRYPTED" in read("tls.key_file", key_file)
+    read_setting_file("tls.cert_file", cert_file)  # OpenSSL does not report which of the two files is unreadable
+    encrypted = "ENCRYPTED" in read_setting_file("tls.key_file", key_file)
     try:
         # Without a password OpenSSL would prompt for one on the terminal.
         context.load_cert_chain(cert_file, key_file, password or "")

@@ -22,10 +22,10 @@ from msgspec import Struct
 from bridge.core.events import Record
 from bridge.core.identity import DEFAULT_NAMESPACE
 
-_ALIVE = frozenset({"present", "started", "paused", "unpaused"})
+_RUNNING_TYPES = frozenset({"present", "started", "paused", "unpaused"})
 
 
-class Row(NamedTuple):
+class StateKey(NamedTuple):
     """The key of an entry: a container, or the source if ``namespace`` and ``id`` are empty."""
 
     host: str
@@ -34,62 +34,62 @@ class Row(NamedTuple):
     id: str = ""
 
 
-class Change(NamedTuple):
+class StateChange(NamedTuple):
     """The new value of an entry, None to remove it, and the (epoch, sequence) of the record that causes the change."""
 
-    row: Row
+    key: StateKey
     value: bytes | None
     position: tuple[int, int]
 
 
-class Open(NamedTuple):
+class OpenSnapshot(NamedTuple):
     """A snapshot in progress: its id, and the containers listed so far."""
 
     id: str
-    named: frozenset[Row]
+    listed: frozenset[StateKey]
 
 
-class State(NamedTuple):
+class TableState(NamedTuple):
     """The state of one source: the keys of its entries, the id of its last snapshot, and the snapshot in progress."""
 
-    rows: frozenset[Row] = frozenset()
+    keys: frozenset[StateKey] = frozenset()
     snapshot_id: str | None = None
-    open: Open | None = None
+    open_snapshot: OpenSnapshot | None = None
 
 
-class _Frame(Struct, frozen=True):
+class _SnapshotInfo(Struct, frozen=True):
     id: str
     failed: list[str]
 
 
-class _Document(Struct, frozen=True):
-    snapshot: _Frame
+class _ControlRecord(Struct, frozen=True):
+    snapshot: _SnapshotInfo
 
 
-_DECODER = msgspec.json.Decoder(_Document)
+_DECODER = msgspec.json.Decoder(_ControlRecord)
 
 
-def source_of(record: Record) -> Row:
+def source_key(record: Record) -> StateKey:
     """Return the key of a record's source."""
-    return Row(record.host, record.engine)
+    return StateKey(record.host, record.engine)
 
 
-def row_of(record: Record) -> Row:
+def record_key(record: Record) -> StateKey:
     """Return the key of a record's container; for a control record, of its source."""
     namespace, subject = record.namespace, record.subject
     id_ = subject if namespace == DEFAULT_NAMESPACE else subject[len(namespace) + 1 :]
-    return Row(record.host, record.engine, namespace, id_)
+    return StateKey(record.host, record.engine, namespace, id_)
 
 
-def fold(state: State, records: Iterable[Record]) -> tuple[State, list[Change]]:
+def apply_records(state: TableState, records: Iterable[Record]) -> tuple[TableState, list[StateChange]]:
     """Return the state after ``records`` of one source, and the changes to the table, at most one per key."""
-    update = _Folding(state)
+    update = _TableUpdate(state)
     for record in records:
-        update.take(record)
-    return update.state(), list(update.changes.values())
+        update.apply(record)
+    return update.to_state(), list(update.changes.values())
 
 
-def runs(batch: Sequence[Record]) -> Iterator[tuple[Row, Sequence[Record]]]:
+def group_by_source(batch: Sequence[Record]) -> Iterator[tuple[StateKey, Sequence[Record]]]:
     """Split a batch into consecutive records of the same source, in order."""
     start = 0
     while start < len(batch):
@@ -97,69 +97,69 @@ def runs(batch: Sequence[Record]) -> Iterator[tuple[Row, Sequence[Record]]]:
         end = start + 1
         while end < len(batch) and batch[end].host == host and batch[end].engine == engine:
             end += 1
-        yield Row(host, engine), batch[start:end]
+        yield StateKey(host, engine), batch[start:end]
         start = end
 
 
-class _Folding:
-    def __init__(self, state: State) -> None:
-        self._rows = set(state.rows)
+class _TableUpdate:
+    def __init__(self, state: TableState) -> None:
+        self._keys = set(state.keys)
         self._snapshot_id = state.snapshot_id
-        self._open = state.open and state.open.id
-        self._named = set(state.open.named) if state.open else set()
-        self.changes: dict[Row, Change] = {}
+        self._open_id = state.open_snapshot and state.open_snapshot.id
+        self._listed = set(state.open_snapshot.listed) if state.open_snapshot else set()
+        self.changes: dict[StateKey, StateChange] = {}
 
-    def state(self) -> State:
-        return State(
-            frozenset(self._rows),
+    def to_state(self) -> TableState:
+        return TableState(
+            frozenset(self._keys),
             self._snapshot_id,
-            Open(self._open, frozenset(self._named)) if self._open is not None else None,
+            OpenSnapshot(self._open_id, frozenset(self._listed)) if self._open_id is not None else None,
         )
 
-    def take(self, record: Record) -> None:
-        if record.type in _ALIVE:
-            self._alive(record)
+    def apply(self, record: Record) -> None:
+        if record.type in _RUNNING_TYPES:
+            self._set_running(record)
         elif record.type == "exited":
-            self._gone(row_of(record), record)
+            self._remove(record_key(record), record)
         elif record.type == "snapshot_started":
-            self._open = _DECODER.decode(record.data).snapshot.id
-            self._named = set()
+            self._open_id = _DECODER.decode(record.data).snapshot.id
+            self._listed = set()
         elif record.type == "snapshot_completed":
-            self._completed(record, _DECODER.decode(record.data).snapshot)
+            self._complete_snapshot(record, _DECODER.decode(record.data).snapshot)
         elif record.type == "lost":
-            self._open = None
+            self._open_id = None
 
-    def _alive(self, record: Record) -> None:
-        key = row_of(record)
-        self._rows.add(key)
-        self._named.add(key)
-        self._change(key, _with_id(record.data, self._open or self._snapshot_id), record)
+    def _set_running(self, record: Record) -> None:
+        key = record_key(record)
+        self._keys.add(key)
+        self._listed.add(key)
+        self._add_change(key, _add_snapshot_id(record.data, self._open_id or self._snapshot_id), record)
 
-    def _gone(self, row: Row, record: Record) -> None:
-        self._rows.discard(row)
-        self._named.discard(row)
-        self._change(row, None, record)
+    def _remove(self, key: StateKey, record: Record) -> None:
+        self._keys.discard(key)
+        self._listed.discard(key)
+        self._add_change(key, None, record)
 
-    def _completed(self, record: Record, frame: _Frame) -> None:
-        if self._open == frame.id:
-            for key in sorted(self._rows - self._named):
-                if key.namespace not in frame.failed:
-                    self._gone(key, record)
-            self._snapshot_id = frame.id
-            self._change(source_of(record), _with_id(record.data, frame.id), record)
-        self._open = None
+    def _complete_snapshot(self, record: Record, snapshot: _SnapshotInfo) -> None:
+        if self._open_id == snapshot.id:
+            for key in sorted(self._keys - self._listed):
+                if key.namespace not in snapshot.failed:
+                    self._remove(key, record)
+            self._snapshot_id = snapshot.id
+            self._add_change(source_key(record), _add_snapshot_id(record.data, snapshot.id), record)
+        self._open_id = None
 
-    def _change(self, row: Row, value: bytes | None, record: Record) -> None:
-        self.changes.pop(row, None)  # so that changes are in the order of their last records
-        self.changes[row] = Change(row, value, (record.epoch, record.sequence))
+    def _add_change(self, key: StateKey, value: bytes | None, record: Record) -> None:
+        self.changes.pop(key, None)  # so that changes are in the order of their last records
+        self.changes[key] = StateChange(key, value, (record.epoch, record.sequence))
 
 
-def _with_id(document: bytes, snapshot_id: str | None) -> bytes:
+def _add_snapshot_id(document: bytes, snapshot_id: str | None) -> bytes:
     """Add ``snapshot_id`` to a document; its other bytes do not change."""
     return b'%s,"snapshot_id":%s}' % (document[:-1], msgspec.json.encode(snapshot_id))
 
 
-def without_labels(value: bytes) -> bytes:
+def drop_labels(value: bytes) -> bytes:
     """Return the value of an entry without the container's labels, for entries that are too large."""
     document = msgspec.json.decode(value)
     if container := document["container"]:

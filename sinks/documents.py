@@ -6,32 +6,32 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from sinks import whalewatcher
-from sinks.cloudevents import SCHEMA, SCHEMA_WHALEWATCHER
+from sinks.cloudevents import SCHEMA, WHALEWATCHER_SCHEMA
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
 
-Encoding: TypeAlias = Literal["json", "whalewatcher"]
-Encode: TypeAlias = "Callable[[Record], bytes | None]"
+EncodingName: TypeAlias = Literal["json", "whalewatcher"]
+EncodeFunction: TypeAlias = "Callable[[Record], bytes | None]"
 
 
-class Format(NamedTuple):
+class Encoding(NamedTuple):
     """An encoding: its function, which returns None for record types that it does not cover, and its schema."""
 
-    encode: Encode
+    encode: EncodeFunction
     schema: str
 
 
-def format_of(encoding: Encoding) -> Format:
+def get_encoding(name: EncodingName) -> Encoding:
     """Return the encoding with this name."""
-    return _FORMATS[encoding]
+    return _ENCODINGS[name]
 
 
-def _as_it_is(record: Record) -> bytes:
+def _encode_json(record: Record) -> bytes:
     return record.data
 
 
-_FORMATS: dict[Encoding, Format] = {
-    "json": Format(_as_it_is, SCHEMA),
-    "whalewatcher": Format(whalewatcher.encode, SCHEMA_WHALEWATCHER),
+_ENCODINGS: dict[EncodingName, Encoding] = {
+    "json": Encoding(_encode_json, SCHEMA),
+    "whalewatcher": Encoding(whalewatcher.encode, WHALEWATCHER_SCHEMA),
 }

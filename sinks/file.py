@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, TransientError
-from sinks.documents import format_of
+from sinks.documents import get_encoding
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
     from config.sinks.file import FileSettings
 
 CLOSE_SECONDS = 1.0
-MODE = 0o640  # labels may be confidential
+FILE_MODE = 0o640  # labels may be confidential
 
-_TAIL = 1 << 20  # more than the longest line
-_BEGINNING = b'{"'  # every line begins with it
-_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EMFILE})
+_TAIL_BYTES = 1 << 20  # more than the longest line
+_LINE_PREFIX = b'{"'  # every line begins with it
+_TRANSIENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EMFILE})
 
 
 class FileError(FatalError):
@@ -49,9 +49,9 @@ class FileSink:
     """Appends records to a file."""
 
     def __init__(self, settings: FileSettings) -> None:
-        self._encode = format_of(settings.encoding).encode
+        self._encode = get_encoding(settings.encoding).encode
         self._file = RotatedFile(settings.path, settings.max_bytes, settings.max_files)
-        self._worker = BlockingWorker("file", partial(translated, settings.path), exclusive=True)
+        self._worker = BlockingWorker("file", partial(translate_error, settings.path), exclusive=True)
 
     async def start(self) -> None:
         """Make sure that the file can be written.
@@ -90,22 +90,22 @@ class RotatedFile:
         max_files: Number of rotated files to keep.
     """
 
-    def __init__(self, path: str, max_bytes: int, keep: int) -> None:
+    def __init__(self, path: str, max_bytes: int, max_files: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._keep = keep
+        self._max_files = max_files
         self._descriptor: int | None = None
         self._size = 0
 
     def open(self) -> None:
         """Open the file and remove an incomplete last line."""
         self.close()
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, MODE)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
         try:
-            _take(descriptor, self._path)
-            self._size = _whole_lines(descriptor, os.fstat(descriptor).st_size, self._path)
+            _lock(descriptor, self._path)
+            self._size = _complete_length(descriptor, os.fstat(descriptor).st_size, self._path)
             os.ftruncate(descriptor, self._size)
-            _sync_folder(self._path)
+            _sync_directory(self._path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -123,18 +123,18 @@ class RotatedFile:
             return
         start = 0
         while start < len(lines):
-            descriptor = self._current()
+            descriptor = self._current_descriptor()
             end, room = start, self._max_bytes - self._size
             while end < len(lines) and (len(lines[end]) <= room or (end == start and not self._size)):
                 room -= len(lines[end])
                 end += 1
             if end == start:
-                self._set_aside()
+                self._rotate()
                 continue
             self._write(descriptor, b"".join(lines[start:end]))
             start = end
 
-    def _current(self) -> int:
+    def _current_descriptor(self) -> int:
         """Return the descriptor of the file at the path; open a new file if another program has moved or removed it."""
         if self._descriptor is not None:
             own = os.fstat(self._descriptor)
@@ -162,26 +162,26 @@ class RotatedFile:
             raise
         self._size += len(data)
 
-    def _set_aside(self) -> None:
+    def _rotate(self) -> None:
         self.close()
-        if not self._keep:
+        if not self._max_files:
             os.unlink(self._path)
             return
-        for number in range(self._keep - 1, 0, -1):
+        for number in range(self._max_files - 1, 0, -1):
             if os.path.exists(f"{self._path}.{number}"):
                 os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
         os.replace(self._path, f"{self._path}.1")
 
 
-def translated(path: str, error: OSError) -> BridgeError:
+def translate_error(path: str, error: OSError) -> BridgeError:
     """Return the bridge's error for an OS error of the file."""
-    if error.errno in _PASSING:
+    if error.errno in _TRANSIENT:
         hint = "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its directory and disk"
         return TransientError(f"{path} cannot be written: {error.strerror}; {hint}")
     return FileError(f"{path} cannot be written: {error.strerror}; use another file, or fix its permissions")
 
 
-def _take(descriptor: int, path: str) -> None:
+def _lock(descriptor: int, path: str) -> None:
     """Check that it is a regular file and lock it; the kernel releases the lock when the process ends."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise FileError(f"{path} is not a regular file; use the path of a file, or the sink stdout:")
@@ -191,18 +191,18 @@ def _take(descriptor: int, path: str) -> None:
         raise FileInUseError(f"{path} is being written by another process; use another file") from error
 
 
-def _whole_lines(descriptor: int, size: int, path: str) -> int:
+def _complete_length(descriptor: int, size: int, path: str) -> int:
     """Return the size of the complete lines; raise an error if the incomplete last line is not a record."""
-    tail = os.pread(descriptor, min(size, _TAIL), max(size - _TAIL, 0))
+    tail = os.pread(descriptor, min(size, _TAIL_BYTES), max(size - _TAIL_BYTES, 0))
     rest = tail[tail.rfind(b"\n") + 1 :]
     if not rest:
         return size
-    if not rest.startswith(_BEGINNING[: len(rest)]):
+    if not rest.startswith(_LINE_PREFIX[: len(rest)]):
         raise FileError(f"{path} ends with an incomplete line that is not a record; use another file")
     return size - len(rest)
 
 
-def _sync_folder(path: str) -> None:
+def _sync_directory(path: str) -> None:
     """Sync the directory, so that the file's name is on the disk too."""
     directory = os.open(os.path.dirname(path) or "/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from config.sinks import SinkSettings
 
 
-def make(settings: SinkSettings) -> Sink:
+def create_sink(settings: SinkSettings) -> Sink:
     """Return the sink with these settings, not yet started.
 
     Raises:
@@ -33,12 +33,12 @@ def make(settings: SinkSettings) -> Sink:
 
             return FileSink(settings)
         case KafkaSettings():
-            with library("kafka"):
+            with require_extra("kafka"):
                 from sinks.kafka.sink import KafkaSink
 
             return KafkaSink(settings, SystemClock())
         case NatsSettings():
-            with library("nats"):
+            with require_extra("nats"):
                 from sinks.nats.sink import NatsSink
 
             return NatsSink(settings)
@@ -47,13 +47,13 @@ def make(settings: SinkSettings) -> Sink:
             return sink
 
 
-def make_all(settings: Mapping[str, SinkSettings]) -> dict[str, Sink]:
+def create_sinks(settings: Mapping[str, SinkSettings]) -> dict[str, Sink]:
     """Return the sinks with these settings, by id, not yet started."""
-    return {id_: make(each) for id_, each in settings.items()}
+    return {id_: create_sink(each) for id_, each in settings.items()}
 
 
 @contextlib.contextmanager
-def library(extra: str) -> Iterator[None]:
+def require_extra(extra: str) -> Iterator[None]:
     """Turn the failed import of a broker's library into an error that names the extra to install."""
     try:
         yield

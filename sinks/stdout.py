@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 from bridge.blocking_worker import BlockingWorker, resolve_future
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from bridge.telemetry.text import printable_json
-from sinks.documents import Encoding, format_of
+from sinks.documents import EncodingName, get_encoding
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
 
 STDOUT = 1
-PIECE = select.PIPE_BUF
+CHUNK_BYTES = select.PIPE_BUF
 CLOSE_SECONDS = 1.0  # how long close() waits for a reader that does not read
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -44,12 +44,12 @@ class OutputError(FatalError):
 class StdoutSink:
     """Writes records to a file descriptor, which it neither opens nor closes."""
 
-    def __init__(self, descriptor: int = STDOUT, *, encoding: Encoding = "json") -> None:
+    def __init__(self, descriptor: int = STDOUT, *, encoding: EncodingName = "json") -> None:
         self._descriptor = descriptor
-        self._encode = format_of(encoding).encode
+        self._encode = get_encoding(encoding).encode
         self._writer = LineWriter(descriptor)
-        self._worker = BlockingWorker("stdout", translated, exclusive=True)
-        self._to_terminal = False
+        self._worker = BlockingWorker("stdout", translate_error, exclusive=True)
+        self._is_terminal = False
 
     async def start(self) -> None:
         """Make sure that standard output is open.
@@ -63,8 +63,8 @@ class StdoutSink:
         try:
             os.fstat(self._descriptor)
         except OSError as error:
-            raise translated(error) from error
-        self._to_terminal = os.isatty(self._descriptor)
+            raise translate_error(error) from error
+        self._is_terminal = os.isatty(self._descriptor)
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Write records; return when the operating system has taken all of them.
@@ -77,7 +77,7 @@ class StdoutSink:
         lines = [self._line(document) for document in documents if document is not None]
         await self._worker.run(partial(self._writer.write, lines))
 
-    async def reader_gone(self) -> None:
+    async def wait_disconnected(self) -> None:
         """Wait until the reader disconnects, also while there is nothing to write. Never returns for a file.
 
         Raises:
@@ -89,14 +89,14 @@ class StdoutSink:
             target=_wait_for_hangup, args=(self._descriptor, loop, gone), name="stdout-reader", daemon=True
         ).start()
         await gone
-        raise translated(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
+        raise translate_error(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     async def close(self) -> None:
         """Stop the thread; a thread that hangs is abandoned."""
         await self._worker.close(CLOSE_SECONDS)
 
     def _line(self, document: bytes) -> bytes:
-        return (printable_json(document.decode()).encode() if self._to_terminal else document) + b"\n"
+        return (printable_json(document.decode()).encode() if self._is_terminal else document) + b"\n"
 
 
 class LineWriter:
@@ -104,23 +104,23 @@ class LineWriter:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._rest = b""  # of a partly written line
+        self._unwritten = b""  # of a partly written line
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Write ``lines``, each with its line feed; after an error, the same lines may be written again."""
-        for piece in pieces(lines):
-            self._write_piece(self._rest + piece)
+        for piece in chunks(lines):
+            self._write_chunk(self._unwritten + piece)
 
-    def _write_piece(self, data: bytes) -> None:
+    def _write_chunk(self, data: bytes) -> None:
         written = 0
         try:
             while written < len(data):
                 written += self._write_some(data[written:])
         except OSError:
             if written:
-                self._rest = rest_of_line(data, written)
+                self._unwritten = unwritten_rest(data, written)
             raise
-        self._rest = b""
+        self._unwritten = b""
 
     def _write_some(self, data: bytes) -> int:
         while True:
@@ -130,12 +130,12 @@ class LineWriter:
                 _poll(self._descriptor, select.POLLOUT)
 
 
-def pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
+def chunks(lines: Iterable[bytes]) -> Iterator[bytes]:
     """Join lines into chunks of at most ``CHUNK_BYTES``; a longer line is a chunk of its own."""
     pending: list[bytes] = []
     size = 0
     for line in lines:
-        if pending and size + len(line) > PIECE:
+        if pending and size + len(line) > CHUNK_BYTES:
             yield b"".join(pending)
             pending, size = [], 0
         pending.append(line)
@@ -144,14 +144,14 @@ def pieces(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(pending)
 
 
-def rest_of_line(data: bytes, written: int) -> bytes:
+def unwritten_rest(data: bytes, written: int) -> bytes:
     """Return the unwritten rest of the line at ``written`` bytes of ``data``; empty at the end of a line."""
     if data[written - 1 : written] == b"\n":
         return b""
     return data[written : data.index(b"\n", written) + 1]
 
 
-def translated(error: OSError) -> BridgeError:
+def translate_error(error: OSError) -> BridgeError:
     """Return the bridge's error for an OS error of the descriptor."""
     if error.errno == errno.EPIPE:
         return OutputError("standard output: the reader has disconnected")
@@ -161,9 +161,9 @@ def translated(error: OSError) -> BridgeError:
     return OutputError(f"{reason}; redirect it to a file, a pipe or a terminal")
 
 
-def _wait_for_hangup(descriptor: int, loop: asyncio.AbstractEventLoop, gone: asyncio.Future[None]) -> None:
+def _wait_for_hangup(descriptor: int, loop: asyncio.AbstractEventLoop, disconnected: asyncio.Future[None]) -> None:
     _poll(descriptor, 0)  # hang-ups and errors are always reported
-    resolve_future(loop, gone, None)
+    resolve_future(loop, disconnected, None)
 
 
 def _poll(descriptor: int, events: int) -> None:

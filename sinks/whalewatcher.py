@@ -14,11 +14,11 @@ from bridge.core.events import Record, RecordType
 from bridge.core.identity import display_id
 from bridge.core.model import ContainerKey, Labels
 
-TYPES: dict[RecordType, int] = {"started": 0, "present": 0, "exited": 1, "paused": 2, "unpaused": 3}
+EVENT_TYPES: dict[RecordType, int] = {"started": 0, "present": 0, "exited": 1, "paused": 2, "unpaused": 3}
 """The ``engineclient.ContainerEventType`` of each record type that has one."""
 
 
-class _Known(Struct, frozen=True):
+class _ContainerFields(Struct, frozen=True):
     """The fields of a record's container that are encoded."""
 
     id: str
@@ -30,8 +30,8 @@ class _Known(Struct, frozen=True):
     labels: Labels | None
 
 
-class _Document(Struct, frozen=True):
-    container: _Known
+class _RecordFields(Struct, frozen=True):
+    container: _ContainerFields
 
 
 class _Container(Struct, frozen=True):
@@ -45,13 +45,13 @@ class _Container(Struct, frozen=True):
     Paused: bool
 
 
-_DECODER = msgspec.json.Decoder(_Document)
+_DECODER = msgspec.json.Decoder(_RecordFields)
 _ENCODER = msgspec.json.Encoder()
 
 
 def encode(record: Record) -> bytes | None:
     """Return a record's document; None if whalewatcher has no such event type."""
-    type_ = TYPES.get(record.type)
+    type_ = EVENT_TYPES.get(record.type)
     if type_ is None:
         return None
     known = _DECODER.decode(record.data).container

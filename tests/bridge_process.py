@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import msgspec
 
-Document = dict[str, Any]
+RecordDict = dict[str, Any]
 
-FRAMES = ("snapshot_started", "snapshot_completed")
+CONTROL_TYPES = ("snapshot_started", "snapshot_completed")
 
 
 class BridgeProcess:
@@ -27,7 +27,7 @@ class BridgeProcess:
     def __init__(
         self,
         address: str,
-        folder: Path,
+        directory: Path,
         *flags: str,
         sinks: Sequence[str] = (),
         state_dir: Path | None = None,
@@ -35,13 +35,13 @@ class BridgeProcess:
     ) -> None:
         options = [f"--sink={url}" for url in sinks] + ([f"--state-dir={state_dir}"] if state_dir else [])
         self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *options, *flags]
-        self.out = folder / "records.jsonl"
-        self.log = folder / "log.jsonl"
+        self.out = directory / "records.jsonl"
+        self.log = directory / "log.jsonl"
         # Many run at a time, and the default port is one.
         defaults = {"WHALEBRIDGE_HOST": "node-1", "WHALEBRIDGE_HTTP__LISTEN": "", "PATH": "/usr/bin:/bin"}
         self._environment = defaults | dict(environment or {})
-        self._read = 0
-        self._records: list[Document] = []
+        self._read_bytes = 0
+        self._records: list[RecordDict] = []
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
@@ -75,44 +75,44 @@ class BridgeProcess:
             status = self.process.wait(30)
             assert status == 0 or kind is not None, self.log.read_text()
 
-    def said(self, event: str) -> list[Document]:
+    def log_lines(self, event: str) -> list[RecordDict]:
         """The lines of the log, of all runs, that tell of an event."""
         lines = self.log.read_bytes().split(b"\n")[:-1]  # the last may be half written
         return [line for line in map(msgspec.json.decode, lines) if line["event"] == event]
 
-    def wait_said(self, event: str, times: int = 1, seconds: float = 60) -> list[Document]:
+    def wait_logged(self, event: str, times: int = 1, seconds: float = 60) -> list[RecordDict]:
         """Wait until the log tells of an event that many times."""
         deadline = time.monotonic() + seconds
         while True:
             over = time.monotonic() > deadline or self.process.poll() is not None
-            if len(found := self.said(event)) >= times:
+            if len(found := self.log_lines(event)) >= times:
                 return found
             assert not over, self.log.read_text()[-3000:]
             time.sleep(0.05)
 
-    def records(self) -> list[Document]:
+    def records(self) -> list[RecordDict]:
         """All records written so far; each line must be whole and valid."""
         with self.out.open("rb") as file:
-            file.seek(self._read)
+            file.seek(self._read_bytes)
             data = file.read()
         end = data.rfind(b"\n") + 1
-        self._read += end
+        self._read_bytes += end
         self._records += map(msgspec.json.decode, data[:end].splitlines())
         return self._records
 
-    def wait(self, fits: Callable[[list[Document]], object], what: str, seconds: float = 30) -> list[Document]:
+    def wait(self, predicate: Callable[[list[RecordDict]], object], what: str, seconds: float = 30) -> list[RecordDict]:
         """Wait until the records fit; fail with what is there and what the log says."""
         deadline = time.monotonic() + seconds
         while True:
             over = time.monotonic() > deadline or self.process.poll() is not None  # before looking for the last time
-            if fits(self.records()):
+            if predicate(self.records()):
                 return self._records
             if over:
                 last = [summary(each) for each in self._records[-20:]]
                 raise AssertionError(f"no {what} within {seconds} s; {last=}; log: {self.log.read_text()[-3000:]}")
             time.sleep(0.02)
 
-    def wait_live(self, snapshots: int = 1, seconds: float = 30) -> list[Document]:
+    def wait_synced(self, snapshots: int = 1, seconds: float = 30) -> list[RecordDict]:
         """Wait until that many snapshots are complete."""
         return self.wait(
             lambda records: sum(each["type"] == "snapshot_completed" for each in records) >= snapshots,
@@ -121,27 +121,27 @@ class BridgeProcess:
         )
 
 
-def summary(record: Document) -> tuple[Any, ...]:
+def summary(record: RecordDict) -> tuple[Any, ...]:
     """A record in short, for messages."""
     exit_ = record["exit"] and record["exit"]["status"]
     return (record["sequence"], record["type"], record["origin"], record["id"], exit_)
 
 
-def transitions(records: list[Document]) -> list[Document]:
+def transitions(records: list[RecordDict]) -> list[RecordDict]:
     """The lifecycle transitions alone: neither frames nor rows."""
     return [each for each in records if each["type"] in ("started", "exited", "paused", "unpaused")]
 
 
-def of_newcomers(records: list[Document]) -> list[Document]:
+def transitions_of_new_containers(records: list[RecordDict]) -> list[RecordDict]:
     """The transitions of whoever was not there at the start: on a shared containerd, others may end at any time."""
     first = itertools.takewhile(lambda each: each["type"] != "snapshot_completed", records)
     there = {each["id"] for each in first if each["type"] == "present"}
     return [each for each in transitions(records) if each["id"] not in there]
 
 
-def fold(records: list[Document]) -> dict[str, Document]:
+def running_after(records: list[RecordDict]) -> dict[str, RecordDict]:
     """What lives after these records, by display id: a consumer's view (docs/events.md has the rules)."""
-    alive: dict[str, Document] = {}
+    alive: dict[str, RecordDict] = {}
     for record in records:
         container = record["container"]
         if record["type"] == "exited":
@@ -153,12 +153,12 @@ def fold(records: list[Document]) -> dict[str, Document]:
     return alive
 
 
-def check_stream(records: list[Document]) -> None:
+def check_stream(records: list[RecordDict]) -> None:
     """What must hold of any stream: gapless sequences from 1, framed snapshots, well-formed lives."""
     assert [each["sequence"] for each in records] == list(range(1, len(records) + 1))
     assert records[0]["type"] == "snapshot_started"
-    check_lives(records)
-    open_: Document | None = None
+    check_runs(records)
+    open_: RecordDict | None = None
     rows = 0
     for record in records:
         if record["type"] == "snapshot_started":
@@ -173,7 +173,7 @@ def check_stream(records: list[Document]) -> None:
             rows += 1
 
 
-def check_lives(records: list[Document]) -> None:
+def check_runs(records: list[RecordDict]) -> None:
     """P2: each life begins once, turns in turn, ends once, and nothing is told of it afterwards."""
     states: dict[str, str] = {}
     for record in records:

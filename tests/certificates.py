@@ -47,21 +47,21 @@ class Certificate:
     name: str
     certificate: Path
     key: Path
-    both: Path
+    combined: Path
 
 
 class Authority:
     """One authority: `certificate` is what its clients trust. Another instance is the wrong one."""
 
-    def __init__(self, folder: Path, name: str = "whalebridge test authority") -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.txt").touch()
-        (folder / "serial").write_text("1000\n")
-        self._config = folder / "openssl.cnf"
-        self._config.write_text(_CONFIG.format(folder=folder))
-        self.certificate = folder / "ca.pem"
-        key = _key(folder / "ca.key")
+    def __init__(self, directory: Path, name: str = "whalebridge test authority") -> None:
+        self._directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "index.txt").touch()
+        (directory / "serial").write_text("1000\n")
+        self._config = directory / "openssl.cnf"
+        self._config.write_text(_CONFIG.format(folder=directory))
+        self.certificate = directory / "ca.pem"
+        key = _create_key(directory / "ca.key")
         how = ["-new", "-x509", "-days", "30", "-extensions", "authority", "-subj", f"/CN={name}"]
         _openssl("req", "-config", self._config, *how, "-key", key, "-out", self.certificate)
 
@@ -74,13 +74,13 @@ class Authority:
         password: str | None = None,
     ) -> Certificate:
         """A certificate for a server at these hosts (names or addresses), or for a client of that common name."""
-        folder = Path(tempfile.mkdtemp(prefix="issued-", dir=self._folder))
+        folder = Path(tempfile.mkdtemp(prefix="issued-", dir=self._directory))
         issued = Certificate(name, folder / "cert.pem", folder / "key.pem", folder / "both.pem")
-        plain = _key(folder / "plain.key")
+        plain = _create_key(folder / "plain.key")
         request = folder / "request.pem"
         _openssl("req", "-config", self._config, "-new", "-key", plain, "-subj", f"/CN={name}", "-out", request)
         extensions = folder / "extensions.cnf"
-        extensions.write_text(_CONFIG.format(folder=self._folder) + _alternative_names(hosts))
+        extensions.write_text(_CONFIG.format(folder=self._directory) + _alternative_names(hosts))
         now = datetime.now(UTC)
         begin, end = (now - timedelta(days=3), now + timedelta(days=-1 if expired else 30))
         dates = ["-startdate", f"{begin:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}"]
@@ -90,7 +90,7 @@ class Authority:
             shutil.copy(plain, issued.key)
         else:
             _openssl("pkcs8", "-topk8", "-in", plain, "-passout", f"pass:{password}", "-out", issued.key)
-        issued.both.write_text(plain.read_text() + issued.certificate.read_text())
+        issued.combined.write_text(plain.read_text() + issued.certificate.read_text())
         return issued
 
 
@@ -100,7 +100,7 @@ def _alternative_names(hosts: Sequence[str]) -> str:
     return f"subjectAltName = {names}\n" if names else ""
 
 
-def _key(path: Path) -> Path:
+def _create_key(path: Path) -> Path:
     _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", path)
     return path
 

@@ -36,7 +36,7 @@ class ManualClock:
         """Set the wall clock, as an operator or NTP does."""
         self._wall = wall
 
-    def pass_time(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Let time pass on both clocks."""
         self._wall += from_seconds(seconds)
         self._monotonic += from_seconds(seconds)
@@ -46,6 +46,6 @@ class ManualClock:
         self._sleepers = [(due, woken) for due, woken in self._sleepers if not woken.done()]
 
     @property
-    def asleep(self) -> int:
+    def sleeper_count(self) -> int:
         """How many wait."""
         return sum(not woken.done() for _, woken in self._sleepers)

@@ -46,22 +46,22 @@ def golden(pytestconfig: pytest.Config) -> Golden:
 def _require(*names: str) -> None:
     _require_installed(*names)
     if os.geteuid() != 0:
-        _do_without("containers need root (sudo make test)")
+        _skip_or_fail("containers need root (sudo make test)")
 
 
 def _require_installed(*names: str) -> None:
     if absent := missing(names):
-        _do_without(f"not installed: {', '.join(absent)} (make testbed)")
+        _skip_or_fail(f"not installed: {', '.join(absent)} (make testbed)")
 
 
-def _do_without(reason: str) -> NoReturn:
+def _skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 @contextlib.contextmanager
-def _running(version: Version) -> Iterator[Containerd]:
+def _run_containerd(version: Version) -> Iterator[Containerd]:
     _require(*components(version))
     with Containerd(version) as containerd:
         containerd.import_image()
@@ -71,15 +71,15 @@ def _running(version: Version) -> Iterator[Containerd]:
 @pytest.fixture(scope="session", params=VERSIONS)
 def engine(request: pytest.FixtureRequest) -> Iterator[Containerd]:
     """A containerd of each version, shared by all tests: use ids of your own, and leave it running."""
-    with _running(request.param) as containerd:
+    with _run_containerd(request.param) as containerd:
         yield containerd
 
 
 @pytest.fixture(params=VERSIONS)
-def fresh_engine(request: pytest.FixtureRequest) -> Iterator[Callable[[], Containerd]]:
+def engine_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Containerd]]:
     """Makes containerds that the test has for itself, to be killed, suspended and restarted."""
     with contextlib.ExitStack() as stack:
-        yield lambda: stack.enter_context(_running(request.param))
+        yield lambda: stack.enter_context(_run_containerd(request.param))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def require() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def require_all() -> Callable[..., None]:
+def require_as_root() -> Callable[..., None]:
     """The same for what needs root besides."""
     return _require
 
@@ -106,7 +106,7 @@ def require_all() -> Callable[..., None]:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Whom the testbed's servers and clients trust."""
     if shutil.which("openssl") is None:
-        _do_without("not installed: openssl (apt-get install openssl)")
+        _skip_or_fail("not installed: openssl (apt-get install openssl)")
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
@@ -114,12 +114,12 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 def kafka(authority: Authority) -> Iterator[Kafka]:
     """One broker with every kind of listener, shared by all tests: use topics of your own, and leave it running."""
     _require_installed(*kafka_peer.COMPONENTS)
-    with Kafka(listeners=LISTENERS, authority=authority, settings=kafka_peer.PATIENT) as kafka:
+    with Kafka(listeners=LISTENERS, authority=authority, settings=kafka_peer.LONG_SESSION_TIMEOUT) as kafka:
         yield kafka
 
 
 @pytest.fixture
-def fresh_kafka() -> Iterator[Callable[..., Kafka]]:
+def kafka_factory() -> Iterator[Callable[..., Kafka]]:
     """Makes Kafkas that the test has for itself, called like the class, to be killed, suspended and restarted."""
     _require_installed(*kafka_peer.COMPONENTS)
     with contextlib.ExitStack() as stack:
@@ -135,7 +135,7 @@ def nats() -> Iterator[Nats]:
 
 
 @pytest.fixture
-def fresh_nats() -> Iterator[Callable[..., Nats]]:
+def nats_factory() -> Iterator[Callable[..., Nats]]:
     """Makes NATS servers that the test has for itself, called like the class (they start in 0.1 s)."""
     _require_installed(*nats_peer.COMPONENTS)
     with contextlib.ExitStack() as stack:

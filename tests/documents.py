@@ -17,20 +17,24 @@ class Command(NamedTuple):
     text: str
 
 
-def blocks(text: str, language: str) -> list[str]:
+def code_blocks(text: str, language: str) -> list[str]:
     """The code blocks in a language; "" for those without."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [block for its, block in found if its == language]
 
 
-def typed(text: str, language: str) -> list[str]:
+def shell_commands(text: str, language: str) -> list[str]:
     """What the blocks in `sh` or `console` say to type; in the latter, it begins with `$`."""
-    lines = [line for block in blocks(text.replace("\\\n", " "), language) for line in block.splitlines() if line]
+    lines = [line for block in code_blocks(text.replace("\\\n", " "), language) for line in block.splitlines() if line]
     if language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
     return [re.sub(r"\s+", " ", re.sub(r"\s+# .*", "", line)).strip() for line in lines]
 
 
-def commands(page: Path) -> list[Command]:
+def page_commands(page: Path) -> list[Command]:
     """All that a page says to type."""
-    return [Command(page.name, text) for language in ("console", "sh") for text in typed(page.read_text(), language)]
+    return [
+        Command(page.name, text)
+        for language in ("console", "sh")
+        for text in shell_commands(page.read_text(), language)
+    ]

@@ -16,20 +16,20 @@ from typing import Any, Self
 class ProxyProcess:
     """`whalebridge proxy` before a containerd, listening at `address`; as a context manager it is ended (SIGTERM)."""
 
-    def __init__(self, containerd: str, folder: Path, *flags: str) -> None:
-        self.address = f"{folder}/proxy.sock"
-        self.log = folder / "proxy.jsonl"
+    def __init__(self, containerd: str, directory: Path, *flags: str) -> None:
+        self.address = f"{directory}/proxy.sock"
+        self.log = directory / "proxy.jsonl"
         self.command = [sys.executable, "-m", "bridge", "proxy", "--containerd", containerd]
         self.command += ["--listen", self.address, *flags]
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        before = len(self.said("proxy_started"))
+        before = len(self.log_lines("proxy_started"))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + 30
-        while len(self.said("proxy_started")) == before:
+        while len(self.log_lines("proxy_started")) == before:
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()  # noqa: PT018
             time.sleep(0.02)
 
@@ -39,7 +39,7 @@ class ProxyProcess:
         assert self.process.wait(30) == 0, self.log.read_text()
         assert not os.path.exists(self.address)
 
-    def said(self, event: str) -> list[dict[str, Any]]:
+    def log_lines(self, event: str) -> list[dict[str, Any]]:
         """The lines of the log that tell of an event."""
         written = self.log.read_bytes() if self.log.exists() else b""
         whole = written[: written.rfind(b"\n") + 1]  # a line may be under way

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from bridge.core.encode import Coverage, Gap, Ledger
-from bridge.core.events import Previous, Record
+from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.events import Record, SourcePosition
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine, Metadata
 
 ENGINE = Engine("c79d280c-f53d-4f0e-9d3e-0a1b2c3d4e5f", "2.4.2", "/run/containerd/containerd.sock", 812)
 
 
-class Recorder:
+class RecordFactory:
     """Makes the records of one source in one epoch."""
 
     def __init__(
@@ -18,25 +18,27 @@ class Recorder:
         epoch: int = 1_795_447_267_123,
         host: str = "node-1",
         engine: Engine = ENGINE,
-        previous: Previous | None = None,
+        previous: SourcePosition | None = None,
     ) -> None:
-        self.ledger = Ledger(host, engine, epoch, previous=previous)
+        self.encoder = RecordEncoder(host, engine, epoch, previous=previous)
 
-    def starts(self, count: int, size: int = 0) -> list[Record]:
+    def started_records(self, count: int, size: int = 0) -> list[Record]:
         """Records of containers that were started; ``size`` bytes of labels in each."""
-        return [self.start(size) for _ in range(count)]
+        return [self.started_record(size) for _ in range(count)]
 
-    def start(self, size: int = 0) -> Record:
-        number = self.ledger.sequence + 1
+    def started_record(self, size: int = 0) -> Record:
+        number = self.encoder.sequence + 1
         key = ContainerKey("default", f"c{number}")
         metadata = Metadata(key, key.id, "shop", "web", "busybox", "runc", 1, 1, {"filler": "x" * size} if size else {})
         at = 1_795_447_268_000_000_000 + number
-        return self.ledger.transition(
+        return self.encoder.encode_transition(
             Transition("started", "live", at, key, metadata, None, number, f"5f3c9a1e-{number}", paused=False)
         )
 
-    def snapshot(self) -> list[Record]:
-        return self.ledger.snapshot(Gap("start", None, None), Coverage(["default"], [], False), [], [], 1)
+    def snapshot_records(self) -> list[Record]:
+        return self.encoder.encode_snapshot(
+            Gap("start", None, None), SnapshotCoverage(["default"], [], False), [], [], 1
+        )
 
 
 def ids(records: list[Record]) -> list[str]:

@@ -63,12 +63,12 @@ def record(
     return Record(epoch, sequence, type_, TIME, host, engine.id, namespace, subject, project, data)
 
 
-def records(count: int, first: int = 1, **options: Any) -> list[Record]:
+def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:
     """Records of one source in a row, about a hundred containers."""
-    return [record(first + number, id_=f"web-{number % 100}", **options) for number in range(count)]
+    return [record(first_sequence + number, id_=f"web-{number % 100}", **options) for number in range(count)]
 
 
-def frame(
+def control_record(
     sequence: int,
     type_: RecordType,
     snapshot: int = 1,
@@ -86,11 +86,11 @@ def frame(
     return Record(epoch, sequence, type_, TIME, host, engine.id, "", "", "", _encode(document))
 
 
-def lost(last: Record, first: int) -> Record:
+def loss_record(last: Record, first: int) -> Record:
     """The record that stands for those from `first` to `last`."""
     return lost_record(last, first, "overflow", 0)
 
 
-def batches(whole: Sequence[Record], size: int) -> list[Sequence[Record]]:
+def batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:
     """As a pump cuts them."""
-    return [whole[start : start + size] for start in range(0, len(whole), size)]
+    return [all_records[start : start + size] for start in range(0, len(all_records), size)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 
-def scaled(*, part: int, full: int) -> int:
+def scaled(*, reduced: int, full: int) -> int:
     """A count for `make test` (part) and one for `make test-long`, which sets WHALEBRIDGE_TEST_SCALE=full."""
     scale = os.environ.get("WHALEBRIDGE_TEST_SCALE", "part")
-    return {"part": part, "full": full}[scale]
+    return {"part": reduced, "full": full}[scale]

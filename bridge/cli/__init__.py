@@ -36,7 +36,7 @@ from bridge.telemetry.text import printable
 
 NAME = "whalebridge"
 _COMPLETE = "_WHALEBRIDGE_COMPLETE"  # set by typer's completion scripts
-_LOGIN = re.compile(r"(://)\S*@")  # in a misplaced URL: error messages may end up in logs
+_URL_CREDENTIALS = re.compile(r"(://)\S*@")  # in a misplaced URL: error messages may end up in logs
 
 app = typer.Typer(
     help="Publish container lifecycle events from containerd.",
@@ -62,13 +62,13 @@ def main() -> None:
 
     Unblocks the signals that are blocked during the start, except for ``run``, which unblocks them when it can stop.
     """
-    _occupy_standard_descriptors()
+    _open_missing_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for names that the locale cannot encode
     try:
         if sys.argv[1:2] != ["run"]:
-            signals.release()
+            signals.unblock()
         status = execute(sys.argv[1:])
     except KeyboardInterrupt:
         status = INTERRUPTED
@@ -81,15 +81,15 @@ def execute(arguments: Sequence[str]) -> int:
         execute(["--help"])
         return WRONG_USAGE
     try:
-        return _call(arguments)
+        return _invoke(arguments)
     except CommandError as failure:
-        complain(*failure.lines)
-        return failure.status
+        print_error(*failure.lines)
+        return failure.exit_status
     except typer.TyperException as error:  # wrong usage
-        text = _LOGIN.sub(r"\1...@", error.format_message())
+        text = _URL_CREDENTIALS.sub(r"\1...@", error.format_message())
         context = getattr(error, "ctx", None)
         path = NAME if context is None else context.command_path
-        complain(f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{path} --help'.")
+        print_error(f"{text}{'' if text.endswith(('.', '?')) else '.'} See '{path} --help'.")
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -97,18 +97,18 @@ def execute(arguments: Sequence[str]) -> int:
         return end.code if isinstance(end.code, int) else FAILED
 
 
-def _call(arguments: Sequence[str]) -> int:
+def _invoke(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         return command.main(args=list(arguments), prog_name=NAME, standalone_mode=False) or 0
     except OSError as error:  # typer's help; commands print with ``output``
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
-        output.abandon()
+        output.discard()
         raise CommandError(f"standard output cannot be written: {error.strerror}") from error
 
 
-def complain(*lines: str) -> None:
+def print_error(*lines: str) -> None:
     """Print error lines to standard error, without control characters."""
     if sys.stderr is None:
         return
@@ -117,7 +117,7 @@ def complain(*lines: str) -> None:
         sys.stderr.flush()
 
 
-def _occupy_standard_descriptors() -> None:
+def _open_missing_descriptors() -> None:
     """Open standard descriptors that were closed at the start, so that no other file gets their numbers."""
     for descriptor in range(3):
         try:

@@ -37,10 +37,10 @@ def check(
       whalebridge check --json | jq '.results[] | select(.status != "ok")'
     """
     from bridge.cli import findings
-    from bridge.cli.findings import Finding
+    from bridge.cli.findings import CheckResult
 
     try:
-        load = options.of_run(
+        load = options.run_settings_loader(
             config=config,
             containerd=containerd,
             include=namespace,
@@ -51,16 +51,16 @@ def check(
             log_level=log_level,
             log_format=log_format,
         )
-        settings = options.settled(load)
+        settings = options.load_or_exit(load)
     except CommandError as error:
-        results = [Finding("error", "settings", line, status=WRONG_USAGE) for line in error.lines]
+        results = [CheckResult("error", "settings", line, exit_status=WRONG_USAGE) for line in error.lines]
     else:
         import asyncio
 
-        from bridge.cli.rehearsal import rehearse
+        from bridge.cli.rehearsal import run_preflight
 
-        results = [Finding("ok", "settings", f"settings are valid; host name is {settings.host}")]
-        results += asyncio.run(rehearse(settings))
-    findings.tell(results, as_json=as_json)
-    if status := max(result.status for result in results):
-        raise CommandError(status=status)
+        results = [CheckResult("ok", "settings", f"settings are valid; host name is {settings.host}")]
+        results += asyncio.run(run_preflight(settings))
+    findings.print_results(results, as_json=as_json)
+    if status := max(result.exit_status for result in results):
+        raise CommandError(exit_status=status)

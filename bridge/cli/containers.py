@@ -12,9 +12,9 @@ from bridge.app import boot_id
 from bridge.cli.failure import CommandError
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.watcher import ContainerdWatcher
-from bridge.core.encode import container
+from bridge.core.encode import build_container
 from bridge.core.errors import BridgeError
-from bridge.core.identity import describe, display_id, incarnation
+from bridge.core.identity import build_metadata, display_id, incarnation_id
 from bridge.core.labels import LabelRules
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Labels, Metadata, Task, TaskStatus
@@ -22,7 +22,7 @@ from config.models import NamespacesSettings
 from config.settings import Settings
 
 
-class Lists(Protocol):
+class ContainerLister(Protocol):
     """The part of ``EngineClient`` that listing needs."""
 
     async def namespaces(self) -> Sequence[str]:
@@ -35,7 +35,7 @@ class Lists(Protocol):
         """List a namespace's container metadata."""
 
 
-class Living(NamedTuple):
+class ContainerInfo(NamedTuple):
     """A container whose task is running, paused, or in an unknown state."""
 
     metadata: Metadata
@@ -54,7 +54,7 @@ class Living(NamedTuple):
             return "unknown"
         return "paused" if self.task.paused else "running"
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the object ``container`` as in a record, built by the same code."""
         pid = self.task.pid
         transition = Transition(
@@ -65,22 +65,22 @@ class Living(NamedTuple):
             metadata=self.metadata,
             pod_labels=self.pod_labels,
             pid=pid,
-            incarnation=incarnation(boot_id(), pid),
+            incarnation=incarnation_id(boot_id(), pid),
             paused=self.task.paused,
         )
-        document: dict[str, Any] = msgspec.to_builtins(container(transition))
+        document: dict[str, Any] = msgspec.to_builtins(build_container(transition))
         return document
 
 
-class Listing(NamedTuple):
+class ContainerListing(NamedTuple):
     """The containers, and the errors of namespaces that could not be listed."""
 
-    containers: list[Living]
+    containers: list[ContainerInfo]
     failures: list[str]
 
 
 @contextlib.asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[ContainerdClient]:
+async def open_client(settings: Settings) -> AsyncIterator[ContainerdClient]:
     """Connect to the containerd of ``settings``.
 
     Raises:
@@ -92,35 +92,37 @@ async def connected(settings: Settings) -> AsyncIterator[ContainerdClient]:
         try:
             await client.engine()
         except BridgeError as error:
-            raise CommandError.to_connect(error) from error
+            raise CommandError.from_connect_error(error) from error
         yield client
     except BridgeError as error:
-        raise CommandError.of(error) from error
+        raise CommandError.from_error(error) from error
     finally:
         await client.close()
 
 
-async def list_living(source: Lists, watched: Callable[[str], bool], named: Iterable[str]) -> Listing:
+async def list_running(
+    client: ContainerLister, is_watched: Callable[[str], bool], required: Iterable[str]
+) -> ContainerListing:
     """List the running containers of the watched namespaces.
 
     Raises:
         CommandError: A namespace in ``required`` does not exist.
     """
-    existing = sorted(await source.namespaces())
-    missing = [name for name in named if name not in existing]
+    existing = sorted(await client.namespaces())
+    missing = [name for name in required if name not in existing]
     if missing:
         names = ", ".join(existing) or "none"
         raise CommandError(*(f"namespace {name!r} does not exist; existing namespaces: {names}" for name in missing))
-    listing = Listing([], [])
-    for namespace in filter(watched, existing):
+    listing = ContainerListing([], [])
+    for namespace in filter(is_watched, existing):
         try:
-            listing.containers.extend(await _living_in(source, namespace))
+            listing.containers.extend(await _list_namespace(client, namespace))
         except BridgeError as error:
             listing.failures.append(f"namespace {namespace} could not be listed: {error}")
     return listing
 
 
-async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or_id: str) -> Living:
+async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or_id: str) -> ContainerInfo:
     """Find one running container; a namespace in ``name_or_id`` is searched even if it is not watched.
 
     Raises:
@@ -135,29 +137,29 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
     found = await watcher.find(name_or_id)
     pods: dict[str, Labels | None] = {}
     if found.metadata.pod:
-        pods = _pods([each async for each in client.containers(found.metadata.key.namespace)])
-    return _living(found.task, found.metadata, pods)
+        pods = _pod_labels([each async for each in client.containers(found.metadata.key.namespace)])
+    return _container_info(found.task, found.metadata, pods)
 
 
-async def _living_in(source: Lists, namespace: str) -> list[Living]:
+async def _list_namespace(client: ContainerLister, namespace: str) -> list[ContainerInfo]:
     """List one namespace. Tasks first, so that an old task is not matched with the metadata of a new container."""
-    tasks = [task for task in await source.tasks(namespace) if task.alive or task.status is TaskStatus.UNKNOWN]
+    tasks = [task for task in await client.tasks(namespace) if task.running or task.status is TaskStatus.UNKNOWN]
     if not tasks:
         return []
-    containers = {each.key: each async for each in source.containers(namespace)}
-    pods = _pods(containers.values())
-    return [_living(task, containers.get(task.key) or _unrecorded(task.key), pods) for task in tasks]
+    containers = {each.key: each async for each in client.containers(namespace)}
+    pods = _pod_labels(containers.values())
+    return [_container_info(task, containers.get(task.key) or _placeholder(task.key), pods) for task in tasks]
 
 
-def _pods(records: Iterable[Metadata]) -> dict[str, Labels | None]:
+def _pod_labels(containers: Iterable[Metadata]) -> dict[str, Labels | None]:
     """Return the labels of pods, which their sandboxes have, by the pod's uid."""
-    return {each.pod.uid: each.pod_labels for each in records if each.pod and each.kind == "sandbox"}
+    return {each.pod.uid: each.pod_labels for each in containers if each.pod and each.kind == "sandbox"}
 
 
-def _living(task: Task, metadata: Metadata, pods: Mapping[str, Labels | None]) -> Living:
-    return Living(metadata, task, pods.get(metadata.pod.uid) if metadata.pod else None)
+def _container_info(task: Task, metadata: Metadata, pod_labels: Mapping[str, Labels | None]) -> ContainerInfo:
+    return ContainerInfo(metadata, task, pod_labels.get(metadata.pod.uid) if metadata.pod else None)
 
 
-def _unrecorded(key: ContainerKey) -> Metadata:
+def _placeholder(key: ContainerKey) -> Metadata:
     """Return placeholder metadata for a running container whose metadata was deleted."""
-    return describe(key, None, LabelRules.keep_all())
+    return build_metadata(key, None, LabelRules.keep_all())

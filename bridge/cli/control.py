@@ -7,17 +7,17 @@ import os
 import socket
 from pathlib import Path
 
-from bridge.outbox.folder import CONTROL
+from bridge.outbox.folder import CONTROL_SOCKET
 
-_MOST_BYTES = 65536
+_MAX_RESPONSE_BYTES = 65536
 
 
-class Control(http.client.HTTPConnection):
+class ControlClient(http.client.HTTPConnection):
     """HTTP over a unix socket; raises the errors of the operating system and of http.client."""
 
-    def __init__(self, folder: Path, seconds: float) -> None:
-        super().__init__("localhost", timeout=seconds)
-        self.path = folder / CONTROL
+    def __init__(self, directory: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = directory / CONTROL_SOCKET
 
     def connect(self) -> None:
         """Connect through the directory's descriptor, because the path may be too long for a socket address."""
@@ -34,6 +34,6 @@ class Control(http.client.HTTPConnection):
         try:
             self.request("POST", path)
             response = self.getresponse()
-            return response.status, response.read(_MOST_BYTES)
+            return response.status, response.read(_MAX_RESPONSE_BYTES)
         finally:
             self.close()

@@ -13,7 +13,7 @@ from bridge.cli import options
 from bridge.cli.failure import FAILED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.findings import Finding
+    from bridge.cli.findings import CheckResult
 
 Sockets = Annotated[
     list[str] | None,
@@ -40,50 +40,55 @@ def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
 
     from bridge.cli import findings
 
-    results, usable = asyncio.run(_diagnose(_paths(containerd or ())))
-    findings.tell(results, as_json=as_json, usable=usable)
-    if any(result.status for result in results):
-        raise CommandError(status=FAILED)
+    results, usable = asyncio.run(_check_sockets(_socket_paths(containerd or ())))
+    findings.print_results(results, as_json=as_json, usable=usable)
+    if any(result.exit_status for result in results):
+        raise CommandError(exit_status=FAILED)
 
 
-def _paths(addresses: Sequence[str]) -> list[str]:
+def _socket_paths(addresses: Sequence[str]) -> list[str]:
     from bridge.containerd.endpoint import socket_path
     from bridge.core.errors import UnreachableError
 
     try:
         return [socket_path(address) for address in addresses]
     except UnreachableError as error:
-        raise CommandError(str(error), status=WRONG_USAGE) from error
+        raise CommandError(str(error), exit_status=WRONG_USAGE) from error
 
 
-async def _diagnose(named: Sequence[str]) -> tuple[list[Finding], list[str]]:
+async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], list[str]]:
     """Check all sockets concurrently; return the results, and the sockets that ``run`` can use."""
     import asyncio
 
-    from bridge.cli.findings import Finding
-    from bridge.cli.places import SOCKETS, look
+    from bridge.cli.findings import CheckResult
+    from bridge.cli.places import WELL_KNOWN_SOCKETS, inspect_socket
 
-    sockets = {path: look(path, named=path in named) for path in dict.fromkeys([*named, *SOCKETS])}
+    sockets = {
+        path: inspect_socket(path, required=path in required)
+        for path in dict.fromkeys([*required, *WELL_KNOWN_SOCKETS])
+    }
     first: dict[tuple[int, int], str] = {}
     for path, (_, identity) in sockets.items():
         if identity is not None:
             first.setdefault(identity, path)
-    checked = dict(zip(first.values(), await asyncio.gather(*map(_examined, first.values())), strict=True))
-    results: list[Finding] = []
+    checked = dict(zip(first.values(), await asyncio.gather(*map(_check_socket, first.values())), strict=True))
+    results: list[CheckResult] = []
     for path, (socket_results, identity) in sockets.items():
         if identity is not None and path not in checked:
-            results.append(Finding("ok", path, f"the same socket as {first[identity]}"))
+            results.append(CheckResult("ok", path, f"the same socket as {first[identity]}"))
             continue
         results += [*socket_results, *checked.get(path, [])]
-    usable = [path for path, socket_results in checked.items() if not any(result.status for result in socket_results)]
+    usable = [
+        path for path, socket_results in checked.items() if not any(result.exit_status for result in socket_results)
+    ]
     if not usable:
         hint = "start containerd, or set the path of its socket (--containerd PATH)"
-        results.append(Finding("error", "containerd", "no usable containerd found", hint, FAILED))
+        results.append(CheckResult("error", "containerd", "no usable containerd found", hint, FAILED))
     return results, usable
 
 
-async def _examined(path: str) -> list[Finding]:
-    from bridge.cli.examine import examine
+async def _check_socket(path: str) -> list[CheckResult]:
+    from bridge.cli.examine import check_containerd
     from bridge.core.filters import NamespaceFilter
 
-    return await examine(path, NamespaceFilter())
+    return await check_containerd(path, NamespaceFilter())

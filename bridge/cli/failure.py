@@ -13,19 +13,19 @@ INTERRUPTED = 130  # as in shells, for a command ended by Ctrl-C
 class CommandError(Exception):
     """Ends a command; each of ``lines`` says what failed, where, and what to do."""
 
-    def __init__(self, *lines: str, status: int = FAILED) -> None:
+    def __init__(self, *lines: str, exit_status: int = FAILED) -> None:
         super().__init__("; ".join(lines))
         self.lines = lines
-        self.status = status
+        self.exit_status = exit_status
 
     @classmethod
-    def of(cls, error: BridgeError) -> CommandError:
+    def from_error(cls, error: BridgeError) -> CommandError:
         """Return the command error for an error of the bridge."""
         away = isinstance(error, TransientError | UnreachableError)
-        return cls(str(error), status=NOT_CONNECTED if away else FAILED)
+        return cls(str(error), exit_status=NOT_CONNECTED if away else FAILED)
 
     @classmethod
-    def to_connect(cls, error: BridgeError) -> CommandError:
+    def from_connect_error(cls, error: BridgeError) -> CommandError:
         """Return the command error for an error before containerd has responded: everything but a failed lookup."""
         lookup_failed = isinstance(error, NotFoundError | AmbiguousError)
-        return cls(str(error), status=FAILED if lookup_failed else NOT_CONNECTED)
+        return cls(str(error), exit_status=FAILED if lookup_failed else NOT_CONNECTED)

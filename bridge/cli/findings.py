@@ -14,43 +14,43 @@ from bridge.cli.failure import CommandError
 from bridge.core.errors import BridgeError
 from bridge.telemetry.text import printable
 
-Verdict = Literal["ok", "not_found", "warning", "error"]
+Status = Literal["ok", "not_found", "warning", "error"]
 _COLORS = {"ok": "green", "not_found": "bright_black", "warning": "yellow", "error": "red"}
-_WIDTH = max(map(len, _COLORS))
+_STATUS_WIDTH = max(map(len, _COLORS))
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of one check.
 
     ``exit_status`` is the command's exit status because of this result; the highest of all results counts.
     """
 
-    verdict: Verdict
-    what: str
-    found: str
-    todo: str = ""
-    status: int = 0
+    status: Status
+    subject: str
+    message: str
+    hint: str = ""
+    exit_status: int = 0
 
     @classmethod
-    def of(cls, what: str, error: BridgeError) -> Finding:
+    def from_error(cls, subject: str, error: BridgeError) -> CheckResult:
         """Return the result for an error of the bridge."""
-        return cls("error", what, str(error), status=CommandError.of(error).status)
+        return cls("error", subject, str(error), exit_status=CommandError.from_error(error).exit_status)
 
-    def document(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Return the JSON object of --json."""
-        return {"status": self.verdict, "check": self.what, "message": self.found, "hint": self.todo or None}
+        return {"status": self.status, "check": self.subject, "message": self.message, "hint": self.hint or None}
 
-    def line(self, *, colors: bool) -> str:
+    def to_line(self, *, colors: bool) -> str:
         """Return the line of the text output."""
-        status = f"{self.verdict:<{_WIDTH}}"
-        styled = typer.style(status, fg=_COLORS[self.verdict]) if colors else status
-        return f"{styled} {printable(f'{self.what}: {self.found}' + (f'; {self.todo}' if self.todo else ''))}"
+        status = f"{self.status:<{_STATUS_WIDTH}}"
+        styled = typer.style(status, fg=_COLORS[self.status]) if colors else status
+        return f"{styled} {printable(f'{self.subject}: {self.message}' + (f'; {self.hint}' if self.hint else ''))}"
 
 
-def tell(findings: Sequence[Finding], *, as_json: bool, **more: Any) -> None:
+def print_results(results: Sequence[CheckResult], *, as_json: bool, **fields: Any) -> None:
     """Print the results; ``fields`` are the first fields of the JSON document."""
     if as_json:
-        output.write_json({**more, "results": [finding.document() for finding in findings]})
+        output.write_json({**fields, "results": [finding.to_json() for finding in results]})
         return
     colors = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    output.write("\n".join(finding.line(colors=colors) for finding in findings))
+    output.write("\n".join(finding.to_line(colors=colors) for finding in results))

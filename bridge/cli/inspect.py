@@ -11,7 +11,7 @@ import typer
 from bridge.cli import options, output
 
 if TYPE_CHECKING:
-    from bridge.cli.containers import Living
+    from bridge.cli.containers import ContainerInfo
     from config.settings import Settings
 
 NameOrId = Annotated[
@@ -39,12 +39,12 @@ def inspect(
     """
     import asyncio
 
-    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
-    output.write_json(asyncio.run(_inspect(settings, name_or_id)).document())
+    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    output.write_json(asyncio.run(_inspect(settings, name_or_id)).to_json())
 
 
-async def _inspect(settings: Settings, name_or_id: str) -> Living:
-    from bridge.cli.containers import connected, find
+async def _inspect(settings: Settings, name_or_id: str) -> ContainerInfo:
+    from bridge.cli.containers import find, open_client
 
-    async with connected(settings) as client:
+    async with open_client(settings) as client:
         return await find(client, settings.namespaces, name_or_id)

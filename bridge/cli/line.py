@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import typer
 
-from bridge.fleet.documents import Container, Document, Snapshot
-from bridge.telemetry.text import printable, shortened
+from bridge.fleet.documents import Container, DecodedRecord, Snapshot
+from bridge.telemetry.text import printable, shorten_ids
 
-_COLOURS = {
+_COLORS = {
     "started": {"fg": "green"},
     "exited": {"fg": "red"},
     "paused": {"fg": "yellow"},
@@ -19,57 +19,57 @@ _COLOURS = {
     "snapshot": {"dim": True},
     "heartbeat": {"dim": True},
 }
-_WIDTH = 9  # of the common types
+_TYPE_WIDTH = 9  # of the common types
 
 
-def line(document: Document, *, coloured: bool, host: bool = True) -> str:
+def format_record(record: DecodedRecord, *, colored: bool, with_host: bool = True) -> str:
     """Return one line: time, (host,) type, container and details.
 
     The line contains no control characters except those of the colors.
     """
-    kind = "snapshot" if document.type.startswith("snapshot_") else document.type
-    before = [_time(document.timestamp)]
-    if host:
-        before.append(document.host)
-    type_ = printable(kind).ljust(_WIDTH)
-    after = [*_who(document), *_details(document)]
+    kind = "snapshot" if record.type.startswith("snapshot_") else record.type
+    before = [_format_time(record.timestamp)]
+    if with_host:
+        before.append(record.host)
+    type_ = printable(kind).ljust(_TYPE_WIDTH)
+    after = [*_format_subject(record), *_format_details(record)]
     front, back = "  ".join(map(printable, before)), "  ".join(map(printable, after))
-    if coloured and kind in _COLOURS:
-        type_ = typer.style(type_, **_COLOURS[kind])  # type: ignore[arg-type]
+    if colored and kind in _COLORS:
+        type_ = typer.style(type_, **_COLORS[kind])  # type: ignore[arg-type]
     return f"{front}  {type_}  {back}".rstrip()
 
 
-def _time(timestamp: str) -> str:
+def _format_time(timestamp: str) -> str:
     """Truncate a timestamp to milliseconds."""
     second, _, fraction = timestamp.rstrip("Z").partition(".")
     return f"{second}.{fraction[:3]:0<3}Z"
 
 
-def _who(document: Document) -> Iterator[str]:
-    if document.container is not None:
-        yield f"{document.container.namespace}/{shortened(document.container.name)}"
-    elif document.id is not None:
-        yield document.id
+def _format_subject(record: DecodedRecord) -> Iterator[str]:
+    if record.container is not None:
+        yield f"{record.container.namespace}/{shorten_ids(record.container.name)}"
+    elif record.id is not None:
+        yield record.id
 
 
-def _details(document: Document) -> Iterator[str]:
-    if document.exit is not None:
-        yield "status unknown" if document.exit.status is None else f"status {document.exit.status}"
-        if document.exit.oom:
+def _format_details(record: DecodedRecord) -> Iterator[str]:
+    if record.exit is not None:
+        yield "status unknown" if record.exit.status is None else f"status {record.exit.status}"
+        if record.exit.oom:
             yield "out of memory"
-    if document.container is not None:
-        yield from _details_of(document.container, row=document.type == "present")
-    if document.snapshot is not None:
-        yield _snapshot(document.snapshot, completed=document.type == "snapshot_completed")
-    if document.lost is not None:
-        count = document.lost.last - document.lost.first + 1
-        yield f"{count} {'record' if count == 1 else 'records'}: {document.lost.reason}"
-    if document.origin == "inferred":
+    if record.container is not None:
+        yield from _format_container(record.container, is_present=record.type == "present")
+    if record.snapshot is not None:
+        yield _format_snapshot(record.snapshot, completed=record.type == "snapshot_completed")
+    if record.lost is not None:
+        count = record.lost.last - record.lost.first + 1
+        yield f"{count} {'record' if count == 1 else 'records'}: {record.lost.reason}"
+    if record.origin == "inferred":
         yield "inferred"
 
 
-def _details_of(container: Container, *, row: bool) -> Iterator[str]:
-    if row and container.paused:
+def _format_container(container: Container, *, is_present: bool) -> Iterator[str]:
+    if is_present and container.paused:
         yield "paused"
     if container.project:
         yield f"project {container.project}"
@@ -79,9 +79,9 @@ def _details_of(container: Container, *, row: bool) -> Iterator[str]:
             yield container.pod.container
 
 
-def _snapshot(snapshot: Snapshot, *, completed: bool) -> str:
+def _format_snapshot(snapshot: Snapshot, *, completed: bool) -> str:
     if not completed:
-        since = f", since {_time(snapshot.since)}" if snapshot.since else ""
+        since = f", since {_format_time(snapshot.since)}" if snapshot.since else ""
         return f"begins: {snapshot.reason}{since}"
     text = f"complete: {snapshot.containers} {'container' if snapshot.containers == 1 else 'containers'}"
     if snapshot.failed:

@@ -10,7 +10,7 @@ from bridge.cli import options, output
 from bridge.cli.failure import NOT_CONNECTED, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.containers import Listing
+    from bridge.cli.containers import ContainerListing
     from config.settings import Settings
 
 
@@ -34,27 +34,27 @@ def list_(
     """
     import asyncio
 
-    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
     listing = asyncio.run(_list(settings))
     if as_json:
         output.write_json(
-            [{"id": each.id, "status": each.status, "container": each.document()} for each in listing.containers]
+            [{"id": each.id, "status": each.status, "container": each.to_json()} for each in listing.containers]
         )
     else:
         from bridge.cli import table
 
         output.write(table.render(listing.containers))
     if listing.failures:
-        raise CommandError(*listing.failures, status=NOT_CONNECTED)
+        raise CommandError(*listing.failures, exit_status=NOT_CONNECTED)
 
 
-async def _list(settings: Settings) -> Listing:
-    from bridge.cli.containers import connected, list_living
+async def _list(settings: Settings) -> ContainerListing:
+    from bridge.cli.containers import list_running, open_client
     from bridge.core.filters import NamespaceFilter
 
     include, exclude = settings.namespaces.include, settings.namespaces.exclude
     required = [glob for glob in include if not set("*?[") & set(glob)]
-    async with connected(settings) as client:
-        listing = await list_living(client, NamespaceFilter(include, exclude), required)
+    async with open_client(settings) as client:
+        listing = await list_running(client, NamespaceFilter(include, exclude), required)
     kinds = settings.containers.kinds
     return listing._replace(containers=[each for each in listing.containers if each.metadata.kind in kinds])

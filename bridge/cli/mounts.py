@@ -6,10 +6,10 @@ import re
 from pathlib import PurePosixPath
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_MOUNT_POINT = 4
+_MOUNT_POINT_FIELD = 4
 
 
-def file_system(mounts: str, path: str) -> str:
+def file_system_type(mountinfo: str, path: str) -> str:
     """Return the type (ext4, tmpfs, nfs4, ...); "" if it is unknown.
 
     Args:
@@ -17,12 +17,12 @@ def file_system(mounts: str, path: str) -> str:
         path: Absolute, without symbolic links.
     """
     best, found = -1, ""
-    for line in mounts.splitlines():
+    for line in mountinfo.splitlines():
         mount, separator, source = line.partition(" - ")
         fields = mount.split()
-        if not separator or len(fields) <= _MOUNT_POINT:
+        if not separator or len(fields) <= _MOUNT_POINT_FIELD:
             continue
-        point = PurePosixPath(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT]))
+        point = PurePosixPath(_OCTAL.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT_FIELD]))
         if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best:  # later mounts hide earlier ones
             best, found = len(point.parts), source.split()[0]
     return found

@@ -86,16 +86,16 @@ LogFormat = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")]
 
 
-def settings(**given: Any) -> Settings:
+def load_settings(**given: Any) -> Settings:
     """Return the settings; options (see ``settings_loader``) override all other sources.
 
     Raises:
         CommandError: Settings are invalid; it has all validation errors.
     """
-    return settled(reader(**given))
+    return load_or_exit(settings_loader(**given))
 
 
-def settled(read: Callable[[], Settings]) -> Settings:
+def load_or_exit(loader: Callable[[], Settings]) -> Settings:
     """Return the settings that ``loader`` loads.
 
     Raises:
@@ -104,12 +104,12 @@ def settled(read: Callable[[], Settings]) -> Settings:
     from config.settings import SettingsError
 
     try:
-        return read()
+        return loader()
     except SettingsError as error:
-        raise CommandError(*error.errors, status=WRONG_USAGE) from error
+        raise CommandError(*error.errors, exit_status=WRONG_USAGE) from error
 
 
-def reader(
+def settings_loader(
     *,
     config: str | None = None,
     containerd: str | None = None,
@@ -124,10 +124,10 @@ def reader(
         "containerd": {"address": containerd and _absolute(containerd)},
         "namespaces": {"include": include, "exclude": exclude},
     } | sections
-    return partial(load, _given(flags), None if config is None else os.path.abspath(config))
+    return partial(load, _drop_unset(flags), None if config is None else os.path.abspath(config))
 
 
-def of_run(
+def run_settings_loader(
     *,
     state_dir: str | None,
     snapshot_interval: str | None,
@@ -136,7 +136,7 @@ def of_run(
     **others: Any,
 ) -> Callable[[], Settings]:
     """Return the settings loader for the options of ``run``."""
-    return reader(
+    return settings_loader(
         **others,
         state_dir=state_dir and _absolute(state_dir),
         snapshot={"interval": snapshot_interval},
@@ -149,7 +149,7 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
+def _drop_unset(flags: dict[str, Any]) -> dict[str, Any]:
     """Drop options that are not set: typer passes None or an empty list for them."""
-    values = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
+    values = {name: _drop_unset(value) if isinstance(value, dict) else value for name, value in flags.items()}
     return {name: value for name, value in values.items() if value is not None and value not in ([], {})}

@@ -26,24 +26,24 @@ def write(text: str) -> None:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except BrokenPipeError as error:
-        abandon()
+        discard()
         raise CommandError from error
     except OSError as error:
-        abandon()
+        discard()
         raise CommandError(f"standard output cannot be written: {error.strerror}") from error
 
 
-def to_terminal() -> bool:
+def is_terminal() -> bool:
     """Return whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def write_json(document: Any) -> None:
+def write_json(value: Any) -> None:
     """Write one indented JSON document."""
-    write(printable_json(json.dumps(document, indent=2, ensure_ascii=False)))
+    write(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
-def abandon() -> None:
+def discard() -> None:
     """Discard buffered output; otherwise the interpreter prints an error when it exits."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, STDOUT)

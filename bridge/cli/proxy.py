@@ -21,8 +21,10 @@ Group = Annotated[
     str | None,
     typer.Option("--socket-group", metavar="GROUP", help="Group of the socket file: a name or a number."),
 ]
-Level = Annotated[Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="Minimum log level.")]
-Form = Annotated[
+LogLevel = Annotated[
+    Literal["debug", "info", "warning", "error"], typer.Option("--log-level", help="Minimum log level.")
+]
+LogFormat = Annotated[
     Literal["auto", "console", "json"],
     typer.Option("--log-format", help="console, json, or auto (console on a terminal, otherwise json)."),
 ]
@@ -36,8 +38,8 @@ def proxy(
     listen: Listen = DEFAULT_LISTEN,
     socket_mode: Mode = "0660",
     socket_group: Group = None,
-    log_level: Level = "info",
-    log_format: Form = "auto",
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "auto",
 ) -> None:
     """Serve a restricted containerd socket until SIGTERM or Ctrl-C.
 
@@ -52,7 +54,7 @@ def proxy(
       whalebridge proxy --containerd /run/k3s/containerd/containerd.sock --listen /run/proxy/containerd.sock
       whalebridge run --containerd /run/whalebridge/containerd.sock
     """
-    mode, group = _mode(socket_mode), _group(socket_group)
+    mode, group = _parse_mode(socket_mode), _parse_group(socket_group)
     import asyncio
 
     from bridge.containerd.proxy import server
@@ -63,18 +65,18 @@ def proxy(
     try:
         asyncio.run(server.serve(containerd or DEFAULT_CONTAINERD, os.path.abspath(listen), mode=mode, group=group))
     except BridgeError as error:
-        raise CommandError(str(error), status=FAILED) from error
+        raise CommandError(str(error), exit_status=FAILED) from error
     finally:
         writer.close()
 
 
-def _mode(text: str) -> int:
+def _parse_mode(text: str) -> int:
     if re.fullmatch("0?[0-7]{3}", text) is None:
         raise typer.BadParameter("not an octal mode; use for example 0660", param_hint="--socket-mode")
     return int(text, 8)
 
 
-def _group(text: str | None) -> int | None:
+def _parse_group(text: str | None) -> int | None:
     if text is None or text.isdecimal():
         return None if text is None else int(text)
     import grp

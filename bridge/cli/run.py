@@ -34,7 +34,7 @@ def run(
       whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge run --exclude-namespace 'test-*' --log-level warning | jq .type
     """
-    load = options.of_run(
+    load = options.run_settings_loader(
         config=config,
         containerd=containerd,
         include=namespace,
@@ -45,18 +45,18 @@ def run(
         log_level=log_level,
         log_format=log_format,
     )
-    settings = options.settled(load)
+    settings = options.load_or_exit(load)
     import asyncio
 
     from bridge import app, malloc
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
-    malloc.keep_freed()
+    malloc.raise_trim_threshold()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, load))
     except BridgeError as error:
-        raise CommandError.of(error) from error
+        raise CommandError.from_error(error) from error
     finally:
         writer.close()  # flush the last log lines before an error is printed

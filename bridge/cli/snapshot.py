@@ -15,7 +15,7 @@ from bridge.cli.failure import FAILED, NOT_CONNECTED, WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECONDS = 45.0  # longer than the bridge waits for the snapshot
+TIMEOUT_SECONDS = 45.0  # longer than the bridge waits for the snapshot
 
 StateDir = Annotated[
     str | None,
@@ -38,13 +38,13 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
     """
     from pathlib import Path
 
-    settings = options.settings(config=config, state_dir=state_dir and os.path.abspath(state_dir))
+    settings = options.load_settings(config=config, state_dir=state_dir and os.path.abspath(state_dir))
     if settings.state_dir is None:
         raise CommandError(
             "--state-dir is required to find the running bridge",
-            status=WRONG_USAGE,
+            exit_status=WRONG_USAGE,
         )
-    taken = _ask(Path(settings.state_dir))
+    taken = _request_snapshot(Path(settings.state_dir))
     if as_json:
         output.write_json(taken)
     else:
@@ -52,7 +52,7 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
         output.write(f"snapshot {taken['id']}: {count} container{'' if count == 1 else 's'}")
 
 
-def _ask(folder: Path) -> dict[str, Any]:
+def _request_snapshot(directory: Path) -> dict[str, Any]:
     """Request a snapshot; return the response of the bridge.
 
     Raises:
@@ -61,31 +61,33 @@ def _ask(folder: Path) -> dict[str, Any]:
     import http.client
     import json
 
-    from bridge.cli.control import Control
+    from bridge.cli.control import ControlClient
 
-    control = Control(folder, SECONDS)
+    control = ControlClient(directory, TIMEOUT_SECONDS)
     try:
         status, body = control.post("/snapshot")
         response = json.loads(body)
     except FileNotFoundError as error:
-        if not folder.is_dir():
-            raise CommandError(f"directory {folder} does not exist; use the state_dir of the running bridge") from error
-        text = f"no whalebridge is running with state_dir {folder}: {control.path.name} does not exist"
-        raise CommandError(text, status=NOT_CONNECTED) from error
+        if not directory.is_dir():
+            raise CommandError(
+                f"directory {directory} does not exist; use the state_dir of the running bridge"
+            ) from error
+        text = f"no whalebridge is running with state_dir {directory}: {control.path.name} does not exist"
+        raise CommandError(text, exit_status=NOT_CONNECTED) from error
     except NotADirectoryError as error:
-        raise CommandError(f"{folder} is not a directory; use the state_dir of the running bridge") from error
+        raise CommandError(f"{directory} is not a directory; use the state_dir of the running bridge") from error
     except ConnectionRefusedError as error:
-        text = f"no whalebridge is running with state_dir {folder}: {control.path.name} refused the connection"
-        raise CommandError(text, status=NOT_CONNECTED) from error
+        text = f"no whalebridge is running with state_dir {directory}: {control.path.name} refused the connection"
+        raise CommandError(text, exit_status=NOT_CONNECTED) from error
     except PermissionError as error:
         text = f"{control.path}: permission denied; run as root or as the user of whalebridge"
-        raise CommandError(text, status=NOT_CONNECTED) from error
+        raise CommandError(text, exit_status=NOT_CONNECTED) from error
     except TimeoutError as error:
-        text = f"{control.path}: no response within {SECONDS:g} s; see the log of the bridge"
-        raise CommandError(text, status=NOT_CONNECTED) from error
+        text = f"{control.path}: no response within {TIMEOUT_SECONDS:g} s; see the log of the bridge"
+        raise CommandError(text, exit_status=NOT_CONNECTED) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise CommandError(f"{control.path}: invalid response: {error}", status=NOT_CONNECTED) from error
+        raise CommandError(f"{control.path}: invalid response: {error}", exit_status=NOT_CONNECTED) from error
     if status != http.client.OK:
         disconnected = status == http.client.SERVICE_UNAVAILABLE  # the bridge is not connected to containerd
-        raise CommandError(f"{folder}: {response['error']}", status=NOT_CONNECTED if disconnected else FAILED)
+        raise CommandError(f"{directory}: {response['error']}", exit_status=NOT_CONNECTED if disconnected else FAILED)
     return dict(response)

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import output
-from bridge.cli.containers import Living
+from bridge.cli.containers import ContainerInfo
 from bridge.core.encode import rfc3339
-from bridge.telemetry.text import printable, shortened
+from bridge.telemetry.text import printable, shorten_ids
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
-WIDE = 100_000  # no line is longer
-_WHOLE = ("ID", "STATUS", "PID", "CREATED")  # copied by users, or short
+MAX_WIDTH = 100_000  # no line is longer
+_UNWRAPPED_COLUMNS = ("ID", "STATUS", "PID", "CREATED")  # copied by users, or short
 _STYLES = {"running": "green", "paused": "yellow", "unknown": "red"}
 
 
@@ -35,37 +35,37 @@ class Row(NamedTuple):
     created: str | None
 
 
-def render(containers: Iterable[Living], *, terminal: bool | None = None, width: int | None = None) -> str:
+def render(containers: Iterable[ContainerInfo], *, terminal: bool | None = None, width: int | None = None) -> str:
     """Return the table, sorted by project and name: fitted and colored for a terminal, else one line per container."""
     if terminal is None:
-        terminal = output.to_terminal()
+        terminal = output.is_terminal()
     if width is None:
-        width = shutil.get_terminal_size().columns if terminal else WIDE
-    table = build(ordered(map(_row, containers)), short=terminal)
+        width = shutil.get_terminal_size().columns if terminal else MAX_WIDTH
+    table = build(sort_rows(map(_to_row, containers)), short_ids=terminal)
     for column, name in zip(table.columns, COLUMNS, strict=True):
         column.overflow = "fold"
-        column.no_wrap = not terminal or name in _WHOLE
-    text = _drawn(table, terminal=terminal, width=width)
+        column.no_wrap = not terminal or name in _UNWRAPPED_COLUMNS
+    text = _draw(table, terminal=terminal, width=width)
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def build(rows: Iterable[Row], *, short: bool, columns: Sequence[str] = COLUMNS) -> Table:
+def build(rows: Iterable[Row], *, short_ids: bool, columns: Sequence[str] = COLUMNS) -> Table:
     """Return the table, one line per row; ``short_ids`` shortens ids, ``columns`` are the first columns to show."""
     table = Table(*columns, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in table.columns:
         column.overflow = "ellipsis"
         column.no_wrap = True
     for row in rows:
-        table.add_row(*_cells(row, short=short)[: len(columns)])
+        table.add_row(*_format_cells(row, short_ids=short_ids)[: len(columns)])
     return table
 
 
-def ordered(rows: Iterable[Row]) -> list[Row]:
+def sort_rows(rows: Iterable[Row]) -> list[Row]:
     """Sort rows by project and name."""
     return sorted(rows, key=lambda row: (row.project, row.name, row.id))
 
 
-def _row(container: Living) -> Row:
+def _to_row(container: ContainerInfo) -> Row:
     metadata = container.metadata
     return Row(
         container.id,
@@ -79,27 +79,27 @@ def _row(container: Living) -> Row:
     )
 
 
-def _cells(row: Row, *, short: bool) -> list[Text]:
+def _format_cells(row: Row, *, short_ids: bool) -> list[Text]:
     values = [
-        shortened(row.id) if short else row.id,
-        shortened(row.name) if short else row.name,
+        shorten_ids(row.id) if short_ids else row.id,
+        shorten_ids(row.name) if short_ids else row.name,
         row.project or "-",
         row.service or "-",
         row.status,
         str(row.pid or "-"),
         row.image or "-",
-        _to_the_second(row.created),
+        _truncate_to_seconds(row.created),
     ]
     cells = [Text(printable(cell)) for cell in values]
     cells[COLUMNS.index("STATUS")].stylize(_STYLES[row.status])
     return cells
 
 
-def _to_the_second(at: str | None) -> str:
+def _truncate_to_seconds(at: str | None) -> str:
     return "-" if at is None else at.partition(".")[0].removesuffix("Z") + "Z"
 
 
-def _drawn(table: Table, *, terminal: bool, width: int) -> str:
+def _draw(table: Table, *, terminal: bool, width: int) -> str:
     page = io.StringIO()
     # Without a height, rich ignores the width on a dumb terminal.
     Console(

@@ -16,10 +16,10 @@ from bridge.cli import options, output
 from bridge.cli.failure import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.chosen import Chosen
+    from bridge.cli.chosen import RecordFilter
     from bridge.fleet.documents import Source
-    from bridge.fleet.messages import Begin, Reader
-    from bridge.fleet.records import Read
+    from bridge.fleet.messages import Reader, StartPosition
+    from bridge.fleet.records import ReadRecord
 
 Target = Annotated[
     str,
@@ -40,7 +40,7 @@ Since = Annotated[
 ]
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new records at the end, or stop there.")]
 Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOB", help="Only matching namespaces.")]
-Excluded = Annotated[
+ExcludedNamespaces = Annotated[
     list[str] | None, typer.Option("--exclude-namespace", metavar="GLOB", help="Exclude matching namespaces.")
 ]
 Projects = Annotated[
@@ -58,8 +58,8 @@ Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show duplicate r
 AsJson = Annotated[bool, typer.Option("--json", help="Print records as published, one JSON document per line.")]
 
 _BEGINNING = "beginning"
-_FROM_NOW_ON = "showing new records only; use --since 15m for earlier ones"
-_MARGIN = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
+_NEW_RECORDS_NOTICE = "showing new records only; use --since 15m for earlier ones"
+_CLOCK_TOLERANCE = timedelta(minutes=1)  # a broker's clock may differ from a node's by this
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # brokers interpret earlier times differently
 
 
@@ -69,7 +69,7 @@ def tail(
     since: Since = None,
     follow: Follow = True,
     namespace: Namespaces = None,
-    exclude_namespace: Excluded = None,
+    exclude_namespace: ExcludedNamespaces = None,
     project: Projects = None,
     container: Containers = None,
     host: Hosts = None,
@@ -96,19 +96,19 @@ def tail(
     """
     import asyncio
 
-    from bridge.cli.chosen import Chosen
+    from bridge.cli.chosen import RecordFilter
 
     beginning = since == _BEGINNING or not (since or follow)
-    moment = None if beginning or since is None else _moment(since)
-    begin: Begin = "beginning" if beginning else moment or "end"
-    reader = _reader(sink, begin, config, follow=follow)
-    welcome = _FROM_NOW_ON if begin == "end" and reader.follow and output.to_terminal() else ""
-    chosen = Chosen(namespace, exclude_namespace, project, container, host, type_, moment)
+    moment = None if beginning or since is None else _parse_since(since)
+    begin: StartPosition = "beginning" if beginning else moment or "end"
+    reader = _create_reader(sink, begin, config, follow=follow)
+    welcome = _NEW_RECORDS_NOTICE if begin == "end" and reader.follow and output.is_terminal() else ""
+    chosen = RecordFilter(namespace, exclude_namespace, project, container, host, type_, moment)
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # the regular end of following
-        asyncio.run(_tail(reader, chosen, _json_lines if as_json else _lines, duplicates, welcome))
+        asyncio.run(_tail(reader, chosen, _format_json_lines if as_json else _format_lines, duplicates, welcome))
 
 
-def _moment(since: str) -> datetime:
+def _parse_since(since: str) -> datetime:
     """Parse the value of --since."""
     from pydantic import TypeAdapter
 
@@ -123,73 +123,77 @@ def _moment(since: str) -> datetime:
     except (ValueError, OverflowError):
         raise CommandError(
             f"--since: invalid value {since!r}; use 90s, 15m, 6h, 2d, a time like 2026-11-23T15:21:08Z, or beginning",
-            status=WRONG_USAGE,
+            exit_status=WRONG_USAGE,
         ) from None
 
 
-def _reader(target: str, begin: Begin, config: str | None, *, follow: bool) -> Reader:
+def _create_reader(target: str, start_position: StartPosition, config: str | None, *, follow: bool) -> Reader:
     from bridge.clock import SystemClock
     from bridge.core.errors import FatalError
     from bridge.fleet import opening
-    from bridge.fleet.files import InputReader
+    from bridge.fleet.files import StdinReader
     from config.tail_target import tail_target
 
     if target == "-":
-        return InputReader()
+        return StdinReader()
     try:
-        settings = tail_target(target, lambda: options.settings(config=config).sinks)
+        settings = tail_target(target, lambda: options.load_settings(config=config).sinks)
     except ValueError as error:
-        raise CommandError(str(error), status=WRONG_USAGE) from None
-    if getattr(settings, "mode", None) == "core" and not (follow and begin == "end"):
+        raise CommandError(str(error), exit_status=WRONG_USAGE) from None
+    if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
         raise CommandError(
             "core NATS stores no records, only new records can be read; remove --since and --no-follow",
-            status=WRONG_USAGE,
+            exit_status=WRONG_USAGE,
         )
-    if isinstance(begin, datetime):
-        begin = max(begin, _EARLIEST + _MARGIN) - _MARGIN
+    if isinstance(start_position, datetime):
+        start_position = max(start_position, _EARLIEST + _CLOCK_TOLERANCE) - _CLOCK_TOLERANCE
     try:
-        return opening.reader(settings, SystemClock(), begin=begin, follow=follow)
+        return opening.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
     except FatalError as error:
-        raise CommandError.of(error) from error
+        raise CommandError.from_error(error) from error
 
 
 async def _tail(
-    reader: Reader, chosen: Chosen, show: Callable[[Iterable[Read]], Iterator[str]], duplicates: bool, welcome: str
+    reader: Reader,
+    record_filter: RecordFilter,
+    format_records: Callable[[Iterable[ReadRecord]], Iterator[str]],
+    show_duplicates: bool,
+    notice: str,
 ) -> None:
-    from bridge.cli import complain
+    from bridge.cli import print_error
     from bridge.clock import SystemClock
     from bridge.core.errors import BridgeError
-    from bridge.fleet.records import records
-    from bridge.fleet.seen import Seen
+    from bridge.fleet.records import read_records
+    from bridge.fleet.seen import Deduplicator
     from bridge.telemetry import logs
 
     logs.silence()
-    seen: defaultdict[Source, Seen] = defaultdict(Seen)
+    seen: defaultdict[Source, Deduplicator] = defaultdict(Deduplicator)
     try:
-        async with aclosing(records(reader, SystemClock(), complain)) as batches:
+        async with aclosing(read_records(reader, SystemClock(), print_error)) as batches:
             async for batch in batches:
-                if welcome:
-                    complain(welcome)
-                    welcome = ""
-                new = [each for each in batch if seen[each.document.source].take(each.document) or duplicates]
-                if lines := list(show(each for each in new if chosen(each.document))):
+                if notice:
+                    print_error(notice)
+                    notice = ""
+                new = [each for each in batch if seen[each.record.source].accept(each.record) or show_duplicates]
+                if lines := list(format_records(each for each in new if record_filter(each.record))):
                     output.write("\n".join(lines))
     except BridgeError as error:
-        raise CommandError.of(error) from error
+        raise CommandError.from_error(error) from error
 
 
-def _lines(found: Iterable[Read]) -> Iterator[str]:
+def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
     import os
 
-    from bridge.cli.line import line
+    from bridge.cli.line import format_record
 
-    coloured = output.to_terminal() and not os.environ.get("NO_COLOR")
-    return (line(each.document, coloured=coloured) for each in found)
+    coloured = output.is_terminal() and not os.environ.get("NO_COLOR")
+    return (format_record(each.record, colored=coloured) for each in records)
 
 
-def _json_lines(found: Iterable[Read]) -> Iterator[str]:
+def _format_json_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
     from bridge.telemetry.text import printable_json
 
-    for each in found:
+    for each in records:
         text = each.data.decode(errors="backslashreplace").replace("\n", " ")
-        yield printable_json(text) if output.to_terminal() else text
+        yield printable_json(text) if output.is_terminal() else text

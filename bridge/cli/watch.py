@@ -13,8 +13,8 @@ from bridge.cli.failure import WRONG_USAGE, CommandError
 if TYPE_CHECKING:
     from config.settings import Settings
 
-PAUSE_SECONDS = 0.1  # minimum time between two redraws
-LOOK_SECONDS = 0.5  # maximum: the state of the connection is polled
+MIN_REDRAW_SECONDS = 0.1  # minimum time between two redraws
+MAX_REDRAW_SECONDS = 0.5  # maximum: the state of the connection is polled
 
 
 def watch(
@@ -35,12 +35,12 @@ def watch(
     """
     import asyncio
 
-    if not output.to_terminal() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
+    if not output.is_terminal() or os.environ.get("TERM", "dumb") in ("dumb", "unknown"):
         raise CommandError(
             "watch needs a terminal; use 'list' for a single listing, or 'run' for events",
-            status=WRONG_USAGE,
+            exit_status=WRONG_USAGE,
         )
-    settings = options.settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
+    settings = options.load_settings(config=config, containerd=containerd, include=namespace, exclude=exclude_namespace)
     asyncio.run(_watch(settings))
 
 
@@ -49,12 +49,12 @@ async def _watch(settings: Settings) -> None:
     import signal
     from contextlib import suppress
 
-    from bridge.cli.containers import connected
+    from bridge.cli.containers import open_client
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
     logs.silence()
-    async with connected(settings):
+    async with open_client(settings):
         pass  # if containerd is not available, fail at once instead of waiting
     drawing = asyncio.ensure_future(_draw(settings))
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,7 +63,7 @@ async def _watch(settings: Settings) -> None:
         with suppress(asyncio.CancelledError):
             await drawing
     except BridgeError as error:
-        raise CommandError.to_connect(error) from error
+        raise CommandError.from_connect_error(error) from error
 
 
 async def _draw(settings: Settings) -> None:
@@ -80,13 +80,13 @@ async def _draw(settings: Settings) -> None:
     screen, console = Screen(settings.containerd.address), Console(highlight=False)
     asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, screen.changed.set)
     live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-    async with app.following(settings, screen) as watched:
+    async with app.run_watch(settings, screen) as watched:
         with live:
             while True:
-                last_error = None if watched.live else watched.failure
+                last_error = None if watched.synced else watched.last_error
                 width, height = console.size
-                live.update(screen.page(width=width, height=height, trouble=last_error), refresh=True)
-                await asyncio.sleep(PAUSE_SECONDS)
+                live.update(screen.page(width=width, height=height, last_error=last_error), refresh=True)
+                await asyncio.sleep(MIN_REDRAW_SECONDS)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(screen.changed.wait(), LOOK_SECONDS)
+                    await asyncio.wait_for(screen.changed.wait(), MAX_REDRAW_SECONDS)
                 screen.changed.clear()

@@ -22,19 +22,19 @@ from grpc import StatusCode
 from bridge.containerd import decode, rpc
 from bridge.containerd.connection import Connection
 from bridge.containerd.endpoint import Peer, probe, socket_path
-from bridge.containerd.failures import RefusedError
+from bridge.containerd.failures import RpcError
 from bridge.containerd.protos import containers_pb2, health_pb2, introspection_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest
-from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, EventStream
+from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
-from bridge.core.identity import Scope, everything
+from bridge.core.identity import ContainerPredicate, match_all
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Engine, Metadata, Task, TaskEnd, TaskStatus
+from bridge.core.model import ContainerKey, Engine, ExitStatus, Metadata, Task, TaskStatus
 
-_Answer = TypeVar("_Answer", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
 
-_UNREACHED = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED})
-_FOR_EVER = 100 * 365 * 86400.0  # seconds; gRPC cannot represent an infinite deadline
+_UNREACHABLE_CODES = frozenset({StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED})
+_UNBOUNDED_SECONDS = 100 * 365 * 86400.0  # seconds; gRPC cannot represent an infinite deadline
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class ContainerdClient:
         address: str,
         rules: LabelRules,
         *,
-        scope: Scope = everything,
+        container_filter: ContainerPredicate = match_all,
         timeouts: Timeouts | None = None,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     ) -> None:
@@ -73,13 +73,13 @@ class ContainerdClient:
         """
         self.path = socket_path(address)
         self.rules = rules
-        self.scope = scope
+        self.container_filter = container_filter
         self._timeouts = timeouts or Timeouts()
         self._buffer_bytes = buffer_bytes
         self._connection: Connection | None = None
         self._peer: Peer | None = None
         self._was_containerd = False
-        self._streams: WeakSet[EventStream] = WeakSet()
+        self._streams: WeakSet[ContainerdEventStream] = WeakSet()
 
     async def __aenter__(self) -> Self:
         return self
@@ -101,34 +101,34 @@ class ContainerdClient:
         try:
             peer = await self._connect()
             version = await self._call(rpc.VERSION, Empty())
-            server = await self._server()
+            server = await self._get_server()
             pid = server.proxied_pid if server.HasField("proxied_pid") else peer.pid
             engine = Engine(id=server.uuid, version=version.version, api=self.path, pid=pid)
         except BridgeError as error:
-            raise self._judged(error) from error
+            raise self._classified(error) from error
         self._was_containerd = True
         return engine
 
-    def _judged(self, error: BridgeError) -> BridgeError:
+    def _classified(self, error: BridgeError) -> BridgeError:
         if self._was_containerd:
             return error if isinstance(error, TransientError) else TransientError(str(error))
-        if isinstance(error, RefusedError) and error.code is StatusCode.UNIMPLEMENTED:
+        if isinstance(error, RpcError) and error.code is StatusCode.UNIMPLEMENTED:
             text = f"{self.path} is not containerd's socket: another gRPC server responds; use containerd's socket"
             return UnreachableError(text)
         return error
 
     async def _connect(self) -> Peer:
         peer = await probe(self.path, self._timeouts.connect)
-        if peer != self._peer or self._connected().broken:
+        if peer != self._peer or self._get_connection().broken:
             await self._disconnect()
             self._peer = peer
         return peer
 
-    async def _server(self) -> introspection_pb2.ServerResponse:
+    async def _get_server(self) -> introspection_pb2.ServerResponse:
         """Return the server's identity; the UUID is "" for a daemon without one (whalewatcher's rule)."""
         try:
             return await self._call(rpc.SERVER, Empty())
-        except RefusedError as error:
+        except RpcError as error:
             if error.code is StatusCode.UNIMPLEMENTED:
                 return introspection_pb2.ServerResponse()
             raise
@@ -140,13 +140,13 @@ class ContainerdClient:
 
     # --- events ---
 
-    async def subscribe(self) -> EventStream:
+    async def subscribe(self) -> ContainerdEventStream:
         """Start receiving events; only a marker that came back confirms the subscription."""
-        stream = EventStream(self.path, buffer_bytes=self._buffer_bytes)
+        stream = ContainerdEventStream(self.path, buffer_bytes=self._buffer_bytes)
         self._streams.add(stream)
         return stream
 
-    async def mark(self, nonce: str, number: int) -> None:
+    async def publish_marker(self, nonce: str, number: int) -> None:
         """Publish a marker event, which every working stream receives.
 
         ``nonce`` has at most 76 letters and digits (containerd's rule for topics).
@@ -154,11 +154,11 @@ class ContainerdClient:
         Raises:
             TransientError: The marker was not published. The message says so if containerd or a proxy denies the call.
         """
-        topic = f"{decode.MARK_TOPIC}{nonce}/{number}"
+        topic = f"{decode.MARKER_TOPIC_PREFIX}{nonce}/{number}"
         request = PublishRequest(topic=topic, event={"type_url": Empty.DESCRIPTOR.full_name})
         try:
-            await self._call(rpc.PUBLISH, request, rpc.MARK_NAMESPACE)
-        except RefusedError as error:
+            await self._call(rpc.PUBLISH, request, rpc.MARKER_NAMESPACE)
+        except RpcError as error:
             if error.code in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED):
                 raise TransientError(f"{error}; cannot verify the subscription: allow Events.Publish") from error
             raise
@@ -175,25 +175,25 @@ class ContainerdClient:
 
         Requests all of them in one message, which is ten times cheaper, and one by one if that message is too large.
         """
-        if not rpc.is_namespace(namespace):
+        if not rpc.is_valid_namespace(namespace):
             return
         request = containers_pb2.ListContainersRequest()
         seconds = self._timeouts.listing
         try:
             response = await self._call(rpc.CONTAINERS, request, namespace, seconds)
-        except RefusedError as error:
+        except RpcError as error:
             if error.code is not StatusCode.RESOURCE_EXHAUSTED:
                 raise
         else:
             for container in response.containers:
-                yield decode.metadata(namespace, container, self.rules, self.scope)
+                yield decode.metadata(namespace, container, self.rules, self.container_filter)
             return
-        async for message in self._connected().stream(rpc.CONTAINERS_STREAM, request, namespace, seconds):
-            yield decode.metadata(namespace, message.container, self.rules, self.scope)
+        async for message in self._get_connection().stream(rpc.CONTAINERS_STREAM, request, namespace, seconds):
+            yield decode.metadata(namespace, message.container, self.rules, self.container_filter)
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
         """Return a namespace's tasks; a task that is missing or UNKNOWN may still be running."""
-        if not rpc.is_namespace(namespace):
+        if not rpc.is_valid_namespace(namespace):
             return []
         request = tasks_pb2.ListTasksRequest()
         response = await self._call(rpc.TASKS, request, namespace, self._timeouts.listing)
@@ -209,12 +209,16 @@ class ContainerdClient:
             UnreadableError: containerd cannot return this container's metadata.
         """
         try:
-            response = await self._get(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
-        except RefusedError as error:
-            if error.code in _UNREACHED:
+            response = await self._get_or_none(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
+        except RpcError as error:
+            if error.code in _UNREACHABLE_CODES:
                 raise
             raise UnreadableError(str(error)) from error
-        return None if response is None else decode.metadata(key.namespace, response.container, self.rules, self.scope)
+        return (
+            None
+            if response is None
+            else decode.metadata(key.namespace, response.container, self.rules, self.container_filter)
+        )
 
     async def task(self, key: ContainerKey) -> Task | None:
         """Return a container's current task; None if containerd reports that there is no task.
@@ -222,36 +226,42 @@ class ContainerdClient:
         Raises:
             TransientError: containerd or the shim did not respond, so the state is unknown.
         """
-        response = await self._get(rpc.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
-        task = await self._without_record(key) if response is None else decode.task(key.namespace, response.process)
+        response = await self._get_or_none(rpc.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
+        task = (
+            await self._find_task_without_metadata(key)
+            if response is None
+            else decode.task(key.namespace, response.process)
+        )
         if task is not None and task.status is TaskStatus.UNKNOWN:
             raise TransientError(f"containerd at {self.path}: state of {key} is unknown; its shim does not respond")
         return task
 
-    async def _without_record(self, key: ContainerKey) -> Task | None:
+    async def _find_task_without_metadata(self, key: ContainerKey) -> Task | None:
         """Return a task whose container metadata was deleted first: Tasks.Get looks the metadata up before the task."""
         request = containers_pb2.GetContainerRequest(id=key.id)
-        if not _is_possible(key) or await self._get(rpc.CONTAINER, request, key) is not None:
+        if not _is_valid_key(key) or await self._get_or_none(rpc.CONTAINER, request, key) is not None:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
-    async def wait(self, key: ContainerKey) -> TaskEnd | None:
+    async def wait(self, key: ContainerKey) -> ExitStatus | None:
         """Wait indefinitely for a container's task to exit; return None if there is no task.
 
         Raises:
             TransientError: The connection ended, or containerd or the shim did not respond.
         """
-        response = await self._get(rpc.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_FOR_EVER)
-        return None if response is None else TaskEnd(response.exit_status, decode.nanoseconds(response.exited_at))
+        response = await self._get_or_none(
+            rpc.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_UNBOUNDED_SECONDS
+        )
+        return None if response is None else ExitStatus(response.exit_status, decode.nanoseconds(response.exited_at))
 
-    async def _get(
-        self, method: rpc.Method[_Answer], request: Message, key: ContainerKey, *, seconds: float | None = None
-    ) -> _Answer | None:
-        if not _is_possible(key):
+    async def _get_or_none(
+        self, method: rpc.Method[_Response], request: Message, key: ContainerKey, *, seconds: float | None = None
+    ) -> _Response | None:
+        if not _is_valid_key(key):
             return None
         try:
             return await self._call(method, request, key.namespace, seconds)
-        except RefusedError as error:
+        except RpcError as error:
             if error.code is StatusCode.NOT_FOUND:
                 return None
             raise
@@ -259,11 +269,11 @@ class ContainerdClient:
     # --- the connection ---
 
     async def _call(
-        self, method: rpc.Method[_Answer], request: Message, namespace: str = "", seconds: float | None = None
-    ) -> _Answer:
-        return await self._connected().call(method, request, namespace, seconds or self._timeouts.call)
+        self, method: rpc.Method[_Response], request: Message, namespace: str = "", seconds: float | None = None
+    ) -> _Response:
+        return await self._get_connection().call(method, request, namespace, seconds or self._timeouts.call)
 
-    def _connected(self) -> Connection:
+    def _get_connection(self) -> Connection:
         if self._connection is None:
             self._connection = Connection(self.path)
         return self._connection
@@ -280,5 +290,5 @@ class ContainerdClient:
         await self._disconnect()
 
 
-def _is_possible(key: ContainerKey) -> bool:
-    return bool(key.id) and rpc.is_namespace(key.namespace)
+def _is_valid_key(key: ContainerKey) -> bool:
+    return bool(key.id) and rpc.is_valid_namespace(key.namespace)

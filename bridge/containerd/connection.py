@@ -13,13 +13,13 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from bridge.containerd.failures import RefusedError, refusal
+from bridge.containerd.failures import RpcError, from_rpc_error
 from bridge.containerd.rpc import NAMESPACE_HEADER, Method, channel_options, target
 from bridge.core.errors import TransientError
 
-_Answer = TypeVar("_Answer", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
 
-_BROKEN = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
+_BROKEN_STATES = frozenset({grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN})
 
 
 class Connection:
@@ -32,58 +32,58 @@ class Connection:
     @property
     def broken(self) -> bool:
         """Whether the last connection attempt failed, so that gRPC's backoff delays the next one."""
-        return self._channel.get_state() in _BROKEN
+        return self._channel.get_state() in _BROKEN_STATES
 
     async def close(self) -> None:
         """Close the channel; calls in flight fail with a TransientError."""
         await self._channel.close()
 
-    async def call(self, method: Method[_Answer], request: Message, namespace: str, seconds: float) -> _Answer:
+    async def call(self, method: Method[_Response], request: Message, namespace: str, seconds: float) -> _Response:
         """Call a method and return the response.
 
         Raises:
             RpcError: containerd returned an error, no response within ``seconds``, or an unreadable response.
             TransientError: The connection was closed by us.
         """
-        with self._translating(method):
+        with self._translate_errors(method):
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method.path)
             raw = await call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
-            return method.answer.FromString(raw)
+            return method.response_type.FromString(raw)
 
     async def stream(
-        self, method: Method[_Answer], request: Message, namespace: str, seconds: float
-    ) -> AsyncIterator[_Answer]:
+        self, method: Method[_Response], request: Message, namespace: str, seconds: float
+    ) -> AsyncIterator[_Response]:
         """Yield the responses of a streaming method; ``seconds`` and errors as in ``call``."""
-        with self._translating(method):
+        with self._translate_errors(method):
             call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(method.path)
             responses = call(request.SerializeToString(), timeout=seconds, metadata=_headers(namespace))
             try:
                 async for raw in responses:
-                    yield method.answer.FromString(raw)
+                    yield method.response_type.FromString(raw)
             finally:
                 responses.cancel()
 
     @contextmanager
-    def _translating(self, method: Method[_Answer]) -> Iterator[None]:
+    def _translate_errors(self, method: Method[_Response]) -> Iterator[None]:
         try:
             yield
         except grpc.RpcError as error:
-            raise refusal(error, method.doing, self._path) from error
+            raise from_rpc_error(error, method.purpose, self._path) from error
         except DecodeError as error:
             text = f"containerd at {self._path}: unreadable response to {method.path}"
-            raise RefusedError(text, grpc.StatusCode.DATA_LOSS) from error
+            raise RpcError(text, grpc.StatusCode.DATA_LOSS) from error
         except grpc.aio.UsageError as error:
-            raise self._closed(method) from error
+            raise self._closed_error(method) from error
         except asyncio.CancelledError as error:
-            if _cancelled():
+            if _is_cancelled():
                 raise
-            raise self._closed(method) from error  # gRPC cancels the calls of a channel that is closed
+            raise self._closed_error(method) from error  # gRPC cancels the calls of a channel that is closed
 
-    def _closed(self, method: Method[_Answer]) -> TransientError:
-        return TransientError(f"containerd at {self._path}: connection closed; could not {method.doing}")
+    def _closed_error(self, method: Method[_Response]) -> TransientError:
+        return TransientError(f"containerd at {self._path}: connection closed; could not {method.purpose}")
 
 
-def _cancelled() -> bool:
+def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

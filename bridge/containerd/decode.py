@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.identity import Scope, describe, everything
+from bridge.core.identity import ContainerPredicate, build_metadata, match_all
 from bridge.core.labels import LabelRules
 from bridge.core.model import (
     ContainerCreated,
@@ -27,7 +27,7 @@ from bridge.core.model import (
     Event,
     Ignored,
     Labels,
-    Mark,
+    Marker,
     Metadata,
     Task,
     TaskCreated,
@@ -42,8 +42,8 @@ from bridge.core.model import (
 )
 from bridge.core.time import SECOND
 
-MARK_TOPIC = "/whalebridge/marker/"
-UNINTERESTING_TOPICS = frozenset(
+MARKER_TOPIC_PREFIX = "/whalebridge/marker/"
+IGNORED_TOPICS = frozenset(
     {
         "/tasks/checkpointed",
         "/tasks/exec-added",
@@ -54,8 +54,8 @@ UNINTERESTING_TOPICS = frozenset(
     }
 )
 
-_LAST_SECOND = 253_402_300_799  # of the year 9999, where RFC 3339 ends
-_MARK_DIGITS = 18
+_MAX_SECONDS = 253_402_300_799  # of the year 9999, where RFC 3339 ends
+_MAX_MARKER_DIGITS = 18
 
 _Payload = TypeVar("_Payload", bound=Message)
 
@@ -65,7 +65,7 @@ class _Label(Protocol):
     value: bytes
 
 
-class _Ended(Protocol):
+class _ExitPayload(Protocol):
     """The fields that TaskExit and TaskDelete have in common."""
 
     container_id: str
@@ -88,7 +88,7 @@ def text(value: bytes) -> str:
 def nanoseconds(stamp: Timestamp) -> int | None:
     """Return nanoseconds since the epoch; None for a missing or invalid time and for Go's zero time."""
     seconds, nanos = stamp.seconds, stamp.nanos
-    if not 0 <= seconds <= _LAST_SECOND or not 0 <= nanos < SECOND:
+    if not 0 <= seconds <= _MAX_SECONDS or not 0 <= nanos < SECOND:
         return None
     return seconds * SECOND + nanos or None
 
@@ -101,18 +101,21 @@ def _labels(labels: Iterable[_Label]) -> Labels:
 
 
 def metadata(
-    namespace: str, record: containers_pb2.Container, rules: LabelRules, scope: Scope = everything
+    namespace: str,
+    container: containers_pb2.Container,
+    rules: LabelRules,
+    container_filter: ContainerPredicate = match_all,
 ) -> Metadata:
     """Return a container's metadata, with the label rules applied to its raw labels."""
-    return describe(
-        ContainerKey(namespace, record.id),
-        _labels(record.labels),
+    return build_metadata(
+        ContainerKey(namespace, container.id),
+        _labels(container.labels),
         rules,
-        scope,
-        image=text(record.image),
-        runtime=text(record.runtime.name),
-        created_at=nanoseconds(record.created_at),
-        updated_at=nanoseconds(record.updated_at),
+        container_filter,
+        image=text(container.image),
+        runtime=text(container.runtime.name),
+        created_at=nanoseconds(container.created_at),
+        updated_at=nanoseconds(container.updated_at),
     )
 
 
@@ -141,22 +144,22 @@ def event(raw: bytes) -> Event:
         envelope = Envelope.FromString(raw)
     except DecodeError:
         return Undecodable("", "the envelope is not a protobuf message")
-    reader = _READERS.get(envelope.topic)
-    return reader.read(envelope) if reader else _mark_or_ignored(envelope.topic)
+    reader = _EVENT_DECODERS.get(envelope.topic)
+    return reader.decode(envelope) if reader else _marker_or_ignored(envelope.topic)
 
 
-def _mark_or_ignored(topic: str) -> Event:
-    nonce, slash, number = topic.removeprefix(MARK_TOPIC).partition("/")
-    if topic.startswith(MARK_TOPIC) and nonce and slash and _is_number(number):
-        return Mark(nonce, int(number))
-    return Ignored(topic, known=topic in UNINTERESTING_TOPICS)
+def _marker_or_ignored(topic: str) -> Event:
+    nonce, slash, number = topic.removeprefix(MARKER_TOPIC_PREFIX).partition("/")
+    if topic.startswith(MARKER_TOPIC_PREFIX) and nonce and slash and _is_number(number):
+        return Marker(nonce, int(number))
+    return Ignored(topic, known=topic in IGNORED_TOPICS)
 
 
 def _is_number(digits: str) -> bool:
-    return digits.isascii() and digits.isdigit() and len(digits) <= _MARK_DIGITS
+    return digits.isascii() and digits.isdigit() and len(digits) <= _MAX_MARKER_DIGITS
 
 
-class _Reader(Generic[_Payload]):
+class _EventDecoder(Generic[_Payload]):
     """Decodes the events of one topic: type of the payload, its container id, and the event to build from it."""
 
     def __init__(
@@ -170,7 +173,7 @@ class _Reader(Generic[_Payload]):
         self._container_id = container_id
         self._build = build
 
-    def read(self, envelope: Envelope) -> Event:
+    def decode(self, envelope: Envelope) -> Event:
         """Return the event, or ``Undecodable`` with the reason."""
         wrapped = envelope.event
         url = wrapped.type_url
@@ -189,44 +192,46 @@ class _Reader(Generic[_Payload]):
         return self._build(ContainerKey(namespace, id_), at, payload)
 
 
-def _exec_id(payload: _Ended) -> str:
+def _exec_id(payload: _ExitPayload) -> str:
     """Return "" for the init process, whose id is the container's id in containerd, and "" in older shims."""
     return "" if payload.id == payload.container_id else payload.id
 
 
-def _created(key: ContainerKey, at: int, payload: payloads_pb2.ContainerCreate) -> ContainerEvent:
+def _container_created(key: ContainerKey, at: int, payload: payloads_pb2.ContainerCreate) -> ContainerEvent:
     return ContainerCreated(key, at, text(payload.image), text(payload.runtime.name))
 
 
-def _updated(key: ContainerKey, at: int, payload: payloads_pb2.ContainerUpdate) -> ContainerEvent:
+def _container_updated(key: ContainerKey, at: int, payload: payloads_pb2.ContainerUpdate) -> ContainerEvent:
     return ContainerUpdated(key, at, text(payload.image), _labels(payload.labels))
 
 
-def _exited(key: ContainerKey, at: int, payload: payloads_pb2.TaskExit) -> ContainerEvent:
+def _task_exited(key: ContainerKey, at: int, payload: payloads_pb2.TaskExit) -> ContainerEvent:
     return TaskExited(key, at, _exec_id(payload), payload.pid, payload.exit_status, nanoseconds(payload.exited_at))
 
 
-def _deleted(key: ContainerKey, at: int, payload: payloads_pb2.TaskDelete) -> ContainerEvent:
+def _task_deleted(key: ContainerKey, at: int, payload: payloads_pb2.TaskDelete) -> ContainerEvent:
     return TaskDeleted(key, at, _exec_id(payload), payload.pid, payload.exit_status, nanoseconds(payload.exited_at))
 
 
-_record_id: Callable[[Any], str] = attrgetter("id")
-_task_id: Callable[[Any], str] = attrgetter("container_id")
-_READERS: dict[str, _Reader[Any]] = {
-    "/containers/create": _Reader(payloads_pb2.ContainerCreate, _record_id, _created),
-    "/containers/update": _Reader(payloads_pb2.ContainerUpdate, _record_id, _updated),
-    "/containers/delete": _Reader(
-        payloads_pb2.ContainerDelete, _record_id, lambda key, at, _: ContainerDeleted(key, at)
+_container_payload_id: Callable[[Any], str] = attrgetter("id")
+_task_payload_id: Callable[[Any], str] = attrgetter("container_id")
+_EVENT_DECODERS: dict[str, _EventDecoder[Any]] = {
+    "/containers/create": _EventDecoder(payloads_pb2.ContainerCreate, _container_payload_id, _container_created),
+    "/containers/update": _EventDecoder(payloads_pb2.ContainerUpdate, _container_payload_id, _container_updated),
+    "/containers/delete": _EventDecoder(
+        payloads_pb2.ContainerDelete, _container_payload_id, lambda key, at, _: ContainerDeleted(key, at)
     ),
-    "/tasks/create": _Reader(
-        payloads_pb2.TaskCreate, _task_id, lambda key, at, payload: TaskCreated(key, at, payload.pid)
+    "/tasks/create": _EventDecoder(
+        payloads_pb2.TaskCreate, _task_payload_id, lambda key, at, payload: TaskCreated(key, at, payload.pid)
     ),
-    "/tasks/start": _Reader(
-        payloads_pb2.TaskStart, _task_id, lambda key, at, payload: TaskStarted(key, at, payload.pid)
+    "/tasks/start": _EventDecoder(
+        payloads_pb2.TaskStart, _task_payload_id, lambda key, at, payload: TaskStarted(key, at, payload.pid)
     ),
-    "/tasks/exit": _Reader(payloads_pb2.TaskExit, _task_id, _exited),
-    "/tasks/delete": _Reader(payloads_pb2.TaskDelete, _task_id, _deleted),
-    "/tasks/paused": _Reader(payloads_pb2.TaskPaused, _task_id, lambda key, at, _: TaskPaused(key, at)),
-    "/tasks/resumed": _Reader(payloads_pb2.TaskResumed, _task_id, lambda key, at, _: TaskResumed(key, at)),
-    "/tasks/oom": _Reader(payloads_pb2.TaskOOM, _task_id, lambda key, at, _: TaskOOM(key, at)),
+    "/tasks/exit": _EventDecoder(payloads_pb2.TaskExit, _task_payload_id, _task_exited),
+    "/tasks/delete": _EventDecoder(payloads_pb2.TaskDelete, _task_payload_id, _task_deleted),
+    "/tasks/paused": _EventDecoder(payloads_pb2.TaskPaused, _task_payload_id, lambda key, at, _: TaskPaused(key, at)),
+    "/tasks/resumed": _EventDecoder(
+        payloads_pb2.TaskResumed, _task_payload_id, lambda key, at, _: TaskResumed(key, at)
+    ),
+    "/tasks/oom": _EventDecoder(payloads_pb2.TaskOOM, _task_payload_id, lambda key, at, _: TaskOOM(key, at)),
 }

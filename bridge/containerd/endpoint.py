@@ -18,11 +18,13 @@ from typing import NamedTuple
 from bridge.core.errors import TransientError, UnreachableError
 
 # An HTTP/2 client starts with the preface and a SETTINGS frame without settings (RFC 9113, sections 3.4 and 6.5).
-_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-_FRAME_HEADER = 9
-_SETTINGS = 4
+_CLIENT_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_FRAME_HEADER_BYTES = 9
+_SETTINGS_FRAME = 4
 _HTTP1 = b"HTTP/1."
-_MISTAKES = frozenset({errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EPROTOTYPE, None})  # None: path too long
+_INVALID_PATH_ERRNOS = frozenset(
+    {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EPROTOTYPE, None}
+)  # None: path too long
 _UCRED = struct.Struct("3i")  # pid, uid, gid, as SO_PEERCRED returns them
 
 
@@ -61,35 +63,37 @@ async def probe(path: str, seconds: float) -> Peer:
             raise UnreachableError(f"{path} is not a socket; use the path of containerd's socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             async with asyncio.timeout(seconds):
-                pid = await _greet(connection, path)
+                pid = await _handshake(connection, path)
     except OSError as error:  # TimeoutError is one
-        raise _translated(error, path, seconds) from error
+        raise _translate_error(error, path, seconds) from error
     return Peer(found.st_dev, found.st_ino, pid)
 
 
-async def _greet(connection: socket.socket, path: str) -> int:
+async def _handshake(connection: socket.socket, path: str) -> int:
     """Connect and wait for the server's SETTINGS frame; return the server's process id."""
     loop = asyncio.get_running_loop()
     connection.setblocking(False)
     await loop.sock_connect(connection, path)
     response = b""
     with suppress(ConnectionError):  # a server that closes the connection may have sent something before
-        await loop.sock_sendall(connection, _GREETING)
+        await loop.sock_sendall(connection, _CLIENT_PREFACE)
     with suppress(ConnectionError):
-        while len(response) < _FRAME_HEADER and (received := await loop.sock_recv(connection, _FRAME_HEADER)):
+        while len(response) < _FRAME_HEADER_BYTES and (
+            received := await loop.sock_recv(connection, _FRAME_HEADER_BYTES)
+        ):
             response += received
-    _check_answer(response, path)
+    _check_response(response, path)
     return peer_pid(connection)
 
 
-def _check_answer(answer: bytes, path: str) -> None:
-    if not answer:
+def _check_response(response: bytes, path: str) -> None:
+    if not response:
         raise TransientError(f"{path} closed the connection: not a containerd socket, or containerd is shutting down")
-    if answer.startswith(_HTTP1):
+    if response.startswith(_HTTP1):
         raise UnreachableError(
             f"{path} is not containerd's socket: it speaks HTTP/1 (Docker's API?); use containerd's socket"
         )
-    if len(answer) < _FRAME_HEADER or answer[3] != _SETTINGS:
+    if len(response) < _FRAME_HEADER_BYTES or response[3] != _SETTINGS_FRAME:
         raise UnreachableError(f"{path} is not containerd's socket: it does not speak gRPC; use containerd's socket")
 
 
@@ -99,7 +103,7 @@ def peer_pid(connection: socket.socket) -> int:
     return int(_UCRED.unpack(credentials)[0])
 
 
-def _translated(error: OSError, path: str, seconds: float) -> UnreachableError | TransientError:
+def _translate_error(error: OSError, path: str, seconds: float) -> UnreachableError | TransientError:
     if isinstance(error, FileNotFoundError):
         return TransientError(f"socket {path} does not exist; start containerd, or set its path (--containerd PATH)")
     if isinstance(error, PermissionError):
@@ -110,6 +114,6 @@ def _translated(error: OSError, path: str, seconds: float) -> UnreachableError |
         return TransientError(
             f"no response from {path} within {seconds:g} s: containerd is hung, or this is not its socket"
         )
-    if error.errno in _MISTAKES:
+    if error.errno in _INVALID_PATH_ERRNOS:
         return UnreachableError(f"{path} cannot be used as containerd's socket: {error.strerror or error}")
     return TransientError(f"cannot connect to containerd at {path}: {error.strerror}")

@@ -8,7 +8,7 @@ from bridge.core.errors import TransientError
 from bridge.telemetry.text import one_line
 
 
-class RefusedError(TransientError):
+class RpcError(TransientError):
     """A call failed; ``code`` is the gRPC status, for callers that handle some of them."""
 
     def __init__(self, message: str, code: grpc.StatusCode) -> None:
@@ -16,10 +16,10 @@ class RefusedError(TransientError):
         self.code = code
 
 
-def refusal(error: grpc.RpcError, doing: str, path: str) -> RefusedError:
+def from_rpc_error(error: grpc.RpcError, purpose: str, path: str) -> RpcError:
     """Translate the error of a call; ``purpose`` completes "containerd failed to ..."."""
     code, details = _status(error)
-    return RefusedError(_sentence(code, one_line(details), doing, path), code)
+    return RpcError(_error_message(code, one_line(details), purpose, path), code)
 
 
 def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
@@ -29,9 +29,9 @@ def _status(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.UNKNOWN, str(error)
 
 
-def _sentence(code: grpc.StatusCode, told: str, doing: str, path: str) -> str:
+def _error_message(code: grpc.StatusCode, details: str, purpose: str, path: str) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"cannot connect to containerd at {path} to {doing}: {told}"
+        return f"cannot connect to containerd at {path} to {purpose}: {details}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:  # our deadline, or the one that containerd sets for its shims
-        return f"containerd at {path} did not {doing} in time: containerd or a shim is hung or busy ({told})"
-    return f"containerd at {path} failed to {doing}: {code.name}: {told}"
+        return f"containerd at {path} did not {purpose} in time: containerd or a shim is hung or busy ({details})"
+    return f"containerd at {path} failed to {purpose}: {code.name}: {details}"

@@ -16,15 +16,15 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import EventStream
+from bridge.containerd.stream import ContainerdEventStream
 from bridge.core import model
 from bridge.core.errors import TransientError
 from bridge.core.identity import COMPOSER_PROJECT_LABEL, display_id
 from bridge.core.model import ContainerKey
 
-_PROJECTS_KEPT = 10_000
-_MARK_SECONDS = 0.1  # between two markers, until the first one comes back
-_MARKS = 100
+_MAX_PROJECTS = 10_000
+_MARKER_INTERVAL_SECONDS = 0.1  # between two markers, until the first one comes back
+_MAX_MARKERS = 100
 
 
 class ContainerEventType(IntEnum):
@@ -47,8 +47,8 @@ class ContainerEvent(NamedTuple):
     project: str
 
 
-_LIFECYCLE = (model.TaskStarted, model.TaskExited, model.TaskPaused, model.TaskResumed)
-_TYPES: dict[type, ContainerEventType] = {
+_LIFECYCLE_EVENTS = (model.TaskStarted, model.TaskExited, model.TaskPaused, model.TaskResumed)
+_EVENT_TYPES: dict[type, ContainerEventType] = {
     model.TaskStarted: ContainerEventType.STARTED,
     model.TaskExited: ContainerEventType.EXITED,
     model.TaskPaused: ContainerEventType.PAUSED,
@@ -62,15 +62,15 @@ class LifecycleEvents:
     It ends only with an error: a TransientError when the stream is lost, after it has returned all received events.
     """
 
-    def __init__(self, client: ContainerdClient, watched: Callable[[str], bool]) -> None:
+    def __init__(self, client: ContainerdClient, is_watched: Callable[[str], bool]) -> None:
         self._client = client
-        self._watched = watched
-        self._projects = Projects(client)
-        self._stream: EventStream | None = None
-        self._waiting: deque[model.Event] = deque()
+        self._is_watched = is_watched
+        self._projects = ProjectCache(client)
+        self._stream: ContainerdEventStream | None = None
+        self._pending: deque[model.Event] = deque()
 
     async def __aenter__(self) -> Self:
-        await self._subscribed()
+        await self._ensure_subscribed()
         return self
 
     async def __aexit__(
@@ -82,85 +82,85 @@ class LifecycleEvents:
         return self
 
     async def __anext__(self) -> ContainerEvent:
-        stream = await self._subscribed()
+        stream = await self._ensure_subscribed()
         while True:
-            while self._waiting:
-                event = await self._translated(self._waiting[0])
-                self._waiting.popleft()  # only now, because the caller may have been cancelled during the translation
+            while self._pending:
+                event = await self._translate(self._pending[0])
+                self._pending.popleft()  # only now, because the caller may have been cancelled during the translation
                 if event is not None:
                     return event
-            self._waiting.extend(await stream.batch())
+            self._pending.extend(await stream.batch())
 
     def close(self) -> None:
         """End the subscription; idempotent."""
         if self._stream is not None:
             self._stream.close()
 
-    async def _subscribed(self) -> EventStream:
+    async def _ensure_subscribed(self) -> ContainerdEventStream:
         if self._stream is None:
             stream = await self._client.subscribe()
             try:
-                await self._proven(stream)
+                await self._wait_until_subscribed(stream)
             except BaseException:
                 stream.close()
                 raise
             self._stream = stream
         return self._stream
 
-    async def _proven(self, stream: EventStream) -> None:
+    async def _wait_until_subscribed(self, stream: ContainerdEventStream) -> None:
         """Publish markers until one comes back: containerd does not otherwise confirm that a subscription is active."""
         nonce = secrets.token_hex(8)
-        for number in range(_MARKS):
-            await self._client.mark(nonce, number)
+        for number in range(_MAX_MARKERS):
+            await self._client.publish_marker(nonce, number)
             with suppress(TimeoutError):
-                async with asyncio.timeout(_MARK_SECONDS):
-                    return await self._received_mark(stream, nonce)
+                async with asyncio.timeout(_MARKER_INTERVAL_SECONDS):
+                    return await self._receive_marker(stream, nonce)
         raise TransientError(
             f"containerd at {self._client.path}: no marker came back on the event stream; events would be lost"
         )
 
-    async def _received_mark(self, stream: EventStream, nonce: str) -> None:
+    async def _receive_marker(self, stream: ContainerdEventStream, nonce: str) -> None:
         while True:
             events = await stream.batch()
-            self._waiting.extend(events)
-            if any(isinstance(event, model.Mark) and event.nonce == nonce for event in events):
+            self._pending.extend(events)
+            if any(isinstance(event, model.Marker) and event.nonce == nonce for event in events):
                 return
 
-    async def _translated(self, event: model.Event) -> ContainerEvent | None:
-        self._projects.follow(event)
-        if not isinstance(event, _LIFECYCLE) or not self._watched(event.key.namespace):
+    async def _translate(self, event: model.Event) -> ContainerEvent | None:
+        self._projects.update(event)
+        if not isinstance(event, _LIFECYCLE_EVENTS) or not self._is_watched(event.key.namespace):
             return None
         if isinstance(event, model.TaskExited) and event.exec_id:
             return None
-        project = await self._projects.of(event.key)
-        return ContainerEvent(event.at, _TYPES[type(event)], display_id(event.key), project)
+        project = await self._projects.get(event.key)
+        return ContainerEvent(event.at, _EVENT_TYPES[type(event)], display_id(event.key), project)
 
 
-class Projects:
+class ProjectCache:
     """The composer project of each container: fetched from containerd once, then kept up to date by its events."""
 
     def __init__(self, client: ContainerdClient) -> None:
         self._client = client
-        self._known: OrderedDict[ContainerKey, str] = OrderedDict()
+        self._entries: OrderedDict[ContainerKey, str] = OrderedDict()
 
-    def follow(self, event: model.Event) -> None:
+    def update(self, event: model.Event) -> None:
         """Apply an event; a deleted container keeps its project, because its exit event can follow the deletion."""
         if isinstance(event, model.ContainerCreated):
-            self._known.pop(event.key, None)
+            self._entries.pop(event.key, None)
         elif isinstance(event, model.ContainerUpdated):
-            self._learn(event.key, event.labels.get(COMPOSER_PROJECT_LABEL, ""))
+            self._store(event.key, event.labels.get(COMPOSER_PROJECT_LABEL, ""))
 
-    async def of(self, key: ContainerKey) -> str:
+    async def get(self, key: ContainerKey) -> str:
         """Return the name of a container's project; "" if it has none or its metadata is gone."""
-        if key not in self._known:
+        if key not in self._entries:
             metadata = await self._client.container(key)
             if metadata is None:
                 return ""
-            self._learn(key, metadata.project)
-        return self._known[key]
+            self._store(key, metadata.project)
+        return self._entries[key]
 
-    def _learn(self, key: ContainerKey, project: str) -> None:
-        self._known[key] = project
-        self._known.move_to_end(key)
-        if len(self._known) > _PROJECTS_KEPT:
-            self._known.popitem(last=False)
+    def _store(self, key: ContainerKey, project: str) -> None:
+        self._entries[key] = project
+        self._entries.move_to_end(key)
+        if len(self._entries) > _MAX_PROJECTS:
+            self._entries.popitem(last=False)

@@ -11,20 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from bridge.containerd.protos.envelopes_pb2 import Envelopes
 
 HEADER = ("whalebridge-envelopes", "packed")
-MESSAGE_BYTES = 1024 * 1024  # of envelopes; a larger envelope is sent in its own message
+MAX_MESSAGE_BYTES = 1024 * 1024  # of envelopes; a larger envelope is sent in its own message
 
 
-def is_packed(metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
+def supports_batches(metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
     """Return whether the peer can read batches, or sends them."""
     return metadata is not None and any(tuple(item) == HEADER for item in metadata)
 
 
-def pack(envelopes: Iterable[bytes]) -> Iterator[bytes]:
+def batch(envelopes: Iterable[bytes]) -> Iterator[bytes]:
     """Yield messages that contain the envelopes in order, as few as possible."""
     pending: list[bytes] = []
     size = 0
     for envelope in envelopes:
-        if pending and size + len(envelope) > MESSAGE_BYTES:
+        if pending and size + len(envelope) > MAX_MESSAGE_BYTES:
             yield Envelopes(envelopes=pending).SerializeToString()
             pending, size = [], 0
         pending.append(envelope)
@@ -33,7 +33,7 @@ def pack(envelopes: Iterable[bytes]) -> Iterator[bytes]:
         yield Envelopes(envelopes=pending).SerializeToString()
 
 
-def unpack(message: bytes) -> Sequence[bytes]:
+def unbatch(message: bytes) -> Sequence[bytes]:
     """Return the envelopes of a message.
 
     Raises:

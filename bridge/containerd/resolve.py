@@ -8,10 +8,10 @@ from bridge.core.errors import AmbiguousError, NotFoundError
 from bridge.core.identity import display_id, parse_display_id
 from bridge.core.model import Metadata
 
-_LISTED = 10  # candidates in an error message
+_MAX_CANDIDATES = 10  # candidates in an error message
 
 
-def resolve(name_or_id: str, records: Iterable[Metadata]) -> Metadata:
+def resolve(name_or_id: str, containers: Iterable[Metadata]) -> Metadata:
     """Return the metadata of the one container that matches.
 
     A prefix ``NAMESPACE/`` limits the search to that namespace. A complete display id has precedence (so a bare id is
@@ -22,7 +22,7 @@ def resolve(name_or_id: str, records: Iterable[Metadata]) -> Metadata:
         AmbiguousError: Several containers match equally well.
     """
     wanted = parse_display_id(name_or_id)
-    searched = [record for record in records if "/" not in name_or_id or record.key.namespace == wanted.namespace]
+    searched = [record for record in containers if "/" not in name_or_id or record.key.namespace == wanted.namespace]
     rules: tuple[Callable[[Metadata], bool], ...] = (
         lambda container: container.key == wanted,
         lambda container: wanted.id in (container.key.id, container.name),
@@ -31,20 +31,20 @@ def resolve(name_or_id: str, records: Iterable[Metadata]) -> Metadata:
     for matches in rules:
         found = [container for container in searched if matches(container)]
         if found:
-            return _only(name_or_id, found)
+            return _single_match(name_or_id, found)
     raise NotFoundError(f"container {name_or_id!r} not found; use an id, an id prefix, or a nerdctl name")
 
 
-def _only(name_or_id: str, found: Sequence[Metadata]) -> Metadata:
-    if len(found) == 1:
-        return found[0]
-    candidates = ", ".join(sorted(map(_candidate, found))[:_LISTED])
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+def _single_match(name_or_id: str, matches: Sequence[Metadata]) -> Metadata:
+    if len(matches) == 1:
+        return matches[0]
+    candidates = ", ".join(sorted(map(_format_candidate, matches))[:_MAX_CANDIDATES])
+    more = f" and {len(matches) - _MAX_CANDIDATES} more" if len(matches) > _MAX_CANDIDATES else ""
     raise AmbiguousError(
-        f"{name_or_id!r} matches {len(found)} containers: {candidates}{more}; use a longer id, or NAMESPACE/ID"
+        f"{name_or_id!r} matches {len(matches)} containers: {candidates}{more}; use a longer id, or NAMESPACE/ID"
     )
 
 
-def _candidate(record: Metadata) -> str:
-    id_ = display_id(record.key)
-    return id_ if record.name == record.key.id else f"{id_} ({record.name})"
+def _format_candidate(metadata: Metadata) -> str:
+    id_ = display_id(metadata.key)
+    return id_ if metadata.name == metadata.key.id else f"{id_} ({metadata.name})"

@@ -20,25 +20,25 @@ from bridge.containerd.protos import (
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
 
-_Answer = TypeVar("_Answer", bound=Message)
+_Response = TypeVar("_Response", bound=Message)
 
 NAMESPACE_HEADER = "containerd-namespace"
-MARK_NAMESPACE = "whalebridge"
+MARKER_NAMESPACE = "whalebridge"
 
 # containerd's rule (pkg/identifiers). An invalid namespace has no containers, and gRPC rejects invalid header values.
-_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
+_NAMESPACE_PATTERN = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 
 # containerd's default limit is 16 MiB; if an administrator raised it, ListStream returns the larger listings.
-LIST_LIMIT = 16 * 1024 * 1024 + 64 * 1024
+MAX_LIST_BYTES = 16 * 1024 * 1024 + 64 * 1024
 
 
 @dataclass(frozen=True)
-class Method(Generic[_Answer]):
+class Method(Generic[_Response]):
     """One method: path, type of the response, and purpose, which completes "containerd failed to ..."."""
 
     path: str
-    answer: type[_Answer]
-    doing: str
+    response_type: type[_Response]
+    purpose: str
 
 
 VERSION = Method("/containerd.services.version.v1.Version/Version", version_pb2.VersionResponse, "return its version")
@@ -71,9 +71,9 @@ PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publis
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
 
 
-def is_namespace(name: str) -> bool:
+def is_valid_namespace(name: str) -> bool:
     """Return whether containerd accepts this name for a namespace."""
-    return _NAMESPACE.fullmatch(name) is not None
+    return _NAMESPACE_PATTERN.fullmatch(name) is not None
 
 
 def target(path: str) -> str:
@@ -88,7 +88,7 @@ def channel_options() -> list[tuple[str, int | str]]:
     off: containerd closes connections that ping more often than every five minutes, and markers verify more.
     """
     return [
-        ("grpc.max_receive_message_length", LIST_LIMIT),
+        ("grpc.max_receive_message_length", MAX_LIST_BYTES),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),

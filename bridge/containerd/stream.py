@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 from grpc.experimental import ChannelOptions
 
 from bridge.containerd import decode, packing
-from bridge.containerd.failures import refusal
+from bridge.containerd.failures import from_rpc_error
 from bridge.containerd.protos.events_pb2 import SubscribeRequest
 from bridge.containerd.rpc import SUBSCRIBE, channel_options, target
 from bridge.core.errors import StreamOverflowError, TransientError
@@ -36,8 +36,8 @@ from bridge.core.model import Event
 FILTERS = (r'topic~="^/(tasks|containers|namespaces|whalebridge)/"',)
 
 DEFAULT_BUFFER_BYTES = 128 * 1024 * 1024
-ITEM_BYTES = 64  # Python's overhead for the bytes object of an event
-BATCH_EVENTS = 4096  # decoding takes the event loop about 10 ms
+EVENT_OVERHEAD_BYTES = 64  # Python's overhead for the bytes object of an event
+MAX_BATCH_EVENTS = 4096  # decoding takes the event loop about 10 ms
 LINGER_SECONDS = 0.005
 _JOIN_SECONDS = 1.0
 # A wait that takes longer than _CAUGHT_UP_SECONDS shows that all events were read. The thread then sleeps, and reads
@@ -58,7 +58,7 @@ def linger(events: int, seconds: float) -> float:
     return max(min(4 / rate, 0.02), min(rate / 50_000, 0.1))
 
 
-class RawStream:
+class RawEventStream:
     """A subscription that returns undecoded envelopes; create, use and close it on one event loop."""
 
     def __init__(self, path: str, *, buffer_bytes: int = DEFAULT_BUFFER_BYTES) -> None:
@@ -66,18 +66,18 @@ class RawStream:
         self._buffer_bytes = buffer_bytes
         self._loop = asyncio.get_running_loop()
         self._arrived = asyncio.Event()
-        self._wakeup_due = False
-        self._held: deque[bytes] = deque()
-        self._received = 0  # written by the thread only
-        self._taken = 0  # written by the loop only
-        self._last_batch = -1.0
-        self._next_batch = 0.0  # earliest time
-        self._packed: bool | None = None  # unknown until the first message
+        self._wakeup_pending = False
+        self._queue: deque[bytes] = deque()
+        self._received_bytes = 0  # written by the thread only
+        self._taken_bytes = 0  # written by the loop only
+        self._last_batch_at = -1.0
+        self._next_batch_at = 0.0  # earliest time
+        self._batched: bool | None = None  # unknown until the first message
         self._failure: TransientError | None = None
         options = [*channel_options(), (ChannelOptions.SingleThreadedUnaryStream, 1)]
         self._channel = grpc.insecure_channel(target(path), options=options)
         self._call = self._subscribe()
-        self._thread = threading.Thread(target=self._drain, name="containerd-events", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="containerd-events", daemon=True)
         self._thread.start()
 
     def _subscribe(self) -> Any:
@@ -93,31 +93,31 @@ class RawStream:
         """
         while True:
             failure = self._failure  # read first, because the thread appends nothing after it sets this
-            if failure is not None and (not self._held or isinstance(failure, StreamOverflowError)):
-                self._held.clear()
+            if failure is not None and (not self._queue or isinstance(failure, StreamOverflowError)):
+                self._queue.clear()
                 raise type(failure)(*failure.args)
-            if not self._held:
-                await self._more()
-            elif self._is_due():
-                return self._take()
+            if not self._queue:
+                await self._wait_for_events()
+            elif self._is_batch_due():
+                return self._take_batch()
             else:
-                await asyncio.sleep(self._next_batch - self._loop.time())
+                await asyncio.sleep(self._next_batch_at - self._loop.time())
 
-    async def _more(self) -> None:
-        self._wakeup_due = False
+    async def _wait_for_events(self) -> None:
+        self._wakeup_pending = False
         self._arrived.clear()
-        if not self._held and self._failure is None:
+        if not self._queue and self._failure is None:
             await self._arrived.wait()
 
-    def _is_due(self) -> bool:
-        return len(self._held) >= BATCH_EVENTS or self._loop.time() >= self._next_batch
+    def _is_batch_due(self) -> bool:
+        return len(self._queue) >= MAX_BATCH_EVENTS or self._loop.time() >= self._next_batch_at
 
-    def _take(self) -> list[bytes]:
-        taken = [self._held.popleft() for _ in range(min(len(self._held), BATCH_EVENTS))]
-        self._taken += _size(taken)
+    def _take_batch(self) -> list[bytes]:
+        taken = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH_EVENTS))]
+        self._taken_bytes += _total_size(taken)
         now = self._loop.time()
-        self._last_batch, elapsed = now, now - self._last_batch
-        self._next_batch = now + linger(len(taken), elapsed)
+        self._last_batch_at, elapsed = now, now - self._last_batch_at
+        self._next_batch_at = now + linger(len(taken), elapsed)
         return taken
 
     def close(self) -> None:
@@ -127,12 +127,12 @@ class RawStream:
 
     # --- in the thread ---
 
-    def _drain(self) -> None:
+    def _run(self) -> None:
         try:
             self._receive()
             failure = TransientError(f"containerd at {self._path} ended the event stream")
         except grpc.RpcError as error:
-            failure = self._ended(error)
+            failure = self._end_error(error)
         except DecodeError:
             failure = TransientError(f"proxy at {self._path}: unreadable message on the event stream")
             self._call.cancel()
@@ -145,22 +145,22 @@ class RawStream:
         returned = time.monotonic()
         for message in self._call:
             waited = time.monotonic() - returned
-            for raw in self._envelopes(message):
-                self._received += len(raw) + ITEM_BYTES
-                if self._failure is None and self._received - self._taken > self._buffer_bytes:
+            for raw in self._split_message(message):
+                self._received_bytes += len(raw) + EVENT_OVERHEAD_BYTES
+                if self._failure is None and self._received_bytes - self._taken_bytes > self._buffer_bytes:
                     self._overflow()
                 if self._failure is None:
-                    self._held.append(raw)
-            if not self._wakeup_due:
+                    self._queue.append(raw)
+            if not self._wakeup_pending:
                 self._wake()
             if waited > _CAUGHT_UP_SECONDS:
                 time.sleep(_NAP_SECONDS)
             returned = time.monotonic()
 
-    def _envelopes(self, message: bytes) -> Sequence[bytes]:
-        if self._packed is None:
-            self._packed = packing.is_packed(self._call.initial_metadata())
-        return packing.unpack(message) if self._packed else (message,)
+    def _split_message(self, message: bytes) -> Sequence[bytes]:
+        if self._batched is None:
+            self._batched = packing.supports_batches(self._call.initial_metadata())
+        return packing.unbatch(message) if self._batched else (message,)
 
     def _overflow(self) -> None:
         """Cancel the subscription: an unread subscription would fill containerd's memory instead of ours."""
@@ -169,32 +169,32 @@ class RawStream:
         )
         self._call.cancel()
 
-    def _ended(self, error: grpc.RpcError) -> TransientError:
+    def _end_error(self, error: grpc.RpcError) -> TransientError:
         if self._call.cancelled():
             return TransientError(f"containerd at {self._path}: the event stream was closed")
-        failure = refusal(error, SUBSCRIBE.doing, self._path)
+        failure = from_rpc_error(error, SUBSCRIBE.purpose, self._path)
         if failure.code is grpc.StatusCode.RESOURCE_EXHAUSTED:  # sent by the proxy when its own buffer overflows
             return StreamOverflowError(str(failure))
         return TransientError(str(failure))
 
     def _wake(self) -> None:
-        self._wakeup_due = True
+        self._wakeup_pending = True
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._arrived.set)
 
 
-class EventStream(RawStream):
+class ContainerdEventStream(RawEventStream):
     """Implements ``bridge.core.ports.EventStream``."""
 
     async def batch(self) -> Sequence[Event]:
         """Return the next batch as ``raw_batch`` does, decoded."""
         return [decode.event(raw) for raw in await self.raw_batch()]
 
-    def rest(self) -> Sequence[Event]:
+    def drain(self) -> Sequence[Event]:
         """Return the events that were queued when the stream was closed; none after an overflow."""
-        queued, self._held = self._held, deque()
+        queued, self._queue = self._queue, deque()
         return [] if isinstance(self._failure, StreamOverflowError) else [decode.event(raw) for raw in queued]
 
 
-def _size(raws: Iterable[bytes]) -> int:
-    return sum(len(raw) + ITEM_BYTES for raw in raws)
+def _total_size(raws: Iterable[bytes]) -> int:
+    return sum(len(raw) + EVENT_OVERHEAD_BYTES for raw in raws)

@@ -20,7 +20,7 @@ from bridge.core.identity import (
     DOCKER_NAMESPACE,
     NERDCTL_LABEL_PREFIX,
     NERDCTL_NAME_LABEL,
-    describe,
+    build_metadata,
     display_id,
     parse_display_id,
 )
@@ -38,13 +38,13 @@ __all__ = [
     "ContainerEventType",
     "ContainerdWatcher",
     "LifecycleEvents",
-    "Living",
+    "RunningContainer",
 ]
 
 TYPE = "containerd.io"
 
 
-_Raised: TypeAlias = type[BaseException]  # inside the class, `type` and `list` are attributes
+_ExceptionType: TypeAlias = type[BaseException]  # inside the class, `type` and `list` are attributes
 
 
 class Container(NamedTuple):
@@ -58,7 +58,7 @@ class Container(NamedTuple):
     paused: bool
 
 
-class Living(NamedTuple):
+class RunningContainer(NamedTuple):
     """A container with a running initial process, in the bridge's model, which has more fields than whalewatcher's."""
 
     metadata: Metadata
@@ -81,7 +81,7 @@ class ContainerdWatcher:
         """Watch through ``client`` and close it with the watcher; ``pid`` is containerd's process id, 0 if unknown."""
         self._client = client
         self._pid = pid
-        self._watched = NamespaceFilter(include, exclude)
+        self._namespace_filter = NamespaceFilter(include, exclude)
 
     @classmethod
     def at(cls, address: str, *, pid: int = 0, include: Iterable[str] = ("*",), exclude: Iterable[str] = ()) -> Self:
@@ -94,7 +94,7 @@ class ContainerdWatcher:
         return self
 
     async def __aexit__(
-        self, kind: _Raised | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: _ExceptionType | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
 
@@ -140,7 +140,7 @@ class ContainerdWatcher:
         Raises:
             TransientError: containerd did not respond, for one namespace or more.
         """
-        return [_told(container) for container in await self.living()]
+        return [_to_container(container) for container in await self.list_detailed()]
 
     async def inspect(self, name_or_id: str) -> Container:
         """Return one container by display id, unique id prefix, or nerdctl name.
@@ -149,43 +149,47 @@ class ContainerdWatcher:
             NotFoundError: No container matches, or it has no running initial process.
             AmbiguousError: Several containers match.
         """
-        return _told(await self.find(name_or_id))
+        return _to_container(await self.find(name_or_id))
 
-    async def living(self) -> Sequence[Living]:
+    async def list_detailed(self) -> Sequence[RunningContainer]:
         """Return the containers of ``list`` with all known fields, such as status, image and times."""
         await self._engine()
-        return [container for namespace in await self._namespaces() for container in await self._living_in(namespace)]
+        return [
+            container
+            for namespace in await self._watched_namespaces()
+            for container in await self._list_namespace(namespace)
+        ]
 
-    async def find(self, name_or_id: str) -> Living:
+    async def find(self, name_or_id: str) -> RunningContainer:
         """Return the container of ``inspect`` with all known fields."""
         await self._engine()
         metadata = await self._client.container(parse_display_id(name_or_id))
-        if metadata is None or not self._watched(metadata.key.namespace):
-            metadata = resolve(name_or_id, [container async for container in self._records()])
+        if metadata is None or not self._namespace_filter(metadata.key.namespace):
+            metadata = resolve(name_or_id, [container async for container in self._watched_metadata()])
         task = await self._client.task(metadata.key)
-        if task is None or not task.alive:
+        if task is None or not task.running:
             state = f"its task is {task.status.name}" if task else "it has no task"
             raise NotFoundError(f"container {display_id(metadata.key)} has no initial process: {state}")
-        return Living(metadata, task)
+        return RunningContainer(metadata, task)
 
-    async def _namespaces(self) -> Iterable[str]:
-        return filter(self._watched, await self._client.namespaces())
+    async def _watched_namespaces(self) -> Iterable[str]:
+        return filter(self._namespace_filter, await self._client.namespaces())
 
-    async def _records(self) -> AsyncIterator[Metadata]:
-        for namespace in await self._namespaces():
+    async def _watched_metadata(self) -> AsyncIterator[Metadata]:
+        for namespace in await self._watched_namespaces():
             async for metadata in self._client.containers(namespace):
                 yield metadata
 
-    async def _living_in(self, namespace: str) -> Iterable[Living]:
-        running = {task.key: task for task in await self._client.tasks(namespace) if task.alive}
+    async def _list_namespace(self, namespace: str) -> Iterable[RunningContainer]:
+        running = {task.key: task for task in await self._client.tasks(namespace) if task.running}
         if not running:
             return []
         known = {each.key: each async for each in self._client.containers(namespace) if each.key in running}
-        return [Living(known.get(key) or self._gone(key), task) for key, task in running.items()]
+        return [RunningContainer(known.get(key) or self._placeholder(key), task) for key, task in running.items()]
 
-    def _gone(self, key: ContainerKey) -> Metadata:
+    def _placeholder(self, key: ContainerKey) -> Metadata:
         """Return metadata for a task without any: the container was deleted, or has exited since the tasks' listing."""
-        return describe(key, None, self._client.rules)
+        return build_metadata(key, None, self._client.rules)
 
     # --- events ---
 
@@ -195,11 +199,11 @@ class ContainerdWatcher:
         Entering it as a context manager waits for a confirmed subscription, so that a ``list`` inside of it misses
         nothing. It raises TransientError when the stream is lost, which the Go package reports on its error channel.
         """
-        return LifecycleEvents(self._client, self._watched)
+        return LifecycleEvents(self._client, self._namespace_filter)
 
 
-def _told(row: Living) -> Container:
-    metadata, task = row
+def _to_container(running: RunningContainer) -> Container:
+    metadata, task = running
     return Container(
         id=display_id(metadata.key),
         name=display_id(ContainerKey(metadata.key.namespace, metadata.name)),

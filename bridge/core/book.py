@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from bridge.core.labels import LabelRules, ruled
-from bridge.core.lives import Entry, Life, Question
+from bridge.core.labels import LabelRules, filter_labels
+from bridge.core.lives import ContainerState, Incarnation, TaskQuery
 from bridge.core.model import ContainerKey, Instant, Labels, Metadata
 from bridge.core.time import SECOND
 
-HOLD = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s
-GRAVES_KEPT = 10_000  # kept ids without metadata and incarnation
+PENDING_EXIT_NS = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s
+MAX_TOMBSTONES = 10_000  # kept ids without metadata and incarnation
 
 
-class Change(NamedTuple):
+class StateChange(NamedTuple):
     """A container id whose state has changed.
 
     ``entry`` is None if nothing is known about the id any more; ``metadata`` is None if the metadata is to be removed.
@@ -29,203 +29,210 @@ class Change(NamedTuple):
     """
 
     key: ContainerKey
-    entry: Entry | None
+    entry: ContainerState | None
     metadata: Metadata | None
-    relearned: bool
+    metadata_changed: bool
 
 
-class Book:
+class ContainerStore:
     """Store the state of each container of one containerd, and the scheduled task queries."""
 
     def __init__(self) -> None:
-        self._entries: dict[ContainerKey, Entry] = {}
-        self._graves: dict[ContainerKey, Entry] = {}
+        self._entries: dict[ContainerKey, ContainerState] = {}
+        self._tombstones: dict[ContainerKey, ContainerState] = {}
         self._sandboxes: dict[str, tuple[ContainerKey, Labels | None]] = {}
-        self._questions: dict[ContainerKey, int] = {}
-        self._holding: set[ContainerKey] = set()
-        self._blind: set[str] | None = None
+        self._scheduled_queries: dict[ContainerKey, int] = {}
+        self._pending_exits: set[ContainerKey] = set()
+        self._unsynced_namespaces: set[str] | None = None
         self._rules: LabelRules | None = None  # set if metadata may still arrive that was built with other rules
         self._changed: dict[ContainerKey, bool] = {}  # since the last call of changes(); True: metadata, too
 
     # --- state ---
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ContainerState]:
         """Return the state of every container with metadata or an incarnation."""
         return iter(self._entries.values())
 
-    def find(self, key: ContainerKey) -> Entry | None:
+    def find(self, key: ContainerKey) -> ContainerState | None:
         """Return the state of a container id, if any."""
-        return self._entries.get(key) or self._graves.get(key)
+        return self._entries.get(key) or self._tombstones.get(key)
 
-    def lives(self) -> Iterator[tuple[Entry, Life]]:
+    def incarnations(self) -> Iterator[tuple[ContainerState, Incarnation]]:
         """Return every incarnation, in scope or not."""
-        return ((entry, entry.life) for entry in self._entries.values() if entry.life is not None)
+        return ((entry, entry.incarnation) for entry in self._entries.values() if entry.incarnation is not None)
 
-    def remembers(self, namespace: str) -> bool:
+    def has_synced(self, namespace: str) -> bool:
         """Return whether a namespace is synced, so that an unknown container in it is new (client-go's HasSynced)."""
-        return self._blind is not None and namespace not in self._blind
+        return self._unsynced_namespaces is not None and namespace not in self._unsynced_namespaces
 
     def next_due(self) -> int | None:
         """Return when (monotonic) the next pending exit or query is due; None if there is none."""
-        dues = [*self._questions.values(), *(self._entries[key].held_until for key in self._holding)]
+        dues = [
+            *self._scheduled_queries.values(),
+            *(self._entries[key].pending_exit_deadline for key in self._pending_exits),
+        ]
         return min(dues, default=None)
 
     # --- persistence ---
 
     @property
-    def blind(self) -> set[str] | None:
+    def unsynced_namespaces(self) -> set[str] | None:
         """Return the namespaces that are not synced; None if no namespace is synced."""
-        return self._blind
+        return self._unsynced_namespaces
 
     @property
     def changed(self) -> bool:
         """Return whether anything has changed since the last call of ``changes``."""
         return bool(self._changed)
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self) -> Iterator[StateChange]:
         """Yield the changes since the last call."""
         changed, self._changed = self._changed, {}
         for key, metadata_changed in changed.items():
             entry = self._entries.get(key)
             if entry is None:
-                yield Change(key, self._graves.get(key), None, relearned=True)
+                yield StateChange(key, self._tombstones.get(key), None, metadata_changed=True)
             else:
-                yield Change(key, entry, entry.metadata, metadata_changed)
+                yield StateChange(key, entry, entry.metadata, metadata_changed)
 
-    def restore(self, entries: Iterable[Entry], blind: set[str] | None, now: Instant) -> None:
+    def restore(self, entries: Iterable[ContainerState], unsynced_namespaces: set[str] | None, now: Instant) -> None:
         """Restore the state of an earlier moment; containers may have changed unseen since then."""
         for entry in entries:
             self._entries[entry.key] = entry
             if entry.metadata is not None:
-                self._index(entry.metadata)
-            if entry.held is not None:
-                entry.held_until = now.monotonic + HOLD
-                self._holding.add(entry.key)
-            self._tidy(entry)
-        self._blind = blind
+                self._index_sandbox(entry.metadata)
+            if entry.pending_exit is not None:
+                entry.pending_exit_deadline = now.monotonic + PENDING_EXIT_NS
+                self._pending_exits.add(entry.key)
+            self._evict_if_idle(entry)
+        self._unsynced_namespaces = unsynced_namespaces
         self.disconnect()
         self._changed = {}
 
-    def restrict(self, watched: Callable[[str], bool], rules: LabelRules) -> None:
+    def apply_filters(self, is_watched: Callable[[str], bool], rules: LabelRules) -> None:
         """Apply other filters of namespaces and labels from now on.
 
         Containers in namespaces that are not watched any more are removed, and only labels that the rules keep remain.
         No namespace is synced afterwards: an unknown container may be new, or the old filters may have excluded it.
         """
-        for entries in (self._entries, self._graves):
+        for entries in (self._entries, self._tombstones):
             for entry in [*entries.values()]:
-                if not watched(entry.key.namespace):
-                    self._delete(entry)
+                if not is_watched(entry.key.namespace):
+                    self._mark_deleted(entry)
                     del entries[entry.key]
-                    self._questions.pop(entry.key, None)
-                    self._holding.discard(entry.key)
+                    self._scheduled_queries.pop(entry.key, None)
+                    self._pending_exits.discard(entry.key)
                     self._changed[entry.key] = True
-        self.rule(rules)
-        self._blind = None
+        self.apply_label_rules(rules)
+        self._unsynced_namespaces = None
 
-    def rule(self, rules: LabelRules) -> None:
+    def apply_label_rules(self, rules: LabelRules) -> None:
         """Keep only labels that the rules keep, also in metadata that is still being fetched."""
         self._rules = rules
-        for entry in chain(self._entries.values(), self._graves.values()):
-            self._rule(entry, rules)
+        for entry in chain(self._entries.values(), self._tombstones.values()):
+            self._apply_label_rules(entry, rules)
 
-    def _rule(self, entry: Entry, rules: LabelRules) -> None:
-        entry.announced = None if entry.announced is None else ruled(entry.announced, rules)
-        if entry.metadata is not None and (metadata := ruled(entry.metadata, rules)) != entry.metadata:
+    def _apply_label_rules(self, entry: ContainerState, rules: LabelRules) -> None:
+        entry.published_metadata = (
+            None if entry.published_metadata is None else filter_labels(entry.published_metadata, rules)
+        )
+        if entry.metadata is not None and (metadata := filter_labels(entry.metadata, rules)) != entry.metadata:
             entry.metadata = metadata
             self._changed[entry.key] = True
-            if self._pod_known_by(entry):
-                self._index(metadata)
+            if self._sandbox_pod_uid(entry):
+                self._index_sandbox(metadata)
 
     # --- updates ---
 
-    def learn(self, metadata: Metadata) -> None:
+    def update_metadata(self, metadata: Metadata) -> None:
         """Store the current metadata of a container."""
         if self._rules is not None:
-            metadata = ruled(metadata, self._rules)
-        entry = self._enter(metadata.key)
+            metadata = filter_labels(metadata, self._rules)
+        entry = self._get_or_create(metadata.key)
         known = entry.metadata
         if known is not None and not metadata.runtime:  # built from an update event: the container is gone
             metadata = replace(metadata, runtime=known.runtime, created_at=known.created_at)
         if metadata != known:
             self._changed[metadata.key] = True
         entry.metadata, entry.deleted = metadata, False
-        self._index(metadata)
+        self._index_sandbox(metadata)
 
     def disconnect(self) -> None:
         """Handle the end of the stream: from now on containers may change unseen."""
-        self._questions.clear()
-        for entry in chain(self._entries.values(), self._graves.values()):
-            entry.version = 0
-            exited = entry.held.pid if entry.held is not None else None
-            entry.created = tuple(pid for pid in entry.created if pid == exited)  # the others may start unseen
+        self._scheduled_queries.clear()
+        for entry in chain(self._entries.values(), self._tombstones.values()):
+            entry.generation = 0
+            exited = entry.pending_exit.pid if entry.pending_exit is not None else None
+            entry.created_pids = tuple(
+                pid for pid in entry.created_pids if pid == exited
+            )  # the others may start unseen
             entry.deleted &= entry.metadata is not None  # an unknown container may be recreated unseen
-            if entry.life is not None:
-                entry.life.proven = False
+            if entry.incarnation is not None:
+                entry.incarnation.confirmed = False
 
-    def complete(self, failed: set[str]) -> None:
+    def mark_synced(self, failed: set[str]) -> None:
         """Set all namespaces but the failed ones to synced: a snapshot is complete, so unknown containers are new."""
-        self._blind = failed if self._blind is None else self._blind & failed
+        self._unsynced_namespaces = failed if self._unsynced_namespaces is None else self._unsynced_namespaces & failed
 
-    def forget(self, key: ContainerKey) -> None:
+    def remove(self, key: ContainerKey) -> None:
         """Remove a container that a listing does not contain any more."""
         entry = self._entries.get(key)
         if entry is not None:
-            self._delete(entry)
-            self._tidy(entry)
+            self._mark_deleted(entry)
+            self._evict_if_idle(entry)
 
     # --- task queries ---
 
-    def ask(self, key: ContainerKey, due: int = 0) -> None:
+    def schedule_query(self, key: ContainerKey, due: int = 0) -> None:
         """Schedule a query of a container's task, immediately or at ``due`` (monotonic)."""
-        self._questions[key] = min(due, self._questions.get(key, due))
+        self._scheduled_queries[key] = min(due, self._scheduled_queries.get(key, due))
 
-    def due_questions(self, now: Instant) -> list[Question]:
+    def due_queries(self, now: Instant) -> list[TaskQuery]:
         """Return the due queries; each must be completed with ``apply_query_result`` or ``query_failed``."""
-        due = [key for key, at in self._questions.items() if at <= now.monotonic]
+        due = [key for key, at in self._scheduled_queries.items() if at <= now.monotonic]
         for key in due:
-            del self._questions[key]
-        return [self.question(key) for key in due]
+            del self._scheduled_queries[key]
+        return [self.make_query(key) for key in due]
 
-    def question(self, key: ContainerKey) -> Question:
+    def make_query(self, key: ContainerKey) -> TaskQuery:
         """Return a query of a container's task."""
         entry = self.find(key)
-        return Question(key, entry.version if entry is not None else 0)
+        return TaskQuery(key, entry.generation if entry is not None else 0)
 
     # --- entries ---
 
-    def _enter(self, key: ContainerKey) -> Entry:
+    def _get_or_create(self, key: ContainerKey) -> ContainerState:
         """Return the state of an id; create it, or revive its tombstone, if necessary."""
         entry = self._entries.get(key)
         if entry is None:
-            tombstone = self._graves.pop(key, None)
-            entry = self._entries[key] = Entry(key) if tombstone is None else tombstone
+            tombstone = self._tombstones.pop(key, None)
+            entry = self._entries[key] = ContainerState(key) if tombstone is None else tombstone
         return entry
 
-    def _tidy(self, entry: Entry) -> None:
+    def _evict_if_idle(self, entry: ContainerState) -> None:
         """Note that a state has changed; turn an id without metadata and incarnation into a tombstone."""
         self._changed.setdefault(entry.key, False)
         gone = entry.deleted or entry.metadata is None
-        if gone and entry.life is None and entry.held is None and not entry.unanswered:
+        if gone and entry.incarnation is None and entry.pending_exit is None and not entry.state_unknown:
             del self._entries[entry.key]
-            self._graves[entry.key] = entry
-            if len(self._graves) > GRAVES_KEPT:
-                oldest = next(iter(self._graves))
-                del self._graves[oldest]
+            self._tombstones[entry.key] = entry
+            if len(self._tombstones) > MAX_TOMBSTONES:
+                oldest = next(iter(self._tombstones))
+                del self._tombstones[oldest]
                 self._changed[oldest] = True
 
-    def _delete(self, entry: Entry) -> None:
+    def _mark_deleted(self, entry: ContainerState) -> None:
         entry.deleted = True
-        if uid := self._pod_known_by(entry):
+        if uid := self._sandbox_pod_uid(entry):
             del self._sandboxes[uid]
 
-    def _pod_known_by(self, entry: Entry) -> str | None:
+    def _sandbox_pod_uid(self, entry: ContainerState) -> str | None:
         """Return the pod's uid if this container is the sandbox that provides the pod's labels."""
         pod = entry.metadata.pod if entry.metadata is not None else None
         sandbox = self._sandboxes.get(pod.uid) if pod is not None else None
         return pod.uid if pod is not None and sandbox is not None and sandbox[0] == entry.key else None
 
-    def _index(self, metadata: Metadata) -> None:
+    def _index_sandbox(self, metadata: Metadata) -> None:
         """Index the labels of a pod, which its sandbox carries, for the pod's other containers."""
         if metadata.kind == "sandbox" and metadata.pod is not None:
             self._sandboxes[metadata.pod.uid] = (metadata.key, metadata.pod_labels)

@@ -15,16 +15,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.core import events
-from bridge.core.events import EngineInfo, EventRecord, Previous, Reason, Record
+from bridge.core.events import EngineInfo, EventRecord, Record, SnapshotReason, SourcePosition
 from bridge.core.identity import display_id
-from bridge.core.lives import Ending, Transition
+from bridge.core.lives import ExitInfo, Transition
 from bridge.core.model import Engine, Labels, Metadata
 from bridge.core.time import SECOND
 
 MAX_BYTES = 512 * 1024
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(EventRecord)
-_LAST = 253_402_300_800 * SECOND - 1  # of the year 9999, the last that RFC 3339 can write
+_MAX_TIMESTAMP_NS = 253_402_300_800 * SECOND - 1  # of the year 9999, the last that RFC 3339 can write
 
 
 @overload
@@ -35,32 +35,32 @@ def rfc3339(at: int | None) -> str | None:
     """Format nanoseconds since the Unix epoch as RFC 3339 in UTC, with nine decimals unless the second is whole."""
     if at is None:
         return None
-    if not 0 <= at <= _LAST:
-        at = min(max(at, 0), _LAST)
+    if not 0 <= at <= _MAX_TIMESTAMP_NS:
+        at = min(max(at, 0), _MAX_TIMESTAMP_NS)
     seconds, nanoseconds = divmod(at, SECOND)
-    stem = _to_the_second(seconds)
+    stem = _format_seconds(seconds)
     return f"{stem}.{nanoseconds:09}Z" if nanoseconds else f"{stem}Z"
 
 
 @lru_cache(maxsize=64)  # many records share a second
-def _to_the_second(seconds: int) -> str:
+def _format_seconds(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 @lru_cache(maxsize=4096)  # in every record of a container
-def _created(at: int | None) -> str | None:
+def _format_created_at(at: int | None) -> str | None:
     return rfc3339(at)
 
 
 class Gap(Struct, frozen=True):
     """The reason for a snapshot, and the interval (wall clock) in which events may have been missed."""
 
-    reason: Reason
+    reason: SnapshotReason
     since: int | None
     until: int | None
 
 
-class Coverage(Struct, frozen=True):
+class SnapshotCoverage(Struct, frozen=True):
     """The namespaces of a snapshot, those that could not be listed, and whether any task's state is unconfirmed."""
 
     namespaces: list[str]
@@ -68,7 +68,7 @@ class Coverage(Struct, frozen=True):
     partial: bool
 
 
-class Ledger:
+class RecordEncoder:
     """Number and encode the records of one source in one epoch.
 
     Args:
@@ -80,7 +80,13 @@ class Ledger:
     """
 
     def __init__(
-        self, host: str, engine: Engine, epoch: int, *, previous: Previous | None = None, max_bytes: int = MAX_BYTES
+        self,
+        host: str,
+        engine: Engine,
+        epoch: int,
+        *,
+        previous: SourcePosition | None = None,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.epoch = epoch
         self.sequence = 0
@@ -88,35 +94,40 @@ class Ledger:
         self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
         self._previous = previous
         self._max_bytes = max_bytes
-        self._snapshots = 0
+        self._snapshot_count = 0
 
     @property
-    def position(self) -> Previous | None:
+    def position(self) -> SourcePosition | None:
         """Return the position of the last record; while this epoch has none, that of the previous epoch."""
-        return Previous(self.epoch, self.sequence) if self.sequence else self._previous
+        return SourcePosition(self.epoch, self.sequence) if self.sequence else self._previous
 
     @property
     def snapshot_id(self) -> str:
         """Return the id of the last snapshot."""
-        return f"{self.epoch}-{self._snapshots}"
+        return f"{self.epoch}-{self._snapshot_count}"
 
     def set_engine(self, engine: Engine) -> None:
         """Update the engine after a restart of the same source; its version and pid may have changed."""
         self._engine = EngineInfo(engine.id, engine.type, engine.version, engine.api, engine.pid)
 
-    def transition(self, transition: Transition) -> Record:
+    def encode_transition(self, transition: Transition) -> Record:
         """Encode a transition or a snapshot record."""
-        record = self._about_container(transition, transition.metadata, transition.pod_labels)
+        record = self._container_record(transition, transition.metadata, transition.pod_labels)
         if len(record.data) > self._max_bytes:
-            record = self._about_container(transition, _without_labels(transition.metadata), None, dropped=True)
+            record = self._container_record(transition, _without_labels(transition.metadata), None, labels_dropped=True)
         self.sequence += 1
         return record
 
-    def snapshot(
-        self, gap: Gap, coverage: Coverage, transitions: list[Transition], rows: list[Transition], now: int
+    def encode_snapshot(
+        self,
+        gap: Gap,
+        coverage: SnapshotCoverage,
+        transitions: list[Transition],
+        snapshot_records: list[Transition],
+        now: int,
     ) -> list[Record]:
         """Encode a snapshot: its control records, the missed transitions, and a record for each running container."""
-        self._snapshots += 1
+        self._snapshot_count += 1
         body = events.Snapshot(
             id=self.snapshot_id,
             reason=gap.reason,
@@ -125,16 +136,16 @@ class Ledger:
             namespaces=coverage.namespaces,
             failed=coverage.failed,
             partial=coverage.partial,
-            containers=len(rows),
+            containers=len(snapshot_records),
             previous=self._previous,
         )
         self._previous = None
-        started = self._frame("snapshot_started", now, body)
-        between = [self.transition(each) for each in (*transitions, *rows)]
-        completed = self._frame("snapshot_completed", now, replace(body, previous=None))
+        started = self._control_record("snapshot_started", now, body)
+        between = [self.encode_transition(each) for each in (*transitions, *snapshot_records)]
+        completed = self._control_record("snapshot_completed", now, replace(body, previous=None))
         return [started, *between, completed]
 
-    def _frame(self, type_: events.FrameType, now: int, snapshot: events.Snapshot) -> Record:
+    def _control_record(self, type_: events.ControlRecordType, now: int, snapshot: events.Snapshot) -> Record:
         self.sequence += 1
         return _record(
             EventRecord(
@@ -155,19 +166,24 @@ class Ledger:
             )
         )
 
-    def _about_container(
-        self, told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool = False
+    def _container_record(
+        self,
+        transition: Transition,
+        metadata: Metadata | None,
+        pod_labels: Labels | None,
+        *,
+        labels_dropped: bool = False,
     ) -> Record:
-        container = _container(told, metadata, pod_labels, dropped=dropped)
+        container = _build_container(transition, metadata, pod_labels, labels_dropped=labels_dropped)
         document = EventRecord(
             events.VERSION,
-            told.type,
-            rfc3339(told.at),
-            display_id(told.key),
+            transition.type,
+            rfc3339(transition.at),
+            display_id(transition.key),
             container.project,
-            told.origin,
+            transition.origin,
             container,
-            _exit(told.ending),
+            _build_exit(transition.exit_info),
             None,
             None,
             self._engine,
@@ -175,7 +191,7 @@ class Ledger:
             self.epoch,
             self.sequence + 1,
         )
-        return _record(document, namespace=told.key.namespace)
+        return _record(document, namespace=transition.key.namespace)
 
 
 def _record(document: EventRecord, *, namespace: str = "") -> Record:
@@ -193,15 +209,15 @@ def _record(document: EventRecord, *, namespace: str = "") -> Record:
     )
 
 
-def container(row: Transition) -> events.Container:
+def build_container(transition: Transition) -> events.Container:
     """Return the container as a record describes it."""
-    return _container(row, row.metadata, row.pod_labels, dropped=False)
+    return _build_container(transition, transition.metadata, transition.pod_labels, labels_dropped=False)
 
 
-def _container(
-    told: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, dropped: bool
+def _build_container(
+    transition: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, labels_dropped: bool
 ) -> events.Container:
-    key = told.key
+    key = transition.key
     if metadata is None:
         metadata = Metadata(key, key.id, "", "", "", "", None, None, None)
     pod = metadata.pod
@@ -211,21 +227,21 @@ def _container(
         metadata.name,
         metadata.project,
         metadata.service,
-        told.pid,
-        told.incarnation,
-        told.paused,
+        transition.pid,
+        transition.incarnation,
+        transition.paused,
         metadata.kind,
         metadata.image,
         metadata.runtime,
-        _created(metadata.created_at),
+        _format_created_at(metadata.created_at),
         metadata.labels,
-        dropped,
+        labels_dropped,
         None if pod is None else events.Pod(pod.name, pod.namespace, pod.uid, pod.container, pod_labels),
     )
 
 
-def _exit(ending: Ending | None) -> events.Exit | None:
-    return None if ending is None else events.Exit(ending.status, rfc3339(ending.exited_at), ending.oom)
+def _build_exit(exit_info: ExitInfo | None) -> events.Exit | None:
+    return None if exit_info is None else events.Exit(exit_info.status, rfc3339(exit_info.exited_at), exit_info.oom)
 
 
 def _without_labels(metadata: Metadata | None) -> Metadata | None:
@@ -240,7 +256,7 @@ class _Container(Struct, frozen=True):
     namespace: str
 
 
-class _Head(Struct, frozen=True):
+class _RoutingFields(Struct, frozen=True):
     """The fields of an encoded record that route it."""
 
     epoch: int
@@ -254,16 +270,16 @@ class _Head(Struct, frozen=True):
     container: _Container | None
 
 
-_HEADS = msgspec.json.Decoder(_Head)
+_ROUTING_DECODER = msgspec.json.Decoder(_RoutingFields)
 
 
-def parse(data: bytes) -> Record:
+def parse_record(data: bytes) -> Record:
     """Restore a record from its stored bytes.
 
     Raises:
         ValueError: The bytes are not a record.
     """
-    fields = _HEADS.decode(data)
+    fields = _ROUTING_DECODER.decode(data)
     return Record(
         fields.epoch,
         fields.sequence,
@@ -284,18 +300,20 @@ def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -
     The ``lost`` record has the sequence of ``last`` and takes none of its own.
     """
     lost = events.Lost(last.epoch, first, last.sequence, reason)
-    return _record(_frame_at(last, "lost", now, lost))
+    return _record(_control_record_at(last, "lost", now, lost))
 
 
-def heartbeat(last: Record, proven_at: int, number: int) -> Record:
+def heartbeat_record(last: Record, watermark_at: int, number: int) -> Record:
     """Return a heartbeat for consumers whose last record is ``last``; the heartbeat has the position of ``last``.
 
     ``watermark_at`` becomes the timestamp; ``number``, from 1, distinguishes heartbeats with the same position.
     """
-    return replace(_record(_frame_at(last, "heartbeat", proven_at)), beat=number)
+    return replace(_record(_control_record_at(last, "heartbeat", watermark_at)), heartbeat_number=number)
 
 
-def _frame_at(last: Record, type_: events.FrameType, at: int, lost: events.Lost | None = None) -> EventRecord:
+def _control_record_at(
+    last: Record, type_: events.ControlRecordType, at: int, lost: events.Lost | None = None
+) -> EventRecord:
     """Return a control record with the position and the source of ``last``, and none of its content."""
     return replace(
         _DECODER.decode(last.data),

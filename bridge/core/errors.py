@@ -44,7 +44,7 @@ class StreamOverflowError(TransientError):
     """The buffer for received events that are not persisted yet is full; its events were dropped."""
 
 
-class RefusedRecordError(BridgeError):
+class RejectedRecordError(BridgeError):
     """The broker rejects records because of their content; retries do not help, but it may accept the others.
 
     ``positions`` are the (epoch, sequence) of the rejected records. The state of the other records in the batch is

@@ -12,9 +12,9 @@ from bridge.core.model import Kind, Labels
 VERSION: Literal[1] = 1
 
 TransitionType: TypeAlias = Literal["started", "exited", "paused", "unpaused"]
-RowType: TypeAlias = Literal["present"]
-ExtraType: TypeAlias = Literal["created", "deleted", "oom", "renamed"]
-FrameType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat"]
+SnapshotRecordType: TypeAlias = Literal["present"]
+AdditionalEventType: TypeAlias = Literal["created", "deleted", "oom", "renamed"]
+ControlRecordType: TypeAlias = Literal["snapshot_started", "snapshot_completed", "lost", "heartbeat"]
 RecordType: TypeAlias = Literal[
     "started",
     "exited",
@@ -32,7 +32,7 @@ RecordType: TypeAlias = Literal[
 ]
 Origin: TypeAlias = Literal["live", "inferred", "snapshot"]
 LossReason: TypeAlias = Literal["overflow", "rejected"]
-Reason: TypeAlias = Literal[
+SnapshotReason: TypeAlias = Literal[
     "start", "reconnect", "overflow", "audit", "filters_changed", "on_demand", "interval", "outbox_reset"
 ]
 
@@ -75,7 +75,7 @@ class Exit(Struct, frozen=True):
     oom: bool | None
 
 
-class Previous(Struct, frozen=True):
+class SourcePosition(Struct, frozen=True):
     """The last epoch and sequence of this source before this epoch."""
 
     epoch: int
@@ -86,14 +86,14 @@ class Snapshot(Struct, frozen=True):
     """Scope of a snapshot; events from ``since`` to ``until`` may have been missed (null: unknown)."""
 
     id: str
-    reason: Reason
+    reason: SnapshotReason
     since: str | None
     until: str | None
     namespaces: list[str]
     failed: list[str]
     partial: bool
     containers: int
-    previous: Previous | None
+    previous: SourcePosition | None
 
 
 class Lost(Struct, frozen=True):
@@ -134,7 +134,7 @@ class EventRecord(Struct, frozen=True):
     sequence: int
 
 
-class Proof(NamedTuple):
+class Watermark(NamedTuple):
     """All events that containerd sent before ``at`` (wall clock) are persisted in this epoch."""
 
     epoch: int
@@ -159,13 +159,13 @@ class Record(Struct, frozen=True):
     subject: str
     project: str
     data: bytes
-    beat: int = 0
+    heartbeat_number: int = 0
 
     @property
     def id(self) -> str:
         """Return an id that is unique within the source, even for ``lost`` and heartbeats, which repeat a position."""
-        if self.beat:
-            return f"{self.epoch}-{self.sequence}-heartbeat-{self.beat}"
+        if self.heartbeat_number:
+            return f"{self.epoch}-{self.sequence}-heartbeat-{self.heartbeat_number}"
         return f"{self.epoch}-{self.sequence}-lost" if self.type == "lost" else f"{self.epoch}-{self.sequence}"
 
 

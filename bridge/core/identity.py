@@ -30,14 +30,14 @@ POD_UID_LABEL = POD_LABEL_PREFIX + "uid"
 POD_CONTAINER_LABEL = "io.kubernetes.container.name"
 
 
-class Scope(Protocol):
+class ContainerPredicate(Protocol):
     """The container filter: selects the containers to publish; ``labels`` are all labels of the container."""
 
     def __call__(self, *, kind: str, name: str, project: str, labels: Labels, id: str) -> bool:
         """Return whether the container is in scope."""
 
 
-def everything(**_: object) -> bool:
+def match_all(**_: object) -> bool:
     """Match every container."""
     return True
 
@@ -53,7 +53,7 @@ def parse_display_id(text: str) -> ContainerKey:
     return ContainerKey(namespace, id_) if slash else ContainerKey(DEFAULT_NAMESPACE, text)
 
 
-def incarnation(boot_id: str, pid: int) -> str:
+def incarnation_id(boot_id: str, pid: int) -> str:
     """Return the id of one run of a container: stable across restarts of the bridge, different for the next run.
 
     Boot ids never repeat. Within a boot, a container that gets the same pid again also gets the same incarnation id
@@ -62,11 +62,11 @@ def incarnation(boot_id: str, pid: int) -> str:
     return f"{boot_id[:8]}-{pid}"
 
 
-def describe(
+def build_metadata(
     key: ContainerKey,
     labels: Labels | None,
     rules: LabelRules,
-    scope: Scope = everything,
+    container_filter: ContainerPredicate = match_all,
     *,
     image: str = "",
     runtime: str = "",
@@ -94,7 +94,7 @@ def describe(
         kind=kind,
         pod=_pod(key, known),
         pod_labels=rules.apply(_own_pod_labels(known)) if kind == "sandbox" else None,
-        in_scope=labels is None or scope(kind=kind, name=name, project=project, labels=labels, id=key.id),
+        in_scope=labels is None or container_filter(kind=kind, name=name, project=project, labels=labels, id=key.id),
     )
 
 

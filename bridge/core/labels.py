@@ -12,7 +12,7 @@ from bridge.core.model import Labels, Metadata
 
 REDACTED = "[redacted]"
 _WILDCARDS = frozenset("*?[")
-_VERDICTS_KEPT = 10_000  # a node has few distinct keys; generated keys must not exhaust memory
+_MAX_CACHED_DECISIONS = 10_000  # a node has few distinct keys; generated keys must not exhaust memory
 
 
 class LabelRules:
@@ -25,11 +25,11 @@ class LabelRules:
 
     def __init__(self, include: Iterable[str], exclude: Iterable[str], redact: Iterable[str]) -> None:
         include = tuple(include)
-        self._named = frozenset(glob for glob in include if not _WILDCARDS & set(glob))
-        self._include = _any_of(include)
-        self._exclude = _any_of(exclude)
-        self._redact = _any_of(redact, re.IGNORECASE)
-        self._verdicts: dict[str, tuple[bool, bool]] = {}
+        self._exact_keys = frozenset(glob for glob in include if not _WILDCARDS & set(glob))
+        self._include = _compile_globs(include)
+        self._exclude = _compile_globs(exclude)
+        self._redact = _compile_globs(redact, re.IGNORECASE)
+        self._decisions: dict[str, tuple[bool, bool]] = {}
 
     @classmethod
     def keep_all(cls) -> LabelRules:
@@ -40,20 +40,20 @@ class LabelRules:
         """Return the labels that may be published, with the values of redacted labels replaced."""
         published = {}
         for key, value in sorted(labels.items()):
-            keep, redact = self._verdicts.get(key) or self._judge(key)
+            keep, redact = self._decisions.get(key) or self._decide(key)
             if keep:
                 published[key] = REDACTED if redact else value
         return published
 
-    def _judge(self, key: str) -> tuple[bool, bool]:
-        keep = key in self._named or bool(self._include.match(key) and not self._exclude.match(key))
-        if len(self._verdicts) >= _VERDICTS_KEPT:
-            self._verdicts.clear()
-        decision = self._verdicts[key] = (keep, keep and bool(self._redact.match(key)))
+    def _decide(self, key: str) -> tuple[bool, bool]:
+        keep = key in self._exact_keys or bool(self._include.match(key) and not self._exclude.match(key))
+        if len(self._decisions) >= _MAX_CACHED_DECISIONS:
+            self._decisions.clear()
+        decision = self._decisions[key] = (keep, keep and bool(self._redact.match(key)))
         return decision
 
 
-def ruled(metadata: Metadata, rules: LabelRules) -> Metadata:
+def filter_labels(metadata: Metadata, rules: LabelRules) -> Metadata:
     """Return the metadata with only the labels that ``rules`` keep, whichever rules it was built with."""
 
     def apply(labels: Labels | None) -> Labels | None:
@@ -62,6 +62,6 @@ def ruled(metadata: Metadata, rules: LabelRules) -> Metadata:
     return replace(metadata, labels=apply(metadata.labels), pod_labels=apply(metadata.pod_labels))
 
 
-def _any_of(globs: Iterable[str], flags: int = 0) -> re.Pattern[str]:
+def _compile_globs(globs: Iterable[str], flags: int = 0) -> re.Pattern[str]:
     """Compile globs into one pattern; an empty list matches nothing."""
     return re.compile("|".join(map(translate, globs)) or r"(?!)", flags)

@@ -8,15 +8,15 @@ from typing import NamedTuple
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bridge.core.events import ExtraType, Origin, RowType, TransitionType
-from bridge.core.labels import LabelRules, ruled
-from bridge.core.model import ContainerKey, Instant, Labels, Metadata, TaskEnd, TaskExited, TaskStarted
+from bridge.core.events import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
+from bridge.core.labels import LabelRules, filter_labels
+from bridge.core.model import ContainerKey, ExitStatus, Instant, Labels, Metadata, TaskExited, TaskStarted
 
-ENDED_KEPT = 16  # pids of exited tasks kept per container id, to recognize late and duplicate events
-CREATED_KEPT = 4  # pids of created tasks kept per id, to recognize exits of tasks that were never started
+MAX_EXITED_PIDS = 16  # pids of exited tasks kept per container id, to recognize late and duplicate events
+MAX_CREATED_PIDS = 4  # pids of created tasks kept per id, to recognize exits of tasks that were never started
 
 
-class Life(Struct):
+class Incarnation(Struct):
     """One incarnation of a container: a single run of its task.
 
     ``confirmed``: an event or a query has confirmed the run since the stream was last connected. ``in_scope``: the
@@ -25,17 +25,17 @@ class Life(Struct):
     """
 
     pid: int
-    incarnation: str
+    id: str
     paused: bool
-    proven: bool
-    told: bool
-    silent: bool = False
+    confirmed: bool
+    in_scope: bool
+    preexisting: bool = False
 
 
-NO_LIFE = Life(pid=0, incarnation="", paused=False, proven=False, told=False)
+NO_INCARNATION = Incarnation(pid=0, id="", paused=False, confirmed=False, in_scope=False)
 
 
-class Ending(NamedTuple):
+class ExitInfo(NamedTuple):
     """How a task exited, as far as known; ``oom`` is None if the exit is inferred."""
 
     status: int | None = None
@@ -49,7 +49,7 @@ class Transition(Struct, frozen=True):
     ``pid`` is 0 and ``incarnation`` is "" if the container has no published incarnation.
     """
 
-    type: TransitionType | RowType | ExtraType
+    type: TransitionType | SnapshotRecordType | AdditionalEventType
     origin: Origin
     at: int
     key: ContainerKey
@@ -58,23 +58,23 @@ class Transition(Struct, frozen=True):
     pid: int
     incarnation: str
     paused: bool
-    ending: Ending | None = None
+    exit_info: ExitInfo | None = None
 
-    def ruled(self, rules: LabelRules) -> Transition:
+    def with_label_rules(self, rules: LabelRules) -> Transition:
         """Return the transition with only the labels that ``rules`` keep, whichever rules it was made with."""
         pod_labels = None if self.pod_labels is None else rules.apply(self.pod_labels)
-        metadata = None if self.metadata is None else ruled(self.metadata, rules)
+        metadata = None if self.metadata is None else filter_labels(self.metadata, rules)
         return replace(self, metadata=metadata, pod_labels=pod_labels)
 
 
-class Question(NamedTuple):
+class TaskQuery(NamedTuple):
     """A container whose task must be queried, and the generation of its state when the query was made."""
 
     key: ContainerKey
-    version: int
+    generation: int
 
 
-class Entry(Struct):
+class ContainerState(Struct):
     """Everything known about one container id.
 
     ``created_pids``: pids of the tasks created last. ``unconfirmed_start``: a start that arrived late or during
@@ -89,24 +89,24 @@ class Entry(Struct):
 
     key: ContainerKey
     metadata: Metadata | None = None
-    life: Life | None = None
-    created: tuple[int, ...] = ()
-    doubted: TaskStarted | None = None
-    held: TaskExited | None = None
-    held_until: int = 0
-    witnessed: tuple[int, TaskEnd] | None = None
+    incarnation: Incarnation | None = None
+    created_pids: tuple[int, ...] = ()
+    unconfirmed_start: TaskStarted | None = None
+    pending_exit: TaskExited | None = None
+    pending_exit_deadline: int = 0
+    waited_exit: tuple[int, ExitStatus] | None = None
     oom: bool = False
     deleted: bool = False
     deleted_at: int = 0
-    unanswered: bool = False
-    version: int = 0
-    changed_at: int = 0
-    announced: Metadata | None = None
-    ended: deque[int] = field(default_factory=lambda: deque(maxlen=ENDED_KEPT))
+    state_unknown: bool = False
+    generation: int = 0
+    last_change: int = 0
+    published_metadata: Metadata | None = None
+    exited_pids: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_EXITED_PIDS))
 
     def is_known(self, pid: int) -> bool:
         """Return whether a task is the current incarnation or has already exited."""
-        return pid in self.ended or (self.life is not None and self.life.pid == pid)
+        return pid in self.exited_pids or (self.incarnation is not None and self.incarnation.pid == pid)
 
     def is_late(self, at: int, now: Instant) -> bool:
         """Return whether an event may be older than the known state; the timestamp only triggers a query.
@@ -114,28 +114,28 @@ class Entry(Struct):
         The wall clock may be set at any time, so the event's moment on the monotonic clock is compared.
         """
         moment = now.monotonic - (now.wall - at)
-        if not self.changed_at <= moment <= now.monotonic:
+        if not self.last_change <= moment <= now.monotonic:
             return True
-        self.changed_at = moment
+        self.last_change = moment
         return False
 
-    def expect(self, pid: int) -> None:
+    def add_created_pid(self, pid: int) -> None:
         """Add the pid of a created task; earlier pids are kept for a while because their exits may arrive late."""
-        if pid not in self.created:
-            self.created = (*self.created[1 - CREATED_KEPT :], pid)
+        if pid not in self.created_pids:
+            self.created_pids = (*self.created_pids[1 - MAX_CREATED_PIDS :], pid)
 
-    def is_expected(self) -> bool:
+    def has_created_task(self) -> bool:
         """Return whether a task was created and has not exited."""
-        return bool(self.created) and self.created[-1] not in self.ended
+        return bool(self.created_pids) and self.created_pids[-1] not in self.exited_pids
 
-    def is_awaited(self, pid: int) -> bool:
+    def expects_start(self, pid: int) -> bool:
         """Return whether the start of this task is the missing one, even if it arrives late."""
-        return pid in self.created[-1:] or (self.held is not None and self.held.pid == pid)
+        return pid in self.created_pids[-1:] or (self.pending_exit is not None and self.pending_exit.pid == pid)
 
-    def is_doubted(self, pid: int) -> bool:
+    def is_unconfirmed(self, pid: int) -> bool:
         """Return whether the start of this task is still unconfirmed."""
-        return self.doubted is not None and self.doubted.pid == pid
+        return self.unconfirmed_start is not None and self.unconfirmed_start.pid == pid
 
     def is_unstarted(self, pid: int) -> bool:
         """Return whether the creation of this task was seen, but not its start."""
-        return pid in self.created and not self.is_doubted(pid)
+        return pid in self.created_pids and not self.is_unconfirmed(pid)

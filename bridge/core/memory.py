@@ -16,22 +16,22 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 from msgspec import Struct
 
-from bridge.core.book import Change
-from bridge.core.lives import ENDED_KEPT, NO_LIFE, Entry, Life
-from bridge.core.model import ContainerKey, Engine, Metadata, TaskEnd, TaskExited
+from bridge.core.book import StateChange
+from bridge.core.lives import MAX_EXITED_PIDS, NO_INCARNATION, ContainerState, Incarnation
+from bridge.core.model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited
 
-WATCHED = "header"
-_POSITION, _LIFE, _RECORD = "position", "state", "metadata"
+HEADER_KEY = "header"
+_POSITION, _STATE, _METADATA = "position", "state", "metadata"
 
 
-class SourceName(Struct, frozen=True, order=True):
+class SourceId(Struct, frozen=True, order=True):
     """Identity of a source: one containerd on one host."""
 
     host: str
     engine: str
 
 
-class Watched(Struct, frozen=True):
+class CheckpointHeader(Struct, frozen=True):
     """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
     ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces`` are the
@@ -41,157 +41,163 @@ class Watched(Struct, frozen=True):
     host: str
     engine: Engine
     boot_id: str
-    scope: str
-    blind: list[str] | None
+    filter_fingerprint: str
+    unsynced_namespaces: list[str] | None
 
     @property
-    def source(self) -> SourceName:
+    def source(self) -> SourceId:
         """Return the source of the containers."""
-        return SourceName(self.host, self.engine.id)
+        return SourceId(self.host, self.engine.id)
 
 
-class Position(Struct, frozen=True, array_like=True):
+class StoredPosition(Struct, frozen=True, array_like=True):
     """Position of a source's last record; up to ``watermark_at`` (wall clock) no event can have been missed."""
 
     epoch: int
     sequence: int
-    proven_at: int | None = None
+    watermark_at: int | None = None
 
 
-class Memory(Struct):
+class Checkpoint(Struct):
     """The decoded checkpoint; ``header`` is None if it contains no containers."""
 
-    watched: Watched | None = None
-    positions: dict[SourceName, Position] = {}
-    entries: list[Entry] = []
+    header: CheckpointHeader | None = None
+    positions: dict[SourceId, StoredPosition] = {}
+    entries: list[ContainerState] = []
 
 
-class _Kept(Struct, frozen=True, array_like=True):
+class _StoredState(Struct, frozen=True, array_like=True):
     """A container's state without metadata; pid 0 means no incarnation. New fields go to the end, with a default."""
 
     namespace: str
     id: str
-    ended: tuple[int, ...]
+    exited_pids: tuple[int, ...]
     pid: int
     incarnation: str
     paused: bool
-    told: bool
-    silent: bool
+    in_scope: bool
+    preexisting: bool
     oom: bool
     deleted: bool
-    unanswered: bool
-    created: tuple[int, ...]
-    held: TaskExited | None
-    witnessed: tuple[int, TaskEnd] | None
+    state_unknown: bool
+    created_pids: tuple[int, ...]
+    pending_exit: TaskExited | None
+    waited_exit: tuple[int, ExitStatus] | None
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_WATCHED = msgspec.msgpack.Decoder(Watched)
-_POSITIONS = msgspec.msgpack.Decoder(Position)
-_LIVES = msgspec.msgpack.Decoder(_Kept)
-_RECORDS = msgspec.msgpack.Decoder(Metadata)
+_HEADER_DECODER = msgspec.msgpack.Decoder(CheckpointHeader)
+_POSITION_DECODER = msgspec.msgpack.Decoder(StoredPosition)
+_STATE_DECODER = msgspec.msgpack.Decoder(_StoredState)
+_METADATA_DECODER = msgspec.msgpack.Decoder(Metadata)
 
 
-def encode_watched(watched: Watched) -> bytes:
+def encode_header(header: CheckpointHeader) -> bytes:
     """Encode the header, whose key is ``HEADER_KEY``."""
-    return _ENCODER.encode(watched)
+    return _ENCODER.encode(header)
 
 
-def encode_position(source: SourceName, position: Position) -> tuple[str, bytes]:
+def encode_position(source: SourceId, position: StoredPosition) -> tuple[str, bytes]:
     """Encode a source's position; return its key and value."""
-    return key_of_position(source), _ENCODER.encode(position)
+    return position_key(source), _ENCODER.encode(position)
 
 
-def encode_changes(changes: Iterable[Change]) -> Iterator[tuple[str, bytes | None]]:
+def encode_changes(changes: Iterable[StateChange]) -> Iterator[tuple[str, bytes | None]]:
     """Encode changed containers; yield their keys and values, None to remove a key.
 
     Metadata is encoded only if it has changed, because it can be a thousand times as large as the rest.
     """
     for key, entry, metadata, metadata_changed in changes:
-        yield _key(_LIFE, *key), _encode_life(entry)
+        yield _key(_STATE, *key), _encode_state(entry)
         if metadata_changed:
-            yield key_of_record(key), None if metadata is None else _ENCODER.encode(metadata)
+            yield metadata_key(key), None if metadata is None else _ENCODER.encode(metadata)
 
 
-def _encode_life(entry: Entry | None) -> bytes | None:
-    if entry is None or not (entry.life or entry.ended or entry.held or entry.unanswered or entry.deleted):
+def _encode_state(entry: ContainerState | None) -> bytes | None:
+    if entry is None or not (
+        entry.incarnation or entry.exited_pids or entry.pending_exit or entry.state_unknown or entry.deleted
+    ):
         return None
-    incarnation = entry.life or NO_LIFE
+    incarnation = entry.incarnation or NO_INCARNATION
     return _ENCODER.encode(
-        _Kept(
+        _StoredState(
             entry.key.namespace,
             entry.key.id,
-            tuple(entry.ended),
+            tuple(entry.exited_pids),
             incarnation.pid,
-            incarnation.incarnation,
+            incarnation.id,
             incarnation.paused,
-            incarnation.told,
-            incarnation.silent,
+            incarnation.in_scope,
+            incarnation.preexisting,
             entry.oom,
             entry.deleted,
-            entry.unanswered,
-            entry.created if entry.held is not None else (),
-            entry.held,
-            entry.witnessed,
+            entry.state_unknown,
+            entry.created_pids if entry.pending_exit is not None else (),
+            entry.pending_exit,
+            entry.waited_exit,
         )
     )
 
 
-def decode(values: Mapping[str, bytes]) -> Memory:
+def decode(values: Mapping[str, bytes]) -> Checkpoint:
     """Decode a stored checkpoint.
 
     Raises:
         ValueError: A key or value is invalid.
     """
-    checkpoint = Memory()
-    entries: dict[ContainerKey, Entry] = {}
+    checkpoint = Checkpoint()
+    entries: dict[ContainerKey, ContainerState] = {}
     for key, value in values.items():
-        if key == WATCHED:
-            checkpoint.watched = _WATCHED.decode(value)
+        if key == HEADER_KEY:
+            checkpoint.header = _HEADER_DECODER.decode(value)
             continue
         kind, first, second = key.split(_SEPARATOR, 2)
         if kind == _POSITION:
-            checkpoint.positions[SourceName(first, second)] = _POSITIONS.decode(value)
+            checkpoint.positions[SourceId(first, second)] = _POSITION_DECODER.decode(value)
             continue
         container = ContainerKey(first, second)
-        entry = entries.setdefault(container, Entry(container))
-        if kind == _RECORD:
-            entry.metadata = _RECORDS.decode(value)
+        entry = entries.setdefault(container, ContainerState(container))
+        if kind == _METADATA:
+            entry.metadata = _METADATA_DECODER.decode(value)
         else:
-            _fill(entry, _LIVES.decode(value))
+            _restore_state(entry, _STATE_DECODER.decode(value))
     for entry in entries.values():
-        entry.announced = None if entry.deleted else entry.metadata
+        entry.published_metadata = None if entry.deleted else entry.metadata
     checkpoint.entries = list(entries.values())
     return checkpoint
 
 
-def keys_of_containers(values: Iterable[str]) -> Iterator[str]:
+def container_keys(values: Iterable[str]) -> Iterator[str]:
     """Return the keys of containers' state and metadata."""
-    return (key for key in values if key.startswith((_LIFE, _RECORD)))
+    return (key for key in values if key.startswith((_STATE, _METADATA)))
 
 
-def key_of_record(container: ContainerKey) -> str:
+def metadata_key(container: ContainerKey) -> str:
     """Return the key of a container's metadata."""
-    return _key(_RECORD, *container)
+    return _key(_METADATA, *container)
 
 
-def key_of_position(source: SourceName) -> str:
+def position_key(source: SourceId) -> str:
     """Return the key of a source's position."""
     return _key(_POSITION, source.host, source.engine)
 
 
-def _fill(entry: Entry, kept: _Kept) -> None:
-    entry.ended = deque(kept.ended, maxlen=ENDED_KEPT)
-    entry.oom, entry.deleted, entry.unanswered = kept.oom, kept.deleted, kept.unanswered
-    entry.created, entry.held, entry.witnessed = kept.created, kept.held, kept.witnessed
-    if kept.pid:
-        entry.life = Life(
-            pid=kept.pid,
-            incarnation=kept.incarnation,
-            paused=kept.paused,
-            proven=False,
-            told=kept.told,
-            silent=kept.silent,
+def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
+    entry.exited_pids = deque(stored.exited_pids, maxlen=MAX_EXITED_PIDS)
+    entry.oom, entry.deleted, entry.state_unknown = stored.oom, stored.deleted, stored.state_unknown
+    entry.created_pids, entry.pending_exit, entry.waited_exit = (
+        stored.created_pids,
+        stored.pending_exit,
+        stored.waited_exit,
+    )
+    if stored.pid:
+        entry.incarnation = Incarnation(
+            pid=stored.pid,
+            id=stored.incarnation,
+            paused=stored.paused,
+            confirmed=False,
+            in_scope=stored.in_scope,
+            preexisting=stored.preexisting,
         )
 
 

@@ -86,12 +86,12 @@ class Task(Struct, frozen=True):
         return self.status in (TaskStatus.PAUSED, TaskStatus.PAUSING)
 
     @property
-    def alive(self) -> bool:
+    def running(self) -> bool:
         """Return whether whalewatcher would list the task: running, pausing or paused."""
         return self.paused or self.status is TaskStatus.RUNNING
 
 
-class TaskEnd(Struct, frozen=True):
+class ExitStatus(Struct, frozen=True):
     """Result of containerd's Tasks.Wait: how a task exited; both None if the task was gone before the call."""
 
     exit_status: int | None
@@ -195,7 +195,7 @@ class TaskOOM(Struct, frozen=True):
     at: int
 
 
-class Mark(Struct, frozen=True):
+class Marker(Struct, frozen=True):
     """A marker event of this or another bridge: ``/whalebridge/marker/<nonce>/<number>``."""
 
     nonce: str
@@ -228,4 +228,4 @@ ContainerEvent: TypeAlias = (
     | TaskResumed
     | TaskOOM
 )
-Event: TypeAlias = ContainerEvent | Mark | Ignored | Undecodable
+Event: TypeAlias = ContainerEvent | Marker | Ignored | Undecodable

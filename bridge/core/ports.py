@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from bridge.core.events import Record
-from bridge.core.model import ContainerKey, Engine, Event, Instant, Metadata, Task, TaskEnd
+from bridge.core.model import ContainerKey, Engine, Event, ExitStatus, Instant, Metadata, Task
 
 
 class Clock(Protocol):
@@ -25,7 +25,7 @@ class Clock(Protocol):
         """Return a random number in the interval [0, 1)."""
 
 
-class Stream(Protocol):
+class EventStream(Protocol):
     """One subscription to containerd's events, received into memory regardless of downstream load."""
 
     async def batch(self) -> Sequence[Event]:
@@ -39,20 +39,20 @@ class Stream(Protocol):
     def close(self) -> None:
         """End the subscription; idempotent."""
 
-    def rest(self) -> Sequence[Event]:
+    def drain(self) -> Sequence[Event]:
         """Return the events received before ``close`` and not returned yet; none after an overflow."""
 
 
-class Source(Protocol):
+class EngineClient(Protocol):
     """Client of one containerd, read-only except for markers. Calls raise BridgeErrors; all but ``wait`` time out."""
 
     async def engine(self) -> Engine:
         """Connect if necessary, and return which containerd responds."""
 
-    async def subscribe(self) -> Stream:
+    async def subscribe(self) -> EventStream:
         """Subscribe to events; only a returned marker confirms that the subscription works."""
 
-    async def mark(self, nonce: str, number: int) -> None:
+    async def publish_marker(self, nonce: str, number: int) -> None:
         """Publish a marker, which returns on every working subscription."""
 
     async def namespaces(self) -> Sequence[str]:
@@ -79,7 +79,7 @@ class Source(Protocol):
             TransientError: containerd or the shim did not respond; the state of the task is unknown.
         """
 
-    async def wait(self, key: ContainerKey) -> TaskEnd | None:
+    async def wait(self, key: ContainerKey) -> ExitStatus | None:
         """Wait without a time limit for the exit of a container's task; None if there is no task.
 
         Raises:
@@ -114,7 +114,7 @@ class Sink(Protocol):
         """Release all resources within a bounded time; idempotent."""
 
 
-class Recollection(NamedTuple):
+class StoredCheckpoint(NamedTuple):
     """The checkpoint that an earlier process left in the outbox.
 
     ``reset``: a checkpoint existed but could not be read; ``last_written`` (wall clock, 0 if unknown) is then the time
@@ -131,8 +131,8 @@ class Lag(NamedTuple):
 
     records: int
     size: int
-    age: float
-    lost: int
+    oldest_age: float
+    dropped: int
 
 
 class Outbox(Protocol):
@@ -142,13 +142,13 @@ class Outbox(Protocol):
     """
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """Return why the outbox cannot write at the moment; None if it can."""
 
-    def recall(self) -> Recollection:
+    def load_checkpoint(self) -> StoredCheckpoint:
         """Return the checkpoint of an earlier process; call once, before the first ``append``."""
 
-    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = ...) -> None:
+    async def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None] = ...) -> None:
         """Append records and update the checkpoint (None removes a key), atomically.
 
         Returns when the data is as safe as this outbox makes it, however long that takes. The outbox owns the records
@@ -168,7 +168,7 @@ class Outbox(Protocol):
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         """Acknowledge the records that the sink read last, or a prefix of them."""
 
-    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+    async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
         """Dead-letter records that the sink read last and that it rejects for good; a ``lost`` record reports the loss.
 
         Returns:

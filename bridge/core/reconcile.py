@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct, field
 
-from bridge.core.lives import Entry, Transition
+from bridge.core.lives import ContainerState, Transition
 from bridge.core.model import ContainerKey, Instant, Metadata, Task, TaskStatus
 from bridge.core.tracker import Tracker
 
@@ -25,7 +25,7 @@ class Listing(Struct):
     tasks: dict[ContainerKey, Task] = field(default_factory=dict)
 
 
-def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, rescoped: bool = False) -> list[Transition]:
+def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_changed: bool = False) -> list[Transition]:
     """Return the transitions that turn the tracked state into the listed one.
 
     The listing must have been taken after the tracker was disconnected, and the tracker must have processed the events
@@ -39,18 +39,18 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, rescoped: boo
     """
     transitions: list[Transition] = []
     for metadata in listing.containers.values():
-        if _is_another(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
-            transitions += tracker.settle(metadata.key, None, now)
-        _learn(tracker, metadata)
-        if rescoped:
-            tracker.rescope(metadata.key)
-        transitions += tracker.announce(metadata.key, now)
+        if _was_recreated(tracker.find(metadata.key), metadata, listing.tasks.get(metadata.key)):
+            transitions += tracker.apply_task_state(metadata.key, None, now)
+        _merge_metadata(tracker, metadata)
+        if filters_changed:
+            tracker.reevaluate_scope(metadata.key)
+        transitions += tracker.emit_metadata_change(metadata.key, now)
     for key in {**listing.containers, **listing.tasks}:
-        transitions += _place(tracker, key, listing.tasks.get(key), now)
-    return transitions + _miss(tracker, listing, now)
+        transitions += _merge_task(tracker, key, listing.tasks.get(key), now)
+    return transitions + _handle_absent(tracker, listing, now)
 
 
-def rescope(tracker: Tracker, listing: Listing, listed_at: int, now: Instant) -> list[Transition]:
+def reevaluate_scope(tracker: Tracker, listing: Listing, listed_at: int, now: Instant) -> list[Transition]:
     """Reevaluate, while following events, which containers are in scope, from metadata listed under changed filters.
 
     Containers that are not listed keep their scope. ``listed_at`` (wall clock) is the start of the listing: the create
@@ -61,107 +61,119 @@ def rescope(tracker: Tracker, listing: Listing, listed_at: int, now: Instant) ->
     """
     transitions: list[Transition] = []
     for metadata in listing.containers.values():
-        _learn(tracker, metadata)
-        tracker.rescope(metadata.key)
+        _merge_metadata(tracker, metadata)
+        tracker.reevaluate_scope(metadata.key)
         if (metadata.created_at or 0) <= listed_at:
-            transitions += tracker.announce(metadata.key, now)
+            transitions += tracker.emit_metadata_change(metadata.key, now)
     return transitions
 
 
-def suspects(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
+def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
     """Return the containers whose listed task and tracked state do not match, for the audit.
 
     A mismatch may be temporary, because the listing overlaps with events in flight; only a task query decides.
     """
     listed_namespaces = set(listing.namespaces) - set(listing.failed)
-    found = {key for key, task in listing.tasks.items() if task.alive and not _agrees(tracker.find(key), task)}
+    found = {key for key, task in listing.tasks.items() if task.running and not _agrees(tracker.find(key), task)}
     for entry in tracker.entries():
         listed_task = listing.tasks.get(entry.key)
-        missing = entry.life is not None and (listed_task is None or not listed_task.alive)
-        if entry.key.namespace in listed_namespaces and (missing or _is_unproven(entry)):
+        missing = entry.incarnation is not None and (listed_task is None or not listed_task.running)
+        if entry.key.namespace in listed_namespaces and (missing or _is_unconfirmed(entry)):
             found.add(entry.key)
     return found
 
 
-def unproven(tracker: Tracker) -> bool:
+def has_unconfirmed(tracker: Tracker) -> bool:
     """Return whether the state of any container is unconfirmed: the snapshot is then partial."""
-    return any(map(_is_unproven, tracker.entries()))
+    return any(map(_is_unconfirmed, tracker.entries()))
 
 
-def _is_unproven(entry: Entry) -> bool:
-    return entry.unanswered or (entry.life is not None and not entry.life.proven)
+def _is_unconfirmed(entry: ContainerState) -> bool:
+    return entry.state_unknown or (entry.incarnation is not None and not entry.incarnation.confirmed)
 
 
-def _learn(tracker: Tracker, metadata: Metadata) -> None:
+def _merge_metadata(tracker: Tracker, metadata: Metadata) -> None:
     """Store listed metadata unless the window's events brought newer metadata or a deletion."""
     entry = tracker.find(metadata.key)
-    if entry is None or not entry.version or not _is_stale(entry, metadata):
-        tracker.learn(metadata)
+    if entry is None or not entry.generation or not _is_stale(entry, metadata):
+        tracker.update_metadata(metadata)
 
 
-def _is_another(entry: Entry | None, metadata: Metadata, row: Task | None) -> bool:
+def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task | None) -> bool:
     """Return whether container and task were both recreated in a gap: the missed exit needs the old metadata."""
-    if entry is None or entry.version or entry.life is None or entry.metadata is None or row is None or not row.pid:
+    if (
+        entry is None
+        or entry.generation
+        or entry.incarnation is None
+        or entry.metadata is None
+        or task is None
+        or not task.pid
+    ):
         return False
-    return row.pid != entry.life.pid and metadata.created_at not in (entry.metadata.created_at, None)
+    return task.pid != entry.incarnation.pid and metadata.created_at not in (entry.metadata.created_at, None)
 
 
-def _is_stale(entry: Entry, metadata: Metadata) -> bool:
-    known, listed = _age(entry.metadata), _age(metadata)
+def _is_stale(entry: ContainerState, metadata: Metadata) -> bool:
+    known, listed = _revision(entry.metadata), _revision(metadata)
     if entry.deleted:
         return listed[0] <= max(known[0], entry.deleted_at)
     return listed < known
 
 
-def _age(metadata: Metadata | None) -> tuple[int, int]:
+def _revision(metadata: Metadata | None) -> tuple[int, int]:
     return (0, 0) if metadata is None else (metadata.created_at or 0, metadata.updated_at or 0)
 
 
-def _place(tracker: Tracker, key: ContainerKey, row: Task | None, now: Instant) -> list[Transition]:
+def _merge_task(tracker: Tracker, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
     """Apply a listed task that nothing contradicts; query a task that is missing or has status UNKNOWN."""
     entry = tracker.find(key)
-    if row is None or row.status is TaskStatus.UNKNOWN:
-        tracker.ask(key)
+    if task is None or task.status is TaskStatus.UNKNOWN:
+        tracker.schedule_query(key)
         return []
-    touched = entry is not None and entry.version > 0
-    if not touched or _agrees(entry, row) or _ends(entry, row):
-        return tracker.settle(key, row, now)
-    tracker.ask(key)
+    touched = entry is not None and entry.generation > 0
+    if not touched or _agrees(entry, task) or _is_exit_of(entry, task):
+        return tracker.apply_task_state(key, task, now)
+    tracker.schedule_query(key)
     return []
 
 
-def _agrees(entry: Entry | None, row: Task) -> bool:
+def _agrees(entry: ContainerState | None, task: Task) -> bool:
     """Return whether a listed task repeats the tracked state or is older."""
     if entry is None:
         return False
-    incarnation = entry.life
+    incarnation = entry.incarnation
     if incarnation is None:
-        return row.pid in entry.ended
-    return entry.held is None and row.alive and incarnation.pid == row.pid and incarnation.paused is row.paused
+        return task.pid in entry.exited_pids
+    return (
+        entry.pending_exit is None
+        and task.running
+        and incarnation.pid == task.pid
+        and incarnation.paused is task.paused
+    )
 
 
-def _ends(entry: Entry | None, row: Task) -> bool:
+def _is_exit_of(entry: ContainerState | None, task: Task) -> bool:
     """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of a pid."""
-    incarnation = entry.life if entry is not None else None
-    return incarnation is not None and row.status is TaskStatus.STOPPED and incarnation.pid == row.pid
+    incarnation = entry.incarnation if entry is not None else None
+    return incarnation is not None and task.status is TaskStatus.STOPPED and incarnation.pid == task.pid
 
 
-def _miss(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
+def _handle_absent(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
     """Query running containers that are missing from the listing; remove containers that are gone."""
     transitions: list[Transition] = []
     failed = set(listing.failed)
-    for entry in _absent(tracker, listing):
+    for entry in _unlisted(tracker, listing):
         if entry.key.namespace in failed:
             continue
-        if entry.life is not None:
-            tracker.ask(entry.key)
-        if not entry.version and (entry.life is None or entry.metadata is not None):
-            tracker.forget(entry.key)
-            transitions += tracker.announce(entry.key, now)
+        if entry.incarnation is not None:
+            tracker.schedule_query(entry.key)
+        if not entry.generation and (entry.incarnation is None or entry.metadata is not None):
+            tracker.remove(entry.key)
+            transitions += tracker.emit_metadata_change(entry.key, now)
     return transitions
 
 
-def _absent(tracker: Tracker, listing: Listing) -> Iterable[Entry]:
+def _unlisted(tracker: Tracker, listing: Listing) -> Iterable[ContainerState]:
     return [
         entry for entry in tracker.entries() if entry.key not in listing.containers and entry.key not in listing.tasks
     ]

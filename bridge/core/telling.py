@@ -10,88 +10,94 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bridge.core.book import Book
-from bridge.core.events import ExtraType, Origin, RowType, TransitionType
-from bridge.core.lives import NO_LIFE, Ending, Entry, Life, Transition
+from bridge.core.book import ContainerStore
+from bridge.core.events import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
+from bridge.core.lives import NO_INCARNATION, ContainerState, ExitInfo, Incarnation, Transition
 from bridge.core.model import ContainerKey, Instant, Metadata
 
 
-class Teller(Book):
+class TransitionEmitter(ContainerStore):
     """A container store that emits transitions when its states change.
 
     ``additional_events``: the optional event types to emit; may be replaced at any time. ``preexisting_count``: the
     number of incarnations that began before the bridge watched.
     """
 
-    def __init__(self, extras: Collection[ExtraType]) -> None:
+    def __init__(self, additional_events: Collection[AdditionalEventType]) -> None:
         super().__init__()
-        self.adopted = 0
-        self.extras = extras
-        self._told: list[Transition] = []
+        self.preexisting_count = 0
+        self.additional_events = additional_events
+        self._emitted: list[Transition] = []
 
-    def rows(self, now: Instant) -> list[Transition]:
+    def snapshot_records(self, now: Instant) -> list[Transition]:
         """Return a ``present`` record for every running container in scope; the caller must publish them."""
-        for entry, incarnation in self.lives():
-            if incarnation.silent:
-                incarnation.silent = False
+        for entry, incarnation in self.incarnations():
+            if incarnation.preexisting:
+                incarnation.preexisting = False
                 self._changed.setdefault(entry.key, False)
-        return self.portfolio(now)
+        return self.running_containers(now)
 
-    def portfolio(self, now: Instant) -> list[Transition]:
+    def running_containers(self, now: Instant) -> list[Transition]:
         """Return a ``present`` record for every running container in scope, without counting it as published."""
         return [
-            self._describe(entry, incarnation, "present", "snapshot", now.wall)
-            for entry, incarnation in self.lives()
-            if incarnation.told
+            self._make_transition(entry, incarnation, "present", "snapshot", now.wall)
+            for entry, incarnation in self.incarnations()
+            if incarnation.in_scope
         ]
 
-    def rescope(self, key: ContainerKey) -> None:
+    def reevaluate_scope(self, key: ContainerKey) -> None:
         """Reevaluate from the current metadata whether a container's incarnation is in scope.
 
         A container that enters the scope is first published in the next snapshot; one that leaves it is omitted there.
         """
-        entry = self._enter(key)
-        if entry.life is not None:
+        entry = self._get_or_create(key)
+        if entry.incarnation is not None:
             matches = in_scope(entry.metadata)
-            entry.life.silent = matches and (entry.life.silent or not entry.life.told)
-            entry.life.told = matches
-        self._tidy(entry)
+            entry.incarnation.preexisting = matches and (
+                entry.incarnation.preexisting or not entry.incarnation.in_scope
+            )
+            entry.incarnation.in_scope = matches
+        self._evict_if_idle(entry)
 
-    def announce(self, key: ContainerKey, now: Instant) -> list[Transition]:
+    def emit_metadata_change(self, key: ContainerKey, now: Instant) -> list[Transition]:
         """Emit a change of a container's metadata that a listing has shown, as an additional event."""
-        entry = self._enter(key)
-        self._announce(entry, now.wall)
-        return self._close(entry)
+        entry = self._get_or_create(key)
+        self._emit_metadata_change(entry, now.wall)
+        return self._finish_step(entry)
 
-    def _announce(self, entry: Entry, at: int, live: ExtraType | None = None) -> None:
+    def _emit_metadata_change(
+        self, entry: ContainerState, at: int, event_type: AdditionalEventType | None = None
+    ) -> None:
         """Emit the difference between published and current metadata; ``event_type``: type of the live event, if any.
 
         A deletion without a live event is emitted only after the exit that must have preceded it.
         """
-        before, after = entry.announced, None if entry.deleted else entry.metadata
-        if after is None and entry.life is not None and live is None:
+        before, after = entry.published_metadata, None if entry.deleted else entry.metadata
+        if after is None and entry.incarnation is not None and event_type is None:
             return
-        entry.announced = after
+        entry.published_metadata = after
         if before is not None and after is not None and before.created_at in (after.created_at, None):
             if before.name != after.name:
-                self._tell_extra(entry, "renamed", _origin(live == "renamed"), at, after)
+                self._emit_additional(entry, "renamed", _origin(event_type == "renamed"), at, after)
             return
         if before is not None:
-            self._tell_extra(entry, "deleted", _origin(live == "deleted"), at, before)
-        if after is not None and (live == "created" or self.remembers(entry.key.namespace)):
-            self._tell_extra(entry, "created", _origin(live == "created"), at, after)
+            self._emit_additional(entry, "deleted", _origin(event_type == "deleted"), at, before)
+        if after is not None and (event_type == "created" or self.has_synced(entry.key.namespace)):
+            self._emit_additional(entry, "created", _origin(event_type == "created"), at, after)
 
-    def _tell_extra(self, entry: Entry, type_: ExtraType, origin: Origin, at: int, metadata: Metadata | None) -> None:
+    def _emit_additional(
+        self, entry: ContainerState, type_: AdditionalEventType, origin: Origin, at: int, metadata: Metadata | None
+    ) -> None:
         """Emit an additional event if it is enabled and in scope; name the incarnation only if it is published."""
-        if type_ not in self.extras:
+        if type_ not in self.additional_events:
             return
-        incarnation = entry.life
-        if not (in_scope(metadata) if incarnation is None else incarnation.told):
+        incarnation = entry.incarnation
+        if not (in_scope(metadata) if incarnation is None else incarnation.in_scope):
             return
-        if incarnation is None or incarnation.silent:
-            incarnation = NO_LIFE
+        if incarnation is None or incarnation.preexisting:
+            incarnation = NO_INCARNATION
         pod_labels = self._pod_labels(metadata)
-        self._told.append(
+        self._emitted.append(
             Transition(
                 type_,
                 origin,
@@ -100,31 +106,31 @@ class Teller(Book):
                 metadata,
                 pod_labels,
                 incarnation.pid,
-                incarnation.incarnation,
+                incarnation.id,
                 incarnation.paused,
             )
         )
 
-    def _tell(
+    def _emit(
         self,
-        entry: Entry,
-        life: Life,
+        entry: ContainerState,
+        incarnation: Incarnation,
         type_: TransitionType,
         origin: Origin,
         at: int,
-        ending: Ending | None = None,
+        exit_info: ExitInfo | None = None,
     ) -> None:
-        if life.told:
-            self._told.append(self._describe(entry, life, type_, origin, at, ending))
+        if incarnation.in_scope:
+            self._emitted.append(self._make_transition(entry, incarnation, type_, origin, at, exit_info))
 
-    def _describe(
+    def _make_transition(
         self,
-        entry: Entry,
-        life: Life,
-        type_: TransitionType | RowType,
+        entry: ContainerState,
+        incarnation: Incarnation,
+        type_: TransitionType | SnapshotRecordType,
         origin: Origin,
         at: int,
-        ending: Ending | None = None,
+        exit_info: ExitInfo | None = None,
     ) -> Transition:
         metadata = entry.metadata
         return Transition(
@@ -134,19 +140,19 @@ class Teller(Book):
             entry.key,
             metadata,
             self._pod_labels(metadata),
-            life.pid,
-            life.incarnation,
-            life.paused,
-            ending,
+            incarnation.pid,
+            incarnation.id,
+            incarnation.paused,
+            exit_info,
         )
 
-    def _close(self, entry: Entry) -> list[Transition]:
+    def _finish_step(self, entry: ContainerState) -> list[Transition]:
         """Finish a step: note the change, and return the emitted transitions."""
-        self._tidy(entry)
-        return self._flush()
+        self._evict_if_idle(entry)
+        return self._take_transitions()
 
-    def _flush(self) -> list[Transition]:
-        emitted, self._told = self._told, []
+    def _take_transitions(self) -> list[Transition]:
+        emitted, self._emitted = self._emitted, []
         return emitted
 
 

@@ -19,21 +19,21 @@ from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
-from bridge.core.book import HOLD
-from bridge.core.events import ExtraType, Origin
-from bridge.core.identity import incarnation
-from bridge.core.lives import Ending, Entry, Life, Question, Transition
+from bridge.core.book import PENDING_EXIT_NS
+from bridge.core.events import AdditionalEventType, Origin
+from bridge.core.identity import incarnation_id
+from bridge.core.lives import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
 from bridge.core.model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
     ContainerKey,
     ContainerUpdated,
+    ExitStatus,
     Instant,
     Task,
     TaskCreated,
     TaskDeleted,
-    TaskEnd,
     TaskExited,
     TaskOOM,
     TaskPaused,
@@ -41,14 +41,14 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.telling import Teller, in_scope
+from bridge.core.telling import TransitionEmitter, in_scope
 from bridge.core.time import SECOND
 
-GRACE = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
-WITNESSED_GRACE = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
+EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
+WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
 
 
-class Tracker(Teller):
+class Tracker(TransitionEmitter):
     """Track the incarnations of all containers of one containerd.
 
     Args:
@@ -56,331 +56,345 @@ class Tracker(Teller):
         additional_events: The optional event types to emit; may be replaced at any time.
     """
 
-    def __init__(self, boot_id: str, extras: Collection[ExtraType] = ()) -> None:
-        super().__init__(extras)
+    def __init__(self, boot_id: str, additional_events: Collection[AdditionalEventType] = ()) -> None:
+        super().__init__(additional_events)
         self.counts: Counter[str] = Counter()
         self._boot_id = boot_id
 
     # --- inputs ---
 
-    def step(self, event: ContainerEvent, now: Instant) -> list[Transition]:
+    def process_event(self, event: ContainerEvent, now: Instant) -> list[Transition]:
         """Process one event; return the resulting transitions in order, often none."""
-        entry = self._enter(event.key)
+        entry = self._get_or_create(event.key)
         if not isinstance(event, TaskOOM):
-            entry.version += 1
-        _STEPS[type(event)](self, entry, event, now)
-        return self._close(entry)
+            entry.generation += 1
+        _HANDLERS[type(event)](self, entry, event, now)
+        return self._finish_step(entry)
 
-    def expire(self, now: Instant) -> list[Transition]:
+    def expire_pending_exits(self, now: Instant) -> list[Transition]:
         """Resolve the pending exits whose deadline has passed."""
         transitions: list[Transition] = []
-        for key in [key for key in self._holding if self._entries[key].held_until <= now.monotonic]:
+        for key in [key for key in self._pending_exits if self._entries[key].pending_exit_deadline <= now.monotonic]:
             entry = self._entries[key]
-            self._conclude(entry, now)
-            transitions += self._close(entry)
+            self._resolve_pending_exit(entry, now)
+            transitions += self._finish_step(entry)
         return transitions
 
-    def answer(self, question: Question, task: Task | None, now: Instant) -> list[Transition]:
+    def apply_query_result(self, query: TaskQuery, task: Task | None, now: Instant) -> list[Transition]:
         """Apply the result of a task query; None: there is no such task.
 
         If events arrived after the query was made, the order of event and result is unknown, so the query is repeated.
         """
-        entry = self._enter(question.key)
+        entry = self._get_or_create(query.key)
         if task is not None and task.status is TaskStatus.UNKNOWN:
-            self.no_answer(question)
+            self.query_failed(query)
             return []
-        if entry.version != question.version:
-            self.ask(question.key)
-            return self._close(entry)
-        entry.version += 1  # other results in flight are older
-        return self.settle(question.key, task, now)
+        if entry.generation != query.generation:
+            self.schedule_query(query.key)
+            return self._finish_step(entry)
+        entry.generation += 1  # other results in flight are older
+        return self.apply_task_state(query.key, task, now)
 
-    def no_answer(self, question: Question) -> None:
+    def query_failed(self, query: TaskQuery) -> None:
         """Handle a failed task query: the state is kept as unconfirmed, and the audit repeats the query."""
-        entry = self._enter(question.key)
-        if entry.version != question.version:
-            self.ask(question.key)
-        elif entry.life is None:
-            entry.unanswered = True
+        entry = self._get_or_create(query.key)
+        if entry.generation != query.generation:
+            self.schedule_query(query.key)
+        elif entry.incarnation is None:
+            entry.state_unknown = True
         else:
-            entry.life.proven = False
-        self._close(entry)
+            entry.incarnation.confirmed = False
+        self._finish_step(entry)
 
-    def witness(self, key: ContainerKey, pid: int, end: TaskEnd, now: Instant) -> None:
+    def task_waited(self, key: ContainerKey, pid: int, exit_status: ExitStatus, now: Instant) -> None:
         """Process the result of Tasks.Wait: the exit event is in flight, or lost.
 
         The exit event takes precedence, because it has the time of publication and arrives in order. If it does not
         arrive, the exit status is known nevertheless.
         """
-        entry = self._enter(key)
-        if pid in entry.created[-1:] or (entry.life is not None and entry.life.pid == pid):
-            entry.witnessed = (pid, end)
-            entry.version += 1
-        if entry.life is not None and entry.life.pid == pid:
-            self.ask(key, now.monotonic + WITNESSED_GRACE)
-        self._close(entry)
+        entry = self._get_or_create(key)
+        if pid in entry.created_pids[-1:] or (entry.incarnation is not None and entry.incarnation.pid == pid):
+            entry.waited_exit = (pid, exit_status)
+            entry.generation += 1
+        if entry.incarnation is not None and entry.incarnation.pid == pid:
+            self.schedule_query(key, now.monotonic + WAITED_EXIT_GRACE_NS)
+        self._finish_step(entry)
 
-    def settle(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
+    def apply_task_state(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
         """Apply the state of a container's task as reported by containerd; None: there is no task."""
-        entry = self._enter(key)
+        entry = self._get_or_create(key)
         if task is not None and not task.pid:  # the shim is gone: the task can only be the known one
-            if entry.life is None:
-                entry.unanswered = False
-                return self._close(entry)
-            task = replace(task, pid=entry.life.pid)
+            if entry.incarnation is None:
+                entry.state_unknown = False
+                return self._finish_step(entry)
+            task = replace(task, pid=entry.incarnation.pid)
         if task is None or task.status is TaskStatus.CREATED:
-            self._settle_lifeless(entry, task, now)
+            self._sync_no_task(entry, task, now)
         else:
-            self._settle_known(entry, task, now)
-        entry.unanswered = False
-        entry.changed_at = now.monotonic
-        return self._close(entry)
+            self._sync_task(entry, task, now)
+        entry.state_unknown = False
+        entry.last_change = now.monotonic
+        return self._finish_step(entry)
 
-    def end_all(self, now: Instant) -> list[Transition]:
+    def exit_all(self, now: Instant) -> list[Transition]:
         """Emit the exit of every incarnation, after a reboot or a replacement of the engine, and clear all state."""
-        for key in list(self._holding):
-            self._conclude(self._entries[key], now)
-        for entry, _incarnation in list(self.lives()):
-            self._end(entry, "inferred", now.wall, Ending())
-        self._changed.update(dict.fromkeys([*self._entries, *self._graves], True))
-        for collection in (self._entries, self._graves, self._sandboxes, self._questions):
+        for key in list(self._pending_exits):
+            self._resolve_pending_exit(self._entries[key], now)
+        for entry, _incarnation in list(self.incarnations()):
+            self._exit(entry, "inferred", now.wall, ExitInfo())
+        self._changed.update(dict.fromkeys([*self._entries, *self._tombstones], True))
+        for collection in (self._entries, self._tombstones, self._sandboxes, self._scheduled_queries):
             collection.clear()
-        self._blind = set()
-        return self._flush()
+        self._unsynced_namespaces = set()
+        return self._take_transitions()
 
     # --- one handler per event type ---
 
-    def _on_container_created(self, entry: Entry, event: ContainerCreated, _now: Instant) -> None:
-        entry.unanswered = False
-        self._announce(entry, event.at, "created")
+    def _on_container_created(self, entry: ContainerState, event: ContainerCreated, _now: Instant) -> None:
+        entry.state_unknown = False
+        self._emit_metadata_change(entry, event.at, "created")
 
-    def _on_container_updated(self, entry: Entry, event: ContainerUpdated, _now: Instant) -> None:
+    def _on_container_updated(self, entry: ContainerState, event: ContainerUpdated, _now: Instant) -> None:
         """Emit a new name; the metadata is current already, because it is fetched for each such event."""
-        self._announce(entry, event.at, "renamed")
+        self._emit_metadata_change(entry, event.at, "renamed")
 
-    def _on_container_deleted(self, entry: Entry, event: ContainerDeleted, now: Instant) -> None:
+    def _on_container_deleted(self, entry: ContainerState, event: ContainerDeleted, now: Instant) -> None:
         if not entry.deleted:
-            entry.announced = entry.announced or entry.metadata
+            entry.published_metadata = entry.published_metadata or entry.metadata
         entry.deleted_at = event.at
-        self._delete(entry)
-        self._announce(entry, event.at, "deleted")
-        if entry.life is not None:
-            self.ask(entry.key, now.monotonic + GRACE)
+        self._mark_deleted(entry)
+        self._emit_metadata_change(entry, event.at, "deleted")
+        if entry.incarnation is not None:
+            self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
 
-    def _on_created(self, entry: Entry, event: TaskCreated, now: Instant) -> None:
+    def _on_created(self, entry: ContainerState, event: TaskCreated, now: Instant) -> None:
         if entry.is_known(event.pid):
             self.counts["late"] += 1
             return
-        entry.expect(event.pid)
+        entry.add_created_pid(event.pid)
         entry.oom = False
-        if entry.life is not None:
-            self.ask(entry.key, now.monotonic + GRACE)
+        if entry.incarnation is not None:
+            self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
 
-    def _on_started(self, entry: Entry, event: TaskStarted, now: Instant) -> None:
+    def _on_started(self, entry: ContainerState, event: TaskStarted, now: Instant) -> None:
         if entry.is_known(event.pid):
             self.counts["duplicate"] += 1
-            if entry.life is not None and entry.life.pid == event.pid:
-                entry.life.proven = True
+            if entry.incarnation is not None and entry.incarnation.pid == event.pid:
+                entry.incarnation.confirmed = True
             return
         late = entry.is_late(event.at, now)
-        if late or entry.life is not None:
-            self.ask(entry.key)
-        if entry.life is not None or (late and not entry.is_awaited(event.pid)):
+        if late or entry.incarnation is not None:
+            self.schedule_query(entry.key)
+        if entry.incarnation is not None or (late and not entry.expects_start(event.pid)):
             self.counts["unconfirmed_start"] += 1
-            entry.doubted = event
+            entry.unconfirmed_start = event
             return
-        if entry.held is not None and entry.held.pid != event.pid:
-            self._conclude(entry, now)
-        self._begin(entry, event.pid, "live", event.at)
-        if entry.witnessed is not None and entry.witnessed[0] == event.pid:
-            self.ask(entry.key, now.monotonic + WITNESSED_GRACE)
-        self._end_by_held(entry)
+        if entry.pending_exit is not None and entry.pending_exit.pid != event.pid:
+            self._resolve_pending_exit(entry, now)
+        self._start(entry, event.pid, "live", event.at)
+        if entry.waited_exit is not None and entry.waited_exit[0] == event.pid:
+            self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
+        self._apply_pending_exit(entry)
 
-    def _on_exited(self, entry: Entry, event: TaskExited, now: Instant) -> None:
+    def _on_exited(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
         if event.exec_id:
-            entry.version -= 1  # an exec process does not affect the container
+            entry.generation -= 1  # an exec process does not affect the container
             self.counts["exec_exit"] += 1
-        elif entry.life is not None and entry.life.pid == event.pid:
-            self._end(entry, "live", event.at, Ending(event.status, event.exited_at, entry.oom))
+        elif entry.incarnation is not None and entry.incarnation.pid == event.pid:
+            self._exit(entry, "live", event.at, ExitInfo(event.status, event.exited_at, entry.oom))
         elif event.pid == 0:
-            if entry.life is not None:
-                self.ask(entry.key)
-        elif event.pid in entry.ended or (entry.held is not None and entry.held.pid == event.pid):
+            if entry.incarnation is not None:
+                self.schedule_query(entry.key)
+        elif event.pid in entry.exited_pids or (entry.pending_exit is not None and entry.pending_exit.pid == event.pid):
             self.counts["duplicate"] += 1
         else:
-            self._hold(entry, event, now)
+            self._defer_exit(entry, event, now)
 
-    def _on_deleted(self, entry: Entry, event: TaskDeleted, now: Instant) -> None:
+    def _on_deleted(self, entry: ContainerState, event: TaskDeleted, now: Instant) -> None:
         if event.exec_id:
-            entry.version -= 1
-        elif entry.life is None:
+            entry.generation -= 1
+        elif entry.incarnation is None:
             pass  # the exit was emitted already or is pending, or the task was never known
-        elif event.pid == entry.life.pid:
-            self._end(entry, "inferred", now.wall, Ending(event.status, event.exited_at))
+        elif event.pid == entry.incarnation.pid:
+            self._exit(entry, "inferred", now.wall, ExitInfo(event.status, event.exited_at))
         elif event.pid == 0:
-            self.ask(entry.key)
+            self.schedule_query(entry.key)
 
-    def _on_paused(self, entry: Entry, event: TaskPaused, now: Instant) -> None:
-        self._turn(entry, event.at, now, paused=True)
+    def _on_paused(self, entry: ContainerState, event: TaskPaused, now: Instant) -> None:
+        self._apply_pause(entry, event.at, now, paused=True)
 
-    def _on_resumed(self, entry: Entry, event: TaskResumed, now: Instant) -> None:
-        self._turn(entry, event.at, now, paused=False)
+    def _on_resumed(self, entry: ContainerState, event: TaskResumed, now: Instant) -> None:
+        self._apply_pause(entry, event.at, now, paused=False)
 
-    def _on_oom(self, entry: Entry, event: TaskOOM, _now: Instant) -> None:
-        if entry.life is not None or entry.held is not None or entry.is_expected():
+    def _on_oom(self, entry: ContainerState, event: TaskOOM, _now: Instant) -> None:
+        if entry.incarnation is not None or entry.pending_exit is not None or entry.has_created_task():
             entry.oom = True
-        self._tell_extra(entry, "oom", "live", event.at, entry.metadata)
+        self._emit_additional(entry, "oom", "live", event.at, entry.metadata)
 
     # --- building blocks ---
 
-    def _turn(self, entry: Entry, at: int, now: Instant, *, paused: bool) -> None:
+    def _apply_pause(self, entry: ContainerState, at: int, now: Instant, *, paused: bool) -> None:
         """Emit a pause or resume that fits a confirmed incarnation; otherwise query, because the event has no pid."""
-        incarnation, late = entry.life, entry.is_late(at, now)
-        if incarnation is not None and incarnation.proven and incarnation.paused is not paused and not late:
+        incarnation, late = entry.incarnation, entry.is_late(at, now)
+        if incarnation is not None and incarnation.confirmed and incarnation.paused is not paused and not late:
             self._set_paused(entry, incarnation, "live", at, paused=paused)
         else:
             self.counts["unexpected_pause"] += 1
-            self.ask(entry.key)
+            self.schedule_query(entry.key)
 
-    def _hold(self, entry: Entry, event: TaskExited, now: Instant) -> None:
+    def _defer_exit(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
         """Defer an exit whose start has not been seen; if another task is believed to be running, query it."""
-        if entry.held is not None:
-            self._conclude(entry, now)
-        entry.held, entry.held_until = event, now.monotonic + HOLD
-        self._holding.add(entry.key)
-        if entry.life is not None:
-            self.ask(entry.key)
+        if entry.pending_exit is not None:
+            self._resolve_pending_exit(entry, now)
+        entry.pending_exit, entry.pending_exit_deadline = event, now.monotonic + PENDING_EXIT_NS
+        self._pending_exits.add(entry.key)
+        if entry.incarnation is not None:
+            self.schedule_query(entry.key)
 
-    def _conclude(self, entry: Entry, now: Instant) -> None:
+    def _resolve_pending_exit(self, entry: ContainerState, now: Instant) -> None:
         """Resolve a pending exit: its start fell into a gap, or its task was never started.
 
         During another incarnation, the exit can only be a late event of an earlier one, and is ignored.
         """
-        pending = entry.held
+        pending = entry.pending_exit
         assert pending is not None  # noqa: S101 (callers check that an exit is pending)
-        if entry.is_unstarted(pending.pid) or entry.life is not None:
-            self.counts["never_started" if entry.life is None else "late"] += 1
-            entry.ended.append(pending.pid)
-            self._release(entry)
+        if entry.is_unstarted(pending.pid) or entry.incarnation is not None:
+            self.counts["never_started" if entry.incarnation is None else "late"] += 1
+            entry.exited_pids.append(pending.pid)
+            self._clear_pending_exit(entry)
         else:
-            self._begin(entry, pending.pid, "inferred", now.wall)
-            self._end_by_held(entry)
+            self._start(entry, pending.pid, "inferred", now.wall)
+            self._apply_pending_exit(entry)
 
-    def _end_by_held(self, entry: Entry) -> None:
+    def _apply_pending_exit(self, entry: ContainerState) -> None:
         """Emit the exit of an incarnation that has just started if its exit arrived before."""
-        pending = entry.held
+        pending = entry.pending_exit
         if pending is not None:
-            self._end(entry, "live", pending.at, Ending(pending.status, pending.exited_at, entry.oom))
-            self._release(entry)
+            self._exit(entry, "live", pending.at, ExitInfo(pending.status, pending.exited_at, entry.oom))
+            self._clear_pending_exit(entry)
 
-    def _release(self, entry: Entry) -> None:
-        entry.held = None
-        self._holding.discard(entry.key)
+    def _clear_pending_exit(self, entry: ContainerState) -> None:
+        entry.pending_exit = None
+        self._pending_exits.discard(entry.key)
 
-    def _settle_lifeless(self, entry: Entry, task: Task | None, now: Instant) -> None:
+    def _sync_no_task(self, entry: ContainerState, task: Task | None, now: Instant) -> None:
         """Apply that there is no task, or one that is not started yet."""
-        incarnation = entry.life
+        incarnation = entry.incarnation
         if task is not None and entry.is_known(task.pid):
             return  # the result is older than the state
         if incarnation is not None:
-            self._end(entry, "inferred", now.wall, Ending())
+            self._exit(entry, "inferred", now.wall, ExitInfo())
         if task is not None:
-            entry.expect(task.pid)
-        elif entry.held is not None and entry.is_doubted(entry.held.pid):
-            self._conclude(entry, now)
+            entry.add_created_pid(task.pid)
+        elif entry.pending_exit is not None and entry.is_unconfirmed(entry.pending_exit.pid):
+            self._resolve_pending_exit(entry, now)
 
-    def _settle_known(self, entry: Entry, task: Task, now: Instant) -> None:
+    def _sync_task(self, entry: ContainerState, task: Task, now: Instant) -> None:
         """Apply a task that is running or stopped."""
-        preexisting = entry.unanswered or not self.remembers(entry.key.namespace)
-        if entry.life is not None and entry.life.pid != task.pid:
-            self._end(entry, "inferred", now.wall, Ending())
-        if task.pid in entry.ended:
+        preexisting = entry.state_unknown or not self.has_synced(entry.key.namespace)
+        if entry.incarnation is not None and entry.incarnation.pid != task.pid:
+            self._exit(entry, "inferred", now.wall, ExitInfo())
+        if task.pid in entry.exited_pids:
             return
-        if entry.held is not None and entry.held.pid != task.pid:
-            self._conclude(entry, now)
-        if entry.held is not None:
-            if task.alive or not entry.is_unstarted(task.pid):
-                self._begin(entry, task.pid, "inferred", now.wall)
-                self._end_by_held(entry)
-        elif task.alive:
-            self._settle_alive(entry, task, now, silent=preexisting)
+        if entry.pending_exit is not None and entry.pending_exit.pid != task.pid:
+            self._resolve_pending_exit(entry, now)
+        if entry.pending_exit is not None:
+            if task.running or not entry.is_unstarted(task.pid):
+                self._start(entry, task.pid, "inferred", now.wall)
+                self._apply_pending_exit(entry)
+        elif task.running:
+            self._sync_running(entry, task, now, preexisting=preexisting)
         else:
-            self._settle_stopped(entry, task, now, silent=preexisting)
+            self._sync_stopped(entry, task, now, preexisting=preexisting)
 
-    def _settle_alive(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
-        if entry.life is None:
-            self._begin(entry, task.pid, "inferred", now.wall, silent=silent, paused=task.paused)
-        incarnation = entry.life
+    def _sync_running(self, entry: ContainerState, task: Task, now: Instant, *, preexisting: bool) -> None:
+        if entry.incarnation is None:
+            self._start(entry, task.pid, "inferred", now.wall, preexisting=preexisting, paused=task.paused)
+        incarnation = entry.incarnation
         assert incarnation is not None  # noqa: S101 (started above, or earlier)
-        incarnation.proven = True
+        incarnation.confirmed = True
         if incarnation.paused is not task.paused:
             self._set_paused(entry, incarnation, "inferred", now.wall, paused=task.paused)
 
-    def _settle_stopped(self, entry: Entry, task: Task, now: Instant, *, silent: bool) -> None:
-        if entry.life is None:
+    def _sync_stopped(self, entry: ContainerState, task: Task, now: Instant, *, preexisting: bool) -> None:
+        if entry.incarnation is None:
             if entry.is_unstarted(task.pid):
                 return  # apparently killed before its start: wait for the exit event
-            if silent:
-                entry.ended.append(task.pid)  # it exited before the bridge watched
+            if preexisting:
+                entry.exited_pids.append(task.pid)  # it exited before the bridge watched
                 return
-            self._begin(entry, task.pid, "inferred", now.wall)
-        self._end(entry, "inferred", now.wall, Ending(task.exit_status, task.exited_at))
+            self._start(entry, task.pid, "inferred", now.wall)
+        self._exit(entry, "inferred", now.wall, ExitInfo(task.exit_status, task.exited_at))
 
-    def _begin(
-        self, entry: Entry, pid: int, origin: Origin, at: int, *, silent: bool = False, paused: bool = False
+    def _start(
+        self,
+        entry: ContainerState,
+        pid: int,
+        origin: Origin,
+        at: int,
+        *,
+        preexisting: bool = False,
+        paused: bool = False,
     ) -> None:
         """Start an incarnation; a preexisting one is first published as ``present`` instead of ``started``."""
-        if entry.doubted is not None and entry.doubted.pid == pid:
-            origin, at, silent = "live", entry.doubted.at, False
-        entry.unanswered = False
-        entry.life = Life(
+        if entry.unconfirmed_start is not None and entry.unconfirmed_start.pid == pid:
+            origin, at, preexisting = "live", entry.unconfirmed_start.at, False
+        entry.state_unknown = False
+        entry.incarnation = Incarnation(
             pid=pid,
-            incarnation=incarnation(self._boot_id, pid),
-            paused=silent and paused,
-            proven=True,
-            told=in_scope(entry.metadata),
-            silent=silent,
+            id=incarnation_id(self._boot_id, pid),
+            paused=preexisting and paused,
+            confirmed=True,
+            in_scope=in_scope(entry.metadata),
+            preexisting=preexisting,
         )
-        if silent:
-            self.adopted += entry.life.told
+        if preexisting:
+            self.preexisting_count += entry.incarnation.in_scope
         else:
-            self._tell(entry, entry.life, "started", origin, at)
+            self._emit(entry, entry.incarnation, "started", origin, at)
 
-    def _set_paused(self, entry: Entry, life: Life, origin: Origin, at: int, *, paused: bool) -> None:
-        life.paused = paused
-        if not life.silent:
-            self._tell(entry, life, "paused" if paused else "unpaused", origin, at)
+    def _set_paused(
+        self, entry: ContainerState, incarnation: Incarnation, origin: Origin, at: int, *, paused: bool
+    ) -> None:
+        incarnation.paused = paused
+        if not incarnation.preexisting:
+            self._emit(entry, incarnation, "paused" if paused else "unpaused", origin, at)
 
-    def _end(self, entry: Entry, origin: Origin, at: int, ending: Ending) -> None:
-        incarnation = entry.life
+    def _exit(self, entry: ContainerState, origin: Origin, at: int, exit_info: ExitInfo) -> None:
+        incarnation = entry.incarnation
         assert incarnation is not None  # noqa: S101 (only a started incarnation can exit)
-        if ending.status is None and entry.witnessed is not None and entry.witnessed[0] == incarnation.pid:
-            waited = entry.witnessed[1]
-            ending = Ending(waited.exit_status, waited.exited_at)
-        self._overtake(entry, incarnation, ending)
-        entry.life, entry.oom, entry.witnessed = None, False, None
-        entry.ended.append(incarnation.pid)
-        if entry.doubted is None:
-            self._questions.pop(entry.key, None)
+        if exit_info.status is None and entry.waited_exit is not None and entry.waited_exit[0] == incarnation.pid:
+            waited = entry.waited_exit[1]
+            exit_info = ExitInfo(waited.exit_status, waited.exited_at)
+        self._discard_stale_exit(entry, incarnation, exit_info)
+        entry.incarnation, entry.oom, entry.waited_exit = None, False, None
+        entry.exited_pids.append(incarnation.pid)
+        if entry.unconfirmed_start is None:
+            self._scheduled_queries.pop(entry.key, None)
         incarnation.paused = False
-        if incarnation.silent:
-            self._tell(entry, incarnation, "started", "inferred", at)
-        self._tell(entry, incarnation, "exited", origin, at, ending)
+        if incarnation.preexisting:
+            self._emit(entry, incarnation, "started", "inferred", at)
+        self._emit(entry, incarnation, "exited", origin, at, exit_info)
         if entry.deleted:
-            self._announce(entry, at)
+            self._emit_metadata_change(entry, at)
 
-    def _overtake(self, entry: Entry, life: Life, ending: Ending) -> None:
+    def _discard_stale_exit(self, entry: ContainerState, incarnation: Incarnation, exit_info: ExitInfo) -> None:
         """Discard a pending exit that is older than this exit: it belongs to an earlier incarnation."""
-        pending = entry.held
-        if pending is None or pending.pid == life.pid or pending.exited_at is None or ending.exited_at is None:
+        pending = entry.pending_exit
+        if (
+            pending is None
+            or pending.pid == incarnation.pid
+            or pending.exited_at is None
+            or exit_info.exited_at is None
+        ):
             return
-        if pending.exited_at <= ending.exited_at:
+        if pending.exited_at <= exit_info.exited_at:
             self.counts["late"] += 1
-            entry.ended.append(pending.pid)
-            self._release(entry)
+            entry.exited_pids.append(pending.pid)
+            self._clear_pending_exit(entry)
 
 
-_STEPS: dict[type, Callable[..., None]] = {
+_HANDLERS: dict[type, Callable[..., None]] = {
     ContainerCreated: Tracker._on_container_created,
     ContainerUpdated: Tracker._on_container_updated,
     ContainerDeleted: Tracker._on_container_deleted,

@@ -15,10 +15,10 @@ from msgspec import Struct
 Position: TypeAlias = tuple[int, int]
 """Epoch and sequence, which order the records of a source."""
 
-LIVING = frozenset({"started", "paused", "unpaused", "present"})
+RUNNING_TYPES = frozenset({"started", "paused", "unpaused", "present"})
 """The types of records after which a container is running."""
 
-_SHOWN = 100  # characters of a decoder's error message
+_MAX_REASON_LENGTH = 100  # characters of a decoder's error message
 
 
 class Pod(Struct, frozen=True):
@@ -59,7 +59,7 @@ class Exit(Struct, frozen=True):
     oom: bool | None = None
 
 
-class Previous(Struct, frozen=True):
+class PreviousPosition(Struct, frozen=True):
     """The last position of a source before the current epoch."""
 
     epoch: int
@@ -77,7 +77,7 @@ class Snapshot(Struct, frozen=True):
     failed: tuple[str, ...] = ()
     partial: bool = False
     containers: int = 0
-    previous: Previous | None = None
+    previous: PreviousPosition | None = None
 
 
 class Lost(Struct, frozen=True):
@@ -106,7 +106,7 @@ class Source(NamedTuple):
     engine: str
 
 
-class Document(Struct, frozen=True):
+class DecodedRecord(Struct, frozen=True):
     """A record of any type."""
 
     version: Literal[1]
@@ -135,51 +135,51 @@ class Document(Struct, frozen=True):
         return self.epoch, self.sequence
 
 
-class ForeignError(ValueError):
+class InvalidMessageError(ValueError):
     """A message is not a record of whalebridge, or has another major version; the text says why."""
 
 
-class _Envelope(Struct):
+class _CloudEvent(Struct):
     """A CloudEvent in structured mode."""
 
     specversion: str
     data: msgspec.Raw
 
 
-_DOCUMENT = msgspec.json.Decoder(Document)
-_ENVELOPE = msgspec.json.Decoder(_Envelope)
-_BEGINNING = b'{"version":1,'
-_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_RECORD_DECODER = msgspec.json.Decoder(DecodedRecord)
+_CLOUD_EVENT_DECODER = msgspec.json.Decoder(_CloudEvent)
+_RECORD_PREFIX = b'{"version":1,'
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def decode(data: bytes) -> tuple[Document, bytes]:
+def decode(data: bytes) -> tuple[DecodedRecord, bytes]:
     """Decode a message; return the record and its JSON, without an envelope or a preceding partial line.
 
     Raises:
         InvalidMessageError: The message does not contain a record.
     """
     try:
-        return _DOCUMENT.decode(data), data
-    except _ERRORS as error:
-        reason = _reason(error)
-    for inner in _within(data):
+        return _RECORD_DECODER.decode(data), data
+    except _DECODE_ERRORS as error:
+        reason = _error_reason(error)
+    for inner in _find_embedded(data):
         try:
-            return _DOCUMENT.decode(inner), inner
-        except _ERRORS as error:
-            reason = _reason(error)
-    raise ForeignError(reason)
+            return _RECORD_DECODER.decode(inner), inner
+        except _DECODE_ERRORS as error:
+            reason = _error_reason(error)
+    raise InvalidMessageError(reason)
 
 
-def _within(data: bytes) -> Iterator[bytes]:
+def _find_embedded(data: bytes) -> Iterator[bytes]:
     """Yield what may be a record: the data of a CloudEvent, or the text after the partial line of a killed process."""
     try:
-        yield bytes(_ENVELOPE.decode(data).data)
-    except _ERRORS:
-        if (at := data.rfind(_BEGINNING)) > 0:
+        yield bytes(_CLOUD_EVENT_DECODER.decode(data).data)
+    except _DECODE_ERRORS:
+        if (at := data.rfind(_RECORD_PREFIX)) > 0:
             yield data[at:]
 
 
-def _reason(error: Exception) -> str:
+def _error_reason(error: Exception) -> str:
     if isinstance(error, msgspec.ValidationError):
-        return f"not a record of major version 1: {str(error)[:_SHOWN]}"
+        return f"not a record of major version 1: {str(error)[:_MAX_REASON_LENGTH]}"
     return "not JSON"

@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, NotFoundError
-from bridge.fleet.lines import Lines
-from bridge.fleet.messages import Begin, Message
+from bridge.fleet.lines import LineSplitter
+from bridge.fleet.messages import Message, StartPosition
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
 
 STDIN = 0
-CHUNK = 256 * 1024
+CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.2
-CLOSE_SECONDS = 1.0
+CLOSE_TIMEOUT_SECONDS = 1.0
 
 
-class InputReader:
+class StdinReader:
     """Reads standard input, or another descriptor, to its end."""
 
     follow = False
@@ -45,21 +45,21 @@ class InputReader:
         Raises:
             FatalError: The input cannot be read.
         """
-        worker = BlockingWorker("input", _unreadable("standard input"), exclusive=True)
-        lines = Lines("standard input")
+        worker = BlockingWorker("input", _error_translator("standard input"), exclusive=True)
+        lines = LineSplitter("standard input")
         try:
             await worker.run(self._read)
             while self._chunk:
-                yield lines.of(self._chunk)
+                yield lines.split(self._chunk)
                 await worker.run(self._read)
-            yield lines.rest()
+            yield lines.finish()
         finally:
             await worker.close()
 
     def _read(self) -> None:
         while True:
             try:
-                self._chunk = os.read(self._descriptor, CHUNK)
+                self._chunk = os.read(self._descriptor, CHUNK_BYTES)
             except BlockingIOError:  # the parent process made the descriptor non-blocking
                 select.select([self._descriptor], [], [])
             else:
@@ -73,11 +73,11 @@ class FileReader:
     a rotated one.
     """
 
-    def __init__(self, path: str, clock: Clock, *, begin: Begin, follow: bool) -> None:
+    def __init__(self, path: str, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow
         self._path = path
         self._clock = clock
-        self._begin = begin
+        self._start_position = start_position
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
         """Yield lines.
@@ -86,56 +86,58 @@ class FileReader:
             NotFoundError: The file does not exist.
             FatalError: The file cannot be read.
         """
-        worker = BlockingWorker("file", _unreadable(self._path), exclusive=True)
-        series = _Series(self._path)
+        worker = BlockingWorker("file", _error_translator(self._path), exclusive=True)
+        series = _RotatedFiles(self._path)
         try:
-            await worker.run(lambda: series.begin(self._begin))
+            await worker.run(lambda: series.open_start(self._start_position))
             while True:
                 await worker.run(series.read)
-                if series.found is not None:
-                    yield series.found
+                if series.messages is not None:
+                    yield series.messages
                 elif self.follow:
                     await self._clock.sleep(POLL_SECONDS)
                 else:
-                    yield series.lines.rest()
+                    yield series.splitter.finish()
                     return
         finally:
             with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
+                async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
                     await worker.run(series.close)
             await worker.close()
 
 
-class _Series:
+class _RotatedFiles:
     """Blocking reads of a file, its rotated files, and the files that replace it."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._descriptor = -1
-        self.lines = Lines(path)
-        self.found: Sequence[Message] | None = None
+        self.splitter = LineSplitter(path)
+        self.messages: Sequence[Message] | None = None
         """The messages of the last read; None at the end."""
 
-    def begin(self, begin: Begin) -> None:
-        if begin == "end":
+    def open_start(self, start_position: StartPosition) -> None:
+        if start_position == "end":
             self._open(self._path)
             if end := os.lseek(self._descriptor, 0, os.SEEK_END):
                 os.lseek(self._descriptor, end - 1, os.SEEK_SET)  # to check whether a line ends there
-                self.lines = Lines(self._path, within_line=True)
+                self.splitter = LineSplitter(self._path, within_line=True)
             return
-        since = begin.timestamp() if isinstance(begin, datetime) else 0.0
-        recent = [number for number, status in _family(self._path).items() if number and status.st_mtime >= since]
-        self._open(_aside(self._path, max(recent, default=0)))
+        since = start_position.timestamp() if isinstance(start_position, datetime) else 0.0
+        recent = [
+            number for number, status in _rotated_files(self._path).items() if number and status.st_mtime >= since
+        ]
+        self._open(_rotated_path(self._path, max(recent, default=0)))
 
     def read(self) -> None:
         """Read the next chunk, from the next file at the end of a rotated one."""
-        self.found = self._chunk()
-        while self.found is None and (successor := self._successor()) is not None:
-            self.found = self._chunk()  # lines written between the last read and the rotation
-            if self.found is None:
-                self.found = self.lines.rest() or None
+        self.messages = self._read_chunk()
+        while self.messages is None and (successor := self._next_file()) is not None:
+            self.messages = self._read_chunk()  # lines written between the last read and the rotation
+            if self.messages is None:
+                self.messages = self.splitter.finish() or None
                 self._open(successor)
-                self.found = self.found or self._chunk()
+                self.messages = self.messages or self._read_chunk()
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -147,19 +149,19 @@ class _Series:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file; for a pipe, use - (standard input)")
-        self.lines = Lines(path)
+        self.splitter = LineSplitter(path)
 
-    def _chunk(self) -> Sequence[Message] | None:
+    def _read_chunk(self) -> Sequence[Message] | None:
         if os.fstat(self._descriptor).st_size < os.lseek(self._descriptor, 0, os.SEEK_CUR):
             os.lseek(self._descriptor, 0, os.SEEK_SET)  # the file was truncated
-            self.lines = Lines(self._path)
-        chunk = os.read(self._descriptor, CHUNK)
-        return self.lines.of(chunk) if chunk else None
+            self.splitter = LineSplitter(self._path)
+        chunk = os.read(self._descriptor, CHUNK_BYTES)
+        return self.splitter.split(chunk) if chunk else None
 
-    def _successor(self) -> str | None:
+    def _next_file(self) -> str | None:
         """Return the path of the file after the open one; None if the open file is the newest."""
         open_file = os.fstat(self._descriptor)
-        files = _family(self._path)
+        files = _rotated_files(self._path)
         numbers = [number for number, status in files.items() if os.path.samestat(open_file, status)]
         if numbers:
             newer = [number for number in files if number < numbers[0]]
@@ -167,10 +169,10 @@ class _Series:
             newer = [number for number in files if number == 0]
         else:
             newer = list(files)
-        return _aside(self._path, max(newer)) if newer else None
+        return _rotated_path(self._path, max(newer)) if newer else None
 
 
-def _family(path: str) -> dict[int, os.stat_result]:
+def _rotated_files(path: str) -> dict[int, os.stat_result]:
     """Return the status of a file, as number 0, and of its rotated files, by their numbers.
 
     The files are checked in the order in which a rotation renames them, so that none is missed.
@@ -181,17 +183,17 @@ def _family(path: str) -> dict[int, os.stat_result]:
     files = {}
     for number in sorted({0, *numbers, *(number + 1 for number in numbers)}):
         try:
-            files[number] = os.stat(_aside(path, number))
+            files[number] = os.stat(_rotated_path(path, number))
         except FileNotFoundError:
             continue
     return files
 
 
-def _aside(path: str, number: int) -> str:
+def _rotated_path(path: str, number: int) -> str:
     return f"{path}.{number}" if number else path
 
 
-def _unreadable(name: str) -> Callable[[OSError], BridgeError]:
+def _error_translator(name: str) -> Callable[[OSError], BridgeError]:
     def translate(error: OSError) -> BridgeError:
         if isinstance(error, FileNotFoundError):
             return NotFoundError(f"file {name} does not exist; use a file that whalebridge writes (--sink file:PATH)")

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bridge.fleet.documents import LIVING, Container, Document, Position, Snapshot, Source
-from bridge.fleet.seen import Seen
+from bridge.fleet.documents import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
+from bridge.fleet.seen import Deduplicator
 
-_NOTHING: Position = (0, 0)
+_ORIGIN: Position = (0, 0)
 
 
-class _Told(NamedTuple):
+class _LastKnown(NamedTuple):
     """The last known state of a container; ``container`` is None if it has exited."""
 
     position: Position
@@ -24,109 +24,113 @@ class _Told(NamedTuple):
     container: Container | None
 
 
-class SourceFold:
+class SourceProjection:
     """The running containers of one source."""
 
     def __init__(self) -> None:
-        self._seen = Seen()
-        self._told: dict[str, _Told] = {}
-        self._floors = _Floors()
-        self._frames: dict[str, _Frames] = {}
-        self._lost: list[Position] = []  # the last position of each loss
+        self._deduplicator = Deduplicator()
+        self._last_known: dict[str, _LastKnown] = {}
+        self._baselines = _Baselines()
+        self._open_snapshots: dict[str, _OpenSnapshot] = {}
+        self._losses: list[Position] = []  # the last position of each loss
 
     @property
-    def living(self) -> dict[str, Container]:
+    def running(self) -> dict[str, Container]:
         """The running containers, by display id."""
-        return {id_: known.container for id_, known in self._told.items() if known.container is not None}
+        return {id_: known.container for id_, known in self._last_known.items() if known.container is not None}
 
-    def take(self, document: Document) -> bool:
+    def apply(self, record: DecodedRecord) -> bool:
         """Apply a record and return whether it is new; a record of unknown type only counts as received."""
-        if not self._seen.take(document):
+        if not self._deduplicator.accept(record):
             return False
-        if document.type in ("snapshot_started", "snapshot_completed") and document.snapshot:
-            self._frame(document, document.snapshot)
-        elif document.type == "lost":
-            self._lost.append(document.position)
-        elif document.id is not None and document.container is not None:
-            if document.type in LIVING:
-                self._tell(document.id, _Told(document.position, document.container.namespace, document.container))
-            elif document.type == "exited":
-                self._tell(document.id, _Told(document.position, document.container.namespace, None))
-        self._complete()
+        if record.type in ("snapshot_started", "snapshot_completed") and record.snapshot:
+            self._apply_control_record(record, record.snapshot)
+        elif record.type == "lost":
+            self._losses.append(record.position)
+        elif record.id is not None and record.container is not None:
+            if record.type in RUNNING_TYPES:
+                self._update(record.id, _LastKnown(record.position, record.container.namespace, record.container))
+            elif record.type == "exited":
+                self._update(record.id, _LastKnown(record.position, record.container.namespace, None))
+        self._apply_complete_snapshots()
         return True
 
-    def _tell(self, id_: str, told: _Told) -> None:
-        known = self._told.get(id_)
-        if told.position > self._floors.of(told.namespace) and (known is None or told.position > known.position):
-            self._told[id_] = told
+    def _update(self, id_: str, latest: _LastKnown) -> None:
+        known = self._last_known.get(id_)
+        if latest.position > self._baselines.get(latest.namespace) and (
+            known is None or latest.position > known.position
+        ):
+            self._last_known[id_] = latest
 
-    def _frame(self, document: Document, snapshot: Snapshot) -> None:
-        known = self._frames.get(snapshot.id, _Frames(document.position, None, None, None))
-        if document.type == "snapshot_started":
-            snapshot_state = known._replace(began=document.position)
+    def _apply_control_record(self, record: DecodedRecord, snapshot: Snapshot) -> None:
+        known = self._open_snapshots.get(snapshot.id, _OpenSnapshot(record.position, None, None, None))
+        if record.type == "snapshot_started":
+            snapshot_state = known._replace(start=record.position)
         else:
-            snapshot_state = known._replace(ended=document.position, completed=snapshot)
-        self._frames[snapshot.id] = snapshot_state
+            snapshot_state = known._replace(end=record.position, completed=snapshot)
+        self._open_snapshots[snapshot.id] = snapshot_state
 
-    def _complete(self) -> None:
+    def _apply_complete_snapshots(self) -> None:
         """Apply the snapshots of which all records have arrived."""
-        for id_, (_, start, end, completed) in list(self._frames.items()):
-            if start is None or end is None or completed is None or not self._seen.whole(start, end):
+        for id_, (_, start, end, completed) in list(self._open_snapshots.items()):
+            if start is None or end is None or completed is None or not self._deduplicator.covers(start, end):
                 continue
-            del self._frames[id_]
-            if not any(start < lost < end for lost in self._lost):
-                self._count(start, completed)
+            del self._open_snapshots[id_]
+            if not any(start < lost < end for lost in self._losses):
+                self._apply_snapshot(start, completed)
 
-    def _count(self, began: Position, completed: Snapshot) -> None:
-        self._floors.rise(began, completed.failed)
-        self._told = {id_: last for id_, last in self._told.items() if last.position > self._floors.of(last.namespace)}
+    def _apply_snapshot(self, start: Position, completed: Snapshot) -> None:
+        self._baselines.advance(start, completed.failed)
+        self._last_known = {
+            id_: last for id_, last in self._last_known.items() if last.position > self._baselines.get(last.namespace)
+        }
         # Snapshots and losses before all baselines have no effect any more.
-        lowest = self._floors.least
-        self._frames = {id_: each for id_, each in self._frames.items() if each.seen > lowest}
-        self._lost = [lost for lost in self._lost if lost > lowest]
+        lowest = self._baselines.lowest
+        self._open_snapshots = {id_: each for id_, each in self._open_snapshots.items() if each.first_position > lowest}
+        self._losses = [lost for lost in self._losses if lost > lowest]
 
 
-class _Frames(NamedTuple):
+class _OpenSnapshot(NamedTuple):
     """The received control records of a snapshot; ``first_position`` is the position of the first to arrive."""
 
-    seen: Position
-    began: Position | None
-    ended: Position | None
+    first_position: Position
+    start: Position | None
+    end: Position | None
     completed: Snapshot | None
 
 
-class _Floors:
+class _Baselines:
     """The start of the last completed snapshot of each namespace; earlier records are obsolete."""
 
     def __init__(self) -> None:
-        self._usual = _NOTHING
-        self._others: dict[str, Position] = {}
+        self._default = _ORIGIN
+        self._by_namespace: dict[str, Position] = {}
 
-    def of(self, namespace: str) -> Position:
-        return self._others.get(namespace, self._usual)
+    def get(self, namespace: str) -> Position:
+        return self._by_namespace.get(namespace, self._default)
 
     @property
-    def least(self) -> Position:
+    def lowest(self) -> Position:
         """The lowest baseline."""
-        return min([self._usual, *self._others.values()])
+        return min([self._default, *self._by_namespace.values()])
 
-    def rise(self, began: Position, failed: tuple[str, ...]) -> None:
+    def advance(self, start: Position, failed: tuple[str, ...]) -> None:
         """Advance the baselines to the start of a completed snapshot, except those of failed namespaces."""
-        names = {*self._others, *failed}
-        baselines = {name: self.of(name) if name in failed else max(self.of(name), began) for name in names}
-        self._usual = max(self._usual, began)
-        self._others = {name: baseline for name, baseline in baselines.items() if baseline != self._usual}
+        names = {*self._by_namespace, *failed}
+        baselines = {name: self.get(name) if name in failed else max(self.get(name), start) for name in names}
+        self._default = max(self._default, start)
+        self._by_namespace = {name: baseline for name, baseline in baselines.items() if baseline != self._default}
 
 
-class Fold:
+class Projection:
     """The running containers of all sources."""
 
     def __init__(self) -> None:
-        self.sources: dict[Source, SourceFold] = {}
+        self.sources: dict[Source, SourceProjection] = {}
 
-    def take(self, document: Document) -> bool:
+    def apply(self, record: DecodedRecord) -> bool:
         """Apply a record and return whether it is new."""
-        projection = self.sources.get(document.source)
+        projection = self.sources.get(record.source)
         if projection is None:
-            projection = self.sources[document.source] = SourceFold()
-        return projection.take(document)
+            projection = self.sources[record.source] = SourceProjection()
+        return projection.apply(record)

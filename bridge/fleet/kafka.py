@@ -12,30 +12,30 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import SECOND
-from bridge.fleet.messages import Begin, Message
+from bridge.fleet.messages import Message, StartPosition
 from sinks.kafka import access
-from sinks.kafka.cluster import REQUEST_SECONDS, connected
-from sinks.kafka.connection import end, start
-from sinks.kafka.failures import said, who
+from sinks.kafka.cluster import REQUEST_SECONDS, connect_admin
+from sinks.kafka.connection import start_client, stop_consumer
+from sinks.kafka.failures import describe, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
 
 POLL_SECONDS = 0.5
-_BATCH = 1000
+_MAX_BATCH = 1000
 
 
 class KafkaReader:
     """Reads the topic of ``settings``; after an interruption, it continues after the last returned messages."""
 
-    def __init__(self, settings: KafkaSettings, clock: Clock, *, begin: Begin, follow: bool) -> None:
+    def __init__(self, settings: KafkaSettings, clock: Clock, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow
         self._settings = settings
         self._clock = clock
-        self._begin = begin
-        self._next: dict[TopicPartition, int] = {}
-        self._ends: dict[TopicPartition, int] = {}
+        self._start_position = start_position
+        self._next_offsets: dict[TopicPartition, int] = {}
+        self._end_offsets: dict[TopicPartition, int] = {}
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
         """Yield messages, in order within each partition.
@@ -44,55 +44,55 @@ class KafkaReader:
             TransientError: No broker can be reached or accepts our credentials, or no data arrives.
             NotFoundError: The topic does not exist.
         """
-        await self._look()
-        consumer = self._consumer()
+        await self._check_topic()
+        consumer = self._create_consumer()
         try:
-            await self._bounded(self._place(consumer))
+            await self._with_timeout(self._seek(consumer))
             yield ()
             moved = self._now()
-            while self.follow or self._left():
-                batch = await self._bounded(self._fetch(consumer))
+            while self.follow or self._has_remaining():
+                batch = await self._with_timeout(self._fetch(consumer))
                 if batch:
                     moved = self._now()
                     yield batch
-                elif self._now() - moved > self._patience * SECOND:
-                    await self._look()
+                elif self._now() - moved > self._timeout * SECOND:
+                    await self._check_topic()
                     if not self.follow:
-                        raise TransientError(f"topic {self._settings.topic}: no data within {self._patience:g} s")
+                        raise TransientError(f"topic {self._settings.topic}: no data within {self._timeout:g} s")
                     moved = self._now()
         except TopicAuthorizationFailedError as error:
-            principal = who(self._settings)
+            principal = principal(self._settings)
             text = f"{principal} is not authorized to read topic {self._settings.topic}; allow Describe and Read"
             raise TransientError(text) from error
         except KafkaError as error:
-            raise TransientError(f"cannot read topic {self._settings.topic}: {said(error)}") from error
+            raise TransientError(f"cannot read topic {self._settings.topic}: {describe(error)}") from error
         finally:
-            await end(consumer)
+            await stop_consumer(consumer)
 
     @property
-    def _patience(self) -> float:
+    def _timeout(self) -> float:
         return self._settings.request_timeout.total_seconds()
 
     def _now(self) -> int:
         return self._clock.now().monotonic
 
-    def _left(self) -> bool:
-        return any(self._next[partition] < end for partition, end in self._ends.items())
+    def _has_remaining(self) -> bool:
+        return any(self._next_offsets[partition] < end for partition, end in self._end_offsets.items())
 
-    async def _look(self) -> None:
+    async def _check_topic(self) -> None:
         """Check that a broker accepts the connection and has the topic; aiokafka would only log the failure."""
         settings = self._settings
-        async with connected(settings, access.options(settings)) as admin:
-            partitions = await admin.where(settings.topic, "Read")
+        async with connect_admin(settings, access.client_options(settings)) as admin:
+            partitions = await admin.partitions(settings.topic, "Read")
         if not partitions:
             servers = ", ".join(settings.bootstrap_servers)
-            if self._ends:
+            if self._end_offsets:
                 raise TransientError(f"topic {settings.topic} was deleted from Kafka at {servers}")
             raise NotFoundError(f"topic {settings.topic} does not exist on Kafka at {servers}")
         if leaderless := [number for number, each in partitions.items() if each.leader is None]:
             raise TransientError(f"topic {settings.topic}: partition {leaderless[0]} has no leader")
 
-    def _consumer(self) -> AIOKafkaConsumer:
+    def _create_consumer(self) -> AIOKafkaConsumer:
         settings = self._settings
         return AIOKafkaConsumer(
             settings.topic,
@@ -101,49 +101,53 @@ class KafkaReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # for partitions that are added later
             fetch_max_wait_ms=int(POLL_SECONDS * 500),
-            **access.options(settings),
+            **access.client_options(settings),
         )
 
-    async def _place(self, consumer: AIOKafkaConsumer) -> None:
+    async def _seek(self, consumer: AIOKafkaConsumer) -> None:
         """Seek to the start position, or to the position of the interruption."""
-        await start(consumer)
+        await start_client(consumer)
         partitions = sorted(consumer.assignment())
         ends = await consumer.end_offsets(partitions)
-        if not self._ends:
-            self._ends = dict(ends)
-            self._next = await self._first(consumer, partitions)
+        if not self._end_offsets:
+            self._end_offsets = dict(ends)
+            self._next_offsets = await self._start_offsets(consumer, partitions)
         oldest = await consumer.beginning_offsets(partitions)
         for partition in partitions:
             # Retention may have deleted our next offset. A recreated topic ends before it, and is read from the start.
-            known = self._next.get(partition, 0)
-            self._next[partition] = oldest[partition] if known > ends[partition] else max(known, oldest[partition])
-            consumer.seek(partition, self._next[partition])
+            known = self._next_offsets.get(partition, 0)
+            self._next_offsets[partition] = (
+                oldest[partition] if known > ends[partition] else max(known, oldest[partition])
+            )
+            consumer.seek(partition, self._next_offsets[partition])
 
-    async def _first(self, consumer: AIOKafkaConsumer, places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        match self._begin:
+    async def _start_offsets(
+        self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        match self._start_position:
             case "beginning":
-                return dict.fromkeys(places, 0)
+                return dict.fromkeys(partitions, 0)
             case "end":
-                return dict(self._ends)
+                return dict(self._end_offsets)
             case datetime():
-                moment = int(self._begin.timestamp() * 1000)
-                found = await consumer.offsets_for_times(dict.fromkeys(places, moment))
-                return {key: self._ends[key] if at is None else at.offset for key, at in found.items()}
+                moment = int(self._start_position.timestamp() * 1000)
+                found = await consumer.offsets_for_times(dict.fromkeys(partitions, moment))
+                return {key: self._end_offsets[key] if at is None else at.offset for key, at in found.items()}
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> list[Message]:
         batch: list[Message] = []
-        fetched = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=_BATCH)
+        fetched = await consumer.getmany(timeout_ms=int(POLL_SECONDS * 1000), max_records=_MAX_BATCH)
         for partition, records in fetched.items():
             batch += (Message(each.value or b"", f"partition {partition.partition}", each.offset) for each in records)
         for partition in consumer.assignment():
             # Also without records, because the control records of transactions have offsets, too.
-            self._next[partition] = await consumer.position(partition)
+            self._next_offsets[partition] = await consumer.position(partition)
         return batch
 
-    async def _bounded(self, work: Any) -> Any:
+    async def _with_timeout(self, operation: Any) -> Any:
         try:
-            async with asyncio.timeout(self._patience):
-                return await work
+            async with asyncio.timeout(self._timeout):
+                return await operation
         except TimeoutError as error:
             servers = ", ".join(self._settings.bootstrap_servers)
-            raise TransientError(f"no response from Kafka at {servers} within {self._patience:g} s") from error
+            raise TransientError(f"no response from Kafka at {servers} within {self._timeout:g} s") from error

@@ -11,18 +11,18 @@ from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
 from bridge.retry import Backoff
 
-BACKOFF = Backoff(first=0.2, most=5.0)
+BACKOFF = Backoff(initial=0.2, maximum=5.0)
 
 
 class Message(NamedTuple):
     """One message: its bytes, and its location and number, so that a user can find it."""
 
     data: bytes
-    place: str
+    location: str
     number: int
 
 
-Begin: TypeAlias = Literal["beginning", "end"] | datetime
+StartPosition: TypeAlias = Literal["beginning", "end"] | datetime
 """Where reading starts: at the oldest message, after the newest, or at a time (possibly a little before)."""
 
 
@@ -45,7 +45,7 @@ class Reader(Protocol):
 
 
 async def read(
-    reader: Reader, clock: Clock, tell: Callable[[str], None] = lambda _: None
+    reader: Reader, clock: Clock, notify: Callable[[str], None] = lambda _: None
 ) -> AsyncGenerator[Sequence[Message], None]:
     """Yield messages; a reader that follows continues after an interruption.
 
@@ -61,7 +61,7 @@ async def read(
             async with aclosing(reader.batches()) as batches:
                 async for batch in batches:
                     if failures:
-                        tell("reading resumed")
+                        notify("reading resumed")
                     failures, reached = 0, True
                     yield batch
         except TransientError as error:
@@ -69,7 +69,7 @@ async def read(
                 raise
             failures += 1
             if failures == 1:
-                tell(f"{error}; retrying")
+                notify(f"{error}; retrying")
         else:
             return
         await clock.sleep(BACKOFF.delay(failures, clock.random()))

@@ -16,35 +16,35 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
-from bridge.fleet.messages import Begin, Message
+from bridge.fleet.messages import Message, StartPosition
 from bridge.telemetry.text import one_line
-from sinks.nats.connection import Dialer
-from sinks.nats.failures import AnsweredError
+from sinks.nats.connection import ServerConnector
+from sinks.nats.failures import ApiResponseError
 from sinks.nats.streams import NOT_FOUND
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
     from config.sinks.nats import NatsSettings
-    from sinks.nats.connection import Link
+    from sinks.nats.connection import NatsConnection
 
-BATCH = 200
-WAIT_SECONDS = 5.0  # until the server ends a pull request
-FORGET_SECONDS = 30.0
-_OVER = ("404", "408")  # no messages; request expired
+MAX_BATCH = 200
+REQUEST_EXPIRY_SECONDS = 5.0  # until the server ends a pull request
+INACTIVE_THRESHOLD_SECONDS = 30.0
+_END_STATUSES = ("404", "408")  # no messages; request expired
 
 
 class NatsReader:
     """Reads the subjects of ``settings``; after an interruption, it continues after the last returned message."""
 
-    def __init__(self, settings: NatsSettings, *, begin: Begin, follow: bool) -> None:
+    def __init__(self, settings: NatsSettings, *, start_position: StartPosition, follow: bool) -> None:
         self.follow = follow
         self._settings = settings
-        self._begin = begin
-        self._dialer = Dialer(settings)
-        self._pattern = f"{settings.subject_prefix}.>"
-        self._stream = ""
-        self._last = 0
+        self._start_position = start_position
+        self._dialer = ServerConnector(settings)
+        self._subject_filter = f"{settings.subject_prefix}.>"
+        self._stream_name = ""
+        self._last_sequence = 0
 
     async def batches(self) -> AsyncGenerator[Sequence[Message], None]:
         """Yield messages in the stream's order.
@@ -53,106 +53,110 @@ class NatsReader:
             TransientError: No server can be reached or accepts our credentials, or no data arrives.
             NotFoundError: No stream has these subjects.
         """
-        async with self._connected() as link:
+        async with self._connect() as link:
             is_core = self._settings.mode == "core"
-            async for batch in self._heard(link) if is_core else self._stored(link):
+            async for batch in self._read_core(link) if is_core else self._read_stream(link):
                 yield batch
 
-    async def _stored(self, link: Link) -> AsyncGenerator[Sequence[Message], None]:
+    async def _read_stream(self, connection: NatsConnection) -> AsyncGenerator[Sequence[Message], None]:
         """Yield the stream's messages."""
-        consumer, remaining = await self._consumer(link)
-        requests = _Requests(link, self._next_of(consumer))
-        await requests.listen()
+        consumer, remaining = await self._open_consumer(connection)
+        requests = _PullRequests(connection, self._next_subject(consumer))
+        await requests.subscribe()
         yield ()
         while self.follow or remaining > 0:
-            await requests.send(BATCH if self.follow else min(BATCH, remaining))
-            while requests.left:
-                batch = await requests.more()
+            await requests.send(MAX_BATCH if self.follow else min(MAX_BATCH, remaining))
+            while requests.remaining:
+                batch = await requests.receive()
                 if batch:
-                    self._last = batch[-1].number
+                    self._last_sequence = batch[-1].number
                     remaining -= len(batch)
                     yield batch
                 elif not self.follow:
                     return  # the remaining messages were deleted
 
-    async def _heard(self, link: Link) -> AsyncGenerator[Sequence[Message], None]:
+    async def _read_core(self, connection: NatsConnection) -> AsyncGenerator[Sequence[Message], None]:
         """Yield messages from a subscription."""
-        received: asyncio.Queue[Msg] = asyncio.Queue(BATCH)
-        await link.subscribe(self._pattern, received.put)
+        received: asyncio.Queue[Msg] = asyncio.Queue(MAX_BATCH)
+        await connection.subscribe(self._subject_filter, received.put)
         yield ()
         while True:
-            batch = [Message(each.data, each.subject, 0) for each in await _taken(link, received, None)]
+            batch = [
+                Message(each.data, each.subject, 0) for each in await _receive_available(connection, received, None)
+            ]
             yield batch
 
     @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Link]:
+    async def _connect(self) -> AsyncIterator[NatsConnection]:
         link = await self._dialer.connect()
         try:
             yield link
         finally:
-            self._dialer.learn(link)
+            self._dialer.remember_servers(link)
             await link.close()
 
-    async def _consumer(self, link: Link) -> tuple[str, int]:
+    async def _open_consumer(self, connection: NatsConnection) -> tuple[str, int]:
         """Create a consumer; return its name and its number of pending messages."""
         name = f"whalebridge-{secrets.token_hex(8)}"
-        if not self._stream:
-            self._stream = self._settings.stream_name
+        if not self._stream_name:
+            self._stream_name = self._settings.stream_name
             try:
-                return name, await self._create(link, name)
-            except AnsweredError as error:
+                return name, await self._create_consumer(connection, name)
+            except ApiResponseError as error:
                 if error.code != NOT_FOUND:
                     raise
-            self._stream = await self._find(link)
-        return name, await self._create(link, name)
+            self._stream_name = await self._find_stream(connection)
+        return name, await self._create_consumer(connection, name)
 
-    async def _create(self, link: Link, name: str) -> int:
+    async def _create_consumer(self, connection: NatsConnection, name: str) -> int:
         config = {
             "name": name,
-            "filter_subject": self._pattern,
+            "filter_subject": self._subject_filter,
             "ack_policy": "none",
-            "inactive_threshold": from_seconds(FORGET_SECONDS),
+            "inactive_threshold": from_seconds(INACTIVE_THRESHOLD_SECONDS),
             "mem_storage": True,
             "num_replicas": 1,
-            **self._where(),
+            **self._delivery_policy(),
         }
-        call = f"CONSUMER.CREATE.{self._stream}.{name}.{self._pattern}"
-        purpose = f"create a consumer of stream {self._stream}"
-        body = {"stream_name": self._stream, "config": config}
-        response = await link.request(purpose, self._settings.domain, call, body)
+        call = f"CONSUMER.CREATE.{self._stream_name}.{name}.{self._subject_filter}"
+        purpose = f"create a consumer of stream {self._stream_name}"
+        body = {"stream_name": self._stream_name, "config": config}
+        response = await connection.api_request(purpose, self._settings.domain, call, body)
         # Even without messages, so that the next connection starts where this one did.
-        self._last = max(self._last, int((response.get("delivered") or {}).get("stream_seq", 0)))
+        self._last_sequence = max(self._last_sequence, int((response.get("delivered") or {}).get("stream_seq", 0)))
         return int(response.get("num_pending", 0))
 
-    def _where(self) -> dict[str, Any]:
-        if self._last:
-            return {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last + 1}
-        match self._begin:
+    def _delivery_policy(self) -> dict[str, Any]:
+        if self._last_sequence:
+            return {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last_sequence + 1}
+        match self._start_position:
             case "beginning":
                 return {"deliver_policy": "all"}
             case "end":
                 return {"deliver_policy": "new"}
             case datetime():
-                moment = self._begin.astimezone(UTC).isoformat().replace("+00:00", "Z")
+                moment = self._start_position.astimezone(UTC).isoformat().replace("+00:00", "Z")
                 return {"deliver_policy": "by_start_time", "opt_start_time": moment}
 
-    async def _find(self, link: Link) -> str:
+    async def _find_stream(self, connection: NatsConnection) -> str:
         """Return the name of the stream with our subjects, if it has another name than the configured one."""
-        purpose = f"find the stream with subject {self._pattern}"
-        response = await link.request(purpose, self._settings.domain, "STREAM.NAMES", {"subject": self._pattern})
+        purpose = f"find the stream with subject {self._subject_filter}"
+        response = await connection.api_request(
+            purpose, self._settings.domain, "STREAM.NAMES", {"subject": self._subject_filter}
+        )
         for stream in response.get("streams") or ():
             return str(stream)
         raise NotFoundError(
-            f"NATS at {link.place.server} has no stream with subject {self._pattern}; check the subject, "
+            f"NATS at {connection.address.server} has no stream with subject {self._subject_filter}; check the subject, "
             "or set 'mode: core' for this sink if no stream stores its messages"
         )
 
-    def _next_of(self, consumer: str) -> str:
+    def _next_subject(self, consumer: str) -> str:
         domain = self._settings.domain
-        return f"$JS.{f'{domain}.' if domain else ''}API.CONSUMER.MSG.NEXT.{self._stream}.{consumer}"
+        return f"$JS.{f'{domain}.' if domain else ''}API.CONSUMER.MSG.NEXT.{self._stream_name}.{consumer}"
 
 
-class _Requests:
+class _PullRequests:
     """Pull requests, one at a time; the server responds with single messages, up to the requested number.
 
     Args:
@@ -160,56 +164,60 @@ class _Requests:
         subject: The subject of the consumer's pull requests.
     """
 
-    def __init__(self, link: Link, subject: str) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection, subject: str) -> None:
+        self._connection = connection
         self._subject = subject
-        self._inbox = link.new_inbox()
-        self._came: asyncio.Queue[Msg] = asyncio.Queue()  # has at most the requested number of messages
-        self.left = 0
+        self._inbox = connection.new_inbox()
+        self._received: asyncio.Queue[Msg] = asyncio.Queue()  # has at most the requested number of messages
+        self.remaining = 0
         """How many messages of the last request are outstanding."""
 
-    async def listen(self) -> None:
+    async def subscribe(self) -> None:
         """Subscribe to the responses."""
-        await self._link.subscribe(self._inbox, self._came.put)
+        await self._connection.subscribe(self._inbox, self._received.put)
 
     async def send(self, count: int) -> None:
         """Request ``count`` messages; the request expires after ``REQUEST_EXPIRY_SECONDS``."""
-        self.left = count
-        body = {"batch": count, "expires": from_seconds(WAIT_SECONDS)}
-        await self._link.call(self._subject, json.dumps(body).encode(), self._inbox)
+        self.remaining = count
+        body = {"batch": count, "expires": from_seconds(REQUEST_EXPIRY_SECONDS)}
+        await self._connection.publish_with_reply(self._subject, json.dumps(body).encode(), self._inbox)
 
-    async def more(self) -> list[Message]:
+    async def receive(self) -> list[Message]:
         """Wait for messages, and return those that have arrived.
 
         Raises:
             TransientError: The connection was lost, or the consumer or its stream was deleted.
         """
         batch: list[Message] = []
-        for message in await _taken(self._link, self._came, WAIT_SECONDS + self._link.timeout):
+        for message in await _receive_available(
+            self._connection, self._received, REQUEST_EXPIRY_SECONDS + self._connection.timeout
+        ):
             if message.subject != self._inbox:
                 batch.append(Message(message.data, message.subject, message.metadata.sequence.stream))
-                self.left -= 1
+                self.remaining -= 1
                 continue
             headers = message.headers or {}
-            if headers.get("Status") not in _OVER:
+            if headers.get("Status") not in _END_STATUSES:
                 reason = one_line(headers.get("Description") or "no responders")
-                raise TransientError(f"NATS at {self._link.place.server}: request to {self._subject} failed: {reason}")
-            self.left = 0
+                raise TransientError(
+                    f"NATS at {self._connection.address.server}: request to {self._subject} failed: {reason}"
+                )
+            self.remaining = 0
         return batch
 
 
-async def _taken(link: Link, came: asyncio.Queue[Msg], seconds: float | None) -> list[Msg]:
+async def _receive_available(connection: NatsConnection, queue: asyncio.Queue[Msg], seconds: float | None) -> list[Msg]:
     """Wait for messages while the connection is open, and return those that have arrived."""
-    getting = asyncio.ensure_future(came.get())
+    getting = asyncio.ensure_future(queue.get())
     try:
-        either: set[asyncio.Future[Any]] = {getting, link.failed}
+        either: set[asyncio.Future[Any]] = {getting, connection.failed}
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not getting.done():
-            link.check()
-            raise TransientError(f"no data from NATS at {link.place.server} within {seconds:g} s")
+            connection.raise_if_failed()
+            raise TransientError(f"no data from NATS at {connection.address.server} within {seconds:g} s")
         messages = [getting.result()]
     finally:
         getting.cancel()
-    while len(messages) < BATCH and not came.empty():
-        messages.append(came.get_nowait())
+    while len(messages) < MAX_BATCH and not queue.empty():
+        messages.append(queue.get_nowait())
     return messages

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from bridge.fleet.files import FileReader
 from config.sinks import FileSettings, KafkaSettings, NatsSettings
-from sinks.registry import library
+from sinks.registry import require_extra
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
-    from bridge.fleet.messages import Begin, Reader
+    from bridge.fleet.messages import Reader, StartPosition
     from config.tail_target import Readable
 
 
-def reader(settings: Readable, clock: Clock, *, begin: Begin, follow: bool) -> Reader:
+def create_reader(settings: Readable, clock: Clock, *, start_position: StartPosition, follow: bool) -> Reader:
     """Return a reader for the target of a sink.
 
     Raises:
@@ -24,14 +24,14 @@ def reader(settings: Readable, clock: Clock, *, begin: Begin, follow: bool) -> R
     """
     match settings:
         case FileSettings():
-            return FileReader(settings.path, clock, begin=begin, follow=follow)
+            return FileReader(settings.path, clock, start_position=start_position, follow=follow)
         case KafkaSettings():
-            with library("kafka"):
+            with require_extra("kafka"):
                 from bridge.fleet.kafka import KafkaReader
 
-            return KafkaReader(settings, clock, begin=begin, follow=follow)
+            return KafkaReader(settings, clock, start_position=start_position, follow=follow)
         case NatsSettings():
-            with library("nats"):
+            with require_extra("nats"):
                 from bridge.fleet.nats import NatsReader
 
-            return NatsReader(settings, begin=begin, follow=follow)
+            return NatsReader(settings, start_position=start_position, follow=follow)

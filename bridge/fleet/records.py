@@ -7,57 +7,59 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from bridge.core.ports import Clock
-from bridge.fleet.documents import Document, ForeignError, decode
+from bridge.fleet.documents import DecodedRecord, InvalidMessageError, decode
 from bridge.fleet.messages import Message, Reader, read
 from bridge.telemetry.rate_limit import RateLimiter
 
 
-class Read(NamedTuple):
+class ReadRecord(NamedTuple):
     """A decoded record, and its JSON as published."""
 
-    document: Document
+    record: DecodedRecord
     data: bytes
 
 
-async def records(reader: Reader, clock: Clock, tell: Callable[[str], None]) -> AsyncGenerator[Sequence[Read], None]:
+async def read_records(
+    reader: Reader, clock: Clock, notify: Callable[[str], None]
+) -> AsyncGenerator[Sequence[ReadRecord], None]:
     """Yield records, as ``bridge.consumer.messages.read`` yields messages; ``notify`` also gets counts of invalid ones.
 
     Raises:
         TransientError: The first attempt failed, or a reader that does not follow lost its connection.
         FatalError: The target does not exist or cannot be read.
     """
-    foreign = _Foreign(clock, tell)
-    async with aclosing(read(reader, clock, tell)) as batches:
+    invalid = _InvalidMessages(clock, notify)
+    async with aclosing(read(reader, clock, notify)) as batches:
         async for batch in batches:
-            yield [found for message in batch if (found := foreign.sorted_out(message))]
-    foreign.sum_up()
+            yield [found for message in batch if (found := invalid.filter(message))]
+    invalid.report()
 
 
-class _Foreign:
+class _InvalidMessages:
     """Counts and reports messages that are not records."""
 
-    def __init__(self, clock: Clock, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-        self._limiter = RateLimiter(clock)
+    def __init__(self, clock: Clock, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._rate_limiter = RateLimiter(clock)
         self._count = 0
-        self._unsaid = 0
+        self._suppressed = 0
 
-    def sorted_out(self, message: Message) -> Read | None:
+    def filter(self, message: Message) -> ReadRecord | None:
         try:
-            return Read(*decode(message.data))
-        except ForeignError as error:
+            return ReadRecord(*decode(message.data))
+        except InvalidMessageError as error:
             self._count += 1
-            self._unsaid += 1
-            if self._limiter.allow("foreign") is not None:
-                self._say(f"; the last one, number {message.number} of {message.place}: {error}")
+            self._suppressed += 1
+            if self._rate_limiter.allow("foreign") is not None:
+                self._report_count(f"; the last one, number {message.number} of {message.location}: {error}")
             return None
 
-    def sum_up(self) -> None:
+    def report(self) -> None:
         """Report the messages that were not reported yet."""
-        if self._unsaid:
-            self._say("")
+        if self._suppressed:
+            self._report_count("")
 
-    def _say(self, more: str) -> None:
-        self._unsaid = 0
+    def _report_count(self, details: str) -> None:
+        self._suppressed = 0
         messages = "message was" if self._count == 1 else "messages were"
-        self._tell(f"{self._count} invalid {messages} skipped{more}")
+        self._notify(f"{self._count} invalid {messages} skipped{details}")

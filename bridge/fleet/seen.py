@@ -9,47 +9,47 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from bridge.fleet.documents import Document, Position
+from bridge.fleet.documents import DecodedRecord, Position
 
-HOLES = 1000
+MAX_GAPS = 1000
 
 
-class Seen:
+class Deduplicator:
     """The received positions of one source."""
 
-    def __init__(self, holes: int = HOLES) -> None:
-        self._holes = holes
-        self._first: list[Position] = []  # start of each range, in order
-        self._last: list[Position] = []
-        self._given_up: Position = (0, 0)
+    def __init__(self, max_gaps: int = MAX_GAPS) -> None:
+        self._max_gaps = max_gaps
+        self._starts: list[Position] = []  # start of each range, in order
+        self._ends: list[Position] = []
+        self._evicted_up_to: Position = (0, 0)
 
-    def take(self, document: Document) -> bool:
+    def accept(self, record: DecodedRecord) -> bool:
         """Add a record and return whether it is new; a heartbeat always is, since it repeats a position on purpose."""
-        if document.type == "heartbeat":
+        if record.type == "heartbeat":
             return True
-        if document.position <= self._given_up or self._has(document.position):
+        if record.position <= self._evicted_up_to or self._contains(record.position):
             return False
-        lost = document.lost
-        first = (lost.epoch, lost.first) if lost and lost.last == document.sequence else document.position
-        self._add(first, document.position)
+        lost = record.lost
+        first = (lost.epoch, lost.first) if lost and lost.last == record.sequence else record.position
+        self._add(first, record.position)
         return True
 
-    def whole(self, first: Position, last: Position) -> bool:
+    def covers(self, first: Position, last: Position) -> bool:
         """Return whether all positions from ``first`` to ``last``, inclusive, of an epoch have arrived."""
-        at = bisect_right(self._first, first) - 1
-        return at >= 0 and last <= self._last[at]
+        at = bisect_right(self._starts, first) - 1
+        return at >= 0 and last <= self._ends[at]
 
-    def _has(self, position: Position) -> bool:
-        at = bisect_right(self._first, position) - 1
-        return at >= 0 and position <= self._last[at]
+    def _contains(self, position: Position) -> bool:
+        at = bisect_right(self._starts, position) - 1
+        return at >= 0 and position <= self._ends[at]
 
     def _add(self, first: Position, last: Position) -> None:
         """Add a range, merged with the ranges that it overlaps or touches; a range never spans epochs."""
-        begin = bisect_right(self._last, (first[0], first[1] - 2))  # ranges before this index do not touch the new one
-        end = bisect_right(self._first, (last[0], last[1] + 1))
+        begin = bisect_right(self._ends, (first[0], first[1] - 2))  # ranges before this index do not touch the new one
+        end = bisect_right(self._starts, (last[0], last[1] + 1))
         if begin < end:
-            first, last = min(first, self._first[begin]), max(last, self._last[end - 1])
-        self._first[begin:end], self._last[begin:end] = [first], [last]
-        if len(self._first) > self._holes + 1:
-            self._given_up = self._last[0]
-            del self._first[0], self._last[0]
+            first, last = min(first, self._starts[begin]), max(last, self._ends[end - 1])
+        self._starts[begin:end], self._ends[begin:end] = [first], [last]
+        if len(self._starts) > self._max_gaps + 1:
+            self._evicted_up_to = self._ends[0]
+            del self._starts[0], self._ends[0]

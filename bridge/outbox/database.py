@@ -16,37 +16,37 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from bridge.core.encode import parse
+from bridge.core.encode import parse_record
 from bridge.core.events import Record
-from bridge.outbox.lane import Cover, Stretch
-from bridge.outbox.rows import Chunk, Content, Header, StoredLane, Writing
-from bridge.outbox.schema import migrate, recognise
+from bridge.outbox.lane import LossRange, PositionRange
+from bridge.outbox.rows import Chunk, ChunkHeader, LoadedState, StoredCursor, WriteBatch
+from bridge.outbox.schema import detect_format, migrate
 
 T = TypeVar("T")
 
-_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
-_LOG_KEPT_BYTES = 16 * 1024 * 1024
-_ROWS_AT_ONCE = (64, 8, 1)  # few statements, because each one releases and reacquires the interpreter's lock
-_FREE_PAGES_KEPT = 2048
+_WAL_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
+_MAX_WAL_BYTES = 16 * 1024 * 1024
+_ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the interpreter's lock
+_RETAINED_FREE_PAGES = 2048
 _PRAGMAS = (
     "journal_mode = WAL",
     "synchronous = FULL",
     "secure_delete = OFF",
     "temp_store = MEMORY",
-    f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
-    f"journal_size_limit = {_LOG_KEPT_BYTES}",
+    f"wal_autocheckpoint = {_WAL_CHECKPOINT_PAGES}",
+    f"journal_size_limit = {_MAX_WAL_BYTES}",
 )
 
 
-class DamagedError(Exception):
+class CorruptDatabaseError(Exception):
     """The file is corrupt, so none of its content can be trusted."""
 
 
-class RemovedError(Exception):
+class DatabaseRemovedError(Exception):
     """The file was removed or replaced."""
 
 
-def look_at(path: Path) -> None:
+def validate_database(path: Path) -> None:
     """Check the format of a database file that no process has open, without changing the file or its WAL.
 
     Data that is only in the WAL, as after a crash, is not read.
@@ -56,7 +56,7 @@ def look_at(path: Path) -> None:
         sqlite3.Error: The file cannot be read.
     """
     with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
-        recognise(connection)
+        detect_format(connection)
 
 
 class Database:
@@ -70,21 +70,21 @@ class Database:
             UnknownFormatError, NewerFormatError: see ``detect_format``.
         """
         self._path = path
-        self._file = path.stat().st_ino
+        self._inode = path.stat().st_ino
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         self._execute = self._connection.execute
         try:
             # Before the first access to the WAL: then SQLite needs no shared-memory file, and no other reader can keep
             # the WAL from being reset.
             self._execute("PRAGMA locking_mode = EXCLUSIVE")
-            if not recognise(self._connection):  # before anything is changed
+            if not detect_format(self._connection):  # before anything is changed
                 self._execute("PRAGMA auto_vacuum = INCREMENTAL")
             for pragma in _PRAGMAS:
                 self._execute(f"PRAGMA {pragma}").fetchall()
             migrate(self._connection)
             self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             if check:
-                self._check()
+                self._check_integrity()
         except BaseException:
             self.close()
             raise
@@ -94,130 +94,132 @@ class Database:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
-    def _check(self) -> None:
+    def _check_integrity(self) -> None:
         results = [row[0] for row in self._execute("PRAGMA quick_check(1)")]
         if results != ["ok"]:
-            raise DamagedError("; ".join(map(str, results)))
+            raise CorruptDatabaseError("; ".join(map(str, results)))
 
     # --- loading at the start ---
 
-    def load(self) -> Content:
+    def load(self) -> LoadedState:
         """Read everything except the records."""
         state: dict[str, int] = dict(self._execute("SELECT name, value FROM state"))
         cursors: dict[str, int] = dict(self._execute("SELECT name, cursor FROM sinks"))
-        lanes = {name: self._load_lane(name, cursor) for name, cursor in cursors.items()}
+        queues = {name: self._load_cursor(name, cursor) for name, cursor in cursors.items()}
         stored = self._execute("SELECT position + number FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
         # After a power failure, a disk that ignores fsync may have kept cursors and losses but not the records.
-        passed = [cover.end for lane in lanes.values() for cover in lane.covers]
-        return Content(
+        passed = [loss.end for queue in queues.values() for loss in queue.losses]
+        return LoadedState(
             end=max([stored[0] if stored else 0, *cursors.values(), *passed]),
-            age=state.get("uptime", 0),
-            lanes=lanes,
-            memory=dict(self._execute("SELECT key, value FROM checkpoint")),
-            reset=state.get("reset"),
+            uptime=state.get("uptime", 0),
+            cursors=queues,
+            checkpoint=dict(self._execute("SELECT key, value FROM checkpoint")),
+            quarantined_written_at=state.get("reset"),
         )
 
-    def _load_lane(self, name: str, cursor: int) -> StoredLane:
+    def _load_cursor(self, name: str, cursor: int) -> StoredCursor:
         rows = self._execute(
             'SELECT first, "end", sequence, size, reason, document FROM losses WHERE sink = ? ORDER BY first', (name,)
         )
-        covers = [
-            Cover(first, end, sequence, size, reason, parse(document))
+        losses = [
+            LossRange(first, end, sequence, size, reason, parse_record(document))
             for first, end, sequence, size, reason, document in rows
         ]
         waiting = self._execute(
             "SELECT sum(length(documents)) FROM chunks WHERE position + number > ?", (cursor,)
         ).fetchone()[0]
-        size = max(0, (waiting or 0) - sum(cover.size for cover in covers))
-        return StoredLane(cursor, covers, size, self._age_at(cursor) or 0)
+        size = max(0, (waiting or 0) - sum(loss.size for loss in losses))
+        return StoredCursor(cursor, losses, size, self._oldest_uptime(cursor) or 0)
 
-    def _age_at(self, cursor: int) -> int | None:
+    def _oldest_uptime(self, cursor: int) -> int | None:
         """Return the age of the oldest chunk that waits behind a cursor; None where none does."""
-        return next((header.age for header in self.headers(cursor)), None)
+        return next((header.uptime for header in self.headers(cursor)), None)
 
     # --- sinks ---
 
-    def settle(self, cursors: Mapping[str, int], age: int) -> None:
+    def register_sinks(self, cursors: Mapping[str, int], uptime: int) -> None:
         """Save the current sinks with their cursors; set all others to removed since ``uptime``."""
         with self._transaction():
-            self._execute("UPDATE sinks SET removed_since = ? WHERE removed_since IS NULL", (age,))
+            self._execute("UPDATE sinks SET removed_since = ? WHERE removed_since IS NULL", (uptime,))
             for name, cursor in cursors.items():
                 self._execute(
                     "INSERT INTO sinks VALUES (?, ?, NULL) ON CONFLICT (name) DO UPDATE SET removed_since = NULL",
                     (name, cursor),
                 )
 
-    def forget_absent(self, since: int) -> list[str]:
+    def expire_removed_sinks(self, removed_before: int) -> list[str]:
         """Delete the sinks that were removed at ``removed_before`` (uptime) or earlier; return their names."""
         with self._transaction():
-            rows = self._execute("DELETE FROM sinks WHERE removed_since <= ? RETURNING name", (since,)).fetchall()
+            rows = self._execute(
+                "DELETE FROM sinks WHERE removed_since <= ? RETURNING name", (removed_before,)
+            ).fetchall()
             for row in rows:
                 self._execute("DELETE FROM losses WHERE sink = ?", row)
         return [name for (name,) in rows]
 
-    def note_age(self, age: int) -> None:
+    def save_uptime(self, uptime: int) -> None:
         """Save the bridge's uptime in seconds.
 
         Raises:
             DatabaseRemovedError: The file was removed, so the data is lost when this process ends.
         """
-        if not self._path.exists() or self._path.stat().st_ino != self._file:
-            raise RemovedError
-        self._execute("INSERT OR REPLACE INTO state VALUES ('uptime', ?)", (age,))
+        if not self._path.exists() or self._path.stat().st_ino != self._inode:
+            raise DatabaseRemovedError
+        self._execute("INSERT OR REPLACE INTO state VALUES ('uptime', ?)", (uptime,))
 
-    def note_reset(self, last_written: int) -> None:
+    def save_reset(self, last_written: int) -> None:
         """Save, until the first append, when the quarantined file that this file replaces was last written."""
         self._execute("INSERT OR REPLACE INTO state VALUES ('reset', ?)", (last_written,))
 
     # --- writing ---
 
-    def write(self, writing: Writing) -> dict[str, int]:
+    def write(self, batch: WriteBatch) -> dict[str, int]:
         """Write down all of it, or nothing; return the age of the oldest chunk that waits for each sink that moved."""
         with self._transaction():
-            for chunk in writing.chunks:
+            for chunk in batch.chunks:
                 self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
-            if writing.memory:
-                self._remember(writing.memory)
-            for name, cursor in writing.cursors.items():
+            if batch.checkpoint:
+                self._save_checkpoint(batch.checkpoint)
+            for name, cursor in batch.cursors.items():
                 self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
-            for name, end in writing.passed.items():
+            for name, end in batch.passed_losses.items():
                 self._execute('DELETE FROM losses WHERE sink = ? AND "end" <= ?', (name, end))
-            self._delete(writing.unneeded)
-            if writing.first:
+            self._delete(batch.released)
+            if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
-            ages = {name: self._age_at(cursor) for name, cursor in writing.cursors.items()}
+            ages = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
         return {name: age for name, age in ages.items() if age is not None}
 
-    def cover(self, sink: str, covers: Sequence[Cover], unneeded: Sequence[Stretch] = ()) -> None:
+    def save_losses(self, sink: str, losses: Sequence[LossRange], released: Sequence[PositionRange] = ()) -> None:
         """Save loss ranges of a sink, and delete records that no sink needs any more."""
         with self._transaction():
-            for loss in covers:
+            for loss in losses:
                 self._execute(
                     "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (sink, loss.first, loss.end, loss.sequence, loss.size, loss.reason, loss.record.data),
                 )
-            self._delete(unneeded)
+            self._delete(released)
 
-    def give_back(self) -> bool:
+    def release_space(self) -> bool:
         """Return some free space of the file to the file system; return whether there may be more."""
         free: int = self._execute("PRAGMA freelist_count").fetchone()[0]
-        if free <= _FREE_PAGES_KEPT:
+        if free <= _RETAINED_FREE_PAGES:
             return False
         # As a script, because execute() would run one step, which frees one page.
-        self._connection.executescript(f"PRAGMA incremental_vacuum({_FREE_PAGES_KEPT})")
+        self._connection.executescript(f"PRAGMA incremental_vacuum({_RETAINED_FREE_PAGES})")
         self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()  # truncates the file
         return True
 
-    def _remember(self, memory: Mapping[str, bytes | None]) -> None:
-        changed = [(key, value) for key, value in memory.items() if value is not None]
-        for rows in _parts(changed):
-            self._execute(_upsert(len(rows)), [value for row in rows for value in row])
-        deleted = [key for key, value in memory.items() if value is None]
-        for keys in _parts(deleted):
-            self._execute(_removal(len(keys)), keys)
+    def _save_checkpoint(self, checkpoint: Mapping[str, bytes | None]) -> None:
+        changed = [(key, value) for key, value in checkpoint.items() if value is not None]
+        for rows in _split(changed):
+            self._execute(_upsert_statement(len(rows)), [value for row in rows for value in row])
+        deleted = [key for key, value in checkpoint.items() if value is None]
+        for keys in _split(deleted):
+            self._execute(_delete_statement(len(keys)), keys)
 
-    def _delete(self, unneeded: Sequence[Stretch]) -> None:
-        for first, end in unneeded:
+    def _delete(self, released: Sequence[PositionRange]) -> None:
+        for first, end in released:
             self._execute(
                 "DELETE FROM chunks WHERE position >= ? AND position < ? AND position + number <= ?", (first, end, end)
             )
@@ -246,13 +248,13 @@ class Database:
                 size += len(document)
                 if records and (len(records) == limit or size > max_bytes):
                     return records
-                records.append(_parsed(document))
-            position = chunk.position + chunk.number
+                records.append(_parse_record(document))
+            position = chunk.position + chunk.record_count
         if not records:
-            raise DamagedError(f"record at position {first} is missing")
+            raise CorruptDatabaseError(f"record at position {first} is missing")
         return records
 
-    def headers(self, first: int) -> Iterator[Header]:
+    def headers(self, first: int) -> Iterator[ChunkHeader]:
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         rows = self._execute(
             "SELECT position, number, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
@@ -260,9 +262,9 @@ class Database:
             "ORDER BY position",
             (first, first),
         )
-        return (Header(*row) for row in rows)
+        return (ChunkHeader(*row) for row in rows)
 
-    def sizes(self, header: Header) -> list[int]:
+    def record_sizes(self, header: ChunkHeader) -> list[int]:
         """Return the size of each record in a chunk."""
         row = self._execute("SELECT * FROM chunks WHERE position = ?", (header.position,)).fetchone()
         return [len(document) for document in self._documents(Chunk(*row))]
@@ -278,33 +280,33 @@ class Database:
     @staticmethod
     def _documents(chunk: Chunk) -> list[bytes]:
         documents = chunk.documents.split(b"\n")
-        if len(documents) != chunk.number:
-            raise DamagedError(f"chunk at position {chunk.position} is incomplete")
+        if len(documents) != chunk.record_count:
+            raise CorruptDatabaseError(f"chunk at position {chunk.position} is incomplete")
         return documents
 
 
-def _parsed(document: bytes) -> Record:
+def _parse_record(document: bytes) -> Record:
     try:
-        return parse(document)
+        return parse_record(document)
     except ValueError as error:
-        raise DamagedError(f"record cannot be decoded: {error}") from error
+        raise CorruptDatabaseError(f"record cannot be decoded: {error}") from error
 
 
-def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+def _split(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     """Split rows into parts of a few fixed sizes, so that few different statements are needed."""
     start = 0
-    for size in _ROWS_AT_ONCE:
+    for size in _ROWS_PER_STATEMENT:
         while len(rows) - start >= size:
             yield rows[start : start + size]
             start += size
 
 
 @lru_cache
-def _upsert(rows: int) -> str:
+def _upsert_statement(rows: int) -> str:
     values = ", ".join(["(?, ?)"] * rows)
     return f"INSERT INTO checkpoint VALUES {values} ON CONFLICT (key) DO UPDATE SET value = excluded.value"  # noqa: S608
 
 
 @lru_cache
-def _removal(rows: int) -> str:
+def _delete_statement(rows: int) -> str:
     return f"DELETE FROM checkpoint WHERE key IN ({', '.join('?' * rows)})"  # noqa: S608

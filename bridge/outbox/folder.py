@@ -17,21 +17,21 @@ from bridge.core.errors import InUseError, StateError
 
 DATABASE = "outbox.db"
 DEAD_LETTERS = "dead-letters.jsonl"
-CONTROL = "control.sock"
-_LOCK = "whalebridge.lock"
-_OURS = frozenset({DATABASE, _LOCK})
-_ANYBODYS = frozenset({"lost+found"})
-_SIDE_FILES = ("-wal", "-shm", "-journal")
-_FOLDER_MODE, _FILE_MODE = 0o700, 0o600
+CONTROL_SOCKET = "control.sock"
+_LOCK_FILE = "whalebridge.lock"
+_OWN_FILES = frozenset({DATABASE, _LOCK_FILE})
+_IGNORED_FILES = frozenset({"lost+found"})
+_SIDE_FILE_SUFFIXES = ("-wal", "-shm", "-journal")
+_DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-class StateFolder:
+class StateDirectory:
     """A directory that only this process uses, from ``lock`` to ``unlock``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._lock_descriptor: int | None = None
 
     @property
     def database(self) -> Path:
@@ -43,7 +43,7 @@ class StateFolder:
         """The path of the dead-letter file."""
         return self.path / DEAD_LETTERS
 
-    def take(self) -> None:
+    def lock(self) -> None:
         """Create the directory if it does not exist, and lock it against other processes.
 
         Raises:
@@ -52,52 +52,52 @@ class StateFolder:
         """
         try:
             self._prepare()
-            self._lock = self._locked()
+            self._lock_descriptor = self._acquire_lock()
         except OSError as error:
-            raise StateError(f"state_dir {self.path}: {error.strerror}; {_advice(error)}") from error
+            raise StateError(f"state_dir {self.path}: {error.strerror}; {_hint(error)}") from error
 
-    def release(self) -> None:
+    def unlock(self) -> None:
         """Release the lock; idempotent."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
 
     def create_database(self) -> None:
         """Create the database file, readable by its owner only; SQLite gives its side files the same mode."""
         os.close(os.open(self.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE))
 
-    def set_aside(self) -> Path:
+    def quarantine(self) -> Path:
         """Rename the database and its side files to names with the current time; return the database's new path."""
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         quarantined = self.database.with_name(f"{DATABASE}.corrupt-{now}")
         os.replace(self.database, quarantined)
-        for suffix in _SIDE_FILES:
+        for suffix in _SIDE_FILE_SUFFIXES:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.database}{suffix}", f"{quarantined}{suffix}")
         return quarantined
 
-    def last_set_aside(self) -> Path | None:
+    def last_quarantined(self) -> Path | None:
         """Return the most recently quarantined database; None if there is none."""
         return max(self.path.glob(f"{DATABASE}.corrupt-*Z"), default=None)
 
     def _prepare(self) -> None:
         with contextlib.suppress(FileExistsError):
-            self.path.mkdir(mode=_FOLDER_MODE, parents=True)
+            self.path.mkdir(mode=_DIRECTORY_MODE, parents=True)
         found = self.path.stat()
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        names = set(os.listdir(self.path)) - _ANYBODYS
-        if names and not names & _OURS:
+        names = set(os.listdir(self.path)) - _IGNORED_FILES
+        if names and not names & _OWN_FILES:
             raise StateError(f"state_dir {self.path}: contains foreign files; use a dedicated directory")
         if found.st_uid == os.geteuid():
-            self.path.chmod(_FOLDER_MODE)
+            self.path.chmod(_DIRECTORY_MODE)
         elif found.st_mode & _WRITABLE_BY_OTHERS:
             raise StateError(
                 f"state_dir {self.path}: owned by another user and writable by others; use a dedicated directory"
             )
 
-    def _locked(self) -> int:
-        lock = os.open(self.path / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
+    def _acquire_lock(self) -> int:
+        lock = os.open(self.path / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(lock, 0)
@@ -115,7 +115,7 @@ class StateFolder:
         return lock
 
 
-def _advice(error: OSError) -> str:
+def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free space on its disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -23,7 +23,7 @@ from bridge.core.encode import lost_record
 from bridge.core.events import LossReason, Record
 
 
-class Cover(Struct, frozen=True):
+class LossRange(Struct, frozen=True):
     """A ``lost`` record that replaces the records from position ``first`` to before ``end``.
 
     ``sequence`` is the first replaced record's, ``size`` the number of replaced bytes.
@@ -43,12 +43,12 @@ class Batch(NamedTuple):
     records: Sequence[Record]
     ends: Sequence[int]
 
-    def split(self, number: int) -> tuple[Batch, Batch]:
+    def split(self, count: int) -> tuple[Batch, Batch]:
         """Return the first ``count`` records, and the others."""
-        first, rest = slice(None, number), slice(number, None)
+        first, rest = slice(None, count), slice(count, None)
         return Batch(self.records[first], self.ends[first]), Batch(self.records[rest], self.ends[rest])
 
-    def within(self, limit: int, max_bytes: int) -> Batch:
+    def truncate(self, limit: int, max_bytes: int) -> Batch:
         """Return as many records as the limits allow, at least one."""
         for number, record in enumerate(self.records):
             max_bytes -= len(record.data)
@@ -57,113 +57,113 @@ class Batch(NamedTuple):
         return self
 
 
-NO_BATCH = Batch((), ())
+EMPTY_BATCH = Batch((), ())
 
 
-class Stretch(NamedTuple):
+class PositionRange(NamedTuple):
     """A range of positions from ``first`` to before ``end``."""
 
     first: int
     end: int
 
 
-class Lane:
+class SinkQueue:
     """The state of one sink's queue.
 
     ``size`` is how many bytes of records still wait for it, ``lost`` how many were dropped for want of room. ``since``
     (monotonic) is when the oldest of those that wait was appended, or a little earlier.
     """
 
-    def __init__(self, cursor: int, *, covers: Iterable[Cover] = (), size: int = 0, since: int = 0) -> None:
+    def __init__(self, cursor: int, *, losses: Iterable[LossRange] = (), size: int = 0, oldest_since: int = 0) -> None:
         self.cursor = cursor
-        self.covers: list[Cover] = [cover for cover in covers if cover.end > cursor]
+        self.losses: list[LossRange] = [loss for loss in losses if loss.end > cursor]
         self.size = size
-        self.since = since
-        self.lost = 0
-        self.handed = NO_BATCH
-        self.filled = asyncio.Event()
-        self.changing = asyncio.Lock()  # held while records are selected for reading or dropping
+        self.oldest_since = oldest_since
+        self.dropped = 0
+        self.in_flight = EMPTY_BATCH
+        self.not_empty = asyncio.Event()
+        self.selection_lock = asyncio.Lock()  # held while records are selected for reading or dropping
 
     @property
-    def ahead(self) -> int:
+    def next_unread(self) -> int:
         """The first position after the records in flight."""
-        return self.handed.ends[-1] if self.handed.ends else self.cursor
+        return self.in_flight.ends[-1] if self.in_flight.ends else self.cursor
 
     @property
-    def open(self) -> int:
+    def first_droppable(self) -> int:
         """The first position that can still be dropped."""
-        return max(self.ahead, self.covers[-1].end) if self.covers else self.ahead
+        return max(self.next_unread, self.losses[-1].end) if self.losses else self.next_unread
 
     def depth(self, end: int) -> int:
         """Return the number of records, loss records included, from the cursor to ``end``."""
-        return end - self.cursor - sum(cover.end - cover.first - 1 for cover in self.covers)
+        return end - self.cursor - sum(loss.end - loss.first - 1 for loss in self.losses)
 
-    def plan(self, end: int) -> Iterator[Cover | Stretch]:
+    def read_plan(self, end: int) -> Iterator[LossRange | PositionRange]:
         """Iterate over what to read from the cursor to ``end``: ranges of records, and losses."""
         position = self.cursor
-        for cover in self.covers:
-            if position < cover.first:
-                yield Stretch(position, cover.first)
-            yield cover
-            position = cover.end
+        for loss in self.losses:
+            if position < loss.first:
+                yield PositionRange(position, loss.first)
+            yield loss
+            position = loss.end
         if position < end:
-            yield Stretch(position, end)
+            yield PositionRange(position, end)
 
-    def unneeded(self) -> list[Stretch]:
+    def released(self) -> list[PositionRange]:
         """Return the ranges whose records this sink no longer needs."""
-        return [Stretch(0, self.cursor), *(Stretch(cover.first, cover.end) for cover in self.covers)]
+        return [PositionRange(0, self.cursor), *(PositionRange(loss.first, loss.end) for loss in self.losses)]
 
-    def acknowledge(self, batch: Sequence[Record]) -> list[Cover]:
+    def acknowledge(self, batch: Sequence[Record]) -> list[LossRange]:
         """Advance the cursor past an acknowledged batch; return the losses whose records are in it.
 
         Raises:
             ValueError: The batch is not the beginning of the records in flight.
         """
-        done, rest = self.handed.split(len(batch))
+        done, rest = self.in_flight.split(len(batch))
         if len(done.records) < len(batch) or (batch and batch[-1] is not done.records[-1]):
             raise ValueError("acknowledged batch is not the beginning of the last read")
-        self.handed = rest
+        self.in_flight = rest
         self.cursor = done.ends[-1] if done.ends else self.cursor
-        passed = [loss for loss in self.covers if loss.end <= self.cursor]
-        self.covers = self.covers[len(passed) :]
+        passed = [loss for loss in self.losses if loss.end <= self.cursor]
+        self.losses = self.losses[len(passed) :]
         self.size += sum(len(loss.record.data) for loss in passed)  # not part of the size, but subtracted below
         self.size -= sum(len(record.data) for record in done.records)
         return passed
 
-    def loss_to_extend(self, epoch: int, sequence: int) -> Cover | None:
+    def open_loss(self, epoch: int, sequence: int) -> LossRange | None:
         """Return the loss that a drop at ``first_droppable`` extends, given its first epoch and sequence; or None."""
-        last = self.covers[-1] if self.covers else None
-        if last is None or last.reason != "overflow" or last.first < self.ahead:
+        last = self.losses[-1] if self.losses else None
+        if last is None or last.reason != "overflow" or last.first < self.next_unread:
             return None
         return last if last.record.epoch == epoch and last.record.sequence + 1 == sequence else None
 
-    def lose(self, covers: Sequence[Cover], size: int) -> None:
+    def drop(self, losses: Sequence[LossRange], size: int) -> None:
         """Add losses of ``size`` bytes from ``first_droppable`` on; an extended loss is replaced."""
-        first = covers[0].first
-        unchanged = [loss for loss in self.covers if loss.end <= first]
-        extended = self.covers[len(unchanged) :]
-        self.lost += sum(map(_length, covers)) - sum(map(_length, extended))
-        self.covers = [*unchanged, *covers]
+        first = losses[0].first
+        unchanged = [loss for loss in self.losses if loss.end <= first]
+        extended = self.losses[len(unchanged) :]
+        self.dropped += sum(map(_record_count, losses)) - sum(map(_record_count, extended))
+        self.losses = [*unchanged, *losses]
         self.size -= size
 
-    def replace(self, covers: Sequence[Cover]) -> None:
+    def mark_rejected(self, losses: Sequence[LossRange]) -> None:
         """Add the losses of rejected records; the records in flight have to be read again."""
-        self.handed = NO_BATCH
-        self.covers = sorted([*self.covers, *covers], key=lambda cover: cover.first)
-        self.size -= sum(cover.size for cover in covers)
+        self.in_flight = EMPTY_BATCH
+        self.losses = sorted([*self.losses, *losses], key=lambda loss: loss.first)
+        self.size -= sum(loss.size for loss in losses)
 
 
-def _length(cover: Cover) -> int:
-    return cover.end - cover.first
+def _record_count(loss: LossRange) -> int:
+    return loss.end - loss.first
 
 
-def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) -> list[Cover]:
+def rejection_losses(in_flight: Batch, positions: Collection[tuple[int, int]], now: int) -> list[LossRange]:
     """Return losses that replace the rejected records at ``positions`` (epoch, sequence).
 
     Loss records are never replaced.
     """
     return [
-        Cover(
+        LossRange(
             end - 1,
             end,
             record.sequence,
@@ -171,23 +171,23 @@ def refusals(handed: Batch, positions: Collection[tuple[int, int]], now: int) ->
             "rejected",
             lost_record(record, record.sequence, "rejected", now),
         )
-        for record, end in zip(handed.records, handed.ends, strict=True)
+        for record, end in zip(in_flight.records, in_flight.ends, strict=True)
         if (record.epoch, record.sequence) in positions and record.type != "lost"
     ]
 
 
-def unneeded_by_all(lanes: Iterable[Lane]) -> list[Stretch]:
+def released_by_all(queues: Iterable[SinkQueue]) -> list[PositionRange]:
     """Return the ranges whose records no sink needs any more."""
-    common = [Stretch(0, sys.maxsize)]
-    for lane in lanes:
-        common = list(intersection(common, lane.unneeded()))
+    common = [PositionRange(0, sys.maxsize)]
+    for queue in queues:
+        common = list(intersection(common, queue.released()))
     return common
 
 
-def intersection(ours: Iterable[Stretch], theirs: Sequence[Stretch]) -> Iterator[Stretch]:
+def intersection(left: Iterable[PositionRange], right: Sequence[PositionRange]) -> Iterator[PositionRange]:
     """Return the positions that are in both sequences of ranges."""
-    for one in ours:
-        for other in theirs:
+    for one in left:
+        for other in right:
             first, end = max(one.first, other.first), min(one.end, other.end)
             if first < end:
-                yield Stretch(first, end)
+                yield PositionRange(first, end)

@@ -8,11 +8,11 @@ from msgspec import Struct
 
 from bridge.core.encode import lost_record
 from bridge.outbox.database import Database
-from bridge.outbox.lane import Cover
-from bridge.outbox.rows import Header
+from bridge.outbox.lane import LossRange
+from bridge.outbox.rows import ChunkHeader
 
 
-class Excess(Struct, frozen=True):
+class DropPlan(Struct, frozen=True):
     """What to drop from position ``start`` on: at least this many records and bytes, and records written before
     ``written_before`` (uptime).
 
@@ -22,12 +22,12 @@ class Excess(Struct, frozen=True):
     start: int
     records: int
     size: int
-    age: int
+    written_before: int
 
 
-def losses(
-    database: Database, excess: Excess, extends: Callable[[int, int], Cover | None], now: int
-) -> tuple[list[Cover], int]:
+def build_losses(
+    database: Database, plan: DropPlan, find_open_loss: Callable[[int, int], LossRange | None], now: int
+) -> tuple[list[LossRange], int]:
     """Build the losses for a plan, one per epoch.
 
     ``find_open_loss`` returns the loss that a first record with this epoch and sequence extends.
@@ -35,34 +35,34 @@ def losses(
     Returns:
         The losses, in order, and the number of dropped bytes.
     """
-    runs = [_Run(excess.start, header) for header in _runs(list(_dropped(database, excess)))]
+    runs = [_DroppedRun(plan.start, header) for header in _split_by_epoch(list(_headers_to_drop(database, plan)))]
     if not runs:
         return [], 0
     first = runs[0].headers[0]
-    runs[0].shorten(database.sizes(first)[: max(0, excess.start - first.position)])
+    runs[0].exclude(database.record_sizes(first)[: max(0, plan.start - first.position)])
     dropped = sum(run.size for run in runs)
-    covers = [run.cover(database, now) for run in runs]
-    known = extends(covers[0].record.epoch, covers[0].sequence)
+    losses = [run.build_loss(database, now) for run in runs]
+    known = find_open_loss(losses[0].record.epoch, losses[0].sequence)
     if known is not None:
-        covers[0] = runs[0].cover(database, now, known)
-    return covers, dropped
+        losses[0] = runs[0].build_loss(database, now, known)
+    return losses, dropped
 
 
-def _dropped(database: Database, excess: Excess) -> Iterator[Header]:
+def _headers_to_drop(database: Database, plan: DropPlan) -> Iterator[ChunkHeader]:
     records = size = 0
-    for header in database.headers(excess.start):
-        if records >= excess.records and size >= excess.size and header.age >= excess.age:
+    for header in database.headers(plan.start):
+        if records >= plan.records and size >= plan.size and header.uptime >= plan.written_before:
             return
-        records += header.position + header.number - max(header.position, excess.start)
+        records += header.position + header.record_count - max(header.position, plan.start)
         size += header.size
         yield header
 
 
-def _runs(headers: list[Header]) -> Iterator[list[Header]]:
+def _split_by_epoch(headers: list[ChunkHeader]) -> Iterator[list[ChunkHeader]]:
     """Split chunks where a new epoch begins."""
-    run: list[Header] = []
+    run: list[ChunkHeader] = []
     for header in headers:
-        if run and (header.epoch, header.sequence) != (run[-1].epoch, run[-1].sequence + run[-1].number):
+        if run and (header.epoch, header.sequence) != (run[-1].epoch, run[-1].sequence + run[-1].record_count):
             yield run
             run = []
         run.append(header)
@@ -70,25 +70,25 @@ def _runs(headers: list[Header]) -> Iterator[list[Header]]:
         yield run
 
 
-class _Run:
+class _DroppedRun:
     """Chunks of one epoch to drop; records before ``start`` in the first chunk are excluded."""
 
-    def __init__(self, start: int, headers: list[Header]) -> None:
+    def __init__(self, start: int, headers: list[ChunkHeader]) -> None:
         self.headers = headers
         first = headers[0]
-        self._first = max(first.position, start)
-        self._sequence = first.sequence + self._first - first.position
-        self.size = sum(header.size - header.number + 1 for header in headers)  # without line feeds
+        self._first_position = max(first.position, start)
+        self._first_sequence = first.sequence + self._first_position - first.position
+        self.size = sum(header.size - header.record_count + 1 for header in headers)  # without line feeds
 
-    def shorten(self, sizes: list[int]) -> None:
+    def exclude(self, sizes: list[int]) -> None:
         """Exclude records of these sizes from the dropped bytes."""
         self.size -= sum(sizes)
 
-    def cover(self, database: Database, now: int, known: Cover | None = None) -> Cover:
+    def build_loss(self, database: Database, now: int, open_loss: LossRange | None = None) -> LossRange:
         last = self.headers[-1]
-        end = last.position + last.number
+        end = last.position + last.record_count
         record = database.read(end - 1, end, 1, 0)[0]
-        first, sequence, size = self._first, self._sequence, self.size
-        if known is not None:
-            first, sequence, size = known.first, known.sequence, known.size + size
-        return Cover(first, end, sequence, size, "overflow", lost_record(record, sequence, "overflow", now))
+        first, sequence, size = self._first_position, self._first_sequence, self.size
+        if open_loss is not None:
+            first, sequence, size = open_loss.first, open_loss.sequence, open_loss.size + size
+        return LossRange(first, end, sequence, size, "overflow", lost_record(record, sequence, "overflow", now))

@@ -16,15 +16,15 @@ import structlog
 
 from bridge.core.encode import lost_record
 from bridge.core.events import Record
-from bridge.core.ports import Clock, Lag, Recollection
+from bridge.core.ports import Clock, Lag, StoredCheckpoint
 from bridge.core.time import SECOND, to_seconds
-from bridge.outbox.bounds import Bounds
-from bridge.outbox.lane import Batch, Cover, Lane, refusals, unneeded_by_all
+from bridge.outbox.bounds import Limits
+from bridge.outbox.lane import Batch, LossRange, SinkQueue, rejection_losses, released_by_all
 from bridge.telemetry.rate_limit import RateLimiter
 
-DEFAULT = Bounds(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
-_NOTHING: Mapping[str, bytes | None] = {}
-_SPACING = SECOND  # of the moments that are kept
+DEFAULT_LIMITS = Limits(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
+_NO_CHANGES: Mapping[str, bytes | None] = {}
+_APPEND_TIME_INTERVAL_NS = SECOND  # of the moments that are kept
 _log = structlog.get_logger(__name__)
 
 
@@ -42,99 +42,103 @@ class MemoryOutbox:
         self,
         sinks: Iterable[str],
         clock: Clock,
-        bounds: Bounds = DEFAULT,
+        limits: Limits = DEFAULT_LIMITS,
         *,
         on_loss: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
-        self._bounds = bounds
+        self._limits = limits
         self._on_loss = on_loss
-        self._limiter = RateLimiter(clock)
-        self._lanes = {sink: Lane(0) for sink in sinks}
+        self._rate_limiter = RateLimiter(clock)
+        self._queues = {sink: SinkQueue(0) for sink in sinks}
         self._records: dict[int, Record] = {}
         self._end = 0
-        self._appended: deque[tuple[int, int]] = deque()  # positions, and when (monotonic) records came from there on
-        self._old = 0  # records before this position are older than they may be
+        self._append_times: deque[tuple[int, int]] = (
+            deque()
+        )  # positions, and when (monotonic) records came from there on
+        self._expired_before = 0  # records before this position are older than they may be
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """Always None: appends to memory do not fail."""
         return None
 
-    def recall(self) -> Recollection:
+    def load_checkpoint(self) -> StoredCheckpoint:
         """Return an empty checkpoint."""
-        return Recollection({})
+        return StoredCheckpoint({})
 
-    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = _NOTHING) -> None:  # noqa: ARG002
+    async def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None] = _NO_CHANGES) -> None:  # noqa: ARG002
         """Append records for every sink."""
         size = sum(len(record.data) for record in records)
-        self._grow_old()
-        for sink, lane in self._lanes.items():
-            self._make_room(sink, lane, len(records), size)
-            lane.size += size
+        self._expire()
+        for sink, queue in self._queues.items():
+            self._enforce_limits(sink, queue, len(records), size)
+            queue.size += size
         now = self._clock.now().monotonic
-        if not self._appended or now - self._appended[-1][1] >= _SPACING:
-            self._appended.append((self._end, now))
+        if not self._append_times or now - self._append_times[-1][1] >= _APPEND_TIME_INTERVAL_NS:
+            self._append_times.append((self._end, now))
         for position, record in enumerate(records, self._end):
             self._records[position] = record
         self._end += len(records)
-        for lane in self._lanes.values():
-            lane.filled.set()
+        for queue in self._queues.values():
+            queue.not_empty.set()
 
     async def read(self, sink: str, limit: int, max_bytes: int = 1024 * 1024) -> Sequence[Record]:
         """Wait for records that a sink has not acknowledged, and return the oldest."""
-        lane = self._lanes[sink]
-        while not lane.depth(self._end):
-            lane.filled.clear()
-            await lane.filled.wait()
-        waiting = list(islice(self._waiting(lane), limit))
-        lane.handed = Batch([record for record, _ in waiting], [end for _, end in waiting]).within(limit, max_bytes)
-        return lane.handed.records
+        queue = self._queues[sink]
+        while not queue.depth(self._end):
+            queue.not_empty.clear()
+            await queue.not_empty.wait()
+        waiting = list(islice(self._backlog(queue), limit))
+        queue.in_flight = Batch([record for record, _ in waiting], [end for _, end in waiting]).truncate(
+            limit, max_bytes
+        )
+        return queue.in_flight.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         """Advance a sink's cursor past the records of its last read, or the first of them."""
-        lane = self._lanes[sink]
-        first = lane.cursor
-        told = lane.acknowledge(batch)
-        self._free(first)
-        first = min(lane.cursor for lane in self._lanes.values())
-        while len(self._appended) > 1 and self._appended[1][0] <= first:
-            self._appended.popleft()
-        if any(cover.reason == "overflow" for cover in told):
+        queue = self._queues[sink]
+        first = queue.cursor
+        passed = queue.acknowledge(batch)
+        self._delete_released(first)
+        first = min(queue.cursor for queue in self._queues.values())
+        while len(self._append_times) > 1 and self._append_times[1][0] <= first:
+            self._append_times.popleft()
+        if any(loss.reason == "overflow" for loss in passed):
             self._on_loss()
 
-    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+    async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
         """Replace records that a sink rejected by loss records; there is no dead-letter file."""
-        lane = self._lanes[sink]
-        covers = refusals(lane.handed, positions, self._clock.now().wall)
-        for cover in covers:
-            position = f"{cover.record.epoch}-{cover.record.sequence}"
-            self._limiter.log(
+        queue = self._queues[sink]
+        losses = rejection_losses(queue.in_flight, positions, self._clock.now().wall)
+        for loss in losses:
+            position = f"{loss.record.epoch}-{loss.record.sequence}"
+            self._rate_limiter.log(
                 _log.error, (sink, reason), "rejected_record_discarded", sink=sink, position=position, reason=reason
             )
-        lane.replace(covers)
-        return len(covers)
+        queue.mark_rejected(losses)
+        return len(losses)
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
-        return self._lanes[sink].depth(self._end)
+        return self._queues[sink].depth(self._end)
 
     def lag(self, sink: str) -> Lag:
         """Return the depth, size and age of a sink's backlog, and its dropped records."""
-        lane, depth = self._lanes[sink], self.depth(sink)
-        return Lag(depth, lane.size, self._age(lane.cursor) if depth else 0.0, lane.lost)
+        queue, depth = self._queues[sink], self.depth(sink)
+        return Lag(depth, queue.size, self._age_seconds(queue.cursor) if depth else 0.0, queue.dropped)
 
-    def _age(self, position: int) -> float:
+    def _age_seconds(self, position: int) -> float:
         """Return how many seconds ago the record at a position was appended, or up to a second more."""
-        since = self._appended[bisect_right(self._appended, position, key=lambda each: each[0]) - 1][1]
+        since = self._append_times[bisect_right(self._append_times, position, key=lambda each: each[0]) - 1][1]
         return to_seconds(self._clock.now().monotonic - since)
 
     async def close(self) -> None:
         """Do nothing: there are no resources to release."""
 
-    def _waiting(self, lane: Lane) -> Iterator[tuple[Record, int]]:
-        for step in lane.plan(self._end):
-            if isinstance(step, Cover):
+    def _backlog(self, queue: SinkQueue) -> Iterator[tuple[Record, int]]:
+        for step in queue.read_plan(self._end):
+            if isinstance(step, LossRange):
                 yield step.record, step.end
             else:
                 for position in range(step.first, step.end):
@@ -142,32 +146,34 @@ class MemoryOutbox:
 
     # --- limits ---
 
-    def _grow_old(self) -> None:
-        oldest = self._clock.now().monotonic - self._bounds.max_age * SECOND
+    def _expire(self) -> None:
+        oldest = self._clock.now().monotonic - self._limits.max_age * SECOND
         # The first stays: a batch that was handed out is never dropped.
-        while len(self._appended) > 2 and self._appended[2][1] < oldest:  # noqa: PLR2004
-            del self._appended[1]
-        young = bisect_left(self._appended, oldest, key=lambda each: each[1])
-        self._old = self._appended[young][0] if young < len(self._appended) else self._end
+        while len(self._append_times) > 2 and self._append_times[2][1] < oldest:  # noqa: PLR2004
+            del self._append_times[1]
+        young = bisect_left(self._append_times, oldest, key=lambda each: each[1])
+        self._expired_before = self._append_times[young][0] if young < len(self._append_times) else self._end
 
-    def _make_room(self, sink: str, lane: Lane, records: int, size: int) -> None:
-        records, size = self._bounds.excess(lane.depth(self._end) + records, lane.size + size)
-        first = end = lane.open
+    def _enforce_limits(self, sink: str, queue: SinkQueue, records: int, size: int) -> None:
+        records, size = self._limits.overflow(queue.depth(self._end) + records, queue.size + size)
+        first = end = queue.first_droppable
         dropped = 0
-        while end < self._end and (end - first < records or dropped < size or end < self._old):
+        while end < self._end and (end - first < records or dropped < size or end < self._expired_before):
             dropped += len(self._records[end].data)
             end += 1
         if end == first:
             return
-        lane.lose(list(self._losses(lane, first, end)), dropped)
-        self._free(first)
-        waiting = lane.depth(self._end)
-        self._limiter.log(_log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting)
+        queue.drop(list(self._build_losses(queue, first, end)), dropped)
+        self._delete_released(first)
+        waiting = queue.depth(self._end)
+        self._rate_limiter.log(
+            _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting
+        )
 
-    def _losses(self, lane: Lane, first: int, end: int) -> Iterator[Cover]:
+    def _build_losses(self, queue: SinkQueue, first: int, end: int) -> Iterator[LossRange]:
         """Build the losses for dropped records, one per epoch."""
         now = self._clock.now().wall
-        extended = lane.loss_to_extend(self._records[first].epoch, self._records[first].sequence)
+        extended = queue.open_loss(self._records[first].epoch, self._records[first].sequence)
         start, sequence, size = first, self._records[first].sequence, 0
         if extended is not None:
             start, sequence, size = extended.first, extended.sequence, extended.size
@@ -177,11 +183,11 @@ class MemoryOutbox:
             after = self._records.get(position + 1) if position + 1 < end else None
             if after is None or (after.epoch, after.sequence) != (record.epoch, record.sequence + 1):
                 lost = lost_record(record, sequence, "overflow", now)
-                yield Cover(start, position + 1, sequence, size, "overflow", lost)
+                yield LossRange(start, position + 1, sequence, size, "overflow", lost)
                 start, sequence, size = position + 1, after.sequence if after is not None else 0, 0
 
-    def _free(self, first: int) -> None:
+    def _delete_released(self, first: int) -> None:
         """Delete records from position ``first`` on that no sink needs any more."""
-        for positions in unneeded_by_all(self._lanes.values()):
+        for positions in released_by_all(self._queues.values()):
             for position in range(max(first, positions.first), min(positions.end, self._end)):
                 self._records.pop(position, None)

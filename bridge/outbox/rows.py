@@ -11,35 +11,35 @@ from typing import NamedTuple
 from msgspec import Struct, field
 
 from bridge.core.events import Record
-from bridge.outbox.lane import Cover, Stretch
+from bridge.outbox.lane import LossRange, PositionRange
 
-MOST_RECORDS = 512
-MOST_BYTES = 512 * 1024
+MAX_RECORDS = 512
+MAX_BYTES = 512 * 1024
 
 
 class Chunk(NamedTuple):
     """A row of the table of chunks: the documents of consecutive records."""
 
     position: int
-    number: int
+    record_count: int
     epoch: int
     sequence: int
-    age: int
+    uptime: int
     documents: bytes
 
 
-class Header(NamedTuple):
+class ChunkHeader(NamedTuple):
     """A chunk without its documents; ``size`` is their size in bytes."""
 
     position: int
-    number: int
+    record_count: int
     epoch: int
     sequence: int
-    age: int
+    uptime: int
     size: int
 
 
-class Writing(Struct):
+class WriteBatch(Struct):
     """The changes of one transaction.
 
     ``passed_losses``: for each sink, the position up to which losses are acknowledged. ``is_first_append``: the
@@ -47,50 +47,50 @@ class Writing(Struct):
     """
 
     chunks: Sequence[Chunk] = ()
-    memory: Mapping[str, bytes | None] = field(default_factory=dict)
+    checkpoint: Mapping[str, bytes | None] = field(default_factory=dict)
     cursors: Mapping[str, int] = field(default_factory=dict)
-    passed: Mapping[str, int] = field(default_factory=dict)
-    unneeded: Sequence[Stretch] = ()
-    first: bool = False
+    passed_losses: Mapping[str, int] = field(default_factory=dict)
+    released: Sequence[PositionRange] = ()
+    is_first_append: bool = False
 
 
-class StoredLane(NamedTuple):
+class StoredCursor(NamedTuple):
     """A sink as it was left; ``age_of_oldest`` is the ``age`` of the oldest chunk that waits for it."""
 
     cursor: int
-    covers: list[Cover]
+    losses: list[LossRange]
     size: int
-    age_of_oldest: int
+    oldest_uptime: int
 
 
-class Content(NamedTuple):
+class LoadedState(NamedTuple):
     """The content of the file without records; ``quarantined_written_at`` is when the quarantined file that this file
     replaces was last written, in nanoseconds since the epoch.
     """
 
     end: int
-    age: int
-    lanes: dict[str, StoredLane]
-    memory: dict[str, bytes]
-    reset: int | None
+    uptime: int
+    cursors: dict[str, StoredCursor]
+    checkpoint: dict[str, bytes]
+    quarantined_written_at: int | None
 
 
-def chunked(records: Sequence[Record], position: int, age: int) -> Iterator[Chunk]:
+def split_into_chunks(records: Sequence[Record], position: int, uptime: int) -> Iterator[Chunk]:
     """Part records, of which the first has ``position``: by size, and where sequences do not follow each other."""
     start = size = 0
     for index, record in enumerate(records):
         first = records[start]
         follows = record.sequence - first.sequence == index - start and record.epoch == first.epoch
-        if index > start and (not follows or index - start == MOST_RECORDS or size + len(record.data) > MOST_BYTES):
-            yield _chunk(records[start:index], position + start, age)
+        if index > start and (not follows or index - start == MAX_RECORDS or size + len(record.data) > MAX_BYTES):
+            yield _build_chunk(records[start:index], position + start, uptime)
             start = index
             size = 0
         size += len(record.data)
     if records:
-        yield _chunk(records[start:], position + start, age)
+        yield _build_chunk(records[start:], position + start, uptime)
 
 
-def _chunk(records: Sequence[Record], position: int, age: int) -> Chunk:
+def _build_chunk(records: Sequence[Record], position: int, uptime: int) -> Chunk:
     first = records[0]
     documents = b"\n".join([record.data for record in records])
-    return Chunk(position, len(records), first.epoch, first.sequence, age, documents)
+    return Chunk(position, len(records), first.epoch, first.sequence, uptime, documents)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-APPLICATION = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
+APPLICATION_ID = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
 
 # A chunk holds the documents of `number` records of one epoch, one per line, with consecutive positions and sequences.
 # `uptime` is the bridge's total uptime in seconds at the time of writing, so that setting a clock does not age records.
-_FIRST = """
+_FORMAT_1 = """
 CREATE TABLE chunks (
     position INTEGER PRIMARY KEY,
     number INTEGER NOT NULL,
@@ -43,15 +43,15 @@ CREATE TABLE state (
 ) WITHOUT ROWID;
 """
 
-STEPS = (_FIRST,)
+MIGRATIONS = (_FORMAT_1,)
 """The scripts from each format to the next, from an empty file (0) on; a released script is never changed."""
 
 
-class ForeignError(Exception):
+class UnknownFormatError(Exception):
     """The file is another program's database."""
 
 
-class NewerError(Exception):
+class NewerFormatError(Exception):
     """The file was written by a newer version of this program."""
 
     def __init__(self, format_: int) -> None:
@@ -59,7 +59,7 @@ class NewerError(Exception):
         self.format = format_
 
 
-def recognise(connection: sqlite3.Connection, newest: int = len(STEPS)) -> int:
+def detect_format(connection: sqlite3.Connection, newest: int = len(MIGRATIONS)) -> int:
     """Return the format of a database, 0 for an empty one, without changing it.
 
     Raises:
@@ -68,25 +68,25 @@ def recognise(connection: sqlite3.Connection, newest: int = len(STEPS)) -> int:
     """
     application = _pragma(connection, "application_id")
     format_ = _pragma(connection, "user_version")
-    if application != APPLICATION and (application or format_ or not _is_empty(connection)):
-        raise ForeignError
+    if application != APPLICATION_ID and (application or format_ or not _is_empty(connection)):
+        raise UnknownFormatError
     if format_ > newest:
-        raise NewerError(format_)
+        raise NewerFormatError(format_)
     return format_
 
 
-def migrate(connection: sqlite3.Connection, steps: Sequence[str] = STEPS) -> None:
+def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIONS) -> None:
     """Migrate a database to the newest format in one transaction; an empty database is initialized.
 
     Raises:
         UnknownFormatError, NewerFormatError: see ``detect_format``.
     """
-    format_ = recognise(connection, len(steps))
-    if format_ == len(steps):
+    format_ = detect_format(connection, len(migrations))
+    if format_ == len(migrations):
         return
-    script = "".join(steps[format_:])
+    script = "".join(migrations[format_:])
     connection.executescript(
-        f"BEGIN IMMEDIATE; {script} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {len(steps)}; COMMIT;"
+        f"BEGIN IMMEDIATE; {script} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {len(migrations)}; COMMIT;"
     )
 
 

@@ -22,22 +22,22 @@ import structlog
 
 from bridge.core.errors import BridgeError
 from bridge.core.events import Record
-from bridge.core.ports import Clock, Lag, Recollection
+from bridge.core.ports import Clock, Lag, StoredCheckpoint
 from bridge.core.time import SECOND, to_seconds
 from bridge.outbox import dead_letters
-from bridge.outbox.bounds import Bounds
+from bridge.outbox.bounds import Limits
 from bridge.outbox.database import Database
-from bridge.outbox.folder import StateFolder
-from bridge.outbox.lane import Batch, Cover, Lane, Stretch, refusals
-from bridge.outbox.rows import Content
+from bridge.outbox.folder import StateDirectory
+from bridge.outbox.lane import Batch, LossRange, PositionRange, SinkQueue, rejection_losses
+from bridge.outbox.rows import LoadedState
 from bridge.outbox.store import Store
-from bridge.outbox.tail import Tail
-from bridge.outbox.writer import ABSENT_KEPT, Writer
+from bridge.outbox.tail import ReadCache
+from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, Writer
 
 READ_BYTES = 1024 * 1024
-TAIL_BYTES = 8 * 1024 * 1024
+READ_CACHE_BYTES = 8 * 1024 * 1024
 CLOSE_SECONDS = 2.0
-_NOTHING: Mapping[str, bytes | None] = {}
+_NO_CHANGES: Mapping[str, bytes | None] = {}
 _log = structlog.get_logger(__name__)
 
 
@@ -47,31 +47,38 @@ class SqliteOutbox:
     def __init__(
         self,
         store: Store,
-        folder: StateFolder,
-        content: Content,
+        directory: StateDirectory,
+        state: LoadedState,
         sinks: Iterable[str],
         clock: Clock,
-        bounds: Bounds,
+        limits: Limits,
         on_loss: Callable[[], None],
     ) -> None:
         self._store = store
-        self._folder = folder
+        self._directory = directory
         self._clock = clock
         self._on_loss = on_loss
-        self._memory = Recollection(content.memory, reset=content.reset is not None, last_written=content.reset or 0)
-        self._tail = Tail(content.end, TAIL_BYTES)
-        began = clock.now().monotonic - content.age * SECOND
-        absent = {
-            name: Lane(
-                stored.cursor, covers=stored.covers, size=stored.size, since=began + stored.age_of_oldest * SECOND
+        self._checkpoint = StoredCheckpoint(
+            state.checkpoint,
+            reset=state.quarantined_written_at is not None,
+            last_written=state.quarantined_written_at or 0,
+        )
+        self._cache = ReadCache(state.end, READ_CACHE_BYTES)
+        began = clock.now().monotonic - state.uptime * SECOND
+        removed = {
+            name: SinkQueue(
+                stored.cursor,
+                losses=stored.losses,
+                size=stored.size,
+                oldest_since=began + stored.oldest_uptime * SECOND,
             )
-            for name, stored in content.lanes.items()
+            for name, stored in state.cursors.items()
         }
-        self._lanes = {name: absent.pop(name) if name in absent else Lane(content.end) for name in sinks}
-        self._absent = absent
-        self._writer = Writer(store, self._tail, self._lanes, absent, clock, bounds, began)
-        self._failure: Exception | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in sinks}
+        self._removed = removed
+        self._writer = Writer(store, self._cache, self._queues, removed, clock, limits, began)
+        self._writer_error: Exception | None = None
+        self._writer_task: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -79,7 +86,7 @@ class SqliteOutbox:
         path: Path,
         sinks: Iterable[str],
         clock: Clock,
-        bounds: Bounds,
+        limits: Limits,
         *,
         on_loss: Callable[[], None] = lambda: None,
     ) -> SqliteOutbox:
@@ -95,44 +102,49 @@ class SqliteOutbox:
         Raises:
             FatalError: The directory cannot be used; the message says why and what to do.
         """
-        folder = StateFolder(path)
-        store = Store(folder, clock)
+        directory = StateDirectory(path)
+        store = Store(directory, clock)
         try:
-            outbox = cls(store, folder, await store.open(), sinks, clock, bounds, on_loss)
-            await outbox._settle()
+            outbox = cls(store, directory, await store.open(), sinks, clock, limits, on_loss)
+            await outbox._register_sinks()
         except BaseException:
             await store.close()
             raise
-        outbox._writing = asyncio.create_task(outbox._write())
+        outbox._writer_task = asyncio.create_task(outbox._run_writer())
         return outbox
 
-    async def _settle(self) -> None:
-        for name, lane in self._absent.items():
-            _log.warning("sink_removed", sink=name, backlog=lane.depth(self._tail.end), retention_seconds=ABSENT_KEPT)
-        cursors = {name: lane.cursor for name, lane in self._lanes.items()}
-        await self._store.insist(lambda database: database.settle(cursors, self._writer.age))
+    async def _register_sinks(self) -> None:
+        for name, queue in self._removed.items():
+            _log.warning(
+                "sink_removed",
+                sink=name,
+                backlog=queue.depth(self._cache.end),
+                retention_seconds=REMOVED_SINK_RETENTION_SECONDS,
+            )
+        cursors = {name: queue.cursor for name, queue in self._queues.items()}
+        await self._store.run_until_done(lambda database: database.register_sinks(cursors, self._writer.uptime))
 
-    async def _write(self) -> None:
+    async def _run_writer(self) -> None:
         try:
             await self._writer.run()
         except Exception as error:  # noqa: BLE001 (raised again by append and read)
-            self._failure = error
-            for lane in self._lanes.values():
-                lane.filled.set()
+            self._writer_error = error
+            for queue in self._queues.values():
+                queue.not_empty.set()
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """Why the file cannot be written at the moment; None if it can."""
-        return self._store.trouble
+        return self._store.last_error
 
-    def recall(self) -> Recollection:
+    def load_checkpoint(self) -> StoredCheckpoint:
         """Return the checkpoint of the last run; later calls return an empty one."""
-        checkpoint, self._memory = self._memory, Recollection({})
+        checkpoint, self._checkpoint = self._checkpoint, StoredCheckpoint({})
         return checkpoint
 
     async def close(self) -> None:
         """Write pending changes once, within a timeout, and close the file and the directory."""
-        writer_task, self._writing = self._writing, None
+        writer_task, self._writer_task = self._writer_task, None
         if writer_task is None:
             return
         writer_task.cancel()
@@ -140,7 +152,7 @@ class SqliteOutbox:
             await writer_task
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                if self._failure is None:
+                if self._writer_error is None:
                     await self._writer.finish()
                 await self._store.close()
         except (BridgeError, TimeoutError) as error:
@@ -148,70 +160,70 @@ class SqliteOutbox:
 
     # --- for the watcher ---
 
-    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] = _NOTHING) -> None:
+    async def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None] = _NO_CHANGES) -> None:
         """Persist records together with changes of the checkpoint, all or nothing."""
-        if self._failure is not None:
-            raise self._failure
-        await self._writer.append(records, memory)
+        if self._writer_error is not None:
+            raise self._writer_error
+        await self._writer.append(records, checkpoint)
 
     # --- for sinks ---
 
     async def read(self, sink: str, limit: int, max_bytes: int = READ_BYTES) -> Sequence[Record]:
         """Wait for records that a sink has not acknowledged, and return the oldest."""
-        lane = self._lanes[sink]
-        while self._failure is None and not lane.depth(self._tail.end):
-            lane.filled.clear()
-            await lane.filled.wait()
-        if self._failure is not None:
-            raise self._failure
-        async with lane.changing:
-            batch = await self._waiting(lane, limit, max_bytes)
-            lane.handed = batch.within(limit, max_bytes)
-        return lane.handed.records
+        queue = self._queues[sink]
+        while self._writer_error is None and not queue.depth(self._cache.end):
+            queue.not_empty.clear()
+            await queue.not_empty.wait()
+        if self._writer_error is not None:
+            raise self._writer_error
+        async with queue.selection_lock:
+            batch = await self._select_batch(queue, limit, max_bytes)
+            queue.in_flight = batch.truncate(limit, max_bytes)
+        return queue.in_flight.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         """Advance a sink's cursor past the records of its last read, or the first of them."""
-        lane = self._lanes[sink]
-        passed = lane.acknowledge(batch)
-        self._writer.moved(sink, told=bool(passed))
-        first = min(lane.cursor for lane in self._lanes.values())
-        self._tail.forget(first)
+        queue = self._queues[sink]
+        passed = queue.acknowledge(batch)
+        self._writer.cursor_moved(sink, passed_losses=bool(passed))
+        first = min(queue.cursor for queue in self._queues.values())
+        self._cache.evict(first)
         if any(loss.reason == "overflow" for loss in passed):
             self._on_loss()
 
-    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+    async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
         """Move records that a sink rejected to the dead-letter file, and replace them by loss records."""
-        lane, now = self._lanes[sink], self._clock.now().wall
-        losses = refusals(lane.handed, positions, now)
+        queue, now = self._queues[sink], self._clock.now().wall
+        losses = rejection_losses(queue.in_flight, positions, now)
         if not losses:
             return 0
         ends = {loss.end for loss in losses}
-        rejected = [record for record, end in zip(*lane.handed, strict=True) if end in ends]
+        rejected = [record for record, end in zip(*queue.in_flight, strict=True) if end in ends]
 
         def job(database: Database) -> None:
-            dead_letters.write(self._folder.dead_letters, sink, rejected, reason, now)
-            database.cover(sink, losses)
+            dead_letters.write(self._directory.dead_letters, sink, rejected, reason, now)
+            database.save_losses(sink, losses)
 
-        await self._store.insist(job)
-        lane.replace(losses)
+        await self._store.run_until_done(job)
+        queue.mark_rejected(losses)
         return len(losses)
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
-        return self._lanes[sink].depth(self._tail.end)
+        return self._queues[sink].depth(self._cache.end)
 
     def lag(self, sink: str) -> Lag:
         """Return the depth, size and age of a sink's backlog, and its dropped records."""
-        lane, depth = self._lanes[sink], self.depth(sink)
-        age = to_seconds(self._clock.now().monotonic - lane.since) if depth else 0.0
-        return Lag(depth, lane.size, age, lane.lost)
+        queue, depth = self._queues[sink], self.depth(sink)
+        age = to_seconds(self._clock.now().monotonic - queue.oldest_since) if depth else 0.0
+        return Lag(depth, queue.size, age, queue.dropped)
 
-    async def _waiting(self, lane: Lane, limit: int, max_bytes: int) -> Batch:
+    async def _select_batch(self, queue: SinkQueue, limit: int, max_bytes: int) -> Batch:
         """Return the records to read from the cursor on: up to the limits, or a little more."""
         records: list[Record] = []
         ends: list[int] = []
-        for step in lane.plan(self._tail.end):
-            if isinstance(step, Cover):
+        for step in queue.read_plan(self._cache.end):
+            if isinstance(step, LossRange):
                 records.append(step.record)
                 ends.append(step.end)
             else:
@@ -222,8 +234,8 @@ class SqliteOutbox:
                 break
         return Batch(records, ends)
 
-    async def _fetch(self, stretch: Stretch, limit: int, max_bytes: int) -> Sequence[Record]:
-        first, end = stretch.first, min(stretch.end, stretch.first + limit)
-        if first >= self._tail.first:
-            return self._tail.get(first, end)
-        return await self._store.insist(lambda database: database.read(first, end, limit, max_bytes))
+    async def _fetch(self, positions: PositionRange, limit: int, max_bytes: int) -> Sequence[Record]:
+        first, end = positions.first, min(positions.end, positions.first + limit)
+        if first >= self._cache.first:
+            return self._cache.get(first, end)
+        return await self._store.run_until_done(lambda database: database.read(first, end, limit, max_bytes))

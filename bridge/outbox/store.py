@@ -17,19 +17,19 @@ from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
-from bridge.outbox.database import DamagedError, Database, RemovedError, look_at
-from bridge.outbox.folder import StateFolder
-from bridge.outbox.rows import Content
-from bridge.outbox.schema import STEPS, ForeignError, NewerError
-from bridge.retry import Backoff, Failure, forever
+from bridge.outbox.database import CorruptDatabaseError, Database, DatabaseRemovedError, validate_database
+from bridge.outbox.folder import StateDirectory
+from bridge.outbox.rows import LoadedState
+from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
+from bridge.retry import Backoff, Failure, retry_forever
 from bridge.telemetry.rate_limit import RateLimiter
 
 T = TypeVar("T")
 
-BACKOFF = Backoff(first=0.1, most=5.0)
-_PRIMARY_CODE = 0xFF
-_DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_PASSING = {
+BACKOFF = Backoff(initial=0.1, maximum=5.0)
+_PRIMARY_CODE_MASK = 0xFF
+_CORRUPTION_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_TRANSIENT = {
     sqlite3.SQLITE_FULL: "free space on its disk",
     sqlite3.SQLITE_IOERR: "check the disk",
     sqlite3.SQLITE_READONLY: "fix its permissions",
@@ -40,33 +40,39 @@ _PASSING = {
     sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
     sqlite3.SQLITE_PROTOCOL: "stop the other program that has it open",
 }
-_HANGING = 10 * SECOND
+_HANG_TIMEOUT_NS = 10 * SECOND
 _log = structlog.get_logger(__name__)
 
 
 class Store:
     """Runs jobs on the thread that owns the connection."""
 
-    def __init__(self, folder: StateFolder, clock: Clock) -> None:
-        self._trouble: str | None = None
-        self._jobs = 0
-        self._stirred = 0  # when (monotonic) a job last finished, or the oldest running job started
-        self._complained = False
-        self._folder = folder
+    def __init__(self, directory: StateDirectory, clock: Clock) -> None:
+        self._last_error: str | None = None
+        self._running_jobs = 0
+        self._last_progress = 0  # when (monotonic) a job last finished, or the oldest running job started
+        self._failure_logged = False
+        self._directory = directory
         self._clock = clock
         self._worker = BlockingWorker("outbox")
         self._database: Database | None = None  # used by the thread only, like the next attribute
-        self._broken: StateError | None = None
-        self._limiter = RateLimiter(clock)
+        self._fatal_error: StateError | None = None
+        self._rate_limiter = RateLimiter(clock)
 
     @property
-    def trouble(self) -> str | None:
+    def last_error(self) -> str | None:
         """Why the file cannot be used at the moment; None if it can."""
-        if self._trouble is None and self._jobs and self._clock.now().monotonic - self._stirred > _HANGING:
-            return f"{self._folder.database}: its disk has not responded for more than {_HANGING // SECOND} s"
-        return self._trouble
+        if (
+            self._last_error is None
+            and self._running_jobs
+            and self._clock.now().monotonic - self._last_progress > _HANG_TIMEOUT_NS
+        ):
+            return (
+                f"{self._directory.database}: its disk has not responded for more than {_HANG_TIMEOUT_NS // SECOND} s"
+            )
+        return self._last_error
 
-    async def open(self) -> Content:
+    async def open(self) -> LoadedState:
         """Lock the directory and open the database; quarantine a corrupt database and create a new one.
 
         Raises:
@@ -74,35 +80,35 @@ class Store:
         """
         return await self._worker.run(self._open)
 
-    async def attempt(self, job: Callable[[Database], T]) -> T:
+    async def run_once(self, job: Callable[[Database], T]) -> T:
         """Run a job once.
 
         Raises:
             TransientError: The job failed; its changes may have been written nevertheless.
             StateError: The database can no longer be used.
         """
-        if not self._jobs:
-            self._stirred = self._clock.now().monotonic
-        self._jobs += 1
+        if not self._running_jobs:
+            self._last_progress = self._clock.now().monotonic
+        self._running_jobs += 1
         try:
-            return await self._worker.run(partial(self._attempt, job))
+            return await self._worker.run(partial(self._run_job, job))
         finally:
-            self._jobs -= 1
-            self._stirred = self._clock.now().monotonic
+            self._running_jobs -= 1
+            self._last_progress = self._clock.now().monotonic
 
-    async def insist(self, job: Callable[[Database], T]) -> T:
+    async def run_until_done(self, job: Callable[[Database], T]) -> T:
         """Retry a job until it succeeds; the job must be idempotent.
 
         Raises:
             StateError: The database can no longer be used.
         """
-        result = await forever(
-            lambda: self.attempt(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._complain
+        result = await retry_forever(
+            lambda: self.run_once(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._log_failure
         )
-        self._trouble = None
-        if self._complained:
-            self._complained = False
-            _log.info("outbox_recovered", path=str(self._folder.database))
+        self._last_error = None
+        if self._failure_logged:
+            self._failure_logged = False
+            _log.info("outbox_recovered", path=str(self._directory.database))
         return result
 
     async def close(self) -> None:
@@ -110,73 +116,73 @@ class Store:
         await self._worker.run(self._close)
         await self._worker.close()
 
-    def _complain(self, failure: Failure) -> None:
-        text = self._trouble = str(failure.error)
-        self._complained |= self._limiter.log(
-            _log.error, text, "outbox_write_failed", error=text, consecutive=failure.in_a_row
+    def _log_failure(self, failure: Failure) -> None:
+        text = self._last_error = str(failure.error)
+        self._failure_logged |= self._rate_limiter.log(
+            _log.error, text, "outbox_write_failed", error=text, consecutive=failure.consecutive
         )
 
     # --- in the thread ---
 
-    def _open(self) -> Content:
-        self._folder.take()
+    def _open(self) -> LoadedState:
+        self._directory.lock()
         try:
-            return self._opened()
+            return self._open_database()
         except BaseException as error:
             self._close()
-            if (translated := _refusal(error, self._folder)) is None:
+            if (translated := _open_error(error, self._directory)) is None:
                 raise
             raise translated from error
 
-    def _opened(self) -> Content:
-        path = self._folder.database
+    def _open_database(self) -> LoadedState:
+        path = self._directory.database
         if not path.exists():  # a crash may have prevented the creation of a new database after the quarantine
-            last = self._folder.last_set_aside()
+            last = self._directory.last_quarantined()
             return self._load(None if last is None else last.stat().st_mtime_ns)
         written = path.stat().st_mtime_ns
         try:
             return self._load()
-        except (sqlite3.Error, DamagedError) as error:
-            if not _is_damage(error):
+        except (sqlite3.Error, CorruptDatabaseError) as error:
+            if not _is_corruption(error):
                 raise
             self._close_database()
-            aside = self._folder.set_aside()
-            _log.critical("outbox_corrupt", path=str(path), error=str(error), quarantined_as=str(aside))
+            quarantined = self._directory.quarantine()
+            _log.critical("outbox_corrupt", path=str(path), error=str(error), quarantined_as=str(quarantined))
             return self._load(written)
 
-    def _load(self, reset: int | None = None) -> Content:
+    def _load(self, quarantined_written_at: int | None = None) -> LoadedState:
         """Open the file; ``quarantined_written_at`` is when the quarantined file that it replaces was last written."""
-        self._folder.create_database()
-        self._database = Database(self._folder.database, check=True)
+        self._directory.create_database()
+        self._database = Database(self._directory.database, check=True)
         try:
-            if reset is not None:
-                self._database.note_reset(reset)
+            if quarantined_written_at is not None:
+                self._database.save_reset(quarantined_written_at)
             return self._database.load()
         except ValueError as error:
-            raise DamagedError(str(error)) from error
+            raise CorruptDatabaseError(str(error)) from error
 
-    def _attempt(self, job: Callable[[Database], T]) -> T:
-        if self._broken is not None:
-            raise self._broken
+    def _run_job(self, job: Callable[[Database], T]) -> T:
+        if self._fatal_error is not None:
+            raise self._fatal_error
         try:
             if self._database is None:
-                self._database = Database(self._folder.database, check=False)
+                self._database = Database(self._directory.database, check=False)
             return job(self._database)
-        except RemovedError as error:
+        except DatabaseRemovedError as error:
             self._close_database()
-            path = self._folder.database
-            self._broken = StateError(f"{path}: removed while in use; restart whalebridge")
-            raise self._broken from error
-        except (sqlite3.Error, OSError, DamagedError) as error:
+            path = self._directory.database
+            self._fatal_error = StateError(f"{path}: removed while in use; restart whalebridge")
+            raise self._fatal_error from error
+        except (sqlite3.Error, OSError, CorruptDatabaseError) as error:
             self._close_database()
-            if not _is_damage(error):
-                raise _translated(error, self._folder) from error
-            quarantined = self._folder.set_aside()
-            self._broken = StateError(
-                f"{self._folder.database}: corrupt ({error}), quarantined as {quarantined.name}; "
+            if not _is_corruption(error):
+                raise _transient_error(error, self._directory) from error
+            quarantined = self._directory.quarantine()
+            self._fatal_error = StateError(
+                f"{self._directory.database}: corrupt ({error}), quarantined as {quarantined.name}; "
                 "restart whalebridge to start with a new database and a snapshot"
             )
-            raise self._broken from error
+            raise self._fatal_error from error
 
     def _close_database(self) -> None:
         if self._database is not None:
@@ -185,61 +191,61 @@ class Store:
 
     def _close(self) -> None:
         self._close_database()
-        self._folder.release()
+        self._directory.unlock()
 
 
-def look(folder: StateFolder) -> None:
+def validate_directory(directory: StateDirectory) -> None:
     """Check whether an outbox could be opened in a locked directory.
 
     Raises:
         StateError: The outbox could not be opened. A corrupt file is not an error, because ``open`` quarantines it.
     """
     try:
-        if folder.database.exists():
-            look_at(folder.database)
+        if directory.database.exists():
+            validate_database(directory.database)
     except Exception as error:
-        if _is_damage(error):
+        if _is_corruption(error):
             return
-        if (translated := _refusal(error, folder)) is None:
+        if (translated := _open_error(error, directory)) is None:
             raise
         raise translated from error
 
 
-def _refusal(error: BaseException, folder: StateFolder) -> StateError | None:
+def _open_error(error: BaseException, directory: StateDirectory) -> StateError | None:
     """Translate an error that prevented opening the file; None if it needs no translation."""
-    path = folder.database
+    path = directory.database
     match error:
-        case ForeignError():
+        case UnknownFormatError():
             return StateError(f"{path}: belongs to another program; use a dedicated state_dir")
-        case NewerError():
+        case NewerFormatError():
             return StateError(
-                f"{path}: written by a newer whalebridge (format {error.format}, supported: {len(STEPS)}); "
+                f"{path}: written by a newer whalebridge (format {error.format}, supported: {len(MIGRATIONS)}); "
                 "run that version, or move the file away to start with a new one"
             )
         case sqlite3.Error() | OSError():
-            return StateError(str(_translated(error, folder)))
+            return StateError(str(_transient_error(error, directory)))
         case _:
             return None
 
 
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, DamagedError) or _code(error) in _DAMAGE
+def _is_corruption(error: Exception) -> bool:
+    return isinstance(error, CorruptDatabaseError) or _sqlite_code(error) in _CORRUPTION_CODES
 
 
-def _code(error: Exception) -> int | None:
+def _sqlite_code(error: Exception) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & _PRIMARY_CODE
+    return None if code is None else code & _PRIMARY_CODE_MASK
 
 
-def _translated(error: Exception, folder: StateFolder) -> TransientError:
+def _transient_error(error: Exception, directory: StateDirectory) -> TransientError:
     """Translate an error that may be temporary.
 
     Raises:
         Exception: Any other error is raised again.
     """
     if isinstance(error, OSError):
-        return TransientError(f"{error.filename or folder.path}: {error.strerror}; check the disk")
-    code = _code(error)
-    if code not in _PASSING:
+        return TransientError(f"{error.filename or directory.path}: {error.strerror}; check the disk")
+    code = _sqlite_code(error)
+    if code not in _TRANSIENT:
         raise error
-    return TransientError(f"{folder.database}: {error}; {_PASSING[code]}")
+    return TransientError(f"{directory.database}: {error}; {_TRANSIENT[code]}")

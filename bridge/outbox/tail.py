@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from bridge.core.events import Record
 
-_SLACK = 1024  # evicted records are removed from the list in batches of this size
+_COMPACTION_THRESHOLD = 1024  # evicted records are removed from the list in batches of this size
 
 
-class Tail:
+class ReadCache:
     """Holds the newest records, as many as ``max_bytes`` allow.
 
     Args:
@@ -21,13 +21,13 @@ class Tail:
         self.end = end
         self._max_bytes = max_bytes
         self._records: list[Record] = []
-        self._gone = 0  # evicted records at the beginning of the list
+        self._evicted = 0  # evicted records at the beginning of the list
         self._size = 0
 
     @property
     def first(self) -> int:
         """The position of the oldest cached record."""
-        return self.end - len(self._records) + self._gone
+        return self.end - len(self._records) + self._evicted
 
     def extend(self, records: Sequence[Record]) -> None:
         """Add records, and evict the oldest beyond the limit."""
@@ -35,28 +35,28 @@ class Tail:
         self.end += len(records)
         self._size += sum(len(record.data) for record in records)
         while self._size > self._max_bytes:
-            self._forget_first()
-        self._give_back()
+            self._evict_first()
+        self._compact()
 
-    def forget(self, before: int) -> None:
+    def evict(self, before: int) -> None:
         """Evict the records before a position."""
         if before >= self.end:
-            self._records, self._gone, self._size = [], 0, 0
+            self._records, self._evicted, self._size = [], 0, 0
         else:
             while self.first < before:
-                self._forget_first()
-            self._give_back()
+                self._evict_first()
+            self._compact()
 
     def get(self, first: int, end: int) -> Sequence[Record]:
         """Return cached records from ``first`` to before ``end``."""
-        start = self._gone + first - self.first
+        start = self._evicted + first - self.first
         return self._records[start : start + end - first]
 
-    def _forget_first(self) -> None:
-        self._size -= len(self._records[self._gone].data)
-        self._gone += 1
+    def _evict_first(self) -> None:
+        self._size -= len(self._records[self._evicted].data)
+        self._evicted += 1
 
-    def _give_back(self) -> None:
-        if self._gone > _SLACK:
-            del self._records[: self._gone]
-            self._gone = 0
+    def _compact(self) -> None:
+        if self._evicted > _COMPACTION_THRESHOLD:
+            del self._records[: self._evicted]
+            self._evicted = 0

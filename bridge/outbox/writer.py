@@ -11,26 +11,26 @@ import structlog
 from bridge.core.events import Record
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
-from bridge.outbox.bounds import Bounds
+from bridge.outbox.bounds import Limits
 from bridge.outbox.database import Database
-from bridge.outbox.lane import Cover, Lane, Stretch, intersection, unneeded_by_all
-from bridge.outbox.losses import Excess, losses
-from bridge.outbox.rows import Writing, chunked
+from bridge.outbox.lane import LossRange, PositionRange, SinkQueue, intersection, released_by_all
+from bridge.outbox.losses import DropPlan, build_losses
+from bridge.outbox.rows import WriteBatch, split_into_chunks
 from bridge.outbox.store import Store
-from bridge.outbox.tail import Tail
+from bridge.outbox.tail import ReadCache
 from bridge.telemetry.rate_limit import RateLimiter
 
-ABSENT_KEPT = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor
+REMOVED_SINK_RETENTION_SECONDS = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor
 FLUSH_SECONDS = 0.5  # maximum delay of writing a cursor; a cursor lost in a crash only causes duplicates
-_HOUSEKEEPING = 60  # seconds
-_FREED_AT_ONCE = 512  # records
+_HOUSEKEEPING_SECONDS = 60  # seconds
+_RELEASE_BATCH_RECORDS = 512  # records
 _log = structlog.get_logger(__name__)
 
 
 class _Append(NamedTuple):
     records: Sequence[Record]
-    memory: Mapping[str, bytes | None]
-    written: asyncio.Future[None]
+    checkpoint: Mapping[str, bytes | None]
+    done: asyncio.Future[None]
 
 
 class Writer:
@@ -49,53 +49,53 @@ class Writer:
     def __init__(
         self,
         store: Store,
-        tail: Tail,
-        lanes: Mapping[str, Lane],
-        absent: dict[str, Lane],
+        cache: ReadCache,
+        queues: Mapping[str, SinkQueue],
+        removed: dict[str, SinkQueue],
         clock: Clock,
-        bounds: Bounds,
-        began: int,
+        limits: Limits,
+        uptime_origin: int,
     ) -> None:
         self._store = store
-        self._tail = tail
-        self._lanes = lanes
-        self._absent = absent
+        self._cache = cache
+        self._queues = queues
+        self._removed = removed
         self._clock = clock
-        self._bounds = bounds
-        self._began = began
-        self._house_kept = self.age
-        self._waiting: list[_Append] = []
-        self._under_way: list[_Append] = []
-        self._moved: set[str] = set()  # sinks whose cursors are not written yet
-        self._told: set[str] = set()  # sinks of these whose cursors have passed losses
-        self._freed = 0  # sum of all cursors when records were last released
-        self._first = True
-        self._limiter = RateLimiter(clock)
-        self._wanted = asyncio.Event()
-        self._flush: asyncio.TimerHandle | None = None
+        self._limits = limits
+        self._uptime_origin = uptime_origin
+        self._last_housekeeping = self.uptime
+        self._pending: list[_Append] = []
+        self._in_flight: list[_Append] = []
+        self._moved_cursors: set[str] = set()  # sinks whose cursors are not written yet
+        self._passed_losses: set[str] = set()  # sinks of these whose cursors have passed losses
+        self._progress_at_release = 0  # sum of all cursors when records were last released
+        self._nothing_appended = True
+        self._rate_limiter = RateLimiter(clock)
+        self._wake_up = asyncio.Event()
+        self._flush_timer: asyncio.TimerHandle | None = None
 
     @property
-    def age(self) -> int:
+    def uptime(self) -> int:
         """The bridge's total uptime in seconds; setting the system's clock does not change it."""
-        return (self._clock.now().monotonic - self._began) // SECOND
+        return (self._clock.now().monotonic - self._uptime_origin) // SECOND
 
-    def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None]) -> asyncio.Future[None]:
+    def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None]) -> asyncio.Future[None]:
         """Queue an append; the future completes when the append is on the disk."""
         written = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Append(records, memory, written))
-        self._wanted.set()
+        self._pending.append(_Append(records, checkpoint, written))
+        self._wake_up.set()
         return written
 
-    def moved(self, sink: str, *, told: bool) -> None:
+    def cursor_moved(self, sink: str, *, passed_losses: bool) -> None:
         """Schedule a write of a sink's cursor; ``passed_losses`` says whether it has passed losses."""
-        self._moved.add(sink)
-        if told:
-            self._told.add(sink)
-        self._flush_soon()
+        self._moved_cursors.add(sink)
+        if passed_losses:
+            self._passed_losses.add(sink)
+        self._schedule_flush()
 
-    def _flush_soon(self) -> None:
-        if self._flush is None:
-            self._flush = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._wanted.set)
+    def _schedule_flush(self) -> None:
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._wake_up.set)
 
     async def run(self) -> None:
         """Write until cancelled.
@@ -104,15 +104,15 @@ class Writer:
             FatalError: The file can no longer be written.
         """
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            self._under_way, self._waiting = self._waiting, []
+            await self._wake_up.wait()
+            self._wake_up.clear()
+            self._in_flight, self._pending = self._pending, []
             try:
                 await self._write()
             except Exception as error:
-                for append in [*self._under_way, *self._waiting]:
-                    if not append.written.done():
-                        append.written.set_exception(error)
+                for append in [*self._in_flight, *self._pending]:
+                    if not append.done.done():
+                        append.done.set_exception(error)
                 raise
 
     async def finish(self) -> None:
@@ -121,123 +121,123 @@ class Writer:
         Raises:
             BridgeError: The write failed.
         """
-        self._under_way += self._waiting
-        self._waiting = []
-        self._moved |= set(self._lanes)  # includes the cursors of a transaction that was interrupted
-        self._told |= self._moved
-        writing = self._transaction([each for append in self._under_way for each in append.records])
-        await self._store.attempt(lambda database: database.write(writing))
+        self._in_flight += self._pending
+        self._pending = []
+        self._moved_cursors |= set(self._queues)  # includes the cursors of a transaction that was interrupted
+        self._passed_losses |= self._moved_cursors
+        writing = self._build_batch([each for append in self._in_flight for each in append.records])
+        await self._store.run_once(lambda database: database.write(writing))
 
     # --- one transaction ---
 
     async def _write(self) -> None:
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        records = [each for append in self._under_way for each in append.records]
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        records = [each for append in self._in_flight for each in append.records]
         size = sum(len(record.data) for record in records)
         now = self._clock.now().monotonic
-        await self._make_room(len(records), size)
-        writing = self._transaction(records)
-        for sink, age in (await self._store.insist(lambda database: database.write(writing))).items():
-            self._lanes[sink].since = self._began + age * SECOND
-        self._first = self._first and not records
-        for lane in self._lanes.values():
-            if not lane.depth(self._tail.end):
-                lane.since = now
-        self._tail.extend(records)
-        for lane in self._lanes.values():
-            lane.size += size
-            lane.filled.set()
-        for lane in self._absent.values():
-            lane.size += size
-        done, self._under_way = self._under_way, []
+        await self._enforce_limits(len(records), size)
+        writing = self._build_batch(records)
+        for sink, age in (await self._store.run_until_done(lambda database: database.write(writing))).items():
+            self._queues[sink].oldest_since = self._uptime_origin + age * SECOND
+        self._nothing_appended = self._nothing_appended and not records
+        for queue in self._queues.values():
+            if not queue.depth(self._cache.end):
+                queue.oldest_since = now
+        self._cache.extend(records)
+        for queue in self._queues.values():
+            queue.size += size
+            queue.not_empty.set()
+        for queue in self._removed.values():
+            queue.size += size
+        done, self._in_flight = self._in_flight, []
         for append in done:
-            if not append.written.done():
-                append.written.set_result(None)
-        if not records and await self._store.insist(Database.give_back):
-            self._flush_soon()
+            if not append.done.done():
+                append.done.set_result(None)
+        if not records and await self._store.run_until_done(Database.release_space):
+            self._schedule_flush()
 
-    def _transaction(self, records: Sequence[Record]) -> Writing:
+    def _build_batch(self, records: Sequence[Record]) -> WriteBatch:
         memory: dict[str, bytes | None] = {}
-        for append in self._under_way:
-            memory.update(append.memory)
-        moved, self._moved = self._moved, set()
-        passed, self._told = self._told, set()
-        return Writing(
-            chunks=list(chunked(records, self._tail.end, self.age)),
-            memory=memory,
-            cursors={sink: self._lanes[sink].cursor for sink in moved},
-            passed={sink: self._lanes[sink].cursor for sink in passed},
-            unneeded=self._to_free(at_once=1 if not records else _FREED_AT_ONCE),
-            first=self._first and bool(records),
+        for append in self._in_flight:
+            memory.update(append.checkpoint)
+        moved, self._moved_cursors = self._moved_cursors, set()
+        passed, self._passed_losses = self._passed_losses, set()
+        return WriteBatch(
+            chunks=list(split_into_chunks(records, self._cache.end, self.uptime)),
+            checkpoint=memory,
+            cursors={sink: self._queues[sink].cursor for sink in moved},
+            passed_losses={sink: self._queues[sink].cursor for sink in passed},
+            released=self._take_released(min_advance=1 if not records else _RELEASE_BATCH_RECORDS),
+            is_first_append=self._nothing_appended and bool(records),
         )
 
-    def _to_free(self, at_once: int) -> Sequence[Stretch]:
+    def _take_released(self, min_advance: int) -> Sequence[PositionRange]:
         """Return the ranges to delete, once the cursors have advanced enough; few large deletes are cheaper."""
-        lanes = [*self._lanes.values(), *self._absent.values()]
-        moved = sum(lane.cursor for lane in lanes)
-        if moved - self._freed < at_once:
+        queues = [*self._queues.values(), *self._removed.values()]
+        moved = sum(queue.cursor for queue in queues)
+        if moved - self._progress_at_release < min_advance:
             return ()
-        self._freed = moved
-        return unneeded_by_all(lanes)
+        self._progress_at_release = moved
+        return released_by_all(queues)
 
     # --- limits ---
 
-    async def _make_room(self, records: int, size: int) -> None:
-        age = self.age
-        is_due = age >= self._house_kept + _HOUSEKEEPING
+    async def _enforce_limits(self, records: int, size: int) -> None:
+        age = self.uptime
+        is_due = age >= self._last_housekeeping + _HOUSEKEEPING_SECONDS
         if is_due:
-            self._house_kept = age
-            await self._forget_absent(age - ABSENT_KEPT)
-            await self._store.insist(lambda database: database.note_age(age))
-        for lane in self._absent.values():
-            if any(self._excess(lane, records, size)):
-                await self._forget_absent(age)
+            self._last_housekeeping = age
+            await self._expire_removed_sinks(age - REMOVED_SINK_RETENTION_SECONDS)
+            await self._store.run_until_done(lambda database: database.save_uptime(age))
+        for queue in self._removed.values():
+            if any(self._overflow(queue, records, size)):
+                await self._expire_removed_sinks(age)
                 break
-        for sink, lane in self._lanes.items():
-            excess = self._excess(lane, records, size)
-            if any(excess) or (is_due and lane.depth(self._tail.end)):
-                await self._drop(sink, lane, *excess)
+        for sink, queue in self._queues.items():
+            excess = self._overflow(queue, records, size)
+            if any(excess) or (is_due and queue.depth(self._cache.end)):
+                await self._drop(sink, queue, *excess)
 
-    def _excess(self, lane: Lane, records: int, size: int) -> tuple[int, int]:
-        return self._bounds.excess(lane.depth(self._tail.end) + records, lane.size + size)
+    def _overflow(self, queue: SinkQueue, records: int, size: int) -> tuple[int, int]:
+        return self._limits.overflow(queue.depth(self._cache.end) + records, queue.size + size)
 
-    async def _forget_absent(self, since: int) -> None:
-        if not self._absent:
+    async def _expire_removed_sinks(self, removed_before: int) -> None:
+        if not self._removed:
             return
-        for sink in await self._store.insist(lambda database: database.forget_absent(since)):
-            lane = self._absent.pop(sink, None)
+        for sink in await self._store.run_until_done(lambda database: database.expire_removed_sinks(removed_before)):
+            queue = self._removed.pop(sink, None)
             _log.warning(
-                "removed_sink_expired", sink=sink, backlog=lane.depth(self._tail.end) if lane is not None else 0
+                "removed_sink_expired", sink=sink, backlog=queue.depth(self._cache.end) if queue is not None else 0
             )
 
-    async def _drop(self, sink: str, lane: Lane, records: int, size: int) -> None:
+    async def _drop(self, sink: str, queue: SinkQueue, records: int, size: int) -> None:
         """Replace a queue's oldest records by loss records, except those in flight."""
-        async with lane.changing:
-            excess = Excess(lane.open, records, size, self.age - self._bounds.max_age)
-            others = unneeded_by_all(
-                each for each in [*self._lanes.values(), *self._absent.values()] if each is not lane
+        async with queue.selection_lock:
+            excess = DropPlan(queue.first_droppable, records, size, self.uptime - self._limits.max_age)
+            others = released_by_all(
+                each for each in [*self._queues.values(), *self._removed.values()] if each is not queue
             )
             now = self._clock.now().wall
 
-            built: list[tuple[list[Cover], int]] = []
+            built: list[tuple[list[LossRange], int]] = []
 
-            def job(database: Database) -> tuple[list[Cover], int]:
+            def job(database: Database) -> tuple[list[LossRange], int]:
                 if not built:  # only once: a retry can write the losses again, but not read the deleted records again
-                    built.append(losses(database, excess, lane.loss_to_extend, now))
-                covers, dropped = built[0]
-                if covers:
-                    ranges = [Stretch(loss.first, loss.end) for loss in covers]
-                    database.cover(sink, covers, list(intersection(ranges, others)))
-                return covers, dropped
+                    built.append(build_losses(database, excess, queue.open_loss, now))
+                losses, dropped = built[0]
+                if losses:
+                    ranges = [PositionRange(loss.first, loss.end) for loss in losses]
+                    database.save_losses(sink, losses, list(intersection(ranges, others)))
+                return losses, dropped
 
-            covers, dropped = await self._store.insist(job)
-            if covers:
-                lane.lose(covers, dropped)
-                lost = sum(cover.end - cover.first for cover in covers)
-                waiting = lane.depth(self._tail.end)
-                self._limiter.log(
+            losses, dropped = await self._store.run_until_done(job)
+            if losses:
+                queue.drop(losses, dropped)
+                lost = sum(loss.end - loss.first for loss in losses)
+                waiting = queue.depth(self._cache.end)
+                self._rate_limiter.log(
                     _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=lost, backlog=waiting
                 )
-                lane.filled.set()
+                queue.not_empty.set()

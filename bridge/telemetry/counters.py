@@ -9,51 +9,51 @@ from itertools import accumulate
 
 from msgspec import Struct
 
-from bridge.core.encode import Coverage, Gap
-from bridge.core.events import ExtraType, Origin, Reason, RowType, TransitionType
+from bridge.core.encode import Gap, SnapshotCoverage
+from bridge.core.events import AdditionalEventType, Origin, SnapshotReason, SnapshotRecordType, TransitionType
 from bridge.core.lives import Transition
 from bridge.core.time import to_seconds
 
 SNAPSHOTS_KEPT = 20
-ANNOUNCING: frozenset[Reason] = frozenset({"start", "reconnect", "overflow", "audit", "outbox_reset"})
-BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
+GAP_REASONS: frozenset[SnapshotReason] = frozenset({"start", "reconnect", "overflow", "audit", "outbox_reset"})
+BUCKET_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
 
 
-class SnapshotNote(Struct, frozen=True):
+class SnapshotSummary(Struct, frozen=True):
     """A snapshot that was published: when (wall clock), why, and of how many containers."""
 
     id: str
     at: int
     gap: Gap
-    coverage: Coverage
+    coverage: SnapshotCoverage
     containers: int
     inferred: int
 
 
-class Tally:
+class Counters:
     """Counts for as long as the process runs, across connections and sources.
 
     Snapshots on request or on schedule are not among the ``gaps``: nothing was missed.
     """
 
     def __init__(self) -> None:
-        self.told: Counter[tuple[TransitionType | RowType | ExtraType, Origin]] = Counter()
-        self.snapshots: Counter[Reason] = Counter()
-        self.gaps: Counter[Reason] = Counter()
-        self.gap_seconds: defaultdict[Reason, float] = defaultdict(float)
+        self.records: Counter[tuple[TransitionType | SnapshotRecordType | AdditionalEventType, Origin]] = Counter()
+        self.snapshots: Counter[SnapshotReason] = Counter()
+        self.gaps: Counter[SnapshotReason] = Counter()
+        self.gap_seconds: defaultdict[SnapshotReason, float] = defaultdict(float)
         self.reconnects = 0
-        self.last: deque[SnapshotNote] = deque(maxlen=SNAPSHOTS_KEPT)
+        self.recent_snapshots: deque[SnapshotSummary] = deque(maxlen=SNAPSHOTS_KEPT)
 
-    def tell(self, transitions: Sequence[Transition]) -> None:
+    def count_records(self, transitions: Sequence[Transition]) -> None:
         """Count transitions, or snapshot records."""
-        self.told.update((each.type, each.origin) for each in transitions)
+        self.records.update((each.type, each.origin) for each in transitions)
 
-    def snapshot(self, note: SnapshotNote) -> None:
+    def count_snapshot(self, summary: SnapshotSummary) -> None:
         """Count a snapshot; its records are counted by ``tell``."""
-        gap = note.gap
-        self.last.append(note)
+        gap = summary.gap
+        self.recent_snapshots.append(summary)
         self.snapshots[gap.reason] += 1
-        if gap.reason in ANNOUNCING and (gap.reason != "audit" or note.inferred):
+        if gap.reason in GAP_REASONS and (gap.reason != "audit" or summary.inferred):
             self.gaps[gap.reason] += 1
             if gap.since is not None and gap.until is not None:
                 self.gap_seconds[gap.reason] += to_seconds(max(0, gap.until - gap.since))
@@ -64,11 +64,11 @@ class Histogram:
 
     def __init__(self) -> None:
         self.total = 0.0
-        self._counts = [0] * (len(BOUNDS) + 1)
+        self._counts = [0] * (len(BUCKET_BOUNDS) + 1)
 
     def observe(self, seconds: float) -> None:
         """Count one."""
-        self._counts[bisect_left(BOUNDS, seconds)] += 1
+        self._counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
         self.total += seconds
 
     def cumulative(self) -> list[int]:

@@ -18,10 +18,10 @@ from structlog.typing import Processor
 from bridge.telemetry.stderr import STDERR, NonBlockingWriter
 from bridge.telemetry.text import printable
 
-_LINES = frozenset({"exception", "stack"})  # fields that are meant to have several lines
+_MULTILINE_FIELDS = frozenset({"exception", "stack"})  # fields that are meant to have several lines
 
 
-def configure(level: str, form: str, *, descriptor: int = STDERR) -> NonBlockingWriter:
+def configure(level: str, format_: str, *, descriptor: int = STDERR) -> NonBlockingWriter:
     """Set logging up for the whole process.
 
     Args:
@@ -33,9 +33,9 @@ def configure(level: str, form: str, *, descriptor: int = STDERR) -> NonBlocking
         What writes the lines. It is closed by itself as the interpreter ends.
     """
     terminal = os.isatty(descriptor)
-    console = form == "console" or (form == "auto" and terminal)
+    console = format_ == "console" or (format_ == "auto" and terminal)
     render = _console(colors=terminal and not os.environ.get("NO_COLOR")) if console else _json()
-    writer = NonBlockingWriter(_left_out(render), descriptor=descriptor)
+    writer = NonBlockingWriter(_dropped_lines_message(render), descriptor=descriptor)
     atexit.register(writer.close)
     structlog.configure(
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.StackInfoRenderer(), *render],
@@ -43,7 +43,7 @@ def configure(level: str, form: str, *, descriptor: int = STDERR) -> NonBlocking
         logger_factory=lambda *_: _Logger(writer.write_line),
         cache_logger_on_first_use=False,
     )
-    logging.basicConfig(level=logging.WARNING, handlers=[_FromLogging()], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[_StdlibHandler()], force=True)
     return writer
 
 
@@ -62,7 +62,7 @@ def silence() -> None:
 
 
 def _json() -> list[Processor]:
-    return [*_common(), _in_order, structlog.processors.JSONRenderer(default=repr)]
+    return [*_common(), _standard_fields_first, structlog.processors.JSONRenderer(default=repr)]
 
 
 def _console(*, colors: bool) -> list[Processor]:
@@ -77,7 +77,7 @@ def _common() -> list[Processor]:
     ]
 
 
-def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _standard_fields_first(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Put first what every line has."""
     return {name: event.pop(name) for name in ("timestamp", "level", "event")} | dict(event)
 
@@ -85,7 +85,7 @@ def _in_order(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
 def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Escape what a terminal would obey, in keys and in values of any type."""
     return {
-        printable(name): printable(_text(value), "\n" if name in _LINES else "")
+        printable(name): printable(_text(value), "\n" if name in _MULTILINE_FIELDS else "")
         if not isinstance(value, (bool, int, float, type(None)))
         else value
         for name, value in event.items()
@@ -98,7 +98,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _left_out(render: list[Processor]) -> Callable[[int], str]:
+def _dropped_lines_message(render: list[Processor]) -> Callable[[int], str]:
     def line(count: int) -> str:
         event: Any = {"event": "log_lines_dropped", "lines": count, "reason": "standard error was not read"}
         for processor in render:
@@ -115,7 +115,7 @@ class _Logger:
         self.msg = self.debug = self.info = self.warning = self.error = self.critical = write_line
 
 
-class _FromLogging(logging.Handler):
+class _StdlibHandler(logging.Handler):
     """Lines of libraries, which know ``logging`` only."""
 
     def emit(self, record: logging.LogRecord) -> None:

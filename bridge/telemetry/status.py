@@ -11,7 +11,7 @@ from msgspec import Struct
 from bridge.core.lives import Transition
 from bridge.core.model import Engine
 from bridge.core.ports import Lag
-from bridge.telemetry.counters import Histogram, Tally
+from bridge.telemetry.counters import Counters, Histogram
 
 
 class SinkStatus(Struct, frozen=True):
@@ -19,11 +19,11 @@ class SinkStatus(Struct, frozen=True):
 
     name: str
     state: Literal["starting", "ok", "failing"]
-    failure: str | None
+    last_error: str | None
     lag: Lag
     published: int
-    retries: int
-    refused: int
+    failures: int
+    rejected: int
     latency: Histogram
 
 
@@ -39,20 +39,20 @@ class Status(Struct, frozen=True, kw_only=True):
     engine: Engine | None
     include: Sequence[str]
     exclude: Sequence[str]
-    live: bool
-    failure: str | None
-    proof_age: float | None
-    proof_limit: float
-    trouble: str | None
-    max_bytes: int
+    synced: bool
+    containerd_error: str | None
+    watermark_age: float | None
+    max_watermark_age: float
+    outbox_error: str | None
+    outbox_max_bytes: int
     sinks: Sequence[SinkStatus]
     running: int
     paused: int
-    tally: Tally
-    ignored: Counter[str]
+    counters: Counters
+    ignored_events: Counter[str]
 
 
-class Taken(Protocol):
+class CompletedSnapshot(Protocol):
     """A snapshot that was taken."""
 
     @property
@@ -70,21 +70,21 @@ class Bridge(Protocol):
     def status(self) -> Status:
         """Tell how it is."""
 
-    def portfolio(self) -> Sequence[Transition]:
+    def running_containers(self) -> Sequence[Transition]:
         """Return a row for every living container in scope."""
 
-    async def snapshot(self) -> Taken:
+    async def snapshot(self) -> CompletedSnapshot:
         """Have a snapshot taken, and wait for it."""
 
 
-class Verdict(Struct, frozen=True):
+class Readiness(Struct, frozen=True):
     """Whether the bridge does what it is there for.
 
     ``reasons`` are why it does not; ``complaints`` are of sinks that took nothing at the last attempt.
     """
 
     reasons: list[str]
-    complaints: list[str]
+    degraded_reasons: list[str]
 
     @property
     def ready(self) -> bool:
@@ -92,20 +92,20 @@ class Verdict(Struct, frozen=True):
         return not self.reasons
 
 
-def judge(status: Status) -> Verdict:
+def evaluate(status: Status) -> Readiness:
     """Decide on readiness."""
     reasons = []
-    if not status.live and status.failure is not None:
-        reasons.append(f"containerd is unavailable: {status.failure}")
-    elif not status.live:
+    if not status.synced and status.containerd_error is not None:
+        reasons.append(f"containerd is unavailable: {status.containerd_error}")
+    elif not status.synced:
         reasons.append("the first snapshot of this connection is not complete")
-    elif status.proof_age is None or status.proof_age > status.proof_limit:
-        reasons.append(f"the event stream has stalled: not verified for more than {status.proof_limit:g} s")
-    if status.trouble is not None:
-        reasons.append(f"the outbox cannot be written: {status.trouble}")
+    elif status.watermark_age is None or status.watermark_age > status.max_watermark_age:
+        reasons.append(f"the event stream has stalled: not verified for more than {status.max_watermark_age:g} s")
+    if status.outbox_error is not None:
+        reasons.append(f"the outbox cannot be written: {status.outbox_error}")
     complaints = [
-        f"sink {sink.name} is {sink.state}" + (f": {sink.failure}" if sink.failure else "")
+        f"sink {sink.name} is {sink.state}" + (f": {sink.last_error}" if sink.last_error else "")
         for sink in status.sinks
         if sink.state != "ok"
     ]
-    return Verdict(reasons, complaints)
+    return Readiness(reasons, complaints)

@@ -17,10 +17,10 @@ import structlog
 from bridge.core.ports import Clock
 from bridge.telemetry.rate_limit import RateLimiter
 
-LOOK_SECONDS = 1.0
-_MOST_DUE = 4  # changes of state that are told late; of more than that the oldest do not matter any more
+POLL_SECONDS = 1.0
+_MAX_PENDING = 4  # changes of state that are told late; of more than that the oldest do not matter any more
 _MICROSECONDS = 1_000_000
-_BUSY = (errno.EAGAIN, errno.ENOBUFS)
+_BUSY_ERRNOS = (errno.EAGAIN, errno.ENOBUFS)
 _log = structlog.get_logger(__name__)
 
 
@@ -30,31 +30,31 @@ class ServiceManager:
     def __init__(self, environ: Mapping[str, str], clock: Clock) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._clock = clock
-        self._limiter = RateLimiter(clock)
+        self._rate_limiter = RateLimiter(clock)
         self._status = ""
-        self._due: deque[str] = deque(maxlen=_MOST_DUE)  # a start that is never told to be ready ends in a kill
-        self._pause = _pause(environ)
+        self._pending: deque[str] = deque(maxlen=_MAX_PENDING)  # a start that is never told to be ready ends in a kill
+        self._watchdog_interval = _get_watchdog_interval(environ)
 
     def ready(self) -> None:
         """What was to be set up is set up; also the end of a reload."""
-        self._change("READY=1")
+        self._queue_state("READY=1")
 
     def reloading(self) -> None:
         """Settings are being read anew; ``ready`` has to follow."""
-        self._change(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        self._queue_state(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The end has begun."""
         self._status = "stopping: handing over what is on its way"
-        self._change(f"STOPPING=1\nSTATUS={self._status}")
+        self._queue_state(f"STOPPING=1\nSTATUS={self._status}")
 
     def status(self, text: str) -> None:
         """Tell a person what goes on, in one line; nothing where that is known already."""
         line = " ".join(text.split())
-        if line != self._status and self._tell(f"STATUS={line}"):
+        if line != self._status and self._send(f"STATUS={line}"):
             self._status = line
 
-    async def attend(self, describe: Callable[[], str]) -> None:
+    async def run(self, describe: Callable[[], str]) -> None:
         """Tell what goes on as it changes, and before the watchdog's time is over that this loop still turns.
 
         What was not taken when it was told is told again.
@@ -62,21 +62,21 @@ class ServiceManager:
         if not self._address:
             return
         while True:
-            self._catch_up()
+            self._send_pending()
             self.status(describe())
-            if self._pause:
-                self._tell("WATCHDOG=1")
-            await self._clock.sleep(min(self._pause or LOOK_SECONDS, LOOK_SECONDS))
+            if self._watchdog_interval:
+                self._send("WATCHDOG=1")
+            await self._clock.sleep(min(self._watchdog_interval or POLL_SECONDS, POLL_SECONDS))
 
-    def _change(self, message: str) -> None:
-        self._due.append(message)
-        self._catch_up()
+    def _queue_state(self, message: str) -> None:
+        self._pending.append(message)
+        self._send_pending()
 
-    def _catch_up(self) -> None:
-        while self._due and self._tell(self._due[0]):
-            self._due.popleft()
+    def _send_pending(self) -> None:
+        while self._pending and self._send(self._pending[0]):
+            self._pending.popleft()
 
-    def _tell(self, message: str) -> bool:
+    def _send(self, message: str) -> bool:
         """Return False where it is to be told again: a busy service manager has room for a few messages only."""
         if not self._address:
             return True
@@ -87,14 +87,14 @@ class ServiceManager:
                 connection.sendto(message.encode(), address)
         except OSError as error:
             reason = error.strerror or str(error)
-            self._limiter.log(
+            self._rate_limiter.log(
                 _log.warning, reason, "systemd_notify_failed", message=message.partition("\n")[0], error=reason
             )
-            return error.errno not in _BUSY
+            return error.errno not in _BUSY_ERRNOS
         return True
 
 
-def _pause(environ: Mapping[str, str]) -> float | None:
+def _get_watchdog_interval(environ: Mapping[str, str]) -> float | None:
     """Return after how many seconds the watchdog wants to hear from us: half its time; None where there is none."""
     microseconds, process = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isascii() or not microseconds.isdigit() or process not in ("", str(os.getpid())):

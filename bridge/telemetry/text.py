@@ -10,7 +10,7 @@ import json
 import re
 
 _SHOWN = 300  # characters of a line: foreign texts nest, and carry what a stranger wrote
-_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
+_LONG_ID = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -22,7 +22,7 @@ def printable(text: str, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(
-        character if character.isprintable() or character in keep else _escaped(character) for character in text
+        character if character.isprintable() or character in keep else _escape(character) for character in text
     )
 
 
@@ -45,12 +45,12 @@ def one_line(text: object) -> str:
     return "".join(character if character.isprintable() else "?" for character in line[:_SHOWN])
 
 
-def shortened(text: str) -> str:
+def shorten_ids(text: str) -> str:
     """Return ``text`` with each id of 64 digits in it cut to the 12 that people go by."""
-    return _HASH.sub(r"\1", text)
+    return _LONG_ID.sub(r"\1", text)
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 

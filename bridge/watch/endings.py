@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Callable
 
 from bridge.core.errors import BridgeError
-from bridge.core.model import ContainerKey, TaskEnd
-from bridge.core.ports import Source
+from bridge.core.model import ContainerKey, ExitStatus
+from bridge.core.ports import EngineClient
 
-MOST = 2000  # concurrent calls of about 30 KiB each; without one, a lost exit is published without status
+MAX_WAITS = 2000  # concurrent calls of about 30 KiB each; without one, a lost exit is published without status
 
 
-class Endings:
+class ExitWaiter:
     """Wait for the exits of tasks on one connection.
 
     Args:
@@ -25,29 +25,29 @@ class Endings:
         on_exit: Called for each exit, with the pid that the task had when the wait began.
     """
 
-    def __init__(self, source: Source, report: Callable[[ContainerKey, int, TaskEnd], None]) -> None:
-        self._source = source
-        self._report = report
-        self._waiting: dict[tuple[ContainerKey, int], asyncio.Task[None]] = {}
+    def __init__(self, client: EngineClient, on_exit: Callable[[ContainerKey, int, ExitStatus], None]) -> None:
+        self._client = client
+        self._on_exit = on_exit
+        self._waits: dict[tuple[ContainerKey, int], asyncio.Task[None]] = {}
         self._closed = False
 
-    def expect(self, key: ContainerKey, pid: int) -> None:
+    def wait_for_exit(self, key: ContainerKey, pid: int) -> None:
         """Wait for a task's exit in the background, unless a wait is pending already or the limit is reached."""
-        if self._closed or (key, pid) in self._waiting or len(self._waiting) >= MOST:
+        if self._closed or (key, pid) in self._waits or len(self._waits) >= MAX_WAITS:
             return
         task = asyncio.create_task(self._wait(key, pid))
-        self._waiting[key, pid] = task
-        task.add_done_callback(lambda _: self._waiting.pop((key, pid), None))
+        self._waits[key, pid] = task
+        task.add_done_callback(lambda _: self._waits.pop((key, pid), None))
 
     def close(self) -> None:
         """Cancel all waits and start no more: items processed after a connection's end must not start calls on it."""
         self._closed = True
-        for task in list(self._waiting.values()):
+        for task in list(self._waits.values()):
             task.cancel()
 
     async def _wait(self, key: ContainerKey, pid: int) -> None:
         try:
-            exit_status = await self._source.wait(key)
+            exit_status = await self._client.wait(key)
         except BridgeError:
             return  # only a fallback: the exit event, the delete event or the audit reports the exit as well
-        self._report(key, pid, TaskEnd(None, None) if exit_status is None else exit_status)
+        self._on_exit(key, pid, ExitStatus(None, None) if exit_status is None else exit_status)

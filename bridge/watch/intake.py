@@ -18,46 +18,46 @@ from msgspec import Struct
 
 from bridge.core.encode import Gap
 from bridge.core.errors import BridgeError, TransientError, UnreadableError
-from bridge.core.identity import describe
-from bridge.core.lives import Question
+from bridge.core.identity import build_metadata
+from bridge.core.lives import TaskQuery
 from bridge.core.model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
     ContainerKey,
     ContainerUpdated,
+    ExitStatus,
     Metadata,
     Task,
     TaskCreated,
-    TaskEnd,
     TaskExited,
     TaskOOM,
     TaskPaused,
     TaskResumed,
     TaskStarted,
 )
-from bridge.core.ports import Clock, Source
+from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
 from bridge.telemetry.rate_limit import RateLimiter
-from bridge.watch.requests import Asked
+from bridge.watch.requests import SnapshotRequest
 from bridge.watch.settings import WatchSettings
 
 CAPACITY = 8192  # events held with their metadata; more events wait in the stream's bounded buffer
 
 _log = structlog.get_logger(__name__)
-_IF_UNKNOWN = frozenset({TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM})
-_NEEDY = _IF_UNKNOWN | {ContainerCreated, ContainerUpdated}
-_ATTEMPTS = 3
+_NEEDS_METADATA_IF_UNKNOWN = frozenset({TaskCreated, TaskStarted, TaskExited, TaskPaused, TaskResumed, TaskOOM})
+_NEEDS_METADATA = _NEEDS_METADATA_IF_UNKNOWN | {ContainerCreated, ContainerUpdated}
+_FETCH_ATTEMPTS = 3
 
 
-class Sighting(NamedTuple):
+class EnrichedEvent(NamedTuple):
     """An event, and the container's metadata when the event arrived (None: the stored metadata is used)."""
 
     event: ContainerEvent
     metadata: Metadata | None
 
 
-class Audited(NamedTuple):
+class AuditResult(NamedTuple):
     """Result of an audit: its gap and listing.
 
     ``forced``: publish a snapshot even if there is nothing to repair. ``request``: the requests that the snapshot
@@ -67,55 +67,57 @@ class Audited(NamedTuple):
     gap: Gap
     listing: Listing
     forced: bool
-    asked: Asked | None
-    scope: str | None
+    request: SnapshotRequest | None
+    filter_fingerprint: str | None
 
 
-class Answers(NamedTuple):
+class QueryResults(NamedTuple):
     """Results of task queries: a task, None for no task, or the error of a failed query.
 
     ``metadata`` belongs to containers that were unknown before.
     """
 
-    answers: list[tuple[Question, Task | BridgeError | None]]
-    records: list[Metadata]
-    audited: Audited | None = None
+    results: list[tuple[TaskQuery, Task | BridgeError | None]]
+    metadata: list[Metadata]
+    audit: AuditResult | None = None
 
 
-class Witnessed(NamedTuple):
+class TaskWaited(NamedTuple):
     """How a task exited, from Tasks.Wait."""
 
     key: ContainerKey
     pid: int
-    end: TaskEnd
+    exit_status: ExitStatus
 
 
-class Proven(NamedTuple):
+class WatermarkAdvanced(NamedTuple):
     """All events before ``at`` (wall clock) are queued before this item."""
 
     at: int
 
 
-Item: TypeAlias = Sighting | Answers | Witnessed | Proven
+QueueItem: TypeAlias = EnrichedEvent | QueryResults | TaskWaited | WatermarkAdvanced
 
 
-class _Waiting(Struct):
+class _PendingEvent(Struct):
     event: ContainerEvent
-    lookup: asyncio.Task[Metadata | TransientError | None] | None
+    fetch: asyncio.Task[Metadata | TransientError | None] | None
 
 
-def _outcome(item: _Waiting | Answers | Witnessed | Proven) -> Metadata | TransientError | None:
+def _fetch_result(
+    item: _PendingEvent | QueryResults | TaskWaited | WatermarkAdvanced,
+) -> Metadata | TransientError | None:
     """Return the result of a finished fetch; None also if no fetch was needed."""
-    if not isinstance(item, _Waiting) or item.lookup is None or not item.lookup.done() or item.lookup.cancelled():
+    if not isinstance(item, _PendingEvent) or item.fetch is None or not item.fetch.done() or item.fetch.cancelled():
         return None
-    return item.lookup.result()
+    return item.fetch.result()
 
 
-def _has_outcome(lookup: asyncio.Task[Metadata | TransientError | None]) -> bool:
-    return lookup.done() and not lookup.cancelled() and not isinstance(lookup.result(), TransientError)
+def _has_fetched(fetch: asyncio.Task[Metadata | TransientError | None]) -> bool:
+    return fetch.done() and not fetch.cancelled() and not isinstance(fetch.result(), TransientError)
 
 
-class Intake:
+class EventQueue:
     """Hold received items until they are processed, also from one connection to the next.
 
     ``settings`` may be replaced at any time.
@@ -123,65 +125,65 @@ class Intake:
 
     def __init__(self, settings: WatchSettings, clock: Clock) -> None:
         self.settings = settings
-        self.received = 0
-        self.taken = 0
-        self._limiter = RateLimiter(clock)
-        self._source: Source | None = None
-        self._gate = asyncio.Semaphore(settings.lookups)
-        self._queue: deque[_Waiting | Answers | Witnessed | Proven] = deque()
-        self._known: set[ContainerKey] = set()
+        self.put_count = 0
+        self.popped_count = 0
+        self._rate_limiter = RateLimiter(clock)
+        self._client: EngineClient | None = None
+        self._fetch_semaphore = asyncio.Semaphore(settings.max_fetches)
+        self._queue: deque[_PendingEvent | QueryResults | TaskWaited | WatermarkAdvanced] = deque()
+        self._known_keys: set[ContainerKey] = set()
         self._changed = asyncio.Event()
-        self._room = asyncio.Event()
+        self._not_full = asyncio.Event()
 
-    def connect(self, source: Source) -> None:
+    def connect(self, client: EngineClient) -> None:
         """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
-        self._source = source
-        self._known.clear()
-        results = [item for item in self._queue if isinstance(item, Answers)]
+        self._client = client
+        self._known_keys.clear()
+        results = [item for item in self._queue if isinstance(item, QueryResults)]
         for item in results:  # they refer to the state of the old connection
             self._queue.remove(item)
-        self.taken += len(results)
+        self.popped_count += len(results)
         for pending in self._queue:
-            if isinstance(pending, _Waiting) and pending.lookup is not None and not _has_outcome(pending.lookup):
-                pending.lookup.cancel()
-                pending.lookup = self._start(pending.event)
+            if isinstance(pending, _PendingEvent) and pending.fetch is not None and not _has_fetched(pending.fetch):
+                pending.fetch.cancel()
+                pending.fetch = self._start_fetch(pending.event)
 
-    def know(self, keys: Iterable[ContainerKey]) -> None:
+    def mark_known(self, keys: Iterable[ContainerKey]) -> None:
         """Note that the metadata of these containers is known from a listing."""
-        self._known.update(keys)
+        self._known_keys.update(keys)
 
     @property
     def full(self) -> bool:
         """Return whether the queue is full, so that further events wait in the stream's buffer."""
         return len(self._queue) >= CAPACITY
 
-    def put(self, events: list[ContainerEvent]) -> None:
+    def put_nowait(self, events: list[ContainerEvent]) -> None:
         """Queue events, and start to fetch the metadata that they need."""
         for event in events:
-            self._queue.append(_Waiting(event, self._start(event) if self._needs_record(event) else None))
-        self.received += len(events)
+            self._queue.append(_PendingEvent(event, self._start_fetch(event) if self._needs_metadata(event) else None))
+        self.put_count += len(events)
         self._changed.set()
 
-    async def admit(self, events: list[ContainerEvent]) -> None:
+    async def put(self, events: list[ContainerEvent]) -> None:
         """Queue events, and wait while the queue is full."""
-        self.put(events)
+        self.put_nowait(events)
         while self.full:
-            self._room.clear()
-            await self._room.wait()
+            self._not_full.clear()
+            await self._not_full.wait()
 
-    def answer(self, answers: Answers | Witnessed | Proven) -> None:
+    def put_item(self, item: QueryResults | TaskWaited | WatermarkAdvanced) -> None:
         """Queue another item behind the events received before it."""
-        self._queue.append(answers)
-        self.received += 1
+        self._queue.append(item)
+        self.put_count += 1
         self._changed.set()
 
-    def nudge(self) -> None:
+    def wake(self) -> None:
         """Make ``wait`` return even if no item is ready."""
         self._changed.set()
 
-    async def look_ups_done(self, seconds: float) -> None:
+    async def drain_fetches(self, seconds: float) -> None:
         """Wait until all fetches are finished, for at most ``seconds``."""
-        fetches = [item.lookup for item in self._queue if isinstance(item, _Waiting) and item.lookup is not None]
+        fetches = [item.fetch for item in self._queue if isinstance(item, _PendingEvent) and item.fetch is not None]
         if fetches:
             await asyncio.wait(fetches, timeout=seconds)
 
@@ -192,89 +194,91 @@ class Intake:
             TransientError: The fetch for the oldest event failed; the event stays queued for the next connection.
         """
         self._changed.clear()
-        if not self._head_complete():
+        if not self._head_ready():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._changed.wait()
-        if self._queue and isinstance(failure := _outcome(self._queue[0]), TransientError):
+        if self._queue and isinstance(failure := _fetch_result(self._queue[0]), TransientError):
             raise failure
 
-    def take(self) -> list[Item]:
+    def pop_ready(self) -> list[QueueItem]:
         """Remove and return the ready items, oldest first, up to the first that is not ready."""
-        items: list[Item] = []
+        items: list[QueueItem] = []
         queue = self._queue
         while queue:
             head = queue[0]
-            if not isinstance(head, _Waiting):
+            if not isinstance(head, _PendingEvent):
                 items.append(head)
-            elif head.lookup is None:
-                items.append(Sighting(head.event, None))
-            elif not head.lookup.done() or isinstance(metadata := _outcome(head), TransientError):
+            elif head.fetch is None:
+                items.append(EnrichedEvent(head.event, None))
+            elif not head.fetch.done() or isinstance(metadata := _fetch_result(head), TransientError):
                 break
             else:
-                items.append(Sighting(head.event, metadata))
+                items.append(EnrichedEvent(head.event, metadata))
             queue.popleft()
-        self.taken += len(items)
-        self._room.set()
+        self.popped_count += len(items)
+        self._not_full.set()
         return items
 
-    def give_up(self) -> list[Sighting]:
+    def abandon(self) -> list[EnrichedEvent]:
         """Remove and return all events without waiting; unfinished fetches are canceled."""
         for item in self._queue:
-            if isinstance(item, _Waiting) and item.lookup is not None and not _has_outcome(item.lookup):
-                item.lookup.cancel()
-                item.lookup = None
-        return [item for item in self.take() if isinstance(item, Sighting)]
+            if isinstance(item, _PendingEvent) and item.fetch is not None and not _has_fetched(item.fetch):
+                item.fetch.cancel()
+                item.fetch = None
+        return [item for item in self.pop_ready() if isinstance(item, EnrichedEvent)]
 
-    def _head_complete(self) -> bool:
+    def _head_ready(self) -> bool:
         if not self._queue:
             return False
         head = self._queue[0]
-        return not isinstance(head, _Waiting) or head.lookup is None or head.lookup.done()
+        return not isinstance(head, _PendingEvent) or head.fetch is None or head.fetch.done()
 
-    def _needs_record(self, event: ContainerEvent) -> bool:
-        if event.key in self._known and type(event) in _IF_UNKNOWN:
+    def _needs_metadata(self, event: ContainerEvent) -> bool:
+        if event.key in self._known_keys and type(event) in _NEEDS_METADATA_IF_UNKNOWN:
             return False
         if isinstance(event, ContainerDeleted):
-            self._known.discard(event.key)
-        needs = type(event) in _NEEDY
+            self._known_keys.discard(event.key)
+        needs = type(event) in _NEEDS_METADATA
         if needs:
-            self._known.add(event.key)
+            self._known_keys.add(event.key)
         return needs
 
-    def _start(self, event: ContainerEvent) -> asyncio.Task[Metadata | TransientError | None]:
-        assert self._source is not None  # noqa: S101 (connect comes first)
-        fetch = asyncio.create_task(self._look_up(self._source, event))
+    def _start_fetch(self, event: ContainerEvent) -> asyncio.Task[Metadata | TransientError | None]:
+        assert self._client is not None  # noqa: S101 (connect comes first)
+        fetch = asyncio.create_task(self._fetch(self._client, event))
         fetch.add_done_callback(lambda _: self._changed.set())
         return fetch
 
-    async def _look_up(self, source: Source, event: ContainerEvent) -> Metadata | TransientError | None:
+    async def _fetch(self, client: EngineClient, event: ContainerEvent) -> Metadata | TransientError | None:
         """Fetch a container's metadata; if the container is gone, derive the metadata from the event if possible."""
         failure = TransientError("")
-        for _ in range(_ATTEMPTS):
+        for _ in range(_FETCH_ATTEMPTS):
             try:
-                async with self._gate:
-                    metadata = await source.container(event.key)
+                async with self._fetch_semaphore:
+                    metadata = await client.container(event.key)
             except TransientError as error:
                 failure = error
             except UnreadableError as error:
-                self._complain(event.key, error)
-                return self._from_event(event)
+                self._log_failure(event.key, error)
+                return self._metadata_from_event(event)
             else:
                 recreated = metadata is not None and (metadata.created_at or 0) > event.at
-                return self._from_event(event) if metadata is None or recreated else metadata
+                return self._metadata_from_event(event) if metadata is None or recreated else metadata
         return failure
 
-    def _complain(self, key: ContainerKey, error: UnreadableError) -> None:
+    def _log_failure(self, key: ContainerKey, error: UnreadableError) -> None:
         text = str(error)
-        self._limiter.log(
+        self._rate_limiter.log(
             _log.warning, text, "container_metadata_unavailable", namespace=key.namespace, id=key.id, error=text
         )
 
-    def _from_event(self, event: ContainerEvent) -> Metadata | None:
+    def _metadata_from_event(self, event: ContainerEvent) -> Metadata | None:
         if isinstance(event, ContainerUpdated):
-            rules, container_filter = self.settings.rules, self.settings.in_scope
-            return describe(event.key, event.labels, rules, container_filter, image=event.image, updated_at=event.at)
+            rules, container_filter = self.settings.label_rules, self.settings.container_filter
+            return build_metadata(
+                event.key, event.labels, rules, container_filter, image=event.image, updated_at=event.at
+            )
         if isinstance(event, ContainerCreated):
-            return describe(event.key, None, self.settings.rules, image=event.image, runtime=event.runtime)
+            return build_metadata(event.key, None, self.settings.label_rules, image=event.image, runtime=event.runtime)
         return None

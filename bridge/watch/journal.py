@@ -10,16 +10,16 @@ from collections.abc import Iterable, Sequence
 from msgspec.structs import replace
 
 from bridge.core import memory
-from bridge.core.encode import Coverage, Gap, Ledger
-from bridge.core.events import Proof, Record
+from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.events import Record, Watermark
 from bridge.core.lives import Transition
-from bridge.core.memory import Position, Watched
+from bridge.core.memory import CheckpointHeader, StoredPosition
 from bridge.core.model import Engine
 from bridge.core.ports import Outbox
 from bridge.core.tracker import Tracker
-from bridge.telemetry.counters import SnapshotNote, Tally
+from bridge.telemetry.counters import Counters, SnapshotSummary
 
-_PROOF_KEPT = 60_000_000_000  # maximum time between two persisted watermarks, even without records
+_WATERMARK_INTERVAL_NS = 60_000_000_000  # maximum time between two persisted watermarks, even without records
 
 
 class Journal:
@@ -39,88 +39,98 @@ class Journal:
 
     def __init__(
         self,
-        ledger: Ledger,
+        encoder: RecordEncoder,
         outbox: Outbox,
         tracker: Tracker,
-        tally: Tally,
-        watched: Watched,
+        counters: Counters,
+        header: CheckpointHeader,
         *,
-        proven_at: int | None = None,
-        outdated: Iterable[str] = (),
+        watermark_at: int | None = None,
+        obsolete_keys: Iterable[str] = (),
     ) -> None:
-        self.ledger = ledger
-        self.watched = watched
+        self.encoder = encoder
+        self.header = header
         self._outbox = outbox
         self._tracker = tracker
-        self._tally = tally
-        self._unwritten: list[Record] = []
-        self._outdated: dict[str, bytes | None] = dict.fromkeys(outdated)
-        self.proof: Proof | None = None
-        self._header = b""  # as last persisted
-        self._proven_at = self._proof_written = proven_at
+        self._counters = counters
+        self._buffer: list[Record] = []
+        self._obsolete_keys: dict[str, bytes | None] = dict.fromkeys(obsolete_keys)
+        self.watermark: Watermark | None = None
+        self._saved_header = b""  # as last persisted
+        self._watermark_at = self._saved_watermark_at = watermark_at
 
-    def follow(self, engine: Engine) -> None:
+    def set_engine(self, engine: Engine) -> None:
         """Update the engine after a restart of the same source; its version and pid may have changed."""
-        self.ledger.set_engine(engine)
-        self.watched = replace(self.watched, engine=engine)
+        self.encoder.set_engine(engine)
+        self.header = replace(self.header, engine=engine)
 
-    def rescope(self, scope: str) -> None:
+    def set_filter_fingerprint(self, filter_fingerprint: str) -> None:
         """Set the fingerprint of the filters that apply from now on."""
-        self.watched = replace(self.watched, scope=scope)
+        self.header = replace(self.header, filter_fingerprint=filter_fingerprint)
 
-    def tell(self, transitions: Sequence[Transition]) -> None:
+    def append(self, transitions: Sequence[Transition]) -> None:
         """Number and encode transitions, to be persisted by ``write``."""
-        self._unwritten += map(self.ledger.transition, transitions)
-        self._tally.tell(transitions)
+        self._buffer += map(self.encoder.encode_transition, transitions)
+        self._counters.count_records(transitions)
 
-    def snapshot(
-        self, gap: Gap, coverage: Coverage, transitions: list[Transition], rows: list[Transition], now: int
+    def append_snapshot(
+        self,
+        gap: Gap,
+        coverage: SnapshotCoverage,
+        transitions: list[Transition],
+        snapshot_records: list[Transition],
+        now: int,
     ) -> None:
         """Number and encode a snapshot, to be persisted by ``write``."""
-        self._unwritten += self.ledger.snapshot(gap, coverage, transitions, rows, now)
-        self._tally.tell(transitions)
-        self._tally.tell(rows)
-        self._tally.snapshot(SnapshotNote(self.ledger.snapshot_id, now, gap, coverage, len(rows), len(transitions)))
+        self._buffer += self.encoder.encode_snapshot(gap, coverage, transitions, snapshot_records, now)
+        self._counters.count_records(transitions)
+        self._counters.count_records(snapshot_records)
+        self._counters.count_snapshot(
+            SnapshotSummary(self.encoder.snapshot_id, now, gap, coverage, len(snapshot_records), len(transitions))
+        )
 
-    def proven(self, at: int) -> None:
+    def advance_watermark(self, at: int) -> None:
         """Advance the watermark: all events before ``at`` (wall clock) are processed."""
-        self._proven_at = at
+        self._watermark_at = at
 
-    async def write(self, *, remember: bool = True, all_: bool = False) -> None:
+    async def write(self, *, save_checkpoint: bool = True, force: bool = False) -> None:
         """Persist the encoded records; when the call returns, the outbox has them.
 
         Args:
             save_checkpoint: Whether all transitions of the tracker are in the journal, so that its state can be saved.
             force: Persist also what could wait: changes of the state without records.
         """
-        watermark_at = self._proven_at
-        if self._unwritten or (remember and (all_ or self._proof_due())):
-            records, self._unwritten = self._unwritten, []
-            await self._outbox.append(records, self._changes() if remember else self._position(self._proof_written))
-        if remember and watermark_at is not None and self.ledger.sequence:
-            self.proof = Proof(self.ledger.epoch, watermark_at)
+        watermark_at = self._watermark_at
+        if self._buffer or (save_checkpoint and (force or self._is_checkpoint_due())):
+            records, self._buffer = self._buffer, []
+            await self._outbox.append(
+                records,
+                self._checkpoint_changes() if save_checkpoint else self._position_entry(self._saved_watermark_at),
+            )
+        if save_checkpoint and watermark_at is not None and self.encoder.sequence:
+            self.watermark = Watermark(self.encoder.epoch, watermark_at)
 
-    def _proof_due(self) -> bool:
+    def _is_checkpoint_due(self) -> bool:
         """Return whether the new watermark and the state changes before it justify a transaction without records."""
-        at, before = self._proven_at, self._proof_written
+        at, before = self._watermark_at, self._saved_watermark_at
         if at is None or at == before:
             return False
-        return before is None or self._tracker.changed or abs(at - before) >= _PROOF_KEPT
+        return before is None or self._tracker.changed or abs(at - before) >= _WATERMARK_INTERVAL_NS
 
-    def _changes(self) -> dict[str, bytes | None]:
-        changes, self._outdated = self._outdated, {}
+    def _checkpoint_changes(self) -> dict[str, bytes | None]:
+        changes, self._obsolete_keys = self._obsolete_keys, {}
         changes.update(memory.encode_changes(self._tracker.changes()))
-        unsynced = self._tracker.blind
-        header = replace(self.watched, blind=None if unsynced is None else sorted(unsynced))
-        encoded = memory.encode_watched(header)
-        if encoded != self._header:
-            changes[memory.WATCHED] = self._header = encoded
-        self._proof_written = self._proven_at
-        changes.update(self._position(self._proven_at))
+        unsynced = self._tracker.unsynced_namespaces
+        header = replace(self.header, blind=None if unsynced is None else sorted(unsynced))
+        encoded = memory.encode_header(header)
+        if encoded != self._saved_header:
+            changes[memory.HEADER_KEY] = self._saved_header = encoded
+        self._saved_watermark_at = self._watermark_at
+        changes.update(self._position_entry(self._watermark_at))
         return changes
 
-    def _position(self, proven_at: int | None) -> dict[str, bytes | None]:
-        if (last := self.ledger.position) is None:
+    def _position_entry(self, watermark_at: int | None) -> dict[str, bytes | None]:
+        if (last := self.encoder.position) is None:
             return {}
-        position = Position(last.epoch, last.sequence, proven_at)
-        return dict([memory.encode_position(self.watched.source, position)])
+        position = StoredPosition(last.epoch, last.sequence, watermark_at)
+        return dict([memory.encode_position(self.header.source, position)])

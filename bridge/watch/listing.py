@@ -9,28 +9,30 @@ import structlog
 
 from bridge.core.errors import BridgeError, NotFoundError
 from bridge.core.model import ContainerKey, Metadata, Task
-from bridge.core.ports import Clock, Source
+from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
 from bridge.watch.settings import WatchSettings
 
-_PAUSE = 0.5  # multiplied by the number of the attempt
+_RETRY_PAUSE_SECONDS = 0.5  # multiplied by the number of the attempt
 _log = structlog.get_logger(__name__)
 
 
-async def list_all(source: Source, clock: Clock, settings: WatchSettings) -> Listing:
+async def list_all(client: EngineClient, clock: Clock, settings: WatchSettings) -> Listing:
     """List the container metadata and tasks of all watched namespaces."""
-    return await _list(source, clock, settings, records=True)
+    return await _list(client, clock, settings, with_metadata=True)
 
 
-async def list_tasks(source: Source, clock: Clock, settings: WatchSettings) -> Listing:
+async def list_tasks(client: EngineClient, clock: Clock, settings: WatchSettings) -> Listing:
     """List only the tasks: to list metadata, containerd loads every spec, which is too expensive for polling."""
-    return await _list(source, clock, settings, records=False)
+    return await _list(client, clock, settings, with_metadata=False)
 
 
-async def _list(source: Source, clock: Clock, settings: WatchSettings, *, records: bool) -> Listing:
+async def _list(client: EngineClient, clock: Clock, settings: WatchSettings, *, with_metadata: bool) -> Listing:
     listing = Listing()
-    for namespace in sorted(filter(settings.namespaces, await source.namespaces())):
-        listed = await _attempt(source, clock, settings.namespace_attempts, namespace, records=records)
+    for namespace in sorted(filter(settings.namespace_filter, await client.namespaces())):
+        listed = await _list_namespace(
+            client, clock, settings.namespace_attempts, namespace, with_metadata=with_metadata
+        )
         listing.namespaces.append(namespace)
         if listed is None:
             listing.failed.append(namespace)
@@ -41,14 +43,14 @@ async def _list(source: Source, clock: Clock, settings: WatchSettings, *, record
     return listing
 
 
-async def _attempt(
-    source: Source, clock: Clock, attempts: int, namespace: str, *, records: bool
+async def _list_namespace(
+    client: EngineClient, clock: Clock, attempts: int, namespace: str, *, with_metadata: bool
 ) -> tuple[dict[ContainerKey, Metadata], Sequence[Task]] | None:
     """List one namespace; None if all attempts fail. A namespace deleted in the meantime is empty."""
     for attempt in range(1, attempts + 1):
         try:
-            containers = {each.key: each async for each in source.containers(namespace)} if records else {}
-            return containers, await source.tasks(namespace)
+            containers = {each.key: each async for each in client.containers(namespace)} if with_metadata else {}
+            return containers, await client.tasks(namespace)
         except NotFoundError:
             return {}, []
         except BridgeError as error:
@@ -56,19 +58,19 @@ async def _attempt(
                 "namespace_list_failed", namespace=namespace, attempt=attempt, max_attempts=attempts, error=str(error)
             )
             if attempt < attempts:
-                await clock.sleep(_PAUSE * attempt)
+                await clock.sleep(_RETRY_PAUSE_SECONDS * attempt)
     return None
 
 
-async def ask_all(
-    source: Source, keys: Sequence[ContainerKey], gate: asyncio.Semaphore
+async def query_tasks(
+    client: EngineClient, keys: Sequence[ContainerKey], semaphore: asyncio.Semaphore
 ) -> list[Task | BridgeError | None]:
     """Query tasks, concurrently as far as the semaphore allows; the result of a failed query is its error."""
 
     async def query(key: ContainerKey) -> Task | BridgeError | None:
-        async with gate:
+        async with semaphore:
             try:
-                return await source.task(key)
+                return await client.task(key)
             except BridgeError as error:
                 return error
 

@@ -14,32 +14,32 @@ from typing import Any
 import structlog
 
 from bridge.core import memory
-from bridge.core.encode import Coverage, Gap, Ledger
+from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.errors import StreamOverflowError, TransientError
-from bridge.core.events import Previous, Proof, Reason
-from bridge.core.lives import Entry, Transition
-from bridge.core.memory import SourceName, Watched
+from bridge.core.events import SnapshotReason, SourcePosition, Watermark
+from bridge.core.lives import ContainerState, Transition
+from bridge.core.memory import CheckpointHeader, SourceId
 from bridge.core.model import Engine
-from bridge.core.ports import Clock, Outbox, Source
+from bridge.core.ports import Clock, EngineClient, Outbox
 from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
-from bridge.retry import Backoff, Failure, forever
-from bridge.telemetry.counters import Tally
+from bridge.retry import Backoff, Failure, retry_forever
+from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
-from bridge.watch.intake import Intake
+from bridge.watch.intake import EventQueue
 from bridge.watch.journal import Journal
-from bridge.watch.oddities import Oddities
-from bridge.watch.past import Past, recall
-from bridge.watch.requests import Requests, SnapshotTaken
+from bridge.watch.oddities import IgnoredEvents
+from bridge.watch.past import RecoveredState, recover
+from bridge.watch.requests import SnapshotRequests, SnapshotResult
 from bridge.watch.session import Session
 from bridge.watch.settings import WatchSettings
 
-BACKOFF = Backoff(first=0.1, most=2.0, steady=5.0)  # synced within 5 s of containerd's return
-SNAPSHOT_SECONDS = 30.0  # for containerd to be connected when a snapshot is requested
+BACKOFF = Backoff(initial=0.1, maximum=2.0, reset_after=5.0)  # synced within 5 s of containerd's return
+SNAPSHOT_TIMEOUT_SECONDS = 30.0  # for containerd to be connected when a snapshot is requested
 _log = structlog.get_logger(__name__)
 
 
-class Watch:
+class ContainerWatch:
     """Watch one containerd, and write records to the outbox.
 
     Args:
@@ -50,58 +50,60 @@ class Watch:
         boot_id: The boot id of the host, part of each incarnation id.
     """
 
-    def __init__(self, source: Source, outbox: Outbox, clock: Clock, settings: WatchSettings, boot_id: str) -> None:
-        self.requests = Requests()
-        self.oddities = Oddities(clock)
-        self.tally = Tally()
+    def __init__(
+        self, client: EngineClient, outbox: Outbox, clock: Clock, settings: WatchSettings, boot_id: str
+    ) -> None:
+        self.requests = SnapshotRequests()
+        self.ignored_events = IgnoredEvents(clock)
+        self.counters = Counters()
         self.engine: Engine | None = None
-        self.failure: str | None = None  # of the last attempt to watch that failed
-        self._source = source
+        self.last_error: str | None = None  # of the last attempt to watch that failed
+        self._client = client
         self._outbox = outbox
         self._clock = clock
         self._settings = settings
         self._boot_id = boot_id
-        self._tracker = Tracker(boot_id, settings.extras)
-        self._intake = Intake(settings, clock)
-        self._missed: list[Transition] = []
-        self._proven_at: int | None = None
-        self._reason: Reason = "start"
+        self._tracker = Tracker(boot_id, settings.additional_events)
+        self._event_queue = EventQueue(settings, clock)
+        self._pending_transitions: list[Transition] = []
+        self._watermark_at: int | None = None
+        self._snapshot_reason: SnapshotReason = "start"
         self._journal: Journal | None = None
         self._session: Session | None = None
-        self._positions: dict[SourceName, Previous | None] = {}
-        self._limiter = RateLimiter(clock)
-        self._proven: int | None = None  # of earlier connections
+        self._previous_positions: dict[SourceId, SourcePosition | None] = {}
+        self._rate_limiter = RateLimiter(clock)
+        self._last_watermark_monotonic: int | None = None  # of earlier connections
 
     # --- status ---
 
     @property
-    def live(self) -> bool:
+    def synced(self) -> bool:
         """Return whether the first snapshot of the current connection is complete."""
-        return self._session is not None and self._session.live
+        return self._session is not None and self._session.synced
 
     @property
-    def proof_age(self) -> float | None:
+    def watermark_age(self) -> float | None:
         """Return the age of the watermark in seconds; None before the first watermark."""
-        watermark = (self._session and self._session.proven) or self._proven
+        watermark = (self._session and self._session.watermark_monotonic) or self._last_watermark_monotonic
         return None if watermark is None else to_seconds(self._clock.now().monotonic - watermark)
 
     @property
-    def proof_limit(self) -> float:
+    def max_watermark_age(self) -> float:
         """Return the maximum age of the watermark in seconds while the stream works and processing keeps up."""
-        return self._settings.mark_interval + self._settings.mark_timeout
+        return self._settings.marker_interval + self._settings.marker_timeout
 
     @property
-    def counts(self) -> Counter[str]:
+    def event_counts(self) -> Counter[str]:
         """Return the numbers of containerd's events that were not published, by reason."""
-        return self._tracker.counts + self.oddities.counts
+        return self._tracker.counts + self.ignored_events.counts
 
-    def portfolio(self) -> list[Transition]:
+    def running_containers(self) -> list[Transition]:
         """Return a ``present`` record for every running container in scope, without counting it as published."""
-        return self._tracker.portfolio(self._clock.now())
+        return self._tracker.running_containers(self._clock.now())
 
-    def states(self) -> Iterator[bool]:
+    def paused_flags(self) -> Iterator[bool]:
         """Return for each running container in scope whether it is paused."""
-        return (incarnation.paused for _, incarnation in self._tracker.lives() if incarnation.told)
+        return (incarnation.paused for _, incarnation in self._tracker.incarnations() if incarnation.in_scope)
 
     # --- watching ---
 
@@ -111,33 +113,36 @@ class Watch:
         Raises:
             FatalError: This containerd cannot be watched until an operator changes something.
         """
-        await forever(self._connect, clock=self._clock, backoff=BACKOFF, before_sleep=self._complain)
+        await retry_forever(self._run_session, clock=self._clock, backoff=BACKOFF, before_sleep=self._log_failure)
 
     @property
-    def proof(self) -> Proof | None:
+    def watermark(self) -> Watermark | None:
         """Return the watermark up to which events are persisted; it stops while containerd is disconnected."""
-        return self._journal.proof if self._journal is not None else None
+        return self._journal.watermark if self._journal is not None else None
 
-    def request(self, reason: Reason) -> None:
+    def request_snapshot(self, reason: SnapshotReason) -> None:
         """Request a snapshot without waiting for it."""
-        self.requests.ask(reason)
+        self.requests.request(reason)
 
-    async def snapshot(self) -> SnapshotTaken:
+    async def take_snapshot(self) -> SnapshotResult:
         """Take a snapshot, and wait until it is persisted; concurrent callers share it.
 
         Raises:
             TransientError: containerd is still not connected after ``SNAPSHOT_TIMEOUT_SECONDS``.
         """
-        future = self.requests.ask("on_demand")
+        future = self.requests.request("on_demand")
         while not future.done():
-            waiting: list[asyncio.Future[Any]] = [future, asyncio.ensure_future(self._clock.sleep(SNAPSHOT_SECONDS))]
+            waiting: list[asyncio.Future[Any]] = [
+                future,
+                asyncio.ensure_future(self._clock.sleep(SNAPSHOT_TIMEOUT_SECONDS)),
+            ]
             try:
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 waiting[1].cancel()
-            if not future.done() and not self.live:
+            if not future.done() and not self.synced:
                 raise TransientError(
-                    f"snapshot timed out after {SNAPSHOT_SECONDS:g} s: containerd is not connected; "
+                    f"snapshot timed out after {SNAPSHOT_TIMEOUT_SECONDS:g} s: containerd is not connected; "
                     "the snapshot stays queued"
                 )
         return future.result()
@@ -147,146 +152,168 @@ class Watch:
 
         Labels that the new rules drop are not published from this moment on.
         """
-        filters_changed = settings.scope != self._settings.scope
+        filters_changed = settings.filter_fingerprint != self._settings.filter_fingerprint
         if filters_changed:
-            self._tracker.rule(settings.rules)
-            self._missed[:] = [transition.ruled(settings.rules) for transition in self._missed]
-        self._settings = self._intake.settings = settings
-        self._tracker.extras = settings.extras
+            self._tracker.apply_label_rules(settings.label_rules)
+            self._pending_transitions[:] = [
+                transition.with_label_rules(settings.label_rules) for transition in self._pending_transitions
+            ]
+        self._settings = self._event_queue.settings = settings
+        self._tracker.additional_events = settings.additional_events
         if self._session is not None:
             self._session.reload(settings)
         if filters_changed and self._journal is not None:
-            self.requests.ask("filters_changed")
+            self.requests.request("filters_changed")
 
-    async def _connect(self) -> None:
-        journal = await self._recognise(await self._source.engine())
+    async def _run_session(self) -> None:
+        journal = await self._identify_engine(await self._client.engine())
         session = self._session = Session(
-            source=self._source,
+            client=self._client,
             clock=self._clock,
             settings=self._settings,
             tracker=self._tracker,
-            intake=self._intake,
+            event_queue=self._event_queue,
             journal=journal,
             requests=self.requests,
-            oddities=self.oddities,
-            missed=self._missed,
-            proven_at=self._proven_at,
+            ignored_events=self.ignored_events,
+            pending_transitions=self._pending_transitions,
+            watermark_at=self._watermark_at,
         )
         try:
-            await session.run(self._reason)
+            await session.run(self._snapshot_reason)
         except asyncio.CancelledError:
-            await session.conclude()
+            await session.shut_down()
             raise
         except StreamOverflowError:
-            self._reason = "overflow"
+            self._snapshot_reason = "overflow"
             raise
         except TransientError:
-            if session.live:
-                self._reason = "reconnect"
+            if session.synced:
+                self._snapshot_reason = "reconnect"
             raise
         finally:
             self._session = None
-            session.absorb()
+            session.apply_ready()
             self._tracker.disconnect()
-            self._proven_at = session.proven_at
-            self._proven = session.proven or self._proven
-            self.tally.reconnects += session.live
-            await journal.write(remember=not self._missed, all_=True)
+            self._watermark_at = session.watermark_at
+            self._last_watermark_monotonic = session.watermark_monotonic or self._last_watermark_monotonic
+            self.counters.reconnects += session.synced
+            await journal.write(save_checkpoint=not self._pending_transitions, force=True)
 
-    async def _recognise(self, engine: Engine) -> Journal:
+    async def _identify_engine(self, engine: Engine) -> Journal:
         """Continue the known source; if another containerd responds, first publish the exits of all containers."""
         known, journal = self.engine, self._journal
         if known is None or journal is None:
-            journal = await self._start(engine)
+            journal = await self._recover(engine)
         elif engine.id not in (known.id, ""):
-            await self._replace(journal)
-            journal = self._open(engine, self._epoch(journal.ledger.epoch + 1))
+            await self._replace_engine(journal)
+            journal = self._open_journal(engine, self._next_epoch(journal.encoder.epoch + 1))
         else:
-            journal.follow(engine)
+            journal.set_engine(engine)
         self.engine, self._journal = engine, journal
         return journal
 
-    async def _start(self, engine: Engine) -> Journal:
+    async def _recover(self, engine: Engine) -> Journal:
         """Continue where an earlier process stopped, as far as containerd and boot are the same."""
-        recovered = recall(self._outbox.recall())
-        self._reason, header, epoch = recovered.reason, recovered.watched, self._epoch(recovered.least_epoch)
-        self._positions = {source: recovered.previous(source) for source in recovered.positions}
-        obsolete_keys = recovered.outdated
+        recovered = recover(self._outbox.load_checkpoint())
+        self._snapshot_reason, header, epoch = recovered.reason, recovered.header, self._next_epoch(recovered.min_epoch)
+        self._previous_positions = {source: recovered.previous_position(source) for source in recovered.positions}
+        obsolete_keys = recovered.obsolete_keys
         if header is None:
-            return self._open(engine, epoch, obsolete_keys)
+            return self._open_journal(engine, epoch, obsolete_keys)
         if (header.host, header.engine.id) != (self._settings.host, engine.id or header.engine.id):
-            await self._end_source(recovered, header, engine, epoch)
-            return self._open(engine, epoch + 1)
-        self._proven_at = recovered.proven_at
-        tracker = recovered.tracker(self._settings, self._clock.now())
+            await self._close_source(recovered, header, engine, epoch)
+            return self._open_journal(engine, epoch + 1)
+        self._watermark_at = recovered.watermark_at
+        tracker = recovered.build_tracker(self._settings, self._clock.now())
         if header.boot_id == self._boot_id:
-            self._adopt(tracker)
+            self._replace_tracker(tracker)
         else:
-            _log.info("host_rebooted", containers=sum(1 for _ in tracker.lives()))
+            _log.info("host_rebooted", containers=sum(1 for _ in tracker.incarnations()))
             states = [
-                Entry(state.key, state.metadata, announced=state.announced)
+                ContainerState(state.key, state.metadata, published_metadata=state.published_metadata)
                 for state in tracker.entries()
                 if state.metadata is not None and not state.deleted
             ]
-            self._missed += tracker.end_all(self._clock.now())
+            self._pending_transitions += tracker.exit_all(self._clock.now())
             self._tracker.restore(states, set(), self._clock.now())  # all containers that run now are new
-            kept_keys = {memory.key_of_record(state.key) for state in states}
-            obsolete_keys = obsolete_keys + [key for key in recovered.keys if key not in kept_keys]
-        return self._open(engine, epoch, obsolete_keys, header.scope)
+            kept_keys = {memory.metadata_key(state.key) for state in states}
+            obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
+        return self._open_journal(engine, epoch, obsolete_keys, header.filter_fingerprint)
 
-    async def _end_source(self, past: Past, watched: Watched, engine: Engine, epoch: int) -> None:
+    async def _close_source(
+        self, recovered: RecoveredState, header: CheckpointHeader, engine: Engine, epoch: int
+    ) -> None:
         """Publish for the previous source that none of its containers is running.
 
         If only the host name has changed, no exits are published, because the containers are still running.
         """
-        _log.warning("checkpoint_source_mismatch", host=watched.host, engine=watched.engine.id)
+        _log.warning("checkpoint_source_mismatch", host=header.host, engine=header.engine.id)
         now = self._clock.now()
-        tracker = past.tracker(self._settings, now)
-        exits = tracker.end_all(now)
-        encoder = Ledger(watched.host, watched.engine, epoch, previous=past.previous(watched.source))
+        tracker = recovered.build_tracker(self._settings, now)
+        exits = tracker.exit_all(now)
+        encoder = RecordEncoder(header.host, header.engine, epoch, previous=recovered.previous_position(header.source))
         journal = Journal(
-            encoder, self._outbox, tracker, self.tally, watched, proven_at=past.proven_at, outdated=past.outdated
+            encoder,
+            self._outbox,
+            tracker,
+            self.counters,
+            header,
+            watermark_at=recovered.watermark_at,
+            obsolete_keys=recovered.obsolete_keys,
         )
-        gap = Gap(past.reason, past.proven_at, now.wall)
-        transitions = exits if engine.id != watched.engine.id else []
-        journal.snapshot(gap, Coverage([], [], False), transitions, [], now.wall)
+        gap = Gap(recovered.reason, recovered.watermark_at, now.wall)
+        transitions = exits if engine.id != header.engine.id else []
+        journal.append_snapshot(gap, SnapshotCoverage([], [], False), transitions, [], now.wall)
         await journal.write()
 
-    async def _replace(self, journal: Journal) -> None:
+    async def _replace_engine(self, journal: Journal) -> None:
         """Publish the exits of all containers after another containerd has replaced the old one."""
         now = self._clock.now()
         _log.warning("containerd_replaced")
-        for item in self._intake.give_up():
+        for item in self._event_queue.abandon():
             if item.metadata is not None:
-                self._tracker.learn(item.metadata)
-            self._missed += self._tracker.step(item.event, now)
-        self._missed += self._tracker.end_all(now)
-        gap = Gap("reconnect", self._proven_at, now.wall)
-        journal.snapshot(gap, Coverage([], [], False), self._missed, [], now.wall)
-        self._missed.clear()
+                self._tracker.update_metadata(item.metadata)
+            self._pending_transitions += self._tracker.process_event(item.event, now)
+        self._pending_transitions += self._tracker.exit_all(now)
+        gap = Gap("reconnect", self._watermark_at, now.wall)
+        journal.append_snapshot(gap, SnapshotCoverage([], [], False), self._pending_transitions, [], now.wall)
+        self._pending_transitions.clear()
         await journal.write()
-        self._positions[journal.watched.source] = journal.ledger.position
-        self._adopt(Tracker(self._boot_id, self._settings.extras))
-        self._proven_at, self._reason = None, "start"
+        self._previous_positions[journal.header.source] = journal.encoder.position
+        self._replace_tracker(Tracker(self._boot_id, self._settings.additional_events))
+        self._watermark_at, self._snapshot_reason = None, "start"
 
-    def _adopt(self, tracker: Tracker) -> None:
+    def _replace_tracker(self, tracker: Tracker) -> None:
         """Replace the tracker, and keep its counts."""
         tracker.counts = self._tracker.counts
         self._tracker = tracker
 
-    def _epoch(self, least: int) -> int:
+    def _next_epoch(self, minimum: int) -> int:
         """Return an epoch greater than any earlier one, even if the clock was set back."""
-        return max(least, self._clock.now().wall // MILLISECOND)
+        return max(minimum, self._clock.now().wall // MILLISECOND)
 
-    def _open(self, engine: Engine, epoch: int, outdated: Sequence[str] = (), scope: str | None = None) -> Journal:
+    def _open_journal(
+        self, engine: Engine, epoch: int, obsolete_keys: Sequence[str] = (), filter_fingerprint: str | None = None
+    ) -> Journal:
         _log.info("containerd_connected", engine=engine.id, version=engine.version, api=engine.api, epoch=epoch)
-        scope = self._settings.scope if scope is None else scope
-        header = Watched(self._settings.host, engine, self._boot_id, scope, None)
-        encoder = Ledger(self._settings.host, engine, epoch, previous=self._positions.get(header.source))
+        filter_fingerprint = self._settings.filter_fingerprint if filter_fingerprint is None else filter_fingerprint
+        header = CheckpointHeader(self._settings.host, engine, self._boot_id, filter_fingerprint, None)
+        encoder = RecordEncoder(
+            self._settings.host, engine, epoch, previous=self._previous_positions.get(header.source)
+        )
         return Journal(
-            encoder, self._outbox, self._tracker, self.tally, header, proven_at=self._proven_at, outdated=outdated
+            encoder,
+            self._outbox,
+            self._tracker,
+            self.counters,
+            header,
+            watermark_at=self._watermark_at,
+            obsolete_keys=obsolete_keys,
         )
 
-    def _complain(self, failure: Failure) -> None:
-        text = self.failure = str(failure.error)
-        self._limiter.log(_log.warning, text, "containerd_unavailable", error=text, consecutive=failure.in_a_row)
+    def _log_failure(self, failure: Failure) -> None:
+        text = self.last_error = str(failure.error)
+        self._rate_limiter.log(
+            _log.warning, text, "containerd_unavailable", error=text, consecutive=failure.consecutive
+        )

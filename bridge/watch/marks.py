@@ -6,44 +6,44 @@ import asyncio
 from collections.abc import Callable
 
 from bridge.core.errors import TransientError
-from bridge.core.model import Mark
-from bridge.core.ports import Clock, Source
+from bridge.core.model import Marker
+from bridge.core.ports import Clock, EngineClient
 from bridge.core.time import SECOND
 
-_PATIENCE = 0.1  # before a second marker is sent; a round trip takes 1 to 60 ms
+_FIRST_RETRY_SECONDS = 0.1  # before a second marker is sent; a round trip takes 1 to 60 ms
 
 
-class Marks:
+class StreamMarkers:
     """Publish markers on one connection, and wait for their return on its stream.
 
     While ``busy``, a missing marker does not mean a stalled stream: the events before it are not processed yet.
     """
 
-    def __init__(self, source: Source, clock: Clock, timeout: float, busy: Callable[[], bool]) -> None:
+    def __init__(self, client: EngineClient, clock: Clock, timeout: float, busy: Callable[[], bool]) -> None:
         self._busy = busy
-        self._source = source
+        self._client = client
         self._clock = clock
         self._timeout = timeout
         self._nonce = f"{int(clock.random() * 2**64):016x}"
         self._number = 0
-        self._first = 0
-        self._awaited: asyncio.Future[None] | None = None
+        self._first_number = 0
+        self._awaited_return: asyncio.Future[None] | None = None
         self._arrivals = 0
-        self.proven: int | None = None  # the watermark on the monotonic clock
+        self.watermark_monotonic: int | None = None  # the watermark on the monotonic clock
 
-    def arrived(self) -> None:
+    def note_arrival(self) -> None:
         """Note that events arrived on the stream."""
         self._arrivals += 1
 
-    def returned(self, mark: Mark) -> bool:
+    def receive(self, marker: Marker) -> bool:
         """Process a returned marker, after all events before it are queued; return False if it is foreign."""
-        if mark.nonce != self._nonce:
+        if marker.nonce != self._nonce:
             return False
-        if mark.number >= self._first and self._awaited is not None and not self._awaited.done():
-            self._awaited.set_result(None)
+        if marker.number >= self._first_number and self._awaited_return is not None and not self._awaited_return.done():
+            self._awaited_return.set_result(None)
         return True
 
-    async def prove(self) -> int:
+    async def round_trip(self) -> int:
         """Publish markers until one of them returns.
 
         A single marker may not be enough: a marker that reaches containerd before the subscription never returns.
@@ -54,13 +54,13 @@ class Marks:
         Raises:
             TransientError: No marker returned in time, and no other event arrived.
         """
-        self._first = self._number + 1
-        self._awaited = asyncio.get_running_loop().create_future()
-        sent, arrivals, retry_after = self._clock.now(), self._arrivals, _PATIENCE
-        while not self._awaited.done():
+        self._first_number = self._number + 1
+        self._awaited_return = asyncio.get_running_loop().create_future()
+        sent, arrivals, retry_after = self._clock.now(), self._arrivals, _FIRST_RETRY_SECONDS
+        while not self._awaited_return.done():
             self._number += 1
-            await self._source.mark(self._nonce, self._number)
-            await asyncio.wait([self._awaited], timeout=retry_after)
+            await self._client.publish_marker(self._nonce, self._number)
+            await asyncio.wait([self._awaited_return], timeout=retry_after)
             retry_after = min(2 * retry_after, self._timeout)
             if self._arrivals != arrivals or self._busy():
                 arrivals = self._arrivals
@@ -68,5 +68,5 @@ class Marks:
                 raise TransientError(
                     f"no events received from containerd for {self._timeout:g} s: the event stream has stalled"
                 )
-        self.proven = sent.monotonic
+        self.watermark_monotonic = sent.monotonic
         return sent.wall

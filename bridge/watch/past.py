@@ -6,79 +6,77 @@ import structlog
 from msgspec import Struct
 
 from bridge.core import memory
-from bridge.core.events import Previous, Reason
-from bridge.core.lives import Entry
-from bridge.core.memory import Position, SourceName, Watched
+from bridge.core.events import SnapshotReason, SourcePosition
+from bridge.core.lives import ContainerState
+from bridge.core.memory import CheckpointHeader, SourceId, StoredPosition
 from bridge.core.model import Instant
-from bridge.core.ports import Recollection
+from bridge.core.ports import StoredCheckpoint
 from bridge.core.time import MILLISECOND
 from bridge.core.tracker import Tracker
 from bridge.watch.settings import WatchSettings
 
-SOURCES_KEPT = 8  # sources whose last position is kept: a node rarely has more than one
+MAX_SOURCES = 8  # sources whose last position is kept: a node rarely has more than one
 _log = structlog.get_logger(__name__)
 
 
-class Past(Struct, kw_only=True):
+class RecoveredState(Struct, kw_only=True):
     """State recovered from the checkpoint; ``header`` is None if it contains no containers.
 
     ``container_keys`` are the checkpoint's keys of containers, ``obsolete_keys`` the keys to remove.
     """
 
-    reason: Reason = "start"
-    watched: Watched | None = None
-    positions: dict[SourceName, Position] = {}
-    least_epoch: int = 0
-    entries: list[Entry] = []
-    keys: list[str] = []
-    outdated: list[str] = []
+    reason: SnapshotReason = "start"
+    header: CheckpointHeader | None = None
+    positions: dict[SourceId, StoredPosition] = {}
+    min_epoch: int = 0
+    entries: list[ContainerState] = []
+    container_keys: list[str] = []
+    obsolete_keys: list[str] = []
 
     @property
-    def proven_at(self) -> int | None:
+    def watermark_at(self) -> int | None:
         """Return the moment (wall clock) up to which no event can have been missed; None if unknown."""
-        position = self.positions.get(self.watched.source) if self.watched is not None else None
-        return None if position is None else position.proven_at
+        position = self.positions.get(self.header.source) if self.header is not None else None
+        return None if position is None else position.watermark_at
 
     @property
-    def blind(self) -> set[str] | None:
+    def unsynced_namespaces(self) -> set[str] | None:
         """Return the namespaces that are not synced; None if no namespace is synced."""
-        namespaces = self.watched.blind if self.watched is not None else None
+        namespaces = self.header.unsynced_namespaces if self.header is not None else None
         return None if namespaces is None else set(namespaces)
 
-    def previous(self, source: SourceName) -> Previous | None:
+    def previous_position(self, source: SourceId) -> SourcePosition | None:
         """Return the last epoch and sequence of a source; None if unknown."""
         position = self.positions.get(source)
-        return None if position is None else Previous(position.epoch, position.sequence)
+        return None if position is None else SourcePosition(position.epoch, position.sequence)
 
-    def tracker(self, settings: WatchSettings, now: Instant) -> Tracker:
+    def build_tracker(self, settings: WatchSettings, now: Instant) -> Tracker:
         """Return a tracker with the recovered state, in the boot of the host in which that state was seen."""
-        boot_id = self.watched.boot_id if self.watched is not None else ""
-        tracker = Tracker(boot_id, settings.extras)
-        tracker.restore(self.entries, self.blind, now)
-        if self.watched is not None and self.watched.scope != settings.scope:
+        boot_id = self.header.boot_id if self.header is not None else ""
+        tracker = Tracker(boot_id, settings.additional_events)
+        tracker.restore(self.entries, self.unsynced_namespaces, now)
+        if self.header is not None and self.header.filter_fingerprint != settings.filter_fingerprint:
             _log.info("filters_changed", containers=len(self.entries))
-            tracker.restrict(settings.namespaces, settings.rules)
+            tracker.apply_filters(settings.namespace_filter, settings.label_rules)
         return tracker
 
 
-def recall(recollection: Recollection) -> Past:
+def recover(stored: StoredCheckpoint) -> RecoveredState:
     """Decode a stored checkpoint; treat an unreadable one as lost, with snapshot reason ``outbox_reset``."""
-    values = recollection.values
+    values = stored.values
     try:
         restored = memory.decode(values)
     except ValueError as error:
         _log.critical("checkpoint_unreadable", error=str(error))
-        return Past(reason="outbox_reset", outdated=list(values))
+        return RecoveredState(reason="outbox_reset", obsolete_keys=list(values))
     positions = restored.positions
     newest = sorted(positions, key=lambda source: positions[source].epoch, reverse=True)
-    return Past(
-        reason="outbox_reset" if recollection.reset else "start",
-        watched=restored.watched,
+    return RecoveredState(
+        reason="outbox_reset" if stored.reset else "start",
+        header=restored.header,
         positions=positions,
-        least_epoch=max(
-            [recollection.last_written // MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]
-        ),
+        min_epoch=max([stored.last_written // MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]),
         entries=restored.entries,
-        keys=list(memory.keys_of_containers(values)),
-        outdated=[memory.key_of_position(source) for source in newest[SOURCES_KEPT:]],
+        container_keys=list(memory.container_keys(values)),
+        obsolete_keys=[memory.position_key(source) for source in newest[MAX_SOURCES:]],
     )

@@ -8,72 +8,72 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from bridge.core.events import Reason
+from bridge.core.events import SnapshotReason
 
-_BY_WEIGHT: tuple[Reason, ...] = ("filters_changed", "overflow", "on_demand")
+_PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "on_demand")
 
 
-class SnapshotTaken(NamedTuple):
+class SnapshotResult(NamedTuple):
     """A persisted snapshot: its id, and the number of its containers."""
 
     id: str
     containers: int
 
 
-class Asked(Struct):
+class SnapshotRequest(Struct):
     """The requests that one snapshot fulfills: their reasons, and the futures of the waiting callers."""
 
-    reasons: set[Reason] = field(default_factory=set)
-    callers: list[asyncio.Future[SnapshotTaken]] = field(default_factory=list)
+    reasons: set[SnapshotReason] = field(default_factory=set)
+    waiters: list[asyncio.Future[SnapshotResult]] = field(default_factory=list)
 
     @property
-    def reason(self) -> Reason:
+    def reason(self) -> SnapshotReason:
         """Return the reason that matters most to consumers."""
-        return min(self.reasons, key=_BY_WEIGHT.index)
+        return min(self.reasons, key=_PRIORITY.index)
 
 
-class Requests:
+class SnapshotRequests:
     """Collect requests; one snapshot fulfills all requests made before its start.
 
     A request stays open until its snapshot is persisted, so a connection that ends earlier loses no request.
     """
 
     def __init__(self) -> None:
-        self._waiting = Asked()
-        self._begun: list[Asked] = []
+        self._pending = SnapshotRequest()
+        self._in_progress: list[SnapshotRequest] = []
         self._changed = asyncio.Event()
 
-    def ask(self, reason: Reason) -> asyncio.Future[SnapshotTaken]:
+    def request(self, reason: SnapshotReason) -> asyncio.Future[SnapshotResult]:
         """Request a snapshot soon; the returned future completes when the snapshot is persisted."""
-        future: asyncio.Future[SnapshotTaken] = asyncio.get_running_loop().create_future()
-        self._waiting.reasons.add(reason)
-        self._waiting.callers.append(future)
+        future: asyncio.Future[SnapshotResult] = asyncio.get_running_loop().create_future()
+        self._pending.reasons.add(reason)
+        self._pending.waiters.append(future)
         self._changed.set()
         return future
 
-    async def wait(self, seconds: float) -> Asked | None:
+    async def wait(self, seconds: float) -> SnapshotRequest | None:
         """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
         self._changed.clear()
-        if not self._waiting.reasons:
+        if not self._pending.reasons:
             return None
-        request, self._waiting = self._waiting, Asked()
-        self._begun.append(request)
+        request, self._pending = self._pending, SnapshotRequest()
+        self._in_progress.append(request)
         return request
 
-    def done(self, asked: Asked, taken: SnapshotTaken) -> None:
+    def complete(self, request: SnapshotRequest, result: SnapshotResult) -> None:
         """Complete requests whose snapshot is persisted."""
-        self._begun.remove(asked)
-        for waiter in asked.callers:
+        self._in_progress.remove(request)
+        for waiter in request.waiters:
             if not waiter.done():
-                waiter.set_result(taken)
+                waiter.set_result(result)
 
-    def resume(self) -> None:
+    def requeue(self) -> None:
         """Requeue the requests that were in progress on the previous connection."""
-        for request in self._begun:
-            self._waiting.reasons |= request.reasons
-            self._waiting.callers += request.callers
+        for request in self._in_progress:
+            self._pending.reasons |= request.reasons
+            self._pending.waiters += request.waiters
             self._changed.set()
-        self._begun.clear()
+        self._in_progress.clear()

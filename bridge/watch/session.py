@@ -12,30 +12,38 @@ from functools import lru_cache
 
 import structlog
 
-from bridge.core.encode import Coverage, Gap
+from bridge.core.encode import Gap, SnapshotCoverage
 from bridge.core.errors import BridgeError
-from bridge.core.events import Reason
+from bridge.core.events import SnapshotReason
 from bridge.core.lives import Transition
-from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Mark, TaskCreated, Undecodable
-from bridge.core.ports import Clock, Source, Stream
-from bridge.core.reconcile import Listing, reconcile, rescope, unproven
+from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Marker, TaskCreated, Undecodable
+from bridge.core.ports import Clock, EngineClient, EventStream
+from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
 from bridge.core.time import to_seconds
 from bridge.core.tracker import Tracker
-from bridge.tasks import together
+from bridge.tasks import task_group
 from bridge.watch.audit import Auditor
-from bridge.watch.endings import Endings
-from bridge.watch.intake import Answers, Audited, Intake, Item, Proven, Sighting, Witnessed
+from bridge.watch.endings import ExitWaiter
+from bridge.watch.intake import (
+    AuditResult,
+    EnrichedEvent,
+    EventQueue,
+    QueryResults,
+    QueueItem,
+    TaskWaited,
+    WatermarkAdvanced,
+)
 from bridge.watch.journal import Journal
-from bridge.watch.listing import ask_all, list_all
-from bridge.watch.marks import Marks
-from bridge.watch.oddities import Oddities
-from bridge.watch.requests import Asked, Requests, SnapshotTaken
+from bridge.watch.listing import list_all, query_tasks
+from bridge.watch.marks import StreamMarkers
+from bridge.watch.oddities import IgnoredEvents
+from bridge.watch.requests import SnapshotRequest, SnapshotRequests, SnapshotResult
 from bridge.watch.settings import WatchSettings
 
-STOP_SECONDS = 1.0  # for fetches that are running when the bridge stops
-ROUNDS = 5  # of task queries before a snapshot is completed as partial
-_NAMESPACES = 1024  # cached results of the namespace filter
-_NO_CONTAINERS = (Mark, Ignored, Undecodable)
+SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
+MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot is completed as partial
+_MAX_CACHED_NAMESPACES = 1024  # cached results of the namespace filter
+_NON_CONTAINER_EVENTS = (Marker, Ignored, Undecodable)
 _log = structlog.get_logger(__name__)
 
 
@@ -49,282 +57,294 @@ class Session:
     def __init__(
         self,
         *,
-        source: Source,
+        client: EngineClient,
         clock: Clock,
         settings: WatchSettings,
         tracker: Tracker,
-        intake: Intake,
+        event_queue: EventQueue,
         journal: Journal,
-        requests: Requests,
-        oddities: Oddities,
-        missed: list[Transition],
-        proven_at: int | None,
+        requests: SnapshotRequests,
+        ignored_events: IgnoredEvents,
+        pending_transitions: list[Transition],
+        watermark_at: int | None,
     ) -> None:
-        self.proven_at = proven_at
-        self.live = False
-        self._source = source
+        self.watermark_at = watermark_at
+        self.synced = False
+        self._client = client
         self._clock = clock
         self._settings = settings
         self._tracker = tracker
-        self._intake = intake
+        self._event_queue = event_queue
         self._journal = journal
-        self._missed = missed
-        self._oddities = oddities
+        self._pending_transitions = pending_transitions
+        self._ignored_events = ignored_events
         self._requests = requests
-        self._taken: list[tuple[Asked, SnapshotTaken]] = []  # requests with a snapshot that is not persisted yet
-        self._marks = Marks(source, clock, settings.mark_timeout, lambda: intake.full)
-        self._gate = asyncio.Semaphore(settings.questions)
-        self._auditor = Auditor(source, clock, settings, tracker, intake, requests, self._gate)
-        self._watched = lru_cache(maxsize=_NAMESPACES)(settings.namespaces)
-        self._endings = Endings(source, lambda key, pid, end: intake.answer(Witnessed(key, pid, end)))
-        self._asked = 0
-        self._adopted = tracker.adopted
+        self._unwritten_results: list[
+            tuple[SnapshotRequest, SnapshotResult]
+        ] = []  # requests with a snapshot that is not persisted yet
+        self._markers = StreamMarkers(client, clock, settings.marker_timeout, lambda: event_queue.full)
+        self._query_semaphore = asyncio.Semaphore(settings.max_queries)
+        self._auditor = Auditor(client, clock, settings, tracker, event_queue, requests, self._query_semaphore)
+        self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
+        self._exit_waiter = ExitWaiter(client, lambda key, pid, end: event_queue.put_item(TaskWaited(key, pid, end)))
+        self._open_queries = 0
+        self._preexisting_count = tracker.preexisting_count
 
     @property
-    def proven(self) -> int | None:
+    def watermark_monotonic(self) -> int | None:
         """Return the watermark of this connection on the monotonic clock; None before the first one."""
-        return self._marks.proven
+        return self._markers.watermark_monotonic
 
-    async def run(self, reason: Reason) -> None:
+    async def run(self, reason: SnapshotReason) -> None:
         """Connect, publish a snapshot for ``reason``, and follow.
 
         Raises:
             TransientError: The connection broke; all events received before are queued, processed or published.
         """
-        stream = await self._source.subscribe()
+        stream = await self._client.subscribe()
         try:
-            async with together() as tasks:
-                self._intake.connect(self._source)
-                tasks.create_task(self._drain(stream))
-                await self._begin(tasks, reason)
-                tasks.create_task(self._prove())
+            async with task_group() as tasks:
+                self._event_queue.connect(self._client)
+                tasks.create_task(self._receive(stream))
+                await self._synchronize(tasks, reason)
+                tasks.create_task(self._probe_stream())
                 tasks.create_task(self._auditor.run())
                 await self._follow(tasks)
         finally:
-            self._endings.close()
+            self._exit_waiter.close()
             stream.close()
-            self._intake.put(self._sort(stream.rest())[0])
+            self._event_queue.put_nowait(self._split_batch(stream.drain())[0])
 
     def reload(self, settings: WatchSettings) -> None:
         """Apply other settings; the snapshot that follows reevaluates which containers are in scope."""
         self._settings = self._auditor.settings = settings
-        self._watched = lru_cache(maxsize=_NAMESPACES)(settings.namespaces)
+        self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
 
-    def absorb(self) -> None:
+    def apply_ready(self) -> None:
         """Process the received items that do not need containerd any more."""
-        self._decide_all()
+        self._apply_ready()
 
-    async def conclude(self) -> None:
+    async def shut_down(self) -> None:
         """Process all received events before the bridge stops, with the metadata that arrives within a short time."""
-        await self._intake.look_ups_done(STOP_SECONDS)
+        await self._event_queue.drain_fetches(SHUTDOWN_FETCH_SECONDS)
         now = self._clock.now()
-        for event in self._intake.give_up():
-            self._decide(event, now)
-        if self._journal.ledger.sequence:  # an epoch begins with a snapshot
-            self._journal.tell(self._missed)
-            self._missed.clear()
+        for event in self._event_queue.abandon():
+            self._apply(event, now)
+        if self._journal.encoder.sequence:  # an epoch begins with a snapshot
+            self._journal.append(self._pending_transitions)
+            self._pending_transitions.clear()
 
     # --- receiving ---
 
-    async def _drain(self, stream: Stream) -> None:
+    async def _receive(self, stream: EventStream) -> None:
         """Receive from the stream without pause, and queue the events."""
         while True:
-            events, markers = self._sort(await stream.batch())
+            events, markers = self._split_batch(await stream.batch())
             for event in events:
                 if isinstance(event, TaskCreated):
-                    self._endings.expect(event.key, event.pid)
-            self._marks.arrived()
-            await self._intake.admit(events)
+                    self._exit_waiter.wait_for_exit(event.key, event.pid)
+            self._markers.note_arrival()
+            await self._event_queue.put(events)
             for marker in markers:
-                if not self._marks.returned(marker):
-                    self._oddities.note(marker)
+                if not self._markers.receive(marker):
+                    self._ignored_events.record(marker)
 
-    def _sort(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Mark]]:
+    def _split_batch(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Marker]]:
         """Split a batch into events of watched containers and markers; record the rest as ignored."""
         events: list[ContainerEvent] = []
-        markers: list[Mark] = []
+        markers: list[Marker] = []
         for event in batch:
-            if not isinstance(event, _NO_CONTAINERS):
-                if self._watched(event.key.namespace):
+            if not isinstance(event, _NON_CONTAINER_EVENTS):
+                if self._is_watched(event.key.namespace):
                     events.append(event)
-            elif isinstance(event, Mark):
+            elif isinstance(event, Marker):
                 markers.append(event)
             else:
-                self._oddities.note(event)
+                self._ignored_events.record(event)
         return events, markers
 
-    async def _prove(self) -> None:
+    async def _probe_stream(self) -> None:
         """Verify the stream at intervals: only a marker distinguishes a hung containerd from an idle one."""
         while True:
-            await self._clock.sleep(self._settings.mark_interval)
-            self.proven_at = await self._marks.prove()
-            self._intake.answer(Proven(self.proven_at))
+            await self._clock.sleep(self._settings.marker_interval)
+            self.watermark_at = await self._markers.round_trip()
+            self._event_queue.put_item(WatermarkAdvanced(self.watermark_at))
 
     # --- connecting ---
 
-    async def _begin(self, tasks: asyncio.TaskGroup, reason: Reason) -> None:
+    async def _synchronize(self, tasks: asyncio.TaskGroup, reason: SnapshotReason) -> None:
         """Determine the current state, and publish it together with the missed transitions.
 
         The event queue is emptied all the time, because a marker returns behind the events before it.
         """
-        since, settings = self.proven_at, self._settings
-        await self._catch_up()
+        since, settings = self.watermark_at, self._settings
+        await self._drain_to_marker()
         gap = Gap(reason, since, self._clock.now().wall)
         listing = await self._list(tasks, settings)
-        watermark_at = await self._catch_up()
-        if filters_changed := self._journal.watched.scope != settings.scope:
-            self._tracker.restrict(settings.namespaces, settings.rules)
-            self._missed[:] = [transition.ruled(settings.rules) for transition in self._missed]
-            self._journal.rescope(settings.scope)
-        self._missed += reconcile(self._tracker, listing, self._clock.now(), rescoped=filters_changed)
-        self._intake.know(listing.containers)
-        await self._question(tasks)
-        self._tracker.complete(set(listing.failed))
-        count = self._publish(gap, Coverage(listing.namespaces, listing.failed, unproven(self._tracker)), self._missed)
-        self._missed.clear()
-        self.live, self.proven_at = True, watermark_at
-        self._journal.proven(watermark_at)
-        self._expect_endings()
+        watermark_at = await self._drain_to_marker()
+        if filters_changed := self._journal.header.filter_fingerprint != settings.filter_fingerprint:
+            self._tracker.apply_filters(settings.namespace_filter, settings.label_rules)
+            self._pending_transitions[:] = [
+                transition.with_label_rules(settings.label_rules) for transition in self._pending_transitions
+            ]
+            self._journal.set_filter_fingerprint(settings.filter_fingerprint)
+        self._pending_transitions += reconcile(
+            self._tracker, listing, self._clock.now(), filters_changed=filters_changed
+        )
+        self._event_queue.mark_known(listing.containers)
+        await self._resolve_conflicts(tasks)
+        self._tracker.mark_synced(set(listing.failed))
+        count = self._publish_snapshot(
+            gap,
+            SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker)),
+            self._pending_transitions,
+        )
+        self._pending_transitions.clear()
+        self.synced, self.watermark_at = True, watermark_at
+        self._journal.advance_watermark(watermark_at)
+        self._wait_for_exits()
         await self._journal.write()
         _log.info("synced", reason=reason, containers=count, namespaces=len(listing.namespaces), failed=listing.failed)
 
-    def _expect_endings(self) -> None:
+    def _wait_for_exits(self) -> None:
         for entry in self._tracker.entries():
-            for pid in [entry.life.pid] if entry.life is not None else entry.created[-1:]:
-                self._endings.expect(entry.key, pid)
+            for pid in [entry.incarnation.pid] if entry.incarnation is not None else entry.created_pids[-1:]:
+                self._exit_waiter.wait_for_exit(entry.key, pid)
 
     async def _list(self, tasks: asyncio.TaskGroup, settings: WatchSettings) -> Listing:
         """List everything; keep verifying the stream in the meantime, because a listing may take long."""
-        listing = tasks.create_task(list_all(self._source, self._clock, settings))
+        listing = tasks.create_task(list_all(self._client, self._clock, settings))
         while not listing.done():
-            await self._catch_up()
-            await asyncio.wait([listing], timeout=self._settings.mark_interval)
+            await self._drain_to_marker()
+            await asyncio.wait([listing], timeout=self._settings.marker_interval)
         return listing.result()
 
-    async def _catch_up(self) -> int:
+    async def _drain_to_marker(self) -> int:
         """Process all events that containerd sent before this call; return the watermark (wall clock)."""
-        round_trip = asyncio.ensure_future(self._marks.prove())
-        round_trip.add_done_callback(lambda _: self._intake.nudge())
+        round_trip = asyncio.ensure_future(self._markers.round_trip())
+        round_trip.add_done_callback(lambda _: self._event_queue.wake())
         try:
             while not round_trip.done():
-                await self._intake.wait()
-                self._decide_all()
-            target = self._intake.received
-            while self._intake.taken < target:
-                await self._intake.wait()
-                self._decide_all()
+                await self._event_queue.wait()
+                self._apply_ready()
+            target = self._event_queue.put_count
+            while self._event_queue.popped_count < target:
+                await self._event_queue.wait()
+                self._apply_ready()
             return round_trip.result()
         finally:
             round_trip.cancel()
 
-    async def _question(self, tasks: asyncio.TaskGroup) -> None:
+    async def _resolve_conflicts(self, tasks: asyncio.TaskGroup) -> None:
         """Query tasks for which listing, events and state conflict; repeat while events about them arrive."""
-        for _ in range(ROUNDS):
-            self._ask(tasks)
-            if not self._asked:
+        for _ in range(MAX_QUERY_ROUNDS):
+            self._run_due_queries(tasks)
+            if not self._open_queries:
                 return
-            while self._asked:
-                await self._intake.wait()
-                self._decide_all()
+            while self._open_queries:
+                await self._event_queue.wait()
+                self._apply_ready()
 
     # --- following ---
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            await self._intake.wait(self._until_due())
-            self._decide_all()
-            self._tell(self._tracker.expire(self._clock.now()))
-            self._ask(tasks)
+            await self._event_queue.wait(self._seconds_until_due())
+            self._apply_ready()
+            self._emit(self._tracker.expire_pending_exits(self._clock.now()))
+            self._run_due_queries(tasks)
             await self._journal.write()
-            while self._taken:
-                self._requests.done(*self._taken.pop())
+            while self._unwritten_results:
+                self._requests.complete(*self._unwritten_results.pop())
 
-    def _until_due(self) -> float | None:
+    def _seconds_until_due(self) -> float | None:
         due = self._tracker.next_due()
         return None if due is None else to_seconds(max(0, due - self._clock.now().monotonic))
 
-    def _ask(self, tasks: asyncio.TaskGroup) -> None:
+    def _run_due_queries(self, tasks: asyncio.TaskGroup) -> None:
         """Run the due queries in the background; the results arrive through the event queue."""
-        queries = self._tracker.due_questions(self._clock.now())
+        queries = self._tracker.due_queries(self._clock.now())
         if not queries:
             return
-        self._asked += 1
+        self._open_queries += 1
 
         async def query_all() -> None:
-            results = await ask_all(self._source, [query.key for query in queries], self._gate)
-            self._intake.answer(Answers(list(zip(queries, results, strict=True)), []))
+            results = await query_tasks(self._client, [query.key for query in queries], self._query_semaphore)
+            self._event_queue.put_item(QueryResults(list(zip(queries, results, strict=True)), []))
 
         tasks.create_task(query_all())
 
     # --- processing ---
 
-    def _decide_all(self) -> None:
+    def _apply_ready(self) -> None:
         now = self._clock.now()
-        for item in self._intake.take():
-            self._decide(item, now)
+        for item in self._event_queue.pop_ready():
+            self._apply(item, now)
 
-    def _decide(self, item: Item, now: Instant) -> None:
-        if isinstance(item, Sighting):
+    def _apply(self, item: QueueItem, now: Instant) -> None:
+        if isinstance(item, EnrichedEvent):
             if item.metadata is not None:
-                self._tracker.learn(item.metadata)
-            self._tell(self._tracker.step(item.event, now))
-        elif isinstance(item, Witnessed):
-            self._tracker.witness(item.key, item.pid, item.end, now)
-        elif isinstance(item, Proven):
-            self._journal.proven(item.at)
-        elif item.audited is None:
-            self._asked -= 1
-            self._tell(self._take_answers(item, now))
+                self._tracker.update_metadata(item.metadata)
+            self._emit(self._tracker.process_event(item.event, now))
+        elif isinstance(item, TaskWaited):
+            self._tracker.task_waited(item.key, item.pid, item.exit_status, now)
+        elif isinstance(item, WatermarkAdvanced):
+            self._journal.advance_watermark(item.at)
+        elif item.audit is None:
+            self._open_queries -= 1
+            self._emit(self._apply_results(item, now))
         else:
-            self._conclude_audit(item, item.audited, now)
+            self._finish_audit(item, item.audit, now)
 
-    def _take_answers(self, item: Answers, now: Instant) -> list[Transition]:
-        for metadata in item.records:
-            self._tracker.learn(metadata)
+    def _apply_results(self, item: QueryResults, now: Instant) -> list[Transition]:
+        for metadata in item.metadata:
+            self._tracker.update_metadata(metadata)
         transitions: list[Transition] = []
-        for query, result in item.answers:
-            if not self._watched(query.key.namespace):
+        for query, result in item.results:
+            if not self._is_watched(query.key.namespace):
                 continue  # not watched any more since the query was made
             if isinstance(result, BridgeError):
-                self._oddities.unanswered(query.key, result)
-                self._tracker.no_answer(query)
+                self._ignored_events.query_failed(query.key, result)
+                self._tracker.query_failed(query)
             else:
-                transitions += self._tracker.answer(query, result, now)
+                transitions += self._tracker.apply_query_result(query, result, now)
         return transitions
 
-    def _conclude_audit(self, item: Answers, audited: Audited, now: Instant) -> None:
+    def _finish_audit(self, item: QueryResults, audit: AuditResult, now: Instant) -> None:
         """Publish the repairs of an audit, or the requested snapshot."""
-        listing, repairs = audited.listing, []
-        if audited.scope is not None:
-            repairs += self._rescope(audited, audited.scope, now)
-        repairs += self._take_answers(item, now)
-        self._expect_endings()
-        self._tracker.complete(set(listing.failed))
-        if repairs or self._tracker.adopted != self._adopted or audited.forced:
-            coverage = Coverage(listing.namespaces, listing.failed, unproven(self._tracker))
-            count = self._publish(audited.gap, coverage, repairs)
-            _log.info("snapshot_published", reason=audited.gap.reason, containers=count, repairs=len(repairs))
-            if audited.asked is not None:
-                self._taken.append((audited.asked, SnapshotTaken(self._journal.ledger.snapshot_id, count)))
+        listing, repairs = audit.listing, []
+        if audit.filter_fingerprint is not None:
+            repairs += self._reevaluate_scope(audit, audit.filter_fingerprint, now)
+        repairs += self._apply_results(item, now)
+        self._wait_for_exits()
+        self._tracker.mark_synced(set(listing.failed))
+        if repairs or self._tracker.preexisting_count != self._preexisting_count or audit.forced:
+            coverage = SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker))
+            count = self._publish_snapshot(audit.gap, coverage, repairs)
+            _log.info("snapshot_published", reason=audit.gap.reason, containers=count, repairs=len(repairs))
+            if audit.request is not None:
+                self._unwritten_results.append(
+                    (audit.request, SnapshotResult(self._journal.encoder.snapshot_id, count))
+                )
 
-    def _rescope(self, audited: Audited, scope: str, now: Instant) -> list[Transition]:
+    def _reevaluate_scope(self, audit: AuditResult, filter_fingerprint: str, now: Instant) -> list[Transition]:
         """Reevaluate which containers are in scope: from now on the current filters apply."""
-        self._tracker.restrict(self._settings.namespaces, self._settings.rules)
-        repairs = rescope(self._tracker, audited.listing, audited.gap.until or 0, now)
-        self._intake.know(audited.listing.containers)
-        self._journal.rescope(scope)
+        self._tracker.apply_filters(self._settings.namespace_filter, self._settings.label_rules)
+        repairs = reevaluate_scope(self._tracker, audit.listing, audit.gap.until or 0, now)
+        self._event_queue.mark_known(audit.listing.containers)
+        self._journal.set_filter_fingerprint(filter_fingerprint)
         return repairs
 
-    def _tell(self, transitions: list[Transition]) -> None:
+    def _emit(self, transitions: list[Transition]) -> None:
         """Append transitions to the journal once synced; until then, keep them for the snapshot."""
-        if self.live:
-            self._journal.tell(transitions)
+        if self.synced:
+            self._journal.append(transitions)
         else:
-            self._missed += transitions
+            self._pending_transitions += transitions
 
-    def _publish(self, gap: Gap, coverage: Coverage, transitions: list[Transition]) -> int:
+    def _publish_snapshot(self, gap: Gap, coverage: SnapshotCoverage, transitions: list[Transition]) -> int:
         now = self._clock.now()
-        snapshot_records = self._tracker.rows(now)
-        self._journal.snapshot(gap, coverage, transitions, snapshot_records, now.wall)
-        self._adopted = self._tracker.adopted
+        snapshot_records = self._tracker.snapshot_records(now)
+        self._journal.append_snapshot(gap, coverage, transitions, snapshot_records, now.wall)
+        self._preexisting_count = self._tracker.preexisting_count
         return len(snapshot_records)

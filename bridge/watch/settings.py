@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
-from bridge.core.events import ExtraType
-from bridge.core.identity import Scope, everything
+from bridge.core.events import AdditionalEventType
+from bridge.core.identity import ContainerPredicate, match_all
 from bridge.core.labels import LabelRules
 
 
@@ -22,16 +22,16 @@ class WatchSettings(Struct, frozen=True, kw_only=True):
     """
 
     host: str
-    namespaces: Callable[[str], bool]
-    rules: LabelRules
-    in_scope: Scope = everything
-    scope: str = ""
-    extras: Collection[ExtraType] = ()
+    namespace_filter: Callable[[str], bool]
+    label_rules: LabelRules
+    container_filter: ContainerPredicate = match_all
+    filter_fingerprint: str = ""
+    additional_events: Collection[AdditionalEventType] = ()
     snapshot_interval: float = 6 * 3600
-    first_audit: float = 30
+    first_audit_delay: float = 30
     audit_interval: float = 300
-    mark_interval: float = 10
-    mark_timeout: float = 10
+    marker_interval: float = 10
+    marker_timeout: float = 10
     namespace_attempts: int = 3
-    lookups: int = 64
-    questions: int = 16
+    max_fetches: int = 64
+    max_queries: int = 16

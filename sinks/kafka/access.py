@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.abc import AbstractTokenProvider
 
 from bridge.core.errors import TransientError
-from sinks.access import read, secret, tls_context
+from sinks.access import read_setting_file, resolve_secret, tls_context
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaAuthSettings, KafkaSettings
 
 
-def options(settings: KafkaSettings) -> dict[str, Any]:
+def client_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return the security options for aiokafka's clients.
 
     Raises:
@@ -24,24 +24,24 @@ def options(settings: KafkaSettings) -> dict[str, Any]:
         "client_id": settings.client_id,
         "security_protocol": ("SASL_" if auth else "") + ("SSL" if tls.enabled else "PLAINTEXT"),
         "ssl_context": tls_context(tls) if tls.enabled else None,
-        **(_login(auth) if auth else {}),
+        **(_sasl_options(auth) if auth else {}),
     }
 
 
-def _login(auth: KafkaAuthSettings) -> dict[str, Any]:
+def _sasl_options(auth: KafkaAuthSettings) -> dict[str, Any]:
     login: dict[str, Any] = {"sasl_mechanism": auth.mechanism.upper()}
     if auth.token_file:
-        return login | {"sasl_oauth_token_provider": TokenFile(auth.token_file)}
-    password = secret("auth.password", auth.password, auth.password_file)
+        return login | {"sasl_oauth_token_provider": FileTokenProvider(auth.token_file)}
+    password = resolve_secret("auth.password", auth.password, auth.password_file)
     return login | {"sasl_plain_username": auth.username, "sasl_plain_password": password}
 
 
-class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
+class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types
     """Reads the token again for each authentication, so that the file can be replaced at any time."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._token()
+        self._read_token()
 
     async def token(self) -> str:
         """Return the token.
@@ -50,12 +50,12 @@ class TokenFile(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no 
             OSError: The token cannot be read; aiokafka handles no other error here.
         """
         try:
-            return self._token()
+            return self._read_token()
         except TransientError as error:
             raise OSError(str(error)) from error
 
-    def _token(self) -> str:
-        token = read("auth.token_file", self._path).strip()
+    def _read_token(self) -> str:
+        token = read_setting_file("auth.token_file", self._path).strip()
         if not token:
             raise TransientError(f"auth.token_file {self._path} is empty")
         return token

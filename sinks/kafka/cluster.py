@@ -29,7 +29,7 @@ from bridge.core.errors import FatalError, TransientError
 from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
 from sinks.kafka import access
-from sinks.kafka.failures import CONNECT_ERRORS, not_allowed, not_reached, said, who
+from sinks.kafka.failures import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 REQUEST_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _log = structlog.get_logger(__name__)
-_NO_PARTITION = 2**31 - 1  # no topic has so many
-_TOPIC = 2  # Kafka's number for this resource type
-_SETTINGS = ["cleanup.policy", "max.message.bytes"]
+_NONEXISTENT_PARTITION = 2**31 - 1  # no topic has so many
+_TOPIC_RESOURCE = 2  # Kafka's number for this resource type
+_TOPIC_CONFIGS = ["cleanup.policy", "max.message.bytes"]
 
 
 class CompactionError(FatalError):
@@ -60,11 +60,11 @@ class Topic(NamedTuple):
 
     name: str
     partitions: dict[int, Partition]
-    max_bytes: int | None
-    policy: str | None
+    max_batch_bytes: int | None
+    cleanup_policy: str | None
 
 
-class Cluster:
+class AdminClient:
     """Sends requests over a connection to one server."""
 
     def __init__(self, settings: KafkaSettings, connection: AIOKafkaConnection, server: str) -> None:
@@ -72,46 +72,46 @@ class Cluster:
         self._connection = connection
         self._server = server
 
-    async def event_topic(self, clock: Clock) -> Topic:
+    async def ensure_event_topic(self, clock: Clock) -> Topic:
         """Return the topic for the records; create it if it does not exist.
 
         Raises:
             TransientError: The topic does not exist, or describing or creating it is not authorized.
             CompactionError: The topic is compacted.
         """
-        topic = await self._topic(self._settings.topic, "delete", clock)
-        if topic.policy is not None and "compact" in topic.policy:
+        topic = await self._ensure_topic(self._settings.topic, "delete", clock)
+        if topic.cleanup_policy is not None and "compact" in topic.cleanup_policy:
             raise CompactionError(
-                f"topic {topic.name} is compacted (cleanup.policy={topic.policy}) and would keep only the last "
+                f"topic {topic.name} is compacted (cleanup.policy={topic.cleanup_policy}) and would keep only the last "
                 "record of each source; set its cleanup.policy to delete, or use another topic"
             )
         return topic
 
-    async def state_topic(self, name: str, clock: Clock) -> Topic:
+    async def ensure_state_topic(self, name: str, clock: Clock) -> Topic:
         """Return the topic for the current state; create it if it does not exist.
 
         Raises:
             TransientError: The topic does not exist, or describing or creating it is not authorized.
             CompactionError: The topic is not compacted.
         """
-        topic = await self._topic(name, "compact", clock)
-        if topic.policy is not None and "compact" not in topic.policy:
+        topic = await self._ensure_topic(name, "compact", clock)
+        if topic.cleanup_policy is not None and "compact" not in topic.cleanup_policy:
             raise CompactionError(
-                f"state_topic {name} is not compacted (cleanup.policy={topic.policy}) and would lose entries; "
+                f"state_topic {name} is not compacted (cleanup.policy={topic.cleanup_policy}) and would lose entries; "
                 "set its cleanup.policy to compact, or use another topic"
             )
         return topic
 
-    async def where(self, topic: str, purpose: str = "Write") -> dict[int, Partition]:
+    async def partitions(self, topic: str, operation: str = "Write") -> dict[int, Partition]:
         """Return a topic's partitions; empty if it does not exist. ``operation`` is the ACL operation that is needed.
 
         Raises:
             TransientError: Describing the topic is not authorized, or the request failed.
         """
         # Metadata requests must not create the topic: some brokers would, with their own defaults.
-        response = await self._ask(MetadataRequest([topic], allow_auto_topic_creation=False))
+        response = await self._request(MetadataRequest([topic], allow_auto_topic_creation=False))
         if not response.brokers:
-            raise TransientError(f"{self._server}: {self._no_brokers()}")
+            raise TransientError(f"{self._server}: {self._describe_missing_brokers()}")
         addresses = {broker[0]: f"{broker[1]}:{broker[2]}" for broker in response.brokers}
         (found,) = response.topics
         code, partitions = for_code(found[0]), found[-1]
@@ -119,10 +119,10 @@ class Cluster:
             return {}
         if code is TopicAuthorizationFailedError:
             raise TransientError(
-                f"{who(self._settings)} is not authorized to describe topic {topic}; allow Describe and {purpose} on it"
+                f"{principal(self._settings)} is not authorized to describe topic {topic}; allow Describe and {operation} on it"
             )
         if code is not NoError:
-            raise TransientError(f"topic {topic}: {said(code())}")
+            raise TransientError(f"topic {topic}: {describe(code())}")
         return {
             number: Partition(addresses.get(leader), len(replicas), len(in_sync))
             for _, number, leader, replicas, in_sync, *_ in partitions
@@ -134,25 +134,25 @@ class Cluster:
         Raises:
             TransientError: Writing is not authorized.
         """
-        data = [(topic, [(_NO_PARTITION, b"")])]
-        response = await self._ask(ProduceRequest(None, -1, int(REQUEST_SECONDS * 1000), data))
+        data = [(topic, [(_NONEXISTENT_PARTITION, b"")])]
+        response = await self._request(ProduceRequest(None, -1, int(REQUEST_SECONDS * 1000), data))
         for _, partitions in response.topics:
             for _, code, *_ in partitions:  # usually: unknown partition
-                if denied := not_allowed(for_code(code)(), topic, self._settings):
+                if denied := describe_denial(for_code(code)(), topic, self._settings):
                     raise TransientError(denied)
 
-    async def _topic(self, name: str, policy: str, clock: Clock) -> Topic:
-        partitions = await self.where(name)
+    async def _ensure_topic(self, name: str, policy: str, clock: Clock) -> Topic:
+        partitions = await self.partitions(name)
         if not partitions:
-            await self._create(name, policy)
+            await self._create_topic(name, policy)
         while not partitions:  # brokers learn of a new topic one by one; the caller has a timeout
             await clock.sleep(_POLL_SECONDS)
-            partitions = await self.where(name)
-        known = await self._settings_of(name)
+            partitions = await self.partitions(name)
+        known = await self._topic_configs(name)
         size = known.get("max.message.bytes")
         return Topic(name, partitions, int(size) if size else None, known.get("cleanup.policy"))
 
-    async def _create(self, name: str, policy: str) -> None:
+    async def _create_topic(self, name: str, policy: str) -> None:
         settings = self._settings
         command = f"kafka-topics.sh --create --topic {name} --partitions {settings.partitions}"
         hint = f"create it (for example: {command} --config cleanup.policy={policy})"
@@ -160,32 +160,32 @@ class Cluster:
             raise TransientError(f"topic {name} does not exist, and auto_create is false; {hint}")
         replicas = -1 if settings.replication_factor is None else settings.replication_factor
         wanted: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
-        response = await self._ask(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))
+        response = await self._request(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))
         for _, code, message in response.topic_errors:
             error = for_code(code)
             if error is TopicAuthorizationFailedError:
-                denied = f"{who(settings)} is not authorized to create it; allow Create on it, or {hint}"
+                denied = f"{principal(settings)} is not authorized to create it; allow Create on it, or {hint}"
                 raise TransientError(f"topic {name} does not exist, and {denied}")
             if error not in (NoError, TopicAlreadyExistsError):
                 raise TransientError(
-                    f"topic {name} does not exist, and creating it failed: {message or said(error())}; {hint}"
+                    f"topic {name} does not exist, and creating it failed: {message or describe(error())}; {hint}"
                 )
             if error is NoError:
                 _log.info("topic_created", topic=name)
 
-    async def _settings_of(self, topic: str) -> dict[str, str]:
+    async def _topic_configs(self, topic: str) -> dict[str, str]:
         """Return the relevant configs of a topic; empty if reading them is not authorized."""
-        response = await self._ask(DescribeConfigsRequest([(_TOPIC, topic, _SETTINGS)]))
+        response = await self._request(DescribeConfigsRequest([(_TOPIC_RESOURCE, topic, _TOPIC_CONFIGS)]))
         (found,) = response.resources
         return {} if found[0] else {name: value for name, value, *_ in found[4]}
 
-    async def _ask(self, request: Any) -> Any:
+    async def _request(self, request: Any) -> Any:
         try:
             return await self._connection.send(request)
         except CONNECT_ERRORS as error:
-            raise TransientError(f"{not_reached(error, self._server, self._settings)}") from error
+            raise TransientError(f"{describe_connect_error(error, self._server, self._settings)}") from error
 
-    def _no_brokers(self) -> str:
+    def _describe_missing_brokers(self) -> str:
         if self._settings.auth and self._settings.auth.token_file:
             # aiokafka takes the rejection for a step of the authentication, and the next bytes for a response.
             return f"token of auth.token_file {self._settings.auth.token_file} was rejected; it may have expired"
@@ -193,7 +193,7 @@ class Cluster:
 
 
 @contextlib.asynccontextmanager
-async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIterator[Cluster]:
+async def connect_admin(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIterator[AdminClient]:
     """Connect to the first usable server.
 
     Raises:
@@ -203,45 +203,45 @@ async def connected(settings: KafkaSettings, options: dict[str, Any]) -> AsyncIt
     for server in settings.bootstrap_servers:
         host, port = host_and_port(server, PORT)
         try:
-            connection = await open_(host, port, options, _patience(settings))
+            connection = await connect(host, port, options, _connect_timeout(settings))
         except CONNECT_ERRORS as error:
-            reasons.append(not_reached(error, server, settings))
+            reasons.append(describe_connect_error(error, server, settings))
             continue
         try:
-            yield Cluster(settings, connection, server)
+            yield AdminClient(settings, connection, server)
         finally:
-            await hang_up(connection)
+            await abort(connection)
         return
     raise TransientError(f"no Kafka server is usable: {'; '.join(reasons)}")
 
 
-async def state_of(topic: str, partition: int, settings: KafkaSettings) -> str:
+async def describe_partition(topic: str, partition: int, settings: KafkaSettings) -> str:
     """Describe a partition for an error message: is its leader usable, and how many replicas are in sync.
 
     Raises:
         TransientError: No server is usable.
     """
-    options = access.options(settings)
-    async with connected(settings, options) as admin:
-        found = (await admin.where(topic)).get(partition)
+    options = access.client_options(settings)
+    async with connect_admin(settings, options) as admin:
+        found = (await admin.partitions(topic)).get(partition)
     if found is None:
         return f"topic {topic} no longer has a partition {partition}"
     if found.leader is None:
         return f"partition {partition} has no leader"
     try:
-        await hang_up(await open_(*host_and_port(found.leader, PORT), options, REQUEST_SECONDS))
+        await abort(await connect(*host_and_port(found.leader, PORT), options, REQUEST_SECONDS))
     except CONNECT_ERRORS as error:
-        reason = not_reached(error, found.leader, settings)
+        reason = describe_connect_error(error, found.leader, settings)
         return f"the advertised leader of partition {partition} is not usable: {reason}"
     return f"partition {partition} has {found.in_sync} of {found.replicas} replicas in sync"
 
 
-async def open_(host: str, port: int, options: dict[str, Any], seconds: float) -> AIOKafkaConnection:
+async def connect(host: str, port: int, options: dict[str, Any], timeout: float) -> AIOKafkaConnection:
     """Connect to one server."""
-    return await create_conn(host, port, request_timeout_ms=int(seconds * 1000), **options)
+    return await create_conn(host, port, request_timeout_ms=int(timeout * 1000), **options)
 
 
-async def hang_up(connection: AIOKafkaConnection) -> None:
+async def abort(connection: AIOKafkaConnection) -> None:
     """Close a connection without waiting for the server, which may hang."""
     if connection._writer is not None:
         connection._writer.transport.abort()
@@ -249,6 +249,6 @@ async def hang_up(connection: AIOKafkaConnection) -> None:
         await asyncio.wait({ended}, timeout=1.0)
 
 
-def _patience(settings: KafkaSettings) -> float:
+def _connect_timeout(settings: KafkaSettings) -> float:
     """Return the connect timeout per server in seconds; a server that hangs leaves time for the others."""
     return min(REQUEST_SECONDS, settings.request_timeout.total_seconds() / (len(settings.bootstrap_servers) + 1))

@@ -47,33 +47,33 @@ class InvalidRecordError(BrokerResponseError):  # type: ignore[misc] # aiokafka 
 kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)  # aiokafka 0.14 reports an unknown error
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
-REFUSED = (*TOO_LARGE, InvalidRecordError, PolicyViolationError)
+REJECTED = (*TOO_LARGE, InvalidRecordError, PolicyViolationError)
 """Errors for records that a broker will never accept."""
 
-POISONED = (OutOfOrderSequenceNumber, UnknownProducerId, ProducerFenced, InvalidProducerEpoch)
+FENCED = (OutOfOrderSequenceNumber, UnknownProducerId, ProducerFenced, InvalidProducerEpoch)
 """Errors for a producer whose epoch or sequence numbers the broker rejects: a new producer is needed."""
 
-_OTHER_HOST = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
+_HOST_MISMATCH = (62, 64)  # OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
-def not_reached(error: BaseException, server: str, settings: KafkaSettings) -> str:
+def describe_connect_error(error: BaseException, server: str, settings: KafkaSettings) -> str:
     """Describe why connecting to a server, or authenticating, failed."""
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLError):
-            return f"{server}: {_tls(cause, settings)}"
-    return f"{server}: {_login(error, settings) or _network(error, settings)}"
+            return f"{server}: {_describe_tls_error(cause, settings)}"
+    return f"{server}: {_describe_auth_error(error, settings) or _describe_network_error(error, settings)}"
 
 
-def not_allowed(error: BaseException, topic: str, settings: KafkaSettings) -> str | None:
+def describe_denial(error: BaseException, topic: str, settings: KafkaSettings) -> str | None:
     """Describe which permission is missing; None for other errors."""
     if isinstance(error, TopicAuthorizationFailedError):
-        return f"{who(settings)} is not authorized to write to topic {topic}; allow Describe and Write on it"
+        return f"{principal(settings)} is not authorized to write to topic {topic}; allow Describe and Write on it"
     if isinstance(error, ClusterAuthorizationFailedError):
-        return f"{who(settings)} is not authorized to write idempotently; allow IdempotentWrite on the cluster"
+        return f"{principal(settings)} is not authorized to write idempotently; allow IdempotentWrite on the cluster"
     return None
 
 
-def who(settings: KafkaSettings) -> str:
+def principal(settings: KafkaSettings) -> str:
     """Describe the principal, as far as the settings determine it."""
     if settings.auth and settings.auth.username:
         return f"user {settings.auth.username}"
@@ -82,7 +82,7 @@ def who(settings: KafkaSettings) -> str:
     return "the principal of the client certificate" if settings.tls.cert_file else "the anonymous client"
 
 
-def said(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Return a broker's error without aiokafka's prefix, or the text of any other error, or its type."""
     if isinstance(error, BrokerResponseError):
         text = str(error).rpartition(f"{type(error).__name__}: ")[2]
@@ -98,9 +98,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         found = found.__cause__ or found.__context__
 
 
-def _tls(error: ssl.SSLError, settings: KafkaSettings) -> str:
+def _describe_tls_error(error: ssl.SSLError, settings: KafkaSettings) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _OTHER_HOST:
+        if error.verify_code in _HOST_MISMATCH:
             return f"certificate is for another host: {error.verify_message}; use a host name of the certificate"
         hint = f"check tls.ca_file {settings.tls.ca_file}" if settings.tls.ca_file else "set tls.ca_file"
         return f"certificate is not trusted: {error.verify_message}; {hint}"
@@ -112,36 +112,36 @@ def _tls(error: ssl.SSLError, settings: KafkaSettings) -> str:
     return f"TLS handshake failed ({reason or error}); check whether the port uses TLS"
 
 
-def _login(error: BaseException, settings: KafkaSettings) -> str | None:
+def _describe_auth_error(error: BaseException, settings: KafkaSettings) -> str | None:
     auth = settings.auth
     if isinstance(error, UnsupportedSaslMechanismError):
-        return f"SASL mechanism is not enabled ({said(error)}); set auth.mechanism to another one"
+        return f"SASL mechanism is not enabled ({describe(error)}); set auth.mechanism to another one"
     if isinstance(error, IllegalSaslStateError):
         return "the listener does not use SASL; remove auth, or use the port of a SASL listener"
     if isinstance(error, SaslAuthenticationFailed) and auth:
         given = auth.password_file or auth.token_file or "auth.username and auth.password"
-        return f"authentication of {who(settings)} by {auth.mechanism} failed: {said(error)}; check {given}"
+        return f"authentication of {principal(settings)} by {auth.mechanism} failed: {describe(error)}; check {given}"
     return None
 
 
-def _network(error: BaseException, settings: KafkaSettings) -> str:
+def _describe_network_error(error: BaseException, settings: KafkaSettings) -> str:
     match error:
         case TimeoutError():
             text = "no response in time"
         case socket.gaierror():
             text = f"host name cannot be resolved: {error.strerror}"
         case KafkaConnectionError() | ConnectionResetError():
-            text = _closed(settings)
+            text = _describe_disconnect(settings)
         case ConnectionRefusedError():
             text = "connection refused (no listener at this address)"
         case OSError():
-            text = error.strerror or said(error)
+            text = error.strerror or describe(error)
         case _:
-            text = said(error)
+            text = describe(error)
     return text
 
 
-def _closed(settings: KafkaSettings) -> str:
+def _describe_disconnect(settings: KafkaSettings) -> str:
     if settings.tls.enabled:
         listener = "SASL over TLS" if settings.auth else "TLS without SASL (auth)"
         return f"connection closed by the broker; check whether the port is for {listener}"

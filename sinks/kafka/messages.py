@@ -14,20 +14,20 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from sinks import cloudevents, current
 from sinks.cloudevents import KafkaHeaders
-from sinks.current import Change, Row
-from sinks.documents import Encoding, format_of
+from sinks.current import StateChange, StateKey
+from sinks.documents import EncodingName, get_encoding
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
 
 Position: TypeAlias = tuple[int, int]
-Mode: TypeAlias = Literal["none", "binary", "structured"]
+CloudEventsMode: TypeAlias = Literal["none", "binary", "structured"]
 
-_SAFE = "!$&'()*+,;=:@"  # in a part of a key: all but the separator and the escape character
-_OVERHEAD = 101  # bytes: 61 of a batch, and at most 40 of its only record
+_KEY_SAFE = "!$&'()*+,;=:@"  # in a part of a key: all but the separator and the escape character
+_BATCH_OVERHEAD = 101  # bytes: 61 of a batch, and at most 40 of its only record
 _HEADER_OVERHEAD = 10  # bytes: two lengths
 _KEY_PARTS = 4
-MOST = 100_000  # messages per batch
+MAX_BATCH_MESSAGES = 100_000  # messages per batch
 
 
 class Message(NamedTuple):
@@ -41,31 +41,33 @@ class Message(NamedTuple):
     @property
     def size(self) -> int:
         """The maximum size in a request, in bytes."""
-        size = _OVERHEAD + len(self.key) + len(self.value or b"")
+        size = _BATCH_OVERHEAD + len(self.key) + len(self.value or b"")
         for name, value in self.headers:
             size += _HEADER_OVERHEAD + len(name) + len(value)
         return size
 
 
-def too_large(messages: Iterable[Message], most: int) -> Iterator[Position]:
+def find_oversized(messages: Iterable[Message], max_bytes: int) -> Iterator[Position]:
     """Return the positions of messages that do not fit into a request of ``max_bytes``."""
     for message in messages:
         # The only header of variable length is the subject, which the value contains too.
-        if len(message.value or b"") > most // 4 and message.size > most:
+        if len(message.value or b"") > max_bytes // 4 and message.size > max_bytes:
             yield message.position
 
 
-class Builder(Protocol):
+class BatchBuilder(Protocol):
     """A batch under construction (aiokafka's BatchBuilder)."""
 
     def append(self, *, timestamp: int, key: bytes, value: bytes | None, headers: KafkaHeaders) -> object:
         """Add a message; return None if it does not fit and is not the first."""
 
 
-def event_messages(source: Row, records: Sequence[Record], encoding: Encoding, mode: Mode) -> list[Message]:
+def event_messages(
+    source: StateKey, records: Sequence[Record], encoding: EncodingName, mode: CloudEventsMode
+) -> list[Message]:
     """Return the messages for records of one source; records that the encoding does not cover have none."""
-    encode, schema = format_of(encoding)
-    key = key_of(source)
+    encode, schema = get_encoding(encoding)
+    key = encode_key(source)
     messages = []
     for record in records:
         value = encode(record)
@@ -80,45 +82,48 @@ def event_messages(source: Row, records: Sequence[Record], encoding: Encoding, m
     return messages
 
 
-def state_messages(changes: Sequence[Change], max_bytes: int) -> list[Message]:
+def state_messages(changes: Sequence[StateChange], max_bytes: int) -> list[Message]:
     """Return the messages for changes of the current state; a removed entry is a tombstone, a message without value.
 
     An entry that would be too large is published without labels and with ``labels_dropped``.
     """
     messages = []
     for change in changes:
-        message = Message(change.position, key_of(change.row), change.value, [])
+        message = Message(change.position, encode_key(change.key), change.value, [])
         if change.value is not None and message.size > max_bytes:
-            message = message._replace(value=current.without_labels(change.value))
+            message = message._replace(value=current.drop_labels(change.value))
         messages.append(message)
     return messages
 
 
-def key_of(row: Row) -> bytes:
+def encode_key(key: StateKey) -> bytes:
     """Return HOST/ENGINE/NAMESPACE/ID, or HOST/ENGINE for a source, with percent-encoded parts."""
-    parts = row if row.namespace or row.id else row[:2]
-    return "/".join(quote(part, safe=_SAFE, errors="surrogatepass") for part in parts).encode()
+    parts = key if key.namespace or key.id else key[:2]
+    return "/".join(quote(part, safe=_KEY_SAFE, errors="surrogatepass") for part in parts).encode()
 
 
-def row_of(key: bytes) -> Row | None:
+def decode_key(key: bytes) -> StateKey | None:
     """Decode a message key; None if it has another format."""
     parts = [unquote(part, errors="surrogatepass") for part in key.decode(errors="replace").split("/")]
-    return Row(*parts) if len(parts) in (2, _KEY_PARTS) else None
+    return StateKey(*parts) if len(parts) in (2, _KEY_PARTS) else None
 
 
-def partition_of(source: Row, partitions: Sequence[int]) -> int:
+def choose_partition(source: StateKey, partitions: Sequence[int]) -> int:
     """Return the partition for a source's key, as Kafka's default partitioner chooses it."""
-    return int(DefaultPartitioner()(key_of(source), partitions, partitions))
+    return int(DefaultPartitioner()(encode_key(source), partitions, partitions))
 
 
-def batches(
-    messages: Sequence[Message], timestamp: int, new: Callable[[], Builder], most: int = MOST
-) -> Iterator[tuple[Builder, Sequence[Message]]]:
+def build_batches(
+    messages: Sequence[Message],
+    timestamp: int,
+    new_builder: Callable[[], BatchBuilder],
+    max_messages: int = MAX_BATCH_MESSAGES,
+) -> Iterator[tuple[BatchBuilder, Sequence[Message]]]:
     """Fill batches in order, each with as many messages as fit: at most ``max_messages``, at least one."""
     start = 0
     while start < len(messages):
-        builder, end = new(), start
-        while end < min(len(messages), start + most):
+        builder, end = new_builder(), start
+        while end < min(len(messages), start + max_messages):
             _, key, value, headers = messages[end]
             if builder.append(timestamp=timestamp, key=key, value=value, headers=headers) is None:
                 break

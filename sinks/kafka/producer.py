@@ -13,15 +13,15 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-END_SECONDS = 0.5  # for each of the two steps of abandon()
-_CANCELS = 10  # the sender forwards the first cancellations to the tasks that it awaits
+STOP_STEP_SECONDS = 0.5  # for each of the two steps of abandon()
+_MAX_CANCELS = 10  # the sender forwards the first cancellations to the tasks that it awaits
 
 
 class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
     """An idempotent producer with ``acks=all``, whose batches may be as large as a request."""
 
     def __init__(
-        self, servers: list[str], *, compression: str | None, max_bytes: int, request_seconds: float, **options: Any
+        self, servers: list[str], *, compression: str | None, max_bytes: int, request_timeout: float, **options: Any
     ) -> None:
         super().__init__(
             bootstrap_servers=servers,
@@ -30,7 +30,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             compression_type=compression,
             max_batch_size=max_bytes,
             max_request_size=max_bytes,
-            request_timeout_ms=int(request_seconds * 1000),
+            request_timeout_ms=int(request_timeout * 1000),
             **options,
         )
 
@@ -40,14 +40,14 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             if connection._writer is not None:  # otherwise unsent data would wait for the broker
                 connection._writer.transport.abort()
         sender = self._sender.sender_task
-        for _ in range(_CANCELS):
+        for _ in range(_MAX_CANCELS):
             if sender is None or sender.done():
                 break
             sender.cancel()
-            await asyncio.wait({sender}, timeout=END_SECONDS / _CANCELS)
+            await asyncio.wait({sender}, timeout=STOP_STEP_SECONDS / _MAX_CANCELS)
         self._fail_batches()
         with contextlib.suppress(Exception):  # errors of abandoned deliveries
-            await asyncio.wait_for(self.stop(), END_SECONDS)
+            await asyncio.wait_for(self.stop(), STOP_STEP_SECONDS)
 
     def _fail_batches(self) -> None:
         accumulator = self._message_accumulator

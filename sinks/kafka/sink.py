@@ -22,16 +22,24 @@ import structlog
 from aiokafka.errors import InvalidTimestampError, KafkaError
 from msgspec import Struct
 
-from bridge.core.errors import RefusedRecordError, TransientError
+from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks import current
-from sinks.current import Row, State
+from sinks.current import StateKey, TableState
 from sinks.kafka import table
 from sinks.kafka.cluster import Topic
-from sinks.kafka.connection import Link, connect, explained
-from sinks.kafka.failures import POISONED, REFUSED, TOO_LARGE, not_allowed, said
-from sinks.kafka.messages import MOST, Message, batches, event_messages, partition_of, state_messages, too_large
+from sinks.kafka.connection import KafkaConnection, connect, with_diagnosis
+from sinks.kafka.failures import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
+from sinks.kafka.messages import (
+    MAX_BATCH_MESSAGES,
+    Message,
+    build_batches,
+    choose_partition,
+    event_messages,
+    find_oversized,
+    state_messages,
+)
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
@@ -43,29 +51,29 @@ _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1
 
 
-class _Run(NamedTuple):
+class _SourceBatch(NamedTuple):
     """Consecutive records of one source, and their messages."""
 
-    source: Row
+    source: StateKey
     records: Sequence[Record]
     messages: Sequence[Message]
 
 
-class _Delivery(Struct):
+class _PublishProgress(Struct):
     """The progress of publishing a list of messages, at most ``max_messages`` per batch."""
 
-    done: int = 0
-    most: int = MOST
-    poisoned: bool = False
+    published: int = 0
+    max_messages: int = MAX_BATCH_MESSAGES
+    fenced: bool = False
 
 
-def _events(link: Link) -> Topic:
-    return link.events
+def _event_topic(connection: KafkaConnection) -> Topic:
+    return connection.event_topic
 
 
-def _state(link: Link) -> Topic:
-    assert link.state  # noqa: S101 (only called if state_topic is set)
-    return link.state
+def _state_topic(connection: KafkaConnection) -> Topic:
+    assert connection.state_topic  # noqa: S101 (only called if state_topic is set)
+    return connection.state_topic
 
 
 class KafkaSink:
@@ -75,14 +83,14 @@ class KafkaSink:
         self._settings = settings
         self._clock = clock
         self._timeout = settings.request_timeout.total_seconds()
-        self._link: Link | None = None
-        self._given_up: list[Producer] = []
-        self._limit = settings.max_request_size  # lower if the brokers accept less
-        self._timestamps = True  # until the brokers reject one
-        self._partitions: dict[tuple[str, Row], int] = {}
-        self._states: dict[Row, State] = {}
+        self._connection: KafkaConnection | None = None
+        self._abandoned: list[Producer] = []
+        self._max_batch_bytes = settings.max_request_size  # lower if the brokers accept less
+        self._use_timestamps = True  # until the brokers reject one
+        self._partitions: dict[tuple[str, StateKey], int] = {}
+        self._table_states: dict[StateKey, TableState] = {}
         self._warned: set[str] = set()
-        self._limiter = RateLimiter(clock)
+        self._rate_limiter = RateLimiter(clock)
         # aiokafka raises all errors that it logs, and logs ten times a second while a broker is down.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
@@ -93,7 +101,7 @@ class KafkaSink:
             TransientError: No server is usable, or a topic does not exist.
             CompactionError: A topic has the wrong cleanup policy.
         """
-        await self._connected()
+        await self._ensure_connected()
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Publish records; return when all replicas have them and the current state includes them.
@@ -104,131 +112,147 @@ class KafkaSink:
         """
         settings = self._settings
         runs = [
-            _Run(source, records, event_messages(source, records, settings.encoding, settings.cloudevents))
-            for source, records in current.runs(batch)
+            _SourceBatch(source, records, event_messages(source, records, settings.encoding, settings.cloudevents))
+            for source, records in current.group_by_source(batch)
         ]
-        self._refuse_too_large(runs)
+        self._reject_oversized(runs)
         for run in runs:
-            await self._deliver(run.source, run.messages, _events)
+            await self._publish_messages(run.source, run.messages, _event_topic)
             if settings.state_topic:
                 await self._update_state(run)
 
     async def close(self) -> None:
         """Close all connections in a bounded time. Idempotent."""
-        self._give_up()
-        await self._end()
+        self._abandon()
+        await self._close_abandoned()
 
     # --- messages ---
 
-    async def _deliver(self, source: Row, messages: Sequence[Message], which: Callable[[Link], Topic]) -> None:
-        delivery = _Delivery()
-        while delivery.done < len(messages):
-            link = await self._connected()
-            topic = which(link)
-            partition = self._partition(topic, source)
-            remaining = messages[delivery.done :]
-            for builder, part in batches(remaining, self._timestamp(), link.producer.create_batch, delivery.most):
+    async def _publish_messages(
+        self, source: StateKey, messages: Sequence[Message], select_topic: Callable[[KafkaConnection], Topic]
+    ) -> None:
+        delivery = _PublishProgress()
+        while delivery.published < len(messages):
+            link = await self._ensure_connected()
+            topic = select_topic(link)
+            partition = self._partition_for(topic, source)
+            remaining = messages[delivery.published :]
+            for builder, part in build_batches(
+                remaining, self._timestamp(), link.producer.create_batch, delivery.max_messages
+            ):
                 try:
                     async with asyncio.timeout(self._timeout):
                         await (await link.producer.send_batch(builder, topic.name, partition=partition))
                 except TimeoutError as error:
-                    await self._end_after_error()
+                    await self._abandon_and_close()
                     text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
-                    raise TransientError(await explained(text, self._settings, topic.name, partition)) from error
+                    raise TransientError(await with_diagnosis(text, self._settings, topic.name, partition)) from error
                 except (KafkaError, AssertionError) as error:  # AssertionError: the partition no longer exists
-                    await self._end_after_error()
-                    self._change_or_raise(error, topic.name, part, delivery)
+                    await self._abandon_and_close()
+                    self._recover_or_raise(error, topic.name, part, delivery)
                     break  # continue with a new producer
                 except BaseException:
-                    self._give_up()
+                    self._abandon()
                     raise
-                delivery.done += len(part)
+                delivery.published += len(part)
 
-    def _change_or_raise(self, error: Exception, topic: str, part: Sequence[Message], delivery: _Delivery) -> None:
+    def _recover_or_raise(
+        self, error: Exception, topic: str, messages: Sequence[Message], progress: _PublishProgress
+    ) -> None:
         """Adjust the cause of a failed batch, if possible, so that it can be sent again at once.
 
         Raises:
             TransientError: The cause cannot be adjusted here.
             RejectedRecordError: The broker will never accept the only message of the batch.
         """
-        if isinstance(error, REFUSED) and len(part) > 1:
-            delivery.most = len(part) // 2  # until the rejected message is alone
+        if isinstance(error, REJECTED) and len(messages) > 1:
+            progress.max_messages = len(messages) // 2  # until the rejected message is alone
             if isinstance(error, TOO_LARGE):
-                self._limit = max(sum(message.size for message in part) // 2, 1)
-        elif isinstance(error, REFUSED):
-            raise RefusedRecordError(f"topic {topic} rejected the record: {said(error)}", frozenset({part[0].position}))
-        elif isinstance(error, InvalidTimestampError) and self._timestamps:
-            self._timestamps = False
+                self._max_batch_bytes = max(sum(message.size for message in messages) // 2, 1)
+        elif isinstance(error, REJECTED):
+            raise RejectedRecordError(
+                f"topic {topic} rejected the record: {describe(error)}", frozenset({messages[0].position})
+            )
+        elif isinstance(error, InvalidTimestampError) and self._use_timestamps:
+            self._use_timestamps = False
             hint = "set this host's clock; records are sent without timestamps until then"
             _log.warning("timestamps_rejected", topic=topic, hint=hint)
-        elif isinstance(error, POISONED) and not delivery.poisoned:
-            delivery.poisoned = True
-            self._limiter.log(_log.info, topic, "producer_recreated", topic=topic, reason=type(error).__name__)
+        elif isinstance(error, FENCED) and not progress.fenced:
+            progress.fenced = True
+            self._rate_limiter.log(_log.info, topic, "producer_recreated", topic=topic, reason=type(error).__name__)
         else:
-            denied = not_allowed(error, topic, self._settings)
-            raise TransientError(denied or f"topic {topic}: {said(error)}")
+            denied = describe_denial(error, topic, self._settings)
+            raise TransientError(denied or f"topic {topic}: {describe(error)}")
 
-    def _refuse_too_large(self, runs: Sequence[_Run]) -> None:
+    def _reject_oversized(self, source_batches: Sequence[_SourceBatch]) -> None:
         most = self._settings.max_request_size
-        if positions := frozenset(too_large((message for run in runs for message in run.messages), most)):
-            raise RefusedRecordError(f"record is larger than max_request_size ({most} bytes)", positions)
+        if positions := frozenset(
+            find_oversized((message for run in source_batches for message in run.messages), most)
+        ):
+            raise RejectedRecordError(f"record is larger than max_request_size ({most} bytes)", positions)
 
     def _timestamp(self) -> int:
-        return self._clock.now().wall // MILLISECOND if self._timestamps else _NO_TIMESTAMP
+        return self._clock.now().wall // MILLISECOND if self._use_timestamps else _NO_TIMESTAMP
 
-    def _partition(self, topic: Topic, source: Row) -> int:
+    def _partition_for(self, topic: Topic, source: StateKey) -> int:
         """Return a source's partition; it stays the same as long as that partition exists."""
         key = (topic.name, source)
         if self._partitions.get(key) not in topic.partitions:
-            self._partitions[key] = partition_of(source, sorted(topic.partitions))
+            self._partitions[key] = choose_partition(source, sorted(topic.partitions))
         return self._partitions[key]
 
     # --- the current state ---
 
-    async def _update_state(self, run: _Run) -> None:
-        topic = _state(await self._connected())
-        state = self._states.get(run.source)
+    async def _update_state(self, source_batch: _SourceBatch) -> None:
+        topic = _state_topic(await self._ensure_connected())
+        state = self._table_states.get(source_batch.source)
         if state is None:
-            partition = self._partition(topic, run.source)
-            options = (await self._connected()).options
-            state = State(frozenset(await table.rows_of(run.source, topic.name, partition, self._settings, options)))
-        state, changes = current.fold(state, run.records)
-        most = min(self._settings.max_request_size, topic.max_bytes or self._settings.max_request_size)
+            partition = self._partition_for(topic, source_batch.source)
+            options = (await self._ensure_connected()).options
+            state = TableState(
+                frozenset(await table.read_keys(source_batch.source, topic.name, partition, self._settings, options))
+            )
+        state, changes = current.apply_records(state, source_batch.records)
+        most = min(self._settings.max_request_size, topic.max_batch_bytes or self._settings.max_request_size)
         try:
-            await self._deliver(run.source, state_messages(changes, most), _state)
-        except RefusedRecordError as error:
+            await self._publish_messages(source_batch.source, state_messages(changes, most), _state_topic)
+        except RejectedRecordError as error:
             # No rejection for the caller: the topic of the records has accepted the records.
             raise TransientError(f"state entry rejected even without labels: {error}") from error
-        self._states[run.source] = state
+        self._table_states[source_batch.source] = state
 
     # --- the connection ---
 
-    async def _connected(self) -> Link:
-        if self._link is None:
-            await self._end()
-            self._link = await connect(self._settings, self._clock, self._limit)
-            self._limit = self._link.limit
-            self._warn(self._link)
-        return self._link
+    async def _ensure_connected(self) -> KafkaConnection:
+        if self._connection is None:
+            await self._close_abandoned()
+            self._connection = await connect(self._settings, self._clock, self._max_batch_bytes)
+            self._max_batch_bytes = self._connection.max_batch_bytes
+            self._warn_unchecked_topics(self._connection)
+        return self._connection
 
-    def _warn(self, link: Link) -> None:
-        unchecked = {topic.name for topic in (link.events, link.state) if topic and topic.policy is None}
+    def _warn_unchecked_topics(self, connection: KafkaConnection) -> None:
+        unchecked = {
+            topic.name
+            for topic in (connection.event_topic, connection.state_topic)
+            if topic and topic.cleanup_policy is None
+        }
         for name in unchecked - self._warned:
             _log.warning("topic_config_unreadable", topic=name, hint="allow DescribeConfigs on the topic")
         self._warned |= unchecked
 
-    def _give_up(self) -> None:
-        if self._link is not None:
-            self._given_up.append(self._link.producer)
-            self._link = None
+    def _abandon(self) -> None:
+        if self._connection is not None:
+            self._abandoned.append(self._connection.producer)
+            self._connection = None
 
-    async def _end_after_error(self) -> None:
-        self._give_up()
-        await self._end()
+    async def _abandon_and_close(self) -> None:
+        self._abandon()
+        await self._close_abandoned()
 
-    async def _end(self) -> None:
-        while self._given_up:
-            producer = self._given_up[0]
+    async def _close_abandoned(self) -> None:
+        while self._abandoned:
+            producer = self._abandoned[0]
             await producer.abandon()
             with contextlib.suppress(ValueError):  # a concurrent close() may have removed it
-                self._given_up.remove(producer)
+                self._abandoned.remove(producer)

@@ -9,11 +9,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bridge.core.errors import TransientError
-from sinks.current import Row
+from sinks.current import StateKey
 from sinks.kafka.cluster import REQUEST_SECONDS
-from sinks.kafka.connection import end, start
-from sinks.kafka.failures import said, who
-from sinks.kafka.messages import row_of
+from sinks.kafka.connection import start_client, stop_consumer
+from sinks.kafka.failures import describe, principal
+from sinks.kafka.messages import decode_key
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 _POLL_MILLISECONDS = 200
 
 
-async def rows_of(
-    source: Row, topic: str, partition: int, settings: KafkaSettings, options: dict[str, Any]
-) -> set[Row]:
+async def read_keys(
+    source: StateKey, topic: str, partition: int, settings: KafkaSettings, options: dict[str, Any]
+) -> set[StateKey]:
     """Return the keys of a source's containers in a partition.
 
     Raises:
@@ -40,28 +40,28 @@ async def rows_of(
     )
     try:
         async with asyncio.timeout(settings.request_timeout.total_seconds()):
-            await start(consumer)
+            await start_client(consumer)
             return await _read(consumer, TopicPartition(topic, partition), source)
     except TimeoutError as error:
         raise TransientError(f"state_topic {topic} cannot be read: no response in time") from error
     except TopicAuthorizationFailedError as error:
         raise TransientError(
-            f"{who(settings)} is not authorized to read state_topic {topic}; allow Read on it (to remove old entries)"
+            f"{principal(settings)} is not authorized to read state_topic {topic}; allow Read on it (to remove old entries)"
         ) from error
     except KafkaError as error:
-        raise TransientError(f"state_topic {topic} cannot be read: {said(error)}") from error
+        raise TransientError(f"state_topic {topic} cannot be read: {describe(error)}") from error
     finally:
-        await end(consumer)
+        await stop_consumer(consumer)
 
 
-async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) -> set[Row]:
-    consumer.assign([place])
-    end = (await consumer.end_offsets([place]))[place]
-    keys: set[Row] = set()
+async def _read(consumer: AIOKafkaConsumer, topic_partition: TopicPartition, source: StateKey) -> set[StateKey]:
+    consumer.assign([topic_partition])
+    end = (await consumer.end_offsets([topic_partition]))[topic_partition]
+    keys: set[StateKey] = set()
     while True:
-        for records in (await consumer.getmany(place, timeout_ms=_POLL_MILLISECONDS)).values():
+        for records in (await consumer.getmany(topic_partition, timeout_ms=_POLL_MILLISECONDS)).values():
             for record in records:
-                key = row_of(record.key or b"")
+                key = decode_key(record.key or b"")
                 if key is None or key[:2] != source[:2] or key == source:
                     continue
                 if record.value is None:
@@ -69,6 +69,6 @@ async def _read(consumer: AIOKafkaConsumer, place: TopicPartition, source: Row) 
                 else:
                     keys.add(key)
         # Wait for a response even if the topic is empty, so that a missing permission is reported at the first start.
-        responded = consumer.highwater(place) is not None
-        if responded and await consumer.position(place) >= end:
+        responded = consumer.highwater(topic_partition) is not None
+        if responded and await consumer.position(topic_partition) >= end:
             return keys

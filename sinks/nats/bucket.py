@@ -15,101 +15,103 @@ import structlog
 from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import one_line
-from sinks.current import Change, Row, State, fold, runs
-from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message
-from sinks.nats.failures import AnsweredError
+from sinks.current import StateChange, StateKey, TableState, apply_records, group_by_source
+from sinks.nats.exchange import TOO_LARGE, PubAck, PublishRequest, PublishWindow
+from sinks.nats.failures import ApiResponseError
 from sinks.nats.messages import MESSAGE_ID
-from sinks.nats.streams import ensure_bucket, subjects_in
-from sinks.nats.subjects import read_token, state_key
+from sinks.nats.streams import ensure_bucket, list_subjects
+from sinks.nats.subjects import decode_token, state_key
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
     from config.sinks.nats import NatsSettings
-    from sinks.nats.connection import Link
+    from sinks.nats.connection import NatsConnection
 
 _log = structlog.get_logger(__name__)
-MARKER_SECONDS = 3600  # how long watchers of the bucket can see a deletion
-HEADERS_BYTES = 2048  # upper limit for the headers of an entry
-_PARTS = 4  # of a container's key: host, engine, namespace, id
+DELETE_MARKER_SECONDS = 3600  # how long watchers of the bucket can see a deletion
+HEADER_RESERVE_BYTES = 2048  # upper limit for the headers of an entry
+_KEY_PARTS = 4  # of a container's key: host, engine, namespace, id
 
 
-class Bucket:
+class KvBucket:
     """Keeps a bucket up to date. Not for concurrent use."""
 
     def __init__(self, settings: NatsSettings, name: str) -> None:
         self._settings = settings
         self._name = name
         self._stream = f"KV_{name}"
-        self._states: dict[Row, State] = {}
-        self._expiring = False
-        self._limiter = RateLimiter(SystemClock(), seconds=3600)
+        self._table_states: dict[StateKey, TableState] = {}
+        self._supports_ttl = False
+        self._rate_limiter = RateLimiter(SystemClock(), seconds=3600)
 
-    async def check(self, link: Link) -> None:
+    async def ensure(self, connection: NatsConnection) -> None:
         """Create the bucket if it does not exist.
 
         Raises:
             TransientError: The bucket does not exist or is unsuitable, or the connection failed.
         """
-        self._expiring = (await ensure_bucket(link, self._settings, self._name)).expiring
+        self._supports_ttl = (await ensure_bucket(connection, self._settings, self._name)).supports_ttl
 
-    async def write(self, link: Link, batch: Sequence[Record]) -> None:
+    async def apply(self, connection: NatsConnection, batch: Sequence[Record]) -> None:
         """Apply ``batch`` to the bucket; return when the changes are stored.
 
         Raises:
             ApiResponseError: The server responded with an error.
             TransientError: The connection failed and must be closed.
         """
-        for source, records in runs(batch):
-            state = self._states.get(source) or await self._read(link, source)
-            state, changes = fold(state, records)
-            await self._store(link, changes)
-            self._states[source] = state
+        for source, records in group_by_source(batch):
+            state = self._table_states.get(source) or await self._read_state(connection, source)
+            state, changes = apply_records(state, records)
+            await self._store(connection, changes)
+            self._table_states[source] = state
 
-    async def _read(self, link: Link, source: Row) -> State:
+    async def _read_state(self, connection: NatsConnection, source: StateKey) -> TableState:
         prefix = f"$KV.{self._name}."
         pattern = f"{prefix}{state_key(source.host, source.engine)}.>"
-        found = await subjects_in(link, self._settings, self._stream, pattern)
+        found = await list_subjects(connection, self._settings, self._stream, pattern)
         keys = [subject.removeprefix(prefix).split(".") for subject in found]
         containers = [
-            Row(source.host, source.engine, read_token(key[2]), read_token(key[3]))
+            StateKey(source.host, source.engine, decode_token(key[2]), decode_token(key[3]))
             for key in keys
-            if len(key) == _PARTS
+            if len(key) == _KEY_PARTS
         ]
-        return State(rows=frozenset(containers))
+        return TableState(keys=frozenset(containers))
 
-    async def _store(self, link: Link, changes: Sequence[Change]) -> None:
-        messages = [message for change in changes if (message := self._fitting(link, change))]
-        acks = await Exchange(link, messages, _goes_on).run()
+    async def _store(self, connection: NatsConnection, changes: Sequence[StateChange]) -> None:
+        messages = [message for change in changes if (message := self._message_if_fits(connection, change))]
+        acks = await PublishWindow(connection, messages, _should_continue).run()
         for position, ack in acks.items():
             if ack.error and ack.error.err_code in TOO_LARGE:
-                self._leave_out(messages[position])
+                self._log_too_large(messages[position])
             elif ack.error:
                 reason = one_line(ack.error.description)
-                raise AnsweredError(f"bucket {self._name} at NATS {link.place.server} rejected an entry: {reason}")
+                raise ApiResponseError(
+                    f"bucket {self._name} at NATS {connection.address.server} rejected an entry: {reason}"
+                )
 
-    def _fitting(self, link: Link, change: Change) -> Message | None:
+    def _message_if_fits(self, connection: NatsConnection, change: StateChange) -> PublishRequest | None:
         """Return the message for a change; None if it is so large that the server would close the connection."""
         message = self._message(change)
-        if len(message.data) + HEADERS_BYTES <= link.max_payload:
+        if len(message.data) + HEADER_RESERVE_BYTES <= connection.max_payload:
             return message
-        self._leave_out(message)
+        self._log_too_large(message)
         return None
 
-    def _leave_out(self, message: Message) -> None:
+    def _log_too_large(self, message: PublishRequest) -> None:
         """Log an entry that is too large for the bucket. Only the entry is missing: the stream has the record."""
         fields = {"bucket": self._name, "key": message.subject, "size": len(message.data)}
-        self._limiter.log(_log.warning, message.subject, "kv_entry_too_large", **fields)
+        self._rate_limiter.log(_log.warning, message.subject, "kv_entry_too_large", **fields)
 
-    def _message(self, change: Change) -> Message:
-        key = state_key(*change.row)
+    def _message(self, change: StateChange) -> PublishRequest:
+        key = state_key(*change.key)
         epoch, sequence = change.position
         headers = {MESSAGE_ID: f"{key}/{epoch}-{sequence}"}
         if change.value is None:
             headers["KV-Operation"] = "DEL"
-            if self._expiring:
-                headers["Nats-TTL"] = str(MARKER_SECONDS)
-        return Message(f"$KV.{self._name}.{key}", change.value or b"", headers)
+            if self._supports_ttl:
+                headers["Nats-TTL"] = str(DELETE_MARKER_SECONDS)
+        return PublishRequest(f"$KV.{self._name}.{key}", change.value or b"", headers)
 
 
-def _goes_on(answer: Answer) -> bool:
-    return answer.error is None or answer.error.err_code in TOO_LARGE
+def _should_continue(ack: PubAck) -> bool:
+    return ack.error is None or ack.error.err_code in TOO_LARGE

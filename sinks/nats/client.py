@@ -9,20 +9,20 @@ from nats.aio.client import Client
 from nats.protocol.command import hpub_cmd
 
 
-class StrictClient(Client):
+class TlsEnforcingClient(Client):
     """Enforces TLS if it is required, and can be aborted."""
 
-    def __init__(self, *, must_encrypt: bool) -> None:
+    def __init__(self, *, require_tls: bool) -> None:
         super().__init__()
-        self._must_encrypt = must_encrypt
-        self.asks_certificate = False
+        self._require_tls = require_tls
+        self.requests_certificate = False
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if self._must_encrypt and initial_connection:
+        if self._require_tls and initial_connection:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise nats.errors.SecureConnWantedError
             info["tls_required"] = True
-        self.asks_certificate = bool(info.get("tls_verify"))
+        self.requests_certificate = bool(info.get("tls_verify"))
         await super()._process_info(info, initial_connection)
 
     async def _send_publish(

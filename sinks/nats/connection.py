@@ -32,8 +32,8 @@ from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
 from sinks.access import tls_context
 from sinks.nats import login
-from sinks.nats.client import StrictClient
-from sinks.nats.failures import Texts, is_denial
+from sinks.nats.client import TlsEnforcingClient
+from sinks.nats.failures import ErrorMessages, is_permission_error
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -44,32 +44,32 @@ T = TypeVar("T")
 
 CLOSE_SECONDS = 1.0  # for an orderly close
 PING_SECONDS = 10  # the connection ends after two pings without a response
-PENDING_BYTES = 256 * 1024  # buffered before a write waits for the network
-_NAME = "whalebridge"
+MAX_PENDING_BYTES = 256 * 1024  # buffered before a write waits for the network
+_CLIENT_NAME = "whalebridge"
 
 
-class Place(NamedTuple):
+class ServerAddress(NamedTuple):
     """A server, and the host name that its certificate must have."""
 
     server: str
-    name: str
+    tls_hostname: str
 
 
-class Link:
+class NatsConnection:
     """A connection that is usable until ``failed`` is done; its result is the reason."""
 
-    def __init__(self, client: StrictClient, place: Place, texts: Texts) -> None:
-        self.place = place
-        self.timeout = texts.seconds
+    def __init__(self, client: TlsEnforcingClient, address: ServerAddress, error_messages: ErrorMessages) -> None:
+        self.address = address
+        self.timeout = error_messages.timeout
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
         self._listener: Callable[[int, Msg], None] = lambda _, __: None
-        self._numbers = 0
-        self._texts = texts
+        self._next_reply_id = 0
+        self._error_messages = error_messages
         self._inbox = ""
 
     @classmethod
-    async def open(cls, settings: NatsSettings, place: Place) -> Link:
+    async def open(cls, settings: NatsSettings, address: ServerAddress) -> NatsConnection:
         """Connect; read the files of the settings again.
 
         Raises:
@@ -78,9 +78,9 @@ class Link:
         must_encrypt = settings.tls.enabled
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
-        texts = Texts(place.server, seconds, login.named(settings.auth), certificate)
-        link = cls(StrictClient(must_encrypt=must_encrypt), place, texts)
-        options = {**login.options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
+        texts = ErrorMessages(address.server, seconds, login.configured_credentials(settings.auth), certificate)
+        link = cls(TlsEnforcingClient(require_tls=must_encrypt), address, texts)
+        options = {**login.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
         if must_encrypt:
             options["tls"] = tls_context(settings.tls)
         try:
@@ -99,29 +99,29 @@ class Link:
             self._on_error(error)
 
         async def closed() -> None:
-            self._fail(self._texts.ended(self._client.last_error))
+            self._fail(self._error_messages.disconnected(self._client.last_error))
 
         try:
             async with asyncio.timeout(self.timeout):
                 await self._client.connect(
-                    f"nats://{self.place.server}",
-                    name=_NAME,
+                    f"nats://{self.address.server}",
+                    name=_CLIENT_NAME,
                     error_cb=note,
                     closed_cb=closed,
-                    tls_hostname=self.place.name,
+                    tls_hostname=self.address.tls_hostname,
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
                     reconnect_time_wait=0,
                     connect_timeout=ceil(self.timeout),  # for each step
                     ping_interval=PING_SECONDS,
-                    pending_size=PENDING_BYTES,
+                    pending_size=MAX_PENDING_BYTES,
                     **options,
                 )
                 self._inbox = self._client.new_inbox()
-                await self._client.subscribe(f"{self._inbox}.*", cb=self._take)
+                await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
         except (OSError, nats.errors.Error) as error:
             cause = last if last and isinstance(error, nats.errors.NoServersError) else error
-            text = self._texts.unreachable(cause, asks_certificate=self._client.asks_certificate)
+            text = self._error_messages.unreachable(cause, requests_certificate=self._client.requests_certificate)
             raise TransientError(text) from cause
 
     @property
@@ -129,19 +129,19 @@ class Link:
         """The maximum size of a message in bytes, headers included."""
         return self._client.max_payload
 
-    def discovered(self) -> list[Place]:
+    def discovered_servers(self) -> list[ServerAddress]:
         """Return the other servers of the cluster that the server has announced.
 
         Their certificates must have their own names, or, if announced by IP address, the name of this server.
         """
-        found = (_discovered(each.netloc, self.place.name) for each in self._client.discovered_servers)
+        found = (_parse_discovered(each.netloc, self.address.tls_hostname) for each in self._client.discovered_servers)
         return [place for place in found if place]
 
     def jetstream(self, domain: str | None) -> JetStreamContext:
         """Return the client of JetStream's API; await its calls with ``await_request``."""
         return self._client.jetstream(domain=domain, timeout=2 * self.timeout)  # await_request() times out earlier
 
-    async def ask(self, doing: str, request: Coroutine[Any, Any, T]) -> T:
+    async def await_request(self, purpose: str, request: Coroutine[Any, Any, T]) -> T:
         """Await a request until it times out or the connection fails; ``purpose`` is a verb phrase for error messages.
 
         Raises:
@@ -153,69 +153,73 @@ class Link:
             either: set[asyncio.Future[Any]] = {task, self.failed}
             await asyncio.wait(either, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                self.check()
+                self.raise_if_failed()
                 raise TransientError(
-                    f"NATS at {self.place.server}: no response within {self.timeout:g} s, failed to {doing}"
+                    f"NATS at {self.address.server}: no response within {self.timeout:g} s, failed to {purpose}"
                 )
             return task.result()
         except (OSError, nats.errors.Error, ValueError) as error:  # ValueError: invalid JSON
-            self.check()
-            raise self._texts.answered(doing, error) from error
+            self.raise_if_failed()
+            raise self._error_messages.request_failed(purpose, error) from error
         finally:
             task.cancel()
 
-    async def request(self, doing: str, domain: str | None, call: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def api_request(
+        self, purpose: str, domain: str | None, endpoint: str, body: dict[str, Any]
+    ) -> dict[str, Any]:
         """Send a request to an endpoint of JetStream's API that nats-py does not cover.
 
         Raises:
             TransientError: There was no response.
             ApiResponseError: The response is an error.
         """
-        return await self.ask(doing, self._request(f"$JS.{domain}.API.{call}" if domain else f"$JS.API.{call}", body))
+        return await self.await_request(
+            purpose, self._send_api_request(f"$JS.{domain}.API.{endpoint}" if domain else f"$JS.API.{endpoint}", body)
+        )
 
-    async def _request(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
+    async def _send_api_request(self, subject: str, body: dict[str, Any]) -> dict[str, Any]:
         message = await self._client.request(subject, json.dumps(body).encode(), 2 * self.timeout)
         response: dict[str, Any] = json.loads(message.data)
         if error := response.get("error"):
             raise APIError(**error)
         return response
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise a TransientError if the connection has failed."""
         if self.failed.done():
             raise TransientError(self.failed.result())
 
-    def claim(self, count: int, listener: Callable[[int, Msg], None]) -> int:
+    def allocate_reply_ids(self, count: int, listener: Callable[[int, Msg], None]) -> int:
         """Allocate ``count`` consecutive reply ids and return the first; replies go to ``listener`` from now on."""
-        first = self._numbers
-        self._numbers += count
+        first = self._next_reply_id
+        self._next_reply_id += count
         self._listener = listener
         return first
 
-    async def send(self, subject: str, data: bytes, headers: dict[str, str] | None, number: int | None) -> None:
+    async def publish(self, subject: str, data: bytes, headers: dict[str, str] | None, reply_id: int | None) -> None:
         """Publish a message; with a ``reply_id``, the reply goes to the listener.
 
         nats-py swallows a cancellation while this waits for the network, so the caller needs another stop condition.
         """
-        reply = "" if number is None else f"{self._inbox}.{number}"
+        reply = "" if reply_id is None else f"{self._inbox}.{reply_id}"
         await self._client.publish(subject, data, reply, headers)
 
-    async def subscribe(self, pattern: str, take: Callable[[Msg], Awaitable[None]]) -> None:
+    async def subscribe(self, pattern: str, callback: Callable[[Msg], Awaitable[None]]) -> None:
         """Call ``callback`` with each message whose subject matches ``pattern``; active when this returns."""
-        await self.ask(f"subscribe to {pattern}", self._client.subscribe(pattern, cb=take))
+        await self.await_request(f"subscribe to {pattern}", self._client.subscribe(pattern, cb=callback))
         await self.flush()
 
     def new_inbox(self) -> str:
         """Return a unique subject for replies."""
         return self._client.new_inbox()
 
-    async def call(self, subject: str, data: bytes, inbox: str) -> None:
+    async def publish_with_reply(self, subject: str, data: bytes, reply: str) -> None:
         """Publish a message; replies go to the subject ``reply``."""
-        await self._client.publish(subject, data, inbox)
+        await self._client.publish(subject, data, reply)
 
     async def flush(self) -> None:
         """Wait until the server has read all sent messages."""
-        await self.ask("flush sent messages", self._client.flush(timeout=ceil(2 * self.timeout)))
+        await self.await_request("flush sent messages", self._client.flush(timeout=ceil(2 * self.timeout)))
 
     def abort(self, reason: str = "the connection was aborted") -> None:
         """Close the connection at once; unsent messages are discarded."""
@@ -232,64 +236,64 @@ class Link:
         with contextlib.suppress(asyncio.CancelledError, OSError, nats.errors.Error):
             await closing
 
-    async def _take(self, message: Msg) -> None:
+    async def _on_reply(self, message: Msg) -> None:
         self._listener(int(message.subject.rpartition(".")[2]), message)
 
     def _on_error(self, error: Exception) -> None:
-        if is_denial(error):
-            self._fail(self._texts.denied(error))
+        if is_permission_error(error):
+            self._fail(self._error_messages.denied(error))
 
     def _fail(self, reason: str) -> None:
         if not self.failed.done():
             self.failed.set_result(reason)
 
 
-def _discovered(server: str, name: str) -> Place | None:
+def _parse_discovered(server: str, tls_hostname: str) -> ServerAddress | None:
     try:
-        found = place(server)
+        found = parse_address(server)
     except ValueError:  # an announced address may be invalid
         return None
     try:
-        ipaddress.ip_address(found.name)
+        ipaddress.ip_address(found.tls_hostname)
     except ValueError:
         return found
-    return found._replace(name=name)
+    return found._replace(tls_hostname=tls_hostname)
 
 
-def place(server: str) -> Place:
+def parse_address(server: str) -> ServerAddress:
     """Return the address of a server in the settings."""
     host, port = host_and_port(server, PORT)
-    return Place(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)
+    return ServerAddress(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host)
 
 
-class Dialer:
+class ServerConnector:
     """Connects to the first usable server; remembers the servers of the cluster that servers announce."""
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
-        self._configured = [place(server) for server in settings.servers]
-        self._discovered: list[Place] = []
+        self._configured = [parse_address(server) for server in settings.servers]
+        self._discovered_servers: list[ServerAddress] = []
 
-    async def connect(self) -> Link:
+    async def connect(self) -> NatsConnection:
         """Return a new connection.
 
         Raises:
             TransientError: No server is usable; the message has the reason for each.
         """
         reasons: dict[str, None] = {}
-        for each in self._order():
+        for each in self._candidates():
             try:
-                return await Link.open(self._settings, each)
+                return await NatsConnection.open(self._settings, each)
             except TransientError as error:
                 reasons[str(error)] = None
         raise TransientError("; ".join(reasons))
 
-    def learn(self, link: Link) -> None:
+    def remember_servers(self, connection: NatsConnection) -> None:
         """Remember the servers that this connection's server has announced."""
-        self._discovered = link.discovered() or self._discovered
+        self._discovered_servers = connection.discovered_servers() or self._discovered_servers
 
-    def _order(self) -> list[Place]:
+    def _candidates(self) -> list[ServerAddress]:
         known = {each.server for each in self._configured}
-        others = [each for each in self._discovered if each.server not in known]
+        others = [each for each in self._discovered_servers if each.server not in known]
         # Random order, so that bridges spread over the cluster.
         return [*random.sample(self._configured, len(self._configured)), *random.sample(others, len(others))]

@@ -18,15 +18,15 @@ from bridge.telemetry.text import one_line
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-    from sinks.nats.connection import Link
+    from sinks.nats.connection import NatsConnection
 
-WINDOW = 1000  # messages without an acknowledgement
-WINDOW_BYTES = 8 * 1024 * 1024
+MAX_IN_FLIGHT = 1000  # messages without an acknowledgement
+MAX_IN_FLIGHT_BYTES = 8 * 1024 * 1024
 NO_RESPONDERS = 503
 TOO_LARGE = (10054, 10097)  # error codes: message too large, headers too large
 
 
-class Refusal(Struct, frozen=True):
+class ApiError(Struct, frozen=True):
     """Why a message was not stored; ``err_code`` is JetStream's, 0 for errors that do not come from JetStream."""
 
     code: int = 0
@@ -34,41 +34,41 @@ class Refusal(Struct, frozen=True):
     description: str = ""
 
 
-class Answer(Struct, frozen=True):
+class PubAck(Struct, frozen=True):
     """JetStream's reply to a message: an error, or stored in ``stream``, now or (``duplicate``) earlier."""
 
-    error: Refusal | None = None
+    error: ApiError | None = None
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
 
 
-class Message(NamedTuple):
+class PublishRequest(NamedTuple):
     """A message to publish; ``wants_ack`` requests an acknowledgement."""
 
     subject: str
     data: bytes
     headers: dict[str, str] | None
-    answered: bool = True
+    wants_ack: bool = True
 
 
-_DECODER = msgspec.json.Decoder(Answer)
-_BEGUN = Answer()
-_NOBODY = Answer(Refusal(NO_RESPONDERS, 0, "no responders for this subject"))
-_STRANGE = Answer(Refusal(0, 0, "invalid acknowledgement"))
+_DECODER = msgspec.json.Decoder(PubAck)
+_EMPTY_ACK = PubAck()
+_NO_RESPONDERS_ACK = PubAck(ApiError(NO_RESPONDERS, 0, "no responders for this subject"))
+_INVALID_ACK = PubAck(ApiError(0, 0, "invalid acknowledgement"))
 
 
-def always(_: Answer) -> bool:
+def always_continue(_: PubAck) -> bool:
     """Continue after any acknowledgement."""
     return True
 
 
-def unless_refused(answer: Answer) -> bool:
+def continue_unless_rejected(ack: PubAck) -> bool:
     """Continue until a message is rejected."""
-    return answer.error is None
+    return ack.error is None
 
 
-class Exchange:
+class PublishWindow:
     """Publishes messages over a connection. For a single use; only one at a time per connection.
 
     Args:
@@ -77,101 +77,105 @@ class Exchange:
         should_continue: Called with each acknowledgement; if it returns False, the remaining messages are not sent.
     """
 
-    def __init__(self, link: Link, messages: Sequence[Message], goes_on: Callable[[Answer], bool]) -> None:
-        self.answers: dict[int, Answer] = {}
+    def __init__(
+        self, connection: NatsConnection, requests: Sequence[PublishRequest], should_continue: Callable[[PubAck], bool]
+    ) -> None:
+        self.acks: dict[int, PubAck] = {}
         """By position in ``requests``."""
-        self._link = link
-        self._messages = messages
-        self._goes_on = goes_on
-        self._wanted = sum(message.answered for message in messages)
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._room = asyncio.Event()
-        self._held: dict[int, int] = {}  # bytes by position
-        self._held_bytes = 0
+        self._connection = connection
+        self._requests = requests
+        self._should_continue = should_continue
+        self._expected_acks = sum(message.wants_ack for message in requests)
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._has_room = asyncio.Event()
+        self._in_flight: dict[int, int] = {}  # bytes by position
+        self._in_flight_bytes = 0
         self._progress = 0
-        self._first = 0
+        self._first_reply_id = 0
 
-    async def run(self) -> dict[int, Answer]:
+    async def run(self) -> dict[int, PubAck]:
         """Publish, and return the acknowledgements: all, or those up to the first that stops the window.
 
         Raises:
             TransientError: The connection failed, or made no progress within its timeout. It must be closed.
         """
-        self._first = self._link.claim(len(self._messages), self._take)
+        self._first_reply_id = self._connection.allocate_reply_ids(len(self._requests), self._receive_ack)
         sending = asyncio.ensure_future(self._send())
         sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the exception
         try:
-            await self._finish(sending)
+            await self._wait_finished(sending)
         finally:
             # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
-            self._end()
+            self._set_finished()
             sending.cancel()
-        return self.answers
+        return self.acks
 
-    async def _finish(self, sending: asyncio.Future[None]) -> None:
-        while not self._over.done():
+    async def _wait_finished(self, sending: asyncio.Future[None]) -> None:
+        while not self._finished.done():
             before = self._progress
-            waiting: set[asyncio.Future[Any]] = {self._over, self._link.failed}
+            waiting: set[asyncio.Future[Any]] = {self._finished, self._connection.failed}
             if not sending.done():
                 waiting.add(sending)
-            await asyncio.wait(waiting, timeout=self._link.timeout, return_when=asyncio.FIRST_COMPLETED)
-            self._check(sending)
-            if self._progress == before and not self._over.done():
+            await asyncio.wait(waiting, timeout=self._connection.timeout, return_when=asyncio.FIRST_COMPLETED)
+            self._raise_on_failure(sending)
+            if self._progress == before and not self._finished.done():
                 raise TransientError(
-                    f"NATS at {self._link.place.server}: no acknowledgement within {self._link.timeout:g} s"
+                    f"NATS at {self._connection.address.server}: no acknowledgement within {self._connection.timeout:g} s"
                 )
 
-    def _check(self, sending: asyncio.Future[None]) -> None:
-        if self._over.done():
+    def _raise_on_failure(self, sending: asyncio.Future[None]) -> None:
+        if self._finished.done():
             return
         if sending.done() and (error := sending.exception()):
-            self._link.check()
-            text = f"sending to NATS at {self._link.place.server} failed: {one_line(error)}"
+            self._connection.raise_if_failed()
+            text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
             raise TransientError(text) from error
-        self._link.check()
+        self._connection.raise_if_failed()
 
     async def _send(self) -> None:
-        for position, message in enumerate(self._messages):
+        for position, message in enumerate(self._requests):
             await self._wait_for_room(len(message.data))
-            if self._over.done():
+            if self._finished.done():
                 return
-            reply_id = self._first + position if message.answered else None
-            if message.answered:
-                self._held[position] = len(message.data)
-                self._held_bytes += len(message.data)
-            await self._link.send(message.subject, message.data, message.headers, reply_id)
+            reply_id = self._first_reply_id + position if message.wants_ack else None
+            if message.wants_ack:
+                self._in_flight[position] = len(message.data)
+                self._in_flight_bytes += len(message.data)
+            await self._connection.publish(message.subject, message.data, message.headers, reply_id)
             self._progress += 1
-        if not self._wanted:
-            self._end()
+        if not self._expected_acks:
+            self._set_finished()
 
     async def _wait_for_room(self, size: int) -> None:
-        while self._held and (len(self._held) >= WINDOW or self._held_bytes + size > WINDOW_BYTES):
-            if self._over.done():
+        while self._in_flight and (
+            len(self._in_flight) >= MAX_IN_FLIGHT or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
+        ):
+            if self._finished.done():
                 return
-            self._room.clear()
-            await self._room.wait()
+            self._has_room.clear()
+            await self._has_room.wait()
 
-    def _take(self, number: int, message: Msg) -> None:
-        position = number - self._first
-        if self._over.done() or position not in self._held:  # late, or for an earlier window
+    def _receive_ack(self, reply_id: int, message: Msg) -> None:
+        position = reply_id - self._first_reply_id
+        if self._finished.done() or position not in self._in_flight:  # late, or for an earlier window
             return
-        ack = self.answers[position] = read(message)
-        self._held_bytes -= self._held.pop(position)
+        ack = self.acks[position] = decode_ack(message)
+        self._in_flight_bytes -= self._in_flight.pop(position)
         self._progress += 1
-        self._room.set()
-        if len(self.answers) == self._wanted or not self._goes_on(ack):
-            self._end()
+        self._has_room.set()
+        if len(self.acks) == self._expected_acks or not self._should_continue(ack):
+            self._set_finished()
 
-    def _end(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
+    def _set_finished(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
 
 
-def read(message: Msg) -> Answer:
+def decode_ack(message: Msg) -> PubAck:
     """Decode an acknowledgement."""
     if not message.data:
-        return _NOBODY if message.headers else _BEGUN
+        return _NO_RESPONDERS_ACK if message.headers else _EMPTY_ACK
     try:
         return _DECODER.decode(message.data)
     except msgspec.MsgspecError:
-        return _STRANGE
+        return _INVALID_ACK

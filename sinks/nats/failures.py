@@ -16,18 +16,18 @@ from nats.js.errors import APIError, ServiceUnavailableError
 from bridge.core.errors import TransientError
 from bridge.telemetry.text import one_line
 
-_DENIED = "permissions violation"
-_REFUSED = (
+_PERMISSION_DENIED = "permissions violation"
+_AUTH_ERRORS = (
     "authorization violation",
     "authorization failed",
     "authentication expired",
     "authentication revoked",
     "authentication timeout",
 )
-_NOT_ENABLED = (10039, 10076)
+_JETSTREAM_DISABLED = (10039, 10076)
 
 
-class AnsweredError(TransientError):
+class ApiResponseError(TransientError):
     """The server responded with an error; the connection is still usable. ``code`` is JetStream's error code."""
 
     def __init__(self, text: str, code: int = 0) -> None:
@@ -35,23 +35,23 @@ class AnsweredError(TransientError):
         self.code = code
 
 
-def is_denial(error: Exception) -> bool:
+def is_permission_error(error: Exception) -> bool:
     """Return whether an error is a missing permission for a subject; the connection stays open."""
-    return _DENIED in str(error).lower()
+    return _PERMISSION_DENIED in str(error).lower()
 
 
-class Texts(NamedTuple):
+class ErrorMessages(NamedTuple):
     """Error messages for one server.
 
     ``timeout`` is in seconds. ``auth`` and ``certificate`` name the settings with the credentials, "" for none.
     """
 
     server: str
-    seconds: float
-    login: str
+    timeout: float
+    auth: str
     certificate: str
 
-    def unreachable(self, error: Exception, *, asks_certificate: bool) -> str:
+    def unreachable(self, error: Exception, *, requests_certificate: bool) -> str:
         """Describe why connecting failed."""
         where = f"NATS at {self.server}"
         match error:
@@ -61,8 +61,8 @@ class Texts(NamedTuple):
                 reason = one_line(error.verify_message)
                 text = f"{where}: certificate is not trusted: {reason}; check tls.ca_file"
             case TimeoutError():
-                text = f"{where}: no response within {self.seconds:g} s"
-            case ssl.SSLError() | ConnectionResetError() | BrokenPipeError() if asks_certificate:
+                text = f"{where}: no response within {self.timeout:g} s"
+            case ssl.SSLError() | ConnectionResetError() | BrokenPipeError() if requests_certificate:
                 # The server's reason, if any, arrives during authentication.
                 rest = f" and rejected {self.certificate}" if self.certificate else "; set tls.cert_file"
                 text = f"{where} requires a client certificate{rest}"
@@ -72,10 +72,10 @@ class Texts(NamedTuple):
             case OSError():
                 text = f"{where} is unreachable: {one_line(error.strerror or error)}"
             case _:
-                text = self._refused(error)
+                text = self._rejected(error)
         return text
 
-    def ended(self, error: Exception | None) -> str:
+    def disconnected(self, error: Exception | None) -> str:
         """Describe why an established connection ended."""
         if error is None or isinstance(error, nats.errors.UnexpectedEOF):
             return f"NATS at {self.server} closed the connection"
@@ -83,33 +83,33 @@ class Texts(NamedTuple):
             return f"NATS at {self.server} no longer responds to pings"
         if isinstance(error, OSError):
             return f"connection to NATS at {self.server} failed: {one_line(error.strerror or error)}"
-        return self._refused(error)
+        return self._rejected(error)
 
     def denied(self, error: Exception) -> str:
         """Describe a missing permission; ``error`` names the subject."""
         reason = one_line(error).removeprefix("nats: ")
         return f"NATS at {self.server}: {reason}; grant the permissions in docs/nats.md"
 
-    def answered(self, doing: str, error: Exception) -> TransientError:
+    def request_failed(self, purpose: str, error: Exception) -> TransientError:
         """Return the error for a failed request to JetStream's API; ``purpose`` describes the request."""
         where = f"NATS at {self.server}"
-        if isinstance(error, ServiceUnavailableError) and error.err_code in (None, *_NOT_ENABLED):
-            return AnsweredError(
-                f"{where}: JetStream is not enabled, failed to {doing}; enable it (jetstream {{}} in the server's "
+        if isinstance(error, ServiceUnavailableError) and error.err_code in (None, *_JETSTREAM_DISABLED):
+            return ApiResponseError(
+                f"{where}: JetStream is not enabled, failed to {purpose}; enable it (jetstream {{}} in the server's "
                 "configuration, or in the account's), set domain, or set mode: core"
             )
         if isinstance(error, APIError):
-            return AnsweredError(
-                f"{where}: failed to {doing}: {one_line(error.description)} ({error.err_code})", error.err_code or 0
+            return ApiResponseError(
+                f"{where}: failed to {purpose}: {one_line(error.description)} ({error.err_code})", error.err_code or 0
             )
-        return TransientError(f"{where}: failed to {doing}: {one_line(error)}")
+        return TransientError(f"{where}: failed to {purpose}: {one_line(error)}")
 
-    def _refused(self, error: Exception) -> str:
+    def _rejected(self, error: Exception) -> str:
         where = f"NATS at {self.server}"
         reason = one_line(error).removeprefix("nats: ").strip("'")
-        if any(text in reason.lower() for text in _REFUSED):
-            if self.login:
-                return f"{where} rejected the credentials ({reason}); check {self.login}"
+        if any(text in reason.lower() for text in _AUTH_ERRORS):
+            if self.auth:
+                return f"{where} rejected the credentials ({reason}); check {self.auth}"
             return f"{where} requires credentials ({reason}); set auth"
         if "expecting INFO" in reason:
             return f"{where} closed the connection; it may require tls.handshake_first, or not be a NATS server"

@@ -12,44 +12,44 @@ import nkeys  # type: ignore[import-untyped] # has no types of its own
 from nats.aio.client import RawCredentials
 
 from bridge.core.errors import TransientError
-from sinks.access import read, secret
+from sinks.access import read_setting_file, resolve_secret
 
 if TYPE_CHECKING:
     from config.sinks.nats import NatsAuthSettings
 
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\r?\n(\S+)")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\r?\n(\S+)")
-_FILES = ("password_file", "token_file", "nkey_seed_file", "creds_file")
+_FILE_FIELDS = ("password_file", "token_file", "nkey_seed_file", "creds_file")
 
 
-def options(login: NatsAuthSettings) -> dict[str, Any]:
+def connect_options(auth: NatsAuthSettings) -> dict[str, Any]:
     """Return the credentials as options of ``Client.connect``.
 
     Raises:
         TransientError: A file cannot be read, or is invalid.
     """
-    if login.user is not None:
-        return {"user": login.user, "password": secret("auth.password", login.password, login.password_file)}
-    if token := secret("auth.token", login.token, login.token_file):
+    if auth.user is not None:
+        return {"user": auth.user, "password": resolve_secret("auth.password", auth.password, auth.password_file)}
+    if token := resolve_secret("auth.token", auth.token, auth.token_file):
         return {"token": token}
-    if seed := secret("auth.nkey_seed", login.nkey_seed, login.nkey_seed_file):
-        _check_seed(seed, named(login))
+    if seed := resolve_secret("auth.nkey_seed", auth.nkey_seed, auth.nkey_seed_file):
+        _check_seed(seed, configured_credentials(auth))
         return {"nkeys_seed_str": seed}
-    if login.creds_file is not None:
-        return {"user_credentials": RawCredentials(_creds(login.creds_file))}
+    if auth.creds_file is not None:
+        return {"user_credentials": RawCredentials(_read_creds(auth.creds_file))}
     return {}
 
 
-def named(login: NatsAuthSettings) -> str:
+def configured_credentials(auth: NatsAuthSettings) -> str:
     """Return the names of the settings with the credentials, for error messages; "" if there are none."""
-    names = [f"auth.{name} {path}" for name in _FILES if (path := getattr(login, name))]
-    names += [f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(login, name) is not None]
+    names = [f"auth.{name} {path}" for name in _FILE_FIELDS if (path := getattr(auth, name))]
+    names += [f"auth.{name}" for name in ("user", "password", "token", "nkey_seed") if getattr(auth, name) is not None]
     return " and ".join(names)
 
 
-def _creds(path: str) -> str:
+def _read_creds(path: str) -> str:
     """Return the JWT and the seed of a creds file, in the format of nats-py."""
-    text = read("auth.creds_file", path)
+    text = read_setting_file("auth.creds_file", path)
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if not jwt or not seed:
         raise TransientError(

@@ -19,31 +19,39 @@ from uuid import uuid4
 
 import structlog
 
-from bridge.core.errors import RefusedRecordError
+from bridge.core.errors import RejectedRecordError
 from bridge.telemetry.text import one_line
-from sinks.nats.exchange import TOO_LARGE, Answer, Exchange, Message, Refusal, always, unless_refused
-from sinks.nats.failures import AnsweredError
-from sinks.nats.messages import MESSAGE_ID, Item
+from sinks.nats.exchange import (
+    TOO_LARGE,
+    ApiError,
+    PubAck,
+    PublishRequest,
+    PublishWindow,
+    always_continue,
+    continue_unless_rejected,
+)
+from sinks.nats.failures import ApiResponseError
+from sinks.nats.messages import MESSAGE_ID, OutgoingMessage
 
 if TYPE_CHECKING:
-    from sinks.nats.connection import Link
+    from sinks.nats.connection import NatsConnection
     from sinks.nats.streams import Stream
 
-BATCH = 1000  # the servers' default limit
-BATCH_BYTES = 4 * 1024 * 1024
-ANSWER_BYTES = 128 * 1024
-HEADER_BYTES = 65_535
+MAX_BATCH_MESSAGES = 1000  # the servers' default limit
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+ACK_INTERVAL_BYTES = 128 * 1024
+MAX_HEADER_BYTES = 65_535
 
 _BATCH_TOO_LARGE = 10199
 _DUPLICATE_IN_BATCH = 10201
-_NO_BATCHES = 10174
-_NO_IDS_IN_BATCHES = 10177  # server 2.12.0
+_BATCHES_DISABLED = 10174
+_IDS_IN_BATCH_UNSUPPORTED = 10177  # server 2.12.0
 _WRONG_LAST_ID = 10070
 _log = structlog.get_logger(__name__)
 
 
 @dataclass
-class Progress:
+class PublishProgress:
     """State that outlasts a connection.
 
     ``stored``: ids of stored records that may be published again. ``max_batch``: maximum number of messages in a batch.
@@ -52,34 +60,34 @@ class Progress:
     """
 
     stored: set[str] = field(default_factory=set)
-    most: int = BATCH
-    batch: int = BATCH
+    max_batch: int = MAX_BATCH_MESSAGES
+    batch_size: int = MAX_BATCH_MESSAGES
     atomic: bool = True
 
-    def advance(self, items: Iterable[Item]) -> None:
+    def mark_stored(self, outgoing: Iterable[OutgoingMessage]) -> None:
         """Note that these messages are stored."""
-        self.stored.update(item.id for item in items)
-        self.batch = min(self.most, 2 * self.batch)
+        self.stored.update(item.id for item in outgoing)
+        self.batch_size = min(self.max_batch, 2 * self.batch_size)
 
-    def shrink(self) -> None:
+    def halve_batch_size(self) -> None:
         """Reduce the batch size after a connection failed during a batch."""
-        self.batch = max(1, self.batch // 2)
+        self.batch_size = max(1, self.batch_size // 2)
 
-    def limit(self) -> None:
+    def lower_max_batch(self) -> None:
         """Reduce the maximum batch size after the server has rejected a batch as too large."""
-        self.most = self.batch = max(1, self.batch // 2)
+        self.max_batch = self.batch_size = max(1, self.batch_size // 2)
 
 
-class Writer:
+class JetStreamPublisher:
     """Publishes to one stream over one connection; ``progress`` outlasts the connection."""
 
-    def __init__(self, link: Link, stream: Stream, progress: Progress) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection, stream: Stream, progress: PublishProgress) -> None:
+        self._connection = connection
         self._stream = stream
         self._progress = progress
         self._atomic = stream.atomic and progress.atomic
 
-    async def store(self, items: Sequence[Item]) -> None:
+    async def publish(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Publish messages in order; return when the stream has all of them.
 
         Raises:
@@ -87,181 +95,185 @@ class Writer:
             ApiResponseError: The server responded with an error.
             TransientError: The connection failed and must be closed.
         """
-        self._check(items)
-        remaining = self._unknown(items)
+        self._reject_oversized(outgoing)
+        remaining = self._deduplicate(outgoing)
         try:
             while remaining:
-                size = self._chunk(remaining)
+                size = self._next_batch_size(remaining)
                 chunk, remaining = remaining[:size], remaining[size:]
-                remaining = await self._store(chunk) + remaining
-        except (AnsweredError, RefusedRecordError):
+                remaining = await self._publish_batch(chunk) + remaining
+        except (ApiResponseError, RejectedRecordError):
             raise
         except BaseException:  # a timeout of the pump cancels this
-            self._progress.shrink()
+            self._progress.halve_batch_size()
             raise
 
-    def _check(self, items: Sequence[Item]) -> None:
+    def _reject_oversized(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Reject messages above the server's limits; the server closes the connection on such a message."""
-        limits = (self._link.max_payload, self._stream.max_message)
+        limits = (self._connection.max_payload, self._stream.max_message_bytes)
         limit = min(each for each in limits if each >= 0)
-        sizes = [(item, item.header_size) for item in items]
+        sizes = [(item, item.header_size) for item in outgoing]
         too_large = frozenset(
-            item.position for item, size in sizes if len(item.data) + size > limit or size > HEADER_BYTES
+            item.position for item, size in sizes if len(item.data) + size > limit or size > MAX_HEADER_BYTES
         )
         if too_large:
-            raise RefusedRecordError(
-                f"record is too large for stream {self._stream.name} at NATS {self._link.place.server}: the limit is "
+            raise RejectedRecordError(
+                f"record is too large for stream {self._stream.name} at NATS {self._connection.address.server}: the limit is "
                 f"{limit} bytes with headers (max_payload of the server, max_msg_size of the stream)",
                 too_large,
             )
 
-    def _unknown(self, items: Sequence[Item]) -> list[Item]:
+    def _deduplicate(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Return the messages that are not stored yet, each once."""
         seen = set(self._progress.stored)
         remaining = []
-        for item in items:
+        for item in outgoing:
             if item.id not in seen:
                 remaining.append(item)
             seen.add(item.id)
         return remaining
 
-    def _chunk(self, items: Sequence[Item]) -> int:
+    def _next_batch_size(self, outgoing: Sequence[OutgoingMessage]) -> int:
         """Return the number of messages to publish together."""
         if not self._atomic:
-            return len(items)
-        limit = self._progress.batch
+            return len(outgoing)
+        limit = self._progress.batch_size
         size = 0
-        for count, item in enumerate(items[:limit]):
+        for count, item in enumerate(outgoing[:limit]):
             size += len(item.data)
-            if count and size > BATCH_BYTES * limit // BATCH:
+            if count and size > MAX_BATCH_BYTES * limit // MAX_BATCH_MESSAGES:
                 return count
-        return min(len(items), limit)
+        return min(len(outgoing), limit)
 
-    async def _store(self, items: Sequence[Item]) -> list[Item]:
+    async def _publish_batch(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Publish messages together; return those to publish again, after the method has been adapted to the server."""
-        if self._atomic and len(items) > 1:
-            return await self._store_whole(items)
-        await self._store_each(items)
+        if self._atomic and len(outgoing) > 1:
+            return await self._publish_atomic(outgoing)
+        await self._publish_individually(outgoing)
         return []
 
-    async def _store_whole(self, items: Sequence[Item]) -> list[Item]:
+    async def _publish_atomic(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Publish an atomic batch; return the messages to publish again."""
-        last = len(items) - 1
-        acks = await Exchange(self._link, _batch(items), unless_refused).run()
+        last = len(outgoing) - 1
+        acks = await PublishWindow(self._connection, _build_atomic_batch(outgoing), continue_unless_rejected).run()
         error = next((ack.error for ack in acks.values() if ack.error), None)
         if error is None:
             self._check_stream(acks[last])
-            self._progress.advance(items)
+            self._progress.mark_stored(outgoing)
             return []
         if error.err_code == _DUPLICATE_IN_BATCH:
-            return await self._missing(items)
-        if error.err_code == _BATCH_TOO_LARGE and self._progress.batch > 1:
-            self._progress.limit()
-        elif error.err_code == _NO_BATCHES:  # disabled since the stream was checked
+            return await self._not_stored(outgoing)
+        if error.err_code == _BATCH_TOO_LARGE and self._progress.batch_size > 1:
+            self._progress.lower_max_batch()
+        elif error.err_code == _BATCHES_DISABLED:  # disabled since the stream was checked
             self._atomic = False
-        elif error.err_code == _NO_IDS_IN_BATCHES:
+        elif error.err_code == _IDS_IN_BATCH_UNSUPPORTED:
             self._atomic = self._progress.atomic = False
             _log.warning(
-                "atomic_batches_unsupported", server=self._link.place.server, detail="the server is older than 2.12.1"
+                "atomic_batches_unsupported",
+                server=self._connection.address.server,
+                detail="the server is older than 2.12.1",
             )
         else:
-            raise self._refused(error, items[0])
-        return list(items)
+            raise self._rejection(error, outgoing[0])
+        return list(outgoing)
 
-    async def _missing(self, items: Sequence[Item]) -> list[Item]:
+    async def _not_stored(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Probe which messages the stream has; return the others."""
         messages = [
-            Message(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Expected-Last-Msg-Id": uuid4().hex})
-            for item in items
+            PublishRequest(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Expected-Last-Msg-Id": uuid4().hex})
+            for item in outgoing
         ]
-        acks = await Exchange(self._link, messages, always).run()
-        stored = {item.id for index, item in enumerate(items) if self._has(acks[index], item)}
+        acks = await PublishWindow(self._connection, messages, always_continue).run()
+        stored = {item.id for index, item in enumerate(outgoing) if self._is_stored(acks[index], item)}
         if not stored:
             # The cluster is still replicating a batch with the same records.
-            raise AnsweredError(f"NATS at {self._link.place.server} is still processing the same records")
+            raise ApiResponseError(f"NATS at {self._connection.address.server} is still processing the same records")
         self._progress.stored |= stored
-        return [item for item in items if item.id not in stored]
+        return [item for item in outgoing if item.id not in stored]
 
-    def _has(self, answer: Answer, item: Item) -> bool:
-        if answer.error is None:
-            return answer.duplicate
-        if answer.error.err_code == _WRONG_LAST_ID:
+    def _is_stored(self, ack: PubAck, message: OutgoingMessage) -> bool:
+        if ack.error is None:
+            return ack.duplicate
+        if ack.error.err_code == _WRONG_LAST_ID:
             return False
-        raise self._refused(answer.error, item)
+        raise self._rejection(ack.error, message)
 
-    async def _store_each(self, items: Sequence[Item]) -> None:
-        window = Exchange(
-            self._link, [Message(item.subject, item.data, item.headers) for item in items], unless_refused
+    async def _publish_individually(self, outgoing: Sequence[OutgoingMessage]) -> None:
+        window = PublishWindow(
+            self._connection,
+            [PublishRequest(item.subject, item.data, item.headers) for item in outgoing],
+            continue_unless_rejected,
         )
         try:
             await window.run()
         finally:  # stored records are not sent again
-            acks = window.answers.items()
-            self._progress.advance(items[index] for index, ack in acks if self._has_stored(ack))
+            acks = window.acks.items()
+            self._progress.mark_stored(outgoing[index] for index, ack in acks if self._is_acknowledged(ack))
         for index, ack in sorted(acks):
             if ack.error is not None:
-                raise self._refused(ack.error, items[index])
+                raise self._rejection(ack.error, outgoing[index])
             self._check_stream(ack)
 
-    def _has_stored(self, answer: Answer) -> bool:
-        return answer.error is None and answer.stream == self._stream.name
+    def _is_acknowledged(self, ack: PubAck) -> bool:
+        return ack.error is None and ack.stream == self._stream.name
 
-    def _check_stream(self, answer: Answer) -> None:
-        if answer.stream != self._stream.name:
-            raise AnsweredError(
-                f"stream {one_line(answer.stream)} at NATS {self._link.place.server} stored records for stream "
+    def _check_stream(self, ack: PubAck) -> None:
+        if ack.stream != self._stream.name:
+            raise ApiResponseError(
+                f"stream {one_line(ack.stream)} at NATS {self._connection.address.server} stored records for stream "
                 f"{self._stream.name}; set stream.name to the former, or use another subject_prefix"
             )
 
-    def _refused(self, refusal: Refusal, item: Item) -> AnsweredError | RefusedRecordError:
-        where = f"stream {self._stream.name} at NATS {self._link.place.server}"
-        description = one_line(refusal.description)
-        if refusal.err_code in TOO_LARGE and not self._atomic:
-            return RefusedRecordError(f"{where} rejected the record: {description}", frozenset({item.position}))
-        if not refusal.err_code:
-            return AnsweredError(
-                f"{where} does not acknowledge {item.subject}: {description}; check its existence, subjects and leader"
+    def _rejection(self, error: ApiError, message: OutgoingMessage) -> ApiResponseError | RejectedRecordError:
+        where = f"stream {self._stream.name} at NATS {self._connection.address.server}"
+        description = one_line(error.description)
+        if error.err_code in TOO_LARGE and not self._atomic:
+            return RejectedRecordError(f"{where} rejected the record: {description}", frozenset({message.position}))
+        if not error.err_code:
+            return ApiResponseError(
+                f"{where} does not acknowledge {message.subject}: {description}; check its existence, subjects and leader"
             )
-        return AnsweredError(f"{where} did not store the records: {description} ({refusal.err_code})", refusal.err_code)
+        return ApiResponseError(f"{where} did not store the records: {description} ({error.err_code})", error.err_code)
 
 
-def _batch(items: Sequence[Item]) -> list[Message]:
+def _build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishRequest]:
     """Build an atomic batch. Acknowledgements of some messages before the last show progress on a slow network."""
     batch = uuid4().hex
-    last = len(items) - 1
+    last = len(outgoing) - 1
     messages = []
-    unacknowledged = ANSWER_BYTES  # bytes since the last message with an acknowledgement
-    for index, item in enumerate(items):
+    unacknowledged = ACK_INTERVAL_BYTES  # bytes since the last message with an acknowledgement
+    for index, item in enumerate(outgoing):
         headers = {**item.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(index + 1)}
         if index == last:
             headers["Nats-Batch-Commit"] = "1"
         unacknowledged += len(item.data)
-        wants_ack = index == last or unacknowledged >= ANSWER_BYTES
+        wants_ack = index == last or unacknowledged >= ACK_INTERVAL_BYTES
         unacknowledged = 0 if wants_ack else unacknowledged
-        messages.append(Message(item.subject, item.data, headers, wants_ack))
+        messages.append(PublishRequest(item.subject, item.data, headers, wants_ack))
     return messages
 
 
-class CoreWriter:
+class CorePublisher:
     """Publishes to core NATS over one connection. Nothing is acknowledged or stored."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
 
-    async def store(self, items: Sequence[Item]) -> None:
+    async def publish(self, outgoing: Sequence[OutgoingMessage]) -> None:
         """Publish messages in order; return when the server has read them.
 
         Raises:
             RejectedRecordError: Some messages are too large.
             TransientError: The connection failed and must be closed.
         """
-        limit = self._link.max_payload
-        too_large = frozenset(item.position for item in items if len(item.data) + item.header_size > limit)
+        limit = self._connection.max_payload
+        too_large = frozenset(item.position for item in outgoing if len(item.data) + item.header_size > limit)
         if too_large:
-            where = f"NATS at {self._link.place.server}"
-            raise RefusedRecordError(
+            where = f"NATS at {self._connection.address.server}"
+            raise RejectedRecordError(
                 f"record is too large for {where}: the limit is {limit} bytes with headers (max_payload)", too_large
             )
-        messages = [Message(item.subject, item.data, item.headers or None, answered=False) for item in items]
-        await Exchange(self._link, messages, always).run()
-        await self._link.flush()
+        messages = [PublishRequest(item.subject, item.data, item.headers or None, wants_ack=False) for item in outgoing]
+        await PublishWindow(self._connection, messages, always_continue).run()
+        await self._connection.flush()

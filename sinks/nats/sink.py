@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from bridge.core.errors import RefusedRecordError
-from sinks.nats.bucket import Bucket
-from sinks.nats.connection import Dialer
-from sinks.nats.failures import AnsweredError
-from sinks.nats.messages import Messages
-from sinks.nats.publisher import CoreWriter, Progress, Writer
+from bridge.core.errors import RejectedRecordError
+from sinks.nats.bucket import KvBucket
+from sinks.nats.connection import ServerConnector
+from sinks.nats.failures import ApiResponseError
+from sinks.nats.messages import MessageEncoder
+from sinks.nats.publisher import CorePublisher, JetStreamPublisher, PublishProgress
 from sinks.nats.streams import ensure_stream
 
 if TYPE_CHECKING:
     from bridge.core.events import Record
     from config.sinks.nats import NatsSettings
-    from sinks.nats.connection import Link
+    from sinks.nats.connection import NatsConnection
 
 _log = structlog.get_logger(__name__)
 
@@ -36,16 +36,16 @@ class NatsSink:
 
     def __init__(self, settings: NatsSettings) -> None:
         self._settings = settings
-        self._core = settings.mode == "core"
-        self._messages = Messages(settings)
-        self._dialer = Dialer(settings)
-        self._bucket = Bucket(settings, settings.kv_bucket.name) if settings.kv_bucket.name else None
-        self._link: Link | None = None
-        self._left: Link | None = None  # aborted, not closed yet
-        self._writer: Writer | CoreWriter | None = None  # None: check the stream first
-        self._progress = Progress()
-        self._told: set[str] = set()
-        self._server = ""  # the last one that was logged
+        self._core_mode = settings.mode == "core"
+        self._encoder = MessageEncoder(settings)
+        self._connector = ServerConnector(settings)
+        self._bucket = KvBucket(settings, settings.kv_bucket.name) if settings.kv_bucket.name else None
+        self._connection: NatsConnection | None = None
+        self._closing: NatsConnection | None = None  # aborted, not closed yet
+        self._publisher: JetStreamPublisher | CorePublisher | None = None  # None: check the stream first
+        self._progress = PublishProgress()
+        self._warned: set[str] = set()
+        self._logged_server = ""  # the last one that was logged
 
     async def start(self) -> None:
         """Connect, and create the stream and the bucket if they do not exist.
@@ -53,13 +53,13 @@ class NatsSink:
         Raises:
             TransientError: Connecting failed, or the stream or the bucket is missing or unsuitable.
         """
-        if self._core:
+        if self._core_mode:
             self._warn_once(
                 "delivery_not_guaranteed",
                 "core NATS stores nothing: records published while no subscriber is connected are lost, and the gap is "
                 "not reported",
             )
-        await self._ready()
+        await self._ensure_ready()
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Publish records in order; return when all are acknowledged.
@@ -68,67 +68,67 @@ class NatsSink:
             RejectedRecordError: Some records are too large or otherwise rejected for good.
             TransientError: Some records may not be stored.
         """
-        link, writer = await self._ready()
-        items = [item for record in batch if (item := self._messages.item(record))]
+        link, writer = await self._ensure_ready()
+        items = [item for record in batch if (item := self._encoder.encode(record))]
         self._progress.stored.intersection_update(item.id for item in items)
         try:
-            await writer.store(items)
+            await writer.publish(items)
             if self._bucket:
-                await self._bucket.write(link, batch)
-        except (AnsweredError, RefusedRecordError):
-            self._writer = None
+                await self._bucket.apply(link, batch)
+        except (ApiResponseError, RejectedRecordError):
+            self._publisher = None
             raise
         except BaseException:
-            self._give_up()
+            self._abandon()
             raise
         self._progress.stored.clear()
 
     async def close(self) -> None:
         """Close the connection in a bounded time. Idempotent."""
-        links = [link for link in (self._left, self._link) if link]
-        self._left = self._link = self._writer = None
+        links = [link for link in (self._closing, self._connection) if link]
+        self._closing = self._connection = self._publisher = None
         await asyncio.gather(*(link.close() for link in links))
 
-    async def _ready(self) -> tuple[Link, Writer | CoreWriter]:
-        link = await self._connected()
-        if self._writer is None:
+    async def _ensure_ready(self) -> tuple[NatsConnection, JetStreamPublisher | CorePublisher]:
+        link = await self._ensure_connected()
+        if self._publisher is None:
             try:
-                self._writer = CoreWriter(link) if self._core else await self._look(link)
-            except AnsweredError:
+                self._publisher = CorePublisher(link) if self._core_mode else await self._prepare_stream(link)
+            except ApiResponseError:
                 raise
             except BaseException:
-                self._give_up()
+                self._abandon()
                 raise
-        return link, self._writer
+        return link, self._publisher
 
-    async def _connected(self) -> Link:
-        if self._link and self._link.failed.done():
-            self._give_up()
-        if self._left:
-            await self._left.close()
-            self._left = None
-        if self._link is None:
-            self._link = await self._dialer.connect()
-            if self._server != self._link.place.server:
-                self._server = self._link.place.server
-                _log.info("nats_connected", server=self._server)
-        return self._link
+    async def _ensure_connected(self) -> NatsConnection:
+        if self._connection and self._connection.failed.done():
+            self._abandon()
+        if self._closing:
+            await self._closing.close()
+            self._closing = None
+        if self._connection is None:
+            self._connection = await self._connector.connect()
+            if self._logged_server != self._connection.address.server:
+                self._logged_server = self._connection.address.server
+                _log.info("nats_connected", server=self._logged_server)
+        return self._connection
 
-    async def _look(self, link: Link) -> Writer:
-        stream = await ensure_stream(link, self._settings, self._messages.subjects.pattern)
-        for warning in stream.weaknesses:
+    async def _prepare_stream(self, connection: NatsConnection) -> JetStreamPublisher:
+        stream = await ensure_stream(connection, self._settings, self._encoder.subjects.pattern)
+        for warning in stream.warnings:
             self._warn_once("stream_config_warning", f"{stream.name}: {warning}")
         if self._bucket:
-            await self._bucket.check(link)
-        return Writer(link, stream, self._progress)
+            await self._bucket.ensure(connection)
+        return JetStreamPublisher(connection, stream, self._progress)
 
     def _warn_once(self, event: str, detail: str) -> None:
-        if detail not in self._told:
-            self._told.add(detail)
+        if detail not in self._warned:
+            self._warned.add(detail)
             _log.warning(event, detail=detail)
 
-    def _give_up(self) -> None:
-        if self._link:
-            self._dialer.learn(self._link)
-            self._link.abort()
-        self._link, self._left, self._writer = None, self._link or self._left, None
+    def _abandon(self) -> None:
+        if self._connection:
+            self._connector.remember_servers(self._connection)
+            self._connection.abort()
+        self._connection, self._closing, self._publisher = None, self._connection or self._closing, None

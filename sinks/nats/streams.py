@@ -11,19 +11,19 @@ import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from sinks.nats import subjects
-from sinks.nats.failures import AnsweredError
+from sinks.nats.failures import ApiResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from config.sinks.nats import NatsSettings
-    from sinks.nats.connection import Link
+    from sinks.nats.connection import NatsConnection
 
 NOT_FOUND = 10059
 NAME_IN_USE = 10058  # with another configuration: created concurrently by another client
-OVERLAP = 10065
-_SHORT_WINDOW = 120  # seconds, JetStream's default
-_BUCKET_WINDOW = 3600  # seconds
+SUBJECT_OVERLAP = 10065
+_MIN_DUPLICATE_WINDOW = 120  # seconds, JetStream's default
+_BUCKET_DUPLICATE_WINDOW = 3600  # seconds
 _log = structlog.get_logger(__name__)
 
 
@@ -36,98 +36,110 @@ class Stream(NamedTuple):
 
     name: str
     atomic: bool
-    max_message: int
-    expiring: bool
-    weaknesses: tuple[str, ...] = ()
+    max_message_bytes: int
+    supports_ttl: bool
+    warnings: tuple[str, ...] = ()
 
 
-async def ensure_stream(link: Link, settings: NatsSettings, pattern: str) -> Stream:
+async def ensure_stream(connection: NatsConnection, settings: NatsSettings, pattern: str) -> Stream:
     """Return the stream for the subjects of ``pattern``; create it if it does not exist.
 
     Raises:
         ApiResponseError: The stream does not exist, or is unsuitable.
         TransientError: The connection failed.
     """
-    config = await _ensure(link, settings, stream_config(settings), create=settings.stream.auto_create)
+    config = await _find_or_create(connection, settings, stream_config(settings), create=settings.stream.auto_create)
     if errors := list(config_errors(config, pattern)):
-        raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is unsuitable: {'; '.join(errors)}; "
+        raise ApiResponseError(
+            f"stream {config.name} at NATS {connection.address.server} is unsuitable: {'; '.join(errors)}; "
             f"change it (nats stream edit {config.name}), or set stream.name to another stream"
         )
-    return _known(config)._replace(weaknesses=tuple(config_warnings(config, pattern)))
+    return _to_stream(config)._replace(warnings=tuple(config_warnings(config, pattern)))
 
 
-async def ensure_bucket(link: Link, settings: NatsSettings, bucket: str) -> Stream:
+async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, bucket: str) -> Stream:
     """Return the stream behind the bucket; create it if it does not exist.
 
     Raises:
         ApiResponseError: The bucket does not exist, or its stream is not a bucket.
         TransientError: The connection failed.
     """
-    config = await _ensure(link, settings, bucket_config(settings, bucket), create=settings.kv_bucket.auto_create)
-    if not subjects.covered(f"$KV.{bucket}.>", config.subjects or []):
-        raise AnsweredError(
-            f"stream {config.name} at NATS {link.place.server} is not a bucket; set kv_bucket.name to another one"
+    config = await _find_or_create(
+        connection, settings, bucket_config(settings, bucket), create=settings.kv_bucket.auto_create
+    )
+    if not subjects.is_subset(f"$KV.{bucket}.>", config.subjects or []):
+        raise ApiResponseError(
+            f"stream {config.name} at NATS {connection.address.server} is not a bucket; set kv_bucket.name to another one"
         )
-    return _known(config)
+    return _to_stream(config)
 
 
-async def subjects_in(link: Link, settings: NatsSettings, stream: str, pattern: str) -> list[str]:
+async def list_subjects(connection: NatsConnection, settings: NatsSettings, stream: str, pattern: str) -> list[str]:
     """Return the subjects in a stream that match ``pattern``."""
     found: list[str] = []
     while True:
         body = {"subjects_filter": pattern, "offset": len(found)}
-        info = await link.request(f"list the subjects of {stream}", settings.domain, f"STREAM.INFO.{stream}", body)
+        info = await connection.api_request(
+            f"list the subjects of {stream}", settings.domain, f"STREAM.INFO.{stream}", body
+        )
         page = (info.get("state") or {}).get("subjects") or {}
         found += page
         if not page or len(found) >= info.get("total", 0):
             return found
 
 
-async def _ensure(link: Link, settings: NatsSettings, wanted: StreamConfig, *, create: bool) -> StreamConfig:
+async def _find_or_create(
+    connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig, *, create: bool
+) -> StreamConfig:
     for _ in range(2):
-        if found := await _find(link, settings, wanted):
+        if found := await _find(connection, settings, wanted):
             return found
         if not create:
-            raise AnsweredError(
-                f"NATS at {link.place.server}: stream {wanted.name} does not exist; create it (see docs/nats.md), or "
+            raise ApiResponseError(
+                f"NATS at {connection.address.server}: stream {wanted.name} does not exist; create it (see docs/nats.md), or "
                 "set auto_create to true"
             )
-        if created := await _create(link, settings, wanted):
+        if created := await _create(connection, settings, wanted):
             return created
-    raise AnsweredError(
-        f"NATS at {link.place.server}: stream {wanted.name} was repeatedly created and deleted while connecting"
+    raise ApiResponseError(
+        f"NATS at {connection.address.server}: stream {wanted.name} was repeatedly created and deleted while connecting"
     )
 
 
-async def _find(link: Link, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
+async def _find(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
     name = wanted.name or ""
     try:
-        return (await link.ask(f"get stream {name}", link.jetstream(settings.domain).stream_info(name))).config
-    except AnsweredError as error:
+        return (
+            await connection.await_request(
+                f"get stream {name}", connection.jetstream(settings.domain).stream_info(name)
+            )
+        ).config
+    except ApiResponseError as error:
         if error.code == NOT_FOUND:
             return None
         raise
 
 
-async def _create(link: Link, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
+async def _create(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
     try:
-        info = await link.ask(f"create stream {wanted.name}", link.jetstream(settings.domain).add_stream(wanted))
-    except AnsweredError as error:
-        if error.code == OVERLAP:
-            raise AnsweredError(
-                f"NATS at {link.place.server}: cannot create stream {wanted.name}, because the subjects of another "
+        info = await connection.await_request(
+            f"create stream {wanted.name}", connection.jetstream(settings.domain).add_stream(wanted)
+        )
+    except ApiResponseError as error:
+        if error.code == SUBJECT_OVERLAP:
+            raise ApiResponseError(
+                f"NATS at {connection.address.server}: cannot create stream {wanted.name}, because the subjects of another "
                 f"stream overlap {', '.join(wanted.subjects or [])}; set stream.name to that stream, or use another "
                 "subject_prefix"
             ) from error
         if error.code == NAME_IN_USE:
             return None
         raise
-    _log.info("stream_created", stream=wanted.name, server=link.place.server)
+    _log.info("stream_created", stream=wanted.name, server=connection.address.server)
     return info.config
 
 
-def _known(config: StreamConfig) -> Stream:
+def _to_stream(config: StreamConfig) -> Stream:
     limit = config.max_msg_size
     return Stream(
         config.name or "", bool(config.allow_atomic), -1 if limit is None else limit, bool(config.allow_msg_ttl)
@@ -161,7 +173,7 @@ def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
         num_replicas=settings.kv_bucket.replicas,
-        duplicate_window=_BUCKET_WINDOW,
+        duplicate_window=_BUCKET_DUPLICATE_WINDOW,
         max_msgs_per_subject=1,
         discard=DiscardPolicy.NEW,
         allow_rollup_hdrs=True,
@@ -176,7 +188,7 @@ def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
     own = config.subjects or []
     if config.mirror:
         yield "it mirrors another stream and accepts no messages"
-    elif not any(subjects.collide(each, pattern) for each in own):
+    elif not any(subjects.overlaps(each, pattern) for each in own):
         yield f"its subjects ({', '.join(own)}) do not match {pattern}"
     if config.sealed:
         yield "it is sealed"
@@ -190,13 +202,13 @@ def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
 
 def config_warnings(config: StreamConfig, pattern: str) -> Iterator[str]:
     """Yield the properties of a stream that weaken the guarantees."""
-    if not subjects.covered(pattern, config.subjects or []):
+    if not subjects.is_subset(pattern, config.subjects or []):
         yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:
         yield "storage is memory: acknowledged records are lost when the servers stop"
     if config.retention == RetentionPolicy.WORK_QUEUE:
         yield "retention is workqueue: a record is deleted after one consumer has read it"
-    if config.duplicate_window < _SHORT_WINDOW:
+    if config.duplicate_window < _MIN_DUPLICATE_WINDOW:
         yield f"duplicate_window is {config.duplicate_window:g} s: a record that is resent later is stored twice"
     if not config.allow_atomic:
         yield "atomic batches are disabled: after a failure, records may be stored out of order"

@@ -18,37 +18,37 @@ if TYPE_CHECKING:
     from bridge.core.events import Record
 
 _FIELDS = ("host", "namespace", "project", "type")
-MAX_TOKEN = 200  # characters
-_DIGEST = 16  # characters
+MAX_TOKEN_LENGTH = 200  # characters
+_DIGEST_LENGTH = 16  # characters
 
-_OTHERS = re.compile(rb"[^A-Za-z0-9_-]")
-_WRITTEN = re.compile(rb"=([0-9A-F]{2})")
+_UNSAFE_BYTES = re.compile(rb"[^A-Za-z0-9_-]")
+_ESCAPED_BYTE = re.compile(rb"=([0-9A-F]{2})")
 
 
 @lru_cache(maxsize=4096)  # few hosts, namespaces and types; container ids come and go
-def token(value: str) -> str:
+def encode_token(value: str) -> str:
     """Encode ``value`` as one token: bytes other than ``[A-Za-z0-9_-]`` become ``=HH``, an empty value ``_``.
 
     A token that would be too long is truncated and ends with ``==`` and a digest of the value.
     """
     plain = value.encode(errors="surrogatepass")
-    encoded = _OTHERS.sub(lambda found: b"=%02X" % found[0][0], plain).decode("ascii")
-    if len(encoded) <= MAX_TOKEN:
+    encoded = _UNSAFE_BYTES.sub(lambda found: b"=%02X" % found[0][0], plain).decode("ascii")
+    if len(encoded) <= MAX_TOKEN_LENGTH:
         return encoded or "_"
-    room = MAX_TOKEN - _DIGEST - 2
+    room = MAX_TOKEN_LENGTH - _DIGEST_LENGTH - 2
     prefix = encoded[:room]
     cut = prefix.rfind("=", room - 2)  # do not split =HH
-    return f"{prefix[:cut] if cut > 0 else prefix}=={sha256(plain).hexdigest()[:_DIGEST]}"
+    return f"{prefix[:cut] if cut > 0 else prefix}=={sha256(plain).hexdigest()[:_DIGEST_LENGTH]}"
 
 
-def read_token(written: str) -> str:
+def decode_token(token: str) -> str:
     """Decode a token; of a truncated one, return the beginning and the digest."""
-    if written == "_":
+    if token == "_":
         return ""
-    return _WRITTEN.sub(lambda found: bytes([int(found[1], 16)]), written.encode()).decode(errors="surrogatepass")
+    return _ESCAPED_BYTE.sub(lambda found: bytes([int(found[1], 16)]), token.encode()).decode(errors="surrogatepass")
 
 
-class Subjects:
+class SubjectBuilder:
     """Builds the subjects of records.
 
     Args:
@@ -62,17 +62,17 @@ class Subjects:
         self.pattern = self._format(**dict.fromkeys(_FIELDS, "*"))
         """A subscription pattern that matches all subjects."""
 
-    def of(self, record: Record) -> str:
+    def build(self, record: Record) -> str:
         """Return the subject of ``record``; control records have ``_`` as namespace and project."""
         return self._format(
-            host=token(record.host),
-            namespace=token(record.namespace),
-            project=token(record.project),
-            type=token(record.type),
+            host=encode_token(record.host),
+            namespace=encode_token(record.namespace),
+            project=encode_token(record.project),
+            type=encode_token(record.type),
         )
 
 
-def collide(pattern: str, other: str) -> bool:
+def overlaps(pattern: str, other: str) -> bool:
     """Return whether any subject matches both patterns."""
     left, right = pattern.split("."), other.split(".")
     for one, another in zip(left, right, strict=False):
@@ -83,12 +83,12 @@ def collide(pattern: str, other: str) -> bool:
     return len(left) == len(right)
 
 
-def covered(pattern: str, by: Iterable[str]) -> bool:
+def is_subset(pattern: str, patterns: Iterable[str]) -> bool:
     """Return whether one of ``patterns`` matches every subject that ``pattern`` matches."""
-    return any(_takes(each.split("."), pattern.split(".")) for each in by)
+    return any(_matches_all(each.split("."), pattern.split(".")) for each in patterns)
 
 
-def _takes(wide: list[str], narrow: list[str]) -> bool:
+def _matches_all(wide: list[str], narrow: list[str]) -> bool:
     for one, another in zip(wide, narrow, strict=False):
         if one == ">":
             return True
@@ -99,5 +99,5 @@ def _takes(wide: list[str], narrow: list[str]) -> bool:
 
 def state_key(host: str, engine: str, namespace: str = "", container: str = "") -> str:
     """Return the bucket key of a container's entry; without a container, of its source's entry."""
-    source = f"{token(host)}.{token(engine)}"
-    return f"{source}.{token(namespace)}.{token(container)}" if container else source
+    source = f"{encode_token(host)}.{encode_token(engine)}"
+    return f"{source}.{encode_token(namespace)}.{encode_token(container)}" if container else source

@@ -19,7 +19,7 @@ from rich.table import Table
 from tests.bench.measure import CONTAINERS, WARM_UP_PREFIX, Load, Result, measure
 from tests.bench.pipelines import PIPELINES
 from tests.testbed.containerd import Containerd
-from tests.testbed.flood import create
+from tests.testbed.flood import create_containers
 from tests.testbed.kafka import Kafka
 
 LOADS = (Load("flood", 40_000), Load("200/s", 4_000, rate=200))
@@ -52,18 +52,18 @@ def main() -> int:
     return 0
 
 
-def _measure_all(wanted: argparse.Namespace) -> Iterator[Result]:
+def _measure_all(selected: argparse.Namespace) -> Iterator[Result]:
     with (
         tempfile.TemporaryDirectory(prefix="whalebridge-bench-") as folder,
         Containerd("2.4") as engine,
         Kafka(java=JAVA) as kafka,
     ):
-        create(engine, CONTAINERS)
-        create(engine, CONTAINERS, WARM_UP_PREFIX)
-        for number in range(wanted.rounds):
+        create_containers(engine, CONTAINERS)
+        create_containers(engine, CONTAINERS, WARM_UP_PREFIX)
+        for number in range(selected.rounds):
             for load in LOADS:
                 for name, pipeline in PIPELINES.items():
-                    if wanted.load in (None, load.name) and wanted.only in (None, name):
+                    if selected.load in (None, load.name) and selected.only in (None, name):
                         print(f"bench: {load.name}: {name} ...", file=sys.stderr, flush=True)
                         topic = f"{name}-{load.events}-{number}"
                         made = pipeline(engine, kafka.bootstrap, topic, Path(folder))

@@ -20,7 +20,7 @@ WARM_UP_PREFIX = "warm-"  # containers of its own: whalebridge tells no pid of a
 WARM_UP = 2_000  # events, for Kafka's compiler and ours: not measured
 READY_SECONDS = 30.0
 QUIET_SECONDS = 6.0  # without any new record, after which nothing more is waited for
-SETTLE_SECONDS = 1.0  # for what comes after the last append and belongs to it
+STABLE_SECONDS = 1.0  # for what comes after the last append and belongs to it
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
     """
     kafka.admin.create_topic(topic, settings={"message.timestamp.type": "LogAppendTime"})
     with pipeline:
-        _ready(engine, kafka, pipeline, topic)
+        _wait_ready(engine, kafka, pipeline, topic)
         warm = flood(engine, events=WARM_UP, containers=CONTAINERS, prefix=WARM_UP_PREFIX)
-        before = _settled(engine, kafka, pipeline, topic, warm.events)
+        before = _wait_delivered(engine, kafka, pipeline, topic, warm.events)
         cpu, engine_cpu = cpu_seconds(pipeline.pids), cpu_seconds([engine.pid])
         sent = flood(engine, events=load.events, containers=CONTAINERS, rate=load.rate)
-        _settled(engine, kafka, pipeline, topic, before + sent.events)
-        time.sleep(SETTLE_SECONDS)
+        _wait_delivered(engine, kafka, pipeline, topic, before + sent.events)
+        time.sleep(STABLE_SECONDS)
         cpu, engine_cpu = cpu_seconds(pipeline.pids) - cpu, cpu_seconds([engine.pid]) - engine_cpu
         peak = peak_bytes(pipeline.pids)
         pipeline.check()
@@ -77,7 +77,7 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
     last = repeated = 0
     for record in kafka.admin.records(topic):
         at = pipeline.sent_at(record.value or b"")
-        if at is None or not sent.began <= at <= sent.ended:
+        if at is None or not sent.started_at <= at <= sent.finished_at:
             continue
         if record.value in seen:
             repeated += 1
@@ -93,7 +93,7 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
         delivered=len(latencies),
         repeated=repeated,
         sent_per_second=sent.per_second,
-        seconds=to_seconds(max(last - sent.began, 0)),
+        seconds=to_seconds(max(last - sent.started_at, 0)),
         cpu_us=cpu / sent.events * 1e6,
         containerd_cpu_us=engine_cpu / sent.events * 1e6,
         p50_ms=_percentile(latencies, 0.5),
@@ -102,46 +102,46 @@ def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, lo
     )
 
 
-def _percentile(ordered: list[int], share: float) -> float:
-    return ordered[int(share * (len(ordered) - 1))] / MILLISECOND if ordered else float("nan")
+def _percentile(sorted_values: list[int], share: float) -> float:
+    return sorted_values[int(share * (len(sorted_values) - 1))] / MILLISECOND if sorted_values else float("nan")
 
 
-def _ready(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str) -> None:
+def _wait_ready(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str) -> None:
     """Wait until events pass: namespaces are labelled till something is appended (whalebridge: its snapshot)."""
 
     def passes() -> bool:
         pipeline.check()
-        _label(engine)
-        return _end(kafka, topic) > 0
+        _publish_label_event(engine)
+        return _end_offset(kafka, topic) > 0
 
     eventually(passes, f"{pipeline.name} to publish", within=READY_SECONDS)
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(STABLE_SECONDS)
 
 
-def _label(engine: Containerd) -> None:
+def _publish_label_event(engine: Containerd) -> None:
     """Have containerd publish an event that is none of the flood's."""
     engine.ctr("namespaces", "label", "default", f"bench={time.monotonic_ns()}")
 
 
-def _settled(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, least: int) -> int:
+def _wait_delivered(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, minimum: int) -> int:
     """Wait until so many records are there, or none come any more; return how many there are.
 
     kcat reads blocks: what lies in one that is not full is sent with what comes next, so something has to.
     """
-    found, since = _end(kafka, topic), time.monotonic()
-    while found < least and time.monotonic() < since + QUIET_SECONDS:
+    found, since = _end_offset(kafka, topic), time.monotonic()
+    while found < minimum and time.monotonic() < since + QUIET_SECONDS:
         pipeline.check()
         time.sleep(0.1)
-        now = _end(kafka, topic)
+        now = _end_offset(kafka, topic)
         if now == found:
-            _label(engine)
+            _publish_label_event(engine)
         else:
             found, since = now, time.monotonic()
     return found
 
 
-def _end(kafka: Kafka, topic: str) -> int:
+def _end_offset(kafka: Kafka, topic: str) -> int:
     try:
-        return kafka.admin.end(topic)
+        return kafka.admin.end_offset(topic)
     except (KafkaError, TimeoutError):
         return 0

@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 from tests.testbed.install import install
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = "git make python3 ca-certificates"
-WAYS = {"": "", "--nats": "", "--kafka": "openjdk-17-jre-headless maven"}
+SETUPS = {"": "", "--nats": "", "--kafka": "openjdk-17-jre-headless maven"}
 """What `make run` is told, and which packages that needs besides."""
 
 # What is of this machine and needed to fetch packages at all.
@@ -30,7 +30,7 @@ _FILES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/ssl/certs/java/cacerts",
 )
-_OUTSIDE = """\
+_HOST_SCRIPT = """\
 mkdir upper work merged
 mount -t overlay overlay -o lowerdir={debian},upperdir=upper,workdir=work merged
 cd merged
@@ -42,7 +42,7 @@ cp given/resolv.conf etc/resolv.conf; if [ -e given/apt.conf.d ]; then cp given/
 pivot_root . old; cd /; umount -l old
 exec env -i bash -c {inside}
 """
-_INSIDE = """\
+_CHROOT_SCRIPT = """\
 export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive GIT_CONFIG_COUNT=1
 export GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
 if [ -e /given/ca-certificates.crt ]; then export PIP_CERT=/given/ca-certificates.crt; fi
@@ -67,14 +67,14 @@ def main() -> int:
         print("newcomer: root is needed: sudo make newcomer", file=sys.stderr)
         return 1
     install(("debootstrap",))
-    with tempfile.TemporaryDirectory(dir=cache(), prefix="newcomer-") as folder:
+    with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="newcomer-") as folder:
         debian, source = Path(folder, "debian"), Path(folder, "source.git")
-        tree = cache() / "debian" / "debootstrap"
+        tree = cache_directory() / "debian" / "debootstrap"
         environment = {**os.environ, "DEBOOTSTRAP_DIR": f"{tree}/usr/share/debootstrap"}
         debootstrap = [f"{tree}/usr/sbin/debootstrap", "--variant=minbase", "bookworm", str(debian)]
         subprocess.run(debootstrap, env=environment, stdout=subprocess.DEVNULL, check=True)
         subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(source)], check=True)
-        for arguments, more in WAYS.items():
+        for arguments, more in SETUPS.items():
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 times = measure(Path(place), debian, source, arguments, f"{PACKAGES} {more}")
             told = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in times.items())
@@ -82,14 +82,14 @@ def main() -> int:
     return 0
 
 
-def measure(place: Path, debian: Path, source: Path, arguments: str, packages: str) -> dict[str, float]:
+def measure(directory: Path, debian: Path, source: Path, arguments: str, packages: str) -> dict[str, float]:
     """Return the seconds for the packages, the checkout, and from `make run` to the first event, twice."""
-    inside = _INSIDE.format(arguments=arguments, packages=packages)
-    script = _OUTSIDE.format(debian=debian, source=source, files=" ".join(_FILES), inside=shlex.quote(inside))
+    inside = _CHROOT_SCRIPT.format(arguments=arguments, packages=packages)
+    script = _HOST_SCRIPT.format(debian=debian, source=source, files=" ".join(_FILES), inside=shlex.quote(inside))
     command = ["unshare", "--mount", "--propagation", "private", "bash", "-euc", script]
     times: dict[str, float] = {}
     last = time.monotonic()
-    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=directory, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             now = time.monotonic()

@@ -62,16 +62,16 @@ class Pipeline:
                 if process.stdout is not None:
                     process.stdout.close()
         except BaseException:
-            self._end()
+            self._stop_first()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._stop_first()
 
-    def _end(self) -> None:
+    def _stop_first(self) -> None:
         """End the first; the next one ends with what it reads, or is ended."""
         for number, process in enumerate(self.processes):
             if number == 0 or self.side_by_side:
@@ -85,51 +85,51 @@ class Pipeline:
                         end()
 
 
-def whalebridge(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
+def whalebridge(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
     """Our program, with its outbox on disk."""
-    command = _run(engine.address, bootstrap, topic, folder)
-    return Pipeline("whalebridge", [(command, None)], _sent_in_record, folder / f"{topic}.log")
+    command = _run(engine.address, bootstrap, topic, directory)
+    return Pipeline("whalebridge", [(command, None)], record_sent_at, directory / f"{topic}.log")
 
 
-def proxied(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
+def proxied(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
     """Our program behind `whalebridge proxy`; what both use is added up."""
-    listen = str(folder / f"{topic}.sock")
+    listen = str(directory / f"{topic}.sock")
     proxy = [sys.executable, "-m", "bridge", "proxy", "--containerd", engine.address, "--listen", listen]
-    commands = [(proxy, None), (_run(listen, bootstrap, topic, folder), None)]
-    log = folder / f"{topic}.log"
-    return Pipeline("whalebridge + proxy", commands, _sent_in_record, log, side_by_side=True)
+    commands = [(proxy, None), (_run(listen, bootstrap, topic, directory), None)]
+    log = directory / f"{topic}.log"
+    return Pipeline("whalebridge + proxy", commands, record_sent_at, log, side_by_side=True)
 
 
-def _run(address: str, bootstrap: str, topic: str, folder: Path) -> list[str]:
+def _run(address: str, bootstrap: str, topic: str, directory: Path) -> list[str]:
     command = [sys.executable, "-m", "bridge", "run", "--containerd", address, "--log-format", "json"]
-    return [*command, "--sink", f"kafka://{bootstrap}/{topic}", "--state-dir", str(folder / topic)]
+    return [*command, "--sink", f"kafka://{bootstrap}/{topic}", "--state-dir", str(directory / topic)]
 
 
-def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, folder: Path) -> Pipeline:
+def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
     """What one writes in a shell: `ctr events | kcat -P`."""
-    ctr = engine.inside("ctr", "--address", engine.address, "events")
+    ctr = engine.sandboxed_command("ctr", "--address", engine.address, "events")
     producer = ["kcat", "-P", "-b", bootstrap, "-t", topic]
     commands = [(ctr, engine.env), (producer, kcat.environment())]
-    return Pipeline("ctr events | kcat", commands, _sent_in_line, folder / f"{topic}.log")
+    return Pipeline("ctr events | kcat", commands, line_sent_at, directory / f"{topic}.log")
 
 
 PIPELINES = {"whalebridge": whalebridge, "proxied": proxied, "kcat": ctr_kcat}
 
 
-def _sent_in_record(value: bytes) -> int | None:
+def record_sent_at(value: bytes) -> int | None:
     record = json.loads(value)
     of_flood = record["type"] in TYPES and record["container"]["namespace"] == NAMESPACE
-    return _nanoseconds(record["timestamp"].removesuffix("Z")) if of_flood and record["origin"] == "live" else None
+    return parse_nanoseconds(record["timestamp"].removesuffix("Z")) if of_flood and record["origin"] == "live" else None
 
 
-def _sent_in_line(value: bytes) -> int | None:
+def line_sent_at(value: bytes) -> int | None:
     found = _LINE.match(value)
     if not found or found[2].decode() != NAMESPACE or found[3].decode() not in TOPICS:
         return None
-    return _nanoseconds(found[1].decode())
+    return parse_nanoseconds(found[1].decode())
 
 
-def _nanoseconds(moment: str) -> int:
+def parse_nanoseconds(moment: str) -> int:
     whole, _, fraction = moment.partition(".")
     seconds = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC).timestamp()
     return int(seconds) * SECOND + int(fraction.ljust(9, "0") or "0")

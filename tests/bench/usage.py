@@ -11,18 +11,18 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _UTIME = 11  # the first of utime, stime, cutime, cstime, counted from behind the name
 
 
-def tree(pids: Iterable[int]) -> Iterator[int]:
+def process_tree(pids: Iterable[int]) -> Iterator[int]:
     """The processes, and all that descends from them."""
     for pid in pids:
         yield pid
         for thread in Path(f"/proc/{pid}/task").glob("*/children"):
-            yield from tree(map(int, thread.read_text().split()))
+            yield from process_tree(map(int, thread.read_text().split()))
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """CPU time that the trees have used so far, in user and in kernel mode."""
     ticks = 0
-    for pid in tree(pids):
+    for pid in process_tree(pids):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += sum(map(int, fields[_UTIME : _UTIME + 4]))
     return ticks / _TICK
@@ -31,7 +31,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 def peak_bytes(pids: Iterable[int]) -> int:
     """The most memory that each process of the trees has had in use, added up."""
     total = 0
-    for pid in tree(pids):
+    for pid in process_tree(pids):
         if found := re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
             total += int(found[1]) * 1024
     return total

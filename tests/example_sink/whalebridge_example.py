@@ -20,7 +20,7 @@ from bridge.core.errors import FatalError, TransientError
 from bridge.core.events import Record
 from config.fields import required_field
 from config.sinks.common import EncodedSinkSettings
-from sinks.documents import format_of
+from sinks.documents import get_encoding
 
 
 class Settings(EncodedSinkSettings):
@@ -36,29 +36,29 @@ def parse_url(rest: str) -> dict[str, Any]:
     return {"path": rest}
 
 
-def make(settings: Settings) -> FolderSink:
+def make(settings: Settings) -> DirectorySink:
     """Return a sink, not yet started."""
-    return FolderSink(settings)
+    return DirectorySink(settings)
 
 
-class FolderSink:
+class DirectorySink:
     """See ``bridge.core.ports.Sink`` for what each method has to do, and which errors mean what."""
 
     def __init__(self, settings: Settings) -> None:
-        self._folder = Path(settings.path)
-        self._encode = format_of(settings.encoding).encode
+        self._directory = Path(settings.path)
+        self._encode = get_encoding(settings.encoding).encode
 
     async def start(self) -> None:
         """Look whether the folder is there."""
-        if not await asyncio.to_thread(self._folder.is_dir):
-            raise FatalError(f"{self._folder} is not a folder; create it")
+        if not await asyncio.to_thread(self._directory.is_dir):
+            raise FatalError(f"{self._directory} is not a folder; create it")
 
     async def publish(self, batch: Sequence[Record]) -> None:
         """Write the records; they may come again, and then replace themselves."""
         try:
             await asyncio.to_thread(self._write, batch)
         except OSError as error:
-            raise TransientError(f"{self._folder} cannot be written: {error.strerror}") from error
+            raise TransientError(f"{self._directory} cannot be written: {error.strerror}") from error
 
     async def close(self) -> None:
         """There is nothing to let go of."""
@@ -67,4 +67,4 @@ class FolderSink:
         for record in batch:
             document = self._encode(record)
             if document is not None:
-                (self._folder / record.id).write_bytes(document)
+                (self._directory / record.id).write_bytes(document)

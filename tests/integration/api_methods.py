@@ -9,17 +9,17 @@ from pathlib import Path
 MODULES = ("github.com/containerd/containerd/api@v1.12.0", "k8s.io/cri-api@v0.37.0")
 """Where containerd 2.4 has its descriptors."""
 
-LIST = Path(__file__).with_name("api_methods.txt")
+LIST_FILE = Path(__file__).with_name("api_methods.txt")
 _PACKAGE = re.compile(r"^package\s+([\w.]+)\s*;", re.MULTILINE)
 _SERVICE_OR_METHOD = re.compile(r"^\s*(service|rpc)\s+(\w+)", re.MULTILINE)
 
 
-def listed() -> list[str]:
+def listed_methods() -> list[str]:
     """The names that are committed, as gRPC calls them: ``/PACKAGE.SERVICE/METHOD``."""
-    return LIST.read_text().split()
+    return LIST_FILE.read_text().split()
 
 
-def described(modules: Path) -> Iterator[str]:
+def described_methods(modules: Path) -> Iterator[str]:
     """The names that the descriptors in a Go module cache give, of all versions there."""
     protos = [*modules.glob("github.com/containerd/containerd/api@*/**/*.proto")]
     for proto in [*protos, *modules.glob("k8s.io/cri-api@*/**/*.proto")]:

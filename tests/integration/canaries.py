@@ -20,47 +20,47 @@ class Canaries:
     """All secrets of one test; `put[name]` says where each was put."""
 
     def __init__(self) -> None:
-        self.put: dict[str, str] = {}
+        self.locations: dict[str, str] = {}
 
-    def new(self, place: str) -> str:
+    def new(self, location: str) -> str:
         """A secret for a place."""
-        return self.adopt(place, f"canary{secrets.token_hex(10)}")
+        return self.adopt(location, f"canary{secrets.token_hex(10)}")
 
-    def adopt(self, place: str, secret: str) -> str:
+    def adopt(self, location: str, secret: str) -> str:
         """A secret that somebody else has made: a seed, a token."""
-        assert place not in self.put
-        self.put[place] = secret
+        assert location not in self.locations
+        self.locations[location] = secret
         return secret
 
-    def leaked(self, seen: Mapping[str, bytes]) -> list[str]:
+    def find_leaks(self, output: Mapping[str, bytes]) -> list[str]:
         """Which secrets were seen where."""
-        forms = {place: _forms(secret) for place, secret in self.put.items()}
+        forms = {place: _encoded_forms(secret) for place, secret in self.locations.items()}
         return [
             f"{place} in {where}"
-            for where, content in seen.items()
+            for where, content in output.items()
             for place, known in forms.items()
             if any(form in content for form in known)
         ]
 
 
-def _forms(secret: str) -> list[bytes]:
+def _encoded_forms(secret: str) -> list[bytes]:
     raw = secret.encode()
     # The characters at both ends depend on what stands beside it.
     encoded = [base64.b64encode(b"\0" * shift + raw)[(0, 2, 3)[shift] : -4] for shift in _ALIGNMENTS]
     return [raw, raw.hex().encode(), *encoded]
 
 
-class Notified:
+class NotifySocketRecorder:
     """What a service manager hears, as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.heard = b""
+        self.messages = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
-    def __enter__(self) -> Notified:
+    def __enter__(self) -> NotifySocketRecorder:
         self._thread.start()
         return self
 
@@ -72,9 +72,9 @@ class Notified:
 
     def _listen(self) -> None:
         while said := self._socket.recv(65536):
-            self.heard += said + b"\n"
+            self.messages += said + b"\n"
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(directory: Path) -> dict[str, bytes]:
     """The raw bytes of all files below a folder, by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}

@@ -24,13 +24,13 @@ def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
 
 
-def assert_one_line(done: subprocess.CompletedProcess[str], status: int, *said: str) -> None:
-    assert (done.returncode, done.stdout) == (status, ""), done.stderr
-    assert re.fullmatch(r"whalebridge: .*\n", done.stderr), done.stderr
-    assert [each for each in said if each not in done.stderr] == []
+def assert_one_line(process: subprocess.CompletedProcess[str], status: int, *message: str) -> None:
+    assert (process.returncode, process.stdout) == (status, ""), process.stderr
+    assert re.fullmatch(r"whalebridge: .*\n", process.stderr), process.stderr
+    assert [each for each in message if each not in process.stderr] == []
 
 
-class Yard:
+class ContainerFactory:
     """Makes containers of names of their own on a shared containerd, and removes them."""
 
     _numbers = itertools.count()
@@ -38,17 +38,17 @@ class Yard:
     def __init__(self, engine: Containerd) -> None:
         self.engine = engine
         self.address = engine.address
-        self._made: list[tuple[str, str]] = []
+        self._created: list[tuple[str, str]] = []
 
-    def run(self, namespace: str = "default", labels: dict[str, str] | None = None, stem: str = "cli") -> str:
+    def run(self, namespace: str = "default", labels: dict[str, str] | None = None, prefix: str = "cli") -> str:
         """Run a container that does nothing, and return its id."""
-        id_ = f"{stem}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
+        id_ = f"{prefix}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
         self.engine.import_image(namespace)
         self.engine.run(id_, "sleep", "86400", namespace=namespace, labels=labels)
-        self._made.append((namespace, id_))
+        self._created.append((namespace, id_))
         return id_
 
-    def clear(self) -> None:
-        for namespace, id_ in self._made:
+    def remove_all(self) -> None:
+        for namespace, id_ in self._created:
             self.engine.ctr("tasks", "delete", "--force", id_, namespace=namespace, check=False)
             self.engine.ctr("containers", "delete", id_, namespace=namespace)

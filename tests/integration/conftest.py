@@ -9,8 +9,8 @@ import grpc
 import pytest
 
 from bridge.containerd import rpc
-from tests.integration.commands import Yard
-from tests.integration.proxying import unique
+from tests.integration.commands import ContainerFactory
+from tests.integration.proxying import unique_id
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
@@ -23,11 +23,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
+def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
     """Containers of the test's own on the shared containerd, removed at its end."""
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
+    container_factory = ContainerFactory(engine)
+    yield container_factory
+    container_factory.remove_all()
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
 @pytest.fixture
 def container(engine: Containerd) -> Iterator[str]:
     """A container that runs."""
-    id_ = unique("proxied")
+    id_ = unique_id("proxied")
     engine.run(id_, "sleep", "86400", labels={"colour": "blue"})
     yield id_
     engine.ctr("tasks", "delete", "--force", id_)

@@ -18,9 +18,9 @@ import msgspec
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from nats.js.errors import NotFoundError
 
-from tests.bridge_process import BridgeProcess, Document, check_lives, fold, summary
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary
 from tests.eventually import eventually
-from tests.integration.nats_reading import Reader, Stored
+from tests.integration.nats_reading import StoredMessage, StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
@@ -31,7 +31,7 @@ Position = tuple[int, int]
 _numbers = itertools.count()
 
 
-class Places:
+class BrokerTargets:
     """A topic and a stream of their own, on both brokers."""
 
     def __init__(self, kafka: Kafka, nats: Nats) -> None:
@@ -44,55 +44,55 @@ class Places:
     def urls(self) -> list[str]:
         """What `--sink` is told."""
         servers = ",".join(url.partition("//")[2] for url in self._nats.urls)
-        return [f"kafka://{self._kafka.bootstrap_of('plaintext')}/{self.topic}", f"nats://{servers}/{self.topic}"]
+        return [f"kafka://{self._kafka.bootstrap_for('plaintext')}/{self.topic}", f"nats://{servers}/{self.topic}"]
 
     def bridge(
-        self, engine: Containerd, folder: Path, *flags: str, environment: dict[str, str] | None = None
+        self, engine: Containerd, directory: Path, *flags: str, environment: dict[str, str] | None = None
     ) -> BridgeProcess:
         """The program with both sinks and a state_dir, for the namespaces that the flags name."""
-        state_dir = folder / "state"
+        state_dir = directory / "state"
         return BridgeProcess(
-            engine.address, folder, *flags, sinks=self.urls, state_dir=state_dir, environment=environment
+            engine.address, directory, *flags, sinks=self.urls, state_dir=state_dir, environment=environment
         )
 
-    def in_kafka(self) -> list[Record]:
+    def kafka_records(self) -> list[Record]:
         """All that a plain consumer finds in the topic, but for heartbeats: each broker has its own."""
-        return [each for each in self._kafka.admin.records(self.topic) if not _beats(each.value or b"")]
+        return [each for each in self._kafka.admin.records(self.topic) if not _is_heartbeat(each.value or b"")]
 
-    def in_nats(self) -> list[Stored]:
+    def nats_records(self) -> list[StoredMessage]:
         """The same of the stream."""
 
-        async def read() -> list[Stored]:
-            async with Reader(self._nats) as reader:
-                return await reader.stored(self.stream)
+        async def read() -> list[StoredMessage]:
+            async with StreamReader(self._nats) as reader:
+                return await reader.read_stored(self.stream)
 
-        return [each for each in asyncio.run(read()) if not _beats(each.data)]
+        return [each for each in asyncio.run(read()) if not _is_heartbeat(each.data)]
 
     def kafka_values(self) -> list[bytes]:
         """The values alone; none where there is no topic yet."""
         try:
-            return [record.value or b"" for record in self.in_kafka()]
+            return [record.value or b"" for record in self.kafka_records()]
         except (UnknownTopicOrPartitionError, KafkaError, AssertionError):
             return []
 
     def nats_values(self) -> list[bytes]:
         """The values alone; none where there is no stream yet."""
         try:
-            return [message.data for message in self.in_nats()]
+            return [message.data for message in self.nats_records()]
         except NotFoundError:
             return []
 
 
-def _beats(value: bytes) -> bool:
+def _is_heartbeat(value: bytes) -> bool:
     return value.startswith(b'{"version":1,"type":"heartbeat"')
 
 
 def without_heartbeats(values: Iterable[bytes]) -> list[bytes]:
     """The values of records alone: a heartbeat, which may come at any time, has the position of one."""
-    return [value for value in values if not _beats(value)]
+    return [value for value in values if not _is_heartbeat(value)]
 
 
-def documents(values: Sequence[bytes]) -> list[Document]:
+def deduplicated_records(values: Sequence[bytes]) -> list[RecordDict]:
     """What a consumer makes of values: in order, each once. Those that came twice have to be identical."""
     found: dict[Position, bytes] = {}
     decoded = {value: msgspec.json.decode(value) for value in dict.fromkeys(values)}
@@ -102,14 +102,14 @@ def documents(values: Sequence[bytes]) -> list[Document]:
     return [decoded[found[position]] for position in sorted(found)]
 
 
-def in_order(values: Sequence[bytes]) -> bool:
+def is_in_order(values: Sequence[bytes]) -> bool:
     """Whether first occurrences stand in the order of their positions (P5)."""
     decoded = map(msgspec.json.decode, dict.fromkeys(values))
     positions = [(document["epoch"], document["sequence"]) for document in decoded]
     return positions == sorted(positions)
 
 
-def check_whole(records: Sequence[Document]) -> None:
+def check_gapless(records: Sequence[RecordDict]) -> None:
     """Every sequence of every epoch is there, the epochs are linked, and lives are well formed across them."""
     last: Position | None = None
     for epoch, group in itertools.groupby(records, key=lambda record: int(record["epoch"])):
@@ -120,10 +120,10 @@ def check_whole(records: Sequence[Document]) -> None:
         assert previous == (last and {"epoch": last[0], "sequence": last[1]}), (epoch, last)
         last = (epoch, len(told))
     assert "lost" not in {record["type"] for record in records}
-    check_lives(list(records))
+    check_runs(list(records))
 
 
-def alive(engine: Containerd, *namespaces: str) -> dict[str, bool]:
+def listed_containers(engine: Containerd, *namespaces: str) -> dict[str, bool]:
     """containerd's own word: who lives, by display id, and whether it is paused."""
     return {
         f"{namespace}/{id_}": status == "PAUSED"
@@ -133,54 +133,58 @@ def alive(engine: Containerd, *namespaces: str) -> dict[str, bool]:
     }
 
 
-def told_alive(records: list[Document]) -> dict[str, bool]:
+def published_containers(records: list[RecordDict]) -> dict[str, bool]:
     """The same, as a consumer knows it."""
-    return {id_: container["paused"] for id_, container in fold(records).items()}
+    return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
-def wait_agreement(
-    values: Callable[[], list[bytes]], engine: Containerd, *namespaces: str, seconds: float = 90
+def wait_consistent(
+    read_values: Callable[[], list[bytes]], engine: Containerd, *namespaces: str, seconds: float = 90
 ) -> None:
     """Wait until what a consumer folds is what containerd says."""
-    said = alive(engine, *namespaces)
+    said = listed_containers(engine, *namespaces)
     try:
-        eventually(lambda: told_alive(documents(values())) == said, "agreement with containerd", within=seconds)
+        eventually(
+            lambda: published_containers(deduplicated_records(read_values())) == said,
+            "agreement with containerd",
+            within=seconds,
+        )
     except TimeoutError:
-        records = documents(values())
-        told = told_alive(records)
+        records = deduplicated_records(read_values())
+        told = published_containers(records)
         wrong = {id_ for id_ in said.keys() | told.keys() if said.get(id_) != told.get(id_)}
         about = [summary(record) for record in records if record["id"] in wrong]
         raise AssertionError(f"{wrong=}; told of them: {about[-30:]}") from None
 
 
-class Churn:
+class ContainerChurn:
     """Containers that are born, paused, killed and reborn, for as long as the context lasts; some are left over."""
 
     def __init__(self, engine: Containerd, namespace: str, seed: str = "7") -> None:
         self.namespace = namespace
-        self.lives: Counter[str] = Counter()
+        self.runs: Counter[str] = Counter()
         """How often each was started, by display id."""
         self._engine = engine
         self._chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", seed))  # noqa: S311 (to be repeated)
         self._states: dict[str, str] = {}
-        self._over = Event()
+        self._deadline = Event()
         self._thread = ThreadPoolExecutor(1)
         self._done: Future[None]
         engine.import_image(namespace)
 
     def __enter__(self) -> Self:
-        self._done = self._thread.submit(self._live)
+        self._done = self._thread.submit(self._run)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
+        self._deadline.set()
         self._thread.shutdown()
         if kind is None:
             self._done.result()
 
-    def clear(self) -> None:
+    def remove_all(self) -> None:
         """Remove all that is left."""
         for id_ in self._states:
             self._ctr("tasks", "delete", "--force", id_, check=False)
@@ -192,19 +196,19 @@ class Churn:
         dead = [id_ for id_, state in self._states.items() if state == "dead"]
         if len(living) < 2 or (len(living) < 5 and self._chance.random() < 0.4):
             if dead and self._chance.random() < 0.4:
-                self._reborn(self._chance.choice(dead))
+                self._restart(self._chance.choice(dead))
             else:
-                self._born()
+                self._create()
         else:
-            self._turn(self._chance.choice(living))
+            self._toggle_pause(self._chance.choice(living))
 
-    def _live(self) -> None:
-        while not self._over.is_set():
+    def _run(self) -> None:
+        while not self._deadline.is_set():
             self.step()
 
-    def _born(self) -> None:
+    def _create(self) -> None:
         id_ = f"c{len(self._states)}-{os.getpid()}-{self.namespace}"
-        self._count(id_)
+        self._count_start(id_)
         if self._chance.random() < 0.3:
             self._states[id_] = "dead"
             self._ctr("run", "--null-io", IMAGE, id_, "sh", "-c", "test -e /again && exec sleep 600; touch /again")
@@ -213,8 +217,8 @@ class Churn:
             self._states[id_] = "running"
             self._ctr("run", "--detach", "--null-io", "--label", "team=e2e", IMAGE, id_, "sleep", "86400")
 
-    def _reborn(self, id_: str) -> None:
-        self._count(id_)
+    def _restart(self, id_: str) -> None:
+        self._count_start(id_)
         if self._engine.tasks(self.namespace).get(id_):
             self._ctr("tasks", "delete", id_)
         self._ctr("tasks", "start", "--detach", "--null-io", id_)
@@ -222,7 +226,7 @@ class Churn:
         if self._chance.random() < 0.3:
             self._kill(id_)
 
-    def _turn(self, id_: str) -> None:
+    def _toggle_pause(self, id_: str) -> None:
         if self._states[id_] == "paused":
             self._ctr("tasks", "resume", id_)
             self._states[id_] = "running"
@@ -239,8 +243,8 @@ class Churn:
             self._ctr("tasks", "delete", id_, check=False)
         self._states[id_] = "dead"
 
-    def _count(self, id_: str) -> None:
-        self.lives[f"{self.namespace}/{id_}"] += 1
+    def _count_start(self, id_: str) -> None:
+        self.runs[f"{self.namespace}/{id_}"] += 1
 
     def _ctr(self, *args: str, check: bool = True) -> None:
         self._engine.ctr(*args, namespace=self.namespace, check=check)

@@ -14,7 +14,7 @@ from bridge.fleet.messages import Message, Reader, read
 from tests.eventually import eventually_async
 
 
-async def whole(reader: Reader) -> list[Message]:
+async def read_to_end(reader: Reader) -> list[Message]:
     """All that a reader finds which ends at the end."""
     found: list[Message] = []
     async with asyncio.timeout(90):  # more than a reader has for a step
@@ -23,39 +23,39 @@ async def whole(reader: Reader) -> list[Message]:
     return found
 
 
-class Following:
+class FollowedMessages:
     """What a reader has found so far, and what it has told of."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
-        self.told: list[str] = []
-        self.begun = asyncio.Event()
+        self.notices: list[str] = []
+        self.started = asyncio.Event()
 
-    async def count(self, count: int) -> list[Message]:
+    async def wait_count(self, count: int) -> list[Message]:
         """Wait for so many messages."""
         await eventually_async(lambda: len(self.messages) >= count)
         return self.messages
 
 
 @contextlib.asynccontextmanager
-async def following(reader: Reader) -> AsyncIterator[Following]:
+async def follow(reader: Reader) -> AsyncIterator[FollowedMessages]:
     """Follow along; entered when reading has begun. Nothing of it goes on afterwards."""
-    found = Following()
+    found = FollowedMessages()
 
     async def follow() -> None:
-        async with contextlib.aclosing(read(reader, SystemClock(), found.told.append)) as batches:
+        async with contextlib.aclosing(read(reader, SystemClock(), found.notices.append)) as batches:
             async for batch in batches:
                 found.messages += batch
-                found.begun.set()
+                found.started.set()
 
     before = asyncio.all_tasks()
     task = asyncio.ensure_future(follow())
-    beginning = asyncio.ensure_future(found.begun.wait())
+    beginning = asyncio.ensure_future(found.started.wait())
     try:
         await asyncio.wait({task, beginning}, timeout=90, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
-        assert found.begun.is_set()
+        assert found.started.is_set()
         yield found
     finally:
         beginning.cancel()
@@ -69,8 +69,8 @@ async def following(reader: Reader) -> AsyncIterator[Following]:
         assert not going_on, going_on
 
 
-def data(of: Sequence[Message] | Sequence[Record]) -> list[bytes]:
-    return [each.data for each in of]
+def record_data(messages: Sequence[Message] | Sequence[Record]) -> list[bytes]:
+    return [each.data for each in messages]
 
 
 def sequences(messages: Sequence[Message]) -> list[int]:

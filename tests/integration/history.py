@@ -37,34 +37,34 @@ services:
 """
 
 
-class Told(NamedTuple):
+class ExpectedTransition(NamedTuple):
     """A transition that has to be told; ``between`` is when it happened at the earliest and at the latest."""
 
     type: str
     name: str
     project: str
     status: int | None
-    between: tuple[float, float]
+    interval: tuple[float, float]
 
 
 _numbers = itertools.count()  # of all stories: some leave their containers behind
 
 
-class Story:
+class ContainerHistory:
     """What was done to the containers of one namespace. One thread a story."""
 
-    def __init__(self, engine: Containerd, namespace: str, folder: Path, records: Path) -> None:
+    def __init__(self, engine: Containerd, namespace: str, directory: Path, records: Path) -> None:
         self.engine = engine
         self.namespace = namespace
-        self.folder = folder
+        self.directory = directory
         self._records = records
-        self.truth: dict[str, list[Told]] = defaultdict(list)
-        self.silent: set[str] = set()
+        self.expected: dict[str, list[ExpectedTransition]] = defaultdict(list)
+        self.unpublished: set[str] = set()
 
-    def fresh(self, stem: str) -> str:
+    def unique_name(self, prefix: str) -> str:
         """A name nobody had."""
         tidy = self.namespace.replace(".", "-")
-        return f"{stem}-{tidy}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(_numbers)}"
+        return f"{prefix}-{tidy}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(_numbers)}"
 
     def ctr(self, *args: str) -> str:
         """Call ctr in this namespace."""
@@ -74,11 +74,11 @@ class Story:
         """Call nerdctl in this namespace."""
         return self.engine.nerdctl(*args, namespace=self.namespace).stdout.strip()
 
-    def display(self, id_: str) -> str:
+    def display_id(self, id_: str) -> str:
         """whalewatcher's display id."""
         return id_ if self.namespace == "default" else f"{self.namespace}/{id_}"
 
-    def do(
+    def perform(
         self,
         id_: str,
         types: str,
@@ -91,36 +91,38 @@ class Story:
         """Do something and note the transitions that it is, told in order; ``status`` is that of an exit."""
         before = time.time()
         action()
-        self.note(id_, types, before, name=name, project=project, status=status)
+        self.expect(id_, types, before, name=name, project=project, status=status)
 
-    def note(
+    def expect(
         self, id_: str, types: str, before: float, *, name: str = "", project: str = "", status: int | None = None
     ) -> None:
         """Note transitions that happened since ``before``."""
-        self.truth[self.display(id_)] += [
-            Told(type_, name or id_, project, status if type_ == "exited" else None, (before, time.time()))
+        self.expected[self.display_id(id_)] += [
+            ExpectedTransition(
+                type_, name or id_, project, status if type_ == "exited" else None, (before, time.time())
+            )
             for type_ in types.split()
         ]
 
-    def told(self, id_: str) -> None:
+    def wait_published(self, id_: str) -> None:
         """Wait until all that a container did is told: names are those that it had when the bridge looked."""
 
         def transitions() -> int:
             lines = self._records.read_text().splitlines()
             return sum(id_ in line and '"present"' not in line for line in lines)
 
-        eventually(lambda: transitions() >= len(self.truth[self.display(id_)]), f"word of {id_}")
+        eventually(lambda: transitions() >= len(self.expected[self.display_id(id_)]), f"word of {id_}")
 
     # --- with ctr ---
 
     def start(self, id_: str, *options: str) -> None:
         """Run a container in the background."""
         run = ("run", "--detach", "--null-io", *options, IMAGE, id_, "sleep", "86400")
-        self.do(id_, "started", lambda: self.ctr(*run))
+        self.perform(id_, "started", lambda: self.ctr(*run))
 
-    def end(self, id_: str, *, name: str = "") -> None:
+    def kill_and_delete(self, id_: str, *, name: str = "") -> None:
         """Kill a container and remove its task."""
-        self.do(id_, "exited", lambda: self._kill(id_), name=name, status=137)
+        self.perform(id_, "exited", lambda: self._kill(id_), name=name, status=137)
 
     def _kill(self, id_: str) -> None:
         self.ctr("task", "kill", "--signal", "SIGKILL", id_)
@@ -130,166 +132,182 @@ class Story:
         self.ctr("task", "rm", id_)
 
 
-Scenario: TypeAlias = Callable[[Story, int], None]
+Scenario: TypeAlias = Callable[[ContainerHistory, int], None]
 
 
-def plain_run(story: Story, _number: int) -> None:
+def plain_run(history: ContainerHistory, _number: int) -> None:
     """Runs till it is killed."""
-    id_ = story.fresh("plain")
-    story.start(id_)
-    story.end(id_)
-    story.ctr("containers", "rm", id_)
+    id_ = history.unique_name("plain")
+    history.start(id_)
+    history.kill_and_delete(id_)
+    history.ctr("containers", "rm", id_)
 
 
-def blink(story: Story, number: int) -> None:
+def short_run(history: ContainerHistory, number: int) -> None:
     """Lives for a millisecond, removed at once or not, with some exit status."""
-    id_ = story.fresh("blink")
+    id_ = history.unique_name("blink")
     status = (0, 1, 3, 42, 255)[number % 5]
     command = ("true",) if status == 0 else ("sh", "-c", f"exit {status}")
     remove = ("--rm",) if number % 2 else ()
     run = ("run", *remove, "--null-io", "--label", "com.docker.compose.project=blinks", IMAGE, id_, *command)
     before = time.time()
-    story.engine.ctr(*run, namespace=story.namespace, check=False)  # it exits with the container's status
-    story.note(id_, "started exited", before, project="blinks", status=status)
+    history.engine.ctr(*run, namespace=history.namespace, check=False)  # it exits with the container's status
+    history.expect(id_, "started exited", before, project="blinks", status=status)
 
 
-def execs(story: Story, _number: int) -> None:
+def exec_processes(history: ContainerHistory, _number: int) -> None:
     """Commands are run in it, some fail: none of that is the container's exit."""
-    id_ = story.fresh("execs")
-    story.start(id_)
+    id_ = history.unique_name("execs")
+    history.start(id_)
     for exec_, command in enumerate((("true",), ("false",), ("sh", "-c", "exit 7"), ("sh", "-c", "kill -9 $$"))):
         run = ("task", "exec", "--exec-id", f"e{exec_}", id_, *command)
-        story.engine.ctr(*run, namespace=story.namespace, check=False)
-    story.end(id_)
+        history.engine.ctr(*run, namespace=history.namespace, check=False)
+    history.kill_and_delete(id_)
 
 
-def pauses(story: Story, number: int) -> None:
+def pause_and_resume(history: ContainerHistory, number: int) -> None:
     """Is paused and resumed, once or more."""
-    id_ = story.fresh("pauses")
-    story.start(id_)
+    id_ = history.unique_name("pauses")
+    history.start(id_)
     for _ in range(1 + number % 3):
-        story.do(id_, "paused", lambda: story.ctr("task", "pause", id_))
-        story.do(id_, "unpaused", lambda: story.ctr("task", "resume", id_))
-    story.end(id_)
+        history.perform(id_, "paused", lambda: history.ctr("task", "pause", id_))
+        history.perform(id_, "unpaused", lambda: history.ctr("task", "resume", id_))
+    history.kill_and_delete(id_)
 
 
-def reborn(story: Story, number: int) -> None:
+def restarts(history: ContainerHistory, number: int) -> None:
     """Is killed and started again under the same id."""
-    id_ = story.fresh("reborn")
-    story.start(id_)
-    story.end(id_)
+    id_ = history.unique_name("reborn")
+    history.start(id_)
+    history.kill_and_delete(id_)
     for _ in range(1 + number % 2):
-        story.do(id_, "started", lambda: story.ctr("task", "start", "--detach", "--null-io", id_))
-        story.end(id_)
+        history.perform(id_, "started", lambda: history.ctr("task", "start", "--detach", "--null-io", id_))
+        history.kill_and_delete(id_)
 
 
-def relabelled(story: Story, _number: int) -> None:
+def relabeled(history: ContainerHistory, _number: int) -> None:
     """Is given another name and project while it lives."""
-    id_ = story.fresh("relabelled")
-    story.start(id_, "--label", "nerdctl/name=before")
-    story.truth[story.display(id_)][-1] = story.truth[story.display(id_)][-1]._replace(name="before")
-    story.told(id_)
-    story.ctr("containers", "label", id_, "nerdctl/name=after", "com.docker.compose.project=late")
-    story.do(id_, "paused", lambda: story.ctr("task", "pause", id_), name="after", project="late")
-    story.do(id_, "unpaused", lambda: story.ctr("task", "resume", id_), name="after", project="late")
-    story.do(id_, "exited", lambda: story._kill(id_), name="after", project="late", status=137)
+    id_ = history.unique_name("relabelled")
+    history.start(id_, "--label", "nerdctl/name=before")
+    history.expected[history.display_id(id_)][-1] = history.expected[history.display_id(id_)][-1]._replace(
+        name="before"
+    )
+    history.wait_published(id_)
+    history.ctr("containers", "label", id_, "nerdctl/name=after", "com.docker.compose.project=late")
+    history.perform(id_, "paused", lambda: history.ctr("task", "pause", id_), name="after", project="late")
+    history.perform(id_, "unpaused", lambda: history.ctr("task", "resume", id_), name="after", project="late")
+    history.perform(id_, "exited", lambda: history._kill(id_), name="after", project="late", status=137)
 
 
-def never_started(story: Story, number: int) -> None:
+def never_started(history: ContainerHistory, number: int) -> None:
     """Is created and removed without ever having been started."""
-    id_ = story.fresh("never")
+    id_ = history.unique_name("never")
     if number % 2:
-        story.ctr("containers", "create", IMAGE, id_, "sleep", "86400")
-        story.ctr("containers", "rm", id_)
+        history.ctr("containers", "create", IMAGE, id_, "sleep", "86400")
+        history.ctr("containers", "rm", id_)
     else:
         run = ("create", "--pull", "never", "--net", "host", "--name", id_, "busybox:latest", "sleep", "86400")
-        id_ = story.nerdctl(*run)
-        story.nerdctl("rm", id_)
-    story.silent.add(story.display(id_))
+        id_ = history.nerdctl(*run)
+        history.nerdctl("rm", id_)
+    history.unpublished.add(history.display_id(id_))
 
 
-def nerdctl_life(story: Story, number: int) -> None:
+def nerdctl_lifecycle(history: ContainerHistory, number: int) -> None:
     """A nerdctl container: run, pause, rename, restart, stop."""
-    name = story.fresh("ship")
+    name = history.unique_name("ship")
     before = time.time()
-    id_ = story.nerdctl(
+    id_ = history.nerdctl(
         "run", "-d", "--pull", "never", "--net", "host", "--name", name, "busybox:latest", "sleep", "86400"
     )
-    story.note(id_, "started", before, name=name)
-    story.do(id_, "paused", lambda: story.nerdctl("pause", name), name=name)
-    story.do(id_, "unpaused", lambda: story.nerdctl("unpause", name), name=name)
-    story.told(id_)
-    story.nerdctl("rename", name, f"{name}-renamed")
+    history.expect(id_, "started", before, name=name)
+    history.perform(id_, "paused", lambda: history.nerdctl("pause", name), name=name)
+    history.perform(id_, "unpaused", lambda: history.nerdctl("unpause", name), name=name)
+    history.wait_published(id_)
+    history.nerdctl("rename", name, f"{name}-renamed")
     name = f"{name}-renamed"
     if number % 2:
-        story.do(id_, "exited started", lambda: story.nerdctl("restart", "-t", "0", name), name=name, status=137)
-    story.do(id_, "exited", lambda: story.nerdctl("kill", name), name=name, status=137)
-    story.nerdctl("rm", "-f", name)
+        history.perform(
+            id_, "exited started", lambda: history.nerdctl("restart", "-t", "0", name), name=name, status=137
+        )
+    history.perform(id_, "exited", lambda: history.nerdctl("kill", name), name=name, status=137)
+    history.nerdctl("rm", "-f", name)
 
 
-def nerdctl_rm(story: Story, number: int) -> None:
+def nerdctl_self_removing(history: ContainerHistory, number: int) -> None:
     """A nerdctl container that removes itself."""
-    name = story.fresh("flash")
+    name = history.unique_name("flash")
     status = (0, 9)[number % 2]
     before = time.time()
     run = ("run", "--rm", "--pull", "never", "--net", "host", "--name", name, "--label", f"flash={name}")
-    story.engine.nerdctl(*run, "busybox:latest", "sh", "-c", f"exit {status}", namespace=story.namespace, check=False)
-    story.note(f"named:{name}", "started exited", before, name=name, status=status)
+    history.engine.nerdctl(
+        *run, "busybox:latest", "sh", "-c", f"exit {status}", namespace=history.namespace, check=False
+    )
+    history.expect(f"named:{name}", "started exited", before, name=name, status=status)
 
 
-def compose(story: Story, number: int) -> None:
+def compose_project(history: ContainerHistory, number: int) -> None:
     """A compose project of two services: up, pause, unpause, down."""
-    project = story.fresh("shop")
-    file = story.folder / f"{project}.yaml"
+    project = history.unique_name("shop")
+    file = history.directory / f"{project}.yaml"
     file.write_text(COMPOSE.format(project=project))
     command = ("compose", "-f", str(file))
     before = time.time()
-    story.nerdctl(*command, "up", "-d")
+    history.nerdctl(*command, "up", "-d")
     names = {service: f"{project}-{service}-1" for service in ("web", "db")}
-    ids = {service: story.nerdctl("inspect", "--format", "{{.ID}}", name) for service, name in names.items()}
+    ids = {service: history.nerdctl("inspect", "--format", "{{.ID}}", name) for service, name in names.items()}
     for service, id_ in ids.items():
-        story.note(id_, "started", before, name=names[service], project=project)
+        history.expect(id_, "started", before, name=names[service], project=project)
     if number % 2:
         for types, verb in (("paused", "pause"), ("unpaused", "unpause")):
             before = time.time()
-            story.nerdctl(*command, verb, "web")
-            story.note(ids["web"], types, before, name=names["web"], project=project)
+            history.nerdctl(*command, verb, "web")
+            history.expect(ids["web"], types, before, name=names["web"], project=project)
     for service, name in names.items():
-        kill = partial(story.nerdctl, "kill", name)
-        story.do(ids[service], "exited", kill, name=name, project=project, status=137)
-    story.nerdctl(*command, "down")
+        kill = partial(history.nerdctl, "kill", name)
+        history.perform(ids[service], "exited", kill, name=name, project=project, status=137)
+    history.nerdctl(*command, "down")
 
 
 # Of each, how many a namespace: 70 containers each (a compose project is two), 210 in all.
 SCENARIOS: dict[Scenario, int] = {
     plain_run: 8,
-    blink: 20,
-    execs: 6,
-    pauses: 6,
-    reborn: 6,
-    relabelled: 5,
+    short_run: 20,
+    exec_processes: 6,
+    pause_and_resume: 6,
+    restarts: 6,
+    relabeled: 5,
     never_started: 6,
-    nerdctl_life: 4,
-    nerdctl_rm: 5,
-    compose: 2,
+    nerdctl_lifecycle: 4,
+    nerdctl_self_removing: 5,
+    compose_project: 2,
 }
 
 
 # A part of it that brings about every kind of transition, and the exits whose events containerd 2.4 loses.
-SHORT: dict[Scenario, int] = {plain_run: 2, blink: 12, execs: 1, pauses: 2, reborn: 2, relabelled: 1, never_started: 1}
+SHORT_SCENARIOS: dict[Scenario, int] = {
+    plain_run: 2,
+    short_run: 12,
+    exec_processes: 1,
+    pause_and_resume: 2,
+    restarts: 2,
+    relabeled: 1,
+    never_started: 1,
+}
 
 
-def live_through(engine: Containerd, folder: Path, records: Path, scenarios: dict[Scenario, int]) -> list[Story]:
+def run_scenarios(
+    engine: Containerd, directory: Path, records: Path, scenarios: dict[Scenario, int]
+) -> list[ContainerHistory]:
     """Live through a history, the namespaces side by side; `records` is where a bridge tells of it."""
-    stories = [Story(engine, namespace, folder, records) for namespace in NAMESPACES]
+    stories = [ContainerHistory(engine, namespace, directory, records) for namespace in NAMESPACES]
     for namespace in NAMESPACES[1:]:
         engine.import_image(namespace)
 
-    def live(story: Story) -> None:
+    def run_all(story: ContainerHistory) -> None:
         for scenario, count in scenarios.items():
             for number in range(count):
                 scenario(story, number)
 
     with ThreadPoolExecutor(len(stories)) as pool:
-        list(pool.map(live, stories))
+        list(pool.map(run_all, stories))
     return stories

@@ -22,23 +22,23 @@ from tests.testbed.kafka_admin import Record as Stored
 from tests.testbed.kcat import environment
 from tests.testbed.process import run
 
-FreshKafka = Callable[..., Kafka]
+KafkaFactory = Callable[..., Kafka]
 
 
-def settings(servers: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
+def settings(peer: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
     """Settings of a sink for a peer, or for an address of one.
 
     With time enough for a loaded machine where a test does not say otherwise: each server has half of it at the most.
     """
-    address = servers if isinstance(servers, str) else servers.bootstrap
+    address = peer if isinstance(peer, str) else peer.bootstrap
     return KafkaSettings.model_validate(
         {"bootstrap_servers": address, "topic": topic, "request_timeout": "30s", **options}
     )
 
 
 @contextlib.asynccontextmanager
-async def sink(
-    servers: Kafka | str, topic: str, *, clock: Clock | None = None, insistent: bool = False, **options: Any
+async def open_sink(
+    peer: Kafka | str, topic: str, *, clock: Clock | None = None, fail_on_error: bool = False, **options: Any
 ) -> AsyncIterator[KafkaSink]:
     """A sink that is connected, and closed in time; nothing of it goes on, and nothing was said behind our back.
 
@@ -47,9 +47,9 @@ async def sink(
     before = asyncio.all_tasks()
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
-    made = KafkaSink(settings(servers, topic, **options), clock or SystemClock())
+    made = KafkaSink(settings(peer, topic, **options), clock or SystemClock())
     try:
-        await (again(made.start) if insistent else made.start())
+        await (retry_until_done(made.start) if fail_on_error else made.start())
         yield made
     finally:
         async with asyncio.timeout(8):  # an answer of a broker is waited for longer
@@ -60,12 +60,12 @@ async def sink(
         assert not complaints, complaints
 
 
-async def insist(made: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
+async def publish_until_accepted(sink: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
     """Publish as a pump does, trying again; return what was in the way."""
-    return await again(partial(made.publish, batch), seconds=seconds)
+    return await retry_until_done(partial(sink.publish, batch), seconds=seconds)
 
 
-async def again(attempt: Callable[[], Awaitable[None]], *, seconds: float = 60) -> list[str]:
+async def retry_until_done(attempt: Callable[[], Awaitable[None]], *, seconds: float = 60) -> list[str]:
     """Try until it works; return what was in the way."""
     complaints = []
     async with asyncio.timeout(seconds):
@@ -84,16 +84,16 @@ def kcat(*arguments: str) -> str:
     return run(["kcat", *arguments], env=environment()).stdout
 
 
-def first_occurrences(stored: Iterable[Stored]) -> list[bytes]:
+def distinct_values(stored: Iterable[Stored]) -> list[bytes]:
     """Values in the order in which each of them came first."""
     return list(dict.fromkeys(each.value or b"" for each in stored))
 
 
-def data(of: Iterable[Record]) -> list[bytes]:
+def record_data(records: Iterable[Record]) -> list[bytes]:
     """What is to be stored."""
-    return [each.data for each in of]
+    return [each.data for each in records]
 
 
-def document(stored: Stored) -> dict[str, Any]:
+def decode_value(stored: Stored) -> dict[str, Any]:
     """A stored value, read."""
     return dict(msgspec.json.decode(stored.value or b"{}"))

@@ -23,7 +23,7 @@ from sinks.nats.sink import NatsSink
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
-FreshNats = Callable[..., Nats]
+NatsFactory = Callable[..., Nats]
 _T = TypeVar("_T")
 _NO_LEADER = (nats.errors.TimeoutError, NoStreamResponseError, ServiceUnavailableError)
 ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
@@ -31,7 +31,7 @@ EPOCH = 1795447267123
 _TIME = "2026-11-23T15:21:08.256344486Z"
 
 
-class Stored(NamedTuple):
+class StoredMessage(NamedTuple):
     """A message of a stream."""
 
     subject: str
@@ -82,7 +82,7 @@ def record(
     return Record(epoch, sequence, type_, _TIME, host, ENGINE.id, namespace, subject, project, data)
 
 
-def frame(
+def control_record(
     sequence: int, type_: RecordType, snapshot: int = 1, *, failed: Sequence[str] = (), epoch: int = EPOCH
 ) -> Record:
     """A frame of a snapshot."""
@@ -93,14 +93,14 @@ def frame(
     return Record(epoch, sequence, type_, _TIME, "node-1", ENGINE.id, "", "", "", msgspec.json.encode(document))
 
 
-def records(count: int, first: int = 1, **options: Any) -> list[Record]:
+def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:
     """Records of one source in a row."""
-    return [record(first + number, id_=f"web-{number}", **options) for number in range(count)]
+    return [record(first_sequence + number, id_=f"web-{number}", **options) for number in range(count)]
 
 
-def batches(all_: Sequence[Record], size: int) -> list[Sequence[Record]]:
+def split_batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:
     """As a pump cuts them."""
-    return [all_[start : start + size] for start in range(0, len(all_), size)]
+    return [all_records[start : start + size] for start in range(0, len(all_records), size)]
 
 
 def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
@@ -109,7 +109,7 @@ def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSetting
     return NatsSettings.model_validate({"servers": servers, "subject_prefix": subject, "timeout": "20s", **options})
 
 
-async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
+async def start_sink(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
     """A sink that is connected."""
     sink = NatsSink(settings(peer, subject, **options))
     try:
@@ -120,37 +120,37 @@ async def started(peer: Nats, subject: str = "events", **options: Any) -> NatsSi
     return sink
 
 
-async def ended(sink: NatsSink) -> None:
+async def wait_connection_ended(sink: NatsSink) -> None:
     """Wait until a sink knows that its connection has ended."""
-    assert sink._link
+    assert sink._connection
     async with asyncio.timeout(60):
-        await asyncio.wait({sink._link.failed})
+        await asyncio.wait({sink._connection.failed})
 
 
-def positions(of: Sequence[Record] | Sequence[Stored]) -> list[tuple[int, int]]:
+def record_positions(messages: Sequence[Record] | Sequence[StoredMessage]) -> list[tuple[int, int]]:
     """Where records, or messages that hold one each, stand in their source."""
-    return [each.position if isinstance(each, Stored) else (each.epoch, each.sequence) for each in of]
+    return [each.position if isinstance(each, StoredMessage) else (each.epoch, each.sequence) for each in messages]
 
 
-async def answered(ask: Callable[[], Awaitable[_T]]) -> _T:
+async def retry_until_answered(request: Callable[[], Awaitable[_T]]) -> _T:
     """Ask until there is an answer: between two leaders, and until a new one listens, nobody gives one."""
     async with asyncio.timeout(60):
         while True:
             try:
-                return await ask()
+                return await request()
             except _NO_LEADER:
                 await asyncio.sleep(0.05)
 
 
-class Reader:
+class StreamReader:
     """A plain client, which goes past the proxies; as a context manager it is connected."""
 
     def __init__(self, peer: Nats) -> None:
         self._urls = [f"nats://{HOST}:{node.port}" for node in peer.nodes]
         self.client = nats.aio.client.Client()
 
-    async def __aenter__(self) -> Reader:
-        await self.client.connect(self._urls, error_cb=_ignore)
+    async def __aenter__(self) -> StreamReader:
+        await self.client.connect(self._urls, error_cb=_ignore_error)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -161,37 +161,37 @@ class Reader:
         """The client's."""
         return self.client.jetstream(timeout=10)
 
-    async def until(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> int:
+    async def wait_count(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> int:
         """Wait until a stream has so many messages, or more; return how many."""
         async with asyncio.timeout(60):
-            while (found := await answered(partial(self._count, stream))) < count:  # noqa: ASYNC110 (it tells nobody)
+            while (found := await retry_until_answered(partial(self._count, stream))) < count:  # noqa: ASYNC110 (it tells nobody)
                 await asyncio.sleep(0.02)
         return found
 
-    async def stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, least: int = 0) -> list[Stored]:
+    async def read_stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, minimum: int = 0) -> list[StoredMessage]:
         """Return all that a stream has, in its order, once it has as many as that."""
-        return await answered(partial(self._read, stream, await self.until(least, stream)))
+        return await retry_until_answered(partial(self._read, stream, await self.wait_count(minimum, stream)))
 
     async def _count(self, stream: str) -> int:
         return (await self.jetstream.stream_info(stream)).state.messages
 
-    async def _read(self, stream: str, count: int) -> list[Stored]:
+    async def _read(self, stream: str, count: int) -> list[StoredMessage]:
         # By default a server forgets a consumer of which it has heard nothing for 5 s.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
         subscription = await self.jetstream.pull_subscribe(">", stream=stream, config=config)
-        found: list[Stored] = []
+        found: list[StoredMessage] = []
         while len(found) < count:
             page = await subscription.fetch(min(1000, count - len(found)), timeout=10)
-            found += [Stored(each.subject, each.data, dict(each.headers or {})) for each in page]
+            found += [StoredMessage(each.subject, each.data, dict(each.headers or {})) for each in page]
         await subscription.unsubscribe()
         return found
 
 
-async def _ignore(_: Exception) -> None:
+async def _ignore_error(_: Exception) -> None:
     """The default would log it."""
 
 
-async def insist(sink: NatsSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
+async def publish_until_accepted(sink: NatsSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
     """Publish as a pump does, trying again; return what was in the way."""
     complaints = []
     async with asyncio.timeout(seconds):

@@ -15,10 +15,10 @@ from grpc import StatusCode
 
 from bridge.containerd import rpc
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import EventStream
+from bridge.containerd.stream import ContainerdEventStream
 from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import Event, Ignored, Mark, Undecodable
+from bridge.core.model import Event, Ignored, Marker, Undecodable
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.testbed.containerd import Containerd
@@ -29,27 +29,29 @@ DEFAULT = ((rpc.NAMESPACE_HEADER, "default"),)
 _numbers = itertools.count(1)
 
 
-def unique(stem: str) -> str:
+def unique_id(prefix: str) -> str:
     """An id of this process's own."""
-    return f"{stem}-{os.getpid()}-{next(_numbers)}"
+    return f"{prefix}-{os.getpid()}-{next(_numbers)}"
 
 
-def unary(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+def unary_call(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
     """A method with one answer, bytes in and bytes out."""
     return channel.unary_unary(method)
 
 
-def stream(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryStreamMultiCallable[bytes, bytes]:
+def stream_call(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryStreamMultiCallable[bytes, bytes]:
     """A method with many answers, bytes in and bytes out."""
     return channel.unary_stream(method)
 
 
-async def outcome(channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default") -> StatusCode:
+async def call_outcome(
+    channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default"
+) -> StatusCode:
     """What a call ends with; one with other than one request is made as a stream of them."""
     metadata = ((rpc.NAMESPACE_HEADER, namespace),)
     call: grpc.aio.UnaryStreamCall[bytes, bytes] | grpc.aio.StreamStreamCall[bytes, bytes]
     if len(requests) == 1:
-        call = stream(channel, method)(*requests, timeout=20, metadata=metadata)
+        call = stream_call(channel, method)(*requests, timeout=20, metadata=metadata)
     else:
         streams: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
         call = streams(iter(requests), timeout=20, metadata=metadata)
@@ -59,43 +61,43 @@ async def outcome(channel: grpc.aio.Channel, method: str, *requests: bytes, name
     return await call.code()
 
 
-def state(engine: Containerd) -> list[str]:
+def containerd_state(engine: Containerd) -> list[str]:
     """What a client could have changed, as containerd's own client tells it."""
     asked = (["namespaces", "ls"], ["containers", "ls"], ["tasks", "ls"], ["snapshots", "ls"], ["leases", "ls"])
     quietly = (["images", "ls", "--quiet"], ["content", "ls", "--quiet"])  # else they tell an age
     return [line for words in (*asked, *quietly) for line in sorted(engine.ctr(*words).stdout.splitlines())]
 
 
-async def proven(address: str, stream: EventStream) -> None:
+async def events_before_marker(address: str, stream: ContainerdEventStream) -> None:
     """Mark until a mark is back, and take what came with it."""
     async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(20):
         for number in itertools.count():
-            await client.mark("proven", number)
+            await client.publish_marker("proven", number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    while Mark("proven", number) not in await stream.batch():
+                    while Marker("proven", number) not in await stream.batch():
                         pass
                     return
 
 
-def not_of_containers(events: Sequence[Event], but: str = "") -> list[Event]:
+def without_container_events(events: Sequence[Event], kept_topics: str = "") -> list[Event]:
     """Events without those of containers: shims tell later than they act, also of what an earlier test has removed."""
-    return [each for each in events if isinstance(each, Mark | Ignored | Undecodable) or each.key.id == but]
+    return [each for each in events if isinstance(each, Marker | Ignored | Undecodable) or each.key.id == kept_topics]
 
 
-async def first_of(address: str, *calls: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:
+async def first_messages(address: str, *calls: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:
     """Mark until each of these subscriptions has told something, and return that: from now on they miss nothing."""
     reading = [asyncio.ensure_future(call.read()) for call in calls]
     async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(30):
         for number in itertools.count():
-            await client.mark("first", number)
+            await client.publish_marker("first", number)
             _, waiting = await asyncio.wait(reading, timeout=0.1)
             if not waiting:
                 break
     return [raw for each in reading if isinstance(raw := each.result(), bytes)]
 
 
-async def answers(proxy: ProxyProcess) -> None:
+async def wait_ready(proxy: ProxyProcess) -> None:
     """Connect, once connections that were closed a moment ago do not count any more."""
     async with asyncio.timeout(20):
         while True:
@@ -108,7 +110,7 @@ async def answers(proxy: ProxyProcess) -> None:
                     return
 
 
-def talk_nonsense(address: str) -> None:
+def send_garbage(address: str) -> None:
     """Connect many times, and send what begins like something else each time, and goes on at random."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     for start in (b"", b"GET / HTTP/1.1\r\n\r\n", preface, preface + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])):
@@ -118,9 +120,9 @@ def talk_nonsense(address: str) -> None:
                 client.sendall(start + secrets.token_bytes(4096))
 
 
-async def publish(engine: Containerd, mebibytes: int) -> None:
+async def publish_bulk(engine: Containerd, mebibytes: int) -> None:
     """Let containerd send that much to its subscribers, in events that mean nothing."""
     event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
     async with grpc.aio.insecure_channel(rpc.target(engine.address), options=rpc.channel_options()) as direct:
         for _ in range(mebibytes):
-            await unary(direct, rpc.PUBLISH.path)(event, metadata=DEFAULT)
+            await unary_call(direct, rpc.PUBLISH.path)(event, metadata=DEFAULT)

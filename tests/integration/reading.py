@@ -6,20 +6,20 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bridge_process import Document
+from tests.bridge_process import RecordDict
 
-_BEGINNING = b'{"version":1,'
+_LINE_PREFIX = b'{"version":1,'
 
 
-class Reader:
+class LineReader:
     """Accepts at-least-once delivery, and nothing else: duplicates are identical, and no sequence is missing."""
 
     def __init__(self) -> None:
-        self.records: list[Document] = []
+        self.records: list[RecordDict] = []
         self.duplicates = 0
         self._seen: dict[tuple[int, int], bytes] = {}
 
-    def take(self, line: bytes) -> None:
+    def accept(self, line: bytes) -> None:
         """Take one document."""
         record = msgspec.json.decode(line)
         position = (record["epoch"], record["sequence"])
@@ -30,11 +30,11 @@ class Reader:
         if record["sequence"] > 1:
             assert self._last() == (record["epoch"], record["sequence"] - 1), f"a hole before {position}"
         else:
-            self._check_beginning(record)
+            self._check_first(record)
         self._seen[position] = line
         self.records.append(record)
 
-    def _check_beginning(self, record: Document) -> None:
+    def _check_first(self, record: RecordDict) -> None:
         assert record["type"] == "snapshot_started"
         assert record["epoch"] > self._last()[0]
         if self.records:
@@ -45,14 +45,14 @@ class Reader:
         return next(reversed(self._seen), (0, 0))
 
     @property
-    def epochs(self) -> int:
+    def epoch_count(self) -> int:
         """How many epochs there were."""
         return len({epoch for epoch, _ in self._seen})
 
 
-def read(path: Path) -> Reader:
+def read_file(path: Path) -> LineReader:
     """Read a file of JSON lines; one that a SIGKILL cut short is followed by the whole one."""
-    reader = Reader()
+    reader = LineReader()
     for line in path.read_bytes().split(b"\n")[:-1]:
-        reader.take(line[line.rfind(_BEGINNING) :])
+        reader.accept(line[line.rfind(_LINE_PREFIX) :])
     return reader

@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
-HOME = "\x1b[H"
-ALTERNATE, USUAL = "\x1b[?1049h", "\x1b[?1049l"
-SHOWN = "\x1b[?25h"  # the cursor
+CURSOR_HOME = "\x1b[H"
+ALTERNATE_SCREEN, MAIN_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
+SHOW_CURSOR = "\x1b[?25h"  # the cursor
 
 
 class Terminal:
@@ -26,7 +26,7 @@ class Terminal:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], *, columns: int = 140, lines: int = 40
     ) -> None:
-        self._ours, theirs = pty.openpty()
+        self._descriptor, theirs = pty.openpty()
         self._size(theirs, columns, lines)
         self._written = b""
         self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Terminal:
             self.process.kill()
             self.process.wait(30)
         self._reader.join(30)
-        os.close(self._ours)
+        os.close(self._descriptor)
 
     @property
     def text(self) -> str:
@@ -54,23 +54,23 @@ class Terminal:
     @property
     def page(self) -> str:
         """What was drawn last, without colours; where pages are drawn one over the other, the last that is whole."""
-        return re.sub(r"\x1b\[[\d;]*m", "", self.text.split(HOME)[-2:][0])
+        return re.sub(r"\x1b\[[\d;]*m", "", self.text.split(CURSOR_HOME)[-2:][0])
 
-    def wait(self, fits: Callable[[str], object], what: str, seconds: float = 30) -> str:
+    def wait(self, predicate: Callable[[str], object], what: str, seconds: float = 30) -> str:
         """Wait until the page fits; return it."""
         deadline = time.monotonic() + seconds
-        while not fits(self.page):
+        while not predicate(self.page):
             assert time.monotonic() < deadline, f"no {what}: {self.page}"
             time.sleep(0.05)
         return self.page
 
     def resize(self, columns: int, lines: int) -> None:
-        self._size(self._ours, columns, lines)
+        self._size(self._descriptor, columns, lines)
         self.process.send_signal(signal.SIGWINCH)
 
-    def end(self, how: signal.Signals) -> int:
+    def stop(self, signal_number: signal.Signals) -> int:
         """End it, and return its exit status."""
-        self.process.send_signal(how)
+        self.process.send_signal(signal_number)
         status = self.process.wait(30)
         self._reader.join(30)
         return status
@@ -81,7 +81,7 @@ class Terminal:
 
     def _read(self) -> None:
         try:
-            while data := os.read(self._ours, 65536):
+            while data := os.read(self._descriptor, 65536):
                 self._written += data
         except OSError:  # how Linux tells that the other end is closed
             pass

@@ -24,46 +24,50 @@ import yaml
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
-from tests.integration.canaries import Canaries, Notified, files
-from tests.integration.canary_places import Brokers, World, all_brokers
+from tests.integration.canaries import Canaries, NotifySocketRecorder, read_files
+from tests.integration.canary_places import SecretBrokers, SecretContainers, start_brokers
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
-from tests.integration.kafka_sinks import FreshKafka
-from tests.integration.nats_reading import FreshNats
+from tests.integration.kafka_sinks import KafkaFactory
+from tests.integration.nats_reading import NatsFactory
 from tests.integration.terminal import Terminal
 from tests.testbed.containerd import Containerd
 
 
 @pytest.fixture
-def world(engine: Containerd, tmp_path: Path) -> Iterator[World]:
-    world = World(engine, Canaries(), tmp_path)
-    world.before()
-    yield world
-    world.clear()
+def secret_containers(engine: Containerd, tmp_path: Path) -> Iterator[SecretContainers]:
+    secret_containers = SecretContainers(engine, Canaries(), tmp_path)
+    secret_containers.create_existing()
+    yield secret_containers
+    secret_containers.remove_all()
 
 
 @pytest.fixture
 def brokers(
-    world: World, fresh_kafka: FreshKafka, fresh_nats: FreshNats, authority: Authority, tmp_path: Path
-) -> Brokers:
-    return all_brokers(world, fresh_kafka, fresh_nats, authority, tmp_path)
+    secret_containers: SecretContainers,
+    kafka_factory: KafkaFactory,
+    nats_factory: NatsFactory,
+    authority: Authority,
+    tmp_path: Path,
+) -> SecretBrokers:
+    return start_brokers(secret_containers, kafka_factory, nats_factory, authority, tmp_path)
 
 
-class Program:
+class BridgeProgram:
     """The bridge with these settings, other commands with the same, and everything that was seen of them."""
 
-    def __init__(self, world: World, brokers: Brokers, folder: Path) -> None:
-        self.seen: dict[str, bytes] = {}
-        self.state = folder / "state"
-        self.config = folder / "config.yaml"
-        self._canaries = world.canaries
+    def __init__(self, secret_containers: SecretContainers, brokers: SecretBrokers, directory: Path) -> None:
+        self.outputs: dict[str, bytes] = {}
+        self.state = directory / "state"
+        self.config = directory / "config.yaml"
+        self._canaries = secret_containers.canaries
         self.settings: dict[str, Any] = {
-            "containerd": {"address": world.engine.address},
-            "namespaces": {"include": [world.namespace, "k8s.io"]},
+            "containerd": {"address": secret_containers.engine.address},
+            "namespaces": {"include": [secret_containers.namespace, "k8s.io"]},
             "containers": {
-                "names": {"include": [f"*{world.namespace}"]},
+                "names": {"include": [f"*{secret_containers.namespace}"]},
                 "additional_events": ["created", "deleted", "renamed"],
             },
-            "sinks": brokers.good | brokers.bad,
+            "sinks": brokers.working_sinks | brokers.failing_sinks,
             "state_dir": str(self.state),
             "heartbeat": {"interval": "1s"},
             "http": {"listen": "127.0.0.1:0"},
@@ -71,10 +75,10 @@ class Program:
         }
         self.write()
         self.environment = brokers.environment | {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
-        self.notified = folder / "notify"
+        self.notified = directory / "notify"
         self.bridge = BridgeProcess(
-            world.engine.address,
-            folder,
+            secret_containers.engine.address,
+            directory,
             "--config",
             str(self.config),
             environment={**self.environment, "NOTIFY_SOCKET": str(self.notified)},
@@ -86,7 +90,7 @@ class Program:
     def log(self) -> str:
         return self.bridge.log.read_text()
 
-    def call(self, name: str, *arguments: str, status: int = 0) -> bytes:
+    def run_command(self, name: str, *arguments: str, status: int = 0) -> bytes:
         """Call a command, with the environment where it reads the file; what it says is seen."""
         more = self.environment if "--config" in arguments else {}
         done = subprocess.run(
@@ -98,7 +102,7 @@ class Program:
             check=False,
         )
         assert done.returncode == status, (name, done.stdout[-2000:], done.stderr[-2000:])
-        self.seen[f"whalebridge {name}"] = done.stdout + done.stderr
+        self.outputs[f"whalebridge {name}"] = done.stdout + done.stderr
         return done.stdout
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
@@ -111,10 +115,10 @@ class Program:
         except urllib.error.HTTPError as error:
             with error:
                 status, body, told = error.code, error.read(), error.headers
-        self.seen[f"{method} {path.partition('?')[0]} {status} {sorted(headers)}"] = str(told).encode() + body
+        self.outputs[f"{method} {path.partition('?')[0]} {status} {sorted(headers)}"] = str(told).encode() + body
         return status, body
 
-    def ask_nonsense(self, secret: str) -> None:
+    def send_invalid_request(self, secret: str) -> None:
         """Send what is no HTTP: who sent it may get it back, the log may not."""
         (address,) = re.findall(r"127\.0\.0\.1:(\d+)", next(x for x in self.log().splitlines() if "listen" in x))
         for text in (f"GET / HTTP/1.1\r\nAuthorization Bearer {secret}\r\n\r\n", f"{secret}\r\n\r\n"):
@@ -124,68 +128,75 @@ class Program:
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_no_canary_is_anywhere_but_in_labels_that_the_rules_let_through(
-    world: World, brokers: Brokers, tmp_path: Path
+def test_secrets_appear_only_in_labels_allowed_by_rules(
+    secret_containers: SecretContainers, brokers: SecretBrokers, tmp_path: Path
 ) -> None:
-    program, records = Program(world, brokers, tmp_path), tmp_path / "events.jsonl"
-    seen, bridge = program.seen, program.bridge
-    with Notified(program.notified) as notified, bridge:
+    program, records = BridgeProgram(secret_containers, brokers, tmp_path), tmp_path / "events.jsonl"
+    seen, bridge = program.outputs, program.bridge
+    with NotifySocketRecorder(program.notified) as notified, bridge:
         eventually(lambda: b'"snapshot_completed"' in _read(records), within=60)
-        world.live()
-        eventually(lambda: all(each.encode() in _read(records) for each in world.told), within=60)
-        eventually(lambda: _tried(program, brokers), within=60)
-        _look(program, world)
-        _reload(program, world.canaries.new)
-        world.end()
+        secret_containers.create_while_running()
+        eventually(
+            lambda: all(each.encode() in _read(records) for each in secret_containers.published_labels), within=60
+        )
+        eventually(lambda: _sinks_tried(program, brokers), within=60)
+        _collect_outputs(program, secret_containers)
+        _reload(program, secret_containers.canaries.new)
+        secret_containers.stop_some()
         eventually(lambda: b'"exited"' in _read(records), within=60)
         seen["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
         bridge.kill()
-        seen |= {f"state/{name}": content for name, content in files(program.state).items()}
-        _go_on_for_people(program)
-    seen["what systemd heard"] = notified.heard
+        seen |= {f"state/{name}": content for name, content in read_files(program.state).items()}
+        _restart_with_text_logs(program)
+    seen["what systemd heard"] = notified.messages
     for each in brokers.nats:
         each.stop()
-    seen |= brokers.topics() | brokers.streams()
+    seen |= brokers.topic_contents() | brokers.stream_contents()
     seen |= {"log": bridge.log.read_bytes(), "stdout": bridge.out.read_bytes(), "file": _read(records)}
     seen["outbox"] = b"".join(content for where, content in seen.items() if where.startswith("state/outbox.db"))
-    assert len(world.canaries.put) >= 50
-    assert world.canaries.leaked(seen) == []
+    assert len(secret_containers.canaries.locations) >= 50
+    assert secret_containers.canaries.find_leaks(seen) == []
     assert [where for where, content in seen.items() if b"Traceback" in content] == []
-    _check_what_may_be_told(seen, world)
+    _check_published_labels(seen, secret_containers)
 
 
 @pytest.mark.parametrize("engine", ["1.6"], indirect=True)
-def test_an_older_containerd_gives_no_more_away(world: World, tmp_path: Path) -> None:
+def test_secrets_are_not_leaked_with_older_containerd(secret_containers: SecretContainers, tmp_path: Path) -> None:
     """What differs between versions is what comes from containerd, so brokers and commands are left out."""
-    namespaces, told = ("--namespace", world.namespace, "--namespace", "k8s.io"), world.told
-    with BridgeProcess(world.engine.address, tmp_path, *namespaces, state_dir=tmp_path / "state") as bridge:
-        bridge.wait_live()
-        world.live()
+    namespaces, told = (
+        ("--namespace", secret_containers.namespace, "--namespace", "k8s.io"),
+        secret_containers.published_labels,
+    )
+    with BridgeProcess(secret_containers.engine.address, tmp_path, *namespaces, state_dir=tmp_path / "state") as bridge:
+        bridge.wait_synced()
+        secret_containers.create_while_running()
         bridge.wait(lambda _: told[3] in bridge.out.read_text(), "start of the last container")
         bridge.kill()
-    outbox = b"".join(files(tmp_path / "state").values())
+    outbox = b"".join(read_files(tmp_path / "state").values())
     seen = {"records": bridge.out.read_bytes(), "log": bridge.log.read_bytes(), "outbox": outbox}
-    assert world.canaries.leaked(seen) == []
+    assert secret_containers.canaries.find_leaks(seen) == []
     for where in ("records", "outbox"):
         assert [label for label in told if label.encode() not in seen[where]] == [], where
 
 
-def test_wrong_settings_and_wrong_usage_repeat_no_secret(tmp_path: Path) -> None:
+def test_error_messages_omit_secrets_of_settings_and_arguments(tmp_path: Path) -> None:
     canaries, told = Canaries(), {}
     wrong = tmp_path / "wrong.yaml"
-    for text in _wrong(canaries.new, "at the start"):
+    for text in _write_invalid_settings(canaries.new, "at the start"):
         wrong.write_text(text)
-        told[text] = _refused("run", "--config", str(wrong))
+        told[text] = _assert_rejected("run", "--config", str(wrong))
     for scheme in ("kafka", "amqp"):
         url = f"{scheme}://user:{canaries.new(f'{scheme} URL on the command line')}@h:1/t"
         for command in (["run", "--sink", url], ["run", url], [url], ["tail", url], ["check", "--sink", url]):
-            told[" ".join(command)] = _refused(*command)
-    assert canaries.leaked(told) == []
-    canary = next(iter(canaries.put.values()))
-    assert canaries.leaked({"it": _refused("inspect", "x", canary)}) == ["list at the start in it"]  # it can be found
+            told[" ".join(command)] = _assert_rejected(*command)
+    assert canaries.find_leaks(told) == []
+    canary = next(iter(canaries.locations.values()))
+    assert canaries.find_leaks({"it": _assert_rejected("inspect", "x", canary)}) == [
+        "list at the start in it"
+    ]  # it can be found
 
 
-def _refused(*arguments: str) -> bytes:
+def _assert_rejected(*arguments: str) -> bytes:
     done = subprocess.run(
         [*WHALEBRIDGE, *arguments],
         env=ENVIRONMENT,
@@ -198,7 +209,7 @@ def _refused(*arguments: str) -> bytes:
     return done.stdout + done.stderr
 
 
-def _go_on_for_people(program: Program) -> None:
+def _restart_with_text_logs(program: BridgeProgram) -> None:
     """Start once more, with log lines for people, after what was a crash."""
     program.settings["log"]["format"] = "console"
     program.write()
@@ -212,49 +223,49 @@ def _read(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def _tried(program: Program, brokers: Brokers) -> bool:
+def _sinks_tried(program: BridgeProgram, brokers: SecretBrokers) -> bool:
     """Whether all bad sinks have failed, and all good ones have everything, as /readyz says it."""
     sinks = {each["id"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
-    failed = all(sinks[id_]["last_error"] for id_ in brokers.bad)
-    return failed and not any(sinks[id_]["backlog_records"] for id_ in brokers.good)
+    failed = all(sinks[id_]["last_error"] for id_ in brokers.failing_sinks)
+    return failed and not any(sinks[id_]["backlog_records"] for id_ in brokers.working_sinks)
 
 
-def _look(program: Program, world: World) -> None:
+def _collect_outputs(program: BridgeProgram, secret_containers: SecretContainers) -> None:
     """Look at all there is to look at while the bridge runs."""
-    put = world.canaries.new
+    put = secret_containers.canaries.new
     for path in ("/", "/livez", "/readyz", "/metrics", "/containers"):
         program.get(path)
     program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     bearer = f"Bearer {put('bearer token')}"
     assert program.get("/snapshot", "POST", Authorization=bearer)[0] == http.client.NOT_FOUND
     assert program.get(f"/nowhere?token={put('token in a query')}")[0] == http.client.NOT_FOUND
-    program.ask_nonsense(put("header of a request that is none"))
+    program.send_invalid_request(put("header of a request that is none"))
     config = ("--config", str(program.config))
-    name = f"before-{world.namespace}"
-    program.call("list", "list", *config)
-    program.call("list --json", "list", "--json", *config)
-    program.call("inspect", "inspect", name, *config)
-    program.call("check", "check", *config, status=3)
-    program.call("check --json", "check", "--json", *config, status=3)
-    program.call("doctor", "doctor", "--containerd", world.engine.address)
-    program.call("snapshot", "snapshot", "--state-dir", str(program.state))
-    program.call("schema", "schema", "config")
+    name = f"before-{secret_containers.namespace}"
+    program.run_command("list", "list", *config)
+    program.run_command("list --json", "list", "--json", *config)
+    program.run_command("inspect", "inspect", name, *config)
+    program.run_command("check", "check", *config, status=3)
+    program.run_command("check --json", "check", "--json", *config, status=3)
+    program.run_command("doctor", "doctor", "--containerd", secret_containers.engine.address)
+    program.run_command("snapshot", "snapshot", "--state-dir", str(program.state))
+    program.run_command("schema", "schema", "config")
     for id_ in ("inline", "user"):
-        program.call(f"tail {id_}", "tail", id_, *config, "--no-follow", "--json")
+        program.run_command(f"tail {id_}", "tail", id_, *config, "--no-follow", "--json")
     with Terminal([*WHALEBRIDGE, "watch", *config], {**ENVIRONMENT, **program.environment}) as terminal:
         terminal.wait(lambda page: name in page, "container")
-        terminal.end(signal.SIGINT)
-        program.seen["watch"] = terminal.text.encode()
+        terminal.stop(signal.SIGINT)
+        program.outputs["watch"] = terminal.text.encode()
 
 
-def _reload(program: Program, put: Callable[[str], str]) -> None:
+def _reload(program: BridgeProgram, insert: Callable[[str], str]) -> None:
     """Change secrets, and then break the file around others."""
-    program.settings["sinks"]["wrong-plain"]["auth"]["password"] = put("new password of Kafka")
+    program.settings["sinks"]["wrong-plain"]["auth"]["password"] = insert("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
     eventually(lambda: "settings_reloaded" in program.log() and "auth.password" in program.log(), within=30)
     good = program.config.read_text()
-    for text in _wrong(put, "at a reload"):
+    for text in _write_invalid_settings(insert, "at a reload"):
         program.config.write_text(text)
         told = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
@@ -262,39 +273,39 @@ def _reload(program: Program, put: Callable[[str], str]) -> None:
     program.config.write_text(good)
 
 
-def _wrong(put: Callable[[str], str], when: str) -> list[str]:
+def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str]:
     """Settings with secrets where they are a mistake."""
     kafka, nats = "type: kafka, bootstrap_servers: h, topic: t", "type: nats, servers: h, subject_prefix: s"
     return [
-        f"sinks: ['kafka://u:{put(f'list {when}')}@h/t']",
-        f"sinks: 'kafka://u:{put(f'URLs {when}')}@h/t'",
-        f"sinks: {{a: 'kafka://u:{put(f'URL {when}')}@h/t'}}",
-        f"sinks: {{a: {{type: 'kafka://u:{put(f'type {when}')}@h/t'}}}}",
-        f"sinks: {{a: {{{kafka}, auth: {{username: u, password: a,{put(f'part after a comma {when}')}}}}}}}",
-        f"sinks: {{a: {{{kafka}, auth: {{username: u, password_file: {put(f'password as its file {when}')}}}}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {put(f'seed as its file {when}')}}}}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{token: [{put(f'token in a list {when}')}]}}}}}}",
-        f"sinks: {{a: {{type: nats, servers: 'u:{put(f'login in servers {when}')}@h', subject_prefix: s}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{token: {put(f'token {when}')}, tokn: {put(f'misspelt {when}')}, user: 5}}}}}}",
-        f"http:\n  listen: %{put(f'broken YAML {when}')}\n",
-        f"containerd: {{address: 'tcp://u:{put(f'login in an address {when}')}@h', socket: x}}",
+        f"sinks: ['kafka://u:{insert(f'list {when}')}@h/t']",
+        f"sinks: 'kafka://u:{insert(f'URLs {when}')}@h/t'",
+        f"sinks: {{a: 'kafka://u:{insert(f'URL {when}')}@h/t'}}",
+        f"sinks: {{a: {{type: 'kafka://u:{insert(f'type {when}')}@h/t'}}}}",
+        f"sinks: {{a: {{{kafka}, auth: {{username: u, password: a,{insert(f'part after a comma {when}')}}}}}}}",
+        f"sinks: {{a: {{{kafka}, auth: {{username: u, password_file: {insert(f'password as its file {when}')}}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {insert(f'seed as its file {when}')}}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: [{insert(f'token in a list {when}')}]}}}}}}",
+        f"sinks: {{a: {{type: nats, servers: 'u:{insert(f'login in servers {when}')}@h', subject_prefix: s}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: {insert(f'token {when}')}, tokn: {insert(f'misspelt {when}')}, user: 5}}}}}}",
+        f"http:\n  listen: %{insert(f'broken YAML {when}')}\n",
+        f"containerd: {{address: 'tcp://u:{insert(f'login in an address {when}')}@h', socket: x}}",
     ]
 
 
-def _check_what_may_be_told(seen: Mapping[str, bytes], world: World) -> None:
+def _check_published_labels(outputs: Mapping[str, bytes], secret_containers: SecretContainers) -> None:
     """The search finds what is there: labels that the rules let through are wherever labels belong."""
-    before, pod, image_, live = (each.encode() for each in world.told)
+    before, pod, image_, live = (each.encode() for each in secret_containers.published_labels)
     everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /containers 200 []"]
     for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
-        assert [each for each in (before, pod, image_, live) if each not in seen[where]] == [], where
-    assert before in seen["whalebridge inspect"]
-    assert before in seen["state/dead-letters.jsonl"]
-    stored = {where: content for where, content in seen.items() if where.endswith(".blk")}
+        assert [each for each in (before, pod, image_, live) if each not in outputs[where]] == [], where
+    assert before in outputs["whalebridge inspect"]
+    assert before in outputs["state/dead-letters.jsonl"]
+    stored = {where: content for where, content in outputs.items() if where.endswith(".blk")}
     for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_rows"):
         assert any(before in content for where, content in stored.items() if stream in where), stream
-    assert b"[redacted]" in seen["file"]
-    name = f"before-{world.namespace}".encode()
-    assert [where for where in ("watch", "GET / 200 []") if name not in seen[where]] == []
-    assert b"wrong-plain" in seen["what systemd heard"]
-    assert b"auth.password" in seen["log"]
-    assert b"auth.token" in seen["log"]
+    assert b"[redacted]" in outputs["file"]
+    name = f"before-{secret_containers.namespace}".encode()
+    assert [where for where in ("watch", "GET / 200 []") if name not in outputs[where]] == []
+    assert b"wrong-plain" in outputs["what systemd heard"]
+    assert b"auth.password" in outputs["log"]
+    assert b"auth.token" in outputs["log"]

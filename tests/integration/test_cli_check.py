@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli.rehearsal import SINK_SECONDS
-from bridge.outbox.schema import APPLICATION
+from bridge.cli.rehearsal import SINK_TIMEOUT_SECONDS
+from bridge.outbox.schema import APPLICATION_ID
 from tests.bridge_process import BridgeProcess
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, whalebridge
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.nats import Nats
-from tests.testbed.nats_auth import Permissions, users
+from tests.testbed.nats_auth import Permissions, users_config
 from tests.testbed.server import HOST
 
 SECRET = "hunter2-swordfish"  # noqa: S105 (it opens nothing)
@@ -31,7 +31,7 @@ _numbers = itertools.count()
 one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
-def name() -> str:
+def unique_name() -> str:
     return f"check-{os.getpid()}-{next(_numbers)}"
 
 
@@ -57,23 +57,23 @@ def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tupl
 # --- doctor ---
 
 
-def test_doctor_finds_what_is_there(yard: Yard) -> None:
-    yard.run("doctor-shop")
-    done = whalebridge("doctor", "--containerd", yard.address, "--json")
+def test_doctor_reports_usable_containerd(container_factory: ContainerFactory) -> None:
+    container_factory.run("doctor-shop")
+    done = whalebridge("doctor", "--containerd", container_factory.address, "--json")
     assert done.returncode == 0, done.stdout
     document = json.loads(done.stdout)
-    assert yard.address in document["usable"]
-    mine = [each for each in document["results"] if each["check"] == yard.address]
+    assert container_factory.address in document["usable"]
+    mine = [each for each in document["results"] if each["check"] == container_factory.address]
     assert {each["status"] for each in mine} == {"ok"}
     text = "\n".join(each["message"] for each in mine)
-    assert_names(text, "0660 root:root", f"containerd {yard.engine.version}", "doctor-shop 1")
+    assert_names(text, "0660 root:root", f"containerd {container_factory.engine.version}", "doctor-shop 1")
     assert len(mine) >= 4, "socket, engine, events, containers"
     others = {each["check"] for each in document["results"]}
     assert {"/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock"} <= others
 
 
 @one_engine
-def test_doctor_tells_one_socket_once(engine: Containerd, tmp_path: Path) -> None:
+def test_doctor_recognizes_symlink_to_same_socket(engine: Containerd, tmp_path: Path) -> None:
     link = tmp_path / "c.sock"
     link.symlink_to(engine.address)
     done = whalebridge("doctor", "--containerd", engine.address, "--containerd", f"unix://{link}")
@@ -83,7 +83,7 @@ def test_doctor_tells_one_socket_once(engine: Containerd, tmp_path: Path) -> Non
 
 
 @one_engine
-def test_doctor_says_who_may_open_the_socket(engine: Containerd) -> None:
+def test_doctor_reports_socket_owner_when_permission_is_denied(engine: Containerd) -> None:
     folder = Path(engine.address).parent
     mode = folder.stat().st_mode
     folder.chmod(0o711)  # as /run/containerd is
@@ -95,7 +95,7 @@ def test_doctor_says_who_may_open_the_socket(engine: Containerd) -> None:
     assert_names(line, "permission denied", "0660 root:root", "nobody")
 
 
-def test_doctor_and_what_is_no_containerd(tmp_path: Path) -> None:
+def test_doctor_reports_error_when_socket_is_silent(tmp_path: Path) -> None:
     path = str(tmp_path / "silent.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -106,8 +106,8 @@ def test_doctor_and_what_is_no_containerd(tmp_path: Path) -> None:
     assert_names(line, "5 s")
 
 
-def test_doctor_and_a_containerd_that_hangs(fresh_engine: Callable[[], Containerd]) -> None:
-    engine = fresh_engine()
+def test_doctor_reports_error_when_containerd_hangs(engine_factory: Callable[[], Containerd]) -> None:
+    engine = engine_factory()
     engine.suspend()
     done = whalebridge("doctor", "--containerd", engine.address)
     engine.resume()
@@ -119,24 +119,24 @@ def test_doctor_and_a_containerd_that_hangs(fresh_engine: Callable[[], Container
 # --- check: settings, containerd, state_dir ---
 
 
-def test_every_mistake_in_the_settings_is_a_finding() -> None:
+def test_check_reports_every_settings_error() -> None:
     status, found = check("--sink", "frob:", "--log-level", "loud", SINKS__MAIN__AUTH__PASSWORD=SECRET)
     assert status == 2
     assert [verdict for verdict, _ in found.pop("settings")] == ["error", "error"]
     assert found == {}
 
 
-def test_all_is_well(yard: Yard, tmp_path: Path) -> None:
-    yard.run()
-    done = whalebridge("check", "--containerd", yard.address, "--sink", f"file:{tmp_path}/events")
+def test_check_passes_when_every_connection_works(container_factory: ContainerFactory, tmp_path: Path) -> None:
+    container_factory.run()
+    done = whalebridge("check", "--containerd", container_factory.address, "--sink", f"file:{tmp_path}/events")
     assert (done.returncode, done.stderr) == (0, "")
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"ok"}
-    names = (yard.address, f"file/{tmp_path}/events", "state_dir")
+    names = (container_factory.address, f"file/{tmp_path}/events", "state_dir")
     assert_names(done.stdout, *(f"ok        {name}: " for name in names))
     assert (tmp_path / "events").read_bytes() == b""
 
 
-def test_no_containerd_is_a_connection_that_failed(tmp_path: Path) -> None:
+def test_check_exits_3_when_containerd_is_missing(tmp_path: Path) -> None:
     status, found = check("--containerd", str(tmp_path / "c.sock"))
     assert status == 3
     assert [verdict for verdict, _ in found[str(tmp_path / "c.sock")]] == ["error"]
@@ -144,8 +144,8 @@ def test_no_containerd_is_a_connection_that_failed(tmp_path: Path) -> None:
 
 
 @one_engine
-def test_an_address_that_run_could_not_listen_at_is_status_1(engine: Containerd) -> None:
-    def tried(listen: str) -> tuple[int, list[tuple[str, str]]]:
+def test_check_exits_1_when_http_address_is_unusable(engine: Containerd) -> None:
+    def check_listen(listen: str) -> tuple[int, list[tuple[str, str]]]:
         status, found = check("--containerd", engine.address, HTTP__LISTEN=listen)
         return status, found["http"]
 
@@ -153,18 +153,18 @@ def test_an_address_that_run_could_not_listen_at_is_status_1(engine: Containerd)
         ("192.0.2.1:9", 1, "error", "http.listen 192.0.2.1:9: Cannot assign requested address"),
         ("127.0.0.1:0", 0, "ok", "127.0.0.1:0"),
     ):
-        status, (listening,) = tried(address)
+        status, (listening,) = check_listen(address)
         assert (status, listening[0]) == (expected, verdict)
         assert_names(listening[1], reason)
     with socket.create_server(("127.0.0.1", 0)) as bridge:
         taken = f"127.0.0.1:{bridge.getsockname()[1]}"
-        status, ((verdict, text),) = tried(taken)
+        status, ((verdict, text),) = check_listen(taken)
     assert (status, verdict) == (0, "warning")
     assert_names(text, f"http.listen {taken}", "Address already in use")
 
 
 @one_engine
-def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Path) -> None:
+def test_check_passes_when_state_dir_is_used_by_running_bridge(engine: Containerd, tmp_path: Path) -> None:
     flags = ("--containerd", engine.address, "--state-dir", str(tmp_path / "state"), f"--sink=file:{tmp_path}/events")
     status, found = check(*flags)
     verdict, text = found["state_dir"][0]
@@ -173,7 +173,7 @@ def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Pat
     with BridgeProcess(
         engine.address, tmp_path, sinks=[f"file:{tmp_path}/events"], state_dir=tmp_path / "state"
     ) as bridge:
-        bridge.wait_said("synced")
+        bridge.wait_logged("synced")
         status, found = check(*flags)
         (verdict, text), *_ = found["state_dir"]
         assert (status, verdict) == (0, "ok")
@@ -182,13 +182,13 @@ def test_a_state_dir_that_a_bridge_has_is_fine(engine: Containerd, tmp_path: Pat
 
 
 @one_engine
-def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Path) -> None:
+def test_check_exits_1_when_state_dir_is_unusable(engine: Containerd, tmp_path: Path) -> None:
     (tmp_path / "letters").write_text("mine")
     status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
     assert_names(found["state_dir"][0][1], f"state_dir {tmp_path}")
     with closing(sqlite3.connect(tmp_path / "outbox.db")) as newer:
-        newer.executescript(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 99")
+        newer.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99")
     before = (tmp_path / "outbox.db").read_bytes()
     status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
@@ -196,7 +196,7 @@ def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Pa
     assert (tmp_path / "outbox.db").read_bytes() == before
     (tmp_path / "outbox.db").write_text("not SQLite's, so that it would be set aside")
     assert check("--containerd", engine.address, "--state-dir", str(tmp_path))[0] == 0
-    fleeting = Path("/dev/shm", name())
+    fleeting = Path("/dev/shm", unique_name())
     status, found = check("--containerd", engine.address, "--state-dir", str(fleeting))
     (fleeting / "whalebridge.lock").unlink()
     fleeting.rmdir()
@@ -209,18 +209,18 @@ def test_a_state_dir_that_cannot_be_is_status_1(engine: Containerd, tmp_path: Pa
 
 
 def kafka_sink(kafka: Kafka, topic: str, **more: str) -> dict[str, str]:
-    servers = kafka.bootstrap_of("sasl_plaintext") if more else kafka.bootstrap
+    servers = kafka.bootstrap_for("sasl_plaintext") if more else kafka.bootstrap
     sink = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": servers, "TOPIC": topic, **more}
     return {f"SINKS__MAIN__{key}": value for key, value in sink.items()}
 
 
-def login(user: str, password: str) -> dict[str, str]:
+def auth(user: str, password: str) -> dict[str, str]:
     return {"AUTH__MECHANISM": "scram-sha-256", "AUTH__USERNAME": user, "AUTH__PASSWORD": password}
 
 
 @one_engine
-def test_kafka_is_tried_and_nothing_is_published(engine: Containerd, kafka: Kafka) -> None:
-    topic = name()
+def test_check_connects_to_kafka_without_publishing(engine: Containerd, kafka: Kafka) -> None:
+    topic = unique_name()
     status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
     assert status == 0
     reached, created = found["main"]
@@ -232,20 +232,20 @@ def test_kafka_is_tried_and_nothing_is_published(engine: Containerd, kafka: Kafk
 
 
 @one_engine
-def test_kafka_and_a_wrong_password(engine: Containerd, kafka: Kafka) -> None:
-    topic = name()
-    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic, **login("bridge", SECRET)))
+def test_check_exits_3_when_kafka_password_is_wrong(engine: Containerd, kafka: Kafka) -> None:
+    topic = unique_name()
+    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic, **auth("bridge", SECRET)))
     assert status == 3
     ((verdict, text),) = found["main"]
     assert verdict == "error"
     assert_names(text, "user bridge", "scram-sha-256", "auth.password")
-    status, _ = check("--containerd", engine.address, **kafka_sink(kafka, topic, **login("bridge", USERS["bridge"])))
+    status, _ = check("--containerd", engine.address, **kafka_sink(kafka, topic, **auth("bridge", USERS["bridge"])))
     assert status == 0
 
 
 @one_engine
-def test_kafka_and_a_compacted_topic(engine: Containerd, kafka: Kafka) -> None:
-    topic = name()
+def test_check_exits_1_when_kafka_event_topic_is_compacted(engine: Containerd, kafka: Kafka) -> None:
+    topic = unique_name()
     kafka.admin.create_topic(topic, settings={"cleanup.policy": "compact"})
     status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
     assert status == 1
@@ -253,11 +253,13 @@ def test_kafka_and_a_compacted_topic(engine: Containerd, kafka: Kafka) -> None:
 
 
 @one_engine
-def test_kafka_and_a_missing_permission(engine: Containerd, fresh_kafka: Callable[..., Kafka]) -> None:
-    kafka = fresh_kafka(listeners=("sasl_plaintext",), users={"reader": "reader-secret"}, acls=True)
+def test_check_exits_3_when_kafka_permission_is_missing(
+    engine: Containerd, kafka_factory: Callable[..., Kafka]
+) -> None:
+    kafka = kafka_factory(listeners=("sasl_plaintext",), users={"reader": "reader-secret"}, acls=True)
     kafka.admin.create_topic("given")
     kafka.admin.allow("User:reader", "describe", "topic", "given")
-    settings = kafka_sink(kafka, "given", **login("reader", "reader-secret"))
+    settings = kafka_sink(kafka, "given", **auth("reader", "reader-secret"))
     status, found = check("--containerd", engine.address, **settings)
     assert status == 3
     ((verdict, text),) = found["main"]
@@ -275,8 +277,8 @@ def test_kafka_and_a_missing_permission(engine: Containerd, fresh_kafka: Callabl
 
 
 @one_engine
-def test_nats_is_tried_and_nothing_is_published(engine: Containerd, nats: Nats) -> None:
-    subject = name()
+def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nats) -> None:
+    subject = unique_name()
     stream = f"WHALEBRIDGE_{subject.upper()}"
     status, found = check("--containerd", engine.address, "--sink", f"{nats.url}/{subject}")
     assert status == 0
@@ -294,29 +296,29 @@ def test_nats_is_tried_and_nothing_is_published(engine: Containerd, nats: Nats) 
 
 
 @one_engine
-def test_nats_that_refuses_us(engine: Containerd, fresh_nats: Callable[..., Nats]) -> None:
+def test_check_exits_3_when_nats_rejects_user(engine: Containerd, nats_factory: Callable[..., Nats]) -> None:
     least = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
-    nats = fresh_nats(login=users({"bridge": "right", "least": "right"}, {"least": least}))
+    nats = nats_factory(login=users_config({"bridge": "right", "least": "right"}, {"least": least}))
     servers = {"TYPE": "nats", "SERVERS": f"{HOST}:{nats.nodes[0].port}", "SUBJECT_PREFIX": "s"}
 
-    def tried(user: str, password: str) -> tuple[int, str]:
+    def check_user(user: str, password: str) -> tuple[int, str]:
         sink = servers | {"AUTH__USER": user, "AUTH__PASSWORD": password}
         environment = {f"SINKS__MAIN__{name}": value for name, value in sink.items()}
         status, found = check("--containerd", engine.address, **environment)
         return status, found["main"][0][1]
 
-    status, text = tried("bridge", SECRET)
+    status, text = check_user("bridge", SECRET)
     assert status == 3
     assert_names(text, "Authorization Violation", "auth.password")
-    status, text = tried("least", "right")
+    status, text = check_user("least", "right")
     assert status == 3
     assert_names(text.lower(), "permissions violation", "stream.create.whalebridge_s")
-    assert tried("bridge", "right")[0] == 0
-    assert tried("least", "right")[0] == 0
+    assert check_user("bridge", "right")[0] == 0
+    assert check_user("least", "right")[0] == 0
 
 
 @one_engine
-def test_dead_brokers_take_no_longer_than_one(engine: Containerd) -> None:
+def test_check_tries_unresponsive_brokers_concurrently(engine: Containerd) -> None:
     """Ports where somebody listens and says nothing: what takes longest."""
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
@@ -325,7 +327,7 @@ def test_dead_brokers_take_no_longer_than_one(engine: Containerd) -> None:
         urls = [f"kafka://{HOST}:{first.getsockname()[1]}/t", f"nats://{HOST}:{second.getsockname()[1]}/t"]
         began = time.monotonic()
         status, found = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
-        assert time.monotonic() - began < 2 * SINK_SECONDS
+        assert time.monotonic() - began < 2 * SINK_TIMEOUT_SECONDS
     assert status == 3
     assert found["kafka"][0][0] == found["nats"][0][0] == "error"
     assert found[engine.address][0][0] == "ok"

@@ -13,10 +13,10 @@ from typing import IO, Any
 
 import pytest
 
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory
 
 
-class Run:
+class RunningBridge:
     """`whalebridge run` with both outputs as pipes."""
 
     def __init__(self, address: str, *flags: str) -> None:
@@ -37,19 +37,19 @@ class Run:
         assert self.process.stderr
         return self.process.stderr
 
-    def live(self) -> None:
+    def read_until_synced(self) -> None:
         """Read on until the first snapshot is complete."""
         for line in self.records:
             if json.loads(line)["type"] == "snapshot_completed":
                 return
         raise AssertionError(self.log.read().decode())
 
-    def end(self, seconds: float = 30) -> tuple[int, list[dict[str, Any]], str]:
+    def wait_exit(self, seconds: float = 30) -> tuple[int, list[dict[str, Any]], str]:
         """Wait for the end: exit status, the records that are left, the log."""
         out, log = self.process.communicate(timeout=seconds)
         return self.process.returncode, [json.loads(line) for line in out.splitlines()], log.decode()
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunningBridge:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,47 +60,47 @@ class Run:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_stop_run_cleanly(yard: Yard, number: signal.Signals) -> None:
-    with Run(yard.address) as run:
-        run.live()
-        yard.run()  # perhaps told, perhaps not any more
+def test_run_exits_0_on_signal(container_factory: ContainerFactory, number: signal.Signals) -> None:
+    with RunningBridge(container_factory.address) as run:
+        run.read_until_synced()
+        container_factory.run()  # perhaps told, perhaps not any more
         run.process.send_signal(number)
-        status, _, log = run.end()  # the lines that are left are whole
+        status, _, log = run.wait_exit()  # the lines that are left are whole
     assert status == 0
     for line in log.splitlines():
         json.loads(line)  # a log of programs: nothing else is mixed in
 
 
-def test_a_signal_while_waiting_stops_run_as_well(tmp_path: Path) -> None:
-    with Run(str(tmp_path / "c.sock")) as run:
+def test_run_exits_0_on_signal_while_waiting_for_containerd(tmp_path: Path) -> None:
+    with RunningBridge(str(tmp_path / "c.sock")) as run:
         assert "c.sock" in run.log.readline().decode()
         run.process.terminate()
-        status, records, log = run.end()
+        status, records, log = run.wait_exit()
     assert (status, records) == (0, [])
     assert "Traceback" not in log
 
 
-def test_run_waits_for_a_containerd_that_is_not_there_yet_and_says_so(yard: Yard, tmp_path: Path) -> None:
+def test_run_logs_and_waits_when_containerd_is_unavailable(container_factory: ContainerFactory, tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
-    with Run(str(path), "--log-format", "json") as run:
+    with RunningBridge(str(path), "--log-format", "json") as run:
         told = json.loads(run.log.readline())
         assert (told["level"], told["event"]) == ("warning", "containerd_unavailable")
         assert str(path) in told["error"]
-        path.symlink_to(yard.address)
+        path.symlink_to(container_factory.address)
         came = time.monotonic()
-        run.live()
+        run.read_until_synced()
         assert time.monotonic() - came < 15  # 5 on a machine with nothing else to do
         run.process.terminate()
-        assert run.end()[0] == 0
+        assert run.wait_exit()[0] == 0
 
 
 @pytest.mark.parametrize("quiet", [True, False])
-def test_a_reader_that_has_gone_ends_run_without_a_traceback(yard: Yard, quiet: bool) -> None:
-    with Run(yard.address) as run:
-        run.live()
+def test_run_exits_1_when_stdout_reader_is_gone(container_factory: ContainerFactory, quiet: bool) -> None:
+    with RunningBridge(container_factory.address) as run:
+        run.read_until_synced()
         run.records.close()
         if not quiet:
-            yard.run()  # something to write
+            container_factory.run()  # something to write
         status = run.process.wait(30)
         log = run.log.read().decode()
     assert status == 1
@@ -109,11 +109,11 @@ def test_a_reader_that_has_gone_ends_run_without_a_traceback(yard: Yard, quiet: 
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_a_reader_that_sleeps_does_not_keep_run_from_ending(yard: Yard) -> None:
-    yard.run(labels={"long": "x" * 4000})
+def test_run_exits_within_deadline_when_stdout_reader_stalls(container_factory: ContainerFactory) -> None:
+    container_factory.run(labels={"long": "x" * 4000})
     ours, theirs = os.pipe()
     fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
-    command = [*WHALEBRIDGE, "run", "--containerd", yard.address]
+    command = [*WHALEBRIDGE, "run", "--containerd", container_factory.address]
     with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         os.close(theirs)
         assert process.stderr
@@ -127,7 +127,7 @@ def test_a_reader_that_sleeps_does_not_keep_run_from_ending(yard: Yard) -> None:
     assert "Traceback" not in log
 
 
-def test_a_closed_standard_output_ends_run(tmp_path: Path) -> None:
+def test_run_exits_1_when_stdout_is_closed(tmp_path: Path) -> None:
     command = ["sh", "-c", '"$@" >&-', "sh", *WHALEBRIDGE, "run", "--containerd", str(tmp_path / "c.sock")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
     assert done.returncode == 1
@@ -135,10 +135,10 @@ def test_a_closed_standard_output_ends_run(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_run_can_share_one_pipe_for_records_and_log(yard: Yard) -> None:
+def test_run_exits_0_on_signal_when_records_and_log_share_pipe(container_factory: ContainerFactory) -> None:
     """As in `whalebridge run 2>&1 | less`: a pager that is not read blocks neither the log nor the signal."""
-    yard.run()
-    command = [*WHALEBRIDGE, "run", "--containerd", yard.address]
+    container_factory.run()
+    command = [*WHALEBRIDGE, "run", "--containerd", container_factory.address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT) as process:
         assert process.stdout
         lines = iter(process.stdout.readline, b"")

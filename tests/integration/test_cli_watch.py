@@ -9,19 +9,19 @@ from collections.abc import Callable
 import pytest
 
 from tests.eventually import eventually
-from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, Yard, assert_one_line, whalebridge
-from tests.integration.terminal import ALTERNATE, SHOWN, USUAL, Terminal
+from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
+from tests.integration.terminal import ALTERNATE_SCREEN, MAIN_SCREEN, SHOW_CURSOR, Terminal
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 
 
 @pytest.fixture
-def yard(fresh_engine: Callable[[], Containerd]) -> Yard:
+def container_factory(engine_factory: Callable[[], Containerd]) -> ContainerFactory:
     """On a containerd of its own: a screen has room for some containers, and others may end at any time."""
-    return Yard(fresh_engine())
+    return ContainerFactory(engine_factory())
 
 
-def watching(address: str, *flags: str, **options: int) -> Terminal:
+def start_watch(address: str, *flags: str, **options: int) -> Terminal:
     return Terminal([*WHALEBRIDGE, "watch", "--containerd", address, *flags], ENVIRONMENT, **options)
 
 
@@ -29,16 +29,16 @@ def lines(page: str, start: str) -> list[list[str]]:
     return [line.split() for line in page.splitlines() if line.startswith(start)]
 
 
-def test_the_table_is_kept_up_to_date(yard: Yard) -> None:
-    first = yard.run(labels={"nerdctl/name": "shop-web-1", "com.docker.compose.project": "shop"})
-    with watching(yard.address) as terminal:
+def test_watch_updates_table_when_containers_change(container_factory: ContainerFactory) -> None:
+    first = container_factory.run(labels={"nerdctl/name": "shop-web-1", "com.docker.compose.project": "shop"})
+    with start_watch(container_factory.address) as terminal:
         page = terminal.wait(lambda page: first in page, "container")
         assert [row[1:4] for row in lines(page, first)] == [["shop-web-1", "shop", "-"]]
-        second = yard.run("shop")
+        second = container_factory.run("shop")
         terminal.wait(lambda page: lines(page, f"shop/{second}"), "second container")
-        yard.engine.ctr("tasks", "pause", first)
+        container_factory.engine.ctr("tasks", "pause", first)
         terminal.wait(lambda page: "paused" in lines(page, first)[0], "paused container")
-        yard.engine.ctr("tasks", "kill", "--signal", "SIGKILL", second, namespace="shop")
+        container_factory.engine.ctr("tasks", "kill", "--signal", "SIGKILL", second, namespace="shop")
         page = terminal.wait(lambda page: not lines(page, f"shop/{second}"), "end of the second container")
         told = [line.split()[1:] for line in page.partition("LAST EVENTS")[2].splitlines()[1:] if line.split()]
         assert told[-3:] == [
@@ -48,30 +48,30 @@ def test_the_table_is_kept_up_to_date(yard: Yard) -> None:
         ]
         terminal.resize(80, 20)
         terminal.wait(lambda page: "IMAGE" not in page and first in page, "smaller page")
-        assert terminal.end(signal.SIGINT) == 0
-        assert ALTERNATE in terminal.text
-        assert terminal.text.rindex(USUAL) > terminal.text.rindex(first)
-        assert SHOWN in terminal.text[terminal.text.rindex(first) :]
+        assert terminal.stop(signal.SIGINT) == 0
+        assert ALTERNATE_SCREEN in terminal.text
+        assert terminal.text.rindex(MAIN_SCREEN) > terminal.text.rindex(first)
+        assert SHOW_CURSOR in terminal.text[terminal.text.rindex(first) :]
 
 
-def test_hostile_names_do_nothing_to_a_terminal(yard: Yard) -> None:
-    id_ = yard.run(labels={"nerdctl/name": HOSTILE, "com.docker.compose.project": HOSTILE})
-    with watching(yard.address, columns=200) as terminal:
+def test_watch_escapes_hostile_names_on_terminal(container_factory: ContainerFactory) -> None:
+    id_ = container_factory.run(labels={"nerdctl/name": HOSTILE, "com.docker.compose.project": HOSTILE})
+    with start_watch(container_factory.address, columns=200) as terminal:
         terminal.wait(lambda page: id_ in page, "container")
-        yard.engine.ctr("tasks", "pause", id_)
+        container_factory.engine.ctr("tasks", "pause", id_)
         terminal.wait(lambda page: "project" in page, "event")
-        assert terminal.end(signal.SIGTERM) == 0
+        assert terminal.stop(signal.SIGTERM) == 0
         for each in ("\x1b]", "\x07", "\x9b", "\u202e"):
             assert each not in terminal.text
         assert r"web\x1b]0;title\x07[red]\x9b2J\u202e" in terminal.text
 
 
-def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Containerd]) -> None:
-    engine = fresh_engine()
+def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Containerd]) -> None:
+    engine = engine_factory()
     stays, goes, new = (f"{stem}-{os.getpid()}" for stem in ("stays", "goes", "new"))
     for id_ in (stays, goes):
         engine.run(id_, "sleep", "86400")
-    with watching(engine.address) as terminal:
+    with start_watch(engine.address) as terminal:
         terminal.wait(lambda page: stays in page and goes in page, "containers")
         engine.ctr("tasks", "pause", stays)
         terminal.wait(lambda page: "paused" in page, "paused container")
@@ -89,13 +89,13 @@ def test_it_outlives_containerd_and_is_right_again(fresh_engine: Callable[[], Co
         )
         assert "paused" in lines(page, stays)[0]
         assert "begins: reconnect, since" in page
-        assert terminal.end(signal.SIGINT) == 0
+        assert terminal.stop(signal.SIGINT) == 0
     engine.ctr("tasks", "resume", stays)
 
 
-def test_what_keeps_it_from_watching_is_one_line(yard: Yard) -> None:
-    assert_one_line(whalebridge("watch", "--containerd", yard.address), 2, "'list'")
-    with watching("/nowhere.sock") as terminal:
+def test_watch_prints_one_line_error_when_unable_to_start(container_factory: ContainerFactory) -> None:
+    assert_one_line(whalebridge("watch", "--containerd", container_factory.address), 2, "'list'")
+    with start_watch("/nowhere.sock") as terminal:
         assert terminal.process.wait(30) == 3
         terminal.wait(lambda page: page.endswith("\n"), "line")
         assert terminal.text.startswith("whalebridge: ")

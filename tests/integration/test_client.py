@@ -19,24 +19,24 @@ import grpc
 import pytest
 
 from bridge.containerd.client import ContainerdClient, Timeouts
-from bridge.containerd.failures import RefusedError
+from bridge.containerd.failures import RpcError
 from bridge.core.errors import FatalError, TransientError, UnreachableError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Mark
+from bridge.core.model import ContainerKey, Marker
 from tests.eventually import eventually
 from tests.naming import raises_naming
-from tests.simulator.records import create_records
+from tests.simulator.records import create_containers
 from tests.testbed.containerd import Containerd
 
 RULES = LabelRules.keep_all()
 QUICK = Timeouts(connect=1, call=1, listing=1)
-NOBODY = 65534
+UNPRIVILEGED_UID = 65534
 MIB = 1024 * 1024
 
 _numbers = itertools.count(1)
 
 
-def unique(name: str) -> str:
+def unique_id(name: str) -> str:
     return f"{name}-{os.getpid()}-{next(_numbers)}"
 
 
@@ -49,33 +49,33 @@ async def client(engine: Containerd) -> AsyncIterator[ContainerdClient]:
 class TestBadInput:
     """A line for each mistake that a person can make with a real containerd at hand."""
 
-    async def test_a_socket_beside_it(self, engine: Containerd) -> None:
+    async def test_client_raises_transient_error_when_socket_is_missing(self, engine: Containerd) -> None:
         with raises_naming(TransientError, f"{engine.address}x"):
             await ContainerdClient(f"{engine.address}x", RULES).engine()
 
-    async def test_its_folder(self, engine: Containerd) -> None:
+    async def test_client_raises_fatal_error_when_path_is_directory(self, engine: Containerd) -> None:
         with raises_naming(FatalError, engine.directory):
             await ContainerdClient(str(engine.directory), RULES).engine()
 
-    async def test_its_socket_for_shims(self, engine: Containerd) -> None:
+    async def test_client_raises_error_when_socket_is_for_shims(self, engine: Containerd) -> None:
         client = ContainerdClient(f"{engine.directory}/c.ttrpc", RULES, timeouts=QUICK)
         with raises_naming((FatalError, TransientError), f"{engine.directory}/c.ttrpc"):
             await client.engine()
 
-    async def test_its_socket_without_permission(self, engine: Containerd) -> None:
+    async def test_client_raises_fatal_error_when_permission_is_denied(self, engine: Containerd) -> None:
         client = ContainerdClient(engine.address, RULES)
         denied = raises_naming(UnreachableError, engine.address, "permission denied", "sudo")
-        with denied, anyone_may_enter(engine.directory), as_nobody():
+        with denied, make_traversable(engine.directory), as_unprivileged_user():
             await client.engine()
 
-    async def test_a_namespace_that_does_not_exist(self, client: ContainerdClient) -> None:
+    async def test_client_lists_nothing_when_namespace_is_missing(self, client: ContainerdClient) -> None:
         assert [record async for record in client.containers("nowhere")] == []
         assert await client.tasks("nowhere") == []
         assert "nowhere" not in await client.namespaces()
 
-    async def test_labels_that_are_no_text(self, engine: Containerd, client: ContainerdClient) -> None:
-        namespace = unique("labels")
-        creating = create_records(engine.address, namespace, ["odd"], labels={b"k\xff": b"\xfe"}, spec_bytes=0)
+    async def test_client_replaces_invalid_utf8_in_labels(self, engine: Containerd, client: ContainerdClient) -> None:
+        namespace = unique_id("labels")
+        creating = create_containers(engine.address, namespace, ["odd"], labels={b"k\xff": b"\xfe"}, spec_bytes=0)
         if engine.version != "1.6":
             with pytest.raises(grpc.aio.AioRpcError, match="UTF-8"):
                 await creating
@@ -87,8 +87,10 @@ class TestBadInput:
 
 
 class TestFaults:
-    async def test_a_restart_is_followed(self, fresh_engine: Callable[[], Containerd]) -> None:
-        engine = fresh_engine()
+    async def test_client_calls_succeed_after_containerd_restart(
+        self, engine_factory: Callable[[], Containerd]
+    ) -> None:
+        engine = engine_factory()
         async with ContainerdClient(engine.address, RULES) as client:
             before = await client.engine()
             stream = await client.subscribe()
@@ -101,21 +103,21 @@ class TestFaults:
             after = await client.engine()
             assert (after.id, after.version) == (before.id, before.version)
             assert after.pid == engine.pid != before.pid
-            await assert_alive(client)
+            await assert_markers_return(client)
 
-    async def test_one_that_hangs_keeps_nobody_waiting(self, fresh_engine: Callable[[], Containerd]) -> None:
-        engine = fresh_engine()
+    async def test_client_calls_time_out_when_containerd_hangs(self, engine_factory: Callable[[], Containerd]) -> None:
+        engine = engine_factory()
         async with ContainerdClient(engine.address, RULES, timeouts=QUICK) as client:
-            await assert_answers(client)
+            await assert_responsive(client)
             stream = await client.subscribe()
             engine.suspend()
             began = time.monotonic()
             with raises_naming(TransientError, engine.address, "1 s"):
                 await client.engine()
-            for call in (client.namespaces(), client.tasks("default"), client.mark("n", 1)):
+            for call in (client.namespaces(), client.tasks("default"), client.publish_marker("n", 1)):
                 with raises_naming(TransientError, engine.address) as caught:
                     await call
-                assert isinstance(caught.value, RefusedError)
+                assert isinstance(caught.value, RpcError)
                 assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
             assert time.monotonic() - began < 20
             stream.close()
@@ -124,14 +126,14 @@ class TestFaults:
                 "the stream's thread to end, although containerd hangs",
             )
             engine.resume()
-            await assert_answers(client)
-            await assert_alive(client)
+            await assert_responsive(client)
+            await assert_markers_return(client)
 
-    async def test_a_container_deleted_between_event_and_question(
+    async def test_client_returns_none_when_container_is_deleted(
         self, engine: Containerd, client: ContainerdClient
     ) -> None:
-        key = ContainerKey(unique("deleted"), "gone")
-        await create_records(engine.address, key.namespace, [key.id], spec_bytes=0)
+        key = ContainerKey(unique_id("deleted"), "gone")
+        await create_containers(engine.address, key.namespace, [key.id], spec_bytes=0)
         assert await client.container(key) is not None
         await asyncio.to_thread(engine.ctr, "containers", "delete", key.id, namespace=key.namespace)
         assert await client.container(key) is None
@@ -180,12 +182,12 @@ class TestSize:
         [(10_000, 7_000, 48 * MIB), (2_000, 7_000, 64 * MIB)],
         ids=["68-MiB-one-by-one", "14-MiB-in-one-message"],
     )
-    async def test_ten_thousand_containers(
+    async def test_client_lists_ten_thousand_containers_in_bounded_memory(
         self, in_memory: Containerd, containers: int, spec_bytes: int, growth: int
     ) -> None:
         ids = (f"c{number}" for number in range(containers))
         labels = {b"com.docker.compose.project": b"p" * 20, b"nerdctl/name": b"n" * 20}
-        await create_records(in_memory.address, "large", ids, labels=labels, spec_bytes=spec_bytes)
+        await create_containers(in_memory.address, "large", ids, labels=labels, spec_bytes=spec_bytes)
         command = [sys.executable, "-c", _LIST, in_memory.address, "large"]
         listed = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, check=True, timeout=60
@@ -195,7 +197,7 @@ class TestSize:
         assert grown < growth
 
 
-async def assert_answers(client: ContainerdClient) -> None:
+async def assert_responsive(client: ContainerdClient) -> None:
     """Assert that containerd answers, be it not within the second that QUICK gives it."""
     async with asyncio.timeout(20):
         while True:
@@ -204,36 +206,36 @@ async def assert_answers(client: ContainerdClient) -> None:
                 return
 
 
-async def assert_alive(client: ContainerdClient) -> None:
+async def assert_markers_return(client: ContainerdClient) -> None:
     """Assert that marks come back."""
     stream = await client.subscribe()
     async with asyncio.timeout(20):
         while True:
             with suppress(TransientError, TimeoutError):
-                await client.mark("alive", 1)
+                await client.publish_marker("alive", 1)
                 async with asyncio.timeout(0.2):
-                    if Mark("alive", 1) in await stream.batch():
+                    if Marker("alive", 1) in await stream.batch():
                         break
     stream.close()
 
 
 @contextmanager
-def anyone_may_enter(folder: Path) -> Iterator[None]:
-    mode = folder.stat().st_mode
-    folder.chmod(0o755)
+def make_traversable(directory: Path) -> Iterator[None]:
+    mode = directory.stat().st_mode
+    directory.chmod(0o755)
     try:
         yield
     finally:
-        folder.chmod(mode)
+        directory.chmod(mode)
 
 
 @contextmanager
-def as_nobody() -> Iterator[None]:
+def as_unprivileged_user() -> Iterator[None]:
     """Be another user, in none of root's groups, for a moment."""
     groups = os.getgroups()
     os.setgroups([])
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
+    os.setegid(UNPRIVILEGED_UID)
+    os.seteuid(UNPRIVILEGED_UID)
     try:
         yield
     finally:

@@ -11,20 +11,20 @@ import pytest
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, Yard, assert_one_line, whalebridge
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
 from tests.testbed.containerd import Containerd
 
 CANARY = "canary-7f3a"
 
 
 @pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
+def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
+    container_factory = ContainerFactory(engine)
+    yield container_factory
+    container_factory.remove_all()
 
 
-def test_run_merges_file_environment_and_options(yard: Yard, tmp_path: Path) -> None:
+def test_run_merges_file_environment_and_options(container_factory: ContainerFactory, tmp_path: Path) -> None:
     records, overridden = tmp_path / "records.jsonl", tmp_path / "overridden.jsonl"
     config = tmp_path / "config.yaml"
     config.write_text(
@@ -33,10 +33,10 @@ def test_run_merges_file_environment_and_options(yard: Yard, tmp_path: Path) -> 
     )
     environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__MAIN__PATH": str(records)}
     flags = ("--config", str(config), "--log-level", "info")
-    with BridgeProcess(yard.address, tmp_path, *flags, environment=environment) as bridge:
-        bridge.wait_said("synced")
-        yard.run()
-        in_shop = yard.run("shop", labels={"kept": "yes", "dropped": "yes"})
+    with BridgeProcess(container_factory.address, tmp_path, *flags, environment=environment) as bridge:
+        bridge.wait_logged("synced")
+        container_factory.run()
+        in_shop = container_factory.run("shop", labels={"kept": "yes", "dropped": "yes"})
         eventually(lambda: any('"started"' in line for line in records.read_text().splitlines()))
     documents = [json.loads(line) for line in records.read_text().splitlines()]
     assert {document["host"] for document in documents} == {"of-the-environment"}
@@ -45,10 +45,12 @@ def test_run_merges_file_environment_and_options(yard: Yard, tmp_path: Path) -> 
     assert not overridden.exists()
 
 
-def test_commands_accept_a_relative_config_path(yard: Yard, tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text(f"containerd: {{address: {yard.address}}}\nnamespaces: {{include: [shop]}}\n")
-    yard.run()
-    in_shop = yard.run("shop")
+def test_commands_accept_a_relative_config_path(container_factory: ContainerFactory, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        f"containerd: {{address: {container_factory.address}}}\nnamespaces: {{include: [shop]}}\n"
+    )
+    container_factory.run()
+    in_shop = container_factory.run("shop")
     command = [*WHALEBRIDGE, "list", "--json", "--config", "config.yaml"]
     environment = ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

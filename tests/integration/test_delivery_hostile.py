@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sinks.nats.subjects import read_token
+from sinks.nats.subjects import decode_token
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
-from tests.integration.delivery import Places, check_whole, documents
+from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
@@ -37,24 +37,26 @@ def namespace(engine: Containerd) -> Iterator[str]:
         engine.ctr("containers", "delete", id_, namespace=name)
 
 
-def bridge_to(engine: Containerd, folder: Path, namespace: str, sinks: dict[str, dict[str, str]]) -> BridgeProcess:
+def bridge_with_sinks(
+    engine: Containerd, directory: Path, namespace: str, sinks: dict[str, dict[str, str]]
+) -> BridgeProcess:
     """The sinks by the environment, where there is more to set than in a URL."""
     environment = {"WHALEBRIDGE_HOST": HOST}
     for id_, settings in sinks.items():
         for name, value in settings.items():
             environment[f"WHALEBRIDGE_SINKS__{id_.upper()}__{name}"] = value
     flags = ("--namespace", namespace)
-    return BridgeProcess(engine.address, folder, *flags, state_dir=folder / "state", environment=environment)
+    return BridgeProcess(engine.address, directory, *flags, state_dir=directory / "state", environment=environment)
 
 
-def labels_of(count: int, stem: str = "big") -> list[str]:
-    return [f"{stem}-{number:04}={chr(97 + number % 26) * VALUE_BYTES}" for number in range(count)]
+def labels_of(count: int, prefix: str = "big") -> list[str]:
+    return [f"{prefix}-{number:04}={chr(97 + number % 26) * VALUE_BYTES}" for number in range(count)]
 
 
-def test_large_labels_and_hostile_names(
+def test_sinks_deliver_large_labels_and_hostile_names_unchanged(
     engine: Containerd, namespace: str, kafka: Kafka, nats: Nats, tmp_path: Path
 ) -> None:
-    places = Places(kafka, nats)
+    places = BrokerTargets(kafka, nats)
     kafka_url, nats_url = (url.partition("//")[2].partition("/")[0] for url in places.urls)
     to_kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": kafka_url, "TOPIC": places.topic, "COMPRESSION": "gzip"}
     template = "{host}.{namespace}.{project}.{type}"
@@ -66,8 +68,8 @@ def test_large_labels_and_hostile_names(
             engine.ctr("containers", "label", id_, *labels[start : start + 200], namespace=namespace)
         engine.ctr("tasks", "start", "--detach", "--null-io", id_, namespace=namespace)
 
-    with bridge_to(engine, tmp_path, namespace, {"kafka": to_kafka, "nats": to_nats}) as bridge:
-        bridge.wait_said("synced")
+    with bridge_with_sinks(engine, tmp_path, namespace, {"kafka": to_kafka, "nats": to_nats}) as bridge:
+        bridge.wait_logged("synced")
         hostile = [f"{key}={value}" for key, value in HOSTILE.items()]
         run("hostile", *hostile)
         run("just-fits", *labels_of(100))
@@ -77,14 +79,14 @@ def test_large_labels_and_hostile_names(
         engine.ctr("tasks", "kill", "--signal", "SIGKILL", "huge", namespace=namespace)
 
         def complete() -> bool:
-            told = [documents(values()) for values in (places.kafka_values, places.nats_values)]
+            told = [deduplicated_records(values()) for values in (places.kafka_values, places.nats_values)]
             return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in told)
 
         eventually(complete, "seven transitions in both places")
-        assert bridge.said("records_rejected") == bridge.said("sink_publish_failed") == []
+        assert bridge.log_lines("records_rejected") == bridge.log_lines("sink_publish_failed") == []
     assert places.kafka_values() == places.nats_values()
-    records = documents(places.kafka_values())
-    check_whole(records)
+    records = deduplicated_records(places.kafka_values())
+    check_gapless(records)
     started = {each["container"]["id"]: each["container"] for each in records if each["type"] == "started"}
     told = dict(each.split("=", 1) for each in hostile)
     assert {key: started["hostile"]["labels"][key] for key in told if key in started["hostile"]["labels"]} == told
@@ -96,12 +98,12 @@ def test_large_labels_and_hostile_names(
     assert started["huge"]["labels"] is None
     assert started["huge"]["project"] == "huge"
     assert max(map(len, places.kafka_values())) <= 512 * 1024
-    for record, message in zip(records, places.in_nats(), strict=True):
+    for record, message in zip(records, places.nats_records(), strict=True):
         prefix, *tokens = message.subject.split(".")
         assert prefix == places.topic
         container = record["container"] or {"namespace": "", "project": ""}
         expected = [HOST, container["namespace"], container["project"], record["type"]]
-        assert [*map(read_token, tokens)] == expected
+        assert [*map(decode_token, tokens)] == expected
         assert message.headers["ce-id"] == f"{record['epoch']}-{record['sequence']}"
         assert {name.lower() for name in message.headers} <= {
             *(f"ce-{name}" for name in ("id", "source", "type", "time", "subject", "sequence", "specversion")),

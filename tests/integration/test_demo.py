@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from examples import demo
-from tests.integration.traces import traces
+from tests.integration.traces import find_leaks
 from tests.naming import assert_names
 from tests.testbed import nats
 from tests.testbed.containerd import Containerd
@@ -29,7 +29,7 @@ def no_containerd(engine: Containerd) -> None:
         pytest.skip("this machine has a containerd of its own, which the demo would take")
 
 
-def start(*args: str, **environment: str) -> subprocess.Popen[str]:
+def start_demo(*args: str, **environment: str) -> subprocess.Popen[str]:
     """The demo in a process group of its own, as a terminal has it."""
     inherited = {name: value for name, value in os.environ.items() if name != "CONTAINERD_ADDRESS"}
     inherited["WHALEBRIDGE_HTTP__LISTEN"] = ""  # the default port is one, and another test needs it taken
@@ -43,53 +43,53 @@ def start(*args: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def first_api(process: subprocess.Popen[str]) -> Path:
+def first_containerd_version(process: subprocess.Popen[str]) -> Path:
     """The containerd that the first record is about."""
     assert process.stdout is not None
     return Path(json.loads(process.stdout.readline())["engine"]["api"])
 
 
 @pytest.mark.usefixtures("no_containerd")
-def test_a_private_containerd_shows_lives() -> None:
-    with start("--rounds=2", "--pause=0.3") as process:
-        directory = first_api(process).parent
+def test_demo_starts_private_containerd_when_none_is_available() -> None:
+    with start_demo("--rounds=2", "--pause=0.3") as process:
+        directory = first_containerd_version(process).parent
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert err.startswith("demo: ")
     records = [json.loads(line) for line in out.splitlines()]
     assert {"started", "paused", "unpaused", "exited"} <= {record["type"] for record in records}
     assert {"demo-web-1", "front", "demo-db-1"} <= {row["container"]["name"] for row in records if row["container"]}
-    assert traces(directory) == []
+    assert find_leaks(directory) == []
 
 
 @pytest.mark.usefixtures("no_containerd")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_without_a_trace(how: signal.Signals) -> None:
-    with start("--pause=0.1") as process:
-        directory = first_api(process).parent
+def test_demo_leaves_nothing_behind_when_signaled(how: signal.Signals) -> None:
+    with start_demo("--pause=0.1") as process:
+        directory = first_containerd_version(process).parent
         os.killpg(process.pid, how)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert traces(directory) == []
+    assert find_leaks(directory) == []
 
 
 @pytest.mark.usefixtures("no_containerd")
-def test_a_reader_that_goes_away_ends_it_quietly() -> None:
-    with start("--pause=0.1") as process:
-        directory = first_api(process).parent
+def test_demo_exits_quietly_when_reader_is_gone() -> None:
+    with start_demo("--pause=0.1") as process:
+        directory = first_containerd_version(process).parent
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
         err = process.stderr.read()
         assert process.wait(120) == 0, err
     assert "Traceback" not in err
-    assert traces(directory) == []
+    assert find_leaks(directory) == []
 
 
-def test_a_containerd_that_answers_is_the_one(engine: Containerd) -> None:
-    with start(CONTAINERD_ADDRESS=f"unix://{engine.address}") as process:
-        assert str(first_api(process)) == engine.address
+def test_demo_uses_available_containerd(engine: Containerd) -> None:
+    with start_demo(CONTAINERD_ADDRESS=f"unix://{engine.address}") as process:
+        assert str(first_containerd_version(process)) == engine.address
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert_names(err.splitlines()[0], "demo: ", engine.address)
@@ -97,11 +97,9 @@ def test_a_containerd_that_answers_is_the_one(engine: Containerd) -> None:
     engine.ctr("version")
 
 
-def test_a_broker_shows_the_events_of_the_containerd_that_answers(
-    engine: Containerd, require: Callable[..., None]
-) -> None:
-    require(*nats.DEBIAN)
-    with start("--nats", CONTAINERD_ADDRESS=engine.address) as process:
+def test_demo_tails_events_from_nats(engine: Containerd, require: Callable[..., None]) -> None:
+    require(*nats.DEBIAN_COMPONENTS)
+    with start_demo("--nats", CONTAINERD_ADDRESS=engine.address) as process:
         assert process.stdout is not None
         assert {"snapshot", "start"} <= set(process.stdout.readline().split())
         process.terminate()
@@ -112,15 +110,15 @@ def test_a_broker_shows_the_events_of_the_containerd_that_answers(
 
 
 @pytest.mark.usefixtures("engine")
-def test_an_address_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
-    with start(CONTAINERD_ADDRESS=str(tmp_path / "nothing.sock")) as process:
+def test_demo_exits_3_when_containerd_address_is_missing(tmp_path: Path) -> None:
+    with start_demo(CONTAINERD_ADDRESS=str(tmp_path / "nothing.sock")) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, len(err.splitlines())) == (3, "", 1)
     assert "CONTAINERD_ADDRESS" in err
     assert "No such file" in err
 
 
-def test_a_socket_for_others_only_names_sudo(engine: Containerd) -> None:
+def test_demo_suggests_sudo_when_socket_permission_is_denied(engine: Containerd) -> None:
     # As root nothing is forbidden: another user has to ask, who need not be able to read this checkout.
     program = """
 import os, sys

@@ -21,13 +21,13 @@ from bridge.clock import SystemClock
 from bridge.core.errors import StateError
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
-from tests.contract.test_outbox import WIDE, read_all
+from tests.contract.test_outbox import WIDE_LIMITS, read_all
 from tests.eventually import eventually_async
 from tests.naming import assert_names, raises_naming
-from tests.records import Recorder, sequences
+from tests.records import RecordFactory, sequences
 from tests.testbed.containerd import Containerd
 
-SECCOMP_LACKS = 77
+SECCOMP_UNAVAILABLE = 77
 
 
 @contextmanager
@@ -53,12 +53,12 @@ def fill_up(disk: Path) -> Path:
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
         for piece in (b"x" * 65536, b"x"):
-            while _written(file, piece):
+            while _write_until_full(file, piece):
                 pass
     return filler
 
 
-def _written(file: FileIO, piece: bytes) -> int:
+def _write_until_full(file: FileIO, piece: bytes) -> int:
     try:
         return file.write(piece)
     except OSError as error:
@@ -67,35 +67,35 @@ def _written(file: FileIO, piece: bytes) -> int:
         raise
 
 
-async def test_a_full_disk_is_waited_for_and_nothing_is_lost(disk: Path) -> None:
-    recorder = Recorder()
-    outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE)
-    await outbox.append(recorder.starts(5))
+async def test_outbox_waits_without_loss_when_disk_is_full(disk: Path) -> None:
+    recorder = RecordFactory()
+    outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+    await outbox.append(recorder.started_records(5))
     filler = fill_up(disk)
-    appending = asyncio.create_task(outbox.append(recorder.starts(300, size=500), {"key": b"value"}))
-    await eventually_async(lambda: outbox.trouble)
-    assert_names(outbox.trouble, disk / "state" / "outbox.db", "database or disk is full")
+    appending = asyncio.create_task(outbox.append(recorder.started_records(300, size=500), {"key": b"value"}))
+    await eventually_async(lambda: outbox.last_error)
+    assert_names(outbox.last_error, disk / "state" / "outbox.db", "database or disk is full")
     assert sequences(list(await outbox.read("s", 1000))) == [1, 2, 3, 4, 5]
     filler.unlink()
     await appending
-    assert outbox.trouble is None
+    assert outbox.last_error is None
     assert sequences(await read_all(outbox)) == list(range(1, 306))
     await outbox.close()
 
 
-async def test_a_disk_that_is_full_at_the_start_is_told(disk: Path) -> None:
+async def test_outbox_open_fails_when_disk_is_full(disk: Path) -> None:
     (disk / "state").mkdir()
     fill_up(disk)
     with raises_naming(StateError, disk / "state"):
-        await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
 
 
-async def test_a_read_only_disk_is_told_at_the_start(disk: Path) -> None:
-    outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE)
+async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
+    outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
     await outbox.close()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with raises_naming(StateError, disk / "state", "Read-only file system"):
-        await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
 
 
 # A filter of the kernel's that has fsync and fdatasync fail with EIO, in this thread and those that it starts later.
@@ -134,41 +134,41 @@ asyncio.run(main())
 """
 
 
-async def test_a_sync_that_fails_is_never_taken_for_done(tmp_path: Path) -> None:
+async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) -> None:
     state = tmp_path / "state"
     done = subprocess.run(
         [sys.executable, "-c", FAILING_FSYNC, str(state)], capture_output=True, text=True, check=False, timeout=60
     )
-    if done.returncode == SECCOMP_LACKS:
+    if done.returncode == SECCOMP_UNAVAILABLE:
         pytest.skip("the kernel lets nobody filter system calls here")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"False 3 {state}/outbox.db: disk I/O error"), done.stderr
-    outbox = await SqliteOutbox.open(state, ["s"], SystemClock(), WIDE)
+    outbox = await SqliteOutbox.open(state, ["s"], SystemClock(), WIDE_LIMITS)
     records = await read_all(outbox)
     assert sequences(records) in ([1, 2, 3], list(range(1, 10))), "all or nothing of what nobody knows of"
     await outbox.close()
 
 
-def test_a_disk_that_filled_up_before_the_start_is_waited_for_until_a_signal(tmp_path: Path) -> None:
+def test_bridge_stops_on_signal_when_disk_is_full_at_start(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         state = disk / "state"
         with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-            bridge.wait_said("containerd_unavailable")
+            bridge.wait_logged("containerd_unavailable")
         fill_up(disk)
         with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-            bridge.wait_said("outbox_write_failed")
+            bridge.wait_logged("outbox_write_failed")
             bridge.process.send_signal(signal.SIGTERM)
             assert bridge.process.wait(10) == 0
 
 
-def test_the_bridge_goes_on_through_a_full_disk(engine: Containerd, tmp_path: Path) -> None:
+def test_bridge_publishes_all_in_order_after_disk_was_full(engine: Containerd, tmp_path: Path) -> None:
     """It says so, keeps what containerd tells, and tells it in order when there is room again."""
     ids = [f"disk{number}-{os.getpid()}" for number in range(6)]
     with small_disk(tmp_path / "disk", "4m") as disk:
         with BridgeProcess(engine.address, tmp_path, "--state-dir", f"{disk}/state") as bridge:
-            bridge.wait_live()
+            bridge.wait_synced()
             engine.run(ids[0], "sleep", "86400")
-            bridge.wait(lambda records: len(mine(records)) == 1, "the first start")
+            bridge.wait(lambda records: len(own_records(records)) == 1, "the first start")
             filler = fill_up(disk)
             for id_ in ids[1:]:
                 engine.run(id_, "sleep", "86400", labels={"filler": "x" * 2000})
@@ -176,14 +176,14 @@ def test_the_bridge_goes_on_through_a_full_disk(engine: Containerd, tmp_path: Pa
             for id_ in ids:
                 engine.ctr("task", "kill", "--signal", "SIGKILL", id_)
             filler.unlink()
-            records = bridge.wait(lambda records: len(mine(records)) == 12, "all that happened meanwhile")
+            records = bridge.wait(lambda records: len(own_records(records)) == 12, "all that happened meanwhile")
             assert "outbox_recovered" in bridge.log.read_text()
         check_stream(records)
-        assert {each["origin"] for each in mine(records)} == {"live"}
+        assert {each["origin"] for each in own_records(records)} == {"live"}
         for id_ in ids:
             engine.ctr("task", "rm", id_, check=False)
             engine.ctr("container", "rm", id_, check=False)
 
 
-def mine(records: list[dict[str, object]]) -> list[dict[str, object]]:
+def own_records(records: list[dict[str, object]]) -> list[dict[str, object]]:
     return [each for each in transitions(records) if str(each["id"]).startswith("disk")]

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import pytest
 
-from bridge.cli.control import Control
+from bridge.cli.control import ControlClient
 from examples import demo
 from tests.bridge_process import BridgeProcess
-from tests.documents import PAGES, commands
+from tests.documents import PAGES, page_commands
 from tests.eventually import eventually
 from tests.integration import test_install
-from tests.integration.commands import Yard
-from tests.integration.typing_place import Place, interrupt, terminate
+from tests.integration.commands import ContainerFactory
+from tests.integration.typing_place import ShellSandbox, interrupt, terminate
 from tests.kubernetes import test_cluster
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
@@ -33,75 +33,97 @@ SNAPSHOT = r'"snapshot_completed"'
 READABLE_SNAPSHOT = r"snapshot +complete"
 
 
-class Way(NamedTuple):
+class CommandCase(NamedTuple):
     """How a command is tried: what it shows, and whether it goes on till Ctrl-C (else it ends with status 0)."""
 
-    shows: str
-    goes_on: bool = False
+    expected_output: str
+    runs_until_interrupted: bool = False
     beside: str = ""
     """What is typed first, and goes on meanwhile."""
 
 
-def runs(shows: str = SNAPSHOT, beside: str = "") -> Way:
-    return Way(shows, goes_on=True, beside=beside)
+def runs_until_interrupt(expected_output: str = SNAPSHOT, beside: str = "") -> CommandCase:
+    return CommandCase(expected_output, runs_until_interrupted=True, beside=beside)
 
 
 PROXY = "whalebridge proxy --listen /run/whalebridge/containerd.sock --socket-group whalebridge"
 SNAPSHOTS = "while sleep 1; do whalebridge snapshot --state-dir /var/lib/whalebridge; done"
-WAYS = {
-    "whalebridge doctor": Way(r"ok +/run/containerd/containerd.sock: containerd 2\.4"),
-    "whalebridge list": Way(r"demo-web-1 +demo"),
-    "whalebridge inspect demo-web-1": Way(r'"name": "demo-web-1"'),
-    "whalebridge watch": runs(r"demo-web-1"),
-    "whalebridge run": runs(READABLE_SNAPSHOT),
-    "whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io": runs(READABLE_SNAPSHOT),
-    "whalebridge run --exclude-namespace 'test-*' --log-level warning | jq -c '[.type, .id, .container.name]'": runs(
+COMMAND_CASES = {
+    "whalebridge doctor": CommandCase(r"ok +/run/containerd/containerd.sock: containerd 2\.4"),
+    "whalebridge list": CommandCase(r"demo-web-1 +demo"),
+    "whalebridge inspect demo-web-1": CommandCase(r'"name": "demo-web-1"'),
+    "whalebridge watch": runs_until_interrupt(r"demo-web-1"),
+    "whalebridge run": runs_until_interrupt(READABLE_SNAPSHOT),
+    "whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io": runs_until_interrupt(
+        READABLE_SNAPSHOT
+    ),
+    "whalebridge run --exclude-namespace 'test-*' --log-level warning | jq -c '[.type, .id, .container.name]'": runs_until_interrupt(
         r'\["present","[^"]+","demo-web-1"\]'
     ),
-    "whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": Way(
+    "whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": CommandCase(
         "topic containers exists and is writable"
     ),
-    "whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": runs("synced"),
-    "whalebridge tail kafka://localhost:9092/containers": runs(r"snapshot +complete", beside=SNAPSHOTS),
-    "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs("synced"),
-    "whalebridge tail nats://localhost:4222/containers --since 15m --project demo": runs("demo-web-1"),
-    "kcat -C -b localhost:9092 -t containers": runs(),
-    "nats --server localhost:4222 sub --stream WHALEBRIDGE_CONTAINERS --all": runs(),
-    "whalebridge run --sink kafka://k1:9092,k2:9092/containers --state-dir /var/lib/whalebridge": runs("synced"),
-    "whalebridge tail kafka://k1:9092/containers --since 15m --project web-shop": runs("web-shop-web-1"),
-    r"kcat -C -b k1:9092 -t containers -f '%k %h\n%s\n'": runs("node-1/.*content-type=application/json"),
-    "whalebridge run --sink nats://n1:4222,n2:4222/whalebridge --state-dir /var/lib/whalebridge": runs("synced"),
-    "whalebridge tail nats://n1:4222/whalebridge --since 15m --project web-shop": runs("web-shop-web-1"),
-    "nats kv watch containers 'node-1.>'": runs("PUT"),
-    "whalebridge snapshot --state-dir /var/lib/whalebridge": Way("snapshot"),
-    "curl --unix-socket /var/lib/whalebridge/control.sock http://localhost/readyz": Way('"ready": ?true'),
-    PROXY: runs("proxy_started"),
-    "whalebridge run --containerd /run/whalebridge/containerd.sock": runs(READABLE_SNAPSHOT, beside=PROXY),
+    "whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
+        "synced"
+    ),
+    "whalebridge tail kafka://localhost:9092/containers": runs_until_interrupt(r"snapshot +complete", beside=SNAPSHOTS),
+    "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
+        "synced"
+    ),
+    "whalebridge tail nats://localhost:4222/containers --since 15m --project demo": runs_until_interrupt("demo-web-1"),
+    "kcat -C -b localhost:9092 -t containers": runs_until_interrupt(),
+    "nats --server localhost:4222 sub --stream WHALEBRIDGE_CONTAINERS --all": runs_until_interrupt(),
+    "whalebridge run --sink kafka://k1:9092,k2:9092/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
+        "synced"
+    ),
+    "whalebridge tail kafka://k1:9092/containers --since 15m --project web-shop": runs_until_interrupt(
+        "web-shop-web-1"
+    ),
+    r"kcat -C -b k1:9092 -t containers -f '%k %h\n%s\n'": runs_until_interrupt(
+        "node-1/.*content-type=application/json"
+    ),
+    "whalebridge run --sink nats://n1:4222,n2:4222/whalebridge --state-dir /var/lib/whalebridge": runs_until_interrupt(
+        "synced"
+    ),
+    "whalebridge tail nats://n1:4222/whalebridge --since 15m --project web-shop": runs_until_interrupt(
+        "web-shop-web-1"
+    ),
+    "nats kv watch containers 'node-1.>'": runs_until_interrupt("PUT"),
+    "whalebridge snapshot --state-dir /var/lib/whalebridge": CommandCase("snapshot"),
+    "curl --unix-socket /var/lib/whalebridge/control.sock http://localhost/readyz": CommandCase('"ready": ?true'),
+    PROXY: runs_until_interrupt("proxy_started"),
+    "whalebridge run --containerd /run/whalebridge/containerd.sock": runs_until_interrupt(
+        READABLE_SNAPSHOT, beside=PROXY
+    ),
 }
 DEMOS = {
-    "make run": runs(READABLE_SNAPSHOT),
-    'make run ARGS="--nats"': runs(READABLE_SNAPSHOT),
-    'make run ARGS="--kafka"': runs(READABLE_SNAPSHOT),
+    "make run": runs_until_interrupt(READABLE_SNAPSHOT),
+    'make run ARGS="--nats"': runs_until_interrupt(READABLE_SNAPSHOT),
+    'make run ARGS="--kafka"': runs_until_interrupt(READABLE_SNAPSHOT),
 }
 BENCHES = {
-    'make bench ARGS="--only whalebridge --load flood --rounds 3"': Way("40000/40000"),
-    **({"make bench": Way("kcat"), 'make bench ARGS="--json"': Way('"delivered"')} if scaled(part=0, full=1) else {}),
+    'make bench ARGS="--only whalebridge --load flood --rounds 3"': CommandCase("40000/40000"),
+    **(
+        {"make bench": CommandCase("kcat"), 'make bench ARGS="--json"': CommandCase('"delivered"')}
+        if scaled(reduced=0, full=1)
+        else {}
+    ),
 }
 KAFKA_TOOLS = {
     "kafka-topics.sh --bootstrap-server k1:9092 --create --topic containers --partitions 1 --replication-factor 3 "
-    "--config min.insync.replicas=2": Way("Created topic containers"),
+    "--config min.insync.replicas=2": CommandCase("Created topic containers"),
     "kafka-acls.sh --bootstrap-server k1:9092 --add --allow-principal User:bridge --operation Write --operation Create "
-    "--operation DescribeConfigs --topic containers": Way("User:bridge"),
+    "--operation DescribeConfigs --topic containers": CommandCase("User:bridge"),
 }
-ELSEWHERE: dict[str, Callable[[str], bool]] = {
+TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py
     "install.md": lambda text: text in test_install.documented(),
-    "kubernetes.md": lambda text: told(text) in test_cluster.documented("nats.nats:4222"),
+    "kubernetes.md": lambda text: log_event_lines(text) in test_cluster.documented_commands("nats.nats:4222"),
     "nats.md": lambda text: text.startswith("nats stream add "),  # test_nats_docs.py, with three servers
 }
 """What is done by other tests, by page."""
 
-NOT_DONE = {
+UNTESTED = {
     r"make test": "it is what runs this",
     r"make bench( ARGS=\"--json\")?": "five minutes: make test-long does it",
     r"make newcomer": "it installs a Debian for each line",
@@ -111,25 +133,25 @@ NOT_DONE = {
 }
 
 
-def told(text: str) -> list[str]:
+def log_event_lines(text: str) -> list[str]:
     return shlex.split(text.replace("deploy/helm", str(CHART.parent)))
 
 
 @pytest.mark.usefixtures("engine")
-def test_every_command_is_done_by_a_test() -> None:
-    here = {**WAYS, **DEMOS, **KAFKA_TOOLS, **BENCHES}
-    documented = [command for page in PAGES for command in commands(page)]
+def test_documented_commands_are_all_tested() -> None:
+    here = {**COMMAND_CASES, **DEMOS, **KAFKA_TOOLS, **BENCHES}
+    documented = [command for page in PAGES for command in page_commands(page)]
     assert [
         command
         for command in documented
         if command.text not in here
-        and not (command.page in ELSEWHERE and ELSEWHERE[command.page](command.text))
-        and not any(re.fullmatch(pattern, command.text) for pattern in NOT_DONE)
+        and not (command.page in TESTED_ELSEWHERE and TESTED_ELSEWHERE[command.page](command.text))
+        and not any(re.fullmatch(pattern, command.text) for pattern in UNTESTED)
     ] == []
     assert set(here) - {command.text for command in documented} == set()
 
 
-class World(NamedTuple):
+class CommandEnvironment(NamedTuple):
     """What the commands find: containers that live, and a bridge that publishes."""
 
     engine: Containerd
@@ -138,12 +160,14 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def command_environment(
+    engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CommandEnvironment]:
     folder = tmp_path_factory.mktemp("world")
     state = folder / "state"
-    yard = Yard(engine)
+    container_factory = ContainerFactory(engine)
     for project in ("demo", "web-shop"):
-        yard.run(labels={"nerdctl/name": f"{project}-web-1", "com.docker.compose.project": project})
+        container_factory.run(labels={"nerdctl/name": f"{project}-web-1", "com.docker.compose.project": project})
     server = nats.url.removeprefix("nats://")
     (folder / "config.yaml").write_text(
         f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n  nats: nats://{server}/whalebridge\n"
@@ -152,60 +176,71 @@ def world(engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest
     brokers = dict.fromkeys(("k1:9092,k2:9092", "k1:9092", "localhost:9092"), kafka.bootstrap)
     brokers |= dict.fromkeys(("n1:4222,n2:4222", "n1:4222", "localhost:4222"), server)
     with BridgeProcess(engine.address, folder, "--config", str(folder / "config.yaml"), state_dir=state) as bridge:
-        bridge.wait_said("synced")
-        eventually(lambda: delivered(state), within=60)
-        yield World(engine, state, brokers)
-    yard.clear()
+        bridge.wait_logged("synced")
+        eventually(lambda: is_delivered(state), within=60)
+        yield CommandEnvironment(engine, state, brokers)
+    container_factory.remove_all()
 
 
-def delivered(state: Path) -> bool:
+def is_delivered(state: Path) -> bool:
     """Whether every sink has all that there was to tell: until then topic, streams and bucket may be missing."""
-    with contextlib.closing(Control(state, 20)) as control:
+    with contextlib.closing(ControlClient(state, 20)) as control:
         control.request("GET", "/readyz")
         return not any(each["backlog_records"] for each in json.load(control.getresponse())["sinks"])
 
 
-@pytest.mark.parametrize("text", WAYS)
-def test_what_is_typed_on_a_node(text: str, world: World, tmp_path: Path, require: Callable[..., None]) -> None:
+@pytest.mark.parametrize("text", COMMAND_CASES)
+def test_documented_node_command_works(
+    text: str, command_environment: CommandEnvironment, tmp_path: Path, require: Callable[..., None]
+) -> None:
     require("kcat", "nats")
     own = re.search(" (run|check) .*--state-dir", text)  # the world's is in use
-    do(WAYS[text], text, Place(tmp_path, world.brokers, world.engine, state=None if own else world.state))
+    run_case(
+        COMMAND_CASES[text],
+        text,
+        ShellSandbox(
+            tmp_path,
+            command_environment.brokers,
+            command_environment.engine,
+            state=None if own else command_environment.state,
+        ),
+    )
 
 
 @pytest.mark.parametrize("text", DEMOS)
 @pytest.mark.usefixtures("engine")
-def test_what_a_newcomer_types_where_no_containerd_answers(
+def test_documented_demo_command_works_without_containerd(
     text: str, tmp_path: Path, require: Callable[..., None]
 ) -> None:
-    require(*demo.COMPONENTS, *nats_peer.DEBIAN, "kafka")
-    do(DEMOS[text], text, Place(tmp_path, {}), seconds=150)
+    require(*demo.COMPONENTS, *nats_peer.DEBIAN_COMPONENTS, "kafka")
+    run_case(DEMOS[text], text, ShellSandbox(tmp_path, {}), seconds=150)
 
 
 @pytest.mark.parametrize("text", KAFKA_TOOLS)
 @pytest.mark.usefixtures("engine")
-def test_kafkas_own_tools(
-    text: str, fresh_kafka: Callable[..., Kafka], tmp_path: Path, require: Callable[..., None]
+def test_documented_kafka_tool_command_works(
+    text: str, kafka_factory: Callable[..., Kafka], tmp_path: Path, require: Callable[..., None]
 ) -> None:
     require("kafka-tools")
-    kafka = fresh_kafka(3, acls=True)
-    do(KAFKA_TOOLS[text], text, Place(tmp_path, {"k1:9092": kafka.bootstrap}))
+    kafka = kafka_factory(3, acls=True)
+    run_case(KAFKA_TOOLS[text], text, ShellSandbox(tmp_path, {"k1:9092": kafka.bootstrap}))
 
 
 @pytest.mark.parametrize("text", BENCHES)
 @pytest.mark.usefixtures("engine")
-def test_the_benchmark(text: str, tmp_path: Path, require: Callable[..., None]) -> None:
+def test_documented_benchmark_command_works(text: str, tmp_path: Path, require: Callable[..., None]) -> None:
     require("flood", "kafka", "kcat")
-    do(BENCHES[text], text, Place(tmp_path, {}), seconds=500)
+    run_case(BENCHES[text], text, ShellSandbox(tmp_path, {}), seconds=500)
 
 
-def do(way: Way, text: str, place: Place, seconds: float = 60) -> None:
+def run_case(case: CommandCase, text: str, sandbox: ShellSandbox, seconds: float = 60) -> None:
     with contextlib.ExitStack() as stack:
-        if way.beside:
-            beside = stack.enter_context(place.type(way.beside))
+        if case.beside:
+            beside = stack.enter_context(sandbox.run(case.beside))
             stack.callback(terminate, beside)
-        terminal = stack.enter_context(place.type(text))
-        terminal.wait(lambda page: re.search(way.shows, page), way.shows, seconds)
-        if way.goes_on:
+        terminal = stack.enter_context(sandbox.run(text))
+        terminal.wait(lambda page: re.search(case.expected_output, page), case.expected_output, seconds)
+        if case.runs_until_interrupted:
             status = interrupt(terminal)
             assert status == 0 or not text.startswith("whalebridge") or "|" in text, terminal.page
         else:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, Document, check_stream
-from tests.documents import ROOT, blocks
-from tests.integration.nats_reading import FreshNats, Reader
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream
+from tests.documents import ROOT, code_blocks
+from tests.integration.nats_reading import NatsFactory, StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 
@@ -38,65 +38,65 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("fresh_engine", ["2.4"], indirect=True)
-def test_the_examples_are_records_of_a_run(
-    fresh_engine: Callable[[], Containerd], fresh_nats: FreshNats, tmp_path: Path
+@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
+def test_documented_event_examples_match_real_records(
+    engine_factory: Callable[[], Containerd], nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
-    engine, nats = fresh_engine(), fresh_nats(settings="max_payload: 8192\n")
-    told = list(story(engine, nats, tmp_path))
-    by_type = {"\n".join((each["type"], each["origin"])): shown(each) for each in told}
+    engine, nats = engine_factory(), nats_factory(settings="max_payload: 8192\n")
+    told = list(run_example(engine, nats, tmp_path))
+    by_type = {"\n".join((each["type"], each["origin"])): format_record(each) for each in told}
     for page in (ROOT / "README.md", ROOT / "docs" / "events.md"):
-        for example in map(json.loads, blocks(page.read_text(), "json")):
-            assert masked(example) in map(masked, told), by_type
+        for example in map(json.loads, code_blocks(page.read_text(), "json")):
+            assert mask(example) in map(mask, told), by_type
 
 
-def story(engine: Containerd, nats: Any, folder: Path) -> Iterator[Document]:
+def run_example(engine: Containerd, nats: Any, directory: Path) -> Iterator[RecordDict]:
     """A compose project, of which one container is renamed and the other killed; and one that is too large for NATS."""
     compose = engine.directory / "compose.yaml"
     compose.write_text(COMPOSE)
     up = ("compose", "--file", str(compose), "up", "--detach")
     engine.nerdctl(*up, "web")
-    config = folder / "config.yaml"
+    config = directory / "config.yaml"
     config.write_text(CONFIG.format(urls=[url.removeprefix("nats://") for url in nats.urls]))
-    with BridgeProcess(engine.address, folder, "--config", str(config), state_dir=folder / "state") as bridge:
-        bridge.wait_live()
-        bridge.wait(has("heartbeat"), "heartbeat")
+    with BridgeProcess(engine.address, directory, "--config", str(config), state_dir=directory / "state") as bridge:
+        bridge.wait_synced()
+        bridge.wait(has_type("heartbeat"), "heartbeat")
         engine.nerdctl("rename", "demo-web-1", "front")
-        bridge.wait(has("renamed"), "new name")
+        bridge.wait(has_type("renamed"), "new name")
         engine.nerdctl(*up, "db")
-        (started,) = [each for each in bridge.wait(has("started"), "start") if each["type"] == "started"]
+        (started,) = [each for each in bridge.wait(has_type("started"), "start") if each["type"] == "started"]
         engine.ctr("tasks", "kill", "--signal=SIGKILL", started["container"]["id"])
-        bridge.wait(has("exited"), "exit")
+        bridge.wait(has_type("exited"), "exit")
         engine.run("large", "sleep", "86400", labels={f"label-{number}": "x" * 4000 for number in range(3)})
-        bridge.wait_said("records_rejected")
-        lost = asyncio.run(losses(nats))
+        bridge.wait_logged("records_rejected")
+        lost = asyncio.run(loss_records(nats))
     records = bridge.records()
     check_stream([each for each in records if each["type"] != "heartbeat"])
     yield from records
     yield from lost
 
 
-def has(type_: str) -> Callable[[list[Document]], bool]:
+def has_type(type_: str) -> Callable[[list[RecordDict]], bool]:
     return lambda records: any(each["type"] == type_ for each in records)
 
 
-async def losses(nats: Any) -> list[Document]:
+async def loss_records(nats: Any) -> list[RecordDict]:
     """The `lost` records of the stream, once there is one."""
-    async with Reader(nats) as reader, asyncio.timeout(30):
+    async with StreamReader(nats) as reader, asyncio.timeout(30):
         while True:
-            stored = [json.loads(each.data) for each in await reader.stored("WHALEBRIDGE_CONTAINERS")]
+            stored = [json.loads(each.data) for each in await reader.read_stored("WHALEBRIDGE_CONTAINERS")]
             if lost := [each for each in stored if each["type"] == "lost"]:
                 return lost
             await asyncio.sleep(0.1)
 
 
-def masked(value: Any, name: str = "") -> Any:
+def mask(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
-        return {key: masked(each, key) for key, each in value.items()}
+        return {key: mask(each, key) for key, each in value.items()}
     return "different" if name in DIFFERENT and value is not None else value
 
 
-def shown(record: Document) -> str:
+def format_record(record: RecordDict) -> str:
     """A record as the documents show it; in none of its texts is a blank."""
     text = json.dumps(record, separators=(", ", ":_"))  # lines end after commas only
     lines = textwrap.wrap(text, 116, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)

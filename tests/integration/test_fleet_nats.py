@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bridge.core.errors import NotFoundError, TransientError
-from bridge.fleet.messages import Begin
-from bridge.fleet.nats import WAIT_SECONDS, NatsReader
+from bridge.fleet.messages import StartPosition
+from bridge.fleet.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from tests.eventually import eventually_async
-from tests.integration.fleet_reading import data, following, whole
-from tests.integration.nats_reading import FreshNats, Reader, record, records, settings, started
+from tests.integration.fleet_reading import follow, read_to_end, record_data
+from tests.integration.nats_reading import NatsFactory, StreamReader, record, records, settings, start_sink
 from tests.integration.test_nats_docs import PERMISSIONS
 from tests.integration.test_nats_login import SECRET
 from tests.naming import assert_names, raises_naming
@@ -22,84 +22,84 @@ from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import Permissions
 from tests.testbed.server import HOST
 
-LEAST = Permissions(
+MINIMUM_PERMISSIONS = Permissions(
     publish=["$JS.API.CONSUMER.CREATE.WHALEBRIDGE_EVENTS.*.events.>", "$JS.API.CONSUMER.MSG.NEXT.WHALEBRIDGE_EVENTS.*"],
     subscribe=["_INBOX.>"],
 )
-LOGIN = {"user": "reader", "password": SECRET}
+AUTH = {"user": "reader", "password": SECRET}
 
 
 def reader(
-    peer: Nats, subject: str = "events", *, begin: Begin = "beginning", follow: bool = False, **options: Any
+    peer: Nats, subject: str = "events", *, start: StartPosition = "beginning", follow: bool = False, **options: Any
 ) -> NatsReader:
-    return NatsReader(settings(peer, subject, **options), begin=begin, follow=follow)
+    return NatsReader(settings(peer, subject, **options), start_position=start, follow=follow)
 
 
 async def publish(peer: Nats, first: int, count: int, subject: str = "events", **options: Any) -> list[bytes]:
     batch = records(count, first)
-    sink = await started(peer, subject, **options)
+    sink = await start_sink(peer, subject, **options)
     await sink.publish(batch)
     await sink.close()
-    return data(batch)
+    return record_data(batch)
 
 
-async def test_a_stream_is_read_to_its_end_in_its_order(nats: Nats) -> None:
+async def test_nats_reader_reads_stream_in_order_to_end(nats: Nats) -> None:
     wanted = await publish(nats, 1, 1000, "read.order")
-    found = await whole(reader(nats, "read.order"))
-    assert data(found) == wanted
+    found = await read_to_end(reader(nats, "read.order"))
+    assert record_data(found) == wanted
     assert [each.number for each in found] == list(range(1, 1001))
-    assert found[0].place == "read.order.node-1.shop.started"
+    assert found[0].location == "read.order.node-1.shop.started"
 
 
-async def test_an_empty_stream_has_an_end(nats: Nats) -> None:
+async def test_nats_reader_ends_when_stream_is_empty(nats: Nats) -> None:
     await publish(nats, 1, 0, "read.empty")
-    assert await whole(reader(nats, "read.empty")) == []
+    assert await read_to_end(reader(nats, "read.empty")) == []
 
 
-async def test_reading_begins_at_a_moment_or_at_the_end(nats: Nats) -> None:
+async def test_nats_reader_starts_at_timestamp_or_end(nats: Nats) -> None:
     await publish(nats, 1, 10, "read.since")
     await asyncio.sleep(0.05)
     moment = datetime.now(UTC)
     later = await publish(nats, 11, 10, "read.since")
-    assert data(await whole(reader(nats, "read.since", begin=moment))) == later
-    assert await whole(reader(nats, "read.since", begin="end")) == []
-    async with following(reader(nats, "read.since", begin="end", follow=True)) as found:
+    assert record_data(await read_to_end(reader(nats, "read.since", start=moment))) == later
+    assert await read_to_end(reader(nats, "read.since", start="end")) == []
+    async with follow(reader(nats, "read.since", start="end", follow=True)) as found:
         newest = await publish(nats, 21, 3, "read.since")
-        assert data(await found.count(3)) == newest
+        assert record_data(await found.wait_count(3)) == newest
 
 
-async def test_what_comes_slowly_comes_at_once(nats: Nats) -> None:
+async def test_nats_reader_delivers_infrequent_records_immediately(nats: Nats) -> None:
     await publish(nats, 1, 0, "read.slowly")
-    sink = await started(nats, "read.slowly")
-    async with following(reader(nats, "read.slowly", follow=True)) as found:
+    sink = await start_sink(nats, "read.slowly")
+    async with follow(reader(nats, "read.slowly", follow=True)) as found:
         lasted = []
         for number in range(1, 4):
             await asyncio.sleep(0.3)
             began = time.monotonic()
             await sink.publish([record(number)])
-            await found.count(number)
+            await found.wait_count(number)
             lasted.append(time.monotonic() - began)
-        assert sorted(lasted)[1] < WAIT_SECONDS - 1  # not with the end of a request; a machine may stall once
-        await asyncio.sleep(WAIT_SECONDS + 1)  # longer than the server keeps a request
+        assert sorted(lasted)[1] < REQUEST_EXPIRY_SECONDS - 1  # not with the end of a request; a machine may stall once
+        await asyncio.sleep(REQUEST_EXPIRY_SECONDS + 1)  # longer than the server keeps a request
         await sink.publish([record(4)])
-        await found.count(4)
-        assert found.told == []
+        await found.wait_count(4)
+        assert found.notices == []
     await sink.close()
 
 
-async def test_a_stream_of_any_name_is_found(nats: Nats) -> None:
+async def test_nats_reader_finds_stream_by_subjects(nats: Nats) -> None:
     wanted = await publish(nats, 1, 10, "read.named", stream={"name": "SOMETHING"})
-    assert data(await whole(reader(nats, "read.named"))) == wanted
+    assert record_data(await read_to_end(reader(nats, "read.named"))) == wanted
 
 
-async def test_no_stream_has_these_subjects(nats: Nats) -> None:
+async def test_nats_reader_raises_not_found_when_no_stream_matches(nats: Nats) -> None:
     with raises_naming(NotFoundError, "read.nothing.>"):
-        await whole(reader(nats, "read.nothing"))
+        await read_to_end(reader(nats, "read.nothing"))
 
 
-async def test_only_the_subjects_that_were_asked_for_are_read(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
-    async with Reader(peer) as plain:
+async def test_nats_reader_reads_only_requested_subjects(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
+    async with StreamReader(peer) as plain:
         await plain.jetstream.add_stream(name="ALL", subjects=[">"], no_ack=True)
         await plain.client.publish("other.subject", b"{}")
         await plain.client.publish("events.node-1.shop.started", b"1")
@@ -108,14 +108,14 @@ async def test_only_the_subjects_that_were_asked_for_are_read(fresh_nats: FreshN
                 if (await plain.jetstream.stream_info("ALL", subjects_filter="events.>")).state.subjects:
                     break
                 await asyncio.sleep(0.02)
-        assert data(await whole(reader(peer))) == [b"1"]
+        assert record_data(await read_to_end(reader(peer))) == [b"1"]
 
 
-async def test_nothing_lasting_is_left_behind(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
+async def test_nats_reader_creates_only_ephemeral_consumer(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
     await publish(peer, 1, 10)
-    async with following(reader(peer, follow=True)) as found, Reader(peer) as plain:
-        await found.count(10)
+    async with follow(reader(peer, follow=True)) as found, StreamReader(peer) as plain:
+        await found.wait_count(10)
         (consumer,) = await plain.jetstream.consumers_info("WHALEBRIDGE_EVENTS")
         config = consumer.config
         assert (config.durable_name, config.ack_policy, config.inactive_threshold, config.mem_storage) == (
@@ -126,75 +126,80 @@ async def test_nothing_lasting_is_left_behind(fresh_nats: FreshNats) -> None:
         )
 
 
-async def test_the_least_that_a_server_must_allow(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats(login=nats_auth.users({"reader": SECRET, "admin": SECRET}, {"reader": LEAST}))
-    wanted = await publish(peer, 1, 300, auth=LOGIN | {"user": "admin"})
-    assert data(await whole(reader(peer, auth=LOGIN))) == wanted
+async def test_nats_reader_works_with_minimum_permissions(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(
+        login=nats_auth.users_config({"reader": SECRET, "admin": SECRET}, {"reader": MINIMUM_PERMISSIONS})
+    )
+    wanted = await publish(peer, 1, 300, auth=AUTH | {"user": "admin"})
+    assert record_data(await read_to_end(reader(peer, auth=AUTH))) == wanted
     with raises_naming(TransientError, "permissions violation for publish to ", "docs/nats.md"):
-        await whole(reader(peer, "other", auth=LOGIN))
+        await read_to_end(reader(peer, "other", auth=AUTH))
     with raises_naming(TransientError, "Authorization Violation", "auth.password"):
-        await whole(reader(peer, auth=LOGIN | {"password": "wrong"}))
+        await read_to_end(reader(peer, auth=AUTH | {"password": "wrong"}))
 
 
-def test_that_is_what_the_documentation_says() -> None:
+def test_nats_reader_minimum_permissions_match_documentation() -> None:
     (page,) = (each for each in PERMISSIONS if "CONSUMER" in each)
     documented = page.replace("WHALEBRIDGE_WHALEBRIDGE", "WHALEBRIDGE_EVENTS").replace("whalebridge.>", "events.>")
-    assert re.findall(r'"(.*?)"', documented) == [*(LEAST.publish or ()), *(LEAST.subscribe or ())]
+    assert re.findall(r'"(.*?)"', documented) == [
+        *(MINIMUM_PERMISSIONS.publish or ()),
+        *(MINIMUM_PERMISSIONS.subscribe or ()),
+    ]
 
 
-async def test_a_reader_that_follows_outlives_the_server(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
+async def test_nats_reader_resumes_after_server_restart(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
     first = await publish(peer, 1, 10)
-    async with following(reader(peer, follow=True)) as found:
-        await found.count(10)
+    async with follow(reader(peer, follow=True)) as found:
+        await found.wait_count(10)
         await asyncio.to_thread(peer.stop)
-        await eventually_async(lambda: bool(found.told))
+        await eventually_async(lambda: bool(found.notices))
         await asyncio.to_thread(peer.start)
         second = await publish(peer, 11, 10)
-        assert data(await found.count(20)) == first + second
-        lost, _ = found.told
+        assert record_data(await found.wait_count(20)) == first + second
+        lost, _ = found.notices
         assert_names(lost, "NATS", "127.0.0.1:")
 
 
-async def test_what_comes_before_a_reader_is_back_is_read(fresh_nats: FreshNats) -> None:
+async def test_nats_reader_reads_records_published_while_disconnected(nats_factory: NatsFactory) -> None:
     """Also by one that has begun at the end, and has read nothing yet."""
-    peer = fresh_nats(proxied=True)
+    peer = nats_factory(proxied=True)
     await publish(peer, 1, 10)
-    async with following(reader(peer, begin="end", follow=True)) as found:
-        peer.proxies[0].cut()
-        await eventually_async(lambda: bool(found.told))
-        async with Reader(peer) as plain:  # past the proxy
+    async with follow(reader(peer, start="end", follow=True)) as found:
+        peer.proxies[0].refuse()
+        await eventually_async(lambda: bool(found.notices))
+        async with StreamReader(peer) as plain:  # past the proxy
             await plain.jetstream.publish("events.node-1.shop.started", b"1")
-        peer.proxies[0].heal()
-        assert data(await found.count(1)) == [b"1"]
+        peer.proxies[0].restore()
+        assert record_data(await found.wait_count(1)) == [b"1"]
 
 
-async def test_a_consumer_that_somebody_deletes_is_made_anew(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
+async def test_nats_reader_recreates_deleted_consumer(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
     first = await publish(peer, 1, 10)
-    async with following(reader(peer, follow=True)) as found, Reader(peer) as plain:
-        await found.count(10)
+    async with follow(reader(peer, follow=True)) as found, StreamReader(peer) as plain:
+        await found.wait_count(10)
         (consumer,) = await plain.jetstream.consumers_info("WHALEBRIDGE_EVENTS")
         await plain.jetstream.delete_consumer("WHALEBRIDGE_EVENTS", consumer.name)
         second = await publish(peer, 11, 10)
-        assert data(await found.count(20)) == first + second
+        assert record_data(await found.wait_count(20)) == first + second
 
 
-async def test_a_server_that_is_silent_or_away_is_not_waited_for(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats(proxied=True)
+async def test_nats_reader_fails_in_time_when_server_is_unresponsive(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(proxied=True)
     await publish(peer, 1, 10)
-    peer.proxies[0].silence()
+    peer.proxies[0].drop_traffic()
     began = time.monotonic()
     with raises_naming(TransientError, HOST, "2 s"):
-        await whole(reader(peer, timeout="2s", follow=True))
+        await read_to_end(reader(peer, timeout="2s", follow=True))
     assert time.monotonic() - began < 15
     peer.close()
     with raises_naming(TransientError, HOST):
-        await whole(reader(peer, timeout="2s", follow=True))
+        await read_to_end(reader(peer, timeout="2s", follow=True))
 
 
-async def test_core_nats_is_listened_to(nats: Nats) -> None:
+async def test_nats_reader_receives_core_nats_messages(nats: Nats) -> None:
     options = {"mode": "core"}
-    async with following(reader(nats, "read.core", begin="end", follow=True, **options)) as found:
+    async with follow(reader(nats, "read.core", start="end", follow=True, **options)) as found:
         wanted = await publish(nats, 1, 300, "read.core", **options)
-        assert data(await found.count(300)) == wanted
+        assert record_data(await found.wait_count(300)) == wanted

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
-from tests.integration.commands import Yard, assert_one_line, whalebridge
+from tests.integration.commands import ContainerFactory, assert_one_line, whalebridge
 from tests.integration.test_disks import fill_up, small_disk
 from tests.naming import assert_names
 from tests.testbed import browser
@@ -33,7 +33,7 @@ LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
 HOSTILE = "<script>document.title='owned'</script>\"><img src=x onerror=\"document.title='owned'\">\u202e"
 
 
-class Page(NamedTuple):
+class Response(NamedTuple):
     status: int
     text: str
 
@@ -42,21 +42,21 @@ class Page(NamedTuple):
         return json.loads(self.text)
 
 
-class Site:
+class HttpClient:
     """What a running bridge answers over TCP."""
 
     def __init__(self, bridge: BridgeProcess) -> None:
-        (line,) = bridge.wait_said("http_listening")
+        (line,) = bridge.wait_logged("http_listening")
         self.url = f"http://{line['listen'][0]}"
 
-    def get(self, path: str, method: str = "GET", **headers: str) -> Page:
+    def get(self, path: str, method: str = "GET", **headers: str) -> Response:
         request = urllib.request.Request(self.url + path, method=method, headers=headers)  # noqa: S310 (our own)
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-                return Page(answer.status, answer.read().decode())
+                return Response(answer.status, answer.read().decode())
         except urllib.error.HTTPError as error:
             with error:
-                return Page(error.code, error.read().decode())
+                return Response(error.code, error.read().decode())
 
     def ready(self) -> bool:
         return self.get("/readyz").status == http.client.OK
@@ -70,10 +70,10 @@ class Site:
 
 
 @pytest.fixture
-def yard(engine: Containerd) -> Iterator[Yard]:
-    yard = Yard(engine)
-    yield yard
-    yard.clear()
+def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
+    container_factory = ContainerFactory(engine)
+    yield container_factory
+    container_factory.remove_all()
 
 
 def label(name: str, project: str = "") -> dict[str, str]:
@@ -84,16 +84,16 @@ def label(name: str, project: str = "") -> dict[str, str]:
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_a_browser_shows_the_page_and_runs_nothing_of_it(
-    yard: Yard, tmp_path: Path, require: Callable[..., None]
+def test_status_page_runs_no_injected_script_in_browser(
+    container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
 ) -> None:
     require(*browser.COMPONENTS)
-    yard.run(labels=label(HOSTILE, project=HOSTILE))
-    yard.run(labels=label("web-shop-web-1", project="web-shop"))
-    with BridgeProcess(yard.address, tmp_path, environment=LOCAL) as bridge:
-        site = Site(bridge)
-        bridge.wait_live()
-        document = browser.dom(f"{site.url}/", tmp_path / "profile")
+    container_factory.run(labels=label(HOSTILE, project=HOSTILE))
+    container_factory.run(labels=label("web-shop-web-1", project="web-shop"))
+    with BridgeProcess(container_factory.address, tmp_path, environment=LOCAL) as bridge:
+        site = HttpClient(bridge)
+        bridge.wait_synced()
+        document = browser.render_dom(f"{site.url}/", tmp_path / "profile")
         for dark in (False, True):
             picture = tmp_path / f"{dark}.png"
             browser.screenshot(f"{site.url}/", tmp_path / "profile", picture, dark=dark)
@@ -110,14 +110,14 @@ def test_a_browser_shows_the_page_and_runs_nothing_of_it(
 # --- readiness ---
 
 
-@pytest.mark.parametrize("fresh_engine", ["2.4"], indirect=True)
-def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
-    fresh_engine: Callable[[], Containerd], tmp_path: Path
+@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
+def test_readiness_follows_containerd_hang_within_30_s(
+    engine_factory: Callable[[], Containerd], tmp_path: Path
 ) -> None:
-    containerd = fresh_engine()
+    containerd = engine_factory()
     with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
-        site = Site(bridge)
-        bridge.wait_live()
+        site = HttpClient(bridge)
+        bridge.wait_synced()
         assert site.ready()
         containerd.suspend()
         try:
@@ -130,10 +130,10 @@ def test_a_hung_containerd_makes_it_unready_within_30_s_and_ready_again(
         eventually(site.ready, within=30)
 
 
-def test_it_is_unready_before_its_first_snapshot(tmp_path: Path) -> None:
+def test_readiness_is_false_before_first_snapshot(tmp_path: Path) -> None:
     with BridgeProcess(str(tmp_path / "c.sock"), tmp_path, environment=LOCAL) as bridge:
-        site = Site(bridge)
-        bridge.wait_said("containerd_unavailable")
+        site = HttpClient(bridge)
+        bridge.wait_logged("containerd_unavailable")
         page = site.get("/readyz")
         assert (page.status, page.document["ready"]) == (503, False)
         assert "c.sock" in page.document["reasons"][0]
@@ -142,17 +142,17 @@ def test_it_is_unready_before_its_first_snapshot(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_a_full_disk_makes_it_unready_and_room_ready_again(yard: Yard, tmp_path: Path) -> None:
+def test_readiness_is_false_while_disk_is_full(container_factory: ContainerFactory, tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "disk", "4m") as disk,
-        BridgeProcess(yard.address, tmp_path, state_dir=disk / "state", environment=LOCAL) as bridge,
+        BridgeProcess(container_factory.address, tmp_path, state_dir=disk / "state", environment=LOCAL) as bridge,
     ):
-        site = Site(bridge)
-        bridge.wait_live()
+        site = HttpClient(bridge)
+        bridge.wait_synced()
         assert site.ready()
         filler = fill_up(disk)
         for _ in range(4):
-            yard.run(labels={"filler": "x" * 2000})
+            container_factory.run(labels={"filler": "x" * 2000})
         eventually(lambda: not site.ready(), within=20)
         told = site.get("/readyz").document
         assert_names(told["outbox"]["error"], disk / "state" / "outbox.db", "full")
@@ -164,14 +164,14 @@ def test_a_full_disk_makes_it_unready_and_room_ready_again(yard: Yard, tmp_path:
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: Path) -> None:
+def test_readiness_is_degraded_when_sink_is_down(container_factory: ContainerFactory, tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         sinks = ["stdout:", f"nats://127.0.0.1:{nobody.getsockname()[1]}/bridge"]
-        with BridgeProcess(yard.address, tmp_path, sinks=sinks, environment=LOCAL) as bridge:
-            site = Site(bridge)
-            bridge.wait_live()
-            bridge.wait_said("sink_publish_failed")
+        with BridgeProcess(container_factory.address, tmp_path, sinks=sinks, environment=LOCAL) as bridge:
+            site = HttpClient(bridge)
+            bridge.wait_synced()
+            bridge.wait_logged("sink_publish_failed")
             page = site.get("/readyz")
             assert (page.status, page.document["degraded"]) == (200, True)
             well, down = page.document["sinks"]
@@ -187,12 +187,12 @@ def test_a_sink_that_is_down_leaves_it_ready_but_degraded(yard: Yard, tmp_path: 
 # --- metrics ---
 
 
-def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Containerd], tmp_path: Path) -> None:
-    containerd = fresh_engine()
+def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], tmp_path: Path) -> None:
+    containerd = engine_factory()
     first, second, third = (f"known{number}-{os.getpid()}" for number in range(3))
     with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
-        site = Site(bridge)
-        bridge.wait_live()
+        site = HttpClient(bridge)
+        bridge.wait_synced()
         for id_ in (first, second, third):
             containerd.run(id_, "sleep", "86400")
         containerd.ctr("task", "exec", "--exec-id", "probe", first, "true")
@@ -224,7 +224,7 @@ def test_metrics_are_true_after_a_known_history(fresh_engine: Callable[[], Conta
 
 
 @pytest.mark.parametrize("files", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
-def test_promtool_finds_nothing_wrong(files: tuple[str, ...], require: Callable[..., None]) -> None:
+def test_promtool_accepts_prometheus_files(files: tuple[str, ...], require: Callable[..., None]) -> None:
     require("prometheus")
     environment = {**os.environ, "PATH": search_path("prometheus")}
     folder = ROOT / "deploy" / "prometheus"
@@ -235,11 +235,13 @@ def test_promtool_finds_nothing_wrong(files: tuple[str, ...], require: Callable[
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_promtool_likes_the_metrics_that_are_exposed(yard: Yard, tmp_path: Path, require: Callable[..., None]) -> None:
+def test_promtool_accepts_exposed_metrics(
+    container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
+) -> None:
     require("prometheus")
-    with BridgeProcess(yard.address, tmp_path, environment=LOCAL) as bridge:
-        site = Site(bridge)
-        bridge.wait_live()
+    with BridgeProcess(container_factory.address, tmp_path, environment=LOCAL) as bridge:
+        site = HttpClient(bridge)
+        bridge.wait_synced()
         text = site.get("/metrics").text
     environment = {**os.environ, "PATH": search_path("prometheus")}
     done = subprocess.run(
@@ -252,14 +254,14 @@ def test_promtool_likes_the_metrics_that_are_exposed(yard: Yard, tmp_path: Path,
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
+def test_http_responses_contain_no_secrets(container_factory: ContainerFactory, tmp_path: Path) -> None:
     numbers = itertools.count()
 
     def canary() -> str:
         return f"canary-{next(numbers)}-{os.getpid()}"
 
     labels = {"db.password": canary(), "api-token": canary(), "nerdctl/extraHosts": canary(), "tier": "let-through"}
-    yard.run(labels=labels)
+    container_factory.run(labels=labels)
     environment = {
         **LOCAL,
         "WHALEBRIDGE_SINKS__STDOUT__TYPE": "stdout",
@@ -269,10 +271,10 @@ def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
         "WHALEBRIDGE_SINKS__NATS__AUTH__USER": "bridge",
         "WHALEBRIDGE_SINKS__NATS__AUTH__PASSWORD": canary(),
     }
-    with BridgeProcess(yard.address, tmp_path, environment=environment) as bridge:
-        site = Site(bridge)
-        bridge.wait_live()
-        bridge.wait_said("sink_publish_failed")
+    with BridgeProcess(container_factory.address, tmp_path, environment=environment) as bridge:
+        site = HttpClient(bridge)
+        bridge.wait_synced()
+        bridge.wait_logged("sink_publish_failed")
         pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/containers")]
     assert "let-through" in pages[3]
     assert [page for page in [*pages, bridge.log.read_text()] if "canary-" in page] == []
@@ -281,7 +283,7 @@ def test_secrets_are_on_no_page(yard: Yard, tmp_path: Path) -> None:
 # --- where it listens ---
 
 
-def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -> None:
+def test_run_exits_1_when_configured_http_address_is_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with BridgeProcess("/nowhere.sock", tmp_path, environment={"WHALEBRIDGE_HTTP__LISTEN": address}) as bridge:
@@ -291,21 +293,21 @@ def test_an_address_that_was_named_and_is_taken_ends_the_start(tmp_path: Path) -
     assert last.startswith(f"whalebridge: http.listen {address}: Address already in use")
 
 
-def test_the_default_address_is_done_without_where_it_is_taken(tmp_path: Path) -> None:
+def test_run_continues_when_default_http_address_is_in_use(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin"}
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that were closed do not count
         with contextlib.suppress(TimeoutError):  # somebody else has it for good: as well
-            eventually(lambda: _taken(other, 9469), within=30)
+            eventually(lambda: occupy_port(other, 9469), within=30)
         bridge = BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment)
         del bridge._environment["WHALEBRIDGE_HTTP__LISTEN"]
         with bridge:
-            (told,) = bridge.wait_said("http_listen_failed")
+            (told,) = bridge.wait_logged("http_listen_failed")
             assert (told["level"], "127.0.0.1:9469" in told["error"]) == ("warning", True)
             eventually((tmp_path / "state" / "control.sock").is_socket)
 
 
-def _taken(ours: socket.socket, port: int) -> bool:
+def occupy_port(ours: socket.socket, port: int) -> bool:
     """Take a port, which a bridge of another test may have for a while."""
     try:
         ours.bind(("127.0.0.1", port))
@@ -319,15 +321,17 @@ def _taken(ours: socket.socket, port: int) -> bool:
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
-    yard.run()
+def test_snapshot_command_triggers_snapshot_of_running_bridge(
+    container_factory: ContainerFactory, tmp_path: Path
+) -> None:
+    container_factory.run()
     state = tmp_path / "state"
-    with BridgeProcess(yard.address, tmp_path, state_dir=state) as bridge:
-        bridge.wait_live()
+    with BridgeProcess(container_factory.address, tmp_path, state_dir=state) as bridge:
+        bridge.wait_synced()
         done = whalebridge("snapshot", "--state-dir", str(state), "--json")
         assert (done.returncode, done.stderr) == (0, "")
         taken = json.loads(done.stdout)
-        records = bridge.wait_live(2)
+        records = bridge.wait_synced(2)
         frame = next(each["snapshot"] for each in reversed(records) if each["snapshot"])
         assert frame["reason"] == "on_demand"
         assert taken == {"id": frame["id"], "containers": frame["containers"]}
@@ -337,7 +341,7 @@ def test_snapshot_asks_the_running_bridge(yard: Yard, tmp_path: Path) -> None:
     assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, str(state))
 
 
-def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
+def test_snapshot_command_explains_unusable_state_dir(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "control.sock"))
     assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, str(tmp_path))
@@ -348,8 +352,8 @@ def test_snapshot_says_what_is_wrong(tmp_path: Path) -> None:
         assert_one_line(done, 3, "permission denied", "root")
 
 
-def test_snapshot_of_a_bridge_that_watches_nothing_fails(tmp_path: Path) -> None:
+def test_snapshot_command_fails_when_containerd_is_unavailable(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-        bridge.wait_said("containerd_unavailable")
+        bridge.wait_logged("containerd_unavailable")
         assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "/readyz")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
-from tests.documents import ROOT, typed
+from tests.documents import ROOT, shell_commands
 from tests.testbed.containerd import Containerd
 
 pytestmark = pytest.mark.timeout(900)
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.timeout(900)
 INSTALL = (ROOT / "docs" / "install.md").read_text()
 
 
-class Machine:
+class InstallSandbox:
     """A folder in which the document's paths are, and a copy of the checkout."""
 
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "root"
-        self.checkout = folder / "checkout"
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "root"
+        self.checkout = directory / "checkout"
         for place in ("opt", "etc/systemd/system", "etc/bash_completion.d", "usr/local/bin", "var/lib", "bin"):
             (self.root / place).mkdir(parents=True)
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -37,18 +37,18 @@ class Machine:
             shutil.copy2(ROOT / name, self.checkout / name)
         (self.root / "bin" / "python3").symlink_to(sys.executable)
 
-    def section(self, title: str) -> None:
+    def run_section(self, title: str) -> None:
         """Do what a section says in its `sh` blocks."""
         for line in documented(title):
-            self.do(line)
+            self.run_line(line)
 
-    def do(self, line: str) -> str:
+    def run_line(self, line: str) -> str:
         here = re.sub(r"(?<![\w./])/(opt|etc|usr/local|var)/", rf"{self.root}/\1/", line)
         path = f"{self.root}/bin:{self.root}/usr/local/bin:/usr/bin:/bin"
         done = subprocess.run(
             ["sh", "-ec", here],
             cwd=self.checkout,
-            env={**_of_pip(), "PATH": path, "HOME": str(self.root)},
+            env={**_pip_settings(), "PATH": path, "HOME": str(self.root)},
             capture_output=True,
             text=True,
             check=False,
@@ -60,32 +60,32 @@ class Machine:
 def documented(title: str = "") -> list[str]:
     """The commands of the `sh` blocks of a section, or of all, but for those that need a running systemd."""
     (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", INSTALL, re.MULTILINE | re.DOTALL) if title else [INSTALL]
-    return [line for line in typed(text, "sh") if not line.startswith(("systemctl", "systemd-run"))]
+    return [line for line in shell_commands(text, "sh") if not line.startswith(("systemctl", "systemd-run"))]
 
 
-def _of_pip() -> dict[str, str]:
+def _pip_settings() -> dict[str, str]:
     """Where pip is told to look."""
     return {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_installed_used_upgraded_and_removed(engine: Containerd, tmp_path: Path) -> None:
-    machine = Machine(tmp_path)
-    machine.section("Install")
-    machine.section("As a systemd service")
+def test_documented_install_upgrade_and_removal_work(engine: Containerd, tmp_path: Path) -> None:
+    machine = InstallSandbox(tmp_path)
+    machine.run_section("Install")
+    machine.run_section("As a systemd service")
     program = machine.root / "opt/whalebridge/bin/whalebridge"
     assert "complete " in (machine.root / "etc/bash_completion.d/whalebridge").read_text()
     assert (machine.root / "etc/systemd/system/whalebridge.service").exists()
-    assert f"ok        {engine.address}: " in machine.do(f"whalebridge doctor --containerd {engine.address}")
-    assert "ok        state_dir: " in machine.do(
+    assert f"ok        {engine.address}: " in machine.run_line(f"whalebridge doctor --containerd {engine.address}")
+    assert "ok        state_dir: " in machine.run_line(
         f"whalebridge check --containerd {engine.address} --state-dir /var/lib/w"
     )
-    machine.section("Upgrade")
+    machine.run_section("Upgrade")
     bridge = BridgeProcess(engine.address, tmp_path, state_dir=machine.root / "var/lib/whalebridge")
     bridge.command = [str(program), *bridge.command[3:]]
     with bridge:
-        bridge.wait_live()
-    machine.section("Remove")
+        bridge.wait_synced()
+    machine.run_section("Remove")
     assert not (machine.root / "opt/whalebridge").exists()
     assert not list((machine.root / "usr/local/bin").iterdir())
     left = {path.name for path in (machine.root / "var/lib/whalebridge").iterdir()}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from bridge.core.errors import RefusedRecordError, TransientError
+from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.kafka.messages import Message, event_messages
 from tests.certificates import Authority
-from tests.integration.kafka_sinks import data, first_occurrences, insist, sink
+from tests.integration.kafka_sinks import distinct_values, open_sink, publish_until_accepted, record_data
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, record, records
-from tests.testbed.kafka import PATIENT, USERS, Kafka
+from tests.testbed.kafka import LONG_SESSION_TIMEOUT, USERS, Kafka
 from tests.testbed.kafka_config import Listener, unsecured_jwt
 
 MECHANISMS = ["plain", "scram-sha-256", "scram-sha-512"]
@@ -23,15 +23,17 @@ USER = "bridge"
 
 
 @pytest.fixture(scope="module")
-def guarded(kafka: Kafka) -> Iterator[Kafka]:
+def restricted_kafka(kafka: Kafka) -> Iterator[Kafka]:
     """A Kafka that allows nothing to those who log in, unless told so. (`kafka` sees to it that it is installed.)"""
     assert kafka.servers
     users = {name: f"{name}-password" for name in ("writer", "owner", "least", "nobody", "keeper", "stateful")}
-    with Kafka(listeners=("sasl_plaintext",), users=users, acls=True, settings=PATIENT) as guarded:
-        yield guarded
+    with Kafka(
+        listeners=("sasl_plaintext",), users=users, acls=True, settings=LONG_SESSION_TIMEOUT
+    ) as restricted_kafka:
+        yield restricted_kafka
 
 
-def login(user: str = USER, **options: Any) -> dict[str, Any]:
+def auth(user: str = USER, **options: Any) -> dict[str, Any]:
     return {"mechanism": "scram-sha-256", "username": user, **options}
 
 
@@ -39,10 +41,10 @@ def tls(authority: Authority, **options: Any) -> dict[str, Any]:
     return {"enabled": True, "ca_file": str(authority.certificate), **options}
 
 
-async def refusal(where: str, **options: Any) -> str:
+async def publish_error(peer: str, **options: Any) -> str:
     """What is said where publishing does not work."""
     with pytest.raises(TransientError) as caught:
-        async with sink(where, "closed", **options) as made:
+        async with open_sink(peer, "closed", **options) as made:
             await made.publish([record(1)])
     text = str(caught.value)
     error: BaseException | None = caught.value
@@ -58,122 +60,125 @@ async def refusal(where: str, **options: Any) -> str:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("listener", ["sasl_plaintext", "sasl_ssl"])
-async def test_a_user_with_the_right_password_publishes(
+async def test_kafka_sink_publishes_with_correct_password(
     kafka: Kafka, authority: Authority, listener: Listener, mechanism: str, tmp_path: Path
 ) -> None:
     topic = f"{listener}-{mechanism}"
     file = tmp_path / "password"
     file.write_text(f"{USERS[USER]}\n")
     secure: dict[str, Any] = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
-    where = kafka.bootstrap_of(listener)
-    for auth in (login(mechanism=mechanism, password=USERS[USER]), login(mechanism=mechanism, password_file=str(file))):
-        async with sink(where, topic, auth=auth, **secure) as made:
+    where = kafka.bootstrap_for(listener)
+    for credentials in (
+        auth(mechanism=mechanism, password=USERS[USER]),
+        auth(mechanism=mechanism, password_file=str(file)),
+    ):
+        async with open_sink(where, topic, auth=credentials, **secure) as made:
             await made.publish([record(1)])
     assert len(kafka.admin.records(topic)) == 2
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("user", [USER, "stranger"])
-async def test_a_wrong_password_or_user_is_named(kafka: Kafka, mechanism: str, user: str) -> None:
-    auth = login(user, mechanism=mechanism, password=SECRET)
-    text = await refusal(kafka.bootstrap_of("sasl_plaintext"), auth=auth)
+async def test_kafka_sink_reports_wrong_user_or_password(kafka: Kafka, mechanism: str, user: str) -> None:
+    auth = auth(user, mechanism=mechanism, password=SECRET)
+    text = await publish_error(kafka.bootstrap_for("sasl_plaintext"), auth=auth)
     assert_names(text, f"user {user}", mechanism, "auth.password")
 
 
-async def test_a_token_from_a_file_publishes_and_an_expired_one_is_named(kafka: Kafka, tmp_path: Path) -> None:
+async def test_kafka_sink_accepts_token_file_and_reports_expired_token(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "token"
     auth = {"mechanism": "oauthbearer", "token_file": str(file)}
-    where = kafka.bootstrap_of("sasl_plaintext")
+    where = kafka.bootstrap_for("sasl_plaintext")
     file.write_text(unsecured_jwt(USER) + "\n")
-    async with sink(where, "token", auth=auth) as made:
+    async with open_sink(where, "token", auth=auth) as made:
         await made.publish([record(1)])
     assert len(kafka.admin.records("token")) == 1
     for token in (unsecured_jwt(USER, seconds=-60), SECRET):
         file.write_text(token)
-        assert_names(await refusal(where, auth=auth), where, f"token_file {file}")
+        assert_names(await publish_error(where, auth=auth), where, f"token_file {file}")
     file.write_text(" \n")
-    assert_names(await refusal(where, auth=auth), f"auth.token_file {file}")
+    assert_names(await publish_error(where, auth=auth), f"auth.token_file {file}")
     file.unlink()
-    assert_names(await refusal(where, auth=auth), f"auth.token_file {file}", "No such file or directory")
+    assert_names(await publish_error(where, auth=auth), f"auth.token_file {file}", "No such file or directory")
 
 
-async def test_a_way_of_logging_in_that_the_broker_does_not_have_is_named(guarded: Kafka, kafka: Kafka) -> None:
+async def test_kafka_sink_reports_auth_unsupported_by_listener(restricted_kafka: Kafka, kafka: Kafka) -> None:
     where = kafka.bootstrap
-    assert_names(await refusal(where, auth=login(password=SECRET)), where, "auth")
-    for_logins = guarded.bootstrap_of("sasl_plaintext")
-    assert_names(await refusal(for_logins), for_logins, "kafkas://", "tls.enabled", "(auth)")
+    assert_names(await publish_error(where, auth=auth(password=SECRET)), where, "auth")
+    for_logins = restricted_kafka.bootstrap_for("sasl_plaintext")
+    assert_names(await publish_error(for_logins), for_logins, "kafkas://", "tls.enabled", "(auth)")
 
 
-async def test_a_password_that_is_replaced_is_picked_up(kafka: Kafka, tmp_path: Path) -> None:
+async def test_kafka_sink_rereads_replaced_password_file(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text(SECRET)
     whole = records(10)
-    where = kafka.bootstrap_of("sasl_plaintext")
+    where = kafka.bootstrap_for("sasl_plaintext")
     with raises_naming(TransientError, "user bridge", "scram-sha-256", file):
-        async with sink(where, "rotated", auth=login(password_file=str(file))) as made:
+        async with open_sink(where, "rotated", auth=auth(password_file=str(file))) as made:
             pass
-    async with sink(kafka, "rotated"):
+    async with open_sink(kafka, "rotated"):
         pass
     file.write_text(USERS[USER])
-    async with sink(where, "rotated", auth=login(password_file=str(file))) as made:
+    async with open_sink(where, "rotated", auth=auth(password_file=str(file))) as made:
         await made.publish(whole[:5])
         file.write_text(SECRET)
         await made.close()  # as after any error: the next attempt reads the file anew
         with raises_naming(TransientError, "user bridge", file):
             await made.publish(whole[5:])
         file.write_text(USERS[USER])
-        await insist(made, whole[5:])
-    assert [each.value for each in kafka.admin.records("rotated")] == data(whole)
+        await publish_until_accepted(made, whole[5:])
+    assert [each.value for each in kafka.admin.records("rotated")] == record_data(whole)
 
 
 # --- TLS ---
 
 
-async def test_tls_and_a_certificate_of_our_own_publish(kafka: Kafka, authority: Authority) -> None:
+async def test_kafka_sink_publishes_over_tls_and_mtls(kafka: Kafka, authority: Authority) -> None:
     ours = authority.issue(USER, password=SECRET)
     own = {"cert_file": str(ours.certificate), "key_file": str(ours.key), "key_password": SECRET}
-    async with sink(kafka.bootstrap_of("ssl"), "tls", tls=tls(authority)) as made:
+    async with open_sink(kafka.bootstrap_for("ssl"), "tls", tls=tls(authority)) as made:
         await made.publish([record(1)])
-    async with sink(kafka.bootstrap_of("mtls"), "tls", tls=tls(authority, **own)) as made:
+    async with open_sink(kafka.bootstrap_for("mtls"), "tls", tls=tls(authority, **own)) as made:
         await made.publish([record(2)])
     assert len(kafka.admin.records("tls")) == 2
 
 
-async def test_a_server_of_an_authority_that_is_not_ours_is_not_trusted(
+async def test_kafka_sink_distrusts_server_of_unknown_authority(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
-    where = kafka.bootstrap_of("ssl")
+    where = kafka.bootstrap_for("ssl")
     other = Authority(tmp_path / "other", "another authority")
-    text = await refusal(where, tls=tls(other))
+    text = await publish_error(where, tls=tls(other))
     assert_names(text, where, "unable to get local issuer certificate", other.certificate)
-    assert_names(await refusal(where, tls={"enabled": True}), where, "tls.ca_file")
+    assert_names(await publish_error(where, tls={"enabled": True}), where, "tls.ca_file")
     assert authority.certificate != other.certificate
 
 
-async def test_a_server_whose_certificate_is_for_another_host_is_not_trusted(
-    fresh_kafka: Any, authority: Authority
-) -> None:
+async def test_kafka_sink_distrusts_server_certificate_for_other_host(kafka_factory: Any, authority: Authority) -> None:
     certificate = authority.issue("broker", hosts=("elsewhere.example", "127.0.0.9"))
-    kafka = fresh_kafka(listeners=("ssl",), authority=authority, certificate=certificate)
+    kafka = kafka_factory(listeners=("ssl",), authority=authority, certificate=certificate)
     where = kafka.bootstrap_of("ssl")
-    assert_names(await refusal(where, tls=tls(authority)), where, "IP address mismatch")
+    assert_names(await publish_error(where, tls=tls(authority)), where, "IP address mismatch")
     where = where.replace("127.0.0.1", "localhost")
-    assert_names(await refusal(where, tls=tls(authority)), where, "Hostname mismatch")
+    assert_names(await publish_error(where, tls=tls(authority)), where, "Hostname mismatch")
 
 
-async def test_a_missing_or_wrong_certificate_of_ours_is_named(
+async def test_kafka_sink_reports_missing_or_wrong_client_certificate(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
-    where = kafka.bootstrap_of("mtls")
-    assert_names(await refusal(where, tls=tls(authority)), where, "tls.cert_file")
+    where = kafka.bootstrap_for("mtls")
+    assert_names(await publish_error(where, tls=tls(authority)), where, "tls.cert_file")
     strange = Authority(tmp_path / "strange", "another authority").issue(USER)
     own = {"cert_file": str(strange.certificate), "key_file": str(strange.key)}
-    text = await refusal(where, tls=tls(authority, **own))
+    text = await publish_error(where, tls=tls(authority, **own))
     assert_names(text, where, strange.certificate)
 
 
-async def test_files_that_are_missing_or_useless_are_named(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
-    where = kafka.bootstrap_of("mtls")
+async def test_kafka_sink_reports_missing_or_invalid_tls_files(
+    kafka: Kafka, authority: Authority, tmp_path: Path
+) -> None:
+    where = kafka.bootstrap_for("mtls")
     ours, others = authority.issue(USER, password=SECRET), authority.issue("other")
     rubbish = tmp_path / "rubbish"
     rubbish.write_text(SECRET)
@@ -190,86 +195,88 @@ async def test_files_that_are_missing_or_useless_are_named(kafka: Kafka, authori
         ({"cert_file": str(rubbish)}, [f"tls.cert_file {rubbish}", f"tls.key_file {rubbish}"]),
     ]
     for options, named in wrong:
-        assert_names(await refusal(where, tls=tls(authority) | options), *named)
+        assert_names(await publish_error(where, tls=tls(authority) | options), *named)
 
 
-async def test_plain_text_and_tls_that_meet_are_told_of(kafka: Kafka, authority: Authority) -> None:
-    assert_names(await refusal(kafka.bootstrap, tls=tls(authority)), kafka.bootstrap, "TLS")
-    for_tls = kafka.bootstrap_of("ssl")
-    assert_names(await refusal(for_tls), for_tls, "tls.enabled")
+async def test_kafka_sink_reports_plaintext_and_tls_mismatch(kafka: Kafka, authority: Authority) -> None:
+    assert_names(await publish_error(kafka.bootstrap, tls=tls(authority)), kafka.bootstrap, "TLS")
+    for_tls = kafka.bootstrap_for("ssl")
+    assert_names(await publish_error(for_tls), for_tls, "tls.enabled")
 
 
 # --- servers ---
 
 
-async def test_each_server_that_cannot_be_used_is_named_with_its_reason(kafka: Kafka) -> None:
+async def test_kafka_sink_reports_reason_for_each_unusable_server(kafka: Kafka) -> None:
     port = kafka.bootstrap.rpartition(":")[2]
-    text = await refusal(f"127.0.0.1:1,no.such.host.invalid:{port}")
+    text = await publish_error(f"127.0.0.1:1,no.such.host.invalid:{port}")
     assert_names(text, "127.0.0.1:1: connection refused", f"no.such.host.invalid:{port}: ")
-    async with sink(f"127.0.0.1:1,{kafka.bootstrap}", "second") as made:
+    async with open_sink(f"127.0.0.1:1,{kafka.bootstrap}", "second") as made:
         await made.publish([record(1)])
 
 
 # --- permissions ---
 
 
-def acl(user: str) -> dict[str, Any]:
-    return {"auth": login(user, password=f"{user}-password")}
+def acl_settings(user: str) -> dict[str, Any]:
+    return {"auth": auth(user, password=f"{user}-password")}
 
 
-async def test_the_least_that_brokers_must_allow(guarded: Kafka) -> None:
+async def test_kafka_sink_needs_only_describe_and_write_permission(restricted_kafka: Kafka) -> None:
     """As docs/kafka.md has it: Describe and Write on a topic that is there."""
-    where = guarded.bootstrap_of("sasl_plaintext")
-    guarded.admin.create_topic("given")
-    text = await refusal(where, **acl("least") | {"auto_create": False})
+    where = restricted_kafka.bootstrap_for("sasl_plaintext")
+    restricted_kafka.admin.create_topic("given")
+    text = await publish_error(where, **acl_settings("least") | {"auto_create": False})
     assert_names(text, "user least", "topic closed", "Describe", "Write")
-    guarded.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
-    async with sink(where, "given", **acl("least")) as made:
+    restricted_kafka.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
+    async with open_sink(where, "given", **acl_settings("least")) as made:
         await made.publish([record(1)])
-    assert len(guarded.admin.records("given")) == 1
+    assert len(restricted_kafka.admin.records("given")) == 1
 
 
-async def test_a_topic_is_created_by_whom_that_is_allowed(guarded: Kafka) -> None:
-    where = guarded.bootstrap_of("sasl_plaintext")
-    guarded.admin.allow("User:owner", "write", "topic", "owned")
+async def test_kafka_sink_creates_topic_when_permitted(restricted_kafka: Kafka) -> None:
+    where = restricted_kafka.bootstrap_for("sasl_plaintext")
+    restricted_kafka.admin.allow("User:owner", "write", "topic", "owned")
     with raises_naming(TransientError, "topic owned", "user owner", "Create"):
-        async with sink(where, "owned", **acl("owner")):
+        async with open_sink(where, "owned", **acl_settings("owner")):
             pass
-    guarded.admin.allow("User:owner", "create", "topic", "owned")
-    guarded.admin.allow("User:owner", "describe_configs", "topic", "owned")
-    async with sink(where, "owned", **acl("owner")) as made:
+    restricted_kafka.admin.allow("User:owner", "create", "topic", "owned")
+    restricted_kafka.admin.allow("User:owner", "describe_configs", "topic", "owned")
+    async with open_sink(where, "owned", **acl_settings("owner")) as made:
         await made.publish([record(1)])
-    assert guarded.admin.describe("owned")["settings"]["cleanup.policy"] == "delete"
+    assert restricted_kafka.admin.describe("owned")["settings"]["cleanup.policy"] == "delete"
 
 
-async def test_a_topic_that_may_only_be_seen_is_not_written(guarded: Kafka) -> None:
-    where = guarded.bootstrap_of("sasl_plaintext")
-    guarded.admin.create_topic("seen")
-    guarded.admin.allow("User:nobody", "describe", "topic", "seen")
+async def test_kafka_sink_fails_when_write_permission_is_missing(restricted_kafka: Kafka) -> None:
+    where = restricted_kafka.bootstrap_for("sasl_plaintext")
+    restricted_kafka.admin.create_topic("seen")
+    restricted_kafka.admin.allow("User:nobody", "describe", "topic", "seen")
     with raises_naming(TransientError, "user nobody", "topic seen"):
-        async with sink(where, "seen", **acl("nobody")) as made:
+        async with open_sink(where, "seen", **acl_settings("nobody")) as made:
             await made.publish([record(1)])
 
 
-async def test_the_least_for_the_current_state(guarded: Kafka) -> None:
-    where = guarded.bootstrap_of("sasl_plaintext")
+async def test_kafka_sink_needs_read_permission_on_state_topic(restricted_kafka: Kafka) -> None:
+    where = restricted_kafka.bootstrap_for("sasl_plaintext")
     for topic, policy in (("stream", "delete"), ("rows", "compact")):
-        guarded.admin.create_topic(topic, settings={"cleanup.policy": policy})
-        guarded.admin.allow("User:stateful", "write", "topic", topic)
+        restricted_kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
+        restricted_kafka.admin.allow("User:stateful", "write", "topic", topic)
     with raises_naming(TransientError, "user stateful", "state_topic rows", "Read"):
-        async with sink(where, "stream", state_topic="rows", **acl("stateful")) as made:
+        async with open_sink(where, "stream", state_topic="rows", **acl_settings("stateful")) as made:
             await made.publish([record(1)])
-    guarded.admin.allow("User:stateful", "read", "topic", "rows")
-    async with sink(where, "stream", state_topic="rows", **acl("stateful")) as made:
+    restricted_kafka.admin.allow("User:stateful", "read", "topic", "rows")
+    async with open_sink(where, "stream", state_topic="rows", **acl_settings("stateful")) as made:
         await made.publish([record(1)])
-    assert len(guarded.admin.records("rows")) == 1
+    assert len(restricted_kafka.admin.records("rows")) == 1
 
 
-async def test_what_the_brokers_own_rules_are_against_is_named(guarded: Kafka, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_kafka_sink_identifies_record_rejected_by_broker_rule(
+    restricted_kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rule that is at hand: nothing without a key in a compacted topic, which this user may not see to be one."""
-    where, whole = guarded.bootstrap_of("sasl_plaintext"), records(1000)
-    guarded.admin.create_topic("ruled", settings={"cleanup.policy": "compact"})
-    guarded.admin.allow("User:keeper", "write", "topic", "ruled")
+    where, whole = restricted_kafka.bootstrap_for("sasl_plaintext"), records(1000)
+    restricted_kafka.admin.create_topic("ruled", settings={"cleanup.policy": "compact"})
+    restricted_kafka.admin.allow("User:keeper", "write", "topic", "ruled")
 
     def without_a_key(*arguments: Any) -> list[Message]:
         made = event_messages(*arguments)
@@ -277,11 +284,11 @@ async def test_what_the_brokers_own_rules_are_against_is_named(guarded: Kafka, m
         return [each._replace(key=nothing) if each.position == (EPOCH, 700) else each for each in made]
 
     monkeypatch.setattr("sinks.kafka.sink.event_messages", without_a_key)
-    async with sink(where, "ruled", **acl("keeper")) as made:
-        with raises_naming(RefusedRecordError, "topic ruled") as caught:
+    async with open_sink(where, "ruled", **acl_settings("keeper")) as made:
+        with raises_naming(RejectedRecordError, "topic ruled") as caught:
             await made.publish(whole)
         assert caught.value.positions == {(EPOCH, 700)}
-        assert [each.value for each in guarded.admin.records("ruled")] == data(whole[:699])
+        assert [each.value for each in restricted_kafka.admin.records("ruled")] == record_data(whole[:699])
         del whole[699]
         await made.publish(whole)
-    assert first_occurrences(guarded.admin.records("ruled")) == data(whole)
+    assert distinct_values(restricted_kafka.admin.records("ruled")) == record_data(whole)

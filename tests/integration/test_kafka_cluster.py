@@ -14,24 +14,26 @@ from bridge.core.errors import TransientError
 from bridge.core.events import Record
 from sinks.kafka.sink import KafkaSink
 from tests.eventually import eventually
-from tests.integration.kafka_sinks import FreshKafka, data, first_occurrences, insist, sink
+from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, publish_until_accepted, record_data
 from tests.sample_records import records
 from tests.scale import scaled
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import KafkaAdmin
 from tests.testbed.server import Server
 
-ROUNDS = scaled(part=1, full=3)
+ROUNDS = scaled(reduced=1, full=3)
 
 
 @pytest.fixture
-def cluster(fresh_kafka: FreshKafka) -> Kafka:
-    return fresh_kafka(3)
+def cluster(kafka_factory: KafkaFactory) -> Kafka:
+    return kafka_factory(3)
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(("compression", "how"), [("none", "kill"), ("lz4", "stop"), ("zstd", "suspend")])
-async def test_the_leader_fails_under_load(cluster: Kafka, compression: str, how: str) -> None:
+async def test_kafka_sink_loses_nothing_when_leader_fails_under_load(
+    cluster: Kafka, compression: str, how: str
+) -> None:
     topic, whole = f"leader-{how}", list[Record]()
     cluster.admin.create_topic(topic, replicas=3)
     begun, over = asyncio.Event(), asyncio.Event()
@@ -40,60 +42,60 @@ async def test_the_leader_fails_under_load(cluster: Kafka, compression: str, how
         while not over.is_set():
             batch = records(200, len(whole) + 1, size=800)
             whole.extend(batch)
-            await insist(made, batch, seconds=120)
+            await publish_until_accepted(made, batch, seconds=120)
             begun.set()
             await asyncio.sleep(0.2)
 
-    async with sink(cluster, topic, compression=compression, request_timeout="30s") as made:
+    async with open_sink(cluster, topic, compression=compression, request_timeout="30s") as made:
         publishing = asyncio.create_task(publish(made))
         await begun.wait()
         for _ in range(ROUNDS):
-            await asyncio.to_thread(fail, cluster, topic, how)
+            await asyncio.to_thread(fail_leader, cluster, topic, how)
         over.set()
         await publishing
     stored = cluster.admin.records(topic)
-    assert first_occurrences(stored) == data(whole)
+    assert distinct_values(stored) == record_data(whole)
     again = [count for count in Counter(each.value for each in stored).values() if count > 1]
     print(f"{how}: {len(stored)} stored, {len(again)} of {len(whole)} records more than once")
 
 
-async def test_too_few_replicas_in_sync_are_named_and_waited_for(cluster: Kafka) -> None:
+async def test_kafka_sink_waits_when_too_few_replicas_are_in_sync(cluster: Kafka) -> None:
     cluster.admin.create_topic("safe", replicas=3, settings={"min.insync.replicas": "3"})
     whole = records(20)
-    async with sink(cluster, "safe", insistent=True, request_timeout="8s") as made:
-        await insist(made, whole[:10])
+    async with open_sink(cluster, "safe", insistent=True, request_timeout="8s") as made:
+        await publish_until_accepted(made, whole[:10])
         other = next(server for server in cluster.servers if server is not cluster.leader("safe"))
         other.kill()
         eventually(lambda: in_sync(cluster, "safe") == 2, "the broker to be missed", within=60)
-        await named(made, whole[10:], "topic safe", "8 s", "partition 0", "2 of 3 replicas")
+        await publish_until_reported(made, whole[10:], "topic safe", "8 s", "partition 0", "2 of 3 replicas")
         await asyncio.to_thread(other.start)
-        await insist(made, whole[10:])
-    assert first_occurrences(cluster.admin.records("safe")) == data(whole)
+        await publish_until_accepted(made, whole[10:])
+    assert distinct_values(cluster.admin.records("safe")) == record_data(whole)
 
 
-async def named(made: KafkaSink, batch: Sequence[Record], *what: str) -> None:
+async def publish_until_reported(sink: KafkaSink, batch: Sequence[Record], *message: str) -> None:
     """Publish in vain until that is said to be in the way; it is found out in a short time, or left unsaid."""
     said = list[str]()
-    while not any(all(each in text for each in what) for text in said):
+    while not any(all(each in text for each in message) for text in said):
         assert len(said) < 6, said
         with pytest.raises(TransientError) as caught:
-            await made.publish(batch)
+            await sink.publish(batch)
         said.append(str(caught.value))
 
 
-def fail(cluster: Kafka, topic: str, how: str) -> None:
+def fail_leader(cluster: Kafka, topic: str, failure: str) -> None:
     """Have the leader fail, wait for another one, and bring it back."""
     leader = cluster.leader(topic)
-    getattr(leader, how)()
-    eventually(lambda: led_by_other_than(leader, cluster, topic), "another leader", within=60)
-    if how == "suspend":
+    getattr(leader, failure)()
+    eventually(lambda: has_other_leader(leader, cluster, topic), "another leader", within=60)
+    if failure == "suspend":
         leader.resume()
     else:
         leader.start()
     eventually(lambda: in_sync(cluster, topic) == 3, "all replicas in sync", within=60)
 
 
-def led_by_other_than(leader: Server, cluster: Kafka, topic: str) -> bool:
+def has_other_leader(leader: Server, cluster: Kafka, topic: str) -> bool:
     living = [node for node, server in zip(cluster.nodes, cluster.servers, strict=True) if server is not leader]
     addresses = ",".join(f"127.0.0.1:{node.ports['plaintext']}" for node in living)
     with contextlib.suppress(KafkaError, TimeoutError):

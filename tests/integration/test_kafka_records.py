@@ -11,22 +11,22 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary, from_kafk
 from cloudevents.core.formats.json import JSONFormat
 
 from bridge.clock import SystemClock
-from bridge.core.errors import RefusedRecordError, TransientError
+from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.events import EngineInfo
 from bridge.core.model import Instant
 from bridge.core.time import SECOND
 from sinks import cloudevents
 from sinks.kafka.cluster import CompactionError
-from tests.integration.kafka_sinks import FreshKafka, data, document, kcat, sink
+from tests.integration.kafka_sinks import KafkaFactory, decode_value, kcat, open_sink, record_data
 from tests.naming import assert_names, raises_naming
-from tests.sample_records import EPOCH, TIME, batches, frame, lost, record, records
+from tests.sample_records import EPOCH, TIME, batches, control_record, loss_record, record, records
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import Record as Stored
 
 HOSTILE = ["a\r\nce_type: evil", "\x00\x1b[31m", "größe/容器", '"%41 %', "../../etc", "x" * 4096, "\ufffe\U0001ffff"]
 
 
-def judged(stored: Stored) -> KafkaMessage:
+def parse_cloudevent(stored: Stored) -> KafkaMessage:
     """A stored record as the package of CloudEvents takes it, which would have the key for an attribute."""
     return KafkaMessage(headers=dict(stored.headers), key=None, value=stored.value or b"")
 
@@ -35,55 +35,55 @@ def judged(stored: Stored) -> KafkaMessage:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_records_stand_in_order_and_byte_for_byte(kafka: Kafka, compression: str) -> None:
+async def test_kafka_sink_stores_records_in_order_unchanged(kafka: Kafka, compression: str) -> None:
     topic = f"order-{compression}"
     whole = records(4500, size=800)
-    async with sink(kafka, topic, compression=compression) as made:
+    async with open_sink(kafka, topic, compression=compression) as made:
         for batch in batches(whole, 1700):
             await made.publish(batch)
     stored = kafka.admin.records(topic)
-    assert [each.value for each in stored] == data(whole)
+    assert [each.value for each in stored] == record_data(whole)
     assert {each.key for each in stored} == {b"node-1/c79d280c-f53d-4d5e"}
     now = time.time() * 1000
     assert all(now - 60_000 < each.timestamp <= now for each in stored)
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_other_clients_read_every_compression(kafka: Kafka, compression: str) -> None:
+async def test_kafka_records_are_readable_by_kcat_with_any_compression(kafka: Kafka, compression: str) -> None:
     """kcat is librdkafka; a broker has to unpack gzip to store it as zstd."""
     topic = f"others-{compression}"
     kafka.admin.create_topic(topic, settings={"compression.type": "gzip" if compression == "zstd" else "zstd"})
     whole = records(1000, size=800)
-    async with sink(kafka, topic, compression=compression) as made:
+    async with open_sink(kafka, topic, compression=compression) as made:
         await made.publish(whole)
-    assert kcat("-C", "-e", "-q", "-b", kafka.bootstrap, "-t", topic).encode().splitlines() == data(whole)
+    assert kcat("-C", "-e", "-q", "-b", kafka.bootstrap, "-t", topic).encode().splitlines() == record_data(whole)
 
 
-async def test_each_source_has_one_partition(kafka: Kafka) -> None:
+async def test_kafka_sink_uses_one_partition_per_source(kafka: Kafka) -> None:
     kafka.admin.create_topic("sources", partitions=7)
     whole = [
         record(sequence, host=f"node-{node}", engine=EngineInfo(f"engine-{node % 3}", "containerd.io", "2", "/", 1))
         for sequence in range(1, 101)
         for node in range(20)
     ]
-    async with sink(kafka, "sources") as made:
+    async with open_sink(kafka, "sources") as made:
         for batch in batches(whole, 333):
             await made.publish(batch)
     stored = [kafka.admin.records("sources", partition) for partition in range(7)]
     assert sum(map(len, stored)) == len(whole)
     assert sum(bool(partition) for partition in stored) > 3
     for node in range(20):
-        ours = [data([each]) for each in whole if each.host == f"node-{node}"]
+        ours = [record_data([each]) for each in whole if each.host == f"node-{node}"]
         holding = [
-            partition for partition in stored if any(document(each)["host"] == f"node-{node}" for each in partition)
+            partition for partition in stored if any(decode_value(each)["host"] == f"node-{node}" for each in partition)
         ]
         assert len(holding) == 1
-        assert [[each.value] for each in holding[0] if document(each)["host"] == f"node-{node}"] == ours
+        assert [[each.value] for each in holding[0] if decode_value(each)["host"] == f"node-{node}"] == ours
 
 
-async def test_the_partition_is_the_one_that_other_clients_choose_for_the_key(kafka: Kafka, tmp_path: Path) -> None:
+async def test_kafka_sink_partitions_keys_like_other_clients(kafka: Kafka, tmp_path: Path) -> None:
     kafka.admin.create_topic("murmur", partitions=20)
-    async with sink(kafka, "murmur") as made:
+    async with open_sink(kafka, "murmur") as made:
         await made.publish([record(1)])
     ours = [partition for partition in range(20) if kafka.admin.records("murmur", partition)]
     line = tmp_path / "line"
@@ -96,11 +96,11 @@ async def test_the_partition_is_the_one_that_other_clients_choose_for_the_key(ka
 # --- topics ---
 
 
-async def test_a_missing_topic_is_created_as_the_settings_have_it(fresh_kafka: FreshKafka) -> None:
-    kafka = fresh_kafka(settings={"num.partitions": "3"})
-    async with sink(kafka, "plain"):
+async def test_kafka_sink_creates_missing_topics_as_configured(kafka_factory: KafkaFactory) -> None:
+    kafka = kafka_factory(settings={"num.partitions": "3"})
+    async with open_sink(kafka, "plain"):
         pass
-    async with sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="rows"):
+    async with open_sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="rows"):
         pass
     assert len(kafka.admin.describe("plain")["partitions"]) == 1
     assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"
@@ -108,85 +108,90 @@ async def test_a_missing_topic_is_created_as_the_settings_have_it(fresh_kafka: F
     assert kafka.admin.describe("rows")["settings"]["cleanup.policy"] == "compact"
 
 
-async def test_a_missing_topic_that_may_not_be_created_is_told_of_also_where_brokers_would_create_it(
-    fresh_kafka: FreshKafka,
+async def test_kafka_sink_reports_missing_topic_without_auto_create(
+    kafka_factory: KafkaFactory,
 ) -> None:
-    kafka = fresh_kafka(settings={"auto.create.topics.enable": "true"})
+    kafka = kafka_factory(settings={"auto.create.topics.enable": "true"})
     with pytest.raises(TransientError) as caught:
-        async with sink(kafka, "nowhere", auto_create=False, partitions=4):
+        async with open_sink(kafka, "nowhere", auto_create=False, partitions=4):
             pass
     command = "kafka-topics.sh --create --topic nowhere --partitions 4 --config cleanup.policy=delete"
     assert_names(caught.value, "topic nowhere", command)
     assert kafka.admin.topics() == []
     kafka.admin.create_topic("nowhere")
-    async with sink(kafka, "nowhere", auto_create=False):
+    async with open_sink(kafka, "nowhere", auto_create=False):
         pass
 
 
-async def test_more_replicas_than_brokers_are_told_of(kafka: Kafka) -> None:
+async def test_kafka_sink_reports_excessive_replication_factor(kafka: Kafka) -> None:
     with raises_naming(TransientError, "topic replicated", "replication factor"):
-        async with sink(kafka, "replicated", replication_factor=3):
+        async with open_sink(kafka, "replicated", replication_factor=3):
             pass
 
 
 @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
-async def test_a_compacted_event_topic_is_refused(kafka: Kafka, policy: str) -> None:
+async def test_kafka_sink_fails_when_event_topic_is_compacted(kafka: Kafka, policy: str) -> None:
     topic = f"compacted-{len(policy)}"
     kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
     with raises_naming(CompactionError, f"topic {topic}", f"cleanup.policy={policy}"):
-        async with sink(kafka, topic):
+        async with open_sink(kafka, topic):
             pass
 
 
-async def test_a_state_topic_that_is_not_compacted_is_refused(kafka: Kafka) -> None:
+async def test_kafka_sink_fails_when_state_topic_is_not_compacted(kafka: Kafka) -> None:
     kafka.admin.create_topic("forgetful")
     with raises_naming(CompactionError, "state_topic forgetful", "cleanup.policy=delete"):
-        async with sink(kafka, "remembering", state_topic="forgetful"):
+        async with open_sink(kafka, "remembering", state_topic="forgetful"):
             pass
 
 
 # --- what is too large ---
 
 
-async def test_records_that_no_request_can_hold_are_named_before_anything_is_sent(kafka: Kafka) -> None:
+async def test_kafka_sink_identifies_oversized_records_before_sending(kafka: Kafka) -> None:
     whole = records(10)
     whole[3], whole[7] = record(4, size=20_000), record(8, size=20_000)
-    async with sink(kafka, "large", max_request_size=16_384) as made:
-        with raises_naming(RefusedRecordError, "max_request_size", "16384") as caught:
+    async with open_sink(kafka, "large", max_request_size=16_384) as made:
+        with raises_naming(RejectedRecordError, "max_request_size", "16384") as caught:
             await made.publish(whole)
         assert caught.value.positions == {(EPOCH, 4), (EPOCH, 8)}
         assert kafka.admin.records("large") == []
         rest = [each for each in whole if (each.epoch, each.sequence) not in caught.value.positions]
         await made.publish(rest)
-    assert [each.value for each in kafka.admin.records("large")] == data(rest)
+    assert [each.value for each in kafka.admin.records("large")] == record_data(rest)
 
 
-async def test_a_broker_that_takes_less_gets_smaller_batches_and_what_it_never_takes_is_named(kafka: Kafka) -> None:
+async def test_kafka_sink_shrinks_batches_when_topic_limit_is_lowered(kafka: Kafka) -> None:
     """The limit comes down while we are connected, so that we learn of it by being refused."""
     whole = records(200, size=900)
     whole[150] = record(151, size=40_000)
     kafka.admin.create_topic("smaller")
-    async with sink(kafka, "smaller") as made:
+    async with open_sink(kafka, "smaller") as made:
         kafka.admin.alter_topic("smaller", {"max.message.bytes": "30000"})
-        with raises_naming(RefusedRecordError, "topic smaller") as caught:
+        with raises_naming(RejectedRecordError, "topic smaller") as caught:
             await made.publish(whole)
         assert caught.value.positions == {(EPOCH, 151)}
         stored = kafka.admin.records("smaller")
-        assert [each.value for each in stored] == data(whole[: len(stored)])
+        assert [each.value for each in stored] == record_data(whole[: len(stored)])
         del whole[150]
         await made.publish(whole)
-    assert list(dict.fromkeys(each.value for each in kafka.admin.records("smaller"))) == data(whole)
+    assert list(dict.fromkeys(each.value for each in kafka.admin.records("smaller"))) == record_data(whole)
 
 
 # --- CloudEvents ---
 
 
-async def test_binary_cloud_events_are_read_by_an_independent_judge(kafka: Kafka) -> None:
-    whole = [frame(1, "snapshot_started"), record(2), frame(3, "snapshot_completed"), lost(record(9), 4)]
-    async with sink(kafka, "binary") as made:
+async def test_kafka_binary_cloudevents_are_readable_by_sdk(kafka: Kafka) -> None:
+    whole = [
+        control_record(1, "snapshot_started"),
+        record(2),
+        control_record(3, "snapshot_completed"),
+        loss_record(record(9), 4),
+    ]
+    async with open_sink(kafka, "binary") as made:
         await made.publish(whole)
     for sent, stored in zip(whole, kafka.admin.records("binary"), strict=True):
-        event = from_binary(judged(stored), JSONFormat())
+        event = from_binary(parse_cloudevent(stored), JSONFormat())
         assert event.get_data() == msgspec.json.decode(sent.data)
         assert event.get_id() == sent.id
         assert event.get_source() == "//node-1/containerd.io/c79d280c-f53d-4d5e"
@@ -212,14 +217,14 @@ async def test_binary_cloud_events_are_read_by_an_independent_judge(kafka: Kafka
     }
 
 
-async def test_structured_cloud_events_are_read_by_an_independent_judge(kafka: Kafka) -> None:
-    whole = [frame(1, "snapshot_started"), record(2, id_="größe"), frame(3, "snapshot_completed")]
-    async with sink(kafka, "structured", cloudevents="structured") as made:
+async def test_kafka_structured_cloudevents_are_readable_by_sdk(kafka: Kafka) -> None:
+    whole = [control_record(1, "snapshot_started"), record(2, id_="größe"), control_record(3, "snapshot_completed")]
+    async with open_sink(kafka, "structured", cloudevents="structured") as made:
         await made.publish(whole)
     for sent, stored in zip(whole, kafka.admin.records("structured"), strict=True):
         assert stored.headers == (("content-type", b"application/cloudevents+json; charset=UTF-8"),)
         for read in (from_kafka, from_structured):
-            event = read(judged(stored), JSONFormat())
+            event = read(parse_cloudevent(stored), JSONFormat())
             assert event.get_data() == msgspec.json.decode(sent.data)
             assert event.get_id() == sent.id
             assert event.get_subject() == (sent.subject or None)
@@ -227,22 +232,22 @@ async def test_structured_cloud_events_are_read_by_an_independent_judge(kafka: K
             assert event.get_extension("sequence") == f"{EPOCH}-{sent.sequence:020}"
 
 
-async def test_without_cloud_events_there_are_no_headers(kafka: Kafka) -> None:
-    async with sink(kafka, "bare", cloudevents="none") as made:
+async def test_kafka_messages_have_no_headers_without_cloudevents(kafka: Kafka) -> None:
+    async with open_sink(kafka, "bare", cloudevents="none") as made:
         await made.publish([record(1)])
     assert kafka.admin.records("bare")[0].headers == ()
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
-async def test_hostile_names_are_harmless_in_keys_and_headers(kafka: Kafka, mode: str) -> None:
+async def test_kafka_sink_escapes_hostile_names_in_keys_and_headers(kafka: Kafka, mode: str) -> None:
     whole = [
         record(number, id_=name, namespace=name, host=f"n-{number}", labels={name: name})
         for number, name in enumerate(HOSTILE, 1)
     ]
-    async with sink(kafka, f"hostile-{mode}", cloudevents=mode) as made:
+    async with open_sink(kafka, f"hostile-{mode}", cloudevents=mode) as made:
         await made.publish(whole)
     for sent, stored in zip(whole, kafka.admin.records(f"hostile-{mode}"), strict=True):
-        event = from_kafka(judged(stored), JSONFormat())
+        event = from_kafka(parse_cloudevent(stored), JSONFormat())
         assert event.get_data() == msgspec.json.decode(sent.data)
         subject = event.get_subject()
         assert subject
@@ -251,35 +256,40 @@ async def test_hostile_names_are_harmless_in_keys_and_headers(kafka: Kafka, mode
         assert event.get_type() == "io.whalebridge.container.started"
 
 
-async def test_the_whalewatcher_encoding_has_no_frames(kafka: Kafka) -> None:
-    whole = [frame(1, "snapshot_started"), record(2, "present"), record(3, "exited"), frame(4, "snapshot_completed")]
-    async with sink(kafka, "whales", encoding="whalewatcher") as made:
+async def test_kafka_whalewatcher_encoding_omits_control_records(kafka: Kafka) -> None:
+    whole = [
+        control_record(1, "snapshot_started"),
+        record(2, "present"),
+        record(3, "exited"),
+        control_record(4, "snapshot_completed"),
+    ]
+    async with open_sink(kafka, "whales", encoding="whalewatcher") as made:
         await made.publish(whole)
         await made.publish(whole[:1])
     stored = kafka.admin.records("whales")
-    assert [document(each)["Type"] for each in stored] == [0, 1]
+    assert [decode_value(each)["Type"] for each in stored] == [0, 1]
     assert dict(stored[0].headers)["ce_dataschema"] == b"urn:whalebridge:whalewatcher:1"
 
 
 # --- clocks ---
 
 
-class Ahead(SystemClock):
+class SkewableClock(SystemClock):
     """A clock that comes to be two hours ahead."""
 
-    ahead = 0
+    is_ahead = 0
 
     def now(self) -> Instant:
-        return super().now()._replace(wall=time.time_ns() + self.ahead)
+        return super().now()._replace(wall=time.time_ns() + self.is_ahead)
 
 
-async def test_a_clock_that_brokers_do_not_believe_stops_nothing(kafka: Kafka) -> None:
-    whole, clock = records(30), Ahead()
-    async with sink(kafka, "clock", clock=clock) as made:
+async def test_kafka_sink_publishes_when_brokers_reject_timestamps(kafka: Kafka) -> None:
+    whole, clock = records(30), SkewableClock()
+    async with open_sink(kafka, "clock", clock=clock) as made:
         await made.publish(whole[:10])
-        clock.ahead = 7_200 * SECOND  # brokers take what is an hour ahead
+        clock.is_ahead = 7_200 * SECOND  # brokers take what is an hour ahead
         await made.publish(whole[10:20])
         await made.publish(whole[20:])
     stored = kafka.admin.records("clock")
-    assert [each.value for each in stored] == data(whole)
+    assert [each.value for each in stored] == record_data(whole)
     assert [each.timestamp for each in stored[10:]] == [-1] * 20

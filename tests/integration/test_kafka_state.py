@@ -8,30 +8,34 @@ import pytest
 
 from bridge.core.errors import TransientError
 from bridge.core.events import EngineInfo
-from tests.integration.kafka_sinks import FreshKafka, document, insist, sink
-from tests.sample_records import ENGINE, EPOCH, frame, lost, record
+from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
+from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
 from tests.testbed.kafka import Kafka
 
 SOURCE = f"node-1/{ENGINE.id}"
 
 
-def table(kafka: Kafka, topic: str) -> dict[str, dict[str, Any]]:
+def state_table(kafka: Kafka, topic: str) -> dict[str, dict[str, Any]]:
     """What a reader of the topic ends up with: the last value of each key, but for tombstones."""
     last = {(each.key or b"").decode(): each for each in kafka.admin.records(topic)}
-    return {key: document(each) for key, each in last.items() if each.value is not None}
+    return {key: decode_value(each) for key, each in last.items() if each.value is not None}
 
 
 def tombstones(kafka: Kafka, topic: str) -> list[str]:
     return [(each.key or b"").decode() for each in kafka.admin.records(topic) if each.value is None]
 
 
-async def test_the_table_follows_the_records(kafka: Kafka) -> None:
-    async with sink(kafka, "follows", state_topic="follows.state") as made:
-        await made.publish([frame(1, "snapshot_started"), record(2, "present", id_="a"), record(3, "present", id_="b")])
-        assert set(table(kafka, "follows.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
-        await made.publish([frame(4, "snapshot_completed"), record(5, "paused", id_="a"), record(6, "exited", id_="b")])
+async def test_state_topic_follows_records(kafka: Kafka) -> None:
+    async with open_sink(kafka, "follows", state_topic="follows.state") as made:
+        await made.publish(
+            [control_record(1, "snapshot_started"), record(2, "present", id_="a"), record(3, "present", id_="b")]
+        )
+        assert set(state_table(kafka, "follows.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
+        await made.publish(
+            [control_record(4, "snapshot_completed"), record(5, "paused", id_="a"), record(6, "exited", id_="b")]
+        )
         await made.publish([record(7, id_="c", namespace="default")])
-    rows = table(kafka, "follows.state")
+    rows = state_table(kafka, "follows.state")
     assert set(rows) == {SOURCE, f"{SOURCE}/shop/a", f"{SOURCE}/default/c"}
     assert rows[SOURCE]["type"] == "snapshot_completed"
     row = rows[f"{SOURCE}/shop/a"]
@@ -42,18 +46,20 @@ async def test_the_table_follows_the_records(kafka: Kafka) -> None:
     assert all(each.headers == () for each in kafka.admin.records("follows.state"))
 
 
-async def test_rows_left_by_an_earlier_process_are_removed_by_the_first_snapshot(kafka: Kafka) -> None:
+async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka) -> None:
     other = EngineInfo("another-engine", "containerd.io", "2.4.2", "/", 1)
-    async with sink(kafka, "stale", state_topic="stale.state") as made:
+    async with open_sink(kafka, "stale", state_topic="stale.state") as made:
         await made.publish([record(1, id_=each) for each in ("a", "b", "c")])
         await made.publish([record(2, id_="gone", namespace="failed"), record(3, "exited", id_="c")])
         await made.publish([record(1, id_="theirs", engine=other), record(1, id_="theirs", host="node-2")])
-    async with sink(kafka, "stale", state_topic="stale.state") as made:
+    async with open_sink(kafka, "stale", state_topic="stale.state") as made:
         later = EPOCH + 1
-        await made.publish([frame(1, "snapshot_started", epoch=later), record(2, "present", id_="a", epoch=later)])
-        assert f"{SOURCE}/shop/b" in table(kafka, "stale.state")
-        await made.publish([frame(3, "snapshot_completed", failed=["failed"], epoch=later)])
-    assert set(table(kafka, "stale.state")) == {
+        await made.publish(
+            [control_record(1, "snapshot_started", epoch=later), record(2, "present", id_="a", epoch=later)]
+        )
+        assert f"{SOURCE}/shop/b" in state_table(kafka, "stale.state")
+        await made.publish([control_record(3, "snapshot_completed", failed=["failed"], epoch=later)])
+    assert set(state_table(kafka, "stale.state")) == {
         SOURCE,
         f"{SOURCE}/shop/a",
         f"{SOURCE}/failed/gone",
@@ -63,60 +69,70 @@ async def test_rows_left_by_an_earlier_process_are_removed_by_the_first_snapshot
     assert tombstones(kafka, "stale.state") == [f"{SOURCE}/shop/c", f"{SOURCE}/shop/b"]
 
 
-async def test_each_snapshot_writes_every_row_again(kafka: Kafka) -> None:
-    async with sink(kafka, "again", state_topic="again.state") as made:
+async def test_state_topic_entries_are_rewritten_by_each_snapshot(kafka: Kafka) -> None:
+    async with open_sink(kafka, "again", state_topic="again.state") as made:
         for number in (1, 2):
             first = 10 * number
             rows = [record(first + 1 + each, "present", id_=f"web-{each}") for each in range(3)]
             await made.publish(
-                [frame(first, "snapshot_started", number), *rows, frame(first + 9, "snapshot_completed", number)]
+                [
+                    control_record(first, "snapshot_started", number),
+                    *rows,
+                    control_record(first + 9, "snapshot_completed", number),
+                ]
             )
-    assert {row["snapshot_id"] for row in table(kafka, "again.state").values()} == {f"{EPOCH}-2"}
+    assert {row["snapshot_id"] for row in state_table(kafka, "again.state").values()} == {f"{EPOCH}-2"}
     assert len(kafka.admin.records("again.state")) == 8
 
 
-async def test_a_snapshot_that_was_not_seen_whole_removes_nothing(kafka: Kafka) -> None:
-    async with sink(kafka, "partly", state_topic="partly.state") as made:
+async def test_state_topic_keeps_entries_when_snapshot_is_incomplete(kafka: Kafka) -> None:
+    async with open_sink(kafka, "partly", state_topic="partly.state") as made:
         await made.publish([record(1, id_="a"), record(2, id_="b")])
-    async with sink(kafka, "partly", state_topic="partly.state") as made:
-        await made.publish([record(4, "present", id_="a"), frame(5, "snapshot_completed")])
-        await made.publish([frame(6, "snapshot_started", 2), lost(record(8), 7), frame(9, "snapshot_completed", 2)])
-    assert set(table(kafka, "partly.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
+    async with open_sink(kafka, "partly", state_topic="partly.state") as made:
+        await made.publish([record(4, "present", id_="a"), control_record(5, "snapshot_completed")])
+        await made.publish(
+            [
+                control_record(6, "snapshot_started", 2),
+                loss_record(record(8), 7),
+                control_record(9, "snapshot_completed", 2),
+            ]
+        )
+    assert set(state_table(kafka, "partly.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
 
 
-async def test_what_was_not_acknowledged_is_told_again(fresh_kafka: FreshKafka) -> None:
-    kafka = fresh_kafka(proxied=True)
+async def test_state_topic_is_complete_after_unacknowledged_publish(kafka_factory: KafkaFactory) -> None:
+    kafka = kafka_factory(proxied=True)
     (proxy,) = kafka.proxies
     batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
-    async with sink(
-        kafka.bootstrap_of("plaintext"), "stream", state_topic="rows", insistent=True, request_timeout="2s"
+    async with open_sink(
+        kafka.bootstrap_for("plaintext"), "stream", state_topic="rows", insistent=True, request_timeout="2s"
     ) as made:
-        await insist(made, [frame(1, "snapshot_started"), *batch])
+        await publish_until_accepted(made, [control_record(1, "snapshot_started"), *batch])
         kafka.suspend()
         with pytest.raises(TransientError):
-            await made.publish([frame(5, "snapshot_completed"), record(6, id_="c")])
+            await made.publish([control_record(5, "snapshot_completed"), record(6, id_="c")])
         kafka.resume()
-        proxy.drop()
-        await insist(made, [frame(5, "snapshot_completed"), record(6, id_="c")])
-    assert set(table(kafka, "rows")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
+        proxy.reset()
+        await publish_until_accepted(made, [control_record(5, "snapshot_completed"), record(6, id_="c")])
+    assert set(state_table(kafka, "rows")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
 
 
-async def test_a_row_that_is_too_large_loses_its_labels(kafka: Kafka) -> None:
+async def test_state_topic_entry_drops_labels_when_too_large(kafka: Kafka) -> None:
     """It is a little larger than its record, which is as large as can be."""
     rest = len(record(1, id_="large", labels={"filler": ""}).data) + len(SOURCE) + 101
     large = record(1, id_="large", labels={"filler": "x" * (16_384 - rest)})
-    async with sink(kafka, "rich", state_topic="rich.state", max_request_size=16_384, cloudevents="none") as made:
+    async with open_sink(kafka, "rich", state_topic="rich.state", max_request_size=16_384, cloudevents="none") as made:
         await made.publish([large])
-    row = table(kafka, "rich.state")[f"{SOURCE}/shop/large"]["container"]
+    row = state_table(kafka, "rich.state")[f"{SOURCE}/shop/large"]["container"]
     assert (row["labels"], row["labels_dropped"]) == (None, True)
     assert [each.value for each in kafka.admin.records("rich")] == [large.data]
 
 
-async def test_the_table_has_one_partition_a_source(kafka: Kafka) -> None:
+async def test_state_topic_uses_one_partition_per_source(kafka: Kafka) -> None:
     kafka.admin.create_topic("wide.state", partitions=5, settings={"cleanup.policy": "compact"})
-    async with sink(kafka, "wide", state_topic="wide.state") as made:
+    async with open_sink(kafka, "wide", state_topic="wide.state") as made:
         await made.publish([record(number, id_=f"web-{number}") for number in range(1, 50)])
     assert sorted(len(kafka.admin.records("wide.state", number)) for number in range(5)) == [0, 0, 0, 0, 49]
-    async with sink(kafka, "wide", state_topic="wide.state") as made:
-        await made.publish([frame(1, "snapshot_started"), frame(2, "snapshot_completed")])
+    async with open_sink(kafka, "wide", state_topic="wide.state") as made:
+        await made.publish([control_record(1, "snapshot_started"), control_record(2, "snapshot_completed")])
     assert sorted(len(kafka.admin.records("wide.state", number)) for number in range(5)) == [0, 0, 0, 0, 99]

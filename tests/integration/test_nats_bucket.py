@@ -12,8 +12,17 @@ from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
 
 from bridge.core.events import Record, RecordType
-from sinks.nats.failures import AnsweredError
-from tests.integration.nats_reading import ENGINE, EPOCH, FreshNats, Reader, frame, insist, record, started
+from sinks.nats.failures import ApiResponseError
+from tests.integration.nats_reading import (
+    ENGINE,
+    EPOCH,
+    NatsFactory,
+    StreamReader,
+    control_record,
+    publish_until_accepted,
+    record,
+    start_sink,
+)
 from tests.naming import raises_naming
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
@@ -22,20 +31,20 @@ SOURCE = f"node-1.{ENGINE.id}"
 LATER = EPOCH + 1000
 
 
-def told(*lives: tuple[RecordType, str], first: int = 1, epoch: int = EPOCH) -> list[Record]:
-    return [record(first + number, type_, id_=id_, epoch=epoch) for number, (type_, id_) in enumerate(lives)]
+def started_records(*ids: tuple[RecordType, str], first: int = 1, epoch: int = EPOCH) -> list[Record]:
+    return [record(first + number, type_, id_=id_, epoch=epoch) for number, (type_, id_) in enumerate(ids)]
 
 
 def snapshot(
     *ids: str, first: int = 1, epoch: int = EPOCH, number: int = 1, failed: Sequence[str] = ()
 ) -> list[Record]:
-    rows = told(*(("present", id_) for id_ in ids), first=first + 1, epoch=epoch)
-    started = frame(first, "snapshot_started", number, epoch=epoch)
-    completed = frame(first + len(ids) + 1, "snapshot_completed", number, epoch=epoch, failed=failed)
+    rows = started_records(*(("present", id_) for id_ in ids), first=first + 1, epoch=epoch)
+    started = control_record(first, "snapshot_started", number, epoch=epoch)
+    completed = control_record(first + len(ids) + 1, "snapshot_completed", number, epoch=epoch, failed=failed)
     return [started, *rows, completed]
 
 
-async def rows(reader: Reader, bucket: str) -> dict[str, dict[str, Any]]:
+async def bucket_entries(reader: StreamReader, bucket: str) -> dict[str, dict[str, Any]]:
     store = await reader.jetstream.key_value(bucket)
     try:
         keys = await store.keys()
@@ -44,70 +53,70 @@ async def rows(reader: Reader, bucket: str) -> dict[str, dict[str, Any]]:
     return {key: json.loads((await store.get(key)).value or b"") for key in keys}
 
 
-async def living(reader: Reader, bucket: str) -> set[str]:
-    return {key.rpartition(".")[2] for key in await rows(reader, bucket) if key != SOURCE}
+async def running_ids(reader: StreamReader, bucket: str) -> set[str]:
+    return {key.rpartition(".")[2] for key in await bucket_entries(reader, bucket) if key != SOURCE}
 
 
-async def test_rows_come_change_and_go(nats: Nats) -> None:
-    sink = await started(nats, "b_rows", kv_bucket={"name": "rows"})
-    async with Reader(nats) as reader:
+async def test_kv_bucket_follows_records(nats: Nats) -> None:
+    sink = await start_sink(nats, "b_rows", kv_bucket={"name": "rows"})
+    async with StreamReader(nats) as reader:
         await sink.publish(snapshot("a", "b"))
-        await sink.publish(told(("paused", "a"), ("exited", "b"), ("started", "c.d"), first=5))
-        found = await rows(reader, "rows")
+        await sink.publish(started_records(("paused", "a"), ("exited", "b"), ("started", "c.d"), first=5))
+        found = await bucket_entries(reader, "rows")
         assert set(found) == {SOURCE, f"{SOURCE}.shop.a", f"{SOURCE}.shop.c=2Ed"}
         paused = found[f"{SOURCE}.shop.a"]
         assert (paused["type"], paused["container"]["paused"]) == ("paused", True)
         assert (paused["epoch"], paused["sequence"], paused["snapshot_id"]) == (EPOCH, 5, f"{EPOCH}-1")
         assert found[SOURCE]["type"] == "snapshot_completed"
-        await sink.publish(told(("started", "b"), ("exited", "b"), ("started", "b"), first=8))
-        assert await living(reader, "rows") == {"a", "b", "c=2Ed"}
-        await sink.publish(told(("exited", "a"), ("exited", "b"), ("exited", "c.d"), first=11))
-        assert await living(reader, "rows") == set()
+        await sink.publish(started_records(("started", "b"), ("exited", "b"), ("started", "b"), first=8))
+        assert await running_ids(reader, "rows") == {"a", "b", "c=2Ed"}
+        await sink.publish(started_records(("exited", "a"), ("exited", "b"), ("exited", "c.d"), first=11))
+        assert await running_ids(reader, "rows") == set()
     await sink.close()
 
 
-async def test_a_snapshot_removes_what_it_does_not_name(nats: Nats) -> None:
-    sink = await started(nats, "b_removed", kv_bucket={"name": "removed"})
-    async with Reader(nats) as reader:
+async def test_kv_bucket_drops_entries_missing_from_snapshot(nats: Nats) -> None:
+    sink = await start_sink(nats, "b_removed", kv_bucket={"name": "removed"})
+    async with StreamReader(nats) as reader:
         await sink.publish(snapshot("a", "b", "c"))
         await sink.publish(snapshot("b", first=6, number=2, failed=["shop"]))
-        assert await living(reader, "removed") == {"a", "b", "c"}  # nobody knows: the namespace failed
+        assert await running_ids(reader, "removed") == {"a", "b", "c"}  # nobody knows: the namespace failed
         await sink.publish(snapshot("b", first=9, number=3))
-        assert await living(reader, "removed") == {"b"}
-        assert (await rows(reader, "removed"))[f"{SOURCE}.shop.b"]["snapshot_id"] == f"{EPOCH}-3"
+        assert await running_ids(reader, "removed") == {"b"}
+        assert (await bucket_entries(reader, "removed"))[f"{SOURCE}.shop.b"]["snapshot_id"] == f"{EPOCH}-3"
     await sink.close()
 
 
-async def test_stale_rows_go_with_the_first_snapshot_after_a_restart(nats: Nats) -> None:
+async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) -> None:
     """Only those of the same source: another host's rows are its own."""
-    async with Reader(nats) as reader:
-        sink = await started(nats, "b_stale", kv_bucket={"name": "stale"})
+    async with StreamReader(nats) as reader:
+        sink = await start_sink(nats, "b_stale", kv_bucket={"name": "stale"})
         await sink.publish([*snapshot("a", "b", "c"), record(9, host="node-2", id_="theirs")])
         await sink.close()
-        sink = await started(nats, "b_stale", kv_bucket={"name": "stale"})
+        sink = await start_sink(nats, "b_stale", kv_bucket={"name": "stale"})
         await sink.publish(snapshot("b", epoch=LATER)[:1])
-        assert await living(reader, "stale") == {
+        assert await running_ids(reader, "stale") == {
             "a",
             "b",
             "c",
             "theirs",
         }  # not complete: it says nothing
         await sink.publish(snapshot("b", epoch=LATER)[1:])
-        assert await living(reader, "stale") == {"b", "theirs"}
+        assert await running_ids(reader, "stale") == {"b", "theirs"}
         await sink.close()
 
 
-async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
-    sink = await started(nats, "b_watch", kv_bucket={"name": "watch"})
-    async with Reader(nats) as reader:
+async def test_kv_bucket_is_usable_by_standard_clients(nats: Nats) -> None:
+    sink = await start_sink(nats, "b_watch", kv_bucket={"name": "watch"})
+    async with StreamReader(nats) as reader:
         store = await reader.jetstream.key_value("watch")
         watcher = await store.watch(f"{SOURCE}.>")
         assert await watcher.updates(30) is None  # type: ignore[no-untyped-call] # nothing there yet
         seen: list[KeyValue.Entry] = []
         for batch in (
-            [*snapshot("a"), *told(("exited", "a"), first=4)],
-            told(("started", "a"), first=5),
-            told(("exited", "a"), first=6),
+            [*snapshot("a"), *started_records(("exited", "a"), first=4)],
+            started_records(("started", "a"), first=5),
+            started_records(("exited", "a"), first=6),
         ):
             await sink.publish(batch)
             # At once: the bucket keeps the last value of a key only.
@@ -118,66 +127,66 @@ async def test_it_is_a_bucket_for_everybody_else(nats: Nats) -> None:
             (f"{SOURCE}.shop.a", operation) for operation in ("DEL", None, "DEL")
         ]
         assert status.history == 1
-        [marker] = [each for each in await reader.stored("KV_watch") if each.headers.get("KV-Operation") == "DEL"]
+        [marker] = [each for each in await reader.read_stored("KV_watch") if each.headers.get("KV-Operation") == "DEL"]
         assert marker.headers["Nats-TTL"] == "3600"
     await sink.close()
 
 
-async def test_a_batch_that_is_published_again_changes_nothing(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats(proxied=True)
-    sink = await started(peer, kv_bucket={"name": "state"})
-    batch = [*snapshot("a", "b", "c"), *told(("exited", "b"), ("started", "d"), first=6)]
+async def test_kv_bucket_is_unchanged_when_batch_is_republished(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(proxied=True)
+    sink = await start_sink(peer, kv_bucket={"name": "state"})
+    batch = [*snapshot("a", "b", "c"), *started_records(("exited", "b"), ("started", "d"), first=6)]
     for budget in range(2000, 30_000, 3000):
         await asyncio.to_thread(peer.proxies[0].reset_after, budget)
-        await insist(sink, batch)
-        async with Reader(peer) as reader:
-            assert await living(reader, "state") == {"a", "c", "d"}
-            assert len(await reader.stored()) == len(batch)
+        await publish_until_accepted(sink, batch)
+        async with StreamReader(peer) as reader:
+            assert await running_ids(reader, "state") == {"a", "c", "d"}
+            assert len(await reader.read_stored()) == len(batch)
     await sink.close()
 
 
-async def test_a_bucket_that_is_missing_or_something_else(nats: Nats) -> None:
+async def test_nats_sink_reports_missing_or_invalid_kv_bucket(nats: Nats) -> None:
     sink_settings: dict[str, Any] = {"kv_bucket": {"name": "none", "auto_create": False}}
-    with raises_naming(AnsweredError, HOST, "KV_none", "auto_create"):
-        await started(nats, "b_missing", **sink_settings)
-    async with Reader(nats) as reader:
+    with raises_naming(ApiResponseError, HOST, "KV_none", "auto_create"):
+        await start_sink(nats, "b_missing", **sink_settings)
+    async with StreamReader(nats) as reader:
         await reader.jetstream.add_stream(name="KV_strange", subjects=["strange.>"])
-    with raises_naming(AnsweredError, HOST, "KV_strange", "kv_bucket.name"):
-        await started(nats, "b_strange", kv_bucket={"name": "strange"})
+    with raises_naming(ApiResponseError, HOST, "KV_strange", "kv_bucket.name"):
+        await start_sink(nats, "b_strange", kv_bucket={"name": "strange"})
 
 
-async def test_a_bucket_that_others_have_made_is_used(nats: Nats) -> None:
-    async with Reader(nats) as reader:
+async def test_nats_sink_uses_existing_kv_bucket(nats: Nats) -> None:
+    async with StreamReader(nats) as reader:
         await reader.jetstream.create_key_value(bucket="theirs", history=3)
-        sink = await started(nats, "b_theirs", kv_bucket={"name": "theirs", "auto_create": False})
+        sink = await start_sink(nats, "b_theirs", kv_bucket={"name": "theirs", "auto_create": False})
         await sink.publish(snapshot("a", "b"))
-        await sink.publish(told(("exited", "b"), first=5))
-        assert await living(reader, "theirs") == {"a"}
+        await sink.publish(started_records(("exited", "b"), first=5))
+        assert await running_ids(reader, "theirs") == {"a"}
     await sink.close()
 
 
-async def test_ten_thousand_containers(nats: Nats) -> None:
-    sink = await started(nats, "b_many", kv_bucket={"name": "many"})
+async def test_kv_bucket_handles_ten_thousand_containers(nats: Nats) -> None:
+    sink = await start_sink(nats, "b_many", kv_bucket={"name": "many"})
     names = [f"c{number}" for number in range(10_000)]
     await sink.publish(snapshot(*names))
     await sink.close()
-    sink = await started(nats, "b_many", kv_bucket={"name": "many"})
+    sink = await start_sink(nats, "b_many", kv_bucket={"name": "many"})
     await sink.publish(snapshot(*names[:5], epoch=LATER))
     await sink.close()
-    async with Reader(nats) as reader:
-        assert await living(reader, "many") == set(names[:5])
+    async with StreamReader(nats) as reader:
+        assert await running_ids(reader, "many") == set(names[:5])
 
 
-async def test_a_row_that_is_too_large_is_left_out_and_told(nats: Nats, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_kv_bucket_skips_and_logs_oversized_entry(nats: Nats, capsys: pytest.CaptureFixture[str]) -> None:
     """By the bucket's own bound, or because a message of that size would end the connection."""
     limit = nats.monitor("varz")["max_payload"]
     large = record(3, id_="b", labels={"size": "x" * (limit - 2400)})
-    async with Reader(nats) as reader:
+    async with StreamReader(nats) as reader:
         await reader.jetstream.create_key_value(bucket="bounded", max_value_size=5000)
         for bucket, one in (("bounded", record(2, id_="b", labels={"size": "x" * 5000})), ("large", large)):
-            sink = await started(nats, f"b_{bucket}", kv_bucket={"name": bucket})
+            sink = await start_sink(nats, f"b_{bucket}", kv_bucket={"name": bucket})
             await sink.publish([record(1, id_="a"), one, record(4, id_="c")])
             await sink.close()
-            assert await living(reader, bucket) == {"a", "c"}
-            assert len(await reader.stored(f"WHALEBRIDGE_B_{bucket.upper()}")) == 3
+            assert await running_ids(reader, bucket) == {"a", "c"}
+            assert len(await reader.read_stored(f"WHALEBRIDGE_B_{bucket.upper()}")) == 3
     assert capsys.readouterr().out.count("kv_entry_too_large") == 2

@@ -16,20 +16,28 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from bridge.core.events import Record
-from tests.integration.nats_reading import ENGINE, EPOCH, Reader, Stored, frame, record, started
+from tests.integration.nats_reading import (
+    ENGINE,
+    EPOCH,
+    StoredMessage,
+    StreamReader,
+    control_record,
+    record,
+    start_sink,
+)
 from tests.testbed.nats import Nats
 
 BATCH = [
-    frame(1, "snapshot_started"),
+    control_record(1, "snapshot_started"),
     record(2, "present"),
-    frame(3, "snapshot_completed"),
+    control_record(3, "snapshot_completed"),
     record(4, "exited", namespace="default", id_="größe % \" ' 容器"),
     record(5, "paused", host="knoten-größe"),
 ]
 TYPES = ["snapshot.started", "container.present", "snapshot.completed", "container.exited", "container.paused"]
 
 
-def binary(stored: Stored) -> CloudEvent:
+def parse_binary(stored: StoredMessage) -> CloudEvent:
     """Read a message by the rules of the binding: names are case-insensitive, values percent-encoded ASCII."""
     headers = {name.lower(): value for name, value in stored.headers.items()}
     found = {name.removeprefix("ce-"): unquote(value) for name, value in headers.items() if name.startswith("ce-")}
@@ -38,15 +46,15 @@ def binary(stored: Stored) -> CloudEvent:
     return CloudEvent(attributes=attributes, data=json.loads(stored.data))
 
 
-async def stored_of(nats: Nats, mode: str) -> list[Stored]:
-    sink = await started(nats, f"ce_{mode}", cloudevents=mode)
+async def publish_and_read(nats: Nats, mode: str) -> list[StoredMessage]:
+    sink = await start_sink(nats, f"ce_{mode}", cloudevents=mode)
     await sink.publish(BATCH)
     await sink.close()
-    async with Reader(nats) as reader:
-        return await reader.stored(f"WHALEBRIDGE_CE_{mode.upper()}")
+    async with StreamReader(nats) as reader:
+        return await reader.read_stored(f"WHALEBRIDGE_CE_{mode.upper()}")
 
 
-def check(event: Any, one: Record, type_: str) -> None:
+def check_event(event: Any, one: Record, type_: str) -> None:
     host = "knoten-gr%C3%B6%C3%9Fe" if "größe" in one.host else one.host
     assert event.get_id() == f"{EPOCH}-{one.sequence}"
     assert event.get_source() == f"//{host}/containerd.io/{ENGINE.id}"
@@ -60,40 +68,40 @@ def check(event: Any, one: Record, type_: str) -> None:
     assert event.get_data() == json.loads(one.data)
 
 
-async def test_binary_mode(nats: Nats) -> None:
-    for stored, one, type_ in zip(await stored_of(nats, "binary"), BATCH, TYPES, strict=True):
+async def test_nats_messages_are_valid_binary_cloudevents(nats: Nats) -> None:
+    for stored, one, type_ in zip(await publish_and_read(nats, "binary"), BATCH, TYPES, strict=True):
         assert all(0x21 <= ord(character) <= 0x7E for value in stored.headers.values() for character in value)
         assert stored.data == one.data
-        check(binary(stored), one, type_)
+        check_event(parse_binary(stored), one, type_)
 
 
-async def test_structured_mode(nats: Nats) -> None:
-    for stored, one, type_ in zip(await stored_of(nats, "structured"), BATCH, TYPES, strict=True):
+async def test_nats_messages_are_valid_structured_cloudevents(nats: Nats) -> None:
+    for stored, one, type_ in zip(await publish_and_read(nats, "structured"), BATCH, TYPES, strict=True):
         assert stored.headers["Content-Type"] == "application/cloudevents+json"
         assert not [name for name in stored.headers if name.lower().startswith("ce-")]
-        check(JSONFormat().read(None, stored.data), one, type_)
+        check_event(JSONFormat().read(None, stored.data), one, type_)
 
 
-async def test_without_cloudevents_there_is_the_document_alone(nats: Nats) -> None:
-    for stored, one in zip(await stored_of(nats, "none"), BATCH, strict=True):
+async def test_nats_messages_have_no_headers_without_cloudevents(nats: Nats) -> None:
+    for stored, one in zip(await publish_and_read(nats, "none"), BATCH, strict=True):
         assert stored.data == one.data
         assert {name for name in stored.headers if not name.startswith("Nats-")} == set()
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
-async def test_the_bytes_of_a_record_never_change(nats: Nats, mode: str) -> None:
+async def test_nats_sinks_encode_same_record_identically(nats: Nats, mode: str) -> None:
     """Two streams, two sinks, two processes as it were: the same record is the same message."""
     found = []
     for number in (1, 2):
         subject = f"ce_same_{mode}_{number}"
-        sink = await started(nats, subject, cloudevents=mode)
+        sink = await start_sink(nats, subject, cloudevents=mode)
         await sink.publish(BATCH)
         await sink.close()
-        async with Reader(nats) as reader:
-            stored = await reader.stored(f"WHALEBRIDGE_{subject.upper()}")
-        found.append([(each.data, _lasting(each.headers)) for each in stored])
+        async with StreamReader(nats) as reader:
+            stored = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
+        found.append([(each.data, without_publish_headers(each.headers)) for each in stored])
     assert found[0] == found[1]
 
 
-def _lasting(headers: dict[str, str]) -> dict[str, str]:
+def without_publish_headers(headers: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if not name.startswith("Nats-Batch")}

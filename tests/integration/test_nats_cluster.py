@@ -12,13 +12,21 @@ import pytest
 from nats.js.api import StreamConfig
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import FreshNats, Reader, answered, insist, positions, records, settings
+from tests.integration.nats_reading import (
+    NatsFactory,
+    StreamReader,
+    publish_until_accepted,
+    record_positions,
+    records,
+    retry_until_answered,
+    settings,
+)
 from tests.scale import scaled
 from tests.testbed.nats import Nats
 from tests.testbed.server import Server
 
 STREAM = "WHALEBRIDGE_EVENTS"
-ROUNDS = scaled(part=3, full=12)
+ROUNDS = scaled(reduced=3, full=12)
 
 
 async def leader(peer: Nats) -> Server:
@@ -42,7 +50,7 @@ async def kill_leaders(peer: Nats) -> None:
 
 async def retire_leaders(peer: Nats) -> None:
     """Another leader every moment, while nobody dies."""
-    async with Reader(peer) as reader:
+    async with StreamReader(peer) as reader:
         for _ in range(20 * ROUNDS):
             await asyncio.sleep(0.1)
             with contextlib.suppress(nats.errors.Error):  # there is none at the moment
@@ -52,28 +60,28 @@ async def retire_leaders(peer: Nats) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("trouble", [kill_leaders, retire_leaders])
 @pytest.mark.parametrize("atomic", [True, False])
-async def test_leaders_change_under_load(
-    fresh_nats: FreshNats, trouble: Callable[[Nats], Coroutine[None, None, None]], atomic: bool
+async def test_nats_sink_stores_each_record_once_when_leaders_change(
+    nats_factory: NatsFactory, trouble: Callable[[Nats], Coroutine[None, None, None]], atomic: bool
 ) -> None:
-    peer = fresh_nats(3)
-    async with Reader(peer) as reader:
+    peer = nats_factory(3)
+    async with StreamReader(peer) as reader:
         config = StreamConfig(STREAM, subjects=["events.>"], num_replicas=3, duplicate_window=3600, allow_atomic=atomic)
-        await answered(partial(reader.jetstream.add_stream, config))
+        await retry_until_answered(partial(reader.jetstream.add_stream, config))
     sink = NatsSink(settings(peer, timeout="3s"))
     troubling = asyncio.ensure_future(trouble(peer))
     published = 0
     complaints: list[str] = []
     while not troubling.done() or published < 2000:
-        batch = records(1 + published % 317, first=published + 1)
-        complaints += await insist(sink, batch, seconds=120)
+        batch = records(1 + published % 317, first_sequence=published + 1)
+        complaints += await publish_until_accepted(sink, batch, seconds=120)
         published += len(batch)
     await troubling
     await sink.close()
     assert complaints
-    async with Reader(peer) as reader:
+    async with StreamReader(peer) as reader:
         # One that was frozen may take itself for the leader for a moment.
-        stored = positions(await reader.stored(least=published))
-    expected = positions(records(published))
+        stored = record_positions(await reader.read_stored(minimum=published))
+    expected = record_positions(records(published))
     assert sorted(stored) == expected  # each once
     if atomic:
         assert stored == expected

@@ -13,9 +13,16 @@ from typing import Any
 import pytest
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import FreshNats, Reader, frame, insist, records, settings
+from tests.integration.nats_reading import (
+    NatsFactory,
+    StreamReader,
+    control_record,
+    publish_until_accepted,
+    records,
+    settings,
+)
 from tests.testbed.install import search_path
-from tests.testbed.nats_auth import PATIENCE
+from tests.testbed.nats_auth import AUTH_TIMEOUT
 from tests.testbed.process import run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "nats.md").read_text()
@@ -29,38 +36,42 @@ def users(*permissions: str) -> str:
         lists[name] += re.findall(r'^  (".*?")', block, re.MULTILINE)
     allowed = ", ".join(f"{name}: [{', '.join(subjects)}]" for name, subjects in lists.items())
     known = f"users [{{ user: a, password: a, permissions {{ {allowed} }} }}]"
-    return f"authorization {{ timeout: {PATIENCE}, {known} }}\n"
+    return f"authorization {{ timeout: {AUTH_TIMEOUT}, {known} }}\n"
 
 
-async def publishes(sink: NatsSink) -> None:
+async def check_publish(sink: NatsSink) -> None:
     await sink.start()
-    await sink.publish([frame(1, "snapshot_started"), *records(3, first=2), frame(5, "snapshot_completed")])
+    await sink.publish(
+        [control_record(1, "snapshot_started"), *records(3, first_sequence=2), control_record(5, "snapshot_completed")]
+    )
     await sink.close()
 
 
 @pytest.mark.parametrize("bucket", [False, True])
-async def test_the_permissions_are_enough(fresh_nats: FreshNats, bucket: bool) -> None:
-    peer = fresh_nats(login=users(*PERMISSIONS[: 2 if bucket else 1]))
+async def test_documented_nats_permissions_are_sufficient(nats_factory: NatsFactory, bucket: bool) -> None:
+    peer = nats_factory(login=users(*PERMISSIONS[: 2 if bucket else 1]))
     more: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
-    await publishes(NatsSink(settings(peer, "whalebridge", auth={"user": "a", "password": "a"}, **more)))
+    await check_publish(NatsSink(settings(peer, "whalebridge", auth={"user": "a", "password": "a"}, **more)))
 
 
-async def test_the_permissions_of_core_mode(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats(login=users('publish: [\n  "whalebridge.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
-    await publishes(NatsSink(settings(peer, "whalebridge", mode="core", auth={"user": "a", "password": "a"})))
+async def test_documented_core_nats_permissions_are_sufficient(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(login=users('publish: [\n  "whalebridge.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
+    await check_publish(NatsSink(settings(peer, "whalebridge", mode="core", auth={"user": "a", "password": "a"})))
 
 
-async def test_the_stream_that_is_created_by_hand(fresh_nats: FreshNats, require: Callable[..., None]) -> None:
+async def test_documented_nats_command_creates_usable_stream(
+    nats_factory: NatsFactory, require: Callable[..., None]
+) -> None:
     require("nats")
     program = shutil.which("nats", path=search_path("nats")) or "nats"
-    peer = fresh_nats(3)
+    peer = nats_factory(3)
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
     patiently = [program, "--server", peer.urls[0], "--timeout", "30s"]  # three servers write it down
     await asyncio.to_thread(run, [*patiently, *shlex.split(command)], env={"HOME": "/nonexistent"})
     sink = NatsSink(settings(peer, "whalebridge", timeout="5s", stream={"auto_create": False}))
-    await insist(sink, records(3))  # where a server has stalled, another leader has to be elected first
+    await publish_until_accepted(sink, records(3))  # where a server has stalled, another leader has to be elected first
     await sink.close()
-    async with Reader(peer) as reader:
+    async with StreamReader(peer) as reader:
         config = (await reader.jetstream.stream_info("WHALEBRIDGE_WHALEBRIDGE")).config
     assert config.allow_atomic
     assert (config.num_replicas, config.max_age, config.duplicate_window) == (3, 7 * 86400, 3600)

@@ -11,22 +11,22 @@ import pytest
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
-    FreshNats,
-    Reader,
-    batches,
-    ended,
-    insist,
-    positions,
+    NatsFactory,
+    StreamReader,
+    publish_until_accepted,
     record,
+    record_positions,
     records,
     settings,
-    started,
+    split_batches,
+    start_sink,
+    wait_connection_ended,
 )
 from tests.naming import assert_names, raises_naming
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
-Failing = Callable[[Nats], None]
+FailureAction = Callable[[Nats], None]
 BOUND = 15.0  # seconds for what is given up after a few: above that, on a slow machine; far below "for ever"
 
 
@@ -37,8 +37,8 @@ async def timed_failure(attempt: asyncio.Future[None]) -> tuple[str, float]:
     return str(caught.value), time.monotonic() - began
 
 
-async def test_a_server_that_is_dead_at_the_start(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
+async def test_nats_sink_connects_after_server_was_down_at_start(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
     peer.kill()
     sink = NatsSink(settings(peer))
     with raises_naming(TransientError, f"{HOST}:{peer.nodes[0].port}"):
@@ -49,39 +49,39 @@ async def test_a_server_that_is_dead_at_the_start(fresh_nats: FreshNats) -> None
     await sink.close()
 
 
-async def test_a_server_that_is_dead_for_a_while(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
+async def test_nats_sink_loses_nothing_when_server_is_down(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
     all_ = records(300)
-    sink = await started(peer)
+    sink = await start_sink(peer)
     await sink.publish(all_[:100])
     peer.kill()
     for _ in range(3):
         with raises_naming(TransientError, "NATS", f"{HOST}:{peer.nodes[0].port}"):
             await sink.publish(all_[100:200])
     peer.start()
-    for batch in batches(all_[100:], 100):
+    for batch in split_batches(all_[100:], 100):
         await sink.publish(batch)
     await sink.close()
-    async with Reader(peer) as reader:
-        assert positions(await reader.stored()) == positions(all_)
+    async with StreamReader(peer) as reader:
+        assert record_positions(await reader.read_stored()) == record_positions(all_)
 
 
-async def test_a_server_that_goes_while_nothing_is_to_be_done(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
-    sink = await started(peer)
+async def test_nats_sink_reconnects_when_server_restarts_while_idle(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
+    sink = await start_sink(peer)
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
-    await ended(sink)
+    await wait_connection_ended(sink)
     await sink.publish(records(3))  # at the first attempt: the old connection is known to be gone
     await sink.close()
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-async def test_a_server_that_flaps(fresh_nats: FreshNats, atomic: bool) -> None:
+async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory: NatsFactory, atomic: bool) -> None:
     """Connections are reset ten times a second, in the midst of records, and the server is killed every other."""
-    peer = fresh_nats(proxied=True)
+    peer = nats_factory(proxied=True)
     proxy = peer.proxies[0]
-    async with Reader(peer) as reader:
+    async with StreamReader(peer) as reader:
         await reader.jetstream.add_stream(
             name="WHALEBRIDGE_EVENTS", subjects=["events.>"], duplicate_window=3600, allow_atomic=atomic
         )
@@ -93,7 +93,7 @@ async def test_a_server_that_flaps(fresh_nats: FreshNats, atomic: bool) -> None:
             budget = (budget + 77_777) % 500_000
             await asyncio.to_thread(proxy.reset_after, budget)
             await asyncio.sleep(0.1)
-            await asyncio.to_thread(proxy.drop)
+            await asyncio.to_thread(proxy.reset)
             if turn % 8 == 7:
                 await asyncio.to_thread(peer.kill)
                 await asyncio.to_thread(peer.start)
@@ -103,15 +103,15 @@ async def test_a_server_that_flaps(fresh_nats: FreshNats, atomic: bool) -> None:
     published = 0
     complaints: list[str] = []
     while not flapping.done() or published < 2000:
-        batch = records(400, first=published + 1)
-        complaints += await insist(sink, batch, seconds=120)
+        batch = records(400, first_sequence=published + 1)
+        complaints += await publish_until_accepted(sink, batch, seconds=120)
         published += len(batch)
     await flapping
     await sink.close()
     assert complaints
-    async with Reader(peer) as reader:
-        stored = positions(await reader.stored())
-    expected = positions(records(published))
+    async with StreamReader(peer) as reader:
+        stored = record_positions(await reader.read_stored())
+    expected = record_positions(records(published))
     assert sorted(stored) == expected  # each once
     if atomic:
         assert stored == expected
@@ -122,15 +122,17 @@ def suspend(peer: Nats) -> None:
 
 
 def silence(peer: Nats) -> None:
-    peer.proxies[0].silence()
+    peer.proxies[0].drop_traffic()
 
 
 @pytest.mark.parametrize("fail", [suspend, silence])
-async def test_a_server_that_hangs_is_given_up_in_bounded_time(fresh_nats: FreshNats, fail: Failing) -> None:
-    peer = fresh_nats(proxied=True)
+async def test_nats_sink_times_out_and_recovers_when_server_hangs(
+    nats_factory: NatsFactory, fail: FailureAction
+) -> None:
+    peer = nats_factory(proxied=True)
     all_ = records(3000, labels={"size": "x" * 5000})  # more than the kernel takes for a server that does not read
     sink = NatsSink(settings(peer, timeout="2s"))
-    await insist(sink, all_[:10])  # before anything fails, two seconds may be too short for it
+    await publish_until_accepted(sink, all_[:10])  # before anything fails, two seconds may be too short for it
     fail(peer)
     text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_[10:1000])))
     assert_names(text, HOST, "2 s")
@@ -141,18 +143,18 @@ async def test_a_server_that_hangs_is_given_up_in_bounded_time(fresh_nats: Fresh
     if fail is suspend:
         peer.resume()
     else:
-        await asyncio.to_thread(peer.proxies[0].heal)
-    for batch in batches(all_[10:], 1000):
-        await insist(sink, batch)
+        await asyncio.to_thread(peer.proxies[0].restore)
+    for batch in split_batches(all_[10:], 1000):
+        await publish_until_accepted(sink, batch)
     await sink.close()
-    async with Reader(peer) as reader:
-        assert positions(await reader.stored()) == positions(all_)
+    async with StreamReader(peer) as reader:
+        assert record_positions(await reader.read_stored()) == record_positions(all_)
 
 
 @pytest.mark.parametrize("size", [10, 500_000])
-async def test_closing_and_cancelling_are_bounded_where_a_server_hangs(fresh_nats: FreshNats, size: int) -> None:
-    peer = fresh_nats()
-    sink = await started(peer, timeout="60s")
+async def test_nats_sink_cancels_and_closes_in_time_when_server_hangs(nats_factory: NatsFactory, size: int) -> None:
+    peer = nats_factory()
+    sink = await start_sink(peer, timeout="60s")
     peer.suspend()
     publishing = asyncio.ensure_future(sink.publish(records(100, labels={"size": "x" * size})))
     await asyncio.sleep(0.5)
@@ -166,9 +168,9 @@ async def test_closing_and_cancelling_are_bounded_where_a_server_hangs(fresh_nat
     peer.resume()
 
 
-async def test_closing_an_idle_connection_to_a_server_that_hangs_is_bounded(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
-    sink = await started(peer)
+async def test_nats_sink_closes_idle_connection_when_server_hangs(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
+    sink = await start_sink(peer)
     peer.suspend()
     began = time.monotonic()
     await sink.close()
@@ -176,51 +178,53 @@ async def test_closing_an_idle_connection_to_a_server_that_hangs_is_bounded(fres
     peer.resume()
 
 
-async def test_a_client_that_is_closed_for_good_is_replaced(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats()
-    sink = await started(peer)
+async def test_nats_sink_replaces_closed_client(nats_factory: NatsFactory) -> None:
+    peer = nats_factory()
+    sink = await start_sink(peer)
     await sink.publish(records(3))
-    assert sink._link
-    await sink._link._client.close()
-    await sink.publish(records(3, first=4))
+    assert sink._connection
+    await sink._connection._client.close()
+    await sink.publish(records(3, first_sequence=4))
     await sink.close()
-    async with Reader(peer) as reader:
-        assert positions(await reader.stored()) == positions(records(6))
+    async with StreamReader(peer) as reader:
+        assert record_positions(await reader.read_stored()) == record_positions(records(6))
 
 
-async def test_a_slow_network_is_no_failure_as_long_as_something_moves(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats(proxied=True)
-    sink = await started(peer, timeout="6s")
+async def test_nats_sink_tolerates_slow_network(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(proxied=True)
+    sink = await start_sink(peer, timeout="6s")
     peer.proxies[0].delay(0.3)  # for each 64 KiB: the batch takes longer than the timeout
     all_ = records(300, labels={"size": "x" * 5000})
     began = time.monotonic()
     await sink.publish(all_)
     assert time.monotonic() - began > 6
     await sink.close()
-    await asyncio.to_thread(peer.proxies[0].heal)
-    async with Reader(peer) as reader:
-        assert positions(await reader.stored()) == positions(all_)
+    await asyncio.to_thread(peer.proxies[0].restore)
+    async with StreamReader(peer) as reader:
+        assert record_positions(await reader.read_stored()) == record_positions(all_)
 
 
-async def test_a_server_that_takes_leave_is_followed_by_another(fresh_nats: FreshNats) -> None:
+async def test_nats_sink_switches_server_when_first_server_stops(nats_factory: NatsFactory) -> None:
     """One server is known; the others of its cluster are learned, and used when it is gone."""
-    peer = fresh_nats(3)
+    peer = nats_factory(3)
     one = settings(peer, timeout="5s").model_copy(update={"servers": settings(peer).servers[:1]})
     sink = NatsSink(one.model_copy(update={"stream": one.stream.model_copy(update={"replicas": 3})}))
-    await insist(sink, [record(1)])
+    await publish_until_accepted(sink, [record(1)])
     await asyncio.to_thread(peer.servers[0].stop)
-    await insist(sink, [record(2)])
+    await publish_until_accepted(sink, [record(2)])
     await sink.close()
 
 
-async def test_too_many_batches_at_once_is_worth_another_try(fresh_nats: FreshNats, tmp_path: object) -> None:
+async def test_nats_sink_retries_when_server_batch_limit_is_reached(
+    nats_factory: NatsFactory, tmp_path: object
+) -> None:
     limits = "limits { batch { max_inflight_per_stream: 1 } }"
-    peer = fresh_nats(settings=f'jetstream {{ store_dir: "{tmp_path}", {limits} }}\n')
-    sinks = [await started(peer) for _ in range(6)]
+    peer = nats_factory(settings=f'jetstream {{ store_dir: "{tmp_path}", {limits} }}\n')
+    sinks = [await start_sink(peer) for _ in range(6)]
     all_ = [records(500, host=f"node-{number}") for number in range(6)]
-    complaints = await asyncio.gather(*map(insist, sinks, all_))
+    complaints = await asyncio.gather(*map(publish_until_accepted, sinks, all_))
     for sink in sinks:
         await sink.close()
     assert any("too many inflight" in complaint for each in complaints for complaint in each)
-    async with Reader(peer) as reader:
-        assert len(await reader.stored()) == 3000
+    async with StreamReader(peer) as reader:
+        assert len(await reader.read_stored()) == 3000

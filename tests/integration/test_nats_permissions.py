@@ -9,8 +9,8 @@ import pytest
 
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import FreshNats, insist, records, settings
-from tests.integration.test_nats_login import SECRET, complaint, publishes
+from tests.integration.nats_reading import NatsFactory, publish_until_accepted, records, settings
+from tests.integration.test_nats_login import SECRET, check_publish, publish_error
 from tests.naming import assert_names, raises_naming
 from tests.testbed import nats_auth
 from tests.testbed.nats_auth import Permissions
@@ -22,16 +22,16 @@ SINK = Permissions(
 
 
 @pytest.mark.parametrize("create", [True, False])
-async def test_what_is_needed_is_enough(fresh_nats: FreshNats, create: bool) -> None:
-    login = nats_auth.users({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
-    peer = fresh_nats(login=login)
+async def test_nats_sink_works_with_minimum_permissions(nats_factory: NatsFactory, create: bool) -> None:
+    login = nats_auth.users_config({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
+    peer = nats_factory(login=login)
     if not create:
-        await publishes(peer, auth={"user": "admin", "password": SECRET})
-    await publishes(peer, auth={"user": "bridge", "password": SECRET}, stream={"auto_create": create})
+        await check_publish(peer, auth={"user": "admin", "password": SECRET})
+    await check_publish(peer, auth={"user": "bridge", "password": SECRET}, stream={"auto_create": create})
 
 
 @pytest.mark.parametrize(
-    ("missing", "told"),
+    ("missing", "denied_action"),
     [
         ("events.>", r'publish to "events.node-1.shop.started"'),
         ("$JS.API.STREAM.INFO.WHALEBRIDGE_EVENTS", r'publish to "$js.api.stream.info.whalebridge_events"'),
@@ -39,37 +39,39 @@ async def test_what_is_needed_is_enough(fresh_nats: FreshNats, create: bool) -> 
         ("_INBOX.>", r'subscription to "_inbox.'),
     ],
 )
-async def test_a_permission_that_is_missing_is_named(fresh_nats: FreshNats, missing: str, told: str) -> None:
+async def test_nats_sink_reports_missing_permission(
+    nats_factory: NatsFactory, missing: str, denied_action: str
+) -> None:
     def without(subjects: Any) -> list[str]:
         return [subject for subject in subjects if subject != missing] or ["nothing"]
 
     allowed = Permissions(publish=without(SINK.publish), subscribe=without(SINK.subscribe))
-    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
-    text = await complaint(peer, auth={"user": "bridge", "password": SECRET})
-    assert_names(text, f"permissions violation for {told}", "docs/nats.md")
+    peer = nats_factory(login=nats_auth.users_config({"bridge": SECRET}, {"bridge": allowed}))
+    text = await publish_error(peer, auth={"user": "bridge", "password": SECRET})
+    assert_names(text, f"permissions violation for {denied_action}", "docs/nats.md")
 
 
-async def test_a_permission_that_is_granted_later_is_used(fresh_nats: FreshNats) -> None:
+async def test_nats_sink_uses_permission_granted_later(nats_factory: NatsFactory) -> None:
     def users(permissions: Permissions) -> str:
-        return nats_auth.users({"bridge": SECRET}, {"bridge": permissions})
+        return nats_auth.users_config({"bridge": SECRET}, {"bridge": permissions})
 
     allowed = Permissions(publish=["$JS.API.>"], subscribe=["_INBOX.>"])
-    peer = fresh_nats(login=users(allowed))
+    peer = nats_factory(login=users(allowed))
     sink = NatsSink(settings(peer, auth={"user": "bridge", "password": SECRET}))
     await sink.start()
     with raises_naming(TransientError, "permissions violation"):
         await sink.publish(records(3))
-    config = peer.nodes[0].folder / "nats.conf"
+    config = peer.nodes[0].directory / "nats.conf"
     config.write_text(config.read_text().replace(users(allowed), users(SINK)))
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
-    await insist(sink, records(3))
+    await publish_until_accepted(sink, records(3))
     await sink.close()
 
 
-async def test_an_inbox_of_our_own(fresh_nats: FreshNats) -> None:
+async def test_nats_sink_uses_configured_inbox_prefix(nats_factory: NatsFactory) -> None:
     allowed = Permissions(publish=SINK.publish, subscribe=["_INBOX.whalebridge.>"])
-    peer = fresh_nats(login=nats_auth.users({"bridge": SECRET}, {"bridge": allowed}))
+    peer = nats_factory(login=nats_auth.users_config({"bridge": SECRET}, {"bridge": allowed}))
     login = {"user": "bridge", "password": SECRET}
-    await publishes(peer, auth=login, inbox_prefix="_INBOX.whalebridge")
-    assert "_inbox." in await complaint(peer, auth=login)
+    await check_publish(peer, auth=login, inbox_prefix="_INBOX.whalebridge")
+    assert "_inbox." in await publish_error(peer, auth=login)

@@ -10,19 +10,19 @@ from pathlib import Path
 import msgspec
 from nats.js.errors import BucketNotFoundError, NoKeysError, NotFoundError
 
-from tests.bridge_process import BridgeProcess, Document, check_lives, check_stream, fold, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream, running_after, transitions
 from tests.eventually import eventually
-from tests.integration.commands import Yard
-from tests.integration.nats_reading import FreshNats, Reader
+from tests.integration.commands import ContainerFactory
+from tests.integration.nats_reading import NatsFactory, StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.nats import Nats
 
 
-def stored(peer: Nats) -> list[Document]:
-    async def read() -> list[Document]:
-        async with Reader(peer) as reader:
-            return [msgspec.json.decode(each.data) for each in await reader.stored()]
+def stored_records(peer: Nats) -> list[RecordDict]:
+    async def read() -> list[RecordDict]:
+        async with StreamReader(peer) as reader:
+            return [msgspec.json.decode(each.data) for each in await reader.read_stored()]
 
     try:
         return asyncio.run(read())
@@ -30,9 +30,9 @@ def stored(peer: Nats) -> list[Document]:
         return []
 
 
-def in_bucket(peer: Nats) -> set[str]:
+def bucket_entries(peer: Nats) -> set[str]:
     async def read() -> set[str]:
-        async with Reader(peer) as reader:
+        async with StreamReader(peer) as reader:
             try:
                 keys = await (await reader.jetstream.key_value("containers")).keys()
             except (BucketNotFoundError, NoKeysError):  # records are stored before rows
@@ -42,8 +42,8 @@ def in_bucket(peer: Nats) -> set[str]:
     return asyncio.run(read())
 
 
-def epochs(records: list[Document]) -> list[list[Document]]:
-    found: dict[int, list[Document]] = {}
+def epochs(records: list[RecordDict]) -> list[list[RecordDict]]:
+    found: dict[int, list[RecordDict]] = {}
     for record in records:
         found.setdefault(record["epoch"], []).append(record)
     return list(found.values())
@@ -51,17 +51,21 @@ def epochs(records: list[Document]) -> list[list[Document]]:
 
 def wait_stored(bridge: BridgeProcess, peer: Nats) -> None:
     """Wait until the stream has what standard output got; the bridge may look for its server every half minute only."""
-    bridge.wait(lambda records: places(stored(peer)) == places(records), "all of it in the stream", 90)
+    bridge.wait(
+        lambda records: record_positions(stored_records(peer)) == record_positions(records),
+        "all of it in the stream",
+        90,
+    )
 
 
-def places(records: list[Document]) -> list[tuple[int, int]]:
+def record_positions(records: list[RecordDict]) -> list[tuple[int, int]]:
     return [(each["epoch"], each["sequence"]) for each in records]
 
 
-def test_a_server_that_is_away_misses_nothing(
-    engine: Containerd, yard: Yard, fresh_nats: FreshNats, tmp_path: Path
+def test_nats_stream_is_complete_after_server_and_bridge_outages(
+    engine: Containerd, container_factory: ContainerFactory, nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
-    peer = fresh_nats()
+    peer = nats_factory()
     peer.kill()
     name = f"{engine.version.replace('.', '')}-{os.getpid()}"
     sink = f"nats://{peer.urls[0].partition('//')[2]}/events"
@@ -69,8 +73,8 @@ def test_a_server_that_is_away_misses_nothing(
     # Heartbeats go to the stream alone.
     environment = {"WHALEBRIDGE_LOG__FORMAT": "json", "WHALEBRIDGE_HEARTBEAT__INTERVAL": "off"}
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
-        bridge.wait_live()
-        lives = yard.run(stem="lives")
+        bridge.wait_synced()
+        lives = container_factory.run(prefix="lives")
         for number in range(3):
             engine.ctr("run", "--rm", "--null-io", IMAGE, f"short-{name}-{number}", "true")
         bridge.wait(lambda records: len(transitions(records)) >= 7, "seven transitions", 90)
@@ -81,22 +85,24 @@ def test_a_server_that_is_away_misses_nothing(
         bridge.wait(lambda records: len(transitions(records)) >= 9, "nine transitions", 90)
         began = time.monotonic()
     assert time.monotonic() - began < 25  # it has 10 s to hand over what nobody takes
-    assert [line for line in bridge.said("sink_not_reached") if peer.url.partition("//")[2] in line["error"]]
+    assert [line for line in bridge.log_lines("sink_not_reached") if peer.url.partition("//")[2] in line["error"]]
     peer.start()
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
-        eventually(lambda: len(epochs(stored(peer))) == 2, "the second epoch in the stream")
-        bridge.wait_live(2)
+        eventually(lambda: len(epochs(stored_records(peer))) == 2, "the second epoch in the stream")
+        bridge.wait_synced(2)
         wait_stored(bridge, peer)
-        first, second = epochs(stored(peer))
+        first, second = epochs(stored_records(peer))
         assert second[0]["snapshot"]["previous"] == {"epoch": first[-1]["epoch"], "sequence": first[-1]["sequence"]}
         check_stream(first)
         check_stream(second)
-        check_lives([*first, *second])
-        assert lives in {container["id"] for container in fold([*first, *second]).values()}
+        check_runs([*first, *second])
+        assert lives in {container["id"] for container in running_after([*first, *second]).values()}
 
 
-def test_the_bucket_has_what_lives(engine: Containerd, yard: Yard, fresh_nats: FreshNats, tmp_path: Path) -> None:
-    peer = fresh_nats()
+def test_kv_bucket_contains_running_containers(
+    engine: Containerd, container_factory: ContainerFactory, nats_factory: NatsFactory, tmp_path: Path
+) -> None:
+    peer = nats_factory()
     server = peer.urls[0].partition("//")[2]
     environment = {
         "WHALEBRIDGE_SINKS__MAIN__TYPE": "nats",
@@ -105,11 +111,11 @@ def test_the_bucket_has_what_lives(engine: Containerd, yard: Yard, fresh_nats: F
         "WHALEBRIDGE_SINKS__MAIN__KV_BUCKET__NAME": "containers",
         "WHALEBRIDGE_LOG__FORMAT": "json",
     }
-    before = yard.run(stem="before")
+    before = container_factory.run(prefix="before")
     with BridgeProcess(engine.address, tmp_path, environment=environment):
         eventually(lambda: "nats_connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
-        eventually(lambda: stored(peer) and before in in_bucket(peer), "the first row")
-        after = yard.run(stem="after")
-        eventually(lambda: after in in_bucket(peer), "the second row")
+        eventually(lambda: stored_records(peer) and before in bucket_entries(peer), "the first row")
+        after = container_factory.run(prefix="after")
+        eventually(lambda: after in bucket_entries(peer), "the second row")
         engine.ctr("task", "kill", "--signal", "KILL", before)
-        eventually(lambda: before not in in_bucket(peer), "the first row to go")
+        eventually(lambda: before not in bucket_entries(peer), "the first row to go")

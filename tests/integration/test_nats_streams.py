@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamSource
 
-from bridge.core.errors import RefusedRecordError, TransientError
-from sinks.nats.failures import AnsweredError
+from bridge.core.errors import RejectedRecordError, TransientError
+from sinks.nats.failures import ApiResponseError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
-    FreshNats,
-    Reader,
-    frame,
-    insist,
-    positions,
+    NatsFactory,
+    StreamReader,
+    control_record,
+    publish_until_accepted,
     record,
+    record_positions,
     records,
     settings,
-    started,
+    start_sink,
 )
 from tests.naming import assert_names, raises_naming
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
-from tests.testbed.nats_auth import PATIENCE, Permissions
+from tests.testbed.nats_auth import AUTH_TIMEOUT, Permissions
 from tests.testbed.server import HOST
 
 HOSTILE = [
@@ -46,7 +46,7 @@ HOSTILE = [
 ]
 
 
-async def complaint(peer: Nats, subject: str, **options: Any) -> str:
+async def start_error(peer: Nats, subject: str, **options: Any) -> str:
     sink = NatsSink(settings(peer, subject, **options))
     with pytest.raises(TransientError) as caught:
         await sink.start()
@@ -59,12 +59,12 @@ async def complaint(peer: Nats, subject: str, **options: Any) -> str:
 # --- created or checked ---
 
 
-async def test_a_stream_is_created_as_promised(nats: Nats) -> None:
-    sink = await started(nats, "pre.fix")
+async def test_nats_sink_creates_stream_with_documented_defaults(nats: Nats) -> None:
+    sink = await start_sink(nats, "pre.fix")
     await sink.close()
-    sink = await started(nats, "pre.fix")  # it is there already
+    sink = await start_sink(nats, "pre.fix")  # it is there already
     await sink.close()
-    async with Reader(nats) as reader:
+    async with StreamReader(nats) as reader:
         config = (await reader.jetstream.stream_info("WHALEBRIDGE_PRE_FIX")).config
     assert config.subjects == ["pre.fix.>"]
     assert config.storage == StorageType.FILE
@@ -73,16 +73,16 @@ async def test_a_stream_is_created_as_promised(nats: Nats) -> None:
     assert (config.max_msgs, config.max_bytes, config.max_msgs_per_subject) == (-1, -1, -1)
 
 
-async def test_a_stream_is_created_as_asked_for(nats: Nats) -> None:
+async def test_nats_sink_creates_stream_as_configured(nats: Nats) -> None:
     asked = {"name": "Mine", "max_age": None, "max_bytes": 10_000_000, "duplicate_window": "5m"}
-    sink = await started(nats, "asked", stream=asked)
+    sink = await start_sink(nats, "asked", stream=asked)
     await sink.close()
-    async with Reader(nats) as reader:
+    async with StreamReader(nats) as reader:
         config = (await reader.jetstream.stream_info("Mine")).config
     assert (config.max_age, config.max_bytes, config.duplicate_window) == (0, 10_000_000, 300)
 
 
-async def test_many_start_at_once_where_nothing_is_there(nats: Nats) -> None:
+async def test_nats_sinks_start_concurrently_when_stream_is_missing(nats: Nats) -> None:
     """Some of them want other streams than the one that wins."""
     sinks = [NatsSink(settings(nats, "race", stream={"max_age": f"{1 + number % 2}h"})) for number in range(12)]
     await asyncio.gather(*(sink.start() for sink in sinks))
@@ -91,23 +91,23 @@ async def test_many_start_at_once_where_nothing_is_there(nats: Nats) -> None:
         await sink.close()
 
 
-async def test_a_missing_stream_is_named_with_what_to_do(nats: Nats) -> None:
-    text = await complaint(nats, "missing", stream={"auto_create": False})
+async def test_nats_sink_reports_missing_stream_without_auto_create(nats: Nats) -> None:
+    text = await start_error(nats, "missing", stream={"auto_create": False})
     assert_names(text, HOST, "WHALEBRIDGE_MISSING", "docs/nats.md", "auto_create")
 
 
-async def test_a_missing_stream_is_created_when_someone_gets_to_it(nats: Nats) -> None:
+async def test_nats_sink_publishes_after_missing_stream_is_created(nats: Nats) -> None:
     sink = NatsSink(settings(nats, "by_hand", stream={"auto_create": False}))
     with pytest.raises(TransientError):
         await sink.start()
-    async with Reader(nats) as reader:
+    async with StreamReader(nats) as reader:
         await reader.jetstream.add_stream(name="WHALEBRIDGE_BY_HAND", subjects=["by_hand.>"])
         await sink.publish(records(2))
-        assert positions(await reader.stored("WHALEBRIDGE_BY_HAND")) == positions(records(2))
+        assert record_positions(await reader.read_stored("WHALEBRIDGE_BY_HAND")) == record_positions(records(2))
     await sink.close()
 
 
-UNFIT: dict[str, tuple[dict[str, Any], str]] = {
+UNSUITABLE_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "other_subjects": ({"subjects": ["something.else.>"]}, "something.else.>"),
     "unfit_1": ({"no_ack": True}, "no_ack"),
     "unfit_2": ({"max_msgs_per_subject": 5}, "max_msgs_per_subject"),
@@ -116,134 +116,136 @@ UNFIT: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNFIT)
-async def test_a_stream_that_is_not_fit_is_refused(nats: Nats, name: str) -> None:
-    config, told = UNFIT[name]
-    async with Reader(nats) as reader:
+@pytest.mark.parametrize("name", UNSUITABLE_CONFIGS)
+async def test_nats_sink_fails_when_stream_config_is_unsuitable(nats: Nats, name: str) -> None:
+    config, told = UNSUITABLE_CONFIGS[name]
+    async with StreamReader(nats) as reader:
         await reader.jetstream.add_stream(StreamConfig(**{"name": name, "subjects": ["unfit.>"], **config}))
-        text = await complaint(nats, "unfit", stream={"name": name})
+        text = await start_error(nats, "unfit", stream={"name": name})
         await reader.jetstream.delete_stream(name)
     assert_names(text, f"stream {name}", HOST, told, f"nats stream edit {name}", "stream.name")
 
 
-async def test_a_sealed_stream_is_refused(nats: Nats) -> None:
-    async with Reader(nats) as reader:
+async def test_nats_sink_fails_when_stream_is_sealed(nats: Nats) -> None:
+    async with StreamReader(nats) as reader:
         await reader.jetstream.add_stream(name="SEALED", subjects=["sealed.>"])
         info = await reader.jetstream.stream_info("SEALED")
         await reader.jetstream.update_stream(info.config.evolve(sealed=True))
-    assert_names(await complaint(nats, "sealed", stream={"name": "SEALED"}), "SEALED", "sealed")
+    assert_names(await start_error(nats, "sealed", stream={"name": "SEALED"}), "SEALED", "sealed")
 
 
-async def test_another_stream_with_our_subjects_is_named(nats: Nats) -> None:
-    async with Reader(nats) as reader:
+async def test_nats_sink_reports_stream_with_overlapping_subjects(nats: Nats) -> None:
+    async with StreamReader(nats) as reader:
         await reader.jetstream.add_stream(name="THEIRS", subjects=["taken.*.>"])
-    text = await complaint(nats, "taken")
+    text = await start_error(nats, "taken")
     assert_names(text, HOST, "WHALEBRIDGE_TAKEN", "taken.>", "stream.name")
-    sink = await started(nats, "taken", stream={"name": "THEIRS"})
+    sink = await start_sink(nats, "taken", stream={"name": "THEIRS"})
     await sink.publish(records(2))
     await sink.close()
 
 
-async def test_a_stream_that_is_deleted_is_created_again(nats: Nats) -> None:
-    sink = await started(nats, "deleted")
+async def test_nats_sink_recreates_deleted_stream(nats: Nats) -> None:
+    sink = await start_sink(nats, "deleted")
     await sink.publish(records(2))
-    async with Reader(nats) as reader:
+    async with StreamReader(nats) as reader:
         await reader.jetstream.delete_stream("WHALEBRIDGE_DELETED")
-        with raises_naming(AnsweredError, "WHALEBRIDGE_DELETED", "deleted.node-1."):
-            await sink.publish(records(1, first=3))
-        await sink.publish(records(1, first=3))
-        assert positions(await reader.stored("WHALEBRIDGE_DELETED")) == positions(records(1, first=3))
+        with raises_naming(ApiResponseError, "WHALEBRIDGE_DELETED", "deleted.node-1."):
+            await sink.publish(records(1, first_sequence=3))
+        await sink.publish(records(1, first_sequence=3))
+        assert record_positions(await reader.read_stored("WHALEBRIDGE_DELETED")) == record_positions(
+            records(1, first_sequence=3)
+        )
     await sink.close()
 
 
-async def test_a_stream_whose_settings_change_is_looked_at_again(nats: Nats) -> None:
+async def test_nats_sink_adapts_when_stream_config_changes(nats: Nats) -> None:
     """It allows batches no more; then it is full; then there is room."""
-    sink = await started(nats, "changing")
+    sink = await start_sink(nats, "changing")
     await sink.publish(records(5))
-    async with Reader(nats) as reader:
+    async with StreamReader(nats) as reader:
         info = await reader.jetstream.stream_info("WHALEBRIDGE_CHANGING")
         await reader.jetstream.update_stream(info.config.evolve(allow_atomic=False))
-        await sink.publish(records(5, first=6))
+        await sink.publish(records(5, first_sequence=6))
         full = info.config.evolve(allow_atomic=False, max_msgs=10, discard="new")
         await reader.jetstream.update_stream(full)
-        with raises_naming(AnsweredError, "WHALEBRIDGE_CHANGING", "10077"):
-            await sink.publish(records(5, first=11))
+        with raises_naming(ApiResponseError, "WHALEBRIDGE_CHANGING", "10077"):
+            await sink.publish(records(5, first_sequence=11))
         await reader.jetstream.update_stream(full.evolve(max_msgs=20))
-        await sink.publish(records(5, first=11))
-        assert positions(await reader.stored("WHALEBRIDGE_CHANGING")) == positions(records(15))
+        await sink.publish(records(5, first_sequence=11))
+        assert record_positions(await reader.read_stored("WHALEBRIDGE_CHANGING")) == record_positions(records(15))
     await sink.close()
 
 
-async def test_a_server_without_jetstream_is_told_from_a_missing_stream(fresh_nats: FreshNats) -> None:
-    peer = fresh_nats(settings="jetstream: false\n")
-    text = await complaint(peer, "events")
+async def test_nats_sink_reports_server_without_jetstream(nats_factory: NatsFactory) -> None:
+    peer = nats_factory(settings="jetstream: false\n")
+    text = await start_error(peer, "events")
     assert_names(text, HOST, "JetStream", "WHALEBRIDGE_EVENTS", "mode: core")
 
 
-async def test_an_account_without_jetstream(fresh_nats: FreshNats) -> None:
-    accounts = f"authorization {{ timeout: {PATIENCE} }}\naccounts {{ A {{ users [{{user: a, password: a}}] }} }}\n"
-    text = await complaint(fresh_nats(settings=accounts), "events", auth={"user": "a", "password": "a"})
+async def test_nats_sink_reports_account_without_jetstream(nats_factory: NatsFactory) -> None:
+    accounts = f"authorization {{ timeout: {AUTH_TIMEOUT} }}\naccounts {{ A {{ users [{{user: a, password: a}}] }} }}\n"
+    text = await start_error(nats_factory(settings=accounts), "events", auth={"user": "a", "password": "a"})
     assert_names(text, HOST, "JetStream", "mode: core")
 
 
-async def test_a_domain(fresh_nats: FreshNats, tmp_path: object) -> None:
-    peer = fresh_nats(settings=f'jetstream {{ store_dir: "{tmp_path}", domain: hub }}\n')
-    sink = await started(peer, domain="hub", kv_bucket={"name": "state"})
+async def test_nats_sink_publishes_in_jetstream_domain(nats_factory: NatsFactory, tmp_path: object) -> None:
+    peer = nats_factory(settings=f'jetstream {{ store_dir: "{tmp_path}", domain: hub }}\n')
+    sink = await start_sink(peer, domain="hub", kv_bucket={"name": "state"})
     await sink.publish(records(3))
     await sink.close()
-    assert_names(await complaint(peer, "events", domain="elsewhere"), HOST, "JetStream", "domain")
+    assert_names(await start_error(peer, "events", domain="elsewhere"), HOST, "JetStream", "domain")
 
 
 # --- subjects ---
 
 
 @pytest.mark.parametrize("value", HOSTILE)
-async def test_whatever_something_is_called_it_stays_in_its_token(nats: Nats, value: str) -> None:
+async def test_nats_sink_keeps_hostile_name_in_one_subject_token(nats: Nats, value: str) -> None:
     subject = f"hostile{HOSTILE.index(value)}"
-    sink = await started(nats, subject, subject_template="{host}.{namespace}.{project}.{type}")
+    sink = await start_sink(nats, subject, subject_template="{host}.{namespace}.{project}.{type}")
     one = record(
         1, host="node-1" if value in ("", "\x00") else value, namespace=value or "x", project=value, id_=value or "x"
     )
     await sink.publish([one, record(2)])
     await sink.close()
-    async with Reader(nats) as reader:
-        stored, _ = await reader.stored(f"WHALEBRIDGE_{subject.upper()}")
+    async with StreamReader(nats) as reader:
+        stored, _ = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
     assert stored.data == one.data
     assert len(stored.subject.split(".")) == 5
     assert all(character.isalnum() or character in "_=-." for character in stored.subject)
     assert set(stored.headers) >= {"Nats-Msg-Id", "ce-id", "ce-source", "ce-subject"}
 
 
-async def test_a_project_of_4_kib_harms_nobody(nats: Nats) -> None:
-    sink = await started(nats, "long", subject_template="{project}.{type}")
+async def test_nats_sink_publishes_records_with_4_kib_project(nats: Nats) -> None:
+    sink = await start_sink(nats, "long", subject_template="{project}.{type}")
     long = [record(number, project="größe " * 700 + str(number)) for number in (1, 2)]
     await sink.publish([*long, record(3)])
     await sink.close()
-    async with Reader(nats) as reader:
-        stored = await reader.stored("WHALEBRIDGE_LONG")
-    assert positions(stored) == positions(records(3))
+    async with StreamReader(nats) as reader:
+        stored = await reader.read_stored("WHALEBRIDGE_LONG")
+    assert record_positions(stored) == record_positions(records(3))
     assert len({each.subject for each in stored}) == 3
 
 
-async def test_frames_have_no_namespace(nats: Nats) -> None:
-    sink = await started(nats, "frames")
-    await sink.publish([frame(1, "snapshot_started"), frame(2, "snapshot_completed")])
+async def test_nats_control_record_subject_has_no_namespace(nats: Nats) -> None:
+    sink = await start_sink(nats, "frames")
+    await sink.publish([control_record(1, "snapshot_started"), control_record(2, "snapshot_completed")])
     await sink.close()
-    async with Reader(nats) as reader:
-        stored = await reader.stored("WHALEBRIDGE_FRAMES")
+    async with StreamReader(nats) as reader:
+        stored = await reader.read_stored("WHALEBRIDGE_FRAMES")
     assert [each.subject for each in stored] == [
         "frames.node-1._.snapshot_started",
         "frames.node-1._.snapshot_completed",
     ]
 
 
-async def test_the_whalewatcher_encoding_has_no_frames(nats: Nats) -> None:
-    sink = await started(nats, "go", encoding="whalewatcher")
-    await sink.publish([frame(1, "snapshot_started")])
-    await sink.publish([record(2, "present"), frame(3, "snapshot_completed"), record(4, "exited")])
+async def test_nats_whalewatcher_encoding_omits_control_records(nats: Nats) -> None:
+    sink = await start_sink(nats, "go", encoding="whalewatcher")
+    await sink.publish([control_record(1, "snapshot_started")])
+    await sink.publish([record(2, "present"), control_record(3, "snapshot_completed"), record(4, "exited")])
     await sink.close()
-    async with Reader(nats) as reader:
-        stored = await reader.stored("WHALEBRIDGE_GO")
+    async with StreamReader(nats) as reader:
+        stored = await reader.read_stored("WHALEBRIDGE_GO")
     assert [each.headers["ce-id"].rpartition("-")[2] for each in stored] == ["2", "4"]
     assert b'"Type":0' in stored[0].data
 
@@ -251,34 +253,36 @@ async def test_the_whalewatcher_encoding_has_no_frames(nats: Nats) -> None:
 # --- core mode ---
 
 
-async def test_core_mode_tells_who_listens(fresh_nats: FreshNats, capsys: pytest.CaptureFixture[str]) -> None:
-    peer = fresh_nats(settings="jetstream: false\n")
+async def test_core_nats_sink_delivers_to_current_subscribers(
+    nats_factory: NatsFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = nats_factory(settings="jetstream: false\n")
     all_ = records(1500)
-    async with Reader(peer) as reader:
+    async with StreamReader(peer) as reader:
         subscription = await reader.client.subscribe("events.>")
         await reader.client.flush()
-        sink = await started(peer, mode="core")
+        sink = await start_sink(peer, mode="core")
         assert "the gap is not reported" in capsys.readouterr().out
         await sink.publish(all_)
         heard = [await subscription.next_msg(timeout=30) for _ in all_]
     assert [each.data for each in heard] == [each.data for each in all_]
     assert heard[0].headers
     assert heard[0].headers["ce-id"] == all_[0].id
-    with raises_naming(RefusedRecordError, "max_payload"):
+    with raises_naming(RejectedRecordError, "max_payload"):
         await sink.publish([record(1, labels={"size": "x" * 2_000_000})])
     await sink.publish(all_)  # nobody listens
     await asyncio.to_thread(peer.kill)
     with pytest.raises(TransientError):
         await sink.publish(all_)
     await asyncio.to_thread(peer.start)
-    await insist(sink, all_)
+    await publish_until_accepted(sink, all_)
     await sink.close()
 
 
-async def test_core_mode_hears_of_a_missing_permission(fresh_nats: FreshNats) -> None:
+async def test_core_nats_sink_reports_missing_permission(nats_factory: NatsFactory) -> None:
     allowed = Permissions(publish=["other.>"])
-    peer = fresh_nats(login=nats_auth.users({"a": "a"}, {"a": allowed}))
-    sink = await started(peer, mode="core", auth={"user": "a", "password": "a"})
+    peer = nats_factory(login=nats_auth.users_config({"a": "a"}, {"a": allowed}))
+    sink = await start_sink(peer, mode="core", auth={"user": "a", "password": "a"})
     with raises_naming(TransientError, 'permissions violation for publish to "events'):
         await sink.publish(records(1))
     await sink.close()

@@ -16,67 +16,67 @@ from grpc import StatusCode
 
 from bridge.containerd import rpc
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.failures import RefusedError
+from bridge.containerd.failures import RpcError
 from bridge.containerd.protos import containers_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.proxy import rules
-from bridge.containerd.stream import FILTERS, EventStream
-from bridge.core.model import Event, Mark
+from bridge.containerd.stream import FILTERS, ContainerdEventStream
+from bridge.core.model import Event, Marker
 from tests.integration import api_methods
 from tests.integration.proxying import (
     DEFAULT,
     KEEP_ALL,
     MIB,
-    answers,
-    first_of,
-    not_of_containers,
-    outcome,
-    proven,
-    state,
-    stream,
-    talk_nonsense,
-    unary,
-    unique,
+    call_outcome,
+    containerd_state,
+    events_before_marker,
+    first_messages,
+    send_garbage,
+    stream_call,
+    unary_call,
+    unique_id,
+    wait_ready,
+    without_container_events,
 )
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import run
 
-PASSING = {rule.method.path for rule in rules.RULES} | {rpc.SUBSCRIBE.path, rpc.PUBLISH.path}
+ALLOWED_METHODS = {rule.method.path for rule in rules.POLICIES} | {rpc.SUBSCRIBE.path, rpc.PUBLISH.path}
 
 
-class TestWhatIsRefused:
-    async def test_every_other_method_there_is(
+class TestDeniedCalls:
+    async def test_proxy_denies_every_method_not_allowed(
         self, engine: Containerd, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
     ) -> None:
-        before = await asyncio.to_thread(state, engine)
-        direct = EventStream(engine.address)
-        await proven(engine.address, direct)
-        refused = [method for method in api_methods.listed() if method not in PASSING]
+        before = await asyncio.to_thread(containerd_state, engine)
+        direct = ContainerdEventStream(engine.address)
+        await events_before_marker(engine.address, direct)
+        refused = [method for method in api_methods.listed_methods() if method not in ALLOWED_METHODS]
         assert len(refused) > 200
         for method in refused:
             # Field 1 is where requests name what they are about, and a deletion wants no more than that.
             for requests in ((wire.field(1, container),), (b"",), ()):
-                assert await outcome(proxied, method, *requests) is StatusCode.PERMISSION_DENIED, method
-        assert await asyncio.to_thread(state, engine) == before
+                assert await call_outcome(proxied, method, *requests) is StatusCode.PERMISSION_DENIED, method
+        assert await asyncio.to_thread(containerd_state, engine) == before
         assert (await asyncio.to_thread(engine.tasks))[container] == "RUNNING"
         await asyncio.sleep(0.2)
-        assert not_of_containers(direct.rest(), but=container) == []
+        assert without_container_events(direct.drain(), kept_topics=container) == []
         direct.close()
-        told = proxy.said("call_denied")
+        told = proxy.log_lines("call_denied")
         assert len(told) <= 110
         assert told[0]["method"] in refused
 
-    async def test_methods_of_any_name(self, proxied: grpc.aio.Channel) -> None:
+    async def test_proxy_denies_malformed_method_names(self, proxied: grpc.aio.Channel) -> None:
         passing = rpc.VERSION.path
         names = ["/", "/x", passing.lower(), f"{passing}/", f"/{passing}", f"{passing}x", "/a/../" + passing, "/" * 999]
         for name in names:
-            assert await outcome(proxied, name) is StatusCode.PERMISSION_DENIED, name
+            assert await call_outcome(proxied, name) is StatusCode.PERMISSION_DENIED, name
 
-    def test_containerds_own_client(self, engine: Containerd, proxy: ProxyProcess, container: str) -> None:
+    def test_proxy_denies_changes_by_ctr(self, engine: Containerd, proxy: ProxyProcess, container: str) -> None:
         def ctr(*words: str) -> str:
-            command = engine.inside("ctr", "--address", proxy.address, *words)
+            command = engine.sandboxed_command("ctr", "--address", proxy.address, *words)
             done = subprocess.run(command, env=engine.env, capture_output=True, text=True, timeout=30, check=False)
             assert done.returncode != 0
             return done.stderr
@@ -85,14 +85,16 @@ class TestWhatIsRefused:
         assert refused in ctr("tasks", "kill", "--signal", "SIGKILL", container)
         assert ctr("tasks", "exec", "--exec-id", "x", container, "true")  # it misses the spec before it may ask
         assert refused in ctr("containers", "label", container, "colour=red")
-        assert refused in ctr("run", "--rm", "docker.io/library/busybox:latest", unique("new"), "true")
+        assert refused in ctr("run", "--rm", "docker.io/library/busybox:latest", unique_id("new"), "true")
         assert refused in ctr("namespaces", "create", "new")
         assert engine.tasks()[container] == "RUNNING"
         assert '"colour": "blue"' in engine.ctr("containers", "info", container).stdout
 
-    async def test_events_other_than_marks(self, engine: Containerd, proxied: grpc.aio.Channel) -> None:
-        direct = EventStream(engine.address)
-        await proven(engine.address, direct)
+    async def test_proxy_denies_published_events_other_than_markers(
+        self, engine: Containerd, proxied: grpc.aio.Channel
+    ) -> None:
+        direct = ContainerdEventStream(engine.address)
+        await events_before_marker(engine.address, direct)
         empty = wire.field(2, wire.field(1, "google.protobuf.Empty"))
         topic = "/whalebridge/marker/n/1"
         foreign = [
@@ -108,28 +110,28 @@ class TestWhatIsRefused:
             ("whalebridge", wire.field(1, topic) + empty + wire.field(9, b"more")),
         ]
         for namespace, request in foreign:
-            code = await outcome(proxied, rpc.PUBLISH.path, request, namespace=namespace)
+            code = await call_outcome(proxied, rpc.PUBLISH.path, request, namespace=namespace)
             assert code in (StatusCode.PERMISSION_DENIED, StatusCode.INVALID_ARGUMENT), (namespace, request)
         await asyncio.sleep(0.2)
         async with ContainerdClient(engine.address, KEEP_ALL) as client:
-            await client.mark("last", 1)
+            await client.publish_marker("last", 1)
             told: list[Event] = []
-            while Mark("last", 1) not in told:
-                told += not_of_containers(await direct.batch())
-            assert told == [Mark("last", 1)]
+            while Marker("last", 1) not in told:
+                told += without_container_events(await direct.batch())
+            assert told == [Marker("last", 1)]
         direct.close()
 
-    async def test_too_many_marks(self, proxy: ProxyProcess) -> None:
+    async def test_proxy_limits_marker_rate(self, proxy: ProxyProcess) -> None:
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
-            await client.mark("n", 0)
+            await client.publish_marker("n", 0)
             began = time.monotonic()
-            marks = (client.mark("n", number) for number in range(300))
+            marks = (client.publish_marker("n", number) for number in range(300))
             results = await asyncio.gather(*marks, return_exceptions=True)
             took = time.monotonic() - began
         refused = [each for each in results if each is not None]
         assert refused
         assert 100 - 1 <= len(results) - len(refused) <= 100 + 20 * took
-        assert all(isinstance(each, RefusedError) for each in refused)
+        assert all(isinstance(each, RpcError) for each in refused)
         assert {getattr(each, "code", None) for each in refused} == {StatusCode.RESOURCE_EXHAUSTED}
         assert all("20" in str(each) for each in refused)
 
@@ -152,48 +154,50 @@ class TestWhatIsRefused:
             (rpc.SUBSCRIBE.path, b"\x0b"),
         ],
     )
-    async def test_other_and_malformed_requests(self, proxied: grpc.aio.Channel, method: str, request_: bytes) -> None:
-        assert await outcome(proxied, method, request_) is StatusCode.INVALID_ARGUMENT
+    async def test_proxy_denies_unexpected_and_malformed_requests(
+        self, proxied: grpc.aio.Channel, method: str, request_: bytes
+    ) -> None:
+        assert await call_outcome(proxied, method, request_) is StatusCode.INVALID_ARGUMENT
 
     @pytest.mark.parametrize("namespace", ["-", "a b", "a/b", "n" * 77, "x..y"])
-    async def test_namespaces_that_are_none(self, proxied: grpc.aio.Channel, namespace: str) -> None:
-        assert await outcome(proxied, rpc.TASKS.path, b"", namespace=namespace) is StatusCode.INVALID_ARGUMENT
+    async def test_proxy_denies_invalid_namespaces(self, proxied: grpc.aio.Channel, namespace: str) -> None:
+        assert await call_outcome(proxied, rpc.TASKS.path, b"", namespace=namespace) is StatusCode.INVALID_ARGUMENT
 
-    async def test_two_namespaces(self, proxied: grpc.aio.Channel) -> None:
+    async def test_proxy_denies_call_with_two_namespaces(self, proxied: grpc.aio.Channel) -> None:
         both = ((rpc.NAMESPACE_HEADER, "default"), (rpc.NAMESPACE_HEADER, "moby"))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await unary(proxied, rpc.TASKS.path)(b"", metadata=both)
+            await unary_call(proxied, rpc.TASKS.path)(b"", metadata=both)
         assert caught.value.code() is StatusCode.INVALID_ARGUMENT
 
     @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # containerd has no part in it
-    async def test_no_request_and_two(self, proxied: grpc.aio.Channel) -> None:
-        assert await outcome(proxied, rpc.VERSION.path) is not StatusCode.OK
-        assert await outcome(proxied, rpc.CONTAINER.path, b"", b"") is not StatusCode.OK
+    async def test_proxy_denies_call_without_exactly_one_request(self, proxied: grpc.aio.Channel) -> None:
+        assert await call_outcome(proxied, rpc.VERSION.path) is not StatusCode.OK
+        assert await call_outcome(proxied, rpc.CONTAINER.path, b"", b"") is not StatusCode.OK
 
-    async def test_oversized_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
+    async def test_proxy_denies_oversized_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
         before = proxy.peak_bytes()
         large = wire.field(1, b"x" * 3 * MIB)
         for method in (rpc.CONTAINER.path, rpc.SUBSCRIBE.path, rpc.PUBLISH.path):
-            assert await outcome(proxied, method, large) is StatusCode.RESOURCE_EXHAUSTED
-        many = await outcome(proxied, "/containerd.services.content.v1.Content/Write", *[large] * 8)
+            assert await call_outcome(proxied, method, large) is StatusCode.RESOURCE_EXHAUSTED
+        many = await call_outcome(proxied, "/containerd.services.content.v1.Content/Write", *[large] * 8)
         assert many is not StatusCode.OK  # the client's library makes several codes of a call that ends as it sends
         assert proxy.peak_bytes() - before < 16 * MIB
 
-    async def test_compressed_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
+    async def test_proxy_denies_compressed_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
         before = proxy.peak_bytes()
-        call = unary(proxied, rpc.CONTAINER.path)
+        call = unary_call(proxied, rpc.CONTAINER.path)
         bomb = wire.field(1, b"\0" * 64 * MIB)
         with pytest.raises(grpc.aio.AioRpcError):
             await call(bomb, compression=grpc.Compression.Gzip)
         assert proxy.peak_bytes() - before < 16 * MIB
 
-    async def test_what_is_no_grpc(self, proxy: ProxyProcess) -> None:
-        await asyncio.to_thread(talk_nonsense, proxy.address)
-        await answers(proxy)
+    async def test_proxy_survives_traffic_other_than_grpc(self, proxy: ProxyProcess) -> None:
+        await asyncio.to_thread(send_garbage, proxy.address)
+        await wait_ready(proxy)
 
 
-class TestWhatPasses:
-    async def test_the_engine_is_containerd(self, engine: Containerd, proxy: ProxyProcess) -> None:
+class TestAllowedCalls:
+    async def test_proxy_reports_identity_of_containerd(self, engine: Containerd, proxy: ProxyProcess) -> None:
         async with ContainerdClient(engine.address, KEEP_ALL) as direct:
             expected = await direct.engine()
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
@@ -202,27 +206,27 @@ class TestWhatPasses:
         assert (told.id, told.version, told.pid) == (expected.id, expected.version, engine.pid)
         assert told.api == proxy.address
 
-    async def test_records_without_what_the_bridge_does_not_need(
+    async def test_proxy_strips_unneeded_container_metadata(
         self, engine: Containerd, proxied: grpc.aio.Channel, container: str
     ) -> None:
         asked = containers_pb2.GetContainerRequest(id=container).SerializeToString()
-        raw = await unary(proxied, rpc.CONTAINER.path)(asked, metadata=DEFAULT)
-        lists = [await unary(proxied, rpc.CONTAINERS.path)(b"", metadata=DEFAULT)]
-        lists += [each async for each in stream(proxied, rpc.CONTAINERS_STREAM.path)(b"", metadata=DEFAULT)]
-        lists += [await unary(proxied, rpc.TASKS.path)(b"", metadata=DEFAULT)]
+        raw = await unary_call(proxied, rpc.CONTAINER.path)(asked, metadata=DEFAULT)
+        lists = [await unary_call(proxied, rpc.CONTAINERS.path)(b"", metadata=DEFAULT)]
+        lists += [each async for each in stream_call(proxied, rpc.CONTAINERS_STREAM.path)(b"", metadata=DEFAULT)]
+        lists += [await unary_call(proxied, rpc.TASKS.path)(b"", metadata=DEFAULT)]
         for answer in (raw, *lists):
             assert b"oci" not in answer and b"Spec" not in answer and b"overlayfs" not in answer  # noqa: PT018
         record = containers_pb2.GetContainerResponse.FromString(raw).container
         assert {label.key: label.value for label in record.labels}[b"colour"] == b"blue"
         async with grpc.aio.insecure_channel(rpc.target(engine.address)) as direct:
-            assert b"oci" in await unary(direct, rpc.CONTAINER.path)(asked, metadata=DEFAULT)
+            assert b"oci" in await unary_call(direct, rpc.CONTAINER.path)(asked, metadata=DEFAULT)
 
-    async def test_a_plain_client_gets_events_as_containerd_sends_them(
+    async def test_proxy_forwards_containerd_events_to_plain_grpc_client(
         self, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
-        call = stream(proxied, rpc.SUBSCRIBE.path)(b"")
+        call = stream_call(proxied, rpc.SUBSCRIBE.path)(b"")
         await call.initial_metadata()
-        (raw,) = await first_of(proxy.address, call)
+        (raw,) = await first_messages(proxy.address, call)
         async with asyncio.timeout(30):
             while (envelope := Envelope.FromString(raw)).namespace != "whalebridge":  # a container of an earlier test
                 raw = cast(bytes, await call.read())
@@ -231,10 +235,10 @@ class TestWhatPasses:
 
 
 @pytest.mark.skipif(shutil.which("go") is None and not os.environ.get("CI"), reason="not installed: go")
-def test_the_list_of_methods_is_complete() -> None:
+def test_api_method_list_is_complete() -> None:
     """Against the descriptors of the containerd that the testbed has built, and of CRI."""
     modules = run(["go", "env", "GOMODCACHE"]).stdout.strip()
     run(["go", "mod", "download", *api_methods.MODULES], timeout=200)
-    described = set(api_methods.described(Path(modules)))
-    assert described - set(api_methods.listed()) == set()
-    assert PASSING - described == {"/grpc.health.v1.Health/Check"}
+    described = set(api_methods.described_methods(Path(modules)))
+    assert described - set(api_methods.listed_methods()) == set()
+    assert ALLOWED_METHODS - described == {"/grpc.health.v1.Health/Check"}

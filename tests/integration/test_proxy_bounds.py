@@ -16,62 +16,72 @@ from grpc import StatusCode
 from bridge.containerd import rpc
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.proxy import relay, server
-from bridge.containerd.stream import EventStream
+from bridge.containerd.stream import ContainerdEventStream
 from bridge.core.errors import StreamOverflowError
 from bridge.core.model import Event
 from tests.integration.commands import whalebridge
-from tests.integration.proxying import DEFAULT, KEEP_ALL, MIB, answers, first_of, proven, publish, stream, unary
+from tests.integration.proxying import (
+    DEFAULT,
+    KEEP_ALL,
+    MIB,
+    events_before_marker,
+    first_messages,
+    publish_bulk,
+    stream_call,
+    unary_call,
+    wait_ready,
+)
 from tests.naming import assert_names
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
-from tests.simulator.records import create_records
+from tests.simulator.records import create_containers
 from tests.testbed.containerd import Containerd
 
 # What gRPC and Python need besides the bound itself, measured: a third of it.
 SLACK = 48 * MIB
-ALMOST_TOO_MUCH = relay.SUBSCRIBER_BYTES // MIB - 1  # events of one MiB
-WAITING_BYTES = 80 * 1024  # measured: 50 KiB
+NEAR_LIMIT_MIB = relay.SUBSCRIBER_BUFFER_BYTES // MIB - 1  # events of one MiB
+QUEUED_BYTES = 80 * 1024  # measured: 50 KiB
 
 
-class TestBounds:
-    async def test_a_client_that_does_not_read_loses_its_stream(
+class TestLimits:
+    async def test_proxy_ends_stream_when_client_stops_reading(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
-        sleeping = stream(proxied, rpc.SUBSCRIBE.path)(b"")
-        await first_of(proxy.address, sleeping)
+        sleeping = stream_call(proxied, rpc.SUBSCRIBE.path)(b"")
+        await first_messages(proxy.address, sleeping)
         before = proxy.peak_bytes()
-        await publish(engine, 3 * relay.SUBSCRIBER_BYTES // MIB)
+        await publish_bulk(engine, 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB)
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
             assert await client.health()
             other = await client.subscribe()
-            await proven(proxy.address, other)
+            await events_before_marker(proxy.address, other)
             other.close()
-        assert proxy.peak_bytes() - before < relay.SUBSCRIBER_BYTES + SLACK
+        assert proxy.peak_bytes() - before < relay.SUBSCRIBER_BUFFER_BYTES + SLACK
         async with asyncio.timeout(60):
-            assert await large(sleeping) < 3 * relay.SUBSCRIBER_BYTES // MIB
+            assert await count_large_events(sleeping) < 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB
             assert await sleeping.code() is StatusCode.RESOURCE_EXHAUSTED
 
     @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # containerd has no part in it
-    async def test_clients_that_take_nothing_for_long_make_room(
+    async def test_proxy_frees_subscriptions_of_stalled_clients(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
         """Too little is waiting for an overflow, but more than a client that does not read has room for."""
-        sleeping = [stream(proxied, rpc.SUBSCRIBE.path)(b"") for _ in range(relay.SUBSCRIPTIONS)]
-        await first_of(proxy.address, *sleeping)
-        await publish(engine, ALMOST_TOO_MUCH)
-        await asyncio.sleep(relay.WRITE_SECONDS)
+        sleeping = [stream_call(proxied, rpc.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
+        await first_messages(proxy.address, *sleeping)
+        await publish_bulk(engine, NEAR_LIMIT_MIB)
+        await asyncio.sleep(relay.WRITE_TIMEOUT_SECONDS)
         async with ContainerdClient(proxy.address, KEEP_ALL) as client, asyncio.timeout(60):
             # For each it begins when the proxy gets to its events.
-            others = [await admitted(client, proxy) for _ in range(relay.SUBSCRIPTIONS)]
+            others = [await subscribe_when_admitted(client, proxy) for _ in range(relay.MAX_SUBSCRIPTIONS)]
         for each in others:
             each.close()
         for call in sleeping:
-            assert await large(call) < ALMOST_TOO_MUCH
+            assert await count_large_events(call) < NEAR_LIMIT_MIB
             assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
 
-    async def test_the_bridge_takes_that_for_an_overflow(self, proxy: ProxyProcess) -> None:
+    async def test_client_raises_overflow_at_subscription_limit(self, proxy: ProxyProcess) -> None:
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
-            streams = [await client.subscribe() for _ in range(relay.SUBSCRIPTIONS + 1)]
+            streams = [await client.subscribe() for _ in range(relay.MAX_SUBSCRIPTIONS + 1)]
             batches = [asyncio.ensure_future(each.batch()) for each in streams]
             async with asyncio.timeout(30):
                 while not failures(batches):  # noqa: ASYNC110 (of one of them, we do not know of which)
@@ -81,53 +91,57 @@ class TestBounds:
         await asyncio.gather(*batches, return_exceptions=True)
         (overflown,) = ended
         assert isinstance(overflown, StreamOverflowError)
-        assert_names(overflown, relay.SUBSCRIPTIONS)
+        assert_names(overflown, relay.MAX_SUBSCRIPTIONS)
 
-    async def test_connections(self, proxy: ProxyProcess) -> None:
-        held = [socket.socket(socket.AF_UNIX) for _ in range(server.CONNECTIONS + 40)]
+    async def test_proxy_limits_open_connections(self, proxy: ProxyProcess) -> None:
+        held = [socket.socket(socket.AF_UNIX) for _ in range(server.MAX_CONNECTIONS + 40)]
         try:
             for each in held:
                 each.settimeout(5)
                 each.connect(proxy.address)
             await asyncio.sleep(0.5)
             descriptors = len(os.listdir(f"/proc/{proxy.process.pid}/fd"))
-            assert descriptors < server.CONNECTIONS + 40
+            assert descriptors < server.MAX_CONNECTIONS + 40
         finally:
             for each in held:
                 each.close()
-        await answers(proxy)
+        await wait_ready(proxy)
 
-    async def test_waiting_calls(self, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str) -> None:
+    async def test_proxy_holds_waiting_calls_in_bounded_memory(
+        self, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
+    ) -> None:
         """As many as the bridge makes cost little; beyond the bound they are refused, and others still pass."""
         before = proxy.peak_bytes()
-        wait = unary(proxied, rpc.WAIT.path)
+        wait = unary_call(proxied, rpc.WAIT.path)
         calls = [wait(wire.field(1, container), metadata=DEFAULT) for _ in range(2_000)]
         await asyncio.sleep(8)
         assert not [call for call in calls if call.done()]
-        assert proxy.peak_bytes() - before < 2_000 * WAITING_BYTES
-        await answers(proxy)
+        assert proxy.peak_bytes() - before < 2_000 * QUEUED_BYTES
+        await wait_ready(proxy)
         for call in calls:
             call.cancel()
 
-    async def test_ten_thousand_records(self, fresh_engine: Callable[[], Containerd], tmp_path: Path) -> None:
-        engine = fresh_engine()
+    async def test_proxy_lists_ten_thousand_containers_in_bounded_memory(
+        self, engine_factory: Callable[[], Containerd], tmp_path: Path
+    ) -> None:
+        engine = engine_factory()
         with ProxyProcess(engine.address, tmp_path) as proxy:
             before = proxy.peak_bytes()
             ids = (f"c{number}" for number in range(10_000))
             labels = {b"com.docker.compose.project": b"p" * 20, b"nerdctl/name": b"n" * 20}
-            await create_records(engine.address, "large", ids, labels=labels, spec_bytes=7_000)
+            await create_containers(engine.address, "large", ids, labels=labels, spec_bytes=7_000)
             async with ContainerdClient(proxy.address, KEEP_ALL) as client:
                 records = [record async for record in client.containers("large")]
             assert len(records) == 10_000
             assert proxy.peak_bytes() - before < 64 * MIB
 
 
-async def admitted(client: ContainerdClient, proxy: ProxyProcess) -> EventStream:
+async def subscribe_when_admitted(client: ContainerdClient, proxy: ProxyProcess) -> ContainerdEventStream:
     """Subscribe, as soon as there is room for it."""
     while True:
         with contextlib.suppress(StreamOverflowError):
             other = await client.subscribe()
-            await proven(proxy.address, other)
+            await events_before_marker(proxy.address, other)
             return other
         await asyncio.sleep(0.5)
 
@@ -137,7 +151,7 @@ def failures(batches: Sequence[asyncio.Future[Sequence[Event]]]) -> list[BaseExc
     return [error for each in batches if each.done() and (error := each.exception()) is not None]
 
 
-async def large(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> int:
+async def count_large_events(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> int:
     """How many of the events that were published come until the end of the call."""
     count = 0
     with contextlib.suppress(grpc.aio.AioRpcError):
@@ -147,12 +161,12 @@ async def large(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> int:
 
 
 class TestSocket:
-    def test_mode_and_group(self, engine: Containerd, tmp_path: Path) -> None:
+    def test_proxy_socket_has_configured_mode_and_group(self, engine: Containerd, tmp_path: Path) -> None:
         with ProxyProcess(engine.address, tmp_path, "--socket-mode=0640", "--socket-group=65534") as proxy:
             found = os.stat(proxy.address)
             assert (found.st_mode & 0o777, found.st_gid) == (0o640, 65534)
 
-    def test_a_stale_one_is_replaced(self, engine: Containerd, tmp_path: Path) -> None:
+    def test_proxy_replaces_stale_socket(self, engine: Containerd, tmp_path: Path) -> None:
         proxy = ProxyProcess(engine.address, tmp_path)
         proxy.start()
         proxy.process.kill()
@@ -161,7 +175,7 @@ class TestSocket:
         with proxy:
             assert os.stat(proxy.address).st_mode & 0o777 == 0o660
 
-    def test_a_link_is_not_followed(self, engine: Containerd, tmp_path: Path) -> None:
+    def test_proxy_exits_1_when_socket_path_is_symlink(self, engine: Containerd, tmp_path: Path) -> None:
         (tmp_path / "link.sock").symlink_to(engine.address)
         before = os.stat(engine.address)
         done = whalebridge("proxy", "--containerd", "/tmp/other.sock", "--listen", f"{tmp_path}/link.sock")
@@ -169,14 +183,14 @@ class TestSocket:
         assert_names(done.stderr, tmp_path / "link.sock")
         assert os.stat(engine.address) == before
 
-    def test_the_group_of_the_directory_is_taken_over(self, engine: Containerd, tmp_path: Path) -> None:
+    def test_proxy_socket_inherits_group_of_setgid_directory(self, engine: Containerd, tmp_path: Path) -> None:
         """As that of an emptyDir with an fsGroup, which has the set-group-id bit."""
         os.chown(tmp_path, -1, 65534)
         tmp_path.chmod(0o2770)
         with ProxyProcess(engine.address, tmp_path) as proxy:
             assert os.stat(proxy.address).st_gid == 65534
 
-    def test_one_in_use_is_refused(self, engine: Containerd, proxy: ProxyProcess) -> None:
+    def test_proxy_exits_1_when_socket_is_in_use(self, engine: Containerd, proxy: ProxyProcess) -> None:
         done = whalebridge("proxy", "--containerd", engine.address, "--listen", proxy.address)
         assert done.returncode == 1
         assert_names(done.stderr, "whalebridge: ", proxy.address)

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from bridge.containerd.proxy.relay import SUBSCRIBER_BYTES
-from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from bridge.containerd.proxy.relay import SUBSCRIBER_BUFFER_BYTES
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.eventually import eventually
-from tests.integration.proxying import MIB, publish
+from tests.integration.proxying import MIB, publish_bulk
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
 
 @pytest.fixture
-def containerd(fresh_engine: Callable[[], Containerd]) -> Containerd:
-    return fresh_engine()
+def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
+    return engine_factory()
 
 
 @pytest.fixture
@@ -34,26 +34,26 @@ def proxy(containerd: Containerd, tmp_path: Path) -> Iterator[ProxyProcess]:
 @pytest.fixture
 def bridge(proxy: ProxyProcess, tmp_path: Path) -> Iterator[BridgeProcess]:
     with BridgeProcess(proxy.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         yield bridge
 
 
-def reasons(records: list[Document]) -> list[str]:
+def snapshot_reasons(records: list[RecordDict]) -> list[str]:
     return [each["snapshot"]["reason"] for each in records if each["type"] == "snapshot_started"]
 
 
-def exits(records: list[Document], id_: str) -> list[Document]:
+def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
     return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
 
 
-def named(*stems: str) -> list[str]:
-    return [f"{stem}-{os.getpid()}" for stem in stems]
+def unique_ids(*prefixes: str) -> list[str]:
+    return [f"{stem}-{os.getpid()}" for stem in prefixes]
 
 
-def started(containerd: Containerd, bridge: BridgeProcess, ids: list[str]) -> None:
+def start_containers(containerd: Containerd, bridge: BridgeProcess, ids: list[str]) -> None:
     for id_ in ids:
         containerd.run(id_, "sleep", "86400")
-    bridge.wait(lambda records: set(ids) <= set(fold(records)), "all starts")
+    bridge.wait(lambda records: set(ids) <= set(running_after(records)), "all starts")
 
 
 def init_pid(containerd: Containerd, id_: str) -> int:
@@ -70,53 +70,55 @@ def suspended(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_a_death_while_containerd_is_down_is_told_once(
+def test_exit_is_published_once_when_proxied_containerd_is_down(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
-    dies, stays = named("dies", "stays")
-    started(containerd, bridge, [dies, stays])
+    dies, stays = unique_ids("dies", "stays")
+    start_containers(containerd, bridge, [dies, stays])
     pid = init_pid(containerd, dies)
     containerd.kill()
     os.kill(pid, signal.SIGKILL)
     time.sleep(1)
     containerd.start()
-    bridge.wait_live(2)
-    records = bridge.wait(lambda records: set(fold(records)) == {stays}, "agreement with containerd")
+    bridge.wait_synced(2)
+    records = bridge.wait(lambda records: set(running_after(records)) == {stays}, "agreement with containerd")
     check_stream(records)
     assert len(exits(records, dies)) == 1, list(map(summary, records))
-    assert reasons(records) == ["start", "reconnect"]
+    assert snapshot_reasons(records) == ["start", "reconnect"]
     assert {each["engine"]["pid"] for each in records[-1:]} == {containerd.pid}
     assert proxy.process.poll() is None
 
 
-def test_a_proxy_that_is_replaced_is_found_again(
+def test_bridge_reconnects_when_proxy_is_restarted(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
-    dies, stays = named("quits", "lasts")
-    started(containerd, bridge, [dies, stays])
+    dies, stays = unique_ids("quits", "lasts")
+    start_containers(containerd, bridge, [dies, stays])
     proxy.process.kill()
     proxy.process.wait()
     containerd.ctr("task", "kill", "--signal", "SIGKILL", dies)
     proxy.start()
-    bridge.wait_live(2)
-    records = bridge.wait(lambda records: set(fold(records)) == {stays}, "agreement with containerd")
+    bridge.wait_synced(2)
+    records = bridge.wait(lambda records: set(running_after(records)) == {stays}, "agreement with containerd")
     check_stream(records)
     (exited,) = exits(records, dies)
     assert exited["exit"]["status"] == 137
 
 
-def test_a_bridge_that_is_too_slow_starts_over_with_an_overflow(containerd: Containerd, bridge: BridgeProcess) -> None:
-    started(containerd, bridge, named("slow"))
+def test_overflow_snapshot_follows_when_bridge_lags_behind_proxy(containerd: Containerd, bridge: BridgeProcess) -> None:
+    start_containers(containerd, bridge, unique_ids("slow"))
     with suspended(bridge.process.pid):
-        asyncio.run(publish(containerd, 3 * SUBSCRIBER_BYTES // MIB))
-        containerd.run(*named("meanwhile"), "sleep", "86400")
-    records = bridge.wait(lambda records: set(fold(records)) == set(named("slow", "meanwhile")), "agreement")
+        asyncio.run(publish_bulk(containerd, 3 * SUBSCRIBER_BUFFER_BYTES // MIB))
+        containerd.run(*unique_ids("meanwhile"), "sleep", "86400")
+    records = bridge.wait(
+        lambda records: set(running_after(records)) == set(unique_ids("slow", "meanwhile")), "agreement"
+    )
     check_stream(records)
-    assert reasons(records) == ["start", "overflow"]
+    assert snapshot_reasons(records) == ["start", "overflow"]
     assert len(transitions(records)) == 2
 
 
-def test_the_bridge_waits_for_a_containerd_that_is_not_there_yet(tmp_path: Path) -> None:
+def test_bridge_waits_when_proxy_cannot_reach_containerd(tmp_path: Path) -> None:
     with ProxyProcess(f"{tmp_path}/nothing.sock", tmp_path) as proxy, BridgeProcess(proxy.address, tmp_path) as bridge:
         told = f"the proxy cannot reach containerd at {tmp_path}/nothing.sock"
         eventually(lambda: told in bridge.log.read_text(), "the bridge to tell what it waits for")

@@ -15,8 +15,8 @@ from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc import PUBLISH
 from bridge.core.events import json_schema
 from bridge.core.time import to_seconds
-from bridge.core.tracker import GRACE
-from tests.bridge_process import BridgeProcess, Document, check_stream, of_newcomers, transitions
+from bridge.core.tracker import EXIT_GRACE_NS
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions, transitions_of_new_containers
 from tests.testbed.containerd import Containerd
 from tests.testbed.dockerd import Docker
 from tests.testbed.image import NAME as IMAGE
@@ -32,24 +32,24 @@ POD = {
 OUT_OF_MEMORY = ("sh", "-c", "tail /dev/zero; status=$?; sleep 1; exit $status")
 
 
-def unique(engine: Containerd, stem: str) -> str:
-    return f"{stem}-{os.getpid()}-{engine.version.replace('.', '')}"
+def unique_id(engine: Containerd, prefix: str) -> str:
+    return f"{prefix}-{os.getpid()}-{engine.version.replace('.', '')}"
 
 
-def told_of(records: list[Document], id_: str) -> list[Document]:
+def published_about(records: list[RecordDict], id_: str) -> list[RecordDict]:
     return [each for each in transitions(records) if each["container"]["id"] == id_]
 
 
-def test_every_record_fits_the_schema(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique(engine, "schema")
+def test_records_match_json_schema(engine: Containerd, tmp_path: Path) -> None:
+    id_ = unique_id(engine, "schema")
     with BridgeProcess(engine.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         engine.ctr("run", "--rm", "--null-io", IMAGE, id_, "true")
-        records = bridge.wait(lambda records: len(told_of(records, id_)) == 2, "start and exit")
+        records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
     validator = jsonschema.Draft202012Validator(json_schema())
     for record in records:
         validator.validate(record)
-    started = told_of(records, id_)[0]
+    started = published_about(records, id_)[0]
     assert started["host"] == "node-1"
     assert started["engine"]["pid"] == engine.pid
     assert started["engine"]["api"] == engine.address
@@ -57,19 +57,20 @@ def test_every_record_fits_the_schema(engine: Containerd, tmp_path: Path) -> Non
     assert started["container"]["runtime"] == "io.containerd.runc.v2"
 
 
-def test_labels_pass_the_rules_only(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique(engine, "labels")
+def test_record_labels_follow_label_rules(engine: Containerd, tmp_path: Path) -> None:
+    id_ = unique_id(engine, "labels")
     hostile = {"tier": "front", "db-password": "canary-1", "API_TOKEN": "canary-2", "esc": "\x1b[31mr\ned", "ü": "日本"}
     with BridgeProcess(engine.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         engine.run(id_, "sleep", "86400", labels=hostile)
         run = ("run", "-d", "--pull=never", "--net=host", f"--name={id_}-n", "busybox:latest", "true")
         named = engine.nerdctl(*run).stdout.strip()
         records = bridge.wait(
-            lambda records: told_of(records, id_) and len(told_of(records, named)) == 2, "both starts and an exit"
+            lambda records: published_about(records, id_) and len(published_about(records, named)) == 2,
+            "both starts and an exit",
         )
         text = bridge.out.read_text() + bridge.log.read_text()
-    labels = told_of(records, id_)[0]["container"]["labels"]
+    labels = published_about(records, id_)[0]["container"]["labels"]
     assert labels == {
         "tier": "front",
         "db-password": "[redacted]",
@@ -78,23 +79,23 @@ def test_labels_pass_the_rules_only(engine: Containerd, tmp_path: Path) -> None:
         "ü": "日本",
     }
     assert "canary" not in text
-    assert told_of(records, named)[0]["container"]["labels"] == {"nerdctl/name": f"{id_}-n"}
+    assert published_about(records, named)[0]["container"]["labels"] == {"nerdctl/name": f"{id_}-n"}
 
 
-def test_a_container_killed_for_memory_says_so(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique(engine, "oom")
+def test_exit_record_reports_oom_kill(engine: Containerd, tmp_path: Path) -> None:
+    id_ = unique_id(engine, "oom")
     with BridgeProcess(engine.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         limit = ("--memory-limit", str(16 * 1024 * 1024))
         # Detached: a client that removes the task the moment it ends makes containerd 2.4 lose the exit event.
         engine.ctr("run", "--detach", "--null-io", *limit, IMAGE, id_, *OUT_OF_MEMORY)
-        records = bridge.wait(lambda records: len(told_of(records, id_)) == 2, "start and exit")
-    assert told_of(records, id_)[1]["exit"]["status"] == 137
-    assert told_of(records, id_)[1]["exit"]["oom"] is True
+        records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
+    assert published_about(records, id_)[1]["exit"]["status"] == 137
+    assert published_about(records, id_)[1]["exit"]["oom"] is True
 
 
-def test_pods_are_told_from_labels_and_sandboxes_on_request(engine: Containerd, tmp_path: Path) -> None:
-    sandbox, container = unique(engine, "sandbox"), unique(engine, "app")
+def test_pod_metadata_comes_from_labels_and_sandboxes_are_opt_in(engine: Containerd, tmp_path: Path) -> None:
+    sandbox, container = unique_id(engine, "sandbox"), unique_id(engine, "app")
     engine.import_image("k8s.io")
     (tmp_path / "all").mkdir()
     with (
@@ -103,77 +104,80 @@ def test_pods_are_told_from_labels_and_sandboxes_on_request(engine: Containerd, 
             engine.address, tmp_path / "all", environment={"WHALEBRIDGE_CONTAINERS__KINDS": "container,sandbox"}
         ) as all_,
     ):
-        bridge.wait_live()
-        all_.wait_live()
+        bridge.wait_synced()
+        all_.wait_synced()
         kind = "io.cri-containerd.kind"
         pod_labels = {"app": "shop", "api-token": "canary"}
         engine.run(sandbox, "sleep", "86400", namespace="k8s.io", labels={kind: "sandbox", **POD, **pod_labels})
         app = {kind: "container", **POD, "io.kubernetes.container.name": "web"}
         engine.run(container, "sleep", "86400", namespace="k8s.io", labels=app)
-        records = bridge.wait(lambda records: told_of(records, container), "the container's start")
+        records = bridge.wait(lambda records: published_about(records, container), "the container's start")
         everything = all_.wait(
-            lambda records: told_of(records, container) and told_of(records, sandbox), "the starts of both"
+            lambda records: published_about(records, container) and published_about(records, sandbox),
+            "the starts of both",
         )
-    assert told_of(records, container)[0]["container"]["pod"] == {
+    assert published_about(records, container)[0]["container"]["pod"] == {
         "name": "shop-7d4b9",
         "namespace": "sales",
         "uid": POD["io.kubernetes.pod.uid"],
         "container": "web",
         "labels": {"app": "shop", "api-token": "[redacted]"},
     }
-    assert told_of(records, container)[0]["id"] == f"k8s.io/{container}"
-    assert told_of(records, sandbox) == []
-    assert told_of(everything, sandbox)[0]["container"]["kind"] == "sandbox"
+    assert published_about(records, container)[0]["id"] == f"k8s.io/{container}"
+    assert published_about(records, sandbox) == []
+    assert published_about(everything, sandbox)[0]["container"]["kind"] == "sandbox"
 
 
-def test_foreign_events_and_another_bridge_do_no_harm(engine: Containerd, tmp_path: Path) -> None:
+def test_bridge_ignores_foreign_events_and_markers(engine: Containerd, tmp_path: Path) -> None:
     """Unknown topics and payloads that are none, and another bridge's marks: counted, told at a bounded rate."""
-    id_ = unique(engine, "foreign")
+    id_ = unique_id(engine, "foreign")
     (tmp_path / "other").mkdir()
     with BridgeProcess(engine.address, tmp_path) as bridge, BridgeProcess(engine.address, tmp_path / "other") as other:
-        bridge.wait_live()
-        other.wait_live()
+        bridge.wait_synced()
+        other.wait_synced()
         publish(engine, "/tasks/dances", b"")
         for _ in range(50):
             publish(engine, "/tasks/exit", b"\xff\xff\xff garbage")
         engine.ctr("run", "--rm", "--null-io", IMAGE, id_, "true")
-        records = bridge.wait(lambda records: len(told_of(records, id_)) == 2, "start and exit")
-        other.wait(lambda records: len(told_of(records, id_)) == 2, "start and exit")
-        bridge.wait_said("event_topic_unknown")
-        bridge.wait_said("event_decode_failed")
+        records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
+        other.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
+        bridge.wait_logged("event_topic_unknown")
+        bridge.wait_logged("event_decode_failed")
         log = bridge.log.read_text()
     check_stream(records)
     assert log.count("event_topic_unknown") == 1
     assert 1 <= log.count("event_decode_failed") <= 2
 
 
-def test_a_namespace_that_comes_and_goes(engine: Containerd, tmp_path: Path) -> None:
+def test_bridge_watches_namespace_created_while_running(engine: Containerd, tmp_path: Path) -> None:
     with BridgeProcess(engine.address, tmp_path, "--namespace", "come.*", "--exclude-namespace", "*.not") as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         for namespace in ("come.go", "come.not"):
             engine.import_image(namespace)
-            engine.ctr("run", "--rm", "--null-io", IMAGE, unique(engine, "guest"), "true", namespace=namespace)
+            engine.ctr("run", "--rm", "--null-io", IMAGE, unique_id(engine, "guest"), "true", namespace=namespace)
         engine.ctr("images", "rm", IMAGE, namespace="come.go")
         records = bridge.wait(lambda records: len(transitions(records)) == 2, "start and exit")
-    assert {each["id"] for each in transitions(records)} == {f"come.go/{unique(engine, 'guest')}"}
+    assert {each["id"] for each in transitions(records)} == {f"come.go/{unique_id(engine, 'guest')}"}
 
 
 @pytest.mark.parametrize("watched", [False, True])
-def test_dockers_containers_are_told_on_request_only(
+def test_docker_containers_are_published_only_on_request(
     engine: Containerd, docker: Docker, tmp_path: Path, watched: bool
 ) -> None:
     flags = ("--namespace", "moby", "--namespace", "default") if watched else ()
-    marker = unique(engine, f"marker-{watched}".lower())
+    marker = unique_id(engine, f"marker-{watched}".lower())
     with BridgeProcess(engine.address, tmp_path, *flags) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         id_ = docker.docker("run", "-d", "--network", "none", "busybox:latest", "true").stdout.strip()
         docker.docker("wait", id_)
         engine.ctr("run", "--rm", "--null-io", IMAGE, marker, "true")
         wanted = (id_, marker) if watched else (marker,)
-        records = bridge.wait(lambda records: all(len(told_of(records, each)) == 2 for each in wanted), "the exits")
-    assert {each["container"]["id"] for each in of_newcomers(records)} == set(wanted)
+        records = bridge.wait(
+            lambda records: all(len(published_about(records, each)) == 2 for each in wanted), "the exits"
+        )
+    assert {each["container"]["id"] for each in transitions_of_new_containers(records)} == set(wanted)
     if watched:
-        assert told_of(records, id_)[0]["id"] == f"moby/{id_}"
+        assert published_about(records, id_)[0]["id"] == f"moby/{id_}"
 
 
 def publish(engine: Containerd, topic: str, value: bytes) -> None:
@@ -187,24 +191,24 @@ def publish(engine: Containerd, topic: str, value: bytes) -> None:
         call(request.SerializeToString(), metadata=(("containerd-namespace", "default"),), timeout=10)
 
 
-def test_a_container_that_outlives_its_record_is_not_dead(engine: Containerd, tmp_path: Path) -> None:
+def test_exit_is_not_inferred_when_metadata_of_task_is_deleted(engine: Containerd, tmp_path: Path) -> None:
     """Only clients refuse to delete the record of a container that runs; containerd itself does not mind."""
-    id_ = unique(engine, "outlives")
+    id_ = unique_id(engine, "outlives")
     with BridgeProcess(engine.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         engine.run(id_, "sleep", "86400")
-        bridge.wait(lambda records: told_of(records, id_), "its start")
-        pid = told_of(bridge.records(), id_)[0]["container"]["pid"]
-        delete_record(engine, id_)
-        time.sleep(to_seconds(GRACE) + 1)  # nothing is to happen: there is nothing to wait for
+        bridge.wait(lambda records: published_about(records, id_), "its start")
+        pid = published_about(bridge.records(), id_)[0]["container"]["pid"]
+        delete_container(engine, id_)
+        time.sleep(to_seconds(EXIT_GRACE_NS) + 1)  # nothing is to happen: there is nothing to wait for
         assert engine.tasks()[id_] == "RUNNING"
-        assert [each["type"] for each in told_of(bridge.records(), id_)] == ["started"]
+        assert [each["type"] for each in published_about(bridge.records(), id_)] == ["started"]
         os.kill(pid, signal.SIGKILL)
-        records = bridge.wait(lambda records: len(told_of(records, id_)) == 2, "its exit")
-    assert told_of(records, id_)[1]["exit"]["status"] == 137
+        records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "its exit")
+    assert published_about(records, id_)[1]["exit"]["status"] == 137
 
 
-def delete_record(engine: Containerd, id_: str) -> None:
+def delete_container(engine: Containerd, id_: str) -> None:
     request = b"\x0a" + bytes([len(id_)]) + id_.encode()  # DeleteContainerRequest{id}
     options = [("grpc.default_authority", "localhost")]
     with grpc.insecure_channel(f"unix://{engine.address}", options=options) as channel:

@@ -13,39 +13,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.eventually import eventually
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import freeze
+from tests.testbed.process import suspend_process
 
-ROUNDS = scaled(part=3, full=20)
+ROUNDS = scaled(reduced=3, full=20)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
-HANGS, ANSWERS, PHOENIX, STAYS, SLEEPER = (
+HUNG, RESPONSIVE, RESTARTED, STAYS, SLEEPER = (
     f"{stem}-{os.getpid()}" for stem in ("hangs", "answers", "phoenix", "stays", "sleeper")
 )
 
 
 @pytest.fixture
-def containerd(fresh_engine: Callable[[], Containerd]) -> Containerd:
-    return fresh_engine()
+def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
+    return engine_factory()
 
 
-def alive(containerd: Containerd) -> dict[str, bool]:
+def listed_containers(containerd: Containerd) -> dict[str, bool]:
     """containerd's own word: the living containers of namespace default, and whether each is paused."""
     tasks = containerd.tasks()
     return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
 
 
-def told_alive(records: list[Document]) -> dict[str, bool]:
-    return {id_: container["paused"] for id_, container in fold(records).items()}
+def published_containers(records: list[RecordDict]) -> dict[str, bool]:
+    return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
-def exits(records: list[Document], id_: str) -> list[Document]:
+def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
     return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
 
 
-def lives(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     """Whether a process is there and no zombie; a hung shim does not bury its dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -53,7 +53,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-def last_frame(records: list[Document]) -> Document:
+def last_control_record(records: list[RecordDict]) -> RecordDict:
     return next(each for each in reversed(records) if each["snapshot"])
 
 
@@ -66,7 +66,7 @@ def init_pid(containerd: Containerd, id_: str) -> int:
 @contextmanager
 def suspended(pids: list[int]) -> Iterator[None]:
     for pid in pids:
-        freeze(pid)
+        suspend_process(pid)
     try:
         yield
     finally:
@@ -74,10 +74,10 @@ def suspended(pids: list[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, tmp_path: Path) -> None:
+def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
     ids = [f"gap{number}-{os.getpid()}" for number in range(6)]
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         for id_ in ids:
             containerd.run(id_, "sleep", "86400")
         containerd.ctr("task", "pause", ids[5])
@@ -89,9 +89,11 @@ def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, t
             os.kill(pid, signal.SIGKILL)
         containerd.start()
         back = time.time()
-        bridge.wait_live(2)
+        bridge.wait_synced(2)
         assert time.time() - back < 15  # 5 on a machine with nothing else to do
-        records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd")
+        records = bridge.wait(
+            lambda records: published_containers(records) == listed_containers(containerd), "agreement with containerd"
+        )
     check_stream(records)
     for id_ in doomed:
         assert len(exits(records, id_)) == 1, list(map(summary, records))
@@ -100,43 +102,45 @@ def test_deaths_while_containerd_is_down_are_told_once(containerd: Containerd, t
     frame = next(each for each in records if each["type"] == "snapshot_started" and each["sequence"] > 1)["snapshot"]
     assert frame["reason"] == "reconnect"
     assert _seconds(frame["since"]) < down < _seconds(frame["until"])
-    assert told_alive(records) == {ids[3]: False, ids[4]: False, ids[5]: True}
+    assert published_containers(records) == {ids[3]: False, ids[4]: False, ids[5]: True}
 
 
-def test_reborn_while_containerd_is_down_is_two_lives(containerd: Containerd, tmp_path: Path) -> None:
+def test_restart_during_outage_creates_second_incarnation(containerd: Containerd, tmp_path: Path) -> None:
     """The bridge is stopped (SIGSTOP) while containers die and come back under their ids, then containerd is killed."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_live()
-        for id_ in (PHOENIX, STAYS):
+        bridge.wait_synced()
+        for id_ in (RESTARTED, STAYS):
             containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         with suspended([bridge.process.pid]):
-            containerd.ctr("task", "kill", "--signal", "SIGKILL", PHOENIX)
-            while containerd.tasks()[PHOENIX] != "STOPPED":
+            containerd.ctr("task", "kill", "--signal", "SIGKILL", RESTARTED)
+            while containerd.tasks()[RESTARTED] != "STOPPED":
                 time.sleep(0.02)
-            containerd.ctr("task", "rm", PHOENIX)
+            containerd.ctr("task", "rm", RESTARTED)
             containerd.kill()  # what was queued for the bridge is gone with it
             containerd.start()
-            containerd.ctr("task", "start", "--detach", "--null-io", PHOENIX)
+            containerd.ctr("task", "start", "--detach", "--null-io", RESTARTED)
         records = bridge.wait(
-            lambda records: told_alive(records) == alive(containerd) and len(exits(records, PHOENIX)) == 1,
+            lambda records: (
+                published_containers(records) == listed_containers(containerd) and len(exits(records, RESTARTED)) == 1
+            ),
             "the second life",
         )
     check_stream(records)
-    lives = [each for each in transitions(records) if each["id"] == PHOENIX]
+    lives = [each for each in transitions(records) if each["id"] == RESTARTED]
     assert [each["type"] for each in lives] == ["started", "exited", "started"]
     assert len({each["container"]["incarnation"] for each in lives}) == 2
 
 
-def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, tmp_path: Path) -> None:
+def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tmp_path: Path) -> None:
     """containerd hangs for so long that the bridge connects anew, and then finds a shim that gives no answer."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_live()
-        for id_ in (HANGS, ANSWERS):
+        bridge.wait_synced()
+        for id_ in (HUNG, RESPONSIVE):
             containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
-        pid = init_pid(containerd, HANGS)
-        shims = containerd.shim_pids("default", HANGS)
+        pid = init_pid(containerd, HUNG)
+        shims = containerd.shim_pids("default", HUNG)
         assert shims
         with suspended(shims):
             containerd.suspend()
@@ -145,62 +149,66 @@ def test_a_hung_containerd_and_a_hung_shim_kill_nobody(containerd: Containerd, t
                 assert time.monotonic() < noticed, "a hung containerd was not noticed within 30 s"
                 time.sleep(0.1)
             containerd.resume()
-            records = bridge.wait_live(2, seconds=60)
-            assert last_frame(records)["snapshot"]["partial"]
+            records = bridge.wait_synced(2, seconds=60)
+            assert last_control_record(records)["snapshot"]["partial"]
             assert not [each for each in records if each["type"] == "exited"]
-            assert told_alive(records) == {HANGS: False, ANSWERS: False}
+            assert published_containers(records) == {HUNG: False, RESPONSIVE: False}
         os.kill(pid, signal.SIGKILL)
-        records = bridge.wait(lambda records: exits(records, HANGS), "the exit that did happen", seconds=60)
+        records = bridge.wait(lambda records: exits(records, HUNG), "the exit that did happen", seconds=60)
     check_stream(records)
-    assert [each["exit"]["status"] for each in exits(records, HANGS)] == [137]
-    assert exits(records, ANSWERS) == []
+    assert [each["exit"]["status"] for each in exits(records, HUNG)] == [137]
+    assert exits(records, RESPONSIVE) == []
 
 
-def test_a_shim_that_hangs_while_the_bridge_starts(containerd: Containerd, tmp_path: Path) -> None:
+def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Containerd, tmp_path: Path) -> None:
     """Nobody can say whether the container lives: it is not in the snapshot, which says so; the audit finds it."""
-    containerd.run(HANGS, "sleep", "86400")
-    with suspended(containerd.shim_pids("default", HANGS)), BridgeProcess(containerd.address, tmp_path) as bridge:
-        records = bridge.wait_live(seconds=60)
-        assert last_frame(records)["snapshot"]["partial"]
-        assert told_alive(records) == {}
-        for pid in containerd.shim_pids("default", HANGS):
+    containerd.run(HUNG, "sleep", "86400")
+    with suspended(containerd.shim_pids("default", HUNG)), BridgeProcess(containerd.address, tmp_path) as bridge:
+        records = bridge.wait_synced(seconds=60)
+        assert last_control_record(records)["snapshot"]["partial"]
+        assert published_containers(records) == {}
+        for pid in containerd.shim_pids("default", HUNG):
             os.kill(pid, signal.SIGCONT)
-        records = bridge.wait(lambda records: told_alive(records) == {HANGS: False}, "what the audit found", 60)
-        assert last_frame(records)["snapshot"]["reason"] == "audit"
+        records = bridge.wait(
+            lambda records: published_containers(records) == {HUNG: False}, "what the audit found", 60
+        )
+        assert last_control_record(records)["snapshot"]["reason"] == "audit"
         check_stream(records)
     assert transitions(records) == []
 
 
-def test_a_shim_that_hangs_while_containerd_starts(containerd: Containerd, tmp_path: Path) -> None:
+def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Containerd, tmp_path: Path) -> None:
     """containerd gives such a shim up and kills its container: that is what has to be told, and of no other."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_live()
-        for id_ in (HANGS, ANSWERS):
+        bridge.wait_synced()
+        for id_ in (HUNG, RESPONSIVE):
             containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
-        pid = init_pid(containerd, HANGS)
-        with suspended(containerd.shim_pids("default", HANGS)):
+        pid = init_pid(containerd, HUNG)
+        with suspended(containerd.shim_pids("default", HUNG)):
             containerd.kill()
             containerd.start()
-            bridge.wait_live(2, seconds=60)
-            records = bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", 60)
-            eventually(lambda: not lives(pid), "the container's end")
+            bridge.wait_synced(2, seconds=60)
+            records = bridge.wait(
+                lambda records: published_containers(records) == listed_containers(containerd), "agreement", 60
+            )
+            eventually(lambda: not is_running(pid), "the container's end")
     check_stream(records)
-    assert len(exits(records, HANGS)) == 1
-    assert exits(records, ANSWERS) == []
+    assert len(exits(records, HUNG)) == 1
+    assert exits(records, RESPONSIVE) == []
 
 
-def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> None:
+def test_bridge_agrees_with_containerd_after_random_restarts(containerd: Containerd, tmp_path: Path) -> None:
     """Kill and start containerd at random moments under a stream of births, deaths, pauses and second lives."""
     chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (to be repeated by its seed)
     died: set[str] = set()
     with BridgeProcess(containerd.address, tmp_path) as bridge:
-        bridge.wait_live()
+        bridge.wait_synced()
         for round_ in range(ROUNDS):
             names = [f"r{round_}-{number}-{os.getpid()}" for number in range(5)]
             for id_ in names:
                 containerd.run(id_, "sleep", "86400")
-            doomed = chance.sample(sorted(alive(containerd).keys() - {names[-1]}), 3)
+            doomed = chance.sample(sorted(listed_containers(containerd).keys() - {names[-1]}), 3)
             pids = [init_pid(containerd, id_) for id_ in doomed]
             moment = chance.random()
             for pid in pids[: int(moment * 3)]:
@@ -211,8 +219,10 @@ def test_random_rounds_of_restarts(containerd: Containerd, tmp_path: Path) -> No
                 os.kill(pid, signal.SIGKILL)
             died |= set(doomed)
             containerd.start()
-            bridge.wait_live(2 + round_, seconds=60)
-            bridge.wait(lambda records: told_alive(records) == alive(containerd), "agreement", seconds=60)
+            bridge.wait_synced(2 + round_, seconds=60)
+            bridge.wait(
+                lambda records: published_containers(records) == listed_containers(containerd), "agreement", seconds=60
+            )
         records = bridge.records()
     check_stream(records)
     for id_ in {each["id"] for each in transitions(records)}:

@@ -8,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bridge.core.model import ContainerKey
-from tests.bridge_process import BridgeProcess, Document, check_stream, fold, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.simulator.containerd import SimulatedContainerd
 
 KEYS = [ContainerKey(f"ns{number % 3}", f"c{number}") for number in range(10_000)]
-MOST_MEMORY = 256  # MiB; 158 were seen
+MAX_MEMORY_MIB = 256  # MiB; 158 were seen
 
 
-async def test_ten_thousand_lives_are_listed_followed_and_reconciled(tmp_path: Path) -> None:
+async def test_bridge_tracks_ten_thousand_tasks_in_bounded_memory(tmp_path: Path) -> None:
     address = tmp_path / "c.sock"
     async with SimulatedContainerd(address) as containerd:
         for key in KEYS:
             containerd.state.run(key, labels={"tier": "front", "note": "x" * 200})
         with BridgeProcess(str(address), tmp_path) as bridge:
-            await asyncio.to_thread(bridge.wait_live, seconds=60)
-            assert len(fold(bridge.records())) == len(KEYS)
+            await asyncio.to_thread(bridge.wait_synced, seconds=60)
+            assert len(running_after(bridge.records())) == len(KEYS)
 
             for key in KEYS[:1000]:
                 containerd.state.exit(key, 3)
@@ -30,28 +30,32 @@ async def test_ten_thousand_lives_are_listed_followed_and_reconciled(tmp_path: P
                     containerd.state.delete_task(key)
                     containerd.state.create_task(key)
                     containerd.state.start(key)
-            await until(bridge, lambda records: len(transitions(records)) == 1100, "the exits and second lives")
+            await wait_records(bridge, lambda records: len(transitions(records)) == 1100, "the exits and second lives")
 
             for key in KEYS[1000:1500]:
-                containerd.state.stop_silently(key)
+                containerd.state.stop_without_event(key)
                 containerd.state.delete_task(key)
             await containerd.restart()
-            await until(bridge, lambda records: len(fold(records)) == len(KEYS) - 1000 + 100 - 500, "the missed deaths")
-            records = await until(bridge, lambda records: snapshots(records) >= 2, "the second snapshot")
+            await wait_records(
+                bridge, lambda records: len(running_after(records)) == len(KEYS) - 1000 + 100 - 500, "the missed deaths"
+            )
+            records = await wait_records(bridge, lambda records: snapshots(records) >= 2, "the second snapshot")
             memory = peak_memory(bridge.process.pid)
     check_stream(records)
     inferred = [each for each in transitions(records) if each["origin"] == "inferred"]
     assert {each["type"] for each in inferred} == {"exited"}, list(map(summary, inferred[:20]))
     assert len(inferred) == 500
-    assert memory < MOST_MEMORY, memory
+    assert memory < MAX_MEMORY_MIB, memory
 
 
-def snapshots(records: list[Document]) -> int:
+def snapshots(records: list[RecordDict]) -> int:
     return sum(each["type"] == "snapshot_completed" for each in records)
 
 
-async def until(bridge: BridgeProcess, fits: Callable[[list[Document]], object], what: str) -> list[Document]:
-    return await asyncio.to_thread(bridge.wait, fits, what, 60)
+async def wait_records(
+    bridge: BridgeProcess, predicate: Callable[[list[RecordDict]], object], what: str
+) -> list[RecordDict]:
+    return await asyncio.to_thread(bridge.wait, predicate, what, 60)
 
 
 def peak_memory(pid: int) -> float:

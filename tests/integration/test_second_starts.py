@@ -15,89 +15,89 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, Document, check_lives, fold, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary, transitions
 from tests.eventually import eventually
-from tests.integration.reading import read
+from tests.integration.reading import read_file
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
-KILLS = scaled(part=8, full=100)
+KILLS = scaled(reduced=8, full=100)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
-DIES, STOPS, REBORN, STAYS, PAUSES, BORN = IDS = [
+EXITS, STOPS, RESTARTED, STAYS, PAUSES, CREATED = IDS = [
     f"{stem}-{os.getpid()}" for stem in ("dies", "stops", "reborn", "stays", "pauses", "born")
 ]
 
 
 @pytest.fixture
-def containerd(fresh_engine: Callable[[], Containerd]) -> Containerd:
-    return fresh_engine()
+def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
+    return engine_factory()
 
 
-def alive(containerd: Containerd) -> dict[str, bool]:
+def listed_containers(containerd: Containerd) -> dict[str, bool]:
     """containerd's own word: the living containers of namespace default, and whether each is paused."""
     tasks = containerd.tasks()
     return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
 
 
-def told_alive(records: list[Document]) -> dict[str, bool]:
-    return {id_: container["paused"] for id_, container in fold(records).items()}
+def published_containers(records: list[RecordDict]) -> dict[str, bool]:
+    return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
-def bridge(containerd: Containerd, folder: Path) -> BridgeProcess:
-    return BridgeProcess(containerd.address, folder, "--state-dir", f"{folder}/state")
+def bridge(containerd: Containerd, directory: Path) -> BridgeProcess:
+    return BridgeProcess(containerd.address, directory, "--state-dir", f"{directory}/state")
 
 
-def told(records: list[Document], id_: str) -> list[tuple[str, str, int | None]]:
+def published_about(records: list[RecordDict], id_: str) -> list[tuple[str, str, int | None]]:
     """What is told of one container: type, origin, exit status."""
     return [(each["type"], each["origin"], (each["exit"] or {}).get("status")) for each in records if each["id"] == id_]
 
 
-def test_what_happened_while_the_bridge_was_down_is_told(containerd: Containerd, tmp_path: Path) -> None:
+def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_path: Path) -> None:
     ids = IDS[:-1]
     with bridge(containerd, tmp_path) as first:
-        first.wait_live()
+        first.wait_synced()
         for id_ in ids:
             containerd.run(id_, "sleep", "86400")
         first.wait(lambda records: len(transitions(records)) == len(ids), "all starts")
         first.process.kill()
         first.process.wait()
-    for id_ in (DIES, STOPS, REBORN):
+    for id_ in (EXITS, STOPS, RESTARTED):
         containerd.ctr("task", "kill", "--signal", "SIGKILL", id_)
         eventually(lambda id_=id_: containerd.tasks()[id_] == "STOPPED", f"{id_} to stop", within=20)  # type: ignore[misc]
-    for id_ in (DIES, REBORN):
+    for id_ in (EXITS, RESTARTED):
         containerd.ctr("task", "rm", id_)
-    containerd.ctr("task", "start", "--detach", "--null-io", REBORN)
+    containerd.ctr("task", "start", "--detach", "--null-io", RESTARTED)
     containerd.ctr("task", "pause", PAUSES)
-    containerd.run(BORN, "sleep", "86400")
-    before = len(read(first.out).records)
+    containerd.run(CREATED, "sleep", "86400")
+    before = len(read_file(first.out).records)
     with bridge(containerd, tmp_path) as second:
-        second.wait(lambda records: told_alive(records) == alive(containerd), "agreement")
-    reader = read(second.out)
+        second.wait(lambda records: published_containers(records) == listed_containers(containerd), "agreement")
+    reader = read_file(second.out)
     records = reader.records[before:]
-    check_lives(reader.records)
-    assert told(records, DIES) == [("exited", "inferred", None)]
-    assert told(records, STOPS) == [("exited", "inferred", 137)]
-    assert [each[:2] for each in told(records, REBORN)] == [
+    check_runs(reader.records)
+    assert published_about(records, EXITS) == [("exited", "inferred", None)]
+    assert published_about(records, STOPS) == [("exited", "inferred", 137)]
+    assert [each[:2] for each in published_about(records, RESTARTED)] == [
         ("exited", "inferred"),
         ("started", "inferred"),
         ("present", "snapshot"),
     ]
-    assert [each[0] for each in told(records, STAYS)] == ["present"]
-    assert [each[0] for each in told(records, PAUSES)] == ["paused", "present"]
-    assert [each[0] for each in told(records, BORN)] == ["started", "present"]
+    assert [each[0] for each in published_about(records, STAYS)] == ["present"]
+    assert [each[0] for each in published_about(records, PAUSES)] == ["paused", "present"]
+    assert [each[0] for each in published_about(records, CREATED)] == ["started", "present"]
     assert records[0]["snapshot"]["reason"] == "start"
     assert records[0]["snapshot"]["since"] is not None
 
 
-class Churn:
+class ContainerChurn:
     """Containers that are born, paused, killed and born again, one after the other, until it is stopped."""
 
     def __init__(self, containerd: Containerd, seed: str) -> None:
         self._containerd = containerd
         self._chance = random.Random(seed)  # noqa: S311 (to be repeated by its seed)
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, name="churn", daemon=True)
-        self.acts = 0
+        self._thread = threading.Thread(target=self._run, name="churn", daemon=True)
+        self.actions = 0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -108,10 +108,10 @@ class Churn:
             self._stopping.set()
             self._thread.join(60)
 
-    def _go_on(self) -> None:
+    def _run(self) -> None:
         while not self._stopping.is_set():
             self._act(f"churn{self._chance.randrange(6)}-{os.getpid()}")
-            self.acts += 1
+            self.actions += 1
 
     def _act(self, id_: str) -> None:
         status = self._containerd.tasks().get(id_)
@@ -129,60 +129,64 @@ class Churn:
             self._containerd.ctr(*act, check=False)
 
 
-def test_killed_at_any_moment_under_churn(containerd: Containerd, tmp_path: Path) -> None:
+def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Containerd, tmp_path: Path) -> None:
     seed = os.environ.get("WHALEBRIDGE_TEST_SEED", "7")
     chance = random.Random(seed)  # noqa: S311 (to be repeated by its seed)
-    churn = Churn(containerd, seed)
+    churn = ContainerChurn(containerd, seed)
     with churn.running():
         for _ in range(KILLS):
-            with started(containerd, tmp_path, chance.choice(["nothing", "records", "synced", "synced"])) as killed:
+            with start_bridge_until(
+                containerd, tmp_path, chance.choice(["nothing", "records", "synced", "synced"])
+            ) as killed:
                 time.sleep(chance.choice([0, chance.uniform(0, 0.1), chance.uniform(0, 2.0)]))
                 killed.process.send_signal(signal.SIGKILL)
                 killed.process.wait()
-        eventually(lambda: churn.acts > KILLS, "the churn", within=20)
-    with started(containerd, tmp_path, "synced") as last:  # what was told before may agree already
-        last.wait(lambda records: told_alive(records) == alive(containerd), "agreement with containerd", 60)
-    reader = read(last.out)
-    assert reader.epochs > KILLS // 4
-    check_lives(reader.records)
-    assert told_alive(reader.records) == alive(containerd), list(map(summary, reader.records))
+        eventually(lambda: churn.actions > KILLS, "the churn", within=20)
+    with start_bridge_until(containerd, tmp_path, "synced") as last:  # what was told before may agree already
+        last.wait(
+            lambda records: published_containers(records) == listed_containers(containerd),
+            "agreement with containerd",
+            60,
+        )
+    reader = read_file(last.out)
+    assert reader.epoch_count > KILLS // 4
+    check_runs(reader.records)
+    assert published_containers(reader.records) == listed_containers(containerd), list(map(summary, reader.records))
 
 
-def test_stopped_within_the_deadline_by_a_broker_that_is_dead_and_nothing_is_lost(
-    engine: Containerd, tmp_path: Path
-) -> None:
+def test_bridge_stops_in_time_without_loss_when_broker_hangs(engine: Containerd, tmp_path: Path) -> None:
     """A server that accepts and never answers is the worst kind of dead."""
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
         flags = ["--state-dir", f"{tmp_path}/state", "--sink", "stdout:"]
         with BridgeProcess(engine.address, tmp_path, *flags, "--sink", f"kafka://127.0.0.1:{port}/t") as both:
-            both.wait_live()
+            both.wait_synced()
             both.process.terminate()
             began = time.monotonic()
             assert both.process.wait(30) == 0
             assert time.monotonic() - began < 20  # a loaded machine takes its time to end a process
-        times = [both.said(event)[0]["timestamp"] for event in ("shutdown_started", "shutdown_incomplete")]
+        times = [both.log_lines(event)[0]["timestamp"] for event in ("shutdown_started", "shutdown_incomplete")]
         asked, given_up = map(datetime.fromisoformat, times)
         assert (given_up - asked).total_seconds() < 9, "the deadline is 10 s, of which some are for closing"
-    before = len(read(both.out).records)
+    before = len(read_file(both.out).records)
     assert before >= 2, "the other sink did not notice"
     with BridgeProcess(engine.address, tmp_path, *flags) as alone:
-        alone.wait_live(2)
+        alone.wait_synced(2)
     assert '"sink": "kafka", "backlog": ' in alone.log.read_text()
-    assert read(alone.out).duplicates == 0
+    assert read_file(alone.out).duplicates == 0
 
 
 @contextmanager
-def started(containerd: Containerd, folder: Path, until: str) -> Iterator[BridgeProcess]:
+def start_bridge_until(containerd: Containerd, directory: Path, until: str) -> Iterator[BridgeProcess]:
     """Start the bridge, and wait until it has come so far: nowhere, to records or to being live."""
-    process = bridge(containerd, folder)
-    before = _come(process, until)
+    process = bridge(containerd, directory)
+    before = wait_progress(process, until)
     with process:
-        eventually(lambda: until == "nothing" or _come(process, until) > before, until, within=20)
+        eventually(lambda: until == "nothing" or wait_progress(process, until) > before, until, within=20)
         yield process
 
 
-def _come(bridge: BridgeProcess, what: str) -> int:
+def wait_progress(bridge: BridgeProcess, what: str) -> int:
     """How far all runs have come together."""
     file = bridge.out if what == "records" else bridge.log
     written = file.read_bytes() if file.exists() else b""

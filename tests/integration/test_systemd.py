@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
-from tests.documents import ROOT, blocks
+from tests.documents import ROOT, code_blocks
 from tests.testbed import systemd
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import freeze
+from tests.testbed.process import suspend_process
 
 UNIT = ROOT / "deploy" / "systemd" / "whalebridge.service"
 EXPOSURE = 20  # tenths; systemd calls up to 30 good enough for a service that has to do with others
@@ -44,7 +44,7 @@ def analyze(require: Callable[..., None]) -> Callable[..., subprocess.CompletedP
     return analyze
 
 
-def test_systemd_has_nothing_against_the_unit(
+def test_systemd_unit_passes_verification(
     analyze: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     unit = tmp_path / UNIT.name
@@ -55,17 +55,17 @@ def test_systemd_has_nothing_against_the_unit(
     assert "Frob" in analyze("verify", "--man=no", str(unit)).stderr  # it would have told
 
 
-def test_systemd_has_nothing_against_the_unit_that_is_documented(
+def test_documented_proxy_unit_passes_systemd_verification(
     analyze: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    (text,) = blocks((ROOT / "docs" / "proxy.md").read_text(), "ini")
+    (text,) = code_blocks((ROOT / "docs" / "proxy.md").read_text(), "ini")
     unit = tmp_path / "proxy.service"
     unit.write_text(text.replace("/opt/whalebridge/bin/whalebridge", sys.executable))
     done = analyze("verify", "--man=no", str(unit))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_unit_is_hardened(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_systemd_unit_is_hardened(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", str(UNIT))
     assert done.returncode == 0, done.stdout
     assert re.search(r"Overall exposure level for whalebridge.service: [01]\.\d", done.stdout), done.stdout
@@ -74,11 +74,11 @@ def test_the_unit_is_hardened(analyze: Callable[..., subprocess.CompletedProcess
 class NotifySocket:
     """What systemd listens on. A thread reads along: the kernel keeps ten messages, and the eleventh is lost."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "notify"
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "notify"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self.path))
-        self._told: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -93,16 +93,16 @@ class NotifySocket:
         deadline = time.monotonic() + seconds
         while not (told and told[-1].startswith(text)):
             try:
-                told.append(self._told.get(timeout=max(deadline - time.monotonic(), 0)))
+                told.append(self._messages.get(timeout=max(deadline - time.monotonic(), 0)))
             except queue.Empty:
                 raise AssertionError(f"no {text}: {told}") from None
 
-    def falls_silent(self, seconds: float, within: float = 30) -> bool:
+    def is_silent(self, seconds: float, within: float = 30) -> bool:
         """Whether, once what is on its way has been read, nothing is told for that long."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             try:
-                self._told.get(timeout=seconds)
+                self._messages.get(timeout=seconds)
             except queue.Empty:
                 return True
         return False
@@ -110,32 +110,34 @@ class NotifySocket:
     def _read(self) -> None:
         while told := self._socket.recv(4096):
             for line in told.decode().splitlines():
-                self._told.put(line)
+                self._messages.put(line)
 
 
 @pytest.fixture
-def notified(tmp_path: Path) -> Iterator[NotifySocket]:
-    notified = NotifySocket(tmp_path)
-    yield notified
-    notified.close()
+def notify_socket(tmp_path: Path) -> Iterator[NotifySocket]:
+    notify_socket = NotifySocket(tmp_path)
+    yield notify_socket
+    notify_socket.close()
 
 
 @one_engine
-def test_systemd_is_told_what_goes_on(engine: Containerd, notified: NotifySocket, tmp_path: Path) -> None:
+def test_bridge_notifies_systemd_of_status_and_watchdog(
+    engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
+) -> None:
     address = tmp_path / "c.sock"
-    environment = {"NOTIFY_SOCKET": str(notified.path), "WATCHDOG_USEC": "500000"}
+    environment = {"NOTIFY_SOCKET": str(notify_socket.path), "WATCHDOG_USEC": "500000"}
     with BridgeProcess(str(address), tmp_path, environment=environment) as bridge:
-        notified.wait("READY=1")  # although there is no containerd yet
-        notified.wait("STATUS=waiting for containerd: socket ")
+        notify_socket.wait("READY=1")  # although there is no containerd yet
+        notify_socket.wait("STATUS=waiting for containerd: socket ")
         address.symlink_to(engine.address)
-        notified.wait("STATUS=synced")
-        notified.wait("WATCHDOG=1")
-        freeze(bridge.process.pid)
-        assert notified.falls_silent(1.0)
+        notify_socket.wait("STATUS=synced")
+        notify_socket.wait("WATCHDOG=1")
+        suspend_process(bridge.process.pid)
+        assert notify_socket.is_silent(1.0)
         bridge.process.send_signal(signal.SIGCONT)
-        notified.wait("WATCHDOG=1")
+        notify_socket.wait("WATCHDOG=1")
         bridge.stop()
-        notified.wait("STOPPING=1")
+        notify_socket.wait("STOPPING=1")
 
 
 CONFINED = """
@@ -147,7 +149,7 @@ runpy.run_module("bridge", run_name="__main__", alter_sys=True)
 
 
 @one_engine
-def test_a_user_with_the_sockets_group_is_enough(engine: Containerd, tmp_path: Path) -> None:
+def test_bridge_runs_unprivileged_with_socket_group(engine: Containerd, tmp_path: Path) -> None:
     """As the unit has it: neither the user root nor any capability, and no memory that is writable and executable."""
     dropped = ["--reuid=65534", "--regid=65534", "--groups=0", "--bounding-set=-all", "--inh-caps=-all"]
     socket_folder = Path(engine.address).parent
@@ -161,7 +163,7 @@ def test_a_user_with_the_sockets_group_is_enough(engine: Containerd, tmp_path: P
         bridge = BridgeProcess(engine.address, tmp_path, state_dir=state)
         bridge.command = ["setpriv", *dropped, "--no-new-privs", sys.executable, "-c", CONFINED, *bridge.command[3:]]
         with bridge:
-            bridge.wait_live()
+            bridge.wait_synced()
             status = Path(f"/proc/{bridge.process.pid}/status").read_text()
             assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
             assert re.search(r"^Uid:\s+65534", status, re.MULTILINE)

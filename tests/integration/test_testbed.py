@@ -13,40 +13,40 @@ from pathlib import Path
 import pytest
 
 from tests.eventually import eventually
-from tests.integration.traces import traces
+from tests.integration.traces import find_leaks
 from tests.testbed import flood
-from tests.testbed.containerd import Containerd, busybox
+from tests.testbed.containerd import Containerd, busybox_path
 from tests.testbed.dockerd import Docker
-from tests.testbed.guard import LINKS
+from tests.testbed.guard import LINKS_FILE
 from tests.testbed.image import LABELS, NAME, oci_archive
 from tests.testbed.process import CommandError
 
-FreshEngine = Callable[[], Containerd]
+ContainerdFactory = Callable[[], Containerd]
 
 NERDCTL_RUN = ("run", "--detach", "--pull=never", "--net=host")
 
 
-def unique(stem: str) -> str:
+def unique_id(prefix: str) -> str:
     """An id that nobody else has: runc names cgroups NAMESPACE/ID, whichever containerd it serves."""
-    return f"{stem}-{os.getpid()}"
+    return f"{prefix}-{os.getpid()}"
 
 
-def alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     return Path(f"/proc/{pid}/cmdline").exists() and bool(Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
-def test_each_version_is_the_one_that_it_says(engine: Containerd) -> None:
+def test_testbed_containerd_has_requested_version(engine: Containerd) -> None:
     client, server = engine.ctr("version").stdout.split("Server:")
     assert f"Version:  {engine.version}." in client
     assert f"Version:  {engine.version}." in server
 
 
-def test_the_image_has_the_same_bytes_every_time(engine: Containerd) -> None:
-    assert oci_archive(busybox()) == (engine.directory / "busybox.tar").read_bytes()
+def test_testbed_image_is_reproducible(engine: Containerd) -> None:
+    assert oci_archive(busybox_path()) == (engine.directory / "busybox.tar").read_bytes()
 
 
-def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
-    life = unique("life")
+def test_testbed_container_runs_pauses_and_exits(engine: Containerd) -> None:
+    life = unique_id("life")
     engine.run(life, "sleep", "86400", labels={"color": "blue"})
     assert engine.tasks()[life] == "RUNNING"
     assert len(engine.shim_pids("default", life)) == 1
@@ -66,14 +66,14 @@ def test_a_container_lives_pauses_and_dies(engine: Containerd) -> None:
     assert life not in engine.tasks()
 
 
-def test_a_name_space_may_have_a_dot(engine: Containerd) -> None:
+def test_testbed_namespace_may_contain_dot(engine: Containerd) -> None:
     engine.import_image("a.b")
-    dotted = unique("dotted")
+    dotted = unique_id("dotted")
     engine.run(dotted, "sleep", "86400", namespace="a.b")
     assert engine.tasks("a.b") == {dotted: "RUNNING"}
 
 
-def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: Path) -> None:
+def test_testbed_nerdctl_manages_containers_and_compose_project(engine: Containerd, tmp_path: Path) -> None:
     engine.nerdctl(*NERDCTL_RUN, "--name=web", "busybox:latest", "sleep", "86400")
     engine.nerdctl("rename", "web", "front")
     engine.nerdctl("pause", "front")
@@ -92,14 +92,14 @@ def test_nerdctl_runs_renames_pauses_and_composes(engine: Containerd, tmp_path: 
     engine.nerdctl("compose", "--file", str(compose), "down")
 
 
-def test_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Docker) -> None:
+def test_testbed_docker_containers_are_in_namespace_moby(engine: Containerd, docker: Docker) -> None:
     container = docker.docker("run", "--detach", "--network=host", "busybox:latest", "sleep", "86400").stdout.strip()
     assert engine.tasks("moby")[container] == "RUNNING"
     docker.stop()
     assert container not in engine.tasks("moby")
 
 
-def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: Callable[..., None]) -> None:
+def test_testbed_flood_passes_containerd_in_order(engine: Containerd, require: Callable[..., None]) -> None:
     require(*flood.COMPONENTS)
     reader = engine.popen(engine.ctr_command("events"))
     try:
@@ -120,37 +120,39 @@ def test_a_flood_goes_through_containerd_in_order(engine: Containerd, require: C
     assert ours == [f"ordered-{number}" for number in range(10)]
 
 
-def test_a_docker_that_publishes_ports_leaves_no_network_behind(
-    fresh_engine: FreshEngine, require: Callable[..., None]
+def test_testbed_docker_removes_network_on_close(
+    engine_factory: ContainerdFactory, require: Callable[..., None]
 ) -> None:
     require("docker")
-    engine = fresh_engine()
+    engine = engine_factory()
     with Docker(engine, ports=True) as docker:
         docker.docker("run", "--detach", "--publish=127.0.0.1::80", "busybox:latest", "sleep", "86400")
-        (bridge,) = (engine.directory / LINKS).read_text().split()
+        (bridge,) = (engine.directory / LINKS_FILE).read_text().split()
         assert len(list(Path("/sys/class/net", bridge, "brif").iterdir())) == 1
     engine.close()
     assert not Path("/sys/class/net", bridge).exists()
-    assert traces(engine.directory) == []
+    assert find_leaks(engine.directory) == []
 
 
 @pytest.mark.parametrize("end", [Containerd.kill, Containerd.stop])
-def test_containers_survive_the_end_of_containerd(fresh_engine: FreshEngine, end: Callable[[Containerd], None]) -> None:
-    engine = fresh_engine()
-    survivor = unique("survivor")
+def test_testbed_containers_survive_containerd_stop(
+    engine_factory: ContainerdFactory, end: Callable[[Containerd], None]
+) -> None:
+    engine = engine_factory()
+    survivor = unique_id("survivor")
     engine.run(survivor, "sleep", "86400")
     shims = engine.shim_pids()
     first = engine.pid
     end(engine)
-    assert not alive(first)
+    assert not is_running(first)
     assert engine.shim_pids() == shims
     engine.start()
     assert engine.pid != first
     assert engine.tasks() == {survivor: "RUNNING"}
 
 
-def test_a_suspended_containerd_answers_no_more(fresh_engine: FreshEngine) -> None:
-    engine = fresh_engine()
+def test_testbed_containerd_is_unresponsive_while_suspended(engine_factory: ContainerdFactory) -> None:
+    engine = engine_factory()
     engine.suspend()
     with pytest.raises(subprocess.TimeoutExpired):
         engine.ctr("version", timeout=1)
@@ -158,31 +160,31 @@ def test_a_suspended_containerd_answers_no_more(fresh_engine: FreshEngine) -> No
     engine.wait_ready()
 
 
-def test_two_of_a_kind_do_not_meet(fresh_engine: FreshEngine) -> None:
-    one, other = fresh_engine(), fresh_engine()
-    here = unique("here")
+def test_testbed_containerd_instances_are_isolated(engine_factory: ContainerdFactory) -> None:
+    one, other = engine_factory(), engine_factory()
+    here = unique_id("here")
     one.run(here, "sleep", "86400")
     assert one.tasks() == {here: "RUNNING"}
     assert other.tasks() == {}
     assert other.shim_pids() == []
 
 
-def test_nothing_is_left_behind(fresh_engine: FreshEngine) -> None:
-    engine = fresh_engine()
-    names = [unique(f"left-{how}") for how in ("running", "paused", "without-shim", "with-stopped-shim")]
+def test_testbed_containerd_leaves_nothing_behind(engine_factory: ContainerdFactory) -> None:
+    engine = engine_factory()
+    names = [unique_id(f"left-{how}") for how in ("running", "paused", "without-shim", "with-stopped-shim")]
     for name in names:
         engine.run(name, "sleep", "86400")
     engine.ctr("tasks", "pause", names[1])
     os.kill(engine.shim_pids("default", names[2])[0], signal.SIGKILL)
     os.kill(engine.shim_pids("default", names[3])[0], signal.SIGSTOP)
     engine.nerdctl(*NERDCTL_RUN, "busybox:latest", "sleep", "86400")
-    assert traces(engine.directory, unique("left-*"))
+    assert find_leaks(engine.directory, unique_id("left-*"))
     engine.close()
-    assert traces(engine.directory, unique("left-*")) == []
+    assert find_leaks(engine.directory, unique_id("left-*")) == []
 
 
-def test_nothing_is_left_behind_by_tests_that_are_killed(engine: Containerd) -> None:
-    orphan = unique("orphan")
+def test_testbed_containerd_is_cleaned_up_when_tests_are_killed(engine: Containerd) -> None:
+    orphan = unique_id("orphan")
     program = f"""
 from tests.testbed import flood
 from tests.testbed.containerd import Containerd
@@ -196,6 +198,6 @@ input()
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tests:
         assert tests.stdout is not None
         directory = Path(tests.stdout.readline().decode().strip())
-        assert traces(directory, orphan)
+        assert find_leaks(directory, orphan)
         tests.kill()
-    eventually(lambda: not traces(directory, orphan), "the guard to clean up", within=120)  # as close() does
+    eventually(lambda: not find_leaks(directory, orphan), "the guard to clean up", within=120)  # as close() does

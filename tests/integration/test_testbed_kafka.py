@@ -18,19 +18,19 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizat
 
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
-from tests.integration.traces import traces
+from tests.integration.traces import find_leaks
 from tests.testbed import kcat
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.kafka_config import MECHANISMS, Listener, unsecured_jwt
 from tests.testbed.process import run
 
-FreshKafka = Callable[..., Kafka]
+KafkaFactory = Callable[..., Kafka]
 
 USER = "bridge"
 RIGHT, WRONG = USERS[USER], "other"
 
 
-class Token(AbstractTokenProvider):  # type: ignore[misc]
+class FixedTokenProvider(AbstractTokenProvider):  # type: ignore[misc]
     """Hands out what it was made with."""
 
     def __init__(self, token: str) -> None:
@@ -54,7 +54,7 @@ async def store(bootstrap: str, topic: str, *, seconds: int = 30, **options: Any
         await producer.stop()
 
 
-def trusting(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
+def tls_options(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(authority.certificate))
     if own:
         context.load_cert_chain(own.certificate, own.key)
@@ -65,11 +65,11 @@ def sasl(mechanism: str, password: str) -> dict[str, Any]:
     """The client's options; the token of OAUTHBEARER is an expired one where the password is wrong."""
     if mechanism == "OAUTHBEARER":
         token = unsecured_jwt(USER, seconds=3600 if password == RIGHT else -3600)
-        return {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": Token(token)}
+        return {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": FixedTokenProvider(token)}
     return {"sasl_mechanism": mechanism, "sasl_plain_username": USER, "sasl_plain_password": password}
 
 
-async def test_a_record_is_stored_and_read(kafka: Kafka) -> None:
+async def test_testbed_kafka_stores_and_reads_records(kafka: Kafka) -> None:
     kafka.admin.create_topic("stored", settings={"retention.ms": "3600000"})
     for compression in (None, "gzip", "snappy", "lz4", "zstd"):
         await store(kafka.bootstrap, "stored", compression_type=compression)
@@ -77,7 +77,7 @@ async def test_a_record_is_stored_and_read(kafka: Kafka) -> None:
     assert [(record.offset, record.value) for record in records] == [(offset, b"hello") for offset in range(5)]
 
 
-def test_topics_are_made_changed_and_deleted(kafka: Kafka) -> None:
+def test_testbed_kafka_creates_changes_and_deletes_topics(kafka: Kafka) -> None:
     kafka.admin.create_topic("changing", partitions=2, settings={"retention.ms": "3600000"})
     with pytest.raises(TopicAlreadyExistsError, match="changing"):
         kafka.admin.create_topic("changing")
@@ -89,7 +89,7 @@ def test_topics_are_made_changed_and_deleted(kafka: Kafka) -> None:
     assert "changing" not in kafka.admin.topics()
 
 
-def test_kcat_writes_too(kafka: Kafka, tmp_path: Path, require: Callable[..., None]) -> None:
+def test_testbed_kcat_writes_records(kafka: Kafka, tmp_path: Path, require: Callable[..., None]) -> None:
     require(*kcat.COMPONENTS)
     kafka.admin.create_topic("kcat")
     (tmp_path / "lines").write_text("one\ntwo\n")
@@ -101,39 +101,45 @@ def test_kcat_writes_too(kafka: Kafka, tmp_path: Path, require: Callable[..., No
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # aiokafka leaves a refused OAUTHBEARER connection open
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("listener", ["sasl_plaintext", "sasl_ssl"])
-async def test_sasl(kafka: Kafka, authority: Authority, listener: Listener, mechanism: str) -> None:
+async def test_testbed_kafka_checks_sasl_password(
+    kafka: Kafka, authority: Authority, listener: Listener, mechanism: str
+) -> None:
     topic = f"{listener}-{mechanism}"
     kafka.admin.create_topic(topic)
     options: dict[str, Any] = {"security_protocol": listener.upper()}
-    options |= {"ssl_context": trusting(authority)} if listener == "sasl_ssl" else {}
-    where = kafka.bootstrap_of(listener)
+    options |= {"ssl_context": tls_options(authority)} if listener == "sasl_ssl" else {}
+    where = kafka.bootstrap_for(listener)
     assert await store(where, topic, **options, **sasl(mechanism, RIGHT)) == 0
     with pytest.raises(KafkaError):
         await store(where, topic, seconds=3, **options, **sasl(mechanism, WRONG))
     gc.collect()  # what was left open is found here, and not in the next test
 
 
-async def test_tls_and_mtls(kafka: Kafka, authority: Authority, tmp_path: Path) -> None:
+async def test_testbed_kafka_checks_tls_and_client_certificates(
+    kafka: Kafka, authority: Authority, tmp_path: Path
+) -> None:
     kafka.admin.create_topic("tls-and-mtls")
-    own = trusting(authority, authority.issue(USER, hosts=()))
+    own = tls_options(authority, authority.issue(USER, hosts=()))
     assert (
-        await store(kafka.bootstrap_of("ssl"), "tls-and-mtls", security_protocol="SSL", ssl_context=trusting(authority))
+        await store(
+            kafka.bootstrap_for("ssl"), "tls-and-mtls", security_protocol="SSL", ssl_context=tls_options(authority)
+        )
         == 0
     )
-    assert await store(kafka.bootstrap_of("mtls"), "tls-and-mtls", security_protocol="SSL", ssl_context=own) == 1
-    mistakes: dict[Listener, ssl.SSLContext] = {"ssl": trusting(Authority(tmp_path)), "mtls": trusting(authority)}
+    assert await store(kafka.bootstrap_for("mtls"), "tls-and-mtls", security_protocol="SSL", ssl_context=own) == 1
+    mistakes: dict[Listener, ssl.SSLContext] = {"ssl": tls_options(Authority(tmp_path)), "mtls": tls_options(authority)}
     for listener, wrong in mistakes.items():
         with pytest.raises(KafkaError):
-            await store(kafka.bootstrap_of(listener), "tls-and-mtls", security_protocol="SSL", ssl_context=wrong)
+            await store(kafka.bootstrap_for(listener), "tls-and-mtls", security_protocol="SSL", ssl_context=wrong)
 
 
-async def test_only_what_was_allowed_is_permitted(fresh_kafka: FreshKafka, authority: Authority) -> None:
-    kafka = fresh_kafka(listeners=["sasl_plaintext", "mtls"], authority=authority, acls=True)
+async def test_testbed_kafka_enforces_acls(kafka_factory: KafkaFactory, authority: Authority) -> None:
+    kafka = kafka_factory(listeners=["sasl_plaintext", "mtls"], authority=authority, acls=True)
     kafka.admin.create_topic("events")
     login = {"security_protocol": "SASL_PLAINTEXT", **sasl("SCRAM-SHA-512", RIGHT)}
     certified = {
         "security_protocol": "SSL",
-        "ssl_context": trusting(authority, authority.issue("certified", hosts=())),
+        "ssl_context": tls_options(authority, authority.issue("certified", hosts=())),
     }
     users: list[tuple[str, Listener, dict[str, Any]]] = [
         (f"User:{USER}", "sasl_plaintext", login),
@@ -141,13 +147,13 @@ async def test_only_what_was_allowed_is_permitted(fresh_kafka: FreshKafka, autho
     ]
     for principal, listener, how in users:
         with pytest.raises(TopicAuthorizationFailedError):
-            await store(kafka.bootstrap_of(listener), "events", **how)
-        kafka.admin.allow(principal, "write", "topic", "ev", prefix=True)
-        assert await store(kafka.bootstrap_of(listener), "events", **how) >= 0
+            await store(kafka.bootstrap_for(listener), "events", **how)
+        kafka.admin.allow(principal, "write", "topic", "ev", prefixed=True)
+        assert await store(kafka.bootstrap_for(listener), "events", **how) >= 0
 
 
-async def test_records_survive_a_kill_and_a_restart(fresh_kafka: FreshKafka) -> None:
-    kafka = fresh_kafka()
+async def test_testbed_kafka_keeps_records_across_restarts(kafka_factory: KafkaFactory) -> None:
+    kafka = kafka_factory()
     kafka.admin.create_topic("events")
     assert await store(kafka.bootstrap, "events") == 0
     kafka.kill()
@@ -158,16 +164,16 @@ async def test_records_survive_a_kill_and_a_restart(fresh_kafka: FreshKafka) -> 
     assert await store(kafka.bootstrap, "events") == 2
 
 
-async def test_suspended_and_behind_a_proxy(fresh_kafka: FreshKafka) -> None:
-    kafka = fresh_kafka(proxied=True)
+async def test_testbed_kafka_fails_and_recovers_on_request(kafka_factory: KafkaFactory) -> None:
+    kafka = kafka_factory(proxied=True)
     kafka.admin.create_topic("events")
-    where = kafka.bootstrap_of("plaintext")
+    where = kafka.bootstrap_for("plaintext")
     assert await store(where, "events") == 0
     assert kafka.proxies[0].accepted > 1  # the one it began with, and the broker that it was sent to
     for fail, heal in (
         (kafka.suspend, kafka.resume),
-        (kafka.proxies[0].cut, kafka.proxies[0].heal),
-        (kafka.proxies[0].silence, kafka.proxies[0].heal),
+        (kafka.proxies[0].refuse, kafka.proxies[0].restore),
+        (kafka.proxies[0].drop_traffic, kafka.proxies[0].restore),
     ):
         fail()
         with pytest.raises((TimeoutError, KafkaError)):
@@ -176,8 +182,8 @@ async def test_suspended_and_behind_a_proxy(fresh_kafka: FreshKafka) -> None:
         assert await store(where, "events") > 0
 
 
-async def test_a_cluster_finds_another_leader(fresh_kafka: FreshKafka) -> None:
-    kafka = fresh_kafka(3)
+async def test_testbed_kafka_cluster_elects_another_leader(kafka_factory: KafkaFactory) -> None:
+    kafka = kafka_factory(3)
     kafka.admin.create_topic("events")
     eventually(lambda: in_sync(kafka) == 3, "three replicas")
     assert await store(kafka.bootstrap, "events") == 0
@@ -193,21 +199,21 @@ def in_sync(kafka: Kafka) -> int:
     return len(kafka.admin.describe("events")["partitions"][0]["isr"])
 
 
-def test_nothing_is_left_behind(fresh_kafka: FreshKafka) -> None:
-    kafka = fresh_kafka()
+def test_testbed_kafka_leaves_nothing_behind(kafka_factory: KafkaFactory) -> None:
+    kafka = kafka_factory()
     kafka.suspend()
-    assert traces(kafka.directory)
+    assert find_leaks(kafka.directory)
     kafka.close()
-    assert traces(kafka.directory) == []
+    assert find_leaks(kafka.directory) == []
 
 
-def test_nothing_is_left_behind_by_tests_that_are_killed(kafka: Kafka) -> None:
+def test_testbed_kafka_is_cleaned_up_when_tests_are_killed(kafka: Kafka) -> None:
     assert kafka
     start = "kafka = Kafka(); kafka.start(); print(kafka.directory, flush=True); input()"
     program = f"from tests.testbed.kafka import Kafka; {start}"
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tests:
         assert tests.stdout is not None
         directory = Path(tests.stdout.readline().decode().strip())
-        assert traces(directory)
+        assert find_leaks(directory)
         tests.kill()
-    eventually(lambda: not traces(directory), "the sweeper to clean up")
+    eventually(lambda: not find_leaks(directory), "the sweeper to clean up")

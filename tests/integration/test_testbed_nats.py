@@ -22,18 +22,18 @@ from nats.js import JetStreamContext
 
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
-from tests.integration.nats_reading import answered
-from tests.integration.traces import traces
+from tests.integration.nats_reading import retry_until_answered
+from tests.integration.traces import find_leaks
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
-from tests.testbed.nats_auth import PATIENCE, Key, Operator, Permissions
+from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator, Permissions
 
-FreshNats = Callable[..., Nats]
+NatsFactory = Callable[..., Nats]
 
 RIGHT, WRONG = "secret", "other"
 
 
-async def store(url: str | list[str], *, seconds: int = 20, **login: Any) -> int:
+async def store(url: str | list[str], *, seconds: int = 20, **auth: Any) -> int:
     """Publish one message to a stream and hand back its number; one attempt, each step of so many seconds."""
 
     async def ignore(error: Exception) -> None:
@@ -42,7 +42,7 @@ async def store(url: str | list[str], *, seconds: int = 20, **login: Any) -> int
     connection = Client()
     try:
         async with asyncio.timeout(2 * seconds):  # without reconnects, too, a dead server is tried 60 times
-            await connection.connect(url, connect_timeout=seconds, allow_reconnect=False, error_cb=ignore, **login)
+            await connection.connect(url, connect_timeout=seconds, allow_reconnect=False, error_cb=ignore, **auth)
             stream = connection.jetstream(timeout=seconds)
             await stream.add_stream(name="EVENTS", subjects=["events.>"])
             return (await stream.publish("events.one", b"hello")).seq
@@ -55,7 +55,7 @@ def handshake(url: str, context: ssl.SSLContext) -> None:
     address = urlsplit(url)
     assert address.hostname
     assert address.port
-    with socket.create_connection((address.hostname, address.port), timeout=PATIENCE) as plain:
+    with socket.create_connection((address.hostname, address.port), timeout=AUTH_TIMEOUT) as plain:
         assert plain.recv(4096).startswith(b"INFO ")
         with context.wrap_socket(plain, server_hostname=address.hostname) as connection:
             connection.sendall(b'CONNECT {"verbose": false}\r\nPING\r\n')
@@ -66,22 +66,22 @@ def handshake(url: str, context: ssl.SSLContext) -> None:
                 told += answer
 
 
-def trusting(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
+def tls_context(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(authority.certificate))
     if own:
         context.load_cert_chain(own.certificate, own.key)
     return context
 
 
-async def test_a_message_is_stored(nats: Nats) -> None:
+async def test_testbed_nats_stores_messages(nats: Nats) -> None:
     first = await store(nats.url)
     assert await store(nats.url) == first + 1
     assert nats.leader("EVENTS").name == "n1"
     assert nats.monitor("varz")["version"].startswith("2.15.")
 
 
-async def test_messages_survive_a_kill_and_a_restart(fresh_nats: FreshNats) -> None:
-    nats = fresh_nats()
+async def test_testbed_nats_keeps_messages_across_restarts(nats_factory: NatsFactory) -> None:
+    nats = nats_factory()
     assert await store(nats.url) == 1
     nats.kill()
     nats.start()
@@ -91,8 +91,8 @@ async def test_messages_survive_a_kill_and_a_restart(fresh_nats: FreshNats) -> N
     assert await store(nats.url) == 3
 
 
-async def test_a_suspended_server_answers_no_more(fresh_nats: FreshNats) -> None:
-    nats = fresh_nats()
+async def test_testbed_nats_is_unresponsive_while_suspended(nats_factory: NatsFactory) -> None:
+    nats = nats_factory()
     nats.suspend()
     with pytest.raises((TimeoutError, NatsError)):
         await store(nats.url, seconds=2)
@@ -100,13 +100,13 @@ async def test_a_suspended_server_answers_no_more(fresh_nats: FreshNats) -> None
     assert await store(nats.url) == 1
 
 
-async def test_token_and_password_and_permissions(fresh_nats: FreshNats) -> None:
-    nats = fresh_nats(login=nats_auth.token(RIGHT))
+async def test_testbed_nats_checks_token_password_and_permissions(nats_factory: NatsFactory) -> None:
+    nats = nats_factory(login=nats_auth.token_config(RIGHT))
     assert await store(nats.url, token=RIGHT) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, token=WRONG)
     nobody = Permissions(publish=["nothing"])
-    nats = fresh_nats(login=nats_auth.users({"bridge": RIGHT, "guest": RIGHT}, {"guest": nobody}))
+    nats = nats_factory(login=nats_auth.users_config({"bridge": RIGHT, "guest": RIGHT}, {"guest": nobody}))
     assert await store(nats.url, user="bridge", password=RIGHT) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, user="bridge", password=WRONG)
@@ -114,59 +114,59 @@ async def test_token_and_password_and_permissions(fresh_nats: FreshNats) -> None
         await store(nats.url, seconds=2, user="guest", password=RIGHT)
 
 
-async def test_nkeys(fresh_nats: FreshNats, tmp_path: Path) -> None:
-    right, wrong = Key.new(), Key.new()
+async def test_testbed_nats_checks_nkeys(nats_factory: NatsFactory, tmp_path: Path) -> None:
+    right, wrong = Key.generate(), Key.generate()
     for name, key in {"right": right, "wrong": wrong}.items():
         (tmp_path / name).write_text(key.seed)
-    nats = fresh_nats(login=nats_auth.nkey(right))
+    nats = nats_factory(login=nats_auth.nkey_config(right))
     assert await store(nats.url, nkeys_seed=str(tmp_path / "right")) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, nkeys_seed=str(tmp_path / "wrong"))
 
 
-async def test_credentials_of_an_operator(fresh_nats: FreshNats, tmp_path: Path) -> None:
+async def test_testbed_nats_checks_operator_credentials(nats_factory: NatsFactory, tmp_path: Path) -> None:
     operator = Operator()
-    nats = fresh_nats(login=operator.config())
-    assert await store(nats.url, user_credentials=str(operator.creds(tmp_path / "right"))) == 1
-    for wrong in (operator.creds(tmp_path / "expired", seconds=-5), Operator().creds(tmp_path / "foreign")):
+    nats = nats_factory(login=operator.config())
+    assert await store(nats.url, user_credentials=str(operator.write_creds(tmp_path / "right"))) == 1
+    for wrong in (operator.write_creds(tmp_path / "expired", seconds=-5), Operator().write_creds(tmp_path / "foreign")):
         with pytest.raises(NatsError, match="Authorization Violation"):
             await store(nats.url, user_credentials=str(wrong))
-    nobody = operator.creds(tmp_path / "nobody", permissions=Permissions(publish=["nothing"]))
+    nobody = operator.write_creds(tmp_path / "nobody", permissions=Permissions(publish=["nothing"]))
     with pytest.raises((TimeoutError, NatsError)):
         await store(nats.url, seconds=2, user_credentials=str(nobody))
 
 
-async def test_tls(fresh_nats: FreshNats, authority: Authority, tmp_path: Path) -> None:
-    nats = fresh_nats(authority=authority)
-    assert await store(nats.url, tls=trusting(authority)) == 1
+async def test_testbed_nats_serves_tls(nats_factory: NatsFactory, authority: Authority, tmp_path: Path) -> None:
+    nats = nats_factory(authority=authority)
+    assert await store(nats.url, tls=tls_context(authority)) == 1
     with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
-        handshake(nats.url, trusting(Authority(tmp_path)))
-    elsewhere = fresh_nats(authority=authority, certificate=authority.issue("nats", hosts=["elsewhere"]))
+        handshake(nats.url, tls_context(Authority(tmp_path)))
+    elsewhere = nats_factory(authority=authority, certificate=authority.issue("nats", hosts=["elsewhere"]))
     with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for '127\.0\.0\.1'"):
-        handshake(elsewhere.url, trusting(authority))
-    expired = fresh_nats(authority=authority, certificate=authority.issue("nats", expired=True))
+        handshake(elsewhere.url, tls_context(authority))
+    expired = nats_factory(authority=authority, certificate=authority.issue("nats", expired=True))
     with pytest.raises(ssl.SSLCertVerificationError, match="has expired"):
-        handshake(expired.url, trusting(authority))
+        handshake(expired.url, tls_context(authority))
 
 
-async def test_mtls(fresh_nats: FreshNats, authority: Authority) -> None:
-    nats = fresh_nats(authority=authority, mtls=True)
+async def test_testbed_nats_requires_client_certificate(nats_factory: NatsFactory, authority: Authority) -> None:
+    nats = nats_factory(authority=authority, mtls=True)
     own = authority.issue("bridge", hosts=())
-    handshake(nats.url, trusting(authority, own))
-    assert await store(nats.url, tls=trusting(authority, own)) == 1
+    handshake(nats.url, tls_context(authority, own))
+    assert await store(nats.url, tls=tls_context(authority, own)) == 1
     with pytest.raises(OSError):  # noqa: PT011 - an alert or a reset, whichever comes first
-        handshake(nats.url, trusting(authority))
+        handshake(nats.url, tls_context(authority))
 
 
-async def test_a_proxy_fails_on_request(fresh_nats: FreshNats) -> None:
-    nats = fresh_nats(proxied=True)
+async def test_testbed_nats_proxy_fails_and_recovers_on_request(nats_factory: NatsFactory) -> None:
+    nats = nats_factory(proxied=True)
     proxy = nats.proxies[0]
     assert await store(nats.url) == 1
-    for fail in (proxy.cut, proxy.silence, lambda: proxy.reset_after(100)):
+    for fail in (proxy.refuse, proxy.drop_traffic, lambda: proxy.reset_after(100)):
         fail()
         with pytest.raises((TimeoutError, OSError, NatsError)):
             await store(nats.url, seconds=2)
-        proxy.heal()
+        proxy.restore()
         assert await store(nats.url) > 1
     began = asyncio.get_running_loop().time()
     proxy.delay(0.1)
@@ -174,12 +174,12 @@ async def test_a_proxy_fails_on_request(fresh_nats: FreshNats) -> None:
     assert asyncio.get_running_loop().time() - began > 0.3  # login, stream and message: at least three answers
 
 
-async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
-    nats = fresh_nats(3)
+async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFactory) -> None:
+    nats = nats_factory(3)
     connection = await connect(nats.urls)
     stream = connection.jetstream(timeout=10)
-    await answered(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
-    assert await published(stream, "events.one") == 1
+    await retry_until_answered(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
+    assert await publish_and_count(stream, "events.one") == 1
     await connection.close()
     first = nats.leader("EVENTS")
     first.kill()
@@ -187,31 +187,31 @@ async def test_a_cluster_finds_another_leader(fresh_nats: FreshNats) -> None:
     first.start()
     left = [url for url, server in zip(nats.urls, nats.servers, strict=True) if server is not first]
     connection = await connect(left)
-    assert await published(connection.jetstream(timeout=10), "events.two") == 2
+    assert await publish_and_count(connection.jetstream(timeout=10), "events.two") == 2
     await connection.close()
 
 
-async def published(stream: JetStreamContext, subject: str) -> int:
+async def publish_and_count(stream: JetStreamContext, subject: str) -> int:
     """Publish; what is stored, and not acknowledged because its leader has gone, is not stored again."""
     headers = {"Nats-Msg-Id": subject}
-    return (await answered(partial(stream.publish, subject, b"hello", headers=headers))).seq
+    return (await retry_until_answered(partial(stream.publish, subject, b"hello", headers=headers))).seq
 
 
-def test_an_account_key_is_one(tmp_path: Path) -> None:
-    key = Key.new(nkeys.PREFIX_BYTE_ACCOUNT)
+def test_testbed_nkeys_create_account_key(tmp_path: Path) -> None:
+    key = Key.generate(nkeys.PREFIX_BYTE_ACCOUNT)
     assert (key.public[0], key.seed[:2]) == ("A", "SA")
-    assert "SU" in Operator().creds(tmp_path / "creds").read_text()
+    assert "SU" in Operator().write_creds(tmp_path / "creds").read_text()
 
 
-def test_nothing_is_left_behind(fresh_nats: FreshNats) -> None:
-    nats = fresh_nats(3)
+def test_testbed_nats_leaves_nothing_behind(nats_factory: NatsFactory) -> None:
+    nats = nats_factory(3)
     nats.servers[0].suspend()
-    assert traces(nats.directory)
+    assert find_leaks(nats.directory)
     nats.close()
-    assert traces(nats.directory) == []
+    assert find_leaks(nats.directory) == []
 
 
-def test_nothing_is_left_behind_by_tests_that_are_killed(nats: Nats) -> None:
+def test_testbed_nats_is_cleaned_up_when_tests_are_killed(nats: Nats) -> None:
     assert nats
     program = (
         "from tests.testbed.nats import Nats; nats = Nats(); nats.start(); print(nats.directory, flush=True); input()"
@@ -219,6 +219,6 @@ def test_nothing_is_left_behind_by_tests_that_are_killed(nats: Nats) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tests:
         assert tests.stdout is not None
         directory = Path(tests.stdout.readline().decode().strip())
-        assert traces(directory)
+        assert find_leaks(directory)
         tests.kill()
-    eventually(lambda: not traces(directory), "the sweeper to clean up")
+    eventually(lambda: not find_leaks(directory), "the sweeper to clean up")

@@ -23,7 +23,7 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
-from tests.integration.delivery import check_whole, documents, without_heartbeats
+from tests.integration.delivery import check_gapless, deduplicated_records, without_heartbeats
 from tests.testbed.broker_images import Image, kafka_image, nats_image
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
-def engine_of_the_test(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def testcontainers_engine(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No helper container from a registry, and published ports are found where the engine runs."""
     monkeypatch.setenv("DOCKER_HOST", docker_host)
     monkeypatch.setattr(testcontainers_config, "ryuk_disabled", True)
@@ -43,7 +43,7 @@ def engine_of_the_test(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def nats_url(tmp_path: Path) -> Iterator[str]:
-    name = os.environ.get("WHALEBRIDGE_TEST_NATS_IMAGE") or imported(nats_image, tmp_path)
+    name = os.environ.get("WHALEBRIDGE_TEST_NATS_IMAGE") or import_image(nats_image, tmp_path)
     # testcontainers' own NatsContainer waits in a way that it calls deprecated itself.
     ready = LogMessageWaitStrategy("Server is ready")
     with DockerContainer(name).with_exposed_ports(4222).with_command("-js").waiting_for(ready) as container:
@@ -52,7 +52,7 @@ def nats_url(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def kafka_bootstrap(tmp_path: Path) -> Iterator[str]:
-    name = os.environ.get("WHALEBRIDGE_TEST_KAFKA_IMAGE") or imported(kafka_image, tmp_path)
+    name = os.environ.get("WHALEBRIDGE_TEST_KAFKA_IMAGE") or import_image(kafka_image, tmp_path)
     container = KafkaContainer(name).with_kraft()
     try:
         container.start(timeout=120)  # by default 30 s, of which a loaded machine needs most
@@ -61,11 +61,11 @@ def kafka_bootstrap(tmp_path: Path) -> Iterator[str]:
         container.stop()
 
 
-def imported(make: Callable[[Path], Image], folder: Path) -> str:
+def import_image(make: Callable[[Path], Image], directory: Path) -> str:
     """Make an image and hand it to the engine."""
     client = docker.from_env()
     try:
-        image = make(folder)
+        image = make(directory)
         options = {"repository": image.repository, "tag": image.tag, "changes": list(image.changes)}
         client.api.import_image(src=str(image.archive), **options)
     finally:
@@ -74,50 +74,52 @@ def imported(make: Callable[[Path], Image], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_the_bridge_publishes_to_both(engine: Containerd, nats_url: str, kafka_bootstrap: str, tmp_path: Path) -> None:
+def test_bridge_publishes_same_records_to_testcontainers_brokers(
+    engine: Containerd, nats_url: str, kafka_bootstrap: str, tmp_path: Path
+) -> None:
     """A container's whole life is the same for a plain consumer of either broker."""
     namespace = f"tc{os.getpid()}"
     engine.import_image(namespace)
     sinks = [f"kafka://{kafka_bootstrap}/life", f"{nats_url}/life"]
     state_dir = tmp_path / "state"
     with BridgeProcess(engine.address, tmp_path, "--namespace", namespace, sinks=sinks, state_dir=state_dir) as bridge:
-        bridge.wait_said("synced")
+        bridge.wait_logged("synced")
         # Not removed when it ends: containerd loses the ends of some of those that are.
         id_ = f"tc-{os.getpid()}"
         engine.ctr("run", "--detach", "--null-io", IMAGE, id_, "sh", "-c", "sleep 1; exit 7", namespace=namespace)
-        eventually(lambda: _ended(_in_kafka(kafka_bootstrap)), "the exit in Kafka")
-        eventually(lambda: _ended(_in_nats(nats_url)), "the exit in NATS")
+        eventually(lambda: wait_exited(_kafka_values(kafka_bootstrap)), "the exit in Kafka")
+        eventually(lambda: wait_exited(_nats_values(nats_url)), "the exit in NATS")
     engine.ctr("tasks", "delete", id_, namespace=namespace, check=False)  # its status is the container's
     engine.ctr("containers", "delete", id_, namespace=namespace)
-    values = _in_kafka(kafka_bootstrap)
-    assert values == _in_nats(nats_url)
-    records = documents(values)
-    check_whole(records)
+    values = _kafka_values(kafka_bootstrap)
+    assert values == _nats_values(nats_url)
+    records = deduplicated_records(values)
+    check_gapless(records)
     assert [(each["type"], each["exit"] and each["exit"]["status"]) for each in transitions(records)] == [
         ("started", None),
         ("exited", 7),
     ]
 
 
-def _ended(values: Sequence[bytes]) -> bool:
-    return any(record["type"] == "exited" for record in documents(values))
+def wait_exited(values: Sequence[bytes]) -> bool:
+    return any(record["type"] == "exited" for record in deduplicated_records(values))
 
 
-def _in_kafka(bootstrap: str) -> list[bytes]:
+def _kafka_values(bootstrap: str) -> list[bytes]:
     try:
         return without_heartbeats(record.value or b"" for record in KafkaAdmin(bootstrap).records("life"))
     except UnknownTopicOrPartitionError:  # not yet
         return []
 
 
-def _in_nats(url: str) -> list[bytes]:
+def _nats_values(url: str) -> list[bytes]:
     try:
-        return without_heartbeats(asyncio.run(_stored(url)))
+        return without_heartbeats(asyncio.run(_stream_values(url)))
     except NotFoundError:  # no stream yet
         return []
 
 
-async def _stored(url: str) -> list[bytes]:
+async def _stream_values(url: str) -> list[bytes]:
     client = await nats.connect(url)
     try:
         stream = client.jetstream()

@@ -23,7 +23,7 @@ STARTED, EXITED, PAUSED, UNPAUSED = ContainerEventType
 _numbers = itertools.count(1)
 
 
-class Namespace:
+class NamespaceDriver:
     """A namespace of one's own, driven by ctr."""
 
     def __init__(self, engine: Containerd) -> None:
@@ -42,19 +42,19 @@ def command_line(pid: int) -> str:
 
 
 @pytest.fixture
-async def namespace(engine: Containerd) -> Namespace:
-    namespace = Namespace(engine)
+async def namespace(engine: Containerd) -> NamespaceDriver:
+    namespace = NamespaceDriver(engine)
     await asyncio.to_thread(engine.import_image, namespace.name)
     return namespace
 
 
 @pytest.fixture
-async def watcher(engine: Containerd, namespace: Namespace) -> AsyncIterator[ContainerdWatcher]:
+async def watcher(engine: Containerd, namespace: NamespaceDriver) -> AsyncIterator[ContainerdWatcher]:
     async with ContainerdWatcher.at(f"unix://{engine.address}", include=[namespace.name]) as watcher:
         yield watcher
 
 
-async def test_the_engine_is_told(engine: Containerd, watcher: ContainerdWatcher) -> None:
+async def test_watcher_describes_engine(engine: Containerd, watcher: ContainerdWatcher) -> None:
     assert watcher.type == "containerd.io"
     assert watcher.api == engine.address
     assert watcher.pid == engine.pid
@@ -63,7 +63,9 @@ async def test_the_engine_is_told(engine: Containerd, watcher: ContainerdWatcher
     assert await watcher.id() == uuid.read_text()
 
 
-async def test_a_life_is_told_and_listed(namespace: Namespace, watcher: ContainerdWatcher) -> None:
+async def test_watcher_reports_lifecycle_and_lists_container(
+    namespace: NamespaceDriver, watcher: ContainerdWatcher
+) -> None:
     id_ = f"life-{os.getpid()}-{next(_numbers)}"
     async with watcher.lifecycle_events() as events:
         await namespace.run(id_, "com.docker.compose.project=shop", "nerdctl/name=web")
@@ -97,7 +99,9 @@ async def test_a_life_is_told_and_listed(namespace: Namespace, watcher: Containe
         await watcher.inspect("web")
 
 
-async def test_an_ambiguous_id_names_the_candidates(namespace: Namespace, watcher: ContainerdWatcher) -> None:
+async def test_watcher_names_candidates_when_id_is_ambiguous(
+    namespace: NamespaceDriver, watcher: ContainerdWatcher
+) -> None:
     prefix = f"same-{os.getpid()}-{next(_numbers)}"
     await namespace.run(f"{prefix}-a")
     await namespace.run(f"{prefix}-b")
@@ -108,8 +112,8 @@ async def test_an_ambiguous_id_names_the_candidates(namespace: Namespace, watche
         await watcher.inspect("nobody")
 
 
-async def test_docker_is_left_out_unless_asked_for(engine: Containerd) -> None:
-    moby = Namespace(engine)
+async def test_watcher_excludes_docker_unless_included(engine: Containerd) -> None:
+    moby = NamespaceDriver(engine)
     moby.name = "moby"
     await asyncio.to_thread(engine.import_image, "moby")
     id_ = f"docker-{os.getpid()}-{next(_numbers)}"
@@ -124,16 +128,16 @@ async def test_docker_is_left_out_unless_asked_for(engine: Containerd) -> None:
     await moby.ctr("containers", "delete", id_)
 
 
-async def test_a_lost_stream_is_an_error(fresh_engine: Callable[[], Containerd]) -> None:
-    engine = fresh_engine()
+async def test_watcher_raises_transient_error_when_stream_is_lost(engine_factory: Callable[[], Containerd]) -> None:
+    engine = engine_factory()
     async with ContainerdWatcher.at(engine.address) as watcher, watcher.lifecycle_events() as events:
         await asyncio.to_thread(engine.stop)
         with raises_naming(TransientError, engine.address):
             await anext(events)
 
 
-async def test_the_example_of_the_documentation_runs(
-    engine: Containerd, namespace: Namespace, capsys: pytest.CaptureFixture[str]
+async def test_documented_watcher_example_runs(
+    engine: Containerd, namespace: NamespaceDriver, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = re.search(r"```python\n(.*?)```", LIBRARY.read_text(), re.DOTALL)
     assert source is not None

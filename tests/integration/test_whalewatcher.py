@@ -39,7 +39,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[Record]
     return decoded
 
 
-def test_go_decodes_every_kind(read: Callable[[Sequence[Record]], list[dict[str, Any]]]) -> None:
+def test_go_decodes_every_record_type(read: Callable[[Sequence[Record]], list[dict[str, Any]]]) -> None:
     types: tuple[RecordType, ...] = ("started", "present", "exited", "paused", "unpaused")
     told = read([record(number, type_, id_="abc", name="web") for number, type_ in enumerate(types)])
     assert [each["type"] for each in told] == ["started", "started", "exited", "paused", "unpaused"]

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 
-def traces(directory: Path, container: str = "") -> list[str]:
+def find_leaks(directory: Path, container: str = "") -> list[str]:
     """All that is left of it: processes, mounts, its folder, and cgroups of containers of that name (a pattern)."""
     left = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(directory) in line]
     for entry in os.listdir("/proc"):

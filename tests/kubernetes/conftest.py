@@ -21,9 +21,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def image_docker(require_all: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+def docker_with_image(
+    require_as_root: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Docker]:
     """A Docker engine that has built the image."""
-    require_all(*components("2.4"), "docker", *bridge_image.COMPONENTS)
+    require_as_root(*components("2.4"), "docker", *bridge_image.COMPONENTS)
     with Containerd("2.4") as containerd:
         containerd.import_image()
         with Docker(containerd) as docker:
@@ -33,12 +35,12 @@ def image_docker(require_all: Callable[..., None], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def node(
-    require_all: Callable[..., None], image_docker: Docker, tmp_path_factory: pytest.TempPathFactory
+    require_as_root: Callable[..., None], docker_with_image: Docker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Node]:
     """A Kubernetes node that has the image."""
-    require_all(*kubernetes.COMPONENTS)
+    require_as_root(*kubernetes.COMPONENTS)
     archive = tmp_path_factory.mktemp("image") / "whalebridge.tar"
-    image_docker.docker("save", f"--output={archive}", bridge_image.NAME)
+    docker_with_image.docker("save", f"--output={archive}", bridge_image.NAME)
     with Node() as node:
         node.ctr("images", "import", str(archive), namespace="k8s.io")
         yield node

@@ -34,7 +34,7 @@ def helm(*args: str) -> str:
     return run(["helm", *args], env=os.environ | env).stdout
 
 
-def rendered(
+def render(
     values: Mapping[str, Any] | None = None, *, flags: Sequence[str] = (), kubernetes: str = "1.34"
 ) -> list[Manifest]:
     """All objects, for some values (by path) and more flags."""
@@ -43,7 +43,7 @@ def rendered(
     return [document for document in yaml.safe_load_all(text) if document]
 
 
-def one(manifests: list[Manifest], kind: str) -> Manifest:
+def find_one(manifests: list[Manifest], kind: str) -> Manifest:
     """The only object of a kind."""
     (found,) = [manifest for manifest in manifests if manifest["kind"] == kind]
     return found
@@ -51,7 +51,7 @@ def one(manifests: list[Manifest], kind: str) -> Manifest:
 
 def pod(manifests: list[Manifest]) -> Manifest:
     """The DaemonSet's pods."""
-    spec: Manifest = one(manifests, "DaemonSet")["spec"]["template"]["spec"]
+    spec: Manifest = find_one(manifests, "DaemonSet")["spec"]["template"]["spec"]
     return spec
 
 

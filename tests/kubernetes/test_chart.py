@@ -18,10 +18,10 @@ from tests.kubernetes.rendering import (
     EXAMPLES,
     Manifest,
     containers,
+    find_one,
     helm,
-    one,
     pod,
-    rendered,
+    render,
     settings,
 )
 from tests.testbed.process import CommandError
@@ -36,7 +36,7 @@ def _helm(require: Callable[..., None]) -> None:
     require("helm")
 
 
-def ways() -> Iterator[Any]:
+def rendered_variants() -> Iterator[Any]:
     for distribution in DISTRIBUTIONS:
         for proxy in (True, False):
             flags = [f"--set=distribution={distribution}", f"--set=proxy.enabled={str(proxy).lower()}"]
@@ -47,19 +47,19 @@ def ways() -> Iterator[Any]:
     yield pytest.param(["--set=containerd.runAsRoot=true", "--set=proxy.enabled=false"], id="root-direct")
 
 
-@pytest.mark.parametrize("flags", list(ways()))
+@pytest.mark.parametrize("flags", list(rendered_variants()))
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_knows_every_object_and_field(flags: list[str], version: str) -> None:
-    for manifest in rendered(flags=flags, kubernetes=version):
+def test_chart_objects_are_valid_for_kubernetes(flags: list[str], version: str) -> None:
+    for manifest in render(flags=flags, kubernetes=version):
         if manifest["kind"] not in FOREIGN:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 kubernetes_validate.validate(manifest, version, strict=True)
 
 
-@pytest.mark.parametrize("flags", list(ways()))
-def test_nothing_is_privileged_or_has_a_token(flags: list[str]) -> None:
-    manifests = rendered(flags=flags)
+@pytest.mark.parametrize("flags", list(rendered_variants()))
+def test_chart_pods_are_unprivileged_and_have_no_token(flags: list[str]) -> None:
+    manifests = render(flags=flags)
     assert not {"Role", "ClusterRole", "RoleBinding", "ClusterRoleBinding"} & {each["kind"] for each in manifests}
     spec = pod(manifests)
     assert spec["automountServiceAccountToken"] is False
@@ -80,17 +80,17 @@ def test_nothing_is_privileged_or_has_a_token(flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("distribution", "socket"), list(DISTRIBUTIONS.items()))
-def test_the_socket_s_directory_is_mounted_and_the_bridge_looks_there(distribution: str, socket: str) -> None:
+def test_chart_mounts_socket_directory_of_distribution(distribution: str, socket: str) -> None:
     for proxy in (True, False):
-        manifests = rendered({"distribution": distribution, "proxy.enabled": proxy})
+        manifests = render({"distribution": distribution, "proxy.enabled": proxy})
         assert settings(manifests)["containerd"]["address"] == socket
         volumes = {each["name"]: each for each in pod(manifests)["volumes"]}
         assert volumes["containerd"]["hostPath"]["path"] == str(Path(socket).parent)
         assert mounts(manifests, "bridge")["proxy" if proxy else "containerd"] == str(Path(socket).parent)
 
 
-def test_only_the_proxy_can_open_containerd_s_socket() -> None:
-    manifests = rendered()
+def test_chart_mounts_containerd_socket_only_in_proxy() -> None:
+    manifests = render()
     assert "containerd" not in mounts(manifests, "bridge")
     assert "containerd" not in mounts(manifests, "state")
     assert mounts(manifests, "proxy") == {"containerd": "/run/containerd", "proxy": "/run/whalebridge"}
@@ -99,8 +99,8 @@ def test_only_the_proxy_can_open_containerd_s_socket() -> None:
     assert containers(manifests)["proxy"]["securityContext"]["runAsGroup"] == 0
 
 
-def test_credentials_reach_the_bridge_alone() -> None:
-    manifests = rendered({"existingSecrets": {"files": ["kafka", "ca"], "env": ["more"]}})
+def test_chart_passes_credentials_only_to_bridge() -> None:
+    manifests = render({"existingSecrets": {"files": ["kafka", "ca"], "env": ["more"]}})
     mounted = mounts(manifests, "bridge")
     assert (mounted["secret-0"], mounted["secret-1"]) == (
         "/etc/whalebridge/secrets/kafka",
@@ -112,33 +112,33 @@ def test_credentials_reach_the_bridge_alone() -> None:
         assert "envFrom" not in containers(manifests)[name]
 
 
-def test_without_values_events_go_to_the_log() -> None:
-    assert "sinks" not in settings(rendered())
+def test_chart_configures_no_sinks_by_default() -> None:
+    assert "sinks" not in settings(render())
 
 
-def test_another_configuration_makes_other_pods() -> None:
+def test_chart_replaces_pods_when_config_changes() -> None:
     def checksum(**config: Any) -> str:
-        template = one(rendered({"config": config}), "DaemonSet")["spec"]["template"]
+        template = find_one(render({"config": config}), "DaemonSet")["spec"]["template"]
         return str(template["metadata"]["annotations"]["checksum/config"])
 
     assert checksum(log={"level": "debug"}) != checksum()
     assert checksum(log={"level": "debug"}) == checksum(log={"level": "debug"})
 
 
-def test_the_network_policy_lets_through_dns_and_the_brokers_ports() -> None:
+def test_chart_network_policy_allows_dns_and_broker_ports() -> None:
     sinks = {
         "kafka": {"type": "kafka", "bootstrap_servers": ["a.example.net:9093", "b.example.net"], "topic": "t"},
         "nats": {"type": "nats", "servers": ["[2001:db8::1]:4333"], "subject_prefix": "s"},
         "url": "nats://c.example.net:4555/s",
         "stdout": {"type": "stdout"},
     }
-    manifests = rendered({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
+    manifests = render({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
     assert ports(manifests) == [{53}, {4333, 4555, 9092, 9093, 9999}]
-    assert ports(rendered()) == [{53}]
+    assert ports(render()) == [{53}]
 
 
 def ports(manifests: list[Manifest]) -> list[set[int]]:
-    egress = one(manifests, "NetworkPolicy")["spec"]["egress"]
+    egress = find_one(manifests, "NetworkPolicy")["spec"]["egress"]
     return [{port["port"] for port in rule["ports"]} for rule in egress]
 
 
@@ -180,12 +180,12 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
         ("existingSecrets.files", "one", "files"),
     ],
 )
-def test_a_wrong_value_is_refused_by_name(name: str, value: Any, named: str) -> None:
+def test_chart_names_invalid_value(name: str, value: Any, named: str) -> None:
     with pytest.raises(CommandError, match=named):
-        rendered({name: value})
+        render({name: value})
 
 
-def test_no_level_of_the_schema_takes_what_it_does_not_know() -> None:
+def test_chart_schema_forbids_unknown_keys_at_every_level() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     free = {"global", "affinity", "podSelector", "namespaceSelector", "valueFrom"}  # Kubernetes' own, and nobody's
 
@@ -205,15 +205,15 @@ def test_no_level_of_the_schema_takes_what_it_does_not_know() -> None:
     assert [path for path in open_levels(schema, "") if path != known] == []
 
 
-def test_anything_may_stand_in_global() -> None:
-    assert rendered({"global": {"imageRegistry": "x"}})
+def test_chart_accepts_any_global_value() -> None:
+    assert render({"global": {"imageRegistry": "x"}})
 
 
-def test_lint_has_nothing_to_say() -> None:
+def test_chart_passes_helm_lint() -> None:
     for example in EXAMPLES:
         assert "0 chart(s) failed" in helm("lint", "--strict", str(CHART), f"--values={example}")
 
 
-def test_the_chart_is_of_this_version(tmp_path: Path) -> None:
+def test_chart_app_version_matches_package(tmp_path: Path) -> None:
     helm("package", str(CHART), f"--destination={tmp_path}")
     assert f"appVersion: {__version__}" in helm("show", "chart", str(tmp_path / f"whalebridge-{__version__}.tgz"))

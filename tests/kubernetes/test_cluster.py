@@ -17,44 +17,46 @@ import pytest
 from tests.eventually import eventually
 from tests.kubernetes.objects import container, pod
 from tests.kubernetes.rendering import CHART
-from tests.kubernetes.told import Told, alive, gaps, pod_of, transitions
+from tests.kubernetes.told import StreamReader, find_gaps, pod_of, running_containers, transitions
 from tests.testbed.bridge_image import NAME as IMAGE
-from tests.testbed.kubernetes import NAME, PODS, Node
+from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
 
 pytestmark = pytest.mark.timeout(900)
 
-SPACE = "whales"
+NAMESPACE = "whales"
 DOCS = CHART.parents[2] / "docs"
-PODS_AT_ONCE = 100
+CONCURRENT_PODS = 100
 
 
 @pytest.fixture(scope="module")
-def told(node: Node) -> Told:
+def stream_reader(node: Node) -> StreamReader:
     """The chart, installed, and what it tells."""
     url = node.start_nats()
-    node.kubectl("create", "namespace", SPACE)
-    node.kubectl("label", "namespace", SPACE, "pod-security.kubernetes.io/enforce=privileged")
+    node.kubectl("create", "namespace", NAMESPACE)
+    node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
     install(node, "install", url)
-    return Told(url)
+    return StreamReader(url)
 
 
-def install(node: Node, how: str, url: str, *flags: str) -> None:
+def install(node: Node, values: str, url: str, *flags: str) -> None:
     config = {"sinks": {"main": f"{url}/containers"}, "log": {"level": "debug"}}
-    given = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={SPACE}"]
-    node.helm(how, "whalebridge", str(CHART), *given, *flags)
+    given = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={NAMESPACE}"]
+    node.helm(values, "whalebridge", str(CHART), *given, *flags)
     # Helm's own --wait is content with what maxUnavailable leaves: on one node, nothing.
-    node.kubectl("rollout", "status", "daemonset/whalebridge", f"--namespace={SPACE}", "--timeout=120s", timeout=150)
+    node.kubectl(
+        "rollout", "status", "daemonset/whalebridge", f"--namespace={NAMESPACE}", "--timeout=120s", timeout=150
+    )
 
 
-def bridges(node: Node) -> list[dict[str, Any]]:
+def bridge_pods(node: Node) -> list[dict[str, Any]]:
     """The DaemonSet's pods: none or two for a moment, while one is replaced."""
-    items = node.get("pods", f"--namespace={SPACE}", "--selector=app.kubernetes.io/name=whalebridge")["items"]
+    items = node.get("pods", f"--namespace={NAMESPACE}", "--selector=app.kubernetes.io/name=whalebridge")["items"]
     return [each for each in items if each["metadata"].get("ownerReferences")]
 
 
-def bridge(node: Node) -> dict[str, Any]:
+def bridge_pod(node: Node) -> dict[str, Any]:
     """The DaemonSet's pod."""
-    (found,) = bridges(node)
+    (found,) = bridge_pods(node)
     return found
 
 
@@ -63,12 +65,12 @@ def is_ready(item: dict[str, Any]) -> bool:
     return conditions.get("Ready") == "True"
 
 
-def finished(node: Node, name: str, *, phase: str) -> dict[str, Any]:
+def wait_finished(node: Node, name: str, *, phase: str) -> dict[str, Any]:
     eventually(lambda: node.get("pod", name)["status"]["phase"] == phase, f"{name} {phase}", within=90)
     return dict(node.get("pod", name))
 
 
-def ends(item: dict[str, Any]) -> dict[str, tuple[str, int]]:
+def container_exits(item: dict[str, Any]) -> dict[str, tuple[str, int]]:
     """Kubernetes' word on the containers that have ended: container's id and exit code, by name."""
     status = item["status"]
     found = {}
@@ -79,17 +81,17 @@ def ends(item: dict[str, Any]) -> dict[str, tuple[str, int]]:
     return found
 
 
-def test_every_container_of_a_pod_is_told_with_its_pod_and_its_exit(node: Node, told: Told) -> None:
+def test_pod_containers_are_published_with_pod_and_exit_status(node: Node, stream_reader: StreamReader) -> None:
     first = container("first", "exit 0")
     two = [container("good", "sleep 1"), container("bad", "sleep 1; exit 3")]
     node.apply(pod("several", *two, initContainers=[first]))
-    item = finished(node, "several", phase="Failed")
-    expected = ends(item)
+    item = wait_finished(node, "several", phase="Failed")
+    expected = container_exits(item)
     assert {name: code for name, (_, code) in expected.items()} == {"first": 0, "good": 0, "bad": 3}
     wanted = {("several", name, kind): 1 for name in expected for kind in ("started", "exited")}
-    told.wait(lambda all_: wanted.keys() <= transitions(all_).keys(), "all of the pod to be told")
+    stream_reader.wait(lambda all_: wanted.keys() <= transitions(all_).keys(), "all of the pod to be told")
     time.sleep(3)  # for what must not come: seconds are what a second exit would take
-    records = told.of("several")
+    records = stream_reader.of_pod("several")
     assert transitions(records) == wanted
     for record in records:
         where = pod_of(record)
@@ -97,12 +99,12 @@ def test_every_container_of_a_pod_is_told_with_its_pod_and_its_exit(node: Node, 
         assert record["container"]["id"] == id_
         assert (where["namespace"], where["uid"]) == ("default", item["metadata"]["uid"])
         assert where["labels"]["app"] == "several"
-        assert record["host"] == NAME
+        assert record["host"] == NODE_NAME
         if record["type"] == "exited":
             assert record["exit"]["status"] == code
 
 
-def test_a_crash_loop_is_told_life_by_life(node: Node, told: Told) -> None:
+def test_crash_loop_is_published_per_incarnation(node: Node, stream_reader: StreamReader) -> None:
     node.apply(pod("crashing", container("main", "exit 7"), restart="Always"))
 
     def restarts() -> int:
@@ -111,8 +113,8 @@ def test_a_crash_loop_is_told_life_by_life(node: Node, told: Told) -> None:
 
     eventually(lambda: restarts() >= 2, "two restarts", within=90)
     node.kubectl("delete", "pod", "crashing", "--wait=true")
-    told.wait(lambda all_: transitions(all_)["crashing", "main", "exited"] >= 3, "three ends to be told")
-    records = told.of("crashing")
+    stream_reader.wait(lambda all_: transitions(all_)["crashing", "main", "exited"] >= 3, "three ends to be told")
+    records = stream_reader.of_pod("crashing")
     counts = transitions(records)
     assert counts["crashing", "main", "started"] == counts["crashing", "main", "exited"]
     assert {record["exit"]["status"] for record in records if record["type"] == "exited"} == {7}
@@ -120,25 +122,25 @@ def test_a_crash_loop_is_told_life_by_life(node: Node, told: Told) -> None:
     assert set(lives.values()) == {1}
 
 
-def test_who_is_killed_for_memory_is_told_so(node: Node, told: Told) -> None:
+def test_oom_killed_pod_is_published_with_oom(node: Node, stream_reader: StreamReader) -> None:
     node.apply(pod("greedy", container("main", "tail", "/dev/zero", memory="24Mi")))
-    item = finished(node, "greedy", phase="Failed")
+    item = wait_finished(node, "greedy", phase="Failed")
     assert item["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
-    told.wait(lambda all_: transitions(all_)["greedy", "main", "exited"], "the kill to be told")
-    (record,) = [record for record in told.of("greedy") if record["type"] == "exited"]
+    stream_reader.wait(lambda all_: transitions(all_)["greedy", "main", "exited"], "the kill to be told")
+    (record,) = [record for record in stream_reader.of_pod("greedy") if record["type"] == "exited"]
     assert record["exit"]["status"] == 137
     # Where containerd's word on the end is overtaken by that on the deletion, the end is inferred, and its cause open.
     assert record["exit"]["oom"] is (True if record["origin"] == "live" else None)
 
 
-@pytest.mark.usefixtures("told")
-def test_helm_test_sees_an_event_flow(node: Node) -> None:
-    said = node.helm("test", "whalebridge", f"--namespace={SPACE}").stdout
+@pytest.mark.usefixtures("stream_reader")
+def test_chart_helm_test_succeeds(node: Node) -> None:
+    said = node.helm("test", "whalebridge", f"--namespace={NAMESPACE}").stdout
     assert "Phase:          Succeeded" in said
 
 
-def test_many_pods_are_each_told_once(node: Node, told: Told) -> None:
-    names = [f"many-{number}" for number in range(PODS_AT_ONCE)]
+def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_reader: StreamReader) -> None:
+    names = [f"many-{number}" for number in range(CONCURRENT_PODS)]
     node.apply(*(pod(name, container("main", "trap 'exit 5' TERM; sleep 1000 & wait")) for name in names))
 
     def phases() -> Counter[str]:
@@ -148,9 +150,9 @@ def test_many_pods_are_each_told_once(node: Node, told: Told) -> None:
     eventually(lambda: phases()["Running"] == len(names), "all pods to run", within=400)
     node.kubectl("delete", "pods", *names, "--wait=true", timeout=300)
     expected = {(name, "main", kind): 1 for name in names for kind in ("started", "exited")}
-    told.wait(lambda all_: expected.keys() <= transitions(all_).keys(), "all of them to be told", timeout=60)
+    stream_reader.wait(lambda all_: expected.keys() <= transitions(all_).keys(), "all of them to be told", timeout=60)
     time.sleep(3)
-    records = told.all()
+    records = stream_reader.all()
     counts = transitions(records)
     assert {key: count for key, count in counts.items() if key[0] in names} == expected
     statuses = Counter(
@@ -159,29 +161,29 @@ def test_many_pods_are_each_told_once(node: Node, told: Told) -> None:
         if record["type"] == "exited" and pod_of(record).get("name") in names
     )
     assert set(statuses) <= {5, 137}  # who was still starting when it was told to end, is killed after a second
-    assert not gaps(records)
+    assert not find_gaps(records)
 
 
-def test_updates_and_deletions_of_the_bridge_lose_nothing(node: Node, told: Told) -> None:
+def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_reader: StreamReader) -> None:
     node.apply(pod("witness", container("main", "while true; do sleep 0.5; done"), restart="Always"))
     node.apply(pod("doomed", container("main", "sleep 1000")))
-    told.wait(lambda all_: transitions(all_)["doomed", "main", "started"], "the start of a pod to be told")
-    before = bridge(node)["metadata"]["uid"]
-    node.kubectl("delete", "pod", bridge(node)["metadata"]["name"], f"--namespace={SPACE}", "--wait=false")
+    stream_reader.wait(lambda all_: transitions(all_)["doomed", "main", "started"], "the start of a pod to be told")
+    before = bridge_pod(node)["metadata"]["uid"]
+    node.kubectl("delete", "pod", bridge_pod(node)["metadata"]["name"], f"--namespace={NAMESPACE}", "--wait=false")
     node.kubectl("delete", "pod", "doomed", "--wait=true")
     node.apply(pod("meanwhile", container("main", "exit 4")))
-    finished(node, "meanwhile", phase="Failed")
+    wait_finished(node, "meanwhile", phase="Failed")
     eventually(
-        lambda: [each["metadata"]["uid"] != before and is_ready(each) for each in bridges(node)] == [True],
+        lambda: [each["metadata"]["uid"] != before and is_ready(each) for each in bridge_pods(node)] == [True],
         "another pod to be ready", within=90,
     )  # fmt: skip
-    install(node, "upgrade", told.url, "--set=podAnnotations.example\\.net/again=yes")
-    records = told.wait(
+    install(node, "upgrade", stream_reader.url, "--set=podAnnotations.example\\.net/again=yes")
+    records = stream_reader.wait(
         lambda all_: transitions(all_)["doomed", "main", "exited"] and transitions(all_)["meanwhile", "main", "exited"],
         "what happened meanwhile to be told",
     )
     assert len({record["epoch"] for record in records}) >= 3
-    assert not gaps(records)
+    assert not find_gaps(records)
     counts = transitions(records)
     for name in ("doomed", "meanwhile"):
         assert (counts[name, "main", "started"], counts[name, "main", "exited"]) == (1, 1)
@@ -189,12 +191,12 @@ def test_updates_and_deletions_of_the_bridge_lose_nothing(node: Node, told: Told
     assert all(frame["since"] is not None for frame in reasons if frame["previous"])
 
     def agrees() -> bool:
-        return alive(told.all()) == running(node)
+        return running_containers(stream_reader.all()) == running_tasks(node)
 
     eventually(agrees, "the fold of all records to be what runs", within=60)
 
 
-def running(node: Node) -> set[str]:
+def running_tasks(node: Node) -> set[str]:
     """containerd's own word: the tasks that run and are no sandboxes."""
     sandboxes = node.ctr("containers", "ls", "-q", 'labels."io.cri-containerd.kind"==sandbox', namespace="k8s.io")
     hidden = set(sandboxes.stdout.split())
@@ -203,29 +205,29 @@ def running(node: Node) -> set[str]:
     }
 
 
-@pytest.mark.usefixtures("told")
-def test_a_second_instance_waits_until_the_first_has_ended(node: Node) -> None:
-    template = node.get("daemonset", "whalebridge", f"--namespace={SPACE}")["spec"]["template"]
-    second = {"apiVersion": "v1", "kind": "Pod", "spec": {**template["spec"], "nodeName": NAME}}
-    second["metadata"] = {"name": "second", "namespace": SPACE, "labels": {"app": "second"}}
+@pytest.mark.usefixtures("stream_reader")
+def test_second_bridge_pod_waits_while_first_holds_state_dir(node: Node) -> None:
+    template = node.get("daemonset", "whalebridge", f"--namespace={NAMESPACE}")["spec"]["template"]
+    second = {"apiVersion": "v1", "kind": "Pod", "spec": {**template["spec"], "nodeName": NODE_NAME}}
+    second["metadata"] = {"name": "second", "namespace": NAMESPACE, "labels": {"app": "second"}}
     node.apply(second)
 
     def log() -> str:
-        command = ["logs", "second", "--container=bridge", f"--namespace={SPACE}"]
+        command = ["logs", "second", "--container=bridge", f"--namespace={NAMESPACE}"]
         return node.kubectl(*command, check=False).stdout + node.kubectl(*command, "--previous", check=False).stdout
 
     eventually(lambda: "/var/lib/whalebridge" in log(), "the second instance to complain", within=60)
-    assert not is_ready(node.get("pod", "second", f"--namespace={SPACE}"))
-    assert is_ready(bridge(node))
-    node.kubectl("delete", "pod", "second", f"--namespace={SPACE}", "--wait=true")
+    assert not is_ready(node.get("pod", "second", f"--namespace={NAMESPACE}"))
+    assert is_ready(bridge_pod(node))
+    node.kubectl("delete", "pod", "second", f"--namespace={NAMESPACE}", "--wait=true")
 
 
-@pytest.mark.usefixtures("told")
-def test_the_bridge_itself_runs_without_rights(node: Node) -> None:
-    name = bridge(node)["metadata"]["name"]
+@pytest.mark.usefixtures("stream_reader")
+def test_bridge_pod_runs_unprivileged(node: Node) -> None:
+    name = bridge_pod(node)["metadata"]["name"]
     script = "import os; print(os.getuid(), open('/proc/self/status').read().split('CapEff:')[1].split()[0])"
     for part in ("bridge", "proxy"):
-        command = ["exec", name, f"--container={part}", f"--namespace={SPACE}", "--", "/opt/whalebridge/bin/python"]
+        command = ["exec", name, f"--container={part}", f"--namespace={NAMESPACE}", "--", "/opt/whalebridge/bin/python"]
         assert node.kubectl(*command, "-Ic", script).stdout.split() == ["65532", "0000000000000000"]
         look = "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))"
         assert node.kubectl(*command, "-Ic", look).stdout == "False\n"
@@ -242,40 +244,42 @@ def test_the_bridge_itself_runs_without_rights(node: Node) -> None:
     ],
     ids=lambda flags: "-".join(flags) or "default",
 )
-def test_it_can_be_installed_in_other_ways_and_goes_on(node: Node, told: Told, flags: tuple[str, ...]) -> None:
-    install(node, "upgrade", told.url, *(f"--set={flag}" for flag in flags))
+def test_bridge_pod_publishes_after_upgrade_with_other_values(
+    node: Node, stream_reader: StreamReader, flags: tuple[str, ...]
+) -> None:
+    install(node, "upgrade", stream_reader.url, *(f"--set={flag}" for flag in flags))
     name = f"way-{secrets.token_hex(3)}"
     node.apply(pod(name, container("main", "exit 6")))
-    told.wait(lambda all_: transitions(all_)[name, "main", "exited"], "a pod to be told")
+    stream_reader.wait(lambda all_: transitions(all_)[name, "main", "exited"], "a pod to be told")
 
 
-@pytest.mark.usefixtures("told")
-def test_kubernetes_api_is_never_asked(node: Node) -> None:
+@pytest.mark.usefixtures("stream_reader")
+def test_bridge_pod_never_calls_kubernetes_api(node: Node) -> None:
     entries = [json.loads(line) for line in node.audit.read_text().splitlines()]
     assert entries
-    account = f"system:serviceaccount:{SPACE}:whalebridge"
+    account = f"system:serviceaccount:{NAMESPACE}:whalebridge"
     assert not [entry for entry in entries if entry["user"]["username"] == account]
-    pods = PODS.rsplit(".", 2)[0]
+    pods = POD_CIDR.rsplit(".", 2)[0]
     assert not [entry for entry in entries if any(ip.startswith(pods) for ip in entry["sourceIPs"])]
 
 
-@pytest.mark.usefixtures("told")
-def test_uninstall_leaves_nothing_in_the_cluster(node: Node) -> None:
-    node.helm("uninstall", "whalebridge", f"--namespace={SPACE}", "--wait", "--timeout=60s")
+@pytest.mark.usefixtures("stream_reader")
+def test_chart_uninstall_leaves_nothing_behind(node: Node) -> None:
+    node.helm("uninstall", "whalebridge", f"--namespace={NAMESPACE}", "--wait", "--timeout=60s")
     kinds = node.kubectl("api-resources", "--verbs=list", "--namespaced", "--output=name").stdout.split()
     kinds = [kind for kind in kinds if not kind.startswith(("events", "configmaps", "serviceaccounts"))]
 
     def left() -> str:
-        return node.kubectl("get", ",".join(kinds), f"--namespace={SPACE}", "--output=name").stdout
+        return node.kubectl("get", ",".join(kinds), f"--namespace={NAMESPACE}", "--output=name").stdout
 
     eventually(lambda: not left(), "all objects to be gone", within=60)
-    maps = node.kubectl("get", "configmaps,serviceaccounts", f"--namespace={SPACE}", "--output=name").stdout.split()
+    maps = node.kubectl("get", "configmaps,serviceaccounts", f"--namespace={NAMESPACE}", "--output=name").stdout.split()
     assert set(maps) == {"configmap/kube-root-ca.crt", "serviceaccount/default"}  # every namespace has these
 
 
-def test_the_commands_of_the_docs_work(node: Node, told: Told) -> None:
+def test_documented_chart_commands_work(node: Node, stream_reader: StreamReader) -> None:
     node.ctr("images", "tag", f"docker.io/library/{IMAGE}", f"registry.example.net/{IMAGE}", namespace="k8s.io")
-    commands = documented(told.url.removeprefix("nats://"))
+    commands = documented_commands(stream_reader.url.removeprefix("nats://"))
     assert len(commands) >= 9
     for program, *arguments in commands:
         call = node.helm if program == "helm" else node.kubectl
@@ -284,7 +288,7 @@ def test_the_commands_of_the_docs_work(node: Node, told: Told) -> None:
             node.kubectl("rollout", "status", "daemonset/whalebridge", "--namespace=whalebridge", timeout=150)
 
 
-def documented(broker: str) -> list[list[str]]:
+def documented_commands(broker: str) -> list[list[str]]:
     """The commands of docs/kubernetes.md, with a broker that is there."""
     text = (DOCS / "kubernetes.md").read_text().replace("\\\n", " ")
     lines = [line[2:] for line in text.splitlines() if line.startswith(("$ helm ", "$ kubectl "))]

@@ -12,8 +12,8 @@ from tests.testbed.kubernetes import COMPONENTS, Node
 from tests.testbed.process import pids_with_arguments
 
 
-def test_a_node_is_ready_and_then_gone(require_all: Callable[..., None]) -> None:
-    require_all(*COMPONENTS)
+def test_testbed_node_becomes_ready_and_leaves_nothing_behind(require_as_root: Callable[..., None]) -> None:
+    require_as_root(*COMPONENTS)
     before = links()
     paused = set(pids_with_arguments("sleep", "2000000000"))  # of a node before, which are on their way out
     with Node() as node:

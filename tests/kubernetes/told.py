@@ -13,39 +13,39 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from tests.eventually import eventually
 
-Document = dict[str, Any]
+RecordDict = dict[str, Any]
 
 STREAM = "WHALEBRIDGE_CONTAINERS"
 
 
-class Told:
+class StreamReader:
     """Reads a stream again and again: each call has all that is in it by then."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def all(self) -> list[Document]:
+    def all(self) -> list[RecordDict]:
         """Every record but heartbeats, in the stream's order, each once."""
         documents = asyncio.run(self._read())
         unique = {(each["epoch"], each["sequence"]): each for each in documents if each["type"] != "heartbeat"}
         return list(unique.values())
 
-    def of(self, pod: str) -> list[Document]:
+    def of_pod(self, pod: str) -> list[RecordDict]:
         """The records about a pod's containers."""
         return [each for each in self.all() if pod_of(each).get("name") == pod]
 
-    def wait(self, condition: Callable[[list[Document]], object], what: str, timeout: float = 60) -> list[Document]:
+    def wait(self, predicate: Callable[[list[RecordDict]], object], what: str, timeout: float = 60) -> list[RecordDict]:
         """Wait until the records fulfil a condition; return them."""
-        found: list[Document] = []
+        found: list[RecordDict] = []
 
         def holds() -> object:
             found[:] = self.all()
-            return condition(found)
+            return predicate(found)
 
         eventually(holds, what, within=timeout)
         return found
 
-    async def _read(self) -> list[Document]:
+    async def _read(self) -> list[RecordDict]:
         client = nats.aio.client.Client()
         await client.connect([self.url])
         try:
@@ -54,7 +54,7 @@ class Told:
             # By default a server forgets a consumer of which it has heard nothing for 5 s.
             config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
             subscription = await stream.pull_subscribe(">", stream=STREAM, config=config)
-            found: list[Document] = []
+            found: list[RecordDict] = []
             while len(found) < count:
                 page = await subscription.fetch(min(1000, count - len(found)), timeout=10)
                 found += [msgspec.json.decode(each.data) for each in page]
@@ -64,25 +64,25 @@ class Told:
             await client.close()
 
 
-def pod_of(document: Document) -> Document:
+def pod_of(record: RecordDict) -> RecordDict:
     """What a record says of its pod."""
-    return (document["container"] or {}).get("pod") or {}
+    return (record["container"] or {}).get("pod") or {}
 
 
-def transitions(documents: Iterable[Document]) -> Counter[tuple[str, str, str]]:
+def transitions(records: Iterable[RecordDict]) -> Counter[tuple[str, str, str]]:
     """How often what was told, by pod, container and type, leaving out rows and frames."""
     return Counter(
         (pod_of(each)["name"], pod_of(each)["container"], each["type"])
-        for each in documents
+        for each in records
         if each["type"] in ("started", "exited") and pod_of(each)
     )
 
 
-def gaps(documents: Iterable[Document]) -> list[str]:
+def find_gaps(records: Iterable[RecordDict]) -> list[str]:
     """Holes in the sequences, and epochs that do not follow on the one before."""
     found = []
-    epochs: dict[int, list[Document]] = {}
-    for each in documents:
+    epochs: dict[int, list[RecordDict]] = {}
+    for each in records:
         epochs.setdefault(each["epoch"], []).append(each)
     last = None
     for epoch in sorted(epochs):
@@ -96,10 +96,10 @@ def gaps(documents: Iterable[Document]) -> list[str]:
     return found
 
 
-def alive(documents: Iterable[Document]) -> set[str]:
+def running_containers(records: Iterable[RecordDict]) -> set[str]:
     """Fold the records: the ids of the containers that live."""
     living: set[str] = set()
-    for each in documents:
+    for each in records:
         match each["type"]:
             case "started" | "present" | "paused" | "unpaused":
                 living.add(each["id"])

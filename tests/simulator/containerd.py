@@ -33,9 +33,9 @@ from bridge.core.model import ContainerKey, TaskStatus
 from tests.eventually import eventually_async
 from tests.simulator import wire
 from tests.simulator.faults import ALL, Faults
-from tests.simulator.state import RefusedError, State, stamp
+from tests.simulator.state import SimulatedRpcError, State, stamp
 
-SENT_AT_MOST = 16 * 1024 * 1024
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 VERSIONS = {"1.6": "1.6.20~ds1", "2.4": "2.4.2+unknown"}
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -57,7 +57,7 @@ class SimulatedContainerd:
 
     async def start(self) -> None:
         """Listen, on a new socket."""
-        self._server = grpc.aio.server(options=[("grpc.max_send_message_length", SENT_AT_MOST)])
+        self._server = grpc.aio.server(options=[("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
         for service, methods in self._services().items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
         self._server.add_insecure_port(f"unix:{self.address}")
@@ -121,14 +121,14 @@ class SimulatedContainerd:
             },
         }
 
-    def _unary(self, name: str, request: type[Message] | None, answer: Unary) -> grpc.RpcMethodHandler[Any, Any]:
-        async def handle(asked: Any, context: Context) -> bytes:
+    def _unary(self, name: str, request: type[Message] | None, handler: Unary) -> grpc.RpcMethodHandler[Any, Any]:
+        async def handle(request_message: Any, context: Context) -> bytes:
             try:
-                namespace = await self._admit(name, context)
-                answered = await answer(asked, namespace)
-            except RefusedError as refused:
+                namespace = await self._begin_call(name, context)
+                answered = await handler(request_message, namespace)
+            except SimulatedRpcError as refused:
                 await context.abort(refused.code, refused.details)
-            self.faults.hooks.get(name, _nothing)()
+            self.faults.hooks.get(name, _no_op)()
             if name in self.faults.garbled:
                 return b"\xff"
             return answered if isinstance(answered, bytes) else answered.SerializeToString()
@@ -136,19 +136,19 @@ class SimulatedContainerd:
         return grpc.unary_unary_rpc_method_handler(handle, request and request.FromString)
 
     def _streaming(
-        self, name: str, request: type[Message] | None, answer: Callable[[Any, str], AsyncIterator[bytes]]
+        self, name: str, request: type[Message] | None, handler: Callable[[Any, str], AsyncIterator[bytes]]
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        async def handle(asked: Any, context: Context) -> AsyncIterator[bytes]:
+        async def handle(request_message: Any, context: Context) -> AsyncIterator[bytes]:
             try:
-                namespace = await self._admit(name, context)
-                async for message in answer(asked, namespace):
+                namespace = await self._begin_call(name, context)
+                async for message in handler(request_message, namespace):
                     yield message
-            except RefusedError as refused:
+            except SimulatedRpcError as refused:
                 await context.abort(refused.code, refused.details)
 
         return grpc.unary_stream_rpc_method_handler(handle, request and request.FromString)
 
-    async def _admit(self, name: str, context: Context) -> str:
+    async def _begin_call(self, name: str, context: Context) -> str:
         """Count a call, let the faults have their way with it, and return its namespace."""
         self.calls.append(name)
         namespace = dict(context.invocation_metadata() or ()).get("containerd-namespace", "")
@@ -156,8 +156,8 @@ class SimulatedContainerd:
             if method in self.faults.hanging:
                 await self.faults.hanging[method].wait()
             for where in (str(namespace), ALL):
-                if (method, where) in self.faults.refused:
-                    raise self.faults.refused[method, where]
+                if (method, where) in self.faults.errors:
+                    raise self.faults.errors[method, where]
         return str(namespace)
 
     # --- who it is ---
@@ -176,51 +176,51 @@ class SimulatedContainerd:
     async def _namespaces(self, _: object, __: str) -> Message:
         return namespaces_pb2.ListNamespacesResponse(namespaces=[{"name": name} for name in self.state.namespaces])
 
-    def _records(self, namespace: str) -> list[bytes]:
-        return [wire.field(1, container.record()) for container in self.state.namespaces.get(namespace, {}).values()]
+    def _encoded_containers(self, namespace: str) -> list[bytes]:
+        return [wire.field(1, container.encode()) for container in self.state.namespaces.get(namespace, {}).values()]
 
-    async def _container(self, asked: containers_pb2.GetContainerRequest, namespace: str) -> bytes:
-        return wire.field(1, self.state.container(ContainerKey(namespace, asked.id)).record())
+    async def _container(self, request: containers_pb2.GetContainerRequest, namespace: str) -> bytes:
+        return wire.field(1, self.state.container(ContainerKey(namespace, request.id)).encode())
 
     async def _containers(self, _: object, namespace: str) -> bytes:
-        answer = b"".join(self._records(namespace))
-        if len(answer) > SENT_AT_MOST:
-            told = f"trying to send message larger than max ({len(answer)} vs. {SENT_AT_MOST})"
-            raise RefusedError(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
+        answer = b"".join(self._encoded_containers(namespace))
+        if len(answer) > MAX_MESSAGE_BYTES:
+            told = f"trying to send message larger than max ({len(answer)} vs. {MAX_MESSAGE_BYTES})"
+            raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
         return answer
 
     async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
-        for record in self._records(namespace):
+        for record in self._encoded_containers(namespace):
             yield record
 
     async def _tasks(self, _: object, namespace: str) -> Message:
         answer = tasks_pb2.ListTasksResponse()
         for container in self.state.namespaces.get(namespace, {}).values():
             key = ContainerKey(namespace, container.id)
-            if container.task is None or key in self.faults.left_out:
+            if container.task is None or key in self.faults.unlisted_tasks:
                 continue
             try:
                 answer.tasks.append(await self._process(key))
-            except RefusedError:
+            except SimulatedRpcError:
                 continue
         return answer
 
-    async def _task(self, asked: tasks_pb2.GetRequest, namespace: str) -> Message:
-        return tasks_pb2.GetResponse(process=await self._process(ContainerKey(namespace, asked.container_id)))
+    async def _task(self, request: tasks_pb2.GetRequest, namespace: str) -> Message:
+        return tasks_pb2.GetResponse(process=await self._process(ContainerKey(namespace, request.container_id)))
 
     async def _process(self, key: ContainerKey) -> process_pb2.Process:
         task = self.state.task(key)
         if key not in self.faults.hung_shims:
-            return task.process(key.id)
-        await asyncio.sleep(self.faults.shim_seconds)
+            return task.to_proto(key.id)
+        await asyncio.sleep(self.faults.shim_timeout_seconds)
         if self.version != "1.6":
-            raise RefusedError(grpc.StatusCode.DEADLINE_EXCEEDED, "context deadline exceeded")
+            raise SimulatedRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "context deadline exceeded")
         process = process_pb2.Process(id=key.id, status=process_pb2.Status.Name(TaskStatus.UNKNOWN))
         process.exited_at.CopyFrom(stamp(type(process.exited_at), None))
         return process
 
-    async def _wait(self, asked: tasks_pb2.WaitRequest, namespace: str) -> Message:
-        task = self.state.task(ContainerKey(namespace, asked.container_id))
+    async def _wait(self, request: tasks_pb2.WaitRequest, namespace: str) -> Message:
+        task = self.state.task(ContainerKey(namespace, request.container_id))
         await task.ended.wait()
         answer = tasks_pb2.WaitResponse(exit_status=task.exit_status)
         answer.exited_at.CopyFrom(stamp(type(answer.exited_at), task.exited_at))
@@ -228,39 +228,39 @@ class SimulatedContainerd:
 
     # --- what happens ---
 
-    async def _publish(self, asked: events_pb2.PublishRequest, namespace: str) -> bytes:
-        if not self.faults.deaf:
-            self.state.publish_any(namespace, asked.topic, asked.event.type_url, asked.event.value)
+    async def _publish(self, request: events_pb2.PublishRequest, namespace: str) -> bytes:
+        if not self.faults.drop_published:
+            self.state.publish_any(namespace, request.topic, request.event.type_url, request.event.value)
         return b""
 
-    async def _subscribe(self, asked: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
-        fits = _filter(asked)
+    async def _subscribe(self, request: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
+        fits = _parse_filters(request)
         waiting: asyncio.Queue[Envelope | None] = asyncio.Queue()  # unbounded, as containerd's are
         with self._subscribed(waiting):
             while (envelope := await waiting.get()) is not None:
                 if fits(envelope.topic):
                     yield envelope.SerializeToString()
         if self._server is None:
-            raise RefusedError(grpc.StatusCode.UNAVAILABLE, "the stand-in goes away")
+            raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the stand-in goes away")
 
     @contextmanager
-    def _subscribed(self, waiting: asyncio.Queue[Envelope | None]) -> Iterator[None]:
-        self._subscriptions.add(waiting)
-        self.state.listeners.add(waiting.put_nowait)
+    def _subscribed(self, queue: asyncio.Queue[Envelope | None]) -> Iterator[None]:
+        self._subscriptions.add(queue)
+        self.state.listeners.add(queue.put_nowait)
         try:
             yield
         finally:
-            self._subscriptions.discard(waiting)
-            self.state.listeners.discard(waiting.put_nowait)
+            self._subscriptions.discard(queue)
+            self.state.listeners.discard(queue.put_nowait)
 
 
-def _filter(asked: events_pb2.SubscribeRequest) -> Callable[[str], bool]:
+def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:
     """Understand the one kind of filter that is used here: ``topic~="REGEX"``."""
-    patterns = [re.compile(match[1]) for told in asked.filters if (match := re.fullmatch(r'topic~="(.*)"', told))]
-    if len(patterns) != len(asked.filters):
-        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, f"the stand-in does not understand {asked.filters}")
+    patterns = [re.compile(match[1]) for told in request.filters if (match := re.fullmatch(r'topic~="(.*)"', told))]
+    if len(patterns) != len(request.filters):
+        raise SimulatedRpcError(grpc.StatusCode.INVALID_ARGUMENT, f"the stand-in does not understand {request.filters}")
     return lambda topic: not patterns or any(pattern.search(topic) for pattern in patterns)
 
 
-def _nothing() -> None:
+def _no_op() -> None:
     pass

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from bridge.core.model import ContainerKey
 from tests.simulator.containerd import SimulatedContainerd
-from tests.simulator.records import create_records
+from tests.simulator.records import create_containers
 from tests.simulator.state import IMAGE
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import freeze
+from tests.testbed.process import suspend_process
 
 
 class Driver(Protocol):
@@ -29,7 +29,7 @@ class Driver(Protocol):
     def version(self) -> str:
         """1.6 or 2.4."""
 
-    async def record(self, id_: str, *, spec_bytes: int = 0) -> None:
+    async def create(self, id_: str, *, spec_bytes: int = 0) -> None:
         """Make a record without a task."""
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:
@@ -79,8 +79,8 @@ class RealDriver:
         """Bring the image into the namespace."""
         await asyncio.to_thread(self._engine.import_image, self.namespace)
 
-    async def record(self, id_: str, *, spec_bytes: int = 0) -> None:
-        await create_records(self.address, self.namespace, [id_], spec_bytes=spec_bytes)
+    async def create(self, id_: str, *, spec_bytes: int = 0) -> None:
+        await create_containers(self.address, self.namespace, [id_], spec_bytes=spec_bytes)
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:
         told = [f"--label={key}={value}" for key, value in labels.items()]
@@ -111,7 +111,7 @@ class RealDriver:
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
         for pid in self._engine.shim_pids(self.namespace, id_):
             if hung:
-                await asyncio.to_thread(freeze, pid)
+                await asyncio.to_thread(suspend_process, pid)
             else:
                 os.kill(pid, signal.SIGCONT)
 
@@ -135,7 +135,7 @@ class SimulatedDriver:
     def version(self) -> str:
         return self._engine.version
 
-    async def record(self, id_: str, *, spec_bytes: int = 0) -> None:
+    async def create(self, id_: str, *, spec_bytes: int = 0) -> None:
         self._state.create(self._key(id_), spec_bytes=spec_bytes)
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:

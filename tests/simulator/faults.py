@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bridge.core.model import ContainerKey
-from tests.simulator.state import RefusedError
+from tests.simulator.state import SimulatedRpcError
 
 ALL = "*"
 
@@ -16,7 +16,7 @@ ALL = "*"
 class Faults:
     """What goes wrong. Methods are named as in ``Tasks.List``; "*" stands for every method, or every namespace."""
 
-    refused: dict[tuple[str, str], RefusedError] = field(default_factory=dict)
+    errors: dict[tuple[str, str], SimulatedRpcError] = field(default_factory=dict)
     """By method and namespace: answered with this error."""
     hanging: dict[str, asyncio.Event] = field(default_factory=dict)
     """By method: not answered until the event is set."""
@@ -26,11 +26,11 @@ class Faults:
     """By method: called when the answer is made and not yet sent, which is where races are."""
     hung_shims: set[ContainerKey] = field(default_factory=set)
     """Shims that do not answer: containerd 1.6 tells UNKNOWN, 2.4 leaves the row out."""
-    left_out: set[ContainerKey] = field(default_factory=set)
+    unlisted_tasks: set[ContainerKey] = field(default_factory=set)
     """Tasks that are not listed, for no reason at all."""
-    deaf: bool = False
+    drop_published: bool = False
     """Whether events are taken and told to nobody."""
-    shim_seconds: float = 0.0
+    shim_timeout_seconds: float = 0.0
     """How long containerd waits for each hung shim, one after the other; a real one takes 2 s."""
 
     def hang(self, method: str = ALL) -> None:

@@ -24,7 +24,7 @@ GO_ZERO_SECONDS = -62_135_596_800  # what Go's zero time is on the wire
 KILLED = 137
 
 
-class RefusedError(Exception):
+class SimulatedRpcError(Exception):
     """What containerd would answer instead: a status code and its text."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
@@ -43,7 +43,7 @@ class SimulatedTask:
     exited_at: int | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def process(self, id_: str) -> process_pb2.Process:
+    def to_proto(self, id_: str) -> process_pb2.Process:
         """Tell it as containerd does: ``container_id`` stays empty."""
         process = process_pb2.Process(
             id=id_, pid=self.pid, status=process_pb2.Status.Name(self.status), exit_status=self.exit_status
@@ -65,7 +65,7 @@ class SimulatedContainer:
     spec_bytes: int
     task: SimulatedTask | None = None
 
-    def record(self) -> bytes:
+    def encode(self) -> bytes:
         """Tell the record as containerd does, with a spec if it has one."""
         record = containers_pb2.Container(
             id=self.id,
@@ -162,10 +162,10 @@ class State:
 
     def exit(self, key: ContainerKey, status: int = KILLED) -> None:
         """End a task's init process."""
-        task = self.stop_silently(key, status)
+        task = self.stop_without_event(key, status)
         self.publish_exit(key, task.pid, status, exited_at=task.exited_at)
 
-    def stop_silently(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
+    def stop_without_event(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
         """End a task's init process, of which no event is ever told."""
         task = self.task(key)
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self.now()
@@ -207,7 +207,7 @@ class State:
         """Return a container."""
         found = self.namespaces.get(key.namespace, {}).get(key.id)
         if found is None:
-            raise RefusedError(
+            raise SimulatedRpcError(
                 grpc.StatusCode.NOT_FOUND, f'container "{key.id}" in namespace "{key.namespace}": not found'
             )
         return found
@@ -216,7 +216,7 @@ class State:
         """Return a container's task."""
         task = self.container(key).task
         if task is None:
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"task {key.id} not found")
+            raise SimulatedRpcError(grpc.StatusCode.NOT_FOUND, f"task {key.id} not found")
         return task
 
 

@@ -14,9 +14,9 @@ from grpc import StatusCode
 from bridge.containerd import rpc
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
-from bridge.containerd.failures import RefusedError
+from bridge.containerd.failures import RpcError
 from bridge.containerd.protos import containers_pb2
-from bridge.containerd.stream import EventStream
+from bridge.containerd.stream import ContainerdEventStream
 from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
 from bridge.core.model import (
@@ -25,12 +25,12 @@ from bridge.core.model import (
     ContainerKey,
     ContainerUpdated,
     Event,
+    ExitStatus,
     Ignored,
-    Mark,
+    Marker,
     Task,
     TaskCreated,
     TaskDeleted,
-    TaskEnd,
     TaskExited,
     TaskPaused,
     TaskResumed,
@@ -50,14 +50,14 @@ def unique(name: str) -> str:
     return f"{name}-{os.getpid()}-{next(_numbers)}"
 
 
-async def subscribed(client: ContainerdClient) -> EventStream:
+async def subscribed(client: ContainerdClient) -> ContainerdEventStream:
     """Return a stream that is proven, with its marks taken off it."""
     stream = await client.subscribe()
     for number in itertools.count():
-        await client.mark("proof", number)
+        await client.publish_marker("proof", number)
         try:
             async with asyncio.timeout(0.2):
-                while Mark("proof", number) not in await stream.batch():
+                while Marker("proof", number) not in await stream.batch():
                     pass
                 return stream
         except TimeoutError:
@@ -65,7 +65,7 @@ async def subscribed(client: ContainerdClient) -> EventStream:
     raise AssertionError("never comes here")
 
 
-async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[ContainerKey, EventStream]:
+async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[ContainerKey, ContainerdEventStream]:
     """Run a container; return its key, and a stream of what happens after its start, which a shim may tell late."""
     key, stream = ContainerKey(driver.namespace, unique(name)), await subscribed(client)
     await driver.run(key.id, {})
@@ -73,25 +73,25 @@ async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[
     return key, stream
 
 
-async def events_until_mark(client: ContainerdClient, stream: EventStream, namespace: str) -> list[Event]:
+async def events_until_marker(client: ContainerdClient, stream: ContainerdEventStream, namespace: str) -> list[Event]:
     """Return what has happened in a namespace since the last call."""
     nonce = f"flush{next(_numbers)}"
-    await client.mark(nonce, 0)
+    await client.publish_marker(nonce, 0)
     events: list[Event] = []
-    while Mark(nonce, 0) not in events:
+    while Marker(nonce, 0) not in events:
         events.extend(await stream.batch())
     return [event for event in events if getattr(event, "key", ContainerKey(namespace, "")).namespace == namespace]
 
 
 async def wait_for_events(
-    client: ContainerdClient, stream: EventStream, namespace: str, last: type[Event]
+    client: ContainerdClient, stream: ContainerdEventStream, namespace: str, last: type[Event]
 ) -> list[Event]:
     """Return what happens until the last one expected: shims tell later than they act."""
     events: list[Event] = []
     async with asyncio.timeout(60):
         while not any(isinstance(event, last) for event in events):
-            events.extend(await events_until_mark(client, stream, namespace))
-    return [event for event in events if not isinstance(event, Mark)]
+            events.extend(await events_until_marker(client, stream, namespace))
+    return [event for event in events if not isinstance(event, Marker)]
 
 
 class Contract:
@@ -100,7 +100,7 @@ class Contract:
         async with ContainerdClient(driver.address, LabelRules.keep_all()) as client:
             yield client
 
-    async def test_it_tells_who_it_is(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_engine_returns_stable_identity(self, driver: Driver, client: ContainerdClient) -> None:
         engine = await client.engine()
         assert engine == await client.engine()
         assert len(engine.id) == 36
@@ -109,7 +109,7 @@ class Contract:
         assert engine.pid > 1
         assert await client.health()
 
-    async def test_a_running_container_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_running_container_emits_events_and_is_listed(self, driver: Driver, client: ContainerdClient) -> None:
         key = ContainerKey(driver.namespace, unique("life"))
         stream = await subscribed(client)
         await driver.run(key.id, {"a": "b"})
@@ -128,7 +128,9 @@ class Contract:
         assert task_created.pid == started.pid == task.pid > 1
         assert created.at < task_created.at < started.at
 
-    async def test_a_pause_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_pause_and_resume_emit_events_and_change_status(
+        self, driver: Driver, client: ContainerdClient
+    ) -> None:
         key, stream = await running(driver, client, "pause")
         await driver.pause(key.id)
         assert [task.status for task in await client.tasks(driver.namespace)] == [TaskStatus.PAUSED]
@@ -138,7 +140,7 @@ class Contract:
         assert isinstance(resumed, TaskResumed)
         assert paused.key == resumed.key == key
 
-    async def test_an_exec_is_told_apart(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_exec_exit_has_exec_id(self, driver: Driver, client: ContainerdClient) -> None:
         key, stream = await running(driver, client, "exec")
         await driver.exec(key.id, "e1")
         *noise, exited = await wait_for_events(client, stream, driver.namespace, TaskExited)
@@ -148,7 +150,7 @@ class Contract:
         (task,) = await client.tasks(driver.namespace)
         assert exited.pid != task.pid
 
-    async def test_an_end_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_exit_emits_events_and_stops_task(self, driver: Driver, client: ContainerdClient) -> None:
         key, stream = await running(driver, client, "end")
         (task,) = await client.tasks(driver.namespace)
         waiting = asyncio.create_task(client.wait(key))
@@ -159,7 +161,7 @@ class Contract:
         assert exited.exited_at is not None
         assert exited.exited_at <= exited.at
 
-        end = TaskEnd(KILLED, exited.exited_at)
+        end = ExitStatus(KILLED, exited.exited_at)
         assert await waiting == end
         assert await client.wait(key) == end
         stopped = Task(key, task.pid, TaskStatus.STOPPED, KILLED, exited.exited_at)
@@ -176,11 +178,11 @@ class Contract:
                 assert (event.key, event.exec_id, event.pid) == (key, "", task.pid)
                 assert (event.status, event.exited_at) == (KILLED, exited.exited_at)
 
-    async def test_a_record_is_told_and_listed(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_container_changes_emit_events_and_are_listed(self, driver: Driver, client: ContainerdClient) -> None:
         namespace, id_ = driver.namespace, unique("record")
         key = ContainerKey(namespace, id_)
         stream = await subscribed(client)
-        await driver.record(id_)
+        await driver.create(id_)
         record = await client.container(key)
         assert record is not None
         assert (record.key, record.name, record.image, record.runtime) == (key, id_, IMAGE, RUNTIME)
@@ -205,9 +207,9 @@ class Contract:
         assert updated.labels == relabelled.labels
         assert created.key == updated.key == deleted.key == key
 
-    async def test_what_is_not_there_is_not_found(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_missing_task_or_container_is_none(self, driver: Driver, client: ContainerdClient) -> None:
         record, task_gone = unique("record"), unique("gone")
-        await driver.record(record)
+        await driver.create(record)
         await driver.run(task_gone, {})
         await driver.kill(task_gone)
         await asyncio.wait_for(client.wait(ContainerKey(driver.namespace, task_gone)), 60)
@@ -219,9 +221,7 @@ class Contract:
         assert await client.container(ContainerKey(driver.namespace, "never")) is None
 
     @pytest.mark.parametrize("namespace", ["never", "not a name", "ümlaut", "a\nb", ""])
-    async def test_a_namespace_that_does_not_exist_holds_nothing(
-        self, client: ContainerdClient, namespace: str
-    ) -> None:
+    async def test_missing_namespace_is_empty(self, client: ContainerdClient, namespace: str) -> None:
         assert namespace not in await client.namespaces()
         assert [record async for record in client.containers(namespace)] == []
         assert await client.tasks(namespace) == []
@@ -229,31 +229,29 @@ class Contract:
         assert await client.task(ContainerKey(namespace, "x")) is None
         assert namespace not in await client.namespaces()
 
-    async def test_marks_come_back_to_everyone_and_make_no_namespace(self, client: ContainerdClient) -> None:
+    async def test_markers_reach_all_streams_and_create_no_namespace(self, client: ContainerdClient) -> None:
         one, two = await subscribed(client), await subscribed(client)
-        await client.mark("abc", 7)
+        await client.publish_marker("abc", 7)
         for stream in (one, two):
             events: list[Event] = []
-            while Mark("abc", 7) not in events:
+            while Marker("abc", 7) not in events:
                 events.extend(await stream.batch())
             assert not [event for event in events if isinstance(event, Ignored | Undecodable)]
-        assert rpc.MARK_NAMESPACE not in await client.namespaces()
+        assert rpc.MARKER_NAMESPACE not in await client.namespaces()
 
-    async def test_a_listing_too_large_for_a_message_comes_one_by_one(
-        self, driver: Driver, client: ContainerdClient
-    ) -> None:
+    async def test_oversized_listing_is_streamed(self, driver: Driver, client: ContainerdClient) -> None:
         ids = [unique("large") for _ in range(3)]
         for id_ in ids:
-            await driver.record(id_, spec_bytes=6 * 1024 * 1024)
+            await driver.create(id_, spec_bytes=6 * 1024 * 1024)
         connection = Connection(driver.address)
         request = containers_pb2.ListContainersRequest()
-        with pytest.raises(RefusedError) as caught:
+        with pytest.raises(RpcError) as caught:
             await connection.call(rpc.CONTAINERS, request, driver.namespace, 20)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
         await connection.close()
         assert {record.key.id async for record in client.containers(driver.namespace)} == set(ids)
 
-    async def test_a_shim_that_hangs_proves_nothing(self, driver: Driver, client: ContainerdClient) -> None:
+    async def test_hung_shim_leaves_task_status_unknown(self, driver: Driver, client: ContainerdClient) -> None:
         hung, fine = unique("hung"), unique("fine")
         await driver.run(hung, {})
         await driver.run(fine, {})
@@ -271,7 +269,7 @@ class Contract:
         assert task.status is TaskStatus.RUNNING
 
 
-class TestStandIn(Contract):
+class TestSimulator(Contract):
     @pytest.fixture(params=VERSIONS)
     async def driver(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Driver]:
         async with SimulatedContainerd(tmp_path / "c.sock", request.param) as engine:

@@ -14,24 +14,24 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
-from bridge.core.identity import Scope, everything
+from bridge.core.identity import ContainerPredicate, match_all
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Instant
 from bridge.core.time import SECOND
-from bridge.outbox.bounds import Bounds
+from bridge.outbox.bounds import Limits
 from bridge.outbox.sqlite import SqliteOutbox
-from bridge.watch import Watch, WatchSettings
-from tests.bridge_process import Document, check_lives, fold, transitions
+from bridge.watch import ContainerWatch, WatchSettings
+from tests.bridge_process import RecordDict, check_runs, running_after, transitions
 from tests.eventually import eventually_async
 from tests.simulator.containerd import SimulatedContainerd
 
-WIDE = Bounds(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
+WIDE = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
 WEB, DB, NEW = ContainerKey("shop", "web"), ContainerKey("shop", "db"), ContainerKey("default", "new")
 BOOT, NEXT_BOOT = "5f3c9a1e-0000", "77777777-0000"
 HOUR = 3600 * SECOND
 
 
-class SetClock(SystemClock):
+class ShiftedClock(SystemClock):
     """The real clock, but that somebody has set the wall clock."""
 
     def __init__(self, offset: int) -> None:
@@ -45,10 +45,10 @@ class SetClock(SystemClock):
 class Node:
     """A host with a containerd and a bridge, which is started and stopped; all that it ever told."""
 
-    def __init__(self, folder: Path) -> None:
-        self.state_dir = folder / "state"
-        self.containerd = SimulatedContainerd(folder / "c.sock")
-        self.records: list[Document] = []
+    def __init__(self, directory: Path) -> None:
+        self.state_dir = directory / "state"
+        self.containerd = SimulatedContainerd(directory / "c.sock")
+        self.records: list[RecordDict] = []
 
     @contextlib.asynccontextmanager
     async def bridge(
@@ -60,23 +60,23 @@ class Node:
         scope: str = "",
         rules: LabelRules | None = None,
         namespaces: Callable[[str], bool] = lambda _: True,
-        in_scope: Scope = everything,
+        in_scope: ContainerPredicate = match_all,
     ) -> AsyncIterator[None]:
         """Run a bridge until it has told its first snapshot, and then for as long as the test likes."""
-        clock, before = SetClock(offset), len(self.records)
+        clock, before = ShiftedClock(offset), len(self.records)
         outbox = await SqliteOutbox.open(self.state_dir, ["reader"], clock, WIDE)
-        source = ContainerdClient(self.containerd.address, LabelRules.keep_all(), scope=in_scope)
+        source = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
         settings = WatchSettings(
             host=host,
-            namespaces=namespaces,
-            in_scope=in_scope,
-            rules=rules or LabelRules.keep_all(),
-            scope=scope,
+            namespace_filter=namespaces,
+            container_filter=in_scope,
+            label_rules=rules or LabelRules.keep_all(),
+            filter_fingerprint=scope,
         )
-        watch = asyncio.create_task(Watch(source, outbox, clock, settings, boot).run())
+        watch = asyncio.create_task(ContainerWatch(source, outbox, clock, settings, boot).run())
         reading = asyncio.create_task(self._read(outbox))
         try:
-            await eventually_async(lambda: self._live(host, before))
+            await eventually_async(lambda: self._snapshot_completed(host, before))
             yield
         finally:
             for task in (watch, reading):
@@ -87,7 +87,7 @@ class Node:
             await source.close()
             await outbox.close()
 
-    def _live(self, host: str, before: int) -> bool:
+    def _snapshot_completed(self, host: str, before: int) -> bool:
         source = (host, self.containerd.id)
         told = (each for each in self.records[before:] if each["type"] == "snapshot_completed")
         return any((each["host"], each["engine"]["id"]) == source for each in told)
@@ -101,9 +101,9 @@ class Node:
         self.records += [msgspec.json.decode(record.data) for record in batch]
         await outbox.acknowledge("reader", batch)
 
-    def epochs(self) -> list[list[Document]]:
+    def epochs(self) -> list[list[RecordDict]]:
         """The records by epoch, which must be in order and gapless."""
-        epochs: dict[int, list[Document]] = {}
+        epochs: dict[int, list[RecordDict]] = {}
         for record in self.records:
             epochs.setdefault(record["epoch"], []).append(record)
         assert list(epochs) == sorted(epochs)
@@ -111,7 +111,7 @@ class Node:
             assert [each["sequence"] for each in records] == list(range(1, len(records) + 1))
         return list(epochs.values())
 
-    def told(self) -> list[tuple[str, str, str]]:
+    def published(self) -> list[tuple[str, str, str]]:
         """The last epoch's transitions and rows."""
         return [
             (each["type"], each["id"], each["container"]["incarnation"]) for each in self.epochs()[-1] if each["id"]
@@ -125,7 +125,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         yield node
 
 
-def life(pid: int, boot: str = BOOT) -> str:
+def incarnation_of(pid: int, boot: str = BOOT) -> str:
     return f"{boot[:8]}-{pid}"
 
 
@@ -138,7 +138,7 @@ async def two_containers(node: Node) -> tuple[int, int]:
     return pids
 
 
-async def test_what_happened_meanwhile_is_told_with_reason_and_interval(node: Node) -> None:
+async def test_restart_publishes_missed_transitions_and_interval(node: Node) -> None:
     web, db = await two_containers(node)
     state = node.containerd.state
     state.exit(WEB)
@@ -147,29 +147,32 @@ async def test_what_happened_meanwhile_is_told_with_reason_and_interval(node: No
     async with node.bridge():
         pass
     first, second = node.epochs()
-    assert sorted(node.told()) == [
-        ("exited", "shop/web", life(web)),
-        ("present", "new", life(new)),
-        ("present", "shop/db", life(db)),
-        ("started", "new", life(new)),
+    assert sorted(node.published()) == [
+        ("exited", "shop/web", incarnation_of(web)),
+        ("present", "new", incarnation_of(new)),
+        ("present", "shop/db", incarnation_of(db)),
+        ("started", "new", incarnation_of(new)),
     ]
     frame = second[0]["snapshot"]
     assert frame["reason"] == "start"
     assert first[0]["snapshot"]["until"] < frame["since"] < frame["until"]
     assert frame["previous"] == {"epoch": first[0]["epoch"], "sequence": len(first)}
     assert first[0]["snapshot"]["previous"] is None
-    check_lives(node.records)
+    check_runs(node.records)
 
 
-async def test_nothing_is_told_twice_and_incarnations_stay(node: Node) -> None:
+async def test_restart_publishes_snapshot_only_when_nothing_changed(node: Node) -> None:
     web, db = await two_containers(node)
     for _ in range(3):
         async with node.bridge():
             pass
-        assert sorted(node.told()) == [("present", "shop/db", life(db)), ("present", "shop/web", life(web))]
+        assert sorted(node.published()) == [
+            ("present", "shop/db", incarnation_of(db)),
+            ("present", "shop/web", incarnation_of(web)),
+        ]
 
 
-async def test_the_next_boot_ends_every_life(node: Node) -> None:
+async def test_restart_after_reboot_ends_all_incarnations(node: Node) -> None:
     web, db = await two_containers(node)
     state = node.containerd.state
     for key in (WEB, DB):
@@ -179,19 +182,19 @@ async def test_the_next_boot_ends_every_life(node: Node) -> None:
     state.start(WEB)
     async with node.bridge(boot=NEXT_BOOT):
         pass
-    assert sorted(node.told()) == [
-        ("exited", "shop/db", life(db)),
-        ("exited", "shop/web", life(web)),
-        ("present", "shop/web", life(again, NEXT_BOOT)),
-        ("started", "shop/web", life(again, NEXT_BOOT)),
+    assert sorted(node.published()) == [
+        ("exited", "shop/db", incarnation_of(db)),
+        ("exited", "shop/web", incarnation_of(web)),
+        ("present", "shop/web", incarnation_of(again, NEXT_BOOT)),
+        ("started", "shop/web", incarnation_of(again, NEXT_BOOT)),
     ]
     async with node.bridge(boot=NEXT_BOOT):
         pass
-    assert node.told() == [("present", "shop/web", life(again, NEXT_BOOT))]
-    check_lives(node.records)
+    assert node.published() == [("present", "shop/web", incarnation_of(again, NEXT_BOOT))]
+    check_runs(node.records)
 
 
-async def test_another_engine_ends_the_lives_of_the_one_before_under_its_name(node: Node) -> None:
+async def test_restart_with_another_engine_ends_containers_of_previous(node: Node) -> None:
     web, db = await two_containers(node)
     old, last = node.containerd.id, len(node.records)
     node.containerd.id = "another"
@@ -201,7 +204,10 @@ async def test_another_engine_ends_the_lives_of_the_one_before_under_its_name(no
     assert {each["engine"]["id"] for each in ended} == {old}
     assert [each["type"] for each in ended] == ["snapshot_started", "exited", "exited", "snapshot_completed"]
     assert ended[0]["snapshot"]["previous"] == {"epoch": node.records[0]["epoch"], "sequence": last}
-    assert {each["container"]["incarnation"] for each in ended if each["id"]} == {life(web), life(db)}
+    assert {each["container"]["incarnation"] for each in ended if each["id"]} == {
+        incarnation_of(web),
+        incarnation_of(db),
+    }
     assert {each["engine"]["id"] for each in begun} == {"another"}
     assert begun[0]["snapshot"]["previous"] is None
     assert [each["type"] for each in begun if each["id"]] == ["present", "present"]
@@ -212,7 +218,7 @@ async def test_another_engine_ends_the_lives_of_the_one_before_under_its_name(no
     assert back[0]["snapshot"]["previous"] == {"epoch": ended[0]["epoch"], "sequence": 4}
 
 
-async def test_another_name_of_the_host_is_another_source_and_nobody_died(node: Node) -> None:
+async def test_restart_with_new_host_name_changes_source_without_exits(node: Node) -> None:
     web, db = await two_containers(node)
     async with node.bridge(host="renamed"):
         pass
@@ -223,11 +229,14 @@ async def test_another_name_of_the_host_is_another_source_and_nobody_died(node: 
     ]
     assert ended[1]["snapshot"]["containers"] == 0
     assert {each["host"] for each in begun} == {"renamed"}
-    assert sorted(node.told()) == [("present", "shop/db", life(db)), ("present", "shop/web", life(web))]
+    assert sorted(node.published()) == [
+        ("present", "shop/db", incarnation_of(db)),
+        ("present", "shop/web", incarnation_of(web)),
+    ]
 
 
 @pytest.mark.parametrize("offset", [-HOUR, 1000 * HOUR])
-async def test_epochs_grow_whatever_the_clock_says(node: Node, offset: int) -> None:
+async def test_restart_increases_epoch_when_clock_steps(node: Node, offset: int) -> None:
     await two_containers(node)
     async with node.bridge(offset=offset):
         pass
@@ -241,32 +250,38 @@ async def test_epochs_grow_whatever_the_clock_says(node: Node, offset: int) -> N
         assert third == second + 1
 
 
-async def test_a_namespace_that_is_not_watched_any_more_is_left_out_and_comes_back_as_it_is(node: Node) -> None:
+async def test_restart_skips_excluded_namespace_until_included_again(node: Node) -> None:
     web, db = await two_containers(node)
     async with node.bridge(scope="less", namespaces=lambda name: name != "shop"):
         node.containerd.state.exit(WEB)
         node.containerd.state.delete_task(WEB)
-    assert node.told() == []
-    assert fold(node.epochs()[-1]) == {}
+    assert node.published() == []
+    assert running_after(node.epochs()[-1]) == {}
     again = node.containerd.state.create_task(WEB)
     node.containerd.state.start(WEB)
     async with node.bridge():
         pass
-    assert sorted(node.told()) == [("present", "shop/db", life(db)), ("present", "shop/web", life(again))]
+    assert sorted(node.published()) == [
+        ("present", "shop/db", incarnation_of(db)),
+        ("present", "shop/web", incarnation_of(again)),
+    ]
     assert web != again
 
 
-async def test_containers_that_are_not_published_any_more_are_left_out(node: Node) -> None:
+async def test_restart_skips_excluded_containers_until_included_again(node: Node) -> None:
     web, db = await two_containers(node)
     async with node.bridge(scope="less", in_scope=lambda *, id, **_: id != WEB.id):
         pass
-    assert node.told() == [("present", "shop/db", life(db))]
+    assert node.published() == [("present", "shop/db", incarnation_of(db))]
     async with node.bridge():
         pass
-    assert sorted(node.told()) == [("present", "shop/db", life(db)), ("present", "shop/web", life(web))]
+    assert sorted(node.published()) == [
+        ("present", "shop/db", incarnation_of(db)),
+        ("present", "shop/web", incarnation_of(web)),
+    ]
 
 
-async def test_labels_that_may_not_be_told_any_more_are_not(node: Node) -> None:
+async def test_restart_applies_stricter_label_rules(node: Node) -> None:
     await two_containers(node)
     node.containerd.state.exit(WEB)
     node.containerd.state.delete_task(WEB)
@@ -278,7 +293,7 @@ async def test_labels_that_may_not_be_told_any_more_are_not(node: Node) -> None:
     assert exited["container"]["labels"] == {"password": "[redacted]", "tier": "front"}
 
 
-async def test_a_damaged_outbox_is_told_as_that(node: Node) -> None:
+async def test_restart_reports_outbox_reset_when_database_is_corrupt(node: Node) -> None:
     web, db = await two_containers(node)
     (node.state_dir / "outbox.db").write_bytes(b"\x13" * 100_000)
     async with node.bridge(offset=-HOUR):
@@ -287,10 +302,13 @@ async def test_a_damaged_outbox_is_told_as_that(node: Node) -> None:
     frame = second[0]["snapshot"]
     assert (frame["reason"], frame["since"], frame["previous"]) == ("outbox_reset", None, None)
     assert second[0]["epoch"] > first[0]["epoch"], "although the clock was set back"
-    assert sorted(node.told()) == [("present", "shop/db", life(db)), ("present", "shop/web", life(web))]
+    assert sorted(node.published()) == [
+        ("present", "shop/db", incarnation_of(db)),
+        ("present", "shop/web", incarnation_of(web)),
+    ]
 
 
-async def test_a_memory_that_nobody_understands_is_told_as_that(node: Node) -> None:
+async def test_restart_reports_outbox_reset_when_checkpoint_is_invalid(node: Node) -> None:
     await two_containers(node)
     with sqlite3.connect(node.state_dir / "outbox.db") as database:
         database.execute("UPDATE checkpoint SET value = x'c1' WHERE key LIKE 'state%'")
@@ -303,7 +321,7 @@ async def test_a_memory_that_nobody_understands_is_told_as_that(node: Node) -> N
     assert node.epochs()[-1][0]["snapshot"]["reason"] == "start"
 
 
-async def test_without_its_directory_it_is_a_first_start(node: Node) -> None:
+async def test_restart_without_state_directory_is_first_start(node: Node) -> None:
     await two_containers(node)
     shutil.rmtree(node.state_dir)
     async with node.bridge():

@@ -11,7 +11,7 @@ from pathlib import Path
 from bridge import __version__
 from tests.testbed.dockerd import Docker
 from tests.testbed.process import run
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("python-image",)
 """What has to be installed for it, besides a Docker engine."""
@@ -22,12 +22,12 @@ _ROOT = Path(__file__).parents[2]
 _LOCKS = tuple(_ROOT / "deploy" / f"requirements-{kind}.lock" for kind in ("build", "runtime"))
 
 
-def build(docker: Docker, folder: Path) -> None:
+def build(docker: Docker, directory: Path) -> None:
     """Build the image; `folder` is for what is needed on the way."""
     _download_wheels(_ROOT / "build" / "wheels")
-    archive = folder / "python.tar"
+    archive = directory / "python.tar"
     with tarfile.open(archive, "w") as tar:
-        tar.add(cache() / "debian" / "python-image", ".")
+        tar.add(cache_directory() / "debian" / "python-image", ".")
         entry = tarfile.TarInfo("tmp")
         entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
         tar.addfile(entry)
@@ -38,14 +38,14 @@ def build(docker: Docker, folder: Path) -> None:
     docker.docker("build", *options, str(_ROOT), timeout=300)
 
 
-def _download_wheels(folder: Path) -> None:
+def _download_wheels(directory: Path) -> None:
     """Fetch what the locks name, once; pip would ask for each of them even if all are there."""
     wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in _LOCKS)).hexdigest()
-    stamp = folder / "stamp"
+    stamp = directory / "stamp"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    options = ["--quiet", "--no-deps", "--require-hashes", "--no-build-isolation", f"--dest={folder}"]
+    shutil.rmtree(directory, ignore_errors=True)
+    options = ["--quiet", "--no-deps", "--require-hashes", "--no-build-isolation", f"--dest={directory}"]
     for lock in _LOCKS:
         run([sys.executable, "-m", "pip", "download", *options, "--requirement", str(lock)], timeout=300)
     stamp.write_text(wanted)

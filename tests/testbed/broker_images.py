@@ -12,20 +12,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbed.containerd import busybox
+from tests.testbed.containerd import busybox_path
 from tests.testbed.install import search_path
 from tests.testbed.process import run
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("nats-server", "kafka", "busybox")
 """What has to be installed for the images."""
 
 _CONFLUENT = "etc/confluent/docker"
 _JAVA = "usr/lib/jvm"
-_APPLETS = ("sh", "sed", "hostname", "env", "tr", "cut", "sleep", "grep", "cat", "mkdir")
+_BUSYBOX_APPLETS = ("sh", "sed", "hostname", "env", "tr", "cut", "sleep", "grep", "cat", "mkdir")
 # What every Linux has, and C++ programs need; libraries of Java that want more (for screens and sounds) stay away.
-_BASE = ("libc.so", "libm.so", "libz.so", "libdl.so", "librt.so", "libpthread.so", "libstdc++.so", "libgcc_s.so")
-_SKIPPED = ("jmods", "legal", "man", "docs", "include")
+_BASE_LIBRARIES = (
+    "libc.so",
+    "libm.so",
+    "libz.so",
+    "libdl.so",
+    "librt.so",
+    "libpthread.so",
+    "libstdc++.so",
+    "libgcc_s.so",
+)
+_SKIPPED_DIRECTORIES = ("jmods", "legal", "man", "docs", "include")
 
 _SCRIPTS = {
     "etc/confluent/docker/bash-config": "",
@@ -63,30 +72,30 @@ class Image:
         return f"{self.repository}:{self.tag}"
 
 
-def nats_image(folder: Path) -> Image:
+def nats_image(directory: Path) -> Image:
     """A static nats-server and nothing else."""
     server = shutil.which("nats-server", path=search_path("nats-server"))
     assert server is not None
-    archive = folder / "nats.tar"
+    archive = directory / "nats.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(server, "nats-server")
-        _folder(tar, "tmp")
+        _add_directory(tar, "tmp")
     changes = ('ENTRYPOINT ["/nats-server"]', 'CMD ["--http_port", "8222"]', "EXPOSE 4222 8222")
     return Image(archive, "whalebridge-testbed/nats", "2.15.2", changes)
 
 
-def kafka_image(folder: Path) -> Image:
+def kafka_image(directory: Path) -> Image:
     """Kafka's jars, the machine's own Java without its screens, and a busybox for the scripts."""
-    archive = folder / "kafka.tar"
+    archive = directory / "kafka.tar"
     with tarfile.open(archive, "w", dereference=True) as tar:
         for place in ("tmp", "etc/kafka", "var/lib/kafka"):
-            _folder(tar, place)
-        tar.add(busybox(), "bin/busybox")
-        for applet in _APPLETS:
-            _link(tar, f"bin/{applet}", "busybox")
+            _add_directory(tar, place)
+        tar.add(busybox_path(), "bin/busybox")
+        for applet in _BUSYBOX_APPLETS:
+            _add_symlink(tar, f"bin/{applet}", "busybox")
         for name, content in _SCRIPTS.items():
-            _script(tar, name, content)
-        tar.add(cache() / "kafka" / "libs", "kafka/libs")
+            _add_script(tar, name, content)
+        tar.add(cache_directory() / "kafka" / "libs", "kafka/libs")
         _add_java(tar)
     return Image(archive, "whalebridge-testbed/cp-kafka", "8.3.1", ('CMD ["/bin/sh"]', "ENV PATH=/bin"))
 
@@ -96,13 +105,13 @@ def _add_java(tar: tarfile.TarFile) -> None:
     libraries: dict[str, Path] = {}
     for file in sorted(path for path in home.rglob("*") if path.is_file()):
         name = file.relative_to(home)
-        if any(name.is_relative_to(skipped) for skipped in _SKIPPED) or (
+        if any(name.is_relative_to(skipped) for skipped in _SKIPPED_DIRECTORIES) or (
             name.parts[0] == "bin" and name.name != "java"
         ):
             continue
         if ".so" in file.name or name.name == "java":
-            needed = dict(_needed(file, home))
-            if not all(library.startswith((*_BASE, "ld-linux")) for library in needed):
+            needed = dict(_linked_libraries(file, home))
+            if not all(library.startswith((*_BASE_LIBRARIES, "ld-linux")) for library in needed):
                 continue
             libraries |= needed
         tar.add(file, f"{_JAVA}/{name}")
@@ -111,7 +120,7 @@ def _add_java(tar: tarfile.TarFile) -> None:
         tar.add(place, str(place).lstrip("/") if library.startswith("ld-linux") else f"lib/{library}")
 
 
-def _needed(program: Path, home: Path) -> Iterator[tuple[str, Path]]:
+def _linked_libraries(program: Path, home: Path) -> Iterator[tuple[str, Path]]:
     """The libraries of the system that it is linked to, by name (Java's own come along anyway)."""
     for line in run(["ldd", str(program)], check=False).stdout.splitlines():
         name, _, place = line.partition(" => ")
@@ -120,19 +129,19 @@ def _needed(program: Path, home: Path) -> Iterator[tuple[str, Path]]:
             yield path.name if not place else name.strip(), path
 
 
-def _folder(tar: tarfile.TarFile, name: str) -> None:
+def _add_directory(tar: tarfile.TarFile, name: str) -> None:
     entry = tarfile.TarInfo(name)
     entry.type, entry.mode = tarfile.DIRTYPE, 0o1777
     tar.addfile(entry)
 
 
-def _link(tar: tarfile.TarFile, name: str, target: str) -> None:
+def _add_symlink(tar: tarfile.TarFile, name: str, target: str) -> None:
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = tarfile.SYMTYPE, target
     tar.addfile(entry)
 
 
-def _script(tar: tarfile.TarFile, name: str, content: str) -> None:
+def _add_script(tar: tarfile.TarFile, name: str, content: str) -> None:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(content.encode()), 0o755
     tar.addfile(entry, io.BytesIO(content.encode()))

@@ -6,25 +6,25 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("chromium",)
 """What has to be installed for it."""
 
 
-def dom(url: str, profile: Path) -> str:
+def render_dom(url: str, profile: Path) -> str:
     """Load a page, run what it has to be run, and return the document that it has become."""
     return _run("--dump-dom", url, profile=profile)
 
 
-def screenshot(url: str, profile: Path, picture: Path, *, dark: bool = False) -> None:
+def screenshot(url: str, profile: Path, path: Path, *, dark: bool = False) -> None:
     """Load a page and make a picture (PNG) of it."""
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    _run(f"--screenshot={picture}", "--hide-scrollbars", "--window-size=1200,1400", *scheme, url, profile=profile)
+    _run(f"--screenshot={path}", "--hide-scrollbars", "--window-size=1200,1400", *scheme, url, profile=profile)
 
 
 def _run(*arguments: str, profile: Path) -> str:
-    root = cache() / "debian" / "chromium"
+    root = cache_directory() / "debian" / "chromium"
     libraries = os.pathsep.join(sorted({str(library.parent) for library in root.rglob("*-linux-gnu/**/*.so*")}))
     command = [
         str(root / "usr/lib/chromium/chromium"),  # what is in usr/bin is a script that looks for it elsewhere

@@ -17,8 +17,8 @@ from typing import Literal, Self, get_args
 from tests.eventually import eventually
 from tests.testbed import guard, image
 from tests.testbed.install import search_path
-from tests.testbed.process import freeze, pids_with_arguments, run
-from tests.testbed.recipes import cache
+from tests.testbed.process import pids_with_arguments, run, suspend_process
+from tests.testbed.recipes import cache_directory
 
 Version = Literal["1.6", "2.4"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
@@ -30,7 +30,7 @@ def components(version: Version) -> tuple[str, ...]:
 
 
 # CRI (one plugin in 1.6, several in 2.4) would set up networking; nri and opt write outside of our folder.
-_CONFIG = """\
+_CONFIG_TEMPLATE = """\
 version = 2
 root = "{folder}/root"
 state = "{folder}/state"
@@ -56,10 +56,10 @@ class Containerd:
     Containers of two instances that live at the same time need different ids: runc names their cgroups NAMESPACE/ID.
     """
 
-    ISOLATION: tuple[str, ...] = ("mount",)
+    UNSHARE_FLAGS: tuple[str, ...] = ("mount",)
     """The kinds of namespaces that it has for itself, besides its containers'."""
 
-    PRIVATE: tuple[str, ...] = ()
+    PRIVATE_PATHS: tuple[str, ...] = ()
     """More places that are its own; it finds them empty."""
 
     def __init__(self, version: Version, directory: Path | None = None) -> None:
@@ -75,7 +75,7 @@ class Containerd:
         self.env["PATH"] = search_path(*components(version), "docker")
         # containerd and nerdctl leave things there.
         self.env["TMPDIR"] = f"{self.directory}/tmp"
-        self._guard: subprocess.Popen[str] | None = None
+        self._sandbox: subprocess.Popen[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,10 +87,10 @@ class Containerd:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        if self._guard is None:
-            self._guard = self._start_guard()
+        if self._sandbox is None:
+            self._sandbox = self._start_sandbox()
         config = self.directory / "config.toml"
-        config.write_text(self._configuration())
+        config.write_text(self._write_config())
         self._process = self.spawn("containerd", "--config", str(config), log=self.log)
         self.wait_ready()
 
@@ -101,18 +101,18 @@ class Containerd:
             if self._process is not None and self._process.poll() is not None:
                 raise RuntimeError(f"containerd {self.version} ended: {self.log.read_text()[-2000:]}")
             with socket.socket(socket.AF_UNIX) as client:
-                return client.connect_ex(self.outside(self.address)) == 0
+                return client.connect_ex(self.host_path(self.address)) == 0
 
         eventually(answers, f"containerd {self.version} at {self.address}", within=timeout)
         self.ctr("version", timeout=timeout)
 
     def stop(self) -> None:
         """End it as an operator does (SIGTERM); containers and their shims go on."""
-        self._end(signal.SIGTERM)
+        self._signal_and_wait(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL containerd alone; containers and their shims go on."""
-        self._end(signal.SIGKILL)
+        self._signal_and_wait(signal.SIGKILL)
 
     def restart(self) -> None:
         """Stop and start it."""
@@ -121,7 +121,7 @@ class Containerd:
 
     def suspend(self) -> None:
         """Freeze containerd alone (SIGSTOP): its socket still accepts, and nothing answers."""
-        freeze(self.pid)
+        suspend_process(self.pid)
 
     def resume(self) -> None:
         """End what suspend() began."""
@@ -130,11 +130,11 @@ class Containerd:
     def close(self) -> None:
         """End and remove everything that this instance brought about."""
         self.kill()
-        if self._guard is not None:
-            self._guard.communicate(timeout=120)  # the end of its standard input is its sign to clean up
-            if self._guard.returncode:
-                raise RuntimeError(f"cleaning up {self.directory} failed: {self._guard.args!r}")
-            self._guard = None
+        if self._sandbox is not None:
+            self._sandbox.communicate(timeout=120)  # the end of its standard input is its sign to clean up
+            if self._sandbox.returncode:
+                raise RuntimeError(f"cleaning up {self.directory} failed: {self._sandbox.args!r}")
+            self._sandbox = None
         shutil.rmtree(self.directory, ignore_errors=True)  # still there if it was never started
 
     def ctr(
@@ -151,35 +151,35 @@ class Containerd:
 
     def ctr_command(self, *args: str, namespace: str = "default") -> list[str]:
         """The command line of a call of containerd's own client."""
-        return self.inside("ctr", "--address", self.address, "--namespace", namespace, *args)
+        return self.sandboxed_command("ctr", "--address", self.address, "--namespace", namespace, *args)
 
     def nerdctl_command(self, *args: str, namespace: str = "default") -> list[str]:
         """The command line of a call of nerdctl, with all of its folders below ours."""
         folders = [f"--data-root={self.directory}/nerdctl", f"--cni-netconfpath={self.directory}/cni"]
         # `compose up` makes a default network, if only on paper, and wants the plugins for it.
-        folders += [f"--cni-path={cache()}/debian/cni/usr/lib/cni"]
-        return self.inside(
+        folders += [f"--cni-path={cache_directory()}/debian/cni/usr/lib/cni"]
+        return self.sandboxed_command(
             "nerdctl", "--address", self.address, "--namespace", namespace, "--cgroup-manager=cgroupfs", *folders, *args
         )
 
-    def inside(self, *command: str) -> list[str]:
+    def sandboxed_command(self, *command: str) -> list[str]:
         """The command line that runs a program where this containerd runs (see guard.py)."""
-        if self._guard is None:
+        if self._sandbox is None:
             raise RuntimeError("containerd was never started")
         files = {"mount": "mnt"}
-        entered = [f"--{kind}=/proc/{self._guard.pid}/ns/{files.get(kind, kind)}" for kind in self.ISOLATION]
+        entered = [f"--{kind}=/proc/{self._sandbox.pid}/ns/{files.get(kind, kind)}" for kind in self.UNSHARE_FLAGS]
         return ["nsenter", *entered, "--", *command]
 
-    def outside(self, path: str) -> str:
+    def host_path(self, path: str) -> str:
         """Where the tests find what is at `path` in there."""
-        return f"/proc/{self._guard.pid}/root{path}" if self._guard else path
+        return f"/proc/{self._sandbox.pid}/root{path}" if self._sandbox else path
 
     def spawn(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
         """Start a program that goes on, where this containerd runs; it is killed by close() at the latest."""
         with log.open("ab") as file:
             # A session of its own: Ctrl-C at a terminal ends the tests alone, which then end it in their order.
             return subprocess.Popen(
-                self.inside(*command),
+                self.sandboxed_command(*command),
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -198,15 +198,13 @@ class Containerd:
         guard.keep_cgroups(namespace, self.directory.name)
         archive = self.directory / "busybox.tar"
         if not archive.exists():
-            archive.write_bytes(image.oci_archive(busybox()))
+            archive.write_bytes(image.oci_archive(busybox_path()))
         self.ctr("images", "import", str(archive), namespace=namespace)
 
-    def run(
-        self, container: str, *command: str, namespace: str = "default", labels: Mapping[str, str] | None = None
-    ) -> None:
+    def run(self, id_: str, *command: str, namespace: str = "default", labels: Mapping[str, str] | None = None) -> None:
         """Run a container of the busybox image in the background, as `ctr run --detach` does."""
         options = [f"--label={key}={value}" for key, value in (labels or {}).items()]
-        self.ctr("run", "--detach", "--null-io", *options, image.NAME, container, *command, namespace=namespace)
+        self.ctr("run", "--detach", "--null-io", *options, image.NAME, id_, *command, namespace=namespace)
 
     def tasks(self, namespace: str = "default") -> dict[str, str]:
         """Containerd's own word on each task of a namespace: its status by the container's id."""
@@ -220,11 +218,11 @@ class Containerd:
         wanted += ["-id", container] if container is not None else []
         return pids_with_arguments(*wanted)
 
-    def _start_guard(self) -> subprocess.Popen[str]:
+    def _start_sandbox(self) -> subprocess.Popen[str]:
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
-        isolated = ["unshare", "--propagation", "slave", *(f"--{kind}" for kind in self.ISOLATION)]
+        isolated = ["unshare", "--propagation", "slave", *(f"--{kind}" for kind in self.UNSHARE_FLAGS)]
         started = subprocess.Popen(
-            [*isolated, sys.executable, guard.__file__, str(self.directory), *self.PRIVATE],
+            [*isolated, sys.executable, guard.__file__, str(self.directory), *self.PRIVATE_PATHS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -235,14 +233,14 @@ class Containerd:
             raise RuntimeError("cannot make a mount namespace of our own: root is needed for that")
         return started
 
-    def _configuration(self) -> str:
-        return _CONFIG.format(folder=self.directory)
+    def _write_config(self) -> str:
+        return _CONFIG_TEMPLATE.format(folder=self.directory)
 
-    def _end(self, how: signal.Signals) -> None:
+    def _signal_and_wait(self, signal_number: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(how)
+        process.send_signal(signal_number)
         process.send_signal(signal.SIGCONT)  # it may be suspended
         try:
             process.wait(20)
@@ -264,6 +262,6 @@ class Containerd:
         self.close()
 
 
-def busybox() -> Path:
+def busybox_path() -> Path:
     """The static busybox of the testbed."""
     return Path(shutil.which("busybox", path=search_path("busybox")) or "busybox")

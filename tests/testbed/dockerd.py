@@ -11,10 +11,10 @@ from typing import Self
 
 from tests.eventually import eventually
 from tests.testbed import image
-from tests.testbed.containerd import Containerd, busybox
-from tests.testbed.guard import LINKS
+from tests.testbed.containerd import Containerd, busybox_path
+from tests.testbed.guard import LINKS_FILE
 from tests.testbed.process import run
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 
 class Docker:
@@ -42,7 +42,7 @@ class Docker:
             "pidfile": f"{self.directory}/pid",
             "data-root": f"{self.directory}/data",
             "exec-root": f"{self.directory}/exec",  # guard.py looks for containers here
-            "bridge": _make_bridge(self.engine.directory / LINKS) if self._ports else "none",
+            "bridge": _make_bridge(self.engine.directory / LINKS_FILE) if self._ports else "none",
             # A published port is forwarded by a process of dockerd: nothing of the machine's own network changes.
             "iptables": False,
             "ip6tables": False,
@@ -55,7 +55,7 @@ class Docker:
         file.write_text(json.dumps(config))
         log = self.directory / "dockerd.log"
         # A library that a small Debian has not comes with it.
-        libraries = ":".join(map(str, (cache() / "debian" / "docker").glob("**/*-linux-gnu*")))
+        libraries = ":".join(map(str, (cache_directory() / "debian" / "docker").glob("**/*-linux-gnu*")))
         dockerd = ("env", f"LD_LIBRARY_PATH={libraries}", "dockerd", f"--config-file={file}")
         process = self._process = self.engine.spawn(*dockerd, log=log)
 
@@ -66,7 +66,7 @@ class Docker:
 
         eventually(answers, f"dockerd at {self.host}", within=60)
         root = self.directory / "layer.tar"
-        root.write_bytes(image.layer(busybox()))
+        root.write_bytes(image.layer(busybox_path()))
         self.docker("import", str(root), "busybox:latest")
 
     def stop(self) -> None:
@@ -87,7 +87,7 @@ class Docker:
     def docker(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Call Docker's client; a failure raises CommandError with what it said."""
         command = ["docker", "--config", str(self.directory), "--host", self.host, *args]
-        return run(self.engine.inside(*command), env=self.engine.env, timeout=timeout, check=check)
+        return run(self.engine.sandboxed_command(*command), env=self.engine.env, timeout=timeout, check=check)
 
     def __enter__(self) -> Self:
         try:
@@ -103,12 +103,12 @@ class Docker:
         self.stop()
 
 
-def _make_bridge(noted: Path) -> str:
+def _make_bridge(links_file: Path) -> str:
     """A network bridge with some addresses that are set aside for tests (RFC 2544); the guard will remove it."""
     taken = {link.name for link in Path("/sys/class/net").iterdir()}  # also by another worker of the tests
     number = random.choice([each for each in range(512) if f"whale{each}" not in taken])  # noqa: S311 - no secret
     name = f"whale{number}"
-    with noted.open("a") as file:
+    with links_file.open("a") as file:
         file.write(f"{name}\n")
     run(["ip", "link", "add", name, "type", "bridge"])
     run(["ip", "address", "add", f"198.{18 + number // 256}.{number % 256}.1/24", "dev", name])

@@ -19,13 +19,13 @@ PHASES = 4
 
 
 @dataclass(frozen=True)
-class Report:
+class FloodReport:
     """What was sent; began and ended are Unix nanoseconds, and each event carries the time at which it was sent."""
 
     containers: int
     events: int
-    began: int
-    ended: int
+    started_at: int
+    finished_at: int
     seconds: float
     per_second: float
 
@@ -38,7 +38,7 @@ def flood(
     rate: float = 0,
     workers: int = 4,
     prefix: str = "flood-",
-) -> Report:
+) -> FloodReport:
     """Create the container records that are not there yet, and forward the events; rate 0: as fast as can be.
 
     `events` is a multiple of PHASES times `containers`, so that every life ends; nothing runs behind the events.
@@ -50,9 +50,9 @@ def flood(
     program = shutil.which("flood", path=search_path(*COMPONENTS)) or "flood"
     command = [program, "-create", *(f"-{name}={value}" for name, value in options.items())]
     said = json.loads(run(command, timeout=limit + 5).stdout)
-    return Report(**{name: said[name] for name in Report.__dataclass_fields__})
+    return FloodReport(**{name: said[name] for name in FloodReport.__dataclass_fields__})
 
 
-def create(engine: Containerd, containers: int = 100, prefix: str = "flood-") -> None:
+def create_containers(engine: Containerd, containers: int = 100, prefix: str = "flood-") -> None:
     """Only create the container records."""
     flood(engine, events=0, containers=containers, prefix=prefix)

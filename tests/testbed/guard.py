@@ -26,41 +26,41 @@ from pathlib import Path
 READY = "ready\n"
 """What it writes once programs can be started inside."""
 
-LINKS = "links"
+LINKS_FILE = "links"
 """The file in the folder that names, a line each, the network interfaces to be removed."""
 
-_PRIVATE = (Path("/run/containerd"), Path("/run/docker"))
+_PRIVATE_PATHS = (Path("/run/containerd"), Path("/run/docker"))
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def main(folder: Path, *places: Path) -> None:
+def main(directory: Path, *private_paths: Path) -> None:
     """Guard until standard input ends, then remove every trace of what ran here."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    for place in (*_PRIVATE, *places):
+    for place in (*_PRIVATE_PATHS, *private_paths):
         place.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "whalebridge", place], check=True)
     sys.stdout.write(READY)
     sys.stdout.flush()
     sys.stdin.read()
-    _patiently(lambda: not _kill(_members()), "kill what ran here")
+    _wait_until(lambda: not _kill(_namespace_processes()), "kill what ran here")
     # Docker keeps runc's state where it was told to; all others use runc's default.
-    roots = [_PRIVATE[0] / "runc", *folder.glob("*/exec/runtime-runc")]
+    roots = [_PRIVATE_PATHS[0] / "runc", *directory.glob("*/exec/runtime-runc")]
     for state in [state for root in roots for state in root.glob("*/*/state.json")]:
-        _end_container([Path(path) for path in json.loads(state.read_text())["cgroup_paths"].values()])
+        _kill_container([Path(path) for path in json.loads(state.read_text())["cgroup_paths"].values()])
     for namespace in {namespace.name for root in roots for namespace in root.glob("*")}:
         _remove_namespace(namespace)
-    _remove_cgroups(folder.name)
-    if (folder / LINKS).exists():
-        for link in (folder / LINKS).read_text().split():
+    _remove_cgroups(directory.name)
+    if (directory / LINKS_FILE).exists():
+        for link in (directory / LINKS_FILE).read_text().split():
             subprocess.run(["ip", "link", "delete", link], check=False, stderr=subprocess.DEVNULL)  # it may be gone
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    if ours := [mount for mount in mounts if mount.startswith(f"{folder}/")]:
+    if ours := [mount for mount in mounts if mount.startswith(f"{directory}/")]:
         subprocess.run(["umount", "--lazy", *reversed(ours)], check=True)
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
-def _members() -> Iterator[int]:
+def _namespace_processes() -> Iterator[int]:
     """The other processes of this namespace: containerd, shims, clients (a container's own are in further ones)."""
     ours = os.readlink("/proc/self/ns/mnt")
     for entry in Path("/proc").iterdir():
@@ -70,7 +70,7 @@ def _members() -> Iterator[int]:
                     yield int(entry.name)
 
 
-def _end_container(cgroups: list[Path]) -> None:
+def _kill_container(cgroups: list[Path]) -> None:
     """End what runs in a container, all of which is in its cgroups, without runc: that would call nerdctl's hooks."""
 
     def processes() -> Iterator[int]:
@@ -86,9 +86,9 @@ def _end_container(cgroups: list[Path]) -> None:
             cgroup.rmdir()
         return not cgroup.exists()
 
-    _patiently(lambda: not _kill(processes()), "kill a container")
+    _wait_until(lambda: not _kill(processes()), "kill a container")
     for cgroup in cgroups:
-        _patiently(partial(removed, cgroup), f"remove {cgroup}")
+        _wait_until(partial(removed, cgroup), f"remove {cgroup}")
 
 
 def keep_cgroups(namespace: str, name: str) -> None:
@@ -128,9 +128,9 @@ def _kill(processes: Iterator[int]) -> bool:
     return bool(pids)
 
 
-def _patiently(done: Callable[[], bool], what: str, timeout: float = 30) -> None:
+def _wait_until(condition: Callable[[], bool], what: str, timeout: float = 30) -> None:
     deadline = time.monotonic() + timeout
-    while not done():
+    while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"cannot {what}")
         time.sleep(0.02)

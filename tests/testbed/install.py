@@ -17,12 +17,20 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.testbed.recipes import Component, DebianPackages, GoPrograms, GoSource, InstallError, MavenJars, cache
+from tests.testbed.recipes import (
+    Component,
+    DebianPackages,
+    GoPrograms,
+    GoSource,
+    InstallError,
+    MavenJars,
+    cache_directory,
+)
 
 _CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 _CONTAINERD_GO = tuple(f"./cmd/{program}" for program in _CONTAINERD)
-_KAFKA = "4.3.1"
-_SLF4J = "1.7.36"  # as Kafka's own slf4j-api
+_KAFKA_VERSION = "4.3.1"
+_SLF4J_VERSION = "1.7.36"  # as Kafka's own slf4j-api
 
 COMPONENTS: tuple[Component, ...] = (
     DebianPackages("busybox", ("busybox-static",), ("busybox",)),
@@ -32,8 +40,8 @@ COMPONENTS: tuple[Component, ...] = (
     DebianPackages("docker", ("docker.io", "libdevmapper1.02.1"), ("dockerd", "docker")),
     GoPrograms("containerd-2.4", "github.com/containerd/containerd/v2", "v2.4.2", _CONTAINERD_GO, tags="no_btrfs"),
     GoPrograms("nerdctl", "github.com/containerd/nerdctl/v2", "v2.1.2", ("./cmd/nerdctl",)),
-    MavenJars("kafka", (f"org.apache.kafka:kafka_2.13:{_KAFKA}", f"org.slf4j:slf4j-simple:{_SLF4J}")),
-    MavenJars("kafka-tools", (f"org.apache.kafka:kafka-tools:{_KAFKA}",)),
+    MavenJars("kafka", (f"org.apache.kafka:kafka_2.13:{_KAFKA_VERSION}", f"org.slf4j:slf4j-simple:{_SLF4J_VERSION}")),
+    MavenJars("kafka-tools", (f"org.apache.kafka:kafka-tools:{_KAFKA_VERSION}",)),
     DebianPackages("kcat", ("kcat", "librdkafka1", "libyajl2", "libsasl2-2"), ("kcat",)),
     DebianPackages("systemd", ("systemd", "libsystemd-shared", "libsystemd0"), ("systemd-analyze",)),
     DebianPackages("nats-server-2.9", ("nats-server",), ("nats-server",)),
@@ -45,12 +53,12 @@ COMPONENTS: tuple[Component, ...] = (
     GoSource(Path(__file__).parents[1] / "bench" / "flood"),
 )
 
-_KUBERNETES = "1.34.2"
-_VERSIONS = (("gitVersion", f"v{_KUBERNETES}"), ("gitMajor", "1"), ("gitMinor", "34"))
-_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+_KUBERNETES_VERSION = "1.34.2"
+_VERSION_FLAGS = (("gitVersion", f"v{_KUBERNETES_VERSION}"), ("gitMajor", "1"), ("gitMinor", "34"))
+_KUBERNETES_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 
 # What Debian's Python and manylinux wheels are linked to, of Debian 12: what an image can be made of.
-_PYTHON = """
+_PYTHON_PACKAGES = """
     python3-minimal python3.11-minimal python3.11 python3.11-venv python3-pip-whl python3-setuptools-whl
     libpython3.11-minimal libpython3.11-stdlib media-types ca-certificates libc6 libgcc-s1 libstdc++6 zlib1g
     libbz2-1.0 libcom-err2 libcrypt1 libdb5.3 libexpat1 libffi8 libgssapi-krb5-2 libk5crypto3 libkeyutils1 libkrb5-3
@@ -58,12 +66,15 @@ _PYTHON = """
 """
 
 KUBERNETES: tuple[Component, ...] = (
-    DebianPackages("python-image", tuple(_PYTHON.split()), ("python3.11",)),
+    DebianPackages("python-image", tuple(_PYTHON_PACKAGES.split()), ("python3.11",)),
     GoPrograms("helm", "helm.sh/helm/v3", "v3.22.0", ("./cmd/helm",)),
     GoSource(
         Path(__file__).parent / "go" / "kubernetes",
-        (("etcd", "go.etcd.io/etcd/server/v3"), *((name, f"k8s.io/kubernetes/cmd/{name}") for name in _COMMANDS)),
-        ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSIONS),
+        (
+            ("etcd", "go.etcd.io/etcd/server/v3"),
+            *((name, f"k8s.io/kubernetes/cmd/{name}") for name in _KUBERNETES_COMMANDS),
+        ),
+        ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSION_FLAGS),
     ),
 )
 """What the tests of image and chart need besides: a Kubernetes node takes minutes to build."""
@@ -71,35 +82,37 @@ KUBERNETES: tuple[Component, ...] = (
 
 def missing(names: Iterable[str] = ()) -> list[str]:
     """Those of the named components (none: of all but KUBERNETES) that are not installed as they should be."""
-    return [component.name for component in _select(names) if not _installed(component)]
+    return [component.name for component in _select(names) if not _is_installed(component)]
 
 
 def search_path(*names: str) -> str:
     """A PATH on which the programs of the named components are found first, in that order."""
-    folders = [folder for name in names for folder in _select([name])[0].folders()]
+    folders = [folder for name in names for folder in _select([name])[0].directories()]
     return os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
 
 
 def install(names: Iterable[str] = ()) -> None:
     """Install the named components (none: all but KUBERNETES), saying what is done and how long it took."""
     wanted = _select(names)
-    if all(map(_installed, wanted)):
-        print(f"testbed: {', '.join(component.name for component in wanted)}: already in {cache()}", flush=True)
+    if all(map(_is_installed, wanted)):
+        print(
+            f"testbed: {', '.join(component.name for component in wanted)}: already in {cache_directory()}", flush=True
+        )
         return
-    cache().mkdir(parents=True, exist_ok=True)
-    with _lock(cache() / "lock"):
-        for stale in cache().glob("staging-*"):  # of an installation that was killed
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    with _install_lock(cache_directory() / "lock"):
+        for stale in cache_directory().glob("staging-*"):  # of an installation that was killed
             shutil.rmtree(stale)
         for component in wanted:
-            if _installed(component):
+            if _is_installed(component):
                 continue
             print(f"testbed: {component.name}: installing ({component.recipe}) ...", flush=True)
             started = time.monotonic()
-            with tempfile.TemporaryDirectory(dir=cache(), prefix="staging-") as staging:
+            with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="staging-") as staging:
                 component.install(Path(staging))
-            _check(component)
-            _stamp(component).parent.mkdir(exist_ok=True)
-            _stamp(component).write_text(component.recipe)
+            _check_installed(component)
+            _stamp_file(component).parent.mkdir(exist_ok=True)
+            _stamp_file(component).write_text(component.recipe)
             print(f"testbed: {component.name}: done in {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -111,22 +124,22 @@ def _select(names: Iterable[str]) -> list[Component]:
     return [known[name] for name in names]
 
 
-def _stamp(component: Component) -> Path:
-    return cache() / "stamps" / component.name
+def _stamp_file(component: Component) -> Path:
+    return cache_directory() / "stamps" / component.name
 
 
-def _installed(component: Component) -> bool:
-    stamp = _stamp(component)
-    return stamp.is_file() and stamp.read_text() == component.recipe and not component.absent()
+def _is_installed(component: Component) -> bool:
+    stamp = _stamp_file(component)
+    return stamp.is_file() and stamp.read_text() == component.recipe and not component.missing()
 
 
-def _check(component: Component) -> None:
-    if absent := component.absent():
+def _check_installed(component: Component) -> None:
+    if absent := component.missing():
         raise InstallError(f"{component.name} brought no {', '.join(absent)} ({component.recipe})")
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _install_lock(path: Path) -> Iterator[None]:
     """Let one installation run at a time; the kernel frees the lock however its holder ends."""
     with path.open("w") as file:
         try:

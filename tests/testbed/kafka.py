@@ -12,10 +12,10 @@ from aiokafka.errors import KafkaError
 
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
-from tests.testbed.kafka_admin import KafkaAdmin, answers
-from tests.testbed.kafka_config import Listener, Node, Tls, properties, scram
+from tests.testbed.kafka_admin import KafkaAdmin, broker_ready_check
+from tests.testbed.kafka_config import Listener, Node, Tls, properties, scram_options
 from tests.testbed.process import run
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
 
@@ -25,13 +25,13 @@ COMPONENTS = ("kafka",)
 USERS = {"bridge": "bridge-secret", "reader": "reader-secret"}
 """Who can log in where the test does not say: the password by the name."""
 
-PATIENT = {"broker.session.timeout.ms": "60000"}
+LONG_SESSION_TIMEOUT = {"broker.session.timeout.ms": "60000"}
 """Settings of a broker that is never killed: that it stood still for 2 s, as on a loaded machine, has no consequences.
 
 Else it loses its place in the cluster for a moment: then clients are told of no broker, and partitions have no leader.
 """
 
-QUICK = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+FAST_JVM_OPTIONS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 """Options of Java: starts in 2 s; a benchmark takes others."""
 
 
@@ -55,15 +55,15 @@ class Kafka(Servers):
         acls: bool = False,
         proxied: bool = False,
         settings: Mapping[str, str] | None = None,
-        java: Sequence[str] = QUICK,
+        java: Sequence[str] = FAST_JVM_OPTIONS,
     ) -> None:
         super().__init__(Workspace("kafka"))
         self.proxies: list[TcpProxy] = []
         self._tls = Tls(authority, certificate or authority.issue("broker")) if authority else None
         self._users, self._acls, self._settings, self._java = users, acls, dict(settings or {}), java
         names = tuple(dict.fromkeys(("plaintext", *listeners)))
-        self.nodes = [self._node(number, names, proxied=proxied) for number in range(1, brokers + 1)]
-        self.servers = [self._server(node) for node in self.nodes]
+        self.nodes = [self._create_node(number, names, proxied=proxied) for number in range(1, brokers + 1)]
+        self.servers = [self._create_server(node) for node in self.nodes]
         self.admin = KafkaAdmin(self.bootstrap)
 
     @property
@@ -71,7 +71,7 @@ class Kafka(Servers):
         """Where plaintext clients begin: HOST:PORT of every broker, separated by commas (behind no proxy)."""
         return ",".join(f"{HOST}:{node.ports['plaintext']}" for node in self.nodes)
 
-    def bootstrap_of(self, listener: Listener) -> str:
+    def bootstrap_for(self, listener: Listener) -> str:
         """The same for another listener, or for clients that go through the proxies."""
         return ",".join(f"{HOST}:{node.advertised[listener]}" for node in self.nodes)
 
@@ -95,7 +95,7 @@ class Kafka(Servers):
 
     def start(self) -> None:
         """Start all brokers, freshly formatted if they never ran, and wait until all answer."""
-        if not (self.nodes[0].folder / "data").exists():
+        if not (self.nodes[0].directory / "data").exists():
             self._format()
         super().start()
 
@@ -105,7 +105,7 @@ class Kafka(Servers):
             proxy.close()
         super().close()
 
-    def _node(self, number: int, listeners: Sequence[Listener], *, proxied: bool) -> Node:
+    def _create_node(self, number: int, listeners: Sequence[Listener], *, proxied: bool) -> Node:
         folder = self.directory / f"broker-{number}"
         folder.mkdir()
         ports = {name: free_port() for name in listeners}
@@ -115,32 +115,32 @@ class Kafka(Servers):
             advertised["plaintext"] = self.proxies[-1].port
         return Node(number, folder, free_port(), ports, advertised)
 
-    def _server(self, node: Node) -> Server:
-        ready = answers(f"{HOST}:{node.ports['plaintext']}", node.id)
-        return Server(f"broker-{node.id}", self._workspace, self._command("kafka.Kafka", node), ready=ready)
+    def _create_server(self, node: Node) -> Server:
+        ready = broker_ready_check(f"{HOST}:{node.ports['plaintext']}", node.id)
+        return Server(f"broker-{node.id}", self._workspace, self._command("kafka.Kafka", node), is_ready=ready)
 
     def _command(self, program: str, node: Node, *arguments: str) -> list[str]:
         quiet = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
-        java = ["java", *self._java, quiet, "-cp", f"{cache()}/kafka/libs/*", program]
-        return [*java, *arguments, f"{node.folder}/server.properties"]
+        java = ["java", *self._java, quiet, "-cp", f"{cache_directory()}/kafka/libs/*", program]
+        return [*java, *arguments, f"{node.directory}/server.properties"]
 
     def _format(self) -> None:
         for node in self.nodes:
             content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
             lines = (f"{key}={value}\n" for key, value in content.items())
-            (node.folder / "server.properties").write_text("".join(lines))
+            (node.directory / "server.properties").write_text("".join(lines))
         first, *others = self.nodes
-        options = [*scram(self._users), "--cluster-id", _uuid(), "--config"]
+        options = [*scram_options(self._users), "--cluster-id", _random_uuid(), "--config"]
         run(self._command("kafka.tools.StorageTool", first, "format", *options))
         for node in others:  # what differs is two lines, and each call of the tool takes most of a second
-            data = shutil.copytree(first.folder / "data", node.folder / "data")
+            data = shutil.copytree(first.directory / "data", node.directory / "data")
             meta = (data / "meta.properties").read_text()
             meta = re.sub(r"^node\.id=.*$", f"node.id={node.id}", meta, flags=re.MULTILINE)
-            meta = re.sub(r"^directory\.id=.*$", f"directory.id={_uuid()}", meta, flags=re.MULTILINE)
+            meta = re.sub(r"^directory\.id=.*$", f"directory.id={_random_uuid()}", meta, flags=re.MULTILINE)
             (data / "meta.properties").write_text(meta)
 
 
-def _uuid() -> str:
+def _random_uuid() -> str:
     """As Kafka writes them; its tool takes one that begins with "-" for an option."""
     while (found := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
         pass

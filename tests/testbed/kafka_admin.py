@@ -43,7 +43,7 @@ _OPERATIONS: dict[Operation, int] = {
 }
 _LITERAL, _PREFIXED = 3, 4
 _ALLOW = 3
-_NEVER = 2**63 - 1  # the default of flush.messages
+_NO_DEADLINE = 2**63 - 1  # the default of flush.messages
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class KafkaAdmin:
             _check((code, message) for _, code, message, *_ in (await admin.create_topics([wanted])).topic_errors)
 
         self._with_admin(work)
-        self._wait_everywhere(lambda broker: topic in broker.topics(), f"to know topic {topic}")
+        self._wait_on_all_brokers(lambda broker: topic in broker.topics(), f"to know topic {topic}")
 
     def delete_topic(self, topic: str) -> None:
         """Delete it."""
@@ -93,12 +93,12 @@ class KafkaAdmin:
             _check((code, topic) for _, code, *_ in (await admin.delete_topics([topic])).topic_error_codes)
 
         self._with_admin(work)
-        self._wait_everywhere(lambda broker: topic not in broker.topics(), f"to forget topic {topic}")
+        self._wait_on_all_brokers(lambda broker: topic not in broker.topics(), f"to forget topic {topic}")
 
     def alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
         """Make these its settings; what is not named goes back to the default."""
         # A broker tells of a change a moment before it acts by it, but of no later one before that: so there are two.
-        for number in (1_000_000, _NEVER):
+        for number in (1_000_000, _NO_DEADLINE):
             self._alter_topic(topic, {**settings, "flush.messages": str(number)})
 
     def _alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
@@ -109,7 +109,7 @@ class KafkaAdmin:
 
         self._with_admin(work)
         wanted = settings.items()
-        self._wait_everywhere(
+        self._wait_on_all_brokers(
             lambda broker: wanted <= broker.describe(topic)["settings"].items(), f"to have {settings}"
         )
 
@@ -158,7 +158,7 @@ class KafkaAdmin:
         resource: Resource,
         name: str = "kafka-cluster",
         *,
-        prefix: bool = False,
+        prefixed: bool = False,
     ) -> None:
         """Permit an operation on one resource (of the cluster there is one), or on all with that prefix."""
 
@@ -166,10 +166,10 @@ class KafkaAdmin:
             response = await client.send(client.get_random_node(), CreateAclsRequest(*rule))
             _check(response.creation_responses)
 
-        pattern = _PREFIXED if prefix else _LITERAL
+        pattern = _PREFIXED if prefixed else _LITERAL
         rule = (_RESOURCES[resource], name, pattern, principal, "*", _OPERATIONS[operation], _ALLOW)
         self._run(_with_client(self._bootstrap, work))
-        self._wait_everywhere(lambda broker: broker._has_rule(*rule), f"to allow {principal} to {operation} {name}")
+        self._wait_on_all_brokers(lambda broker: broker._has_rule(*rule), f"to allow {principal} to {operation} {name}")
 
     def records(self, topic: str, partition: int = 0) -> list[Record]:
         """All records there are at the time of asking, read by a plain consumer (committed ones only).
@@ -178,14 +178,14 @@ class KafkaAdmin:
         """
         return self._run(_read(self._bootstrap, topic, partition))
 
-    def end(self, topic: str, partition: int = 0) -> int:
+    def end_offset(self, topic: str, partition: int = 0) -> int:
         """The offset after the last record of a partition: how many were appended to one that lost none."""
 
         async def work() -> int:
             consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap)
             await consumer.start()
             try:
-                await _check_there(consumer, topic)
+                await _check_topic_exists(consumer, topic)
                 place = TopicPartition(topic, partition)
                 return int((await consumer.end_offsets([place]))[place])
             finally:
@@ -201,12 +201,12 @@ class KafkaAdmin:
 
         return self._run(_with_client(self._bootstrap, work))
 
-    def _wait_everywhere(self, holds: Callable[[KafkaAdmin], bool], what: str) -> None:
+    def _wait_on_all_brokers(self, condition: Callable[[KafkaAdmin], bool], what: str) -> None:
         """Wait until something holds of every broker that runs: they do not learn of a change at once."""
 
         def held(broker: KafkaAdmin) -> bool:
             try:
-                return holds(broker)
+                return condition(broker)
             except KafkaConnectionError:  # it does not run
                 return True
 
@@ -235,7 +235,7 @@ class KafkaAdmin:
             return thread.submit(asyncio.run, bounded()).result()
 
 
-def answers(bootstrap: str, node: int) -> Callable[[], bool]:
+def broker_ready_check(bootstrap: str, node: int) -> Callable[[], bool]:
     """A check whether the broker there has its place in the cluster."""
     host, _, port = bootstrap.rpartition(":")
     admin = KafkaAdmin(bootstrap, timeout=5)
@@ -271,7 +271,7 @@ async def _read(bootstrap: str, topic: str, partition: int) -> list[Record]:
     found: list[Record] = []
     await consumer.start()
     try:
-        await _check_there(consumer, topic)
+        await _check_topic_exists(consumer, topic)
         place = TopicPartition(topic, partition)
         consumer.assign([place])
         end = (await consumer.end_offsets([place]))[place]
@@ -283,7 +283,7 @@ async def _read(bootstrap: str, topic: str, partition: int) -> list[Record]:
     return found
 
 
-async def _check_there(consumer: AIOKafkaConsumer, topic: str) -> None:
+async def _check_topic_exists(consumer: AIOKafkaConsumer, topic: str) -> None:
     """Raise where aiokafka would wait until the topic is there."""
     if topic not in await consumer.topics():
         raise UnknownTopicOrPartitionError(topic)

@@ -24,7 +24,7 @@ _PROTOCOLS: dict[Listener, str] = {
     "sasl_plaintext": "SASL_PLAINTEXT",
     "sasl_ssl": "SASL_SSL",
 }
-_LOGIN = "org.apache.kafka.common.security"
+_SECURITY_PACKAGE = "org.apache.kafka.common.security"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Node:
     """One broker, which is a controller too: its folder and ports; `advertised` are those clients are sent to."""
 
     id: int
-    folder: Path
+    directory: Path
     controller: int
     ports: Mapping[Listener, int]
     advertised: Mapping[Listener, int]
@@ -55,7 +55,7 @@ def properties(
     found = {
         "process.roles": "broker,controller",
         "node.id": str(node.id),
-        "log.dirs": f"{node.folder}/data",
+        "log.dirs": f"{node.directory}/data",
         "controller.quorum.voters": ",".join(f"{other.id}@{HOST}:{other.controller}" for other in nodes),
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
@@ -64,11 +64,11 @@ def properties(
         "listener.security.protocol.map": ",".join(
             f"{name}:{protocol}" for name, protocol in {"CONTROLLER": "PLAINTEXT", **protocols}.items()
         ),
-        **_replication(len(nodes)),
-        **_quick(len(nodes)),
+        **_replication_settings(len(nodes)),
+        **_fast_settings(len(nodes)),
     }
     for name in node.ports:
-        found |= _authentication(name, users, tls)
+        found |= _auth_settings(name, users, tls)
     if acls:
         found |= {
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
@@ -77,7 +77,7 @@ def properties(
     return found
 
 
-def scram(users: Mapping[str, str]) -> list[str]:
+def scram_options(users: Mapping[str, str]) -> list[str]:
     """The options that make `StorageTool format` know the users."""
     return [
         option
@@ -99,7 +99,7 @@ def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def _replication(brokers: int) -> dict[str, str]:
+def _replication_settings(brokers: int) -> dict[str, str]:
     replicas, in_sync = str(min(brokers, 3)), str(min(brokers, 2))
     internal = ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic")
     return {
@@ -112,7 +112,7 @@ def _replication(brokers: int) -> dict[str, str]:
     }
 
 
-def _quick(brokers: int) -> dict[str, str]:
+def _fast_settings(brokers: int) -> dict[str, str]:
     """Small buffers, no waiting for more members of a group, and a dead broker is noticed in less than 9 s.
 
     A broker that was killed can come back only when that time is over.
@@ -126,30 +126,30 @@ def _quick(brokers: int) -> dict[str, str]:
     }
 
 
-def _authentication(listener: Listener, users: Mapping[str, str], tls: Tls | None) -> dict[str, str]:
+def _auth_settings(listener: Listener, users: Mapping[str, str], tls: Tls | None) -> dict[str, str]:
     prefix = f"listener.name.{listener}"
     found: dict[str, str] = {}
     if "SSL" in _PROTOCOLS[listener]:
-        found |= _tls(prefix, tls, verify=listener == "mtls")
+        found |= _tls_settings(prefix, tls, verify=listener == "mtls")
     if "SASL" in _PROTOCOLS[listener]:
         known = "".join(f' user_{user}="{password}"' for user, password in users.items())
         logins = {
-            "plain": f"{_LOGIN}.plain.PlainLoginModule required{known};",
-            "scram-sha-256": f"{_LOGIN}.scram.ScramLoginModule required;",
-            "scram-sha-512": f"{_LOGIN}.scram.ScramLoginModule required;",
-            "oauthbearer": f'{_LOGIN}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="b";',
+            "plain": f"{_SECURITY_PACKAGE}.plain.PlainLoginModule required{known};",
+            "scram-sha-256": f"{_SECURITY_PACKAGE}.scram.ScramLoginModule required;",
+            "scram-sha-512": f"{_SECURITY_PACKAGE}.scram.ScramLoginModule required;",
+            "oauthbearer": f'{_SECURITY_PACKAGE}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="b";',
         }
         found[f"{prefix}.sasl.enabled.mechanisms"] = ",".join(MECHANISMS)
         found |= {f"{prefix}.{mechanism}.sasl.jaas.config": login for mechanism, login in logins.items()}
     return found
 
 
-def _tls(prefix: str, tls: Tls | None, *, verify: bool) -> dict[str, str]:
+def _tls_settings(prefix: str, tls: Tls | None, *, verify: bool) -> dict[str, str]:
     if tls is None:
         raise ValueError("a TLS listener needs an authority")
     return {
         f"{prefix}.ssl.keystore.type": "PEM",
-        f"{prefix}.ssl.keystore.location": str(tls.certificate.both),
+        f"{prefix}.ssl.keystore.location": str(tls.certificate.combined),
         f"{prefix}.ssl.truststore.type": "PEM",
         f"{prefix}.ssl.truststore.location": str(tls.authority.certificate),
         f"{prefix}.ssl.client.auth": "required" if verify else "none",

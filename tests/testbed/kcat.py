@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.testbed.install import search_path
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("kcat",)
 """What has to be installed for it."""
@@ -13,5 +13,5 @@ COMPONENTS = ("kcat",)
 
 def environment() -> dict[str, str]:
     """The environment in which `kcat` can be called."""
-    libraries = os.pathsep.join(map(str, (cache() / "debian" / "kcat").glob("**/*-linux-gnu*")))
+    libraries = os.pathsep.join(map(str, (cache_directory() / "debian" / "kcat").glob("**/*-linux-gnu*")))
     return {**os.environ, "PATH": search_path(*COMPONENTS), "LD_LIBRARY_PATH": libraries}

@@ -16,21 +16,21 @@ from typing import Any
 
 from tests.eventually import eventually
 from tests.testbed import image
-from tests.testbed.containerd import Containerd, busybox, components
-from tests.testbed.guard import LINKS
+from tests.testbed.containerd import Containerd, busybox_path, components
+from tests.testbed.guard import LINKS_FILE
 from tests.testbed.install import search_path
 from tests.testbed.process import run
 
 COMPONENTS = (*components("2.4"), "helm", "kubernetes", "nats-server")
 """What has to be installed for a Node with NATS."""
 
-NAME = "node-1"
-PAUSE = "registry.k8s.io/pause:3.10"
-PODS = "10.88.0.0/23"
+NODE_NAME = "node-1"
+PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
+POD_CIDR = "10.88.0.0/23"
 _APISERVER = "https://127.0.0.1:6443"
 
 # Without CAP_SYS_RESOURCE no sandbox would start but for restrict_oom_score_adj.
-_CONTAINERD = """\
+_CONTAINERD_CONFIG = """\
 version = 3
 root = "{folder}/root"
 state = "{folder}/state"
@@ -55,8 +55,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 class Node(Containerd):
     """As a context manager it is Ready, with the busybox image, and removed with all that it ran."""
 
-    ISOLATION = ("mount", "net")
-    PRIVATE = ("/var/lib", "/var/log")
+    UNSHARE_FLAGS = ("mount", "net")
+    PRIVATE_PATHS = ("/var/lib", "/var/log")
 
     def __init__(self) -> None:
         super().__init__("2.4")
@@ -76,24 +76,24 @@ class Node(Containerd):
 
     def start(self) -> None:
         """Start everything, and wait until the node is Ready."""
-        first = self._guard is None
+        first = self._sandbox is None
         self._prepare()
         super().start()
         if not first:
             return
         self.import_image("k8s.io")
         self._import_pause()
-        for program in (self._etcd(), self._apiserver()):
+        for program in (self._start_etcd(), self._start_apiserver()):
             self._launch(*program)
-        eventually(self._apiserver_ready, "the apiserver to be ready", within=90)
-        for program in (self._scheduler(), self._controller_manager(), self._kubelet()):
+        eventually(self._is_apiserver_ready, "the apiserver to be ready", within=90)
+        for program in (self._start_scheduler(), self._start_controller_manager(), self._start_kubelet()):
             self._launch(*program)
-        eventually(self._ready, "the node to be Ready", within=120)
+        eventually(self._is_ready, "the node to be Ready", within=120)
 
     def kubectl(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Call kubectl as an administrator; a failure raises CommandError with what it said."""
         command = ["kubectl", f"--cache-dir={self.directory}/kubectl", *args]
-        return run(self.inside(*command), env=self.env, timeout=timeout, check=check)
+        return run(self.sandboxed_command(*command), env=self.env, timeout=timeout, check=check)
 
     def get(self, *args: str) -> Any:
         """What `kubectl get` says, decoded."""
@@ -107,14 +107,14 @@ class Node(Containerd):
 
     def helm(self, *args: str, timeout: float = 180, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Call Helm as an administrator; a failure raises CommandError with what it said."""
-        return run(self.inside("helm", *args), env=self.env, timeout=timeout, check=check)
+        return run(self.sandboxed_command("helm", *args), env=self.env, timeout=timeout, check=check)
 
     def start_nats(self) -> str:
         """Start a nats-server on the node's own network; where pods and this machine reach it."""
         store = self.directory / "nats"
         self._launch("nats-server", "-js", "-sd", str(store), "-a", "0.0.0.0", "-m", "8222")  # noqa: S104
         url = f"http://{self.ip}:8222/healthz"
-        eventually(lambda: _answers(url), "nats-server to answer")
+        eventually(lambda: _responds(url), "nats-server to answer")
         return f"nats://{self.ip}:4222"
 
     def close(self) -> None:
@@ -124,29 +124,31 @@ class Node(Containerd):
             program.wait(20)
 
     def _prepare(self) -> None:
-        if self._guard is not None:
+        if self._sandbox is not None:
             return
-        self._guard = self._start_guard()
-        (self.directory / LINKS).write_text(f"{self._link}\n")
-        peer = ["peer", "name", "eth0", "netns", str(self._guard.pid)]
+        self._sandbox = self._start_sandbox()
+        (self.directory / LINKS_FILE).write_text(f"{self._link}\n")
+        peer = ["peer", "name", "eth0", "netns", str(self._sandbox.pid)]
         run(["ip", "link", "add", self._link, "type", "veth", *peer])
         run(["ip", "address", "add", f"{self._net}.1/24", "dev", self._link])
         run(["ip", "link", "set", self._link, "up"])
-        run(self.inside("ip", "link", "set", "lo", "up"))
-        run(self.inside("ip", "address", "add", f"{self.ip}/24", "dev", "eth0"))
-        run(self.inside("ip", "link", "set", "eth0", "up"))
+        run(self.sandboxed_command("ip", "link", "set", "lo", "up"))
+        run(self.sandboxed_command("ip", "address", "add", f"{self.ip}/24", "dev", "eth0"))
+        run(self.sandboxed_command("ip", "link", "set", "eth0", "up"))
         # The apiserver wants a default route to find out about itself.
-        run(self.inside("ip", "route", "add", "default", "via", f"{self._net}.1"))
+        run(self.sandboxed_command("ip", "route", "add", "default", "via", f"{self._net}.1"))
         self._write_files()
 
-    def _configuration(self) -> str:
+    def _write_config(self) -> str:
         plugins = next(Path(folder) for folder in search_path("cni").split(":") if Path(folder, "ptp").exists())
-        return _CONTAINERD.format(folder=self.directory, address=self.address, pause=PAUSE, plugins=plugins)
+        return _CONTAINERD_CONFIG.format(
+            folder=self.directory, address=self.address, pause=PAUSE_IMAGE, plugins=plugins
+        )
 
     def _write_files(self) -> None:
         token = secrets.token_hex(16)
         files = {
-            "cni/10-ptp.conflist": json.dumps(self._network()),
+            "cni/10-ptp.conflist": json.dumps(self._create_network()),
             "tokens.csv": f'{token},admin,admin,"system:masters"\n',
             "kubeconfig": json.dumps(_kubeconfig(token)),
             "kubelet.json": json.dumps(self._kubelet_configuration()),
@@ -161,14 +163,14 @@ class Node(Containerd):
         run(["openssl", "genrsa", "-out", str(key), "2048"])
         run(["openssl", "rsa", "-in", str(key), "-pubout", "-out", f"{key}.pub"])
 
-    def _network(self) -> dict[str, Any]:
-        ranges, routes = [[{"subnet": PODS}]], [{"dst": "0.0.0.0/0"}]
+    def _create_network(self) -> dict[str, Any]:
+        ranges, routes = [[{"subnet": POD_CIDR}]], [{"dst": "0.0.0.0/0"}]
         ipam = {"type": "host-local", "dataDir": f"{self.directory}/ipam", "ranges": ranges, "routes": routes}
         return {"cniVersion": "1.0.0", "name": "testbed", "plugins": [{"type": "ptp", "ipam": ipam}]}
 
     def _kubelet_configuration(self) -> dict[str, Any]:
         # guard.py removes the cgroups below this one.
-        for controller in _controllers():
+        for controller in _cgroup_controllers():
             (controller / self.directory.name).mkdir()
         return {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -188,13 +190,13 @@ class Node(Containerd):
 
     def _import_pause(self) -> None:
         archive = self.directory / "pause.tar"
-        archive.write_bytes(image.oci_archive(busybox(), PAUSE, ["sleep", "2000000000"]))
+        archive.write_bytes(image.oci_archive(busybox_path(), PAUSE_IMAGE, ["sleep", "2000000000"]))
         self.ctr("images", "import", str(archive), namespace="k8s.io")
 
-    def _etcd(self) -> tuple[str, ...]:
+    def _start_etcd(self) -> tuple[str, ...]:
         return ("etcd", f"--data-dir={self.directory}/etcd", "--unsafe-no-fsync")
 
-    def _apiserver(self) -> tuple[str, ...]:
+    def _start_apiserver(self) -> tuple[str, ...]:
         folder = self.directory
         return (
             "kube-apiserver",
@@ -214,10 +216,10 @@ class Node(Containerd):
             f"--audit-log-path={self.audit}",
         )
 
-    def _scheduler(self) -> tuple[str, ...]:
+    def _start_scheduler(self) -> tuple[str, ...]:
         return ("kube-scheduler", f"--kubeconfig={self.env['KUBECONFIG']}", "--leader-elect=false")
 
-    def _controller_manager(self) -> tuple[str, ...]:
+    def _start_controller_manager(self) -> tuple[str, ...]:
         return (
             "kube-controller-manager",
             f"--kubeconfig={self.env['KUBECONFIG']}",
@@ -226,12 +228,12 @@ class Node(Containerd):
             f"--root-ca-file={self.directory}/certificates/apiserver.crt",
         )
 
-    def _kubelet(self) -> tuple[str, ...]:
+    def _start_kubelet(self) -> tuple[str, ...]:
         return (
             "kubelet",
             f"--config={self.directory}/kubelet.json",
             f"--kubeconfig={self.env['KUBECONFIG']}",
-            f"--hostname-override={NAME}",
+            f"--hostname-override={NODE_NAME}",
             f"--node-ip={self.ip}",
             f"--root-dir={self.directory}/kubelet",
             f"--cert-dir={self.directory}/kubelet-certificates",
@@ -246,18 +248,18 @@ class Node(Containerd):
                 name = str(list(program.args)[4])  # type: ignore[arg-type]
                 raise RuntimeError(f"{name} ended: {(self.directory / f'{name}.log').read_text()[-3000:]}")
 
-    def _apiserver_ready(self) -> bool:
+    def _is_apiserver_ready(self) -> bool:
         self._check_programs()
         return self.kubectl("get", "--raw=/readyz", check=False).returncode == 0
 
-    def _ready(self) -> bool:
+    def _is_ready(self) -> bool:
         self._check_programs()
         path = "--output=jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
         account = self.kubectl("get", "serviceaccount", "default", check=False)
         return account.returncode == 0 and self.kubectl("get", "nodes", path).stdout == "True"
 
 
-def _controllers() -> list[Path]:
+def _cgroup_controllers() -> list[Path]:
     """The cgroup hierarchies: one on a machine of cgroup v2, several on one of v1."""
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
@@ -277,7 +279,7 @@ def _kubeconfig(token: str) -> dict[str, Any]:
     }
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - the URL is ours
             return True

@@ -14,14 +14,14 @@ from typing import Any
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
 from tests.testbed.install import search_path
-from tests.testbed.nats_auth import OPEN, PATIENCE
+from tests.testbed.nats_auth import AUTH_TIMEOUT, NO_AUTH
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
 
 COMPONENTS = ("nats-server",)
 """What has to be installed for a Nats."""
 
-DEBIAN = ("nats-server-2.9",)
+DEBIAN_COMPONENTS = ("nats-server-2.9",)
 """What has to be installed for Debian's own: older (no atomic batches), and nothing that has to be built."""
 
 
@@ -30,7 +30,7 @@ class Node:
     """One server: its folder and ports (`advertised` is the one that clients are told of)."""
 
     name: str
-    folder: Path
+    directory: Path
     port: int
     advertised: int
     cluster: int
@@ -50,7 +50,7 @@ class Nats(Servers):
         self,
         servers: int = 1,
         *,
-        login: str = OPEN,
+        auth: str = NO_AUTH,
         authority: Authority | None = None,
         certificate: Certificate | None = None,
         mtls: bool = False,
@@ -66,12 +66,12 @@ class Nats(Servers):
             shown = certificate or authority.issue("nats")
             trusted = f'ca_file: "{authority.certificate}", verify: {str(mtls).lower()}'
             own = f'cert_file: "{shown.certificate}", key_file: "{shown.key}"'
-            self._tls = f"tls {{ {own}, {trusted}, timeout: {PATIENCE} }}\n"
-        self._common = login + self._tls + settings
-        self.nodes = [self._node(number, proxied=proxied) for number in range(1, servers + 1)]
+            self._tls = f"tls {{ {own}, {trusted}, timeout: {AUTH_TIMEOUT} }}\n"
+        self._common_config = auth + self._tls + settings
+        self.nodes = [self._create_node(number, proxied=proxied) for number in range(1, servers + 1)]
         for node in self.nodes:
-            (node.folder / "nats.conf").write_text(self._config(node))
-        self.servers = [self._server(node) for node in self.nodes]
+            (node.directory / "nats.conf").write_text(self._config(node))
+        self.servers = [self._create_server(node) for node in self.nodes]
 
     @property
     def urls(self) -> list[str]:
@@ -92,7 +92,7 @@ class Nats(Servers):
         """Start those that do not run, and wait until all answer and the one that leads them knows the others."""
         super().start()
         if len(self.nodes) > 1:
-            eventually(self._together, "the servers of a cluster to know each other", within=60)
+            eventually(self._is_cluster_complete, "the servers of a cluster to know each other", within=60)
 
     def leader(self, stream: str, *, timeout: float = 60) -> Server:
         """The server that leads a stream; where there is none for the moment, wait for one."""
@@ -100,7 +100,7 @@ class Nats(Servers):
 
         def known() -> bool:
             # Each server has an opinion; one that was frozen or cut off may still hold an old one.
-            leaders = [name for state in self._streams(stream) for name in _leader(state)]
+            leaders = [name for state in self._stream_states(stream) for name in _leader_name(state)]
             found[:] = [max(leaders, key=leaders.count)] if leaders else []
             return bool(found) and self.server(found[0]).running
 
@@ -120,7 +120,7 @@ class Nats(Servers):
             proxy.close()
         super().close()
 
-    def _streams(self, stream: str) -> list[dict[str, Any]]:
+    def _stream_states(self, stream: str) -> list[dict[str, Any]]:
         found = []
         for node, server in zip(self.nodes, self.servers, strict=True):
             if not server.running:
@@ -133,7 +133,7 @@ class Nats(Servers):
             found += [detail for detail in details if detail["name"] == stream]
         return found
 
-    def _together(self) -> bool:
+    def _is_cluster_complete(self) -> bool:
         """Whether the leader has heard of all: one of which it has not gets no replica, and a stream may need it."""
         for node in self.nodes:
             try:
@@ -145,7 +145,7 @@ class Nats(Servers):
                 return len(known) == len(self.nodes) - 1
         return False
 
-    def _node(self, number: int, *, proxied: bool) -> Node:
+    def _create_node(self, number: int, *, proxied: bool) -> Node:
         name = f"n{number}"
         folder = self.directory / name
         folder.mkdir()
@@ -161,19 +161,19 @@ class Nats(Servers):
             f"listen: {HOST}:{node.port}",
             f"client_advertise: {HOST}:{node.advertised}",
             f"http: {HOST}:{node.monitor}",
-            f'jetstream {{ store_dir: "{node.folder}/jetstream" }}',
-            self._common,
+            f'jetstream {{ store_dir: "{node.directory}/jetstream" }}',
+            self._common_config,
         ]
         if len(self.nodes) > 1:
             routes = ", ".join(f'"nats://{HOST}:{other.cluster}"' for other in self.nodes)
             lines.append(f"cluster {{ name: testbed, listen: {HOST}:{node.cluster}, routes: [{routes}] }}")
         return "\n".join(lines) + "\n"
 
-    def _server(self, node: Node) -> Server:
-        command = [self._program, "--config", f"{node.folder}/nats.conf"]
-        return Server(node.name, self._workspace, command, ready=self._healthy(node))
+    def _create_server(self, node: Node) -> Server:
+        command = [self._program, "--config", f"{node.directory}/nats.conf"]
+        return Server(node.name, self._workspace, command, is_ready=self._is_healthy(node))
 
-    def _healthy(self, node: Node) -> Callable[[], bool]:
+    def _is_healthy(self, node: Node) -> Callable[[], bool]:
         def check() -> bool:
             try:
                 return bool(self.monitor("healthz", node, timeout=2)["status"] == "ok")
@@ -183,6 +183,6 @@ class Nats(Servers):
         return check
 
 
-def _leader(state: dict[str, Any]) -> list[str]:
+def _leader_name(state: dict[str, Any]) -> list[str]:
     cluster = state.get("cluster")  # a single server has none: it leads
     return ["n1"] if cluster is None else [name for name in [cluster.get("leader")] if name]

@@ -18,11 +18,11 @@ from typing import Any
 
 import nkeys  # type: ignore[import-untyped]
 
-OPEN = ""
+NO_AUTH = ""
 """The configuration of a server that lets everybody in."""
 
 # Seconds that a client is given to log in; by default 2, which one on a machine that is busy may need.
-PATIENCE = 30
+AUTH_TIMEOUT = 30
 
 _UNLIMITED = {"subs": -1, "data": -1, "payload": -1}
 
@@ -45,7 +45,7 @@ class Permissions:
         return {kind: {} if subjects is None else {"allow": list(subjects)} for kind, subjects in kinds.items()}
 
 
-EVERYTHING = Permissions()
+ALLOW_ALL = Permissions()
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Key:
     seed: str
 
     @classmethod
-    def new(cls, kind: int = nkeys.PREFIX_BYTE_USER) -> Key:
+    def generate(cls, kind: int = nkeys.PREFIX_BYTE_USER) -> Key:
         """A random one; kinds are nkeys.PREFIX_BYTE_*."""
         seed = nkeys.encode_seed(os.urandom(32), kind)
         return cls(nkeys.from_seed(bytearray(seed)).public_key.decode(), seed.decode())
@@ -67,46 +67,46 @@ class Key:
         return signature
 
 
-def token(secret: str) -> str:
+def token_config(secret: str) -> str:
     """The configuration of a server that wants this token."""
-    return _render({"authorization": {"timeout": PATIENCE, "token": secret}})
+    return _render({"authorization": {"timeout": AUTH_TIMEOUT, "token": secret}})
 
 
-def users(passwords: dict[str, str], permissions: dict[str, Permissions] | None = None) -> str:
+def users_config(passwords: dict[str, str], permissions: dict[str, Permissions] | None = None) -> str:
     """The configuration of a server that wants user and password; users not named in `permissions` may do all."""
     allowed = permissions or {}
     known = [
-        {"user": user, "password": password, "permissions": allowed.get(user, EVERYTHING).config()}
+        {"user": user, "password": password, "permissions": allowed.get(user, ALLOW_ALL).config()}
         for user, password in passwords.items()
     ]
-    return _render({"authorization": {"timeout": PATIENCE, "users": known}})
+    return _render({"authorization": {"timeout": AUTH_TIMEOUT, "users": known}})
 
 
-def nkey(key: Key, permissions: Permissions = EVERYTHING) -> str:
+def nkey_config(key: Key, permissions: Permissions = ALLOW_ALL) -> str:
     """The configuration of a server that lets this key in."""
     known = [{"nkey": key.public, "permissions": permissions.config()}]
-    return _render({"authorization": {"timeout": PATIENCE, "users": known}})
+    return _render({"authorization": {"timeout": AUTH_TIMEOUT, "users": known}})
 
 
 @dataclass(frozen=True)
 class Operator:
     """An operator with one account for users, which has JetStream, and the system account that goes with it."""
 
-    operator: Key = field(default_factory=lambda: Key.new(nkeys.PREFIX_BYTE_OPERATOR))
-    account: Key = field(default_factory=lambda: Key.new(nkeys.PREFIX_BYTE_ACCOUNT))
-    system: Key = field(default_factory=lambda: Key.new(nkeys.PREFIX_BYTE_ACCOUNT))
+    operator: Key = field(default_factory=lambda: Key.generate(nkeys.PREFIX_BYTE_OPERATOR))
+    account: Key = field(default_factory=lambda: Key.generate(nkeys.PREFIX_BYTE_ACCOUNT))
+    system: Key = field(default_factory=lambda: Key.generate(nkeys.PREFIX_BYTE_ACCOUNT))
 
     def config(self) -> str:
         """The configuration of a server that trusts this operator."""
         storage = {"mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1}
         accounts = {
-            self.account.public: _jwt(self.operator, self.account.public, "bridge", _account(storage)),
-            self.system.public: _jwt(self.operator, self.system.public, "system", _account({})),
+            self.account.public: _jwt(self.operator, self.account.public, "bridge", _account_claims(storage)),
+            self.system.public: _jwt(self.operator, self.system.public, "system", _account_claims({})),
         }
         trusted = {"type": "operator", "version": 2, "system_account": self.system.public}
         return _render(
             {
-                "authorization": {"timeout": PATIENCE},
+                "authorization": {"timeout": AUTH_TIMEOUT},
                 "operator": _jwt(self.operator, self.operator.public, "testbed", trusted),
                 "system_account": self.system.public,
                 "resolver": "MEMORY",
@@ -114,19 +114,19 @@ class Operator:
             }
         )
 
-    def creds(
-        self, file: Path, *, user: str = "bridge", permissions: Permissions = EVERYTHING, seconds: int = 3600
+    def write_creds(
+        self, path: Path, *, user: str = "bridge", permissions: Permissions = ALLOW_ALL, seconds: int = 3600
     ) -> Path:
         """Write the credentials file of a user of the account; negative seconds: one that has expired."""
-        key = Key.new()
+        key = Key.generate()
         claims = {"type": "user", "version": 2, **_UNLIMITED, **permissions.claims()}
         jwt = _jwt(self.account, key.public, user, claims, expires=int(time.time()) + seconds)
-        file.touch(0o600)
-        file.write_text(_block("NATS USER JWT", jwt) + "\n" + _block("USER NKEY SEED", key.seed))
-        return file
+        path.touch(0o600)
+        path.write_text(_pem_block("NATS USER JWT", jwt) + "\n" + _pem_block("USER NKEY SEED", key.seed))
+        return path
 
 
-def _account(storage: dict[str, int]) -> dict[str, Any]:
+def _account_claims(storage: dict[str, int]) -> dict[str, Any]:
     limits = {"imports": -1, "exports": -1, "wildcards": True, "conn": -1, "leaf": -1, **_UNLIMITED, **storage}
     return {"type": "account", "version": 2, "limits": limits, "default_permissions": {"pub": {}, "sub": {}}}
 
@@ -142,7 +142,7 @@ def _jwt(issuer: Key, subject: str, name: str, claims: dict[str, Any], expires: 
     return f"{signed}.{_base64(issuer.sign(signed.encode()))}"
 
 
-def _block(title: str, content: str) -> str:
+def _pem_block(title: str, content: str) -> str:
     return f"-----BEGIN {title}-----\n{content}\n------END {title}------\n"
 
 

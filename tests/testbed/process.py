@@ -38,7 +38,7 @@ def run(
     return result
 
 
-def freeze(pid: int) -> None:
+def suspend_process(pid: int) -> None:
     """SIGSTOP a process, and wait until all of its threads have stopped: until then one may still have answered."""
     os.kill(pid, signal.SIGSTOP)
     threads = Path(f"/proc/{pid}/task")
@@ -52,7 +52,7 @@ def freeze(pid: int) -> None:
     eventually(stopped, f"process {pid} to stop")
 
 
-def pids_with_arguments(*wanted: str) -> list[int]:
+def pids_with_arguments(*required: str) -> list[int]:
     """Living processes that have all of these among the arguments of their command line."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -61,6 +61,6 @@ def pids_with_arguments(*wanted: str) -> list[int]:
                 arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
             except OSError:  # it ended while we looked
                 continue
-            if all(argument in arguments for argument in wanted):
+            if all(argument in arguments for argument in required):
                 found.append(int(entry.name))
     return found

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-_GO = (1, 25)
-_JAVA = 17
+_GO_VERSION = (1, 25)
+_JAVA_VERSION = 17
 
 
 class InstallError(Exception):
@@ -35,17 +35,17 @@ class Component(Protocol):
     def recipe(self) -> str:
         """All that decides what gets installed, as text."""
 
-    def folders(self) -> list[Path]:
+    def directories(self) -> list[Path]:
         """Where its programs are."""
 
-    def absent(self) -> list[str]:
+    def missing(self) -> list[str]:
         """What of it is not there."""
 
     def install(self, staging: Path) -> None:
         """Make it in `staging`, then move it into place."""
 
 
-def cache() -> Path:
+def cache_directory() -> Path:
     """The folder that holds everything installed here."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "whalebridge-testbed"
@@ -72,13 +72,13 @@ class GoPrograms:
         own = re.sub(r"/v\d+$", "", self.module)
         return tuple((own if package == "." else package).rsplit("/", 1)[-1] for package in self.packages)
 
-    def folders(self) -> list[Path]:
+    def directories(self) -> list[Path]:
         """All Go programs share one folder."""
-        return [cache() / "bin"]
+        return [cache_directory() / "bin"]
 
-    def absent(self) -> list[str]:
+    def missing(self) -> list[str]:
         """Those of its programs that are not there."""
-        return _absent(self.programs, self.folders())
+        return _missing(self.programs, self.directories())
 
     def install(self, staging: Path) -> None:
         """Build inside the module's own folder: unlike `go install` that accepts modules with replace directives."""
@@ -98,36 +98,38 @@ class GoSource:
     packages, by the program's name.
     """
 
-    folder: Path
+    directory: Path
     programs: tuple[tuple[str, str], ...] = ()
     ldflags: str = ""
 
     @property
     def name(self) -> str:
         """The folder's name."""
-        return self.folder.name
+        return self.directory.name
 
     @property
     def recipe(self) -> str:
         """Every byte of the source."""
         digest = hashlib.sha256(self.ldflags.encode())
-        for file in sorted(path for path in self.folder.rglob("*") if path.is_file()):
-            digest.update(f"{file.relative_to(self.folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+        for file in sorted(path for path in self.directory.rglob("*") if path.is_file()):
+            digest.update(
+                f"{file.relative_to(self.directory)} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode()
+            )
         return f"go source {self.name} {digest.hexdigest()[:16]}"
 
-    def folders(self) -> list[Path]:
+    def directories(self) -> list[Path]:
         """All Go programs share one folder."""
-        return [cache() / "bin"]
+        return [cache_directory() / "bin"]
 
-    def absent(self) -> list[str]:
+    def missing(self) -> list[str]:
         """Those of its programs that are not there."""
-        return _absent([name for name, _ in self.programs] or [self.name], self.folders())
+        return _missing([name for name, _ in self.programs] or [self.name], self.directories())
 
     def install(self, staging: Path) -> None:
         """Build them."""
         _require_go()
         for name, package in self.programs or ((self.name, "."),):
-            _go_build(self.folder, staging, name, (package,), ldflags=self.ldflags, output=name)
+            _go_build(self.directory, staging, name, (package,), ldflags=self.ldflags, output=name)
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,14 @@ class DebianPackages:
         """The packages; their version is what the machine's Debian has."""
         return f"debian {' '.join(self.packages)}{' and what they need' if self.complete else ''}"
 
-    def folders(self) -> list[Path]:
+    def directories(self) -> list[Path]:
         """Where Debian's packages keep programs."""
-        root = cache() / "debian" / self.name
+        root = cache_directory() / "debian" / self.name
         return [root / folder for folder in ("usr/sbin", "usr/bin", "sbin", "bin", "usr/lib/cni")]
 
-    def absent(self) -> list[str]:
+    def missing(self) -> list[str]:
         """Those of its programs that are not there."""
-        return _absent(self.programs, self.folders())
+        return _missing(self.programs, self.directories())
 
     def install(self, staging: Path) -> None:
         """Download (with fresh package lists if these do not know the packages) and unpack."""
@@ -184,7 +186,7 @@ class DebianPackages:
         tree = staging / "tree"
         for package in sorted(staging.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(package), str(tree)], staging, f"unpack {package.name}")
-        _move(tree, cache() / "debian" / self.name, staging)
+        _move(tree, cache_directory() / "debian" / self.name, staging)
 
 
 @dataclass(frozen=True)
@@ -199,15 +201,15 @@ class MavenJars:
         """The artifacts that are asked for."""
         return f"maven {' '.join(self.artifacts)}"
 
-    def folders(self) -> list[Path]:
+    def directories(self) -> list[Path]:
         """No programs: java runs the jars."""
         return []
 
-    def absent(self) -> list[str]:
+    def missing(self) -> list[str]:
         """Those of the artifacts, and java, that are not there."""
-        libraries = cache() / self.name / "libs"
+        libraries = cache_directory() / self.name / "libs"
         jars = ["{}-{}.jar".format(*artifact.split(":")[1:]) for artifact in self.artifacts]
-        return [jar for jar in jars if not (libraries / jar).is_file()] + _absent(["java"], None)
+        return [jar for jar in jars if not (libraries / jar).is_file()] + _missing(["java"], None)
 
     def install(self, staging: Path) -> None:
         """Let Maven find and copy what the artifacts depend on."""
@@ -217,19 +219,19 @@ class MavenJars:
         (staging / "pom.xml").write_text(_pom(self.artifacts))
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={staging}/tree/libs"]
         _run(["mvn", "--batch-mode", "--quiet", *goal], staging, f"download {' '.join(self.artifacts)}")
-        _move(staging / "tree", cache() / self.name, staging)
+        _move(staging / "tree", cache_directory() / self.name, staging)
 
 
-def _absent(programs: Sequence[str], folders: list[Path] | None) -> list[str]:
-    path = None if folders is None else os.pathsep.join(map(str, folders))
+def _missing(programs: Sequence[str], directories: list[Path] | None) -> list[str]:
+    path = None if directories is None else os.pathsep.join(map(str, directories))
     return [program for program in programs if not shutil.which(program, path=path)]
 
 
-def _move(made: Path, place: Path, staging: Path) -> None:
-    place.parent.mkdir(exist_ok=True)
-    if place.exists():
-        place.replace(staging / "old")
-    made.replace(place)
+def _move(built: Path, destination: Path, staging: Path) -> None:
+    destination.parent.mkdir(exist_ok=True)
+    if destination.exists():
+        destination.replace(staging / "old")
+    built.replace(destination)
 
 
 def _pom(artifacts: Sequence[str]) -> str:
@@ -253,20 +255,20 @@ def _go_build(
     (staging / "bin").mkdir(exist_ok=True)
     command = ["go", "build", "-trimpath", f"-ldflags=-s -w {ldflags}", f"-tags={tags}"]
     _run([*command, "-o", f"{staging}/bin/{output}", *packages], source, f"build {what}", _go_environment())
-    (cache() / "bin").mkdir(exist_ok=True)
+    (cache_directory() / "bin").mkdir(exist_ok=True)
     for program in (staging / "bin").iterdir():
-        program.replace(cache() / "bin" / program.name)
+        program.replace(cache_directory() / "bin" / program.name)
 
 
 def _require_go() -> None:
-    wanted = ".".join(map(str, _GO))
+    wanted = ".".join(map(str, _GO_VERSION))
     go = shutil.which("go")
     found = re.search(r"go(\d+)\.(\d+)", _run([go, "version"], Path.cwd(), "ask Go for its version")) if go else None
     if found is None:
         raise InstallError(
             f"go not found: install Go {wanted} or newer (Debian 12's own is too old) and put it on PATH"
         )
-    if (int(found[1]), int(found[2])) < _GO:
+    if (int(found[1]), int(found[2])) < _GO_VERSION:
         raise InstallError(f"{go} is Go {found[1]}.{found[2]}: install {wanted} or newer and put it first on PATH")
 
 
@@ -274,17 +276,17 @@ def _require_java(what: str) -> None:
     java = shutil.which("java")
     if java is None:
         raise InstallError(
-            f"java not found: {what} needs Java {_JAVA} or newer; apt-get install openjdk-17-jre-headless"
+            f"java not found: {what} needs Java {_JAVA_VERSION} or newer; apt-get install openjdk-17-jre-headless"
         )
     # `-version` alone writes to stderr.
     found = re.search(r"^\S+ (\d+)", _run([java, "--version"], Path.cwd(), "ask Java for its version"))
-    if found is None or int(found[1]) < _JAVA:
-        raise InstallError(f"{java} is too old: {what} needs Java {_JAVA} or newer, first on PATH")
+    if found is None or int(found[1]) < _JAVA_VERSION:
+        raise InstallError(f"{java} is too old: {what} needs Java {_JAVA_VERSION} or newer, first on PATH")
 
 
-def _run(command: Sequence[str], folder: Path, what: str, environment: dict[str, str] | None = None) -> str:
+def _run(command: Sequence[str], directory: Path, what: str, environment: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         raise InstallError(f"cannot {what}: {error}") from error
     if done.returncode:

@@ -17,7 +17,7 @@ from typing import Self
 
 from tests.eventually import eventually
 from tests.testbed import sweep
-from tests.testbed.process import freeze
+from tests.testbed.process import suspend_process
 
 HOST = "127.0.0.1"
 # Below the range of outgoing connections: on loopback a client that retries a dead port of that range may, in the end,
@@ -25,7 +25,7 @@ HOST = "127.0.0.1"
 # while a server is dead nobody does.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = range(20_000, 32_000)[_WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
-_given: set[int] = set()
+_allocated_ports: set[int] = set()
 
 
 def free_port() -> int:
@@ -33,8 +33,8 @@ def free_port() -> int:
     for _ in range(1000):
         port = random.choice(_PORTS)  # noqa: S311 - others look for ports at the same time, so not one after the other
         with socket.socket() as probe:
-            if port not in _given and probe.connect_ex((HOST, port)) and _can_bind(port):
-                _given.add(port)
+            if port not in _allocated_ports and probe.connect_ex((HOST, port)) and _can_bind(port):
+                _allocated_ports.add(port)
                 return port
     raise RuntimeError(f"no free port on {HOST}")
 
@@ -53,7 +53,7 @@ class Workspace:
 
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"whalebridge-{name}-", dir="/tmp"))
-        self._sweeper = subprocess.Popen(
+        self._cleanup = subprocess.Popen(
             [sys.executable, sweep.__file__, str(self.directory)], stdin=subprocess.PIPE, start_new_session=True
         )
 
@@ -61,7 +61,7 @@ class Workspace:
         self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a program that goes on; both its outputs are appended to `log`."""
-        environment = {**(os.environ if env is None else env), sweep.MARK: str(self.directory)}
+        environment = {**(os.environ if env is None else env), sweep.WORKSPACE_VARIABLE: str(self.directory)}
         with log.open("ab") as file:
             # A session of its own: Ctrl-C at a terminal ends the tests alone, which then end it in their order.
             return subprocess.Popen(
@@ -70,8 +70,8 @@ class Workspace:
 
     def close(self) -> None:
         """End and remove everything."""
-        self._sweeper.communicate(timeout=60)  # the end of its standard input is its sign
-        if self._sweeper.returncode:
+        self._cleanup.communicate(timeout=60)  # the end of its standard input is its sign
+        if self._cleanup.returncode:
             raise RuntimeError(f"cleaning up {self.directory} failed")
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -79,13 +79,15 @@ class Workspace:
 class Server:
     """One process of a peer."""
 
-    def __init__(self, name: str, workspace: Workspace, command: Sequence[str], *, ready: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, workspace: Workspace, command: Sequence[str], *, is_ready: Callable[[], object]
+    ) -> None:
         """`ready` is polled after a start; its OSError counts as no."""
         self.name = name
         self.log = workspace.directory / f"{name}.log"
         self._workspace = workspace
         self._command = command
-        self._ready = ready
+        self._is_ready = is_ready
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -113,7 +115,7 @@ class Server:
             if self._process is None or self._process.poll() is not None:
                 raise RuntimeError(f"{self.name} ended: {self.log.read_text()[-2000:]}")
             try:
-                return self._ready()
+                return self._is_ready()
             except OSError:
                 return False
 
@@ -126,25 +128,25 @@ class Server:
 
     def stop(self, timeout: float = 30) -> None:
         """End it as an operator does (SIGTERM)."""
-        self._end(signal.SIGTERM, timeout)
+        self._signal_and_wait(signal.SIGTERM, timeout)
 
     def kill(self) -> None:
         """SIGKILL it."""
-        self._end(signal.SIGKILL, 30)
+        self._signal_and_wait(signal.SIGKILL, 30)
 
     def suspend(self) -> None:
         """Freeze it (SIGSTOP): its sockets still accept, and nothing answers."""
-        freeze(self.pid)
+        suspend_process(self.pid)
 
     def resume(self) -> None:
         """End what suspend() began."""
         os.kill(self.pid, signal.SIGCONT)
 
-    def _end(self, how: signal.Signals, timeout: float) -> None:
+    def _signal_and_wait(self, signal_number: signal.Signals, timeout: float) -> None:
         process, self._process = self._process, None
         if process is None:
             return
-        process.send_signal(how)
+        process.send_signal(signal_number)
         process.send_signal(signal.SIGCONT)  # it may be suspended
         try:
             process.wait(timeout)

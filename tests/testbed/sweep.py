@@ -14,29 +14,29 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-MARK = "WHALEBRIDGE_TESTBED"
+WORKSPACE_VARIABLE = "WHALEBRIDGE_TESTBED"
 """The environment variable that names the folder a process belongs to."""
 
 
-def main(folder: Path) -> None:
+def main(directory: Path) -> None:
     """Wait, then kill and remove."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     sys.stdin.read()
     deadline = time.monotonic() + 30
-    while pids := list(members(folder)):
+    while pids := list(workspace_processes(directory)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"cannot kill {pids} of {folder}")
+            raise TimeoutError(f"cannot kill {pids} of {directory}")
         time.sleep(0.02)
-    shutil.rmtree(folder)
+    shutil.rmtree(directory)
 
 
-def members(folder: Path) -> Iterator[int]:
+def workspace_processes(directory: Path) -> Iterator[int]:
     """The living processes that were started in this folder."""
-    wanted = f"{MARK}={folder}".encode()
+    wanted = f"{WORKSPACE_VARIABLE}={directory}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):  # it ended while we looked; a zombie's environment is empty

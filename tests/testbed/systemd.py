@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from tests.testbed.install import search_path
-from tests.testbed.recipes import cache
+from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("systemd",)
 """What has to be installed for it."""
@@ -13,7 +13,7 @@ COMPONENTS = ("systemd",)
 
 def environment() -> dict[str, str]:
     """The environment in which `systemd-analyze` can be called; the units that ours names are found in it."""
-    tree = cache() / "debian" / "systemd"
+    tree = cache_directory() / "debian" / "systemd"
     libraries = os.pathsep.join(map(str, [*tree.glob("**/*-linux-gnu"), *tree.glob("**/*-linux-gnu/systemd")]))
     return {
         **os.environ,

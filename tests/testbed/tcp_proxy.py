@@ -28,9 +28,9 @@ class TcpProxy:
         """How many connections there were so far."""
         self._target = (host, port)
         self._delay = 0.0
-        self._silent = False
-        self._deaf = False
-        self._budget: int | None = None
+        self._drop_all = False
+        self._drop_responses = False
+        self._bytes_until_reset: int | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._loop = asyncio.new_event_loop()
@@ -43,21 +43,21 @@ class TcpProxy:
         """Where it listens: HOST:PORT."""
         return f"{HOST}:{self.port}"
 
-    def cut(self) -> None:
+    def refuse(self) -> None:
         """Reset all connections and refuse new ones, as a dead server does."""
-        self._call(self._refuse())
+        self._call(self._close_listener())
 
-    def drop(self) -> None:
+    def reset(self) -> None:
         """Reset all connections; new ones are fine."""
         self._call(self._reset_all())
 
-    def silence(self) -> None:
+    def drop_traffic(self) -> None:
         """Half-open: connections stay and new ones are accepted, but no byte gets through and nobody is told."""
-        self._set(silent=True)
+        self._set(drop_all=True)
 
-    def swallow_answers(self) -> None:
+    def drop_responses(self) -> None:
         """Let everything reach the server, and nothing come back."""
-        self._set(deaf=True)
+        self._set(drop_responses=True)
 
     def delay(self, seconds: float) -> None:
         """Hold back each piece of data, in both directions."""
@@ -65,21 +65,21 @@ class TcpProxy:
 
     def reset_after(self, count: int) -> None:
         """Let that many more bytes reach the server, then reset the connection in the middle of a record; once."""
-        self._set(budget=count)
+        self._set(bytes_until_reset=count)
 
-    def heal(self) -> None:
+    def restore(self) -> None:
         """Work again; connections that were silent are reset, for they lack what was swallowed."""
-        lacking = self._silent or self._deaf
+        lacking = self._drop_all or self._drop_responses
         self._set()
         if lacking:
-            self.drop()
+            self.reset()
         self._call(self._listen())
 
     def close(self) -> None:
         """End everything."""
         if self._loop.is_closed():
             return
-        self._call(self._refuse())
+        self._call(self._close_listener())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
@@ -90,9 +90,21 @@ class TcpProxy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _set(self, *, silent: bool = False, deaf: bool = False, delay: float = 0.0, budget: int | None = None) -> None:
+    def _set(
+        self,
+        *,
+        drop_all: bool = False,
+        drop_responses: bool = False,
+        delay: float = 0.0,
+        bytes_until_reset: int | None = None,
+    ) -> None:
         async def change() -> None:
-            self._silent, self._deaf, self._delay, self._budget = silent, deaf, delay, budget
+            self._drop_all, self._drop_responses, self._delay, self._bytes_until_reset = (
+                drop_all,
+                drop_responses,
+                delay,
+                bytes_until_reset,
+            )
 
         self._call(change())
 
@@ -103,7 +115,7 @@ class TcpProxy:
         if self._server is None:
             self._server = await asyncio.start_server(self._serve, HOST, self.port)
 
-    async def _refuse(self) -> None:
+    async def _close_listener(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -118,7 +130,7 @@ class TcpProxy:
 
     async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
         if self._server is None:  # it came a moment before we began to refuse
-            _reset(client_out)
+            _abort(client_out)
             return
         self.accepted += 1
         connection = asyncio.current_task()
@@ -135,26 +147,26 @@ class TcpProxy:
             pass  # the server is down, one side has reset the connection, or we do: both sides shall know
         finally:
             for writer in writers:
-                _reset(writer)
+                _abort(writer)
             self._connections.discard(connection)
 
     async def _forward(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, to_server: bool) -> None:
         while data := await source.read(_CHUNK):
             await asyncio.sleep(self._delay)
-            if self._silent or (self._deaf and not to_server):
+            if self._drop_all or (self._drop_responses and not to_server):
                 continue
-            if to_server and self._budget is not None:
-                data, self._budget = data[: self._budget], self._budget - len(data)
+            if to_server and self._bytes_until_reset is not None:
+                data, self._bytes_until_reset = data[: self._bytes_until_reset], self._bytes_until_reset - len(data)
             target.write(data)
             await target.drain()
-            if to_server and self._budget is not None and self._budget <= 0:
-                self._budget = None
+            if to_server and self._bytes_until_reset is not None and self._bytes_until_reset <= 0:
+                self._bytes_until_reset = None
                 raise ConnectionResetError("as asked for")
         with contextlib.suppress(OSError):
             target.write_eof()
 
 
-def _reset(writer: asyncio.StreamWriter) -> None:
+def _abort(writer: asyncio.StreamWriter) -> None:
     """Close with RST instead of FIN: both sides learn at once, and what is under way is gone."""
     sock = writer.get_extra_info("socket")
     if sock is not None and sock.fileno() >= 0:

@@ -10,7 +10,7 @@ from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import TransientError
 
 
-class Stuck:
+class HangingCall:
     """A call that blocks until it is released."""
 
     def __init__(self) -> None:
@@ -25,19 +25,19 @@ class Stuck:
 
 
 @pytest.fixture
-async def stuck() -> AsyncIterator[Stuck]:
-    call = Stuck()
+async def hanging_call() -> AsyncIterator[HangingCall]:
+    call = HangingCall()
     yield call
     call.release.set()
 
 
-async def started(worker: BlockingWorker, call: Stuck) -> asyncio.Task[int]:
+async def start_call(worker: BlockingWorker, call: HangingCall) -> asyncio.Task[int]:
     task = asyncio.create_task(worker.run(call))
     await asyncio.to_thread(call.started.wait, 60)
     return task
 
 
-async def test_calls_run_in_order_and_return_their_results() -> None:
+async def test_blocking_worker_runs_calls_in_order() -> None:
     worker, order = BlockingWorker("test"), list[int]()
     results = await asyncio.gather(*(worker.run(lambda number=number: order.append(number)) for number in range(100)))  # type: ignore[misc]
     assert (order, results) == (list(range(100)), [None] * 100)
@@ -45,7 +45,7 @@ async def test_calls_run_in_order_and_return_their_results() -> None:
     await worker.close()
 
 
-async def test_system_errors_are_translated_and_others_raised() -> None:
+async def test_blocking_worker_translates_only_os_errors() -> None:
     worker = BlockingWorker("test", lambda error: TransientError(f"translated: {error}"))
     with pytest.raises(TransientError, match="translated: ") as caught:
         await worker.run(lambda: open("/nothing/here"))  # noqa: SIM115
@@ -59,33 +59,33 @@ async def test_system_errors_are_translated_and_others_raised() -> None:
     await plain.close()
 
 
-async def test_cancelled_caller_does_not_stop_the_call(stuck: Stuck) -> None:
+async def test_blocking_worker_finishes_call_of_canceled_caller(hanging_call: HangingCall) -> None:
     worker = BlockingWorker("test")
-    first = await started(worker, stuck)
-    second = asyncio.create_task(worker.run(lambda: stuck.calls))
+    first = await start_call(worker, hanging_call)
+    second = asyncio.create_task(worker.run(lambda: hanging_call.calls))
     await asyncio.sleep(0)
     for task in (first, second):
         task.cancel()
-    stuck.release.set()
-    assert await worker.run(lambda: stuck.calls) == 1
+    hanging_call.release.set()
+    assert await worker.run(lambda: hanging_call.calls) == 1
     assert (first.cancelled(), second.cancelled()) == (True, True)
     await worker.close()
 
 
-async def test_exclusive_worker_queues_nothing_behind_a_stuck_call(stuck: Stuck) -> None:
+async def test_exclusive_worker_queues_no_call_while_call_hangs(hanging_call: HangingCall) -> None:
     worker = BlockingWorker("test", exclusive=True)
-    (await started(worker, stuck)).cancel()
+    (await start_call(worker, hanging_call)).cancel()
     for _ in range(3):
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(worker.run(stuck), 0.01)
-    stuck.release.set()
-    assert await worker.run(stuck) == 2
+            await asyncio.wait_for(worker.run(hanging_call), 0.01)
+    hanging_call.release.set()
+    assert await worker.run(hanging_call) == 2
     await worker.close()
 
 
-async def test_close_abandons_a_stuck_thread(stuck: Stuck) -> None:
+async def test_blocking_worker_close_abandons_hanging_thread(hanging_call: HangingCall) -> None:
     worker = BlockingWorker("test")
-    (await started(worker, stuck)).cancel()
+    (await start_call(worker, hanging_call)).cancel()
     async with asyncio.timeout(30):
         await worker.close(0.01)
     assert await worker.run(lambda: "in a new thread") == "in a new thread"

@@ -14,21 +14,21 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.core.errors import FatalError
-from bridge.core.events import Proof, Record
-from bridge.delivery import Delivery
+from bridge.core.events import Record, Watermark
+from bridge.delivery import SinkManager
 from bridge.outbox.memory import MemoryOutbox
-from bridge.pump import Heart
-from bridge.tasks import together
+from bridge.pump import HeartbeatFactory
+from bridge.tasks import task_group
 from config.settings import Settings, load
 from sinks import registry
 from tests.eventually import eventually_async
-from tests.records import Recorder
+from tests.records import RecordFactory
 
 
-def settings(folder: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
+def settings(directory: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
     """Settings of two files as sinks."""
     sinks = {
-        name: {"type": "file", "path": str(folder / f"{name}.jsonl"), **changed}
+        name: {"type": "file", "path": str(directory / f"{name}.jsonl"), **changed}
         for name, changed in (("first", first), ("second", {}))
     }
     return load({"sinks": sinks} | ({"heartbeat": heartbeat} if heartbeat else {}))
@@ -39,51 +39,51 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [msgspec.json.decode(each) for each in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
-class Running:
+class RunningManager:
     """A delivery that runs."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, chosen: Settings) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, initial: Settings) -> None:
         clock = SystemClock()
-        self.recorder = Recorder()
+        self.recorder = RecordFactory()
         self.outbox = MemoryOutbox(["first", "second"], clock)
-        proof = Proof(self.recorder.ledger.epoch, 1_795_447_300_000_000_000)
-        self.heart = Heart(lambda: proof, 0.02)
-        self.delivery = Delivery(self.outbox, clock, self.heart)
-        self.delivery.start(tasks, chosen, registry.make_all(chosen.sinks))
+        proof = Watermark(self.recorder.encoder.epoch, 1_795_447_300_000_000_000)
+        self.heartbeat_factory = HeartbeatFactory(lambda: proof, 0.02)
+        self.manager = SinkManager(self.outbox, clock, self.heartbeat_factory)
+        self.manager.start(tasks, initial, registry.create_sinks(initial.sinks))
         self.tasks = tasks
 
 
 @contextlib.asynccontextmanager
-async def delivering(chosen: Settings) -> AsyncIterator[Running]:
-    async with together() as tasks:
-        running = Running(tasks, chosen)
+async def running_manager(initial: Settings) -> AsyncIterator[RunningManager]:
+    async with task_group() as tasks:
+        running = RunningManager(tasks, initial)
         try:
             yield running
-            await running.delivery.drain(60)
+            await running.manager.drain(60)
         finally:
-            await running.delivery.close()
+            await running.manager.close()
 
 
-async def test_a_sink_that_is_replaced_goes_on_where_the_one_before_was(tmp_path: Path) -> None:
-    async with delivering(settings(tmp_path)) as running:
-        await running.outbox.append(running.recorder.starts(3))
+async def test_replaced_sink_continues_at_cursor_of_previous_sink(tmp_path: Path) -> None:
+    async with running_manager(settings(tmp_path)) as running:
+        await running.outbox.append(running.recorder.started_records(3))
         await eventually_async(lambda: running.outbox.depth("first") == 0)
-        before = running.delivery.pumps
-        await running.delivery.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
-        assert [new is old for new, old in zip(running.delivery.pumps, before, strict=True)] == [False, True]
-        await running.outbox.append(running.recorder.starts(2))
+        before = running.manager.pumps
+        await running.manager.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
+        assert [new is old for new, old in zip(running.manager.pumps, before, strict=True)] == [False, True]
+        await running.outbox.append(running.recorder.started_records(2))
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
     assert [each["sequence"] for each in lines(tmp_path / "other.jsonl")] == [4, 5]
     assert [each["sequence"] for each in lines(tmp_path / "second.jsonl")] == [1, 2, 3, 4, 5]
 
 
-async def test_what_is_on_its_way_to_a_sink_that_is_replaced_comes_once(
+async def test_records_in_flight_are_published_once_when_sink_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 60)
     written, acknowledge = asyncio.Event(), asyncio.Event()
-    async with delivering(settings(tmp_path)) as running:
-        (first, _) = running.delivery.pumps
+    async with running_manager(settings(tmp_path)) as running:
+        (first, _) = running.manager.pumps
         publish = first._sink.publish
 
         async def slow(batch: Sequence[Record]) -> None:
@@ -92,33 +92,35 @@ async def test_what_is_on_its_way_to_a_sink_that_is_replaced_comes_once(
             await acknowledge.wait()
 
         monkeypatch.setattr(first._sink, "publish", slow)
-        await running.outbox.append(running.recorder.starts(3))
+        await running.outbox.append(running.recorder.started_records(3))
         await written.wait()
-        reloading = asyncio.create_task(running.delivery.reload(settings(tmp_path, max_files=2)))
-        await running.outbox.append(running.recorder.starts(2))
+        reloading = asyncio.create_task(running.manager.reload(settings(tmp_path, max_files=2)))
+        await running.outbox.append(running.recorder.started_records(2))
         acknowledge.set()
         await reloading
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3, 4, 5]
 
 
-async def test_a_sink_that_never_worked_is_replaced_by_one_that_does(tmp_path: Path) -> None:
-    async with delivering(settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl"))) as running:
-        await running.outbox.append(running.recorder.starts(3))
+async def test_failing_sink_is_replaced_by_working_sink(tmp_path: Path) -> None:
+    async with running_manager(settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl"))) as running:
+        await running.outbox.append(running.recorder.started_records(3))
         await eventually_async(lambda: running.outbox.depth("second") == 0)
-        await running.delivery.reload(settings(tmp_path))
+        await running.manager.reload(settings(tmp_path))
     assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
 
 
-async def test_a_sink_whose_secret_is_another_now_is_replaced(tmp_path: Path) -> None:
+async def test_sink_is_replaced_when_secret_changes(tmp_path: Path) -> None:
     """Nobody listens there: what matters is that it is made anew."""
     password = tmp_path / "password"
     password.write_text("one")
     login = {"user": "bridge", "password_file": str(password)}
     sink = {"type": "nats", "servers": ["127.0.0.1:1"], "subject_prefix": "s", "auth": login}
     chosen = load({"sinks": {"first": sink}})
-    async with together() as tasks:
-        delivery = Delivery(MemoryOutbox(["first"], SystemClock()), SystemClock(), Heart(lambda: None, 60))
-        delivery.start(tasks, chosen, registry.make_all(chosen.sinks))
+    async with task_group() as tasks:
+        delivery = SinkManager(
+            MemoryOutbox(["first"], SystemClock()), SystemClock(), HeartbeatFactory(lambda: None, 60)
+        )
+        delivery.start(tasks, chosen, registry.create_sinks(chosen.sinks))
         (before,) = delivery.pumps
         await delivery.reload(chosen)
         assert delivery.pumps == [before]
@@ -132,50 +134,52 @@ async def test_a_sink_whose_secret_is_another_now_is_replaced(tmp_path: Path) ->
         await delivery.close()
 
 
-async def test_where_one_sink_cannot_be_made_none_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sinks_are_unchanged_when_one_new_sink_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = settings(tmp_path, path=str(tmp_path / "other.jsonl"))
     nats = load({"sinks": ["second=nats://h:4222/s"]}).sinks
     monkeypatch.setitem(sys.modules, "sinks.nats.sink", None)  # as where its library is not installed
-    async with delivering(settings(tmp_path)) as running:
-        before = running.delivery.pumps
+    async with running_manager(settings(tmp_path)) as running:
+        before = running.manager.pumps
         with pytest.raises(FatalError, match="nats"):
-            await running.delivery.reload(changed.model_copy(update={"sinks": changed.sinks | nats}))
-        assert all(new is old for new, old in zip(running.delivery.pumps, before, strict=True))
+            await running.manager.reload(changed.model_copy(update={"sinks": changed.sinks | nats}))
+        assert all(new is old for new, old in zip(running.manager.pumps, before, strict=True))
 
 
-async def test_it_is_told_whether_a_sink_was_replaced(tmp_path: Path) -> None:
-    async with delivering(settings(tmp_path)) as running:
-        assert not await running.delivery.reload(settings(tmp_path))
-        assert await running.delivery.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
+async def test_sink_manager_reload_returns_whether_sinks_changed(tmp_path: Path) -> None:
+    async with running_manager(settings(tmp_path)) as running:
+        assert not await running.manager.reload(settings(tmp_path))
+        assert await running.manager.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
 
 
-async def test_an_interval_of_heartbeats_that_is_switched_off_is_not_none_at_all(tmp_path: Path) -> None:
-    async with delivering(settings(tmp_path, heartbeats=True)) as running:
-        await running.delivery.reload(settings(tmp_path, {"interval": "5m"}, heartbeats=True))
-        await running.delivery.reload(settings(tmp_path, {"interval": "off"}, heartbeats=True))
-        assert running.heart.interval == 300
+async def test_heartbeat_interval_is_kept_when_switched_off(tmp_path: Path) -> None:
+    async with running_manager(settings(tmp_path, heartbeats=True)) as running:
+        await running.manager.reload(settings(tmp_path, {"interval": "5m"}, heartbeats=True))
+        await running.manager.reload(settings(tmp_path, {"interval": "off"}, heartbeats=True))
+        assert running.heartbeat_factory.interval == 300
 
 
-async def test_heartbeats_begin_and_end_with_their_setting(tmp_path: Path) -> None:
+async def test_heartbeats_start_and_stop_with_setting(tmp_path: Path) -> None:
     path = tmp_path / "first.jsonl"
-    async with delivering(settings(tmp_path)) as running:
-        await running.outbox.append(running.recorder.starts(1))
-        await running.delivery.reload(settings(tmp_path, heartbeats=True))
-        running.heart.interval = 0.02  # no setting is that short
-        await running.outbox.append(running.recorder.starts(1))
+    async with running_manager(settings(tmp_path)) as running:
+        await running.outbox.append(running.recorder.started_records(1))
+        await running.manager.reload(settings(tmp_path, heartbeats=True))
+        running.heartbeat_factory.interval = 0.02  # no setting is that short
+        await running.outbox.append(running.recorder.started_records(1))
         await eventually_async(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
-        await running.delivery.reload(settings(tmp_path))
+        await running.manager.reload(settings(tmp_path))
         told = lines(path)
         await asyncio.sleep(0.05)
     assert lines(path) == told
     assert {each["type"] for each in lines(tmp_path / "second.jsonl")} == {"started"}
 
 
-async def test_what_is_not_drained_in_time_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    async with together() as tasks:
-        running = Running(tasks, settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl")))
-        await running.outbox.append(running.recorder.starts(3))
+async def test_shutdown_incomplete_is_logged_when_drain_times_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with task_group() as tasks:
+        running = RunningManager(tasks, settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl")))
+        await running.outbox.append(running.recorder.started_records(3))
         await eventually_async(lambda: running.outbox.depth("second") == 0)
-        await running.delivery.drain(0.01)
-        await running.delivery.close()
+        await running.manager.drain(0.01)
+        await running.manager.close()
     assert "shutdown_incomplete" in capsys.readouterr().out

@@ -26,17 +26,17 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(first: str) -> int:
+def page_faults(first: str) -> int:
     program = PROGRAM.format(first=first)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     return int(done.stdout)
 
 
-def test_freed_memory_is_kept() -> None:
-    by_default, kept = faults(""), faults("assert malloc.keep_freed()")
+def test_freed_memory_is_retained() -> None:
+    by_default, kept = page_faults(""), page_faults("assert malloc.keep_freed()")
     assert kept < by_default / 4, "or malloc keeps it by itself, and this is not needed any more"
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
-    assert malloc.keep_freed() is False
+    assert malloc.raise_trim_threshold() is False

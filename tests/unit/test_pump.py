@@ -11,25 +11,25 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from bridge.core.errors import FatalError, RefusedRecordError, TransientError
-from bridge.core.events import Proof, Record
+from bridge.core.errors import FatalError, RejectedRecordError, TransientError
+from bridge.core.events import Record, Watermark
 from bridge.outbox.memory import MemoryOutbox
-from bridge.pump import BATCH_BYTES, Heart, Pump
+from bridge.pump import BATCH_BYTES, HeartbeatFactory, Pump
 from tests.clocks import ManualClock
-from tests.contract.test_outbox import lost
+from tests.contract.test_outbox import loss_range
 from tests.eventually import eventually_async
-from tests.records import Recorder, sequences
+from tests.records import RecordFactory, sequences
 
-Behaviour = Callable[[Sequence[Record]], Awaitable[None]]
+Behavior = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 class FakeSink:
-    """Takes what it is handed, unless the next behaviour in line says otherwise."""
+    """Takes what it is handed, unless the next behavior in line says otherwise."""
 
-    def __init__(self, *behaviours: Behaviour) -> None:
-        self.behaviours = list(behaviours)
+    def __init__(self, *behaviors: Behavior) -> None:
+        self.behaviors = list(behaviors)
         self.attempts: list[list[Record]] = []
-        self.taken: list[Record] = []
+        self.published: list[Record] = []
         self.starts: list[Callable[[], Awaitable[None]]] = []
         self.closed = False
 
@@ -39,9 +39,9 @@ class FakeSink:
 
     async def publish(self, batch: Sequence[Record]) -> None:
         self.attempts.append(list(batch))
-        if self.behaviours:
-            await self.behaviours.pop(0)(batch)
-        self.taken += batch
+        if self.behaviors:
+            await self.behaviors.pop(0)(batch)
+        self.published += batch
 
     async def close(self) -> None:
         self.closed = True
@@ -51,7 +51,7 @@ async def fail(_: object = None) -> None:
     raise TransientError("the broker is away")
 
 
-async def give_up(_: object = None) -> None:
+async def fail_fatally(_: object = None) -> None:
     raise FatalError("the topic is compacted")
 
 
@@ -59,17 +59,17 @@ async def hang(_: object = None) -> None:
     await asyncio.Event().wait()
 
 
-async def hang_on(_: object = None) -> None:
+async def hang_uncancellable(_: object = None) -> None:
     """Hang, and do not let go when cancelled, not at once."""
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
     await asyncio.Event().wait()
 
 
-def refuse(*numbers: int) -> Behaviour:
+def reject(*numbers: int) -> Behavior:
     async def behave(batch: Sequence[Record]) -> None:
         positions = frozenset((each.epoch, each.sequence) for each in batch if each.sequence in numbers)
-        raise RefusedRecordError("the message is too large", positions)
+        raise RejectedRecordError("the message is too large", positions)
 
     return behave
 
@@ -85,16 +85,16 @@ def outbox(clock: ManualClock) -> MemoryOutbox:
 
 
 @contextlib.asynccontextmanager
-async def pumping(
+async def running_pump(
     sink: FakeSink,
     outbox: MemoryOutbox,
     clock: ManualClock,
     *,
     name: str = "s",
-    patience: float | None = 60,
-    heart: Heart | None = None,
+    attempt_timeout: float | None = 60,
+    heartbeat_factory: HeartbeatFactory | None = None,
 ) -> AsyncIterator[asyncio.Task[None]]:
-    pump = Pump(name, sink, outbox, clock, patience=patience, heart=heart)
+    pump = Pump(name, sink, outbox, clock, attempt_timeout=attempt_timeout, heartbeat_factory=heartbeat_factory)
     task = asyncio.create_task(pump.run())
     try:
         yield task
@@ -106,23 +106,21 @@ async def pumping(
 
 def passing(clock: ManualClock) -> Callable[[], None]:
     """Have time pass whenever something sleeps."""
-    return lambda: clock.pass_time(60) if clock.asleep else None
+    return lambda: clock.advance(60) if clock.sleeper_count else None
 
 
-async def test_records_are_forgotten_when_the_sink_has_acknowledged_them(
-    outbox: MemoryOutbox, clock: ManualClock
-) -> None:
+async def test_pump_removes_records_when_sink_acknowledges(outbox: MemoryOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
-    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
-    async with pumping(sink, outbox, clock):
-        await outbox.append(recorder.starts(3))
+    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
+    async with running_pump(sink, outbox, clock):
+        await outbox.append(recorder.started_records(3))
         await eventually_async(lambda: sink.attempts)
         assert outbox.depth("s") == 3
         acknowledge.set()
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await outbox.append(recorder.starts(2))
+        await outbox.append(recorder.started_records(2))
         await eventually_async(lambda: outbox.depth("s") == 0)
-    assert sequences(sink.taken) == [1, 2, 3, 4, 5]
+    assert sequences(sink.published) == [1, 2, 3, 4, 5]
     assert sink.closed
 
 
@@ -130,11 +128,11 @@ async def _wait(event: asyncio.Event) -> None:
     await event.wait()
 
 
-async def test_a_failure_is_tried_again_for_ever_with_growing_pauses(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_failed_publish_with_growing_delays(outbox: MemoryOutbox, clock: ManualClock) -> None:
     sink = FakeSink(*[fail] * 30)
     with capture_logs() as logs:
-        async with pumping(sink, outbox, clock):
-            await outbox.append(Recorder().starts(3))
+        async with running_pump(sink, outbox, clock):
+            await outbox.append(RecordFactory().started_records(3))
             await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
     assert len(sink.attempts) == 31
     assert all(attempt == sink.attempts[0] for attempt in sink.attempts), "the same bytes each time"
@@ -146,25 +144,27 @@ async def test_a_failure_is_tried_again_for_ever_with_growing_pauses(outbox: Mem
     assert len(events) < 40
 
 
-async def test_a_sink_that_comes_and_goes_is_told_in_pairs_and_seldom(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_logs_failure_and_recovery_in_pairs_when_sink_flaps(
+    outbox: MemoryOutbox, clock: ManualClock
+) -> None:
     async def work(_: object) -> None:
         pass
 
     sink = FakeSink(*[fail, work] * 20)
     with capture_logs() as logs:
-        async with pumping(sink, outbox, clock):
-            recorder = Recorder()
+        async with running_pump(sink, outbox, clock):
+            recorder = RecordFactory()
             for _ in range(20):
-                await outbox.append(recorder.starts(1))
+                await outbox.append(recorder.started_records(1))
                 while outbox.depth("s"):
                     await asyncio.sleep(0)
-                    clock.pass_time(0.01)
+                    clock.advance(0.01)
     events = [each["event"] for each in logs]
     assert events == ["sink_publish_failed", "sink_recovered"] * (len(events) // 2)
     assert len(events) < 10
 
 
-async def test_what_a_sink_logs_names_it(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_binds_sink_id_to_log_context(outbox: MemoryOutbox, clock: ManualClock) -> None:
     told: list[object] = []
 
     async def look() -> None:
@@ -172,147 +172,145 @@ async def test_what_a_sink_logs_names_it(outbox: MemoryOutbox, clock: ManualCloc
 
     sink = FakeSink()
     sink.starts = [look]
-    async with pumping(sink, outbox, clock):
+    async with running_pump(sink, outbox, clock):
         await eventually_async(lambda: told, meanwhile=passing(clock))
     assert told == ["s"]
 
 
-async def test_a_sink_that_cannot_be_started_is_tried_again(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_when_sink_fails_to_start(outbox: MemoryOutbox, clock: ManualClock) -> None:
     sink = FakeSink()
     sink.starts = [fail, fail]
-    async with pumping(sink, outbox, clock):
-        await outbox.append(Recorder().starts(3))
-        await eventually_async(lambda: sink.taken, meanwhile=passing(clock))
+    async with running_pump(sink, outbox, clock):
+        await outbox.append(RecordFactory().started_records(3))
+        await eventually_async(lambda: sink.published, meanwhile=passing(clock))
 
 
-@pytest.mark.parametrize("hanging", [hang, hang_on])
-async def test_an_attempt_that_hangs_is_given_up_and_made_again(
-    outbox: MemoryOutbox, clock: ManualClock, hanging: Behaviour, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hanging", [hang, hang_uncancellable])
+async def test_pump_cancels_and_retries_attempt_when_sink_hangs(
+    outbox: MemoryOutbox, clock: ManualClock, hanging: Behavior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.tasks.GRACE_SECONDS", 0.01)
     sink = FakeSink(hanging)
     with capture_logs() as logs:
-        async with pumping(sink, outbox, clock, patience=0.01):
-            await outbox.append(Recorder().starts(3))
-            while not sink.taken:
+        async with running_pump(sink, outbox, clock, attempt_timeout=0.01):
+            await outbox.append(RecordFactory().started_records(3))
+            while not sink.published:
                 await asyncio.sleep(0.005)
-                clock.pass_time(60)
+                clock.advance(60)
     assert sink.attempts[0] == sink.attempts[1]
     assert "0.01 s" in logs[0]["error"]
 
 
-async def test_refused_records_are_set_aside_and_the_others_flow(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    sink = FakeSink(refuse(2), refuse(4))
-    async with pumping(sink, outbox, clock):
-        await outbox.append(Recorder().starts(5))
+async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink = FakeSink(reject(2), reject(4))
+    async with running_pump(sink, outbox, clock):
+        await outbox.append(RecordFactory().started_records(5))
         await eventually_async(lambda: outbox.depth("s") == 0)
         assert clock.slept == [], "no failure: nothing to wait for"
-    assert [record.type for record in sink.taken] == ["started", "lost", "started", "lost", "started"]
-    assert [lost(record)[1:] for record in sink.taken if record.type == "lost"] == [
+    assert [record.type for record in sink.published] == ["started", "lost", "started", "lost", "started"]
+    assert [loss_range(record)[1:] for record in sink.published if record.type == "lost"] == [
         (2, 2, "rejected"),
         (4, 4, "rejected"),
     ]
     assert outbox.depth("other") == 5
 
 
-async def test_a_refusal_of_what_stands_for_others_is_a_failure_like_any_other(
-    outbox: MemoryOutbox, clock: ManualClock
-) -> None:
-    sink = FakeSink(refuse(2), refuse(2), refuse(2))
-    async with pumping(sink, outbox, clock):
-        await outbox.append(Recorder().starts(3))
+async def test_pump_retries_when_loss_record_is_rejected(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink = FakeSink(reject(2), reject(2), reject(2))
+    async with running_pump(sink, outbox, clock):
+        await outbox.append(RecordFactory().started_records(3))
         await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
     assert len(clock.slept) == 2
-    assert [record.type for record in sink.taken] == ["started", "lost", "started"]
+    assert [record.type for record in sink.published] == ["started", "lost", "started"]
 
 
-async def test_a_fatal_error_ends_it(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    async with pumping(FakeSink(give_up), outbox, clock) as task:
-        await outbox.append(Recorder().starts(1))
+async def test_pump_stops_when_sink_fails_fatally(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    async with running_pump(FakeSink(fail_fatally), outbox, clock) as task:
+        await outbox.append(RecordFactory().started_records(1))
         await asyncio.wait([task])
         with pytest.raises(FatalError, match="compacted"):
             task.result()
 
 
-async def test_a_sink_that_is_dead_is_not_noticed_by_another(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_publishes_while_another_sink_hangs(outbox: MemoryOutbox, clock: ManualClock) -> None:
     dead, well = FakeSink(hang), FakeSink()
-    async with pumping(dead, outbox, clock), pumping(well, outbox, clock, name="other"):
-        recorder = Recorder()
+    async with running_pump(dead, outbox, clock), running_pump(well, outbox, clock, name="other"):
+        recorder = RecordFactory()
         for _ in range(20):
-            await outbox.append(recorder.starts(100))
+            await outbox.append(recorder.started_records(100))
             await eventually_async(lambda: outbox.depth("other") == 0)
-    assert sequences(well.taken) == list(range(1, 2001))
+    assert sequences(well.published) == list(range(1, 2001))
     assert outbox.depth("s") == 2000
 
 
-async def test_batches_are_bounded_by_count_and_by_bytes(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    sink, recorder = FakeSink(), Recorder()
-    await outbox.append(recorder.starts(1500))
-    await outbox.append(recorder.starts(10, size=300_000))
-    async with pumping(sink, outbox, clock):
+async def test_pump_limits_batches_by_count_and_bytes(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink, recorder = FakeSink(), RecordFactory()
+    await outbox.append(recorder.started_records(1500))
+    await outbox.append(recorder.started_records(10, size=300_000))
+    async with running_pump(sink, outbox, clock):
         await eventually_async(lambda: outbox.depth("s") == 0)
     assert max(map(len, sink.attempts)) == 1000
     assert max(sum(len(each.data) for each in attempt) for attempt in sink.attempts) <= BATCH_BYTES
-    assert sequences(sink.taken) == list(range(1, 1511))
+    assert sequences(sink.published) == list(range(1, 1511))
 
 
-async def test_drained_is_when_nothing_waits(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
     sink = FakeSink(lambda _: _wait(acknowledge))
     pump = Pump("s", sink, outbox, clock)
-    await outbox.append(Recorder().starts(3))
-    drained = asyncio.create_task(pump.drained())
+    await outbox.append(RecordFactory().started_records(3))
+    drained = asyncio.create_task(pump.wait_drained())
     running = asyncio.create_task(pump.run())
     await eventually_async(lambda: sink.attempts)
-    clock.pass_time(1)
+    clock.advance(1)
     await asyncio.sleep(0)
-    assert (pump.waiting, drained.done()) == (3, False)
+    assert (pump.backlog, drained.done()) == (3, False)
     acknowledge.set()
     await eventually_async(drained.done, meanwhile=passing(clock))
     running.cancel()
     await asyncio.wait([running])
 
 
-async def test_it_settles_when_what_is_on_its_way_is_acknowledged_and_sends_nothing_more(
+async def test_quiesce_waits_for_records_in_flight(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 60)
     acknowledge = asyncio.Event()
-    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
+    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
-    await outbox.append(recorder.starts(3))
+    await outbox.append(recorder.started_records(3))
     await eventually_async(lambda: sink.attempts)
-    settled = asyncio.create_task(pump.settle())
-    await outbox.append(recorder.starts(2))
+    settled = asyncio.create_task(pump.quiesce())
+    await outbox.append(recorder.started_records(2))
     await asyncio.sleep(0.01)
     assert not settled.done()
     acknowledge.set()
     await settled
     await asyncio.sleep(0.01)
-    assert (len(sink.attempts), pump.waiting) == (1, 2)
+    assert (len(sink.attempts), pump.backlog) == (1, 2)
     running.cancel()
     await asyncio.wait([running])
 
 
-@pytest.mark.parametrize("behaviour", [hang, fail])
-async def test_a_sink_that_does_not_acknowledge_is_waited_for_a_moment_at_the_most(
-    behaviour: Behaviour, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("behavior", [hang, fail])
+async def test_quiesce_returns_when_sink_does_not_acknowledge(
+    behavior: Behavior, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 0.01 if behaviour is hang else 60)
-    sink = FakeSink(behaviour, hang)
+    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 0.01 if behavior is hang else 60)
+    sink = FakeSink(behavior, hang)
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
-    await outbox.append(Recorder().starts(3))
-    await eventually_async(lambda: sink.attempts and (behaviour is hang or pump.state == "failing"))
+    await outbox.append(RecordFactory().started_records(3))
+    await eventually_async(lambda: sink.attempts and (behavior is hang or pump.state == "failing"))
     async with asyncio.timeout(10):
-        await pump.settle()
-    assert pump.waiting == 3
+        await pump.quiesce()
+    assert pump.backlog == 3
     running.cancel()
     await asyncio.wait([running])
 
 
-async def test_a_sink_whose_closing_hangs_is_given_up(
+async def test_pump_abandons_close_when_sink_hangs(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.CLOSE_SECONDS", 0.01)
@@ -323,14 +321,12 @@ async def test_a_sink_whose_closing_hangs_is_given_up(
     assert [each["event"] for each in logs] == ["sink_close_failed"]
 
 
-async def test_a_reader_that_is_gone_ends_it_though_there_is_nothing_to_publish(
-    outbox: MemoryOutbox, clock: ManualClock
-) -> None:
+async def test_pump_stops_when_reader_disconnects_while_idle(outbox: MemoryOutbox, clock: ManualClock) -> None:
     class Pipe(FakeSink):
-        async def reader_gone(self) -> None:
+        async def wait_disconnected(self) -> None:
             raise FatalError("its reader has gone")
 
-    async with pumping(Pipe(), outbox, clock) as task:
+    async with running_pump(Pipe(), outbox, clock) as task:
         await asyncio.wait([task])
         with pytest.raises(FatalError, match="reader has gone"):
             task.result()
@@ -338,29 +334,27 @@ async def test_a_reader_that_is_gone_ends_it_though_there_is_nothing_to_publish(
 
 # --- heartbeats ---
 
-PROOF = Proof(Recorder().ledger.epoch, 1_795_447_300_000_000_000)
+WATERMARK = Watermark(RecordFactory().encoder.epoch, 1_795_447_300_000_000_000)
 
 
-async def beats(clock: ManualClock, seconds: float = 60) -> None:
+async def pass_heartbeat_interval(clock: ManualClock, seconds: float = 60) -> None:
     """Let a heartbeat become due."""
-    await eventually_async(lambda: clock.asleep)
-    clock.pass_time(seconds)
+    await eventually_async(lambda: clock.sleeper_count)
+    clock.advance(seconds)
     for _ in range(20):
         await asyncio.sleep(0)
 
 
-async def test_a_heartbeat_carries_the_last_position_and_what_is_proven(
-    outbox: MemoryOutbox, clock: ManualClock
-) -> None:
+async def test_heartbeat_carries_last_position_and_watermark(outbox: MemoryOutbox, clock: ManualClock) -> None:
     sink = FakeSink()
-    async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
-        await outbox.append(Recorder().starts(3))
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
+        await outbox.append(RecordFactory().started_records(3))
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await beats(clock, 59)
-        assert len(sink.taken) == 3
-        await beats(clock, 1)
-        await beats(clock)
-    last, first, second = sink.taken[2:]
+        await pass_heartbeat_interval(clock, 59)
+        assert len(sink.published) == 3
+        await pass_heartbeat_interval(clock, 1)
+        await pass_heartbeat_interval(clock)
+    last, first, second = sink.published[2:]
     assert (first.type, first.epoch, first.sequence, first.host) == ("heartbeat", last.epoch, 3, last.host)
     assert first.time == "2026-11-23T15:21:40Z"
     assert (first.subject, first.namespace, first.project) == ("", "", "")
@@ -377,49 +371,51 @@ async def test_a_heartbeat_carries_the_last_position_and_what_is_proven(
     ]
 
 
-async def test_there_is_none_before_the_first_snapshot_has_arrived(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    sink, proofs = FakeSink(), [None, PROOF._replace(epoch=PROOF.epoch + 1)]
-    async with pumping(sink, outbox, clock, heart=Heart(lambda: proofs.pop(0), 60)):
-        await beats(clock)
+async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink, proofs = FakeSink(), [None, WATERMARK._replace(epoch=WATERMARK.epoch + 1)]
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: proofs.pop(0), 60)):
+        await pass_heartbeat_interval(clock)
         assert len(proofs) == 2, "nothing was published"
-        await outbox.append(Recorder().starts(1))
+        await outbox.append(RecordFactory().started_records(1))
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await beats(clock)
-        await beats(clock)
+        await pass_heartbeat_interval(clock)
+        await pass_heartbeat_interval(clock)
     assert proofs == []
-    assert [each.type for each in sink.taken] == ["started"], "neither while nothing is proven, nor in another epoch"
+    assert [each.type for each in sink.published] == ["started"], (
+        "neither while nothing is proven, nor in another epoch"
+    )
 
 
-async def test_there_is_none_while_something_waits(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_not_sent_while_records_are_queued(outbox: MemoryOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
-    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), Recorder()
-    async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
-        await outbox.append(recorder.starts(1))
+    sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
+        await outbox.append(recorder.started_records(1))
         await eventually_async(lambda: sink.attempts)
-        await beats(clock)
-        await outbox.append(recorder.starts(1))
+        await pass_heartbeat_interval(clock)
+        await outbox.append(recorder.started_records(1))
         acknowledge.set()
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await beats(clock, 0)
-    assert [(each.type, each.sequence) for each in sink.taken[:2]] == [("started", 1), ("started", 2)]
+        await pass_heartbeat_interval(clock, 0)
+    assert [(each.type, each.sequence) for each in sink.published[:2]] == [("started", 1), ("started", 2)]
 
 
-@pytest.mark.parametrize("failing", [fail, refuse(1)])
-async def test_a_heartbeat_that_fails_is_dropped_and_records_flow(
-    outbox: MemoryOutbox, clock: ManualClock, failing: Behaviour
+@pytest.mark.parametrize("failing", [fail, reject(1)])
+async def test_failed_heartbeat_dropped_and_records_published(
+    outbox: MemoryOutbox, clock: ManualClock, failing: Behavior
 ) -> None:
-    sink, recorder = FakeSink(), Recorder()
+    sink, recorder = FakeSink(), RecordFactory()
     with capture_logs() as logs:
-        async with pumping(sink, outbox, clock, heart=Heart(lambda: PROOF, 60)):
-            await outbox.append(recorder.starts(1))
+        async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
+            await outbox.append(recorder.started_records(1))
             await eventually_async(lambda: outbox.depth("s") == 0)
-            sink.behaviours.append(failing)
-            await beats(clock)
-            await outbox.append(recorder.starts(2))
+            sink.behaviors.append(failing)
+            await pass_heartbeat_interval(clock)
+            await outbox.append(recorder.started_records(2))
             await eventually_async(lambda: outbox.depth("s") == 0)
-            await beats(clock)
+            await pass_heartbeat_interval(clock)
     assert [each["event"] for each in logs] == ["heartbeat_failed"]
-    assert [(each.type, each.sequence) for each in sink.taken] == [
+    assert [(each.type, each.sequence) for each in sink.published] == [
         ("started", 1),
         ("started", 2),
         ("started", 3),
@@ -427,35 +423,35 @@ async def test_a_heartbeat_that_fails_is_dropped_and_records_flow(
     ]
 
 
-async def test_a_sink_that_takes_no_heartbeat_fails_though_nothing_waits_for_it(
-    outbox: MemoryOutbox, clock: ManualClock
-) -> None:
+async def test_pump_state_is_failing_when_heartbeat_fails(outbox: MemoryOutbox, clock: ManualClock) -> None:
     sink = FakeSink()
-    pump = Pump("s", sink, outbox, clock, heart=Heart(lambda: PROOF, 60))
+    pump = Pump("s", sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60))
     task = asyncio.create_task(pump.run())
-    await outbox.append(Recorder().starts(1))
+    await outbox.append(RecordFactory().started_records(1))
     await eventually_async(lambda: outbox.depth("s") == 0)
-    sink.behaviours.append(fail)
-    await beats(clock)
-    assert (pump.state, pump.failure) == ("failing", "the broker is away")
-    await beats(clock)
-    assert (pump.state, pump.failure) == ("ok", None)
+    sink.behaviors.append(fail)
+    await pass_heartbeat_interval(clock)
+    assert (pump.state, pump.last_error) == ("failing", "the broker is away")
+    await pass_heartbeat_interval(clock)
+    assert (pump.state, pump.last_error) == ("ok", None)
     task.cancel()
     await asyncio.wait([task])
 
 
-async def test_a_heartbeat_that_hangs_is_given_up_and_records_flow(
+async def test_hanging_heartbeat_abandoned_and_records_published(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.tasks.GRACE_SECONDS", 0.01)
-    sink, recorder = FakeSink(), Recorder()
-    async with pumping(sink, outbox, clock, patience=0.01, heart=Heart(lambda: PROOF, 60)):
-        await outbox.append(recorder.starts(1))
+    sink, recorder = FakeSink(), RecordFactory()
+    async with running_pump(
+        sink, outbox, clock, attempt_timeout=0.01, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)
+    ):
+        await outbox.append(recorder.started_records(1))
         await eventually_async(lambda: outbox.depth("s") == 0)
-        sink.behaviours.append(hang)
-        await beats(clock)
-        await outbox.append(recorder.starts(2))
+        sink.behaviors.append(hang)
+        await pass_heartbeat_interval(clock)
+        await outbox.append(recorder.started_records(2))
         async with asyncio.timeout(10):
             while outbox.depth("s"):  # noqa: ASYNC110 (the attempt is bounded by real time)
                 await asyncio.sleep(0.005)
-    assert sequences(sink.taken) == [1, 2, 3]
+    assert sequences(sink.published) == [1, 2, 3]

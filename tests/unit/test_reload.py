@@ -7,51 +7,51 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError
-from bridge.reload import Reload
+from bridge.reload import SettingsReloader
 from config.settings import Settings, load
 
 KAFKA = {"type": "kafka", "bootstrap_servers": "h:9092", "topic": "t"}
 AUTH = {"username": "bridge", "password": "hunter2"}
 
 
-class Bridge:
+class ReloadHarness:
     """What settings are applied to."""
 
     def __init__(self, **flags: Any) -> None:
         self.flags = flags
         self.applied: list[Settings] = []
-        self.reload = Reload(load(flags), self.load, self.apply)
-        self.refuses = False
+        self.reloader = SettingsReloader(load(flags), self.load, self.apply)
+        self.apply_fails = False
 
     def load(self) -> Settings:
         return load(self.flags)
 
     async def apply(self, settings: Settings) -> None:
-        if self.refuses:
+        if self.apply_fails:
             raise FatalError("its library is not installed")
         self.applied.append(settings)
 
-    async def now(self, **flags: Any) -> list[dict[str, Any]]:
+    async def reload(self, **flags: Any) -> list[dict[str, Any]]:
         """Reload, under these flags from now on; return the log lines."""
         self.flags = flags
         with capture_logs() as logs:
-            await self.reload.now()
+            await self.reloader.reload()
         return [{name: value for name, value in each.items() if name != "hint"} for each in logs]
 
 
-def line(level: str, event: str, **fields: object) -> dict[str, object]:
+def log_line(level: str, event: str, **fields: object) -> dict[str, object]:
     return {"log_level": level, "event": event, **fields}
 
 
-async def test_what_has_changed_is_applied_and_named_without_its_value() -> None:
-    bridge = Bridge(sinks={"main": KAFKA | {"auth": AUTH}})
+async def test_changed_settings_are_applied_and_logged_without_values() -> None:
+    bridge = ReloadHarness(sinks={"main": KAFKA | {"auth": AUTH}})
     changed = {
         "sinks": {"main": KAFKA | {"auth": AUTH | {"password": "swordfish"}}},
         "log": {"level": "debug"},
         "containers": {"names": {"exclude": "web"}, "additional_events": "oom"},
     }
-    assert await bridge.now(**changed) == [
-        line(
+    assert await bridge.reload(**changed) == [
+        log_line(
             "info",
             "settings_reloaded",
             changed=[
@@ -64,23 +64,23 @@ async def test_what_has_changed_is_applied_and_named_without_its_value() -> None
     ]
     (settings,) = bridge.applied
     assert settings.log.level == "debug"
-    assert await bridge.now(**changed) == [line("info", "settings_reloaded", changed=[])]
+    assert await bridge.reload(**changed) == [log_line("info", "settings_reloaded", changed=[])]
     assert bridge.applied == [settings] * 2  # files that they name may be others now
 
 
-async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
-    bridge = Bridge(host="a", sinks={"main": KAFKA, "stdout": "stdout:"})
+async def test_settings_needing_restart_are_logged_and_unchanged() -> None:
+    bridge = ReloadHarness(host="a", sinks={"main": KAFKA, "stdout": "stdout:"})
     changed = {
         "host": "b",
         "log": {"format": "json", "level": "debug"},
         "sinks": {"main": KAFKA | {"heartbeats": False}, "file": "file:/tmp/x"},
         "outbox": {"max_records": 1000},
     }
-    told = await bridge.now(**changed)
+    told = await bridge.reload(**changed)
     left = ["host", "sinks", "outbox.max_records", "log.format"]
     assert told == [
-        line("warning", "settings_restart_required", changed=told[0]["changed"]),
-        line("info", "settings_reloaded", changed=["sinks.main.heartbeats", "log.level"]),
+        log_line("warning", "settings_restart_required", changed=told[0]["changed"]),
+        log_line("info", "settings_reloaded", changed=["sinks.main.heartbeats", "log.level"]),
     ]
     assert sorted(told[0]["changed"]) == sorted(left)
     (settings,) = bridge.applied
@@ -89,30 +89,32 @@ async def test_what_needs_a_restart_is_named_and_stays_as_it_was() -> None:
 
 
 async def test_sink_of_another_type_under_same_id_is_replaced() -> None:
-    bridge = Bridge(sinks={"events": KAFKA})
-    told = await bridge.now(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
-    assert told == [line("info", "settings_reloaded", changed=["sinks.events.type"])]
+    bridge = ReloadHarness(sinks={"events": KAFKA})
+    told = await bridge.reload(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
+    assert told == [log_line("info", "settings_reloaded", changed=["sinks.events.type"])]
 
 
 async def test_reordered_sinks_change_nothing() -> None:
-    bridge = Bridge(sinks={"a": KAFKA, "b": "stdout:"})
-    assert await bridge.now(sinks={"b": "stdout:", "a": KAFKA}) == [line("info", "settings_reloaded", changed=[])]
+    bridge = ReloadHarness(sinks={"a": KAFKA, "b": "stdout:"})
+    assert await bridge.reload(sinks={"b": "stdout:", "a": KAFKA}) == [
+        log_line("info", "settings_reloaded", changed=[])
+    ]
 
 
-async def test_mistakes_change_nothing_and_each_is_told() -> None:
-    bridge = Bridge()
-    told = await bridge.now(host="", log={"level": "loud"})
+async def test_invalid_settings_are_logged_and_change_nothing() -> None:
+    bridge = ReloadHarness()
+    told = await bridge.reload(host="", log={"level": "loud"})
     assert [each["event"] for each in told] == ["settings_reload_failed"] * 2
     assert {str(each["error"]).rpartition(": ")[0] for each in told} == {"host", "--log-level: log.level"}
     assert bridge.applied == []
-    assert await bridge.now() == [line("info", "settings_reloaded", changed=[])]
+    assert await bridge.reload() == [log_line("info", "settings_reloaded", changed=[])]
 
 
-async def test_what_could_not_be_applied_is_tried_again() -> None:
-    bridge = Bridge(log={"level": "info"})
-    bridge.refuses = True
-    assert await bridge.now(log={"level": "debug"}) == [
-        line("error", "settings_reload_failed", error="its library is not installed")
+async def test_failed_settings_reload_can_be_repeated() -> None:
+    bridge = ReloadHarness(log={"level": "info"})
+    bridge.apply_fails = True
+    assert await bridge.reload(log={"level": "debug"}) == [
+        log_line("error", "settings_reload_failed", error="its library is not installed")
     ]
-    bridge.refuses = False
-    assert await bridge.now(log={"level": "debug"}) == [line("info", "settings_reloaded", changed=["log.level"])]
+    bridge.apply_fails = False
+    assert await bridge.reload(log={"level": "debug"}) == [log_line("info", "settings_reloaded", changed=["log.level"])]

@@ -9,7 +9,7 @@ from bridge.clock import SystemClock
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.model import Instant
 from bridge.core.time import SECOND, from_seconds
-from bridge.retry import Backoff, Failure, forever
+from bridge.retry import Backoff, Failure, retry_forever
 
 
 class FakeClock:
@@ -45,52 +45,52 @@ def failing(times: int, error: Exception | None = None) -> Callable[[], Awaitabl
     return attempt
 
 
-async def test_what_works_is_done_once_and_at_once() -> None:
+async def test_retry_returns_first_success_without_delay() -> None:
     clock = FakeClock()
-    assert await forever(failing(0), clock=clock) == "done"
+    assert await retry_forever(failing(0), clock=clock) == "done"
     assert clock.slept == []
 
 
-async def test_delays_double_up_to_the_most_and_stay_there_for_ever() -> None:
+async def test_retry_delays_double_up_to_maximum() -> None:
     clock = FakeClock(chance=0)
-    assert await forever(failing(2000), clock=clock, backoff=Backoff(first=0.2, most=2)) == "done"
+    assert await retry_forever(failing(2000), clock=clock, backoff=Backoff(initial=0.2, maximum=2)) == "done"
     assert clock.slept[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1])
     assert set(clock.slept[4:]) == {1}
     assert len(clock.slept) == 2000
 
 
 @pytest.mark.parametrize(("chance", "delay"), [(0, 1), (0.5, 1.5), (0.999, 1.999)])
-def test_delays_are_drawn_from_the_upper_half(chance: float, delay: float) -> None:
-    assert Backoff(first=2, most=2).delay(7, chance) == pytest.approx(delay, abs=0.001)
+def test_retry_delay_is_drawn_from_upper_half(chance: float, delay: float) -> None:
+    assert Backoff(initial=2, maximum=2).delay(7, chance) == pytest.approx(delay, abs=0.001)
 
 
 @pytest.mark.parametrize("error", [FatalError("forbidden"), ValueError("a bug")])
-async def test_other_errors_pass_through(error: Exception) -> None:
+async def test_retry_raises_other_errors_immediately(error: Exception) -> None:
     clock = FakeClock()
     with pytest.raises(type(error)) as caught:
-        await forever(failing(1, error), clock=clock)
+        await retry_forever(failing(1, error), clock=clock)
     assert caught.value is error
     assert clock.slept == []
 
 
-async def test_a_fatal_error_after_transient_ones_ends_it() -> None:
+async def test_retry_stops_at_fatal_error_after_transient_errors() -> None:
     errors = [TransientError("1"), TransientError("2"), FatalError("3")]
 
     async def attempt() -> None:
         raise errors.pop(0)
 
     with pytest.raises(FatalError, match="3"):
-        await forever(attempt, clock=FakeClock())
+        await retry_forever(attempt, clock=FakeClock())
 
 
-async def test_cancellation_passes_through_an_attempt() -> None:
+async def test_retry_attempt_is_cancelable() -> None:
     started = asyncio.Event()
 
     async def attempt() -> None:
         started.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(forever(attempt, clock=FakeClock()))
+    task = asyncio.create_task(retry_forever(attempt, clock=FakeClock()))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -98,7 +98,7 @@ async def test_cancellation_passes_through_an_attempt() -> None:
     assert task.cancelled()
 
 
-async def test_cancellation_passes_through_a_delay() -> None:
+async def test_retry_delay_is_cancelable() -> None:
     asleep = asyncio.Event()
 
     class SleepsForEver(FakeClock):
@@ -106,27 +106,27 @@ async def test_cancellation_passes_through_a_delay() -> None:
             asleep.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(forever(failing(9), clock=SleepsForEver()))
+    task = asyncio.create_task(retry_forever(failing(9), clock=SleepsForEver()))
     await asleep.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
-async def test_each_failure_is_told_before_its_delay() -> None:
+async def test_retry_reports_each_failure_before_delay() -> None:
     clock = FakeClock(chance=0)
     told: list[tuple[Failure, int]] = []
     error = TransientError("away")
-    await forever(
+    await retry_forever(
         failing(2, error),
         clock=clock,
-        backoff=Backoff(first=2, most=8),
+        backoff=Backoff(initial=2, maximum=8),
         before_sleep=lambda failure: told.append((failure, len(clock.slept))),
     )
     assert told == [(Failure(error, 1, 1.0), 0), (Failure(error, 2, 2.0), 1)]
 
 
-async def test_after_an_attempt_that_had_worked_for_long_the_delays_begin_anew() -> None:
+async def test_retry_delays_reset_after_long_successful_attempt() -> None:
     clock = FakeClock(chance=0)
     lasted = [0, 0, 59, 60, 0]
 
@@ -137,23 +137,23 @@ async def test_after_an_attempt_that_had_worked_for_long_the_delays_begin_anew()
         raise TransientError("broken")
 
     told: list[int] = []
-    await forever(
+    await retry_forever(
         session,
         clock=clock,
-        backoff=Backoff(first=2, most=100, steady=60),
-        before_sleep=lambda failure: told.append(failure.in_a_row),
+        backoff=Backoff(initial=2, maximum=100, reset_after=60),
+        before_sleep=lambda failure: told.append(failure.consecutive),
     )
     assert told == [1, 2, 3, 1, 2]
     assert clock.slept == [1, 2, 4, 1, 2]
 
 
-async def test_an_attempt_that_is_a_plain_function_returning_an_awaitable_is_awaited() -> None:
+async def test_retry_accepts_function_returning_awaitable() -> None:
     answer = asyncio.get_running_loop().create_future()
     answer.set_result("done")
-    assert await forever(lambda: answer, clock=FakeClock()) == "done"
+    assert await retry_forever(lambda: answer, clock=FakeClock()) == "done"
 
 
-async def test_the_system_clock_goes_forward_and_sleeps() -> None:
+async def test_system_clock_is_monotonic_and_sleeps() -> None:
     clock = SystemClock()
     before = clock.now()
     await clock.sleep(0)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from bridge.core.errors import FatalError, TransientError
-from bridge.tasks import together
+from bridge.tasks import task_group
 
 
 async def fail(error: Exception) -> None:
@@ -20,9 +20,9 @@ async def fail(error: Exception) -> None:
         ([TransientError("t")], TransientError),
     ],
 )
-async def test_the_error_that_matters_most_is_raised(errors: list[Exception], expected: type[Exception]) -> None:
+async def test_task_group_raises_most_important_error(errors: list[Exception], expected: type[Exception]) -> None:
     async def all_fail() -> None:
-        async with together() as tasks:
+        async with task_group() as tasks:
             for error in errors:
                 tasks.create_task(fail(error))
 
@@ -30,22 +30,22 @@ async def test_the_error_that_matters_most_is_raised(errors: list[Exception], ex
         await all_fail()
 
 
-async def test_groups_in_groups_are_looked_through() -> None:
+async def test_task_group_unwraps_nested_groups() -> None:
     async def nested() -> None:
         async with asyncio.TaskGroup() as inner:
             inner.create_task(fail(FatalError("deep")))
 
     async def outer() -> None:
-        async with together() as tasks:
+        async with task_group() as tasks:
             tasks.create_task(nested())
 
     with pytest.raises(FatalError, match="deep"):
         await outer()
 
 
-async def test_cancellation_passes_through() -> None:
+async def test_task_group_is_cancelable() -> None:
     async def run() -> None:
-        async with together() as tasks:
+        async with task_group() as tasks:
             tasks.create_task(asyncio.sleep(60))
 
     task = asyncio.create_task(run())

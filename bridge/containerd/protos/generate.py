@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-FOLDER = HERE.relative_to(ROOT)
+DIRECTORY = HERE.relative_to(ROOT)
 SHARED_POOL = "_descriptor_pool.Default()"
 OWN_POOL = "_protos.POOL"
 OWN_IMPORT = "from bridge.containerd import protos as _protos\n"
@@ -23,7 +23,7 @@ IMPORTS_END = "# @@protoc_insertion_point(imports)\n"
 def protos() -> list[str]:
     """Return the .proto files, relative to the repository's root, which makes their names unique in a descriptor pool.
     """
-    return sorted(str(FOLDER / path.name) for path in HERE.glob("*.proto"))
+    return sorted(str(DIRECTORY / path.name) for path in HERE.glob("*.proto"))
 
 
 def compile_into(root: Path) -> None:
@@ -35,7 +35,7 @@ def compile_into(root: Path) -> None:
     arguments = [f"-I{ROOT}", f"-I{wellknown}", f"--python_out={root}", f"--pyi_out={root}"]
     if protoc.main(["protoc", *arguments, *protos()]) != 0:
         raise SystemExit("protos: protoc failed")
-    for module in (root / FOLDER).glob("*_pb2.py"):
+    for module in (root / DIRECTORY).glob("*_pb2.py"):
         module.write_text(with_own_pool(module.read_text()))
 
 
@@ -46,16 +46,16 @@ def with_own_pool(source: str) -> str:
     return source.replace(SHARED_POOL, OWN_POOL).replace(IMPORTS_END, OWN_IMPORT + IMPORTS_END)
 
 
-def generated(folder: Path) -> dict[str, str]:
+def generated(directory: Path) -> dict[str, str]:
     """Return the text of each generated module in a directory, by name."""
-    return {path.name: path.read_text() for path in sorted([*folder.glob("*_pb2.py"), *folder.glob("*_pb2.pyi")])}
+    return {path.name: path.read_text() for path in sorted([*directory.glob("*_pb2.py"), *directory.glob("*_pb2.pyi")])}
 
 
 def differences(committed_in: Path = HERE) -> list[str]:
     """Return the names of modules that are missing, outdated or obsolete."""
     with tempfile.TemporaryDirectory() as directory:
         compile_into(Path(directory))
-        fresh, committed = generated(Path(directory) / FOLDER), generated(committed_in)
+        fresh, committed = generated(Path(directory) / DIRECTORY), generated(committed_in)
     return sorted(name for name in fresh.keys() | committed.keys() if fresh.get(name) != committed.get(name))
 
 

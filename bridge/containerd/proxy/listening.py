@@ -25,11 +25,11 @@ def bind(server: grpc.aio.Server, path: str, *, mode: int, group: int | None) ->
         FatalError: Another process listens there, the path is not a socket, or the socket cannot be created.
     """
     try:
-        _make_room(path)
+        _remove_stale_socket(path)
         with _umask(0o777 & ~mode):  # chmod would follow links
             server.add_insecure_port(target(path))
         if group is not None:
-            _give(path, group)
+            _set_group(path, group)
     except RuntimeError as error:
         raise FatalError(f"cannot listen at {path}: {error}") from error
     except OSError as error:
@@ -37,7 +37,7 @@ def bind(server: grpc.aio.Server, path: str, *, mode: int, group: int | None) ->
         raise FatalError(text) from error
 
 
-def _give(path: str, group: int) -> None:
+def _set_group(path: str, group: int) -> None:
     try:
         os.chown(path, -1, group, follow_symlinks=False)
     except PermissionError as error:
@@ -45,7 +45,7 @@ def _give(path: str, group: int) -> None:
         raise FatalError(text) from error
 
 
-def _make_room(path: str) -> None:
+def _remove_stale_socket(path: str) -> None:
     if not os.access(os.path.dirname(path), os.W_OK | os.X_OK):
         raise FatalError(f"cannot listen at {path}: its directory does not exist or is not writable")
     try:

@@ -9,22 +9,22 @@ from bridge.core.time import to_seconds
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import printable
 
-_SHOWN = 120  # characters of a method's name, which can be any text that a client sends
+_MAX_METHOD_LENGTH = 120  # characters of a method's name, which can be any text that a client sends
 _log = structlog.get_logger(__name__)
 
 
-class Refusals:
+class DeniedCalls:
     """Counts denied calls, and logs at most one line per method and minute."""
 
     def __init__(self, clock: Clock) -> None:
         self.count = 0
-        self._limiter = RateLimiter(clock)
+        self._rate_limiter = RateLimiter(clock)
 
     def add(self, method: str, status: str, reason: str) -> None:
         """Count and log a denied call."""
         self.count += 1
-        name = printable(method[:_SHOWN])
-        self._limiter.log(
+        name = printable(method[:_MAX_METHOD_LENGTH])
+        self._rate_limiter.log(
             _log.warning,
             (name, status),
             "call_denied",
@@ -35,22 +35,22 @@ class Refusals:
         )
 
 
-class Rate:
+class TokenBucket:
     """A rate limit: ``burst`` tokens at once, refilled with ``per_second``."""
 
     def __init__(self, clock: Clock, *, per_second: float, burst: int) -> None:
         self._clock = clock
         self._per_second = per_second
         self._burst = burst
-        self._left = float(burst)
-        self._at = clock.now().monotonic
+        self._tokens = float(burst)
+        self._refilled_at = clock.now().monotonic
 
-    def passes(self) -> bool:
+    def try_take(self) -> bool:
         """Take a token if there is one; return whether there was."""
         now = self._clock.now().monotonic
-        self._left = min(self._burst, self._left + to_seconds(now - self._at) * self._per_second)
-        self._at = now
-        if self._left < 1:
+        self._tokens = min(self._burst, self._tokens + to_seconds(now - self._refilled_at) * self._per_second)
+        self._refilled_at = now
+        if self._tokens < 1:
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True

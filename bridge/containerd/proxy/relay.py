@@ -23,24 +23,24 @@ from grpc import StatusCode
 from bridge.containerd import packing, rpc
 from bridge.containerd.endpoint import probe
 from bridge.containerd.proxy import rules
-from bridge.containerd.proxy.refusals import Rate, Refusals
-from bridge.containerd.proxy.rules import CallRefused, Rule
-from bridge.containerd.stream import RawStream
+from bridge.containerd.proxy.refusals import DeniedCalls, TokenBucket
+from bridge.containerd.proxy.rules import CallDenied, Policy
+from bridge.containerd.stream import RawEventStream
 from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
 from bridge.telemetry.text import one_line
 
-SUBSCRIPTIONS = 8  # at a time; the bridge has one, and briefly two
-SUBSCRIBER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
-LARGE_CALLS = 4  # at a time, others wait; each holds up to 16 MiB from containerd and its filtered copy
-WRITE_SECONDS = 30.0  # until a client that reads nothing is disconnected
-MARKS_PER_SECOND = 20.0
-MARKS_AT_ONCE = 100
+MAX_SUBSCRIPTIONS = 8  # at a time; the bridge has one, and briefly two
+SUBSCRIBER_BUFFER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
+MAX_LARGE_CALLS = 4  # at a time, others wait; each holds up to 16 MiB from containerd and its filtered copy
+WRITE_TIMEOUT_SECONDS = 30.0  # until a client that reads nothing is disconnected
+MARKERS_PER_SECOND = 20.0
+MARKER_BURST = 100
 _PROBE_SECONDS = 2.0
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _Result = TypeVar("_Result")
-_Behaviour: TypeAlias = Callable[[bytes, _Context], Awaitable[_Result]]
+_Behavior: TypeAlias = Callable[[bytes, _Context], Awaitable[_Result]]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
 
@@ -48,20 +48,20 @@ class Relay(grpc.GenericRpcHandler):
     """Handles every gRPC method; create, use and close it on one event loop."""
 
     def __init__(self, path: str, clock: Clock) -> None:
-        self.refusals = Refusals(clock)
+        self.denied_calls = DeniedCalls(clock)
         self._path = path
         self._channel = grpc.aio.insecure_channel(rpc.target(path), options=rpc.channel_options())
-        self._marks = Rate(clock, per_second=MARKS_PER_SECOND, burst=MARKS_AT_ONCE)
-        self._large = asyncio.Semaphore(LARGE_CALLS)
+        self._marker_bucket = TokenBucket(clock, per_second=MARKERS_PER_SECOND, burst=MARKER_BURST)
+        self._large_calls = asyncio.Semaphore(MAX_LARGE_CALLS)
         self._subscribers = 0
-        self._handlers = {rule.method.path: self._passing(rule) for rule in rules.RULES}
-        self._handlers[rpc.SUBSCRIBE.path] = self._streaming(rpc.SUBSCRIBE.path, self._subscribe)
-        self._handlers[rpc.PUBLISH.path] = self._unary(rpc.PUBLISH.path, self._publish)
+        self._handlers = {rule.method.path: self._policy_handler(rule) for rule in rules.POLICIES}
+        self._handlers[rpc.SUBSCRIBE.path] = self._streaming_handler(rpc.SUBSCRIBE.path, self._subscribe)
+        self._handlers[rpc.PUBLISH.path] = self._unary_handler(rpc.PUBLISH.path, self._publish_marker)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
         """Return the handler of a call; never None, which would mean that the method does not exist."""
         method = handler_call_details.method
-        return self._handlers.get(method) or self._refusing(method)
+        return self._handlers.get(method) or self._denying_handler(method)
 
     async def close(self) -> None:
         """Close the connection to containerd."""
@@ -69,35 +69,35 @@ class Relay(grpc.GenericRpcHandler):
 
     # --- all calls ---
 
-    def _passing(self, rule: Rule) -> _Handler:
-        if rule.large:
-            return self._streaming(rule.method.path, partial(self._list, rule))
-        return self._unary(rule.method.path, partial(self._ask, rule))
+    def _policy_handler(self, call_policy: Policy) -> _Handler:
+        if call_policy.large_response:
+            return self._streaming_handler(call_policy.method.path, partial(self._relay_stream, call_policy))
+        return self._unary_handler(call_policy.method.path, partial(self._relay_unary, call_policy))
 
-    def _unary(self, method: str, behaviour: _Behaviour[bytes]) -> _Handler:
+    def _unary_handler(self, method: str, behavior: _Behavior[bytes]) -> _Handler:
         async def handle(raw: bytes, context: _Context) -> bytes:
-            return await self._guarded(method, behaviour, raw, context)
+            return await self._run_guarded(method, behavior, raw, context)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def _streaming(self, method: str, behaviour: _Behaviour[None]) -> _Handler:
+    def _streaming_handler(self, method: str, behavior: _Behavior[None]) -> _Handler:
         async def handle(raw: bytes, context: _Context) -> None:
-            await self._guarded(method, behaviour, raw, context)
+            await self._run_guarded(method, behavior, raw, context)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    async def _guarded(self, method: str, behaviour: _Behaviour[_Result], raw: bytes, context: _Context) -> _Result:
+    async def _run_guarded(self, method: str, behavior: _Behavior[_Result], raw: bytes, context: _Context) -> _Result:
         """Relay a call; if it is denied or fails, abort it with the corresponding status."""
         try:
-            return await behaviour(raw, context)
-        except (CallRefused, TimeoutError) as error:
-            denied = error if isinstance(error, CallRefused) else _too_slow()
-            self.refusals.add(method, denied.code.name, str(denied))
+            return await behavior(raw, context)
+        except (CallDenied, TimeoutError) as error:
+            denied = error if isinstance(error, CallDenied) else _too_slow_error()
+            self.denied_calls.add(method, denied.code.name, str(denied))
             await context.abort(denied.code, str(denied))
         except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), self._told(error))
+            await context.abort(error.code(), self._error_details(error))
 
-    def _refusing(self, method: str) -> _Handler:
+    def _denying_handler(self, method: str) -> _Handler:
         """Deny a call without reading its requests, which could be none or an endless stream.
 
         The status is PERMISSION_DENIED: UNIMPLEMENTED would make clients treat containerd as an older version.
@@ -105,12 +105,12 @@ class Relay(grpc.GenericRpcHandler):
 
         async def deny(_: AsyncIterator[bytes], context: _Context) -> None:
             code = StatusCode.PERMISSION_DENIED
-            self.refusals.add(method, code.name, "the method is not allowed")
+            self.denied_calls.add(method, code.name, "the method is not allowed")
             await context.abort(code, "whalebridge's read-only proxy does not allow this call to containerd")
 
         return grpc.stream_stream_rpc_method_handler(deny)
 
-    def _told(self, error: grpc.aio.AioRpcError) -> str:
+    def _error_details(self, error: grpc.aio.AioRpcError) -> str:
         details = one_line(error.details() or "")
         if error.code() is StatusCode.UNAVAILABLE:
             return f"the proxy cannot connect to containerd at {self._path}: {details}"
@@ -118,54 +118,56 @@ class Relay(grpc.GenericRpcHandler):
 
     # --- requests ---
 
-    async def _ask(self, rule: Rule, raw: bytes, context: _Context) -> bytes:
-        request, namespace = rule.question(raw), rules.namespace(_metadata(context))
-        response = await self._call(rule.method.path, request, namespace, context)
-        return await self._with_pid(response) if rule.method is rpc.SERVER else rule.answer(response)
+    async def _relay_unary(self, call_policy: Policy, raw: bytes, context: _Context) -> bytes:
+        request, namespace = call_policy.rebuild_request(raw), rules.get_namespace(_metadata(context))
+        response = await self._call(call_policy.method.path, request, namespace, context)
+        return (
+            await self._add_pid(response) if call_policy.method is rpc.SERVER else call_policy.filter_response(response)
+        )
 
-    async def _list(self, rule: Rule, raw: bytes, context: _Context) -> None:
-        request, namespace = rule.question(raw), rules.namespace(_metadata(context))
-        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(rule.method.path)
-        async with self._large:
+    async def _relay_stream(self, call_policy: Policy, raw: bytes, context: _Context) -> None:
+        request, namespace = call_policy.rebuild_request(raw), rules.get_namespace(_metadata(context))
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(call_policy.method.path)
+        async with self._large_calls:
             responses = method(request, timeout=context.time_remaining(), metadata=_headers(namespace))
             try:
                 async for response in responses:
-                    await _write(context, rule.answer(response))
+                    await _write(context, call_policy.filter_response(response))
             finally:
                 responses.cancel()
 
-    async def _with_pid(self, raw: bytes) -> bytes:
+    async def _add_pid(self, raw: bytes) -> bytes:
         """Add containerd's process id, from the socket or from the response: the bridge's socket has the proxy's."""
-        server = rules.known(rpc.SERVER, raw)
+        server = rules.strip_unknown(rpc.SERVER, raw)
         peer_pid = 0
         with contextlib.suppress(BridgeError):
             peer_pid = (await probe(self._path, _PROBE_SECONDS)).pid
         server.proxied_pid = peer_pid or server.pid
         return bytes(server.SerializeToString())
 
-    async def _publish(self, raw: bytes, context: _Context) -> bytes:
-        marker = rules.mark(raw, rules.namespace(_metadata(context)))
-        if not self._marks.passes():
-            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKS_PER_SECOND:g} markers per second")
-        await self._call(rpc.PUBLISH.path, marker, rpc.MARK_NAMESPACE, context)
+    async def _publish_marker(self, raw: bytes, context: _Context) -> bytes:
+        marker = rules.rebuild_marker(raw, rules.get_namespace(_metadata(context)))
+        if not self._marker_bucket.try_take():
+            raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKERS_PER_SECOND:g} markers per second")
+        await self._call(rpc.PUBLISH.path, marker, rpc.MARKER_NAMESPACE, context)
         return b""
 
-    async def _call(self, method: str, question: bytes, namespace: str, context: _Context) -> bytes:
+    async def _call(self, method: str, request: bytes, namespace: str, context: _Context) -> bytes:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method)
-        return await call(question, timeout=context.time_remaining(), metadata=_headers(namespace))
+        return await call(request, timeout=context.time_remaining(), metadata=_headers(namespace))
 
     # --- events ---
 
     async def _subscribe(self, raw: bytes, context: _Context) -> None:
         rules.check_subscription(raw)
-        if self._subscribers >= SUBSCRIPTIONS:
-            raise CallRefused(StatusCode.RESOURCE_EXHAUSTED, f"{SUBSCRIPTIONS} subscriptions are already open")
+        if self._subscribers >= MAX_SUBSCRIPTIONS:
+            raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, f"{MAX_SUBSCRIPTIONS} subscriptions are already open")
         self._subscribers += 1
-        stream = RawStream(self._path, buffer_bytes=SUBSCRIBER_BYTES)
+        stream = RawEventStream(self._path, buffer_bytes=SUBSCRIBER_BUFFER_BYTES)
         try:
-            await _pass_events(stream, context)
+            await _relay_events(stream, context)
         except StreamOverflowError as error:
-            raise _too_slow() from error
+            raise _too_slow_error() from error
         except TransientError as error:
             await context.abort(StatusCode.UNAVAILABLE, one_line(str(error)))
         finally:
@@ -173,12 +175,12 @@ class Relay(grpc.GenericRpcHandler):
             self._subscribers -= 1
 
 
-async def _pass_events(stream: RawStream, context: _Context) -> None:
-    batched = packing.is_packed(_metadata(context))
+async def _relay_events(stream: RawEventStream, context: _Context) -> None:
+    batched = packing.supports_batches(_metadata(context))
     await context.send_initial_metadata((packing.HEADER,) if batched else ())
     while True:
         envelopes = await stream.raw_batch()
-        for message in packing.pack(envelopes) if batched else envelopes:
+        for message in packing.batch(envelopes) if batched else envelopes:
             await _write(context, message)
 
 
@@ -188,13 +190,13 @@ async def _write(context: _Context, message: bytes) -> None:
     Raises:
         TimeoutError: The client reads nothing.
     """
-    async with asyncio.timeout(WRITE_SECONDS):
+    async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
         await context.write(message)
 
 
-def _too_slow() -> CallRefused:
+def _too_slow_error() -> CallDenied:
     text = "the client is too slow; its unsent messages are dropped"
-    return CallRefused(StatusCode.RESOURCE_EXHAUSTED, text)
+    return CallDenied(StatusCode.RESOURCE_EXHAUSTED, text)
 
 
 def _metadata(context: _Context) -> Sequence[tuple[str, str | bytes]]:

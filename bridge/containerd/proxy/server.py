@@ -15,11 +15,11 @@ from bridge.containerd.proxy.listening import bind
 from bridge.containerd.proxy.relay import Relay
 from bridge.core.errors import FatalError
 
-CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
-CONNECTIONS = 64
-REQUEST_BYTES = 16 * 1024  # containerd's ids and the parts of our topics have at most 76 letters
-STOP_SECONDS = 1.0
-_IDENTITY_ONLY = 1  # no compression: a small request could expand to a large one
+MAX_CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
+MAX_CONNECTIONS = 64
+MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and the parts of our topics have at most 76 letters
+STOP_TIMEOUT_SECONDS = 1.0
+_NO_COMPRESSION = 1  # no compression: a small request could expand to a large one
 _log = structlog.get_logger(__name__)
 
 
@@ -29,7 +29,7 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
     Raises:
         FatalError: An address is invalid, or the proxy cannot listen at ``listen``.
     """
-    source, path = _two_sockets(containerd, listen)
+    source, path = _resolve_sockets(containerd, listen)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -40,13 +40,13 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
         await server.start()
         _log.info("proxy_started", containerd=source, listen=path)
         await stopping.wait()
-        _log.info("proxy_shutdown_started", denied_total=relay.refusals.count)
+        _log.info("proxy_shutdown_started", denied_total=relay.denied_calls.count)
     finally:
-        await server.stop(STOP_SECONDS)
+        await server.stop(STOP_TIMEOUT_SECONDS)
         await relay.close()
 
 
-def _two_sockets(containerd: str, listen: str) -> tuple[str, str]:
+def _resolve_sockets(containerd: str, listen: str) -> tuple[str, str]:
     source, path = socket_path(containerd), socket_path(listen)
     if os.path.realpath(source) == os.path.realpath(path):  # else the proxy would replace containerd's stale socket
         raise FatalError(f"{path} is containerd's socket; use another path for the proxy's")
@@ -56,12 +56,12 @@ def _two_sockets(containerd: str, listen: str) -> tuple[str, str]:
 def make_server(relay: Relay) -> grpc.aio.Server:
     """Return a server that does not listen yet."""
     options = [
-        ("grpc.max_receive_message_length", REQUEST_BYTES),
-        ("grpc.max_concurrent_streams", CALLS),
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_concurrent_streams", MAX_CALLS),
         # Otherwise gRPC cancels some of the calls that arrive at the same time, as the bridge's task waits do.
-        ("grpc.server.max_pending_requests", CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", CALLS),
-        ("grpc.max_allowed_incoming_connections", CONNECTIONS),
-        ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ONLY),
+        ("grpc.server.max_pending_requests", MAX_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_CALLS),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.compression_enabled_algorithms_bitset", _NO_COMPRESSION),
     ]
-    return grpc.aio.server(handlers=(relay,), options=options, maximum_concurrent_rpcs=CALLS)
+    return grpc.aio.server(handlers=(relay,), options=options, maximum_concurrent_rpcs=MAX_CALLS)

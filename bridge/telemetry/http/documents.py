@@ -8,79 +8,81 @@ from typing import Any
 
 import msgspec
 
-from bridge.core.encode import container, rfc3339
+from bridge.core.encode import build_container, rfc3339
 from bridge.core.lives import Transition
-from bridge.telemetry.counters import SnapshotNote
-from bridge.telemetry.status import Status, judge
+from bridge.telemetry.counters import SnapshotSummary
+from bridge.telemetry.status import Status, evaluate
 
-AT_ONCE = 200  # containers per chunk; encoding a chunk blocks the event loop for about 1 ms
+CONTAINERS_PER_CHUNK = 200  # containers per chunk; encoding a chunk blocks the event loop for about 1 ms
 
 
 def readiness(status: Status) -> dict[str, Any]:
     """Return the document of /readyz."""
-    verdict = judge(status)
+    verdict = evaluate(status)
     return {
         "ready": verdict.ready,
-        "degraded": bool(verdict.complaints),
-        "reasons": verdict.reasons + verdict.complaints,
-        "stream": {"synced": status.live, "watermark_age_seconds": _rounded(status.proof_age)},
-        "last_snapshot": _snapshot(status.tally.last[-1]) if status.tally.last else None,
-        "outbox": {"writable": status.trouble is None, "error": status.trouble},
+        "degraded": bool(verdict.degraded_reasons),
+        "reasons": verdict.reasons + verdict.degraded_reasons,
+        "stream": {"synced": status.synced, "watermark_age_seconds": _round(status.watermark_age)},
+        "last_snapshot": _snapshot_summary(status.counters.recent_snapshots[-1])
+        if status.counters.recent_snapshots
+        else None,
+        "outbox": {"writable": status.outbox_error is None, "error": status.outbox_error},
         "sinks": [
             {
                 "id": sink.name,
                 "state": sink.state,
-                "last_error": sink.failure,
+                "last_error": sink.last_error,
                 "backlog_records": sink.lag.records,
                 "backlog_bytes": sink.lag.size,
-                "oldest_record_age_seconds": _rounded(sink.lag.age),
+                "oldest_record_age_seconds": _round(sink.lag.oldest_age),
             }
             for sink in status.sinks
         ],
     }
 
 
-def portfolio(status: Status, rows: Sequence[Transition]) -> Iterator[bytes]:
+def containers_document(status: Status, containers: Sequence[Transition]) -> Iterator[bytes]:
     """Encode the running containers by project, in chunks."""
     head = {
         "host": status.host,
         "engine": status.engine,
-        "synced": status.live,
-        "containers": len(rows),
+        "synced": status.synced,
+        "containers": len(containers),
     }
     yield msgspec.json.encode(head)[:-1] + b',"projects":{'
     comma = b""
-    for project, members in sorted(by_project(rows).items()):
+    for project, members in sorted(group_by_project(containers).items()):
         yield comma + msgspec.json.encode(project) + b":["
         left, between = iter(members), b""
-        while some := list(islice(left, AT_ONCE)):
-            yield between + msgspec.json.encode([container(row) for row in some])[1:-1]
+        while some := list(islice(left, CONTAINERS_PER_CHUNK)):
+            yield between + msgspec.json.encode([build_container(row) for row in some])[1:-1]
             between = b","
         yield b"]"
         comma = b","
     yield b"}}"
 
 
-def by_project(rows: Sequence[Transition]) -> Mapping[str, list[Transition]]:
+def group_by_project(containers: Sequence[Transition]) -> Mapping[str, list[Transition]]:
     """Group containers by compose project, "" for none."""
     projects: dict[str, list[Transition]] = {}
-    for row in rows:
+    for row in containers:
         projects.setdefault(row.metadata.project if row.metadata else "", []).append(row)
     return projects
 
 
-def _snapshot(note: SnapshotNote) -> dict[str, Any]:
+def _snapshot_summary(summary: SnapshotSummary) -> dict[str, Any]:
     return {
-        "id": note.id,
-        "at": rfc3339(note.at),
-        "reason": note.gap.reason,
-        "since": rfc3339(note.gap.since),
-        "until": rfc3339(note.gap.until),
-        "containers": note.containers,
-        "failed": note.coverage.failed,
-        "partial": note.coverage.partial,
+        "id": summary.id,
+        "at": rfc3339(summary.at),
+        "reason": summary.gap.reason,
+        "since": rfc3339(summary.gap.since),
+        "until": rfc3339(summary.gap.until),
+        "containers": summary.containers,
+        "failed": summary.coverage.failed,
+        "partial": summary.coverage.partial,
     }
 
 
-def _rounded(seconds: float | None) -> float | None:
+def _round(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)

@@ -16,12 +16,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge import __version__
-from bridge.core.events import Reason, TransitionType
-from bridge.telemetry.counters import ANNOUNCING, BOUNDS
-from bridge.telemetry.status import Bridge, SinkStatus, Status, judge
+from bridge.core.events import SnapshotReason, TransitionType
+from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS
+from bridge.telemetry.status import Bridge, SinkStatus, Status, evaluate
 
 # Events that produced no record: the internal counter, and the value of the metric's label.
-_IGNORED = {
+_IGNORED_REASONS = {
     "exec_exit": "exec_exit",
     "duplicate": "duplicate",
     "late": "late",
@@ -36,57 +36,57 @@ _TYPES, _ORIGINS = get_args(TransitionType), ("live", "inferred")
 Series: TypeAlias = Iterable[tuple[Sequence[str], float]]  # values of labels, and the number
 
 
-class _OfSink(NamedTuple):
+class _SinkMetric(NamedTuple):
     """A metric of which each sink has one."""
 
     kind: type[GaugeMetricFamily | CounterMetricFamily]
     name: str
-    text: str
+    help_text: str
     value: Callable[[SinkStatus], float]
 
 
-_OF_SINKS = (
-    _OfSink(
+_SINK_METRICS = (
+    _SinkMetric(
         GaugeMetricFamily,
         "sink_up",
         "1 if the last attempt to reach the sink succeeded.",
         lambda sink: sink.state == "ok",
     ),
-    _OfSink(
+    _SinkMetric(
         GaugeMetricFamily,
         "outbox_backlog_records",
         "Records not yet acknowledged by the sink.",
         lambda sink: sink.lag.records,
     ),
-    _OfSink(
+    _SinkMetric(
         GaugeMetricFamily,
         "outbox_backlog_bytes",
         "Size of the records not yet acknowledged by the sink.",
         lambda sink: sink.lag.size,
     ),
-    _OfSink(
+    _SinkMetric(
         GaugeMetricFamily,
         "outbox_oldest_record_age_seconds",
         "Age of the oldest record not yet acknowledged by the sink.",
-        lambda sink: sink.lag.age,
+        lambda sink: sink.lag.oldest_age,
     ),
-    _OfSink(
+    _SinkMetric(
         CounterMetricFamily,
         "sink_dropped_records",
         "Records dropped because the backlog exceeded its limits.",
-        lambda sink: sink.lag.lost,
+        lambda sink: sink.lag.dropped,
     ),
-    _OfSink(
+    _SinkMetric(
         CounterMetricFamily, "sink_published_records", "Records acknowledged by the sink.", lambda sink: sink.published
     ),
-    _OfSink(
-        CounterMetricFamily, "sink_publish_failures", "Failed attempts to reach the sink.", lambda sink: sink.retries
+    _SinkMetric(
+        CounterMetricFamily, "sink_publish_failures", "Failed attempts to reach the sink.", lambda sink: sink.failures
     ),
-    _OfSink(
+    _SinkMetric(
         CounterMetricFamily,
         "sink_rejected_records",
         "Records rejected by the sink because of their content or size.",
-        lambda sink: sink.refused,
+        lambda sink: sink.rejected,
     ),
 )
 
@@ -111,81 +111,83 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         status = self._bridge.status()
-        yield from _about_itself(status)
-        yield from _told(status)
-        yield from _stream(status)
-        for each in _OF_SINKS:
-            yield _family(each.kind, each.name, each.text, [([s.name], each.value(s)) for s in status.sinks], "sink")
-        yield _latency(status.sinks)
+        yield from _bridge_metrics(status)
+        yield from _record_metrics(status)
+        yield from _stream_metrics(status)
+        for each in _SINK_METRICS:
+            yield _family(
+                each.kind, each.name, each.help_text, [([s.name], each.value(s)) for s in status.sinks], "sink"
+            )
+        yield _publish_duration(status.sinks)
 
 
-def _about_itself(status: Status) -> Iterator[Metric]:
+def _bridge_metrics(status: Status) -> Iterator[Metric]:
     program = [((__version__, platform.python_version()), 1)]
     yield _gauge("build_info", "Version of whalebridge and Python; always 1.", program, "version", "python")
     engine = [((status.engine.id, status.engine.version), 1)] if status.engine is not None else []
     yield _gauge("engine_info", "The connected containerd; always 1.", engine, "id", "version")
-    yield _gauge("ready", "1 if /readyz returns 200.", [((), judge(status).ready)])
+    yield _gauge("ready", "1 if /readyz returns 200.", [((), evaluate(status).ready)])
     tracked = [(["running"], status.running), (["paused"], status.paused)]
     yield _gauge("containers", "Running and paused containers that match the filters.", tracked, "state")
 
 
-def _told(status: Status) -> Iterator[Metric]:
-    tally = status.tally
+def _record_metrics(status: Status) -> Iterator[Metric]:
+    tally = status.counters
     events = {("present", "snapshot"): 0} | {(type_, origin): 0 for type_ in _TYPES for origin in _ORIGINS}
-    events |= {(str(type_), str(origin)): number for (type_, origin), number in tally.told.items()}
+    events |= {(str(type_), str(origin)): number for (type_, origin), number in tally.records.items()}
     yield _counter("records", "Container records.", events.items(), "type", "origin")
-    snapshots = [([reason], tally.snapshots[reason]) for reason in get_args(Reason)]
+    snapshots = [([reason], tally.snapshots[reason]) for reason in get_args(SnapshotReason)]
     yield _counter("snapshots", "Snapshots, by reason.", snapshots, "reason")
-    gaps = [([reason], tally.gaps[reason]) for reason in sorted(ANNOUNCING)]
+    gaps = [([reason], tally.gaps[reason]) for reason in sorted(GAP_REASONS)]
     yield _counter(
         "gaps",
         "Intervals in which events may have been missed, by the reason of the snapshot that reports them.",
         gaps,
         "reason",
     )
-    seconds = [([reason], tally.gap_seconds[reason]) for reason in sorted(ANNOUNCING)]
+    seconds = [([reason], tally.gap_seconds[reason]) for reason in sorted(GAP_REASONS)]
     yield _counter("gap_seconds", "Total length of these intervals, where known.", seconds, "reason")
 
 
-def _stream(status: Status) -> Iterator[Metric]:
-    ignored = [([name], status.ignored[counted]) for counted, name in _IGNORED.items()]
+def _stream_metrics(status: Status) -> Iterator[Metric]:
+    ignored = [([name], status.ignored_events[counted]) for counted, name in _IGNORED_REASONS.items()]
     yield _counter("ignored_events", "Events from containerd that produced no record, by reason.", ignored, "reason")
-    failed_queries = [((), status.ignored["query_failed"])]
+    failed_queries = [((), status.ignored_events["query_failed"])]
     yield _counter(
         "task_query_failures", "Task queries to containerd that failed or returned an unknown state.", failed_queries
     )
-    reconnects = [((), status.tally.reconnects)]
+    reconnects = [((), status.counters.reconnects)]
     yield _counter("reconnects", "Established connections to containerd that were lost.", reconnects)
-    age = [] if status.proof_age is None else [((), status.proof_age)]
+    age = [] if status.watermark_age is None else [((), status.watermark_age)]
     yield _gauge(
         "stream_watermark_age_seconds", "Age of the event stream's watermark: events up to it have been processed.", age
     )
-    yield _gauge("outbox_writable", "1 if the outbox can be written.", [((), status.trouble is None)])
-    yield _gauge("outbox_limit_bytes", "Maximum size of the backlog of one sink.", [((), status.max_bytes)])
+    yield _gauge("outbox_writable", "1 if the outbox can be written.", [((), status.outbox_error is None)])
+    yield _gauge("outbox_limit_bytes", "Maximum size of the backlog of one sink.", [((), status.outbox_max_bytes)])
 
 
-def _latency(sinks: Sequence[SinkStatus]) -> Metric:
+def _publish_duration(sinks: Sequence[SinkStatus]) -> Metric:
     text = "Time from sending a batch to its acknowledgment."
     family = HistogramMetricFamily("whalebridge_sink_publish_duration_seconds", text, labels=["sink"])
-    bounds = [*map(str, BOUNDS), "+Inf"]
+    bounds = [*map(str, BUCKET_BOUNDS), "+Inf"]
     for sink in sinks:
         counts = sink.latency.cumulative()
         family.add_metric([sink.name], list(zip(bounds, counts, strict=True)), sink.latency.total)
     return family
 
 
-def _gauge(name: str, text: str, series: Series, *labels: str) -> Metric:
-    return _family(GaugeMetricFamily, name, text, series, *labels)
+def _gauge(name: str, help_text: str, series: Series, *labels: str) -> Metric:
+    return _family(GaugeMetricFamily, name, help_text, series, *labels)
 
 
-def _counter(name: str, text: str, series: Series, *labels: str) -> Metric:
-    return _family(CounterMetricFamily, name, text, series, *labels)
+def _counter(name: str, help_text: str, series: Series, *labels: str) -> Metric:
+    return _family(CounterMetricFamily, name, help_text, series, *labels)
 
 
 def _family(
-    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, series: Series, *labels: str
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, help_text: str, series: Series, *labels: str
 ) -> Metric:
-    family = kind(f"whalebridge_{name}", text, labels=labels)
+    family = kind(f"whalebridge_{name}", help_text, labels=labels)
     for values, number in series:
         family.add_metric(values, number)
     return family

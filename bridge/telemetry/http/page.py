@@ -16,14 +16,14 @@ from bridge.core.encode import rfc3339
 from bridge.core.identity import display_id
 from bridge.core.lives import Transition
 from bridge.core.time import SECOND
-from bridge.telemetry.counters import SnapshotNote
-from bridge.telemetry.http.documents import by_project
-from bridge.telemetry.status import SinkStatus, Status, judge
+from bridge.telemetry.counters import SnapshotSummary
+from bridge.telemetry.http.documents import group_by_project
+from bridge.telemetry.status import SinkStatus, Status, evaluate
 from bridge.telemetry.text import printable
 
-MOST_CONTAINERS = 1000  # on the page; /containers has all
+MAX_CONTAINERS = 1000  # on the page; /containers has all
 REFRESH_SECONDS = 10
-_LONGEST = 200  # characters of a name; some may be made to fill the page
+_MAX_TEXT_LENGTH = 200  # characters of a name; some may be made to fill the page
 _MINUTE, _HOUR = 60, 3600
 _KIB = 1024
 _STYLE = """
@@ -54,47 +54,49 @@ dd { margin: 0; overflow-wrap: anywhere }
 ul { margin: 0; padding-left: 1.2rem } .quiet { color: var(--quiet) }
 .good { color: var(--good) } .soso { color: var(--soso) } .bad { color: var(--bad) } b { font-weight: 600 }
 """
-_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-POLICY = f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
-def render(status: Status, rows: Sequence[Transition], now: int) -> str:
+def render(status: Status, containers: Sequence[Transition], now: int) -> str:
     """Return the page; ``now`` is the wall clock's."""
-    return "".join(_page(status, rows, now))
+    return "".join(_page(status, containers, now))
 
 
-def _page(status: Status, rows: Sequence[Transition], now: int) -> Iterator[str]:
+def _page(status: Status, containers: Sequence[Transition], now: int) -> Iterator[str]:
     yield '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
     yield f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>whalebridge: {_text(status.host)}</title><style>{_STYLE}</style></head><body>"
     yield from _headline(status, now)
-    yield from _watched(status)
+    yield from _containerd(status)
     yield from _sinks(status.sinks)
-    yield from _containers(rows)
-    yield from _snapshots(status.tally.last)
+    yield from _containers(containers)
+    yield from _snapshots(status.counters.recent_snapshots)
     yield '<p class="quiet"><a href="containers">containers</a> · <a href="readyz">readyz</a> · '
     yield '<a href="metrics">metrics</a></p></body></html>'
 
 
 def _headline(status: Status, now: int) -> Iterator[str]:
-    verdict = judge(status)
+    verdict = evaluate(status)
     turn, word = ("bad", "not ready") if not verdict.ready else ("good", "ready")
-    if verdict.ready and verdict.complaints:
+    if verdict.ready and verdict.degraded_reasons:
         turn, word = "soso", "ready, but degraded"
     yield f'<header><h1>whalebridge</h1><span>{_text(status.host)}</span><b class="{turn}" id="status">{word}</b>'
     yield f'<span class="quiet">{_moment(now)}</span></header>'
-    if verdict.reasons or verdict.complaints:
+    if verdict.reasons or verdict.degraded_reasons:
         yield "<section><ul>"
         yield from (f'<li class="bad">{_text(reason)}</li>' for reason in verdict.reasons)
-        yield from (f'<li class="soso">{_text(complaint)}</li>' for complaint in verdict.complaints)
+        yield from (f'<li class="soso">{_text(complaint)}</li>' for complaint in verdict.degraded_reasons)
         yield "</ul></section>"
 
 
-def _watched(status: Status) -> Iterator[str]:
+def _containerd(status: Status) -> Iterator[str]:
     engine = status.engine
     named = "not connected" if engine is None else f"containerd {engine.version}"
-    proof = "never" if status.proof_age is None else f"{_seconds(status.proof_age)} ago"
+    proof = "never" if status.watermark_age is None else f"{_seconds(status.watermark_age)} ago"
     facts = [
         ("engine", _text(named)),
         ("socket", _code(engine.api) if engine else ""),
@@ -113,12 +115,12 @@ def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
     rows = [
         [
             _text(sink.name),
-            f'<b class="{_turn(sink.state)}">{sink.state}</b> {_text(sink.failure or "")}',
+            f'<b class="{_color_class(sink.state)}">{sink.state}</b> {_text(sink.last_error or "")}',
             str(sink.lag.records),
             _size(sink.lag.size),
-            _seconds(sink.lag.age) if sink.lag.records else "",
+            _seconds(sink.lag.oldest_age) if sink.lag.records else "",
             str(sink.published),
-            str(sink.lag.lost + sink.refused),
+            str(sink.lag.dropped + sink.rejected),
         ]
         for sink in sinks
     ]
@@ -127,10 +129,10 @@ def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
     yield "</section>"
 
 
-def _containers(rows: Sequence[Transition]) -> Iterator[str]:
-    yield f'<section><h2>Containers <span class="quiet">{len(rows)}</span></h2>'
-    left = MOST_CONTAINERS
-    for project, members in sorted(by_project(rows).items()):
+def _containers(containers: Sequence[Transition]) -> Iterator[str]:
+    yield f'<section><h2>Containers <span class="quiet">{len(containers)}</span></h2>'
+    left = MAX_CONTAINERS
+    for project, members in sorted(group_by_project(containers).items()):
         if not left:
             break
         shown = sorted(members, key=_name)[:left]
@@ -138,24 +140,31 @@ def _containers(rows: Sequence[Transition]) -> Iterator[str]:
         title = _text(project) if project else '<span class="quiet">no project</span>'
         yield f'<h3>{title} <span class="quiet">{len(members)}</span></h3>'
         yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container, shown), "fixed")
-    if len(rows) > MOST_CONTAINERS:
-        rest = len(rows) - MOST_CONTAINERS
+    if len(containers) > MAX_CONTAINERS:
+        rest = len(containers) - MAX_CONTAINERS
         yield f'<p class="quiet">{rest} more are not shown; <a href="containers">containers</a> has all.</p>'
     yield "</section>"
 
 
-def _container(row: Transition) -> list[str]:
-    metadata = row.metadata
-    state = '<span class="soso">paused</span>' if row.paused else "running"
+def _container(container: Transition) -> list[str]:
+    metadata = container.metadata
+    state = '<span class="soso">paused</span>' if container.paused else "running"
     image = service = ""
     if metadata is not None:
         image, service = metadata.image, metadata.service
         if metadata.pod is not None:
             service = f"{metadata.pod.namespace}/{metadata.pod.name}"
-    return [_text(_name(row)), _code(display_id(row.key)), state, _code(image), _text(service), str(row.pid)]
+    return [
+        _text(_name(container)),
+        _code(display_id(container.key)),
+        state,
+        _code(image),
+        _text(service),
+        str(container.pid),
+    ]
 
 
-def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
+def _snapshots(summaries: Sequence[SnapshotSummary]) -> Iterator[str]:
     rows = [
         [
             f'<span class="t">{_moment(note.at)}</span>',
@@ -168,7 +177,7 @@ def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
                 ", ".join([*(f"failed: {name}" for name in note.coverage.failed), *["partial"] * note.coverage.partial])
             ),
         ]
-        for note in reversed(notes)
+        for note in reversed(summaries)
     ]
     yield "<section><h2>Recent snapshots</h2>"
     yield '<p class="quiet">Events between since and until may have been missed; inferred counts the transitions that '
@@ -177,10 +186,10 @@ def _snapshots(notes: Sequence[SnapshotNote]) -> Iterator[str]:
     yield "</section>"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "") -> str:
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "") -> str:
     """Write a table of cells that are HTML; a head that ends with # is that of a column of numbers."""
-    kinds = [' class="n"' if head.endswith("#") else "" for head in heads]
-    titles = "".join(f"<th{kind}>{head.rstrip('#')}</th>" for head, kind in zip(heads, kinds, strict=True))
+    kinds = [' class="n"' if head.endswith("#") else "" for head in headers]
+    titles = "".join(f"<th{kind}>{head.rstrip('#')}</th>" for head, kind in zip(headers, kinds, strict=True))
     lines = [
         "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
         for row in rows
@@ -188,20 +197,20 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], class_: str = ""
     return f'<table class="{class_}"><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 
-def _name(row: Transition) -> str:
-    return row.metadata.name if row.metadata is not None else row.key.id
+def _name(container: Transition) -> str:
+    return container.metadata.name if container.metadata is not None else container.key.id
 
 
 def _text(text: str) -> str:
     """Escape foreign text, and shorten it where somebody has overdone it."""
-    return escape(printable(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"))
+    return escape(printable(text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…"))
 
 
 def _code(text: str) -> str:
     return f"<code>{_text(text)}</code>" if text else ""
 
 
-def _turn(state: str) -> str:
+def _color_class(state: str) -> str:
     return {"ok": "good", "failing": "bad"}.get(state, "soso")
 
 

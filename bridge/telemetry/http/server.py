@@ -21,7 +21,7 @@ from aiohttp import web
 from bridge.telemetry.http import documents, page
 from bridge.telemetry.http.connections import BoundedServer
 from bridge.telemetry.http.metrics import Metrics
-from bridge.telemetry.status import Bridge, judge
+from bridge.telemetry.status import Bridge, evaluate
 
 SNAPSHOT_SECONDS = 30.0
 _JSON = "application/json"
@@ -30,7 +30,7 @@ _SOCKET_MODE = 0o600
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d+)?")
 _log = structlog.get_logger(__name__)
 
-Answer: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Endpoint:
@@ -44,12 +44,12 @@ class Endpoint:
         self._bridge = bridge
         self._metrics = Metrics(bridge)
         self._servers: list[tuple[asyncio.Server, BoundedServer]] = []
-        self._routes: dict[str, tuple[str, Answer]] = {
+        self._routes: dict[str, tuple[str, Handler]] = {
             "/": ("GET", self._page),
             "/livez": ("GET", self._livez),
             "/readyz": ("GET", self._readyz),
-            "/metrics": ("GET", self._write_metrics),
-            "/containers": ("GET", self._portfolio),
+            "/metrics": ("GET", self._metrics_response),
+            "/containers": ("GET", self._containers),
         }
         self._local_routes = {**self._routes, "/snapshot": ("POST", self._snapshot)}
 
@@ -65,7 +65,7 @@ class Endpoint:
         self._servers.append((server, bounded))
         return [_address(each) for each in server.sockets]
 
-    async def listen_locally(self, path: Path) -> None:
+    async def listen_unix(self, path: Path) -> None:
         """Listen on a unix socket, which only its owner can connect to; one that is there is replaced.
 
         Raises:
@@ -92,7 +92,7 @@ class Endpoint:
         return response
 
     async def _respond(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
-        if not local and not _is_of_this_host(request):
+        if not local and not _has_allowed_host(request):
             return _text(421, "request this by IP address or as localhost")
         routes = self._local_routes if local else self._routes
         method, answer = routes.get(request.path, ("", None))
@@ -115,28 +115,28 @@ class Endpoint:
 
     async def _readyz(self, _: web.BaseRequest) -> web.Response:
         status = self._bridge.status()
-        return _json(documents.readiness(status), 200 if judge(status).ready else 503)
+        return _json(documents.readiness(status), 200 if evaluate(status).ready else 503)
 
-    async def _write_metrics(self, request: web.BaseRequest) -> web.Response:
+    async def _metrics_response(self, request: web.BaseRequest) -> web.Response:
         body, content_type = self._metrics.render(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _portfolio(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _containers(self, request: web.BaseRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": _JSON})
         _harden(response)
         await response.prepare(request)
-        for piece in documents.portfolio(self._bridge.status(), self._bridge.portfolio()):
+        for piece in documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
             await response.write(piece)
             await asyncio.sleep(0)  # the watch comes first
         await response.write_eof()
         return response
 
     async def _page(self, _: web.BaseRequest) -> web.Response:
-        text = page.render(self._bridge.status(), self._bridge.portfolio(), time.time_ns())
+        text = page.render(self._bridge.status(), self._bridge.running_containers(), time.time_ns())
         return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": page.POLICY})
 
     async def _snapshot(self, _: web.BaseRequest) -> web.Response:
-        if not self._bridge.status().live:
+        if not self._bridge.status().synced:
             return _json({"error": "containerd is not connected; see /readyz"}, 503)
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS):
@@ -163,7 +163,7 @@ def _json(document: Any, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(document) + b"\n", status=status, content_type=_JSON)
 
 
-def _is_of_this_host(request: web.BaseRequest) -> bool:
+def _has_allowed_host(request: web.BaseRequest) -> bool:
     """Whether a page of some other site, whose name leads here, is not behind a request (DNS rebinding).
 
     Whoever listens on more than this host has names that nobody here knows.
@@ -180,8 +180,8 @@ def _is_of_this_host(request: web.BaseRequest) -> bool:
     return found[1].lower() == "localhost"
 
 
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

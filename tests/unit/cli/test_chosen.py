@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from bridge.cli.chosen import Chosen
-from bridge.fleet.documents import Document, decode
-from tests.sample_records import frame, lost, record
+from bridge.cli.chosen import RecordFilter
+from bridge.fleet.documents import DecodedRecord, decode
+from tests.sample_records import control_record, loss_record, record
 
 WEB = decode(record(2, "exited", namespace="shop", id_="c1", name="web-1", project="web-shop").data)[0]
-FRAME = decode(frame(1, "snapshot_started").data)[0]
-LOST = decode(lost(record(5), 3).data)[0]
-HEARTBEAT = decode(frame(1, "heartbeat").data)[0]
+CONTROL_RECORD = decode(control_record(1, "snapshot_started").data)[0]
+LOST = decode(loss_record(record(5), 3).data)[0]
+HEARTBEAT = decode(control_record(1, "heartbeat").data)[0]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ HEARTBEAT = decode(frame(1, "heartbeat").data)[0]
     [
         {},
         {"namespaces": ["x", "sh*"]},
-        {"excluded": ["default"]},
+        {"excluded_namespaces": ["default"]},
         {"projects": ["web-*"]},
         {"containers": ["web-?"]},
         {"containers": ["c1"]},
@@ -31,15 +31,15 @@ HEARTBEAT = decode(frame(1, "heartbeat").data)[0]
         {"since": datetime.fromisoformat("2026-11-23T16:21:08+01:00")},
     ],
 )
-def test_what_fits_is_shown(filters: dict[str, Any]) -> None:
-    assert Chosen(**filters)(WEB)
+def test_record_filter_accepts_matching_record(filters: dict[str, Any]) -> None:
+    assert RecordFilter(**filters)(WEB)
 
 
 @pytest.mark.parametrize(
     "filters",
     [
         {"namespaces": ["shop-*"]},
-        {"excluded": ["sh*"]},
+        {"excluded_namespaces": ["sh*"]},
         {"projects": [""]},
         {"containers": ["web"]},
         {"hosts": ["node"]},
@@ -48,24 +48,22 @@ def test_what_fits_is_shown(filters: dict[str, Any]) -> None:
         {"since": datetime(2026, 11, 23, 15, 21, 9, tzinfo=UTC)},
     ],
 )
-def test_what_does_not_fit_is_not(filters: dict[str, Any]) -> None:
-    assert not Chosen(**filters)(WEB)
+def test_record_filter_rejects_other_record(filters: dict[str, Any]) -> None:
+    assert not RecordFilter(**filters)(WEB)
 
 
 @pytest.mark.parametrize(
     ("filters", "shown"),
     [
-        ({}, [FRAME, LOST]),
+        ({}, [CONTROL_RECORD, LOST]),
         ({"namespaces": ["shop"]}, [LOST]),
-        ({"excluded": ["shop"]}, [FRAME, LOST]),
+        ({"excluded_namespaces": ["shop"]}, [CONTROL_RECORD, LOST]),
         ({"projects": ["*"]}, [LOST]),
         ({"containers": ["*"]}, [LOST]),
-        ({"types": ["snapshot_*"]}, [FRAME]),
-        ({"types": ["*"]}, [FRAME, LOST, HEARTBEAT]),
+        ({"types": ["snapshot_*"]}, [CONTROL_RECORD]),
+        ({"types": ["*"]}, [CONTROL_RECORD, LOST, HEARTBEAT]),
         ({"hosts": ["other"]}, []),
     ],
 )
-def test_a_loss_is_not_filtered_with_containers_and_heartbeats_are_asked_for(
-    filters: dict[str, Any], shown: list[Document]
-) -> None:
-    assert [each for each in (FRAME, LOST, HEARTBEAT) if Chosen(**filters)(each)] == shown
+def test_record_filter_keeps_losses_and_hides_heartbeats(filters: dict[str, Any], shown: list[DecodedRecord]) -> None:
+    assert [each for each in (CONTROL_RECORD, LOST, HEARTBEAT) if RecordFilter(**filters)(each)] == shown

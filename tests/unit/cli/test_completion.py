@@ -54,7 +54,7 @@ class Bash:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_tab_completes_commands_and_options_in_bash(home: Path) -> None:
+def test_bash_completes_commands_and_options(home: Path) -> None:
     bash = Bash(home)
     try:
         bash.type_(f"PS1=; source {home}/script; echo sour''ced\n", "sourced")

@@ -15,8 +15,8 @@ import pytest
 
 from bridge.cli import execute
 from bridge.core import events
-from bridge.core.encode import Coverage, Gap, Ledger
-from bridge.core.events import Previous
+from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.events import SourcePosition
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine
 from config import reference, suggestions
@@ -24,14 +24,14 @@ from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
 from config.sources.env import variable
-from tests.documents import PAGES, ROOT, blocks, commands
+from tests.documents import PAGES, ROOT, code_blocks, page_commands
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 
 Documents = list[dict[str, Any]]
-Fold = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
+ProjectionFunction = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
 
 
 # --- the reference fold ---
@@ -40,64 +40,66 @@ SOURCE = ("node-1", "engine")
 
 
 @pytest.fixture
-def fold() -> Fold:
-    (code,) = blocks(EVENTS, "python")
+def fold() -> ProjectionFunction:
+    (code,) = code_blocks(EVENTS, "python")
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102 (it is ours)
     return names["fold"]  # type: ignore[no-any-return]
 
 
-class Story:
+class RecordHistory:
     """Records as the bridge writes them."""
 
-    def __init__(self, epoch: int = 1, engine: str = "engine", previous: Previous | None = None) -> None:
-        self._ledger = Ledger("node-1", Engine(engine, "2", "/c.sock", 1), epoch, previous=previous)
+    def __init__(self, epoch: int = 1, engine: str = "engine", previous: SourcePosition | None = None) -> None:
+        self._encoder = RecordEncoder("node-1", Engine(engine, "2", "/c.sock", 1), epoch, previous=previous)
 
-    def tell(self, type_: events.TransitionType, id_: str) -> Documents:
-        return self._decoded([self._ledger.transition(told(type_, id_))])
+    def publish(self, type_: events.TransitionType, id_: str) -> Documents:
+        return self._decoded([self._encoder.encode_transition(make_transition(type_, id_))])
 
-    def snapshot(self, *rows: str, missed: tuple[Transition, ...] = (), failed: tuple[str, ...] = ()) -> Documents:
-        coverage = Coverage(["default", "shop"], list(failed), False)
-        present = [told("present", id_) for id_ in rows]
-        return self._decoded(self._ledger.snapshot(Gap("start", None, 0), coverage, list(missed), present, 0))
+    def snapshot(self, *running: str, backfill: tuple[Transition, ...] = (), failed: tuple[str, ...] = ()) -> Documents:
+        coverage = SnapshotCoverage(["default", "shop"], list(failed), False)
+        present = [make_transition("present", id_) for id_ in running]
+        return self._decoded(self._encoder.encode_snapshot(Gap("start", None, 0), coverage, list(backfill), present, 0))
 
     @staticmethod
     def _decoded(records: list[events.Record]) -> Documents:
         return [json.loads(record.data) for record in records]
 
 
-def told(type_: events.TransitionType | events.RowType, id_: str) -> Transition:
+def make_transition(type_: events.TransitionType | events.SnapshotRecordType, id_: str) -> Transition:
     namespace, _, id_ = id_.rpartition("/")
     key = ContainerKey(namespace or "default", id_)
     return Transition(type_, "live", 0, key, None, None, 1, "boot-1", type_ == "paused")
 
 
-def test_the_fold_follows_transitions(fold: Fold) -> None:
-    story = Story()
-    records = story.snapshot("a", "b") + story.tell("started", "c") + story.tell("exited", "a")
-    records += story.tell("paused", "b")
+def test_documented_projection_follows_transitions(fold: ProjectionFunction) -> None:
+    story = RecordHistory()
+    records = story.snapshot("a", "b") + story.publish("started", "c") + story.publish("exited", "a")
+    records += story.publish("paused", "b")
     here = fold(records)[SOURCE]
     assert {id_: container["paused"] for id_, container in here.items()} == {"b": True, "c": False}
 
 
-def test_a_snapshot_ends_what_it_does_not_name_but_for_failed_namespaces(fold: Fold) -> None:
-    story = Story()
+def test_documented_projection_removes_unlisted_after_snapshot(fold: ProjectionFunction) -> None:
+    story = RecordHistory()
     records = story.snapshot("a", "b", "shop/c")
-    records += story.snapshot("b", missed=(told("started", "d"), told("exited", "d")), failed=("shop",))
+    records += story.snapshot(
+        "b", backfill=(make_transition("started", "d"), make_transition("exited", "d")), failed=("shop",)
+    )
     assert set(fold(records)[SOURCE]) == {"b", "shop/c"}
 
 
-def test_an_unfinished_snapshot_ends_nothing(fold: Fold) -> None:
-    first = Story(epoch=1)
+def test_documented_projection_ignores_incomplete_snapshot(fold: ProjectionFunction) -> None:
+    first = RecordHistory(epoch=1)
     records = first.snapshot("a", "b") + first.snapshot("b")[:-1]
     assert set(fold(records)[SOURCE]) == {"a", "b"}
-    records += Story(epoch=2).snapshot("a")
+    records += RecordHistory(epoch=2).snapshot("a")
     assert set(fold(records)[SOURCE]) == {"a"}
 
 
-def test_repetitions_change_nothing(fold: Fold) -> None:
-    story = Story()
-    records = story.snapshot("a") + story.tell("exited", "a") + story.tell("started", "b") + story.snapshot("b")
+def test_documented_projection_is_idempotent(fold: ProjectionFunction) -> None:
+    story = RecordHistory()
+    records = story.snapshot("a") + story.publish("exited", "a") + story.publish("started", "b") + story.snapshot("b")
     for start in range(len(records)):
         for end in range(start, len(records) + 1):
             assert fold(records[:end] + records[start:]) == fold(records)
@@ -105,27 +107,27 @@ def test_repetitions_change_nothing(fold: Fold) -> None:
         assert fold([*records, record]) == fold(records)
 
 
-def test_the_end_of_a_snapshot_whose_beginning_was_not_seen_ends_nothing(fold: Fold) -> None:
-    assert set(fold(Story().snapshot("a", "b")[2:])[SOURCE]) == {"b"}
+def test_documented_projection_ignores_end_of_unseen_snapshot(fold: ProjectionFunction) -> None:
+    assert set(fold(RecordHistory().snapshot("a", "b")[2:])[SOURCE]) == {"b"}
 
 
 @pytest.mark.parametrize("begin", range(6))
-def test_who_joins_in_the_middle_is_right_after_the_next_snapshot(begin: int, fold: Fold) -> None:
-    story = Story()
-    records = story.snapshot("a", "b") + story.tell("exited", "a") + story.tell("started", "c")
+def test_documented_projection_converges_for_late_joiner(begin: int, fold: ProjectionFunction) -> None:
+    story = RecordHistory()
+    records = story.snapshot("a", "b") + story.publish("exited", "a") + story.publish("started", "c")
     records += story.snapshot("b", "c")
     assert fold(records[begin:]) == fold(records)
 
 
-def test_sources_do_not_mix(fold: Fold) -> None:
-    records = Story(engine="one").snapshot("a") + Story(engine="two").snapshot("b")
+def test_documented_projection_keeps_sources_separate(fold: ProjectionFunction) -> None:
+    records = RecordHistory(engine="one").snapshot("a") + RecordHistory(engine="two").snapshot("b")
     assert {source[1]: set(here) for source, here in fold(records).items()} == {"one": {"a"}, "two": {"b"}}
 
 
-def test_unknown_types_change_nothing(fold: Fold) -> None:
-    story = Story()
+def test_documented_projection_ignores_unknown_types(fold: ProjectionFunction) -> None:
+    story = RecordHistory()
     records = story.snapshot("a")
-    (unknown,) = story.tell("started", "b")
+    (unknown,) = story.publish("started", "b")
     assert set(fold([*records, unknown | {"type": "created"}])[SOURCE]) == {"a"}
 
 
@@ -136,20 +138,20 @@ Gaps = Callable[[Iterable[dict[str, Any]]], Iterable[tuple[Any, ...]]]
 
 @pytest.fixture
 def gaps() -> Gaps:
-    (code,) = blocks(RELIABILITY, "python")
+    (code,) = code_blocks(RELIABILITY, "python")
     names: dict[str, Any] = {}
     exec(code, names)  # noqa: S102 (it is ours)
     return names["gaps"]  # type: ignore[no-any-return]
 
 
-PREVIOUS = Previous(1, 5)
+PREVIOUS = SourcePosition(1, 5)
 
 
-def epochs(previous: Previous | None = PREVIOUS) -> Documents:
+def epochs(previous: SourcePosition | None = PREVIOUS) -> Documents:
     """Return the records of two epochs, five each; the second one names ``previous``."""
-    first, second = Story(), Story(epoch=2, previous=previous)
-    records = first.snapshot("a", "b") + first.tell("exited", "a")
-    return records + second.snapshot("b") + second.tell("started", "c") + second.tell("exited", "c")
+    first, second = RecordHistory(), RecordHistory(epoch=2, previous=previous)
+    records = first.snapshot("a", "b") + first.publish("exited", "a")
+    return records + second.snapshot("b") + second.publish("started", "c") + second.publish("exited", "c")
 
 
 def lost(record: dict[str, Any], first: int) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def lost(record: dict[str, Any], first: int) -> dict[str, Any]:
     return record | {"type": "lost", "snapshot": None, "lost": loss}
 
 
-def test_gaps_finds_none_in_complete_records(gaps: Gaps) -> None:
+def test_documented_gap_check_finds_none_in_complete_records(gaps: Gaps) -> None:
     records = epochs()
     assert list(gaps(records)) == []
     assert list(gaps(records[2:])) == []
@@ -167,18 +169,18 @@ def test_gaps_finds_none_in_complete_records(gaps: Gaps) -> None:
 
 
 @pytest.mark.parametrize("missing", range(1, 9))
-def test_gaps_finds_each_missing_record(missing: int, gaps: Gaps) -> None:
+def test_documented_gap_check_finds_missing_records(missing: int, gaps: Gaps) -> None:
     records = epochs()
     before, after = (records[each] for each in (missing - 1, missing + 1))
     found = [(SOURCE, (before["epoch"], before["sequence"]), (after["epoch"], after["sequence"]), None)]
     assert list(gaps(records[:missing] + records[missing + 1 :])) == found
 
 
-def test_gaps_reports_a_new_epoch_that_does_not_name_the_one_before(gaps: Gaps) -> None:
+def test_documented_gap_check_reports_epoch_without_previous(gaps: Gaps) -> None:
     assert list(gaps(epochs(previous=None))) == [(SOURCE, (1, 5), (2, 1), None)]
 
 
-def test_gaps_reports_the_reason_of_lost_records(gaps: Gaps) -> None:
+def test_documented_gap_check_reports_reason_of_loss(gaps: Gaps) -> None:
     records = epochs()
     found = list(gaps([*records[:1], lost(records[3], first=2), *records[4:]]))
     assert found == [(SOURCE, (1, 1), (1, 4), "overflow")]
@@ -191,34 +193,36 @@ def test_gaps_reports_the_reason_of_lost_records(gaps: Gaps) -> None:
 # --- examples ---
 
 
-def test_examples_are_records() -> None:
-    examples = [example for page in PAGES for example in blocks(page.read_text(), "json")]
-    assert len(examples) > len(blocks(EVENTS, "json")) > 1
+def test_documented_examples_match_record_schema() -> None:
+    examples = [example for page in PAGES for example in code_blocks(page.read_text(), "json")]
+    assert len(examples) > len(code_blocks(EVENTS, "json")) > 1
     for example in examples:
         jsonschema.Draft202012Validator(events.json_schema()).validate(json.loads(example))
         record = msgspec.json.decode(example, type=events.EventRecord)
         assert json.loads(msgspec.json.encode(record)) == json.loads(example)
 
 
-def test_every_field_and_type_is_documented() -> None:
+def test_documentation_lists_every_field_and_type() -> None:
     names = {*events.EventRecord.__struct_fields__, *events.Container.__struct_fields__}
     names |= {*events.Snapshot.__struct_fields__, *events.Pod.__struct_fields__, *events.Exit.__struct_fields__}
-    names |= {*get_args(events.RecordType), *get_args(events.Reason), *get_args(events.LossReason)}
+    names |= {*get_args(events.RecordType), *get_args(events.SnapshotReason), *get_args(events.LossReason)}
     assert [name for name in sorted(names) if f"`{name}`" not in EVENTS and f'"{name}"' not in EVENTS] == []
 
 
 # --- commands ---
 
 
-def test_what_is_to_be_typed_is_in_blocks_that_tests_look_at() -> None:
+def test_documented_commands_are_in_console_blocks() -> None:
     """test_documented_commands.py types them."""
     for page in PAGES:
-        for block in blocks(page.read_text(), ""):
+        for block in code_blocks(page.read_text(), ""):
             assert not re.search(r"^(\$ |whalebridge |make |nats |kubectl |helm )", block, re.MULTILINE), page
 
 
-def test_documented_commands_and_their_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [command.text for page in PAGES for command in commands(page) if command.text.startswith("whalebridge ")]
+def test_documented_commands_and_flags_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        command.text for page in PAGES for command in page_commands(page) if command.text.startswith("whalebridge ")
+    ]
     documented = [shlex.split(line.partition("|")[0].partition(" > ")[0])[1:] for line in lines]
     assert ["run"] in documented
     for command in documented:
@@ -241,13 +245,13 @@ INSTALL = (ROOT / "docs" / "install.md").read_text()
 EXAMPLES = sorted((ROOT / "config" / "examples").glob("*.yaml"))
 
 
-def load_text(text: str, folder: Path) -> Settings:
-    path = folder / "config.yaml"
+def load_text(text: str, directory: Path) -> Settings:
+    path = directory / "config.yaml"
     path.write_text(text)
     return load(path=str(path))
 
 
-def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
+def test_configuration_reference_is_current(tmp_path: Path) -> None:
     page = tmp_path / "configuration.md"
     page.write_text(CONFIGURATION)
     assert reference.main(page, check=True) == 0
@@ -257,14 +261,14 @@ def test_the_reference_is_up_to_date(tmp_path: Path) -> None:
     assert page.read_text() == CONFIGURATION
 
 
-def test_the_reference_has_every_setting_with_its_variable_and_flag() -> None:
+def test_configuration_reference_lists_every_setting() -> None:
     for path in suggestions.all_paths(Settings):
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
             assert f"`{variable(path)}`" in CONFIGURATION
 
 
-def test_the_flags_that_messages_and_the_reference_name_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["run", "--help"]) == 0
     told = capsys.readouterr().out
     assert [flag for flag in FLAGS.values() if f"{flag} " not in told] == []
@@ -272,17 +276,17 @@ def test_the_flags_that_messages_and_the_reference_name_exist(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
-def test_configuration_in_documents_is_accepted(path: Path, tmp_path: Path) -> None:
-    for block in blocks(path.read_text(), "yaml"):
+def test_documented_configuration_is_valid(path: Path, tmp_path: Path) -> None:
+    for block in code_blocks(path.read_text(), "yaml"):
         load_text(block, tmp_path)
 
 
 def test_documented_variables_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     lines = [
-        line for text in (README, CONFIGURATION) for block in blocks(text, "console") for line in block.split("\n")
+        line for text in (README, CONFIGURATION) for block in code_blocks(text, "console") for line in block.split("\n")
     ]
-    lines += [f"$ export {line}" for line in blocks(INSTALL, "ini")[0].splitlines()]
+    lines += [f"$ export {line}" for line in code_blocks(INSTALL, "ini")[0].splitlines()]
     for line in lines:
         with monkeypatch.context() as environment:
             for assignment in shlex.split(line.removeprefix("$ export "), comments=True):
@@ -292,7 +296,7 @@ def test_documented_variables_are_settings(monkeypatch: pytest.MonkeyPatch, tmp_
             load_text(f"sinks: {{main: {sink}}}", tmp_path)
 
 
-def test_documented_mistakes_are_what_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_documented_validation_errors_are_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
         "#\nlog:\n  levl: debug\n\nsinks:\n  # needs a topic\n  main:\n    type: kafka\n    bootstrap_servers: [h]\n"
@@ -305,13 +309,13 @@ def test_documented_mistakes_are_what_is_told(monkeypatch: pytest.MonkeyPatch, t
     assert sorted(told) == sorted(f"whalebridge: {documented}".splitlines())
 
 
-def test_there_are_the_examples_that_are_asked_for() -> None:
+def test_documented_configuration_examples_exist() -> None:
     assert [path.stem for path in EXAMPLES] == ["both", "filters", "kafka", "nats", "stdout"]
     assert [path.name for path in EXAMPLES if f"config/examples/{path.name}" not in CONFIGURATION] == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_are_accepted_as_they_stand(path: Path) -> None:
+def test_configuration_examples_are_valid(path: Path) -> None:
     types = {
         "stdout": ["stdout"],
         "kafka": ["kafka"],
@@ -327,7 +331,7 @@ def test_examples_are_accepted_as_they_stand(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
-def test_links_lead_somewhere(path: Path) -> None:
+def test_documentation_links_exist(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
@@ -335,7 +339,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 # --- layout ---
 
 
-def test_architecture_lists_every_module() -> None:
+def test_architecture_page_lists_every_module() -> None:
     layout = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## Layout\n")[2].partition("\n## ")[0]
     packages = re.findall(r"^\| `([\w/]+/)` \| (.*) \|$", layout, re.MULTILINE)
     documented = {package + name for package, modules in packages for name in re.findall(r"`(\w+\.py)`", modules)}

@@ -7,7 +7,7 @@ import pytest
 
 from bridge.cli import examine
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.failures import RefusedError
+from bridge.containerd.failures import RpcError
 from bridge.core.errors import BridgeError, TransientError
 
 
@@ -30,10 +30,10 @@ class Client:
     [
         (True, []),
         (False, ["warning"]),
-        (RefusedError("unknown service", grpc.StatusCode.UNIMPLEMENTED), []),
+        (RpcError("unknown service", grpc.StatusCode.UNIMPLEMENTED), []),
         (TransientError("containerd did not answer within 5 s"), ["error"]),  # it hangs since
     ],
 )
-async def test_the_health_service(health: bool | BridgeError, verdicts: list[str]) -> None:
-    findings = await examine._health(cast("ContainerdClient", Client(health)))
-    assert [each.verdict for each in findings] == verdicts
+async def test_health_check_reports_error_or_warning(health: bool | BridgeError, verdicts: list[str]) -> None:
+    findings = await examine._check_health(cast("ContainerdClient", Client(health)))
+    assert [each.status for each in findings] == verdicts

@@ -21,7 +21,7 @@ import structlog
 
 import bridge
 from bridge.cli import execute
-from bridge.cli.places import SOCKETS
+from bridge.cli.places import WELL_KNOWN_SOCKETS
 from bridge.core.model import ContainerKey
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd
@@ -136,7 +136,9 @@ USAGE = {
         shell(f"whalebridge check --containerd {NO_SOCKET} >/dev/full", 1, "standard output", "No space left on"),
     ],
     "doctor": [
-        call(f"whalebridge doctor --containerd {NO_SOCKET}", 1, f"error     {NO_SOCKET}: ", *SOCKETS.values()),
+        call(
+            f"whalebridge doctor --containerd {NO_SOCKET}", 1, f"error     {NO_SOCKET}: ", *WELL_KNOWN_SOCKETS.values()
+        ),
         call("whalebridge doctor --containerd /etc/passwd", 1, "error     /etc/passwd: "),
         call("whalebridge doctor --containerd /etc", 1, "error     /etc: "),
         call("whalebridge doctor --containerd", 2, "'--containerd'"),
@@ -190,7 +192,9 @@ def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"COLUMNS": "80", "WHALEBRIDGE_HTTP__LISTEN": "", "WHALEBRIDGE_HOST": "node-1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir("/")
-    monkeypatch.setattr("bridge.cli.places.SOCKETS", {f"/nonexistent{path}": what for path, what in SOCKETS.items()})
+    monkeypatch.setattr(
+        "bridge.cli.places.SOCKETS", {f"/nonexistent{path}": what for path, what in WELL_KNOWN_SOCKETS.items()}
+    )
 
 
 def run_in_shell(line: str) -> tuple[int, str, str]:

@@ -22,7 +22,7 @@ COMMANDS = [
 
 
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_settings_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("WHALEBRIDGE_"):
             monkeypatch.delenv(name)
@@ -41,19 +41,19 @@ def whalebridge(*arguments: str, **options: object) -> subprocess.CompletedProce
 # --- what is fine ---
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_command_prints_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["version"]) == 0
     assert capsys.readouterr().out.split() == ["whalebridge", bridge.__version__]
 
 
-def test_the_schema_is_a_json_schema_that_knows_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_command_prints_valid_json_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["schema", "event"]) == 0
     schema = json.loads(capsys.readouterr().out)
     jsonschema.Draft202012Validator.check_schema(schema)
     assert {"type", "container", "sequence"} <= set(schema["$defs"]["EventRecord"]["required"])
 
 
-def test_help_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["--help"]) == 0
     told = capsys.readouterr()
     assert [name for name in COMMANDS if f"\n  {name} " not in told.out] == []
@@ -63,7 +63,7 @@ def test_help_tells_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "command", [*(each for each in COMMANDS if each not in ("schema", "version")), "schema event", "schema config"]
 )
-def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0
     told = capsys.readouterr().out
     assert "\n  Example" in told
@@ -71,7 +71,7 @@ def test_help_of_commands_has_examples(command: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["version"], *([command, "--help"] for command in COMMANDS)])
-def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
+def test_help_and_version_import_no_slow_modules(arguments: list[str]) -> None:
     code = (
         "import sys; from bridge.cli import execute; execute(sys.argv[1:]);"
         "slow = {'grpc', 'asyncio', 'structlog', 'rich', 'pydantic_settings', 'google.protobuf'} & set(sys.modules);"
@@ -84,7 +84,9 @@ def test_help_and_version_import_nothing_slow(arguments: list[str]) -> None:
 # --- wrong usage: one line for each mistake, and status 2 ---
 
 
-def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_errors_are_printed_one_per_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WHALEBRIDGE_CONTAINERS__KINDS", "perhaps")
     assert execute(["run", "--log-level", "loud", "--sink", "a:", "--sink", "b:"]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -109,14 +111,14 @@ def test_every_wrong_setting_is_a_line(capsys: pytest.CaptureFixture[str], monke
         (TransientError("x"), 3, 3),
     ],
 )
-def test_exit_status_of_errors(error: BridgeError, status: int, connecting: int) -> None:
-    assert CommandError.of(error).status == status
-    assert CommandError.to_connect(error).status == connecting
-    assert CommandError.of(error).lines == ("x",)
+def test_exit_status_depends_on_error_type(error: BridgeError, status: int, connecting: int) -> None:
+    assert CommandError.from_error(error).exit_status == status
+    assert CommandError.from_connect_error(error).exit_status == connecting
+    assert CommandError.from_error(error).lines == ("x",)
 
 
-@pytest.mark.parametrize("raised", [CommandError("a\x1b[2Jb\nc", "second", status=3), KeyboardInterrupt()])
-def test_what_a_command_raises_becomes_status_and_lines(
+@pytest.mark.parametrize("raised", [CommandError("a\x1b[2Jb\nc", "second", exit_status=3), KeyboardInterrupt()])
+def test_command_error_becomes_exit_status_and_lines(
     raised: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(_: str) -> None:
@@ -131,7 +133,7 @@ def test_what_a_command_raises_becomes_status_and_lines(
         assert (status, told) == (130, "")
 
 
-def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> None:
         raise ZeroDivisionError
 
@@ -140,14 +142,14 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
         execute(["version"])
 
 
-def test_nothing_is_said_where_standard_error_is_closed_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_error_ignores_closed_or_broken_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    cli.complain("to nobody")
+    cli.print_error("to nobody")
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        cli.complain("to nobody")
+        cli.print_error("to nobody")
         with pytest.raises(BrokenPipeError):
             stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
@@ -157,7 +159,7 @@ def test_nothing_is_said_where_standard_error_is_closed_or_broken(monkeypatch: p
 
 
 @pytest.mark.parametrize("command", ["version", "schema event", "--help"])
-def test_a_reader_that_has_gone_is_no_traceback(command: str) -> None:
+def test_closed_pipe_exits_1_without_traceback(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as stdout:
@@ -166,14 +168,14 @@ def test_a_reader_that_has_gone_is_no_traceback(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["version", "schema event"])
-def test_a_full_disk_is_one_line(command: str) -> None:
+def test_full_disk_prints_single_line(command: str) -> None:
     with open("/dev/full", "wb") as stdout:
         done = whalebridge(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
     assert done.returncode == 1
     assert re.fullmatch(r"whalebridge: standard output .*: No space left on device\n", done.stderr)
 
 
-def test_closed_descriptors_are_not_given_to_other_files() -> None:
+def test_closed_standard_descriptors_are_not_reused() -> None:
     code = (
         "import atexit, os, sys; from bridge import cli; sys.argv[1:] = ['version'];"
         "atexit.register(lambda: os._exit(os.open('/', os.O_RDONLY))); cli.main()"
@@ -182,7 +184,7 @@ def test_closed_descriptors_are_not_given_to_other_files() -> None:
     assert done.returncode == 3
 
 
-def test_text_that_the_locale_cannot_write_is_escaped() -> None:
+def test_error_text_is_escaped_when_locale_cannot_encode() -> None:
     done = whalebridge(
         "inspect",
         "größe\u202e",

@@ -19,7 +19,7 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "WHALEBRIDGE_HTTP_
 NO_SOCKET = "/nonexistent/c.sock"
 
 
-def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
+def run_command(command: str, **options: object) -> subprocess.CompletedProcess[str]:
     """Call it by a shell, in which `whalebridge` is the program."""
     line = command.replace("whalebridge", '"$@"')
     options = {"env": ENVIRONMENT, "capture_output": True} | options
@@ -28,22 +28,22 @@ def call(command: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("command", ["version", "doctor", "schema event", "run --help", "--show-completion"])
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
-def test_closed_descriptors_are_no_traceback(command: str, closed: str) -> None:
-    done = call(f"whalebridge {command} {closed}")
+def test_closed_descriptors_cause_no_traceback(command: str, closed: str) -> None:
+    done = run_command(f"whalebridge {command} {closed}")
     assert done.returncode in (0, 1)
     assert "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("command", ["doctor", "doctor --json", f"check --containerd {NO_SOCKET}", "--help"])
-def test_a_reader_that_has_seen_enough_is_nothing_to_speak_of(command: str) -> None:
+def test_closed_pipe_exits_1_without_output(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = call(f"whalebridge {command}", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    done = run_command(f"whalebridge {command}", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_without_permission(tmp_path: Path) -> None:
+def test_missing_permission_is_reported(tmp_path: Path) -> None:
     """As somebody else than root, where root runs the tests."""
     forbidden = tmp_path / "forbidden"
     forbidden.mkdir(0o700)
@@ -56,10 +56,10 @@ def test_without_permission(tmp_path: Path) -> None:
         (f"run --state-dir {forbidden}/state", 1),
         (f"run --sink file:{forbidden}/events", 1),
     ):
-        done = call(f"{as_nobody}whalebridge {command}")
+        done = run_command(f"{as_nobody}whalebridge {command}")
         assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
         assert str(forbidden) in done.stderr
-    done = call(f"{as_nobody}whalebridge doctor --containerd {forbidden}/c.sock")
+    done = run_command(f"{as_nobody}whalebridge doctor --containerd {forbidden}/c.sock")
     assert done.returncode == 1
     assert f"error     {forbidden}/c.sock: " in done.stdout
     assert "Permission denied" in done.stdout
@@ -68,7 +68,7 @@ def test_without_permission(tmp_path: Path) -> None:
 # --- signals before there is anybody to hear them ---
 
 
-def held(process: subprocess.Popen[bytes]) -> bool:
+def sigterm_blocked(process: subprocess.Popen[bytes]) -> bool:
     """Whether the process lets SIGTERM wait."""
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
         if line.startswith("SigBlk:"):
@@ -100,14 +100,14 @@ def started(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [*WHALEBRIDGE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        eventually(lambda: held(process), "the signals to be held")
+        eventually(lambda: sigterm_blocked(process), "the signals to be held")
         return process
 
     return start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_imports_of_run_is_a_clean_end(
+def test_run_exits_0_when_signaled_during_imports(
     number: signal.Signals, started: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     with started("run", "--containerd", NO_SOCKET) as process:
@@ -118,7 +118,7 @@ def test_a_signal_during_the_imports_of_run_is_a_clean_end(
     assert b"Traceback" not in log
 
 
-def test_ctrl_c_during_the_imports_of_another_command_is_no_traceback(
+def test_ctrl_c_during_imports_exits_130_without_traceback(
     started: Callable[..., subprocess.Popen[bytes]],
 ) -> None:
     with started("doctor") as process:
@@ -127,7 +127,7 @@ def test_ctrl_c_during_the_imports_of_another_command_is_no_traceback(
     assert (process.returncode, log) == (130, b"")
 
 
-def test_sigterm_ends_other_commands_as_it_ends_any_program(started: Callable[..., subprocess.Popen[bytes]]) -> None:
+def test_sigterm_ends_other_commands_by_signal(started: Callable[..., subprocess.Popen[bytes]]) -> None:
     with started("doctor") as process:
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=30)

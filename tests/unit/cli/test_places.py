@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from bridge.cli import places
-from bridge.cli.findings import Finding
-from bridge.cli.mounts import file_system
-from bridge.cli.places import SOCKETS, look
+from bridge.cli.findings import CheckResult
+from bridge.cli.mounts import file_system_type
+from bridge.cli.places import WELL_KNOWN_SOCKETS, inspect_socket
 from tests.golden import Golden
 
 
@@ -28,46 +28,46 @@ def listening(tmp_path: Path) -> Iterator[str]:
         yield path
 
 
-def told(path: str, *, named: bool = True, root: Path = Path("/")) -> Finding:
-    (finding,) = look(path, named=named, root=root).findings
+def single_result(path: str, *, required: bool = True, root: Path = Path("/")) -> CheckResult:
+    (finding,) = inspect_socket(path, required=required, root=root).results
     return finding
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
-    usual = next(iter(SOCKETS))
+def test_missing_socket_is_reported(tmp_path: Path) -> None:
+    usual = next(iter(WELL_KNOWN_SOCKETS))
     missing = str(tmp_path / "missing")
-    assert told(missing)[:2] == ("error", missing)
-    assert told(f"{missing}/c.sock").verdict == "error"
-    assert told(missing, named=False)[:2] == ("not_found", missing)
+    assert single_result(missing)[:2] == ("error", missing)
+    assert single_result(f"{missing}/c.sock").status == "error"
+    assert single_result(missing, required=False)[:2] == ("not_found", missing)
     assert usual == "/run/containerd/containerd.sock"
 
 
-def test_what_is_no_socket(tmp_path: Path) -> None:
+def test_other_file_at_socket_path_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file"):
-        assert told(str(path))[:2] == ("error", str(path))
+        assert single_result(str(path))[:2] == ("error", str(path))
 
 
-def test_a_socket_that_may_be_opened(listening: str, golden: Golden) -> None:
-    looked = look(listening, named=False)
-    (finding,) = looked.findings
-    assert finding.verdict == "ok"
-    assert "0660 " in finding.found
+def test_accessible_socket_is_ok_and_world_writable_is_warning(listening: str, golden: Golden) -> None:
+    looked = inspect_socket(listening, required=False)
+    (finding,) = looked.results
+    assert finding.status == "ok"
+    assert "0660 " in finding.message
     golden.entry(
-        "results", "a socket", finding.line(colors=False), SOCKET=listening, OWNER=re.compile("(?<=0660 )[^,]*")
+        "results", "a socket", finding.to_line(colors=False), SOCKET=listening, OWNER=re.compile("(?<=0660 )[^,]*")
     )
     assert looked.identity is not None
     os.chmod(listening, 0o666)  # noqa: S103 (that is what is warned of)
-    findings = look(listening, named=False).findings
-    assert [each.verdict for each in findings] == ["ok", "warning"]
-    golden.entry("findings", "a socket for everyone", findings[1].line(colors=False), SOCKET=listening)
+    findings = inspect_socket(listening, required=False).results
+    assert [each.status for each in findings] == ["ok", "warning"]
+    golden.entry("findings", "a socket for everyone", findings[1].to_line(colors=False), SOCKET=listening)
 
 
-def test_a_socket_that_is_not_listened_at_is_worth_a_closer_look(tmp_path: Path) -> None:
+def test_socket_without_listener_is_identified(tmp_path: Path) -> None:
     path = str(tmp_path / "dead.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
-    assert look(path, named=False).identity is not None
+    assert inspect_socket(path, required=False).identity is not None
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def user_1000(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(places, name, str)
 
 
-def found(mode: int, user: int, group: int) -> os.stat_result:
+def socket_stat(mode: int, user: int, group: int) -> os.stat_result:
     return os.stat_result((stat.S_IFSOCK | mode, 1, 1, 1, user, group, 0, 0, 0, 0))
 
 
@@ -94,30 +94,30 @@ def found(mode: int, user: int, group: int) -> os.stat_result:
         (None, None, ""),
     ],
 )
-def test_who_is_refused_although_the_mode_lets_him_in(
+def test_permission_error_names_selinux_or_apparmor(
     label: str | None, enforcing: str | None, named: str, tmp_path: Path, golden: Golden
 ) -> None:
     for path, content in (("proc/self/attr/current", label), ("sys/fs/selinux/enforce", enforcing)):
         if content is not None:
             (tmp_path / path).parent.mkdir(parents=True)
             (tmp_path / path).write_text(content)
-    finding = places._refusal("/c.sock", found(0o660, os.geteuid(), os.getegid()), tmp_path)
-    assert (finding.verdict, finding.status) == ("error", 1)
-    assert named in finding.found
-    text = finding.line(colors=False)
+    finding = places._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
+    assert (finding.status, finding.exit_status) == ("error", 1)
+    assert named in finding.message
+    text = finding.to_line(colors=False)
     golden.entry("results", f"denied although the mode allows it, {named or 'unknown'}", text)
 
 
 @pytest.mark.usefixtures("user_1000")
-def test_who_is_refused_because_of_the_mode(tmp_path: Path, golden: Golden) -> None:
-    finding = places._refusal("/c.sock", found(0o660, 54321, 54322), tmp_path)
-    assert "0660 54321:54322" in finding.found
-    assert "54321" in (finding.todo or "")
-    assert "54322 (54322)" in (finding.todo or "")
-    golden.entry("results", "denied by the mode", finding.line(colors=False))
-    finding = places._refusal("/c.sock", found(0o600, 54321, 54322), tmp_path)
-    assert "54321" in (finding.todo or "")
-    assert "54322" not in (finding.todo or "")
+def test_permission_error_explains_socket_mode(tmp_path: Path, golden: Golden) -> None:
+    finding = places._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
+    assert "0660 54321:54322" in finding.message
+    assert "54321" in (finding.hint or "")
+    assert "54322 (54322)" in (finding.hint or "")
+    golden.entry("results", "denied by the mode", finding.to_line(colors=False))
+    finding = places._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
+    assert "54321" in (finding.hint or "")
+    assert "54322" not in (finding.hint or "")
 
 
 # --- file systems ---
@@ -142,13 +142,13 @@ garbage
         ("/var/lib/share/a/b", "nfs4"),
     ],
 )
-def test_the_file_system_of_a_path(path: str, kind: str) -> None:
-    assert file_system(MOUNTS, path) == kind
+def test_file_system_is_taken_from_longest_mount_point(path: str, kind: str) -> None:
+    assert file_system_type(MOUNTS, path) == kind
 
 
-def test_of_nothing_nothing_is_known() -> None:
-    assert file_system("", "/") == ""
+def test_file_system_is_empty_without_mounts() -> None:
+    assert file_system_type("", "/") == ""
 
 
-def test_this_machine_has_one() -> None:
-    assert file_system(Path("/proc/self/mountinfo").read_text(), "/proc") == "proc"
+def test_file_system_is_detected_on_current_machine() -> None:
+    assert file_system_type(Path("/proc/self/mountinfo").read_text(), "/proc") == "proc"

@@ -6,41 +6,43 @@ import io
 import pytest
 from rich.console import Console
 
-from bridge.cli.screen import EVENTS, Screen
+from bridge.cli.screen import MAX_EVENTS, Screen
 from bridge.core.events import Record
 from tests.golden import Golden
-from tests.sample_records import frame, record
+from tests.sample_records import control_record, record
 
 
-def told(*records: Record) -> Screen:
+def screen_after(*records: Record) -> Screen:
     screen = Screen("/c.sock")
     asyncio.run(screen.publish(records))
     return screen
 
 
-def page(screen: Screen, *, width: int = 120, height: int = 30, trouble: str | None = None) -> list[str]:
+def page(screen: Screen, *, width: int = 120, height: int = 30, last_error: str | None = None) -> list[str]:
     shown = io.StringIO()
     console = Console(file=shown, width=width, height=height, highlight=False)
-    console.print(screen.page(width=width, height=height, trouble=trouble))
+    console.print(screen.page(width=width, height=height, last_error=last_error))
     return [line.rstrip() for line in shown.getvalue().splitlines()]
 
 
-def rows(count: int) -> list[Record]:
+def snapshot_of(count: int) -> list[Record]:
     present = [record(number + 2, "present", id_=f"web-{number:02}") for number in range(count)]
-    return [frame(1, "snapshot_started"), *present, frame(count + 2, "snapshot_completed")]
+    return [control_record(1, "snapshot_started"), *present, control_record(count + 2, "snapshot_completed")]
 
 
-def test_before_anything_is_known(golden: Golden) -> None:
+def test_screen_shows_state_before_first_snapshot(golden: Golden) -> None:
     screen = Screen("/c.sock")
     assert "/c.sock" in page(screen)[0]
     golden.entry("watch_screen", "before the first snapshot", "\n".join(page(screen)))
-    shown = page(screen, trouble="it is \x1baway")
+    shown = page(screen, last_error="it is \x1baway")
     assert r"it is \x1baway" in shown[1]
     golden.entry("watch_screen", "before the first snapshot, not connected", "\n".join(shown))
 
 
-def test_what_lives_and_what_happened(golden: Golden) -> None:
-    screen = told(*rows(1), record(9, "started", id_="db"), record(10, "exited", id_="db"), record(10, "exited"))
+def test_screen_shows_running_containers_and_last_events(golden: Golden) -> None:
+    screen = screen_after(
+        *snapshot_of(1), record(9, "started", id_="db"), record(10, "exited", id_="db"), record(10, "exited")
+    )
     shown = page(screen)
     assert "/c.sock" in shown[0]
     golden.entry("watch_screen", "a container and its events", "\n".join(shown))
@@ -53,10 +55,12 @@ def test_what_lives_and_what_happened(golden: Golden) -> None:
     ]
 
 
-def test_what_is_not_as_of_now_is_told(golden: Golden) -> None:
-    screen = told(frame(1, "snapshot_started"), frame(2, "snapshot_completed", failed=["shop"]))
+def test_screen_labels_stale_state_and_failed_namespaces(golden: Golden) -> None:
+    screen = screen_after(
+        control_record(1, "snapshot_started"), control_record(2, "snapshot_completed", failed=["shop"])
+    )
     assert "shop" in page(screen)[1]
-    shown = page(screen, trouble="away")
+    shown = page(screen, last_error="away")
     assert "away" in shown[1]
     assert "shop" in shown[2]
     golden.entry("watch_screen", "not listed and not connected", "\n".join(shown))
@@ -65,14 +69,16 @@ def test_what_is_not_as_of_now_is_told(golden: Golden) -> None:
 @pytest.mark.parametrize("height", [6, 10, 20, 100])
 @pytest.mark.parametrize("width", [40, 200])
 @pytest.mark.parametrize("count", [0, 3, 50])
-def test_it_fits(height: int, width: int, count: int) -> None:
-    screen = told(*rows(count), *[record(100 + number, "paused", id_="web-00") for number in range(count)])
-    shown = page(screen, width=width, height=height, trouble="away")
+def test_screen_fits_terminal_size(height: int, width: int, count: int) -> None:
+    screen = screen_after(
+        *snapshot_of(count), *[record(100 + number, "paused", id_="web-00") for number in range(count)]
+    )
+    shown = page(screen, width=width, height=height, last_error="away")
     assert max(map(len, shown)) <= width
     if height >= 10:
         assert len(shown) <= height
         events = shown[shown.index("LAST EVENTS") + 1 :]
-        assert len(events) == min(EVENTS, count + 1, len(events)) > 0
+        assert len(events) == min(MAX_EVENTS, count + 1, len(events)) > 0
         table = shown[4 : shown.index("LAST EVENTS") - 1]
         left_out = int(table.pop().split()[1]) if any(line.startswith("and ") for line in table) else 0
         assert len(table) + left_out == count

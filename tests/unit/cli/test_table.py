@@ -5,8 +5,8 @@ import re
 import pytest
 
 from bridge.cli import table
-from bridge.cli.containers import Living
-from bridge.core.identity import describe
+from bridge.cli.containers import ContainerInfo
+from bridge.core.identity import build_metadata
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Task, TaskStatus
 
@@ -14,26 +14,30 @@ HASH = "919f59b7702144050b2c" + "0" * 44
 CREATED = 1795447267_525245796
 
 
-def living(
+def container_info(
     id_: str = HASH,
     namespace: str = "default",
     name: str = "",
     project: str = "",
     status: TaskStatus = TaskStatus.RUNNING,
     created_at: int | None = CREATED,
-) -> Living:
+) -> ContainerInfo:
     key = ContainerKey(namespace, id_)
     labels = {"nerdctl/name": name, "com.docker.compose.project": project, "com.docker.compose.service": "web"}
-    metadata = describe(key, labels, LabelRules.keep_all(), image="busybox:latest", created_at=created_at)
-    return Living(metadata, Task(key, 0 if status is TaskStatus.UNKNOWN else 7, status), None)
+    metadata = build_metadata(key, labels, LabelRules.keep_all(), image="busybox:latest", created_at=created_at)
+    return ContainerInfo(metadata, Task(key, 0 if status is TaskStatus.UNKNOWN else 7, status), None)
 
 
 def cells(line: str) -> list[str]:
     return re.split(r" {2,}", line)
 
 
-def test_without_a_terminal_each_container_is_one_line_with_all_there_is() -> None:
-    rows = [living(namespace="shop", name="web-" + "x" * 300, project="p"), living("b"), living("a")]
+def test_table_has_one_complete_line_per_container() -> None:
+    rows = [
+        container_info(namespace="shop", name="web-" + "x" * 300, project="p"),
+        container_info("b"),
+        container_info("a"),
+    ]
     head, *lines = table.render(rows, terminal=False).split("\n")
     assert cells(head) == list(table.COLUMNS)
     assert [cells(line) for line in lines] == [
@@ -44,7 +48,7 @@ def test_without_a_terminal_each_container_is_one_line_with_all_there_is() -> No
     assert not any(line.endswith(" ") for line in (head, *lines))
 
 
-def test_without_containers_there_is_the_head() -> None:
+def test_table_has_only_header_when_empty() -> None:
     assert cells(table.render([], terminal=False)) == list(table.COLUMNS)
 
 
@@ -57,14 +61,14 @@ def test_without_containers_there_is_the_head() -> None:
         (TaskStatus.UNKNOWN, "unknown", "-"),
     ],
 )
-def test_status(status: TaskStatus, shown: str, pid: str) -> None:
-    row = cells(table.render([living(status=status, created_at=None)], terminal=False).split("\n")[1])
+def test_table_shows_task_status(status: TaskStatus, shown: str, pid: str) -> None:
+    row = cells(table.render([container_info(status=status, created_at=None)], terminal=False).split("\n")[1])
     assert (row[4], row[5], row[7]) == (shown, pid, "-")
 
 
-def test_on_a_terminal_ids_are_short_lines_fit_and_states_have_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_on_terminal_is_short_wrapped_and_colored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    page = table.render([living(namespace="shop", name="web-" + "x" * 100)], terminal=True, width=100)
+    page = table.render([container_info(namespace="shop", name="web-" + "x" * 100)], terminal=True, width=100)
     assert "\x1b[32mrunning\x1b[0m" in page
     plain = re.sub(r"\x1b\[\d*m", "", page)
     assert "shop/919f59b77021 " in plain
@@ -74,22 +78,22 @@ def test_on_a_terminal_ids_are_short_lines_fit_and_states_have_colours(monkeypat
     assert "2026-11-23T15:21:07Z" in plain
 
 
-def test_a_terminal_that_wants_no_colours_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_has_no_color_when_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[3" not in table.render([living()], terminal=True, width=100)
+    assert "\x1b[3" not in table.render([container_info()], terminal=True, width=100)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_hostile_names_do_nothing(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_escapes_control_characters(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    hostile = living("x", name="\x1b]0;t\x07[red]\r\n\x9b2J\u202e")
+    hostile = container_info("x", name="\x1b]0;t\x07[red]\r\n\x9b2J\u202e")
     page = table.render([hostile], terminal=terminal, width=200)
     page = re.sub(r"\x1b\[\d*m", "", page)  # our own colours
     assert all(line.isprintable() for line in page.split("\n"))
     assert r"\x1b]0;t\x07[red]\r\n\x9b2J\u202e" in page
 
 
-def test_a_name_like_a_status_has_no_colour_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_does_not_color_name_equal_to_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    page = table.render([living("x", name="running")], terminal=True, width=200)
+    page = table.render([container_info("x", name="running")], terminal=True, width=200)
     assert page.count("\x1b[32m") == 1

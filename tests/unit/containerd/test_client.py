@@ -15,7 +15,7 @@ from grpc import StatusCode
 
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
-from bridge.containerd.failures import refusal
+from bridge.containerd.failures import from_rpc_error
 from bridge.containerd.protos import health_pb2
 from bridge.containerd.rpc import VERSION
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
@@ -23,9 +23,9 @@ from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, TaskStatus
 from tests.eventually import eventually_async
 from tests.golden import Golden
-from tests.simulator.containerd import SENT_AT_MOST, SimulatedContainerd
+from tests.simulator.containerd import MAX_MESSAGE_BYTES, SimulatedContainerd
 from tests.simulator.faults import ALL
-from tests.simulator.state import RefusedError
+from tests.simulator.state import SimulatedRpcError
 
 KEY = ContainerKey("shop", "web")
 
@@ -34,38 +34,40 @@ CONNECTING = re.compile("failed to connect.*")
 DEADLINE = re.compile(r"\([^()]*\)$")
 
 
-def refusing(standin: SimulatedContainerd, method: str, code: StatusCode, namespace: str = ALL) -> None:
-    standin.faults.refused[method, namespace] = RefusedError(code, "for a reason")
+def fail_with(simulated_containerd: SimulatedContainerd, method: str, code: StatusCode, namespace: str = ALL) -> None:
+    simulated_containerd.faults.errors[method, namespace] = SimulatedRpcError(code, "for a reason")
 
 
 class TestEngine:
-    async def test_it_is_told(self, standin: SimulatedContainerd, client: ContainerdClient) -> None:
+    async def test_engine_returns_id_version_address_and_pid(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+    ) -> None:
         engine = await client.engine()
-        assert (engine.id, engine.version, engine.type) == (standin.id, "2.4.2+unknown", "containerd.io")
-        assert (engine.api, engine.pid) == (standin.address, os.getpid())
+        assert (engine.id, engine.version, engine.type) == (simulated_containerd.id, "2.4.2+unknown", "containerd.io")
+        assert (engine.api, engine.pid) == (simulated_containerd.address, os.getpid())
         assert await client.health()
 
-    async def test_one_without_introspection_has_no_id(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+    async def test_engine_has_no_id_when_introspection_is_unimplemented(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        refusing(standin, "Introspection.Server", StatusCode.UNIMPLEMENTED)
+        fail_with(simulated_containerd, "Introspection.Server", StatusCode.UNIMPLEMENTED)
         assert (await client.engine()).id == ""
 
-    async def test_one_that_cannot_tell_its_id_now_is_asked_again(
-        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
+    async def test_engine_raises_transient_error_when_id_is_unavailable(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        refusing(standin, "Introspection.Server", StatusCode.INTERNAL)
+        fail_with(simulated_containerd, "Introspection.Server", StatusCode.INTERNAL)
         with golden.error(
             "containerd_errors",
             "Introspection.Server fails",
             TransientError,
-            standin.address,
+            simulated_containerd.address,
             "INTERNAL: for a reason",
-            SOCKET=standin.address,
+            SOCKET=simulated_containerd.address,
         ):
             await client.engine()
 
-    async def test_another_grpc_server_is_no_containerd(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_engine_raises_fatal_error_for_other_grpc_server(self, tmp_path: Path, golden: Golden) -> None:
         handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(_healthy)
         server = grpc.aio.server()
         server.add_generic_rpc_handlers(
@@ -80,36 +82,44 @@ class TestEngine:
                 await client.engine()
         await server.stop(None)
 
-    async def test_what_was_containerd_once_may_be_it_again(
-        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
+    async def test_engine_error_is_transient_after_first_success(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         await client.engine()
-        await standin.stop()
+        await simulated_containerd.stop()
         with golden.error(
-            "containerd_errors", "no socket any more", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "no socket any more",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await client.engine()
-        os.mkdir(standin.address)
+        os.mkdir(simulated_containerd.address)
         with golden.error(
-            "containerd_errors", "a directory in its place", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "a directory in its place",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await client.engine()
-        os.rmdir(standin.address)
-        await standin.start()
-        refusing(standin, "Version.Version", StatusCode.UNIMPLEMENTED)
+        os.rmdir(simulated_containerd.address)
+        await simulated_containerd.start()
+        fail_with(simulated_containerd, "Version.Version", StatusCode.UNIMPLEMENTED)
         with golden.error(
             "containerd_errors",
             "Version.Version not implemented",
             TransientError,
-            standin.address,
+            simulated_containerd.address,
             "UNIMPLEMENTED",
-            SOCKET=standin.address,
+            SOCKET=simulated_containerd.address,
         ):
             await client.engine()
-        standin.faults.refused.clear()
-        assert (await client.engine()).id == standin.id
+        simulated_containerd.faults.errors.clear()
+        assert (await client.engine()).id == simulated_containerd.id
 
-    async def test_a_socket_that_was_replaced_is_followed(self, client: ContainerdClient) -> None:
+    async def test_client_follows_replaced_socket(self, client: ContainerdClient) -> None:
         old = await client.engine()
         os.unlink(client.path)  # the old one lives on, and is still connected
         async with SimulatedContainerd(client.path) as new:
@@ -118,21 +128,21 @@ class TestEngine:
             new.state.run(KEY)
             assert await client.namespaces() == ["shop"]
 
-    async def test_a_restart_is_followed_by_calls_too(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+    async def test_client_reconnects_after_containerd_restart(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
         await client.engine()
-        await standin.restart()
+        await simulated_containerd.restart()
         async with asyncio.timeout(15):
             while await _lost(client):  # noqa: ASYNC110 - how soon gRPC connects again is the point
                 await asyncio.sleep(0.05)
 
     @pytest.mark.parametrize("name", ["with space", "100%41", "#?&", "ümlaut"])
-    async def test_odd_paths_are_paths(self, tmp_path: Path, name: str) -> None:
-        async with SimulatedContainerd(tmp_path / "c.sock") as standin:
-            os.symlink(standin.address, tmp_path / name)
+    async def test_client_accepts_special_characters_in_path(self, tmp_path: Path, name: str) -> None:
+        async with SimulatedContainerd(tmp_path / "c.sock") as simulated_containerd:
+            os.symlink(simulated_containerd.address, tmp_path / name)
             async with ContainerdClient(f"unix://{tmp_path}/{name}", LabelRules.keep_all()) as client:
-                assert (await client.engine()).id == standin.id
+                assert (await client.engine()).id == simulated_containerd.id
                 (await client.subscribe()).close()
 
 
@@ -160,7 +170,7 @@ CALLS: dict[str, Callable[[ContainerdClient], Awaitable[object]]] = {
     "Containers.Get": lambda client: client.container(KEY),
     "Tasks.List": lambda client: client.tasks("shop"),
     "Tasks.Get": lambda client: client.task(KEY),
-    "Events.Publish": lambda client: client.mark("n", 1),
+    "Events.Publish": lambda client: client.publish_marker("n", 1),
 }
 
 
@@ -171,56 +181,60 @@ def failure(method: str) -> type[BridgeError]:
 
 class TestFailures:
     @pytest.mark.parametrize("method", CALLS)
-    async def test_no_call_waits_for_ever(
-        self, standin: SimulatedContainerd, hasty: ContainerdClient, method: str, golden: Golden
+    async def test_call_times_out_when_containerd_hangs(
+        self,
+        simulated_containerd: SimulatedContainerd,
+        short_timeout_client: ContainerdClient,
+        method: str,
+        golden: Golden,
     ) -> None:
-        standin.faults.hang(method)
+        simulated_containerd.faults.hang(method)
         async with asyncio.timeout(30):
             with golden.error(
                 "containerd_errors",
                 f"{method} hangs",
                 TransientError,
-                standin.address,
-                SOCKET=standin.address,
+                simulated_containerd.address,
+                SOCKET=simulated_containerd.address,
                 GRPC=DEADLINE,
             ):
-                await CALLS[method](hasty)
+                await CALLS[method](short_timeout_client)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Version.Version"])
-    async def test_a_refusal_says_what_where_and_why(
-        self, standin: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
+    async def test_call_error_names_address_call_and_reason(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
-        refusing(standin, method, StatusCode.INTERNAL)
+        fail_with(simulated_containerd, method, StatusCode.INTERNAL)
         with golden.error(
             "containerd_errors",
             f"{method} fails",
             failure(method),
-            standin.address,
+            simulated_containerd.address,
             "INTERNAL: for a reason",
-            SOCKET=standin.address,
+            SOCKET=simulated_containerd.address,
         ):
             await CALLS[method](client)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Events.Publish"])
-    async def test_an_answer_that_nobody_can_read_is_told(
-        self, standin: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
+    async def test_call_raises_when_response_is_unreadable(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
-        standin.state.run(KEY)
-        standin.faults.garbled.add(method)
+        simulated_containerd.state.run(KEY)
+        simulated_containerd.faults.garbled.add(method)
         with golden.error(
             "containerd_errors",
             f"{method} unreadable",
             failure(method),
             method.replace(".", "/"),
-            SOCKET=standin.address,
+            SOCKET=simulated_containerd.address,
         ):
             await CALLS[method](client)
 
-    async def test_foreign_text_is_one_printable_line(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+    async def test_rpc_error_text_is_single_printable_line(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        refused = RefusedError(StatusCode.INTERNAL, "a\n\tb \x1b[31mred" + "x" * 2000)
-        standin.faults.refused["Namespaces.List", ALL] = refused
+        refused = SimulatedRpcError(StatusCode.INTERNAL, "a\n\tb \x1b[31mred" + "x" * 2000)
+        simulated_containerd.faults.errors["Namespaces.List", ALL] = refused
         with pytest.raises(TransientError) as caught:
             await client.namespaces()
         told = str(caught.value)
@@ -231,16 +245,20 @@ class TestFailures:
     @pytest.mark.parametrize(
         "code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED]
     )
-    async def test_a_refused_mark_says_what_it_is_for(
-        self, standin: SimulatedContainerd, client: ContainerdClient, code: StatusCode, golden: Golden
+    async def test_marker_error_explains_required_permission(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, code: StatusCode, golden: Golden
     ) -> None:
-        refusing(standin, "Events.Publish", code)
+        fail_with(simulated_containerd, "Events.Publish", code)
         with golden.error(
-            "containerd_errors", f"Events.Publish {code.name}", TransientError, "Events.Publish", SOCKET=standin.address
+            "containerd_errors",
+            f"Events.Publish {code.name}",
+            TransientError,
+            "Events.Publish",
+            SOCKET=simulated_containerd.address,
         ):
-            await client.mark("n", 1)
+            await client.publish_marker("n", 1)
 
-    async def test_nobody_there(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_call_raises_transient_error_when_socket_is_missing(self, tmp_path: Path, golden: Golden) -> None:
         async with ContainerdClient(f"{tmp_path}/c.sock", LabelRules.keep_all()) as client:
             with golden.error(
                 "containerd_errors",
@@ -252,125 +270,145 @@ class TestFailures:
             ):
                 await client.namespaces()
 
-    async def test_a_call_whose_connection_is_closed_fails_and_is_not_cancelled(
-        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
+    async def test_call_raises_transient_error_when_connection_is_closed(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        standin.faults.hang("Tasks.Wait")
+        simulated_containerd.faults.hang("Tasks.Wait")
         waiting = asyncio.create_task(client.wait(KEY))
-        await eventually_async(lambda: "Tasks.Wait" in standin.calls)
+        await eventually_async(lambda: "Tasks.Wait" in simulated_containerd.calls)
         await client.close()
         with golden.error(
-            "containerd_errors", "closed during Tasks.Wait", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "closed during Tasks.Wait",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await waiting
 
-    async def test_a_connection_that_was_closed_stays_closed(
-        self, standin: SimulatedContainerd, golden: Golden
+    async def test_closed_connection_rejects_calls(
+        self, simulated_containerd: SimulatedContainerd, golden: Golden
     ) -> None:
-        connection = Connection(standin.address)
+        connection = Connection(simulated_containerd.address)
         await connection.close()
         with golden.error(
-            "containerd_errors", "call after close", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "call after close",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await connection.call(VERSION, Empty(), "", 1)
 
-    def test_an_error_without_a_status_is_told_too(self, golden: Golden) -> None:
-        error = refusal(grpc.RpcError("odd"), "sing", "/c.sock")
+    def test_grpc_error_without_status_is_reported_as_unknown(self, golden: Golden) -> None:
+        error = from_rpc_error(grpc.RpcError("odd"), "sing", "/c.sock")
         assert error.code is StatusCode.UNKNOWN
         golden.entry("containerd_errors", "error without status", str(error))
 
-    async def test_a_call_that_is_cancelled_is_cancelled(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+    async def test_call_is_cancelable(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        standin.faults.hang()
+        simulated_containerd.faults.hang()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await client.namespaces()
 
-    async def test_closing_is_repeatable_and_not_the_end(
-        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
+    async def test_client_close_is_repeatable_and_allows_reconnect(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         stream = await client.subscribe()
         for _ in range(2):
             await client.close()
         with golden.error(
-            "containerd_errors", "stream after close", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "stream after close",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await stream.batch()
-        assert (await client.engine()).id == standin.id
+        assert (await client.engine()).id == simulated_containerd.id
 
 
 class TestListings:
-    async def test_a_namespace_that_fails_is_not_empty(
-        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
+    async def test_listing_raises_when_namespace_fails(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        standin.state.run(KEY)
-        refusing(standin, "Tasks.List", StatusCode.UNAVAILABLE, "shop")
-        refusing(standin, "Containers.List", StatusCode.UNAVAILABLE, "shop")
+        simulated_containerd.state.run(KEY)
+        fail_with(simulated_containerd, "Tasks.List", StatusCode.UNAVAILABLE, "shop")
+        fail_with(simulated_containerd, "Containers.List", StatusCode.UNAVAILABLE, "shop")
         assert await client.tasks("other") == []
         with golden.error(
-            "containerd_errors", "Tasks.List unavailable", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "Tasks.List unavailable",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await client.tasks("shop")
         with golden.error(
-            "containerd_errors", "Containers.List unavailable", TransientError, standin.address, SOCKET=standin.address
+            "containerd_errors",
+            "Containers.List unavailable",
+            TransientError,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await _listed(client)
 
-    async def test_a_stream_of_records_that_breaks_is_not_its_end(
-        self, standin: SimulatedContainerd, client: ContainerdClient, golden: Golden
+    async def test_listing_raises_when_container_stream_breaks(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        standin.state.run(KEY)
-        refusing(standin, "Containers.List", StatusCode.RESOURCE_EXHAUSTED)
-        refusing(standin, "Containers.ListStream", StatusCode.INTERNAL)
+        simulated_containerd.state.run(KEY)
+        fail_with(simulated_containerd, "Containers.List", StatusCode.RESOURCE_EXHAUSTED)
+        fail_with(simulated_containerd, "Containers.ListStream", StatusCode.INTERNAL)
         with golden.error(
             "containerd_errors",
             "Containers.ListStream fails",
             TransientError,
-            standin.address,
+            simulated_containerd.address,
             "INTERNAL",
-            SOCKET=standin.address,
+            SOCKET=simulated_containerd.address,
         ):
             await _listed(client)
 
-    @pytest.mark.parametrize("spec_bytes", [0, 2 * SENT_AT_MOST // 100])
-    async def test_a_listing_may_be_left_early(
-        self, standin: SimulatedContainerd, client: ContainerdClient, spec_bytes: int
+    @pytest.mark.parametrize("spec_bytes", [0, 2 * MAX_MESSAGE_BYTES // 100])
+    async def test_listing_can_be_abandoned_early(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, spec_bytes: int
     ) -> None:
         for number in range(100):
-            standin.state.create(ContainerKey("shop", f"c{number}"), spec_bytes=spec_bytes)
+            simulated_containerd.state.create(ContainerKey("shop", f"c{number}"), spec_bytes=spec_bytes)
         async for record in client.containers("shop"):
             assert record.key.id == "c0"
             break
-        assert (await client.engine()).id == standin.id
+        assert (await client.engine()).id == simulated_containerd.id
 
-    async def test_ten_thousand_living_tasks_are_one_answer(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+    async def test_listing_returns_ten_thousand_running_tasks(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
         keys = [ContainerKey("shop", f"c{number}") for number in range(10_000)]
-        pids = {key: standin.state.run(key, {"a": "b"}) for key in keys}
+        pids = {key: simulated_containerd.state.run(key, {"a": "b"}) for key in keys}
         tasks = await client.tasks("shop")
         assert {task.key: task.pid for task in tasks} == pids
         assert {task.status for task in tasks} == {TaskStatus.RUNNING}
         assert [record.key async for record in client.containers("shop")] == keys
 
-    async def test_a_container_deleted_meanwhile_is_none(
-        self, standin: SimulatedContainerd, client: ContainerdClient
+    async def test_container_is_none_when_deleted_meanwhile(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        standin.state.run(KEY)
-        standin.faults.hooks["Tasks.List"] = lambda: standin.state.delete(KEY)
+        simulated_containerd.state.run(KEY)
+        simulated_containerd.faults.hooks["Tasks.List"] = lambda: simulated_containerd.state.delete(KEY)
         (task,) = await client.tasks("shop")
         assert await client.container(task.key) is None
 
     @pytest.mark.parametrize("key", [ContainerKey("shop", ""), ContainerKey("", "web"), ContainerKey("a b", "c")])
-    async def test_impossible_keys_are_not_asked_for(
-        self, standin: SimulatedContainerd, client: ContainerdClient, key: ContainerKey
+    async def test_container_and_task_are_none_for_invalid_key(
+        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, key: ContainerKey
     ) -> None:
         assert await client.container(key) is None
         assert await client.task(key) is None
-        assert standin.calls == []
+        assert simulated_containerd.calls == []
 
 
-def test_an_address_of_another_kind_is_refused_at_once(golden: Golden) -> None:
+def test_client_rejects_address_other_than_unix_socket(golden: Golden) -> None:
     with golden.error("containerd_errors", "address 'tcp://10.0.0.1:1234'", BridgeError, "tcp://10.0.0.1:1234"):
         ContainerdClient("tcp://10.0.0.1:1234", LabelRules.keep_all())

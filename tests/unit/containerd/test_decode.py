@@ -22,7 +22,7 @@ from bridge.core.model import (
     ContainerUpdated,
     Event,
     Ignored,
-    Mark,
+    Marker,
     Metadata,
     Task,
     TaskCreated,
@@ -79,7 +79,7 @@ def exited(**fields: Any) -> bytes:
     return envelope("/tasks/exit", payloads_pb2.TaskExit(**told | fields))
 
 
-TOLD: list[tuple[str, Message, ContainerEvent]] = [
+TOPIC_CASES: list[tuple[str, Message, ContainerEvent]] = [
     (
         "/containers/create",
         payloads_pb2.ContainerCreate(id="web", image=b"busybox", runtime={"name": b"runc"}),
@@ -110,11 +110,11 @@ TOLD: list[tuple[str, Message, ContainerEvent]] = [
 
 
 class TestEvents:
-    @pytest.mark.parametrize(("topic", "payload", "event"), TOLD, ids=[topic for topic, *_ in TOLD])
-    def test_each_topic_has_its_event(self, topic: str, payload: Message, event: ContainerEvent) -> None:
+    @pytest.mark.parametrize(("topic", "payload", "event"), TOPIC_CASES, ids=[topic for topic, *_ in TOPIC_CASES])
+    def test_event_is_decoded_by_topic(self, topic: str, payload: Message, event: ContainerEvent) -> None:
         assert decode.event(envelope(topic, payload)) == event
 
-    def test_a_type_url_with_a_prefix_is_the_same(self) -> None:
+    def test_event_is_decoded_when_type_url_has_prefix(self) -> None:
         payload = payloads_pb2.TaskOOM(container_id="web")
         any_message = {
             "type_url": "type.googleapis.com/containerd.events.TaskOOM",
@@ -123,67 +123,69 @@ class TestEvents:
         assert decode.event(envelope("/tasks/oom", payload, event=any_message)) == TaskOOM(KEY, AT)
 
     @pytest.mark.parametrize(("id_", "exec_id"), [("web", ""), ("", ""), ("e1", "e1")])
-    def test_only_an_id_of_its_own_makes_an_exec(self, id_: str, exec_id: str) -> None:
+    def test_exec_id_is_empty_unless_different_from_container_id(self, id_: str, exec_id: str) -> None:
         event = decode.event(exited(id=id_))
         assert isinstance(event, TaskExited)
         assert event.exec_id == exec_id
 
     @pytest.mark.parametrize("absent", [None, GO_ZERO, {"seconds": 1 << 50}, {"seconds": 1, "nanos": -1}])
-    def test_an_absurd_time_of_exit_is_none(self, absent: dict[str, int] | None) -> None:
+    def test_exit_time_is_none_when_invalid(self, absent: dict[str, int] | None) -> None:
         event = decode.event(exited(exited_at=absent))
         assert isinstance(event, TaskExited)
         assert event.exited_at is None
 
     @pytest.mark.parametrize("absurd", [None, GO_ZERO, {"seconds": -1}, {"seconds": 253_402_300_800}])
-    def test_an_event_without_a_time_is_undecodable(self, absurd: dict[str, int] | None, golden: Golden) -> None:
+    def test_event_is_undecodable_when_timestamp_is_invalid(
+        self, absurd: dict[str, int] | None, golden: Golden
+    ) -> None:
         raw = envelope("/tasks/oom", payloads_pb2.TaskOOM(container_id="web"), timestamp=absurd)
         undecodable(raw, golden, "no time")
 
-    def test_an_event_of_no_container_is_undecodable(self, golden: Golden) -> None:
+    def test_event_is_undecodable_when_container_is_missing(self, golden: Golden) -> None:
         undecodable(envelope("/tasks/oom", payloads_pb2.TaskOOM()), golden, "no container")
         without_namespace = envelope("/tasks/oom", payloads_pb2.TaskOOM(container_id="web"), namespace="")
         undecodable(without_namespace, golden, "no container")
 
-    def test_another_payload_than_the_topics_is_undecodable(self, golden: Golden) -> None:
+    def test_event_is_undecodable_when_payload_type_is_wrong(self, golden: Golden) -> None:
         raw = envelope("/tasks/oom", payloads_pb2.TaskPaused(container_id="web"))
         reason = undecodable(raw, golden, "another payload")
         assert "containerd.events.TaskPaused" in reason
         assert "containerd.events.TaskOOM" in reason
 
-    def test_a_payload_that_is_no_message_is_undecodable(self, golden: Golden) -> None:
+    def test_event_is_undecodable_when_payload_is_invalid(self, golden: Golden) -> None:
         any_message = {"type_url": "containerd.events.TaskOOM", "value": b"\x0a\xff"}
         raw = envelope("/tasks/oom", payloads_pb2.TaskOOM(), event=any_message)
         assert "containerd.events.TaskOOM" in undecodable(raw, golden, "a payload that is no message")
 
-    def test_an_envelope_that_is_no_message_is_undecodable(self, golden: Golden) -> None:
+    def test_event_is_undecodable_when_envelope_is_invalid(self, golden: Golden) -> None:
         undecodable(b"\xff", golden, "an envelope that is no message", topic="")
 
-    @pytest.mark.parametrize("topic", sorted(decode.UNINTERESTING_TOPICS))
-    def test_uninteresting_topics_are_known(self, topic: str) -> None:
+    @pytest.mark.parametrize("topic", sorted(decode.IGNORED_TOPICS))
+    def test_ignored_topic_is_known(self, topic: str) -> None:
         assert decode.event(envelope(topic, payloads_pb2.TaskOOM())) == Ignored(topic, known=True)
 
     @pytest.mark.parametrize("topic", ["", "/tasks/levitated", "/whalebridge/other", "/images/create"])
-    def test_other_topics_are_not(self, topic: str) -> None:
+    def test_unexpected_topic_is_unknown(self, topic: str) -> None:
         assert decode.event(envelope(topic, payloads_pb2.TaskOOM())) == Ignored(topic, known=False)
 
-    def test_labels_that_are_not_utf8_are_readable(self) -> None:
+    def test_labels_are_decoded_when_not_utf8(self) -> None:
         payload = payloads_pb2.ContainerUpdate(id="web", labels=[{"key": b"k\xff", "value": b"\xfe"}])
         event = decode.event(envelope("/containers/update", payload))
         assert event == ContainerUpdated(KEY, AT, "", {"k\ufffd": "\ufffd"})
 
 
-class TestMarks:
-    def test_a_mark_has_nonce_and_number(self) -> None:
-        assert decode.event(envelope("/whalebridge/marker/n0nce/17", payloads_pb2.TaskOOM())) == Mark("n0nce", 17)
+class TestMarkers:
+    def test_marker_has_nonce_and_number(self) -> None:
+        assert decode.event(envelope("/whalebridge/marker/n0nce/17", payloads_pb2.TaskOOM())) == Marker("n0nce", 17)
 
     @pytest.mark.parametrize("rest", ["", "n", "n/", "/1", "n/x", "n/-1", "n/1/2", "n/٣", "n/" + "9" * 5000])
-    def test_what_only_looks_like_one_is_ignored(self, rest: str) -> None:
+    def test_marker_is_ignored_when_malformed(self, rest: str) -> None:
         topic = f"/whalebridge/marker/{rest}"
         assert decode.event(envelope(topic, payloads_pb2.TaskOOM())) == Ignored(topic, known=False)
 
 
 class TestRecords:
-    def test_a_record_is_described(self) -> None:
+    def test_metadata_is_decoded_from_container(self) -> None:
         record = containers_pb2.Container(
             id="web",
             labels=[{"key": b"nerdctl/name", "value": b"shop-web"}, {"key": b"my-password", "value": b"hush"}],
@@ -204,21 +206,21 @@ class TestRecords:
             labels={"nerdctl/name": "shop-web", "my-password": "[redacted]"},
         )
 
-    def test_an_empty_record_is_described(self) -> None:
+    def test_metadata_is_decoded_from_empty_container(self) -> None:
         told = decode.metadata("shop", containers_pb2.Container(), RULES)
         assert (told.key, told.created_at, told.labels) == (ContainerKey("shop", ""), None, {})
 
 
 class TestTasks:
-    def test_a_stopped_task_has_an_end(self) -> None:
+    def test_stopped_task_has_exit_status(self) -> None:
         process = process_pb2.Process(id="web", pid=7, status="STOPPED", exit_status=3, exited_at=stamp(EXITED_AT))
         assert decode.task("shop", process) == Task(KEY, 7, TaskStatus.STOPPED, 3, EXITED_AT)
 
-    def test_a_running_task_has_none(self) -> None:
+    def test_running_task_has_no_exit_status(self) -> None:
         process = process_pb2.Process(container_id="web", id="x", pid=7, status="RUNNING", exited_at=GO_ZERO)
         assert decode.task("shop", process) == Task(KEY, 7, TaskStatus.RUNNING)
 
-    def test_a_status_from_the_future_is_unknown(self) -> None:
+    def test_task_status_is_unknown_when_not_defined(self) -> None:
         process = process_pb2.Process.FromString(b"\x12\x03web\x20\x63")
         assert decode.task("shop", process) == Task(KEY, 0, TaskStatus.UNKNOWN)
 
@@ -228,9 +230,11 @@ class TestTasks:
 stamps = st.none() | st.fixed_dictionaries(
     {"seconds": st.integers(-(2**63), 2**63 - 1), "nanos": st.integers(-(2**31), 2**31 - 1)}
 )
-topics = st.sampled_from([topic for topic, *_ in TOLD]) | st.text().map(lambda rest: f"/whalebridge/marker/{rest}")
-type_urls = st.sampled_from([payload.DESCRIPTOR.full_name for _, payload, _ in TOLD]) | st.text()
-payloads = st.sampled_from([payload.SerializeToString() for _, payload, _ in TOLD]) | st.binary()
+topics = st.sampled_from([topic for topic, *_ in TOPIC_CASES]) | st.text().map(
+    lambda rest: f"/whalebridge/marker/{rest}"
+)
+type_urls = st.sampled_from([payload.DESCRIPTOR.full_name for _, payload, _ in TOPIC_CASES]) | st.text()
+payloads = st.sampled_from([payload.SerializeToString() for _, payload, _ in TOPIC_CASES]) | st.binary()
 envelopes = st.builds(
     Envelope,
     timestamp=stamps,
@@ -250,12 +254,12 @@ def check(event: Event) -> None:
 
 
 @given(st.binary())
-def test_no_bytes_make_it_raise(raw: bytes) -> None:
+def test_event_decoding_never_raises_for_any_bytes(raw: bytes) -> None:
     check(decode.event(raw))
 
 
 @given(envelopes)
-def test_no_envelope_makes_it_raise(told: Envelope) -> None:
+def test_event_decoding_never_raises_for_any_envelope(told: Envelope) -> None:
     check(decode.event(told.SerializeToString()))
 
 
@@ -263,12 +267,12 @@ labels = st.lists(st.fixed_dictionaries({"key": st.binary(), "value": st.binary(
 
 
 @given(st.builds(containers_pb2.Container, labels=labels, image=st.binary(), created_at=stamps, updated_at=stamps))
-def test_no_record_makes_it_raise(record: containers_pb2.Container) -> None:
+def test_metadata_decoding_never_raises(record: containers_pb2.Container) -> None:
     msgspec.json.encode(decode.metadata("shop", record, LabelRules.keep_all()))
 
 
 @given(st.binary())
-def test_no_process_makes_it_raise(raw: bytes) -> None:
+def test_task_decoding_never_raises(raw: bytes) -> None:
     try:
         process = process_pb2.Process.FromString(raw)
     except Exception:  # noqa: BLE001 - whether protobuf reads it is not the question

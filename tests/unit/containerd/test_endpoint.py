@@ -17,19 +17,19 @@ from bridge.core.errors import BridgeError, FatalError, TransientError
 from tests.golden import Golden
 
 SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0])
-NOBODY = 65534
+UNPRIVILEGED_UID = 65534
 
 
 @asynccontextmanager
-async def listening(path: Path, answer: bytes | None) -> AsyncIterator[None]:
+async def listen(path: Path, response: bytes | None) -> AsyncIterator[None]:
     """Listen, and say ``answer`` to whoever comes; nothing at all where that is None."""
     silent: list[asyncio.StreamWriter] = []
 
     def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if answer is None:
+        if response is None:
             silent.append(writer)
             return
-        writer.write(answer)
+        writer.write(response)
         writer.close()
 
     async with await asyncio.start_unix_server(serve, path):
@@ -39,44 +39,44 @@ async def listening(path: Path, answer: bytes | None) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def public() -> Iterator[Path]:
+def public_directory() -> Iterator[Path]:
     """A folder that others than root can come to, and in it another."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        public = Path(name)
-        public.chmod(0o755)
-        (public / "folder").mkdir()
-        (public / "folder").chmod(0o755)
-        yield public
-        (public / "folder").chmod(0o700)
+        public_directory = Path(name)
+        public_directory.chmod(0o755)
+        (public_directory / "folder").mkdir()
+        (public_directory / "folder").chmod(0o755)
+        yield public_directory
+        (public_directory / "folder").chmod(0o700)
 
 
 class TestAddresses:
     @pytest.mark.parametrize("address", ["/run/c.sock", "unix:/run/c.sock", "unix:///run/c.sock"])
-    def test_three_forms_are_one(self, address: str) -> None:
+    def test_socket_path_accepts_path_and_unix_urls(self, address: str) -> None:
         assert socket_path(address) == "/run/c.sock"
 
-    def test_a_relative_path_is_made_absolute(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_socket_path_is_absolute(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.chdir(tmp_path)
         assert socket_path("c.sock") == socket_path("unix://c.sock") == str(tmp_path / "c.sock")
 
     @pytest.mark.parametrize("address", ["", "unix:", "unix://", "tcp://host:1", "http://x", "a\0b"])
-    def test_other_addresses_are_refused(self, address: str, golden: Golden) -> None:
+    def test_socket_path_rejects_other_addresses(self, address: str, golden: Golden) -> None:
         with golden.error("containerd_errors", f"address {address!r}", FatalError, repr(address)):
             socket_path(address)
 
 
 class TestProbe:
-    async def test_a_server_of_http2_is_told_by_socket_and_process(self, tmp_path: Path) -> None:
-        async with listening(tmp_path / "s", SETTINGS):
+    async def test_probe_returns_socket_identity_and_pid_of_http2_server(self, tmp_path: Path) -> None:
+        async with listen(tmp_path / "s", SETTINGS):
             peer = await probe(str(tmp_path / "s"), 5)
         found = (tmp_path / "s").stat()
         assert peer == (found.st_dev, found.st_ino, os.getpid())
 
-    async def test_no_socket_may_come(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_probe_raises_transient_error_when_socket_is_missing(self, tmp_path: Path, golden: Golden) -> None:
         with golden.error("containerd_errors", "no socket", TransientError, tmp_path / "s", TMP=tmp_path):
             await probe(str(tmp_path / "s"), 5)
 
-    async def test_a_socket_that_nobody_listens_at_may_come_alive(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_probe_raises_transient_error_when_nothing_listens(self, tmp_path: Path, golden: Golden) -> None:
         with socket.socket(socket.AF_UNIX) as left_over:
             left_over.bind(str(tmp_path / "s"))
         with golden.error(
@@ -84,20 +84,20 @@ class TestProbe:
         ):
             await probe(str(tmp_path / "s"), 5)
 
-    async def test_what_is_no_socket_never_will_be(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_probe_raises_fatal_error_when_path_is_not_a_socket(self, tmp_path: Path, golden: Golden) -> None:
         (tmp_path / "s").touch()
         for path in (tmp_path, tmp_path / "s"):
             with golden.error("containerd_errors", "not a socket", FatalError, path, SOCKET=path):
                 await probe(str(path), 5)
 
-    async def test_a_file_for_a_folder(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_probe_raises_fatal_error_when_parent_is_a_file(self, tmp_path: Path, golden: Golden) -> None:
         (tmp_path / "f").touch()
         with golden.error(
             "containerd_errors", "below a file", FatalError, tmp_path / "f" / "s", "Not a directory", TMP=tmp_path
         ):
             await probe(str(tmp_path / "f" / "s"), 5)
 
-    async def test_a_path_too_long_for_the_kernel(self, tmp_path: Path, golden: Golden) -> None:
+    async def test_probe_raises_fatal_error_when_path_is_too_long(self, tmp_path: Path, golden: Golden) -> None:
         folder = tmp_path / ("x" * 100)
         folder.mkdir()
         with socket.socket(socket.AF_UNIX) as server:
@@ -109,11 +109,16 @@ class TestProbe:
             await probe(str(folder / "s"), 5)
 
     @pytest.mark.parametrize("forbidden", ["folder", "folder/s"])
-    async def test_a_forbidden_socket_wants_sudo(self, public: Path, forbidden: str, golden: Golden) -> None:
-        path = public / "folder" / "s"
-        async with listening(path, SETTINGS):
-            os.chmod(public / forbidden, 0)
-            with golden.error("containerd_errors", "permission denied", FatalError, path, SOCKET=path), as_nobody():
+    async def test_probe_raises_permission_error_with_hint(
+        self, public_directory: Path, forbidden: str, golden: Golden
+    ) -> None:
+        path = public_directory / "folder" / "s"
+        async with listen(path, SETTINGS):
+            os.chmod(public_directory / forbidden, 0)
+            with (
+                golden.error("containerd_errors", "permission denied", FatalError, path, SOCKET=path),
+                as_unprivileged_user(),
+            ):
                 await probe(str(path), 5)
 
     @pytest.mark.parametrize(
@@ -126,14 +131,14 @@ class TestProbe:
             (None, TransientError),
         ],
     )
-    async def test_what_speaks_no_grpc(
+    async def test_probe_raises_when_peer_does_not_speak_grpc(
         self, tmp_path: Path, answer: bytes | None, error: type[BridgeError], golden: Golden
     ) -> None:
-        async with listening(tmp_path / "s", answer):
+        async with listen(tmp_path / "s", answer):
             with golden.error("containerd_errors", f"answer {answer!r}", error, tmp_path / "s", TMP=tmp_path):
                 await probe(str(tmp_path / "s"), 0.05 if answer is None else 5)
 
-    async def test_a_full_queue_of_connections_is_no_verdict(self, tmp_path: Path) -> None:
+    async def test_probe_raises_transient_error_when_backlog_is_full(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
             server.bind(str(tmp_path / "s"))
             server.listen(0)
@@ -143,12 +148,12 @@ class TestProbe:
 
 
 @contextmanager
-def as_nobody() -> Iterator[None]:
+def as_unprivileged_user() -> Iterator[None]:
     """Be a user without rights, where we are root."""
     if os.geteuid() != 0:
         yield
         return
-    os.seteuid(NOBODY)
+    os.seteuid(UNPRIVILEGED_UID)
     try:
         yield
     finally:

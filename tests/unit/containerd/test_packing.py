@@ -11,30 +11,30 @@ from bridge.containerd import packing
 
 
 @given(st.lists(st.binary(max_size=200), max_size=50))
-def test_what_was_packed_is_unpacked(envelopes: list[bytes]) -> None:
-    assert [each for message in packing.pack(envelopes) for each in packing.unpack(message)] == envelopes
+def test_batched_envelopes_round_trip(envelopes: list[bytes]) -> None:
+    assert [each for message in packing.batch(envelopes) for each in packing.unbatch(message)] == envelopes
 
 
-def test_messages_are_bounded_and_full() -> None:
-    envelopes = [bytes(packing.MESSAGE_BYTES // 4)] * 9
-    assert [len(packing.unpack(message)) for message in packing.pack(envelopes)] == [4, 4, 1]
+def test_batched_messages_are_bounded_and_filled() -> None:
+    envelopes = [bytes(packing.MAX_MESSAGE_BYTES // 4)] * 9
+    assert [len(packing.unbatch(message)) for message in packing.batch(envelopes)] == [4, 4, 1]
 
 
-def test_one_that_is_too_large_travels_alone() -> None:
-    envelopes = [b"a", bytes(2 * packing.MESSAGE_BYTES), b"b"]
-    assert [len(packing.unpack(message)) for message in packing.pack(envelopes)] == [1, 1, 1]
+def test_oversized_envelope_is_sent_alone() -> None:
+    envelopes = [b"a", bytes(2 * packing.MAX_MESSAGE_BYTES), b"b"]
+    assert [len(packing.unbatch(message)) for message in packing.batch(envelopes)] == [1, 1, 1]
 
 
-def test_nothing_is_no_message() -> None:
-    assert list(packing.pack([])) == []
+def test_empty_batch_has_no_message() -> None:
+    assert list(packing.batch([])) == []
 
 
-def test_what_is_none_of_ours() -> None:
+def test_invalid_batched_message_is_rejected() -> None:
     with pytest.raises(DecodeError):
-        packing.unpack(b"\x0a\x7f")
+        packing.unbatch(b"\x0a\x7f")
 
 
-def test_who_packs_says_so() -> None:
-    assert packing.is_packed([("x", "y"), packing.HEADER])
-    assert not packing.is_packed([("whalebridge-envelopes", "other")])
-    assert not packing.is_packed(None)
+def test_batching_is_detected_from_metadata() -> None:
+    assert packing.supports_batches([("x", "y"), packing.HEADER])
+    assert not packing.supports_batches([("whalebridge-envelopes", "other")])
+    assert not packing.supports_batches(None)

@@ -12,12 +12,12 @@ from bridge.containerd.protos import POOL, containers_pb2, generate, tasks_pb2
 from bridge.containerd.protos.payloads_pb2 import TaskExit
 
 
-def test_they_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+def test_generated_protos_are_current(capsys: pytest.CaptureFixture[str]) -> None:
     assert generate.main(["--check"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_what_is_out_of_date_is_named(
+def test_outdated_protos_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in generate.HERE.glob("*_pb2.py*"):
@@ -33,12 +33,12 @@ def test_what_is_out_of_date_is_named(
     assert "`make protos`" in told
 
 
-def test_what_protoc_no_longer_says_is_noticed() -> None:
+def test_unexpected_protoc_output_is_rejected() -> None:
     with pytest.raises(SystemExit):
         generate.with_own_pool("DESCRIPTOR = something_new()")
 
 
-def test_another_package_may_know_the_same_messages_in_full() -> None:
+def test_generated_protos_allow_same_messages_in_default_pool() -> None:
     full = FileDescriptorProto(
         name="github.com/containerd/containerd/api/events/task.proto", package="containerd.events"
     )
@@ -49,10 +49,10 @@ def test_another_package_may_know_the_same_messages_in_full() -> None:
 
 
 @pytest.mark.parametrize("name", ["spec", "extensions"])
-def test_what_may_hold_secrets_is_unknown(name: str) -> None:
+def test_generated_protos_omit_fields_with_secrets(name: str) -> None:
     assert name not in containers_pb2.Container.DESCRIPTOR.fields_by_name
 
 
-def test_services_are_containerds() -> None:
+def test_generated_services_equal_containerd_services() -> None:
     service = POOL.FindServiceByName("containerd.services.tasks.v1.Tasks")
     assert service.methods_by_name["Get"].input_type.full_name == tasks_pb2.GetRequest.DESCRIPTOR.full_name

@@ -6,7 +6,7 @@ import pytest
 
 from bridge.containerd.resolve import resolve
 from bridge.core.errors import AmbiguousError, NotFoundError
-from bridge.core.identity import describe
+from bridge.core.identity import build_metadata
 from bridge.core.labels import LabelRules
 from bridge.core.model import ContainerKey, Metadata
 from tests.golden import Golden
@@ -15,7 +15,7 @@ RULES = LabelRules.keep_all()
 
 
 def record(namespace: str, id_: str, name: str = "") -> Metadata:
-    return describe(ContainerKey(namespace, id_), {"nerdctl/name": name} if name else {}, RULES)
+    return build_metadata(ContainerKey(namespace, id_), {"nerdctl/name": name} if name else {}, RULES)
 
 
 RECORDS = [
@@ -45,7 +45,7 @@ RECORDS = [
         ("ccc", ("test", "cccc")),
     ],
 )
-def test_one_is_meant(name_or_id: str, key: tuple[str, str]) -> None:
+def test_name_lookup_returns_single_match(name_or_id: str, key: tuple[str, str]) -> None:
     assert resolve(name_or_id, RECORDS).key == key
 
 
@@ -57,17 +57,17 @@ def test_one_is_meant(name_or_id: str, key: tuple[str, str]) -> None:
         ("91", "919f59, shop/919f59, shop/91aaaa (web)"),
     ],
 )
-def test_several_are_meant(name_or_id: str, candidates: str, golden: Golden) -> None:
+def test_name_lookup_raises_when_several_containers_match(name_or_id: str, candidates: str, golden: Golden) -> None:
     with golden.error("containers_found", f"several for {name_or_id!r}", AmbiguousError, repr(name_or_id), candidates):
         resolve(name_or_id, RECORDS)
 
 
-def test_of_very_many_some_are_named(golden: Golden) -> None:
+def test_name_lookup_error_lists_only_first_matches(golden: Golden) -> None:
     with golden.error("containers_found", "very many", AmbiguousError, "30", "x/a0, ", "20 more"):
         resolve("a", [record("x", f"a{number}") for number in range(30)])
 
 
 @pytest.mark.parametrize("name_or_id", ["", "shop/", "/", "nobody", "nowhere/919f59", "19f59", "shop/shop/web"])
-def test_none_is_meant(name_or_id: str, golden: Golden) -> None:
+def test_name_lookup_raises_when_no_container_matches(name_or_id: str, golden: Golden) -> None:
     with golden.error("containers_found", f"none for {name_or_id!r}", NotFoundError, repr(name_or_id)):
         resolve(name_or_id, RECORDS)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import BATCH_EVENTS, LINGER_SECONDS, EventStream, linger
+from bridge.containerd.stream import LINGER_SECONDS, MAX_BATCH_EVENTS, ContainerdEventStream, linger
 from bridge.core.errors import StreamOverflowError, TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Event, Mark, TaskOOM, Undecodable
+from bridge.core.model import ContainerKey, Event, Marker, TaskOOM, Undecodable
 from tests.eventually import eventually, eventually_async
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd
@@ -28,7 +28,7 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "containerd-events"]
 
 
-def gone() -> None:
+def threads_ended() -> None:
     """Wait for the end of all readers: each takes its time, where somebody else has the processor."""
     eventually(lambda: not readers(), "the end of all readers")
 
@@ -36,87 +36,101 @@ def gone() -> None:
 CONNECTING = re.compile("failed to connect.*")  # gRPC's own words
 
 
-async def held(stream: EventStream, events: int) -> None:
+async def queued(stream: ContainerdEventStream, events: int) -> None:
     """Wait until the stream holds so many events."""
     async with asyncio.timeout(30):
-        while len(stream._held) < events:  # noqa: ASYNC110 (a thread's affair)
+        while len(stream._queue) < events:  # noqa: ASYNC110 (a thread's affair)
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
-async def stream(standin: SimulatedContainerd) -> AsyncIterator[EventStream]:
-    stream = EventStream(standin.address)
-    await subscribed(standin, 1)
+async def stream(simulated_containerd: SimulatedContainerd) -> AsyncIterator[ContainerdEventStream]:
+    stream = ContainerdEventStream(simulated_containerd.address)
+    await subscribed(simulated_containerd, 1)
     yield stream
     stream.close()
-    gone()
+    threads_ended()
 
 
-async def subscribed(standin: SimulatedContainerd, streams: int) -> None:
+async def subscribed(simulated_containerd: SimulatedContainerd, streams: int) -> None:
     """Wait until the stand-in has so many subscribers."""
-    await eventually_async(lambda: len(standin.state.listeners) == streams)
+    await eventually_async(lambda: len(simulated_containerd.state.listeners) == streams)
 
 
-def tell(standin: SimulatedContainerd, events: int) -> list[Event]:
+def publish_markers(simulated_containerd: SimulatedContainerd, events: int) -> list[Event]:
     """Let so many events happen; return them."""
     marks: list[Event] = []
     for number in range(events):
-        standin.state.publish_any("whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b"")
-        marks.append(Mark("n", number))
+        simulated_containerd.state.publish_any(
+            "whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b""
+        )
+        marks.append(Marker("n", number))
     return marks
 
 
-async def received(stream: EventStream, events: int) -> list[Event]:
+async def received(stream: ContainerdEventStream, events: int) -> list[Event]:
     told: list[Event] = []
     while len(told) < events:
         batch = await stream.batch()
-        assert 1 <= len(batch) <= BATCH_EVENTS
+        assert 1 <= len(batch) <= MAX_BATCH_EVENTS
         told.extend(batch)
     return told
 
 
-async def test_events_come_in_order_and_in_batches(standin: SimulatedContainerd, stream: EventStream) -> None:
-    told = tell(standin, 20_000)
+async def test_event_stream_returns_events_in_order_and_batches(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
+    told = publish_markers(simulated_containerd, 20_000)
     assert await received(stream, 20_000) == told
 
 
-async def test_events_come_while_nobody_asks(standin: SimulatedContainerd, stream: EventStream) -> None:
-    told = tell(standin, 10)
-    await held(stream, 10)
+async def test_event_stream_buffers_events_between_reads(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
+    told = publish_markers(simulated_containerd, 10)
+    await queued(stream, 10)
     assert await stream.batch() == told
 
 
-async def test_a_single_event_does_not_linger(standin: SimulatedContainerd, stream: EventStream) -> None:
+async def test_event_stream_delivers_single_event_without_delay(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
     waits = [1.0]
     while min(waits) >= LINGER_SECONDS and len(waits) < 200:  # at once, when the machine has nothing else to do
         await asyncio.sleep(2 * LINGER_SECONDS)
         began = time.perf_counter()
-        tell(standin, 1)
+        publish_markers(simulated_containerd, 1)
         await stream.batch()
         waits.append(time.perf_counter() - began)
     assert min(waits) < LINGER_SECONDS
 
 
-async def test_what_cannot_be_read_does_not_end_it(standin: SimulatedContainerd, stream: EventStream) -> None:
-    standin.state.publish_any("shop", "/tasks/oom", "containerd.events.TaskOOM", b"\xff")
-    standin.state.oom(KEY)
+async def test_event_stream_continues_after_undecodable_event(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
+    simulated_containerd.state.publish_any("shop", "/tasks/oom", "containerd.events.TaskOOM", b"\xff")
+    simulated_containerd.state.oom(KEY)
     undecodable, oom = await received(stream, 2)
     assert isinstance(undecodable, Undecodable)
     assert isinstance(oom, TaskOOM)
 
 
-async def test_other_topics_are_not_sent(standin: SimulatedContainerd, stream: EventStream) -> None:
-    standin.state.publish_any("shop", "/images/create", "containerd.events.ImageCreate", b"")
-    told = tell(standin, 1)
+async def test_event_stream_omits_events_of_other_topics(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
+    simulated_containerd.state.publish_any("shop", "/images/create", "containerd.events.ImageCreate", b"")
+    told = publish_markers(simulated_containerd, 1)
     assert await stream.batch() == told
 
 
-async def test_a_batch_that_is_cancelled_loses_nothing(standin: SimulatedContainerd, stream: EventStream) -> None:
+async def test_event_stream_loses_nothing_when_read_is_canceled(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
     told = []
     events: list[Event] = []
     for _ in range(50):
         waiting = asyncio.create_task(stream.batch())
-        told += tell(standin, 1)
+        told += publish_markers(simulated_containerd, 1)
         await asyncio.sleep(0.001)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
@@ -124,28 +138,36 @@ async def test_a_batch_that_is_cancelled_loses_nothing(standin: SimulatedContain
     assert events + await received(stream, len(told) - len(events)) == told
 
 
-async def test_the_end_is_told_after_all_that_came_before(standin: SimulatedContainerd, stream: EventStream) -> None:
-    told = tell(standin, 5)
-    await held(stream, 5)
-    await standin.stop()
+async def test_event_stream_raises_after_buffered_events_on_disconnect(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+) -> None:
+    told = publish_markers(simulated_containerd, 5)
+    await queued(stream, 5)
+    await simulated_containerd.stop()
     await asyncio.sleep(0.1)
     assert await stream.batch() == told
     for _ in range(2):
-        with pytest.raises(TransientError, match=re.escape(standin.address)):
+        with pytest.raises(TransientError, match=re.escape(simulated_containerd.address)):
             await stream.batch()
-    gone()
+    threads_ended()
 
 
-async def test_an_orderly_end_is_an_end(standin: SimulatedContainerd, stream: EventStream, golden: Golden) -> None:
-    standin.end_streams()
+async def test_event_stream_raises_when_server_ends_stream(
+    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream, golden: Golden
+) -> None:
+    simulated_containerd.end_streams()
     with golden.error(
-        "containerd_errors", "event stream, orderly end", TransientError, standin.address, SOCKET=standin.address
+        "containerd_errors",
+        "event stream, orderly end",
+        TransientError,
+        simulated_containerd.address,
+        SOCKET=simulated_containerd.address,
     ):
         await stream.batch()
 
 
-async def test_without_containerd_it_ends_at_once(tmp_path: Path, golden: Golden) -> None:
-    stream = EventStream(f"{tmp_path}/c.sock")
+async def test_event_stream_raises_when_containerd_is_missing(tmp_path: Path, golden: Golden) -> None:
+    stream = ContainerdEventStream(f"{tmp_path}/c.sock")
     async with asyncio.timeout(30):
         with golden.error(
             "containerd_errors",
@@ -159,83 +181,87 @@ async def test_without_containerd_it_ends_at_once(tmp_path: Path, golden: Golden
     stream.close()
 
 
-async def test_closing_wakes_whoever_waits(stream: EventStream, tmp_path: Path, golden: Golden) -> None:
+async def test_event_stream_close_wakes_pending_read(
+    stream: ContainerdEventStream, tmp_path: Path, golden: Golden
+) -> None:
     waiting = asyncio.create_task(stream.batch())
     await asyncio.sleep(0)
     stream.close()
-    gone()
+    threads_ended()
     with golden.error("containerd_errors", "event stream closed", TransientError, "c.sock", TMP=tmp_path):
         await waiting
     stream.close()
 
 
-async def test_closing_is_prompt_when_containerd_hangs(standin: SimulatedContainerd) -> None:
-    standin.faults.hang()
+async def test_event_stream_close_is_prompt_when_containerd_hangs(simulated_containerd: SimulatedContainerd) -> None:
+    simulated_containerd.faults.hang()
     took: list[float] = []
     while not took or (min(took) > 0.5 and len(took) < 10):  # at once, when the machine has nothing else to do
-        standin.calls.clear()
-        stream = EventStream(standin.address)
-        await eventually_async(lambda: "Events.Subscribe" in standin.calls)
+        simulated_containerd.calls.clear()
+        stream = ContainerdEventStream(simulated_containerd.address)
+        await eventually_async(lambda: "Events.Subscribe" in simulated_containerd.calls)
         began = time.perf_counter()
         stream.close()
         took.append(time.perf_counter() - began)
-        gone()
+        threads_ended()
     assert min(took) < 0.5
 
 
-async def test_closing_before_anything_is_prompt(standin: SimulatedContainerd) -> None:
+async def test_event_stream_close_is_prompt_before_subscription(simulated_containerd: SimulatedContainerd) -> None:
     for _ in range(20):
-        EventStream(standin.address).close()
-    gone()
+        ContainerdEventStream(simulated_containerd.address).close()
+    threads_ended()
 
 
-async def test_too_much_for_the_memory_is_an_overflow(standin: SimulatedContainerd, golden: Golden) -> None:
-    stream = EventStream(standin.address, buffer_bytes=100_000)
-    await subscribed(standin, 1)
-    tell(standin, 10_000)
-    await subscribed(standin, 0)  # given up: left unread it would fill containerd's memory instead
+async def test_event_stream_raises_overflow_when_buffer_is_full(
+    simulated_containerd: SimulatedContainerd, golden: Golden
+) -> None:
+    stream = ContainerdEventStream(simulated_containerd.address, buffer_bytes=100_000)
+    await subscribed(simulated_containerd, 1)
+    publish_markers(simulated_containerd, 10_000)
+    await subscribed(simulated_containerd, 0)  # given up: left unread it would fill containerd's memory instead
     for _ in range(2):
         with golden.error(
             "containerd_errors",
             "event stream, overflow",
             StreamOverflowError,
             100000,
-            standin.address,
-            SOCKET=standin.address,
+            simulated_containerd.address,
+            SOCKET=simulated_containerd.address,
         ):
             await stream.batch()
     stream.close()
-    gone()
+    threads_ended()
 
 
-async def test_what_is_taken_makes_room(standin: SimulatedContainerd) -> None:
-    stream = EventStream(standin.address, buffer_bytes=100_000)
-    await subscribed(standin, 1)
+async def test_event_stream_frees_buffer_on_read(simulated_containerd: SimulatedContainerd) -> None:
+    stream = ContainerdEventStream(simulated_containerd.address, buffer_bytes=100_000)
+    await subscribed(simulated_containerd, 1)
     for _ in range(50):
-        told = tell(standin, 100)
+        told = publish_markers(simulated_containerd, 100)
         assert await received(stream, 100) == told
     stream.close()
 
 
-def test_a_loop_that_is_gone_does_not_matter(tmp_path: Path) -> None:
-    async def leave() -> EventStream:
-        async with SimulatedContainerd(tmp_path / "c.sock") as standin:
-            stream = EventStream(standin.address)
-            await subscribed(standin, 1)
+def test_event_stream_closes_after_event_loop_ended(tmp_path: Path) -> None:
+    async def leave() -> ContainerdEventStream:
+        async with SimulatedContainerd(tmp_path / "c.sock") as simulated_containerd:
+            stream = ContainerdEventStream(simulated_containerd.address)
+            await subscribed(simulated_containerd, 1)
             return stream
 
     stream = asyncio.run(leave())
     stream.close()
-    gone()
+    threads_ended()
 
 
-async def test_a_client_closes_its_streams(standin: SimulatedContainerd) -> None:
-    gone()  # those of tests before
-    async with ContainerdClient(standin.address, LabelRules.keep_all()) as client:
+async def test_client_close_closes_event_streams(simulated_containerd: SimulatedContainerd) -> None:
+    threads_ended()  # those of tests before
+    async with ContainerdClient(simulated_containerd.address, LabelRules.keep_all()) as client:
         await client.subscribe()
         stream = await client.subscribe()
         assert len(readers()) == 2
-    gone()
+    threads_ended()
     stream.close()
 
 
@@ -243,5 +269,5 @@ async def test_a_client_closes_its_streams(standin: SimulatedContainerd) -> None
     ("events", "seconds", "expected"),
     [(1, 60, LINGER_SECONDS), (1, 0.005, 0.02), (2, 0.004, 0.01), (20, 0.02, 0.02), (640, 0.1, 0.1), (4096, 0, 0.1)],
 )
-def test_batches_gather_for_as_long_as_events_come_often(events: int, seconds: float, expected: float) -> None:
+def test_linger_grows_with_event_rate(events: int, seconds: float, expected: float) -> None:
     assert linger(events, seconds) == pytest.approx(expected)

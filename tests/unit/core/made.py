@@ -25,12 +25,12 @@ from bridge.core.model import (
 from bridge.core.time import SECOND, from_seconds
 from bridge.core.tracker import Tracker
 
-BOOT = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
+BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 WEB = ContainerKey("shop", "web")
 DB = ContainerKey("shop", "db")
-BOOTED = 1_795_447_267 * SECOND
+BOOT_TIME_NS = 1_795_447_267 * SECOND
 
-Told: TypeAlias = list[tuple[str, str, int]]
+TransitionSummary: TypeAlias = list[tuple[str, str, int]]
 
 
 def moment(seconds: float) -> Instant:
@@ -39,7 +39,7 @@ def moment(seconds: float) -> Instant:
 
 
 def wall(seconds: float) -> int:
-    return BOOTED + from_seconds(seconds)
+    return BOOT_TIME_NS + from_seconds(seconds)
 
 
 def created(pid: int, seconds: float, key: ContainerKey = WEB) -> TaskCreated:
@@ -71,7 +71,7 @@ def task(pid: int, status: TaskStatus = TaskStatus.RUNNING, key: ContainerKey = 
     return Task(key, pid, status, 3 if stopped else None, wall(0.5) if stopped else None)
 
 
-def record(
+def make_metadata(
     key: ContainerKey = WEB,
     labels: Labels | None = None,
     *,
@@ -101,21 +101,21 @@ def record(
     )
 
 
-def listening() -> Tracker:
+def synced_tracker() -> Tracker:
     """A tracker that has listed everything and found nothing, so that whoever appears is a newborn."""
-    tracker = Tracker(BOOT)
-    tracker.complete(set())
+    tracker = Tracker(BOOT_ID)
+    tracker.mark_synced(set())
     return tracker
 
 
-def following(pid: int = 5) -> Tracker:
+def tracker_with_container(pid: int = 5) -> Tracker:
     """A tracker that knows of one container, which was created and started within the first second."""
-    tracker = listening()
-    tracker.learn(record())
-    tracker.step(created(pid, 0.1), moment(0.1))
-    tracker.step(started(pid, 0.2), moment(0.2))
+    tracker = synced_tracker()
+    tracker.update_metadata(make_metadata())
+    tracker.process_event(created(pid, 0.1), moment(0.1))
+    tracker.process_event(started(pid, 0.2), moment(0.2))
     return tracker
 
 
-def told(transitions: Iterable[Transition]) -> Told:
+def summarize(transitions: Iterable[Transition]) -> TransitionSummary:
     return [(each.type, each.origin, each.pid) for each in transitions]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.encode import Coverage, Gap, Ledger, heartbeat, lost_record, rfc3339
-from bridge.core.events import Previous, Record, json_schema
-from bridge.core.lives import Ending, Transition
+from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage, heartbeat_record, lost_record, rfc3339
+from bridge.core.events import Record, SourcePosition, json_schema
+from bridge.core.lives import ExitInfo, Transition
 from bridge.core.model import ContainerKey, Engine, Labels, Metadata, PodReference
 from bridge.core.time import SECOND
 from tests.unit.core.made import WEB
@@ -27,22 +27,24 @@ KNOWN = Metadata(
     WEB, "web-1", "web-shop", "web", "busybox", "runc", AT - SECOND, AT, {"tier": "front"}, pod=None, pod_labels=None
 )
 GAP = Gap("reconnect", AT - SECOND, AT)
-COVERAGE = Coverage(["default", "shop"], ["default"], partial=True)
+COVERAGE = SnapshotCoverage(["default", "shop"], ["default"], partial=True)
 
 
-def a_ledger(*, previous: Previous | None = None, max_bytes: int = 512 * 1024) -> Ledger:
-    return Ledger("node-1", ENGINE, EPOCH, previous=previous, max_bytes=max_bytes)
+def make_encoder(*, previous: SourcePosition | None = None, max_bytes: int = 512 * 1024) -> RecordEncoder:
+    return RecordEncoder("node-1", ENGINE, EPOCH, previous=previous, max_bytes=max_bytes)
 
 
-def a_row(metadata: Metadata | None = KNOWN, pod_labels: Labels | None = None, key: ContainerKey = WEB) -> Transition:
+def present_transition(
+    metadata: Metadata | None = KNOWN, pod_labels: Labels | None = None, key: ContainerKey = WEB
+) -> Transition:
     return Transition("present", "snapshot", AT, key, metadata, pod_labels, 5, "5f3c9a1e-5", paused=True)
 
 
-def an_exit(ending: Ending, metadata: Metadata | None = KNOWN) -> Transition:
-    return Transition("exited", "live", AT, WEB, metadata, None, 5, "5f3c9a1e-5", paused=False, ending=ending)
+def exited_transition(exit_info: ExitInfo, metadata: Metadata | None = KNOWN) -> Transition:
+    return Transition("exited", "live", AT, WEB, metadata, None, 5, "5f3c9a1e-5", paused=False, exit_info=exit_info)
 
 
-def read(record: Record) -> dict[str, Any]:
+def decode_valid(record: Record) -> dict[str, Any]:
     """Decode a record as any consumer would; it fits the schema, and what routes it is what it says."""
     document: dict[str, Any] = json.loads(record.data)
     SCHEMA.validate(document)
@@ -75,12 +77,12 @@ def read(record: Record) -> dict[str, Any]:
         (None, None),
     ],
 )
-def test_times_are_rfc_3339_with_all_their_nanoseconds(at: int | None, text: str | None) -> None:
+def test_timestamps_are_rfc3339_with_nanoseconds(at: int | None, text: str | None) -> None:
     assert rfc3339(at) == text
 
 
 @given(st.integers(0, 253_402_300_800 * SECOND - 1))
-def test_times_say_the_moment_they_mean(at: int) -> None:
+def test_timestamp_text_equals_instant(at: int) -> None:
     stem, _, fraction = rfc3339(at).removesuffix("Z").partition(".")
     assert int(datetime.fromisoformat(stem).replace(tzinfo=UTC).timestamp()) * SECOND + int(fraction or 0) == at
     assert len(fraction) in (0, 9)
@@ -89,8 +91,8 @@ def test_times_say_the_moment_they_mean(at: int) -> None:
 # --- containers ---
 
 
-def test_a_row_says_who_the_container_is() -> None:
-    document = read(a_ledger().transition(a_row()))
+def test_snapshot_record_contains_container_fields() -> None:
+    document = decode_valid(make_encoder().encode_transition(present_transition()))
     assert document == {
         "version": 1,
         "type": "present",
@@ -131,70 +133,83 @@ def test_a_row_says_who_the_container_is() -> None:
     }
 
 
-def test_the_display_id_in_namespace_default_is_the_bare_id() -> None:
+def test_display_id_is_bare_in_default_namespace() -> None:
     key = ContainerKey("default", "web")
-    assert read(a_ledger().transition(a_row(msgspec.structs.replace(KNOWN, key=key), key=key)))["id"] == "web"
+    assert (
+        decode_valid(
+            make_encoder().encode_transition(present_transition(msgspec.structs.replace(KNOWN, key=key), key=key))
+        )["id"]
+        == "web"
+    )
 
 
-def test_a_container_without_a_record_is_named_by_its_id() -> None:
-    container = read(a_ledger().transition(a_row(None)))["container"]
+def test_container_without_metadata_is_named_by_id() -> None:
+    container = decode_valid(make_encoder().encode_transition(present_transition(None)))["container"]
     assert (container["name"], container["project"], container["labels"]) == ("web", "", None)
     assert (container["created_at"], container["labels_dropped"], container["pod"]) == (None, False, None)
 
 
-def test_a_pod_is_told_with_its_sandboxs_labels() -> None:
+def test_pod_is_encoded_with_sandbox_labels() -> None:
     metadata = msgspec.structs.replace(KNOWN, pod=PodReference("web-1", "prod", "1b2c", "app"))
     pod = {"name": "web-1", "namespace": "prod", "uid": "1b2c", "container": "app"}
-    assert read(a_ledger().transition(a_row(metadata)))["container"]["pod"] == {**pod, "labels": None}
-    labelled = read(a_ledger().transition(a_row(metadata, {"app": "web"})))
+    assert decode_valid(make_encoder().encode_transition(present_transition(metadata)))["container"]["pod"] == {
+        **pod,
+        "labels": None,
+    }
+    labelled = decode_valid(make_encoder().encode_transition(present_transition(metadata, {"app": "web"})))
     assert labelled["container"]["pod"] == {**pod, "labels": {"app": "web"}}
 
 
 @pytest.mark.parametrize(
     ("ending", "expected"),
     [
-        (Ending(137, AT, oom=True), {"status": 137, "at": "2026-11-23T15:21:08.256344486Z", "oom": True}),
-        (Ending(0, None, oom=False), {"status": 0, "at": None, "oom": False}),
-        (Ending(), {"status": None, "at": None, "oom": None}),
+        (ExitInfo(137, AT, oom=True), {"status": 137, "at": "2026-11-23T15:21:08.256344486Z", "oom": True}),
+        (ExitInfo(0, None, oom=False), {"status": 0, "at": None, "oom": False}),
+        (ExitInfo(), {"status": None, "at": None, "oom": None}),
     ],
 )
-def test_an_exit_says_what_is_known_of_it(ending: Ending, expected: dict[str, Any]) -> None:
-    document = read(a_ledger().transition(an_exit(ending)))
+def test_exited_record_contains_known_exit_fields(ending: ExitInfo, expected: dict[str, Any]) -> None:
+    document = decode_valid(make_encoder().encode_transition(exited_transition(ending)))
     assert (document["type"], document["origin"], document["exit"]) == ("exited", "live", expected)
 
 
-def test_a_record_that_is_too_large_loses_its_labels_and_says_so() -> None:
+def test_oversized_record_drops_labels_and_sets_labels_dropped() -> None:
     pod = PodReference("web-1", "prod", "1b2c", "app")
     metadata = msgspec.structs.replace(KNOWN, labels={"big": "x" * 2000}, pod=pod)
-    ledger = a_ledger(max_bytes=1500)
-    record = ledger.transition(a_row(metadata, {"app": "web"}))
-    container = read(record)["container"]
+    ledger = make_encoder(max_bytes=1500)
+    record = ledger.encode_transition(present_transition(metadata, {"app": "web"}))
+    container = decode_valid(record)["container"]
     assert (container["labels"], container["labels_dropped"], container["pod"]["labels"]) == (None, True, None)
     assert (container["name"], container["project"]) == ("web-1", "web-shop")
     assert len(record.data) <= 1500
     assert (record.sequence, ledger.sequence) == (1, 1)
-    assert read(a_ledger(max_bytes=10).transition(a_row(None)))["container"]["labels_dropped"]
+    assert decode_valid(make_encoder(max_bytes=10).encode_transition(present_transition(None)))["container"][
+        "labels_dropped"
+    ]
 
 
-def test_a_record_that_just_fits_keeps_its_labels() -> None:
-    size = len(a_ledger().transition(a_row()).data)
-    assert read(a_ledger(max_bytes=size).transition(a_row()))["container"]["labels"] == {"tier": "front"}
-    assert read(a_ledger(max_bytes=size - 1).transition(a_row()))["container"]["labels"] is None
+def test_record_of_exactly_max_bytes_keeps_labels() -> None:
+    size = len(make_encoder().encode_transition(present_transition()).data)
+    assert decode_valid(make_encoder(max_bytes=size).encode_transition(present_transition()))["container"][
+        "labels"
+    ] == {"tier": "front"}
+    assert (
+        decode_valid(make_encoder(max_bytes=size - 1).encode_transition(present_transition()))["container"]["labels"]
+        is None
+    )
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))  # as protobuf lets through: any valid UTF-8
 
 
 @given(labels=st.dictionaries(texts, texts), name=texts, project=texts, namespace=texts, ending=st.integers())
-def test_whatever_labels_say_a_record_is_valid_and_keeps_it(
-    labels: Labels, name: str, project: str, namespace: str, ending: int
-) -> None:
+def test_record_is_valid_for_any_labels(labels: Labels, name: str, project: str, namespace: str, ending: int) -> None:
     key = ContainerKey(namespace, "web")
     metadata = msgspec.structs.replace(KNOWN, key=key, name=name, project=project, labels=labels)
-    record = a_ledger().transition(
-        Transition("exited", "live", AT, key, metadata, labels, 5, "x-5", paused=False, ending=Ending(ending))
+    record = make_encoder().encode_transition(
+        Transition("exited", "live", AT, key, metadata, labels, 5, "x-5", paused=False, exit_info=ExitInfo(ending))
     )
-    container = read(record)["container"]
+    container = decode_valid(record)["container"]
     assert (container["labels"], container["name"], container["namespace"]) == (labels, name, namespace)
     assert b"\n" not in record.data
 
@@ -202,14 +217,19 @@ def test_whatever_labels_say_a_record_is_valid_and_keeps_it(
 # --- numbers, frames ---
 
 
-def test_sequences_are_gapless_from_1_and_start_with_a_snapshot() -> None:
-    ledger = a_ledger(previous=Previous(7, 977))
-    assert ledger.position == Previous(7, 977)  # no record of this epoch yet
-    records = ledger.snapshot(GAP, COVERAGE, [an_exit(Ending())], [a_row(), a_row()], AT)
-    records += [ledger.transition(an_exit(Ending())), *ledger.snapshot(GAP, COVERAGE, [], [], AT)]
+def test_sequences_are_gapless_and_start_with_snapshot() -> None:
+    ledger = make_encoder(previous=SourcePosition(7, 977))
+    assert ledger.position == SourcePosition(7, 977)  # no record of this epoch yet
+    records = ledger.encode_snapshot(
+        GAP, COVERAGE, [exited_transition(ExitInfo())], [present_transition(), present_transition()], AT
+    )
+    records += [
+        ledger.encode_transition(exited_transition(ExitInfo())),
+        *ledger.encode_snapshot(GAP, COVERAGE, [], [], AT),
+    ]
     assert [record.sequence for record in records] == list(range(1, 9))
     assert {record.epoch for record in records} == {EPOCH}
-    assert [read(record)["type"] for record in records] == [
+    assert [decode_valid(record)["type"] for record in records] == [
         "snapshot_started",
         "exited",
         "present",
@@ -219,12 +239,12 @@ def test_sequences_are_gapless_from_1_and_start_with_a_snapshot() -> None:
         "snapshot_started",
         "snapshot_completed",
     ]
-    assert ledger.position == Previous(EPOCH, 8)
+    assert ledger.position == SourcePosition(EPOCH, 8)
 
 
-def test_frames_say_why_and_what_a_snapshot_covers() -> None:
-    ledger = a_ledger(previous=Previous(7, 977))
-    started, _row, completed = map(read, ledger.snapshot(GAP, COVERAGE, [], [a_row()], AT))
+def test_control_records_contain_reason_and_coverage() -> None:
+    ledger = make_encoder(previous=SourcePosition(7, 977))
+    started, _row, completed = map(decode_valid, ledger.encode_snapshot(GAP, COVERAGE, [], [present_transition()], AT))
     assert started["snapshot"] == {
         "id": f"{EPOCH}-1",
         "reason": "reconnect",
@@ -237,31 +257,34 @@ def test_frames_say_why_and_what_a_snapshot_covers() -> None:
         "previous": {"epoch": 7, "sequence": 977},
     }
     assert completed["snapshot"] == {**started["snapshot"], "previous": None}
-    for frame in (started, completed):
-        assert (frame["origin"], frame["timestamp"]) == ("snapshot", "2026-11-23T15:21:08.256344486Z")
-        assert [frame[key] for key in ("id", "project", "container", "exit", "lost")] == [None] * 5
+    for control_record in (started, completed):
+        assert (control_record["origin"], control_record["timestamp"]) == ("snapshot", "2026-11-23T15:21:08.256344486Z")
+        assert [control_record[key] for key in ("id", "project", "container", "exit", "lost")] == [None] * 5
 
 
-def test_only_the_first_frame_of_an_epoch_names_the_epoch_before() -> None:
-    ledger = a_ledger(previous=Previous(7, 977))
-    ledger.snapshot(GAP, COVERAGE, [], [], AT)
-    again, _completed = map(read, ledger.snapshot(Gap("start", None, None), COVERAGE, [], [], AT))
+def test_first_control_record_of_epoch_has_previous_position() -> None:
+    ledger = make_encoder(previous=SourcePosition(7, 977))
+    ledger.encode_snapshot(GAP, COVERAGE, [], [], AT)
+    again, _completed = map(decode_valid, ledger.encode_snapshot(Gap("start", None, None), COVERAGE, [], [], AT))
     assert (again["snapshot"]["previous"], again["snapshot"]["id"]) == (None, f"{EPOCH}-2")
     assert (again["snapshot"]["since"], again["snapshot"]["until"]) == (None, None)
-    unknown, _completed = map(read, a_ledger().snapshot(GAP, COVERAGE, [], [], AT))
+    unknown, _completed = map(decode_valid, make_encoder().encode_snapshot(GAP, COVERAGE, [], [], AT))
     assert unknown["snapshot"]["previous"] is None
 
 
-def test_an_engine_that_was_restarted_is_the_same_source() -> None:
-    ledger = a_ledger()
+def test_engine_restart_keeps_source_and_sequence() -> None:
+    ledger = make_encoder()
     ledger.set_engine(msgspec.structs.replace(ENGINE, version="2.5.0", pid=900))
-    document = read(ledger.transition(a_row()))
+    document = decode_valid(ledger.encode_transition(present_transition()))
     assert (document["engine"]["version"], document["engine"]["pid"], document["sequence"]) == ("2.5.0", 900, 1)
 
 
-def test_the_same_history_gives_the_same_bytes() -> None:
+def test_same_history_is_encoded_to_same_bytes() -> None:
     first, second = (
-        a_ledger().snapshot(GAP, COVERAGE, [an_exit(Ending(1, AT, oom=False))], [a_row()], AT) for _ in range(2)
+        make_encoder().encode_snapshot(
+            GAP, COVERAGE, [exited_transition(ExitInfo(1, AT, oom=False))], [present_transition()], AT
+        )
+        for _ in range(2)
     )
     assert first == second
 
@@ -269,13 +292,15 @@ def test_the_same_history_gives_the_same_bytes() -> None:
 # --- losses ---
 
 
-@pytest.mark.parametrize("frame", [True, False])
-def test_a_lost_record_stands_for_those_up_to_the_last_one_lost(frame: bool) -> None:
-    ledger = a_ledger(previous=Previous(7, 977))
-    records = ledger.snapshot(GAP, COVERAGE, [], [a_row(), an_exit(Ending(1, AT, oom=False))], AT)
-    last = records[0 if frame else 2]
+@pytest.mark.parametrize("control_record", [True, False])
+def test_loss_record_covers_range_up_to_last_lost_record(control_record: bool) -> None:
+    ledger = make_encoder(previous=SourcePosition(7, 977))
+    records = ledger.encode_snapshot(
+        GAP, COVERAGE, [], [present_transition(), exited_transition(ExitInfo(1, AT, oom=False))], AT
+    )
+    last = records[0 if control_record else 2]
     record = lost_record(last, 1, "overflow", AT + SECOND)
-    document = read(record)
+    document = decode_valid(record)
     assert document["lost"] == {"epoch": EPOCH, "first": 1, "last": last.sequence, "reason": "overflow"}
     assert (document["type"], document["origin"]) == ("lost", "live")
     assert document["timestamp"] == "2026-11-23T15:21:09.256344486Z"
@@ -285,18 +310,18 @@ def test_a_lost_record_stands_for_those_up_to_the_last_one_lost(frame: bool) -> 
     assert ledger.sequence == len(records)
 
 
-def test_a_lost_record_can_be_lost_itself() -> None:
-    lost = lost_record(a_ledger().transition(a_row()), 1, "rejected", AT)
-    assert read(lost_record(lost, 1, "overflow", AT))["lost"]["reason"] == "overflow"
+def test_loss_record_can_replace_another_loss_record() -> None:
+    lost = lost_record(make_encoder().encode_transition(present_transition()), 1, "rejected", AT)
+    assert decode_valid(lost_record(lost, 1, "overflow", AT))["lost"]["reason"] == "overflow"
 
 
-def test_a_heartbeat_has_the_position_of_the_last_record_and_an_id_of_its_own() -> None:
-    ledger = a_ledger()
-    ledger.snapshot(GAP, COVERAGE, [], [], AT)
-    last = ledger.transition(a_row())
-    beats = [heartbeat(last, AT + SECOND, number) for number in (1, 2)]
+def test_heartbeat_has_position_of_last_record_and_unique_id() -> None:
+    ledger = make_encoder()
+    ledger.encode_snapshot(GAP, COVERAGE, [], [], AT)
+    last = ledger.encode_transition(present_transition())
+    beats = [heartbeat_record(last, AT + SECOND, number) for number in (1, 2)]
     assert [each.id for each in beats] == [f"{EPOCH}-3-heartbeat-1", f"{EPOCH}-3-heartbeat-2"]
-    document = read(beats[0])
+    document = decode_valid(beats[0])
     assert (document["type"], document["timestamp"]) == ("heartbeat", rfc3339(AT + SECOND))
     assert (document["epoch"], document["sequence"], ledger.sequence) == (EPOCH, 3, 3)
     assert document["engine"]["id"] == ENGINE.id
@@ -306,8 +331,10 @@ def test_a_heartbeat_has_the_position_of_the_last_record_and_an_id_of_its_own() 
 
 
 @pytest.mark.parametrize("type_", ["created", "deleted", "oom", "renamed"])
-def test_an_extra_without_a_life_names_none(type_: Any) -> None:
-    document = read(a_ledger().transition(Transition(type_, "live", AT, WEB, None, None, 0, "", paused=False)))
+def test_additional_event_without_task_has_no_pid_or_incarnation(type_: Any) -> None:
+    document = decode_valid(
+        make_encoder().encode_transition(Transition(type_, "live", AT, WEB, None, None, 0, "", paused=False))
+    )
     assert document["type"] == type_
     assert (document["container"]["pid"], document["container"]["incarnation"], document["exit"]) == (0, "", None)
     assert (document["container"]["labels"], document["container"]["name"]) == (None, WEB.id)

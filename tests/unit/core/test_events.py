@@ -53,13 +53,13 @@ def validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(schema)
 
 
-def test_the_designs_example_is_valid_and_is_what_the_types_write(validator: jsonschema.Draft202012Validator) -> None:
+def test_schema_accepts_documented_example(validator: jsonschema.Draft202012Validator) -> None:
     validator.validate(DOCUMENT)
     assert msgspec.to_builtins(msgspec.convert(DOCUMENT, EventRecord)) == DOCUMENT
 
 
 @pytest.mark.parametrize("path", [(), ("container",), ("container", "pod"), ("exit",), ("engine",)])
-def test_every_key_is_always_present(path: tuple[str, ...], validator: jsonschema.Draft202012Validator) -> None:
+def test_schema_requires_every_key(path: tuple[str, ...], validator: jsonschema.Draft202012Validator) -> None:
     for key in _at(DOCUMENT, path):
         document = copy.deepcopy(DOCUMENT)
         del _at(document, path)[key]
@@ -70,27 +70,31 @@ def test_every_key_is_always_present(path: tuple[str, ...], validator: jsonschem
     ("key", "value"),
     [("version", 2), ("type", "died"), ("origin", "guessed"), ("sequence", "42"), ("timestamp", None), ("host", None)],
 )
-def test_what_is_not_meant_is_not_valid(key: str, value: object, validator: jsonschema.Draft202012Validator) -> None:
+def test_schema_rejects_invalid_values(key: str, value: object, validator: jsonschema.Draft202012Validator) -> None:
     assert not validator.is_valid({**DOCUMENT, key: value})
 
 
-def test_a_field_that_a_later_minor_version_adds_is_valid(validator: jsonschema.Draft202012Validator) -> None:
+def test_schema_accepts_fields_of_later_minor_versions(validator: jsonschema.Draft202012Validator) -> None:
     validator.validate({**DOCUMENT, "added": 1})
 
 
-def test_the_schema_says_what_it_is_and_explains_its_parts() -> None:
+def test_schema_has_title_and_descriptions() -> None:
     schema = json_schema()
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert "major version 1" in schema["title"]
     assert all(each.get("description") for each in schema["$defs"].values())
 
 
-def test_each_kind_of_record_has_a_type() -> None:
-    named = {value for each in (events.TransitionType, events.RowType, events.FrameType) for value in get_args(each)}
+def test_record_types_are_complete() -> None:
+    named = {
+        value
+        for each in (events.TransitionType, events.SnapshotRecordType, events.ControlRecordType)
+        for value in get_args(each)
+    }
     assert set(get_args(RecordType)) == named | {"created", "deleted", "oom", "renamed"}
 
 
-def test_a_records_id_is_its_place_and_a_lost_records_its_own() -> None:
+def test_record_id_is_position_and_loss_record_has_suffix() -> None:
     record = Record(7, 42, "started", "", "node-1", "c79d", "shop", "shop/web", "", b"{}")
     assert record.id == "7-42"
     assert msgspec.structs.replace(record, type="lost").id == "7-42-lost"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.identity import describe, display_id, incarnation, parse_display_id
+from bridge.core.identity import build_metadata, display_id, incarnation_id, parse_display_id
 from bridge.core.labels import REDACTED, LabelRules
 from bridge.core.model import ContainerKey, PodReference
 
@@ -25,7 +25,7 @@ POD_LABELS = {
         (ContainerKey("shop.eu-1", "abc"), "shop.eu-1/abc"),
     ],
 )
-def test_display_ids_name_the_namespace_unless_it_is_default(key: ContainerKey, text: str) -> None:
+def test_display_id_has_namespace_prefix_unless_default(key: ContainerKey, text: str) -> None:
     assert display_id(key) == text
     assert parse_display_id(text) == key
 
@@ -40,84 +40,84 @@ def test_display_ids_name_the_namespace_unless_it_is_default(key: ContainerKey, 
         ("", ContainerKey("default", "")),
     ],
 )
-def test_display_ids_are_split_at_the_first_slash(text: str, key: ContainerKey) -> None:
+def test_display_id_is_split_at_first_slash(text: str, key: ContainerKey) -> None:
     assert parse_display_id(text) == key
 
 
-def test_an_incarnation_is_told_by_boot_and_pid() -> None:
+def test_incarnation_is_derived_from_boot_and_pid() -> None:
     boot = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
-    assert incarnation(boot, 20786) == "5f3c9a1e-20786"
-    assert len({incarnation(boot, 1), incarnation(boot, 2), incarnation("6" + boot[1:], 1)}) == 3
+    assert incarnation_id(boot, 20786) == "5f3c9a1e-20786"
+    assert len({incarnation_id(boot, 1), incarnation_id(boot, 2), incarnation_id("6" + boot[1:], 1)}) == 3
 
 
 # --- describe ---
 
 
-def test_nerdctl_and_compose_labels_tell_name_project_and_service() -> None:
+def test_metadata_takes_name_project_and_service_from_labels() -> None:
     labels = {
         "nerdctl/name": "web-shop-web-1",
         "com.docker.compose.project": "web-shop",
         "com.docker.compose.service": "web",
     }
-    told = describe(SHOP, labels, ALL, image="busybox", runtime="runc", created_at=1, updated_at=2)
+    told = build_metadata(SHOP, labels, ALL, image="busybox", runtime="runc", created_at=1, updated_at=2)
     assert (told.name, told.project, told.service) == ("web-shop-web-1", "web-shop", "web")
     assert (told.key, told.image, told.runtime, told.created_at, told.updated_at) == (SHOP, "busybox", "runc", 1, 2)
     assert (told.labels, told.kind, told.pod, told.pod_labels) == (labels, "container", None, None)
 
 
 @pytest.mark.parametrize("labels", [{}, {"nerdctl/name": ""}])
-def test_without_a_name_the_id_serves(labels: dict[str, str]) -> None:
-    told = describe(SHOP, labels, ALL)
+def test_metadata_name_is_id_when_name_label_is_missing(labels: dict[str, str]) -> None:
+    told = build_metadata(SHOP, labels, ALL)
     assert (told.name, told.project, told.service, told.labels) == (SHOP.id, "", "", labels)
 
 
-def test_labels_that_could_not_be_asked_for_are_none() -> None:
-    told = describe(SHOP, None, ALL)
+def test_metadata_labels_are_none_when_unknown() -> None:
+    told = build_metadata(SHOP, None, ALL)
     assert (told.name, told.labels) == (SHOP.id, None)
 
 
-def test_rules_keep_labels_back_but_not_who_the_container_is() -> None:
+def test_label_rules_do_not_affect_name_and_project() -> None:
     rules = LabelRules(include=["*"], exclude=["nerdctl/*", "com.*"], redact=["*password*"])
     labels = {"nerdctl/name": "web", "com.docker.compose.project": "shop", "password": "hunter2"}
-    told = describe(SHOP, labels, rules)
+    told = build_metadata(SHOP, labels, rules)
     assert (told.name, told.project, told.labels) == ("web", "shop", {"password": REDACTED})
 
 
-def test_a_cri_container_belongs_to_its_pod() -> None:
+def test_cri_container_has_pod_reference() -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "container", "io.kubernetes.container.name": "app"}
-    told = describe(POD, labels, ALL)
+    told = build_metadata(POD, labels, ALL)
     assert told.kind == "container"
     assert told.pod == PodReference("web-7f9", "prod", "1b2c", "app")
     assert told.pod_labels is None
 
 
-def test_a_sandbox_carries_the_labels_of_its_pod() -> None:
+def test_sandbox_has_pod_labels() -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "sandbox", "app": "web", "token": "hunter2"}
-    told = describe(POD, labels, LabelRules(include=["*"], exclude=[], redact=["token"]))
+    told = build_metadata(POD, labels, LabelRules(include=["*"], exclude=[], redact=["token"]))
     assert told.kind == "sandbox"
     assert told.pod == PodReference("web-7f9", "prod", "1b2c", "")
     assert told.pod_labels == {"app": "web", "token": REDACTED}
 
 
-def test_cri_labels_mean_nothing_in_other_namespaces() -> None:
+def test_cri_labels_are_ignored_in_other_namespaces() -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "sandbox"}
-    told = describe(SHOP, labels, ALL)
+    told = build_metadata(SHOP, labels, ALL)
     assert (told.kind, told.pod, told.pod_labels) == ("container", None, None)
 
 
 @pytest.mark.parametrize("missing", ["io.cri-containerd.kind", "io.kubernetes.pod.uid"])
-def test_no_pod_without_the_labels_that_make_one(missing: str) -> None:
+def test_pod_is_none_when_required_label_is_missing(missing: str) -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "container"}
     del labels[missing]
-    assert describe(POD, labels, ALL).pod is None
+    assert build_metadata(POD, labels, ALL).pod is None
 
 
-def test_a_pod_may_lack_what_is_not_its_uid() -> None:
+def test_pod_needs_only_uid() -> None:
     labels = {"io.cri-containerd.kind": "container", "io.kubernetes.pod.uid": "1b2c"}
-    assert describe(POD, labels, ALL).pod == PodReference("", "", "1b2c", "")
+    assert build_metadata(POD, labels, ALL).pod == PodReference("", "", "1b2c", "")
 
 
-def test_scope_is_decided_on_labels_that_the_rules_leave_out() -> None:
+def test_scope_predicate_receives_labels_removed_by_rules() -> None:
     asked: list[dict[str, object]] = []
 
     def scope(**told: object) -> bool:
@@ -126,13 +126,13 @@ def test_scope_is_decided_on_labels_that_the_rules_leave_out() -> None:
 
     labels = {"tier": "front", "nerdctl/name": "web", "com.docker.compose.project": "shop"}
     nothing = LabelRules(include=(), exclude=(), redact=())
-    known = describe(ContainerKey("shop", "c"), labels, nothing, scope)
+    known = build_metadata(ContainerKey("shop", "c"), labels, nothing, scope)
     assert (known.in_scope, known.labels) == (False, {})
     assert asked == [{"kind": "container", "name": "web", "project": "shop", "labels": labels, "id": "c"}]
 
 
-def test_what_nobody_could_read_is_in_scope() -> None:
+def test_container_with_unknown_labels_is_in_scope() -> None:
     def scope(**_: object) -> bool:
         raise AssertionError
 
-    assert describe(ContainerKey("shop", "c"), None, LabelRules.keep_all(), scope).in_scope
+    assert build_metadata(ContainerKey("shop", "c"), None, LabelRules.keep_all(), scope).in_scope

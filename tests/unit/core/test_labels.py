@@ -8,7 +8,7 @@ from config.models import LabelsSettings
 
 
 @pytest.fixture
-def usual() -> LabelRules:
+def default_rules() -> LabelRules:
     """The rules as they are where nothing is set."""
     settings = LabelsSettings()
     return LabelRules(settings.include, settings.exclude, settings.redact)
@@ -26,8 +26,8 @@ def usual() -> LabelRules:
         "",
     ],
 )
-def test_usual_rules_let_through(usual: LabelRules, key: str) -> None:
-    assert usual.apply({key: "value"}) == {key: "value"}
+def test_default_label_rules_keep_common_labels(default_rules: LabelRules, key: str) -> None:
+    assert default_rules.apply({key: "value"}) == {key: "value"}
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,8 @@ def test_usual_rules_let_through(usual: LabelRules, key: str) -> None:
         "containerd.io/restart.loguri",
     ],
 )
-def test_usual_rules_leave_out(usual: LabelRules, key: str) -> None:
-    assert usual.apply({key: "value"}) == {}
+def test_default_label_rules_drop_internal_labels(default_rules: LabelRules, key: str) -> None:
+    assert default_rules.apply({key: "value"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -67,21 +67,21 @@ def test_usual_rules_leave_out(usual: LabelRules, key: str) -> None:
         "traefik.http.middlewares.x.basicauth.users",
     ],
 )
-def test_usual_rules_redact_what_looks_like_a_secret(usual: LabelRules, key: str) -> None:
-    assert usual.apply({key: "hunter2"}) == {key: REDACTED}
+def test_default_label_rules_redact_secrets(default_rules: LabelRules, key: str) -> None:
+    assert default_rules.apply({key: "hunter2"}) == {key: REDACTED}
 
 
-def test_keep_all_changes_nothing() -> None:
+def test_keep_all_rules_change_nothing() -> None:
     told = {"nerdctl/mounts": "[]", "password": "hunter2", "": "x"}
     assert LabelRules.keep_all().apply(told) == told
 
 
-def test_a_key_named_in_full_is_kept_whatever_exclude_says_but_still_redacted() -> None:
+def test_label_named_in_full_overrides_exclude_but_not_redact() -> None:
     rules = LabelRules(include=["a/secret"], exclude=["*"], redact=["*SECRET"])
     assert rules.apply({"a/secret": "x", "a/b": "y"}) == {"a/secret": REDACTED}
 
 
-def test_include_and_exclude_mind_case_and_fit_the_whole_key() -> None:
+def test_label_patterns_are_case_sensitive_and_match_whole_key() -> None:
     rules = LabelRules(include=["app*"], exclude=["app.x"], redact=[])
     assert rules.apply({"app": "1", "App": "2", "app.x": "3", "app.x.y": "4", "my.app": "5"}) == {
         "app": "1",
@@ -89,18 +89,18 @@ def test_include_and_exclude_mind_case_and_fit_the_whole_key() -> None:
     }
 
 
-def test_without_include_nothing_is_kept() -> None:
+def test_label_rules_without_include_drop_all_labels() -> None:
     assert LabelRules(include=[], exclude=[], redact=[]).apply({"a": "b"}) == {}
 
 
-def test_a_line_feed_in_a_key_is_a_character_like_others() -> None:
+def test_label_patterns_match_line_feed_in_key() -> None:
     rules = LabelRules(include=["*"], exclude=["nerdctl/*"], redact=["*secret*"])
     assert rules.apply({"nerdctl/a\nb": "x", "a\nsecret\n": "y"}) == {"a\nsecret\n": REDACTED}
 
 
-def test_invented_keys_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_rules_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "_VERDICTS_KEPT", 10)
     rules = LabelRules(include=["*"], exclude=["x*"], redact=[])
     told = rules.apply({f"{letter}{number}": "" for number in range(20) for letter in "xy"})
     assert sorted(told) == sorted(f"y{number}" for number in range(20))
-    assert len(rules._verdicts) <= 10
+    assert len(rules._decisions) <= 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.lives import Ending
+from bridge.core.lives import ExitInfo
 from bridge.core.model import (
     ContainerCreated,
     ContainerDeleted,
@@ -15,54 +15,54 @@ from bridge.core.model import (
     Task,
     TaskStatus,
 )
-from bridge.core.reconcile import Listing, reconcile, suspects, unproven
+from bridge.core.reconcile import Listing, find_mismatches, has_unconfirmed, reconcile
 from bridge.core.tracker import Tracker
 from tests.unit.core.made import (
-    BOOT,
+    BOOT_ID,
     DB,
     WEB,
-    Told,
+    TransitionSummary,
     created,
     exited,
-    following,
-    listening,
+    make_metadata,
     moment,
     paused,
-    record,
     started,
+    summarize,
+    synced_tracker,
     task,
-    told,
+    tracker_with_container,
     wall,
 )
 
 UNKNOWN = task(0, TaskStatus.UNKNOWN)
 
 
-def listing(*rows: Task, records: list[Metadata] | None = None, failed: list[str] | None = None) -> Listing:
-    containers = [record()] if records is None else records
+def listing(*tasks: Task, records: list[Metadata] | None = None, failed: list[str] | None = None) -> Listing:
+    containers = [make_metadata()] if records is None else records
     return Listing(
         namespaces=["default", "shop"],
         failed=failed or [],
         containers={each.key: each for each in containers},
-        tasks={row.key: row for row in rows},
+        tasks={row.key: row for row in tasks},
     )
 
 
-def after_a_gap(*window: ContainerEvent) -> Tracker:
+def tracker_after_gap(*window: ContainerEvent) -> Tracker:
     """A tracker that knew of a running container, lost its stream, and got these events since the new one began."""
-    tracker = following()
+    tracker = tracker_with_container()
     tracker.disconnect()
     for event in window:
-        tracker.step(event, moment(10))
+        tracker.process_event(event, moment(10))
     return tracker
 
 
-def merge(tracker: Tracker, listed: Listing) -> Told:
-    return told(reconcile(tracker, listed, moment(10)))
+def merge(tracker: Tracker, listed: Listing) -> TransitionSummary:
+    return summarize(reconcile(tracker, listed, moment(10)))
 
 
-def asked(tracker: Tracker) -> list[ContainerKey]:
-    return [question.key for question in tracker.due_questions(moment(10))]
+def due_query_keys(tracker: Tracker) -> list[ContainerKey]:
+    return [question.key for question in tracker.due_queries(moment(10))]
 
 
 def names(tracker: Tracker) -> list[str]:
@@ -86,26 +86,26 @@ def names(tracker: Tracker) -> list[str]:
         ),
     ],
 )
-def test_a_row_tells_what_was_missed(row: Task, expected: Told) -> None:
-    tracker = after_a_gap()
+def test_reconcile_emits_missed_transitions(row: Task, expected: TransitionSummary) -> None:
+    tracker = tracker_after_gap()
     transitions = reconcile(tracker, listing(row), moment(10))
-    assert told(transitions) == expected
-    assert asked(tracker) == []
-    assert not unproven(tracker)
+    assert summarize(transitions) == expected
+    assert due_query_keys(tracker) == []
+    assert not has_unconfirmed(tracker)
     if row.status is TaskStatus.STOPPED:
-        assert transitions[-1].ending == Ending(3, wall(0.5))
+        assert transitions[-1].exit_info == ExitInfo(3, wall(0.5))
 
 
 @pytest.mark.parametrize("rows", [[], [UNKNOWN]])
-def test_a_row_that_is_missing_or_unknown_proves_nothing(rows: list[Task]) -> None:
-    tracker = after_a_gap()
+def test_reconcile_queries_task_when_missing_or_unknown(rows: list[Task]) -> None:
+    tracker = tracker_after_gap()
     assert merge(tracker, listing(*rows)) == []
-    assert unproven(tracker)
-    assert asked(tracker) == [WEB]
+    assert has_unconfirmed(tracker)
+    assert due_query_keys(tracker) == [WEB]
 
 
-def test_whoever_is_listed_first_is_adopted() -> None:
-    tracker = Tracker(BOOT)
+def test_reconcile_treats_first_listed_tasks_as_preexisting() -> None:
+    tracker = Tracker(BOOT_ID)
     stopped, unstarted = ContainerKey("shop", "stopped"), ContainerKey("shop", "unstarted")
     rows = [
         task(5),
@@ -113,39 +113,39 @@ def test_whoever_is_listed_first_is_adopted() -> None:
         task(7, TaskStatus.STOPPED, stopped),
         task(8, TaskStatus.CREATED, unstarted),
     ]
-    assert merge(tracker, listing(*rows, records=[record(row.key) for row in rows])) == []
-    assert [(row.key.id, row.pid, row.paused) for row in tracker.rows(moment(10))] == [
+    assert merge(tracker, listing(*rows, records=[make_metadata(row.key) for row in rows])) == []
+    assert [(row.key.id, row.pid, row.paused) for row in tracker.snapshot_records(moment(10))] == [
         ("web", 5, False),
         ("db", 6, True),
     ]
-    assert tracker.adopted == 2
-    assert asked(tracker) == []
+    assert tracker.preexisting_count == 2
+    assert due_query_keys(tracker) == []
 
 
-def test_a_record_without_a_row_is_asked_for() -> None:
-    tracker = Tracker(BOOT)
+def test_reconcile_queries_task_when_container_has_none_listed() -> None:
+    tracker = Tracker(BOOT_ID)
     assert merge(tracker, listing()) == []
-    assert asked(tracker) == [WEB]
+    assert due_query_keys(tracker) == [WEB]
 
 
-def test_a_task_without_a_record_lives_all_the_same() -> None:
-    tracker = listening()
+def test_reconcile_emits_start_when_task_has_no_metadata() -> None:
+    tracker = synced_tracker()
     assert merge(tracker, listing(task(5), records=[])) == [("started", "inferred", 5)]
 
 
-def test_a_life_that_is_not_listed_at_all_is_asked_for() -> None:
-    tracker = after_a_gap()
+def test_reconcile_queries_task_when_container_is_not_listed() -> None:
+    tracker = tracker_after_gap()
     assert merge(tracker, listing(records=[])) == []
-    assert asked(tracker) == [WEB]
+    assert due_query_keys(tracker) == [WEB]
 
 
-def test_of_a_namespace_that_failed_nothing_is_concluded() -> None:
-    tracker = after_a_gap()
-    tracker.learn(record(DB))
+def test_reconcile_skips_namespace_when_listing_failed() -> None:
+    tracker = tracker_after_gap()
+    tracker.update_metadata(make_metadata(DB))
     assert merge(tracker, listing(records=[], failed=["shop"])) == []
-    assert asked(tracker) == []
+    assert due_query_keys(tracker) == []
     assert names(tracker) == ["web", "db"]
-    assert unproven(tracker)
+    assert has_unconfirmed(tracker)
 
 
 # --- events of the window ---
@@ -169,12 +169,14 @@ def test_of_a_namespace_that_failed_nothing_is_concluded() -> None:
         ),
     ],
 )
-def test_where_a_row_and_events_disagree_it_is_asked(window: list[ContainerEvent], row: Task, expected: Told) -> None:
-    tracker = after_a_gap(*window)
-    before = [(life.pid, life.paused) for _entry, life in tracker.lives()]
+def test_reconcile_queries_task_when_listing_contradicts_events(
+    window: list[ContainerEvent], row: Task, expected: TransitionSummary
+) -> None:
+    tracker = tracker_after_gap(*window)
+    before = [(life.pid, life.paused) for _entry, life in tracker.incarnations()]
     assert merge(tracker, listing(row)) == expected
-    assert [(life.pid, life.paused) for _entry, life in tracker.lives()] == before
-    assert WEB in asked(tracker)
+    assert [(life.pid, life.paused) for _entry, life in tracker.incarnations()] == before
+    assert WEB in due_query_keys(tracker)
 
 
 @pytest.mark.parametrize(
@@ -186,140 +188,140 @@ def test_where_a_row_and_events_disagree_it_is_asked(window: list[ContainerEvent
         pytest.param([ContainerUpdated(WEB, wall(2), "busybox", {})], task(5), id="only its record changed"),
     ],
 )
-def test_where_a_row_says_no_more_than_events_did_nothing_is_told(window: list[ContainerEvent], row: Task) -> None:
-    tracker = after_a_gap(*window)
+def test_reconcile_emits_nothing_when_events_explain_listing(window: list[ContainerEvent], row: Task) -> None:
+    tracker = tracker_after_gap(*window)
     assert merge(tracker, listing(row)) == []
-    assert asked(tracker) == []
-    assert not unproven(tracker)
+    assert due_query_keys(tracker) == []
+    assert not has_unconfirmed(tracker)
 
 
-def test_a_row_older_than_an_exit_that_waits_does_not_decide_on_it() -> None:
-    tracker = after_a_gap(exited(6, 2, 9))
+def test_reconcile_keeps_pending_exit_when_listed_task_is_older() -> None:
+    tracker = tracker_after_gap(exited(6, 2, 9))
     merge(tracker, listing(task(5)))
-    (question,) = tracker.due_questions(moment(10))
-    assert told(tracker.answer(question, task(6, TaskStatus.STOPPED), moment(10))) == [
+    (question,) = tracker.due_queries(moment(10))
+    assert summarize(tracker.apply_query_result(question, task(6, TaskStatus.STOPPED), moment(10))) == [
         ("exited", "inferred", 5),
         ("started", "inferred", 6),
         ("exited", "live", 6),
     ]
 
 
-def test_a_stopped_row_beats_a_start_of_the_same_pid() -> None:
-    tracker = after_a_gap(exited(5, 2), started(6, 3))
+def test_reconcile_emits_exit_when_started_pid_is_listed_stopped() -> None:
+    tracker = tracker_after_gap(exited(5, 2), started(6, 3))
     transitions = reconcile(tracker, listing(task(6, TaskStatus.STOPPED)), moment(10))
-    assert told(transitions) == [("exited", "inferred", 6)]
-    assert transitions[0].ending == Ending(3, wall(0.5))
-    assert asked(tracker) == []
+    assert summarize(transitions) == [("exited", "inferred", 6)]
+    assert transitions[0].exit_info == ExitInfo(3, wall(0.5))
+    assert due_query_keys(tracker) == []
 
 
-def test_a_row_clears_up_what_had_not_been_answered() -> None:
-    tracker = after_a_gap(exited(5, 2))
-    (question,) = [tracker.question(WEB)]
-    tracker.no_answer(question)
-    assert unproven(tracker)
+def test_reconcile_clears_unconfirmed_state_after_failed_query() -> None:
+    tracker = tracker_after_gap(exited(5, 2))
+    (question,) = [tracker.make_query(WEB)]
+    tracker.query_failed(question)
+    assert has_unconfirmed(tracker)
     merge(tracker, listing(task(5, TaskStatus.STOPPED)))
-    assert not unproven(tracker)
+    assert not has_unconfirmed(tracker)
 
 
 # --- records ---
 
 
-def _known(tracker: Tracker, key: ContainerKey = WEB) -> Metadata | None:
+def metadata_of(tracker: Tracker, key: ContainerKey = WEB) -> Metadata | None:
     entry = tracker.find(key)
     assert entry is not None
     return entry.metadata
 
 
 UPDATED = ContainerUpdated(WEB, wall(2), "busybox", {})
-OLD, NEW = record(labels={"is": "old"}, updated_at=5), record(labels={"is": "new"}, updated_at=6)
+OLD, NEW = make_metadata(labels={"is": "old"}, updated_at=5), make_metadata(labels={"is": "new"}, updated_at=6)
 
 
-def test_without_events_the_listed_record_counts_whatever_its_timestamp() -> None:
-    tracker = following()
-    tracker.learn(NEW)
+def test_reconcile_takes_listed_metadata_when_window_is_empty() -> None:
+    tracker = tracker_with_container()
+    tracker.update_metadata(NEW)
     tracker.disconnect()
     merge(tracker, listing(task(5), records=[OLD]))
-    assert _known(tracker) == OLD
+    assert metadata_of(tracker) == OLD
 
 
 @pytest.mark.parametrize(
     ("told_by_event", "listed", "expected"),
-    [(NEW, OLD, NEW), (OLD, NEW, NEW), (record(created_at=None, updated_at=None), OLD, OLD)],
+    [(NEW, OLD, NEW), (OLD, NEW, NEW), (make_metadata(created_at=None, updated_at=None), OLD, OLD)],
 )
-def test_of_two_records_in_the_window_the_newer_one_counts(
+def test_reconcile_takes_newer_metadata_when_window_has_update(
     told_by_event: Metadata, listed: Metadata, expected: Metadata
 ) -> None:
-    tracker = after_a_gap()
-    tracker.learn(told_by_event)
-    tracker.step(UPDATED, moment(2))
+    tracker = tracker_after_gap()
+    tracker.update_metadata(told_by_event)
+    tracker.process_event(UPDATED, moment(2))
     merge(tracker, listing(task(5), records=[listed]))
-    assert _known(tracker) == expected
+    assert metadata_of(tracker) == expected
 
 
-def test_a_record_whose_timestamps_are_the_same_is_taken_as_listed() -> None:
-    tracker = after_a_gap()
-    tracker.learn(record(labels=None, updated_at=5))
-    tracker.step(UPDATED, moment(2))
+def test_reconcile_takes_listed_metadata_when_timestamps_equal() -> None:
+    tracker = tracker_after_gap()
+    tracker.update_metadata(make_metadata(labels=None, updated_at=5))
+    tracker.process_event(UPDATED, moment(2))
     merge(tracker, listing(task(5), records=[OLD]))
-    assert _known(tracker) == OLD
+    assert metadata_of(tracker) == OLD
 
 
-def test_a_record_deleted_in_the_window_does_not_come_back() -> None:
-    tracker = after_a_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)), ContainerDeleted(DB, wall(3)))
-    merge(tracker, listing(records=[record(), record(DB)]))
+def test_reconcile_drops_container_deleted_in_window() -> None:
+    tracker = tracker_after_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)), ContainerDeleted(DB, wall(3)))
+    merge(tracker, listing(records=[make_metadata(), make_metadata(DB)]))
     assert names(tracker) == []
 
 
-def test_but_one_that_was_made_anew_does() -> None:
-    tracker = after_a_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
-    merge(tracker, listing(records=[record(created_at=wall(4))]))
+def test_reconcile_keeps_container_recreated_after_deletion() -> None:
+    tracker = tracker_after_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
+    merge(tracker, listing(records=[make_metadata(created_at=wall(4))]))
     assert names(tracker) == ["web"]
 
 
-def test_a_record_made_in_the_gap_and_deleted_in_the_window_does_not_come_back() -> None:
-    tracker = after_a_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
-    merge(tracker, listing(records=[record(created_at=wall(2.5), updated_at=wall(2.7))]))
+def test_reconcile_drops_container_from_gap_deleted_in_window() -> None:
+    tracker = tracker_after_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
+    merge(tracker, listing(records=[make_metadata(created_at=wall(2.5), updated_at=wall(2.7))]))
     assert names(tracker) == []
 
 
-def test_a_record_gone_before_the_gap_and_made_anew_in_it_is_known_by_its_new_labels() -> None:
-    tracker = following()
-    tracker.learn(NEW)
-    tracker.step(exited(5, 1), moment(1))
-    tracker.step(ContainerDeleted(WEB, wall(2)), moment(2))
+def test_reconcile_takes_metadata_of_container_recreated_in_gap() -> None:
+    tracker = tracker_with_container()
+    tracker.update_metadata(NEW)
+    tracker.process_event(exited(5, 1), moment(1))
+    tracker.process_event(ContainerDeleted(WEB, wall(2)), moment(2))
     tracker.disconnect()
     merge(tracker, listing(task(6), records=[OLD]))
-    assert _known(tracker) == OLD, "though the clock was set back meanwhile"
+    assert metadata_of(tracker) == OLD, "though the clock was set back meanwhile"
     assert names(tracker) == ["web"]
 
 
-def test_a_life_that_ended_in_a_gap_is_told_with_its_own_record_and_not_with_the_one_made_after_it() -> None:
-    tracker = after_a_gap()
-    listed = listing(task(6), records=[record(labels={"of": "the new one"}, created_at=wall(5), name="new")])
+def test_reconcile_emits_exit_in_gap_with_previous_metadata() -> None:
+    tracker = tracker_after_gap()
+    listed = listing(task(6), records=[make_metadata(labels={"of": "the new one"}, created_at=wall(5), name="new")])
     end, start = reconcile(tracker, listed, moment(10))
-    assert (end.type, end.pid, end.metadata) == ("exited", 5, record())
+    assert (end.type, end.pid, end.metadata) == ("exited", 5, make_metadata())
     assert (start.type, start.pid, start.metadata) == ("started", 6, listed.containers[WEB])
 
 
-def test_nor_does_an_old_deletion_hide_a_record_made_in_the_gap() -> None:
-    tracker = listening()
-    tracker.step(ContainerDeleted(WEB, wall(1)), moment(1))
+def test_reconcile_adds_container_recreated_after_old_deletion() -> None:
+    tracker = synced_tracker()
+    tracker.process_event(ContainerDeleted(WEB, wall(1)), moment(1))
     tracker.disconnect()
-    tracker.step(exited(5, 2, exec_id="sh"), moment(2))
-    tracker.step(created(6, 2), moment(2))
+    tracker.process_event(exited(5, 2, exec_id="sh"), moment(2))
+    tracker.process_event(created(6, 2), moment(2))
     merge(tracker, listing())
     assert names(tracker) == ["web"]
 
 
-def test_lifeless_records_that_are_not_listed_are_forgotten_but_not_new_ones() -> None:
-    tracker = following()
-    tracker.step(exited(5, 1), moment(1))
+def test_reconcile_removes_unlisted_stopped_container_unless_new() -> None:
+    tracker = tracker_with_container()
+    tracker.process_event(exited(5, 1), moment(1))
     tracker.disconnect()
-    tracker.learn(record(DB))
-    tracker.step(ContainerCreated(DB, wall(2), "busybox", "runc"), moment(2))
+    tracker.update_metadata(make_metadata(DB))
+    tracker.process_event(ContainerCreated(DB, wall(2), "busybox", "runc"), moment(2))
     merge(tracker, listing(records=[]))
     assert names(tracker) == ["db"]
-    assert asked(tracker) == []
+    assert due_query_keys(tracker) == []
 
 
 # --- the audit ---
@@ -337,10 +339,10 @@ def test_lifeless_records_that_are_not_listed_are_forgotten_but_not_new_ones() -
         (None, {WEB}),
     ],
 )
-def test_an_audit_suspects_a_life_that_is_not_as_listed(row: Task | None, expected: set[ContainerKey]) -> None:
-    tracker = following()
-    tracker.learn(record(DB))
-    assert suspects(tracker, listing(*filter(None, [row]))) == expected
+def test_mismatch_found_when_listing_contradicts_incarnation(row: Task | None, expected: set[ContainerKey]) -> None:
+    tracker = tracker_with_container()
+    tracker.update_metadata(make_metadata(DB))
+    assert find_mismatches(tracker, listing(*filter(None, [row]))) == expected
 
 
 @pytest.mark.parametrize(
@@ -354,28 +356,26 @@ def test_an_audit_suspects_a_life_that_is_not_as_listed(row: Task | None, expect
         (UNKNOWN, set()),
     ],
 )
-def test_an_audit_suspects_a_lifeless_container_only_if_another_task_is_listed(
-    row: Task, expected: set[ContainerKey]
-) -> None:
-    tracker = following()
-    tracker.step(exited(5, 1), moment(1))
-    assert suspects(tracker, listing(row)) == expected
+def test_mismatch_of_stopped_container_requires_new_running_task(row: Task, expected: set[ContainerKey]) -> None:
+    tracker = tracker_with_container()
+    tracker.process_event(exited(5, 1), moment(1))
+    assert find_mismatches(tracker, listing(row)) == expected
 
 
-def test_an_audit_suspects_whatever_is_unproven() -> None:
-    tracker = following()
-    tracker.learn(record(DB))
-    tracker.no_answer(tracker.question(WEB))
-    tracker.no_answer(tracker.question(DB))
-    assert unproven(tracker)
-    assert suspects(tracker, listing(task(5))) == {WEB, DB}
+def test_mismatch_found_when_state_is_unconfirmed() -> None:
+    tracker = tracker_with_container()
+    tracker.update_metadata(make_metadata(DB))
+    tracker.query_failed(tracker.make_query(WEB))
+    tracker.query_failed(tracker.make_query(DB))
+    assert has_unconfirmed(tracker)
+    assert find_mismatches(tracker, listing(task(5))) == {WEB, DB}
     for key in (WEB, DB):
-        tracker.answer(tracker.question(key), task(5, key=WEB) if key == WEB else None, moment(3))
-    assert not unproven(tracker)
-    assert suspects(tracker, listing(task(5))) == set()
+        tracker.apply_query_result(tracker.make_query(key), task(5, key=WEB) if key == WEB else None, moment(3))
+    assert not has_unconfirmed(tracker)
+    assert find_mismatches(tracker, listing(task(5))) == set()
 
 
-def test_an_audit_suspects_nobody_in_namespaces_that_were_not_listed() -> None:
-    tracker = following()
-    assert suspects(tracker, listing(failed=["shop"])) == set()
-    assert suspects(tracker, Listing(namespaces=["default"])) == set()
+def test_mismatch_not_found_in_unlisted_namespaces() -> None:
+    tracker = tracker_with_container()
+    assert find_mismatches(tracker, listing(failed=["shop"])) == set()
+    assert find_mismatches(tracker, Listing(namespaces=["default"])) == set()

@@ -20,12 +20,12 @@ from bridge.core.model import (
     ContainerEvent,
     ContainerKey,
     ContainerUpdated,
+    ExitStatus,
     Instant,
     Metadata,
     Task,
     TaskCreated,
     TaskDeleted,
-    TaskEnd,
     TaskExited,
     TaskOOM,
     TaskPaused,
@@ -37,7 +37,7 @@ from bridge.core.reconcile import Listing
 from bridge.core.time import SECOND
 
 KEYS = [ContainerKey("default", "a"), ContainerKey("default", "b"), ContainerKey("shop", "a")]
-LIVES_PER_ID = 14  # fewer than the tracker remembers per id
+MAX_INCARNATIONS_PER_ID = 14  # fewer than the tracker remembers per id
 STARTED_AT = 1_795_447_267 * SECOND
 
 
@@ -49,17 +49,17 @@ class Faults:
     late: bool = False  # a publish fails and is repeated later, overtaken by whatever follows
     lost: bool = False  # an event is given up, though containerd is up
     gaps: bool = False  # connections end, and what happens until the next one is not seen
-    silence: bool = False  # shims that do not answer, rows left out or UNKNOWN, namespaces that fail
+    query_failures: bool = False  # shims that do not answer, rows left out or UNKNOWN, namespaces that fail
     dead_shims: bool = False  # exits with pid 0, tasks without a pid
     lag: bool = False  # events wait in containerd's queue while other things are listed and asked for
-    witnessed: bool = False  # some ends are told to who waited for them, too: no fault, but one more order of things
+    task_waits: bool = False  # some ends are told to who waited for them, too: no fault, but one more order of things
     clock: Literal["steady", "stepping", "mad"] = "steady"
 
 
 Move: TypeAlias = Callable[[ContainerKey], None]
 
 
-class Happening(NamedTuple):
+class TrueTransition(NamedTuple):
     """A true transition; status and OOM are those of exits."""
 
     type: str
@@ -69,19 +69,19 @@ class Happening(NamedTuple):
     oom: bool | None = None
 
 
-class Delivery(NamedTuple):
+class DeliveredEvent(NamedTuple):
     """An event as a bridge gets it, and the container's record where it comes with the event."""
 
     event: ContainerEvent
     metadata: Metadata | None
 
 
-class Witness(NamedTuple):
+class TaskWaitResult(NamedTuple):
     """What containerd answers who waited for a task."""
 
     key: ContainerKey
     pid: int
-    end: TaskEnd
+    exit_status: ExitStatus
 
 
 @dataclass
@@ -93,191 +93,191 @@ class TrueTask:
     exit_status: int | None = None
     exited_at: int | None = None
     oom: bool = False
-    given_up: bool = False  # its shim is gone, and with it the pid
+    shim_gone: bool = False  # its shim is gone, and with it the pid
 
 
 @dataclass
-class World:
+class ContainerdModel:
     """The truth.
 
     ``statuses`` are how tasks ended, by pid; ``murky`` are the pids of which nobody can tell from outside whether they
     were ever started. ``scope`` is what the bridge's filters let through, as whoever reads a record is told with it.
     """
 
-    chance: Random
+    rng: Random
     faults: Faults = field(default_factory=Faults)
-    records: dict[ContainerKey, Metadata] = field(default_factory=dict)
+    metadata: dict[ContainerKey, Metadata] = field(default_factory=dict)
     tasks: dict[ContainerKey, TrueTask] = field(default_factory=dict)
-    history: list[Happening] = field(default_factory=list)
-    statuses: dict[int, int] = field(default_factory=dict)
-    never_ran: set[int] = field(default_factory=set)
-    murky: set[int] = field(default_factory=set)
-    scope: frozenset[ContainerKey] = frozenset(KEYS)
+    history: list[TrueTransition] = field(default_factory=list)
+    exit_statuses: dict[int, int] = field(default_factory=dict)
+    never_started_pids: set[int] = field(default_factory=set)
+    ambiguous_pids: set[int] = field(default_factory=set)
+    in_scope: frozenset[ContainerKey] = frozenset(KEYS)
     subscribed: bool = False
-    stream: deque[Delivery | Witness] = field(default_factory=deque)
+    stream: deque[DeliveredEvent | TaskWaitResult] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._resends: list[ContainerEvent] = []
-        self._known: set[ContainerKey] = set()  # whose record came with an event or a listing
+        self._known_keys: set[ContainerKey] = set()  # whose record came with an event or a listing
         self._monotonic = 1_000 * SECOND
         self._offset = STARTED_AT
         self._pid = 100
         self._updates = 0
-        self._lives: Counter[ContainerKey] = Counter()
+        self._incarnation_counts: Counter[ContainerKey] = Counter()
 
     # --- what an observer gets ---
 
     def now(self) -> Instant:
         return Instant(self._wall(), self._monotonic)
 
-    def alive(self) -> dict[ContainerKey, tuple[int, bool]]:
-        return {key: (task.pid, task.paused) for key in self.tasks if (task := self.task(key)) and task.alive}
+    def running(self) -> dict[ContainerKey, tuple[int, bool]]:
+        return {key: (task.pid, task.paused) for key in self.tasks if (task := self.task(key)) and task.running}
 
     def task(self, key: ContainerKey) -> Task | None:
         """Answer ``Tasks.Get`` as of this moment."""
         task = self.tasks.get(key)
         if task is None:
             return None
-        return Task(key, 0 if task.given_up else task.pid, task.status, task.exit_status, task.exited_at)
+        return Task(key, 0 if task.shim_gone else task.pid, task.status, task.exit_status, task.exited_at)
 
-    def record(self, key: ContainerKey) -> Metadata | None:
+    def container(self, key: ContainerKey) -> Metadata | None:
         """Answer ``Containers.Get`` as of this moment."""
-        record = self.records.get(key)
-        return None if record is None else replace(record, in_scope=key in self.scope)
+        record = self.metadata.get(key)
+        return None if record is None else replace(record, in_scope=key in self.in_scope)
 
     def subscribe(self) -> None:
         self.subscribed = True
-        self._known.clear()
+        self._known_keys.clear()
 
     def unsubscribe(self) -> None:
         """Break the connection: what is in containerd's queue is gone."""
         self.subscribed = False
         self.stream.clear()
-        self.murky.update(task.pid for task in self.tasks.values())
+        self.ambiguous_pids.update(task.pid for task in self.tasks.values())
         for event in self._resends:
-            self._blur(event)
+            self._mark_ambiguous(event)
 
-    def blur_what_is_on_its_way(self) -> None:
+    def mark_queued_ambiguous(self) -> None:
         """Answers overtake these events, so nobody can tell by them any more."""
         for each in self.stream:
-            if isinstance(each, Delivery):
-                self._blur(each.event)
+            if isinstance(each, DeliveredEvent):
+                self._mark_ambiguous(each.event)
 
-    def listing(self, meanwhile: Callable[[], None], *, records: bool) -> Listing:
+    def listing(self, meanwhile: Callable[[], None], *, with_metadata: bool) -> Listing:
         """List everything, row by row, while other things happen."""
         listing = Listing()
         for namespace in sorted({key.namespace for key in KEYS}):
             listing.namespaces.append(namespace)
-            if self.faults.silence and self.flip(0.15):
+            if self.faults.query_failures and self.flip(0.15):
                 listing.failed.append(namespace)
                 continue
             keys = [key for key in KEYS if key.namespace == namespace]
-            for key in keys if records else []:
+            for key in keys if with_metadata else []:
                 meanwhile()
-                if record := self.record(key):
+                if record := self.container(key):
                     listing.containers[key] = record
-                    self._known.add(key)
+                    self._known_keys.add(key)
             for key in keys:
                 meanwhile()
-                task = self._row(key)
+                task = self._listed_task(key)
                 if task is not None:
                     listing.tasks[key] = task
         return listing
 
-    def _row(self, key: ContainerKey) -> Task | None:
+    def _listed_task(self, key: ContainerKey) -> Task | None:
         task = self.task(key)
-        if task is None or not self.faults.silence or self.flip(0.8):
+        if task is None or not self.faults.query_failures or self.flip(0.8):
             return task
         return Task(key, 0, TaskStatus.UNKNOWN) if self.flip(0.5) else None
 
     # --- what happens ---
 
-    def move(self) -> None:
+    def step(self) -> None:
         """Let one thing happen."""
-        self.pass_time(self.chance.choice([1, 1, 1, 1_000, 8_000]) * SECOND // 1_000)
+        self.advance(self.rng.choice([1, 1, 1, 1_000, 8_000]) * SECOND // 1_000)
         if self._resends and self.flip(0.3):
             self._resend()
             return
-        key = self.chance.choice(KEYS)
-        self.chance.choice(self._moves(key))(key)
+        key = self.rng.choice(KEYS)
+        self.rng.choice(self._possible_moves(key))(key)
 
-    def pass_time(self, nanoseconds: int) -> None:
+    def advance(self, nanoseconds: int) -> None:
         self._monotonic += nanoseconds
         if self.faults.clock == "stepping" and not self.stream and self.flip(0.1):
-            self._offset += self.chance.choice([-7_200, -3, 3, 7_200]) * SECOND
+            self._offset += self.rng.choice([-7_200, -3, 3, 7_200]) * SECOND
 
-    def calm_down(self) -> None:
+    def stop_faults(self) -> None:
         """Nothing goes wrong any more; what was to be sent again arrives, unless it is lost."""
         while self._resends:
             self._resend()
         self.faults = Faults(clock=self.faults.clock)
 
     def flip(self, probability: float) -> bool:
-        return self.chance.random() < probability
+        return self.rng.random() < probability
 
     def _wall(self) -> int:
         if self.faults.clock == "mad":
-            return self.chance.randrange(4 * 10**9) * SECOND
+            return self.rng.randrange(4 * 10**9) * SECOND
         return self._offset + self._monotonic
 
-    def _moves(self, key: ContainerKey) -> list[Move]:
+    def _possible_moves(self, key: ContainerKey) -> list[Move]:
         task = self.tasks.get(key)
-        if key not in self.records:
-            return [self._create_record]
+        if key not in self.metadata:
+            return [self._create_container]
         if task is None:
-            births = 4 if self._lives[key] < LIVES_PER_ID else 0
-            return [*births * [self._create_task], self._update_record, self._delete_record]
+            births = 4 if self._incarnation_counts[key] < MAX_INCARNATIONS_PER_ID else 0
+            return [*births * [self._create_task], self._update_container, self._delete_container]
         if task.status is TaskStatus.CREATED:
             return [*4 * [self._start], self._kill_unstarted]
         if task.status is TaskStatus.STOPPED:
             return [*2 * [self._delete_task], self._exit_exec]
         turn = self._resume if task.status is TaskStatus.PAUSED else self._pause
         deaths = [self._exit, self._lose_shim if self.faults.dead_shims else self._exit]
-        return [*2 * [turn], *deaths, self._exit_exec, self._update_record, self._oom]
+        return [*2 * [turn], *deaths, self._exit_exec, self._update_container, self._oom]
 
-    def _create_record(self, key: ContainerKey) -> None:
-        self._write_record(key, self._wall())
+    def _create_container(self, key: ContainerKey) -> None:
+        self._write_metadata(key, self._wall())
         self._broadcast(ContainerCreated(key, self._wall(), "busybox", "runc"))
 
-    def _update_record(self, key: ContainerKey) -> None:
-        labels = self._write_record(key, self.records[key].created_at)
+    def _update_container(self, key: ContainerKey) -> None:
+        labels = self._write_metadata(key, self.metadata[key].created_at)
         self._broadcast(ContainerUpdated(key, self._wall(), "busybox", labels))
 
-    def _write_record(self, key: ContainerKey, created_at: int | None) -> dict[str, str]:
+    def _write_metadata(self, key: ContainerKey, created_at: int | None) -> dict[str, str]:
         self._updates += 1
         labels = {"update": str(self._updates)}
-        name = self.chance.choice(["web", "db"])
-        self.records[key] = Metadata(key, name, "", "", "busybox", "runc", created_at, self._wall(), labels)
+        name = self.rng.choice(["web", "db"])
+        self.metadata[key] = Metadata(key, name, "", "", "busybox", "runc", created_at, self._wall(), labels)
         return labels
 
-    def _delete_record(self, key: ContainerKey) -> None:
-        del self.records[key]
+    def _delete_container(self, key: ContainerKey) -> None:
+        del self.metadata[key]
         self._broadcast(ContainerDeleted(key, self._wall()))
 
     def _create_task(self, key: ContainerKey) -> None:
         self._pid += 1
-        self._lives[key] += 1
+        self._incarnation_counts[key] += 1
         self.tasks[key] = TrueTask(self._pid)
         if not self.subscribed:
-            self.murky.add(self._pid)
+            self.ambiguous_pids.add(self._pid)
         self._publish(TaskCreated(key, self._wall(), self._pid))
 
     def _start(self, key: ContainerKey) -> None:
-        task = self._turn(key, TaskStatus.RUNNING, "started")
+        task = self._set_status(key, TaskStatus.RUNNING, "started")
         self._publish(TaskStarted(key, self._wall(), task.pid))
 
     def _pause(self, key: ContainerKey) -> None:
-        self._turn(key, TaskStatus.PAUSED, "paused")
+        self._set_status(key, TaskStatus.PAUSED, "paused")
         self._publish(TaskPaused(key, self._wall()))
 
     def _resume(self, key: ContainerKey) -> None:
-        self._turn(key, TaskStatus.RUNNING, "unpaused")
+        self._set_status(key, TaskStatus.RUNNING, "unpaused")
         self._publish(TaskResumed(key, self._wall()))
 
-    def _turn(self, key: ContainerKey, status: TaskStatus, happening: str) -> TrueTask:
+    def _set_status(self, key: ContainerKey, status: TaskStatus, transition_type: str) -> TrueTask:
         task = self.tasks[key]
         task.status = status
-        self.history.append(Happening(happening, key, task.pid))
+        self.history.append(TrueTransition(transition_type, key, task.pid))
         return task
 
     def _oom(self, key: ContainerKey) -> None:
@@ -285,44 +285,44 @@ class World:
         self._publish(TaskOOM(key, self._wall()))
 
     def _exit(self, key: ContainerKey) -> None:
-        status = self.chance.choice([0, 1, 137])
+        status = self.rng.choice([0, 1, 137])
         task = self._stop(key, status)
-        self.history.append(Happening("exited", key, task.pid, status, task.oom))
+        self.history.append(TrueTransition("exited", key, task.pid, status, task.oom))
         self._publish(TaskExited(key, self._wall(), "", task.pid, status, task.exited_at))
         if self.faults.duplicates and self.flip(0.2):
             self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _kill_unstarted(self, key: ContainerKey) -> None:
         task = self._stop(key, 137)
-        self.never_ran.add(task.pid)
+        self.never_started_pids.add(task.pid)
         self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _lose_shim(self, key: ContainerKey) -> None:
         """The shim dies and takes its task along; containerd knows no pid to tell, and may clean up."""
         task = self._stop(key, 255)
-        task.given_up = True
+        task.shim_gone = True
         if self.flip(0.5):
             del self.tasks[key]
-        self.history.append(Happening("exited", key, task.pid, 255, task.oom))
+        self.history.append(TrueTransition("exited", key, task.pid, 255, task.oom))
         self._broadcast(TaskExited(key, self._wall(), "", 0, 255, None))
 
     def _stop(self, key: ContainerKey, status: int) -> TrueTask:
         task = self.tasks[key]
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
-        self.statuses[task.pid] = status
-        if self.faults.witnessed and self.subscribed and self.flip(0.5):
-            end = TaskEnd(status, task.exited_at) if self.flip(0.7) else TaskEnd(None, None)
-            self.stream.append(Witness(key, task.pid, end))
+        self.exit_statuses[task.pid] = status
+        if self.faults.task_waits and self.subscribed and self.flip(0.5):
+            end = ExitStatus(status, task.exited_at) if self.flip(0.7) else ExitStatus(None, None)
+            self.stream.append(TaskWaitResult(key, task.pid, end))
         return task
 
     def _exit_exec(self, key: ContainerKey) -> None:
         self._pid += 1
-        self._publish(TaskExited(key, self._wall(), "exec-1", self._pid, self.chance.choice([0, 126]), self._wall()))
+        self._publish(TaskExited(key, self._wall(), "exec-1", self._pid, self.rng.choice([0, 126]), self._wall()))
         self._publish(TaskDeleted(key, self._wall(), "exec-1", self._pid, 0, self._wall()))
 
     def _delete_task(self, key: ContainerKey) -> None:
         task = self.tasks.pop(key)
-        pid = 0 if task.given_up else task.pid
+        pid = 0 if task.shim_gone else task.pid
         self._publish(TaskDeleted(key, self._wall(), "", pid, task.exit_status or 0, task.exited_at))
 
     # --- how it is told ---
@@ -330,11 +330,11 @@ class World:
     def _publish(self, event: ContainerEvent) -> None:
         """Publish as a shim does: it may fail, and be repeated outside the shim's queue."""
         if self.faults.lost and self.flip(0.05):
-            self._blur(event)
+            self._mark_ambiguous(event)
             return
         away = not self.subscribed and self.flip(0.5)  # containerd is down, too: the shim tries again later
         if away or (self.faults.late and self.flip(0.15)):
-            self._blur(event)
+            self._mark_ambiguous(event)
             self._resends.append(event)
             return
         self._broadcast(event)
@@ -344,19 +344,19 @@ class World:
             else:
                 self._resends.append(event)
 
-    def _blur(self, event: ContainerEvent) -> None:
+    def _mark_ambiguous(self, event: ContainerEvent) -> None:
         """Without these in their place, a task that was never started looks like one that was."""
         if isinstance(event, (TaskCreated, TaskExited)):
-            self.murky.add(event.pid)
+            self.ambiguous_pids.add(event.pid)
 
     def _resend(self) -> None:
-        event = self._resends.pop(self.chance.randrange(len(self._resends)))
+        event = self._resends.pop(self.rng.randrange(len(self._resends)))
         if not (self.faults.lost and self.flip(0.3)):
             self._broadcast(event)
 
     def _broadcast(self, event: ContainerEvent) -> None:
         if not self.subscribed:
             return
-        needed = isinstance(event, (ContainerCreated, ContainerUpdated)) or event.key not in self._known
-        self._known.add(event.key)
-        self.stream.append(Delivery(event, self.record(event.key) if needed else None))
+        needed = isinstance(event, (ContainerCreated, ContainerUpdated)) or event.key not in self._known_keys
+        self._known_keys.add(event.key)
+        self.stream.append(DeliveredEvent(event, self.container(event.key) if needed else None))

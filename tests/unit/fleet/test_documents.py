@@ -6,10 +6,10 @@ from msgspec import Struct
 
 from bridge.core import events
 from bridge.fleet import documents
-from bridge.fleet.documents import ForeignError, decode
+from bridge.fleet.documents import InvalidMessageError, decode
 from sinks.cloudevents import envelope
 from tests.golden import Golden
-from tests.sample_records import ENGINE, frame, lost, record
+from tests.sample_records import ENGINE, control_record, loss_record, record
 
 BEFORE = b'{"version":1,"type":"sta'
 
@@ -17,22 +17,24 @@ BEFORE = b'{"version":1,"type":"sta'
 @pytest.mark.parametrize(
     ("published", "read"),
     [
-        (events.EventRecord, documents.Document),
+        (events.EventRecord, documents.DecodedRecord),
         (events.Container, documents.Container),
         (events.Snapshot, documents.Snapshot),
         (events.Lost, documents.Lost),
         (events.Exit, documents.Exit),
         (events.Pod, documents.Pod),
-        (events.Previous, documents.Previous),
+        (events.SourcePosition, documents.PreviousPosition),
         (events.EngineInfo, documents.Engine),
     ],
 )
-def test_every_field_that_is_published_is_read(published: type[Struct], read: type[Struct]) -> None:
+def test_consumer_schema_has_every_published_field(published: type[Struct], read: type[Struct]) -> None:
     assert set(published.__struct_fields__) <= set(read.__struct_fields__)
 
 
-@pytest.mark.parametrize("made", [record(4, "paused"), frame(1, "snapshot_started"), lost(record(7), 5)])
-def test_what_is_read_is_what_was_published(made: events.Record) -> None:
+@pytest.mark.parametrize(
+    "made", [record(4, "paused"), control_record(1, "snapshot_started"), loss_record(record(7), 5)]
+)
+def test_consumer_schema_round_trips_published_records(made: events.Record) -> None:
     document, data = decode(made.data)
     assert data == made.data
     assert msgspec.json.decode(msgspec.json.encode(document)) == msgspec.json.decode(made.data)
@@ -40,8 +42,8 @@ def test_what_is_read_is_what_was_published(made: events.Record) -> None:
     assert document.position == (made.epoch, made.sequence)
 
 
-def test_unknown_types_fields_and_values_are_no_reason_to_stop() -> None:
-    plain = msgspec.json.decode(frame(1, "snapshot_started").data)
+def test_consumer_schema_accepts_unknown_types_fields_and_values() -> None:
+    plain = msgspec.json.decode(control_record(1, "snapshot_started").data)
     plain |= {"type": "sparkled", "colour": [1], "origin": "dreamt"}
     plain["snapshot"] |= {"reason": "boredom", "mood": None}
     document, _ = decode(msgspec.json.encode(plain))
@@ -50,7 +52,7 @@ def test_unknown_types_fields_and_values_are_no_reason_to_stop() -> None:
     assert document.snapshot.reason == "boredom"
 
 
-def test_an_envelope_is_unwrapped() -> None:
+def test_cloudevents_envelope_is_unwrapped() -> None:
     made = record(3)
     wrapped = envelope(made, made.data)
     assert decode(wrapped)[1] == made.data
@@ -58,7 +60,7 @@ def test_an_envelope_is_unwrapped() -> None:
 
 
 @pytest.mark.parametrize("before", [BEFORE, b'{"', b"\0\0"])
-def test_half_a_line_that_a_killed_process_left_is_passed_over(before: bytes) -> None:
+def test_partial_line_before_record_is_skipped(before: bytes) -> None:
     made = record(3)
     assert decode(before + made.data)[1] == made.data
 
@@ -77,8 +79,8 @@ def test_half_a_line_that_a_killed_process_left_is_passed_over(before: bytes) ->
         (record(1).data.replace(b'"version":1', b'"version":2'), "value 2"),
     ],
 )
-def test_what_is_no_record_is_told_why(data: bytes, named: str, golden: Golden) -> None:
-    with pytest.raises(ForeignError) as caught:
+def test_invalid_record_is_rejected_with_reason(data: bytes, named: str, golden: Golden) -> None:
+    with pytest.raises(InvalidMessageError) as caught:
         decode(data)
     assert named in str(caught.value)
     golden.entry("tail_errors", f"no record, {data[:60]!r}", str(caught.value))

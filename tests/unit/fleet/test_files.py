@@ -13,8 +13,8 @@ import pytest
 
 from bridge.core.errors import FatalError, NotFoundError
 from bridge.core.model import Instant
-from bridge.fleet.files import FileReader, InputReader
-from bridge.fleet.messages import Begin
+from bridge.fleet.files import FileReader, StdinReader
+from bridge.fleet.messages import StartPosition
 from sinks.file import RotatedFile
 from tests.golden import Golden
 
@@ -22,9 +22,9 @@ from tests.golden import Golden
 class Writer:
     """A file that is written between the looks of a reader: its clock's sleep hands over to the test."""
 
-    def __init__(self, path: Path, begin: Begin = "beginning") -> None:
+    def __init__(self, path: Path, start_position: StartPosition = "beginning") -> None:
         self.path = path
-        self.reader = FileReader(str(path), self, begin=begin, follow=True)
+        self.reader = FileReader(str(path), self, start_position=start_position, follow=True)
         self.found: list[bytes] = []
         self._asleep, self._awake = asyncio.Event(), asyncio.Event()
 
@@ -39,7 +39,7 @@ class Writer:
         await self._awake.wait()
         self._awake.clear()
 
-    async def seen(self) -> list[bytes]:
+    async def next_data(self) -> list[bytes]:
         """Have the reader look once more; return what it has found by the time that it waits again."""
         self._asleep.clear()
         self._awake.set()
@@ -63,9 +63,9 @@ class Writer:
             await asyncio.wait({task})
 
 
-async def whole(path: Path, begin: Begin = "beginning") -> list[bytes]:
+async def read_all(path: Path, start_position: StartPosition = "beginning") -> list[bytes]:
     writer = Writer(path)
-    reader = FileReader(str(path), writer, begin=begin, follow=False)
+    reader = FileReader(str(path), writer, start_position=start_position, follow=False)
     return [each.data async for batch in reader.batches() for each in batch]
 
 
@@ -74,39 +74,39 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "events.jsonl"
 
 
-async def test_what_was_set_aside_is_read_first(path: Path) -> None:
+async def test_file_reader_reads_rotated_files_first(path: Path) -> None:
     path.write_bytes(b"five\nsix")
     for number, text in ((1, b"four\n"), (2, b"three\n"), (10, b"one\ntwo\n")):
         path.with_name(f"events.jsonl.{number}").write_bytes(text)
     path.with_name("events.jsonl.gz").write_bytes(b"no\n")
     path.with_name("other.jsonl.1").write_bytes(b"no\n")
-    assert await whole(path) == [b"one", b"two", b"three", b"four", b"five", b"six"]
-    assert await whole(path, "end") == []
+    assert await read_all(path) == [b"one", b"two", b"three", b"four", b"five", b"six"]
+    assert await read_all(path, "end") == []
     os.utime(path.with_name("events.jsonl.10"), (1000, 1000))
-    assert await whole(path, datetime(2020, 1, 1, tzinfo=UTC)) == [b"three", b"four", b"five", b"six"]
-    assert await whole(path, datetime(2999, 1, 1, tzinfo=UTC)) == [b"five", b"six"]
+    assert await read_all(path, datetime(2020, 1, 1, tzinfo=UTC)) == [b"three", b"four", b"five", b"six"]
+    assert await read_all(path, datetime(2999, 1, 1, tzinfo=UTC)) == [b"five", b"six"]
 
 
-async def test_lines_come_when_they_are_whole(path: Path) -> None:
+async def test_file_reader_returns_only_complete_lines(path: Path) -> None:
     path.write_bytes(b"one\ntw")
     async with Writer(path).read() as writer:
-        assert await writer.seen() == [b"one"]
+        assert await writer.next_data() == [b"one"]
         with path.open("ab") as file:
             file.write(b"o\nthree\n")
-        assert await writer.seen() == [b"two", b"three"]
+        assert await writer.next_data() == [b"two", b"three"]
 
 
-async def test_from_the_end_on_a_line_that_had_begun_is_left_out(path: Path) -> None:
+async def test_file_reader_skips_partial_line_when_starting_at_end(path: Path) -> None:
     path.write_bytes(b"one\ntw")
     async with Writer(path, "end").read() as writer:
         with path.open("ab") as file:
             file.write(b"o\nthree\n")
-        assert await writer.seen() == [b"three"]
+        assert await writer.next_data() == [b"three"]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
 @pytest.mark.parametrize("at_once", [1, 2, 5])
-async def test_rotation_is_followed(path: Path, keep: int, at_once: int) -> None:
+async def test_file_reader_follows_rotation(path: Path, keep: int, at_once: int) -> None:
     """As our own sink does it: each line is a file."""
     file = RotatedFile(str(path), 1, keep)
     file.append([b"first\n"])
@@ -116,50 +116,52 @@ async def test_rotation_is_followed(path: Path, keep: int, at_once: int) -> None
         for first in range(0, 20, at_once):
             wanted = [b"%d" % number for number in range(first, first + at_once)]
             file.append([each + b"\n" for each in wanted])
-            assert await writer.seen() == wanted[-keep - 1 :]
+            assert await writer.next_data() == wanted[-keep - 1 :]
     file.close()
 
 
-async def test_what_was_written_before_the_file_was_moved_away_is_read(path: Path) -> None:
+async def test_file_reader_reads_rest_of_moved_file(path: Path) -> None:
     """As logrotate does it, also to where nobody finds it; the new file may be late."""
     path.write_bytes(b"one\n")
     async with Writer(path).read() as writer:
-        await writer.seen()
+        await writer.next_data()
         with path.open("ab") as file:
             path.rename(path.with_name("elsewhere"))
-            assert await writer.seen() == []
+            assert await writer.next_data() == []
             file.write(b"two\nthr")
         path.write_bytes(b"four\n")
-        assert await writer.seen() == [b"two", b"thr", b"four"]
+        assert await writer.next_data() == [b"two", b"thr", b"four"]
 
 
-async def test_a_file_that_is_cut_off_begins_anew(path: Path) -> None:
+async def test_file_reader_restarts_when_file_is_truncated(path: Path) -> None:
     path.write_bytes(b"one\ntw")
     async with Writer(path).read() as writer:
-        await writer.seen()
+        await writer.next_data()
         path.write_bytes(b"1\n")
-        assert await writer.seen() == [b"1"]
+        assert await writer.next_data() == [b"1"]
 
 
 @pytest.mark.parametrize("begin", ["beginning", "end"])
-async def test_what_cannot_be_read_is_told(tmp_path: Path, begin: Begin, golden: Golden) -> None:
+async def test_file_reader_raises_when_path_is_missing_or_not_a_file(
+    tmp_path: Path, begin: StartPosition, golden: Golden
+) -> None:
     with golden.error("tail_errors", "no file", NotFoundError, tmp_path / "nothing", TMP=tmp_path):
-        await whole(tmp_path / "nothing", begin)
+        await read_all(tmp_path / "nothing", begin)
     with golden.error("tail_errors", "no directory", NotFoundError, tmp_path / "nowhere", TMP=tmp_path):
-        await whole(tmp_path / "nowhere" / "nothing", begin)
+        await read_all(tmp_path / "nowhere" / "nothing", begin)
     with golden.error("tail_errors", "a directory", FatalError, tmp_path, TMP=tmp_path):
-        await whole(tmp_path, begin)
+        await read_all(tmp_path, begin)
     os.mkfifo(tmp_path / "pipe")
     with golden.error("tail_errors", "a pipe", FatalError, tmp_path / "pipe", TMP=tmp_path):
-        await whole(tmp_path / "pipe", begin)
+        await read_all(tmp_path / "pipe", begin)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_pipe_is_read_as_it_comes(blocking: bool) -> None:
+async def test_input_reader_returns_lines_as_pipe_delivers(blocking: bool) -> None:
     ours, theirs = os.pipe()
     os.set_blocking(ours, blocking)
     os.write(theirs, b"one\ntw")
-    batches = InputReader(ours).batches()
+    batches = StdinReader(ours).batches()
     assert [each.data for each in await anext(batches)] == [b"one"]
     os.write(theirs, b"o\nthree")
     assert [each.data for each in await anext(batches)] == [b"two"]
@@ -170,9 +172,9 @@ async def test_a_pipe_is_read_as_it_comes(blocking: bool) -> None:
     os.close(ours)
 
 
-async def test_a_closed_input_is_told(golden: Golden) -> None:
+async def test_input_reader_raises_when_stdin_is_closed(golden: Golden) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     os.close(theirs)
     with golden.error("tail_errors", "a closed standard input", FatalError, "standard input", "Bad file descriptor"):
-        await anext(InputReader(ours).batches())
+        await anext(StdinReader(ours).batches())

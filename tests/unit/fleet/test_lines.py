@@ -3,41 +3,41 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fleet.lines import LONGEST, Lines
+from bridge.fleet.lines import MAX_LINE_BYTES, LineSplitter
 
 
-def data(lines: Lines, *chunks: bytes) -> list[bytes]:
-    return [each.data for chunk in chunks for each in lines.of(chunk)]
+def data(lines: LineSplitter, *chunks: bytes) -> list[bytes]:
+    return [each.data for chunk in chunks for each in lines.split(chunk)]
 
 
 @given(st.lists(st.binary(max_size=6)), st.integers(1, 5))
-def test_however_it_comes_lines_are_whole(wanted: list[bytes], size: int) -> None:
+def test_line_splitter_returns_whole_lines_for_any_chunks(wanted: list[bytes], size: int) -> None:
     wanted = [each.replace(b"\n", b"") for each in wanted]
     flow = b"".join(each + b"\n" for each in wanted)
     chunks = [flow[start : start + size] for start in range(0, len(flow), size)]
-    lines = Lines("here")
+    lines = LineSplitter("here")
     assert data(lines, *chunks) == [each for each in wanted if each.strip()]
-    assert lines.rest() == []
+    assert lines.finish() == []
 
 
-def test_what_stands_behind_the_last_line_feed_comes_at_the_end() -> None:
-    lines = Lines("here")
+def test_line_splitter_returns_unterminated_line_at_end() -> None:
+    lines = LineSplitter("here")
     assert data(lines, b"one\n\ntwo") == [b"one"]
-    assert [(each.data, each.place, each.number) for each in lines.rest()] == [(b"two", "here", 2)]
-    assert lines.rest() == []
+    assert [(each.data, each.location, each.number) for each in lines.finish()] == [(b"two", "here", 2)]
+    assert lines.finish() == []
 
 
-def test_the_rest_of_a_line_is_passed_over() -> None:
-    lines = Lines("here", within_line=True)
+def test_line_splitter_skips_rest_of_line_when_started_inside() -> None:
+    lines = LineSplitter("here", within_line=True)
     assert data(lines, b"rest ", b"of one\ntwo\n") == [b"two"]
-    lines = Lines("here", within_line=True)
+    lines = LineSplitter("here", within_line=True)
     assert data(lines, b"rest") == []
-    assert lines.rest() == []
+    assert lines.finish() == []
 
 
-def test_what_goes_on_for_ever_is_cut() -> None:
-    lines = Lines("here")
-    assert data(lines, b"x" * LONGEST) == []
+def test_line_splitter_truncates_overlong_line() -> None:
+    lines = LineSplitter("here")
+    assert data(lines, b"x" * MAX_LINE_BYTES) == []
     (cut,) = data(lines, b"xx")
     assert len(cut) < 10_000
     assert data(lines, b"x" * 100, b"xx\nnext\n") == [b"next"]

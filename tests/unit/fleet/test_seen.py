@@ -5,47 +5,47 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fleet.documents import Document, Engine, Lost
-from bridge.fleet.seen import Seen
+from bridge.fleet.documents import DecodedRecord, Engine, Lost
+from bridge.fleet.seen import Deduplicator
 
 
-def at(epoch: int, sequence: int, *, type_: str = "started", first: int | None = None) -> Document:
+def record_at(epoch: int, sequence: int, *, type_: str = "started", first: int | None = None) -> DecodedRecord:
     lost = None if first is None else Lost(epoch, first, sequence)
-    return Document(1, type_, "", Engine("engine"), "node-1", epoch, sequence, lost=lost)
+    return DecodedRecord(1, type_, "", Engine("engine"), "node-1", epoch, sequence, lost=lost)
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 12)), max_size=40))
-def test_what_comes_first_is_new_in_any_order(positions: list[tuple[int, int]]) -> None:
-    seen, known = Seen(), set()
+def test_deduplicator_accepts_each_position_once_in_any_order(positions: list[tuple[int, int]]) -> None:
+    seen, known = Deduplicator(), set()
     for position in positions:
-        assert seen.take(at(*position)) is (position not in known)
+        assert seen.accept(record_at(*position)) is (position not in known)
         known.add(position)
 
 
 @given(st.randoms(use_true_random=False))
-def test_what_is_lost_has_come(chance: Random) -> None:
-    seen, known = Seen(), set()
+def test_deduplicator_treats_loss_range_as_received(chance: Random) -> None:
+    seen, known = Deduplicator(), set()
     for _ in range(20):
         first = chance.randint(1, 20)
         last = chance.randint(first, 20)
-        assert seen.take(at(1, last, first=first)) is (last not in known)
+        assert seen.accept(record_at(1, last, first=first)) is (last not in known)
         if last not in known:
             known |= set(range(first, last + 1))
         other = chance.randint(1, 20)
-        assert seen.take(at(1, other)) is (other not in known)
+        assert seen.accept(record_at(1, other)) is (other not in known)
         known.add(other)
 
 
-def test_heartbeats_repeat_a_position_and_are_always_new() -> None:
-    seen = Seen()
-    assert seen.take(at(1, 1))
-    assert [seen.take(at(1, 1, type_="heartbeat")) for _ in range(2)] == [True, True]
+def test_deduplicator_always_accepts_heartbeats() -> None:
+    seen = Deduplicator()
+    assert seen.accept(record_at(1, 1))
+    assert [seen.accept(record_at(1, 1, type_="heartbeat")) for _ in range(2)] == [True, True]
 
 
-def test_the_oldest_holes_are_given_up() -> None:
-    seen = Seen(holes=2)
+def test_deduplicator_drops_oldest_holes_when_limit_is_reached() -> None:
+    seen = Deduplicator(max_gaps=2)
     for sequence in (2, 4, 6, 8):
-        assert seen.take(at(1, sequence))
-    assert not seen.take(at(1, 1))  # it is before what was given up
-    assert [seen.take(at(1, sequence)) for sequence in (3, 5, 7)] == [True, True, True]
-    assert not any(seen.take(at(1, sequence)) for sequence in range(1, 9))
+        assert seen.accept(record_at(1, sequence))
+    assert not seen.accept(record_at(1, 1))  # it is before what was given up
+    assert [seen.accept(record_at(1, sequence)) for sequence in (3, 5, 7)] == [True, True, True]
+    assert not any(seen.accept(record_at(1, sequence)) for sequence in range(1, 9))

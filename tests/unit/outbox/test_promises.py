@@ -18,19 +18,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from bridge.core.events import Record
 from bridge.core.ports import Outbox
-from bridge.outbox.bounds import Bounds
+from bridge.outbox.bounds import Limits
 from bridge.outbox.memory import MemoryOutbox
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.clocks import ManualClock
-from tests.contract.test_outbox import lost
-from tests.records import Recorder
+from tests.contract.test_outbox import loss_range
+from tests.records import RecordFactory
 from tests.scale import scaled
 
-BOUNDS = Bounds(max_records=40, max_bytes=40_000, max_age=1000)
+LIMITS = Limits(max_records=40, max_bytes=40_000, max_age=1000)
 SINKS = ("a", "b")
 sinks = st.sampled_from(SINKS)
-histories = settings(
-    max_examples=scaled(part=40, full=1000),
+hypothesis_settings = settings(
+    max_examples=scaled(reduced=40, full=1000),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
@@ -42,12 +42,12 @@ class Consumer:
 
     def __init__(self) -> None:
         self.expected = (0, 1)
-        self.seen: dict[str, bytes] = {}
+        self.records: dict[str, bytes] = {}
         self.epochs: dict[int, int] = {}
 
-    def take(self, record: Record) -> None:
-        assert self.seen.setdefault(record.id, record.data) == record.data, f"{record.id} has changed"
-        first, last = (record.sequence, record.sequence) if record.type != "lost" else lost(record)[1:3]
+    def accept(self, record: Record) -> None:
+        assert self.records.setdefault(record.id, record.data) == record.data, f"{record.id} has changed"
+        first, last = (record.sequence, record.sequence) if record.type != "lost" else loss_range(record)[1:3]
         known = self.epochs.get(record.epoch, 0)
         assert first <= known + 1, f"a hole before {record.id}"
         assert known or record.epoch > max(self.epochs, default=0), "an old epoch came back"
@@ -58,17 +58,17 @@ class Consumer:
         self.epochs = dict(epochs)
 
 
-class Promises(RuleBasedStateMachine):
+class OutboxMachine(RuleBasedStateMachine):
     """What is done to an outbox, and what its sinks get."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.clock = ManualClock()
-        self.recorder = Recorder(epoch=1)
+        self.recorder = RecordFactory(epoch=1)
         self.consumers = {sink: Consumer() for sink in SINKS}
         self.appended: dict[int, int] = {}
-        self.memory: dict[str, bytes] = {}
+        self.checkpoint: dict[str, bytes] = {}
         self.outbox: Outbox
 
     def teardown(self) -> None:
@@ -81,15 +81,15 @@ class Promises(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 60), size=st.sampled_from([0, 300, 3000]), key=st.sampled_from("xyz"))
     def append(self, count: int, size: int, key: str) -> None:
-        records = self.recorder.starts(count, size)
+        records = self.recorder.started_records(count, size)
         forget = count % 3 == 0
         value = None if forget else str(records[-1].sequence).encode()
         self.runner.run(self.outbox.append(records, {key: value}))
         self.appended[records[-1].epoch] = records[-1].sequence
         if value is None:
-            self.memory.pop(key, None)
+            self.checkpoint.pop(key, None)
         else:
-            self.memory[key] = value
+            self.checkpoint[key] = value
 
     @rule(
         sink=sinks, limit=st.integers(1, 50), max_bytes=st.sampled_from([1, 5000, 1 << 20]), acknowledge=st.booleans()
@@ -100,91 +100,91 @@ class Promises(RuleBasedStateMachine):
         batch = list(self.runner.run(self.outbox.read(sink, limit, max_bytes)))
         assert 1 <= len(batch) <= limit
         for record in batch:
-            self.consumers[sink].take(record)
+            self.consumers[sink].accept(record)
         if acknowledge:
             self.runner.run(self.outbox.acknowledge(sink, batch[: (limit + 1) // 2] if limit % 3 == 0 else batch))
 
     @rule(sink=sinks, limit=st.integers(1, 50), chosen=st.sets(st.integers(0, 49), min_size=1, max_size=3))
-    def refuse(self, sink: str, limit: int, chosen: set[int]) -> None:
+    def reject(self, sink: str, limit: int, chosen: set[int]) -> None:
         if not self.outbox.depth(sink):
             return
         batch = self.runner.run(self.outbox.read(sink, limit))
         refused = {(each.epoch, each.sequence) for number, each in enumerate(batch) if number in chosen}
-        self.runner.run(self.outbox.refuse(sink, refused, "no"))
+        self.runner.run(self.outbox.reject(sink, refused, "no"))
 
     @rule(seconds=st.sampled_from([1, 100, 600]))
     def pass_time(self, seconds: int) -> None:
-        self.clock.pass_time(seconds)
+        self.clock.advance(seconds)
 
     @rule()
-    def begin_an_epoch(self) -> None:
-        self.recorder = Recorder(epoch=self.recorder.ledger.epoch + 1)
+    def start_epoch(self) -> None:
+        self.recorder = RecordFactory(epoch=self.recorder.encoder.epoch + 1)
 
     @invariant()
-    def bounded(self) -> None:
+    def assert_bounded(self) -> None:
         for sink in SINKS:
             # a batch on its way, a refusal or two and one append are beyond the bound
-            assert self.outbox.depth(sink) <= 3 * BOUNDS.max_records + 60
+            assert self.outbox.depth(sink) <= 3 * LIMITS.max_records + 60
 
 
-class MemoryPromises(Promises):
+class MemoryOutboxMachine(OutboxMachine):
     @initialize()
     def make(self) -> None:
-        self.outbox = MemoryOutbox(SINKS, self.clock, BOUNDS)
+        self.outbox = MemoryOutbox(SINKS, self.clock, LIMITS)
 
 
-class SqlitePromises(Promises):
+class SqliteOutboxMachine(OutboxMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="whalebridge-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="whalebridge-"))
         self.number = 0
 
     def teardown(self) -> None:
         try:
             super().teardown()
         finally:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.directory)
 
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(SqliteOutbox.open(self.path, SINKS, self.clock, BOUNDS))
+        self.outbox = self.runner.run(SqliteOutbox.open(self.path, SINKS, self.clock, LIMITS))
 
     @property
     def path(self) -> Path:
-        return self.folder / str(self.number)
+        return self.directory / str(self.number)
 
     @rule()
     def restart(self) -> None:
         self.runner.run(self.outbox.close())
         self.make()
-        self.remembers()
+        self.assert_checkpoint()
 
     @rule()
     def crash(self) -> None:
         """SIGKILL: what was acknowledged a moment ago may be told again, and nothing else happens."""
-        self.leave()
+        self.switch_to_copy()
         self.make()
-        self.remembers()
+        self.assert_checkpoint()
 
     @rule(kept=st.floats(0, 1))
     def lose_power(self, kept: float) -> None:
         """A disk that lied about fsync: the newest transactions are gone, and those before are whole."""
         if not self.appended:  # no precondition: what is left after the last time is another thing in each run
             return
-        self.leave()
+        self.switch_to_copy()
         log = self.path / "outbox.db-wal"
         if log.exists():
             with log.open("r+b") as file:
                 file.truncate(int(log.stat().st_size * kept))
         self.make()
-        values = self.runner.run(self._left())
-        self.memory = dict(self.outbox.recall().values)
+        values = self.runner.run(self._read_backlogs())
+        self.checkpoint = dict(self.outbox.load_checkpoint().values)
         for sink in SINKS:
             self.consumers[sink].skip_to(values)
         self.appended = dict(values)
-        self.recorder = Recorder(epoch=self.recorder.ledger.epoch + 1)
+        self.recorder = RecordFactory(epoch=self.recorder.encoder.epoch + 1)
 
-    async def _left(self) -> dict[int, int]:
+    async def _read_backlogs(self) -> dict[int, int]:
         """What the sinks still get has no hole in itself; return up to where it goes."""
         left: dict[int, int] = {}
         for sink in SINKS:
@@ -192,23 +192,23 @@ class SqlitePromises(Promises):
             while self.outbox.depth(sink):
                 batch = await self.outbox.read(sink, 1000)
                 for record in batch:
-                    first = record.sequence if record.type != "lost" else lost(record)[1]
+                    first = record.sequence if record.type != "lost" else loss_range(record)[1]
                     assert expected.setdefault(record.epoch, first) == first
                     expected[record.epoch] = record.sequence + 1
                 await self.outbox.acknowledge(sink, batch)
             left |= {epoch: sequence - 1 for epoch, sequence in expected.items()}
         return left
 
-    def leave(self) -> None:
+    def switch_to_copy(self) -> None:
         """Keep the files as they are now, and go on with a copy of them."""
         before = self.path
         self.number += 1
-        self.rest()
+        self.wait_for_worker()
         shutil.copytree(before, self.path)
         self.runner.run(self.outbox.close())
         shutil.rmtree(before)
 
-    def rest(self) -> None:
+    def wait_for_worker(self) -> None:
         """Wait for what the outbox' thread is about: else files would be copied at different moments.
 
         It gets nothing more to do meanwhile, as the event loop stands still.
@@ -219,11 +219,11 @@ class SqlitePromises(Promises):
         calls.put(done.set)
         assert done.wait(60)
 
-    def remembers(self) -> None:
-        assert dict(self.outbox.recall().values) == self.memory
+    def assert_checkpoint(self) -> None:
+        assert dict(self.outbox.load_checkpoint().values) == self.checkpoint
 
 
-TestMemory = MemoryPromises.TestCase
-TestMemory.settings = histories
-TestSqlite = SqlitePromises.TestCase
-TestSqlite.settings = histories
+TestMemoryOutbox = MemoryOutboxMachine.TestCase
+TestMemoryOutbox.settings = hypothesis_settings
+TestSqliteOutbox = SqliteOutboxMachine.TestCase
+TestSqliteOutbox.settings = hypothesis_settings

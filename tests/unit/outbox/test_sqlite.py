@@ -23,23 +23,30 @@ from bridge.clock import SystemClock
 from bridge.core.errors import InUseError, StateError
 from bridge.core.ports import Clock
 from bridge.outbox import schema, store
-from bridge.outbox.bounds import Bounds
+from bridge.outbox.bounds import Limits
 from bridge.outbox.database import Database
-from bridge.outbox.rows import Writing
+from bridge.outbox.rows import WriteBatch
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.clocks import ManualClock
-from tests.contract.test_outbox import TIGHT, WIDE, covered, fill, lost, read_all
+from tests.contract.test_outbox import (
+    TIGHT_LIMITS,
+    WIDE_LIMITS,
+    append_in_batches,
+    covered_sequences,
+    loss_range,
+    read_all,
+)
 from tests.golden import Golden
-from tests.records import Recorder, sequences
+from tests.records import RecordFactory, sequences
 
 DAY = 24 * 3600
 
 
 @asynccontextmanager
-async def opened(
-    path: Path, *sinks: str, clock: Clock | None = None, bounds: Bounds = WIDE
+async def open_outbox(
+    path: Path, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
 ) -> AsyncIterator[SqliteOutbox]:
-    outbox = await SqliteOutbox.open(path, sinks or ["s"], clock or SystemClock(), bounds)
+    outbox = await SqliteOutbox.open(path, sinks or ["s"], clock or SystemClock(), limits)
     try:
         yield outbox
     finally:
@@ -54,164 +61,164 @@ def path(tmp_path: Path) -> Path:
 # --- what outlives the process ---
 
 
-async def test_records_cursors_and_memory_outlive_it(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path) as outbox:
-        await outbox.append(recorder.starts(5), {"a": b"1", "b": b"2"})
+async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path) as outbox:
+        await outbox.append(recorder.started_records(5), {"a": b"1", "b": b"2"})
         await outbox.append([], {"a": None, "c": b"3"})
         await outbox.acknowledge("s", await outbox.read("s", 2))
         batch = await outbox.read("s", 10)
-    async with opened(path) as outbox:
-        assert dict(outbox.recall().values) == {"b": b"2", "c": b"3"}
+    async with open_outbox(path) as outbox:
+        assert dict(outbox.load_checkpoint().values) == {"b": b"2", "c": b"3"}
         assert await outbox.read("s", 10) == batch, "byte for byte, and all that routes them"
         assert sequences(list(batch)) == [3, 4, 5]
 
 
-async def test_oldest_age_counts_only_running_time_after_a_restart(path: Path) -> None:
-    clock, recorder = ManualClock(), Recorder()
-    async with opened(path, clock=clock) as outbox:
-        await outbox.append(recorder.starts(1))
-        clock.pass_time(120)
-        await outbox.append(recorder.starts(1))
-    clock.pass_time(3600)
-    async with opened(path, clock=clock) as outbox:
-        assert outbox.lag("s").age == 120
+async def test_oldest_age_counts_only_uptime_after_restart(path: Path) -> None:
+    clock, recorder = ManualClock(), RecordFactory()
+    async with open_outbox(path, clock=clock) as outbox:
+        await outbox.append(recorder.started_records(1))
+        clock.advance(120)
+        await outbox.append(recorder.started_records(1))
+    clock.advance(3600)
+    async with open_outbox(path, clock=clock) as outbox:
+        assert outbox.lag("s").oldest_age == 120
         await outbox.acknowledge("s", await outbox.read("s", 1))
-        clock.pass_time(30)
-        await outbox.append(recorder.starts(1))
-        assert outbox.lag("s").age == 30
+        clock.advance(30)
+        await outbox.append(recorder.started_records(1))
+        assert outbox.lag("s").oldest_age == 30
 
 
-async def test_many_changes_of_the_memory_at_once(path: Path) -> None:
+async def test_sqlite_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
     many: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
-    async with opened(path) as outbox:
+    async with open_outbox(path) as outbox:
         await outbox.append([], many)
         await outbox.append([], {key: None for number, key in enumerate(many) if number % 2})
-    async with opened(path) as outbox:
-        assert dict(outbox.recall().values) == dict(list(many.items())[::2])
+    async with open_outbox(path) as outbox:
+        assert dict(outbox.load_checkpoint().values) == dict(list(many.items())[::2])
 
 
-async def test_what_is_told_of_a_loss_outlives_it_and_never_changes(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path, bounds=TIGHT) as outbox:
-        await fill(outbox, recorder.starts(200))
+async def test_loss_record_is_unchanged_after_reopening(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
+        await append_in_batches(outbox, recorder.started_records(200))
         batch = await outbox.read("s", 3)
-        await outbox.refuse("s", {(batch[2].epoch, batch[2].sequence)}, "too large")
+        await outbox.reject("s", {(batch[2].epoch, batch[2].sequence)}, "too large")
         before = await outbox.read("s", 1000)
-    async with opened(path, bounds=TIGHT) as outbox:
+    async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
         assert await outbox.read("s", 1000) == before
-        await fill(outbox, recorder.starts(200))
+        await append_in_batches(outbox, recorder.started_records(200))
         records = await read_all(outbox)
-    assert (lost(records[0])[3], lost(records[2])[3]) == ("overflow", "rejected")
-    assert covered(records) == list(range(1, 401))
+    assert (loss_range(records[0])[3], loss_range(records[2])[3]) == ("overflow", "rejected")
+    assert covered_sequences(records) == list(range(1, 401))
 
 
-async def test_a_loss_whose_records_a_lying_disk_has_not_kept_is_told_all_the_same(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path) as outbox:
-        await outbox.append(recorder.starts(5))
+async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path) as outbox:
+        await outbox.append(recorder.started_records(5))
         batch = await outbox.read("s", 5)
-        await outbox.refuse("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
+        await outbox.reject("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
     with closing(sqlite3.connect(path / "outbox.db")) as database, database:
         database.execute("DELETE FROM chunks")
         database.execute("UPDATE sinks SET cursor = 4")
-    async with opened(path) as outbox:
+    async with open_outbox(path) as outbox:
         (told,) = await outbox.read("s", 10)
-        assert lost(told)[1:3] == (5, 5)
+        assert loss_range(told)[1:3] == (5, 5)
         await outbox.acknowledge("s", [told])
         assert outbox.depth("s") == 0
-        await outbox.append(recorder.starts(1))
+        await outbox.append(recorder.started_records(1))
         assert sequences(list(await outbox.read("s", 10))) == [6]
 
 
-async def test_a_backlog_is_read_from_the_disk_in_order(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path, "s", "other") as outbox:
-        await fill(outbox, recorder.starts(3000, size=500), at_once=700)
+async def test_backlog_is_read_from_disk_in_order(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path, "s", "other") as outbox:
+        await append_in_batches(outbox, recorder.started_records(3000, size=500), at_once=700)
         await read_all(outbox, "other")
-    async with opened(path, "s", "other") as outbox:
-        await outbox.append(recorder.starts(10))
+    async with open_outbox(path, "s", "other") as outbox:
+        await outbox.append(recorder.started_records(10))
         assert sequences(await read_all(outbox, limit=999)) == list(range(1, 3011))
         assert outbox.depth("other") == 10
 
 
-async def test_disk_space_is_used_again(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path) as outbox:
+async def test_disk_space_is_reused_after_delivery(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path) as outbox:
         for _ in range(60):
-            await outbox.append(recorder.starts(500, size=1000))
+            await outbox.append(recorder.started_records(500, size=1000))
             await read_all(outbox)
-        assert size(path) < 16_000_000
+        assert directory_size(path) < 16_000_000
 
 
-async def test_disk_space_of_a_backlog_is_given_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disk_space_of_backlog_is_released_after_delivery(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.outbox.writer.FLUSH_SECONDS", 0.01)
-    recorder = Recorder()
-    async with opened(path) as outbox:
+    recorder = RecordFactory()
+    async with open_outbox(path) as outbox:
         for _ in range(40):
-            await outbox.append(recorder.starts(1000, size=1000))
-        assert size(path) > 50_000_000
+            await outbox.append(recorder.started_records(1000, size=1000))
+        assert directory_size(path) > 50_000_000
         await read_all(outbox)
-        await settled(lambda: size(path) < 30_000_000)
+        await eventually(lambda: directory_size(path) < 30_000_000)
 
 
-def size(path: Path) -> int:
+def directory_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 
 # --- sinks that come and go ---
 
 
-async def test_a_new_sink_begins_with_what_comes_after_it(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path, "old") as outbox:
-        await outbox.append(recorder.starts(5))
-    async with opened(path, "old", "new") as outbox:
-        await outbox.append(recorder.starts(1))
+async def test_new_sink_starts_with_records_appended_after_creation(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path, "old") as outbox:
+        await outbox.append(recorder.started_records(5))
+    async with open_outbox(path, "old", "new") as outbox:
+        await outbox.append(recorder.started_records(1))
         assert sequences(await read_all(outbox, "new")) == [6]
         assert sequences(await read_all(outbox, "old")) == [1, 2, 3, 4, 5, 6]
 
 
-async def test_a_sink_that_is_gone_keeps_its_place_for_a_day_of_running(path: Path) -> None:
-    recorder, clock = Recorder(), ManualClock()
-    async with opened(path, "stays", "gone", clock=clock) as outbox:
-        await outbox.append(recorder.starts(5))
+async def test_removed_sink_keeps_cursor_for_a_day_of_uptime(path: Path) -> None:
+    recorder, clock = RecordFactory(), ManualClock()
+    async with open_outbox(path, "stays", "gone", clock=clock) as outbox:
+        await outbox.append(recorder.started_records(5))
         await read_all(outbox, "stays")
-    async with opened(path, "stays", clock=clock) as outbox:
-        clock.pass_time(DAY - 100)
-        await outbox.append(recorder.starts(1))
-    clock.pass_time(30 * DAY)  # it does not run
-    async with opened(path, "stays", "gone", clock=clock) as outbox:
+    async with open_outbox(path, "stays", clock=clock) as outbox:
+        clock.advance(DAY - 100)
+        await outbox.append(recorder.started_records(1))
+    clock.advance(30 * DAY)  # it does not run
+    async with open_outbox(path, "stays", "gone", clock=clock) as outbox:
         assert outbox.depth("gone") == 6
-    async with opened(path, "stays", clock=clock) as outbox:
-        clock.pass_time(DAY + 100)
-        await outbox.append(recorder.starts(1))
-    async with opened(path, "stays", "gone", clock=clock) as outbox:
+    async with open_outbox(path, "stays", clock=clock) as outbox:
+        clock.advance(DAY + 100)
+        await outbox.append(recorder.started_records(1))
+    async with open_outbox(path, "stays", "gone", clock=clock) as outbox:
         assert outbox.depth("gone") == 0
 
 
-async def test_a_sink_that_is_gone_is_forgotten_where_its_space_is_needed(path: Path) -> None:
-    recorder = Recorder()
-    async with opened(path, "stays", "gone", bounds=TIGHT) as outbox:
-        await outbox.append(recorder.starts(60))
-    async with opened(path, "stays", bounds=TIGHT) as outbox:
+async def test_removed_sink_is_dropped_when_space_is_needed(path: Path) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path, "stays", "gone", limits=TIGHT_LIMITS) as outbox:
+        await outbox.append(recorder.started_records(60))
+    async with open_outbox(path, "stays", limits=TIGHT_LIMITS) as outbox:
         await read_all(outbox, "stays")
-        await outbox.append(recorder.starts(60))
+        await outbox.append(recorder.started_records(60))
         assert sequences(await read_all(outbox, "stays")) == list(range(61, 121))
-    async with opened(path, "stays", "gone", bounds=TIGHT) as outbox:
+    async with open_outbox(path, "stays", "gone", limits=TIGHT_LIMITS) as outbox:
         assert outbox.depth("gone") == 0
 
 
 # --- who may use the directory ---
 
 
-async def test_nobody_else_can_read_it(path: Path) -> None:
+async def test_state_directory_is_readable_only_by_owner(path: Path) -> None:
     before = os.umask(0)
     try:
-        async with opened(path / "below") as outbox:
-            await outbox.append(Recorder().starts(1))
+        async with open_outbox(path / "below") as outbox:
+            await outbox.append(RecordFactory().started_records(1))
             await outbox.read("s", 1)
-            await outbox.refuse("s", {(Recorder().ledger.epoch, 1)}, "too large")
+            await outbox.reject("s", {(RecordFactory().encoder.epoch, 1)}, "too large")
             assert {file.stat().st_mode & 0o777 for file in (path / "below").iterdir()} == {0o600}
             assert len(list((path / "below").iterdir())) == 4, "database, log, lock, dead letters"
     finally:
@@ -219,22 +226,22 @@ async def test_nobody_else_can_read_it(path: Path) -> None:
     assert (path / "below").stat().st_mode & 0o777 == 0o700
 
 
-async def test_an_empty_directory_becomes_ours_alone(path: Path) -> None:
+async def test_empty_state_directory_becomes_private(path: Path) -> None:
     path.mkdir(mode=0o755)
     (path / "lost+found").mkdir()
-    async with opened(path):
+    async with open_outbox(path):
         assert path.stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_second_process_is_kept_out(path: Path, golden: Golden) -> None:
-    async with opened(path):
+async def test_state_directory_is_locked_against_second_process(path: Path, golden: Golden) -> None:
+    async with open_outbox(path):
         with golden.error("outbox_errors", "in use", InUseError, path, os.getpid(), STATE_DIR=path, PID=os.getpid()):
-            await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
-    async with opened(path):
+            await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+    async with open_outbox(path):
         pass
 
 
-WRITER = """
+WRITER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from bridge.clock import SystemClock
@@ -257,50 +264,52 @@ asyncio.run(main())
 
 @pytest.fixture
 def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER_PROGRAM, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
         yield process
         process.kill()
 
 
-async def test_what_was_appended_survives_a_sigkill_and_the_lock_does_not(
+async def test_sqlite_outbox_keeps_appends_and_frees_lock_when_killed(
     path: Path, writer: subprocess.Popen[str], golden: Golden
 ) -> None:
     assert writer.stdout is not None
     for _ in range(50):
         written = int(writer.stdout.readline())
     with golden.error("outbox_errors", "in use", InUseError, path, writer.pid, STATE_DIR=path, PID=writer.pid):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    async with opened(path) as outbox:
-        memory = dict(outbox.recall().values)
+    async with open_outbox(path) as outbox:
+        memory = dict(outbox.load_checkpoint().values)
         records = await read_all(outbox)
     assert sequences(records) == list(range(1, len(records) + 1))
     assert len(records) >= written
     assert memory == {"last": str(len(records)).encode(), "again": str(len(records)).encode()}
 
 
-async def test_a_directory_of_somebody_else_is_left_alone(path: Path, golden: Golden) -> None:
+async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, golden: Golden) -> None:
     path.mkdir()
     (path / "letter.txt").write_text("dear")
     with golden.error("outbox_errors", "other files", StateError, path, STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
-async def test_a_file_is_no_directory(path: Path, golden: Golden) -> None:
+async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golden: Golden) -> None:
     path.write_text("")
     with golden.error("outbox_errors", "a file", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
 
 
-async def test_a_database_of_another_program_is_left_alone(path: Path, golden: Golden) -> None:
+async def test_database_of_another_program_is_left_unchanged(path: Path, golden: Golden) -> None:
     path.mkdir()
     with sqlite3.connect(path / "outbox.db") as other:
         other.execute("CREATE TABLE recipes (name)")
     other.close()
     with golden.error("outbox_errors", "another program's database", StateError, path / "outbox.db", STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     with sqlite3.connect(path / "outbox.db") as other:
         assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
     other.close()
@@ -309,19 +318,19 @@ async def test_a_database_of_another_program_is_left_alone(path: Path, golden: G
 # --- formats ---
 
 
-async def test_a_newer_format_is_refused_and_left_alone(path: Path, golden: Golden) -> None:
-    async with opened(path) as outbox:
-        await outbox.append(Recorder().starts(3))
+async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, golden: Golden) -> None:
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(3))
     with sqlite3.connect(path / "outbox.db") as newer:
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     before = (path / "outbox.db").read_bytes()
     with golden.error("outbox_errors", "a newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
+        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     assert (path / "outbox.db").read_bytes() == before
 
 
-def test_an_older_format_is_brought_up_step_by_step_all_or_nothing() -> None:
+def test_schema_migration_is_stepwise_and_atomic() -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     first = "CREATE TABLE t (a); INSERT INTO t VALUES (1);"
     schema.migrate(connection, [first])
@@ -338,58 +347,58 @@ def test_an_older_format_is_brought_up_step_by_step_all_or_nothing() -> None:
 # --- files that are damaged ---
 
 
-def garbage(database: Path) -> None:
+def fill_with_garbage(database: Path) -> None:
     database.write_bytes(b"\x13" * 50_000)
 
 
-def cut(database: Path) -> None:
+def truncate(database: Path) -> None:
     database.write_bytes(database.read_bytes()[:9000])
 
 
-def overwritten(database: Path) -> None:
+def overwrite(database: Path) -> None:
     data = bytearray(database.read_bytes())
     data[8192:40_000] = os.urandom(len(data[8192:40_000]))
     database.write_bytes(data)
 
 
-def misunderstood(database: Path) -> None:
+def insert_invalid_row(database: Path) -> None:
     """Nothing that SQLite notices: the content makes no sense."""
     with sqlite3.connect(database) as connection:
         connection.execute("INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [garbage, cut, overwritten, misunderstood])
-async def test_a_damaged_file_is_set_aside_with_an_alarm(path: Path, damage: Callable[[Path], None]) -> None:
-    async with opened(path) as outbox:
-        await outbox.append(Recorder().starts(100, size=500), {"key": b"value"})
+@pytest.mark.parametrize("damage", [fill_with_garbage, truncate, overwrite, insert_invalid_row])
+async def test_corrupt_database_is_quarantined_and_logged(path: Path, damage: Callable[[Path], None]) -> None:
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(100, size=500), {"key": b"value"})
     damage(path / "outbox.db")
     written = (path / "outbox.db").stat().st_mtime_ns
     damaged = (path / "outbox.db").read_bytes()
     with capture_logs() as logs:
-        async with opened(path) as outbox:
+        async with open_outbox(path) as outbox:
             assert outbox.depth("s") == 0
     alarm = next(each for each in logs if each["event"] == "outbox_corrupt")
     aside = Path(alarm["quarantined_as"])
     assert (alarm["log_level"], aside.read_bytes()) == ("critical", damaged)
-    async with opened(path) as outbox:  # whoever died before saying it says it now
-        recollection = outbox.recall()
+    async with open_outbox(path) as outbox:  # whoever died before saying it says it now
+        recollection = outbox.load_checkpoint()
         assert (dict(recollection.values), recollection.reset, recollection.last_written) == ({}, True, written)
-        await outbox.append(Recorder().starts(1))
-    async with opened(path) as outbox:
-        assert not outbox.recall().reset
+        await outbox.append(RecordFactory().started_records(1))
+    async with open_outbox(path) as outbox:
+        assert not outbox.load_checkpoint().reset
 
 
-async def test_damage_found_while_running_ends_it_and_is_announced_by_the_next(path: Path, golden: Golden) -> None:
-    async with opened(path) as outbox:
-        await outbox.append(Recorder().starts(5), {"key": b"value"})
+async def test_corruption_while_running_fails_and_resets_next_start(path: Path, golden: Golden) -> None:
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(5), {"key": b"value"})
         with sqlite3.connect(path / "outbox.db") as connection:
             pass
         connection.close()
     with sqlite3.connect(path / "outbox.db") as connection:
         connection.execute("UPDATE chunks SET documents = x'7b7d'")
     connection.close()
-    async with opened(path) as outbox:
+    async with open_outbox(path) as outbox:
         with pytest.raises(StateError) as caught:
             await outbox.read("s", 10)
         text = str(caught.value)
@@ -398,29 +407,29 @@ async def test_damage_found_while_running_ends_it_and_is_announced_by_the_next(p
         assert aside.name in text
         golden.entry("outbox_errors", "damage", text.replace(aside.name, "outbox.db.corrupt-TIME"), STATE_DIR=path)
         with pytest.raises(StateError):
-            await outbox.append(Recorder().starts(1))
-    async with opened(path) as outbox:
-        assert outbox.recall().reset
+            await outbox.append(RecordFactory().started_records(1))
+    async with open_outbox(path) as outbox:
+        assert outbox.load_checkpoint().reset
 
 
-async def test_a_file_that_is_removed_is_noticed(path: Path, golden: Golden) -> None:
+async def test_removed_database_file_is_detected(path: Path, golden: Golden) -> None:
     """SQLite would go on for ever with a file that nobody finds again."""
     clock = ManualClock()
-    async with opened(path, clock=clock) as outbox:
-        await outbox.append(Recorder().starts(1))
+    async with open_outbox(path, clock=clock) as outbox:
+        await outbox.append(RecordFactory().started_records(1))
         (path / "outbox.db").unlink()
-        clock.pass_time(61)
+        clock.advance(61)
         with golden.error("outbox_errors", "removed", StateError, path / "outbox.db", STATE_DIR=path):
             await outbox.append([])
 
 
-async def test_a_bug_does_not_leave_anybody_waiting(path: Path, disk: type[FailingDatabase]) -> None:
-    async with opened(path) as outbox:
-        disk.fails_before = sqlite3.ProgrammingError("a bug")
+async def test_sqlite_outbox_raises_for_all_callers_when_writer_fails(path: Path, disk: type[FailingDatabase]) -> None:
+    async with open_outbox(path) as outbox:
+        disk.error_before_write = sqlite3.ProgrammingError("a bug")
         with pytest.raises(sqlite3.ProgrammingError):
-            await outbox.append(Recorder().starts(1))
+            await outbox.append(RecordFactory().started_records(1))
         with pytest.raises(sqlite3.ProgrammingError):
-            await outbox.append(Recorder().starts(1))
+            await outbox.append(RecordFactory().started_records(1))
         with pytest.raises(sqlite3.ProgrammingError):
             await outbox.read("s", 1)
 
@@ -431,22 +440,22 @@ async def test_a_bug_does_not_leave_anybody_waiting(path: Path, disk: type[Faili
 class FailingDatabase(Database):
     """Fails to write where a test says so: before anything is written, or after all of it is."""
 
-    fails_before: sqlite3.Error | None = None
-    fails_after: sqlite3.Error | None = None
-    opened = 0
-    written: list[Writing] = []  # noqa: RUF012 (reset by the fixture)
+    error_before_write: sqlite3.Error | None = None
+    error_after_write: sqlite3.Error | None = None
+    open_count = 0
+    batches: list[WriteBatch] = []  # noqa: RUF012 (reset by the fixture)
 
     def __init__(self, path: Path, *, check: bool) -> None:
-        type(self).opened += 1
+        type(self).open_count += 1
         super().__init__(path, check=check)
 
-    def write(self, writing: Writing) -> dict[str, int]:
-        if self.fails_before is not None:
-            raise self.fails_before
-        ages = super().write(writing)
-        self.written.append(writing)
-        if self.fails_after is not None:
-            raise self.fails_after
+    def write(self, batch: WriteBatch) -> dict[str, int]:
+        if self.error_before_write is not None:
+            raise self.error_before_write
+        ages = super().write(batch)
+        self.batches.append(batch)
+        if self.error_after_write is not None:
+            raise self.error_after_write
         return ages
 
 
@@ -463,62 +472,62 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> type[FailingDatabase]:
     return disk
 
 
-async def settled(fits: Callable[[], Any]) -> None:
+async def eventually(condition: Callable[[], Any]) -> None:
     async with asyncio.timeout(60):
-        while not fits():
+        while not condition():
             await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("moment", ["fails_before", "fails_after"])
-async def test_where_a_write_fails_it_is_made_again_on_a_new_connection(
+async def test_failed_write_is_retried_on_new_connection(
     path: Path, disk: type[FailingDatabase], moment: str, golden: Golden
 ) -> None:
     """fails_after: the fsync failed; nobody knows whether it is on the disk, and it must not be there twice."""
-    clock, recorder = ManualClock(), Recorder()
-    async with opened(path, clock=clock) as outbox:
-        await outbox.append(recorder.starts(2))
+    clock, recorder = ManualClock(), RecordFactory()
+    async with open_outbox(path, clock=clock) as outbox:
+        await outbox.append(recorder.started_records(2))
         setattr(disk, moment, io_error(sqlite3.SQLITE_IOERR | (4 << 8), "disk I/O error"))
-        before = disk.opened
+        before = disk.open_count
         with capture_logs() as logs:
-            appending = asyncio.create_task(outbox.append(recorder.starts(2), {"key": b"value"}))
-            await settled(lambda: clock.asleep)
-            assert outbox.trouble is not None
-            assert outbox.trouble.startswith(f"{path}/outbox.db: disk I/O error; ")
-            golden.entry("outbox_errors", "a write that fails", outbox.trouble, STATE_DIR=path)
+            appending = asyncio.create_task(outbox.append(recorder.started_records(2), {"key": b"value"}))
+            await eventually(lambda: clock.sleeper_count)
+            assert outbox.last_error is not None
+            assert outbox.last_error.startswith(f"{path}/outbox.db: disk I/O error; ")
+            golden.entry("outbox_errors", "a write that fails", outbox.last_error, STATE_DIR=path)
             assert outbox.depth("s") == 2, "nothing of it is handed out"
             for _ in range(5):
-                clock.pass_time(10)
-                await settled(lambda: clock.asleep)
+                clock.advance(10)
+                await eventually(lambda: clock.sleeper_count)
             assert not appending.done()
             setattr(disk, moment, None)
-            clock.pass_time(10)
+            clock.advance(10)
             await appending
-        assert outbox.trouble is None
-        assert disk.opened > before + 5
+        assert outbox.last_error is None
+        assert disk.open_count > before + 5
         assert sequences(await read_all(outbox)) == [1, 2, 3, 4]
         assert [each["event"] for each in logs] == ["outbox_write_failed", "outbox_recovered"]
-    async with opened(path) as outbox:
-        assert dict(outbox.recall().values) == {"key": b"value"}
+    async with open_outbox(path) as outbox:
+        assert dict(outbox.load_checkpoint().values) == {"key": b"value"}
         assert outbox.depth("s") == 0
 
 
-async def test_appends_that_arrive_during_a_commit_share_the_next(path: Path, disk: type[FailingDatabase]) -> None:
-    recorder = Recorder()
-    async with opened(path) as outbox:
-        await outbox.append(recorder.starts(1))
-        disk.written.clear()
-        await asyncio.gather(*(outbox.append(recorder.starts(2), {str(number): b""}) for number in range(20)))
-    assert 1 <= len(disk.written) <= 3
-    assert sum(chunk.number for writing in disk.written for chunk in writing.chunks) == 40
-    assert len({key for writing in disk.written for key in writing.memory}) == 20
+async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingDatabase]) -> None:
+    recorder = RecordFactory()
+    async with open_outbox(path) as outbox:
+        await outbox.append(recorder.started_records(1))
+        disk.batches.clear()
+        await asyncio.gather(*(outbox.append(recorder.started_records(2), {str(number): b""}) for number in range(20)))
+    assert 1 <= len(disk.batches) <= 3
+    assert sum(chunk.record_count for writing in disk.batches for chunk in writing.chunks) == 40
+    assert len({key for writing in disk.batches for key in writing.checkpoint}) == 20
 
 
-async def test_closing_does_not_wait_for_a_disk_that_fails(path: Path, disk: type[FailingDatabase]) -> None:
-    recorder = Recorder()
-    outbox = await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE)
-    disk.fails_before = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    appending = asyncio.create_task(outbox.append(recorder.starts(1)))
-    await settled(lambda: outbox.trouble)
+async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
+    recorder = RecordFactory()
+    outbox = await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+    disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
+    appending = asyncio.create_task(outbox.append(recorder.started_records(1)))
+    await eventually(lambda: outbox.last_error)
     with capture_logs() as logs:
         async with asyncio.timeout(30):
             await outbox.close()
@@ -529,15 +538,15 @@ async def test_closing_does_not_wait_for_a_disk_that_fails(path: Path, disk: typ
 # --- dead letters ---
 
 
-async def test_refused_records_are_kept_for_a_person_to_see(path: Path) -> None:
-    recorder = Recorder()
-    appended = recorder.starts(4)
-    async with opened(path) as outbox:
+async def test_rejected_records_are_written_to_dead_letters(path: Path) -> None:
+    recorder = RecordFactory()
+    appended = recorder.started_records(4)
+    async with open_outbox(path) as outbox:
         await outbox.append(appended)
         await outbox.read("s", 10)
-        await outbox.refuse("s", {(appended[2].epoch, 3)}, "the message is too large")
+        await outbox.reject("s", {(appended[2].epoch, 3)}, "the message is too large")
         await outbox.read("s", 10)
-        await outbox.refuse("s", {(appended[0].epoch, 1)}, "no")
+        await outbox.reject("s", {(appended[0].epoch, 1)}, "no")
     letters = [msgspec.json.decode(line) for line in (path / "dead-letters.jsonl").read_bytes().splitlines()]
     assert [(each["sink"], each["reason"], each["record"]["sequence"]) for each in letters] == [
         ("s", "the message is too large", 3),

@@ -27,7 +27,7 @@ def test_unusable_secret_file_is_named(
     with golden.error(
         "access_errors", f"secret file, {case}", TransientError, "sasl.password_file", path, TMP=tmp_path
     ):
-        access.secret("sasl.password", None, str(path))
+        access.resolve_secret("sasl.password", None, str(path))
 
 
 @pytest.mark.parametrize(

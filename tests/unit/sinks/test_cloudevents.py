@@ -15,22 +15,30 @@ from hypothesis import strategies as st
 
 from bridge.core.events import EngineInfo, Record, RecordType
 from sinks import cloudevents
-from sinks.cloudevents import allowed, attributes, envelope, kafka_headers, nats_headers, nats_value, source
-from tests.sample_records import EPOCH, TIME, frame, lost, record
+from sinks.cloudevents import (
+    attributes,
+    encode_attribute,
+    encode_nats_value,
+    envelope,
+    kafka_headers,
+    nats_headers,
+    source_uri,
+)
+from tests.sample_records import EPOCH, TIME, control_record, loss_record, record
 
 FORBIDDEN = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0))}
 NAMES = st.text(st.characters(exclude_categories=()), min_size=1)
 HOSTS = st.text(min_size=1).filter(lambda text: text.isprintable() and not set(text) & set(' /"%'))
 
 
-def of(name: str) -> Record:
+def record_of(name: str) -> Record:
     return msgspec.structs.replace(record(1), subject=name)
 
 
 # --- attributes ---
 
 
-def test_all_attributes_of_a_record() -> None:
+def test_cloudevents_attributes_of_record_are_complete() -> None:
     assert dict(attributes(record(42))) == {
         "specversion": "1.0",
         "id": f"{EPOCH}-42",
@@ -56,19 +64,19 @@ def test_all_attributes_of_a_record() -> None:
         ("heartbeat", "heartbeat"),
     ],
 )
-def test_types(type_: RecordType, meant: str) -> None:
+def test_cloudevents_type_maps_record_type(type_: RecordType, meant: str) -> None:
     assert cloudevents.event_type(type_) == f"io.whalebridge.{meant}"
 
 
-def test_frames_have_no_subject_and_a_lost_record_an_id_of_its_own() -> None:
-    assert "subject" not in dict(attributes(frame(1, "snapshot_started")))
+def test_control_record_has_no_subject_and_loss_record_unique_id() -> None:
+    assert "subject" not in dict(attributes(control_record(1, "snapshot_started")))
     last = record(9)
-    assert dict(attributes(lost(last, 3)))["id"] == f"{EPOCH}-9-lost"
-    assert dict(attributes(lost(last, 3)))["sequence"] == dict(attributes(last))["sequence"]
+    assert dict(attributes(loss_record(last, 3)))["id"] == f"{EPOCH}-9-lost"
+    assert dict(attributes(loss_record(last, 3)))["sequence"] == dict(attributes(last))["sequence"]
 
 
 @given(st.lists(st.integers(1, 2**63 - 1), min_size=2, max_size=2), st.sampled_from([1, 1_795_447_267_123]))
-def test_sequences_are_ordered_as_text(numbers: list[int], epoch: int) -> None:
+def test_cloudevents_sequence_sorts_as_text(numbers: list[int], epoch: int) -> None:
     low, high = sorted(numbers)
     texts = [dict(attributes(record(number, epoch=epoch)))["sequence"] for number in (low, high)]
     assert texts == sorted(texts)
@@ -76,8 +84,8 @@ def test_sequences_are_ordered_as_text(numbers: list[int], epoch: int) -> None:
 
 
 @given(NAMES)
-def test_a_subject_is_what_an_attribute_may_hold_and_says_which_container(name: str) -> None:
-    subject = allowed(name)
+def test_cloudevents_subject_has_allowed_characters_and_decodes(name: str) -> None:
+    subject = encode_attribute(name)
     assert subject
     assert not set(subject) & FORBIDDEN
     assert not any(0xD800 <= ord(each) <= 0xDFFF or ord(each) & 0xFFFE == 0xFFFE for each in subject)
@@ -85,8 +93,8 @@ def test_a_subject_is_what_an_attribute_may_hold_and_says_which_container(name: 
 
 
 @given(HOSTS, NAMES)
-def test_a_source_is_a_uri_reference(host: str, engine: str) -> None:
-    text = source(host, engine)
+def test_cloudevents_source_is_uri_reference(host: str, engine: str) -> None:
+    text = source_uri(host, engine)
     assert set(text) <= set(string.ascii_letters + string.digits + "-._~!$&'()*+,;=:@/%")
     assert not re.search(r"%(?![0-9A-F]{2})", text)
     parts = urlsplit(text)
@@ -99,21 +107,21 @@ def test_a_source_is_a_uri_reference(host: str, engine: str) -> None:
 
 
 @given(NAMES, HOSTS)
-def test_kafka_headers_are_utf8_and_read_by_the_judge(name: str, host: str) -> None:
-    sent = msgspec.structs.replace(of(name), host=host)
+def test_kafka_headers_are_parsed_by_cloudevents_package(name: str, host: str) -> None:
+    sent = msgspec.structs.replace(record_of(name), host=host)
     headers = kafka_headers(sent)
     assert len(dict(headers)) == len(headers)
     event = from_binary(KafkaMessage(headers=dict(headers), key=None, value=sent.data), JSONFormat())
-    assert event.get_subject() == allowed(name)
-    assert event.get_source() == source(host, sent.engine)
+    assert event.get_subject() == encode_attribute(name)
+    assert event.get_source() == source_uri(host, sent.engine)
     assert (event.get_id(), event.get_type()) == (sent.id, "io.whalebridge.container.started")
     assert event.get_data() == msgspec.json.decode(sent.data)
 
 
-def test_kafka_headers_say_the_same_as_the_attributes() -> None:
+def test_kafka_headers_equal_cloudevents_attributes() -> None:
     for each in (
         record(1),
-        frame(2, "snapshot_completed"),
+        control_record(2, "snapshot_completed"),
         record(3, engine=EngineInfo("", "containerd.io", "", "", 0)),
     ):
         headers = dict(kafka_headers(each))
@@ -125,8 +133,8 @@ def test_kafka_headers_say_the_same_as_the_attributes() -> None:
 
 
 @given(NAMES, HOSTS)
-def test_nats_headers_are_printable_ascii_and_say_the_same(name: str, host: str) -> None:
-    sent = msgspec.structs.replace(of(name), host=host)
+def test_nats_headers_are_printable_ascii_and_equal_attributes(name: str, host: str) -> None:
+    sent = msgspec.structs.replace(record_of(name), host=host)
     headers = nats_headers(sent)
     assert headers.pop("ce-datacontenttype") == "application/json"
     for value in headers.values():
@@ -139,16 +147,16 @@ def test_nats_headers_are_printable_ascii_and_say_the_same(name: str, host: str)
     ("value", "meant"),
     [("a b", "a%20b"), ('"', "%22"), ("%", "%25"), ("ü", "%C3%BC"), ("\r\n", "%0D%0A"), ("~!/", "~!/")],
 )
-def test_values_for_nats(value: str, meant: str) -> None:
-    assert nats_value(value) == meant
+def test_nats_header_value_is_percent_encoded(value: str, meant: str) -> None:
+    assert encode_nats_value(value) == meant
 
 
 # --- structured mode ---
 
 
 @given(NAMES)
-def test_an_envelope_is_json_with_the_document_as_it_is(name: str) -> None:
-    sent = of(name)
+def test_cloudevents_envelope_contains_document_unchanged(name: str) -> None:
+    sent = record_of(name)
     text = envelope(sent, sent.data)
     assert text.endswith(b'"data":' + sent.data + b"}")
     event = JSONFormat().read(None, text)
@@ -159,6 +167,6 @@ def test_an_envelope_is_json_with_the_document_as_it_is(name: str) -> None:
     assert read == dict(attributes(sent))
 
 
-def test_content_types() -> None:
+def test_structured_mode_content_types_are_correct() -> None:
     assert cloudevents.kafka_envelope_headers() == [("content-type", b"application/cloudevents+json; charset=UTF-8")]
     assert cloudevents.nats_envelope_headers() == {"Content-Type": "application/cloudevents+json"}

@@ -21,11 +21,11 @@ from config.sinks.file import FileSettings
 from sinks import file
 from sinks.file import FileInUseError, FileSink, RotatedFile
 from tests.golden import Golden
-from tests.sample_records import frame, record, records
+from tests.sample_records import control_record, record, records
 
 
 @contextlib.asynccontextmanager
-async def sink(path: Path, **options: Any) -> AsyncIterator[FileSink]:
+async def make_sink(path: Path, **options: Any) -> AsyncIterator[FileSink]:
     made = FileSink(FileSettings(type="file", path=str(path), **options))
     try:
         await made.start()
@@ -39,9 +39,9 @@ def lines(*paths: Path) -> list[bytes]:
     return [line for path in paths for line in path.read_bytes().splitlines()]
 
 
-async def test_each_record_is_a_line(tmp_path: Path) -> None:
+async def test_file_sink_writes_record_per_line(tmp_path: Path) -> None:
     path, whole = tmp_path / "events", records(100)
-    async with sink(path) as made:
+    async with make_sink(path) as made:
         await made.publish(whole[:60])
         await made.publish(whole[60:])
         await made.publish([])
@@ -49,18 +49,18 @@ async def test_each_record_is_a_line(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0
 
 
-async def test_a_file_that_is_there_is_continued(tmp_path: Path) -> None:
+async def test_file_sink_appends_to_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "events"
     for number in (1, 2):
-        async with sink(path) as made:
+        async with make_sink(path) as made:
             await made.publish([record(number)])
     assert lines(path) == [record(1).data, record(2).data]
 
 
-async def test_the_whalewatcher_encoding_has_no_frames(tmp_path: Path) -> None:
-    async with sink(tmp_path / "events", encoding="whalewatcher") as made:
-        await made.publish([frame(1, "snapshot_started")])
-        await made.publish([frame(1, "snapshot_started"), record(2)])
+async def test_file_sink_omits_control_records_for_whalewatcher(tmp_path: Path) -> None:
+    async with make_sink(tmp_path / "events", encoding="whalewatcher") as made:
+        await made.publish([control_record(1, "snapshot_started")])
+        await made.publish([control_record(1, "snapshot_started"), record(2)])
     (line,) = lines(tmp_path / "events")
     assert line.startswith(b'{"Timestamp":')
 
@@ -68,9 +68,9 @@ async def test_the_whalewatcher_encoding_has_no_frames(tmp_path: Path) -> None:
 # --- rotation ---
 
 
-async def test_a_file_that_is_full_is_set_aside_and_the_oldest_goes(tmp_path: Path) -> None:
+async def test_file_sink_rotates_full_file_and_removes_oldest(tmp_path: Path) -> None:
     path, whole = tmp_path / "events", records(60, size=1000)
-    async with sink(path, max_bytes=4096, max_files=3) as made:
+    async with make_sink(path, max_bytes=4096, max_files=3) as made:
         await made.publish(whole[:30])
         for each in whole[30:]:
             await made.publish([each])
@@ -80,23 +80,23 @@ async def test_a_file_that_is_full_is_set_aside_and_the_oldest_goes(tmp_path: Pa
     assert lines(*kept, path) == [each.data for each in whole[-16:]]
 
 
-async def test_without_keeping_there_is_one_file(tmp_path: Path) -> None:
+async def test_file_sink_keeps_single_file_when_keep_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "events"
-    async with sink(path, max_bytes=4096, max_files=0) as made:
+    async with make_sink(path, max_bytes=4096, max_files=0) as made:
         await made.publish(records(20, size=1000))
     assert os.listdir(tmp_path) == ["events"]
     assert lines(path) == [each.data for each in records(20, size=1000)[-4:]]
 
 
-async def test_a_line_larger_than_a_file_has_one_for_itself(tmp_path: Path) -> None:
+async def test_file_sink_writes_oversized_line_to_separate_file(tmp_path: Path) -> None:
     whole = [record(1), record(2, size=10_000), record(3)]
-    async with sink(tmp_path / "events", max_bytes=4096) as made:
+    async with make_sink(tmp_path / "events", max_bytes=4096) as made:
         await made.publish(whole)
     assert [lines(tmp_path / name) for name in ("events.2", "events.1", "events")] == [[each.data] for each in whole]
 
 
 @given(st.lists(st.lists(st.integers(1, 3000), max_size=6), max_size=10))
-def test_whatever_is_written_is_whole_and_in_order(batches: list[list[int]]) -> None:
+def test_rotated_file_keeps_whole_lines_in_order(batches: list[list[int]]) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
         rotated = RotatedFile(str(folder / "f"), 4096, 100)
@@ -111,9 +111,9 @@ def test_whatever_is_written_is_whole_and_in_order(batches: list[list[int]]) -> 
 
 
 @pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
-async def test_a_file_that_somebody_moves_away_is_begun_anew(how: str, tmp_path: Path) -> None:
+async def test_file_sink_reopens_path_when_file_is_moved(how: str, tmp_path: Path) -> None:
     path = tmp_path / "events"
-    async with sink(path) as made:
+    async with make_sink(path) as made:
         await made.publish([record(1)])
         if how == "removed":
             path.unlink()
@@ -129,24 +129,24 @@ async def test_a_file_that_somebody_moves_away_is_begun_anew(how: str, tmp_path:
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
-async def test_what_a_killed_process_left_of_a_line_goes(cut: int, tmp_path: Path) -> None:
+async def test_file_sink_removes_partial_line_of_killed_process(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_bytes(record(1).data + b"\n" + record(2).data[:cut])
-    async with sink(path) as made:
+    async with make_sink(path) as made:
         await made.publish([record(2)])
     assert lines(path) == [record(1).data, record(2).data]
 
 
-async def test_somebody_elses_file_is_left_alone(tmp_path: Path, golden: Golden) -> None:
+async def test_file_sink_leaves_foreign_file_unchanged(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "events"
     path.write_bytes(b"root:x:0:0")
     with golden.error("sink_errors", "file, another program's", FatalError, path, TMP=tmp_path):
-        async with sink(path):
+        async with make_sink(path):
             pass
     assert path.read_bytes() == b"root:x:0:0"
 
 
-async def test_a_second_process_is_kept_out(tmp_path: Path, golden: Golden) -> None:
+async def test_file_sink_start_raises_when_file_is_locked(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "events"
     hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
     other = await asyncio.create_subprocess_exec(
@@ -155,10 +155,10 @@ async def test_a_second_process_is_kept_out(tmp_path: Path, golden: Golden) -> N
     assert other.stdout
     await other.stdout.readline()
     with golden.error("sink_errors", "file, in use", FileInUseError, path, TMP=tmp_path):
-        async with sink(path):
+        async with make_sink(path):
             pass
     await other.communicate(b"\n")
-    async with sink(path) as made:
+    async with make_sink(path) as made:
         await made.publish([record(1)])
 
 
@@ -170,17 +170,17 @@ async def test_a_second_process_is_kept_out(tmp_path: Path, golden: Golden) -> N
         ("nowhere/events", TransientError, "No such file or directory"),
     ],
 )
-async def test_what_is_no_file_is_told_of(
+async def test_file_sink_start_raises_when_path_is_not_a_file(
     name: str, error: type[Exception], named: str, tmp_path: Path, golden: Golden
 ) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     with golden.error("sink_errors", f"file, {name}", error, tmp_path / name, named, TMP=tmp_path):
-        async with sink(tmp_path / name):
+        async with make_sink(tmp_path / name):
             pass
 
 
-class Disk:
+class FakeDisk:
     """Fails on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,11 +204,11 @@ class Disk:
 
 
 @pytest.mark.parametrize("room", [0, 1, 699, 700, 2000])
-async def test_a_full_disk_leaves_no_half_lines_and_nothing_is_lost(
+async def test_file_sink_leaves_no_partial_line_when_disk_is_full(
     room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    disk, path, whole = Disk(monkeypatch), tmp_path / "events", records(10, size=800)
-    async with sink(path) as made:
+    disk, path, whole = FakeDisk(monkeypatch), tmp_path / "events", records(10, size=800)
+    async with make_sink(path) as made:
         await made.publish(whole[:2])
         disk.room = room
         for _ in range(2):
@@ -222,11 +222,11 @@ async def test_a_full_disk_leaves_no_half_lines_and_nothing_is_lost(
     assert lines(path) == [each.data for each in whole]
 
 
-async def test_what_could_not_be_synced_is_not_acknowledged(
+async def test_file_sink_publish_raises_when_sync_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    disk, path = Disk(monkeypatch), tmp_path / "events"
-    async with sink(path) as made:
+    disk, path = FakeDisk(monkeypatch), tmp_path / "events"
+    async with make_sink(path) as made:
         disk.syncs = False
         with golden.error("sink_errors", "file, broken disk", TransientError, path, "Input/output error", TMP=tmp_path):
             await made.publish([record(1)])
@@ -235,7 +235,7 @@ async def test_what_could_not_be_synced_is_not_acknowledged(
     assert lines(path) == [record(1).data]
 
 
-async def test_closing_leaves_a_disk_that_hangs_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_file_sink_close_returns_when_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "CLOSE_SECONDS", 0.01)
     ours, theirs = os.pipe()
     monkeypatch.setattr(os, "fdatasync", lambda _: os.read(ours, 1))

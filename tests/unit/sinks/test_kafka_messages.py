@@ -6,43 +6,43 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinks.current import Change, Row
+from sinks.current import StateChange, StateKey
 from sinks.kafka.messages import (
     Message,
-    batches,
+    build_batches,
+    choose_partition,
+    decode_key,
+    encode_key,
     event_messages,
-    key_of,
-    partition_of,
-    row_of,
+    find_oversized,
     state_messages,
-    too_large,
 )
-from tests.sample_records import frame, record, records
+from tests.sample_records import control_record, record, records
 
 PARTS = st.text(st.characters(exclude_categories=()), min_size=1)
-SOURCE = Row("node-1", "engine")
+SOURCE = StateKey("node-1", "engine")
 
 
 @given(PARTS, st.text(), PARTS, PARTS)
-def test_keys_are_read_as_they_were_written(host: str, engine: str, namespace: str, id_: str) -> None:
-    for row in (Row(host, engine), Row(host, engine, namespace, id_)):
-        key = key_of(row)
-        assert row_of(key) == row
+def test_kafka_key_round_trips(host: str, engine: str, namespace: str, id_: str) -> None:
+    for row in (StateKey(host, engine), StateKey(host, engine, namespace, id_)):
+        key = encode_key(row)
+        assert decode_key(key) == row
         assert key.isascii()
         assert key.count(b"/") == (3 if row.id else 1)
 
 
-def test_keys_are_plain_where_names_are() -> None:
-    assert key_of(Row("node-1", "c79d", "k8s.io", "web_1")) == b"node-1/c79d/k8s.io/web_1"
+def test_kafka_key_is_plain_for_plain_names() -> None:
+    assert encode_key(StateKey("node-1", "c79d", "k8s.io", "web_1")) == b"node-1/c79d/k8s.io/web_1"
 
 
 @pytest.mark.parametrize("key", [b"", b"a", b"a/b/c", b"a/b/c/d/e"])
-def test_keys_of_others_are_none_of_ours(key: bytes) -> None:
-    assert row_of(key) is None
+def test_kafka_key_of_other_format_is_ignored(key: bytes) -> None:
+    assert decode_key(key) is None
 
 
 @given(st.binary(), st.binary(), st.lists(st.tuples(st.text(), st.binary()), max_size=20))
-def test_the_size_is_never_less_than_what_is_sent(key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
+def test_kafka_message_size_is_at_least_sent_size(key: bytes, value: bytes, headers: list[tuple[str, bytes]]) -> None:
     headers = [(name.encode("ascii", "ignore").decode(), text) for name, text in headers]
     builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, 0, 1 << 30)
     builder.append(0, 1, key, value, headers)
@@ -50,9 +50,9 @@ def test_the_size_is_never_less_than_what_is_sent(key: bytes, value: bytes, head
 
 
 @given(st.lists(st.integers(0, 30_000), min_size=1, max_size=60))
-def test_batches_keep_the_order_and_the_limit(sizes: list[int]) -> None:
+def test_kafka_batches_keep_order_and_size_limit(sizes: list[int]) -> None:
     messages = [Message((1, number), b"k", b"x" * size, []) for number, size in enumerate(sizes)]
-    made = list(batches(messages, 1, lambda: BatchBuilder(16_384, 0)))
+    made = list(build_batches(messages, 1, lambda: BatchBuilder(16_384, 0)))
     assert [message for _, part in made for message in part] == messages
     for builder, part in made:
         assert isinstance(builder, BatchBuilder)
@@ -60,15 +60,15 @@ def test_batches_keep_the_order_and_the_limit(sizes: list[int]) -> None:
         assert builder.size() <= 16_384 or len(part) == 1
 
 
-def test_what_is_too_large_is_named() -> None:
+def test_oversized_kafka_messages_are_identified() -> None:
     whole = [record(1), record(2, size=20_000), record(3, size=15_000)]
     messages = event_messages(SOURCE, whole, "json", "binary")
-    assert list(too_large(messages, 16_384)) == [(whole[1].epoch, 2)]
+    assert list(find_oversized(messages, 16_384)) == [(whole[1].epoch, 2)]
     assert messages[2].size <= 16_384
 
 
-def test_modes_and_encodings() -> None:
-    whole = [frame(1, "snapshot_started"), record(2)]
+def test_kafka_messages_follow_mode_and_encoding() -> None:
+    whole = [control_record(1, "snapshot_started"), record(2)]
     assert [message.value for message in event_messages(SOURCE, whole, "json", "none")] == [each.data for each in whole]
     assert [message.headers for message in event_messages(SOURCE, whole, "json", "none")] == [[], []]
     (structured, _) = event_messages(SOURCE, whole, "json", "structured")
@@ -79,14 +79,14 @@ def test_modes_and_encodings() -> None:
     ]
 
 
-def test_a_source_that_goes_has_a_tombstone() -> None:
-    (message,) = state_messages([Change(Row("h", "e", "n", "i"), None, (1, 2))], 100)
+def test_removed_state_entry_becomes_kafka_tombstone() -> None:
+    (message,) = state_messages([StateChange(StateKey("h", "e", "n", "i"), None, (1, 2))], 100)
     assert message == Message((1, 2), b"h/e/n/i", None, [])
 
 
-def test_partitions_are_spread_and_stay() -> None:
-    chosen = [partition_of(Row(f"node-{number}", "e"), range(10)) for number in range(1000)]
+def test_partitions_are_evenly_distributed_and_stable() -> None:
+    chosen = [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
     assert set(chosen) == set(range(10))
-    assert chosen == [partition_of(Row(f"node-{number}", "e"), range(10)) for number in range(1000)]
-    assert {partition_of(Row(f"node-{number}", "e"), [0]) for number in range(10)} == {0}
+    assert chosen == [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
+    assert {choose_partition(StateKey(f"node-{number}", "e"), [0]) for number in range(10)} == {0}
     assert len(records(3)) == 3

@@ -6,42 +6,42 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from sinks.current import Row
+from sinks.current import StateKey
 from sinks.kafka.table import _read
 
-PLACE = TopicPartition("rows", 0)
+PARTITION = TopicPartition("rows", 0)
 
 
-class Slow:
+class SlowConsumer:
     """A consumer of an empty partition whose broker answers the second time that something is read."""
 
     def __init__(self, *, allowed: bool) -> None:
         self._allowed = allowed
-        self.asked = 0
+        self.fetch_count = 0
 
-    def assign(self, places: list[TopicPartition]) -> None:
-        assert places == [PLACE]
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        assert partitions == [PARTITION]
 
-    async def end_offsets(self, places: list[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(places, 0)
+    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
 
     async def position(self, _: TopicPartition) -> int:
         return 0
 
     def highwater(self, _: TopicPartition) -> int | None:
-        return 0 if self.asked > 1 else None
+        return 0 if self.fetch_count > 1 else None
 
     async def getmany(self, _: TopicPartition, *, timeout_ms: int) -> dict[TopicPartition, list[Any]]:
         assert timeout_ms
-        self.asked += 1
-        if self.asked > 1 and not self._allowed:
+        self.fetch_count += 1
+        if self.fetch_count > 1 and not self._allowed:
             raise TopicAuthorizationFailedError
         return {}
 
 
-async def test_an_answer_is_waited_for_where_there_is_nothing_to_read() -> None:
+async def test_state_topic_read_waits_for_response_when_topic_is_empty() -> None:
     with pytest.raises(TopicAuthorizationFailedError):
-        await _read(Slow(allowed=False), PLACE, Row("node-1", "engine"))
-    consumer = Slow(allowed=True)
-    assert await _read(consumer, PLACE, Row("node-1", "engine")) == set()
-    assert consumer.asked == 2
+        await _read(SlowConsumer(allowed=False), PARTITION, StateKey("node-1", "engine"))
+    consumer = SlowConsumer(allowed=True)
+    assert await _read(consumer, PARTITION, StateKey("node-1", "engine")) == set()
+    assert consumer.fetch_count == 2

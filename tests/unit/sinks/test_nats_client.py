@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from sinks.nats.client import StrictClient
+from sinks.nats.client import TlsEnforcingClient
 
 NAMES = st.text(string.ascii_letters + string.digits + "-", min_size=1)
 VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E))
 
 
-async def written(kind: type[Client], headers: dict[str, str] | None, data: bytes) -> list[bytes]:
+async def sent_bytes(kind: type[Client], headers: dict[str, str] | None, data: bytes) -> list[bytes]:
     commands: list[bytes] = []
 
     class Capturing(kind):  # type: ignore[misc, valid-type]
@@ -30,23 +30,23 @@ async def written(kind: type[Client], headers: dict[str, str] | None, data: byte
 
 
 @given(st.none() | st.dictionaries(NAMES, VALUES), st.binary())
-async def test_messages_are_written_as_nats_py_writes_them(headers: dict[str, str] | None, data: bytes) -> None:
-    assert await written(StrictClient, headers, data) == await written(Client, headers, data)
+async def test_patched_client_writes_same_bytes_as_nats_py(headers: dict[str, str] | None, data: bytes) -> None:
+    assert await sent_bytes(TlsEnforcingClient, headers, data) == await sent_bytes(Client, headers, data)
 
 
 @pytest.mark.parametrize("value", ["a\r\nPUB x 0", "a\nb", "a\rb", "\r\n"])
-async def test_nothing_can_end_a_line_of_a_header(value: str) -> None:
+async def test_patched_client_rejects_line_breaks_in_headers(value: str) -> None:
     with pytest.raises(nats.errors.BadHeaderError):
-        await written(StrictClient, {"name": value}, b"")
+        await sent_bytes(TlsEnforcingClient, {"name": value}, b"")
     with pytest.raises(nats.errors.BadHeaderError):
-        await written(StrictClient, {value: "value"}, b"")
+        await sent_bytes(TlsEnforcingClient, {value: "value"}, b"")
 
 
 @pytest.mark.parametrize(
     ("tls", "offered"), [({}, False), ({"tls_required": True}, True), ({"tls_available": True}, True)]
 )
-async def test_a_server_that_offers_no_tls_gets_nothing(tls: dict[str, bool], offered: bool) -> None:
-    client = StrictClient(must_encrypt=True)
+async def test_patched_client_sends_nothing_without_required_tls(tls: dict[str, bool], offered: bool) -> None:
+    client = TlsEnforcingClient(require_tls=True)
     client._setup_server_pool(["nats://n1:4222"])
     client._current_server = client._server_pool[0]
     if offered:
@@ -57,5 +57,5 @@ async def test_a_server_that_offers_no_tls_gets_nothing(tls: dict[str, bool], of
             await client._process_info(tls, initial_connection=True)
 
 
-def test_ending_what_never_began_is_harmless() -> None:
-    StrictClient(must_encrypt=False).abort()
+def test_patched_client_abort_before_connect_is_harmless() -> None:
+    TlsEnforcingClient(require_tls=False).abort()

@@ -11,18 +11,18 @@ from nats.aio.msg import Msg
 
 from bridge.core.errors import TransientError
 from sinks.nats import exchange
-from sinks.nats.connection import Place
-from sinks.nats.exchange import Exchange, Message, always, unless_refused
+from sinks.nats.connection import ServerAddress
+from sinks.nats.exchange import PublishRequest, PublishWindow, always_continue, continue_unless_rejected
 from tests.golden import Golden
 
 STORED = b'{"stream":"S","seq":1}'
-REFUSED = b'{"error":{"code":400,"err_code":10077,"description":"full"},"stream":"S","seq":0}'
+REJECTED = b'{"error":{"code":400,"err_code":10077,"description":"full"},"stream":"S","seq":0}'
 
 
-class FakeLink:
+class FakeConnection:
     """Keeps what is sent; a test answers."""
 
-    place = Place("n1:4222", "n1")
+    address = ServerAddress("n1:4222", "n1")
 
     def __init__(self, timeout: float = 60) -> None:
         self.timeout = timeout
@@ -30,18 +30,18 @@ class FakeLink:
         self.sent: list[int | None] = []
         self.error: Exception | None = None
         self.stuck: asyncio.Event | None = None
-        self._numbers = 100
+        self._next_reply_id = 100
 
-    def claim(self, count: int, listener: Callable[[int, Msg], None]) -> int:
+    def allocate_reply_ids(self, count: int, listener: Callable[[int, Msg], None]) -> int:
         self._listener = listener
-        self._numbers += count
-        return self._numbers - count
+        self._next_reply_id += count
+        return self._next_reply_id - count
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         if self.failed.done():
             raise TransientError(self.failed.result())
 
-    async def send(self, _: str, __: bytes, ___: object, number: int | None) -> None:
+    async def publish(self, _: str, __: bytes, ___: object, reply_id: int | None) -> None:
         if self.error:
             raise self.error
         while self.stuck:  # as nats-py does: a cancellation is swallowed
@@ -49,128 +49,134 @@ class FakeLink:
                 await self.stuck.wait()
             except asyncio.CancelledError:
                 return
-        self.sent.append(number)
+        self.sent.append(reply_id)
 
-    def answer(self, number: int | None, data: bytes = STORED) -> None:
-        assert number is not None
-        self._listener(number, Msg(_client=None, data=data))  # type: ignore[arg-type]
-
-
-def messages(count: int, size: int = 1, *, answered: bool = True) -> list[Message]:
-    return [Message("s", b"x" * size, None, answered) for _ in range(count)]
+    def acknowledge(self, reply_id: int | None, data: bytes = STORED) -> None:
+        assert reply_id is not None
+        self._listener(reply_id, Msg(_client=None, data=data))  # type: ignore[arg-type]
 
 
-def begun(link: FakeLink, what: list[Message], goes_on: Callable[..., bool] = unless_refused) -> asyncio.Task[object]:
-    return asyncio.ensure_future(Exchange(link, what, goes_on).run())  # type: ignore[arg-type]
+def messages(count: int, size: int = 1, *, wants_ack: bool = True) -> list[PublishRequest]:
+    return [PublishRequest("s", b"x" * size, None, wants_ack) for _ in range(count)]
 
 
-async def settle() -> None:
+def start_window(
+    connection: FakeConnection,
+    what: list[PublishRequest],
+    should_continue: Callable[..., bool] = continue_unless_rejected,
+) -> asyncio.Task[object]:
+    return asyncio.ensure_future(PublishWindow(connection, what, should_continue).run())  # type: ignore[arg-type]
+
+
+async def run_pending_tasks() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-async def test_answers_may_come_in_any_order() -> None:
-    link = FakeLink()
-    running = begun(link, messages(3))
-    await settle()
+async def test_publish_window_accepts_acknowledgements_in_any_order() -> None:
+    link = FakeConnection()
+    running = start_window(link, messages(3))
+    await run_pending_tasks()
     for number in reversed(link.sent):
         assert not running.done()
-        link.answer(number)
+        link.acknowledge(number)
     assert sorted(await running) == [0, 1, 2]  # type: ignore[call-overload]
 
 
-async def test_answers_to_an_earlier_exchange_mean_nothing_to_this_one() -> None:
+async def test_publish_window_ignores_earlier_acknowledgements() -> None:
     """Else records would be taken for stored that are not."""
-    link = FakeLink()
-    first = begun(link, messages(5))
-    await settle()
+    link = FakeConnection()
+    first = start_window(link, messages(5))
+    await run_pending_tasks()
     earlier = list(link.sent)
-    link.answer(earlier[0], REFUSED)
+    link.acknowledge(earlier[0], REJECTED)
     await first
     link.sent.clear()
-    second = begun(link, messages(2))
-    await settle()
+    second = start_window(link, messages(2))
+    await run_pending_tasks()
     for number in [*earlier, 10**6, -1]:
-        link.answer(number)
-    link.answer(link.sent[0])
-    link.answer(link.sent[0])  # twice
-    await settle()
+        link.acknowledge(number)
+    link.acknowledge(link.sent[0])
+    link.acknowledge(link.sent[0])  # twice
+    await run_pending_tasks()
     assert not second.done()
-    link.answer(link.sent[1])
+    link.acknowledge(link.sent[1])
     assert sorted(await second) == [0, 1]  # type: ignore[call-overload]
 
 
-async def test_the_first_refusal_ends_it_unless_it_may_go_on() -> None:
-    link = FakeLink()
-    running = begun(link, messages(3))
-    await settle()
-    link.answer(link.sent[1], REFUSED)
+async def test_publish_window_ends_at_first_rejection_unless_continued() -> None:
+    link = FakeConnection()
+    running = start_window(link, messages(3))
+    await run_pending_tasks()
+    link.acknowledge(link.sent[1], REJECTED)
     assert list(await running) == [1]  # type: ignore[call-overload]
     link.sent.clear()
-    running = begun(link, messages(2), always)
-    await settle()
-    link.answer(link.sent[0], REFUSED)
-    link.answer(link.sent[1])
+    running = start_window(link, messages(2), always_continue)
+    await run_pending_tasks()
+    link.acknowledge(link.sent[0], REJECTED)
+    link.acknowledge(link.sent[1])
     assert sorted(await running) == [0, 1]  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize(("count", "size", "window"), [(10, 1, 3), (10, exchange.WINDOW_BYTES // 3, 3), (3, 10**8, 1)])
-async def test_no_more_is_under_way_than_the_window_lets(
+@pytest.mark.parametrize(
+    ("count", "size", "window"), [(10, 1, 3), (10, exchange.MAX_IN_FLIGHT_BYTES // 3, 3), (3, 10**8, 1)]
+)
+async def test_publish_window_limits_messages_in_flight(
     count: int, size: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if size == 1:
         monkeypatch.setattr(exchange, "WINDOW", window)
-    link = FakeLink()
-    running = begun(link, messages(count, size))
+    link = FakeConnection()
+    running = start_window(link, messages(count, size))
     for done in range(count):
-        await settle()
+        await run_pending_tasks()
         assert len(link.sent) == min(count, done + window)
-        link.answer(link.sent[done])
+        link.acknowledge(link.sent[done])
     await running
 
 
-async def test_what_is_not_answered_is_done_when_it_is_sent() -> None:
-    link = FakeLink()
-    await begun(link, messages(5, answered=False))
+async def test_publish_window_completes_when_no_acknowledgement_wanted() -> None:
+    link = FakeConnection()
+    await start_window(link, messages(5, wants_ack=False))
     assert link.sent == [None] * 5
-    await begun(link, [])
+    await start_window(link, [])
 
 
-async def test_a_link_that_fails_ends_it_at_once() -> None:
-    link = FakeLink()
-    running = begun(link, messages(3))
-    await settle()
+async def test_publish_window_raises_when_connection_fails() -> None:
+    link = FakeConnection()
+    running = start_window(link, messages(3))
+    await run_pending_tasks()
     link.failed.set_result("the server ended the connection")
     with pytest.raises(TransientError, match="the server ended the connection"):
         await running
 
 
-async def test_an_error_of_sending_is_told(golden: Golden) -> None:
-    link = FakeLink()
+async def test_publish_window_raises_when_sending_fails(golden: Golden) -> None:
+    link = FakeConnection()
     link.error = nats.errors.OutboundBufferLimitError()
     with golden.error("nats_errors", "sending fails", TransientError, "n1:4222", "outbound buffer limit exceeded"):
-        await begun(link, messages(3))
+        await start_window(link, messages(3))
     link.failed.set_result("it was closed")
     with pytest.raises(TransientError, match="it was closed"):
-        await begun(link, messages(3))
+        await start_window(link, messages(3))
 
 
-async def test_silence_is_bounded(golden: Golden) -> None:
-    link = FakeLink(timeout=0.01)
+async def test_publish_window_times_out_without_acknowledgement(golden: Golden) -> None:
+    link = FakeConnection(timeout=0.01)
     with golden.error("nats_errors", "no acknowledgement", TransientError, "n1:4222", "0.01 s"):
-        await begun(link, messages(3))
+        await start_window(link, messages(3))
 
 
 @pytest.mark.parametrize("cancel", [True, False])
-async def test_nothing_is_left_behind_where_sending_is_stuck(cancel: bool) -> None:
-    link = FakeLink(timeout=60 if cancel else 0.01)
+async def test_publish_window_leaves_no_task_when_sending_hangs(cancel: bool) -> None:
+    link = FakeConnection(timeout=60 if cancel else 0.01)
     link.stuck = asyncio.Event()
-    running = begun(link, messages(3))
-    await settle()
+    running = start_window(link, messages(3))
+    await run_pending_tasks()
     if cancel:
         running.cancel()
     with pytest.raises((TransientError, asyncio.CancelledError)):
         await running
-    await settle()
+    await run_pending_tasks()
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert link.sent == []

@@ -16,12 +16,12 @@ from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 from bridge.core.errors import TransientError
 from config.sinks.nats import NatsAuthSettings, NatsSettings
 from sinks.nats import login, streams
-from sinks.nats.exchange import Answer, Refusal, read
-from sinks.nats.failures import AnsweredError, Texts, is_denial
+from sinks.nats.exchange import ApiError, PubAck, decode_ack
+from sinks.nats.failures import ApiResponseError, ErrorMessages, is_permission_error
 from tests.golden import Golden
 
-TEXTS = Texts("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")
-NOBODY = Texts("n1:4222", 5.0, "", "")
+MESSAGES = ErrorMessages("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")
+ANONYMOUS_MESSAGES = ErrorMessages("n1:4222", 5.0, "", "")
 
 
 @pytest.mark.parametrize(
@@ -38,24 +38,27 @@ NOBODY = Texts("n1:4222", 5.0, "", "")
         (nats.errors.Error("nats: empty response from server when expecting INFO message"), "handshake_first"),
     ],
 )
-def test_no_connection(error: Exception, named: str, golden: Golden) -> None:
-    text = TEXTS.unreachable(error, asks_certificate=False)
+def test_connection_error_names_server_and_reason(error: Exception, named: str, golden: Golden) -> None:
+    text = MESSAGES.unreachable(error, requests_certificate=False)
     assert "n1:4222" in text
     assert named in text
     golden.entry("nats_errors", f"no connection, {type(error).__name__} {error}".strip(), text)
 
 
 @pytest.mark.parametrize("end", [ConnectionResetError("Connection lost"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
-def test_no_certificate_or_a_wrong_one(end: OSError, golden: Golden) -> None:
-    for texts, case, named in ((TEXTS, "wrong", "tls.cert_file /run/cert"), (NOBODY, "none", "tls.cert_file")):
-        text = texts.unreachable(end, asks_certificate=True)
+def test_connection_error_explains_certificate_problem(end: OSError, golden: Golden) -> None:
+    for texts, case, named in (
+        (MESSAGES, "wrong", "tls.cert_file /run/cert"),
+        (ANONYMOUS_MESSAGES, "none", "tls.cert_file"),
+    ):
+        text = texts.unreachable(end, requests_certificate=True)
         assert named in text
         golden.entry("nats_errors", f"certificate wanted, {case}", text)
 
 
-def test_no_login(golden: Golden) -> None:
+def test_connection_error_explains_missing_credentials(golden: Golden) -> None:
     error = nats.errors.Error("nats: 'Authorization Violation'")
-    golden.entry("nats_errors", "login wanted, none", NOBODY.unreachable(error, asks_certificate=False))
+    golden.entry("nats_errors", "login wanted, none", ANONYMOUS_MESSAGES.unreachable(error, requests_certificate=False))
 
 
 @pytest.mark.parametrize(
@@ -68,36 +71,40 @@ def test_no_login(golden: Golden) -> None:
         (nats.errors.AuthorizationError(), "auth.token_file /run/token"),
     ],
 )
-def test_a_connection_that_ends(error: Exception | None, named: str, golden: Golden) -> None:
-    text = TEXTS.ended(error)
+def test_connection_end_is_described(error: Exception | None, named: str, golden: Golden) -> None:
+    text = MESSAGES.disconnected(error)
     assert named in text
     golden.entry("nats_errors", f"connection ended, {type(error).__name__}", text)
 
 
-def test_a_permission_that_is_missing(golden: Golden) -> None:
+def test_missing_permission_is_described(golden: Golden) -> None:
     error = nats.errors.Error('nats: permissions violation for publish to "a.b"')
-    assert is_denial(error)
-    assert not is_denial(nats.errors.Error("nats: other"))
-    text = TEXTS.denied(error)
+    assert is_permission_error(error)
+    assert not is_permission_error(nats.errors.Error("nats: other"))
+    text = MESSAGES.denied(error)
     assert 'permissions violation for publish to "a.b"' in text
     assert "docs/nats.md" in text
     golden.entry("nats_errors", "permission missing", text)
 
 
-def test_answers_that_say_no(golden: Golden) -> None:
-    none = TEXTS.answered("tell of stream S", ServiceUnavailableError())
+def test_jetstream_errors_are_described(golden: Golden) -> None:
+    none = MESSAGES.request_failed("tell of stream S", ServiceUnavailableError())
     assert "n1:4222" in str(none)
     golden.entry("nats_errors", "no JetStream", str(none))
-    full = TEXTS.answered("create stream S", BadRequestError(code=400, err_code=10027, description="maximum reached"))
-    assert isinstance(full, AnsweredError)
+    full = MESSAGES.request_failed(
+        "create stream S", BadRequestError(code=400, err_code=10027, description="maximum reached")
+    )
+    assert isinstance(full, ApiResponseError)
     assert full.code == 10027
     golden.entry("nats_errors", "JetStream API error 10027", str(full))
-    busy = TEXTS.answered("tell of stream S", ServiceUnavailableError(code=503, err_code=10008, description="away"))
-    assert isinstance(busy, AnsweredError)
+    busy = MESSAGES.request_failed(
+        "tell of stream S", ServiceUnavailableError(code=503, err_code=10008, description="away")
+    )
+    assert isinstance(busy, ApiResponseError)
     assert busy.code == 10008
     golden.entry("nats_errors", "JetStream API error 10008", str(busy))
-    assert isinstance(TEXTS.answered("x", APIError()), AnsweredError)
-    assert not isinstance(TEXTS.answered("x", nats.errors.ConnectionClosedError()), AnsweredError)
+    assert isinstance(MESSAGES.request_failed("x", APIError()), ApiResponseError)
+    assert not isinstance(MESSAGES.request_failed("x", nats.errors.ConnectionClosedError()), ApiResponseError)
 
 
 # --- answers ---
@@ -106,22 +113,24 @@ def test_answers_that_say_no(golden: Golden) -> None:
 @pytest.mark.parametrize(
     ("data", "headers", "answer"),
     [
-        (b'{"stream":"S","seq":5}', None, Answer(None, "S", 5)),
-        (b'{"stream":"S","seq":5,"duplicate": true}', None, Answer(None, "S", 5, duplicate=True)),
-        (b'{"stream":"S","seq":9,"batch":"b","count":5}', None, Answer(None, "S", 9)),
+        (b'{"stream":"S","seq":5}', None, PubAck(None, "S", 5)),
+        (b'{"stream":"S","seq":5,"duplicate": true}', None, PubAck(None, "S", 5, duplicate=True)),
+        (b'{"stream":"S","seq":9,"batch":"b","count":5}', None, PubAck(None, "S", 9)),
         (
             b'{"error":{"code":400,"err_code":10201,"description":"d"},"stream":"S","seq":0}',
             None,
-            Answer(Refusal(400, 10201, "d"), "S"),
+            PubAck(ApiError(400, 10201, "d"), "S"),
         ),
-        (b"", None, Answer()),
-        (b"", {"Status": "503"}, Answer(Refusal(503, 0, ANY))),
-        (b"hello", None, Answer(Refusal(0, 0, ANY))),
-        (b"[1]", None, Answer(Refusal(0, 0, ANY))),
+        (b"", None, PubAck()),
+        (b"", {"Status": "503"}, PubAck(ApiError(503, 0, ANY))),
+        (b"hello", None, PubAck(ApiError(0, 0, ANY))),
+        (b"[1]", None, PubAck(ApiError(0, 0, ANY))),
     ],
 )
-def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: Answer, golden: Golden) -> None:
-    found = read(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
+def test_publish_acknowledgement_is_parsed(
+    data: bytes, headers: dict[str, str] | None, answer: PubAck, golden: Golden
+) -> None:
+    found = decode_ack(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
     assert found == answer
     if found.error:
         golden.entry("nats_errors", f"answer {data!r}", found.error.description)
@@ -130,7 +139,7 @@ def test_answers_are_read(data: bytes, headers: dict[str, str] | None, answer: A
 # --- streams ---
 
 
-def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None:
+def test_default_stream_config_has_no_errors_or_weaknesses() -> None:
     wanted = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
     assert not list(streams.config_errors(wanted, "events.*.*.*"))
     assert not list(streams.config_warnings(wanted, "events.*.*.*"))
@@ -146,7 +155,7 @@ def test_a_stream_as_it_is_created_has_neither_mistakes_nor_weaknesses() -> None
         ({"subjects": ["events.node-1.>"]}, "events.*.*.*"),
     ],
 )
-def test_weaknesses(config: dict[str, Any], named: str, golden: Golden) -> None:
+def test_stream_config_weakness_is_reported(config: dict[str, Any], named: str, golden: Golden) -> None:
     good: dict[str, Any] = {"subjects": ["events.>"], "duplicate_window": 3600, "allow_atomic": True}
     [weakness] = streams.config_warnings(StreamConfig(**(good | config)), "events.*.*.*")
     assert named in weakness
@@ -173,11 +182,11 @@ def test_unfit_stream_names_its_setting(config: dict[str, Any], named: str, gold
 # --- logins ---
 
 
-def test_a_creds_file_is_handed_on_as_far_as_it_is_one(tmp_path: Path, golden: Golden) -> None:
+def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
-    options = login.options(NatsAuthSettings(creds_file=str(path)))
+    options = login.connect_options(NatsAuthSettings(creds_file=str(path)))
     assert isinstance(options["user_credentials"], RawCredentials)
     assert str(options["user_credentials"]).splitlines()[1] == "ey.J0"
     assert str(options["user_credentials"]).splitlines()[3] == seed
@@ -185,19 +194,19 @@ def test_a_creds_file_is_handed_on_as_far_as_it_is_one(tmp_path: Path, golden: G
     with golden.error(
         "nats_errors", "a creds file without credentials", TransientError, "auth.creds_file", path, TMP=tmp_path
     ):
-        login.options(NatsAuthSettings(creds_file=str(path)))
+        login.connect_options(NatsAuthSettings(creds_file=str(path)))
 
 
-def test_an_empty_file_is_no_secret(tmp_path: Path, golden: Golden) -> None:
+def test_empty_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "token").write_text("\n")
     with golden.error(
         "nats_errors", "an empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
     ):
-        login.options(NatsAuthSettings(token_file=str(tmp_path / "token")))
+        login.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 
-def test_settings_in_use_are_named_without_their_secrets() -> None:
-    assert login.named(NatsAuthSettings()) == ""
-    assert login.named(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
-    named = login.named(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
+def test_credential_settings_are_named_without_secrets() -> None:
+    assert login.configured_credentials(NatsAuthSettings()) == ""
+    assert login.configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
+    named = login.configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
     assert named == "auth.user and auth.password"

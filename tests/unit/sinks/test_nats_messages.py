@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 from bridge.core.events import Record
 from config.sinks.nats import NatsSettings
-from sinks.nats.messages import Messages, message_id
+from sinks.nats.messages import MessageEncoder, message_id
 
 RECORD = Record(7, 42, "started", "2026-11-23T15:21:08Z", "node-1", "c79d", "shop", "shop/web", "p", b'{"x":1}')
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 HEADER = re.compile(r"[!-~]*")  # printable ASCII without blanks: nothing can end a line, or be trimmed
 
 
-def messages(**settings: Any) -> Messages:
-    return Messages(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events", **settings}))
+def messages(**settings: Any) -> MessageEncoder:
+    return MessageEncoder(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events", **settings}))
 
 
-def test_a_message() -> None:
-    item = messages().item(RECORD)
+def test_nats_message_has_id_subject_data_and_headers() -> None:
+    item = messages().encode(RECORD)
     assert item
     assert item.id == "//node-1/containerd.io/c79d/7-42"
     assert item.position == (7, 42)
@@ -43,8 +43,8 @@ def test_a_message() -> None:
     }
 
 
-def test_the_size_of_headers_is_that_on_the_wire_and_a_batchs_share() -> None:
-    item = messages().item(RECORD)
+def test_nats_header_size_covers_wire_size_and_batch_headers() -> None:
+    item = messages().encode(RECORD)
     assert item
     wire = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in item.headers.items()) + b"\r\n"
     batch = {"Nats-Batch-Id": "x" * 32, "Nats-Batch-Sequence": "1000", "Nats-Batch-Commit": "1"}
@@ -52,43 +52,43 @@ def test_the_size_of_headers_is_that_on_the_wire_and_a_batchs_share() -> None:
     assert len(wire) + share <= item.header_size < len(wire) + share + 60
 
 
-def test_structured_mode_has_everything_in_its_document() -> None:
-    item = messages(cloudevents="structured").item(RECORD)
+def test_nats_message_in_structured_mode_has_envelope() -> None:
+    item = messages(cloudevents="structured").encode(RECORD)
     assert item
     assert item.headers == {"Nats-Msg-Id": item.id, "Content-Type": "application/cloudevents+json"}
     assert json.loads(item.data)["data"] == {"x": 1}
 
 
-def test_without_cloudevents_there_is_the_id_alone() -> None:
-    item = messages(cloudevents="none").item(RECORD)
+def test_nats_message_without_cloudevents_has_only_id_header() -> None:
+    item = messages(cloudevents="none").encode(RECORD)
     assert item
     assert item.headers == {"Nats-Msg-Id": item.id}
 
 
-def test_heartbeats_have_ids_of_their_own() -> None:
-    beats = [msgspec.structs.replace(RECORD, type="heartbeat", beat=number) for number in (1, 2)]
-    items = [messages(cloudevents="none").item(beat) for beat in (RECORD, *beats)]
+def test_nats_heartbeat_ids_are_unique() -> None:
+    beats = [msgspec.structs.replace(RECORD, type="heartbeat", heartbeat_number=number) for number in (1, 2)]
+    items = [messages(cloudevents="none").encode(beat) for beat in (RECORD, *beats)]
     ids = [item.id for item in items if item]
     assert len(set(ids)) == 3
     assert ids[2].endswith(f"/{RECORD.epoch}-{RECORD.sequence}-heartbeat-2")
 
 
-def test_what_an_encoding_does_not_know_is_left_out() -> None:
-    assert messages(encoding="whalewatcher").item(msgspec.structs.replace(RECORD, type="snapshot_started")) is None
+def test_nats_message_is_none_when_encoding_omits_record() -> None:
+    assert messages(encoding="whalewatcher").encode(msgspec.structs.replace(RECORD, type="snapshot_started")) is None
 
 
 @pytest.mark.parametrize("field", ["host", "engine"])
-def test_ids_tell_sources_apart(field: str) -> None:
+def test_nats_message_ids_differ_between_sources(field: str) -> None:
     others = [msgspec.structs.replace(RECORD, **{field: value}) for value in ("a", "b", "a/b", "ä")]
     assert len({message_id(other) for other in others}) == len(others)
 
 
 @given(TEXT, TEXT, TEXT, TEXT)
-def test_headers_and_subjects_are_safe_whatever_something_is_called(
+def test_nats_headers_and_subjects_are_safe_for_any_names(
     host: str, namespace: str, subject: str, project: str
 ) -> None:
     hostile = msgspec.structs.replace(RECORD, host=host, namespace=namespace, subject=subject, project=project)
-    item = messages(subject_template="{host}.{namespace}.{project}.{type}").item(hostile)
+    item = messages(subject_template="{host}.{namespace}.{project}.{type}").encode(hostile)
     assert item
     assert all(HEADER.fullmatch(value) for value in item.headers.values())
     assert re.fullmatch(r"events(\.[A-Za-z0-9_=-]+){4}", item.subject)

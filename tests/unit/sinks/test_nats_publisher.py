@@ -15,100 +15,100 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.msg import Msg
 
-from bridge.core.errors import RefusedRecordError, TransientError
-from sinks.nats.connection import Place
-from sinks.nats.failures import AnsweredError
-from sinks.nats.messages import Item
-from sinks.nats.publisher import Progress, Writer
+from bridge.core.errors import RejectedRecordError, TransientError
+from sinks.nats.connection import ServerAddress
+from sinks.nats.failures import ApiResponseError
+from sinks.nats.messages import OutgoingMessage
+from sinks.nats.publisher import JetStreamPublisher, PublishProgress
 from sinks.nats.streams import Stream
 from tests.golden import Golden
 
-Answer = dict[str, Any]
+AckDict = dict[str, Any]
 
 
-def item(number: int, size: int = 10) -> Item:
-    return Item(f"id-{number}", (1, number), "events.x", b"x" * size, {"Nats-Msg-Id": f"id-{number}"})
+def outgoing_message(number: int, size: int = 10) -> OutgoingMessage:
+    return OutgoingMessage(f"id-{number}", (1, number), "events.x", b"x" * size, {"Nats-Msg-Id": f"id-{number}"})
 
 
 @dataclass
-class Server:
+class FakeJetStream:
     """JetStream, as far as the writer can tell."""
 
     atomic: bool = True
-    most: int = 1000
+    max_batch: int = 1000
     ids: list[str] = field(default_factory=list)
-    known: set[str] = field(default_factory=set)
-    refuse: Callable[[dict[str, str]], int] = lambda _: 0
+    stored_ids: set[str] = field(default_factory=set)
+    error_codes: Callable[[dict[str, str]], int] = lambda _: 0
     batches: dict[str, list[str]] = field(default_factory=dict)
     name: str = "S"
 
-    def take(self, headers: dict[str, str]) -> Answer | None:
+    def take(self, headers: dict[str, str]) -> AckDict | None:
         """Return the answer to a message; None is the empty one."""
-        if code := self.refuse(headers):
+        if code := self.error_codes(headers):
             return self._error(code)
         if "Nats-Batch-Id" in headers:
             return self._take_batch(headers)
-        if headers["Nats-Msg-Id"] in self.known:
+        if headers["Nats-Msg-Id"] in self.stored_ids:
             return {"stream": self.name, "seq": 1, "duplicate": True}
         if "Nats-Expected-Last-Msg-Id" in headers:
             return self._error(10070)
         return self._store([headers["Nats-Msg-Id"]])
 
-    def _take_batch(self, headers: dict[str, str]) -> Answer | None:
+    def _take_batch(self, headers: dict[str, str]) -> AckDict | None:
         if not self.atomic:
             return self._error(10174)
         batch = self.batches.setdefault(headers["Nats-Batch-Id"], [])
         batch.append(headers["Nats-Msg-Id"])
         if len(batch) != int(headers["Nats-Batch-Sequence"]):
             return self._error(10176)
-        if len(batch) > self.most:
+        if len(batch) > self.max_batch:
             return self._error(10199)
         if "Nats-Batch-Commit" not in headers:
             return None
-        return self._error(10201) if self.known & set(batch) else self._store(batch)
+        return self._error(10201) if self.stored_ids & set(batch) else self._store(batch)
 
-    def _store(self, ids: list[str]) -> Answer:
+    def _store(self, ids: list[str]) -> AckDict:
         self.ids += ids
-        self.known |= set(ids)
+        self.stored_ids |= set(ids)
         return {"stream": self.name, "seq": len(self.ids)}
 
-    def _error(self, code: int) -> Answer:
+    def _error(self, code: int) -> AckDict:
         return {"error": {"code": 400, "err_code": code, "description": "no"}, "stream": self.name, "seq": 0}
 
 
-class FakeLink:
+class FakeConnection:
     """Ends after so many messages have arrived; the answers to the last few of them do not come back."""
 
-    place = Place("n1:4222", "n1")
+    address = ServerAddress("n1:4222", "n1")
     timeout = 60.0  # nobody is to be given up for being slow
     max_payload = 1_000_000
 
-    def __init__(self, server: Server, arrive: int = 10**9, unanswered: int = 0) -> None:
+    def __init__(self, server: FakeJetStream, delivered: int = 10**9, unacknowledged: int = 0) -> None:
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._server = server
-        self._arrive = arrive
-        self._unanswered = unanswered
+        self._delivered = delivered
+        self._unacknowledged = unacknowledged
 
-    def claim(self, _: int, listener: Callable[[int, Msg], None]) -> int:
+    def allocate_reply_ids(self, _: int, listener: Callable[[int, Msg], None]) -> int:
         self._listener = listener
         return 0
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         if self.failed.done():
             raise TransientError(self.failed.result())
 
-    async def send(self, _: str, __: bytes, headers: dict[str, str], number: int | None) -> None:
+    async def publish(self, _: str, __: bytes, headers: dict[str, str], reply_id: int | None) -> None:
         await asyncio.sleep(0)
         if self.failed.done():
             return
         answer = self._server.take(headers)
-        self._arrive -= 1
-        if self._arrive < self._unanswered:
+        self._delivered -= 1
+        if self._delivered < self._unacknowledged:
             asyncio.get_running_loop().call_later(0.001, self._fail)  # nothing more may be sent
-        elif number is not None:
+        elif reply_id is not None:
             data = msgspec.json.encode(answer) if answer else b""
-            self._listener(number, Msg(_client=None, data=data))  # type: ignore[arg-type]
-        if self._arrive <= 0:
+            self._listener(reply_id, Msg(_client=None, data=data))  # type: ignore[arg-type]
+        if self._delivered <= 0:
             self._fail()
 
     def _fail(self) -> None:
@@ -116,122 +116,135 @@ class FakeLink:
             self.failed.set_result("the connection ended")
 
 
-def writer(link: FakeLink, progress: Progress | None = None, *, atomic: bool = True, max_message: int = -1) -> Writer:
-    return Writer(link, Stream("S", atomic, max_message, expiring=True), progress or Progress())  # type: ignore[arg-type]
+def make_publisher(
+    connection: FakeConnection, progress: PublishProgress | None = None, *, atomic: bool = True, max_message: int = -1
+) -> JetStreamPublisher:
+    return JetStreamPublisher(
+        connection, Stream("S", atomic, max_message, supports_ttl=True), progress or PublishProgress()
+    )  # type: ignore[arg-type]
 
 
 endings = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 30)), max_size=6)
-refusals = st.lists(st.sampled_from([0, 0, 0, 10077]), max_size=60)
+rejections = st.lists(st.sampled_from([0, 0, 0, 10077]), max_size=60)
 
 
-@given(st.booleans(), st.integers(0, 40), endings, refusals, st.booleans(), st.integers(1, 50))
-async def test_each_record_is_stored_once_and_batches_keep_the_order(
+@given(st.booleans(), st.integers(0, 40), endings, rejections, st.booleans(), st.integers(1, 50))
+async def test_nats_publisher_stores_each_record_once_in_order(
     atomic: bool, count: int, failures: list[tuple[int, int]], refused: list[int], restart: bool, most: int
 ) -> None:
     """Connections end, single messages are refused, the process is started anew, batches are limited."""
-    server = Server(atomic=atomic, most=most, refuse=lambda _: refused.pop() if refused else 0)
-    items = [item(number) for number in range(count)]
-    progress = Progress()
+    server = FakeJetStream(atomic=atomic, max_batch=most, error_codes=lambda _: refused.pop() if refused else 0)
+    items = [outgoing_message(number) for number in range(count)]
+    progress = PublishProgress()
     for arrive, unanswered in failures:
         with contextlib.suppress(TransientError):
-            await writer(FakeLink(server, arrive, unanswered), progress, atomic=atomic).store(items)
+            await make_publisher(FakeConnection(server, arrive, unanswered), progress, atomic=atomic).publish(items)
         if restart:
-            progress = Progress()
+            progress = PublishProgress()
     refused.clear()
-    await writer(FakeLink(server), progress, atomic=atomic).store(items)
+    await make_publisher(FakeConnection(server), progress, atomic=atomic).publish(items)
     assert Counter(server.ids) == Counter(each.id for each in items)
     if atomic:
         assert server.ids == [each.id for each in items]
 
 
 @given(st.sets(st.integers(0, 29)), st.integers(0, 29))
-async def test_holes_of_any_form_are_filled(stored: set[int], end: int) -> None:
+async def test_nats_publisher_stores_missing_records_among_stored(stored: set[int], end: int) -> None:
     """They are there where the stream did not allow batches before."""
-    server = Server()
+    server = FakeJetStream()
     for number in stored:
-        server.take(item(number).headers)
-    items = [item(number) for number in range(end + 1)]
-    await writer(FakeLink(server)).store(items)
+        server.take(outgoing_message(number).headers)
+    items = [outgoing_message(number) for number in range(end + 1)]
+    await make_publisher(FakeConnection(server)).publish(items)
     missing = [each.id for each in items if each.position[1] not in stored]
     assert server.ids[len(stored) :] == missing
 
 
-async def test_what_was_acknowledged_before_a_failure_is_not_sent_again() -> None:
-    server = Server(atomic=False)
-    progress = Progress()
-    items = [item(number) for number in range(100)]
+async def test_nats_publisher_does_not_resend_acknowledged_records() -> None:
+    server = FakeJetStream(atomic=False)
+    progress = PublishProgress()
+    items = [outgoing_message(number) for number in range(100)]
     with pytest.raises(TransientError):
-        await writer(FakeLink(server, arrive=70), progress, atomic=False).store(items)
+        await make_publisher(FakeConnection(server, delivered=70), progress, atomic=False).publish(items)
     assert len(server.ids) == 70
     seen: list[str] = []
-    server.refuse = lambda headers: seen.append(headers["Nats-Msg-Id"]) or 0  # type: ignore[func-returns-value]
-    await writer(FakeLink(server), progress, atomic=False).store(items)
+    server.error_codes = lambda headers: seen.append(headers["Nats-Msg-Id"]) or 0  # type: ignore[func-returns-value]
+    await make_publisher(FakeConnection(server), progress, atomic=False).publish(items)
     assert seen == [each.id for each in items[70:]]
 
 
-async def test_batches_shrink_where_connections_end_and_grow_again() -> None:
-    server, progress = Server(), Progress()
-    items = [item(number) for number in range(900)]
+async def test_nats_batch_size_shrinks_on_disconnect_and_recovers() -> None:
+    server, progress = FakeJetStream(), PublishProgress()
+    items = [outgoing_message(number) for number in range(900)]
     for _ in range(4):
         with pytest.raises(TransientError):
-            await writer(FakeLink(server, arrive=100), progress).store(items)
-    assert (progress.batch, server.ids) == (62, [])
-    await writer(FakeLink(server), progress).store(items)
+            await make_publisher(FakeConnection(server, delivered=100), progress).publish(items)
+    assert (progress.batch_size, server.ids) == (62, [])
+    await make_publisher(FakeConnection(server), progress).publish(items)
     assert server.ids == [each.id for each in items]
-    assert progress.batch == 992
+    assert progress.batch_size == 992
 
 
-@pytest.mark.parametrize(("code", "lasting"), [(10174, False), (10177, True)])
-async def test_a_server_that_takes_no_batches_after_all(code: int, lasting: bool) -> None:
+@pytest.mark.parametrize(("code", "permanent"), [(10174, False), (10177, True)])
+async def test_nats_publisher_falls_back_when_batches_are_rejected(code: int, permanent: bool) -> None:
     """The stream allows them no more, or the server is 2.12.0, which takes no message ids in them."""
-    server, progress = Server(refuse=lambda headers: code if "Nats-Batch-Id" in headers else 0), Progress()
-    items = [item(number) for number in range(5)]
-    await writer(FakeLink(server), progress).store(items)
+    server, progress = (
+        FakeJetStream(error_codes=lambda headers: code if "Nats-Batch-Id" in headers else 0),
+        PublishProgress(),
+    )
+    items = [outgoing_message(number) for number in range(5)]
+    await make_publisher(FakeConnection(server), progress).publish(items)
     assert server.ids == [each.id for each in items]
-    assert progress.atomic is not lasting
+    assert progress.atomic is not permanent
 
 
-async def test_a_record_that_is_refused_for_what_it_is_is_named(golden: Golden) -> None:
-    server = Server(atomic=False, refuse=lambda headers: 10054 if headers["Nats-Msg-Id"] == "id-2" else 0)
-    with golden.error("nats_errors", "record rejected", RefusedRecordError, "n1:4222", "S") as caught:
-        await writer(FakeLink(server), atomic=False).store([item(number) for number in range(5)])
+async def test_nats_publisher_raises_position_of_rejected_record(golden: Golden) -> None:
+    server = FakeJetStream(atomic=False, error_codes=lambda headers: 10054 if headers["Nats-Msg-Id"] == "id-2" else 0)
+    with golden.error("nats_errors", "record rejected", RejectedRecordError, "n1:4222", "S") as caught:
+        await make_publisher(FakeConnection(server), atomic=False).publish(
+            [outgoing_message(number) for number in range(5)]
+        )
     assert caught.value.positions == {(1, 2)}
 
 
-async def test_a_record_that_is_too_large_is_never_sent(golden: Golden) -> None:
-    server = Server()
-    for link, limit in ((FakeLink(server), 1000), (FakeLink(server), -1)):
-        with golden.error("nats_errors", f"record too large, {limit}", RefusedRecordError, "1000"):
-            await writer(link, max_message=limit).store([item(1), item(2, size=1_000_001)])
-    long = item(3)._replace(headers={"Nats-Msg-Id": "x", "ce-subject": "x" * 66_000})
-    with pytest.raises(RefusedRecordError):
-        await writer(FakeLink(server)).store([long])
+async def test_nats_publisher_never_sends_oversized_record(golden: Golden) -> None:
+    server = FakeJetStream()
+    for link, limit in ((FakeConnection(server), 1000), (FakeConnection(server), -1)):
+        with golden.error("nats_errors", f"record too large, {limit}", RejectedRecordError, "1000"):
+            await make_publisher(link, max_message=limit).publish(
+                [outgoing_message(1), outgoing_message(2, size=1_000_001)]
+            )
+    long = outgoing_message(3)._replace(headers={"Nats-Msg-Id": "x", "ce-subject": "x" * 66_000})
+    with pytest.raises(RejectedRecordError):
+        await make_publisher(FakeConnection(server)).publish([long])
     assert server.ids == []
 
 
 @pytest.mark.parametrize("code", [10176, 10210, 10158, 10077])
-async def test_a_batch_that_is_refused_is_worth_another_try(code: int, golden: Golden) -> None:
-    server = Server(refuse=lambda headers: code if "Nats-Batch-Commit" in headers else 0)
-    with golden.error("nats_errors", f"batch rejected, {code}", AnsweredError, code):
-        await writer(FakeLink(server)).store([item(1), item(2)])
-    server.refuse = lambda _: 0
-    await writer(FakeLink(server)).store([item(1), item(2)])
+async def test_nats_batch_is_retriable_after_rejected_commit(code: int, golden: Golden) -> None:
+    server = FakeJetStream(error_codes=lambda headers: code if "Nats-Batch-Commit" in headers else 0)
+    with golden.error("nats_errors", f"batch rejected, {code}", ApiResponseError, code):
+        await make_publisher(FakeConnection(server)).publish([outgoing_message(1), outgoing_message(2)])
+    server.error_codes = lambda _: 0
+    await make_publisher(FakeConnection(server)).publish([outgoing_message(1), outgoing_message(2)])
     assert server.ids == ["id-1", "id-2"]
 
 
-async def test_records_of_a_batch_that_is_still_under_way_are_waited_for(golden: Golden) -> None:
-    server = Server(refuse=lambda headers: 10201 if "Nats-Batch-Commit" in headers else 0)
-    with golden.error("nats_errors", "batch still under way", AnsweredError, "n1:4222"):
-        await writer(FakeLink(server)).store([item(1), item(2)])
+async def test_nats_publisher_raises_when_batch_is_in_progress(golden: Golden) -> None:
+    server = FakeJetStream(error_codes=lambda headers: 10201 if "Nats-Batch-Commit" in headers else 0)
+    with golden.error("nats_errors", "batch still under way", ApiResponseError, "n1:4222"):
+        await make_publisher(FakeConnection(server)).publish([outgoing_message(1), outgoing_message(2)])
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-async def test_an_acknowledgement_of_another_stream_is_none(atomic: bool, golden: Golden) -> None:
-    server, progress = Server(name="OTHER"), Progress()
-    with golden.error("nats_errors", "another stream acknowledges", AnsweredError, "OTHER", "n1:4222"):
-        await writer(FakeLink(server), progress, atomic=atomic).store([item(1), item(2)])
+async def test_nats_publisher_rejects_acknowledgement_of_other_stream(atomic: bool, golden: Golden) -> None:
+    server, progress = FakeJetStream(name="OTHER"), PublishProgress()
+    with golden.error("nats_errors", "another stream acknowledges", ApiResponseError, "OTHER", "n1:4222"):
+        await make_publisher(FakeConnection(server), progress, atomic=atomic).publish(
+            [outgoing_message(1), outgoing_message(2)]
+        )
     assert progress.stored == set()
 
 
-async def test_nothing_is_no_work() -> None:
-    await writer(FakeLink(Server())).store([])
+async def test_nats_publisher_accepts_empty_list() -> None:
+    await make_publisher(FakeConnection(FakeJetStream())).publish([])

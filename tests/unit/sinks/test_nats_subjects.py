@@ -7,8 +7,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bridge.core.events import Record
-from sinks.nats.connection import place
-from sinks.nats.subjects import MAX_TOKEN, Subjects, collide, covered, read_token, state_key, token
+from sinks.nats.connection import parse_address
+from sinks.nats.subjects import (
+    MAX_TOKEN_LENGTH,
+    SubjectBuilder,
+    decode_token,
+    encode_token,
+    is_subset,
+    overlaps,
+    state_key,
+)
 
 TEXT = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 SAFE = re.compile(r"[A-Za-z0-9_=-]+")
@@ -35,53 +43,53 @@ def record(host: str = "h", namespace: str = "n", project: str = "p") -> Record:
         ("\x00", "=00"),
     ],
 )
-def test_tokens(value: str, written: str) -> None:
-    assert token(value) == written
+def test_subject_token_encodes_special_characters(value: str, written: str) -> None:
+    assert encode_token(value) == written
 
 
 @given(TEXT)
 @example("." * 5000)
 @example("a" * 197 + "é")
-def test_a_token_is_safe_and_bounded(value: str) -> None:
-    assert SAFE.fullmatch(token(value))
-    assert len(token(value)) <= MAX_TOKEN
+def test_subject_token_is_safe_and_bounded(value: str) -> None:
+    assert SAFE.fullmatch(encode_token(value))
+    assert len(encode_token(value)) <= MAX_TOKEN_LENGTH
 
 
 @given(TEXT)
-def test_a_token_can_be_read(value: str) -> None:
-    if len(token(value)) < MAX_TOKEN - 3:
-        assert read_token(token(value)) == ("" if value == "_" else value)
+def test_subject_token_can_be_decoded(value: str) -> None:
+    if len(encode_token(value)) < MAX_TOKEN_LENGTH - 3:
+        assert decode_token(encode_token(value)) == ("" if value == "_" else value)
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_different_values_have_different_tokens(one: str, other: str) -> None:
+def test_subject_tokens_of_different_values_differ(one: str, other: str) -> None:
     if one != other:
-        assert token(one) != token(other)
+        assert encode_token(one) != encode_token(other)
 
 
 @given(st.text(min_size=100, max_size=400), st.text(max_size=3))
-def test_what_is_cut_ends_whole_and_is_told_apart_by_its_digest(value: str, more: str) -> None:
-    for written in {token(value), token(value + more)}:
+def test_truncated_subject_token_ends_with_digest(value: str, more: str) -> None:
+    for written in {encode_token(value), encode_token(value + more)}:
         kept, _, digest = written.partition("==")
         assert re.fullmatch(r"(?:=[0-9A-F]{2}|[A-Za-z0-9_-])*", kept)
         assert re.fullmatch(r"[0-9a-f]{16}", digest) or not digest
     if more:
-        assert token(value) != token(value + more)
+        assert encode_token(value) != encode_token(value + more)
 
 
 @given(TEXT, TEXT, TEXT)
-def test_a_subject_always_fits_its_pattern(host: str, namespace: str, project: str) -> None:
-    subjects = Subjects("pre.fix", "{host}.x.{namespace}.{type}.{project}")
-    subject = subjects.of(record(host, namespace, project))
-    assert covered(subject, [subjects.pattern])
+def test_subject_always_matches_pattern(host: str, namespace: str, project: str) -> None:
+    subjects = SubjectBuilder("pre.fix", "{host}.x.{namespace}.{type}.{project}")
+    subject = subjects.build(record(host, namespace, project))
+    assert is_subset(subject, [subjects.pattern])
     assert len(subject.split(".")) == 7
     assert len(subject) < 2048
 
 
-def test_the_usual_subject() -> None:
-    subjects = Subjects("whalebridge", "{host}.{namespace}.{type}")
-    assert subjects.of(record("node-1.lan", "k8s.io")) == "whalebridge.node-1=2Elan.k8s=2Eio.started"
-    assert subjects.of(record(namespace="")) == "whalebridge.h._.started"
+def test_default_subject_contains_host_namespace_and_type() -> None:
+    subjects = SubjectBuilder("whalebridge", "{host}.{namespace}.{type}")
+    assert subjects.build(record("node-1.lan", "k8s.io")) == "whalebridge.node-1=2Elan.k8s=2Eio.started"
+    assert subjects.build(record(namespace="")) == "whalebridge.h._.started"
     assert subjects.pattern == "whalebridge.*.*.*"
 
 
@@ -99,9 +107,9 @@ def test_the_usual_subject() -> None:
         ("*.b", "a.*", True),
     ],
 )
-def test_patterns_collide(one: str, other: str, together: bool) -> None:
-    assert collide(one, other) is together
-    assert collide(other, one) is together
+def test_collide_detects_overlapping_patterns(one: str, other: str, together: bool) -> None:
+    assert overlaps(one, other) is together
+    assert overlaps(other, one) is together
 
 
 @pytest.mark.parametrize(
@@ -118,11 +126,11 @@ def test_patterns_collide(one: str, other: str, together: bool) -> None:
         ("$KV.x.>", ["$KV.x.*"], False),
     ],
 )
-def test_patterns_cover(pattern: str, by: list[str], taken: bool) -> None:
-    assert covered(pattern, by) is taken
+def test_covered_detects_pattern_included_in_others(pattern: str, by: list[str], taken: bool) -> None:
+    assert is_subset(pattern, by) is taken
 
 
-def test_keys_of_buckets() -> None:
+def test_kv_key_has_only_allowed_characters() -> None:
     assert state_key("node-1", "c79d-1") == "node-1.c79d-1"
     assert state_key("node-1.lan", "", "k8s.io", "a/b c") == "node-1=2Elan._.k8s=2Eio.a=2Fb=20c"
     assert re.fullmatch(r"[-/_=\.a-zA-Z0-9]+", state_key("größe", "*", ">", "\x00"))  # what a bucket allows
@@ -138,5 +146,5 @@ def test_keys_of_buckets() -> None:
         ("[::1]", "[::1]:4222", "::1"),
     ],
 )
-def test_places(server: str, where: str, name: str) -> None:
-    assert place(server) == (where, name)
+def test_server_address_is_split_into_address_and_name(server: str, where: str, name: str) -> None:
+    assert parse_address(server) == (where, name)

@@ -10,15 +10,15 @@ from config.settings import load
 from sinks.file import FileSink
 from sinks.kafka.sink import KafkaSink
 from sinks.nats.sink import NatsSink
-from sinks.registry import make, make_all
+from sinks.registry import create_sink, create_sinks
 from sinks.stdout import StdoutSink
 from tests.golden import Golden
 
 
-def test_each_setting_makes_its_sink() -> None:
+def test_sink_is_created_from_settings() -> None:
     settings = load({"sinks": ["stdout:", "file:/tmp/x", "kafka://h:1/topic", "nats://h:1/subject"]}).sinks
-    assert isinstance(make(settings["stdout"]), StdoutSink)
-    assert {id_: type(sink) for id_, sink in make_all(settings).items()} == {
+    assert isinstance(create_sink(settings["stdout"]), StdoutSink)
+    assert {id_: type(sink) for id_, sink in create_sinks(settings).items()} == {
         "stdout": StdoutSink,
         "file": FileSink,
         "kafka": KafkaSink,
@@ -26,17 +26,15 @@ def test_each_setting_makes_its_sink() -> None:
     }
 
 
-def test_a_sink_and_its_library_are_imported_only_where_they_are_asked_for() -> None:
+def test_sink_library_is_imported_only_when_configured() -> None:
     code = "import sys, sinks.registry; sys.exit(bool({'sinks.stdout', 'aiokafka', 'nats'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(("url", "library"), [("kafka://h:1/topic", "aiokafka"), ("nats://h:1/subject", "nats")])
-def test_a_library_that_is_not_installed_is_named(
-    url: str, library: str, monkeypatch: pytest.MonkeyPatch, golden: Golden
-) -> None:
+def test_missing_sink_library_is_named(url: str, library: str, monkeypatch: pytest.MonkeyPatch, golden: Golden) -> None:
     for name in [each for each in sys.modules if each.split(".")[0] == library or each.startswith(f"sinks.{url[:4]}")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
     with golden.error("sink_errors", f"{library} not installed", FatalError, library, "pip install 'whalebridge["):
-        make(load({"sinks": {"main": url}}).sinks["main"])
+        create_sink(load({"sinks": {"main": url}}).sinks["main"])

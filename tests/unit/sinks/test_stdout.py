@@ -15,7 +15,7 @@ import pytest
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.events import Record
 from sinks import stdout
-from sinks.stdout import LineWriter, StdoutSink, pieces, rest_of_line
+from sinks.stdout import LineWriter, StdoutSink, chunks, unwritten_rest
 from tests.golden import Golden
 
 LONG = b"x" * 100_000  # more than a pipe holds
@@ -53,7 +53,7 @@ async def read(descriptor: int, size: int) -> bytes:
     return await asyncio.to_thread(all_of_it)
 
 
-async def started(descriptor: int) -> StdoutSink:
+async def start_sink(descriptor: int) -> StdoutSink:
     sink = StdoutSink(descriptor)
     await sink.start()
     return sink
@@ -62,9 +62,9 @@ async def started(descriptor: int) -> StdoutSink:
 # --- what is written ---
 
 
-async def test_records_are_written_as_lines_in_order(tmp_path: Path) -> None:
+async def test_stdout_sink_writes_records_as_lines_in_order(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as file:
-        sink = await started(file.fileno())
+        sink = await start_sink(file.fileno())
         await sink.publish(numbered(1000))
         await sink.publish([])
         await sink.publish([record(b'{"last": true}')])
@@ -72,18 +72,18 @@ async def test_records_are_written_as_lines_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "out").read_bytes() == lines_of(numbered(1000)) + b'{"last": true}\n'
 
 
-async def test_bytes_are_not_touched_where_no_terminal_is(pipe: tuple[int, int]) -> None:
-    sink = await started(pipe[1])
+async def test_stdout_sink_writes_bytes_unchanged_to_pipe(pipe: tuple[int, int]) -> None:
+    sink = await start_sink(pipe[1])
     data = '"größe \x7f\u009b"'.encode()
     await sink.publish([record(data)])
     assert await read(pipe[0], len(data) + 1) == data + b"\n"
     await sink.close()
 
 
-async def test_a_terminal_gets_the_same_document_with_nothing_to_obey() -> None:
+async def test_stdout_sink_escapes_control_characters_on_terminal() -> None:
     ours, theirs = pty.openpty()
     try:
-        sink = await started(theirs)
+        sink = await start_sink(theirs)
         await sink.publish([record('"größe \x7f\u009b2J"'.encode())])
         await sink.close()
         line = os.read(ours, 1000).decode().rstrip("\r\n")
@@ -97,8 +97,8 @@ async def test_a_terminal_gets_the_same_document_with_nothing_to_obey() -> None:
 # --- slow readers ---
 
 
-async def test_a_slow_reader_does_not_block_the_event_loop(pipe: tuple[int, int]) -> None:
-    sink = await started(pipe[1])
+async def test_stdout_sink_keeps_event_loop_running_for_slow_reader(pipe: tuple[int, int]) -> None:
+    sink = await start_sink(pipe[1])
     publishing = asyncio.create_task(sink.publish([record(LONG)]))
     await asyncio.sleep(0)
     for _ in range(100):  # the loop goes on; the thread is stuck, or will be
@@ -109,10 +109,10 @@ async def test_a_slow_reader_does_not_block_the_event_loop(pipe: tuple[int, int]
     await sink.close()
 
 
-async def test_a_publish_given_up_again_and_again_is_written_once_and_the_next_one_after_it(
+async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(
     pipe: tuple[int, int],
 ) -> None:
-    sink = await started(pipe[1])
+    sink = await start_sink(pipe[1])
     for _ in range(20):
         publishing = asyncio.create_task(sink.publish([record(LONG)]))
         await asyncio.sleep(0)
@@ -125,11 +125,11 @@ async def test_a_publish_given_up_again_and_again_is_written_once_and_the_next_o
     await sink.close()
 
 
-async def test_closing_is_bounded_where_the_reader_sleeps(
+async def test_stdout_sink_close_returns_when_reader_hangs(
     pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stdout, "CLOSE_SECONDS", 0.01)
-    sink = await started(pipe[1])
+    sink = await start_sink(pipe[1])
     publishing = asyncio.create_task(sink.publish([record(LONG)]))
     await asyncio.sleep(0)
     await sink.close()
@@ -139,9 +139,9 @@ async def test_closing_is_bounded_where_the_reader_sleeps(
     await publishing
 
 
-async def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
+async def test_stdout_sink_waits_for_nonblocking_descriptor(pipe: tuple[int, int]) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETFL, os.O_NONBLOCK)
-    sink = await started(pipe[1])
+    sink = await start_sink(pipe[1])
     batch = numbered(5000, size=100)
     publishing = asyncio.create_task(sink.publish(batch))
     assert await read(pipe[0], len(lines_of(batch))) == lines_of(batch)
@@ -152,20 +152,20 @@ async def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) ->
 # --- what goes wrong ---
 
 
-async def test_a_closed_pipe_is_fatal_with_a_plain_text(golden: Golden) -> None:
+async def test_stdout_sink_raises_fatal_error_when_pipe_is_closed(golden: Golden) -> None:
     ours, theirs = os.pipe()
     os.close(ours)
-    sink = await started(theirs)
+    sink = await start_sink(theirs)
     with golden.error("sink_errors", "stdout, closed pipe", FatalError, "standard output"):
         await sink.publish([record(b"{}")])
     await sink.close()
     os.close(theirs)
 
 
-async def test_a_reader_that_goes_is_noticed_without_anything_to_write(golden: Golden) -> None:
+async def test_stdout_sink_detects_disconnect_while_idle(golden: Golden) -> None:
     ours, theirs = os.pipe()
-    sink = await started(theirs)
-    waiting = asyncio.create_task(sink.reader_gone())
+    sink = await start_sink(theirs)
+    waiting = asyncio.create_task(sink.wait_disconnected())
     await asyncio.sleep(0)
     assert not waiting.done()
     os.close(ours)
@@ -182,8 +182,8 @@ def full() -> Iterator[int]:
     os.close(descriptor)
 
 
-async def test_a_full_disk_is_transient_and_says_what_to_do(full: int, golden: Golden) -> None:
-    sink = await started(full)
+async def test_stdout_sink_raises_transient_error_when_disk_is_full(full: int, golden: Golden) -> None:
+    sink = await start_sink(full)
     with golden.error("sink_errors", "stdout, full disk", TransientError, "standard output", "No space left on device"):
         await sink.publish([record(b"{}")])
     with pytest.raises(TransientError):
@@ -191,9 +191,9 @@ async def test_a_full_disk_is_transient_and_says_what_to_do(full: int, golden: G
     await sink.close()
 
 
-async def test_an_error_of_a_publish_that_was_given_up_disturbs_nobody() -> None:
+async def test_stdout_sink_ignores_error_of_canceled_publish() -> None:
     ours, theirs = os.pipe()
-    sink = await started(theirs)
+    sink = await start_sink(theirs)
     publishing = asyncio.create_task(sink.publish([record(LONG)]))
     await asyncio.sleep(0)
     publishing.cancel()
@@ -206,36 +206,34 @@ async def test_an_error_of_a_publish_that_was_given_up_disturbs_nobody() -> None
     os.close(theirs)
 
 
-async def test_a_bug_is_told_to_who_waits(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stdout_sink_raises_bug_from_publish(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> int:
         raise ZeroDivisionError
 
-    sink = await started(pipe[1])
+    sink = await start_sink(pipe[1])
     monkeypatch.setattr(os, "write", fail)
     with pytest.raises(ZeroDivisionError):
         await sink.publish([record(b"{}")])
     await sink.close()
 
 
-async def test_a_closed_descriptor_is_refused_at_the_start(tmp_path: Path, golden: Golden) -> None:
+async def test_stdout_sink_start_raises_when_descriptor_is_closed(tmp_path: Path, golden: Golden) -> None:
     with (tmp_path / "out").open("wb") as file:
         descriptor = file.fileno()
     with golden.error("sink_errors", "stdout, closed descriptor", FatalError, "standard output", "Bad file descriptor"):
         await StdoutSink(descriptor).start()
 
 
-async def test_a_standard_output_that_was_never_there_is_refused(
-    monkeypatch: pytest.MonkeyPatch, golden: Golden
-) -> None:
+async def test_stdout_sink_start_raises_when_stdout_is_missing(monkeypatch: pytest.MonkeyPatch, golden: Golden) -> None:
     monkeypatch.setattr(sys, "__stdout__", None)
     with golden.error("sink_errors", "stdout, never there", FatalError, "standard output"):
         await StdoutSink().start()
 
 
-async def test_a_descriptor_that_only_reads_is_fatal(tmp_path: Path, golden: Golden) -> None:
+async def test_stdout_sink_raises_fatal_error_for_readonly_descriptor(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "in").touch()
     with (tmp_path / "in").open("rb") as file:
-        sink = await started(file.fileno())
+        sink = await start_sink(file.fileno())
         with golden.error("sink_errors", "stdout, read only", FatalError, "standard output"):
             await sink.publish([record(b"{}")])
         await sink.close()
@@ -244,7 +242,7 @@ async def test_a_descriptor_that_only_reads_is_fatal(tmp_path: Path, golden: Gol
 # --- whole lines ---
 
 
-class Disk:
+class FakeDisk:
     """Stands for a file system that takes a few bytes at a time, and is full at times."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, room: list[int]) -> None:
@@ -260,8 +258,8 @@ class Disk:
         return min(room, len(data))
 
 
-def test_short_writes_are_continued(monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(monkeypatch, [1, 2, 3, 1])
+def test_line_writer_continues_after_short_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FakeDisk(monkeypatch, [1, 2, 3, 1])
     LineWriter(0).write([b"first\n", b"second\n"])
     assert disk.written == b"first\nsecond\n"
 
@@ -278,11 +276,11 @@ def test_short_writes_are_continued(monkeypatch: pytest.MonkeyPatch) -> None:
         ([13], b"first\nsecond\n"),
     ],
 )
-def test_lines_are_whole_wherever_writing_fails(
+def test_line_writer_writes_whole_lines_after_failed_write(
     room: list[int], written: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = room.count(0)
-    disk = Disk(monkeypatch, room)
+    disk = FakeDisk(monkeypatch, room)
     writer = LineWriter(0)
     for _ in range(failures):
         with pytest.raises(OSError, match="No space"):
@@ -291,13 +289,13 @@ def test_lines_are_whole_wherever_writing_fails(
     assert disk.written == written
 
 
-def test_pieces_are_whole_lines_that_a_pipe_takes_whole() -> None:
+def test_pieces_hold_whole_lines_of_pipe_size() -> None:
     lines = [b"x" * size + b"\n" for size in (1000, 3000, 100, 5000, 4095, 1)]
-    assert [len(piece) for piece in pieces(lines)] == [4002, 101, 5001, 4096, 2]
-    assert b"".join(pieces(lines)) == b"".join(lines)
-    assert list(pieces([])) == []
+    assert [len(piece) for piece in chunks(lines)] == [4002, 101, 5001, 4096, 2]
+    assert b"".join(chunks(lines)) == b"".join(lines)
+    assert list(chunks([])) == []
 
 
 @pytest.mark.parametrize(("written", "rest"), [(1, b"\n"), (2, b""), (3, b"b\n"), (4, b"\n"), (5, b"")])
-def test_the_rest_of_a_line(written: int, rest: bytes) -> None:
-    assert rest_of_line(b"a\nbb\n", written) == rest
+def test_rest_of_line_returns_unwritten_part(written: int, rest: bytes) -> None:
+    assert unwritten_rest(b"a\nbb\n", written) == rest

@@ -10,9 +10,9 @@ import pytest
 from bridge.core.errors import FatalError
 from config.settings import SettingsError, load
 from config.sinks import plugins
-from sinks.registry import make
+from sinks.registry import create_sink
 from tests.golden import Golden
-from tests.sample_records import frame, record
+from tests.sample_records import control_record, record
 
 EXAMPLE = Path(__file__).parents[2] / "example_sink"
 
@@ -24,33 +24,33 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     importlib.invalidate_caches()
 
 
-def kept(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def stored_records(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 @pytest.mark.parametrize("form", ["url", "settings"])
-async def test_a_third_party_sink_is_configured_and_works_like_any_other(form: str, tmp_path: Path) -> None:
+async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path: Path) -> None:
     sink = f"folder:{tmp_path}" if form == "url" else {"type": "folder", "path": str(tmp_path), "encoding": "json"}
     settings = load({"sinks": {"main": sink}}).sinks["main"]
-    made = make(settings)
+    made = create_sink(settings)
     await made.start()
     await made.publish([record(1), record(2)])
     await made.close()
-    assert kept(tmp_path) == {record(1).id: record(1).data, record(2).id: record(2).data}
+    assert stored_records(tmp_path) == {record(1).id: record(1).data, record(2).id: record(2).data}
 
 
-async def test_its_errors_are_the_usual_ones(tmp_path: Path, golden: Golden) -> None:
-    made = make(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks["folder"])
+async def test_third_party_sink_raises_fatal_error(tmp_path: Path, golden: Golden) -> None:
+    made = create_sink(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks["folder"])
     with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere", TMP=tmp_path):
         await made.start()
 
 
-async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
-    made = make(
+async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
+    made = create_sink(
         load({"sinks": {"main": {"type": "folder", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks["main"]
     )
-    await made.publish([frame(1, "snapshot_started"), record(2)])
-    assert list(kept(tmp_path)) == [record(2).id]
+    await made.publish([control_record(1, "snapshot_started"), record(2)])
+    assert list(stored_records(tmp_path)) == [record(2).id]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ async def test_it_can_write_every_encoding(tmp_path: Path) -> None:
         ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, folder, poor"),
     ],
 )
-def test_mistakes_are_told_with_their_path(sink: object, path: str, named: str, golden: Golden) -> None:
+def test_third_party_sink_settings_errors_have_path(sink: object, path: str, named: str, golden: Golden) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"sinks": {"main": sink}})
     (mistake,) = caught.value.errors
@@ -75,6 +75,6 @@ def test_mistakes_are_told_with_their_path(sink: object, path: str, named: str, 
     golden.entry("sink_errors", f"settings of a third party's sink, {sink}", mistake)
 
 
-def test_a_sink_that_nobody_adds_is_told_of(golden: Golden) -> None:
+def test_unknown_sink_type_is_rejected(golden: Golden) -> None:
     with golden.error("sink_errors", "no such plugin", ValueError, "'nothing'"):
         plugins.load("nothing")

@@ -5,10 +5,10 @@ import pytest
 
 from bridge.core.events import RecordType
 from sinks.whalewatcher import encode
-from tests.sample_records import TIME, frame, lost, record
+from tests.sample_records import TIME, control_record, loss_record, record
 
 
-def test_one_document_fits_both_of_whalewatchers_events() -> None:
+def test_whalewatcher_encoding_has_event_and_container_fields() -> None:
     told = encode(record(1, "paused", id_="abc", name="web", labels={"a": "b"}))
     assert told
     assert msgspec.json.decode(told) == {
@@ -27,7 +27,7 @@ def test_one_document_fits_both_of_whalewatchers_events() -> None:
     }
 
 
-def test_in_the_default_namespace_names_are_bare() -> None:
+def test_whalewatcher_names_are_bare_in_default_namespace() -> None:
     told = encode(record(1, namespace="default", id_="abc", name="web"))
     assert told
     container = msgspec.json.decode(told)["Container"]
@@ -37,20 +37,20 @@ def test_in_the_default_namespace_names_are_bare() -> None:
 @pytest.mark.parametrize(
     ("type_", "number"), [("started", 0), ("present", 0), ("exited", 1), ("paused", 2), ("unpaused", 3)]
 )
-def test_types(type_: RecordType, number: int) -> None:
+def test_whalewatcher_event_type_maps_record_type(type_: RecordType, number: int) -> None:
     told = encode(record(1, type_))
     assert told
     assert msgspec.json.decode(told)["Type"] == number
 
 
-def test_what_whalewatcher_does_not_know_is_not_told() -> None:
+def test_whalewatcher_encoding_omits_unsupported_types() -> None:
     for type_ in ("created", "deleted", "oom", "renamed"):
         assert encode(record(1, type_)) is None
-    assert encode(frame(1, "snapshot_started")) is None
-    assert encode(lost(record(2), 1)) is None
+    assert encode(control_record(1, "snapshot_started")) is None
+    assert encode(loss_record(record(2), 1)) is None
 
 
-def test_labels_that_are_not_known_are_none_at_all() -> None:
+def test_whalewatcher_labels_are_empty_when_unknown() -> None:
     unknown = record(1)
     unlabelled = msgspec.structs.replace(
         unknown, data=unknown.data.replace(b'"labels":{"com.docker.compose.project":"web-shop"}', b'"labels":null')

@@ -49,7 +49,7 @@ def read(descriptor: int) -> str:
     return os.read(descriptor, 65536).decode()
 
 
-def test_json_is_one_document_a_line_with_the_usual_fields_first(pipe: tuple[int, int], configure: Configure) -> None:
+def test_json_log_line_is_printable_and_has_standard_fields(pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", "json", descriptor=pipe[1])
     structlog.get_logger("bridge.watch").warning("Waiting.", containerd=HOSTILE, bytes=b"\xff")
     writer.close()
@@ -61,7 +61,7 @@ def test_json_is_one_document_a_line_with_the_usual_fields_first(pipe: tuple[int
     assert line.isprintable()
 
 
-def test_console_lets_nothing_through_that_a_terminal_would_obey(pipe: tuple[int, int], configure: Configure) -> None:
+def test_console_log_escapes_control_characters(pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", "console", descriptor=pipe[1])
     structlog.get_logger().info(f"event {HOSTILE}", **{HOSTILE: HOSTILE}, nested={"x": HOSTILE}, count=3, none=None)
     writer.close()
@@ -71,7 +71,7 @@ def test_console_lets_nothing_through_that_a_terminal_would_obey(pipe: tuple[int
     assert r"web\x1b]0;title\x07\x9b2J\r\n{}" in line
 
 
-def test_a_traceback_keeps_its_lines_and_nothing_else_of_that_kind(pipe: tuple[int, int], configure: Configure) -> None:
+def test_console_traceback_keeps_only_line_breaks(pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", "console", descriptor=pipe[1])
     structlog.get_logger().error("Failed.", exc_info=ValueError(HOSTILE))
     writer.close()
@@ -80,26 +80,26 @@ def test_a_traceback_keeps_its_lines_and_nothing_else_of_that_kind(pipe: tuple[i
     assert all(line.isprintable() for line in lines)
 
 
-@pytest.mark.parametrize(("level", "said"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
-def test_levels(level: str, said: int, pipe: tuple[int, int], configure: Configure) -> None:
+@pytest.mark.parametrize(("level", "line_count"), [("debug", 4), ("info", 3), ("warning", 2), ("error", 1)])
+def test_log_level_filters_messages(level: str, line_count: int, pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure(level, "json", descriptor=pipe[1])
     log = structlog.get_logger()
     for method in (log.debug, log.info, log.warning, log.error):
         method("Said.")
     writer.close()
-    assert len(read(pipe[0]).splitlines()) == said
+    assert len(read(pipe[0]).splitlines()) == line_count
 
 
-def test_auto_is_json_where_there_is_no_terminal(pipe: tuple[int, int], configure: Configure) -> None:
+def test_auto_log_format_is_json_without_terminal(pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", "auto", descriptor=pipe[1])
     structlog.get_logger().info("Said.")
     writer.close()
     assert json.loads(read(pipe[0]))["event"] == "Said."
 
 
-@pytest.mark.parametrize(("form", "no_color", "coloured"), [("auto", "", True), ("auto", "1", False)])
-def test_colours_only_on_a_terminal_that_wants_them(
-    form: str, no_color: str, coloured: bool, configure: Configure, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("form", "no_color", "colored"), [("auto", "", True), ("auto", "1", False)])
+def test_console_log_is_colored_on_terminal_unless_no_color(
+    form: str, no_color: str, colored: bool, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
     ours, theirs = pty.openpty()
@@ -112,17 +112,17 @@ def test_colours_only_on_a_terminal_that_wants_them(
         os.close(ours)
         os.close(theirs)
     assert "Said." in line
-    assert ("\x1b[" in line) is coloured
+    assert ("\x1b[" in line) is colored
 
 
-def test_console_without_a_terminal_has_no_colours(pipe: tuple[int, int], configure: Configure) -> None:
+def test_console_log_has_no_color_without_terminal(pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", "console", descriptor=pipe[1])
     structlog.get_logger().info("Said.", name="web")
     writer.close()
     assert "\x1b" not in read(pipe[0])
 
 
-def test_libraries_come_out_in_the_same_form_from_warning_on(pipe: tuple[int, int], configure: Configure) -> None:
+def test_library_logs_use_same_format_from_warning_level(pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("debug", "json", descriptor=pipe[1])
     library = logging.getLogger("grpc._channel")
     library.info("Chatter.")
@@ -134,7 +134,7 @@ def test_libraries_come_out_in_the_same_form_from_warning_on(pipe: tuple[int, in
     assert (second["event"], second["level"]) == ("Odd level.", "warning")
 
 
-def test_a_library_that_logs_wrongly_harms_nobody(
+def test_library_log_with_bad_arguments_is_ignored(
     pipe: tuple[int, int], configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging, "raiseExceptions", False)
@@ -146,9 +146,7 @@ def test_a_library_that_logs_wrongly_harms_nobody(
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_lines_that_were_left_out_are_told_in_the_same_form(
-    form: str, pipe: tuple[int, int], configure: Configure
-) -> None:
+def test_dropped_log_lines_are_reported_in_same_format(form: str, pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", form, descriptor=pipe[1])
     log = structlog.get_logger()
     writer._left_out = 7  # as if nobody had read for a while
@@ -160,7 +158,7 @@ def test_lines_that_were_left_out_are_told_in_the_same_form(
     assert "Read again." in second
 
 
-def test_the_level_may_change_at_any_time(configure: Configure, capfd: pytest.CaptureFixture[str]) -> None:
+def test_log_level_can_change_at_runtime(configure: Configure, capfd: pytest.CaptureFixture[str]) -> None:
     log = structlog.get_logger()
     writer = configure("warning", "json")
     log.info("before")

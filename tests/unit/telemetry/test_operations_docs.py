@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.documents import blocks
+from tests.documents import code_blocks
 
 OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 
@@ -18,8 +18,8 @@ def record(sequence: int, *, host: str = "n1", epoch: int = 5, type_: str = "pre
     return json.dumps({**document, "epoch": epoch, "sequence": sequence})
 
 
-def test_gap_check_prints_numbers_without_a_record() -> None:
-    (script,) = blocks(OPERATIONS, "bash")
+def test_gap_check_prints_missing_sequence_ranges() -> None:
+    (script,) = code_blocks(OPERATIONS, "bash")
     reader, _, rest = script.partition("|")
     assert reader.startswith("kcat ")
     topic = [

@@ -21,7 +21,7 @@ class FakeClock:
         raise NotImplementedError
 
 
-def test_the_same_is_said_once_in_a_while_with_a_count_of_what_was_left_unsaid() -> None:
+def test_rate_limiter_allows_once_per_interval_with_count() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10)
     turns = []
@@ -31,12 +31,12 @@ def test_the_same_is_said_once_in_a_while_with_a_count_of_what_was_left_unsaid()
     assert turns == [0, None, None, 2, None, 1, 0]
 
 
-def test_different_things_have_turns_of_their_own() -> None:
+def test_rate_limiter_treats_keys_separately() -> None:
     limiter = RateLimiter(FakeClock(), seconds=10)
     assert [limiter.allow(key) for key in ("a", "b", "a", "b")] == [0, 0, None, None]
 
 
-def test_say_tells_the_count_only_where_there_is_one() -> None:
+def test_rate_limiter_logs_suppressed_count_only_when_positive() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10)
     said: list[tuple[str, dict[str, Any]]] = []
@@ -50,7 +50,7 @@ def test_say_tells_the_count_only_where_there_is_one() -> None:
     assert said == [("Unknown topic.", {"topic": "/x"}), ("Unknown topic.", {"topic": "/x", "suppressed": 1})]
 
 
-def test_invented_keys_neither_fill_the_memory_nor_raise_the_rate() -> None:
+def test_rate_limiter_bounds_keys_and_rate() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10, keys=5)
     said = [limiter.allow(f"key-{number}") for number in range(1000)]
@@ -60,7 +60,7 @@ def test_invented_keys_neither_fill_the_memory_nor_raise_the_rate() -> None:
     assert len(limiter._last) <= 6
 
 
-def test_what_stands_for_many_tells_how_many_were_left_unsaid() -> None:
+def test_rate_limiter_counts_suppressed_lines_of_overflow_keys() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10, keys=1)
     assert [limiter.allow(key) for key in "abcd"] == [0, 0, None, None]

@@ -26,7 +26,7 @@ def read_all_lines(descriptor: int, count: int) -> list[str]:
         return [file.readline().rstrip("\n") for _ in range(count)]
 
 
-def test_lines_are_written_in_order(tmp_path: Path) -> None:
+def test_log_writer_writes_lines_in_order(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         writer = NonBlockingWriter(str, descriptor=file.fileno())
         for number in range(500):
@@ -35,7 +35,7 @@ def test_lines_are_written_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(500)]
 
 
-def test_a_reader_that_sleeps_blocks_nobody_and_is_told_what_was_left_out(pipe: tuple[int, int]) -> None:
+def test_log_writer_drops_and_counts_lines_when_reader_hangs(pipe: tuple[int, int]) -> None:
     writer = NonBlockingWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], kept=3)
     writer.write_line(LONG)
     fill(writer)
@@ -57,7 +57,7 @@ def fill(writer: NonBlockingWriter) -> None:
         writer.write_line("kept")
 
 
-def test_closing_is_bounded_and_final(pipe: tuple[int, int]) -> None:
+def test_log_writer_close_is_bounded_and_final(pipe: tuple[int, int]) -> None:
     writer = NonBlockingWriter(str, descriptor=pipe[1])
     writer.write_line(LONG)
     writer.close(seconds=0.01)
@@ -68,7 +68,7 @@ def test_closing_is_bounded_and_final(pipe: tuple[int, int]) -> None:
     assert not any(thread is writer._thread for thread in threading.enumerate())
 
 
-def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
+def test_log_writer_waits_for_nonblocking_descriptor(pipe: tuple[int, int]) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETFL, os.O_NONBLOCK)
     writer = NonBlockingWriter(str, descriptor=pipe[1])
     writer.write_line(LONG)
@@ -76,7 +76,7 @@ def test_a_non_blocking_descriptor_is_waited_for(pipe: tuple[int, int]) -> None:
     writer.close()
 
 
-def test_a_reader_that_has_gone_is_no_error() -> None:
+def test_log_writer_ignores_closed_pipe() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     writer = NonBlockingWriter(str, descriptor=theirs)
@@ -86,7 +86,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     assert not writer._thread.is_alive()
 
 
-def test_what_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
+def test_log_writer_escapes_unencodable_text(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         writer = NonBlockingWriter(str, descriptor=file.fileno())
         writer.write_line("\udc80")

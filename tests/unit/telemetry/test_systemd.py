@@ -15,7 +15,7 @@ from bridge.telemetry.systemd import ServiceManager
 from tests.clocks import ManualClock
 
 
-class Systemd:
+class FakeSystemd:
     """The other side."""
 
     def __init__(self, address: str) -> None:
@@ -24,7 +24,7 @@ class Systemd:
         self.socket.setblocking(False)
         self.environ = {"NOTIFY_SOCKET": address}
 
-    def told(self) -> list[str]:
+    def received(self) -> list[str]:
         found = []
         while True:
             try:
@@ -34,13 +34,13 @@ class Systemd:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Systemd]:
-    systemd = Systemd(str(tmp_path / "n") if request.param == "path" else f"@whalebridge-test-{os.getpid()}")
+def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSystemd]:
+    systemd = FakeSystemd(str(tmp_path / "n") if request.param == "path" else f"@whalebridge-test-{os.getpid()}")
     yield systemd
     systemd.socket.close()
 
 
-def test_the_life_of_a_service(systemd: Systemd) -> None:
+def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
     manager = ServiceManager(systemd.environ, ManualClock())
     manager.ready()
     manager.status("live")
@@ -49,7 +49,7 @@ def test_the_life_of_a_service(systemd: Systemd) -> None:
     manager.reloading()
     manager.ready()
     manager.stopping()
-    ready, live, lines, reloading, again, stopping = systemd.told()
+    ready, live, lines, reloading, again, stopping = systemd.received()
     assert (ready, live, lines, again) == ("READY=1", "STATUS=live", "STATUS=two lines", "READY=1")
     assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert stopping.startswith("STOPPING=1\nSTATUS=stopping")
@@ -68,25 +68,25 @@ def test_the_life_of_a_service(systemd: Systemd) -> None:
         ({}, 0),
     ],
 )
-async def test_the_watchdog_hears_from_the_event_loop(systemd: Systemd, watchdog: dict[str, str], beats: int) -> None:
+async def test_watchdog_is_notified_from_event_loop(systemd: FakeSystemd, watchdog: dict[str, str], beats: int) -> None:
     clock = ManualClock()
     manager = ServiceManager(systemd.environ | watchdog, clock)
-    attending = asyncio.create_task(manager.attend(lambda: "live"))
+    attending = asyncio.create_task(manager.run(lambda: "live"))
     for _ in range(12):
         await asyncio.sleep(0)
-        clock.pass_time(0.25)
+        clock.advance(0.25)
     attending.cancel()
-    told = systemd.told()
+    told = systemd.received()
     assert (told.count("STATUS=live"), told.count("WATCHDOG=1")) == (1, beats)
 
 
-async def test_without_systemd_nothing_is_told_and_nothing_waits() -> None:
+async def test_service_manager_does_nothing_without_systemd() -> None:
     manager = ServiceManager({}, ManualClock())
     manager.ready()
-    await manager.attend(lambda: "live")
+    await manager.run(lambda: "live")
 
 
-def test_a_socket_that_takes_nothing_is_a_line_and_no_more(tmp_path: Path) -> None:
+def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
     manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, ManualClock())
     with capture_logs() as logs:
         manager.ready()
@@ -99,15 +99,15 @@ def test_a_socket_that_takes_nothing_is_a_line_and_no_more(tmp_path: Path) -> No
     )
 
 
-def test_what_nobody_will_ever_take_is_not_told_again(tmp_path: Path) -> None:
+def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) -> None:
     manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, ManualClock())
     with capture_logs():
         manager.ready()
         manager.status("live")
-    assert (list(manager._due), manager._status) == ([], "live")
+    assert (list(manager._pending), manager._status) == ([], "live")
 
 
-def test_a_full_socket_does_not_block(systemd: Systemd) -> None:
+def test_service_manager_does_not_block_when_socket_is_full(systemd: FakeSystemd) -> None:
     manager = ServiceManager(systemd.environ, ManualClock())
     with capture_logs() as logs:
         for number in range(2000):
@@ -115,18 +115,18 @@ def test_a_full_socket_does_not_block(systemd: Systemd) -> None:
     assert [line["event"] for line in logs] == ["systemd_notify_failed"]
 
 
-def test_a_status_that_was_not_taken_is_told_again(systemd: Systemd) -> None:
+def test_status_is_sent_again_when_socket_was_full(systemd: FakeSystemd) -> None:
     manager = ServiceManager(systemd.environ, ManualClock())
     with capture_logs():
         for number in range(2000):
             manager.status(f"{number}")
-    assert "STATUS=1999" not in systemd.told()
+    assert "STATUS=1999" not in systemd.received()
     for _ in range(2):
         manager.status("1999")
-    assert systemd.told() == ["STATUS=1999"]
+    assert systemd.received() == ["STATUS=1999"]
 
 
-async def test_changes_that_were_not_taken_are_told_again_in_their_order(systemd: Systemd) -> None:
+async def test_state_changes_are_resent_in_order_when_socket_was_full(systemd: FakeSystemd) -> None:
     clock = ManualClock()
     manager = ServiceManager(systemd.environ, clock)
     with capture_logs():
@@ -135,11 +135,11 @@ async def test_changes_that_were_not_taken_are_told_again_in_their_order(systemd
         manager.ready()
         manager.reloading()
         manager.ready()
-    assert "READY=1" not in systemd.told()
-    attending = asyncio.create_task(manager.attend(lambda: "live"))
+    assert "READY=1" not in systemd.received()
+    attending = asyncio.create_task(manager.run(lambda: "live"))
     for _ in range(4):
         await asyncio.sleep(0)
-        clock.pass_time(1)
+        clock.advance(1)
     attending.cancel()
-    first, second, third, *others = systemd.told()
+    first, second, third, *others = systemd.received()
     assert (first, second.partition("=")[0], third, others) == ("READY=1", "RELOADING", "READY=1", ["STATUS=live"])

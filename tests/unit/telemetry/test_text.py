@@ -23,17 +23,17 @@ from bridge.telemetry.text import one_line, printable, printable_json
         ("no\u00a0break", r"no\xa0break"),
     ],
 )
-def test_only_printable_characters_are_let_through(text: str, shown: str) -> None:
+def test_printable_escapes_unprintable_characters(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert shown.isprintable()
 
 
-def test_what_is_asked_for_is_kept() -> None:
+def test_printable_keeps_requested_characters() -> None:
     assert printable("a\nb\x1b", keep="\n") == "a\nb\\x1b"
 
 
 @pytest.mark.parametrize("text", ["plain", "größe 容器", "\x1b\x9b\x7f", "\u202e\u2028", "\U000e0041", 'q"\\'])
-def test_the_document_stays_the_same_and_gets_printable(text: str) -> None:
+def test_printable_json_keeps_document_value(text: str) -> None:
     document = json.dumps({text: text}, ensure_ascii=False, indent=2)
     shown = printable_json(document)
     assert json.loads(shown) == {text: text}
@@ -41,10 +41,10 @@ def test_the_document_stays_the_same_and_gets_printable(text: str) -> None:
     assert shown.count("\n") == document.count("\n")
 
 
-def test_what_is_printable_is_left_alone() -> None:
+def test_printable_json_leaves_printable_text_unchanged() -> None:
     document = json.dumps({"name": "größe 容器"}, ensure_ascii=False)
     assert printable_json(document) is document
 
 
-def test_foreign_texts_become_one_short_line() -> None:
+def test_foreign_error_text_is_shortened_to_one_line() -> None:
     assert one_line("a\r\n b\x1b[31m" + "x" * 1000) == "a b?[31m" + "x" * 292

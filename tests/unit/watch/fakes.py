@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from bridge.core.errors import TransientError
 from bridge.core.events import Record
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Engine, Event, Instant, Mark, Metadata, Task, TaskEnd, TaskStatus
-from bridge.core.ports import Lag, Recollection
+from bridge.core.model import ContainerKey, Engine, Event, ExitStatus, Instant, Marker, Metadata, Task, TaskStatus
+from bridge.core.ports import Lag, StoredCheckpoint
 from bridge.core.time import from_seconds
 from bridge.watch import WatchSettings
 
-NEVER = 1e6  # seconds
+INFINITE_SLEEP_SECONDS = 1e6  # seconds
 
 
 class FakeClock:
@@ -27,7 +27,7 @@ class FakeClock:
         return Instant(1_800_000_000_000_000_000 + self.nanoseconds, self.nanoseconds)
 
     async def sleep(self, seconds: float) -> None:
-        if seconds > NEVER:
+        if seconds > INFINITE_SLEEP_SECONDS:
             await asyncio.Event().wait()
         self.nanoseconds += from_seconds(seconds)
         await asyncio.sleep(0)
@@ -65,28 +65,28 @@ class FakeStream:
     def close(self) -> None:
         self.closed = True
 
-    def rest(self) -> Sequence[Event]:
+    def drain(self) -> Sequence[Event]:
         events, self._events = self._events, []
         return events
 
 
-async def nothing(*_: object) -> None:
+async def no_op(*_: object) -> None:
     """A hook that does nothing."""
 
 
-class FakeSource:
+class FakeEngineClient:
     """A containerd in memory. Hooks run inside the calls they are named after."""
 
     def __init__(self) -> None:
         self.id = "engine-1"
-        self.records: dict[ContainerKey, Metadata] = {}
+        self.metadata: dict[ContainerKey, Metadata] = {}
         self.running: dict[ContainerKey, Task] = {}
         self.stream = FakeStream()
         self.calls: Counter[str] = Counter()
-        self.marks_come_back = True
-        self.before_listing: Callable[[str], Awaitable[None]] = nothing
-        self.before_task: Callable[[ContainerKey], Awaitable[None]] = nothing
-        self.before_record: Callable[[ContainerKey], Awaitable[None]] = nothing
+        self.markers_return = True
+        self.before_listing: Callable[[str], Awaitable[None]] = no_op
+        self.before_task: Callable[[ContainerKey], Awaitable[None]] = no_op
+        self.before_container: Callable[[ContainerKey], Awaitable[None]] = no_op
 
     async def engine(self) -> Engine:
         return Engine(self.id, "2.4.2", "/run/c.sock", 812)
@@ -95,18 +95,18 @@ class FakeSource:
         self.stream = FakeStream()
         return self.stream
 
-    async def mark(self, nonce: str, number: int) -> None:
+    async def publish_marker(self, nonce: str, number: int) -> None:
         self.calls["mark"] += 1
-        if self.marks_come_back:
-            self.stream.put(Mark(nonce, number))
+        if self.markers_return:
+            self.stream.put(Marker(nonce, number))
 
     async def namespaces(self) -> Sequence[str]:
-        return sorted({key.namespace for key in {**self.records, **self.running}} | {"default"})
+        return sorted({key.namespace for key in {**self.metadata, **self.running}} | {"default"})
 
     async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
         self.calls["containers"] += 1
         await self.before_listing(namespace)
-        for key, record in self.records.items():
+        for key, record in self.metadata.items():
             if key.namespace == namespace:
                 yield record
 
@@ -115,15 +115,15 @@ class FakeSource:
 
     async def container(self, key: ContainerKey) -> Metadata | None:
         self.calls["container"] += 1
-        await self.before_record(key)
-        return self.records.get(key)
+        await self.before_container(key)
+        return self.metadata.get(key)
 
     async def task(self, key: ContainerKey) -> Task | None:
         self.calls["task"] += 1
         await self.before_task(key)
         return self.running.get(key)
 
-    async def wait(self, key: ContainerKey) -> TaskEnd | None:  # noqa: ARG002 (the port's signature)
+    async def wait(self, key: ContainerKey) -> ExitStatus | None:  # noqa: ARG002 (the port's signature)
         await asyncio.Event().wait()
         return None
 
@@ -134,25 +134,25 @@ class FakeSource:
 
     def run(self, key: ContainerKey, pid: int, status: TaskStatus = TaskStatus.RUNNING) -> None:
         """Have a container with a task, without any event."""
-        self.records[key] = record(key)
+        self.metadata[key] = make_metadata(key)
         self.running[key] = Task(key, pid, status)
 
 
-class KeepingOutbox:
+class RecordingOutbox:
     """An outbox that keeps everything, for a test to look at; it begins with no memory."""
 
-    trouble = None
+    last_error = None
 
     def __init__(self) -> None:
-        self.kept: list[Record] = []
-        self.memory: dict[str, bytes | None] = {}
+        self.records: list[Record] = []
+        self.checkpoint: dict[str, bytes | None] = {}
 
-    def recall(self) -> Recollection:
-        return Recollection({})
+    def load_checkpoint(self) -> StoredCheckpoint:
+        return StoredCheckpoint({})
 
-    async def append(self, records: Sequence[Record], memory: Mapping[str, bytes | None] | None = None) -> None:
-        self.kept += records
-        self.memory |= memory or {}
+    async def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None] | None = None) -> None:
+        self.records += records
+        self.checkpoint |= checkpoint or {}
 
     async def read(self, sink: str, limit: int, max_bytes: int = 0) -> Sequence[Record]:
         raise NotImplementedError
@@ -160,7 +160,7 @@ class KeepingOutbox:
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
         raise NotImplementedError
 
-    async def refuse(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
+    async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
         raise NotImplementedError
 
     def depth(self, sink: str) -> int:  # noqa: ARG002 (the port's signature)
@@ -173,7 +173,7 @@ class KeepingOutbox:
         """Nothing is open."""
 
 
-def record(key: ContainerKey, name: str = "") -> Metadata:
+def make_metadata(key: ContainerKey, name: str = "") -> Metadata:
     return Metadata(key, name or key.id, "", "", "busybox", "runc", 1, 1, {"tier": "front"})
 
 

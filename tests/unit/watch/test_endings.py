@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from bridge.watch.endings import Endings
-from tests.unit.watch.fakes import FakeSource
+from bridge.watch.endings import ExitWaiter
+from tests.unit.watch.fakes import FakeEngineClient
 from tests.unit.watch.test_watch import WEB
 
 
-async def test_after_the_end_of_a_connection_no_call_is_begun_on_it() -> None:
-    endings = Endings(FakeSource(), lambda *_: None)
-    endings.expect(WEB, 10)
+async def test_exit_waiter_starts_no_call_after_close() -> None:
+    endings = ExitWaiter(FakeEngineClient(), lambda *_: None)
+    endings.wait_for_exit(WEB, 10)
     endings.close()
-    endings.expect(WEB, 11)
+    endings.wait_for_exit(WEB, 11)
     for _ in range(5):
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from structlog.testing import capture_logs
 
-from bridge.containerd.proxy.refusals import Rate, Refusals
+from bridge.containerd.proxy.refusals import DeniedCalls, TokenBucket
 from tests.clocks import ManualClock
 
 
-def test_all_are_counted_and_one_a_minute_is_told() -> None:
+def test_denied_calls_are_counted_and_logged_once_per_minute() -> None:
     clock = ManualClock()
-    refusals = Refusals(clock)
+    refusals = DeniedCalls(clock)
     with capture_logs() as lines:
         for _ in range(50):
             refusals.add("/a.B/C", "PERMISSION_DENIED", "why")
-        clock.pass_time(60)
+        clock.advance(60)
         refusals.add("/a.B/C", "PERMISSION_DENIED", "why")
     assert [(line["method"], line["denied_total"], line.get("suppressed")) for line in lines] == [
         ("/a.B/C", 1, None),
@@ -22,8 +22,8 @@ def test_all_are_counted_and_one_a_minute_is_told() -> None:
     ]
 
 
-def test_names_are_whatever_a_client_sends() -> None:
-    refusals = Refusals(ManualClock())
+def test_denied_method_names_are_escaped_and_bounded() -> None:
+    refusals = DeniedCalls(ManualClock())
     with capture_logs() as lines:
         for number in range(1000):
             refusals.add(f"/{number}\x1b[2J{'x' * 9999}", "PERMISSION_DENIED", "why")
@@ -32,11 +32,11 @@ def test_names_are_whatever_a_client_sends() -> None:
     assert all(line["method"].isprintable() and len(line["method"]) < 200 for line in lines)
 
 
-def test_a_rate_lets_a_burst_pass_and_then_so_many_a_second() -> None:
+def test_rate_allows_burst_and_then_fixed_rate() -> None:
     clock = ManualClock()
-    rate = Rate(clock, per_second=2, burst=5)
-    assert [rate.passes() for _ in range(7)] == [True] * 5 + [False] * 2
-    clock.pass_time(1)
-    assert [rate.passes() for _ in range(3)] == [True, True, False]
-    clock.pass_time(3600)
-    assert [rate.passes() for _ in range(6)] == [True] * 5 + [False]
+    rate = TokenBucket(clock, per_second=2, burst=5)
+    assert [rate.try_take() for _ in range(7)] == [True] * 5 + [False] * 2
+    clock.advance(1)
+    assert [rate.try_take() for _ in range(3)] == [True, True, False]
+    clock.advance(3600)
+    assert [rate.try_take() for _ in range(6)] == [True] * 5 + [False]

@@ -14,7 +14,7 @@ from grpc import StatusCode
 from bridge.clock import SystemClock
 from bridge.containerd import rpc
 from bridge.containerd.proxy.relay import Relay
-from bridge.containerd.proxy.rules import RULES
+from bridge.containerd.proxy.rules import POLICIES
 from bridge.containerd.proxy.server import make_server
 from tests.golden import Golden
 from tests.simulator import wire
@@ -33,7 +33,7 @@ class Recorder(grpc.GenericRpcHandler):
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
         self.calls.append(handler_call_details.method)
 
-        async def answer(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        async def respond(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
             self.metadata = dict(context.invocation_metadata() or ())
             self.remaining = context.time_remaining()
             if handler_call_details.method == rpc.WAIT.path:
@@ -44,7 +44,7 @@ class Recorder(grpc.GenericRpcHandler):
                     self.cancelled.set()
             await context.write(b"")
 
-        return grpc.unary_stream_rpc_method_handler(answer)
+        return grpc.unary_stream_rpc_method_handler(respond)
 
 
 @pytest.fixture
@@ -78,14 +78,14 @@ def method(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCall
     return channel.unary_unary(path)
 
 
-async def test_every_rule_passes_its_own_method(channel: grpc.aio.Channel, recorder: Recorder) -> None:
-    for rule in RULES:
+async def test_relay_forwards_every_allowed_method(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+    for rule in POLICIES:
         if rule.method is not rpc.WAIT:
             await method(channel, rule.method.path)(b"")
-    assert recorder.calls == [rule.method.path for rule in RULES if rule.method is not rpc.WAIT]
+    assert recorder.calls == [rule.method.path for rule in POLICIES if rule.method is not rpc.WAIT]
 
 
-async def test_nothing_of_a_refused_call_passes_and_it_is_counted(
+async def test_relay_forwards_nothing_of_denied_call_and_counts_call(
     channel: grpc.aio.Channel, recorder: Recorder, relay: Relay, golden: Golden
 ) -> None:
     for number, path in enumerate(["/containerd.services.tasks.v1.Tasks/Kill", "/a.B/C", "/"], 1):
@@ -93,21 +93,21 @@ async def test_nothing_of_a_refused_call_passes_and_it_is_counted(
             await method(channel, path)(wire.field(1, "web"))
         assert caught.value.code() is StatusCode.PERMISSION_DENIED
         golden.entry("proxy_errors", "denied, method", caught.value.details() or "")
-        assert relay.refusals.count == number
+        assert relay.denied_calls.count == number
     with pytest.raises(grpc.aio.AioRpcError):
         await method(channel, rpc.TASK.path)(wire.field(2, "exec"))
-    assert relay.refusals.count == 4
+    assert relay.denied_calls.count == 4
     assert recorder.calls == []
 
 
-async def test_the_namespace_passes_and_no_other_metadata(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+async def test_relay_forwards_only_namespace_metadata(channel: grpc.aio.Channel, recorder: Recorder) -> None:
     given = (("containerd-namespace", "shop"), ("containerd-lease", "x"), ("authorization", "secret"), ("x-bin", b"1"))
     await method(channel, rpc.TASKS.path)(b"", metadata=given)
     assert recorder.metadata.keys() == {"containerd-namespace", "user-agent"}
     assert recorder.metadata["containerd-namespace"] == "shop"
 
 
-async def test_deadlines_pass(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+async def test_relay_forwards_deadline(channel: grpc.aio.Channel, recorder: Recorder) -> None:
     await method(channel, rpc.TASKS.path)(b"", timeout=50)
     assert recorder.remaining is not None
     assert 40 < recorder.remaining < 55  # gRPC rounds it up
@@ -115,7 +115,7 @@ async def test_deadlines_pass(channel: grpc.aio.Channel, recorder: Recorder) -> 
     assert recorder.remaining is None
 
 
-async def test_cancellation_passes(channel: grpc.aio.Channel, recorder: Recorder) -> None:
+async def test_relay_forwards_cancellation(channel: grpc.aio.Channel, recorder: Recorder) -> None:
     call = method(channel, rpc.WAIT.path)(wire.field(1, "web"))
     async with asyncio.timeout(60):
         await recorder.waiting.wait()
@@ -123,7 +123,7 @@ async def test_cancellation_passes(channel: grpc.aio.Channel, recorder: Recorder
         await recorder.cancelled.wait()
 
 
-async def test_a_server_that_is_away_is_unavailable(tmp_path: Path, golden: Golden) -> None:
+async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:
     relay = Relay(f"{tmp_path}/nothing.sock", SystemClock())
     server = make_server(relay)
     server.add_insecure_port(rpc.target(f"{tmp_path}/p.sock"))

@@ -10,108 +10,116 @@ from grpc import StatusCode
 from bridge.containerd import rpc
 from bridge.containerd.protos import containers_pb2, introspection_pb2, tasks_pb2
 from bridge.containerd.proxy import rules
-from bridge.containerd.proxy.rules import RULES, CallRefused
+from bridge.containerd.proxy.rules import POLICIES, CallDenied
 from bridge.containerd.stream import FILTERS
 from tests.golden import Golden
 from tests.simulator import wire
-from tests.simulator.records import record
+from tests.simulator.records import encode_container
 
-BY_METHOD = {rule.method: rule for rule in RULES}
+BY_METHOD = {rule.method: rule for rule in POLICIES}
 EMPTY = wire.field(2, wire.field(1, "google.protobuf.Empty"))
 
 
-def refused(call: object) -> StatusCode:
+def denied_code(call: object) -> StatusCode:
     return call.value.code  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_record_passes_without_spec_and_what_else_nobody_needs() -> None:
+def test_proxy_removes_spec_and_other_unneeded_container_fields() -> None:
     more = wire.field(6, "overlayfs") + wire.field(7, "key") + wire.field(10, wire.field(1, "extension"))
-    full = record("web", {b"colour": b"blue"}, spec_bytes=1000) + more
+    full = encode_container("web", {b"colour": b"blue"}, spec_bytes=1000) + more
     for method in (rpc.CONTAINERS, rpc.CONTAINERS_STREAM, rpc.CONTAINER):
-        answer = BY_METHOD[method].answer(wire.field(1, full))
-        assert answer == wire.field(1, record("web", {b"colour": b"blue"}, spec_bytes=0).removesuffix(wire.spec(0)))
+        answer = BY_METHOD[method].filter_response(wire.field(1, full))
+        assert answer == wire.field(
+            1, encode_container("web", {b"colour": b"blue"}, spec_bytes=0).removesuffix(wire.spec(0))
+        )
 
 
-def test_the_options_of_a_runtime_are_dropped() -> None:
+def test_proxy_removes_runtime_options() -> None:
     runtime = wire.field(4, wire.field(1, "runc") + wire.field(2, wire.any_message("options", b"secret")))
-    answer = BY_METHOD[rpc.CONTAINER].answer(wire.field(1, wire.field(1, "web") + runtime))
+    answer = BY_METHOD[rpc.CONTAINER].filter_response(wire.field(1, wire.field(1, "web") + runtime))
     assert b"secret" not in answer
     assert containers_pb2.GetContainerResponse.FromString(answer).container.runtime.name == b"runc"
 
 
-def test_labels_that_are_no_text_pass() -> None:
-    answer = BY_METHOD[rpc.CONTAINER].answer(wire.field(1, record("web", {b"\xff": b"\xfe"}, spec_bytes=0)))
+def test_proxy_forwards_non_utf8_labels() -> None:
+    answer = BY_METHOD[rpc.CONTAINER].filter_response(
+        wire.field(1, encode_container("web", {b"\xff": b"\xfe"}, spec_bytes=0))
+    )
     (label,) = containers_pb2.GetContainerResponse.FromString(answer).container.labels
     assert (label.key, label.value) == (b"\xff", b"\xfe")
 
 
-def test_an_answer_that_cannot_be_read() -> None:
-    with pytest.raises(CallRefused) as caught:
-        BY_METHOD[rpc.CONTAINERS].answer(b"\x0a\x7f")
-    assert refused(caught) is StatusCode.DATA_LOSS
+def test_proxy_denies_unreadable_response() -> None:
+    with pytest.raises(CallDenied) as caught:
+        BY_METHOD[rpc.CONTAINERS].filter_response(b"\x0a\x7f")
+    assert denied_code(caught) is StatusCode.DATA_LOSS
 
 
-def test_a_pid_of_nought_is_told() -> None:
-    server = rules.known(rpc.SERVER, wire.field(1, "uuid"))
+def test_proxy_encodes_pid_zero() -> None:
+    server = rules.strip_unknown(rpc.SERVER, wire.field(1, "uuid"))
     server.proxied_pid = 0
     assert introspection_pb2.ServerResponse.FromString(server.SerializeToString()).HasField("proxied_pid")
 
 
-def test_a_question_passes_as_it_was_put() -> None:
+def test_proxy_forwards_request_unchanged() -> None:
     asked = tasks_pb2.GetRequest(container_id="web").SerializeToString()
-    assert BY_METHOD[rpc.TASK].question(asked) == asked
-    assert BY_METHOD[rpc.TASK].question(b"") == b""
+    assert BY_METHOD[rpc.TASK].rebuild_request(asked) == asked
+    assert BY_METHOD[rpc.TASK].rebuild_request(b"") == b""
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.method.path.rpartition(".")[2])
-def test_no_question_passes_with_more_in_it(rule: rules.Rule) -> None:
+@pytest.mark.parametrize("rule", POLICIES, ids=lambda rule: rule.method.path.rpartition(".")[2])
+def test_proxy_denies_request_with_unknown_fields(rule: rules.Policy) -> None:
     for more in (wire.field(2, "exec"), wire.field(99, b"new"), b"\x98\x06\x01"):
-        with pytest.raises(CallRefused) as caught:
-            rule.question(more)
-        assert refused(caught) is StatusCode.INVALID_ARGUMENT
+        with pytest.raises(CallDenied) as caught:
+            rule.rebuild_request(more)
+        assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
 
 
-def test_subscriptions() -> None:
+def test_proxy_allows_only_known_subscription_filters() -> None:
     rules.check_subscription(b"")
     rules.check_subscription(wire.field(1, FILTERS[0]))
     for filters in ((FILTERS[0], FILTERS[0]), ("",), ("x" * len(FILTERS[0]),)):
-        with pytest.raises(CallRefused):
+        with pytest.raises(CallDenied):
             rules.check_subscription(b"".join(wire.field(1, each) for each in filters))
 
 
-def test_marks() -> None:
+def test_proxy_allows_only_well_formed_markers() -> None:
     request = wire.field(1, "/whalebridge/marker/n0nce/17") + EMPTY
-    assert rules.mark(request, "whalebridge") == request
+    assert rules.rebuild_marker(request, "whalebridge") == request
     for other in (request.replace(b"mark", b"mArk"), request.replace(b"/17", b"/1x"), request.replace(b"/17", b"/1\n")):
-        with pytest.raises(CallRefused) as caught:
-            rules.mark(other, "whalebridge")
-        assert refused(caught) is StatusCode.PERMISSION_DENIED
-    with pytest.raises(CallRefused):
-        rules.mark(request, "default")
+        with pytest.raises(CallDenied) as caught:
+            rules.rebuild_marker(other, "whalebridge")
+        assert denied_code(caught) is StatusCode.PERMISSION_DENIED
+    with pytest.raises(CallDenied):
+        rules.rebuild_marker(request, "default")
 
 
-def test_the_namespace_alone_is_taken_from_the_metadata() -> None:
-    assert rules.namespace([]) == ""
-    assert rules.namespace([("x", "y"), ("containerd-namespace", "k8s.io")]) == "k8s.io"
+def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
+    assert rules.get_namespace([]) == ""
+    assert rules.get_namespace([("x", "y"), ("containerd-namespace", "k8s.io")]) == "k8s.io"
     for values in (["a", "a"], [""], ["a/b"], ["x" * 77], [b"bytes"]):
-        with pytest.raises(CallRefused) as caught:
-            rules.namespace([("containerd-namespace", value) for value in values])
-        assert refused(caught) is StatusCode.INVALID_ARGUMENT
+        with pytest.raises(CallDenied) as caught:
+            rules.get_namespace([("containerd-namespace", value) for value in values])
+        assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
     ("case", "call", "code"),
     [
-        ("field", lambda: BY_METHOD[rpc.TASK].question(wire.field(2, "exec")), StatusCode.INVALID_ARGUMENT),
-        ("no field", lambda: BY_METHOD[rpc.TASKS].question(wire.field(1, "x")), StatusCode.INVALID_ARGUMENT),
-        ("unreadable request", lambda: BY_METHOD[rpc.TASK].question(b"\x0a\x7f"), StatusCode.INVALID_ARGUMENT),
-        ("unreadable answer", lambda: BY_METHOD[rpc.CONTAINERS].answer(b"\x0a\x7f"), StatusCode.DATA_LOSS),
+        ("field", lambda: BY_METHOD[rpc.TASK].rebuild_request(wire.field(2, "exec")), StatusCode.INVALID_ARGUMENT),
+        ("no field", lambda: BY_METHOD[rpc.TASKS].rebuild_request(wire.field(1, "x")), StatusCode.INVALID_ARGUMENT),
+        ("unreadable request", lambda: BY_METHOD[rpc.TASK].rebuild_request(b"\x0a\x7f"), StatusCode.INVALID_ARGUMENT),
+        ("unreadable answer", lambda: BY_METHOD[rpc.CONTAINERS].filter_response(b"\x0a\x7f"), StatusCode.DATA_LOSS),
         ("filter", lambda: rules.check_subscription(wire.field(1, "")), StatusCode.INVALID_ARGUMENT),
-        ("namespace", lambda: rules.namespace([("containerd-namespace", "")]), StatusCode.INVALID_ARGUMENT),
-        ("event", lambda: rules.mark(wire.field(1, "/tasks/exit") + EMPTY, "shop"), StatusCode.PERMISSION_DENIED),
+        ("namespace", lambda: rules.get_namespace([("containerd-namespace", "")]), StatusCode.INVALID_ARGUMENT),
+        (
+            "event",
+            lambda: rules.rebuild_marker(wire.field(1, "/tasks/exit") + EMPTY, "shop"),
+            StatusCode.PERMISSION_DENIED,
+        ),
     ],
 )
 def test_denial_has_code_and_text(case: str, call: Callable[[], object], code: StatusCode, golden: Golden) -> None:
-    with golden.error("proxy_errors", f"denied, {case}", CallRefused) as caught:
+    with golden.error("proxy_errors", f"denied, {case}", CallDenied) as caught:
         call()
     assert caught.value.code is code

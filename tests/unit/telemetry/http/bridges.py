@@ -9,47 +9,49 @@ from typing import Any
 
 import msgspec
 
-from bridge.core.encode import Coverage, Gap
+from bridge.core.encode import Gap, SnapshotCoverage
 from bridge.core.lives import Transition
 from bridge.core.model import ContainerKey, Engine, Metadata
 from bridge.core.ports import Lag
-from bridge.telemetry.counters import Histogram, SnapshotNote, Tally
+from bridge.telemetry.counters import Counters, Histogram, SnapshotSummary
 from bridge.telemetry.status import SinkStatus, Status
 
 
-def note(number: int = 1, *, inferred: int = 0, **gap: Any) -> SnapshotNote:
+def snapshot_summary(number: int = 1, *, inferred: int = 0, **gap: Any) -> SnapshotSummary:
     stretch = Gap(**{"reason": "start", "since": None, "until": 2_000_000_000, **gap})
-    return SnapshotNote(f"7-{number}", 3_000_000_000, stretch, Coverage(["default"], [], False), 2, inferred)
+    return SnapshotSummary(f"7-{number}", 3_000_000_000, stretch, SnapshotCoverage(["default"], [], False), 2, inferred)
 
 
-def sink(name: str = "main", **changed: Any) -> SinkStatus:
+def sink_status(name: str = "main", **changed: Any) -> SinkStatus:
     whole = SinkStatus(name, "ok", None, Lag(0, 0, 0.0, 0), 5, 0, 0, Histogram())
     return msgspec.structs.replace(whole, **changed)
 
 
-def status(**changed: Any) -> Status:
+def bridge_status(**changed: Any) -> Status:
     """A bridge that is well."""
     whole = Status(
         host="node-1",
         engine=Engine("engine-1", "2.4", "/c.sock", 1),
         include=("*",),
         exclude=(),
-        live=True,
-        failure=None,
-        proof_age=1.5,
-        proof_limit=20.0,
-        trouble=None,
-        max_bytes=1000,
-        sinks=[sink()],
+        synced=True,
+        containerd_error=None,
+        watermark_age=1.5,
+        max_watermark_age=20.0,
+        outbox_error=None,
+        outbox_max_bytes=1000,
+        sinks=[sink_status()],
         running=1,
         paused=1,
-        tally=Tally(),
-        ignored=Counter(),
+        counters=Counters(),
+        ignored_events=Counter(),
     )
     return msgspec.structs.replace(whole, **changed)
 
 
-def row(id_: str = "c1", *, name: str = "", project: str = "", paused: bool = False, **labels: str) -> Transition:
+def running_container(
+    id_: str = "c1", *, name: str = "", project: str = "", paused: bool = False, **labels: str
+) -> Transition:
     key = ContainerKey("shop", id_)
     metadata = Metadata(key, name or id_, project, "web", "busybox", "runc", 1, 1, labels)
     return Transition("present", "snapshot", 0, key, metadata, None, 42, "boot-42", paused)
@@ -58,16 +60,16 @@ def row(id_: str = "c1", *, name: str = "", project: str = "", paused: bool = Fa
 class FakeBridge:
     """Tells what it was given; ``snapshot`` waits for ``taken``."""
 
-    def __init__(self, how: Status | None = None, rows: Sequence[Transition] = ()) -> None:
-        self.how = how or status()
-        self.rows = rows
-        self.taken: asyncio.Future[SnapshotNote] = asyncio.get_running_loop().create_future()
+    def __init__(self, initial: Status | None = None, containers: Sequence[Transition] = ()) -> None:
+        self.current_status = initial or bridge_status()
+        self.containers = containers
+        self.snapshot_result: asyncio.Future[SnapshotSummary] = asyncio.get_running_loop().create_future()
 
     def status(self) -> Status:
-        return self.how
+        return self.current_status
 
-    def portfolio(self) -> Sequence[Transition]:
-        return self.rows
+    def running_containers(self) -> Sequence[Transition]:
+        return self.containers
 
-    async def snapshot(self) -> SnapshotNote:
-        return await asyncio.shield(self.taken)
+    async def snapshot(self) -> SnapshotSummary:
+        return await asyncio.shield(self.snapshot_result)

@@ -12,13 +12,19 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from bridge.core.ports import Lag
-from bridge.telemetry.counters import Histogram, Tally
+from bridge.telemetry.counters import Counters, Histogram
 from bridge.telemetry.http.metrics import Metrics
-from tests.unit.telemetry.http.bridges import FakeBridge, note, row, sink, status
+from tests.unit.telemetry.http.bridges import (
+    FakeBridge,
+    bridge_status,
+    running_container,
+    sink_status,
+    snapshot_summary,
+)
 
 ROOT = Path(__file__).parents[4]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-NAME = re.compile(r"\b(?:whalebridge|process)_[a-z_]+\b")
+METRIC_NAME = re.compile(r"\b(?:whalebridge|process)_[a-z_]+\b")
 
 
 def samples(bridge: FakeBridge) -> dict[str, float]:
@@ -30,16 +36,18 @@ def samples(bridge: FakeBridge) -> dict[str, float]:
     }
 
 
-async def test_numbers_are_those_that_were_counted() -> None:
-    tally, latency = Tally(), Histogram()
-    tally.tell([row("a"), row("b")])
-    tally.snapshot(note(reason="reconnect", since=500_000_000))
+async def test_metrics_equal_counters() -> None:
+    tally, latency = Counters(), Histogram()
+    tally.count_records([running_container("a"), running_container("b")])
+    tally.count_snapshot(snapshot_summary(reason="reconnect", since=500_000_000))
     tally.reconnects = 2
     latency.observe(0.003)
     latency.observe(70.0)
-    made = sink(lag=Lag(3, 400, 5.5, 6), published=7, retries=8, refused=9, latency=latency, state="failing")
+    made = sink_status(lag=Lag(3, 400, 5.5, 6), published=7, retries=8, refused=9, latency=latency, state="failing")
     ignored = Counter(exec_exit=10, query_failed=11)
-    told = samples(FakeBridge(status(tally=tally, sinks=[made], ignored=ignored, trouble="full", proof_age=12.0)))
+    told = samples(
+        FakeBridge(bridge_status(tally=tally, sinks=[made], ignored=ignored, trouble="full", proof_age=12.0))
+    )
     expected = {
         "whalebridge_records_total snapshot present": 2,
         "whalebridge_records_total inferred exited": 0,
@@ -75,36 +83,36 @@ async def test_numbers_are_those_that_were_counted() -> None:
     assert told["process_resident_memory_bytes"] > 0
 
 
-async def test_before_the_first_proof_there_is_no_age_and_no_engine() -> None:
-    told = samples(FakeBridge(status(proof_age=None, engine=None, live=False)))
+async def test_watermark_age_and_engine_are_absent_before_watermark() -> None:
+    told = samples(FakeBridge(bridge_status(proof_age=None, engine=None, live=False)))
     assert not [name for name in told if "watermark_age" in name or "engine_info" in name]
 
 
 @pytest.fixture
-async def exposed() -> set[str]:
+async def exposed_metrics() -> set[str]:
     return {name.split()[0] for name in samples(FakeBridge())}
 
 
-async def test_dashboard_and_alerts_use_names_that_are_there(exposed: set[str]) -> None:
+async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[str]) -> None:
     dashboard = (ROOT / "deploy" / "grafana" / "whalebridge.json").read_text()
     assert json.loads(dashboard)["uid"] == "whalebridge"
-    shown = set(NAME.findall(dashboard))
-    watched = set(NAME.findall((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()))
-    assert shown | watched <= exposed
-    assert {name for name in exposed if name.startswith("whalebridge_")} - shown - watched <= {
+    shown = set(METRIC_NAME.findall(dashboard))
+    watched = set(METRIC_NAME.findall((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()))
+    assert shown | watched <= exposed_metrics
+    assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - watched <= {
         "whalebridge_engine_info",
         "whalebridge_sink_publish_duration_seconds_count",
         "whalebridge_sink_publish_duration_seconds_sum",
     }
 
 
-async def test_the_table_of_metrics_is_complete(exposed: set[str]) -> None:
+async def test_documentation_lists_every_metric(exposed_metrics: set[str]) -> None:
     rows = set(re.findall(r"^\| `(whalebridge_[a-z_]+)` \|", OPERATIONS, re.MULTILINE))
-    ours = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exposed if name.startswith("whalebridge_")}
+    ours = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exposed_metrics if name.startswith("whalebridge_")}
     assert rows == ours
 
 
-def test_each_alert_has_its_section_and_each_section_its_alert() -> None:
+def test_documentation_has_section_for_each_alert() -> None:
     (group,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text())["groups"]
     alerts = [rule["alert"] for rule in group["rules"]]
     assert re.findall(r"^### (Whalebridge\w+)$", OPERATIONS, re.MULTILINE) == alerts

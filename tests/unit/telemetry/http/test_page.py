@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 from bridge.core.ports import Lag
 from bridge.telemetry.http import page
 from tests.golden import Golden
-from tests.unit.telemetry.http.bridges import note, row, sink, status
+from tests.unit.telemetry.http.bridges import bridge_status, running_container, sink_status, snapshot_summary
 
 HOSTILE = "\"'><img src=x onerror=alert(1)>&amp;\u202e\x1b[31m\u0000</style></td>"
 
 
-class Reader(HTMLParser):
+class PageParser(HTMLParser):
     """Collects the text, and the elements that there are."""
 
     def __init__(self, text: str) -> None:
@@ -34,22 +34,24 @@ class Reader(HTMLParser):
         return " ".join(self.words)
 
 
-def test_it_tells_how_things_are() -> None:
-    how = status(sinks=[sink(lag=Lag(12, 34567, 90.0, 3), refused=1)], exclude=("test-*",))
-    how.tally.snapshot(note(reason="reconnect", since=0, inferred=4))
-    text = Reader(page.render(how, [row(name="web-1", project="shop", paused=True), row("c2")], 0)).text
+def test_status_page_shows_bridge_sinks_and_containers() -> None:
+    how = bridge_status(sinks=[sink_status(lag=Lag(12, 34567, 90.0, 3), refused=1)], exclude=("test-*",))
+    how.counters.count_snapshot(snapshot_summary(reason="reconnect", since=0, inferred=4))
+    text = PageParser(
+        page.render(how, [running_container(name="web-1", project="shop", paused=True), running_container("c2")], 0)
+    ).text
     for told in ("node-1", "containerd 2.4", "test-*", "main", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
         assert told in text
     for told in ("shop", "no project", "paused", "1970-01-01 00:00:02Z", "ready"):
         assert told in text
 
 
-def test_trouble_is_told_first(golden: Golden) -> None:
-    how = status(live=False, failure="no such socket", sinks=[sink(state="failing", failure="away")])
-    text = Reader(page.render(how, [], 0)).text
+def test_status_page_shows_errors_first(golden: Golden) -> None:
+    how = bridge_status(live=False, failure="no such socket", sinks=[sink_status(state="failing", failure="away")])
+    text = PageParser(page.render(how, [], 0)).text
     assert text.index("ready") < text.index("no such socket") < text.index("main") < text.index("containerd 2.4")
     assert "away" in text
-    degraded = Reader(page.render(status(sinks=[sink(state="failing")]), [], 0)).text
+    degraded = PageParser(page.render(bridge_status(sinks=[sink_status(state="failing")]), [], 0)).text
     assert "ready" in degraded
     assert "main" in degraded
     golden("status_page", f"{plain(text)}\n\n{plain(degraded)}")
@@ -61,28 +63,30 @@ def plain(text: str) -> str:
     return "\n".join(line for line in lines if line and not line.endswith(("}", "{", ";")))
 
 
-def test_everything_foreign_is_text_and_visible() -> None:
-    how = status(
+def test_status_page_escapes_foreign_text() -> None:
+    how = bridge_status(
         host=HOSTILE,
         include=(HOSTILE,),
         failure=HOSTILE,
         live=False,
         trouble=HOSTILE,
-        sinks=[sink(HOSTILE, failure=HOSTILE)],
+        sinks=[sink_status(HOSTILE, failure=HOSTILE)],
     )
-    plain = Reader(page.render(status(), [row(project="p")], 0))
-    made = Reader(page.render(how, [row(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
+    plain = PageParser(page.render(bridge_status(), [running_container(project="p")], 0))
+    made = PageParser(page.render(how, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
     assert made.elements - plain.elements <= {"li", "ul"}
     assert made.attributes == plain.attributes
     assert "\\u202e\\x1b[31m\\x00" in made.text
     assert not {"\u202e", "\x1b", "\x00"} & set("".join(made.words))
 
 
-def test_of_very_many_containers_some_are_shown_and_the_rest_is_counted() -> None:
-    text = page.render(status(), [row(f"c{number}") for number in range(page.MOST_CONTAINERS + 5)], 0)
-    assert text.count("<code>shop/c") == page.MOST_CONTAINERS
+def test_status_page_limits_number_of_containers() -> None:
+    text = page.render(
+        bridge_status(), [running_container(f"c{number}") for number in range(page.MAX_CONTAINERS + 5)], 0
+    )
+    assert text.count("<code>shop/c") == page.MAX_CONTAINERS
     assert "5 more" in text
 
 
-def test_a_name_cannot_fill_the_page() -> None:
-    assert len(page.render(status(), [row(name="x" * 100_000)], 0)) < 20_000
+def test_status_page_shortens_long_names() -> None:
+    assert len(page.render(bridge_status(), [running_container(name="x" * 100_000)], 0)) < 20_000

@@ -15,10 +15,10 @@ import pytest
 from bridge.telemetry.http import connections, documents, server
 from bridge.telemetry.http.server import Endpoint
 from tests.golden import Golden
-from tests.unit.telemetry.http.bridges import FakeBridge, note, row, status
+from tests.unit.telemetry.http.bridges import FakeBridge, bridge_status, running_container, snapshot_summary
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
@@ -28,26 +28,26 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-class Served:
+class ServedEndpoint:
     """An endpoint on TCP and on a unix socket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         self.bridge = FakeBridge()
-        self.socket = folder / "control.sock"
+        self.socket = directory / "control.sock"
         self.endpoint = Endpoint(self.bridge)
         self.port = 0
 
     async def open(self) -> None:
         (address,) = await self.endpoint.listen("127.0.0.1", 0)
         self.port = int(address.rpartition(":")[2])
-        await self.endpoint.listen_locally(self.socket)
+        await self.endpoint.listen_unix(self.socket)
 
     async def connect(self, *, local: bool = False) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if local:
             return await asyncio.open_unix_connection(self.socket)
         return await asyncio.open_connection("127.0.0.1", self.port)
 
-    async def ask(self, path: str, method: str = "GET", *, local: bool = False, **headers: str) -> Answer:
+    async def request(self, path: str, method: str = "GET", *, local: bool = False, **headers: str) -> Response:
         reader, writer = await self.connect(local=local)
         lines = {"Host": f"127.0.0.1:{self.port}"} | {name.replace("_", "-"): value for name, value in headers.items()}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -59,27 +59,27 @@ class Served:
         told = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
         if told.get("transfer-encoding") == "chunked":
             body = "".join(body.split("\r\n")[1::2])
-        return Answer(int(first.split()[1]), told, body.encode())
+        return Response(int(first.split()[1]), told, body.encode())
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    served = Served(tmp_path)
+async def served(tmp_path: Path) -> AsyncIterator[ServedEndpoint]:
+    served = ServedEndpoint(tmp_path)
     await served.open()
     yield served
     await served.endpoint.close()
 
 
-async def test_livez_answers(served: Served) -> None:
-    answer = await served.ask("/livez")
+async def test_livez_returns_ok(served: ServedEndpoint) -> None:
+    answer = await served.request("/livez")
     assert (answer.status, answer.body) == (200, b"ok\n")
-    assert (await served.ask("/livez", "HEAD")).body == b""
+    assert (await served.request("/livez", "HEAD")).body == b""
 
 
-async def test_readyz_tells_status_and_reasons(served: Served, golden: Golden) -> None:
-    assert (await served.ask("/readyz")).status == 200
-    served.bridge.how = status(live=False, failure="no such socket", trouble="disk full")
-    answer = await served.ask("/readyz")
+async def test_readyz_returns_status_and_degraded_reasons(served: ServedEndpoint, golden: Golden) -> None:
+    assert (await served.request("/readyz")).status == 200
+    served.bridge.current_status = bridge_status(live=False, failure="no such socket", trouble="disk full")
+    answer = await served.request("/readyz")
     assert answer.status == 503
     containerd, outbox = answer.document["reasons"]
     assert containerd.endswith(": no such socket")
@@ -87,18 +87,22 @@ async def test_readyz_tells_status_and_reasons(served: Served, golden: Golden) -
     golden.entry("http_errors", "GET /readyz, 503", f"{containerd}\n{outbox}")
 
 
-async def test_metrics_are_negotiated(served: Served) -> None:
-    plain = await served.ask("/metrics")
+async def test_metrics_format_is_negotiated(served: ServedEndpoint) -> None:
+    plain = await served.request("/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert b"whalebridge_ready 1.0\n" in plain.body
-    modern = await served.ask("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    modern = await served.request("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert modern.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert modern.body.endswith(b"# EOF\n")
 
 
-async def test_the_portfolio_is_by_project(served: Served) -> None:
-    served.bridge.rows = [row("a", project="shop"), row("b", tier="front"), row("c", project="shop", paused=True)]
-    told = (await served.ask("/containers")).document
+async def test_containers_endpoint_groups_by_project(served: ServedEndpoint) -> None:
+    served.bridge.containers = [
+        running_container("a", project="shop"),
+        running_container("b", tier="front"),
+        running_container("c", project="shop", paused=True),
+    ]
+    told = (await served.request("/containers")).document
     assert told["containers"] == 3
     assert {project: [each["id"] for each in here] for project, here in told["projects"].items()} == {
         "": ["b"],
@@ -108,9 +112,11 @@ async def test_the_portfolio_is_by_project(served: Served) -> None:
     assert [each["paused"] for each in told["projects"]["shop"]] == [False, True]
 
 
-async def test_a_large_portfolio_leaves_time_for_others(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    served.bridge.rows = [row(f"c{number}") for number in range(10_000)]
-    turns, portfolio = 0, documents.portfolio
+async def test_containers_endpoint_yields_to_event_loop(
+    served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.bridge.containers = [running_container(f"c{number}") for number in range(10_000)]
+    turns, portfolio = 0, documents.containers_document
     turns_before: list[int] = []  # each of its pieces
 
     async def take_turns() -> None:
@@ -126,15 +132,15 @@ async def test_a_large_portfolio_leaves_time_for_others(served: Served, monkeypa
 
     monkeypatch.setattr(documents, "portfolio", pieces)
     others = asyncio.create_task(take_turns())
-    await served.ask("/containers")
+    await served.request("/containers")
     others.cancel()
-    assert len(turns_before) > 10_000 / documents.AT_ONCE
+    assert len(turns_before) > 10_000 / documents.CONTAINERS_PER_CHUNK
     assert len(set(turns_before)) == len(turns_before), "some were written in one go"
 
 
-async def test_the_page_may_load_and_run_nothing(served: Served) -> None:
-    served.bridge.rows = [row(name="<script>alert(1)</script>")]
-    answer = await served.ask("/")
+async def test_status_page_forbids_scripts_and_escapes_names(served: ServedEndpoint) -> None:
+    served.bridge.containers = [running_container(name="<script>alert(1)</script>")]
+    answer = await served.request("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
     assert answer.headers["x-content-type-options"] == "nosniff"
@@ -142,73 +148,73 @@ async def test_the_page_may_load_and_run_nothing(served: Served) -> None:
     assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in answer.body
 
 
-async def test_snapshot_is_not_served_over_tcp(served: Served) -> None:
-    answer = await served.ask("/snapshot", "POST")
+async def test_snapshot_is_not_served_over_tcp(served: ServedEndpoint) -> None:
+    answer = await served.request("/snapshot", "POST")
     assert (answer.status, b"/snapshot" in answer.body) == (404, False)
 
 
-async def test_a_snapshot_answers_when_it_is_taken(served: Served) -> None:
-    asking = asyncio.create_task(served.ask("/snapshot", "POST", local=True))
-    served.bridge.taken.set_result(note(5))
+async def test_snapshot_response_is_sent_after_snapshot(served: ServedEndpoint) -> None:
+    asking = asyncio.create_task(served.request("/snapshot", "POST", local=True))
+    served.bridge.snapshot_result.set_result(snapshot_summary(5))
     answer = await asking
     assert (answer.status, answer.document) == (200, {"id": "7-5", "containers": 2})
 
 
-async def test_a_snapshot_is_refused_while_nothing_is_watched(served: Served, golden: Golden) -> None:
-    served.bridge.how = status(live=False)
-    answer = await served.ask("/snapshot", "POST", local=True)
+async def test_snapshot_returns_503_when_containerd_is_disconnected(served: ServedEndpoint, golden: Golden) -> None:
+    served.bridge.current_status = bridge_status(live=False)
+    answer = await served.request("/snapshot", "POST", local=True)
     assert answer.status == 503
     assert "/readyz" in answer.document["error"]
     golden.entry("http_errors", "POST /snapshot, 503", answer.body.decode())
 
 
-async def test_a_snapshot_that_does_not_come_is_not_waited_for_for_ever(
-    served: Served, monkeypatch: pytest.MonkeyPatch, golden: Golden
+async def test_snapshot_returns_504_when_timeout_expires(
+    served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
     monkeypatch.setattr(server, "SNAPSHOT_SECONDS", 0.01)
-    answer = await served.ask("/snapshot", "POST", local=True)
+    answer = await served.request("/snapshot", "POST", local=True)
     assert answer.status == 504
     golden.entry("http_errors", "POST /snapshot, 504", answer.body.decode())
 
 
-async def test_other_paths_and_methods_are_told_what_there_is(served: Served, golden: Golden) -> None:
-    answer = await served.ask("/nothing")
+async def test_unknown_path_or_method_lists_available_paths(served: ServedEndpoint, golden: Golden) -> None:
+    answer = await served.request("/nothing")
     assert (answer.status, b"/readyz" in answer.body) == (404, True)
     golden.entry("http_errors", "404", answer.body.decode())
-    answer = await served.ask("/snapshot", local=True)
+    answer = await served.request("/snapshot", local=True)
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
     golden.entry("http_errors", "405", answer.body.decode())
-    assert (await served.ask("/readyz", "DELETE")).status == 405
+    assert (await served.request("/readyz", "DELETE")).status == 405
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:9469", "localhost.evil.example", "127.0.0.1.evil"])
-async def test_no_web_site_has_a_browser_ask_for_it(served: Served, host: str, golden: Golden) -> None:
-    served.bridge.rows = [row("private")]
-    answer = await served.ask("/containers", Host=host)
+async def test_foreign_host_header_returns_421(served: ServedEndpoint, host: str, golden: Golden) -> None:
+    served.bridge.containers = [running_container("private")]
+    answer = await served.request("/containers", Host=host)
     assert (answer.status, b"private" in answer.body) == (421, False)
     golden.entry("http_errors", f"Host {host}, 421", answer.body.decode())
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9469", "127.0.0.1", "[::1]:9469", "[::1]"])
-async def test_the_node_itself_may_ask(served: Served, host: str) -> None:
-    assert (await served.ask("/containers", Host=host)).status == 200
+async def test_local_host_header_is_accepted(served: ServedEndpoint, host: str) -> None:
+    assert (await served.request("/containers", Host=host)).status == 200
 
 
-async def test_the_socket_is_its_owners_and_replaces_one_that_is_left(tmp_path: Path) -> None:
+async def test_control_socket_is_private_and_replaces_stale_file(tmp_path: Path) -> None:
     (tmp_path / "control.sock").write_text("left behind")
-    served = Served(tmp_path)
+    served = ServedEndpoint(tmp_path)
     await served.open()
     assert os.stat(served.socket).st_mode & 0o777 == 0o600
-    assert (await served.ask("/livez", local=True)).status == 200
+    assert (await served.request("/livez", local=True)).status == 200
     assert os.listdir(tmp_path) == ["control.sock"]
     await served.endpoint.close()
 
 
-async def test_a_folder_with_a_long_path_has_a_socket_as_well(tmp_path: Path) -> None:
+async def test_control_socket_works_in_directory_with_long_path(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 30)
     folder.mkdir()
     endpoint = Endpoint(FakeBridge())
-    await endpoint.listen_locally(folder / "control.sock")
+    await endpoint.listen_unix(folder / "control.sock")
     assert (folder / "control.sock").is_socket()
     await endpoint.close()
 
@@ -219,8 +225,8 @@ async def test_a_folder_with_a_long_path_has_a_socket_as_well(tmp_path: Path) ->
 @pytest.mark.parametrize(
     "head", [b"GET /" + b"a" * 9000, b"GET / HTTP/1.1\r\nX: " + b"a" * 9000, b"\x16\x03\x01\r\n\r\n"]
 )
-async def test_what_is_no_decent_request_is_refused_without_a_word_in_the_log(
-    served: Served, head: bytes, capfd: pytest.CaptureFixture[str]
+async def test_malformed_request_returns_400_without_log_output(
+    served: ServedEndpoint, head: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reader, writer = await served.connect()
     writer.write(head + b"\r\n\r\n")
@@ -229,25 +235,27 @@ async def test_what_is_no_decent_request_is_refused_without_a_word_in_the_log(
     assert capfd.readouterr().err == ""
 
 
-async def test_a_body_is_not_read(served: Served) -> None:
+async def test_request_body_is_not_read(served: ServedEndpoint) -> None:
     reader, writer = await served.connect()
     writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999999999\r\n\r\n")
     assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
     writer.close()
 
 
-async def test_the_oldest_of_too_many_connections_goes(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_connection_is_closed_when_limit_is_reached(
+    served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connections, "MOST", 3)
     idle = [await served.connect() for _ in range(5)]
     assert await idle[0][0].read() == b""
-    assert (await served.ask("/livez")).status == 200
+    assert (await served.request("/livez")).status == 200
     for _, writer in idle:
         writer.close()
 
 
-async def test_idle_connections_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_connection_is_closed_after_lifetime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LIFETIME", 0.01)
-    served = Served(tmp_path)
+    served = ServedEndpoint(tmp_path)
     await served.open()
     reader, writer = await served.connect()
     assert await reader.read() == b""
@@ -255,17 +263,19 @@ async def test_idle_connections_end(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     await served.endpoint.close()
 
 
-async def test_one_that_reads_nothing_ends_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_is_closed_when_client_stops_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
-    served = Served(tmp_path)
-    served.bridge.rows = [row(f"c{number}", filler="x" * 1000) for number in range(10_000)]
+    served = ServedEndpoint(tmp_path)
+    served.bridge.containers = [running_container(f"c{number}", filler="x" * 1000) for number in range(10_000)]
     await served.open()
     reader, writer = await served.connect()
     writer.write(b"GET /containers HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.readuntil(b"projects")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     (bounded,) = [each for _, each in served.endpoint._servers[:1]]
-    monkeypatch.setattr(loop, "time", lambda: time.monotonic() + connections.LIFETIME)  # now that the answer has begun
+    monkeypatch.setattr(
+        loop, "time", lambda: time.monotonic() + connections.MAX_LIFETIME_SECONDS
+    )  # now that the answer has begun
     async with asyncio.timeout(60):
         while bounded.connections:  # noqa: ASYNC110 (it is aiohttp's, and tells nobody)
             await asyncio.sleep(0)
