@@ -45,7 +45,7 @@ bench: setup testbed ## compare whalebridge with `ctr events | kcat -P`: loss, t
 
 .PHONY: newcomer
 newcomer: setup ## measure the time to the first event on a minimal Debian, also through NATS and Kafka
-	@$(BIN)/python -m tests.bench.newcomer
+	@$(BIN)/python -m tests.bench.first_run
 
 lint: setup protos-check docs-check ## check format, types, imports, terminology, generated code and docs
 	$(BIN)/ruff check

@@ -24,14 +24,14 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.labels import LabelRules
-from bridge.delivery import SinkManager
-from bridge.inspection import StatusProvider, http_endpoint
-from bridge.outbox.bounds import Limits
-from bridge.outbox.memory import MemoryOutbox
+from bridge.outbox.in_memory import MemoryOutbox
+from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.pump import HeartbeatFactory, Pump
-from bridge.reload import SettingsReloader
-from bridge.tasks import task_group, with_timeout
+from bridge.settings_reload import SettingsReloader
+from bridge.sink_manager import SinkManager
+from bridge.status_provider import StatusProvider, http_endpoint
+from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import ServiceManager
 from bridge.watch import ContainerWatch, WatchSettings

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 
-from bridge.core.model import Instant
+from bridge.core.containerd_model import Instant
 
 
 class SystemClock:

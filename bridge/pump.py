@@ -17,13 +17,13 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import structlog
 
-from bridge.core.encode import heartbeat_record
 from bridge.core.errors import BridgeError, RejectedRecordError, TransientError
-from bridge.core.events import Record, Watermark
 from bridge.core.ports import Clock, Outbox, Sink
+from bridge.core.record_encoder import heartbeat_record
+from bridge.core.records import Record, Watermark
 from bridge.core.time import to_seconds
 from bridge.retry import Backoff, Failure, retry_forever
-from bridge.tasks import task_group, with_timeout
+from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
 

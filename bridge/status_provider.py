@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bridge.core.errors import FatalError
-from bridge.core.lives import Transition
 from bridge.core.ports import Outbox
-from bridge.outbox.folder import CONTROL_SOCKET
+from bridge.core.state import Transition
+from bridge.outbox.state_directory import CONTROL_SOCKET
 from bridge.pump import Pump
 from bridge.telemetry.status import CompletedSnapshot, SinkStatus, Status
 from bridge.watch import ContainerWatch

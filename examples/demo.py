@@ -22,13 +22,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from tests.testbed import kafka, nats
+from tests.testbed.components import InstallError
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME
 from tests.testbed.install import install
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 from tests.testbed.process import CommandError
-from tests.testbed.recipes import InstallError
 
 USUAL_SOCKETS = (
     "/run/containerd/containerd.sock",

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from bridge.core.events import VERSION, Record
+from bridge.core.records import VERSION, Record
 
 Attributes: TypeAlias = list[tuple[str, str]]
 KafkaHeaders: TypeAlias = list[tuple[str, bytes]]

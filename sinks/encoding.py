@@ -9,7 +9,7 @@ from sinks import whalewatcher
 from sinks.cloudevents import SCHEMA, WHALEWATCHER_SCHEMA
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
 
 EncodingName: TypeAlias = Literal["json", "whalewatcher"]
 EncodeFunction: TypeAlias = "Callable[[Record], bytes | None]"

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, TransientError
-from sinks.documents import get_encoding
+from sinks.encoding import get_encoding
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
     from config.sinks.file import FileSettings
 
 CLOSE_SECONDS = 1.0

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from bridge.core.events import Record
 from bridge.core.identity import DEFAULT_NAMESPACE
+from bridge.core.records import Record
 
 _RUNNING_TYPES = frozenset({"present", "started", "paused", "unpaused"})
 

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 from bridge.blocking_worker import BlockingWorker, resolve_future
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from bridge.telemetry.text import printable_json
-from sinks.documents import EncodingName, get_encoding
+from sinks.encoding import EncodingName, get_encoding
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
 
 STDOUT = 1
 CHUNK_BYTES = select.PIPE_BUF

@@ -10,9 +10,9 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from bridge.core.events import Record, RecordType
+from bridge.core.containerd_model import ContainerKey, Labels
 from bridge.core.identity import display_id
-from bridge.core.model import ContainerKey, Labels
+from bridge.core.records import Record, RecordType
 
 EVENT_TYPES: dict[RecordType, int] = {"started": 0, "present": 0, "exited": 1, "paused": 2, "unpaused": 3}
 """The ``engineclient.ContainerEventType`` of each record type that has one."""

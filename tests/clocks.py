@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bridge.core.model import Instant
+from bridge.core.containerd_model import Instant
 from bridge.core.time import SECOND, from_seconds
 
 START = 1_795_447_267 * SECOND

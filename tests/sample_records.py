@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from bridge.core.encode import lost_record
-from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
+from bridge.core.containerd_model import ContainerKey
 from bridge.core.identity import display_id
-from bridge.core.model import ContainerKey
+from bridge.core.record_encoder import lost_record
+from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
 
 EPOCH = 1795447267123
 HOST = "node-1"

@@ -31,7 +31,7 @@ from bridge.cli import (
     version,
     watch,
 )
-from bridge.cli.failure import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
+from bridge.cli.errors import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
 from bridge.telemetry.text import printable
 
 NAME = "whalebridge"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from bridge.cli import options
-from bridge.cli.failure import WRONG_USAGE, CommandError
+from bridge.cli.errors import WRONG_USAGE, CommandError
 
 
 def check(
@@ -36,8 +36,8 @@ def check(
       whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge
       whalebridge check --json | jq '.results[] | select(.status != "ok")'
     """
-    from bridge.cli import findings
-    from bridge.cli.findings import CheckResult
+    from bridge.cli import check_results
+    from bridge.cli.check_results import CheckResult
 
     try:
         load = options.run_settings_loader(
@@ -57,10 +57,10 @@ def check(
     else:
         import asyncio
 
-        from bridge.cli.rehearsal import run_preflight
+        from bridge.cli.preflight import run_preflight
 
         results = [CheckResult("ok", "settings", f"settings are valid; host name is {settings.host}")]
         results += asyncio.run(run_preflight(settings))
-    findings.print_results(results, as_json=as_json)
+    check_results.print_results(results, as_json=as_json)
     if status := max(result.exit_status for result in results):
         raise CommandError(exit_status=status)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import typer
 
 from bridge.cli import output
-from bridge.cli.failure import CommandError
+from bridge.cli.errors import CommandError
 from bridge.core.errors import BridgeError
 from bridge.telemetry.text import printable
 

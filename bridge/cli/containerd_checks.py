@@ -6,16 +6,16 @@ import asyncio
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from bridge.cli.findings import CheckResult
+from bridge.cli.check_results import CheckResult
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient, Timeouts
-from bridge.containerd.failures import RpcError
+from bridge.containerd.rpc_errors import RpcError
+from bridge.core.containerd_model import Engine, Marker, Task, TaskStatus
 from bridge.core.errors import BridgeError
 from bridge.core.identity import DOCKER_NAMESPACE
 from bridge.core.labels import LabelRules
-from bridge.core.model import Engine, Marker, Task, TaskStatus
-from bridge.tasks import task_group
-from bridge.watch.marks import StreamMarkers
+from bridge.task_groups import task_group
+from bridge.watch.markers import StreamMarkers
 
 CHECK_TIMEOUTS = Timeouts(connect=5.0, call=5.0, listing=8.0)
 MARKER_TIMEOUT_SECONDS = 4.0

@@ -7,7 +7,7 @@ import os
 import socket
 from pathlib import Path
 
-from bridge.outbox.folder import CONTROL_SOCKET
+from bridge.outbox.state_directory import CONTROL_SOCKET
 
 _MAX_RESPONSE_BYTES = 65536
 

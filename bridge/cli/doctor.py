@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.cli import options
-from bridge.cli.failure import FAILED, WRONG_USAGE, CommandError
+from bridge.cli.errors import FAILED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.findings import CheckResult
+    from bridge.cli.check_results import CheckResult
 
 Sockets = Annotated[
     list[str] | None,
@@ -38,10 +38,10 @@ def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
     """
     import asyncio
 
-    from bridge.cli import findings
+    from bridge.cli import check_results
 
     results, usable = asyncio.run(_check_sockets(_socket_paths(containerd or ())))
-    findings.print_results(results, as_json=as_json, usable=usable)
+    check_results.print_results(results, as_json=as_json, usable=usable)
     if any(result.exit_status for result in results):
         raise CommandError(exit_status=FAILED)
 
@@ -60,8 +60,8 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
     """Check all sockets concurrently; return the results, and the sockets that ``run`` can use."""
     import asyncio
 
-    from bridge.cli.findings import CheckResult
-    from bridge.cli.places import WELL_KNOWN_SOCKETS, inspect_socket
+    from bridge.cli.check_results import CheckResult
+    from bridge.cli.sockets import WELL_KNOWN_SOCKETS, inspect_socket
 
     sockets = {
         path: inspect_socket(path, required=path in required)
@@ -88,7 +88,7 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
 
 
 async def _check_socket(path: str) -> list[CheckResult]:
-    from bridge.cli.examine import check_containerd
+    from bridge.cli.containerd_checks import check_containerd
     from bridge.core.filters import NamespaceFilter
 
     return await check_containerd(path, NamespaceFilter())

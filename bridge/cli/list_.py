@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bridge.cli import options, output
-from bridge.cli.failure import NOT_CONNECTED, CommandError
+from bridge.cli.errors import NOT_CONNECTED, CommandError
 
 if TYPE_CHECKING:
     from bridge.cli.containers import ContainerListing

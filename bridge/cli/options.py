@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bridge.cli.failure import WRONG_USAGE, CommandError
+from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from config.settings import Settings

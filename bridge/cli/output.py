@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from bridge.cli.failure import CommandError
+from bridge.cli.errors import CommandError
 from bridge.telemetry.text import printable_json
 
 STDOUT = 1

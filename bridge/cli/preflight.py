@@ -15,15 +15,15 @@ import structlog
 
 import sinks.registry
 from bridge.app import boot_id
-from bridge.cli.examine import check_containerd
-from bridge.cli.findings import CheckResult
-from bridge.cli.mounts import file_system_type
+from bridge.cli.check_results import CheckResult
+from bridge.cli.containerd_checks import check_containerd
+from bridge.cli.filesystems import file_system_type
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
-from bridge.inspection import describe_listen_error
 from bridge.outbox import store
-from bridge.outbox.folder import StateDirectory
-from bridge.tasks import with_timeout
+from bridge.outbox.state_directory import StateDirectory
+from bridge.status_provider import describe_listen_error
+from bridge.task_groups import with_timeout
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.common import host_and_port
 from sinks.file import FileInUseError

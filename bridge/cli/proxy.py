@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from bridge.cli import options
-from bridge.cli.failure import FAILED, CommandError
+from bridge.cli.errors import FAILED, CommandError
 
 Listen = Annotated[str, typer.Option("--listen", metavar="PATH", help="Socket to listen on.")]
 Mode = Annotated[

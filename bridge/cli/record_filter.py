@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from bridge.fleet.documents import DecodedRecord
+from bridge.consumer.schema import DecodedRecord
 
 _SECOND_LENGTH = len("2026-11-23T15:21:08")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import typer
 
-from bridge.fleet.documents import Container, DecodedRecord, Snapshot
+from bridge.consumer.schema import Container, DecodedRecord, Snapshot
 from bridge.telemetry.text import printable, shorten_ids
 
 _COLORS = {

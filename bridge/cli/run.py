@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from bridge.cli import options
-from bridge.cli.failure import CommandError
+from bridge.cli.errors import CommandError
 
 
 def run(
@@ -48,11 +48,11 @@ def run(
     settings = options.load_or_exit(load)
     import asyncio
 
-    from bridge import app, malloc
+    from bridge import allocator, app
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
-    malloc.raise_trim_threshold()
+    allocator.raise_trim_threshold()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, load))

@@ -24,7 +24,7 @@ def event() -> None:
     Example:
       whalebridge schema event > event.schema.json
     """
-    from bridge.core.events import json_schema
+    from bridge.core.records import json_schema
 
     write_json(json_schema())
 

@@ -11,14 +11,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from bridge.cli import table
-from bridge.cli.line import format_record
+from bridge.cli.record_format import format_record
 from bridge.cli.table import Row
-from bridge.fleet.documents import Container, DecodedRecord, decode
-from bridge.fleet.fold import Projection
+from bridge.consumer.projection import Projection
+from bridge.consumer.schema import Container, DecodedRecord, decode
 from bridge.telemetry.text import printable
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
 
 MAX_EVENTS = 10
 _WIDE_TABLE_WIDTH = 100  # columns; from this width on, images and times fit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bridge.cli import options, output
-from bridge.cli.failure import FAILED, NOT_CONNECTED, WRONG_USAGE, CommandError
+from bridge.cli.errors import FAILED, NOT_CONNECTED, WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +61,7 @@ def _request_snapshot(directory: Path) -> dict[str, Any]:
     import http.client
     import json
 
-    from bridge.cli.control import ControlClient
+    from bridge.cli.control_client import ControlClient
 
     control = ControlClient(directory, TIMEOUT_SECONDS)
     try:

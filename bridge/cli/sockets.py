@@ -10,8 +10,8 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from bridge.cli.failure import FAILED
-from bridge.cli.findings import CheckResult
+from bridge.cli.check_results import CheckResult
+from bridge.cli.errors import FAILED
 
 WELL_KNOWN_SOCKETS = {
     "/run/containerd/containerd.sock": "containerd of most distributions, and Bottlerocket's",

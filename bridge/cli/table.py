@@ -13,7 +13,7 @@ from rich.text import Text
 
 from bridge.cli import output
 from bridge.cli.containers import ContainerInfo
-from bridge.core.encode import rfc3339
+from bridge.core.record_encoder import rfc3339
 from bridge.telemetry.text import printable, shorten_ids
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")

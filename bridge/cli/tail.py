@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge.cli import options, output
-from bridge.cli.failure import WRONG_USAGE, CommandError
+from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.chosen import RecordFilter
-    from bridge.fleet.documents import Source
-    from bridge.fleet.messages import Reader, StartPosition
-    from bridge.fleet.records import ReadRecord
+    from bridge.cli.record_filter import RecordFilter
+    from bridge.consumer.messages import Reader, StartPosition
+    from bridge.consumer.records import ReadRecord
+    from bridge.consumer.schema import Source
 
 Target = Annotated[
     str,
@@ -96,7 +96,7 @@ def tail(
     """
     import asyncio
 
-    from bridge.cli.chosen import RecordFilter
+    from bridge.cli.record_filter import RecordFilter
 
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _parse_since(since)
@@ -129,9 +129,9 @@ def _parse_since(since: str) -> datetime:
 
 def _create_reader(target: str, start_position: StartPosition, config: str | None, *, follow: bool) -> Reader:
     from bridge.clock import SystemClock
+    from bridge.consumer import factory
+    from bridge.consumer.files import StdinReader
     from bridge.core.errors import FatalError
-    from bridge.fleet import opening
-    from bridge.fleet.files import StdinReader
     from config.tail_target import tail_target
 
     if target == "-":
@@ -148,7 +148,7 @@ def _create_reader(target: str, start_position: StartPosition, config: str | Non
     if isinstance(start_position, datetime):
         start_position = max(start_position, _EARLIEST + _CLOCK_TOLERANCE) - _CLOCK_TOLERANCE
     try:
-        return opening.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
+        return factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
     except FatalError as error:
         raise CommandError.from_error(error) from error
 
@@ -162,9 +162,9 @@ async def _tail(
 ) -> None:
     from bridge.cli import print_error
     from bridge.clock import SystemClock
+    from bridge.consumer.dedup import Deduplicator
+    from bridge.consumer.records import read_records
     from bridge.core.errors import BridgeError
-    from bridge.fleet.records import read_records
-    from bridge.fleet.seen import Deduplicator
     from bridge.telemetry import logs
 
     logs.silence()
@@ -185,7 +185,7 @@ async def _tail(
 def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
     import os
 
-    from bridge.cli.line import format_record
+    from bridge.cli.record_format import format_record
 
     coloured = output.is_terminal() and not os.environ.get("NO_COLOR")
     return (format_record(each.record, colored=coloured) for each in records)

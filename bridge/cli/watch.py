@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING
 
 from bridge.cli import options, output
-from bridge.cli.failure import WRONG_USAGE, CommandError
+from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from config.settings import Settings

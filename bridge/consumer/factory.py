@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridge.fleet.files import FileReader
+from bridge.consumer.files import FileReader
 from config.sinks import FileSettings, KafkaSettings, NatsSettings
 from sinks.registry import require_extra
 
 if TYPE_CHECKING:
+    from bridge.consumer.messages import Reader, StartPosition
     from bridge.core.ports import Clock
-    from bridge.fleet.messages import Reader, StartPosition
     from config.tail_target import Readable
 
 
@@ -27,11 +27,11 @@ def create_reader(settings: Readable, clock: Clock, *, start_position: StartPosi
             return FileReader(settings.path, clock, start_position=start_position, follow=follow)
         case KafkaSettings():
             with require_extra("kafka"):
-                from bridge.fleet.kafka import KafkaReader
+                from bridge.consumer.kafka import KafkaReader
 
             return KafkaReader(settings, clock, start_position=start_position, follow=follow)
         case NatsSettings():
             with require_extra("nats"):
-                from bridge.fleet.nats import NatsReader
+                from bridge.consumer.nats import NatsReader
 
             return NatsReader(settings, start_position=start_position, follow=follow)

@@ -17,9 +17,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
+from bridge.consumer.line_splitter import LineSplitter
+from bridge.consumer.messages import Message, StartPosition
 from bridge.core.errors import BridgeError, FatalError, NotFoundError
-from bridge.fleet.lines import LineSplitter
-from bridge.fleet.messages import Message, StartPosition
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
+from bridge.consumer.messages import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import SECOND
-from bridge.fleet.messages import Message, StartPosition
-from sinks.kafka import access
-from sinks.kafka.cluster import REQUEST_SECONDS, connect_admin
+from sinks.kafka import auth
+from sinks.kafka.admin import REQUEST_SECONDS, connect_admin
 from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.failures import describe, principal
+from sinks.kafka.errors import describe, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -61,8 +61,7 @@ class KafkaReader:
                         raise TransientError(f"topic {self._settings.topic}: no data within {self._timeout:g} s")
                     moved = self._now()
         except TopicAuthorizationFailedError as error:
-            principal = principal(self._settings)
-            text = f"{principal} is not authorized to read topic {self._settings.topic}; allow Describe and Read"
+            text = f"{principal(self._settings)} is not authorized to read topic {self._settings.topic}; allow Describe and Read"
             raise TransientError(text) from error
         except KafkaError as error:
             raise TransientError(f"cannot read topic {self._settings.topic}: {describe(error)}") from error
@@ -82,7 +81,7 @@ class KafkaReader:
     async def _check_topic(self) -> None:
         """Check that a broker accepts the connection and has the topic; aiokafka would only log the failure."""
         settings = self._settings
-        async with connect_admin(settings, access.client_options(settings)) as admin:
+        async with connect_admin(settings, auth.client_options(settings)) as admin:
             partitions = await admin.partitions(settings.topic, "Read")
         if not partitions:
             servers = ", ".join(settings.bootstrap_servers)
@@ -101,7 +100,7 @@ class KafkaReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",  # for partitions that are added later
             fetch_max_wait_ms=int(POLL_SECONDS * 500),
-            **access.client_options(settings),
+            **auth.client_options(settings),
         )
 
     async def _seek(self, consumer: AIOKafkaConsumer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge.fleet.messages import Message
+from bridge.consumer.messages import Message
 
 MAX_LINE_BYTES = 16 * 1024 * 1024  # bytes of a line; a longer line cannot be a record
 _TRUNCATED_BYTES = 1000  # bytes of a line that is too long: enough to report it as invalid

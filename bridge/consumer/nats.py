@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from bridge.consumer.messages import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
-from bridge.fleet.messages import Message, StartPosition
 from bridge.telemetry.text import one_line
 from sinks.nats.connection import ServerConnector
-from sinks.nats.failures import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.streams import NOT_FOUND
 
 if TYPE_CHECKING:
@@ -147,8 +147,8 @@ class NatsReader:
         for stream in response.get("streams") or ():
             return str(stream)
         raise NotFoundError(
-            f"NATS at {connection.address.server} has no stream with subject {self._subject_filter}; check the subject, "
-            "or set 'mode: core' for this sink if no stream stores its messages"
+            f"NATS at {connection.address.server} has no stream with subject {self._subject_filter}; "
+            "check the subject, or set 'mode: core' for this sink if no stream stores its messages"
         )
 
     def _next_subject(self, consumer: str) -> str:

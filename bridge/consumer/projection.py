@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bridge.fleet.documents import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
-from bridge.fleet.seen import Deduplicator
+from bridge.consumer.dedup import Deduplicator
+from bridge.consumer.schema import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
 
 _ORIGIN: Position = (0, 0)
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import NamedTuple
 
+from bridge.consumer.messages import Message, Reader, read
+from bridge.consumer.schema import DecodedRecord, InvalidMessageError, decode
 from bridge.core.ports import Clock
-from bridge.fleet.documents import DecodedRecord, InvalidMessageError, decode
-from bridge.fleet.messages import Message, Reader, read
 from bridge.telemetry.rate_limit import RateLimiter
 
 

@@ -19,17 +19,17 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from bridge.containerd import decode, rpc
+from bridge.containerd import decode, methods
 from bridge.containerd.connection import Connection
 from bridge.containerd.endpoint import Peer, probe, socket_path
-from bridge.containerd.failures import RpcError
 from bridge.containerd.protos import containers_pb2, health_pb2, introspection_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest
+from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
+from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
 from bridge.core.identity import ContainerPredicate, match_all
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Engine, ExitStatus, Metadata, Task, TaskStatus
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -100,7 +100,7 @@ class ContainerdClient:
         """
         try:
             peer = await self._connect()
-            version = await self._call(rpc.VERSION, Empty())
+            version = await self._call(methods.VERSION, Empty())
             server = await self._get_server()
             pid = server.proxied_pid if server.HasField("proxied_pid") else peer.pid
             engine = Engine(id=server.uuid, version=version.version, api=self.path, pid=pid)
@@ -127,7 +127,7 @@ class ContainerdClient:
     async def _get_server(self) -> introspection_pb2.ServerResponse:
         """Return the server's identity; the UUID is "" for a daemon without one (whalewatcher's rule)."""
         try:
-            return await self._call(rpc.SERVER, Empty())
+            return await self._call(methods.SERVER, Empty())
         except RpcError as error:
             if error.code is StatusCode.UNIMPLEMENTED:
                 return introspection_pb2.ServerResponse()
@@ -135,7 +135,7 @@ class ContainerdClient:
 
     async def health(self) -> bool:
         """Return whether containerd is serving, according to the standard gRPC health service."""
-        response = await self._call(rpc.HEALTH, health_pb2.HealthCheckRequest())
+        response = await self._call(methods.HEALTH, health_pb2.HealthCheckRequest())
         return response.status == health_pb2.HealthCheckResponse.SERVING
 
     # --- events ---
@@ -157,7 +157,7 @@ class ContainerdClient:
         topic = f"{decode.MARKER_TOPIC_PREFIX}{nonce}/{number}"
         request = PublishRequest(topic=topic, event={"type_url": Empty.DESCRIPTOR.full_name})
         try:
-            await self._call(rpc.PUBLISH, request, rpc.MARKER_NAMESPACE)
+            await self._call(methods.PUBLISH, request, methods.MARKER_NAMESPACE)
         except RpcError as error:
             if error.code in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED):
                 raise TransientError(f"{error}; cannot verify the subscription: allow Events.Publish") from error
@@ -167,7 +167,7 @@ class ContainerdClient:
 
     async def namespaces(self) -> Sequence[str]:
         """Return all namespaces, including those without containers."""
-        response = await self._call(rpc.NAMESPACES, namespaces_pb2.ListNamespacesRequest())
+        response = await self._call(methods.NAMESPACES, namespaces_pb2.ListNamespacesRequest())
         return [namespace.name for namespace in response.namespaces]
 
     async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
@@ -175,12 +175,12 @@ class ContainerdClient:
 
         Requests all of them in one message, which is ten times cheaper, and one by one if that message is too large.
         """
-        if not rpc.is_valid_namespace(namespace):
+        if not methods.is_valid_namespace(namespace):
             return
         request = containers_pb2.ListContainersRequest()
         seconds = self._timeouts.listing
         try:
-            response = await self._call(rpc.CONTAINERS, request, namespace, seconds)
+            response = await self._call(methods.CONTAINERS, request, namespace, seconds)
         except RpcError as error:
             if error.code is not StatusCode.RESOURCE_EXHAUSTED:
                 raise
@@ -188,15 +188,15 @@ class ContainerdClient:
             for container in response.containers:
                 yield decode.metadata(namespace, container, self.rules, self.container_filter)
             return
-        async for message in self._get_connection().stream(rpc.CONTAINERS_STREAM, request, namespace, seconds):
+        async for message in self._get_connection().stream(methods.CONTAINERS_STREAM, request, namespace, seconds):
             yield decode.metadata(namespace, message.container, self.rules, self.container_filter)
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
         """Return a namespace's tasks; a task that is missing or UNKNOWN may still be running."""
-        if not rpc.is_valid_namespace(namespace):
+        if not methods.is_valid_namespace(namespace):
             return []
         request = tasks_pb2.ListTasksRequest()
-        response = await self._call(rpc.TASKS, request, namespace, self._timeouts.listing)
+        response = await self._call(methods.TASKS, request, namespace, self._timeouts.listing)
         return [decode.task(namespace, process) for process in response.tasks]
 
     # --- single containers ---
@@ -209,7 +209,7 @@ class ContainerdClient:
             UnreadableError: containerd cannot return this container's metadata.
         """
         try:
-            response = await self._get_or_none(rpc.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
+            response = await self._get_or_none(methods.CONTAINER, containers_pb2.GetContainerRequest(id=key.id), key)
         except RpcError as error:
             if error.code in _UNREACHABLE_CODES:
                 raise
@@ -226,7 +226,7 @@ class ContainerdClient:
         Raises:
             TransientError: containerd or the shim did not respond, so the state is unknown.
         """
-        response = await self._get_or_none(rpc.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
+        response = await self._get_or_none(methods.TASK, tasks_pb2.GetRequest(container_id=key.id), key)
         task = (
             await self._find_task_without_metadata(key)
             if response is None
@@ -239,7 +239,7 @@ class ContainerdClient:
     async def _find_task_without_metadata(self, key: ContainerKey) -> Task | None:
         """Return a task whose container metadata was deleted first: Tasks.Get looks the metadata up before the task."""
         request = containers_pb2.GetContainerRequest(id=key.id)
-        if not _is_valid_key(key) or await self._get_or_none(rpc.CONTAINER, request, key) is not None:
+        if not _is_valid_key(key) or await self._get_or_none(methods.CONTAINER, request, key) is not None:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
@@ -250,12 +250,12 @@ class ContainerdClient:
             TransientError: The connection ended, or containerd or the shim did not respond.
         """
         response = await self._get_or_none(
-            rpc.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_UNBOUNDED_SECONDS
+            methods.WAIT, tasks_pb2.WaitRequest(container_id=key.id), key, seconds=_UNBOUNDED_SECONDS
         )
         return None if response is None else ExitStatus(response.exit_status, decode.nanoseconds(response.exited_at))
 
     async def _get_or_none(
-        self, method: rpc.Method[_Response], request: Message, key: ContainerKey, *, seconds: float | None = None
+        self, method: methods.Method[_Response], request: Message, key: ContainerKey, *, seconds: float | None = None
     ) -> _Response | None:
         if not _is_valid_key(key):
             return None
@@ -269,7 +269,7 @@ class ContainerdClient:
     # --- the connection ---
 
     async def _call(
-        self, method: rpc.Method[_Response], request: Message, namespace: str = "", seconds: float | None = None
+        self, method: methods.Method[_Response], request: Message, namespace: str = "", seconds: float | None = None
     ) -> _Response:
         return await self._get_connection().call(method, request, namespace, seconds or self._timeouts.call)
 
@@ -291,4 +291,4 @@ class ContainerdClient:
 
 
 def _is_valid_key(key: ContainerKey) -> bool:
-    return bool(key.id) and rpc.is_valid_namespace(key.namespace)
+    return bool(key.id) and methods.is_valid_namespace(key.namespace)

@@ -13,8 +13,8 @@ from typing import TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from bridge.containerd.failures import RpcError, from_rpc_error
-from bridge.containerd.rpc import NAMESPACE_HEADER, Method, channel_options, target
+from bridge.containerd.methods import NAMESPACE_HEADER, Method, channel_options, target
+from bridge.containerd.rpc_errors import RpcError, from_rpc_error
 from bridge.core.errors import TransientError
 
 _Response = TypeVar("_Response", bound=Message)

@@ -17,10 +17,10 @@ from typing import NamedTuple, Self
 
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.stream import ContainerdEventStream
-from bridge.core import model
+from bridge.core import containerd_model
+from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import TransientError
 from bridge.core.identity import COMPOSER_PROJECT_LABEL, display_id
-from bridge.core.model import ContainerKey
 
 _MAX_PROJECTS = 10_000
 _MARKER_INTERVAL_SECONDS = 0.1  # between two markers, until the first one comes back
@@ -47,12 +47,17 @@ class ContainerEvent(NamedTuple):
     project: str
 
 
-_LIFECYCLE_EVENTS = (model.TaskStarted, model.TaskExited, model.TaskPaused, model.TaskResumed)
+_LIFECYCLE_EVENTS = (
+    containerd_model.TaskStarted,
+    containerd_model.TaskExited,
+    containerd_model.TaskPaused,
+    containerd_model.TaskResumed,
+)
 _EVENT_TYPES: dict[type, ContainerEventType] = {
-    model.TaskStarted: ContainerEventType.STARTED,
-    model.TaskExited: ContainerEventType.EXITED,
-    model.TaskPaused: ContainerEventType.PAUSED,
-    model.TaskResumed: ContainerEventType.UNPAUSED,
+    containerd_model.TaskStarted: ContainerEventType.STARTED,
+    containerd_model.TaskExited: ContainerEventType.EXITED,
+    containerd_model.TaskPaused: ContainerEventType.PAUSED,
+    containerd_model.TaskResumed: ContainerEventType.UNPAUSED,
 }
 
 
@@ -67,7 +72,7 @@ class LifecycleEvents:
         self._is_watched = is_watched
         self._projects = ProjectCache(client)
         self._stream: ContainerdEventStream | None = None
-        self._pending: deque[model.Event] = deque()
+        self._pending: deque[containerd_model.Event] = deque()
 
     async def __aenter__(self) -> Self:
         await self._ensure_subscribed()
@@ -123,14 +128,14 @@ class LifecycleEvents:
         while True:
             events = await stream.batch()
             self._pending.extend(events)
-            if any(isinstance(event, model.Marker) and event.nonce == nonce for event in events):
+            if any(isinstance(event, containerd_model.Marker) and event.nonce == nonce for event in events):
                 return
 
-    async def _translate(self, event: model.Event) -> ContainerEvent | None:
+    async def _translate(self, event: containerd_model.Event) -> ContainerEvent | None:
         self._projects.update(event)
         if not isinstance(event, _LIFECYCLE_EVENTS) or not self._is_watched(event.key.namespace):
             return None
-        if isinstance(event, model.TaskExited) and event.exec_id:
+        if isinstance(event, containerd_model.TaskExited) and event.exec_id:
             return None
         project = await self._projects.get(event.key)
         return ContainerEvent(event.at, _EVENT_TYPES[type(event)], display_id(event.key), project)
@@ -143,11 +148,11 @@ class ProjectCache:
         self._client = client
         self._entries: OrderedDict[ContainerKey, str] = OrderedDict()
 
-    def update(self, event: model.Event) -> None:
+    def update(self, event: containerd_model.Event) -> None:
         """Apply an event; a deleted container keeps its project, because its exit event can follow the deletion."""
-        if isinstance(event, model.ContainerCreated):
+        if isinstance(event, containerd_model.ContainerCreated):
             self._entries.pop(event.key, None)
-        elif isinstance(event, model.ContainerUpdated):
+        elif isinstance(event, containerd_model.ContainerUpdated):
             self._store(event.key, event.labels.get(COMPOSER_PROJECT_LABEL, ""))
 
     async def get(self, key: ContainerKey) -> str:

@@ -12,7 +12,8 @@ from typing import NamedTuple, Self, TypeAlias
 
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.lifecycle import ContainerEvent, ContainerEventType, LifecycleEvents
-from bridge.containerd.resolve import resolve
+from bridge.containerd.name_lookup import resolve
+from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, Task
 from bridge.core.errors import NotFoundError
 from bridge.core.filters import NamespaceFilter
 from bridge.core.identity import (
@@ -25,7 +26,6 @@ from bridge.core.identity import (
     parse_display_id,
 )
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Engine, Labels, Metadata, Task
 
 __all__ = [
     "COMPOSER_PROJECT_LABEL",

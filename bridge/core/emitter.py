@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bridge.core.book import ContainerStore
-from bridge.core.events import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
-from bridge.core.lives import NO_INCARNATION, ContainerState, ExitInfo, Incarnation, Transition
-from bridge.core.model import ContainerKey, Instant, Metadata
+from bridge.core.containerd_model import ContainerKey, Instant, Metadata
+from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
+from bridge.core.state import NO_INCARNATION, ContainerState, ExitInfo, Incarnation, Transition
+from bridge.core.store import ContainerStore
 
 
 class TransitionEmitter(ContainerStore):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from bridge.core.model import ContainerKey, Kind, Labels, Metadata, PodReference
+from bridge.core.containerd_model import ContainerKey, Kind, Labels, Metadata, PodReference
 
 if TYPE_CHECKING:
     from bridge.core.labels import LabelRules

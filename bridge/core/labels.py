@@ -8,7 +8,7 @@ from fnmatch import translate
 
 from msgspec.structs import replace
 
-from bridge.core.model import Labels, Metadata
+from bridge.core.containerd_model import Labels, Metadata
 
 REDACTED = "[redacted]"
 _WILDCARDS = frozenset("*?[")

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from bridge.core.events import Record
-from bridge.core.model import ContainerKey, Engine, Event, ExitStatus, Instant, Metadata, Task
+from bridge.core.containerd_model import ContainerKey, Engine, Event, ExitStatus, Instant, Metadata, Task
+from bridge.core.records import Record
 
 
 class Clock(Protocol):

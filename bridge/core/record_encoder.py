@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.core import events
-from bridge.core.events import EngineInfo, EventRecord, Record, SnapshotReason, SourcePosition
+from bridge.core import records
+from bridge.core.containerd_model import Engine, Labels, Metadata
 from bridge.core.identity import display_id
-from bridge.core.lives import ExitInfo, Transition
-from bridge.core.model import Engine, Labels, Metadata
+from bridge.core.records import EngineInfo, EventRecord, Record, SnapshotReason, SourcePosition
+from bridge.core.state import ExitInfo, Transition
 from bridge.core.time import SECOND
 
 MAX_BYTES = 512 * 1024
@@ -128,7 +128,7 @@ class RecordEncoder:
     ) -> list[Record]:
         """Encode a snapshot: its control records, the missed transitions, and a record for each running container."""
         self._snapshot_count += 1
-        body = events.Snapshot(
+        body = records.Snapshot(
             id=self.snapshot_id,
             reason=gap.reason,
             since=rfc3339(gap.since),
@@ -145,11 +145,11 @@ class RecordEncoder:
         completed = self._control_record("snapshot_completed", now, replace(body, previous=None))
         return [started, *between, completed]
 
-    def _control_record(self, type_: events.ControlRecordType, now: int, snapshot: events.Snapshot) -> Record:
+    def _control_record(self, type_: records.ControlRecordType, now: int, snapshot: records.Snapshot) -> Record:
         self.sequence += 1
         return _record(
             EventRecord(
-                events.VERSION,
+                records.VERSION,
                 type_,
                 rfc3339(now),
                 None,
@@ -176,7 +176,7 @@ class RecordEncoder:
     ) -> Record:
         container = _build_container(transition, metadata, pod_labels, labels_dropped=labels_dropped)
         document = EventRecord(
-            events.VERSION,
+            records.VERSION,
             transition.type,
             rfc3339(transition.at),
             display_id(transition.key),
@@ -209,19 +209,19 @@ def _record(document: EventRecord, *, namespace: str = "") -> Record:
     )
 
 
-def build_container(transition: Transition) -> events.Container:
+def build_container(transition: Transition) -> records.Container:
     """Return the container as a record describes it."""
     return _build_container(transition, transition.metadata, transition.pod_labels, labels_dropped=False)
 
 
 def _build_container(
     transition: Transition, metadata: Metadata | None, pod_labels: Labels | None, *, labels_dropped: bool
-) -> events.Container:
+) -> records.Container:
     key = transition.key
     if metadata is None:
         metadata = Metadata(key, key.id, "", "", "", "", None, None, None)
     pod = metadata.pod
-    return events.Container(
+    return records.Container(
         key.id,
         key.namespace,
         metadata.name,
@@ -236,12 +236,12 @@ def _build_container(
         _format_created_at(metadata.created_at),
         metadata.labels,
         labels_dropped,
-        None if pod is None else events.Pod(pod.name, pod.namespace, pod.uid, pod.container, pod_labels),
+        None if pod is None else records.Pod(pod.name, pod.namespace, pod.uid, pod.container, pod_labels),
     )
 
 
-def _build_exit(exit_info: ExitInfo | None) -> events.Exit | None:
-    return None if exit_info is None else events.Exit(exit_info.status, rfc3339(exit_info.exited_at), exit_info.oom)
+def _build_exit(exit_info: ExitInfo | None) -> records.Exit | None:
+    return None if exit_info is None else records.Exit(exit_info.status, rfc3339(exit_info.exited_at), exit_info.oom)
 
 
 def _without_labels(metadata: Metadata | None) -> Metadata | None:
@@ -261,7 +261,7 @@ class _RoutingFields(Struct, frozen=True):
 
     epoch: int
     sequence: int
-    type: events.RecordType
+    type: records.RecordType
     timestamp: str
     id: str | None
     project: str | None
@@ -294,12 +294,12 @@ def parse_record(data: bytes) -> Record:
     )
 
 
-def lost_record(last: Record, first: int, reason: events.LossReason, now: int) -> Record:
+def lost_record(last: Record, first: int, reason: records.LossReason, now: int) -> Record:
     """Return the ``lost`` record for the sequences from ``first`` to that of ``last``, the last record lost.
 
     The ``lost`` record has the sequence of ``last`` and takes none of its own.
     """
-    lost = events.Lost(last.epoch, first, last.sequence, reason)
+    lost = records.Lost(last.epoch, first, last.sequence, reason)
     return _record(_control_record_at(last, "lost", now, lost))
 
 
@@ -312,7 +312,7 @@ def heartbeat_record(last: Record, watermark_at: int, number: int) -> Record:
 
 
 def _control_record_at(
-    last: Record, type_: events.ControlRecordType, at: int, lost: events.Lost | None = None
+    last: Record, type_: records.ControlRecordType, at: int, lost: records.Lost | None = None
 ) -> EventRecord:
     """Return a control record with the position and the source of ``last``, and none of its content."""
     return replace(

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import msgspec
 from msgspec import Struct
 
-from bridge.core.model import Kind, Labels
+from bridge.core.containerd_model import Kind, Labels
 
 VERSION: Literal[1] = 1
 

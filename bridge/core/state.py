@@ -8,9 +8,9 @@ from typing import NamedTuple
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from bridge.core.events import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
+from bridge.core.containerd_model import ContainerKey, ExitStatus, Instant, Labels, Metadata, TaskExited, TaskStarted
 from bridge.core.labels import LabelRules, filter_labels
-from bridge.core.model import ContainerKey, ExitStatus, Instant, Labels, Metadata, TaskExited, TaskStarted
+from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
 
 MAX_EXITED_PIDS = 16  # pids of exited tasks kept per container id, to recognize late and duplicate events
 MAX_CREATED_PIDS = 4  # pids of created tasks kept per id, to recognize exits of tasks that were never started

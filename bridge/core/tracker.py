@@ -19,11 +19,7 @@ from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
-from bridge.core.book import PENDING_EXIT_NS
-from bridge.core.events import AdditionalEventType, Origin
-from bridge.core.identity import incarnation_id
-from bridge.core.lives import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
@@ -41,7 +37,11 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.telling import TransitionEmitter, in_scope
+from bridge.core.emitter import TransitionEmitter, in_scope
+from bridge.core.identity import incarnation_id
+from bridge.core.records import AdditionalEventType, Origin
+from bridge.core.state import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
+from bridge.core.store import PENDING_EXIT_NS
 from bridge.core.time import SECOND
 
 EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried

@@ -16,11 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from bridge.core.encode import parse_record
-from bridge.core.events import Record
-from bridge.outbox.lane import LossRange, PositionRange
-from bridge.outbox.rows import Chunk, ChunkHeader, LoadedState, StoredCursor, WriteBatch
+from bridge.core.record_encoder import parse_record
+from bridge.core.records import Record
 from bridge.outbox.schema import detect_format, migrate
+from bridge.outbox.sink_queue import LossRange, PositionRange
+from bridge.outbox.storage_types import Chunk, ChunkHeader, LoadedState, StoredCursor, WriteBatch
 
 T = TypeVar("T")
 

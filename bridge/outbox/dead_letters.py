@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from bridge.core.encode import rfc3339
-from bridge.core.events import Record
+from bridge.core.record_encoder import rfc3339
+from bridge.core.records import Record
 
 MAX_BYTES = 16 * 1024 * 1024
 

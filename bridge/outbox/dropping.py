@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 from msgspec import Struct
 
-from bridge.core.encode import lost_record
+from bridge.core.record_encoder import lost_record
 from bridge.outbox.database import Database
-from bridge.outbox.lane import LossRange
-from bridge.outbox.rows import ChunkHeader
+from bridge.outbox.sink_queue import LossRange
+from bridge.outbox.storage_types import ChunkHeader
 
 
 class DropPlan(Struct, frozen=True):

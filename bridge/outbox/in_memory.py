@@ -14,12 +14,12 @@ from itertools import islice
 
 import structlog
 
-from bridge.core.encode import lost_record
-from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, StoredCheckpoint
+from bridge.core.record_encoder import lost_record
+from bridge.core.records import Record
 from bridge.core.time import SECOND, to_seconds
-from bridge.outbox.bounds import Limits
-from bridge.outbox.lane import Batch, LossRange, SinkQueue, rejection_losses, released_by_all
+from bridge.outbox.limits import Limits
+from bridge.outbox.sink_queue import Batch, LossRange, SinkQueue, rejection_losses, released_by_all
 from bridge.telemetry.rate_limit import RateLimiter
 
 DEFAULT_LIMITS = Limits(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bridge.core.events import Record
+from bridge.core.records import Record
 
 _COMPACTION_THRESHOLD = 1024  # evicted records are removed from the list in batches of this size
 

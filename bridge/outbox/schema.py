@@ -86,7 +86,8 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIO
         return
     script = "".join(migrations[format_:])
     connection.executescript(
-        f"BEGIN IMMEDIATE; {script} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {len(migrations)}; COMMIT;"
+        f"BEGIN IMMEDIATE; {script} PRAGMA application_id = {APPLICATION_ID}; "
+        f"PRAGMA user_version = {len(migrations)}; COMMIT;"
     )
 
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from bridge.core.encode import lost_record
-from bridge.core.events import LossReason, Record
+from bridge.core.record_encoder import lost_record
+from bridge.core.records import LossReason, Record
 
 
 class LossRange(Struct, frozen=True):

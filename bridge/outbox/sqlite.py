@@ -21,17 +21,17 @@ from pathlib import Path
 import structlog
 
 from bridge.core.errors import BridgeError
-from bridge.core.events import Record
 from bridge.core.ports import Clock, Lag, StoredCheckpoint
+from bridge.core.records import Record
 from bridge.core.time import SECOND, to_seconds
 from bridge.outbox import dead_letters
-from bridge.outbox.bounds import Limits
 from bridge.outbox.database import Database
-from bridge.outbox.folder import StateDirectory
-from bridge.outbox.lane import Batch, LossRange, PositionRange, SinkQueue, rejection_losses
-from bridge.outbox.rows import LoadedState
+from bridge.outbox.limits import Limits
+from bridge.outbox.read_cache import ReadCache
+from bridge.outbox.sink_queue import Batch, LossRange, PositionRange, SinkQueue, rejection_losses
+from bridge.outbox.state_directory import StateDirectory
+from bridge.outbox.storage_types import LoadedState
 from bridge.outbox.store import Store
-from bridge.outbox.tail import ReadCache
 from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, Writer
 
 READ_BYTES = 1024 * 1024

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from bridge.core.events import Record
-from bridge.outbox.lane import LossRange, PositionRange
+from bridge.core.records import Record
+from bridge.outbox.sink_queue import LossRange, PositionRange
 
 MAX_RECORDS = 512
 MAX_BYTES = 512 * 1024

@@ -18,9 +18,9 @@ from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
 from bridge.outbox.database import CorruptDatabaseError, Database, DatabaseRemovedError, validate_database
-from bridge.outbox.folder import StateDirectory
-from bridge.outbox.rows import LoadedState
 from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
+from bridge.outbox.state_directory import StateDirectory
+from bridge.outbox.storage_types import LoadedState
 from bridge.retry import Backoff, Failure, retry_forever
 from bridge.telemetry.rate_limit import RateLimiter
 

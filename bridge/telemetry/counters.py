@@ -9,9 +9,9 @@ from itertools import accumulate
 
 from msgspec import Struct
 
-from bridge.core.encode import Gap, SnapshotCoverage
-from bridge.core.events import AdditionalEventType, Origin, SnapshotReason, SnapshotRecordType, TransitionType
-from bridge.core.lives import Transition
+from bridge.core.record_encoder import Gap, SnapshotCoverage
+from bridge.core.records import AdditionalEventType, Origin, SnapshotReason, SnapshotRecordType, TransitionType
+from bridge.core.state import Transition
 from bridge.core.time import to_seconds
 
 SNAPSHOTS_KEPT = 20

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
-from bridge.telemetry.stderr import STDERR, NonBlockingWriter
+from bridge.telemetry.log_writer import STDERR, NonBlockingWriter
 from bridge.telemetry.text import printable
 
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})  # fields that are meant to have several lines

@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 
-from bridge.core.encode import Gap
+from bridge.core.containerd_model import ContainerKey, Metadata
 from bridge.core.errors import BridgeError
-from bridge.core.events import SnapshotReason
-from bridge.core.model import ContainerKey, Metadata
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import find_mismatches
+from bridge.core.record_encoder import Gap
+from bridge.core.records import SnapshotReason
 from bridge.core.time import SECOND, to_seconds
 from bridge.core.tracker import Tracker
-from bridge.watch.intake import AuditResult, EventQueue, QueryResults
+from bridge.watch.event_queue import AuditResult, EventQueue, QueryResults
 from bridge.watch.listing import list_all, list_tasks, query_tasks
-from bridge.watch.requests import SnapshotRequest, SnapshotRequests
 from bridge.watch.settings import WatchSettings
+from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests
 
 EVENT_DELAY_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
 OVERFLOW_PAUSE_NS = 30 * SECOND

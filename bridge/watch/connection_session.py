@@ -12,19 +12,18 @@ from functools import lru_cache
 
 import structlog
 
-from bridge.core.encode import Gap, SnapshotCoverage
+from bridge.core.containerd_model import ContainerEvent, Event, Ignored, Instant, Marker, TaskCreated, Undecodable
 from bridge.core.errors import BridgeError
-from bridge.core.events import SnapshotReason
-from bridge.core.lives import Transition
-from bridge.core.model import ContainerEvent, Event, Ignored, Instant, Marker, TaskCreated, Undecodable
 from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
+from bridge.core.record_encoder import Gap, SnapshotCoverage
+from bridge.core.records import SnapshotReason
+from bridge.core.state import Transition
 from bridge.core.time import to_seconds
 from bridge.core.tracker import Tracker
-from bridge.tasks import task_group
+from bridge.task_groups import task_group
 from bridge.watch.audit import Auditor
-from bridge.watch.endings import ExitWaiter
-from bridge.watch.intake import (
+from bridge.watch.event_queue import (
     AuditResult,
     EnrichedEvent,
     EventQueue,
@@ -33,12 +32,13 @@ from bridge.watch.intake import (
     TaskWaited,
     WatermarkAdvanced,
 )
+from bridge.watch.exit_waiter import ExitWaiter
+from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
 from bridge.watch.listing import list_all, query_tasks
-from bridge.watch.marks import StreamMarkers
-from bridge.watch.oddities import IgnoredEvents
-from bridge.watch.requests import SnapshotRequest, SnapshotRequests, SnapshotResult
+from bridge.watch.markers import StreamMarkers
 from bridge.watch.settings import WatchSettings
+from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, SnapshotResult
 
 SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
 MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot is completed as partial

@@ -16,11 +16,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 from msgspec import Struct
 
-from bridge.core.encode import Gap
-from bridge.core.errors import BridgeError, TransientError, UnreadableError
-from bridge.core.identity import build_metadata
-from bridge.core.lives import TaskQuery
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
@@ -36,11 +32,15 @@ from bridge.core.model import (
     TaskResumed,
     TaskStarted,
 )
+from bridge.core.errors import BridgeError, TransientError, UnreadableError
+from bridge.core.identity import build_metadata
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
+from bridge.core.record_encoder import Gap
+from bridge.core.state import TaskQuery
 from bridge.telemetry.rate_limit import RateLimiter
-from bridge.watch.requests import SnapshotRequest
 from bridge.watch.settings import WatchSettings
+from bridge.watch.snapshot_requests import SnapshotRequest
 
 CAPACITY = 8192  # events held with their metadata; more events wait in the stream's bounded buffer
 

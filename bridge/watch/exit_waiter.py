@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from bridge.core.containerd_model import ContainerKey, ExitStatus
 from bridge.core.errors import BridgeError
-from bridge.core.model import ContainerKey, ExitStatus
 from bridge.core.ports import EngineClient
 
 MAX_WAITS = 2000  # concurrent calls of about 30 KiB each; without one, a lost exit is published without status

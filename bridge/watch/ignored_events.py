@@ -6,8 +6,8 @@ from collections import Counter
 
 import structlog
 
+from bridge.core.containerd_model import ContainerKey, Ignored, Marker, Undecodable
 from bridge.core.errors import BridgeError
-from bridge.core.model import ContainerKey, Ignored, Marker, Undecodable
 from bridge.core.ports import Clock
 from bridge.telemetry.rate_limit import RateLimiter
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from msgspec.structs import replace
 
-from bridge.core import memory
-from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
-from bridge.core.events import Record, Watermark
-from bridge.core.lives import Transition
-from bridge.core.memory import CheckpointHeader, StoredPosition
-from bridge.core.model import Engine
+from bridge.core import checkpoint
+from bridge.core.checkpoint import CheckpointHeader, StoredPosition
+from bridge.core.containerd_model import Engine
 from bridge.core.ports import Outbox
+from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.records import Record, Watermark
+from bridge.core.state import Transition
 from bridge.core.tracker import Tracker
 from bridge.telemetry.counters import Counters, SnapshotSummary
 
@@ -119,12 +119,12 @@ class Journal:
 
     def _checkpoint_changes(self) -> dict[str, bytes | None]:
         changes, self._obsolete_keys = self._obsolete_keys, {}
-        changes.update(memory.encode_changes(self._tracker.changes()))
+        changes.update(checkpoint.encode_changes(self._tracker.changes()))
         unsynced = self._tracker.unsynced_namespaces
-        header = replace(self.header, blind=None if unsynced is None else sorted(unsynced))
-        encoded = memory.encode_header(header)
+        header = replace(self.header, unsynced_namespaces=None if unsynced is None else sorted(unsynced))
+        encoded = checkpoint.encode_header(header)
         if encoded != self._saved_header:
-            changes[memory.HEADER_KEY] = self._saved_header = encoded
+            changes[checkpoint.HEADER_KEY] = self._saved_header = encoded
         self._saved_watermark_at = self._watermark_at
         changes.update(self._position_entry(self._watermark_at))
         return changes
@@ -133,4 +133,4 @@ class Journal:
         if (last := self.encoder.position) is None:
             return {}
         position = StoredPosition(last.epoch, last.sequence, watermark_at)
-        return dict([memory.encode_position(self.header.source, position)])
+        return dict([checkpoint.encode_position(self.header.source, position)])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import structlog
 
+from bridge.core.containerd_model import ContainerKey, Metadata, Task
 from bridge.core.errors import BridgeError, NotFoundError
-from bridge.core.model import ContainerKey, Metadata, Task
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
 from bridge.watch.settings import WatchSettings

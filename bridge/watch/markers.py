@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from bridge.core.containerd_model import Marker
 from bridge.core.errors import TransientError
-from bridge.core.model import Marker
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.time import SECOND
 

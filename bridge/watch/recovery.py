@@ -5,12 +5,12 @@ from __future__ import annotations
 import structlog
 from msgspec import Struct
 
-from bridge.core import memory
-from bridge.core.events import SnapshotReason, SourcePosition
-from bridge.core.lives import ContainerState
-from bridge.core.memory import CheckpointHeader, SourceId, StoredPosition
-from bridge.core.model import Instant
+from bridge.core import checkpoint
+from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
+from bridge.core.containerd_model import Instant
 from bridge.core.ports import StoredCheckpoint
+from bridge.core.records import SnapshotReason, SourcePosition
+from bridge.core.state import ContainerState
 from bridge.core.time import MILLISECOND
 from bridge.core.tracker import Tracker
 from bridge.watch.settings import WatchSettings
@@ -65,7 +65,7 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
     """Decode a stored checkpoint; treat an unreadable one as lost, with snapshot reason ``outbox_reset``."""
     values = stored.values
     try:
-        restored = memory.decode(values)
+        restored = checkpoint.decode(values)
     except ValueError as error:
         _log.critical("checkpoint_unreadable", error=str(error))
         return RecoveredState(reason="outbox_reset", obsolete_keys=list(values))
@@ -77,6 +77,6 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
         positions=positions,
         min_epoch=max([stored.last_written // MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]),
         entries=restored.entries,
-        container_keys=list(memory.container_keys(values)),
-        obsolete_keys=[memory.position_key(source) for source in newest[MAX_SOURCES:]],
+        container_keys=list(checkpoint.container_keys(values)),
+        obsolete_keys=[checkpoint.position_key(source) for source in newest[MAX_SOURCES:]],
     )

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
-from bridge.core.events import AdditionalEventType
 from bridge.core.identity import ContainerPredicate, match_all
 from bridge.core.labels import LabelRules
+from bridge.core.records import AdditionalEventType
 
 
 class WatchSettings(Struct, frozen=True, kw_only=True):

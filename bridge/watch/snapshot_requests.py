@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
-from bridge.core.events import SnapshotReason
+from bridge.core.records import SnapshotReason
 
 _PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "on_demand")
 

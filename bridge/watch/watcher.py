@@ -13,26 +13,26 @@ from typing import Any
 
 import structlog
 
-from bridge.core import memory
-from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core import checkpoint
+from bridge.core.checkpoint import CheckpointHeader, SourceId
+from bridge.core.containerd_model import Engine
 from bridge.core.errors import StreamOverflowError, TransientError
-from bridge.core.events import SnapshotReason, SourcePosition, Watermark
-from bridge.core.lives import ContainerState, Transition
-from bridge.core.memory import CheckpointHeader, SourceId
-from bridge.core.model import Engine
 from bridge.core.ports import Clock, EngineClient, Outbox
+from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.records import SnapshotReason, SourcePosition, Watermark
+from bridge.core.state import ContainerState, Transition
 from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.retry import Backoff, Failure, retry_forever
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
-from bridge.watch.intake import EventQueue
+from bridge.watch.connection_session import Session
+from bridge.watch.event_queue import EventQueue
+from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
-from bridge.watch.oddities import IgnoredEvents
-from bridge.watch.past import RecoveredState, recover
-from bridge.watch.requests import SnapshotRequests, SnapshotResult
-from bridge.watch.session import Session
+from bridge.watch.recovery import RecoveredState, recover
 from bridge.watch.settings import WatchSettings
+from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
 
 BACKOFF = Backoff(initial=0.1, maximum=2.0, reset_after=5.0)  # synced within 5 s of containerd's return
 SNAPSHOT_TIMEOUT_SECONDS = 30.0  # for containerd to be connected when a snapshot is requested
@@ -237,7 +237,7 @@ class ContainerWatch:
             ]
             self._pending_transitions += tracker.exit_all(self._clock.now())
             self._tracker.restore(states, set(), self._clock.now())  # all containers that run now are new
-            kept_keys = {memory.metadata_key(state.key) for state in states}
+            kept_keys = {checkpoint.metadata_key(state.key) for state in states}
             obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
         return self._open_journal(engine, epoch, obsolete_keys, header.filter_fingerprint)
 

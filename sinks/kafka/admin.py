@@ -28,8 +28,8 @@ from aiokafka.protocol.produce import ProduceRequest
 from bridge.core.errors import FatalError, TransientError
 from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
-from sinks.kafka import access
-from sinks.kafka.failures import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
+from sinks.kafka import auth
+from sinks.kafka.errors import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -119,7 +119,8 @@ class AdminClient:
             return {}
         if code is TopicAuthorizationFailedError:
             raise TransientError(
-                f"{principal(self._settings)} is not authorized to describe topic {topic}; allow Describe and {operation} on it"
+                f"{principal(self._settings)} is not authorized to describe topic {topic}; "
+                f"allow Describe and {operation} on it"
             )
         if code is not NoError:
             raise TransientError(f"topic {topic}: {describe(code())}")
@@ -221,7 +222,7 @@ async def describe_partition(topic: str, partition: int, settings: KafkaSettings
     Raises:
         TransientError: No server is usable.
     """
-    options = access.client_options(settings)
+    options = auth.client_options(settings)
     async with connect_admin(settings, options) as admin:
         found = (await admin.partitions(topic)).get(partition)
     if found is None:
@@ -236,9 +237,9 @@ async def describe_partition(topic: str, partition: int, settings: KafkaSettings
     return f"partition {partition} has {found.in_sync} of {found.replicas} replicas in sync"
 
 
-async def connect(host: str, port: int, options: dict[str, Any], timeout: float) -> AIOKafkaConnection:
+async def connect(host: str, port: int, options: dict[str, Any], seconds: float) -> AIOKafkaConnection:
     """Connect to one server."""
-    return await create_conn(host, port, request_timeout_ms=int(timeout * 1000), **options)
+    return await create_conn(host, port, request_timeout_ms=int(seconds * 1000), **options)
 
 
 async def abort(connection: AIOKafkaConnection) -> None:

@@ -11,10 +11,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from bridge.core.errors import TransientError
-from sinks.kafka import access, cluster
-from sinks.kafka.cluster import REQUEST_SECONDS, Topic, abort
-from sinks.kafka.failures import describe, describe_denial
-from sinks.kafka.producer import Producer
+from sinks.kafka import admin, auth
+from sinks.kafka.admin import REQUEST_SECONDS, Topic, abort
+from sinks.kafka.errors import describe, describe_denial
+from sinks.kafka.publisher import Producer
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -54,8 +54,8 @@ async def connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -
 
 
 async def _connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
-    options = access.client_options(settings)
-    async with cluster.connect_admin(settings, options) as there:
+    options = auth.client_options(settings)
+    async with admin.connect_admin(settings, options) as there:
         events = await there.ensure_event_topic(clock)
         state = await there.ensure_state_topic(settings.state_topic, clock) if settings.state_topic else None
         await there.check_writable(events.name)
@@ -83,7 +83,7 @@ async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", pa
     """Add to ``text`` why nobody answered, as far as that can be found out in a few seconds."""
     try:
         async with asyncio.timeout(_DIAGNOSIS_SECONDS):
-            return f"{text}; {await cluster.describe_partition(topic or settings.topic, partition, settings)}"
+            return f"{text}; {await admin.describe_partition(topic or settings.topic, partition, settings)}"
     except TransientError as error:
         return f"{text}; {error}"
     except TimeoutError:

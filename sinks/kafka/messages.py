@@ -12,13 +12,13 @@ from urllib.parse import quote, unquote
 
 from aiokafka.partitioner import DefaultPartitioner
 
-from sinks import cloudevents, current
+from sinks import cloudevents, state_table
 from sinks.cloudevents import KafkaHeaders
-from sinks.current import StateChange, StateKey
-from sinks.documents import EncodingName, get_encoding
+from sinks.encoding import EncodingName, get_encoding
+from sinks.state_table import StateChange, StateKey
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
 
 Position: TypeAlias = tuple[int, int]
 CloudEventsMode: TypeAlias = Literal["none", "binary", "structured"]
@@ -91,7 +91,7 @@ def state_messages(changes: Sequence[StateChange], max_bytes: int) -> list[Messa
     for change in changes:
         message = Message(change.position, encode_key(change.key), change.value, [])
         if change.value is not None and message.size > max_bytes:
-            message = message._replace(value=current.drop_labels(change.value))
+            message = message._replace(value=state_table.drop_labels(change.value))
         messages.append(message)
     return messages
 

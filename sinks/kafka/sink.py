@@ -25,12 +25,11 @@ from msgspec import Struct
 from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
-from sinks import current
-from sinks.current import StateKey, TableState
-from sinks.kafka import table
-from sinks.kafka.cluster import Topic
+from sinks import state_table
+from sinks.kafka import state_topic
+from sinks.kafka.admin import Topic
 from sinks.kafka.connection import KafkaConnection, connect, with_diagnosis
-from sinks.kafka.failures import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
+from sinks.kafka.errors import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
 from sinks.kafka.messages import (
     MAX_BATCH_MESSAGES,
     Message,
@@ -40,12 +39,13 @@ from sinks.kafka.messages import (
     find_oversized,
     state_messages,
 )
+from sinks.state_table import StateKey, TableState
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
     from bridge.core.ports import Clock
+    from bridge.core.records import Record
     from config.sinks.kafka import KafkaSettings
-    from sinks.kafka.producer import Producer
+    from sinks.kafka.publisher import Producer
 
 _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1
@@ -113,7 +113,7 @@ class KafkaSink:
         settings = self._settings
         runs = [
             _SourceBatch(source, records, event_messages(source, records, settings.encoding, settings.cloudevents))
-            for source, records in current.group_by_source(batch)
+            for source, records in state_table.group_by_source(batch)
         ]
         self._reject_oversized(runs)
         for run in runs:
@@ -210,9 +210,11 @@ class KafkaSink:
             partition = self._partition_for(topic, source_batch.source)
             options = (await self._ensure_connected()).options
             state = TableState(
-                frozenset(await table.read_keys(source_batch.source, topic.name, partition, self._settings, options))
+                frozenset(
+                    await state_topic.read_keys(source_batch.source, topic.name, partition, self._settings, options)
+                )
             )
-        state, changes = current.apply_records(state, source_batch.records)
+        state, changes = state_table.apply_records(state, source_batch.records)
         most = min(self._settings.max_request_size, topic.max_batch_bytes or self._settings.max_request_size)
         try:
             await self._publish_messages(source_batch.source, state_messages(changes, most), _state_topic)

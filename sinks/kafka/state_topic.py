@@ -9,11 +9,11 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from bridge.core.errors import TransientError
-from sinks.current import StateKey
-from sinks.kafka.cluster import REQUEST_SECONDS
+from sinks.kafka.admin import REQUEST_SECONDS
 from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.failures import describe, principal
+from sinks.kafka.errors import describe, principal
 from sinks.kafka.messages import decode_key
+from sinks.state_table import StateKey
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
@@ -46,7 +46,8 @@ async def read_keys(
         raise TransientError(f"state_topic {topic} cannot be read: no response in time") from error
     except TopicAuthorizationFailedError as error:
         raise TransientError(
-            f"{principal(settings)} is not authorized to read state_topic {topic}; allow Read on it (to remove old entries)"
+            f"{principal(settings)} is not authorized to read state_topic {topic}; "
+            "allow Read on it (to remove old entries)"
         ) from error
     except KafkaError as error:
         raise TransientError(f"state_topic {topic} cannot be read: {describe(error)}") from error

@@ -30,10 +30,10 @@ from nats.js.errors import APIError
 from bridge.core.errors import TransientError
 from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
-from sinks.access import tls_context
-from sinks.nats import login
-from sinks.nats.client import TlsEnforcingClient
-from sinks.nats.failures import ErrorMessages, is_permission_error
+from sinks.credentials import tls_context
+from sinks.nats import auth
+from sinks.nats.errors import ErrorMessages, is_permission_error
+from sinks.nats.patched_client import TlsEnforcingClient
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -78,9 +78,9 @@ class NatsConnection:
         must_encrypt = settings.tls.enabled
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
-        texts = ErrorMessages(address.server, seconds, login.configured_credentials(settings.auth), certificate)
+        texts = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
         link = cls(TlsEnforcingClient(require_tls=must_encrypt), address, texts)
-        options = {**login.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
+        options = {**auth.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
         if must_encrypt:
             options["tls"] = tls_context(settings.tls)
         try:

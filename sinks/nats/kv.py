@@ -15,15 +15,15 @@ import structlog
 from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.text import one_line
-from sinks.current import StateChange, StateKey, TableState, apply_records, group_by_source
-from sinks.nats.exchange import TOO_LARGE, PubAck, PublishRequest, PublishWindow
-from sinks.nats.failures import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import MESSAGE_ID
+from sinks.nats.publish_window import TOO_LARGE, PubAck, PublishRequest, PublishWindow
 from sinks.nats.streams import ensure_bucket, list_subjects
 from sinks.nats.subjects import decode_token, state_key
+from sinks.state_table import StateChange, StateKey, TableState, apply_records, group_by_source
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
     from config.sinks.nats import NatsSettings
     from sinks.nats.connection import NatsConnection
 

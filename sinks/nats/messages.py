@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from sinks import cloudevents
-from sinks.documents import get_encoding
+from sinks.encoding import get_encoding
 from sinks.nats.subjects import SubjectBuilder
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
     from config.sinks.nats import NatsSettings
 
 MESSAGE_ID = "Nats-Msg-Id"

@@ -120,7 +120,8 @@ class PublishWindow:
             self._raise_on_failure(sending)
             if self._progress == before and not self._finished.done():
                 raise TransientError(
-                    f"NATS at {self._connection.address.server}: no acknowledgement within {self._connection.timeout:g} s"
+                    f"NATS at {self._connection.address.server}: "
+                    f"no acknowledgement within {self._connection.timeout:g} s"
                 )
 
     def _raise_on_failure(self, sending: asyncio.Future[None]) -> None:

@@ -21,7 +21,9 @@ import structlog
 
 from bridge.core.errors import RejectedRecordError
 from bridge.telemetry.text import one_line
-from sinks.nats.exchange import (
+from sinks.nats.errors import ApiResponseError
+from sinks.nats.messages import MESSAGE_ID, OutgoingMessage
+from sinks.nats.publish_window import (
     TOO_LARGE,
     ApiError,
     PubAck,
@@ -30,8 +32,6 @@ from sinks.nats.exchange import (
     always_continue,
     continue_unless_rejected,
 )
-from sinks.nats.failures import ApiResponseError
-from sinks.nats.messages import MESSAGE_ID, OutgoingMessage
 
 if TYPE_CHECKING:
     from sinks.nats.connection import NatsConnection
@@ -118,8 +118,8 @@ class JetStreamPublisher:
         )
         if too_large:
             raise RejectedRecordError(
-                f"record is too large for stream {self._stream.name} at NATS {self._connection.address.server}: the limit is "
-                f"{limit} bytes with headers (max_payload of the server, max_msg_size of the stream)",
+                f"record is too large for stream {self._stream.name} at NATS {self._connection.address.server}: "
+                f"the limit is {limit} bytes with headers (max_payload of the server, max_msg_size of the stream)",
                 too_large,
             )
 
@@ -232,7 +232,8 @@ class JetStreamPublisher:
             return RejectedRecordError(f"{where} rejected the record: {description}", frozenset({message.position}))
         if not error.err_code:
             return ApiResponseError(
-                f"{where} does not acknowledge {message.subject}: {description}; check its existence, subjects and leader"
+                f"{where} does not acknowledge {message.subject}: {description}; "
+                "check that the stream exists, has the subject and a leader"
             )
         return ApiResponseError(f"{where} did not store the records: {description} ({error.err_code})", error.err_code)
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bridge.core.errors import RejectedRecordError
-from sinks.nats.bucket import KvBucket
 from sinks.nats.connection import ServerConnector
-from sinks.nats.failures import ApiResponseError
+from sinks.nats.errors import ApiResponseError
+from sinks.nats.kv import KvBucket
 from sinks.nats.messages import MessageEncoder
 from sinks.nats.publisher import CorePublisher, JetStreamPublisher, PublishProgress
 from sinks.nats.streams import ensure_stream
 
 if TYPE_CHECKING:
-    from bridge.core.events import Record
+    from bridge.core.records import Record
     from config.sinks.nats import NatsSettings
     from sinks.nats.connection import NatsConnection
 

@@ -11,7 +11,7 @@ import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from sinks.nats import subjects
-from sinks.nats.failures import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,8 @@ async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, buck
     )
     if not subjects.is_subset(f"$KV.{bucket}.>", config.subjects or []):
         raise ApiResponseError(
-            f"stream {config.name} at NATS {connection.address.server} is not a bucket; set kv_bucket.name to another one"
+            f"stream {config.name} at NATS {connection.address.server} is not a bucket; "
+            "set kv_bucket.name to another one"
         )
     return _to_stream(config)
 
@@ -96,8 +97,8 @@ async def _find_or_create(
             return found
         if not create:
             raise ApiResponseError(
-                f"NATS at {connection.address.server}: stream {wanted.name} does not exist; create it (see docs/nats.md), or "
-                "set auto_create to true"
+                f"NATS at {connection.address.server}: stream {wanted.name} does not exist; "
+                "create it (see docs/nats.md), or set auto_create to true"
             )
         if created := await _create(connection, settings, wanted):
             return created
@@ -128,8 +129,8 @@ async def _create(connection: NatsConnection, settings: NatsSettings, wanted: St
     except ApiResponseError as error:
         if error.code == SUBJECT_OVERLAP:
             raise ApiResponseError(
-                f"NATS at {connection.address.server}: cannot create stream {wanted.name}, because the subjects of another "
-                f"stream overlap {', '.join(wanted.subjects or [])}; set stream.name to that stream, or use another "
+                f"NATS at {connection.address.server}: cannot create stream {wanted.name}, "
+                f"because the subjects of another stream overlap {', '.join(wanted.subjects or [])}; set stream.name to that stream, or use another "
                 "subject_prefix"
             ) from error
         if error.code == NAME_IN_USE:

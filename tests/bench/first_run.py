@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.testbed.components import cache_directory
 from tests.testbed.install import install
-from tests.testbed.recipes import cache_directory
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = "git make python3 ca-certificates"

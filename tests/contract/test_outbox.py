@@ -11,10 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from bridge.core.events import Record
 from bridge.core.ports import Outbox
-from bridge.outbox.bounds import Limits
-from bridge.outbox.memory import MemoryOutbox
+from bridge.core.records import Record
+from bridge.outbox.in_memory import MemoryOutbox
+from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.clocks import ManualClock
 from tests.records import RecordFactory, ids, sequences

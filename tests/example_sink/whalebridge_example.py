@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from bridge.core.errors import FatalError, TransientError
-from bridge.core.events import Record
+from bridge.core.records import Record
 from config.fields import required_field
 from config.sinks.common import EncodedSinkSettings
-from sinks.documents import get_encoding
+from sinks.encoding import get_encoding
 
 
 class Settings(EncodedSinkSettings):

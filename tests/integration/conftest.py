@@ -8,9 +8,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from tests.integration.commands import ContainerFactory
-from tests.integration.proxying import unique_id
+from tests.integration.proxy_calls import unique_id
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
@@ -41,8 +41,8 @@ def proxy(engine: Containerd, tmp_path: Path) -> Iterator[ProxyProcess]:
 async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to it, without any of our client's help; it holds 64 KiB at the most of what a call does not read."""
     # Else gRPC takes a busy machine for a long line, and more and more ahead, tens of MiB in the end.
-    options = [*rpc.channel_options(), ("grpc.http2.bdp_probe", 0)]
-    async with grpc.aio.insecure_channel(rpc.target(proxy.address), options=options) as channel:
+    options = [*methods.channel_options(), ("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(methods.target(proxy.address), options=options) as channel:
         yield channel
 
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from bridge.clock import SystemClock
-from bridge.core.events import Record
-from bridge.fleet.messages import Message, Reader, read
+from bridge.consumer.messages import Message, Reader, read
+from bridge.core.records import Record
 from tests.eventually import eventually_async
 
 

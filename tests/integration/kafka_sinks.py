@@ -13,8 +13,8 @@ import msgspec
 
 from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
-from bridge.core.events import Record
 from bridge.core.ports import Clock
+from bridge.core.records import Record
 from config.sinks.kafka import KafkaSettings
 from sinks.kafka.sink import KafkaSink
 from tests.testbed.kafka import Kafka

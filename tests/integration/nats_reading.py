@@ -14,10 +14,10 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
+from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import TransientError
-from bridge.core.events import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
 from bridge.core.identity import display_id
-from bridge.core.model import ContainerKey
+from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
 from tests.testbed.nats import Nats

@@ -13,19 +13,19 @@ from collections.abc import Sequence
 import grpc
 from grpc import StatusCode
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.stream import ContainerdEventStream
+from bridge.core.containerd_model import Event, Ignored, Marker, Undecodable
 from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import Event, Ignored, Marker, Undecodable
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.testbed.containerd import Containerd
 
 MIB = 1024 * 1024
 KEEP_ALL = LabelRules.keep_all()
-DEFAULT = ((rpc.NAMESPACE_HEADER, "default"),)
+DEFAULT = ((methods.NAMESPACE_HEADER, "default"),)
 _numbers = itertools.count(1)
 
 
@@ -48,7 +48,7 @@ async def call_outcome(
     channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default"
 ) -> StatusCode:
     """What a call ends with; one with other than one request is made as a stream of them."""
-    metadata = ((rpc.NAMESPACE_HEADER, namespace),)
+    metadata = ((methods.NAMESPACE_HEADER, namespace),)
     call: grpc.aio.UnaryStreamCall[bytes, bytes] | grpc.aio.StreamStreamCall[bytes, bytes]
     if len(requests) == 1:
         call = stream_call(channel, method)(*requests, timeout=20, metadata=metadata)
@@ -123,6 +123,6 @@ def send_garbage(address: str) -> None:
 async def publish_bulk(engine: Containerd, mebibytes: int) -> None:
     """Let containerd send that much to its subscribers, in events that mean nothing."""
     event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
-    async with grpc.aio.insecure_channel(rpc.target(engine.address), options=rpc.channel_options()) as direct:
+    async with grpc.aio.insecure_channel(methods.target(engine.address), options=methods.channel_options()) as direct:
         for _ in range(mebibytes):
-            await unary_call(direct, rpc.PUBLISH.path)(event, metadata=DEFAULT)
+            await unary_call(direct, methods.PUBLISH.path)(event, metadata=DEFAULT)

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.documents import ROOT
+from tests.documentation import ROOT
 from tests.integration.commands import ENVIRONMENT
 from tests.integration.terminal import Terminal
 from tests.testbed import kcat
+from tests.testbed.components import cache_directory
 from tests.testbed.containerd import Containerd
 from tests.testbed.install import search_path
-from tests.testbed.recipes import cache_directory
 
 SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock")
 

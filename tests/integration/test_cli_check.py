@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli.rehearsal import SINK_TIMEOUT_SECONDS
+from bridge.cli.preflight import SINK_TIMEOUT_SECONDS
 from bridge.outbox.schema import APPLICATION_ID
 from tests.bridge_process import BridgeProcess
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bridge.core.events import Record
+from bridge.core.records import Record
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line
-from tests.integration.fleet_reading import record_data
+from tests.integration.consumer_reading import record_data
 from tests.integration.terminal import Terminal
 from tests.naming import assert_names
 from tests.sample_records import control_record, record, records

@@ -19,10 +19,10 @@ import grpc
 import pytest
 
 from bridge.containerd.client import ContainerdClient, Timeouts
-from bridge.containerd.failures import RpcError
+from bridge.containerd.rpc_errors import RpcError
+from bridge.core.containerd_model import ContainerKey, Marker
 from bridge.core.errors import FatalError, TransientError, UnreachableError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Marker
 from tests.eventually import eventually
 from tests.naming import raises_naming
 from tests.simulator.records import create_containers

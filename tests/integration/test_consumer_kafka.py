@@ -11,13 +11,13 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from bridge.clock import SystemClock
+from bridge.consumer.kafka import KafkaReader
+from bridge.consumer.messages import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
-from bridge.fleet.kafka import KafkaReader
-from bridge.fleet.messages import StartPosition
 from sinks.kafka.sink import KafkaSink
 from tests.certificates import Authority
 from tests.eventually import eventually_async
-from tests.integration.fleet_reading import follow, read_to_end, record_data
+from tests.integration.consumer_reading import follow, read_to_end, record_data
 from tests.integration.kafka_sinks import KafkaFactory, retry_until_done, settings
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import records

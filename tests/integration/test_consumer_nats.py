@@ -8,14 +8,14 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from bridge.consumer.messages import StartPosition
+from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from bridge.core.errors import NotFoundError, TransientError
-from bridge.fleet.messages import StartPosition
-from bridge.fleet.nats import REQUEST_EXPIRY_SECONDS, NatsReader
 from tests.eventually import eventually_async
-from tests.integration.fleet_reading import follow, read_to_end, record_data
+from tests.integration.consumer_reading import follow, read_to_end, record_data
 from tests.integration.nats_reading import NatsFactory, StreamReader, record, records, settings, start_sink
+from tests.integration.test_nats_auth import SECRET
 from tests.integration.test_nats_docs import PERMISSIONS
-from tests.integration.test_nats_login import SECRET
 from tests.naming import assert_names, raises_naming
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from examples import demo
-from tests.integration.traces import find_leaks
+from tests.integration.leaks import find_leaks
 from tests.naming import assert_names
 from tests.testbed import nats
 from tests.testbed.containerd import Containerd

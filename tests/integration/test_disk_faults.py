@@ -104,8 +104,8 @@ import asyncio, ctypes, errno, os, struct, sys
 from pathlib import Path
 from bridge.clock import SystemClock
 from bridge.outbox.sqlite import SqliteOutbox
-from tests.contract.test_outbox import WIDE
-from tests.records import Recorder
+from tests.contract.test_outbox import WIDE_LIMITS
+from tests.records import RecordFactory
 
 LOAD, EQUAL, RETURN, ALLOW, FAIL = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EIO
 NUMBERS = {"x86_64": (74, 75), "aarch64": (82, 83)}.get(os.uname().machine)
@@ -120,14 +120,14 @@ def fail_fsync():
         sys.exit(77)
 
 async def main():
-    outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE)
-    await outbox.append(Recorder().starts(3))
+    outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    await outbox.append(RecordFactory().started_records(3))
     await outbox._store._worker.run(fail_fsync)  # in the thread that writes
-    appending = asyncio.create_task(outbox.append(Recorder().starts(9)[3:]))
-    while not outbox.trouble:
+    appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
+    while not outbox.last_error:
         await asyncio.sleep(0.05)
     await asyncio.sleep(1)
-    print(appending.done(), outbox.depth("s"), outbox.trouble, flush=True)
+    print(appending.done(), outbox.depth("s"), outbox.last_error, flush=True)
     os._exit(0)
 
 asyncio.run(main())

@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import pytest
 
-from bridge.cli.control import ControlClient
+from bridge.cli.control_client import ControlClient
 from examples import demo
 from tests.bridge_process import BridgeProcess
-from tests.documents import PAGES, page_commands
+from tests.documentation import PAGES, page_commands
 from tests.eventually import eventually
 from tests.integration import test_install
 from tests.integration.commands import ContainerFactory
-from tests.integration.typing_place import ShellSandbox, interrupt, terminate
+from tests.integration.shell import ShellSandbox, interrupt, terminate
 from tests.kubernetes import test_cluster
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
@@ -57,9 +57,8 @@ COMMAND_CASES = {
     "whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io": runs_until_interrupt(
         READABLE_SNAPSHOT
     ),
-    "whalebridge run --exclude-namespace 'test-*' --log-level warning | jq -c '[.type, .id, .container.name]'": runs_until_interrupt(
-        r'\["present","[^"]+","demo-web-1"\]'
-    ),
+    "whalebridge run --exclude-namespace 'test-*' --log-level warning"
+    " | jq -c '[.type, .id, .container.name]'": runs_until_interrupt(r'\["present","[^"]+","demo-web-1"\]'),
     "whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": CommandCase(
         "topic containers exists and is writable"
     ),

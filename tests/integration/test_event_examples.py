@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream
-from tests.documents import ROOT, code_blocks
+from tests.documentation import ROOT, code_blocks
 from tests.integration.nats_reading import NatsFactory, StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE

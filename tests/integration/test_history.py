@@ -15,7 +15,7 @@ from tests.bridge_process import (
     summary,
     transitions_of_new_containers,
 )
-from tests.integration.history import (
+from tests.integration.container_history import (
     SCENARIOS,
     SHORT_SCENARIOS,
     ContainerHistory,

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory, assert_one_line, whalebridge
-from tests.integration.test_disks import fill_up, small_disk
+from tests.integration.test_disk_faults import fill_up, small_disk
 from tests.naming import assert_names
 from tests.testbed import browser
 from tests.testbed.containerd import Containerd

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
-from tests.documents import ROOT, shell_commands
+from tests.documentation import ROOT, shell_commands
 from tests.testbed.containerd import Containerd
 
 pytestmark = pytest.mark.timeout(900)

@@ -80,8 +80,8 @@ async def test_kafka_sink_publishes_with_correct_password(
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("user", [USER, "stranger"])
 async def test_kafka_sink_reports_wrong_user_or_password(kafka: Kafka, mechanism: str, user: str) -> None:
-    auth = auth(user, mechanism=mechanism, password=SECRET)
-    text = await publish_error(kafka.bootstrap_for("sasl_plaintext"), auth=auth)
+    credentials = auth(user, mechanism=mechanism, password=SECRET)
+    text = await publish_error(kafka.bootstrap_for("sasl_plaintext"), auth=credentials)
     assert_names(text, f"user {user}", mechanism, "auth.password")
 
 

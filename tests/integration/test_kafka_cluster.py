@@ -11,7 +11,7 @@ import pytest
 from aiokafka.errors import KafkaError
 
 from bridge.core.errors import TransientError
-from bridge.core.events import Record
+from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
 from tests.eventually import eventually
 from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, publish_until_accepted, record_data

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
-from bridge.core.events import Record
+from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
 from tests.integration.kafka_sinks import (
     KafkaFactory,

@@ -11,12 +11,12 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary, from_kafk
 from cloudevents.core.formats.json import JSONFormat
 
 from bridge.clock import SystemClock
+from bridge.core.containerd_model import Instant
 from bridge.core.errors import RejectedRecordError, TransientError
-from bridge.core.events import EngineInfo
-from bridge.core.model import Instant
+from bridge.core.records import EngineInfo
 from bridge.core.time import SECOND
 from sinks import cloudevents
-from sinks.kafka.cluster import CompactionError
+from sinks.kafka.admin import CompactionError
 from tests.integration.kafka_sinks import KafkaFactory, decode_value, kcat, open_sink, record_data
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, TIME, batches, control_record, loss_record, record, records

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bridge.core.errors import TransientError
-from bridge.core.events import EngineInfo
+from bridge.core.records import EngineInfo
 from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
 from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
 from tests.testbed.kafka import Kafka

@@ -15,7 +15,7 @@ import pytest
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
-from bridge.core.events import Record
+from bridge.core.records import Record
 from tests.integration.nats_reading import (
     ENGINE,
     EPOCH,

@@ -11,8 +11,8 @@ import pytest
 from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
 
-from bridge.core.events import Record, RecordType
-from sinks.nats.failures import ApiResponseError
+from bridge.core.records import Record, RecordType
+from sinks.nats.errors import ApiResponseError
 from tests.integration.nats_reading import (
     ENGINE,
     EPOCH,

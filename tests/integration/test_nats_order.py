@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from nats.js.api import StreamConfig
 
-from bridge.core.encode import heartbeat_record
 from bridge.core.errors import RejectedRecordError, TransientError
+from bridge.core.record_encoder import heartbeat_record
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
     NatsFactory,

@@ -10,7 +10,7 @@ import pytest
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import NatsFactory, publish_until_accepted, records, settings
-from tests.integration.test_nats_login import SECRET, check_publish, publish_error
+from tests.integration.test_nats_auth import SECRET, check_publish, publish_error
 from tests.naming import assert_names, raises_naming
 from tests.testbed import nats_auth
 from tests.testbed.nats_auth import Permissions

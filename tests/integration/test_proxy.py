@@ -14,16 +14,16 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.failures import RpcError
 from bridge.containerd.protos import containers_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.containerd.proxy import rules
+from bridge.containerd.proxy import policy
+from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.stream import FILTERS, ContainerdEventStream
-from bridge.core.model import Event, Marker
+from bridge.core.containerd_model import Event, Marker
 from tests.integration import api_methods
-from tests.integration.proxying import (
+from tests.integration.proxy_calls import (
     DEFAULT,
     KEEP_ALL,
     MIB,
@@ -43,7 +43,7 @@ from tests.simulator import wire
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import run
 
-ALLOWED_METHODS = {rule.method.path for rule in rules.POLICIES} | {rpc.SUBSCRIBE.path, rpc.PUBLISH.path}
+ALLOWED_METHODS = {rule.method.path for rule in policy.POLICIES} | {methods.SUBSCRIBE.path, methods.PUBLISH.path}
 
 
 class TestDeniedCalls:
@@ -69,7 +69,7 @@ class TestDeniedCalls:
         assert told[0]["method"] in refused
 
     async def test_proxy_denies_malformed_method_names(self, proxied: grpc.aio.Channel) -> None:
-        passing = rpc.VERSION.path
+        passing = methods.VERSION.path
         names = ["/", "/x", passing.lower(), f"{passing}/", f"/{passing}", f"{passing}x", "/a/../" + passing, "/" * 999]
         for name in names:
             assert await call_outcome(proxied, name) is StatusCode.PERMISSION_DENIED, name
@@ -110,7 +110,7 @@ class TestDeniedCalls:
             ("whalebridge", wire.field(1, topic) + empty + wire.field(9, b"more")),
         ]
         for namespace, request in foreign:
-            code = await call_outcome(proxied, rpc.PUBLISH.path, request, namespace=namespace)
+            code = await call_outcome(proxied, methods.PUBLISH.path, request, namespace=namespace)
             assert code in (StatusCode.PERMISSION_DENIED, StatusCode.INVALID_ARGUMENT), (namespace, request)
         await asyncio.sleep(0.2)
         async with ContainerdClient(engine.address, KEEP_ALL) as client:
@@ -138,20 +138,20 @@ class TestDeniedCalls:
     @pytest.mark.parametrize(
         ("method", "request_"),
         [
-            (rpc.CONTAINERS.path, wire.field(1, 'labels."x"==y')),
-            (rpc.CONTAINERS_STREAM.path, wire.field(1, "id==x")),
-            (rpc.TASKS.path, wire.field(1, "x")),
-            (rpc.NAMESPACES.path, wire.field(1, "x")),
-            (rpc.TASK.path, wire.field(1, "x") + wire.field(2, "an-exec")),
-            (rpc.WAIT.path, wire.field(1, "x") + wire.field(2, "an-exec")),
-            (rpc.CONTAINER.path, wire.field(1, "x") + wire.field(99, "new")),
-            (rpc.SUBSCRIBE.path, wire.field(1, 'topic~="^/images/"')),
-            (rpc.SUBSCRIBE.path, wire.field(1, FILTERS[0]) + wire.field(1, "")),
-            (rpc.VERSION.path, b"\xff\xff\xff\xff"),
-            (rpc.CONTAINER.path, b"\x0a\x05abc"),
-            (rpc.CONTAINER.path, wire.field(1, b"\xff")),
-            (rpc.PUBLISH.path, b"\x0a\x7f"),
-            (rpc.SUBSCRIBE.path, b"\x0b"),
+            (methods.CONTAINERS.path, wire.field(1, 'labels."x"==y')),
+            (methods.CONTAINERS_STREAM.path, wire.field(1, "id==x")),
+            (methods.TASKS.path, wire.field(1, "x")),
+            (methods.NAMESPACES.path, wire.field(1, "x")),
+            (methods.TASK.path, wire.field(1, "x") + wire.field(2, "an-exec")),
+            (methods.WAIT.path, wire.field(1, "x") + wire.field(2, "an-exec")),
+            (methods.CONTAINER.path, wire.field(1, "x") + wire.field(99, "new")),
+            (methods.SUBSCRIBE.path, wire.field(1, 'topic~="^/images/"')),
+            (methods.SUBSCRIBE.path, wire.field(1, FILTERS[0]) + wire.field(1, "")),
+            (methods.VERSION.path, b"\xff\xff\xff\xff"),
+            (methods.CONTAINER.path, b"\x0a\x05abc"),
+            (methods.CONTAINER.path, wire.field(1, b"\xff")),
+            (methods.PUBLISH.path, b"\x0a\x7f"),
+            (methods.SUBSCRIBE.path, b"\x0b"),
         ],
     )
     async def test_proxy_denies_unexpected_and_malformed_requests(
@@ -161,23 +161,23 @@ class TestDeniedCalls:
 
     @pytest.mark.parametrize("namespace", ["-", "a b", "a/b", "n" * 77, "x..y"])
     async def test_proxy_denies_invalid_namespaces(self, proxied: grpc.aio.Channel, namespace: str) -> None:
-        assert await call_outcome(proxied, rpc.TASKS.path, b"", namespace=namespace) is StatusCode.INVALID_ARGUMENT
+        assert await call_outcome(proxied, methods.TASKS.path, b"", namespace=namespace) is StatusCode.INVALID_ARGUMENT
 
     async def test_proxy_denies_call_with_two_namespaces(self, proxied: grpc.aio.Channel) -> None:
-        both = ((rpc.NAMESPACE_HEADER, "default"), (rpc.NAMESPACE_HEADER, "moby"))
+        both = ((methods.NAMESPACE_HEADER, "default"), (methods.NAMESPACE_HEADER, "moby"))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await unary_call(proxied, rpc.TASKS.path)(b"", metadata=both)
+            await unary_call(proxied, methods.TASKS.path)(b"", metadata=both)
         assert caught.value.code() is StatusCode.INVALID_ARGUMENT
 
     @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # containerd has no part in it
     async def test_proxy_denies_call_without_exactly_one_request(self, proxied: grpc.aio.Channel) -> None:
-        assert await call_outcome(proxied, rpc.VERSION.path) is not StatusCode.OK
-        assert await call_outcome(proxied, rpc.CONTAINER.path, b"", b"") is not StatusCode.OK
+        assert await call_outcome(proxied, methods.VERSION.path) is not StatusCode.OK
+        assert await call_outcome(proxied, methods.CONTAINER.path, b"", b"") is not StatusCode.OK
 
     async def test_proxy_denies_oversized_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
         before = proxy.peak_bytes()
         large = wire.field(1, b"x" * 3 * MIB)
-        for method in (rpc.CONTAINER.path, rpc.SUBSCRIBE.path, rpc.PUBLISH.path):
+        for method in (methods.CONTAINER.path, methods.SUBSCRIBE.path, methods.PUBLISH.path):
             assert await call_outcome(proxied, method, large) is StatusCode.RESOURCE_EXHAUSTED
         many = await call_outcome(proxied, "/containerd.services.content.v1.Content/Write", *[large] * 8)
         assert many is not StatusCode.OK  # the client's library makes several codes of a call that ends as it sends
@@ -185,7 +185,7 @@ class TestDeniedCalls:
 
     async def test_proxy_denies_compressed_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
         before = proxy.peak_bytes()
-        call = unary_call(proxied, rpc.CONTAINER.path)
+        call = unary_call(proxied, methods.CONTAINER.path)
         bomb = wire.field(1, b"\0" * 64 * MIB)
         with pytest.raises(grpc.aio.AioRpcError):
             await call(bomb, compression=grpc.Compression.Gzip)
@@ -210,21 +210,21 @@ class TestAllowedCalls:
         self, engine: Containerd, proxied: grpc.aio.Channel, container: str
     ) -> None:
         asked = containers_pb2.GetContainerRequest(id=container).SerializeToString()
-        raw = await unary_call(proxied, rpc.CONTAINER.path)(asked, metadata=DEFAULT)
-        lists = [await unary_call(proxied, rpc.CONTAINERS.path)(b"", metadata=DEFAULT)]
-        lists += [each async for each in stream_call(proxied, rpc.CONTAINERS_STREAM.path)(b"", metadata=DEFAULT)]
-        lists += [await unary_call(proxied, rpc.TASKS.path)(b"", metadata=DEFAULT)]
+        raw = await unary_call(proxied, methods.CONTAINER.path)(asked, metadata=DEFAULT)
+        lists = [await unary_call(proxied, methods.CONTAINERS.path)(b"", metadata=DEFAULT)]
+        lists += [each async for each in stream_call(proxied, methods.CONTAINERS_STREAM.path)(b"", metadata=DEFAULT)]
+        lists += [await unary_call(proxied, methods.TASKS.path)(b"", metadata=DEFAULT)]
         for answer in (raw, *lists):
             assert b"oci" not in answer and b"Spec" not in answer and b"overlayfs" not in answer  # noqa: PT018
         record = containers_pb2.GetContainerResponse.FromString(raw).container
         assert {label.key: label.value for label in record.labels}[b"colour"] == b"blue"
-        async with grpc.aio.insecure_channel(rpc.target(engine.address)) as direct:
-            assert b"oci" in await unary_call(direct, rpc.CONTAINER.path)(asked, metadata=DEFAULT)
+        async with grpc.aio.insecure_channel(methods.target(engine.address)) as direct:
+            assert b"oci" in await unary_call(direct, methods.CONTAINER.path)(asked, metadata=DEFAULT)
 
     async def test_proxy_forwards_containerd_events_to_plain_grpc_client(
         self, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
-        call = stream_call(proxied, rpc.SUBSCRIBE.path)(b"")
+        call = stream_call(proxied, methods.SUBSCRIBE.path)(b"")
         await call.initial_metadata()
         (raw,) = await first_messages(proxy.address, call)
         async with asyncio.timeout(30):

@@ -15,7 +15,7 @@ import pytest
 from bridge.containerd.proxy.relay import SUBSCRIBER_BUFFER_BYTES
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.eventually import eventually
-from tests.integration.proxying import MIB, publish_bulk
+from tests.integration.proxy_calls import MIB, publish_bulk
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 

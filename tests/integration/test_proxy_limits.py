@@ -13,14 +13,14 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.proxy import relay, server
 from bridge.containerd.stream import ContainerdEventStream
+from bridge.core.containerd_model import Event
 from bridge.core.errors import StreamOverflowError
-from bridge.core.model import Event
 from tests.integration.commands import whalebridge
-from tests.integration.proxying import (
+from tests.integration.proxy_calls import (
     DEFAULT,
     KEEP_ALL,
     MIB,
@@ -47,7 +47,7 @@ class TestLimits:
     async def test_proxy_ends_stream_when_client_stops_reading(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
-        sleeping = stream_call(proxied, rpc.SUBSCRIBE.path)(b"")
+        sleeping = stream_call(proxied, methods.SUBSCRIBE.path)(b"")
         await first_messages(proxy.address, sleeping)
         before = proxy.peak_bytes()
         await publish_bulk(engine, 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB)
@@ -66,7 +66,7 @@ class TestLimits:
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
         """Too little is waiting for an overflow, but more than a client that does not read has room for."""
-        sleeping = [stream_call(proxied, rpc.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
+        sleeping = [stream_call(proxied, methods.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
         await first_messages(proxy.address, *sleeping)
         await publish_bulk(engine, NEAR_LIMIT_MIB)
         await asyncio.sleep(relay.WRITE_TIMEOUT_SECONDS)
@@ -112,7 +112,7 @@ class TestLimits:
     ) -> None:
         """As many as the bridge makes cost little; beyond the bound they are refused, and others still pass."""
         before = proxy.peak_bytes()
-        wait = unary_call(proxied, rpc.WAIT.path)
+        wait = unary_call(proxied, methods.WAIT.path)
         calls = [wait(wire.field(1, container), metadata=DEFAULT) for _ in range(2_000)]
         await asyncio.sleep(8)
         assert not [call for call in calls if call.done()]

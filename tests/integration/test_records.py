@@ -11,9 +11,9 @@ import grpc
 import jsonschema
 import pytest
 
+from bridge.containerd.methods import PUBLISH
 from bridge.containerd.protos.events_pb2 import PublishRequest
-from bridge.containerd.rpc import PUBLISH
-from bridge.core.events import json_schema
+from bridge.core.records import json_schema
 from bridge.core.time import to_seconds
 from bridge.core.tracker import EXIT_GRACE_NS
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions, transitions_of_new_containers

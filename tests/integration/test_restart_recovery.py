@@ -17,7 +17,7 @@ import pytest
 
 from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary, transitions
 from tests.eventually import eventually
-from tests.integration.reading import read_file
+from tests.integration.line_reader import read_file
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from bridge.core.model import ContainerKey
+from bridge.core.containerd_model import ContainerKey
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.simulator.containerd import SimulatedContainerd
 

@@ -25,10 +25,10 @@ from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
 from tests.integration.canaries import Canaries, NotifySocketRecorder, read_files
-from tests.integration.canary_places import SecretBrokers, SecretContainers, start_brokers
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
 from tests.integration.kafka_sinks import KafkaFactory
 from tests.integration.nats_reading import NatsFactory
+from tests.integration.secret_fixtures import SecretBrokers, SecretContainers, start_brokers
 from tests.integration.terminal import Terminal
 from tests.testbed.containerd import Containerd
 
@@ -286,7 +286,7 @@ def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str
         f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {insert(f'seed as its file {when}')}}}}}}}",
         f"sinks: {{a: {{{nats}, auth: {{token: [{insert(f'token in a list {when}')}]}}}}}}",
         f"sinks: {{a: {{type: nats, servers: 'u:{insert(f'login in servers {when}')}@h', subject_prefix: s}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{token: {insert(f'token {when}')}, tokn: {insert(f'misspelt {when}')}, user: 5}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: {insert(f'token {when}')}, tokn: {insert(f'typo {when}')}, user: 5}}}}}}",
         f"http:\n  listen: %{insert(f'broken YAML {when}')}\n",
         f"containerd: {{address: 'tcp://u:{insert(f'login in an address {when}')}@h', socket: x}}",
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.bridge_process import BridgeProcess
-from tests.documents import ROOT, code_blocks
+from tests.documentation import ROOT, code_blocks
 from tests.testbed import systemd
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import suspend_process

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.eventually import eventually
-from tests.integration.traces import find_leaks
+from tests.integration.leaks import find_leaks
 from tests.testbed import flood
 from tests.testbed.containerd import Containerd, busybox_path
 from tests.testbed.dockerd import Docker
-from tests.testbed.guard import LINKS_FILE
 from tests.testbed.image import LABELS, NAME, oci_archive
 from tests.testbed.process import CommandError
+from tests.testbed.sandbox import LINKS_FILE
 
 ContainerdFactory = Callable[[], Containerd]
 

@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, TopicAuthorizat
 
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
-from tests.integration.traces import find_leaks
+from tests.integration.leaks import find_leaks
 from tests.testbed import kcat
 from tests.testbed.kafka import USERS, Kafka
 from tests.testbed.kafka_config import MECHANISMS, Listener, unsecured_jwt

@@ -22,8 +22,8 @@ from nats.js import JetStreamContext
 
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
+from tests.integration.leaks import find_leaks
 from tests.integration.nats_reading import retry_until_answered
-from tests.integration.traces import find_leaks
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator, Permissions

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.events import Record, RecordType
+from bridge.core.records import Record, RecordType
 from sinks.whalewatcher import encode
 from tests.sample_records import record
 

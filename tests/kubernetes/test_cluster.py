@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from tests.eventually import eventually
-from tests.kubernetes.objects import container, pod
+from tests.kubernetes.manifests import container, pod
+from tests.kubernetes.records import StreamReader, find_gaps, pod_of, running_containers, transitions
 from tests.kubernetes.rendering import CHART
-from tests.kubernetes.told import StreamReader, find_gaps, pod_of, running_containers, transitions
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
 

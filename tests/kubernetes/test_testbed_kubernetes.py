@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.eventually import eventually
-from tests.kubernetes.objects import container, pod
+from tests.kubernetes.manifests import container, pod
 from tests.testbed.kubernetes import COMPONENTS, Node
 from tests.testbed.process import pids_with_arguments
 

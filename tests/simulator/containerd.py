@@ -29,7 +29,7 @@ from bridge.containerd.protos import (
     version_pb2,
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.model import ContainerKey, TaskStatus
+from bridge.core.containerd_model import ContainerKey, TaskStatus
 from tests.eventually import eventually_async
 from tests.simulator import wire
 from tests.simulator.faults import ALL, Faults

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Mapping
 from typing import Protocol
 
-from bridge.core.model import ContainerKey
+from bridge.core.containerd_model import ContainerKey
 from tests.simulator.containerd import SimulatedContainerd
 from tests.simulator.records import create_containers
 from tests.simulator.state import IMAGE

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bridge.core.model import ContainerKey
+from bridge.core.containerd_model import ContainerKey
 from tests.simulator.state import SimulatedRpcError
 
 ALL = "*"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import grpc
 
-from bridge.containerd.rpc import NAMESPACE_HEADER, channel_options, target
+from bridge.containerd.methods import NAMESPACE_HEADER, channel_options, target
 from tests.simulator import wire
 from tests.simulator.state import IMAGE, RUNTIME
 

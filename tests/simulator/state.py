@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.model import ContainerKey, Labels, TaskStatus
+from bridge.core.containerd_model import ContainerKey, Labels, TaskStatus
 from bridge.core.time import SECOND
 from tests.simulator import wire
 

@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
-from bridge.containerd.failures import RpcError
 from bridge.containerd.protos import containers_pb2
+from bridge.containerd.rpc_errors import RpcError
 from bridge.containerd.stream import ContainerdEventStream
-from bridge.core.errors import TransientError
-from bridge.core.labels import LabelRules
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
@@ -38,6 +36,8 @@ from bridge.core.model import (
     TaskStatus,
     Undecodable,
 )
+from bridge.core.errors import TransientError
+from bridge.core.labels import LabelRules
 from tests.simulator.containerd import VERSIONS, SimulatedContainerd
 from tests.simulator.drivers import Driver, RealDriver, SimulatedDriver
 from tests.simulator.state import IMAGE, KILLED, RUNTIME
@@ -237,7 +237,7 @@ class Contract:
             while Marker("abc", 7) not in events:
                 events.extend(await stream.batch())
             assert not [event for event in events if isinstance(event, Ignored | Undecodable)]
-        assert rpc.MARKER_NAMESPACE not in await client.namespaces()
+        assert methods.MARKER_NAMESPACE not in await client.namespaces()
 
     async def test_oversized_listing_is_streamed(self, driver: Driver, client: ContainerdClient) -> None:
         ids = [unique("large") for _ in range(3)]
@@ -246,7 +246,7 @@ class Contract:
         connection = Connection(driver.address)
         request = containers_pb2.ListContainersRequest()
         with pytest.raises(RpcError) as caught:
-            await connection.call(rpc.CONTAINERS, request, driver.namespace, 20)
+            await connection.call(methods.CONTAINERS, request, driver.namespace, 20)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
         await connection.close()
         assert {record.key.id async for record in client.containers(driver.namespace)} == set(ids)

@@ -14,11 +14,11 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
+from bridge.core.containerd_model import ContainerKey, Instant
 from bridge.core.identity import ContainerPredicate, match_all
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Instant
 from bridge.core.time import SECOND
-from bridge.outbox.bounds import Limits
+from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.watch import ContainerWatch, WatchSettings
 from tests.bridge_process import RecordDict, check_runs, running_after, transitions

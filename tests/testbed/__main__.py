@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from tests.testbed.components import InstallError
 from tests.testbed.install import COMPONENTS, KUBERNETES, install, missing
-from tests.testbed.recipes import InstallError
 
 
 def main() -> int:

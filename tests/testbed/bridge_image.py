@@ -9,9 +9,9 @@ import tarfile
 from pathlib import Path
 
 from bridge import __version__
+from tests.testbed.components import cache_directory
 from tests.testbed.dockerd import Docker
 from tests.testbed.process import run
-from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("python-image",)
 """What has to be installed for it, besides a Docker engine."""

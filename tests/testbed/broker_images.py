@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.testbed.components import cache_directory
 from tests.testbed.containerd import busybox_path
 from tests.testbed.install import search_path
 from tests.testbed.process import run
-from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("nats-server", "kafka", "busybox")
 """What has to be installed for the images."""

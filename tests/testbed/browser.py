@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.testbed.recipes import cache_directory
+from tests.testbed.components import cache_directory
 
 COMPONENTS = ("chromium",)
 """What has to be installed for it."""

@@ -15,10 +15,10 @@ from types import TracebackType
 from typing import Literal, Self, get_args
 
 from tests.eventually import eventually
-from tests.testbed import guard, image
+from tests.testbed import image, sandbox
+from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
 from tests.testbed.process import pids_with_arguments, run, suspend_process
-from tests.testbed.recipes import cache_directory
 
 Version = Literal["1.6", "2.4"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
@@ -195,7 +195,7 @@ class Containerd:
 
     def import_image(self, namespace: str = "default") -> None:
         """Bring the busybox image (and with it the namespace) into being."""
-        guard.keep_cgroups(namespace, self.directory.name)
+        sandbox.keep_cgroups(namespace, self.directory.name)
         archive = self.directory / "busybox.tar"
         if not archive.exists():
             archive.write_bytes(image.oci_archive(busybox_path()))
@@ -222,13 +222,13 @@ class Containerd:
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
         isolated = ["unshare", "--propagation", "slave", *(f"--{kind}" for kind in self.UNSHARE_FLAGS)]
         started = subprocess.Popen(
-            [*isolated, sys.executable, guard.__file__, str(self.directory), *self.PRIVATE_PATHS],
+            [*isolated, sys.executable, sandbox.__file__, str(self.directory), *self.PRIVATE_PATHS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        if started.stdout is None or started.stdout.readline() != guard.READY:
+        if started.stdout is None or started.stdout.readline() != sandbox.READY:
             started.communicate(timeout=30)
             raise RuntimeError("cannot make a mount namespace of our own: root is needed for that")
         return started

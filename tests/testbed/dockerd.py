@@ -11,10 +11,10 @@ from typing import Self
 
 from tests.eventually import eventually
 from tests.testbed import image
+from tests.testbed.components import cache_directory
 from tests.testbed.containerd import Containerd, busybox_path
-from tests.testbed.guard import LINKS_FILE
 from tests.testbed.process import run
-from tests.testbed.recipes import cache_directory
+from tests.testbed.sandbox import LINKS_FILE
 
 
 class Docker:

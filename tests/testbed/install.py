@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.testbed.recipes import (
+from tests.testbed.components import (
     Component,
     DebianPackages,
     GoPrograms,

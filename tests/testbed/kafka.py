@@ -12,10 +12,10 @@ from aiokafka.errors import KafkaError
 
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
+from tests.testbed.components import cache_directory
 from tests.testbed.kafka_admin import KafkaAdmin, broker_ready_check
 from tests.testbed.kafka_config import Listener, Node, Tls, properties, scram_options
 from tests.testbed.process import run
-from tests.testbed.recipes import cache_directory
 from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
 

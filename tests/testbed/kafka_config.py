@@ -137,7 +137,9 @@ def _auth_settings(listener: Listener, users: Mapping[str, str], tls: Tls | None
             "plain": f"{_SECURITY_PACKAGE}.plain.PlainLoginModule required{known};",
             "scram-sha-256": f"{_SECURITY_PACKAGE}.scram.ScramLoginModule required;",
             "scram-sha-512": f"{_SECURITY_PACKAGE}.scram.ScramLoginModule required;",
-            "oauthbearer": f'{_SECURITY_PACKAGE}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="b";',
+            "oauthbearer": (
+                f'{_SECURITY_PACKAGE}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="b";'
+            ),
         }
         found[f"{prefix}.sasl.enabled.mechanisms"] = ",".join(MECHANISMS)
         found |= {f"{prefix}.{mechanism}.sasl.jaas.config": login for mechanism, login in logins.items()}

@@ -17,9 +17,9 @@ from typing import Any
 from tests.eventually import eventually
 from tests.testbed import image
 from tests.testbed.containerd import Containerd, busybox_path, components
-from tests.testbed.guard import LINKS_FILE
 from tests.testbed.install import search_path
 from tests.testbed.process import run
+from tests.testbed.sandbox import LINKS_FILE
 
 COMPONENTS = (*components("2.4"), "helm", "kubernetes", "nats-server")
 """What has to be installed for a Node with NATS."""

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.eventually import eventually
-from tests.testbed import sweep
+from tests.testbed import cleanup
 from tests.testbed.process import suspend_process
 
 HOST = "127.0.0.1"
@@ -54,14 +54,14 @@ class Workspace:
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"whalebridge-{name}-", dir="/tmp"))
         self._cleanup = subprocess.Popen(
-            [sys.executable, sweep.__file__, str(self.directory)], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, cleanup.__file__, str(self.directory)], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def spawn(
         self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
         """Start a program that goes on; both its outputs are appended to `log`."""
-        environment = {**(os.environ if env is None else env), sweep.WORKSPACE_VARIABLE: str(self.directory)}
+        environment = {**(os.environ if env is None else env), cleanup.WORKSPACE_VARIABLE: str(self.directory)}
         with log.open("ab") as file:
             # A session of its own: Ctrl-C at a terminal ends the tests alone, which then end it in their order.
             return subprocess.Popen(

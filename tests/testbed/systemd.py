@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
-from tests.testbed.recipes import cache_directory
 
 COMPONENTS = ("systemd",)
 """What has to be installed for it."""

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge import malloc
+from bridge import allocator
 
 # Twenty batches of 8 MiB, one after the other; how often the kernel had to find a page for them.
 PROGRAM = """
 import resource
-from bridge import malloc
+from bridge import allocator
 {first}
 def batch():
     return [bytes(64 * 1024) for _ in range(128)]
@@ -33,10 +33,10 @@ def page_faults(first: str) -> int:
 
 
 def test_freed_memory_is_retained() -> None:
-    by_default, kept = page_faults(""), page_faults("assert malloc.keep_freed()")
+    by_default, kept = page_faults(""), page_faults("assert allocator.raise_trim_threshold()")
     assert kept < by_default / 4, "or malloc keeps it by itself, and this is not needed any more"
 
 
 def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
-    assert malloc.raise_trim_threshold() is False
+    assert allocator.raise_trim_threshold() is False

@@ -12,8 +12,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError, RejectedRecordError, TransientError
-from bridge.core.events import Record, Watermark
-from bridge.outbox.memory import MemoryOutbox
+from bridge.core.records import Record, Watermark
+from bridge.outbox.in_memory import MemoryOutbox
 from bridge.pump import BATCH_BYTES, HeartbeatFactory, Pump
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
@@ -189,7 +189,7 @@ async def test_pump_retries_when_sink_fails_to_start(outbox: MemoryOutbox, clock
 async def test_pump_cancels_and_retries_attempt_when_sink_hangs(
     outbox: MemoryOutbox, clock: ManualClock, hanging: Behavior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.tasks.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("bridge.task_groups.CANCEL_GRACE_SECONDS", 0.01)
     sink = FakeSink(hanging)
     with capture_logs() as logs:
         async with running_pump(sink, outbox, clock, attempt_timeout=0.01):
@@ -274,7 +274,7 @@ async def test_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, c
 async def test_quiesce_waits_for_records_in_flight(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 60)
+    monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     pump = Pump("s", sink, outbox, clock)
@@ -297,7 +297,7 @@ async def test_quiesce_waits_for_records_in_flight(
 async def test_quiesce_returns_when_sink_does_not_acknowledge(
     behavior: Behavior, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 0.01 if behavior is hang else 60)
+    monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 0.01 if behavior is hang else 60)
     sink = FakeSink(behavior, hang)
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
@@ -441,7 +441,7 @@ async def test_pump_state_is_failing_when_heartbeat_fails(outbox: MemoryOutbox, 
 async def test_hanging_heartbeat_abandoned_and_records_published(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.tasks.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("bridge.task_groups.CANCEL_GRACE_SECONDS", 0.01)
     sink, recorder = FakeSink(), RecordFactory()
     async with running_pump(
         sink, outbox, clock, attempt_timeout=0.01, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)

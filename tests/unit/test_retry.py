@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bridge.clock import SystemClock
+from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, TransientError
-from bridge.core.model import Instant
 from bridge.core.time import SECOND, from_seconds
 from bridge.retry import Backoff, Failure, retry_forever
 

@@ -7,7 +7,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError
-from bridge.reload import SettingsReloader
+from bridge.settings_reload import SettingsReloader
 from config.settings import Settings, load
 
 KAFKA = {"type": "kafka", "bootstrap_servers": "h:9092", "topic": "t"}

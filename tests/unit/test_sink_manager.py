@@ -14,11 +14,11 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.core.errors import FatalError
-from bridge.core.events import Record, Watermark
-from bridge.delivery import SinkManager
-from bridge.outbox.memory import MemoryOutbox
+from bridge.core.records import Record, Watermark
+from bridge.outbox.in_memory import MemoryOutbox
 from bridge.pump import HeartbeatFactory
-from bridge.tasks import task_group
+from bridge.sink_manager import SinkManager
+from bridge.task_groups import task_group
 from config.settings import Settings, load
 from sinks import registry
 from tests.eventually import eventually_async
@@ -80,7 +80,7 @@ async def test_replaced_sink_continues_at_cursor_of_previous_sink(tmp_path: Path
 async def test_records_in_flight_are_published_once_when_sink_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.pump.SETTLE_SECONDS", 60)
+    monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
     written, acknowledge = asyncio.Event(), asyncio.Event()
     async with running_manager(settings(tmp_path)) as running:
         (first, _) = running.manager.pumps

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from bridge.core.errors import FatalError, TransientError
-from bridge.tasks import task_group
+from bridge.task_groups import task_group
 
 
 async def fail(error: Exception) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from grpc import StatusCode
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from bridge.containerd.decode import MARKER_TOPIC_PREFIX
 from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
@@ -38,7 +38,7 @@ class CallDenied(Exception):  # noqa: N818 (a response to the client)
 class Policy:
     """The policy for one method: type of the request, allowed fields, and whether responses can be large."""
 
-    method: rpc.Method[Any]
+    method: methods.Method[Any]
     request_type: type[Message]
     allowed_fields: tuple[str, ...] = ()
     large_response: bool = False
@@ -66,20 +66,20 @@ class Policy:
 
 
 POLICIES = (
-    Policy(rpc.VERSION, Empty),
-    Policy(rpc.SERVER, Empty),
-    Policy(rpc.HEALTH, health_pb2.HealthCheckRequest),
-    Policy(rpc.NAMESPACES, namespaces_pb2.ListNamespacesRequest),
-    Policy(rpc.CONTAINERS, containers_pb2.ListContainersRequest, large_response=True),
-    Policy(rpc.CONTAINERS_STREAM, containers_pb2.ListContainersRequest, large_response=True),
-    Policy(rpc.CONTAINER, containers_pb2.GetContainerRequest, ("id",)),
-    Policy(rpc.TASKS, tasks_pb2.ListTasksRequest, large_response=True),
-    Policy(rpc.TASK, tasks_pb2.GetRequest, ("container_id",)),
-    Policy(rpc.WAIT, tasks_pb2.WaitRequest, ("container_id",)),
+    Policy(methods.VERSION, Empty),
+    Policy(methods.SERVER, Empty),
+    Policy(methods.HEALTH, health_pb2.HealthCheckRequest),
+    Policy(methods.NAMESPACES, namespaces_pb2.ListNamespacesRequest),
+    Policy(methods.CONTAINERS, containers_pb2.ListContainersRequest, large_response=True),
+    Policy(methods.CONTAINERS_STREAM, containers_pb2.ListContainersRequest, large_response=True),
+    Policy(methods.CONTAINER, containers_pb2.GetContainerRequest, ("id",)),
+    Policy(methods.TASKS, tasks_pb2.ListTasksRequest, large_response=True),
+    Policy(methods.TASK, tasks_pb2.GetRequest, ("container_id",)),
+    Policy(methods.WAIT, tasks_pb2.WaitRequest, ("container_id",)),
 )
 
 
-def strip_unknown(method: rpc.Method[Any], raw: bytes) -> Any:
+def strip_unknown(method: methods.Method[Any], raw: bytes) -> Any:
     """Decode a response and remove the fields that the bridge does not know.
 
     Raises:
@@ -99,11 +99,11 @@ def get_namespace(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     Raises:
         CallDenied: The namespace is invalid, or there are several.
     """
-    given = [value for key, value in metadata if key == rpc.NAMESPACE_HEADER]
+    given = [value for key, value in metadata if key == methods.NAMESPACE_HEADER]
     if not given:
         return ""
     (name, *more) = given
-    if more or not isinstance(name, str) or len(name) > _MAX_NAMESPACE_LENGTH or not rpc.is_valid_namespace(name):
+    if more or not isinstance(name, str) or len(name) > _MAX_NAMESPACE_LENGTH or not methods.is_valid_namespace(name):
         raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace in the metadata is invalid")
     return name
 
@@ -129,9 +129,9 @@ def rebuild_marker(raw: bytes, namespace: str) -> bytes:
     """
     request = _parse(PublishRequest, raw)
     allowed = PublishRequest(topic=request.topic, event={"type_url": Empty.DESCRIPTOR.full_name})
-    if not (_MARKER_TOPIC.fullmatch(request.topic) and namespace == rpc.MARKER_NAMESPACE and request == allowed):
-        text = f"the proxy publishes only {MARKER_TOPIC_PREFIX}NONCE/NUMBER, empty, in namespace {rpc.MARKER_NAMESPACE}"
-        raise CallDenied(StatusCode.PERMISSION_DENIED, text)
+    if not (_MARKER_TOPIC.fullmatch(request.topic) and namespace == methods.MARKER_NAMESPACE and request == allowed):
+        marker = f"{MARKER_TOPIC_PREFIX}NONCE/NUMBER, empty, in namespace {methods.MARKER_NAMESPACE}"
+        raise CallDenied(StatusCode.PERMISSION_DENIED, f"the proxy publishes only {marker}")
     return allowed.SerializeToString()
 
 

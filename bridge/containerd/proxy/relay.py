@@ -20,11 +20,11 @@ from typing import TypeAlias, TypeVar
 import grpc
 from grpc import StatusCode
 
-from bridge.containerd import packing, rpc
+from bridge.containerd import batching, methods
 from bridge.containerd.endpoint import probe
-from bridge.containerd.proxy import rules
-from bridge.containerd.proxy.refusals import DeniedCalls, TokenBucket
-from bridge.containerd.proxy.rules import CallDenied, Policy
+from bridge.containerd.proxy import policy
+from bridge.containerd.proxy.denied_calls import DeniedCalls, TokenBucket
+from bridge.containerd.proxy.policy import CallDenied, Policy
 from bridge.containerd.stream import RawEventStream
 from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
@@ -50,13 +50,13 @@ class Relay(grpc.GenericRpcHandler):
     def __init__(self, path: str, clock: Clock) -> None:
         self.denied_calls = DeniedCalls(clock)
         self._path = path
-        self._channel = grpc.aio.insecure_channel(rpc.target(path), options=rpc.channel_options())
+        self._channel = grpc.aio.insecure_channel(methods.target(path), options=methods.channel_options())
         self._marker_bucket = TokenBucket(clock, per_second=MARKERS_PER_SECOND, burst=MARKER_BURST)
         self._large_calls = asyncio.Semaphore(MAX_LARGE_CALLS)
         self._subscribers = 0
-        self._handlers = {rule.method.path: self._policy_handler(rule) for rule in rules.POLICIES}
-        self._handlers[rpc.SUBSCRIBE.path] = self._streaming_handler(rpc.SUBSCRIBE.path, self._subscribe)
-        self._handlers[rpc.PUBLISH.path] = self._unary_handler(rpc.PUBLISH.path, self._publish_marker)
+        self._handlers = {rule.method.path: self._policy_handler(rule) for rule in policy.POLICIES}
+        self._handlers[methods.SUBSCRIBE.path] = self._streaming_handler(methods.SUBSCRIBE.path, self._subscribe)
+        self._handlers[methods.PUBLISH.path] = self._unary_handler(methods.PUBLISH.path, self._publish_marker)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
         """Return the handler of a call; never None, which would mean that the method does not exist."""
@@ -119,14 +119,16 @@ class Relay(grpc.GenericRpcHandler):
     # --- requests ---
 
     async def _relay_unary(self, call_policy: Policy, raw: bytes, context: _Context) -> bytes:
-        request, namespace = call_policy.rebuild_request(raw), rules.get_namespace(_metadata(context))
+        request, namespace = call_policy.rebuild_request(raw), policy.get_namespace(_metadata(context))
         response = await self._call(call_policy.method.path, request, namespace, context)
         return (
-            await self._add_pid(response) if call_policy.method is rpc.SERVER else call_policy.filter_response(response)
+            await self._add_pid(response)
+            if call_policy.method is methods.SERVER
+            else call_policy.filter_response(response)
         )
 
     async def _relay_stream(self, call_policy: Policy, raw: bytes, context: _Context) -> None:
-        request, namespace = call_policy.rebuild_request(raw), rules.get_namespace(_metadata(context))
+        request, namespace = call_policy.rebuild_request(raw), policy.get_namespace(_metadata(context))
         method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(call_policy.method.path)
         async with self._large_calls:
             responses = method(request, timeout=context.time_remaining(), metadata=_headers(namespace))
@@ -138,7 +140,7 @@ class Relay(grpc.GenericRpcHandler):
 
     async def _add_pid(self, raw: bytes) -> bytes:
         """Add containerd's process id, from the socket or from the response: the bridge's socket has the proxy's."""
-        server = rules.strip_unknown(rpc.SERVER, raw)
+        server = policy.strip_unknown(methods.SERVER, raw)
         peer_pid = 0
         with contextlib.suppress(BridgeError):
             peer_pid = (await probe(self._path, _PROBE_SECONDS)).pid
@@ -146,10 +148,10 @@ class Relay(grpc.GenericRpcHandler):
         return bytes(server.SerializeToString())
 
     async def _publish_marker(self, raw: bytes, context: _Context) -> bytes:
-        marker = rules.rebuild_marker(raw, rules.get_namespace(_metadata(context)))
+        marker = policy.rebuild_marker(raw, policy.get_namespace(_metadata(context)))
         if not self._marker_bucket.try_take():
             raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKERS_PER_SECOND:g} markers per second")
-        await self._call(rpc.PUBLISH.path, marker, rpc.MARKER_NAMESPACE, context)
+        await self._call(methods.PUBLISH.path, marker, methods.MARKER_NAMESPACE, context)
         return b""
 
     async def _call(self, method: str, request: bytes, namespace: str, context: _Context) -> bytes:
@@ -159,7 +161,7 @@ class Relay(grpc.GenericRpcHandler):
     # --- events ---
 
     async def _subscribe(self, raw: bytes, context: _Context) -> None:
-        rules.check_subscription(raw)
+        policy.check_subscription(raw)
         if self._subscribers >= MAX_SUBSCRIPTIONS:
             raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, f"{MAX_SUBSCRIPTIONS} subscriptions are already open")
         self._subscribers += 1
@@ -176,11 +178,11 @@ class Relay(grpc.GenericRpcHandler):
 
 
 async def _relay_events(stream: RawEventStream, context: _Context) -> None:
-    batched = packing.supports_batches(_metadata(context))
-    await context.send_initial_metadata((packing.HEADER,) if batched else ())
+    batched = batching.supports_batches(_metadata(context))
+    await context.send_initial_metadata((batching.HEADER,) if batched else ())
     while True:
         envelopes = await stream.raw_batch()
-        for message in packing.batch(envelopes) if batched else envelopes:
+        for message in batching.batch(envelopes) if batched else envelopes:
             await _write(context, message)
 
 
@@ -204,4 +206,4 @@ def _metadata(context: _Context) -> Sequence[tuple[str, str | bytes]]:
 
 
 def _headers(namespace: str) -> tuple[tuple[str, str], ...]:
-    return ((rpc.NAMESPACE_HEADER, namespace),) if namespace else ()
+    return ((methods.NAMESPACE_HEADER, namespace),) if namespace else ()

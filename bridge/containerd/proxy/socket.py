@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from bridge.containerd.rpc import target
+from bridge.containerd.methods import target
 from bridge.core.errors import FatalError
 
 

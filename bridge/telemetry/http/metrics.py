@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from bridge import __version__
-from bridge.core.events import SnapshotReason, TransitionType
+from bridge.core.records import SnapshotReason, TransitionType
 from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS
 from bridge.telemetry.status import Bridge, SinkStatus, Status, evaluate
 

@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from bridge.core.encode import rfc3339
 from bridge.core.identity import display_id
-from bridge.core.lives import Transition
+from bridge.core.record_encoder import rfc3339
+from bridge.core.state import Transition
 from bridge.core.time import SECOND
 from bridge.telemetry.counters import SnapshotSummary
 from bridge.telemetry.http.documents import group_by_project

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bridge.cli import check, run
-from bridge.cli.findings import CheckResult, print_results
+from bridge.cli.check_results import CheckResult, print_results
 from bridge.core.errors import FatalError, NotFoundError, StateError, TransientError, UnreachableError
 
 RESULTS = [

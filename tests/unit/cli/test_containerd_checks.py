@@ -5,9 +5,9 @@ from typing import cast
 import grpc
 import pytest
 
-from bridge.cli import examine
+from bridge.cli import containerd_checks
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.failures import RpcError
+from bridge.containerd.rpc_errors import RpcError
 from bridge.core.errors import BridgeError, TransientError
 
 
@@ -35,5 +35,5 @@ class Client:
     ],
 )
 async def test_health_check_reports_error_or_warning(health: bool | BridgeError, verdicts: list[str]) -> None:
-    findings = await examine._check_health(cast("ContainerdClient", Client(health)))
+    findings = await containerd_checks._check_health(cast("ContainerdClient", Client(health)))
     assert [each.status for each in findings] == verdicts

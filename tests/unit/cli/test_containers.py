@@ -8,13 +8,13 @@ import pytest
 
 from bridge.cli import containers
 from bridge.cli.containers import list_running, open_client
-from bridge.cli.failure import CommandError
+from bridge.cli.errors import CommandError
+from bridge.core.containerd_model import ContainerKey, Metadata, Task, TaskStatus
 from bridge.core.errors import TransientError
-from bridge.core.events import Container
 from bridge.core.filters import NamespaceFilter
 from bridge.core.identity import build_metadata
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Metadata, Task, TaskStatus
+from bridge.core.records import Container
 from config.settings import load
 from tests.golden import Golden
 

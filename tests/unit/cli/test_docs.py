@@ -14,17 +14,17 @@ import msgspec
 import pytest
 
 from bridge.cli import execute
-from bridge.core import events
-from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage
-from bridge.core.events import SourcePosition
-from bridge.core.lives import Transition
-from bridge.core.model import ContainerKey, Engine
+from bridge.core import records
+from bridge.core.containerd_model import ContainerKey, Engine
+from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.records import SourcePosition
+from bridge.core.state import Transition
 from config import reference, suggestions
 from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
 from config.sources.env import variable
-from tests.documents import PAGES, ROOT, code_blocks, page_commands
+from tests.documentation import PAGES, ROOT, code_blocks, page_commands
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -53,7 +53,7 @@ class RecordHistory:
     def __init__(self, epoch: int = 1, engine: str = "engine", previous: SourcePosition | None = None) -> None:
         self._encoder = RecordEncoder("node-1", Engine(engine, "2", "/c.sock", 1), epoch, previous=previous)
 
-    def publish(self, type_: events.TransitionType, id_: str) -> Documents:
+    def publish(self, type_: records.TransitionType, id_: str) -> Documents:
         return self._decoded([self._encoder.encode_transition(make_transition(type_, id_))])
 
     def snapshot(self, *running: str, backfill: tuple[Transition, ...] = (), failed: tuple[str, ...] = ()) -> Documents:
@@ -62,11 +62,11 @@ class RecordHistory:
         return self._decoded(self._encoder.encode_snapshot(Gap("start", None, 0), coverage, list(backfill), present, 0))
 
     @staticmethod
-    def _decoded(records: list[events.Record]) -> Documents:
+    def _decoded(records: list[records.Record]) -> Documents:
         return [json.loads(record.data) for record in records]
 
 
-def make_transition(type_: events.TransitionType | events.SnapshotRecordType, id_: str) -> Transition:
+def make_transition(type_: records.TransitionType | records.SnapshotRecordType, id_: str) -> Transition:
     namespace, _, id_ = id_.rpartition("/")
     key = ContainerKey(namespace or "default", id_)
     return Transition(type_, "live", 0, key, None, None, 1, "boot-1", type_ == "paused")
@@ -197,15 +197,15 @@ def test_documented_examples_match_record_schema() -> None:
     examples = [example for page in PAGES for example in code_blocks(page.read_text(), "json")]
     assert len(examples) > len(code_blocks(EVENTS, "json")) > 1
     for example in examples:
-        jsonschema.Draft202012Validator(events.json_schema()).validate(json.loads(example))
-        record = msgspec.json.decode(example, type=events.EventRecord)
+        jsonschema.Draft202012Validator(records.json_schema()).validate(json.loads(example))
+        record = msgspec.json.decode(example, type=records.EventRecord)
         assert json.loads(msgspec.json.encode(record)) == json.loads(example)
 
 
 def test_documentation_lists_every_field_and_type() -> None:
-    names = {*events.EventRecord.__struct_fields__, *events.Container.__struct_fields__}
-    names |= {*events.Snapshot.__struct_fields__, *events.Pod.__struct_fields__, *events.Exit.__struct_fields__}
-    names |= {*get_args(events.RecordType), *get_args(events.SnapshotReason), *get_args(events.LossReason)}
+    names = {*records.EventRecord.__struct_fields__, *records.Container.__struct_fields__}
+    names |= {*records.Snapshot.__struct_fields__, *records.Pod.__struct_fields__, *records.Exit.__struct_fields__}
+    names |= {*get_args(records.RecordType), *get_args(records.SnapshotReason), *get_args(records.LossReason)}
     assert [name for name in sorted(names) if f"`{name}`" not in EVENTS and f'"{name}"' not in EVENTS] == []
 
 

@@ -21,8 +21,8 @@ import structlog
 
 import bridge
 from bridge.cli import execute
-from bridge.cli.places import WELL_KNOWN_SOCKETS
-from bridge.core.model import ContainerKey
+from bridge.cli.sockets import WELL_KNOWN_SOCKETS
+from bridge.core.containerd_model import ContainerKey
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd
 
@@ -193,7 +193,8 @@ def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.chdir("/")
     monkeypatch.setattr(
-        "bridge.cli.places.SOCKETS", {f"/nonexistent{path}": what for path, what in WELL_KNOWN_SOCKETS.items()}
+        "bridge.cli.sockets.WELL_KNOWN_SOCKETS",
+        {f"/nonexistent{path}": what for path, what in WELL_KNOWN_SOCKETS.items()},
     )
 
 
@@ -257,8 +258,8 @@ async def test_output_with_containerd_matches_golden_file(
     golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     # These tell of this machine: its disk, its users.
-    monkeypatch.setattr("bridge.cli.rehearsal._disk", lambda *_: [])
-    monkeypatch.setattr("bridge.cli.places._mode", lambda _: "0660 root:root")
+    monkeypatch.setattr("bridge.cli.preflight._check_disk", lambda *_: [])
+    monkeypatch.setattr("bridge.cli.sockets._format_mode", lambda _: "0660 root:root")
     text = ""
     async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
         os.chmod(containerd.address, 0o660)

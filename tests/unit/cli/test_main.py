@@ -12,7 +12,7 @@ import pytest
 import bridge
 from bridge import cli
 from bridge.cli import execute
-from bridge.cli.failure import CommandError
+from bridge.cli.errors import CommandError
 from bridge.core.errors import AmbiguousError, BridgeError, FatalError, NotFoundError, TransientError, UnreachableError
 
 COMMANDS = [

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from bridge.cli.line import format_record
-from bridge.fleet.documents import DecodedRecord, decode
+from bridge.cli.record_format import format_record
+from bridge.consumer.schema import DecodedRecord, decode
 from tests.golden import Golden
 from tests.sample_records import control_record, loss_record, record
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import places
-from bridge.cli.findings import CheckResult
-from bridge.cli.mounts import file_system_type
-from bridge.cli.places import WELL_KNOWN_SOCKETS, inspect_socket
+from bridge.cli import sockets
+from bridge.cli.check_results import CheckResult
+from bridge.cli.filesystems import file_system_type
+from bridge.cli.sockets import WELL_KNOWN_SOCKETS, inspect_socket
 from tests.golden import Golden
 
 
@@ -76,8 +76,8 @@ def user_1000(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("geteuid", "getegid"):
         monkeypatch.setattr(os, name, lambda: 1000)
     monkeypatch.setattr(os, "getgroups", list)
-    for name in ("_user", "_group"):
-        monkeypatch.setattr(places, name, str)
+    for name in ("_user_name", "_group_name"):
+        monkeypatch.setattr(sockets, name, str)
 
 
 def socket_stat(mode: int, user: int, group: int) -> os.stat_result:
@@ -101,7 +101,7 @@ def test_permission_error_names_selinux_or_apparmor(
         if content is not None:
             (tmp_path / path).parent.mkdir(parents=True)
             (tmp_path / path).write_text(content)
-    finding = places._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
+    finding = sockets._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
     assert (finding.status, finding.exit_status) == ("error", 1)
     assert named in finding.message
     text = finding.to_line(colors=False)
@@ -110,12 +110,12 @@ def test_permission_error_names_selinux_or_apparmor(
 
 @pytest.mark.usefixtures("user_1000")
 def test_permission_error_explains_socket_mode(tmp_path: Path, golden: Golden) -> None:
-    finding = places._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
+    finding = sockets._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
     assert "0660 54321:54322" in finding.message
     assert "54321" in (finding.hint or "")
     assert "54322 (54322)" in (finding.hint or "")
     golden.entry("results", "denied by the mode", finding.to_line(colors=False))
-    finding = places._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
+    finding = sockets._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
     assert "54321" in (finding.hint or "")
     assert "54322" not in (finding.hint or "")
 

@@ -6,9 +6,9 @@ import pytest
 
 from bridge.cli import table
 from bridge.cli.containers import ContainerInfo
+from bridge.core.containerd_model import ContainerKey, Task, TaskStatus
 from bridge.core.identity import build_metadata
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Task, TaskStatus
 
 HASH = "919f59b7702144050b2c" + "0" * 44
 CREATED = 1795447267_525245796

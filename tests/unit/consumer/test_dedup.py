@@ -5,8 +5,8 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fleet.documents import DecodedRecord, Engine, Lost
-from bridge.fleet.seen import Deduplicator
+from bridge.consumer.dedup import Deduplicator
+from bridge.consumer.schema import DecodedRecord, Engine, Lost
 
 
 def record_at(epoch: int, sequence: int, *, type_: str = "started", first: int | None = None) -> DecodedRecord:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bridge.consumer.files import FileReader, StdinReader
+from bridge.consumer.messages import StartPosition
+from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, NotFoundError
-from bridge.core.model import Instant
-from bridge.fleet.files import FileReader, StdinReader
-from bridge.fleet.messages import StartPosition
 from sinks.file import RotatedFile
 from tests.golden import Golden
 

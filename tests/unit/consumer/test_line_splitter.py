@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.fleet.lines import MAX_LINE_BYTES, LineSplitter
+from bridge.consumer.line_splitter import MAX_LINE_BYTES, LineSplitter
 
 
 def data(lines: LineSplitter, *chunks: bytes) -> list[bytes]:

@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
+from bridge.consumer.messages import BACKOFF, Message, Reader, read
+from bridge.consumer.records import read_records
 from bridge.core.errors import BridgeError, NotFoundError, TransientError
-from bridge.fleet.messages import BACKOFF, Message, Reader, read
-from bridge.fleet.records import read_records
 from tests.clocks import ManualClock
 from tests.golden import Golden
 from tests.sample_records import record

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.fleet.documents import Source, decode
-from bridge.fleet.fold import Projection
+from bridge.consumer.projection import Projection
+from bridge.consumer.schema import Source, decode
 from tests.scale import scaled
 
 EVENTS = (Path(__file__).parents[3] / "docs" / "events.md").read_text()

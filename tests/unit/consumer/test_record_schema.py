@@ -4,9 +4,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from bridge.core import events
-from bridge.fleet import documents
-from bridge.fleet.documents import InvalidMessageError, decode
+from bridge.consumer import schema
+from bridge.consumer.schema import InvalidMessageError, decode
+from bridge.core import records
 from sinks.cloudevents import envelope
 from tests.golden import Golden
 from tests.sample_records import ENGINE, control_record, loss_record, record
@@ -17,14 +17,14 @@ BEFORE = b'{"version":1,"type":"sta'
 @pytest.mark.parametrize(
     ("published", "read"),
     [
-        (events.EventRecord, documents.DecodedRecord),
-        (events.Container, documents.Container),
-        (events.Snapshot, documents.Snapshot),
-        (events.Lost, documents.Lost),
-        (events.Exit, documents.Exit),
-        (events.Pod, documents.Pod),
-        (events.SourcePosition, documents.PreviousPosition),
-        (events.EngineInfo, documents.Engine),
+        (records.EventRecord, schema.DecodedRecord),
+        (records.Container, schema.Container),
+        (records.Snapshot, schema.Snapshot),
+        (records.Lost, schema.Lost),
+        (records.Exit, schema.Exit),
+        (records.Pod, schema.Pod),
+        (records.SourcePosition, schema.PreviousPosition),
+        (records.EngineInfo, schema.Engine),
     ],
 )
 def test_consumer_schema_has_every_published_field(published: type[Struct], read: type[Struct]) -> None:
@@ -34,7 +34,7 @@ def test_consumer_schema_has_every_published_field(published: type[Struct], read
 @pytest.mark.parametrize(
     "made", [record(4, "paused"), control_record(1, "snapshot_started"), loss_record(record(7), 5)]
 )
-def test_consumer_schema_round_trips_published_records(made: events.Record) -> None:
+def test_consumer_schema_round_trips_published_records(made: records.Record) -> None:
     document, data = decode(made.data)
     assert data == made.data
     assert msgspec.json.decode(msgspec.json.encode(document)) == msgspec.json.decode(made.data)

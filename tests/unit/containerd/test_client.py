@@ -15,12 +15,12 @@ from grpc import StatusCode
 
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
-from bridge.containerd.failures import from_rpc_error
+from bridge.containerd.methods import VERSION
 from bridge.containerd.protos import health_pb2
-from bridge.containerd.rpc import VERSION
+from bridge.containerd.rpc_errors import from_rpc_error
+from bridge.core.containerd_model import ContainerKey, TaskStatus
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, TaskStatus
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.simulator.containerd import MAX_MESSAGE_BYTES, SimulatedContainerd

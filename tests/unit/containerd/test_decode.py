@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from bridge.containerd import decode
 from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
-from bridge.core.labels import LabelRules
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
@@ -35,6 +34,7 @@ from bridge.core.model import (
     TaskStatus,
     Undecodable,
 )
+from bridge.core.labels import LabelRules
 from bridge.core.time import SECOND
 from tests.golden import Golden
 

@@ -12,11 +12,17 @@ import pytest
 from grpc import StatusCode
 
 from bridge.containerd import lifecycle
-from bridge.containerd import watcher as module
+from bridge.containerd import whalewatcher_client as module
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.watcher import Container, ContainerdWatcher, ContainerEvent, ContainerEventType, RunningContainer
+from bridge.containerd.whalewatcher_client import (
+    Container,
+    ContainerdWatcher,
+    ContainerEvent,
+    ContainerEventType,
+    RunningContainer,
+)
+from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
-from bridge.core.model import ContainerKey
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd

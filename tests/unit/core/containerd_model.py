@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,

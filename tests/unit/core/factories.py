@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from bridge.core.lives import Transition
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerKey,
     Instant,
     Kind,
@@ -22,6 +21,7 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
+from bridge.core.state import Transition
 from bridge.core.time import SECOND, from_seconds
 from bridge.core.tracker import Tracker
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bridge.core.events import AdditionalEventType
+from bridge.core.containerd_model import ContainerEvent, ContainerKey, Task
 from bridge.core.labels import LabelRules
-from bridge.core.lives import TaskQuery, Transition
-from bridge.core.model import ContainerEvent, ContainerKey, Task
 from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
+from bridge.core.records import AdditionalEventType
+from bridge.core.state import TaskQuery, Transition
 from bridge.core.tracker import Tracker
-from tests.unit.core.world import KEYS, ContainerdModel, TaskWaitResult, TrueTransition
+from tests.unit.core.containerd_model import KEYS, ContainerdModel, TaskWaitResult, TrueTransition
 
 BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ADDITIONAL_EVENTS: tuple[AdditionalEventType, ...] = ("created", "deleted", "oom", "renamed")

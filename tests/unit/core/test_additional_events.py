@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, ContainerEvent, ContainerUpdated, TaskOOM
 from bridge.core.labels import LabelRules
-from bridge.core.lives import Transition
-from bridge.core.model import ContainerCreated, ContainerDeleted, ContainerEvent, ContainerUpdated, TaskOOM
 from bridge.core.reconcile import Listing, reconcile, reevaluate_scope
+from bridge.core.state import Transition
 from bridge.core.tracker import Tracker
-from tests.unit.core.follower import ADDITIONAL_EVENTS
-from tests.unit.core.made import BOOT_ID, WEB, exited, make_metadata, moment, started, summarize, task, wall
+from tests.unit.core.factories import BOOT_ID, WEB, exited, make_metadata, moment, started, summarize, task, wall
+from tests.unit.core.harness import ADDITIONAL_EVENTS
 
 CREATED = ContainerCreated(WEB, wall(1), "busybox", "runc")
 RENAMED = ContainerUpdated(WEB, wall(2), "busybox", {})

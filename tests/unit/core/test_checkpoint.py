@@ -10,12 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridge.core import memory
-from bridge.core.book import MAX_TOMBSTONES, PENDING_EXIT_NS
-from bridge.core.labels import LabelRules
-from bridge.core.lives import ContainerState, Incarnation, Transition
-from bridge.core.memory import Checkpoint, CheckpointHeader, SourceId, StoredPosition
-from bridge.core.model import (
+from bridge.core import checkpoint
+from bridge.core.checkpoint import Checkpoint, CheckpointHeader, SourceId, StoredPosition
+from bridge.core.containerd_model import (
     ContainerDeleted,
     ContainerKey,
     Engine,
@@ -29,11 +26,14 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
+from bridge.core.labels import LabelRules
 from bridge.core.reconcile import Listing, reconcile
+from bridge.core.state import ContainerState, Incarnation, Transition
+from bridge.core.store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.tracker import Tracker
 from tests.scale import scaled
-from tests.unit.core.follower import BOOT_ID, Harness
-from tests.unit.core.world import ContainerdModel, Faults
+from tests.unit.core.containerd_model import ContainerdModel, Faults
+from tests.unit.core.harness import BOOT_ID, Harness
 
 WEB = ContainerKey("shop", "web")
 NOW = Instant(1_795_447_267_000_000_000, 1_000_000_000_000)
@@ -48,7 +48,7 @@ def record(key: ContainerKey = WEB, **changed: Any) -> Metadata:
 def save_changes(tracker: Tracker, values: dict[str, bytes] | None = None) -> dict[str, bytes]:
     """Write a tracker's changes down, on top of what was written before."""
     values = {} if values is None else values
-    for key, value in memory.encode_changes(tracker.changes()):
+    for key, value in checkpoint.encode_changes(tracker.changes()):
         if value is None:
             values.pop(key, None)
         else:
@@ -58,7 +58,7 @@ def save_changes(tracker: Tracker, values: dict[str, bytes] | None = None) -> di
 
 def restore_tracker(values: dict[str, bytes], now: Instant = NOW, boot: str = BOOT_ID) -> Tracker:
     tracker = Tracker(boot)
-    tracker.restore(memory.decode(values).entries, set(), now)
+    tracker.restore(checkpoint.decode(values).entries, set(), now)
     return tracker
 
 
@@ -82,7 +82,7 @@ class RestartingHarness(Harness):
         self._synced = False
         self._pending_transitions, self._preexisting_count = [], 0
         self.tracker = Tracker(BOOT_ID)
-        self.tracker.restore(memory.decode(self.values).entries, set(), self.containerd.now())
+        self.tracker.restore(checkpoint.decode(self.values).entries, set(), self.containerd.now())
 
     def _emit(self, transitions: list[Transition]) -> None:
         super()._emit(transitions)
@@ -214,12 +214,12 @@ def test_checkpoint_stores_metadata_only_when_changed() -> None:
     tracker = Tracker(BOOT_ID)
     tracker.update_metadata(record())
     tracker.process_event(TaskStarted(WEB, NOW.wall, 7), NOW)
-    assert len(dict(memory.encode_changes(tracker.changes()))) == 2
+    assert len(dict(checkpoint.encode_changes(tracker.changes()))) == 2
     tracker.update_metadata(record())
     tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 0, NOW.wall), NOW)
-    assert len(dict(memory.encode_changes(tracker.changes()))) == 1
+    assert len(dict(checkpoint.encode_changes(tracker.changes()))) == 1
     tracker.update_metadata(record(name="renamed"))
-    assert len(dict(memory.encode_changes(tracker.changes()))) == 2
+    assert len(dict(checkpoint.encode_changes(tracker.changes()))) == 2
     assert not tracker.changed
 
 
@@ -376,11 +376,11 @@ def test_checkpoint_restores_position_and_header() -> None:
     engine = Engine("c79d280c", "2.4.2", "/run/c.sock", 812)
     watched = CheckpointHeader("node-1", engine, BOOT_ID, "scope", ["shop"])
     position = StoredPosition(1_795_447_267_123, 42, NOW.wall)
-    values = {memory.HEADER_KEY: memory.encode_header(watched)}
-    values |= dict([memory.encode_position(watched.source, position)])
-    again = memory.decode(values)
+    values = {checkpoint.HEADER_KEY: checkpoint.encode_header(watched)}
+    values |= dict([checkpoint.encode_position(watched.source, position)])
+    again = checkpoint.decode(values)
     assert again == Checkpoint(watched, {SourceId("node-1", "c79d280c"): position}, [])
-    assert list(memory.container_keys(values)) == []
+    assert list(checkpoint.container_keys(values)) == []
 
 
 @pytest.mark.parametrize(
@@ -388,4 +388,4 @@ def test_checkpoint_restores_position_and_header() -> None:
 )
 def test_checkpoint_decode_raises_when_value_is_invalid(values: dict[str, bytes]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 (msgspec's texts are its own)
-        memory.decode(values)
+        checkpoint.decode(values)

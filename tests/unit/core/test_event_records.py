@@ -9,8 +9,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from bridge.core import events
-from bridge.core.events import EventRecord, Record, RecordType, json_schema
+from bridge.core import records
+from bridge.core.records import EventRecord, Record, RecordType, json_schema
 
 DOCUMENT: dict[str, Any] = {
     "version": 1,
@@ -88,7 +88,7 @@ def test_schema_has_title_and_descriptions() -> None:
 def test_record_types_are_complete() -> None:
     named = {
         value
-        for each in (events.TransitionType, events.SnapshotRecordType, events.ControlRecordType)
+        for each in (records.TransitionType, records.SnapshotRecordType, records.ControlRecordType)
         for value in get_args(each)
     }
     assert set(get_args(RecordType)) == named | {"created", "deleted", "oom", "renamed"}

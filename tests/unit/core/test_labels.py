@@ -99,7 +99,7 @@ def test_label_patterns_match_line_feed_in_key() -> None:
 
 
 def test_label_rules_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "_VERDICTS_KEPT", 10)
+    monkeypatch.setattr(labels, "_MAX_CACHED_DECISIONS", 10)
     rules = LabelRules(include=["*"], exclude=["x*"], redact=[])
     told = rules.apply({f"{letter}{number}": "" for number in range(20) for letter in "xy"})
     assert sorted(told) == sorted(f"y{number}" for number in range(20))

@@ -8,7 +8,7 @@ from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core import errors
 from bridge.core.ports import Clock, EngineClient, Outbox
-from bridge.outbox.memory import MemoryOutbox
+from bridge.outbox.in_memory import MemoryOutbox
 
 
 def test_implementations_match_ports() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from bridge.core.reconcile import has_unconfirmed
 from tests.scale import scaled
-from tests.unit.core.follower import Harness
-from tests.unit.core.world import ContainerdModel, Faults, TrueTransition
+from tests.unit.core.containerd_model import ContainerdModel, Faults, TrueTransition
+from tests.unit.core.harness import Harness
 
 # In CI hypothesis is deterministic of itself (its profile "ci").
 hypothesis_settings = settings(

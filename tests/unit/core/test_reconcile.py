@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.lives import ExitInfo
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
@@ -16,8 +15,9 @@ from bridge.core.model import (
     TaskStatus,
 )
 from bridge.core.reconcile import Listing, find_mismatches, has_unconfirmed, reconcile
+from bridge.core.state import ExitInfo
 from bridge.core.tracker import Tracker
-from tests.unit.core.made import (
+from tests.unit.core.factories import (
     BOOT_ID,
     DB,
     WEB,

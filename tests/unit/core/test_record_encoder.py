@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.encode import Gap, RecordEncoder, SnapshotCoverage, heartbeat_record, lost_record, rfc3339
-from bridge.core.events import Record, SourcePosition, json_schema
-from bridge.core.lives import ExitInfo, Transition
-from bridge.core.model import ContainerKey, Engine, Labels, Metadata, PodReference
+from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, PodReference
+from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage, heartbeat_record, lost_record, rfc3339
+from bridge.core.records import Record, SourcePosition, json_schema
+from bridge.core.state import ExitInfo, Transition
 from bridge.core.time import SECOND
-from tests.unit.core.made import WEB
+from tests.unit.core.factories import WEB
 
 ENGINE = Engine("c79d280c", "2.4.2", "/run/containerd/containerd.sock", 812)
 SCHEMA = jsonschema.Draft202012Validator(json_schema())

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from bridge.core.book import MAX_TOMBSTONES, PENDING_EXIT_NS
-from bridge.core.lives import MAX_CREATED_PIDS, MAX_EXITED_PIDS, ExitInfo, TaskQuery
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
@@ -21,9 +19,11 @@ from bridge.core.model import (
     TaskOOM,
     TaskStatus,
 )
+from bridge.core.state import MAX_CREATED_PIDS, MAX_EXITED_PIDS, ExitInfo, TaskQuery
+from bridge.core.store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.time import SECOND, to_seconds
 from bridge.core.tracker import EXIT_GRACE_NS, WAITED_EXIT_GRACE_NS, Tracker
-from tests.unit.core.made import (
+from tests.unit.core.factories import (
     BOOT_ID,
     DB,
     WEB,

@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bridge.core.events import Record
 from bridge.core.ports import Outbox
-from bridge.outbox.bounds import Limits
-from bridge.outbox.memory import MemoryOutbox
+from bridge.core.records import Record
+from bridge.outbox.in_memory import MemoryOutbox
+from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range

@@ -23,10 +23,10 @@ from bridge.clock import SystemClock
 from bridge.core.errors import InUseError, StateError
 from bridge.core.ports import Clock
 from bridge.outbox import schema, store
-from bridge.outbox.bounds import Limits
 from bridge.outbox.database import Database
-from bridge.outbox.rows import WriteBatch
+from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.storage_types import WriteBatch
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import (
     TIGHT_LIMITS,
@@ -246,14 +246,14 @@ import asyncio, sys
 from pathlib import Path
 from bridge.clock import SystemClock
 from bridge.outbox.sqlite import SqliteOutbox
-from tests.contract.test_outbox import WIDE
-from tests.records import Recorder
+from tests.contract.test_outbox import WIDE_LIMITS
+from tests.records import RecordFactory
 
 async def main():
-    outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE)
-    recorder = Recorder()
+    outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    recorder = RecordFactory()
     while True:
-        records = recorder.starts(3)
+        records = recorder.started_records(3)
         last = records[-1].sequence
         await outbox.append(records, {"last": b"%d" % last, "again": b"%d" % last})
         print(last, flush=True)
@@ -467,7 +467,7 @@ def io_error(code: int, text: str) -> sqlite3.Error:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> type[FailingDatabase]:
-    disk = type("Disk", (FailingDatabase,), {"written": []})
+    disk = type("Disk", (FailingDatabase,), {"batches": []})
     monkeypatch.setattr(store, "Database", disk)
     return disk
 
@@ -478,11 +478,11 @@ async def eventually(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize("moment", ["fails_before", "fails_after"])
+@pytest.mark.parametrize("moment", ["error_before_write", "error_after_write"])
 async def test_failed_write_is_retried_on_new_connection(
     path: Path, disk: type[FailingDatabase], moment: str, golden: Golden
 ) -> None:
-    """fails_after: the fsync failed; nobody knows whether it is on the disk, and it must not be there twice."""
+    """error_after_write: the fsync failed; nobody knows whether it is on the disk, and it must not be there twice."""
     clock, recorder = ManualClock(), RecordFactory()
     async with open_outbox(path, clock=clock) as outbox:
         await outbox.append(recorder.started_records(2))

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.core.errors import TransientError
 from config.sinks.common import TlsSettings
-from sinks import access
+from sinks import credentials
 from tests.certificates import Authority
 from tests.golden import Golden
 
@@ -27,7 +27,7 @@ def test_unusable_secret_file_is_named(
     with golden.error(
         "access_errors", f"secret file, {case}", TransientError, "sasl.password_file", path, TMP=tmp_path
     ):
-        access.resolve_secret("sasl.password", None, str(path))
+        credentials.resolve_secret("sasl.password", None, str(path))
 
 
 @pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def test_unusable_tls_file_is_named(
     hidden = {name.upper(): path for name, path in files.items()}
     wanted = [each.format(**files) for each in named]
     with golden.error("access_errors", f"tls, {case}", TransientError, *wanted, **hidden) as caught:
-        access.tls_context(TlsSettings.model_validate({"enabled": True} | given))
+        credentials.tls_context(TlsSettings.model_validate({"enabled": True} | given))
     assert SECRET not in str(caught.value)

@@ -13,7 +13,7 @@ from cloudevents.core.formats.json import JSONFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.events import EngineInfo, Record, RecordType
+from bridge.core.records import EngineInfo, Record, RecordType
 from sinks import cloudevents
 from sinks.cloudevents import (
     attributes,

@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.producer import Producer
+from sinks.kafka.publisher import Producer
 
 VERSIONS = {18: (0, 0), 3: (0, 4)}  # of what a client asks first: which versions there are, and which brokers
 

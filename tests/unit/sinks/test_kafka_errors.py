@@ -19,8 +19,8 @@ from aiokafka.errors import (
 
 from bridge.core.errors import TransientError
 from config.sinks.kafka import KafkaSettings
-from sinks.kafka import failures
-from sinks.kafka.cluster import AdminClient, CompactionError, Partition, Topic
+from sinks.kafka import errors
+from sinks.kafka.admin import AdminClient, CompactionError, Partition, Topic
 from tests.clocks import ManualClock
 from tests.golden import Golden
 
@@ -71,7 +71,7 @@ def alert(reason: str) -> ssl.SSLError:
 def test_server_not_reached_names_server_and_setting(
     case: str, error: Exception, options: dict[str, Any], named: list[str], golden: Golden
 ) -> None:
-    text = failures.describe_connect_error(error, SERVER, settings(**options))
+    text = errors.describe_connect_error(error, SERVER, settings(**options))
     assert text.startswith(f"{SERVER}: ")
     assert [each for each in named if each not in text] == []
     assert "s3cret" not in text
@@ -86,10 +86,10 @@ def test_server_not_reached_names_server_and_setting(
     ],
 )
 def test_missing_permission_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
-    text = failures.describe_denial(error, "events", settings(auth=SASL)) or ""
+    text = errors.describe_denial(error, "events", settings(auth=SASL)) or ""
     assert [each for each in ["user bridge", *named] if each not in text] == []
     golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
-    assert failures.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
+    assert errors.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_missing_permission_names_user_and_operation(error: Exception, named: li
     ],
 )
 def test_identity_names_user_or_credential(case: str, options: dict[str, Any], named: str, golden: Golden) -> None:
-    assert named in failures.principal(settings(**options))
-    golden.entry("kafka_errors", f"identity, {case}", failures.principal(settings(**options)))
+    assert named in errors.principal(settings(**options))
+    golden.entry("kafka_errors", f"identity, {case}", errors.principal(settings(**options)))
 
 
 class Answer(NamedTuple):
@@ -174,7 +174,7 @@ async def test_wrong_cleanup_policy_is_a_compaction_error(
         return Topic("events", {0: Partition(SERVER, 1, 1)}, None, policy)
 
     cluster = AdminClient(settings(), FakeConnection(), SERVER)
-    monkeypatch.setattr(cluster, "_topic", found)
+    monkeypatch.setattr(cluster, "_ensure_topic", found)
     with golden.error("kafka_errors", f"cleanup.policy of the {what} topic", CompactionError, "cleanup.policy", policy):
         await (
             cluster.ensure_event_topic(ManualClock())

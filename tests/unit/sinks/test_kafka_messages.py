@@ -6,7 +6,6 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinks.current import StateChange, StateKey
 from sinks.kafka.messages import (
     Message,
     build_batches,
@@ -17,6 +16,7 @@ from sinks.kafka.messages import (
     find_oversized,
     state_messages,
 )
+from sinks.state_table import StateChange, StateKey
 from tests.sample_records import control_record, record, records
 
 PARTS = st.text(st.characters(exclude_categories=()), min_size=1)

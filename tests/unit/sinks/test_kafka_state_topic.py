@@ -6,8 +6,8 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from sinks.current import StateKey
-from sinks.kafka.table import _read
+from sinks.kafka.state_topic import _read
+from sinks.state_table import StateKey
 
 PARTITION = TopicPartition("rows", 0)
 

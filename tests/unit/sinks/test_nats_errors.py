@@ -15,9 +15,9 @@ from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
 from config.sinks.nats import NatsAuthSettings, NatsSettings
-from sinks.nats import login, streams
-from sinks.nats.exchange import ApiError, PubAck, decode_ack
-from sinks.nats.failures import ApiResponseError, ErrorMessages, is_permission_error
+from sinks.nats import auth, streams
+from sinks.nats.errors import ApiResponseError, ErrorMessages, is_permission_error
+from sinks.nats.publish_window import ApiError, PubAck, decode_ack
 from tests.golden import Golden
 
 MESSAGES = ErrorMessages("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")
@@ -186,7 +186,7 @@ def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> N
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
-    options = login.connect_options(NatsAuthSettings(creds_file=str(path)))
+    options = auth.connect_options(NatsAuthSettings(creds_file=str(path)))
     assert isinstance(options["user_credentials"], RawCredentials)
     assert str(options["user_credentials"]).splitlines()[1] == "ey.J0"
     assert str(options["user_credentials"]).splitlines()[3] == seed
@@ -194,7 +194,7 @@ def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> N
     with golden.error(
         "nats_errors", "a creds file without credentials", TransientError, "auth.creds_file", path, TMP=tmp_path
     ):
-        login.connect_options(NatsAuthSettings(creds_file=str(path)))
+        auth.connect_options(NatsAuthSettings(creds_file=str(path)))
 
 
 def test_empty_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
@@ -202,11 +202,11 @@ def test_empty_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
     with golden.error(
         "nats_errors", "an empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
     ):
-        login.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
+        auth.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 
 def test_credential_settings_are_named_without_secrets() -> None:
-    assert login.configured_credentials(NatsAuthSettings()) == ""
-    assert login.configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
-    named = login.configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
+    assert auth.configured_credentials(NatsAuthSettings()) == ""
+    assert auth.configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
+    named = auth.configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))
     assert named == "auth.user and auth.password"

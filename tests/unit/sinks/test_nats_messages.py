@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.events import Record
+from bridge.core.records import Record
 from config.sinks.nats import NatsSettings
 from sinks.nats.messages import MessageEncoder, message_id
 

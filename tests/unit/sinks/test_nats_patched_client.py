@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
 
-from sinks.nats.client import TlsEnforcingClient
+from sinks.nats.patched_client import TlsEnforcingClient
 
 NAMES = st.text(string.ascii_letters + string.digits + "-", min_size=1)
 VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E))
@@ -24,7 +24,7 @@ async def sent_bytes(kind: type[Client], headers: dict[str, str] | None, data: b
             assert not priority
             commands.append(cmd)
 
-    client = Capturing() if kind is Client else Capturing(must_encrypt=False)
+    client = Capturing() if kind is Client else Capturing(require_tls=False)
     await client._send_publish("a.b", "reply", data, len(data), headers)
     return commands
 

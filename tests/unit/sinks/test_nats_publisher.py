@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.nats.connection import ServerAddress
-from sinks.nats.failures import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import OutgoingMessage
 from sinks.nats.publisher import JetStreamPublisher, PublishProgress
 from sinks.nats.streams import Stream
@@ -119,9 +119,8 @@ class FakeConnection:
 def make_publisher(
     connection: FakeConnection, progress: PublishProgress | None = None, *, atomic: bool = True, max_message: int = -1
 ) -> JetStreamPublisher:
-    return JetStreamPublisher(
-        connection, Stream("S", atomic, max_message, supports_ttl=True), progress or PublishProgress()
-    )  # type: ignore[arg-type]
+    stream = Stream("S", atomic, max_message, supports_ttl=True)
+    return JetStreamPublisher(connection, stream, progress or PublishProgress())  # type: ignore[arg-type]
 
 
 endings = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 30)), max_size=6)

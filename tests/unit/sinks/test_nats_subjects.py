@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridge.core.events import Record
+from bridge.core.records import Record
 from sinks.nats.connection import parse_address
 from sinks.nats.subjects import (
     MAX_TOKEN_LENGTH,

@@ -7,8 +7,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.core.events import EngineInfo, Record
-from sinks.current import StateKey, TableState, apply_records, drop_labels, group_by_source, record_key, source_key
+from bridge.core.records import EngineInfo, Record
+from sinks.state_table import StateKey, TableState, apply_records, drop_labels, group_by_source, record_key, source_key
 from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
 
 SOURCE = StateKey("node-1", ENGINE.id)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bridge.core.errors import FatalError, TransientError
-from bridge.core.events import Record
+from bridge.core.records import Record
 from sinks import stdout
 from sinks.stdout import LineWriter, StdoutSink, chunks, unwritten_rest
 from tests.golden import Golden

@@ -61,7 +61,7 @@ async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
         ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.main.pth", ""),
         ("broken:x", "sinks.main", "whalebridge_example_that_is_not_there"),
         ({"type": "broken"}, "sinks.main", "'broken'"),
-        ("poor:x", "sinks.main", "bridge.core.model"),
+        ("poor:x", "sinks.main", "bridge.core.containerd_model"),
         ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
         ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, folder, poor"),
     ],

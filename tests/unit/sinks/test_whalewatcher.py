@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from bridge.core.events import RecordType
+from bridge.core.records import RecordType
 from sinks.whalewatcher import encode
 from tests.sample_records import TIME, control_record, loss_record, record
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.telemetry.stderr import NonBlockingWriter
+from bridge.telemetry.log_writer import NonBlockingWriter
 
 LONG = "x" * 100_000  # more than a pipe holds
 

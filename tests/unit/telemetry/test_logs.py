@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from bridge.telemetry import logs
-from bridge.telemetry.stderr import NonBlockingWriter
+from bridge.telemetry.log_writer import NonBlockingWriter
 
 HOSTILE = "web\x1b]0;title\x07\x9b2J\r\n{}"
 Configure = Callable[..., NonBlockingWriter]

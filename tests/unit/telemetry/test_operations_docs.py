@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.documents import code_blocks
+from tests.documentation import code_blocks
 
 OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 

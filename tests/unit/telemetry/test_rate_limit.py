@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge.core.model import Instant
+from bridge.core.containerd_model import Instant
 from bridge.core.time import from_seconds
 from bridge.telemetry.rate_limit import RateLimiter
 

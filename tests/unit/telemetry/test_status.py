@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bridge.telemetry.status import evaluate
 from tests.golden import Golden
-from tests.unit.telemetry.http.bridges import bridge_status, sink_status, snapshot_summary
+from tests.unit.telemetry.http.fake_bridge import bridge_status, sink_status, snapshot_summary
 
 
 def test_bridge_is_ready_when_healthy() -> None:
@@ -13,20 +13,20 @@ def test_bridge_is_ready_when_healthy() -> None:
 
 
 def test_bridge_is_not_ready_before_first_snapshot(golden: Golden) -> None:
-    (reason,) = evaluate(bridge_status(live=False)).reasons
+    (reason,) = evaluate(bridge_status(synced=False)).reasons
     golden.entry("readiness", "no snapshot yet", reason)
 
 
 def test_bridge_is_not_ready_when_watermark_is_old_or_missing(golden: Golden) -> None:
     for age in (None, 20.5):
-        (reason,) = evaluate(bridge_status(proof_age=age)).reasons
+        (reason,) = evaluate(bridge_status(watermark_age=age)).reasons
         assert "20 s" in reason
         golden.entry("readiness", "no proof", reason)
-    assert evaluate(bridge_status(proof_age=19.5)).ready
+    assert evaluate(bridge_status(watermark_age=19.5)).ready
 
 
 def test_bridge_is_not_ready_when_outbox_cannot_be_written(golden: Golden) -> None:
-    (reason,) = evaluate(bridge_status(trouble="the disk is full")).reasons
+    (reason,) = evaluate(bridge_status(outbox_error="the disk is full")).reasons
     assert reason.endswith(": the disk is full")
     golden.entry("readiness", "outbox not written", reason)
 
@@ -36,7 +36,7 @@ def test_bridge_is_degraded_but_ready_when_sink_fails(golden: Golden) -> None:
         bridge_status(
             sinks=[
                 sink_status("a", state="starting"),
-                sink_status("b", state="failing", failure="away"),
+                sink_status("b", state="failing", last_error="away"),
                 sink_status("c"),
             ]
         )

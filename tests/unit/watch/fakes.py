@@ -6,11 +6,21 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
+from bridge.core.containerd_model import (
+    ContainerKey,
+    Engine,
+    Event,
+    ExitStatus,
+    Instant,
+    Marker,
+    Metadata,
+    Task,
+    TaskStatus,
+)
 from bridge.core.errors import TransientError
-from bridge.core.events import Record
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, Engine, Event, ExitStatus, Instant, Marker, Metadata, Task, TaskStatus
 from bridge.core.ports import Lag, StoredCheckpoint
+from bridge.core.records import Record
 from bridge.core.time import from_seconds
 from bridge.watch import WatchSettings
 
@@ -181,8 +191,8 @@ def settings(**changed: object) -> WatchSettings:
     """Settings of a watch of everything."""
     values = {
         "host": "node-1",
-        "namespaces": lambda name: name != "moby",
-        "rules": LabelRules.keep_all(),
+        "namespace_filter": lambda name: name != "moby",
+        "label_rules": LabelRules.keep_all(),
         **changed,
     }
     return WatchSettings(**values)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bridge.watch.endings import ExitWaiter
+from bridge.watch.exit_waiter import ExitWaiter
 from tests.unit.watch.fakes import FakeEngineClient
 from tests.unit.watch.test_watch import WEB
 

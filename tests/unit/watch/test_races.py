@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from bridge.core.errors import TransientError, UnreadableError
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
@@ -22,6 +21,7 @@ from bridge.core.model import (
     TaskStarted,
     TaskStatus,
 )
+from bridge.core.errors import TransientError, UnreadableError
 from tests.unit.watch.fakes import FakeEngineClient, FakeStream, make_metadata
 from tests.unit.watch.test_watch import DB, WEB, exit_event, running_watch, start_events
 
@@ -43,7 +43,7 @@ async def test_watch_synchronizes_when_event_flood_delays_first_marker() -> None
     source = Flooded()
     for key in MANY:
         source.run(key, 5)
-    async with running_watch(source, mark_timeout=0.5) as running:
+    async with running_watch(source, marker_timeout=0.5) as running:
         await running.wait_synced()
     assert running.snapshots()[0]["containers"] == len(MANY)
 
@@ -116,7 +116,7 @@ async def test_audit_publishes_preexisting_container_found_meanwhile() -> None:
             raise TransientError("busy")
 
     source.before_listing = fails
-    async with running_watch(source, first_audit=0.2, audit_interval=0.2) as running:
+    async with running_watch(source, first_audit_delay=0.2, audit_interval=0.2) as running:
         await running.wait_synced()
         failing = False
         source.stream.put(TaskPaused(DB, running.clock.now().wall))
@@ -135,7 +135,7 @@ async def test_unreadable_metadata_does_not_stop_watch() -> None:
             raise UnreadableError("containerd failed to get a container: UNKNOWN: unmarshal")
 
     source.before_container = fail_to_decode
-    async with running_watch(source, first_audit=0.2, audit_interval=0.2) as running:
+    async with running_watch(source, first_audit_delay=0.2, audit_interval=0.2) as running:
         await running.wait_synced()
         source.stream.put(*start_events(DB, 11), exit_event(WEB, 10, 3))
         source.run(DB, 11)

@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bridge.core.errors import FatalError, StreamOverflowError, TransientError
-from bridge.core.model import (
+from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
@@ -29,6 +28,7 @@ from bridge.core.model import (
     TaskStatus,
     Undecodable,
 )
+from bridge.core.errors import FatalError, StreamOverflowError, TransientError
 from bridge.watch import ContainerWatch
 from bridge.watch.audit import EVENT_DELAY_SECONDS
 from tests.eventually import eventually_async
@@ -71,7 +71,9 @@ class RunningWatch:
 
 @contextlib.asynccontextmanager
 async def running_watch(source: FakeEngineClient, **changed: object) -> AsyncIterator[RunningWatch]:
-    running = RunningWatch(source, **{"first_audit": 1e6, "audit_interval": 1e6, "mark_interval": 1e9, **changed})
+    running = RunningWatch(
+        source, **{"first_audit_delay": 1e6, "audit_interval": 1e6, "marker_interval": 1e9, **changed}
+    )
     try:
         yield running
     finally:
@@ -202,7 +204,7 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
 async def test_audit_publishes_lost_events() -> None:
     source = FakeEngineClient()
     source.run(WEB, 10)
-    async with running_watch(source, first_audit=0.05, audit_interval=0.05) as running:
+    async with running_watch(source, first_audit_delay=0.05, audit_interval=0.05) as running:
         await running.wait_synced()
         source.run(WEB, 20)
         source.run(DB, 30)
@@ -257,7 +259,7 @@ def meanwhile(running: RunningWatch, monkeypatch: pytest.MonkeyPatch, *events: E
 
 async def test_audit_waits_for_events_still_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     source = FakeEngineClient()
-    async with running_watch(source, first_audit=0.05, audit_interval=0.05) as running:
+    async with running_watch(source, first_audit_delay=0.05, audit_interval=0.05) as running:
         audits = meanwhile(running, monkeypatch, *start_events(DB, 30))
         await running.wait_synced()
         source.run(DB, 30)
@@ -273,7 +275,7 @@ async def test_audit_waits_for_events_still_in_flight(monkeypatch: pytest.Monkey
 async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FakeEngineClient()
     source.run(WEB, 10)
-    async with running_watch(source, first_audit=0.05) as running:
+    async with running_watch(source, first_audit_delay=0.05) as running:
         meanwhile(running, monkeypatch, ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
         await running.wait_synced()
         if lost == "start":
@@ -395,7 +397,7 @@ async def test_requested_snapshot_is_published() -> None:
 async def test_event_stream_is_abandoned_when_markers_do_not_return() -> None:
     source = FakeEngineClient()
     source.markers_return = False
-    async with running_watch(source, mark_timeout=0.3) as running:
+    async with running_watch(source, marker_timeout=0.3) as running:
         advance = asyncio.create_task(_advance(running.clock))
         await running.eventually(lambda: source.calls["mark"] >= 6)
         source.markers_return = True

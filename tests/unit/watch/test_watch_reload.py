@@ -7,10 +7,10 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from bridge.core.containerd_model import ContainerKey, ContainerUpdated, Engine, TaskExited, TaskPaused, TaskStatus
 from bridge.core.errors import TransientError
 from bridge.core.labels import LabelRules
-from bridge.core.model import ContainerKey, ContainerUpdated, Engine, TaskExited, TaskPaused, TaskStatus
-from bridge.watch.requests import SnapshotRequests, SnapshotResult
+from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
 from tests.unit.watch.fakes import FakeEngineClient, make_metadata, no_op, settings
 from tests.unit.watch.test_watch import DB, WEB, RunningWatch, exit_event, meanwhile, running_watch, start_events
 
@@ -33,7 +33,7 @@ async def test_filter_change_takes_snapshot_of_included_containers() -> None:
         await running.wait_synced()
         assert ids(running) == ["web"]
         source.metadata = {WEB: replace(make_metadata(WEB), in_scope=False), DB: make_metadata(DB)}
-        running.watch.reload(settings(scope="other"))
+        running.watch.reload(settings(filter_fingerprint="other"))
         await running.wait_synced(2)
         source.stream.put(TaskExited(WEB, 9, "", 10, 0, 8), TaskPaused(DB, 2_000_000_000_000_000_000))
         source.running[DB] = replace(source.running[DB], status=TaskStatus.PAUSED)
@@ -48,7 +48,9 @@ async def test_filter_change_keeps_incarnations() -> None:
     source.run(WEB, 10)
     async with running_watch(source) as running:
         await running.wait_synced()
-        running.watch.reload(settings(scope="other", rules=LabelRules(include=["*"], exclude=["tier"], redact=[])))
+        running.watch.reload(
+            settings(filter_fingerprint="other", label_rules=LabelRules(include=["*"], exclude=["tier"], redact=[]))
+        )
         await running.wait_synced(2)
         rows = [each["container"] for each in running.documents if each["type"] == "present"]
     assert rows[0]["incarnation"] == rows[1]["incarnation"]
@@ -66,7 +68,7 @@ async def test_event_after_reload_has_no_newly_excluded_label() -> None:
     source.run(WEB, 10)
     async with running_watch(source) as running:
         await running.wait_synced()
-        running.watch.reload(settings(scope="other", rules=NO_TIER))
+        running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
         source.metadata[WEB] = replace(make_metadata(WEB), labels={})  # as the source tells it under these rules
         source.before_listing = lambda _: running.eventually(lambda: labels(running, "exited"))
         source.stream.put(exit_event(WEB, 10))
@@ -82,10 +84,10 @@ async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
 
         async def stricter(_: str) -> None:
             source.before_listing = no_op
-            running.watch.reload(settings(scope="3", rules=NO_TIER))
+            running.watch.reload(settings(filter_fingerprint="3", label_rules=NO_TIER))
 
         source.before_listing = stricter  # the records are listed as they were read before
-        running.watch.reload(settings(scope="2"))
+        running.watch.reload(settings(filter_fingerprint="2"))
         await running.wait_synced(3)
     assert labels(running, "present") == [{"tier": "front"}, {}, {}]
 
@@ -93,10 +95,10 @@ async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
 async def test_filter_change_applies_without_waiting_for_event(monkeypatch: pytest.MonkeyPatch) -> None:
     source = FakeEngineClient()
     source.run(OTHER, 10)
-    async with running_watch(source, namespaces=lambda name: name != "other") as running:
+    async with running_watch(source, namespace_filter=lambda name: name != "other") as running:
         audits = meanwhile(running, monkeypatch)
         await running.wait_synced()
-        running.watch.reload(settings(scope="2"))
+        running.watch.reload(settings(filter_fingerprint="2"))
         await running.wait_synced(2)
     assert audits == []
     assert running.transitions == [("present", "snapshot", "other/x")]
@@ -123,7 +125,7 @@ async def test_transition_missed_before_reload_has_no_excluded_label() -> None:
         source.before_listing = breaks
         source.stream.end(TransientError("containerd is away"))
         await asked.wait()
-        running.watch.reload(settings(scope="other", rules=NO_TIER))
+        running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
         source.running.clear()
         answer.set()
         await running.wait_synced(2)
@@ -134,10 +136,10 @@ async def test_namespace_filter_change_adds_and_removes_namespaces() -> None:
     source = FakeEngineClient()
     for pid, key in enumerate((WEB, DB, OTHER), 10):
         source.run(key, pid)
-    async with running_watch(source, namespaces=lambda name: name != "other") as running:
+    async with running_watch(source, namespace_filter=lambda name: name != "other") as running:
         await running.wait_synced()
         assert ids(running) == ["shop/db", "web"]
-        running.watch.reload(settings(scope="2", namespaces=lambda name: name != "shop"))
+        running.watch.reload(settings(filter_fingerprint="2", namespace_filter=lambda name: name != "shop"))
         await running.wait_synced(2)
         source.stream.put(TaskExited(DB, 9, "", 11, 0, 8), TaskExited(OTHER, 9, "", 12, 3, 8))
         await running.eventually(lambda: running.transitions[-1][0] == "exited")
@@ -163,7 +165,7 @@ async def test_query_result_ignored_when_namespace_is_excluded() -> None:
         source.before_task = slow
         source.stream.put(TaskPaused(DB, 5))
         await asked.wait()
-        running.watch.reload(settings(scope="2", namespaces=lambda name: name != "shop"))
+        running.watch.reload(settings(filter_fingerprint="2", namespace_filter=lambda name: name != "shop"))
         await running.wait_synced(2)
         answer.set()
         await running.watch.take_snapshot()
@@ -178,7 +180,7 @@ async def test_filter_change_applies_on_reconnect() -> None:
         source.metadata[WEB] = replace(make_metadata(WEB), in_scope=False)
         source.stream.end(TransientError("containerd is away"))
         await running.eventually(lambda: not running.watch.synced)
-        running.watch.reload(settings(scope="other"))
+        running.watch.reload(settings(filter_fingerprint="other"))
         await running.wait_synced(3)
     assert [(each["reason"], each["containers"]) for each in running.snapshots()] == [
         ("start", 1),
@@ -191,7 +193,7 @@ async def test_filter_change_applies_on_reconnect() -> None:
 async def test_filter_change_before_first_connection_adds_no_snapshot() -> None:
     source = FakeEngineClient()
     running = RunningWatch(source)
-    running.watch.reload(settings(scope="other"))
+    running.watch.reload(settings(filter_fingerprint="other"))
     await running.wait_synced()
     running.task.cancel()
     await asyncio.wait([running.task])
@@ -211,7 +213,7 @@ async def test_additional_events_are_published_after_reload() -> None:
     source = FakeEngineClient()
     async with running_watch(source) as running:
         await running.wait_synced()
-        running.watch.reload(settings(scope="other", extras=["renamed"]))
+        running.watch.reload(settings(filter_fingerprint="other", additional_events=["renamed"]))
         await running.wait_synced(2)
         source.run(WEB, 10)
         source.stream.put(*start_events(WEB, 10))
@@ -282,7 +284,7 @@ async def test_snapshot_request_keeps_most_important_reason() -> None:
 
 async def test_watermark_advances_only_after_append() -> None:
     source = FakeEngineClient()
-    async with running_watch(source, mark_interval=1) as running:
+    async with running_watch(source, marker_interval=1) as running:
         assert running.watch.watermark is None
         await running.wait_synced()
         await running.eventually(lambda: running.watch.watermark)

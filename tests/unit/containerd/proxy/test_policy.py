@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from grpc import StatusCode
 
-from bridge.containerd import rpc
+from bridge.containerd import methods
 from bridge.containerd.protos import containers_pb2, introspection_pb2, tasks_pb2
-from bridge.containerd.proxy import rules
-from bridge.containerd.proxy.rules import POLICIES, CallDenied
+from bridge.containerd.proxy import policy
+from bridge.containerd.proxy.policy import POLICIES, CallDenied
 from bridge.containerd.stream import FILTERS
 from tests.golden import Golden
 from tests.simulator import wire
@@ -27,7 +27,7 @@ def denied_code(call: object) -> StatusCode:
 def test_proxy_removes_spec_and_other_unneeded_container_fields() -> None:
     more = wire.field(6, "overlayfs") + wire.field(7, "key") + wire.field(10, wire.field(1, "extension"))
     full = encode_container("web", {b"colour": b"blue"}, spec_bytes=1000) + more
-    for method in (rpc.CONTAINERS, rpc.CONTAINERS_STREAM, rpc.CONTAINER):
+    for method in (methods.CONTAINERS, methods.CONTAINERS_STREAM, methods.CONTAINER):
         answer = BY_METHOD[method].filter_response(wire.field(1, full))
         assert answer == wire.field(
             1, encode_container("web", {b"colour": b"blue"}, spec_bytes=0).removesuffix(wire.spec(0))
@@ -36,13 +36,13 @@ def test_proxy_removes_spec_and_other_unneeded_container_fields() -> None:
 
 def test_proxy_removes_runtime_options() -> None:
     runtime = wire.field(4, wire.field(1, "runc") + wire.field(2, wire.any_message("options", b"secret")))
-    answer = BY_METHOD[rpc.CONTAINER].filter_response(wire.field(1, wire.field(1, "web") + runtime))
+    answer = BY_METHOD[methods.CONTAINER].filter_response(wire.field(1, wire.field(1, "web") + runtime))
     assert b"secret" not in answer
     assert containers_pb2.GetContainerResponse.FromString(answer).container.runtime.name == b"runc"
 
 
 def test_proxy_forwards_non_utf8_labels() -> None:
-    answer = BY_METHOD[rpc.CONTAINER].filter_response(
+    answer = BY_METHOD[methods.CONTAINER].filter_response(
         wire.field(1, encode_container("web", {b"\xff": b"\xfe"}, spec_bytes=0))
     )
     (label,) = containers_pb2.GetContainerResponse.FromString(answer).container.labels
@@ -51,24 +51,24 @@ def test_proxy_forwards_non_utf8_labels() -> None:
 
 def test_proxy_denies_unreadable_response() -> None:
     with pytest.raises(CallDenied) as caught:
-        BY_METHOD[rpc.CONTAINERS].filter_response(b"\x0a\x7f")
+        BY_METHOD[methods.CONTAINERS].filter_response(b"\x0a\x7f")
     assert denied_code(caught) is StatusCode.DATA_LOSS
 
 
 def test_proxy_encodes_pid_zero() -> None:
-    server = rules.strip_unknown(rpc.SERVER, wire.field(1, "uuid"))
+    server = policy.strip_unknown(methods.SERVER, wire.field(1, "uuid"))
     server.proxied_pid = 0
     assert introspection_pb2.ServerResponse.FromString(server.SerializeToString()).HasField("proxied_pid")
 
 
 def test_proxy_forwards_request_unchanged() -> None:
     asked = tasks_pb2.GetRequest(container_id="web").SerializeToString()
-    assert BY_METHOD[rpc.TASK].rebuild_request(asked) == asked
-    assert BY_METHOD[rpc.TASK].rebuild_request(b"") == b""
+    assert BY_METHOD[methods.TASK].rebuild_request(asked) == asked
+    assert BY_METHOD[methods.TASK].rebuild_request(b"") == b""
 
 
 @pytest.mark.parametrize("rule", POLICIES, ids=lambda rule: rule.method.path.rpartition(".")[2])
-def test_proxy_denies_request_with_unknown_fields(rule: rules.Policy) -> None:
+def test_proxy_denies_request_with_unknown_fields(rule: policy.Policy) -> None:
     for more in (wire.field(2, "exec"), wire.field(99, b"new"), b"\x98\x06\x01"):
         with pytest.raises(CallDenied) as caught:
             rule.rebuild_request(more)
@@ -76,45 +76,49 @@ def test_proxy_denies_request_with_unknown_fields(rule: rules.Policy) -> None:
 
 
 def test_proxy_allows_only_known_subscription_filters() -> None:
-    rules.check_subscription(b"")
-    rules.check_subscription(wire.field(1, FILTERS[0]))
+    policy.check_subscription(b"")
+    policy.check_subscription(wire.field(1, FILTERS[0]))
     for filters in ((FILTERS[0], FILTERS[0]), ("",), ("x" * len(FILTERS[0]),)):
         with pytest.raises(CallDenied):
-            rules.check_subscription(b"".join(wire.field(1, each) for each in filters))
+            policy.check_subscription(b"".join(wire.field(1, each) for each in filters))
 
 
 def test_proxy_allows_only_well_formed_markers() -> None:
     request = wire.field(1, "/whalebridge/marker/n0nce/17") + EMPTY
-    assert rules.rebuild_marker(request, "whalebridge") == request
+    assert policy.rebuild_marker(request, "whalebridge") == request
     for other in (request.replace(b"mark", b"mArk"), request.replace(b"/17", b"/1x"), request.replace(b"/17", b"/1\n")):
         with pytest.raises(CallDenied) as caught:
-            rules.rebuild_marker(other, "whalebridge")
+            policy.rebuild_marker(other, "whalebridge")
         assert denied_code(caught) is StatusCode.PERMISSION_DENIED
     with pytest.raises(CallDenied):
-        rules.rebuild_marker(request, "default")
+        policy.rebuild_marker(request, "default")
 
 
 def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
-    assert rules.get_namespace([]) == ""
-    assert rules.get_namespace([("x", "y"), ("containerd-namespace", "k8s.io")]) == "k8s.io"
+    assert policy.get_namespace([]) == ""
+    assert policy.get_namespace([("x", "y"), ("containerd-namespace", "k8s.io")]) == "k8s.io"
     for values in (["a", "a"], [""], ["a/b"], ["x" * 77], [b"bytes"]):
         with pytest.raises(CallDenied) as caught:
-            rules.get_namespace([("containerd-namespace", value) for value in values])
+            policy.get_namespace([("containerd-namespace", value) for value in values])
         assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize(
     ("case", "call", "code"),
     [
-        ("field", lambda: BY_METHOD[rpc.TASK].rebuild_request(wire.field(2, "exec")), StatusCode.INVALID_ARGUMENT),
-        ("no field", lambda: BY_METHOD[rpc.TASKS].rebuild_request(wire.field(1, "x")), StatusCode.INVALID_ARGUMENT),
-        ("unreadable request", lambda: BY_METHOD[rpc.TASK].rebuild_request(b"\x0a\x7f"), StatusCode.INVALID_ARGUMENT),
-        ("unreadable answer", lambda: BY_METHOD[rpc.CONTAINERS].filter_response(b"\x0a\x7f"), StatusCode.DATA_LOSS),
-        ("filter", lambda: rules.check_subscription(wire.field(1, "")), StatusCode.INVALID_ARGUMENT),
-        ("namespace", lambda: rules.get_namespace([("containerd-namespace", "")]), StatusCode.INVALID_ARGUMENT),
+        ("field", lambda: BY_METHOD[methods.TASK].rebuild_request(wire.field(2, "exec")), StatusCode.INVALID_ARGUMENT),
+        ("no field", lambda: BY_METHOD[methods.TASKS].rebuild_request(wire.field(1, "x")), StatusCode.INVALID_ARGUMENT),
+        (
+            "unreadable request",
+            lambda: BY_METHOD[methods.TASK].rebuild_request(b"\x0a\x7f"),
+            StatusCode.INVALID_ARGUMENT,
+        ),
+        ("unreadable answer", lambda: BY_METHOD[methods.CONTAINERS].filter_response(b"\x0a\x7f"), StatusCode.DATA_LOSS),
+        ("filter", lambda: policy.check_subscription(wire.field(1, "")), StatusCode.INVALID_ARGUMENT),
+        ("namespace", lambda: policy.get_namespace([("containerd-namespace", "")]), StatusCode.INVALID_ARGUMENT),
         (
             "event",
-            lambda: rules.rebuild_marker(wire.field(1, "/tasks/exit") + EMPTY, "shop"),
+            lambda: policy.rebuild_marker(wire.field(1, "/tasks/exit") + EMPTY, "shop"),
             StatusCode.PERMISSION_DENIED,
         ),
     ],

@@ -12,9 +12,9 @@ import pytest
 from grpc import StatusCode
 
 from bridge.clock import SystemClock
-from bridge.containerd import rpc
+from bridge.containerd import methods
+from bridge.containerd.proxy.policy import POLICIES
 from bridge.containerd.proxy.relay import Relay
-from bridge.containerd.proxy.rules import POLICIES
 from bridge.containerd.proxy.server import make_server
 from tests.golden import Golden
 from tests.simulator import wire
@@ -36,7 +36,7 @@ class Recorder(grpc.GenericRpcHandler):
         async def respond(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
             self.metadata = dict(context.invocation_metadata() or ())
             self.remaining = context.time_remaining()
-            if handler_call_details.method == rpc.WAIT.path:
+            if handler_call_details.method == methods.WAIT.path:
                 self.waiting.set()
                 try:
                     await asyncio.Event().wait()
@@ -51,7 +51,7 @@ class Recorder(grpc.GenericRpcHandler):
 async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
     recorder = Recorder()
     server = grpc.aio.server(handlers=(recorder,))
-    server.add_insecure_port(rpc.target(f"{tmp_path}/c.sock"))
+    server.add_insecure_port(methods.target(f"{tmp_path}/c.sock"))
     await server.start()
     yield recorder
     await server.stop(0)
@@ -61,7 +61,7 @@ async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
 async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # noqa: ARG001 (it is behind the relay)
     relay = Relay(f"{tmp_path}/c.sock", SystemClock())
     server = make_server(relay)
-    server.add_insecure_port(rpc.target(f"{tmp_path}/p.sock"))
+    server.add_insecure_port(methods.target(f"{tmp_path}/p.sock"))
     await server.start()
     yield relay
     await server.stop(0)
@@ -70,7 +70,7 @@ async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # 
 
 @pytest.fixture
 async def channel(relay: Relay, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:  # noqa: ARG001 (it is the server)
-    async with grpc.aio.insecure_channel(rpc.target(f"{tmp_path}/p.sock")) as channel:
+    async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock")) as channel:
         yield channel
 
 
@@ -80,9 +80,9 @@ def method(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCall
 
 async def test_relay_forwards_every_allowed_method(channel: grpc.aio.Channel, recorder: Recorder) -> None:
     for rule in POLICIES:
-        if rule.method is not rpc.WAIT:
+        if rule.method is not methods.WAIT:
             await method(channel, rule.method.path)(b"")
-    assert recorder.calls == [rule.method.path for rule in POLICIES if rule.method is not rpc.WAIT]
+    assert recorder.calls == [rule.method.path for rule in POLICIES if rule.method is not methods.WAIT]
 
 
 async def test_relay_forwards_nothing_of_denied_call_and_counts_call(
@@ -95,28 +95,28 @@ async def test_relay_forwards_nothing_of_denied_call_and_counts_call(
         golden.entry("proxy_errors", "denied, method", caught.value.details() or "")
         assert relay.denied_calls.count == number
     with pytest.raises(grpc.aio.AioRpcError):
-        await method(channel, rpc.TASK.path)(wire.field(2, "exec"))
+        await method(channel, methods.TASK.path)(wire.field(2, "exec"))
     assert relay.denied_calls.count == 4
     assert recorder.calls == []
 
 
 async def test_relay_forwards_only_namespace_metadata(channel: grpc.aio.Channel, recorder: Recorder) -> None:
     given = (("containerd-namespace", "shop"), ("containerd-lease", "x"), ("authorization", "secret"), ("x-bin", b"1"))
-    await method(channel, rpc.TASKS.path)(b"", metadata=given)
+    await method(channel, methods.TASKS.path)(b"", metadata=given)
     assert recorder.metadata.keys() == {"containerd-namespace", "user-agent"}
     assert recorder.metadata["containerd-namespace"] == "shop"
 
 
 async def test_relay_forwards_deadline(channel: grpc.aio.Channel, recorder: Recorder) -> None:
-    await method(channel, rpc.TASKS.path)(b"", timeout=50)
+    await method(channel, methods.TASKS.path)(b"", timeout=50)
     assert recorder.remaining is not None
     assert 40 < recorder.remaining < 55  # gRPC rounds it up
-    await method(channel, rpc.TASKS.path)(b"")
+    await method(channel, methods.TASKS.path)(b"")
     assert recorder.remaining is None
 
 
 async def test_relay_forwards_cancellation(channel: grpc.aio.Channel, recorder: Recorder) -> None:
-    call = method(channel, rpc.WAIT.path)(wire.field(1, "web"))
+    call = method(channel, methods.WAIT.path)(wire.field(1, "web"))
     async with asyncio.timeout(60):
         await recorder.waiting.wait()
         call.cancel()
@@ -126,11 +126,11 @@ async def test_relay_forwards_cancellation(channel: grpc.aio.Channel, recorder: 
 async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:
     relay = Relay(f"{tmp_path}/nothing.sock", SystemClock())
     server = make_server(relay)
-    server.add_insecure_port(rpc.target(f"{tmp_path}/p.sock"))
+    server.add_insecure_port(methods.target(f"{tmp_path}/p.sock"))
     await server.start()
-    async with grpc.aio.insecure_channel(rpc.target(f"{tmp_path}/p.sock")) as channel:
+    async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock")) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await method(channel, rpc.VERSION.path)(b"")
+            await method(channel, methods.VERSION.path)(b"")
         assert caught.value.code() is StatusCode.UNAVAILABLE
         details = caught.value.details() or ""
         assert f"{tmp_path}/nothing.sock" in details

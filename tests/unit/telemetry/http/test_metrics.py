@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from bridge.core.ports import Lag
 from bridge.telemetry.counters import Counters, Histogram
 from bridge.telemetry.http.metrics import Metrics
-from tests.unit.telemetry.http.bridges import (
+from tests.unit.telemetry.http.fake_bridge import (
     FakeBridge,
     bridge_status,
     running_container,
@@ -43,10 +43,12 @@ async def test_metrics_equal_counters() -> None:
     tally.reconnects = 2
     latency.observe(0.003)
     latency.observe(70.0)
-    made = sink_status(lag=Lag(3, 400, 5.5, 6), published=7, retries=8, refused=9, latency=latency, state="failing")
+    made = sink_status(lag=Lag(3, 400, 5.5, 6), published=7, failures=8, rejected=9, latency=latency, state="failing")
     ignored = Counter(exec_exit=10, query_failed=11)
     told = samples(
-        FakeBridge(bridge_status(tally=tally, sinks=[made], ignored=ignored, trouble="full", proof_age=12.0))
+        FakeBridge(
+            bridge_status(counters=tally, sinks=[made], ignored_events=ignored, outbox_error="full", watermark_age=12.0)
+        )
     )
     expected = {
         "whalebridge_records_total snapshot present": 2,
@@ -84,7 +86,7 @@ async def test_metrics_equal_counters() -> None:
 
 
 async def test_watermark_age_and_engine_are_absent_before_watermark() -> None:
-    told = samples(FakeBridge(bridge_status(proof_age=None, engine=None, live=False)))
+    told = samples(FakeBridge(bridge_status(watermark_age=None, engine=None, synced=False)))
     assert not [name for name in told if "watermark_age" in name or "engine_info" in name]
 
 

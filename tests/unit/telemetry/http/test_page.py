@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from bridge.core.ports import Lag
 from bridge.telemetry.http import page
 from tests.golden import Golden
-from tests.unit.telemetry.http.bridges import bridge_status, running_container, sink_status, snapshot_summary
+from tests.unit.telemetry.http.fake_bridge import bridge_status, running_container, sink_status, snapshot_summary
 
 HOSTILE = "\"'><img src=x onerror=alert(1)>&amp;\u202e\x1b[31m\u0000</style></td>"
 
@@ -35,7 +35,7 @@ class PageParser(HTMLParser):
 
 
 def test_status_page_shows_bridge_sinks_and_containers() -> None:
-    how = bridge_status(sinks=[sink_status(lag=Lag(12, 34567, 90.0, 3), refused=1)], exclude=("test-*",))
+    how = bridge_status(sinks=[sink_status(lag=Lag(12, 34567, 90.0, 3), rejected=1)], exclude=("test-*",))
     how.counters.count_snapshot(snapshot_summary(reason="reconnect", since=0, inferred=4))
     text = PageParser(
         page.render(how, [running_container(name="web-1", project="shop", paused=True), running_container("c2")], 0)
@@ -47,7 +47,9 @@ def test_status_page_shows_bridge_sinks_and_containers() -> None:
 
 
 def test_status_page_shows_errors_first(golden: Golden) -> None:
-    how = bridge_status(live=False, failure="no such socket", sinks=[sink_status(state="failing", failure="away")])
+    how = bridge_status(
+        synced=False, containerd_error="no such socket", sinks=[sink_status(state="failing", last_error="away")]
+    )
     text = PageParser(page.render(how, [], 0)).text
     assert text.index("ready") < text.index("no such socket") < text.index("main") < text.index("containerd 2.4")
     assert "away" in text
@@ -67,10 +69,10 @@ def test_status_page_escapes_foreign_text() -> None:
     how = bridge_status(
         host=HOSTILE,
         include=(HOSTILE,),
-        failure=HOSTILE,
-        live=False,
-        trouble=HOSTILE,
-        sinks=[sink_status(HOSTILE, failure=HOSTILE)],
+        containerd_error=HOSTILE,
+        synced=False,
+        outbox_error=HOSTILE,
+        sinks=[sink_status(HOSTILE, last_error=HOSTILE)],
     )
     plain = PageParser(page.render(bridge_status(), [running_container(project="p")], 0))
     made = PageParser(page.render(how, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))

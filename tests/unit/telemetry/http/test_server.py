@@ -15,7 +15,7 @@ import pytest
 from bridge.telemetry.http import connections, documents, server
 from bridge.telemetry.http.server import Endpoint
 from tests.golden import Golden
-from tests.unit.telemetry.http.bridges import FakeBridge, bridge_status, running_container, snapshot_summary
+from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container, snapshot_summary
 
 
 class Response(NamedTuple):
@@ -78,7 +78,9 @@ async def test_livez_returns_ok(served: ServedEndpoint) -> None:
 
 async def test_readyz_returns_status_and_degraded_reasons(served: ServedEndpoint, golden: Golden) -> None:
     assert (await served.request("/readyz")).status == 200
-    served.bridge.current_status = bridge_status(live=False, failure="no such socket", trouble="disk full")
+    served.bridge.current_status = bridge_status(
+        synced=False, containerd_error="no such socket", outbox_error="disk full"
+    )
     answer = await served.request("/readyz")
     assert answer.status == 503
     containerd, outbox = answer.document["reasons"]
@@ -130,7 +132,7 @@ async def test_containers_endpoint_yields_to_event_loop(
             turns_before.append(turns)
             yield piece
 
-    monkeypatch.setattr(documents, "portfolio", pieces)
+    monkeypatch.setattr(documents, "containers_document", pieces)
     others = asyncio.create_task(take_turns())
     await served.request("/containers")
     others.cancel()
@@ -161,7 +163,7 @@ async def test_snapshot_response_is_sent_after_snapshot(served: ServedEndpoint) 
 
 
 async def test_snapshot_returns_503_when_containerd_is_disconnected(served: ServedEndpoint, golden: Golden) -> None:
-    served.bridge.current_status = bridge_status(live=False)
+    served.bridge.current_status = bridge_status(synced=False)
     answer = await served.request("/snapshot", "POST", local=True)
     assert answer.status == 503
     assert "/readyz" in answer.document["error"]
@@ -245,7 +247,7 @@ async def test_request_body_is_not_read(served: ServedEndpoint) -> None:
 async def test_oldest_connection_is_closed_when_limit_is_reached(
     served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MOST", 3)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
     idle = [await served.connect() for _ in range(5)]
     assert await idle[0][0].read() == b""
     assert (await served.request("/livez")).status == 200
@@ -254,7 +256,7 @@ async def test_oldest_connection_is_closed_when_limit_is_reached(
 
 
 async def test_idle_connection_is_closed_after_lifetime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LIFETIME", 0.01)
+    monkeypatch.setattr(connections, "MAX_LIFETIME_SECONDS", 0.01)
     served = ServedEndpoint(tmp_path)
     await served.open()
     reader, writer = await served.connect()
