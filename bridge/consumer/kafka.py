@@ -61,7 +61,8 @@ class KafkaReader:
                         raise TransientError(f"topic {self._settings.topic}: no data within {self._timeout:g} s")
                     moved = self._now()
         except TopicAuthorizationFailedError as error:
-            text = f"{principal(self._settings)} is not authorized to read topic {self._settings.topic}; allow Describe and Read"
+            topic = self._settings.topic
+            text = f"{principal(self._settings)} is not authorized to read topic {topic}; allow Describe and Read"
             raise TransientError(text) from error
         except KafkaError as error:
             raise TransientError(f"cannot read topic {self._settings.topic}: {describe(error)}") from error

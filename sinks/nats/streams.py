@@ -130,8 +130,8 @@ async def _create(connection: NatsConnection, settings: NatsSettings, wanted: St
         if error.code == SUBJECT_OVERLAP:
             raise ApiResponseError(
                 f"NATS at {connection.address.server}: cannot create stream {wanted.name}, "
-                f"because the subjects of another stream overlap {', '.join(wanted.subjects or [])}; set stream.name to that stream, or use another "
-                "subject_prefix"
+                f"because the subjects of another stream overlap {', '.join(wanted.subjects or [])}; "
+                "set stream.name to that stream, or use another subject_prefix"
             ) from error
         if error.code == NAME_IN_USE:
             return None

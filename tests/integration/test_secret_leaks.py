@@ -286,7 +286,7 @@ def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str
         f"sinks: {{a: {{{nats}, auth: {{nkey_seed_file: {insert(f'seed as its file {when}')}}}}}}}",
         f"sinks: {{a: {{{nats}, auth: {{token: [{insert(f'token in a list {when}')}]}}}}}}",
         f"sinks: {{a: {{type: nats, servers: 'u:{insert(f'login in servers {when}')}@h', subject_prefix: s}}}}",
-        f"sinks: {{a: {{{nats}, auth: {{token: {insert(f'token {when}')}, tokn: {insert(f'typo {when}')}, user: 5}}}}}}",
+        f"sinks: {{a: {{{nats}, auth: {{token: {insert(f'key {when}')}, tokn: {insert(f'typo {when}')}, user: 5}}}}}}",
         f"http:\n  listen: %{insert(f'broken YAML {when}')}\n",
         f"containerd: {{address: 'tcp://u:{insert(f'login in an address {when}')}@h', socket: x}}",
     ]
