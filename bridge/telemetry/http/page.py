@@ -189,7 +189,7 @@ def _format_coverage(coverage: SnapshotCoverage) -> str:
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "") -> str:
-    """Return a table; the cells are HTML, and a header that ends with # marks a column of numbers."""
+    """Return a table; the cells are HTML, and a header that ends with # stands for a column of numbers."""
     attributes = [' class="n"' if header.endswith("#") else "" for header in headers]
     head = "".join(f"<th{attr}>{header.rstrip('#')}</th>" for header, attr in zip(headers, attributes, strict=True))
     body = "".join(
