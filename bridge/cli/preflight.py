@@ -6,9 +6,10 @@ import asyncio
 import errno
 import logging
 import os
+import re
 from collections.abc import MutableMapping
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,7 +18,6 @@ import sinks.registry
 from bridge.app import boot_id
 from bridge.cli.check_results import CheckResult
 from bridge.cli.containerd_checks import check_containerd
-from bridge.cli.filesystems import file_system_type
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
 from bridge.outbox import store
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SINK_TIMEOUT_SECONDS = 12.0
 _ATTEMPT_TIMEOUT = timedelta(seconds=6)  # shorter than SINK_TIMEOUT_SECONDS, so that the sink reports the reason
 _CLOSE_TIMEOUT_SECONDS = 2.0
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+_MOUNT_POINT_FIELD = 4  # of a line of /proc/self/mountinfo
 _OVERHEAD_BYTES = 16 * 1024 * 1024
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre", "fuse.sshfs"}
@@ -115,6 +117,25 @@ def _check_disk(path: Path, settings: Settings) -> list[CheckResult]:
 def _max_outbox_bytes(settings: Settings) -> int:
     """Return the maximum size of the outbox in bytes (docs/reliability.md)."""
     return settings.outbox.max_bytes * len(settings.sinks) * 11 // 10 + _OVERHEAD_BYTES
+
+
+def file_system_type(mountinfo: str, path: str) -> str:
+    """Return the type of the file system of a path (ext4, tmpfs, nfs4, ...); "" if it is unknown.
+
+    Args:
+        mountinfo: The content of /proc/self/mountinfo.
+        path: Absolute, without symbolic links.
+    """
+    best, found = -1, ""
+    for line in mountinfo.splitlines():
+        mount, separator, source = line.partition(" - ")
+        fields = mount.split()
+        if not separator or len(fields) <= _MOUNT_POINT_FIELD:
+            continue
+        point = PurePosixPath(_OCTAL_ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT_FIELD]))
+        if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best:  # later mounts hide earlier ones
+            best, found = len(point.parts), source.split()[0]
+    return found
 
 
 def _format_mib(size: int) -> str:

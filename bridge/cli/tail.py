@@ -17,8 +17,7 @@ from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from bridge.cli.record_filter import RecordFilter
-    from bridge.consumer.messages import Reader, StartPosition
-    from bridge.consumer.records import ReadRecord
+    from bridge.consumer.reading import Reader, ReadRecord, StartPosition
     from bridge.consumer.schema import Source
 
 Target = Annotated[
@@ -163,7 +162,7 @@ async def _tail(
     from bridge.cli import print_error
     from bridge.clock import SystemClock
     from bridge.consumer.dedup import Deduplicator
-    from bridge.consumer.records import read_records
+    from bridge.consumer.reading import read_records
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 

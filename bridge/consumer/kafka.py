@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
-from bridge.consumer.messages import Message, StartPosition
+from bridge.consumer.reading import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import SECOND
 from sinks.kafka import auth

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bridge.consumer.messages import Message, StartPosition
+from bridge.consumer.reading import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
 from bridge.telemetry.text import one_line
