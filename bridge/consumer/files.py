@@ -88,22 +88,22 @@ class FileReader:
             FatalError: The file cannot be read.
         """
         worker = BlockingWorker("file", _error_translator(self._path), exclusive=True)
-        series = _RotatedFiles(self._path)
+        files = _RotatedFiles(self._path)
         try:
-            await worker.run(lambda: series.open_start(self._start_position))
+            await worker.run(lambda: files.open_start(self._start_position))
             while True:
-                await worker.run(series.read)
-                if series.messages is not None:
-                    yield series.messages
+                await worker.run(files.read)
+                if files.messages is not None:
+                    yield files.messages
                 elif self.follow:
                     await self._clock.sleep(POLL_SECONDS)
                 else:
-                    yield series.splitter.finish()
+                    yield files.splitter.finish()
                     return
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                    await worker.run(series.close)
+                    await worker.run(files.close)
             await worker.close()
 
 
