@@ -79,18 +79,18 @@ def mutually_exclusive(model: SettingsModel, *names: str, required: bool = False
     Raises:
         ValueError: More than one is set, or a required one is missing.
     """
-    given = [name for name in names if getattr(model, name) is not None]
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other; set one of them")
-    if required and not given:
+    set_names = [name for name in names if getattr(model, name) is not None]
+    if len(set_names) > 1:
+        raise ValueError(f"{' and '.join(set_names)} exclude each other; set one of them")
+    if required and not set_names:
         raise ValueError(f"none of {' and '.join(names)} is set; set one of them")
 
 
 def _parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
-    if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
-        return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
     raise ValueError("invalid duration; use a whole number and a unit (s, m, h or d), such as 90s, 15m or 6h")
 
 

@@ -204,8 +204,8 @@ def _parse_listen(value: str) -> str:
     value = value.strip()
     if value.lower() in ("", "off"):
         return ""
-    found = _ADDRESS.fullmatch(value)
-    if not found or int(found[1]) > _MAX_PORT:
+    match = _ADDRESS.fullmatch(value)
+    if not match or int(match[1]) > _MAX_PORT:
         raise ValueError("invalid address; use HOST:PORT, such as 127.0.0.1:9469, [ADDRESS]:PORT for IPv6, or off")
     return value
 

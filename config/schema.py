@@ -51,13 +51,13 @@ class _Generator(GenerateJsonSchema):
 
 
 def _plugins() -> list[type[BaseSinkSettings]]:
-    found = []
+    models = []
     for name in plugins.names():
         try:
-            found.append(model_of(name))
+            models.append(model_of(name))
         except ValueError:  # reported where such a sink is configured
             continue
-    return found
+    return models
 
 
 def _explain(field: dict[str, Any]) -> None:

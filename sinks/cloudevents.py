@@ -49,7 +49,7 @@ _ENCODER = msgspec.json.Encoder()
 
 def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
     """Return a record's attributes without ``datacontenttype``; control records have no ``subject``."""
-    found = [
+    result = [
         ("specversion", "1.0"),
         ("id", record.id),
         ("source", source_uri(record.host, record.engine)),
@@ -59,8 +59,8 @@ def attributes(record: Record, schema: str = SCHEMA) -> Attributes:
         ("sequence", format_sequence(record)),
     ]
     if record.subject:
-        found.append(("subject", encode_attribute(record.subject)))
-    return found
+        result.append(("subject", encode_attribute(record.subject)))
+    return result
 
 
 def kafka_headers(record: Record, schema: str = SCHEMA) -> KafkaHeaders:

@@ -134,11 +134,11 @@ async def find(client: ContainerdClient, namespaces: NamespacesSettings, name_or
         watcher = ContainerdWatcher(client, include=(namespace,))
     else:
         watcher = ContainerdWatcher(client, include=namespaces.include, exclude=namespaces.exclude)
-    found = await watcher.find(name_or_id)
+    container = await watcher.find(name_or_id)
     pods: dict[str, Labels | None] = {}
-    if found.metadata.pod:
-        pods = _pod_labels([each async for each in client.containers(found.metadata.key.namespace)])
-    return _container_info(found.task, found.metadata, pods)
+    if container.metadata.pod:
+        pods = _pod_labels([each async for each in client.containers(container.metadata.key.namespace)])
+    return _container_info(container.task, container.metadata, pods)
 
 
 async def _list_namespace(client: ContainerLister, namespace: str) -> list[ContainerInfo]:

@@ -125,16 +125,17 @@ def file_system_type(mountinfo: str, path: str) -> str:
         mountinfo: The content of /proc/self/mountinfo.
         path: Absolute, without symbolic links.
     """
-    best, found = -1, ""
+    best_length, file_system = -1, ""
     for line in mountinfo.splitlines():
         mount, separator, source = line.partition(" - ")
         fields = mount.split()
         if not separator or len(fields) <= _MOUNT_POINT_FIELD:
             continue
         point = PurePosixPath(_OCTAL_ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT_FIELD]))
-        if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best:  # later mounts hide earlier ones
-            best, found = len(point.parts), source.split()[0]
-    return found
+        # With equal lengths the later line counts, because later mounts hide earlier ones.
+        if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best_length:
+            best_length, file_system = len(point.parts), source.split()[0]
+    return file_system
 
 
 def _format_mib(size: int) -> str:

@@ -44,12 +44,12 @@ def snapshot(config: options.Config = None, state_dir: StateDir = None, as_json:
             "--state-dir is required to find the running bridge",
             exit_status=WRONG_USAGE,
         )
-    taken = _request_snapshot(Path(settings.state_dir))
+    response = _request_snapshot(Path(settings.state_dir))
     if as_json:
-        output.write_json(taken)
+        output.write_json(response)
     else:
-        count = taken["containers"]
-        output.write(f"snapshot {taken['id']}: {count} container{'' if count == 1 else 's'}")
+        count = response["containers"]
+        output.write(f"snapshot {response['id']}: {count} container{'' if count == 1 else 's'}")
 
 
 def _request_snapshot(directory: Path) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _request_snapshot(directory: Path) -> dict[str, Any]:
     except NotADirectoryError as error:
         raise CommandError(f"{directory} is not a directory; use the state_dir of the running bridge") from error
     except ConnectionRefusedError as error:
-        text = f"no whalebridge is running with state_dir {directory}: {control.path.name} refused the connection"
+        text = f"no whalebridge is running with state_dir {directory}: no process listens at {control.path.name}"
         raise CommandError(text, exit_status=NOT_CONNECTED) from error
     except PermissionError as error:
         text = f"{control.path}: permission denied; run as root or as the user of whalebridge"

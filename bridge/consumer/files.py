@@ -199,8 +199,8 @@ class LineSplitter:
 
     def finish(self) -> Sequence[Message]:
         """Return the text after the last line feed, at the end of the stream."""
-        rest, self._remainder = self._remainder, b""
-        return [self._message(rest)] if rest.strip() and not self._skipping else []
+        line, self._remainder = self._remainder, b""
+        return [self._message(line)] if line.strip() and not self._skipping else []
 
     def _message(self, line: bytes) -> Message:
         self._number += 1
@@ -214,7 +214,7 @@ def _rotated_files(path: str) -> dict[int, os.stat_result]:
     """
     directory, name = os.path.split(path)
     numbered = re.compile(rf"{re.escape(name)}\.(\d{{1,5}})")
-    numbers = [int(found[1]) for each in os.listdir(directory) if (found := numbered.fullmatch(each))]
+    numbers = [int(match[1]) for each in os.listdir(directory) if (match := numbered.fullmatch(each))]
     files = {}
     for number in sorted({0, *numbers, *(number + 1 for number in numbers)}):
         try:

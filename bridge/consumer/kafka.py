@@ -130,9 +130,9 @@ class KafkaReader:
             case "end":
                 return dict(self._end_offsets)
             case datetime():
-                moment = int(self._start_position.timestamp() * 1000)
-                found = await consumer.offsets_for_times(dict.fromkeys(partitions, moment))
-                return {key: self._end_offsets[key] if at is None else at.offset for key, at in found.items()}
+                milliseconds = int(self._start_position.timestamp() * 1000)
+                offsets = await consumer.offsets_for_times(dict.fromkeys(partitions, milliseconds))
+                return {key: self._end_offsets[key] if at is None else at.offset for key, at in offsets.items()}
 
     async def _fetch(self, consumer: AIOKafkaConsumer) -> list[Message]:
         batch: list[Message] = []

@@ -96,7 +96,7 @@ async def read_records(
     invalid = _InvalidMessages(clock, notify)
     async with aclosing(read(reader, clock, notify)) as batches:
         async for batch in batches:
-            yield [found for message in batch if (found := invalid.filter(message))]
+            yield [record for message in batch if (record := invalid.filter(message))]
     invalid.report()
 
 

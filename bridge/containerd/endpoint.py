@@ -58,15 +58,15 @@ async def probe(path: str, seconds: float) -> Peer:
         UnreachableError: The path is not a socket, is not accessible, or its server does not speak HTTP/2.
     """
     try:
-        found = os.stat(path)
-        if not stat.S_ISSOCK(found.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISSOCK(status.st_mode):
             raise UnreachableError(f"{path} is not a socket; use the path of containerd's socket")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             async with asyncio.timeout(seconds):
                 pid = await _handshake(connection, path)
     except OSError as error:  # TimeoutError is one
         raise _translate_error(error, path, seconds) from error
-    return Peer(found.st_dev, found.st_ino, pid)
+    return Peer(status.st_dev, status.st_ino, pid)
 
 
 async def _handshake(connection: socket.socket, path: str) -> int:

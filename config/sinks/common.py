@@ -99,8 +99,8 @@ class TlsSettings(SettingsModel):
 
 
 def _check_server(value: str) -> str:
-    found = _SERVER.fullmatch(value)
-    if not found or not 0 < int(found["port"] or 1) <= _MAX_PORT:
+    match = _SERVER.fullmatch(value)
+    if not match or not 0 < int(match["port"] or 1) <= _MAX_PORT:
         # The text is not repeated: it may contain a password.
         raise ValueError("invalid server address; use HOST:PORT, or [ADDRESS]:PORT for IPv6, without credentials")
     return value
@@ -119,10 +119,10 @@ Servers = Annotated[
 
 def host_and_port(server: str, default: int) -> tuple[str, int]:
     """Split an item of ``Servers``, without the brackets of an IPv6 address."""
-    found = _SERVER.fullmatch(server)
-    if not found:
+    match = _SERVER.fullmatch(server)
+    if not match:
         raise ValueError("invalid server address")
-    return found["host"].strip("[]"), int(found["port"] or default)
+    return match["host"].strip("[]"), int(match["port"] or default)
 
 
 def split_url(rest: str, form: str) -> tuple[list[str], str]:

@@ -39,16 +39,16 @@ def load(name: str) -> Plugin:
     Raises:
         ValueError: No package provides the type, or the package does not work.
     """
-    found = list(entry_points(group=GROUP, name=name))
-    if not found:
+    entries = list(entry_points(group=GROUP, name=name))
+    if not entries:
         raise ValueError(f"no installed package provides the sink {name!r} (entry point group {GROUP}); install one")
     try:
-        plugin: Plugin = found[0].load()
+        plugin: Plugin = entries[0].load()
         valid = issubclass(plugin.Settings, BaseSinkSettings) and callable(plugin.parse_url) and callable(plugin.make)
     except Exception as error:  # a plugin may raise anything at import
-        raise ValueError(f"the plugin of the sink {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
+        raise ValueError(f"the plugin of the sink {name!r} ({entries[0].value}) cannot be loaded: {error!r}") from error
     if not valid:
         raise ValueError(
-            f"the plugin of the sink {name!r} ({found[0].value}) must provide Settings, parse_url and make"
+            f"the plugin of the sink {name!r} ({entries[0].value}) must provide Settings, parse_url and make"
         )
     return plugin

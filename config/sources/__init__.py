@@ -74,9 +74,9 @@ def locations(path: Path, sources: Sequence[Source]) -> list[str]:
         if source.overrides(path):
             break
     for length in range(len(path), 0, -1):
-        found = [location for source in merged for location in source.locations(path[:length])]
-        if found:
-            return found[:MAX_LOCATIONS] if length == len(path) else found[-1:]
+        matches = [location for source in merged for location in source.locations(path[:length])]
+        if matches:
+            return matches[:MAX_LOCATIONS] if length == len(path) else matches[-1:]
     return []
 
 

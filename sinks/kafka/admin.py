@@ -113,8 +113,8 @@ class AdminClient:
         if not response.brokers:
             raise TransientError(f"{self._server}: {self._describe_missing_brokers()}")
         addresses = {broker[0]: f"{broker[1]}:{broker[2]}" for broker in response.brokers}
-        (found,) = response.topics
-        code, partitions = for_code(found[0]), found[-1]
+        (topic_metadata,) = response.topics
+        code, partitions = for_code(topic_metadata[0]), topic_metadata[-1]
         if code in (UnknownTopicOrPartitionError, LeaderNotAvailableError) and not partitions:
             return {}
         if code is TopicAuthorizationFailedError:
@@ -160,8 +160,8 @@ class AdminClient:
         if not settings.auto_create:
             raise TransientError(f"topic {name} does not exist, and auto_create is false; {hint}")
         replicas = -1 if settings.replication_factor is None else settings.replication_factor
-        wanted: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
-        response = await self._request(CreateTopicsRequest([wanted], int(REQUEST_SECONDS * 1000), validate_only=False))
+        request: tuple[Any, ...] = (name, settings.partitions, replicas, [], [("cleanup.policy", policy)])
+        response = await self._request(CreateTopicsRequest([request], int(REQUEST_SECONDS * 1000), validate_only=False))
         for _, code, message in response.topic_errors:
             error = for_code(code)
             if error is TopicAuthorizationFailedError:
@@ -176,8 +176,8 @@ class AdminClient:
     async def _topic_configs(self, topic: str) -> dict[str, str]:
         """Return the relevant configs of a topic; empty if reading them is not authorized."""
         response = await self._request(DescribeConfigsRequest([(_TOPIC_RESOURCE, topic, _TOPIC_CONFIGS)]))
-        (found,) = response.resources
-        return {} if found[0] else {name: value for name, value, *_ in found[4]}
+        (resource,) = response.resources
+        return {} if resource[0] else {name: value for name, value, *_ in resource[4]}
 
     async def _request(self, request: Any) -> Any:
         try:
@@ -223,17 +223,17 @@ async def describe_partition(topic: str, partition: int, settings: KafkaSettings
     """
     options = auth.client_options(settings)
     async with connect_admin(settings, options) as admin:
-        found = (await admin.partitions(topic)).get(partition)
-    if found is None:
+        state = (await admin.partitions(topic)).get(partition)
+    if state is None:
         return f"topic {topic} no longer has a partition {partition}"
-    if found.leader is None:
+    if state.leader is None:
         return f"partition {partition} has no leader"
     try:
-        await abort(await connect(*host_and_port(found.leader, PORT), options, REQUEST_SECONDS))
+        await abort(await connect(*host_and_port(state.leader, PORT), options, REQUEST_SECONDS))
     except CONNECT_ERRORS as error:
-        reason = describe_connect_error(error, found.leader, settings)
+        reason = describe_connect_error(error, state.leader, settings)
         return f"the advertised leader of partition {partition} is not usable: {reason}"
-    return f"partition {partition} has {found.in_sync} of {found.replicas} replicas in sync"
+    return f"partition {partition} has {state.in_sync} of {state.replicas} replicas in sync"
 
 
 async def connect(host: str, port: int, options: dict[str, Any], seconds: float) -> AIOKafkaConnection:

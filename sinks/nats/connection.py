@@ -251,14 +251,14 @@ class NatsConnection:
 
 def _parse_discovered(server: str, tls_hostname: str) -> ServerAddress | None:
     try:
-        found = parse_address(server)
+        address = parse_address(server)
     except ValueError:  # an announced address may be invalid
         return None
     try:
-        ipaddress.ip_address(found.tls_hostname)
+        ipaddress.ip_address(address.tls_hostname)
     except ValueError:
-        return found
-    return found._replace(tls_hostname=tls_hostname)
+        return address
+    return address._replace(tls_hostname=tls_hostname)
 
 
 def parse_address(server: str) -> ServerAddress:

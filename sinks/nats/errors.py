@@ -64,8 +64,8 @@ class ErrorMessages(NamedTuple):
                 text = f"{where}: no response within {self.timeout:g} s"
             case ssl.SSLError() | ConnectionResetError() | BrokenPipeError() if requests_certificate:
                 # The server's reason, if any, arrives during authentication.
-                rest = f" and rejected {self.certificate}" if self.certificate else "; set tls.cert_file"
-                text = f"{where} requires a client certificate{rest}"
+                details = f" and rejected {self.certificate}" if self.certificate else "; set tls.cert_file"
+                text = f"{where} requires a client certificate{details}"
             case ssl.SSLError():
                 reason = one_line(getattr(error, "reason", None) or error)
                 text = f"{where}: TLS handshake failed: {reason}; check whether the port uses TLS"

@@ -68,8 +68,8 @@ class KvBucket:
     async def _read_state(self, connection: NatsConnection, source: StateKey) -> TableState:
         prefix = f"$KV.{self._name}."
         pattern = f"{prefix}{state_key(source.host, source.engine)}.>"
-        found = await list_subjects(connection, self._settings, self._stream, pattern)
-        keys = [subject.removeprefix(prefix).split(".") for subject in found]
+        subjects = await list_subjects(connection, self._settings, self._stream, pattern)
+        keys = [subject.removeprefix(prefix).split(".") for subject in subjects]
         containers = [
             StateKey(source.host, source.engine, decode_token(key[2]), decode_token(key[3]))
             for key in keys

@@ -64,7 +64,7 @@ class PublishProgress:
     batch_size: int = MAX_BATCH_MESSAGES
     atomic: bool = True
 
-    def mark_stored(self, outgoing: Iterable[OutgoingMessage]) -> None:
+    def add_stored(self, outgoing: Iterable[OutgoingMessage]) -> None:
         """Remember that these messages are stored, and double the batch size, up to the maximum."""
         self.stored.update(item.id for item in outgoing)
         self.batch_size = min(self.max_batch, 2 * self.batch_size)
@@ -159,7 +159,7 @@ class JetStreamPublisher:
         error = next((ack.error for ack in acks.values() if ack.error), None)
         if error is None:
             self._check_stream(acks[last])
-            self._progress.mark_stored(outgoing)
+            self._progress.add_stored(outgoing)
             return []
         if error.err_code == _DUPLICATE_IN_BATCH:
             return await self._not_stored(outgoing)
@@ -209,7 +209,7 @@ class JetStreamPublisher:
             await window.run()
         finally:  # stored records are not sent again
             acks = window.acks.items()
-            self._progress.mark_stored(outgoing[index] for index, ack in acks if self._is_acknowledged(ack))
+            self._progress.add_stored(outgoing[index] for index, ack in acks if self._is_acknowledged(ack))
         for index, ack in sorted(acks):
             if ack.error is not None:
                 raise self._rejection(ack.error, outgoing[index])

@@ -77,24 +77,24 @@ async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, buck
 
 async def list_subjects(connection: NatsConnection, settings: NatsSettings, stream: str, pattern: str) -> list[str]:
     """Return the subjects in a stream that match ``pattern``."""
-    found: list[str] = []
+    subjects_found: list[str] = []
     while True:
-        body = {"subjects_filter": pattern, "offset": len(found)}
+        body = {"subjects_filter": pattern, "offset": len(subjects_found)}
         info = await connection.api_request(
             f"list the subjects of {stream}", settings.domain, f"STREAM.INFO.{stream}", body
         )
         page = (info.get("state") or {}).get("subjects") or {}
-        found += page
-        if not page or len(found) >= info.get("total", 0):
-            return found
+        subjects_found += page
+        if not page or len(subjects_found) >= info.get("total", 0):
+            return subjects_found
 
 
 async def _find_or_create(
     connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig, *, create: bool
 ) -> StreamConfig:
     for _ in range(2):
-        if found := await _find(connection, settings, wanted):
-            return found
+        if existing := await _find(connection, settings, wanted):
+            return existing
         if not create:
             raise ApiResponseError(
                 f"NATS at {connection.address.server}: stream {wanted.name} does not exist; "
@@ -152,16 +152,16 @@ def _to_stream(config: StreamConfig) -> Stream:
 
 def stream_config(settings: NatsSettings) -> StreamConfig:
     """Return the configuration of the stream for records."""
-    wanted = settings.stream
+    stream = settings.stream
     return StreamConfig(
         name=settings.stream_name,
         description="whalebridge: container lifecycle events",
         subjects=[f"{settings.subject_prefix}.>"],
         storage=StorageType.FILE,
-        num_replicas=wanted.replicas,
-        duplicate_window=wanted.duplicate_window.total_seconds(),
-        max_age=wanted.max_age.total_seconds() if wanted.max_age else 0,
-        max_bytes=wanted.max_bytes or -1,
+        num_replicas=stream.replicas,
+        duplicate_window=stream.duplicate_window.total_seconds(),
+        max_age=stream.max_age.total_seconds() if stream.max_age else 0,
+        max_bytes=stream.max_bytes or -1,
         allow_atomic=True,  # ignored by servers before 2.12
     )
 
@@ -186,11 +186,11 @@ def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
 
 def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
     """Yield the properties of a stream that would lose or reject records with subjects in ``pattern``."""
-    own = config.subjects or []
+    stream_subjects = config.subjects or []
     if config.mirror:
         yield "it mirrors another stream and accepts no messages"
-    elif not any(subjects.overlaps(each, pattern) for each in own):
-        yield f"its subjects ({', '.join(own)}) do not match {pattern}"
+    elif not any(subjects.overlaps(each, pattern) for each in stream_subjects):
+        yield f"its subjects ({', '.join(stream_subjects)}) do not match {pattern}"
     if config.sealed:
         yield "it is sealed"
     if config.no_ack:

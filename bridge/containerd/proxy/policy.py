@@ -98,10 +98,10 @@ def get_namespace(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     Raises:
         CallDenied: The namespace is invalid, or there are several.
     """
-    given = [value for key, value in metadata if key == methods.NAMESPACE_HEADER]
-    if not given:
+    namespaces = [value for key, value in metadata if key == methods.NAMESPACE_HEADER]
+    if not namespaces:
         return ""
-    (name, *more) = given
+    (name, *more) = namespaces
     if more or not isinstance(name, str) or len(name) > _MAX_NAMESPACE_LENGTH or not methods.is_valid_namespace(name):
         raise CallDenied(StatusCode.INVALID_ARGUMENT, "the namespace in the metadata is invalid")
     return name

@@ -55,10 +55,10 @@ def _remove_stale_socket(path: str) -> None:
             f"cannot listen at {path}: its directory does not exist or is not writable; create it, or run as root"
         )
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(status.st_mode):
         raise FatalError(f"cannot listen at {path}: the file exists and is not a socket; use another path")
     with socket.socket(socket.AF_UNIX) as client:
         try:
