@@ -49,7 +49,7 @@ def _can_bind(port: int) -> bool:
 
 
 class Workspace:
-    """A directory that is removed, with its processes, by close() or at the end of the tests, even if they are killed."""
+    """A directory that close(), or the end of the tests (even by SIGKILL), removes with its processes."""
 
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"whalebridge-{name}-", dir="/tmp"))
