@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _WAL_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
 _MAX_WAL_BYTES = 16 * 1024 * 1024
-_ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the interpreter's lock
+_ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the GIL
 _RETAINED_FREE_PAGES = 2048
 _PRAGMAS = (
     "journal_mode = WAL",
@@ -125,14 +125,14 @@ class Database:
             LossRange(first, end, sequence, size, reason, parse_record(document))
             for first, end, sequence, size, reason, document in rows
         ]
-        waiting = self._execute(
+        backlog = self._execute(
             "SELECT sum(length(documents)) FROM chunks WHERE position + number > ?", (cursor,)
         ).fetchone()[0]
-        size = max(0, (waiting or 0) - sum(loss.size for loss in losses))
+        size = max(0, (backlog or 0) - sum(loss.size for loss in losses))
         return StoredCursor(cursor, losses, size, self._oldest_uptime(cursor) or 0)
 
     def _oldest_uptime(self, cursor: int) -> int | None:
-        """Return the age of the oldest chunk that waits behind a cursor; None where none does."""
+        """Return the uptime at which the oldest chunk behind a cursor was written; None if there is none."""
         return next((header.uptime for header in self.headers(cursor)), None)
 
     # --- sinks ---
@@ -174,7 +174,11 @@ class Database:
     # --- writing ---
 
     def write(self, batch: WriteBatch) -> dict[str, int]:
-        """Write down all of it, or nothing; return the age of the oldest chunk that waits for each sink that moved."""
+        """Write a batch in one transaction.
+
+        Returns:
+            For each sink whose cursor moved, the uptime at which the oldest chunk of its backlog was written.
+        """
         with self._transaction():
             for chunk in batch.chunks:
                 self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
@@ -187,8 +191,8 @@ class Database:
             self._delete(batch.released)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
-            ages = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
-        return {name: age for name, age in ages.items() if age is not None}
+            uptimes = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
+        return {name: uptime for name, uptime in uptimes.items() if uptime is not None}
 
     def save_losses(self, sink: str, losses: Sequence[LossRange], released: Sequence[PositionRange] = ()) -> None:
         """Save loss ranges of a sink, and delete records that no sink needs any more."""

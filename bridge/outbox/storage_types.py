@@ -18,7 +18,7 @@ MAX_BYTES = 512 * 1024
 
 
 class Chunk(NamedTuple):
-    """A row of the table of chunks: the documents of consecutive records."""
+    """A row of the table ``chunks``: the documents of consecutive records."""
 
     position: int
     record_count: int
@@ -55,7 +55,7 @@ class WriteBatch(Struct):
 
 
 class StoredCursor(NamedTuple):
-    """A sink as it was left; ``age_of_oldest`` is the ``age`` of the oldest chunk that waits for it."""
+    """A sink's stored state; ``size`` is its backlog in bytes, ``oldest_uptime`` the ``uptime`` of its oldest chunk."""
 
     cursor: int
     losses: list[LossRange]
@@ -76,7 +76,7 @@ class LoadedState(NamedTuple):
 
 
 def split_into_chunks(records: Sequence[Record], position: int, uptime: int) -> Iterator[Chunk]:
-    """Part records, of which the first has ``position``: by size, and where sequences do not follow each other."""
+    """Split records into chunks by size, and where the sequence is interrupted; the first record is at ``position``."""
     start = size = 0
     for index, record in enumerate(records):
         first = records[start]
