@@ -20,7 +20,7 @@ from bridge.core.record_encoder import parse_record
 from bridge.core.records import Record
 from bridge.outbox.schema import detect_format, migrate
 from bridge.outbox.sink_queue import LossRange, PositionRange
-from bridge.outbox.storage_types import Chunk, ChunkHeader, LoadedState, StoredCursor, WriteBatch
+from bridge.outbox.storage_types import Chunk, ChunkHeader, LoadedState, StoredQueue, WriteBatch
 
 T = TypeVar("T")
 
@@ -105,19 +105,19 @@ class Database:
         """Read everything except the records."""
         state: dict[str, int] = dict(self._execute("SELECT name, value FROM state"))
         cursors: dict[str, int] = dict(self._execute("SELECT name, cursor FROM sinks"))
-        queues = {name: self._load_cursor(name, cursor) for name, cursor in cursors.items()}
-        stored = self._execute("SELECT position + number FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
+        queues = {name: self._load_queue(name, cursor) for name, cursor in cursors.items()}
+        last = self._execute("SELECT position + record_count FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
         # After a power failure, a disk that ignores fsync may have kept cursors and losses but not the records.
-        passed = [loss.end for queue in queues.values() for loss in queue.losses]
+        loss_ends = [loss.end for queue in queues.values() for loss in queue.losses]
         return LoadedState(
-            end=max([stored[0] if stored else 0, *cursors.values(), *passed]),
+            end=max([last[0] if last else 0, *cursors.values(), *loss_ends]),
             uptime=state.get("uptime", 0),
-            cursors=queues,
+            queues=queues,
             checkpoint=dict(self._execute("SELECT key, value FROM checkpoint")),
             quarantined_written_at=state.get("reset"),
         )
 
-    def _load_cursor(self, name: str, cursor: int) -> StoredCursor:
+    def _load_queue(self, name: str, cursor: int) -> StoredQueue:
         rows = self._execute(
             'SELECT first, "end", sequence, size, reason, document FROM losses WHERE sink = ? ORDER BY first', (name,)
         )
@@ -126,10 +126,10 @@ class Database:
             for first, end, sequence, size, reason, document in rows
         ]
         backlog = self._execute(
-            "SELECT sum(length(documents)) FROM chunks WHERE position + number > ?", (cursor,)
+            "SELECT sum(length(documents)) FROM chunks WHERE position + record_count > ?", (cursor,)
         ).fetchone()[0]
         size = max(0, (backlog or 0) - sum(loss.size for loss in losses))
-        return StoredCursor(cursor, losses, size, self._oldest_uptime(cursor) or 0)
+        return StoredQueue(cursor, losses, size, self._oldest_uptime(cursor) or 0)
 
     def _oldest_uptime(self, cursor: int) -> int | None:
         """Return the uptime at which the oldest chunk behind a cursor was written; None if there is none."""
@@ -225,7 +225,8 @@ class Database:
     def _delete(self, released: Sequence[PositionRange]) -> None:
         for first, end in released:
             self._execute(
-                "DELETE FROM chunks WHERE position >= ? AND position < ? AND position + number <= ?", (first, end, end)
+                "DELETE FROM chunks WHERE position >= ? AND position < ? AND position + record_count <= ?",
+                (first, end, end),
             )
 
     @contextlib.contextmanager
@@ -261,8 +262,8 @@ class Database:
     def headers(self, first: int) -> Iterator[ChunkHeader]:
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         rows = self._execute(
-            "SELECT position, number, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
-            "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + number > ? "
+            "SELECT position, record_count, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
+            "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + record_count > ? "
             "ORDER BY position",
             (first, first),
         )

@@ -50,10 +50,10 @@ class Batch(NamedTuple):
 
     def truncate(self, limit: int, max_bytes: int) -> Batch:
         """Return as many records as the limits allow, at least one."""
-        for number, record in enumerate(self.records):
+        for count, record in enumerate(self.records):
             max_bytes -= len(record.data)
-            if number and (number == limit or max_bytes < 0):
-                return self.split(number)[0]
+            if count and (count == limit or max_bytes < 0):
+                return self.split(count)[0]
         return self
 
 

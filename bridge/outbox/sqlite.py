@@ -72,7 +72,7 @@ class SqliteOutbox:
                 size=stored.size,
                 oldest_since=uptime_origin + stored.oldest_uptime * SECOND,
             )
-            for name, stored in state.cursors.items()
+            for name, stored in state.queues.items()
         }
         self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in sinks}
         self._removed = removed

@@ -54,8 +54,8 @@ class WriteBatch(Struct):
     is_first_append: bool = False
 
 
-class StoredCursor(NamedTuple):
-    """A sink's stored state; ``size`` is its backlog in bytes, ``oldest_uptime`` the ``uptime`` of its oldest chunk."""
+class StoredQueue(NamedTuple):
+    """A sink's stored queue; ``size`` is the backlog in bytes, ``oldest_uptime`` the ``uptime`` of its oldest chunk."""
 
     cursor: int
     losses: list[LossRange]
@@ -70,7 +70,7 @@ class LoadedState(NamedTuple):
 
     end: int
     uptime: int
-    cursors: dict[str, StoredCursor]
+    queues: dict[str, StoredQueue]
     checkpoint: dict[str, bytes]
     quarantined_written_at: int | None
 
