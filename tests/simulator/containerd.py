@@ -221,7 +221,7 @@ class SimulatedContainerd:
 
     async def _wait(self, request: tasks_pb2.WaitRequest, namespace: str) -> Message:
         task = self.state.task(ContainerKey(namespace, request.container_id))
-        await task.ended.wait()
+        await task.exited.wait()
         response = tasks_pb2.WaitResponse(exit_status=task.exit_status)
         response.exited_at.CopyFrom(stamp(type(response.exited_at), task.exited_at))
         return response

@@ -35,13 +35,13 @@ class SimulatedRpcError(Exception):
 
 @dataclass
 class SimulatedTask:
-    """A task; ``ended`` is set when it stops."""
+    """A task; ``exited`` is set when it stops."""
 
     pid: int
     status: TaskStatus = TaskStatus.CREATED
     exit_status: int = 0
     exited_at: int | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     def to_proto(self, id_: str) -> process_pb2.Process:
         """Return the task as containerd does: ``container_id`` stays empty."""
@@ -169,7 +169,7 @@ class State:
         """Stop a task's init process without an event."""
         task = self.task(key)
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self.now()
-        task.ended.set()
+        task.exited.set()
         return task
 
     def delete_task(self, key: ContainerKey) -> None:

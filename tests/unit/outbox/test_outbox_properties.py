@@ -1,4 +1,4 @@
-"""Property P1 of every outbox: each sink gets every record, or a loss record in its place, in order.
+"""Promise P1 (docs/reliability.md) for every outbox: each sink gets every record or a loss record for it, in order.
 
 Hypothesis generates the history. A crash is simulated by a copy of the files as the kernel has them at that moment,
 which is what SIGKILL leaves behind; a power failure also truncates the WAL at any byte.
@@ -65,7 +65,7 @@ class OutboxMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.clock = ManualClock()
-        self.recorder = RecordFactory(epoch=1)
+        self.factory = RecordFactory(epoch=1)
         self.consumers = {sink: Consumer() for sink in SINKS}
         self.appended: dict[int, int] = {}
         self.checkpoint: dict[str, bytes] = {}
@@ -81,7 +81,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 60), size=st.sampled_from([0, 300, 3000]), key=st.sampled_from("xyz"))
     def append(self, count: int, size: int, key: str) -> None:
-        records = self.recorder.started_records(count, size)
+        records = self.factory.started_records(count, size)
         remove = count % 3 == 0
         value = None if remove else str(records[-1].sequence).encode()
         self.runner.run(self.outbox.append(records, {key: value}))
@@ -118,7 +118,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def start_epoch(self) -> None:
-        self.recorder = RecordFactory(epoch=self.recorder.encoder.epoch + 1)
+        self.factory = RecordFactory(epoch=self.factory.encoder.epoch + 1)
 
     @invariant()
     def assert_bounded(self) -> None:
@@ -166,8 +166,8 @@ class SqliteOutboxMachine(OutboxMachine):
         self.make()
         self.assert_checkpoint()
 
-    @rule(kept=st.floats(0, 1))
-    def lose_power(self, kept: float) -> None:
+    @rule(fraction=st.floats(0, 1))
+    def lose_power(self, fraction: float) -> None:
         """Lose the newest transactions, as on a disk that ignores fsync; earlier transactions are complete."""
         if not self.appended:  # not a precondition, because the retained records differ between runs
             return
@@ -175,14 +175,14 @@ class SqliteOutboxMachine(OutboxMachine):
         log = self.path / "outbox.db-wal"
         if log.exists():
             with log.open("r+b") as file:
-                file.truncate(int(log.stat().st_size * kept))
+                file.truncate(int(log.stat().st_size * fraction))
         self.make()
         values = self.runner.run(self._read_backlogs())
         self.checkpoint = dict(self.outbox.load_checkpoint().values)
         for sink in SINKS:
             self.consumers[sink].skip_to(values)
         self.appended = dict(values)
-        self.recorder = RecordFactory(epoch=self.recorder.encoder.epoch + 1)
+        self.factory = RecordFactory(epoch=self.factory.encoder.epoch + 1)
 
     async def _read_backlogs(self) -> dict[int, int]:
         """Check that the backlogs have no gaps; return their last sequence in each epoch."""

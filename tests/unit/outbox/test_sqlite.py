@@ -62,9 +62,9 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
-        await outbox.append(recorder.started_records(5), {"a": b"1", "b": b"2"})
+        await outbox.append(factory.started_records(5), {"a": b"1", "b": b"2"})
         await outbox.append([], {"a": None, "c": b"3"})
         await outbox.acknowledge("s", await outbox.read("s", 2))
         batch = await outbox.read("s", 10)
@@ -75,17 +75,17 @@ async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path)
 
 
 async def test_oldest_age_counts_only_uptime_after_restart(path: Path) -> None:
-    clock, recorder = ManualClock(), RecordFactory()
+    clock, factory = ManualClock(), RecordFactory()
     async with open_outbox(path, clock=clock) as outbox:
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         clock.advance(120)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
     clock.advance(3600)
     async with open_outbox(path, clock=clock) as outbox:
         assert outbox.lag("s").oldest_age == 120
         await outbox.acknowledge("s", await outbox.read("s", 1))
         clock.advance(30)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         assert outbox.lag("s").oldest_age == 30
 
 
@@ -99,24 +99,24 @@ async def test_sqlite_outbox_stores_many_checkpoint_changes_at_once(path: Path) 
 
 
 async def test_loss_record_is_unchanged_after_reopening(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
-        await append_in_batches(outbox, recorder.started_records(200))
+        await append_in_batches(outbox, factory.started_records(200))
         batch = await outbox.read("s", 3)
         await outbox.reject("s", {(batch[2].epoch, batch[2].sequence)}, "too large")
         before = await outbox.read("s", 1000)
     async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
         assert await outbox.read("s", 1000) == before
-        await append_in_batches(outbox, recorder.started_records(200))
+        await append_in_batches(outbox, factory.started_records(200))
         records = await read_all(outbox)
     assert (loss_range(records[0])[3], loss_range(records[2])[3]) == ("overflow", "rejected")
     assert covered_sequences(records) == list(range(1, 401))
 
 
 async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
-        await outbox.append(recorder.started_records(5))
+        await outbox.append(factory.started_records(5))
         batch = await outbox.read("s", 5)
         await outbox.reject("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
     with closing(sqlite3.connect(path / "outbox.db")) as database, database:
@@ -127,36 +127,36 @@ async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path
         assert loss_range(lost)[1:3] == (5, 5)
         await outbox.acknowledge("s", [lost])
         assert outbox.depth("s") == 0
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         assert sequences(list(await outbox.read("s", 10))) == [6]
 
 
 async def test_backlog_is_read_from_disk_in_order(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, "s", "other") as outbox:
-        await append_in_batches(outbox, recorder.started_records(3000, size=500), at_once=700)
+        await append_in_batches(outbox, factory.started_records(3000, size=500), at_once=700)
         await read_all(outbox, "other")
     async with open_outbox(path, "s", "other") as outbox:
-        await outbox.append(recorder.started_records(10))
+        await outbox.append(factory.started_records(10))
         assert sequences(await read_all(outbox, limit=999)) == list(range(1, 3011))
         assert outbox.depth("other") == 10
 
 
 async def test_disk_space_is_reused_after_delivery(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
         for _ in range(60):
-            await outbox.append(recorder.started_records(500, size=1000))
+            await outbox.append(factory.started_records(500, size=1000))
             await read_all(outbox)
         assert directory_size(path) < 16_000_000
 
 
 async def test_disk_space_of_backlog_is_released_after_delivery(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.outbox.writer.FLUSH_SECONDS", 0.01)
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
         for _ in range(40):
-            await outbox.append(recorder.started_records(1000, size=1000))
+            await outbox.append(factory.started_records(1000, size=1000))
         assert directory_size(path) > 50_000_000
         await read_all(outbox)
         await eventually(lambda: directory_size(path) < 30_000_000)
@@ -170,40 +170,40 @@ def directory_size(path: Path) -> int:
 
 
 async def test_new_sink_starts_with_records_appended_after_creation(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, "old") as outbox:
-        await outbox.append(recorder.started_records(5))
+        await outbox.append(factory.started_records(5))
     async with open_outbox(path, "old", "new") as outbox:
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         assert sequences(await read_all(outbox, "new")) == [6]
         assert sequences(await read_all(outbox, "old")) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_removed_sink_keeps_cursor_for_a_day_of_uptime(path: Path) -> None:
-    recorder, clock = RecordFactory(), ManualClock()
+    factory, clock = RecordFactory(), ManualClock()
     async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
-        await outbox.append(recorder.started_records(5))
+        await outbox.append(factory.started_records(5))
         await read_all(outbox, "kept")
     async with open_outbox(path, "kept", clock=clock) as outbox:
         clock.advance(DAY - 100)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
     clock.advance(30 * DAY)  # while the bridge is not running
     async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
         assert outbox.depth("removed") == 6
     async with open_outbox(path, "kept", clock=clock) as outbox:
         clock.advance(DAY + 100)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
     async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
         assert outbox.depth("removed") == 0
 
 
 async def test_removed_sink_is_dropped_when_space_is_needed(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, "kept", "removed", limits=TIGHT_LIMITS) as outbox:
-        await outbox.append(recorder.started_records(60))
+        await outbox.append(factory.started_records(60))
     async with open_outbox(path, "kept", limits=TIGHT_LIMITS) as outbox:
         await read_all(outbox, "kept")
-        await outbox.append(recorder.started_records(60))
+        await outbox.append(factory.started_records(60))
         assert sequences(await read_all(outbox, "kept")) == list(range(61, 121))
     async with open_outbox(path, "kept", "removed", limits=TIGHT_LIMITS) as outbox:
         assert outbox.depth("removed") == 0
@@ -251,9 +251,9 @@ from tests.records import RecordFactory
 
 async def main():
     outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
-    recorder = RecordFactory()
+    factory = RecordFactory()
     while True:
-        records = recorder.started_records(3)
+        records = factory.started_records(3)
         last = records[-1].sequence
         await outbox.append(records, {"last": b"%d" % last, "copy": b"%d" % last})
         print(last, flush=True)
@@ -490,13 +490,13 @@ async def test_failed_write_is_retried_on_new_connection(
     path: Path, disk: type[FailingDatabase], moment: str, golden: Golden
 ) -> None:
     """After a failed fsync (``error_after_write``) records may be on the disk; the retry must not duplicate them."""
-    clock, recorder = ManualClock(), RecordFactory()
+    clock, factory = ManualClock(), RecordFactory()
     async with open_outbox(path, clock=clock) as outbox:
-        await outbox.append(recorder.started_records(2))
+        await outbox.append(factory.started_records(2))
         setattr(disk, moment, io_error(sqlite3.SQLITE_IOERR | (4 << 8), "disk I/O error"))
         before = disk.open_count
         with capture_logs() as logs:
-            appending = asyncio.create_task(outbox.append(recorder.started_records(2), {"key": b"value"}))
+            appending = asyncio.create_task(outbox.append(factory.started_records(2), {"key": b"value"}))
             await eventually(lambda: clock.sleeper_count)
             assert outbox.last_error is not None
             assert outbox.last_error.startswith(f"{path}/outbox.db: disk I/O error; ")
@@ -519,21 +519,21 @@ async def test_failed_write_is_retried_on_new_connection(
 
 
 async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingDatabase]) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         disk.batches.clear()
-        await asyncio.gather(*(outbox.append(recorder.started_records(2), {str(number): b""}) for number in range(20)))
+        await asyncio.gather(*(outbox.append(factory.started_records(2), {str(number): b""}) for number in range(20)))
     assert 1 <= len(disk.batches) <= 3
     assert sum(chunk.record_count for batch in disk.batches for chunk in batch.chunks) == 40
     assert len({key for batch in disk.batches for key in batch.checkpoint}) == 20
 
 
 async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     outbox = await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    appending = asyncio.create_task(outbox.append(recorder.started_records(1)))
+    appending = asyncio.create_task(outbox.append(factory.started_records(1)))
     await eventually(lambda: outbox.last_error)
     with capture_logs() as logs:
         async with asyncio.timeout(30):
@@ -546,8 +546,8 @@ async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[
 
 
 async def test_rejected_records_are_written_to_dead_letters(path: Path) -> None:
-    recorder = RecordFactory()
-    appended = recorder.started_records(4)
+    factory = RecordFactory()
+    appended = factory.started_records(4)
     async with open_outbox(path) as outbox:
         await outbox.append(appended)
         await outbox.read("s", 10)

@@ -100,7 +100,7 @@ async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> 
         await run_event_loop()
         del client.metadata[DB]
         client.id, down = engine, False
-        client.stream.end(TransientError("gone"))
+        client.stream.end(TransientError("stream ended"))
         await run_event_loop()
         lost.set()
         await running.wait_synced(2)

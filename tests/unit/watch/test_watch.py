@@ -167,7 +167,7 @@ async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
         await running.wait_synced()
         client.run(WEB, 20)
         del client.running[DB]
-        client.stream.end(TransientError("gone"))
+        client.stream.end(TransientError("stream ended"))
         await running.wait_synced(2)
     assert sorted(running.transitions[2:5]) == [
         ("exited", "inferred", "shop/db"),
@@ -193,7 +193,7 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
 
         client.before_listing = fail
         del client.running[DB]
-        client.stream.end(TransientError("gone"))
+        client.stream.end(TransientError("stream ended"))
         await running.wait_synced(2)
     snapshot = running.snapshots()[1]
     assert (snapshot["failed"], snapshot["partial"]) == (["shop"], True)
@@ -337,7 +337,7 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
         client.id = "engine-2"
         client.running = {DB: Task(DB, 5, TaskStatus.RUNNING)}
         client.metadata = {DB: make_metadata(DB)}
-        client.stream.end(TransientError("gone"))
+        client.stream.end(TransientError("stream ended"))
         await running.wait_synced(3)
     engines = [each["engine"]["id"] for each in running.documents]
     assert engines == ["engine-1"] * 6 + ["engine-2"] * 3
@@ -426,7 +426,7 @@ async def test_watch_stops_on_fatal_error_of_containerd() -> None:
             raise FatalError("another program uses the socket")
 
         client.engine = fail  # type: ignore[method-assign]
-        client.stream.end(TransientError("gone"))
+        client.stream.end(TransientError("stream ended"))
         with pytest.raises(FatalError, match="another program"):
             await running.eventually(lambda: False)
 
