@@ -1,3 +1,3 @@
-"""whalebridge tells brokers, truthfully, which containers live on a containerd node."""
+"""Publishes container lifecycle events from containerd to Kafka, NATS, files or standard output."""
 
 __version__ = "0.1.0"

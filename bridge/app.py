@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,8 +50,12 @@ BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
 
-async def run(settings: Settings, load: Callable[[], Settings]) -> None:
+async def run(
+    settings: Settings, load: Callable[[], Settings], sink_instances: Mapping[str, Sink] | None = None
+) -> None:
     """Watch and publish until SIGTERM or SIGINT; at SIGHUP, apply the settings that ``load`` returns.
+
+    ``sink_instances`` are the sinks by id, created from the settings; by default they are created here.
 
     Raises:
         FatalError: An error that a retry cannot fix.
@@ -59,7 +63,8 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     shutdown = _install_signal_handlers()
     clock = SystemClock()
     boot = boot_id()
-    sink_instances = sinks.registry.create_sinks(settings.sinks)
+    if sink_instances is None:
+        sink_instances = sinks.registry.create_sinks(settings.sinks)
     client_settings = watch_settings(settings)
     outbox = await _cancel_on_shutdown(
         shutdown, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))

@@ -184,11 +184,10 @@ async def _tail(
 
 
 def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
-    import os
 
     from bridge.cli.record_format import format_record
 
-    colored = output.is_terminal() and not os.environ.get("NO_COLOR")
+    colored = output.is_colored()
     return (format_record(each.record, colored=colored) for each in records)
 
 
