@@ -6,9 +6,9 @@ from bridge import signals
 
 
 def main() -> None:
-    """Run the command that the process was called with, and exit; Ctrl-C is no traceback, however early."""
+    """Run the command line and exit; signals stay blocked during the imports, so that Ctrl-C prints no traceback."""
     signals.block()
-    from bridge import cli  # noqa: PLC0415 (imports are what takes time)
+    from bridge import cli  # noqa: PLC0415 (the imports take most of the start)
 
     cli.main()
 
