@@ -1,4 +1,4 @@
-"""The check that keeps retired words out."""
+"""Test the check for retired words."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def test_retired_word_found_in_text_and_identifiers(line: str) -> None:
     assert "write sink queue" in error or "write indefinitely" in error
 
 
-def test_words_that_contain_a_retired_word_pass() -> None:
+def test_words_that_contain_retired_word_are_allowed() -> None:
     assert not list(Terminology(TABLE).errors("bridge/pump.py", "planet = airplanes"))
 
 
 @pytest.mark.parametrize(
-    ("path", "line", "found"),
+    ("path", "line", "error_count"),
     [
         ("docs/a.md", "a bowling lane", 0),
         ("docs/a.md", "a lane", 1),
         ("bridge/a.py", "a bowling lane", 1),
     ],
 )
-def test_exception_holds_for_its_files_and_lines_only(path: str, line: str, found: int) -> None:
-    assert len(list(Terminology(TABLE).errors(path, line))) == found
+def test_exception_applies_only_to_listed_files_and_lines(path: str, line: str, error_count: int) -> None:
+    assert len(list(Terminology(TABLE).errors(path, line))) == error_count
 
 
 def test_exception_reported_when_unused() -> None:
