@@ -3,10 +3,10 @@
 It is a package like any other: what makes it a sink is the entry point in its metadata, which in pyproject.toml is
 
     [project.entry-points."whalebridge.sinks"]
-    folder = "whalebridge_example"
+    directory = "whalebridge_example"
 
-where ``folder`` is the type in the configuration and the scheme of the URL (``folder:/var/spool/records``), and the
-module has ``Settings``, ``parse_url`` and ``make``.
+where ``directory`` is the type in the configuration and the scheme of the URL (``directory:/var/spool/records``), and
+the module has ``Settings``, ``parse_url`` and ``make``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Settings(EncodedSinkSettings):
 def parse_url(rest: str) -> dict[str, Any]:
     """Return the settings that a URL stands for, by the text after its colon."""
     if not rest:
-        raise ValueError("invalid URL; use folder:PATH")
+        raise ValueError("invalid URL; use directory:PATH")
     return {"path": rest}
 
 

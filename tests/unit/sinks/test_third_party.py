@@ -1,4 +1,4 @@
-"""Sinks of third parties, as the example in tests/example_sink adds one."""
+"""Test third-party sinks with the example package in tests/example_sink."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXAMPLE = Path(__file__).parents[2] / "example_sink"
 
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package is where Python finds packages and their metadata."""
+    """Make the example package importable, with its metadata."""
     monkeypatch.syspath_prepend(EXAMPLE)
     importlib.invalidate_caches()
 
@@ -30,49 +30,53 @@ def stored_records(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["url", "settings"])
 async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path: Path) -> None:
-    sink = f"folder:{tmp_path}" if form == "url" else {"type": "folder", "path": str(tmp_path), "encoding": "json"}
+    sink = (
+        f"directory:{tmp_path}" if form == "url" else {"type": "directory", "path": str(tmp_path), "encoding": "json"}
+    )
     settings = load({"sinks": {"main": sink}}).sinks["main"]
-    made = create_sink(settings)
-    await made.start()
-    await made.publish([record(1), record(2)])
-    await made.close()
+    sink = create_sink(settings)
+    await sink.start()
+    await sink.publish([record(1), record(2)])
+    await sink.close()
     assert stored_records(tmp_path) == {record(1).id: record(1).data, record(2).id: record(2).data}
 
 
 async def test_third_party_sink_raises_fatal_error(tmp_path: Path, golden: Golden) -> None:
-    made = create_sink(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks["folder"])
-    with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere", TMP=tmp_path):
-        await made.start()
+    sink = create_sink(load({"sinks": [f"directory:{tmp_path}/missing"]}).sinks["directory"])
+    with golden.error("sink_errors", "example sink", FatalError, tmp_path / "missing", TMP=tmp_path):
+        await sink.start()
 
 
 async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
-    made = create_sink(
-        load({"sinks": {"main": {"type": "folder", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks["main"]
+    sink = create_sink(
+        load({"sinks": {"main": {"type": "directory", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks[
+            "main"
+        ]
     )
-    await made.publish([control_record(1, "snapshot_started"), record(2)])
+    await sink.publish([control_record(1, "snapshot_started"), record(2)])
     assert list(stored_records(tmp_path)) == [record(2).id]
 
 
 @pytest.mark.parametrize(
     ("sink", "path", "named"),
     [
-        ("folder:", "sinks.main", "folder:PATH"),
-        ({"type": "folder"}, "sinks.main.path", ""),
-        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.main.pth", ""),
+        ("directory:", "sinks.main", "directory:PATH"),
+        ({"type": "directory"}, "sinks.main.path", ""),
+        ({"type": "directory", "path": "/x", "pth": "/y"}, "sinks.main.pth", ""),
         ("broken:x", "sinks.main", "whalebridge_example_that_is_not_there"),
         ({"type": "broken"}, "sinks.main", "'broken'"),
         ("poor:x", "sinks.main", "bridge.core.containerd_model"),
-        ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
-        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, folder, poor"),
+        ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, directory:, poor:"),
+        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, directory, poor"),
     ],
 )
 def test_third_party_sink_settings_errors_have_path(sink: object, path: str, named: str, golden: Golden) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"sinks": {"main": sink}})
-    (mistake,) = caught.value.errors
-    assert mistake.startswith(f"--sink: {path}: ")
-    assert named in mistake
-    golden.entry("sink_errors", f"settings of a third party's sink, {sink}", mistake)
+    (error,) = caught.value.errors
+    assert error.startswith(f"--sink: {path}: ")
+    assert named in error
+    golden.entry("sink_errors", f"settings of a third party's sink, {sink}", error)
 
 
 def test_unknown_sink_type_is_rejected(golden: Golden) -> None:
