@@ -254,7 +254,7 @@ async def test_pump_limits_batches_by_count_and_bytes(outbox: MemoryOutbox, cloc
     assert sequences(sink.published) == list(range(1, 1511))
 
 
-async def test_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
     sink = FakeSink(lambda _: _wait(acknowledge))
     pump = Pump("s", sink, outbox, clock)
@@ -271,7 +271,7 @@ async def test_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, c
     await asyncio.wait([running])
 
 
-async def test_quiesce_waits_for_records_in_flight(
+async def test_pump_quiesce_waits_for_records_in_flight(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
@@ -294,7 +294,7 @@ async def test_quiesce_waits_for_records_in_flight(
 
 
 @pytest.mark.parametrize("behavior", [hang, fail])
-async def test_quiesce_returns_when_sink_does_not_acknowledge(
+async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
     behavior: Behavior, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 0.01 if behavior is hang else 60)

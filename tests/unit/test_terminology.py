@@ -29,13 +29,13 @@ reason = "a bowling lane"
         "It waits for ever; nothing ends it.",
     ],
 )
-def test_retired_word_found_in_text_and_identifiers(line: str) -> None:
+def test_retired_word_is_found_in_text_and_identifiers(line: str) -> None:
     (error,) = Terminology(TABLE).errors("bridge/pump.py", f"fine\n{line}\n")
     assert error.startswith("bridge/pump.py:2: ")
     assert "write sink queue" in error or "write indefinitely" in error
 
 
-def test_words_that_contain_retired_word_are_allowed() -> None:
+def test_word_containing_retired_word_is_allowed() -> None:
     assert not list(Terminology(TABLE).errors("bridge/pump.py", "planet = airplanes"))
 
 
@@ -47,11 +47,11 @@ def test_words_that_contain_retired_word_are_allowed() -> None:
         ("bridge/a.py", "a bowling lane", 1),
     ],
 )
-def test_exception_applies_only_to_listed_files_and_lines(path: str, line: str, error_count: int) -> None:
+def test_terminology_exception_applies_to_listed_lines_only(path: str, line: str, error_count: int) -> None:
     assert len(list(Terminology(TABLE).errors(path, line))) == error_count
 
 
-def test_exception_reported_when_unused() -> None:
+def test_terminology_exception_is_reported_when_unused() -> None:
     terminology = Terminology(TABLE)
     assert len(list(terminology.unused())) == 1
     list(terminology.errors("docs/a.md", "a bowling lane"))

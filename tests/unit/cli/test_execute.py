@@ -168,7 +168,7 @@ def test_closed_pipe_exits_1_without_traceback(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["version", "schema event"])
-def test_full_disk_prints_single_line(command: str) -> None:
+def test_full_disk_on_stdout_prints_single_line(command: str) -> None:
     with open("/dev/full", "wb") as stdout:
         process = whalebridge(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
     assert process.returncode == 1

@@ -157,7 +157,7 @@ async def test_file_reader_raises_when_path_is_missing_or_not_a_file(
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_input_reader_returns_lines_as_pipe_delivers(blocking: bool) -> None:
+async def test_stdin_reader_returns_lines_as_pipe_delivers(blocking: bool) -> None:
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, blocking)
     os.write(write_end, b"one\ntw")
@@ -172,7 +172,7 @@ async def test_input_reader_returns_lines_as_pipe_delivers(blocking: bool) -> No
     os.close(read_end)
 
 
-async def test_input_reader_raises_when_stdin_is_closed(golden: Golden) -> None:
+async def test_stdin_reader_raises_when_stdin_is_closed(golden: Golden) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     os.close(write_end)

@@ -11,7 +11,7 @@ def data(lines: LineSplitter, *chunks: bytes) -> list[bytes]:
 
 
 @given(st.lists(st.binary(max_size=6)), st.integers(1, 5))
-def test_line_splitter_returns_whole_lines_for_any_chunks(expected: list[bytes], size: int) -> None:
+def test_line_splitter_returns_complete_lines_for_any_chunks(expected: list[bytes], size: int) -> None:
     expected = [line.replace(b"\n", b"") for line in expected]
     stream = b"".join(line + b"\n" for line in expected)
     chunks = [stream[start : start + size] for start in range(0, len(stream), size)]

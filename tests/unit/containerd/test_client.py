@@ -29,7 +29,7 @@ from tests.simulator.state import SimulatedRpcError
 
 KEY = ContainerKey("shop", "web")
 
-# Texts of gRPC that differ between versions.
+# Parts of gRPC's texts that differ between versions.
 CONNECTING = re.compile("failed to connect.*")
 DEADLINE = re.compile(r"\([^()]*\)$")
 

@@ -269,5 +269,5 @@ async def test_client_close_closes_event_streams(simulated_containerd: Simulated
     ("events", "seconds", "expected"),
     [(1, 60, LINGER_SECONDS), (1, 0.005, 0.02), (2, 0.004, 0.01), (20, 0.02, 0.02), (640, 0.1, 0.1), (4096, 0, 0.1)],
 )
-def test_linger_grows_with_event_rate(events: int, seconds: float, expected: float) -> None:
+def test_event_stream_linger_grows_with_event_rate(events: int, seconds: float, expected: float) -> None:
     assert linger(events, seconds) == pytest.approx(expected)

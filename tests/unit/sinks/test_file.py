@@ -80,7 +80,7 @@ async def test_file_sink_rotates_full_file_and_removes_oldest(tmp_path: Path) ->
     assert lines(*kept, path) == [item.data for item in published[-16:]]
 
 
-async def test_file_sink_keeps_single_file_when_keep_is_zero(tmp_path: Path) -> None:
+async def test_file_sink_keeps_single_file_when_max_files_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "events"
     async with make_sink(path, max_bytes=4096, max_files=0) as sink:
         await sink.publish(records(20, size=1000))
@@ -98,7 +98,7 @@ async def test_file_sink_writes_oversized_line_to_separate_file(tmp_path: Path) 
 
 
 @given(st.lists(st.lists(st.integers(1, 3000), max_size=6), max_size=10))
-def test_rotated_file_keeps_whole_lines_in_order(batches: list[list[int]]) -> None:
+def test_rotated_file_keeps_complete_lines_in_order(batches: list[list[int]]) -> None:
     with TemporaryDirectory() as name:
         directory = Path(name)
         rotated = RotatedFile(str(directory / "f"), 4096, 100)

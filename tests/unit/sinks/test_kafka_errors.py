@@ -78,7 +78,7 @@ def alert(reason: str) -> ssl.SSLError:
         ("no tls", alert("WRONG_VERSION_NUMBER"), {"tls": TLS}, ["TLS", "wrong version number"]),
     ],
 )
-def test_connect_error_names_server_and_setting(
+def test_kafka_connect_error_names_server_and_setting(
     case: str, error: Exception, options: dict[str, Any], named: list[str], golden: Golden
 ) -> None:
     text = errors.describe_connect_error(error, SERVER, settings(**options))
@@ -95,7 +95,7 @@ def test_connect_error_names_server_and_setting(
         (ClusterAuthorizationFailedError(), ["IdempotentWrite"]),
     ],
 )
-def test_missing_permission_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
+def test_kafka_permission_error_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
     text = errors.describe_denial(error, "events", settings(auth=SASL)) or ""
     assert [name for name in ["user bridge", *named] if name not in text] == []
     golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
@@ -111,7 +111,9 @@ def test_missing_permission_names_user_and_operation(error: Exception, named: li
         ("nothing", {}, "anonymous"),
     ],
 )
-def test_identity_names_user_or_credential(case: str, options: dict[str, Any], named: str, golden: Golden) -> None:
+def test_kafka_principal_names_user_or_credential(
+    case: str, options: dict[str, Any], named: str, golden: Golden
+) -> None:
     assert named in errors.principal(settings(**options))
     golden.entry("kafka_errors", f"identity, {case}", errors.principal(settings(**options)))
 
@@ -173,7 +175,7 @@ MISSING = Response(topics=((UnknownTopicOrPartitionError.errno, "events", False,
         ),
     ],
 )
-async def test_unusable_topic_error_names_topic_and_remedy(
+async def test_unusable_kafka_topic_error_names_topic_and_remedy(
     case: str, options: dict[str, Any], responses: list[Response], named: list[str], golden: Golden
 ) -> None:
     cluster = AdminClient(settings(**options), FakeConnection(*responses), SERVER)
@@ -182,7 +184,7 @@ async def test_unusable_topic_error_names_topic_and_remedy(
 
 
 @pytest.mark.parametrize(("topic_kind", "policy"), [("event", "compact"), ("state", "delete")])
-async def test_wrong_cleanup_policy_raises_compaction_error(
+async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
     topic_kind: str, policy: str, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fake_topic(*_: object) -> Topic:

@@ -84,7 +84,7 @@ def test_removed_state_entry_becomes_kafka_tombstone() -> None:
     assert message == Message((1, 2), b"h/e/n/i", None, [])
 
 
-def test_partitions_are_evenly_distributed_and_stable() -> None:
+def test_kafka_partitions_are_evenly_distributed_and_stable() -> None:
     partitions = [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
     assert set(partitions) == set(range(10))
     assert partitions == [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]

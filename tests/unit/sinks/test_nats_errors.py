@@ -38,7 +38,7 @@ ANONYMOUS_MESSAGES = ErrorMessages("n1:4222", 5.0, "", "")
         (nats.errors.Error("nats: empty response from server when expecting INFO message"), "handshake_first"),
     ],
 )
-def test_connection_error_names_server_and_reason(error: Exception, named: str, golden: Golden) -> None:
+def test_nats_connection_error_names_server_and_reason(error: Exception, named: str, golden: Golden) -> None:
     text = MESSAGES.unreachable(error, requests_certificate=False)
     assert "n1:4222" in text
     assert named in text
@@ -46,7 +46,7 @@ def test_connection_error_names_server_and_reason(error: Exception, named: str, 
 
 
 @pytest.mark.parametrize("end", [ConnectionResetError("Connection lost"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
-def test_connection_error_explains_certificate_problem(end: OSError, golden: Golden) -> None:
+def test_nats_connection_error_explains_certificate_problem(end: OSError, golden: Golden) -> None:
     for messages, case, named in (
         (MESSAGES, "wrong", "tls.cert_file /run/cert"),
         (ANONYMOUS_MESSAGES, "none", "tls.cert_file"),
@@ -56,7 +56,7 @@ def test_connection_error_explains_certificate_problem(end: OSError, golden: Gol
         golden.entry("nats_errors", f"certificate required, {case}", text)
 
 
-def test_connection_error_explains_missing_credentials(golden: Golden) -> None:
+def test_nats_connection_error_explains_missing_credentials(golden: Golden) -> None:
     error = nats.errors.Error("nats: 'Authorization Violation'")
     golden.entry(
         "nats_errors",
@@ -75,13 +75,13 @@ def test_connection_error_explains_missing_credentials(golden: Golden) -> None:
         (nats.errors.AuthorizationError(), "auth.token_file /run/token"),
     ],
 )
-def test_connection_end_is_described(error: Exception | None, named: str, golden: Golden) -> None:
+def test_nats_disconnect_is_described(error: Exception | None, named: str, golden: Golden) -> None:
     text = MESSAGES.disconnected(error)
     assert named in text
     golden.entry("nats_errors", f"connection ended, {type(error).__name__}", text)
 
 
-def test_missing_permission_is_described(golden: Golden) -> None:
+def test_missing_nats_permission_is_described(golden: Golden) -> None:
     error = nats.errors.Error('nats: permissions violation for publish to "a.b"')
     assert is_permission_error(error)
     assert not is_permission_error(nats.errors.Error("nats: other"))
@@ -131,7 +131,7 @@ def test_jetstream_errors_are_described(golden: Golden) -> None:
         (b"[1]", None, PubAck(ApiError(0, 0, ANY))),
     ],
 )
-def test_publish_acknowledgement_is_parsed(
+def test_nats_publish_acknowledgement_is_parsed(
     data: bytes, headers: dict[str, str] | None, expected: PubAck, golden: Golden
 ) -> None:
     ack = decode_ack(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def test_publish_acknowledgement_is_parsed(
 # --- streams ---
 
 
-def test_default_stream_config_has_no_errors_or_warnings() -> None:
+def test_default_nats_stream_config_has_no_errors_or_warnings() -> None:
     config = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
     assert not list(streams.config_errors(config, "events.*.*.*"))
     assert not list(streams.config_warnings(config, "events.*.*.*"))
@@ -159,7 +159,7 @@ def test_default_stream_config_has_no_errors_or_warnings() -> None:
         ({"subjects": ["events.node-1.>"]}, "events.*.*.*"),
     ],
 )
-def test_stream_config_warning_is_reported(config: dict[str, Any], named: str, golden: Golden) -> None:
+def test_nats_stream_config_warning_is_reported(config: dict[str, Any], named: str, golden: Golden) -> None:
     defaults: dict[str, Any] = {"subjects": ["events.>"], "duplicate_window": 3600, "allow_atomic": True}
     [warning] = streams.config_warnings(StreamConfig(**(defaults | config)), "events.*.*.*")
     assert named in warning
@@ -177,7 +177,7 @@ def test_stream_config_warning_is_reported(config: dict[str, Any], named: str, g
         ({"subjects": None, "mirror": StreamSource(name="NOWHERE")}, ""),
     ],
 )
-def test_unsuitable_stream_error_names_setting(config: dict[str, Any], named: str, golden: Golden) -> None:
+def test_unsuitable_nats_stream_error_names_setting(config: dict[str, Any], named: str, golden: Golden) -> None:
     [error] = streams.config_errors(StreamConfig(**({"subjects": ["events.>"]} | config)), "events.*.*.*")
     assert named in error
     golden.entry("nats_errors", f"unsuitable stream, {' '.join(config)}", error)
@@ -186,7 +186,7 @@ def test_unsuitable_stream_error_names_setting(config: dict[str, Any], named: st
 # --- credentials ---
 
 
-def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
+def test_nats_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
@@ -201,7 +201,7 @@ def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> N
         auth.connect_options(NatsAuthSettings(creds_file=str(path)))
 
 
-def test_empty_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
+def test_empty_nats_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "token").write_text("\n")
     with golden.error(
         "nats_errors", "empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
@@ -209,7 +209,7 @@ def test_empty_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
         auth.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 
-def test_credential_settings_are_named_without_secrets() -> None:
+def test_nats_credential_settings_are_named_without_secrets() -> None:
     assert auth.configured_credentials(NatsAuthSettings()) == ""
     assert auth.configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
     named = auth.configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))

@@ -78,7 +78,7 @@ def test_truncated_subject_token_ends_with_digest(value: str, suffix: str) -> No
 
 
 @given(TEXT, TEXT, TEXT)
-def test_subject_always_matches_pattern(host: str, namespace: str, project: str) -> None:
+def test_nats_subject_always_matches_pattern(host: str, namespace: str, project: str) -> None:
     subjects = SubjectBuilder("pre.fix", "{host}.x.{namespace}.{type}.{project}")
     subject = subjects.build(record(host, namespace, project))
     assert is_subset(subject, [subjects.pattern])
@@ -86,7 +86,7 @@ def test_subject_always_matches_pattern(host: str, namespace: str, project: str)
     assert len(subject) < 2048
 
 
-def test_default_subject_contains_host_namespace_and_type() -> None:
+def test_default_nats_subject_has_host_namespace_and_type() -> None:
     subjects = SubjectBuilder("whalebridge", "{host}.{namespace}.{type}")
     assert subjects.build(record("node-1.lan", "k8s.io")) == "whalebridge.node-1=2Elan.k8s=2Eio.started"
     assert subjects.build(record(namespace="")) == "whalebridge.h._.started"
@@ -107,7 +107,7 @@ def test_default_subject_contains_host_namespace_and_type() -> None:
         ("*.b", "a.*", True),
     ],
 )
-def test_overlaps_detects_overlapping_patterns(first: str, second: str, expected: bool) -> None:
+def test_nats_subject_overlaps_detects_overlapping_patterns(first: str, second: str, expected: bool) -> None:
     assert overlaps(first, second) is expected
     assert overlaps(second, first) is expected
 
@@ -126,11 +126,11 @@ def test_overlaps_detects_overlapping_patterns(first: str, second: str, expected
         ("$KV.x.>", ["$KV.x.*"], False),
     ],
 )
-def test_is_subset_detects_pattern_included_in_others(pattern: str, others: list[str], expected: bool) -> None:
+def test_nats_subject_is_subset_detects_included_pattern(pattern: str, others: list[str], expected: bool) -> None:
     assert is_subset(pattern, others) is expected
 
 
-def test_kv_key_has_only_allowed_characters() -> None:
+def test_nats_kv_key_has_only_allowed_characters() -> None:
     assert state_key("node-1", "c79d-1") == "node-1.c79d-1"
     assert state_key("node-1.lan", "", "k8s.io", "a/b c") == "node-1=2Elan._.k8s=2Eio.a=2Fb=20c"
     # The characters that a bucket allows in keys.
@@ -147,5 +147,5 @@ def test_kv_key_has_only_allowed_characters() -> None:
         ("[::1]", "[::1]:4222", "::1"),
     ],
 )
-def test_server_address_is_split_into_address_and_name(server: str, address: str, name: str) -> None:
+def test_nats_server_is_split_into_address_and_hostname(server: str, address: str, name: str) -> None:
     assert parse_address(server) == (address, name)

@@ -82,7 +82,7 @@ def test_additional_events_change_no_state_entries() -> None:
     assert apply_all(record(1, "created"), record(2, "deleted"), record(3, "oom"), record(4, "renamed"))[1] == {}
 
 
-def test_batch_is_split_into_runs_of_single_source() -> None:
+def test_batch_is_grouped_by_consecutive_source() -> None:
     other = EngineInfo("other", "containerd.io", "2", "/", 1)
     batch = [record(1), record(2), record(3, engine=other), record(4, host="node-2"), record(5)]
     assert [(source.host, source.engine, len(part)) for source, part in group_by_source(batch)] == [

@@ -30,7 +30,7 @@ def numbered(count: int, size: int = 10) -> list[Record]:
 
 
 def joined_lines(batch: Sequence[Record]) -> bytes:
-    return b"".join(each.data + b"\n" for each in batch)
+    return b"".join(item.data + b"\n" for item in batch)
 
 
 @pytest.fixture
@@ -276,7 +276,7 @@ def test_line_writer_continues_after_short_write(monkeypatch: pytest.MonkeyPatch
         ([13], b"first\nsecond\n"),
     ],
 )
-def test_line_writer_writes_whole_lines_after_failed_write(
+def test_line_writer_writes_complete_lines_after_failed_write(
     write_sizes: list[int], written: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = write_sizes.count(0)
@@ -289,7 +289,7 @@ def test_line_writer_writes_whole_lines_after_failed_write(
     assert disk.written == written
 
 
-def test_chunks_hold_complete_lines_up_to_pipe_size() -> None:
+def test_stdout_chunks_hold_complete_lines_up_to_pipe_size() -> None:
     lines = [b"x" * size + b"\n" for size in (1000, 3000, 100, 5000, 4095, 1)]
     assert [len(chunk) for chunk in chunks(lines)] == [4002, 101, 5001, 4096, 2]
     assert b"".join(chunks(lines)) == b"".join(lines)
@@ -297,5 +297,5 @@ def test_chunks_hold_complete_lines_up_to_pipe_size() -> None:
 
 
 @pytest.mark.parametrize(("written", "rest"), [(1, b"\n"), (2, b""), (3, b"b\n"), (4, b"\n"), (5, b"")])
-def test_unwritten_rest_returns_rest_of_line(written: int, rest: bytes) -> None:
+def test_stdout_unwritten_rest_returns_rest_of_line(written: int, rest: bytes) -> None:
     assert unwritten_rest(b"a\nbb\n", written) == rest

@@ -30,10 +30,10 @@ def stored_records(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["url", "settings"])
 async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path: Path) -> None:
-    sink = (
+    sink_settings = (
         f"directory:{tmp_path}" if form == "url" else {"type": "directory", "path": str(tmp_path), "encoding": "json"}
     )
-    settings = load({"sinks": {"main": sink}}).sinks["main"]
+    settings = load({"sinks": {"main": sink_settings}}).sinks["main"]
     sink = create_sink(settings)
     await sink.start()
     await sink.publish([record(1), record(2)])

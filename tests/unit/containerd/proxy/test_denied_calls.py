@@ -32,7 +32,7 @@ def test_denied_method_names_are_escaped_and_bounded() -> None:
     assert all(line["method"].isprintable() and len(line["method"]) < 200 for line in lines)
 
 
-def test_rate_allows_burst_and_then_fixed_rate() -> None:
+def test_token_bucket_allows_burst_and_then_fixed_rate() -> None:
     clock = ManualClock()
     rate = TokenBucket(clock, per_second=2, burst=5)
     assert [rate.try_take() for _ in range(7)] == [True] * 5 + [False] * 2

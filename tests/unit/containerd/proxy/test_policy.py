@@ -131,7 +131,9 @@ def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
         ),
     ],
 )
-def test_denial_has_code_and_text(case: str, call: Callable[[], object], code: StatusCode, golden: Golden) -> None:
+def test_proxy_denial_has_code_and_text(
+    case: str, call: Callable[[], object], code: StatusCode, golden: Golden
+) -> None:
     with golden.error("proxy_errors", f"denied, {case}", CallDenied) as caught:
         call()
     assert caught.value.code is code
