@@ -1,4 +1,4 @@
-"""The commands of docs/operations.md that need no broker."""
+"""Run the commands of docs/operations.md that need no broker."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def test_gap_check_prints_missing_sequence_ranges() -> None:
         record(1, host="n2", epoch=6),
         record(3, host="n2", epoch=6),
     ]
-    done = subprocess.run(["bash", "-c", rest], input="\n".join(topic), capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["n1 e 5 missing 11 to 12", "n2 e 6 missing 2 to 2"]
+    process = subprocess.run(["bash", "-c", rest], input="\n".join(topic), capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines() == ["n1 e 5 missing 11 to 12", "n2 e 6 missing 2 to 2"]
