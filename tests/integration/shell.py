@@ -36,7 +36,7 @@ class ShellSandbox:
     ) -> None:
         self.directory = directory
         self.brokers = brokers
-        for name in ("bin", "run/whalebridge", "lib", *(str(Path(path).parent) for path in SOCKETS)):
+        for name in ("bin", "run/whalebridge-proxy", "lib", *(str(Path(path).parent) for path in SOCKETS)):
             (directory / name).mkdir(parents=True, exist_ok=True)
         if engine:
             for path in SOCKETS:
@@ -65,7 +65,7 @@ class ShellSandbox:
         script = " && ".join([*mounts, f"cd {ROOT}", f"exec bash -c {shlex.quote(text)}"])
         environment = {**ENVIRONMENT, "PATH": f"{self.directory}/bin:{search_path('nats')}", "PYTHONPATH": str(ROOT)}
         # The documents' `nats` commands speak of the server of the reader's context.
-        environment |= {"HOME": str(Path.home()), "NATS_URL": self.brokers.get("n1:4222", "")}
+        environment |= {"HOME": str(Path.home()), "NATS_URL": self.brokers.get("nats-1:4222", "")}
         # Names and dates are not cut.
         return Terminal(["unshare", "--mount", "sh", "-c", script], environment, columns=1000)
 

@@ -140,7 +140,7 @@ async def test_nats_reader_works_with_minimum_permissions(nats_factory: NatsFact
 
 def test_nats_reader_minimum_permissions_match_documentation() -> None:
     (page,) = (each for each in PERMISSIONS if "CONSUMER" in each)
-    documented = page.replace("WHALEBRIDGE_WHALEBRIDGE", "WHALEBRIDGE_EVENTS").replace("whalebridge.>", "events.>")
+    documented = page.replace("WHALEBRIDGE_CONTAINERS", "WHALEBRIDGE_EVENTS").replace("containers.>", "events.>")
     assert re.findall(r'"(.*?)"', documented) == [
         *(MINIMUM_PERMISSIONS.publish or ()),
         *(MINIMUM_PERMISSIONS.subscribe or ()),

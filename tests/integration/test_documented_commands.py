@@ -46,7 +46,7 @@ def runs_until_interrupt(expected_output: str = SNAPSHOT, beside: str = "") -> C
     return CommandCase(expected_output, runs_until_interrupted=True, beside=beside)
 
 
-PROXY = "whalebridge proxy --listen /run/whalebridge/containerd.sock --socket-group whalebridge"
+PROXY = "whalebridge proxy --listen /run/whalebridge-proxy/containerd.sock --socket-group whalebridge"
 SNAPSHOTS = "while sleep 1; do whalebridge snapshot --state-dir /var/lib/whalebridge; done"
 COMMAND_CASES = {
     "whalebridge doctor": CommandCase(r"ok +/run/containerd/containerd.sock: containerd 2\.4"),
@@ -72,26 +72,24 @@ COMMAND_CASES = {
     "whalebridge tail nats://localhost:4222/containers --since 15m --project demo": runs_until_interrupt("demo-web-1"),
     "kcat -C -b localhost:9092 -t containers": runs_until_interrupt(),
     "nats --server localhost:4222 sub --stream WHALEBRIDGE_CONTAINERS --all": runs_until_interrupt(),
-    "whalebridge run --sink kafka://k1:9092,k2:9092/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
-        "synced"
-    ),
-    "whalebridge tail kafka://k1:9092/containers --since 15m --project web-shop": runs_until_interrupt(
+    "whalebridge run --sink kafka://broker-1:9092,broker-2:9092/containers"
+    " --state-dir /var/lib/whalebridge": runs_until_interrupt("synced"),
+    "whalebridge tail kafka://broker-1:9092/containers --since 15m --project web-shop": runs_until_interrupt(
         "web-shop-web-1"
     ),
-    r"kcat -C -b k1:9092 -t containers -f '%k %h\n%s\n'": runs_until_interrupt(
+    r"kcat -C -b broker-1:9092 -t containers -f '%k %h\n%s\n'": runs_until_interrupt(
         "node-1/.*content-type=application/json"
     ),
-    "whalebridge run --sink nats://n1:4222,n2:4222/whalebridge --state-dir /var/lib/whalebridge": runs_until_interrupt(
-        "synced"
-    ),
-    "whalebridge tail nats://n1:4222/whalebridge --since 15m --project web-shop": runs_until_interrupt(
+    "whalebridge run --sink nats://nats-1:4222,nats-2:4222/containers"
+    " --state-dir /var/lib/whalebridge": runs_until_interrupt("synced"),
+    "whalebridge tail nats://nats-1:4222/containers --since 15m --project web-shop": runs_until_interrupt(
         "web-shop-web-1"
     ),
     "nats kv watch containers 'node-1.>'": runs_until_interrupt("PUT"),
     "whalebridge snapshot --state-dir /var/lib/whalebridge": CommandCase("snapshot"),
     "curl --unix-socket /var/lib/whalebridge/control.sock http://localhost/readyz": CommandCase('"ready": ?true'),
     PROXY: runs_until_interrupt("proxy_started"),
-    "whalebridge run --containerd /run/whalebridge/containerd.sock": runs_until_interrupt(
+    "whalebridge run --containerd /run/whalebridge-proxy/containerd.sock": runs_until_interrupt(
         READABLE_SNAPSHOT, beside=PROXY
     ),
 }
@@ -109,10 +107,10 @@ BENCHES = {
     ),
 }
 KAFKA_TOOLS = {
-    "kafka-topics.sh --bootstrap-server k1:9092 --create --topic containers --partitions 1 --replication-factor 3 "
-    "--config min.insync.replicas=2": CommandCase("Created topic containers"),
-    "kafka-acls.sh --bootstrap-server k1:9092 --add --allow-principal User:bridge --operation Write --operation Create "
-    "--operation DescribeConfigs --topic containers": CommandCase("User:bridge"),
+    "kafka-topics.sh --bootstrap-server broker-1:9092 --create --topic containers --partitions 1 "
+    "--replication-factor 3 --config min.insync.replicas=2": CommandCase("Created topic containers"),
+    "kafka-acls.sh --bootstrap-server broker-1:9092 --add --allow-principal User:bridge --operation Write "
+    "--operation Create --operation DescribeConfigs --topic containers": CommandCase("User:bridge"),
 }
 TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py
@@ -169,11 +167,11 @@ def command_environment(
         container_factory.run(labels={"nerdctl/name": f"{project}-web-1", "com.docker.compose.project": project})
     server = nats.url.removeprefix("nats://")
     (folder / "config.yaml").write_text(
-        f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n  nats: nats://{server}/whalebridge\n"
-        f"  state: {{type: nats, servers: ['{server}'], subject_prefix: containers, kv_bucket: {{name: containers}}}}\n"
+        f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n"
+        f"  nats: {{type: nats, servers: ['{server}'], subject_prefix: containers, kv_bucket: {{name: containers}}}}\n"
     )
-    brokers = dict.fromkeys(("k1:9092,k2:9092", "k1:9092", "localhost:9092"), kafka.bootstrap)
-    brokers |= dict.fromkeys(("n1:4222,n2:4222", "n1:4222", "localhost:4222"), server)
+    brokers = dict.fromkeys(("broker-1:9092,broker-2:9092", "broker-1:9092", "localhost:9092"), kafka.bootstrap)
+    brokers |= dict.fromkeys(("nats-1:4222,nats-2:4222", "nats-1:4222", "localhost:4222"), server)
     with BridgeProcess(engine.address, folder, "--config", str(folder / "config.yaml"), state_dir=state) as bridge:
         bridge.wait_logged("synced")
         eventually(lambda: is_delivered(state), within=60)
@@ -222,7 +220,7 @@ def test_documented_kafka_tool_command_works(
 ) -> None:
     require("kafka-tools")
     kafka = kafka_factory(3, acls=True)
-    run_case(KAFKA_TOOLS[text], text, ShellSandbox(tmp_path, {"k1:9092": kafka.bootstrap}))
+    run_case(KAFKA_TOOLS[text], text, ShellSandbox(tmp_path, {"broker-1:9092": kafka.bootstrap}))
 
 
 @pytest.mark.parametrize("text", BENCHES)

@@ -52,12 +52,12 @@ async def check_publish(sink: NatsSink) -> None:
 async def test_documented_nats_permissions_are_sufficient(nats_factory: NatsFactory, bucket: bool) -> None:
     peer = nats_factory(login=users(*PERMISSIONS[: 2 if bucket else 1]))
     more: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
-    await check_publish(NatsSink(settings(peer, "whalebridge", auth={"user": "a", "password": "a"}, **more)))
+    await check_publish(NatsSink(settings(peer, "containers", auth={"user": "a", "password": "a"}, **more)))
 
 
 async def test_documented_core_nats_permissions_are_sufficient(nats_factory: NatsFactory) -> None:
-    peer = nats_factory(login=users('publish: [\n  "whalebridge.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
-    await check_publish(NatsSink(settings(peer, "whalebridge", mode="core", auth={"user": "a", "password": "a"})))
+    peer = nats_factory(login=users('publish: [\n  "containers.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
+    await check_publish(NatsSink(settings(peer, "containers", mode="core", auth={"user": "a", "password": "a"})))
 
 
 async def test_documented_nats_command_creates_usable_stream(
@@ -69,11 +69,11 @@ async def test_documented_nats_command_creates_usable_stream(
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
     patiently = [program, "--server", peer.urls[0], "--timeout", "30s"]  # three servers write it down
     await asyncio.to_thread(run, [*patiently, *shlex.split(command)], env={"HOME": "/nonexistent"})
-    sink = NatsSink(settings(peer, "whalebridge", timeout="5s", stream={"auto_create": False}))
+    sink = NatsSink(settings(peer, "containers", timeout="5s", stream={"auto_create": False}))
     await publish_until_accepted(sink, records(3))  # where a server has stalled, another leader has to be elected first
     await sink.close()
     async with StreamReader(peer) as reader:
-        config = (await reader.jetstream.stream_info("WHALEBRIDGE_WHALEBRIDGE")).config
+        config = (await reader.jetstream.stream_info("WHALEBRIDGE_CONTAINERS")).config
     assert config.allow_atomic
     assert (config.num_replicas, config.max_age, config.duplicate_window) == (3, 7 * 86400, 3600)
 

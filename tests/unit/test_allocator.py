@@ -1,4 +1,4 @@
-"""What a batch has freed is there for the next one, and is not given back to the kernel in between."""
+"""Check that memory freed by one batch stays in the process for the next batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from bridge import allocator
 
-# Twenty batches of 8 MiB, one after the other; how often the kernel had to find a page for them.
+# Counts the page faults of twenty consecutive batches of 8 MiB.
 PROGRAM = """
 import resource
 from bridge import allocator
@@ -28,13 +28,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def page_faults(first: str) -> int:
     program = PROGRAM.format(first=first)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    return int(done.stdout)
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    return int(process.stdout)
 
 
 def test_freed_memory_is_retained() -> None:
-    by_default, kept = page_faults(""), page_faults("assert allocator.raise_trim_threshold()")
-    assert kept < by_default / 4, "or malloc keeps it by itself, and this is not needed any more"
+    by_default, retained = page_faults(""), page_faults("assert allocator.raise_trim_threshold()")
+    assert retained < by_default / 4, "malloc may retain memory by default now; the setting may be obsolete"
 
 
 def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from bridge.core.errors import TransientError
 
 
 class HangingCall:
-    """A call that blocks until it is released."""
+    """A call that blocks until a test sets ``release``."""
 
     def __init__(self) -> None:
         self.started, self.release = threading.Event(), threading.Event()

@@ -1,4 +1,4 @@
-"""The helper for golden files."""
+"""Test the helper for golden files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.golden import Golden
 
 
-def test_golden_keeps_a_whole_text(tmp_path: Path) -> None:
+def test_golden_stores_complete_text(tmp_path: Path) -> None:
     Golden(update=True, directory=tmp_path)("a", "one\ntwo")
     Golden(update=False, directory=tmp_path)("a", "one\ntwo\n")
 
@@ -24,12 +24,12 @@ def test_golden_failure_shows_diff_and_option(tmp_path: Path) -> None:
 
 
 def test_golden_update_keeps_other_entries(tmp_path: Path) -> None:
-    writing = Golden(update=True, directory=tmp_path)
+    writer = Golden(update=True, directory=tmp_path)
     for case, text in (("second", "2"), ("first", "1"), ("second", "two\n\nlines")):
-        writing.entry("table", case, text)
+        writer.entry("table", case, text)
     assert (tmp_path / "table.txt").read_text() == "## first\n1\n\n## second\ntwo\n\nlines\n"
-    reading = Golden(update=False, directory=tmp_path)
-    reading.entry("table", "first", "1")
-    reading.entry("table", "second", "two\n\nlines")
+    reader = Golden(update=False, directory=tmp_path)
+    reader.entry("table", "first", "1")
+    reader.entry("table", "second", "two\n\nlines")
     with pytest.raises(AssertionError):
-        reading.entry("table", "third", "3")
+        reader.entry("table", "third", "3")

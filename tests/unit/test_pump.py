@@ -1,4 +1,4 @@
-"""The pump with a sink that does as the test says."""
+"""Test the pump with a sink whose behavior each test defines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Behavior = Callable[[Sequence[Record]], Awaitable[None]]
 
 
 class FakeSink:
-    """Takes what it is handed, unless the next behavior in line says otherwise."""
+    """Accept every batch unless the next queued behavior raises or blocks."""
 
     def __init__(self, *behaviors: Behavior) -> None:
         self.behaviors = list(behaviors)
@@ -48,7 +48,7 @@ class FakeSink:
 
 
 async def fail(_: object = None) -> None:
-    raise TransientError("the broker is away")
+    raise TransientError("the broker is unavailable")
 
 
 async def fail_fatally(_: object = None) -> None:
@@ -60,7 +60,7 @@ async def hang(_: object = None) -> None:
 
 
 async def hang_uncancellable(_: object = None) -> None:
-    """Hang, and do not let go when cancelled, not at once."""
+    """Hang, and ignore the first cancellation."""
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
     await asyncio.Event().wait()
@@ -68,7 +68,7 @@ async def hang_uncancellable(_: object = None) -> None:
 
 def reject(*numbers: int) -> Behavior:
     async def behave(batch: Sequence[Record]) -> None:
-        positions = frozenset((each.epoch, each.sequence) for each in batch if each.sequence in numbers)
+        positions = frozenset((record.epoch, record.sequence) for record in batch if record.sequence in numbers)
         raise RejectedRecordError("the message is too large", positions)
 
     return behave
@@ -105,7 +105,7 @@ async def running_pump(
 
 
 def passing(clock: ManualClock) -> Callable[[], None]:
-    """Have time pass whenever something sleeps."""
+    """Advance the clock whenever a task sleeps."""
     return lambda: clock.advance(60) if clock.sleeper_count else None
 
 
@@ -135,10 +135,10 @@ async def test_pump_retries_failed_publish_with_growing_delays(outbox: MemoryOut
             await outbox.append(RecordFactory().started_records(3))
             await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
     assert len(sink.attempts) == 31
-    assert all(attempt == sink.attempts[0] for attempt in sink.attempts), "the same bytes each time"
+    assert all(attempt == sink.attempts[0] for attempt in sink.attempts), "every attempt has the same records"
     assert clock.slept[:4] == pytest.approx([0.075, 0.15, 0.3, 0.6])
     assert clock.slept[-1] == pytest.approx(22.5), "at most 30 s, with jitter"
-    events = [each["event"] for each in logs]
+    events = [line["event"] for line in logs]
     assert events[0] == "sink_publish_failed"
     assert events[-1] == "sink_recovered"
     assert len(events) < 40
@@ -159,22 +159,22 @@ async def test_pump_logs_failure_and_recovery_in_pairs_when_sink_flaps(
                 while outbox.depth("s"):
                     await asyncio.sleep(0)
                     clock.advance(0.01)
-    events = [each["event"] for each in logs]
+    events = [line["event"] for line in logs]
     assert events == ["sink_publish_failed", "sink_recovered"] * (len(events) // 2)
     assert len(events) < 10
 
 
 async def test_pump_binds_sink_id_to_log_context(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    told: list[object] = []
+    sink_ids: list[object] = []
 
-    async def look() -> None:
-        told.append(structlog.contextvars.get_contextvars().get("sink"))
+    async def record_sink_id() -> None:
+        sink_ids.append(structlog.contextvars.get_contextvars().get("sink"))
 
     sink = FakeSink()
-    sink.starts = [look]
+    sink.starts = [record_sink_id]
     async with running_pump(sink, outbox, clock):
-        await eventually_async(lambda: told, meanwhile=passing(clock))
-    assert told == ["s"]
+        await eventually_async(lambda: sink_ids, meanwhile=passing(clock))
+    assert sink_ids == ["s"]
 
 
 async def test_pump_retries_when_sink_fails_to_start(outbox: MemoryOutbox, clock: ManualClock) -> None:
@@ -206,7 +206,7 @@ async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: Mem
     async with running_pump(sink, outbox, clock):
         await outbox.append(RecordFactory().started_records(5))
         await eventually_async(lambda: outbox.depth("s") == 0)
-        assert clock.slept == [], "no failure: nothing to wait for"
+        assert clock.slept == [], "a rejection causes no delay"
     assert [record.type for record in sink.published] == ["started", "lost", "started", "lost", "started"]
     assert [loss_range(record)[1:] for record in sink.published if record.type == "lost"] == [
         (2, 2, "rejected"),
@@ -233,13 +233,13 @@ async def test_pump_stops_when_sink_fails_fatally(outbox: MemoryOutbox, clock: M
 
 
 async def test_pump_publishes_while_another_sink_hangs(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    dead, well = FakeSink(hang), FakeSink()
-    async with running_pump(dead, outbox, clock), running_pump(well, outbox, clock, name="other"):
+    hanging_sink, healthy_sink = FakeSink(hang), FakeSink()
+    async with running_pump(hanging_sink, outbox, clock), running_pump(healthy_sink, outbox, clock, name="other"):
         recorder = RecordFactory()
         for _ in range(20):
             await outbox.append(recorder.started_records(100))
             await eventually_async(lambda: outbox.depth("other") == 0)
-    assert sequences(well.published) == list(range(1, 2001))
+    assert sequences(healthy_sink.published) == list(range(1, 2001))
     assert outbox.depth("s") == 2000
 
 
@@ -250,28 +250,28 @@ async def test_pump_limits_batches_by_count_and_bytes(outbox: MemoryOutbox, cloc
     async with running_pump(sink, outbox, clock):
         await eventually_async(lambda: outbox.depth("s") == 0)
     assert max(map(len, sink.attempts)) == 1000
-    assert max(sum(len(each.data) for each in attempt) for attempt in sink.attempts) <= BATCH_BYTES
+    assert max(sum(len(record.data) for record in attempt) for attempt in sink.attempts) <= BATCH_BYTES
     assert sequences(sink.published) == list(range(1, 1511))
 
 
-async def test_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
     sink = FakeSink(lambda _: _wait(acknowledge))
     pump = Pump("s", sink, outbox, clock)
     await outbox.append(RecordFactory().started_records(3))
-    drained = asyncio.create_task(pump.wait_drained())
+    draining = asyncio.create_task(pump.wait_drained())
     running = asyncio.create_task(pump.run())
     await eventually_async(lambda: sink.attempts)
     clock.advance(1)
     await asyncio.sleep(0)
-    assert (pump.backlog, drained.done()) == (3, False)
+    assert (pump.backlog, draining.done()) == (3, False)
     acknowledge.set()
-    await eventually_async(drained.done, meanwhile=passing(clock))
+    await eventually_async(draining.done, meanwhile=passing(clock))
     running.cancel()
     await asyncio.wait([running])
 
 
-async def test_quiesce_waits_for_records_in_flight(
+async def test_pump_quiesce_waits_for_records_in_flight(
     outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
@@ -281,12 +281,12 @@ async def test_quiesce_waits_for_records_in_flight(
     running = asyncio.create_task(pump.run())
     await outbox.append(recorder.started_records(3))
     await eventually_async(lambda: sink.attempts)
-    settled = asyncio.create_task(pump.quiesce())
+    quiesced = asyncio.create_task(pump.quiesce())
     await outbox.append(recorder.started_records(2))
     await asyncio.sleep(0.01)
-    assert not settled.done()
+    assert not quiesced.done()
     acknowledge.set()
-    await settled
+    await quiesced
     await asyncio.sleep(0.01)
     assert (len(sink.attempts), pump.backlog) == (1, 2)
     running.cancel()
@@ -294,7 +294,7 @@ async def test_quiesce_waits_for_records_in_flight(
 
 
 @pytest.mark.parametrize("behavior", [hang, fail])
-async def test_quiesce_returns_when_sink_does_not_acknowledge(
+async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
     behavior: Behavior, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 0.01 if behavior is hang else 60)
@@ -318,17 +318,17 @@ async def test_pump_abandons_close_when_sink_hangs(
     monkeypatch.setattr(sink, "close", hang)
     with capture_logs() as logs:
         await Pump("s", sink, outbox, clock).close()
-    assert [each["event"] for each in logs] == ["sink_close_failed"]
+    assert [line["event"] for line in logs] == ["sink_close_failed"]
 
 
 async def test_pump_stops_when_reader_disconnects_while_idle(outbox: MemoryOutbox, clock: ManualClock) -> None:
     class Pipe(FakeSink):
         async def wait_disconnected(self) -> None:
-            raise FatalError("its reader has gone")
+            raise FatalError("the reader has disconnected")
 
     async with running_pump(Pipe(), outbox, clock) as task:
         await asyncio.wait([task])
-        with pytest.raises(FatalError, match="reader has gone"):
+        with pytest.raises(FatalError, match="reader has disconnected"):
             task.result()
 
 
@@ -338,7 +338,7 @@ WATERMARK = Watermark(RecordFactory().encoder.epoch, 1_795_447_300_000_000_000)
 
 
 async def pass_heartbeat_interval(clock: ManualClock, seconds: float = 60) -> None:
-    """Let a heartbeat become due."""
+    """Advance the clock until a heartbeat is due."""
     await eventually_async(lambda: clock.sleeper_count)
     clock.advance(seconds)
     for _ in range(20):
@@ -372,17 +372,17 @@ async def test_heartbeat_carries_last_position_and_watermark(outbox: MemoryOutbo
 
 
 async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    sink, proofs = FakeSink(), [None, WATERMARK._replace(epoch=WATERMARK.epoch + 1)]
-    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: proofs.pop(0), 60)):
+    sink, watermarks = FakeSink(), [None, WATERMARK._replace(epoch=WATERMARK.epoch + 1)]
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: watermarks.pop(0), 60)):
         await pass_heartbeat_interval(clock)
-        assert len(proofs) == 2, "nothing was published"
+        assert len(watermarks) == 2, "no watermark is requested before the first record"
         await outbox.append(RecordFactory().started_records(1))
         await eventually_async(lambda: outbox.depth("s") == 0)
         await pass_heartbeat_interval(clock)
         await pass_heartbeat_interval(clock)
-    assert proofs == []
-    assert [each.type for each in sink.published] == ["started"], (
-        "neither while nothing is proven, nor in another epoch"
+    assert watermarks == []
+    assert [record.type for record in sink.published] == ["started"], (
+        "no heartbeat without a watermark, and none for another epoch's watermark"
     )
 
 
@@ -397,7 +397,7 @@ async def test_heartbeat_not_sent_while_records_are_queued(outbox: MemoryOutbox,
         acknowledge.set()
         await eventually_async(lambda: outbox.depth("s") == 0)
         await pass_heartbeat_interval(clock, 0)
-    assert [(each.type, each.sequence) for each in sink.published[:2]] == [("started", 1), ("started", 2)]
+    assert [(record.type, record.sequence) for record in sink.published[:2]] == [("started", 1), ("started", 2)]
 
 
 @pytest.mark.parametrize("failing", [fail, reject(1)])
@@ -414,8 +414,8 @@ async def test_failed_heartbeat_dropped_and_records_published(
             await outbox.append(recorder.started_records(2))
             await eventually_async(lambda: outbox.depth("s") == 0)
             await pass_heartbeat_interval(clock)
-    assert [each["event"] for each in logs] == ["heartbeat_failed"]
-    assert [(each.type, each.sequence) for each in sink.published] == [
+    assert [line["event"] for line in logs] == ["heartbeat_failed"]
+    assert [(record.type, record.sequence) for record in sink.published] == [
         ("started", 1),
         ("started", 2),
         ("started", 3),
@@ -431,7 +431,7 @@ async def test_pump_state_is_failing_when_heartbeat_fails(outbox: MemoryOutbox, 
     await eventually_async(lambda: outbox.depth("s") == 0)
     sink.behaviors.append(fail)
     await pass_heartbeat_interval(clock)
-    assert (pump.state, pump.last_error) == ("failing", "the broker is away")
+    assert (pump.state, pump.last_error) == ("failing", "the broker is unavailable")
     await pass_heartbeat_interval(clock)
     assert (pump.state, pump.last_error) == ("ok", None)
     task.cancel()

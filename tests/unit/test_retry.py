@@ -13,7 +13,7 @@ from bridge.retry import Backoff, Failure, retry_forever
 
 
 class FakeClock:
-    """Time passes by sleeping only, or where a test lets it pass."""
+    """Advance time only in ``sleep`` or when a test sets ``time``."""
 
     def __init__(self, chance: float = 0.5) -> None:
         self.time = 0
@@ -32,14 +32,14 @@ class FakeClock:
 
 
 def failing(times: int, error: Exception | None = None) -> Callable[[], Awaitable[str]]:
-    """Return an attempt that fails so many times before it works."""
-    left = times
+    """Return an attempt that fails ``times`` times and then succeeds."""
+    failures_left = times
 
     async def attempt() -> str:
-        nonlocal left
-        left -= 1
-        if left >= 0:
-            raise error or TransientError("away")
+        nonlocal failures_left
+        failures_left -= 1
+        if failures_left >= 0:
+            raise error or TransientError("unavailable")
         return "done"
 
     return attempt
@@ -101,12 +101,12 @@ async def test_retry_attempt_is_cancelable() -> None:
 async def test_retry_delay_is_cancelable() -> None:
     asleep = asyncio.Event()
 
-    class SleepsForEver(FakeClock):
+    class HangingClock(FakeClock):
         async def sleep(self, seconds: float) -> None:  # noqa: ARG002
             asleep.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(retry_forever(failing(9), clock=SleepsForEver()))
+    task = asyncio.create_task(retry_forever(failing(9), clock=HangingClock()))
     await asleep.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -115,42 +115,42 @@ async def test_retry_delay_is_cancelable() -> None:
 
 async def test_retry_reports_each_failure_before_delay() -> None:
     clock = FakeClock(chance=0)
-    told: list[tuple[Failure, int]] = []
-    error = TransientError("away")
+    failures: list[tuple[Failure, int]] = []
+    error = TransientError("unavailable")
     await retry_forever(
         failing(2, error),
         clock=clock,
         backoff=Backoff(initial=2, maximum=8),
-        before_sleep=lambda failure: told.append((failure, len(clock.slept))),
+        before_sleep=lambda failure: failures.append((failure, len(clock.slept))),
     )
-    assert told == [(Failure(error, 1, 1.0), 0), (Failure(error, 2, 2.0), 1)]
+    assert failures == [(Failure(error, 1, 1.0), 0), (Failure(error, 2, 2.0), 1)]
 
 
 async def test_retry_delays_reset_after_long_successful_attempt() -> None:
     clock = FakeClock(chance=0)
-    lasted = [0, 0, 59, 60, 0]
+    session_seconds = [0, 0, 59, 60, 0]
 
     async def session() -> str:
-        if not lasted:
+        if not session_seconds:
             return "done"
-        clock.time += lasted.pop(0) * SECOND
+        clock.time += session_seconds.pop(0) * SECOND
         raise TransientError("broken")
 
-    told: list[int] = []
+    consecutive_counts: list[int] = []
     await retry_forever(
         session,
         clock=clock,
         backoff=Backoff(initial=2, maximum=100, reset_after=60),
-        before_sleep=lambda failure: told.append(failure.consecutive),
+        before_sleep=lambda failure: consecutive_counts.append(failure.consecutive),
     )
-    assert told == [1, 2, 3, 1, 2]
+    assert consecutive_counts == [1, 2, 3, 1, 2]
     assert clock.slept == [1, 2, 4, 1, 2]
 
 
 async def test_retry_accepts_function_returning_awaitable() -> None:
-    answer = asyncio.get_running_loop().create_future()
-    answer.set_result("done")
-    assert await retry_forever(lambda: answer, clock=FakeClock()) == "done"
+    result = asyncio.get_running_loop().create_future()
+    result.set_result("done")
+    assert await retry_forever(lambda: result, clock=FakeClock()) == "done"
 
 
 async def test_system_clock_is_monotonic_and_sleeps() -> None:

@@ -1,4 +1,4 @@
-"""Settings read anew: what changes, what cannot, and what mistakes do."""
+"""Test which settings a reload applies, which need a restart, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUTH = {"username": "bridge", "password": "hunter2"}
 
 
 class ReloadHarness:
-    """What settings are applied to."""
+    """Load settings from flags and record the settings that the reloader applies."""
 
     def __init__(self, **flags: Any) -> None:
         self.flags = flags
@@ -28,15 +28,15 @@ class ReloadHarness:
 
     async def apply(self, settings: Settings) -> None:
         if self.apply_fails:
-            raise FatalError("its library is not installed")
+            raise FatalError("the sink's library is not installed")
         self.applied.append(settings)
 
     async def reload(self, **flags: Any) -> list[dict[str, Any]]:
-        """Reload, under these flags from now on; return the log lines."""
+        """Replace the flags, reload, and return the log lines."""
         self.flags = flags
         with capture_logs() as logs:
             await self.reloader.reload()
-        return [{name: value for name, value in each.items() if name != "hint"} for each in logs]
+        return [{name: value for name, value in line.items() if name != "hint"} for line in logs]
 
 
 def log_line(level: str, event: str, **fields: object) -> dict[str, object]:
@@ -65,7 +65,7 @@ async def test_changed_settings_are_applied_and_logged_without_values() -> None:
     (settings,) = bridge.applied
     assert settings.log.level == "debug"
     assert await bridge.reload(**changed) == [log_line("info", "settings_reloaded", changed=[])]
-    assert bridge.applied == [settings] * 2  # files that they name may be others now
+    assert bridge.applied == [settings] * 2  # applied again, because the content of referenced files may have changed
 
 
 async def test_settings_needing_restart_are_logged_and_unchanged() -> None:
@@ -76,22 +76,22 @@ async def test_settings_needing_restart_are_logged_and_unchanged() -> None:
         "sinks": {"main": KAFKA | {"heartbeats": False}, "file": "file:/tmp/x"},
         "outbox": {"max_records": 1000},
     }
-    told = await bridge.reload(**changed)
-    left = ["host", "sinks", "outbox.max_records", "log.format"]
-    assert told == [
-        log_line("warning", "settings_restart_required", changed=told[0]["changed"]),
+    logs = await bridge.reload(**changed)
+    unchanged = ["host", "sinks", "outbox.max_records", "log.format"]
+    assert logs == [
+        log_line("warning", "settings_restart_required", changed=logs[0]["changed"]),
         log_line("info", "settings_reloaded", changed=["sinks.main.heartbeats", "log.level"]),
     ]
-    assert sorted(told[0]["changed"]) == sorted(left)
+    assert sorted(logs[0]["changed"]) == sorted(unchanged)
     (settings,) = bridge.applied
     assert (settings.host, settings.log.format, settings.log.level) == ("a", "auto", "debug")
-    assert {id_: each.heartbeats for id_, each in settings.sinks.items()} == {"main": False, "stdout": False}
+    assert {id_: sink.heartbeats for id_, sink in settings.sinks.items()} == {"main": False, "stdout": False}
 
 
 async def test_sink_of_another_type_under_same_id_is_replaced() -> None:
     bridge = ReloadHarness(sinks={"events": KAFKA})
-    told = await bridge.reload(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
-    assert told == [log_line("info", "settings_reloaded", changed=["sinks.events.type"])]
+    logs = await bridge.reload(sinks={"events": {"type": "nats", "servers": "h:4222", "subject_prefix": "s"}})
+    assert logs == [log_line("info", "settings_reloaded", changed=["sinks.events.type"])]
 
 
 async def test_reordered_sinks_change_nothing() -> None:
@@ -103,9 +103,9 @@ async def test_reordered_sinks_change_nothing() -> None:
 
 async def test_invalid_settings_are_logged_and_change_nothing() -> None:
     bridge = ReloadHarness()
-    told = await bridge.reload(host="", log={"level": "loud"})
-    assert [each["event"] for each in told] == ["settings_reload_failed"] * 2
-    assert {str(each["error"]).rpartition(": ")[0] for each in told} == {"host", "--log-level: log.level"}
+    logs = await bridge.reload(host="", log={"level": "loud"})
+    assert [line["event"] for line in logs] == ["settings_reload_failed"] * 2
+    assert {str(line["error"]).rpartition(": ")[0] for line in logs} == {"host", "--log-level: log.level"}
     assert bridge.applied == []
     assert await bridge.reload() == [log_line("info", "settings_reloaded", changed=[])]
 
@@ -114,7 +114,7 @@ async def test_failed_settings_reload_can_be_repeated() -> None:
     bridge = ReloadHarness(log={"level": "info"})
     bridge.apply_fails = True
     assert await bridge.reload(log={"level": "debug"}) == [
-        log_line("error", "settings_reload_failed", error="its library is not installed")
+        log_line("error", "settings_reload_failed", error="the sink's library is not installed")
     ]
     bridge.apply_fails = False
     assert await bridge.reload(log={"level": "debug"}) == [log_line("info", "settings_reloaded", changed=["log.level"])]

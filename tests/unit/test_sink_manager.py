@@ -1,4 +1,4 @@
-"""All sinks together: each is replaced by itself, and goes on where the one before was."""
+"""Test that a reload replaces only changed sinks, and that a new sink continues at the cursor of the previous sink."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.records import RecordFactory
 
 
 def settings(directory: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
-    """Settings of two files as sinks."""
+    """Return settings with two file sinks."""
     sinks = {
         name: {"type": "file", "path": str(directory / f"{name}.jsonl"), **changed}
         for name, changed in (("first", first), ("second", {}))
@@ -35,19 +35,19 @@ def settings(directory: Path, heartbeat: dict[str, Any] | None = None, **first: 
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; one may be under way."""
-    return [msgspec.json.decode(each) for each in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
+    """Return the complete lines of a file; the last line may be incomplete."""
+    return [msgspec.json.decode(line) for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
 
 
 class RunningManager:
-    """A delivery that runs."""
+    """A sink manager with two sinks and its outbox."""
 
     def __init__(self, tasks: asyncio.TaskGroup, initial: Settings) -> None:
         clock = SystemClock()
         self.recorder = RecordFactory()
         self.outbox = MemoryOutbox(["first", "second"], clock)
-        proof = Watermark(self.recorder.encoder.epoch, 1_795_447_300_000_000_000)
-        self.heartbeat_factory = HeartbeatFactory(lambda: proof, 0.02)
+        watermark = Watermark(self.recorder.encoder.epoch, 1_795_447_300_000_000_000)
+        self.heartbeat_factory = HeartbeatFactory(lambda: watermark, 0.02)
         self.manager = SinkManager(self.outbox, clock, self.heartbeat_factory)
         self.manager.start(tasks, initial, registry.create_sinks(initial.sinks))
         self.tasks = tasks
@@ -72,9 +72,9 @@ async def test_replaced_sink_continues_at_cursor_of_previous_sink(tmp_path: Path
         await running.manager.reload(settings(tmp_path, path=str(tmp_path / "other.jsonl")))
         assert [new is old for new, old in zip(running.manager.pumps, before, strict=True)] == [False, True]
         await running.outbox.append(running.recorder.started_records(2))
-    assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
-    assert [each["sequence"] for each in lines(tmp_path / "other.jsonl")] == [4, 5]
-    assert [each["sequence"] for each in lines(tmp_path / "second.jsonl")] == [1, 2, 3, 4, 5]
+    assert [record["sequence"] for record in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
+    assert [record["sequence"] for record in lines(tmp_path / "other.jsonl")] == [4, 5]
+    assert [record["sequence"] for record in lines(tmp_path / "second.jsonl")] == [1, 2, 3, 4, 5]
 
 
 async def test_records_in_flight_are_published_once_when_sink_replaced(
@@ -98,7 +98,7 @@ async def test_records_in_flight_are_published_once_when_sink_replaced(
         await running.outbox.append(running.recorder.started_records(2))
         acknowledge.set()
         await reloading
-    assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3, 4, 5]
+    assert [record["sequence"] for record in lines(tmp_path / "first.jsonl")] == [1, 2, 3, 4, 5]
 
 
 async def test_failing_sink_is_replaced_by_working_sink(tmp_path: Path) -> None:
@@ -106,38 +106,36 @@ async def test_failing_sink_is_replaced_by_working_sink(tmp_path: Path) -> None:
         await running.outbox.append(running.recorder.started_records(3))
         await eventually_async(lambda: running.outbox.depth("second") == 0)
         await running.manager.reload(settings(tmp_path))
-    assert [each["sequence"] for each in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
+    assert [record["sequence"] for record in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
 
 
 async def test_sink_is_replaced_when_secret_changes(tmp_path: Path) -> None:
-    """Nobody listens there: what matters is that it is made anew."""
+    """Reload with a changed password file; the server need not exist."""
     password = tmp_path / "password"
     password.write_text("one")
-    login = {"user": "bridge", "password_file": str(password)}
-    sink = {"type": "nats", "servers": ["127.0.0.1:1"], "subject_prefix": "s", "auth": login}
-    chosen = load({"sinks": {"first": sink}})
+    auth = {"user": "bridge", "password_file": str(password)}
+    sink = {"type": "nats", "servers": ["127.0.0.1:1"], "subject_prefix": "s", "auth": auth}
+    initial = load({"sinks": {"first": sink}})
     async with task_group() as tasks:
-        delivery = SinkManager(
-            MemoryOutbox(["first"], SystemClock()), SystemClock(), HeartbeatFactory(lambda: None, 60)
-        )
-        delivery.start(tasks, chosen, registry.create_sinks(chosen.sinks))
-        (before,) = delivery.pumps
-        await delivery.reload(chosen)
-        assert delivery.pumps == [before]
+        manager = SinkManager(MemoryOutbox(["first"], SystemClock()), SystemClock(), HeartbeatFactory(lambda: None, 60))
+        manager.start(tasks, initial, registry.create_sinks(initial.sinks))
+        (before,) = manager.pumps
+        await manager.reload(initial)
+        assert manager.pumps == [before]
         for secret in ("two", None):
             password.unlink() if secret is None else password.write_text(secret)
-            await delivery.reload(chosen)
-            (after,) = delivery.pumps
+            await manager.reload(initial)
+            (after,) = manager.pumps
             assert after is not before
             before = after
-        await delivery.drain(0.01)
-        await delivery.close()
+        await manager.drain(0.01)
+        await manager.close()
 
 
 async def test_sinks_are_unchanged_when_one_new_sink_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed = settings(tmp_path, path=str(tmp_path / "other.jsonl"))
     nats = load({"sinks": ["second=nats://h:4222/s"]}).sinks
-    monkeypatch.setitem(sys.modules, "sinks.nats.sink", None)  # as where its library is not installed
+    monkeypatch.setitem(sys.modules, "sinks.nats.sink", None)  # as if the NATS library were not installed
     async with running_manager(settings(tmp_path)) as running:
         before = running.manager.pumps
         with pytest.raises(FatalError, match="nats"):
@@ -163,14 +161,14 @@ async def test_heartbeats_start_and_stop_with_setting(tmp_path: Path) -> None:
     async with running_manager(settings(tmp_path)) as running:
         await running.outbox.append(running.recorder.started_records(1))
         await running.manager.reload(settings(tmp_path, heartbeats=True))
-        running.heartbeat_factory.interval = 0.02  # no setting is that short
+        running.heartbeat_factory.interval = 0.02  # shorter than the settings allow
         await running.outbox.append(running.recorder.started_records(1))
-        await eventually_async(lambda: any(each["type"] == "heartbeat" for each in lines(path)))
+        await eventually_async(lambda: any(record["type"] == "heartbeat" for record in lines(path)))
         await running.manager.reload(settings(tmp_path))
-        told = lines(path)
+        before = lines(path)
         await asyncio.sleep(0.05)
-    assert lines(path) == told
-    assert {each["type"] for each in lines(tmp_path / "second.jsonl")} == {"started"}
+    assert lines(path) == before
+    assert {record["type"] for record in lines(tmp_path / "second.jsonl")} == {"started"}
 
 
 async def test_shutdown_incomplete_is_logged_when_drain_times_out(

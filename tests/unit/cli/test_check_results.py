@@ -10,7 +10,7 @@ from bridge.core.errors import FatalError, NotFoundError, StateError, TransientE
 
 RESULTS = [
     CheckResult("ok", "settings", "fine"),
-    CheckResult("warning", "a\x1b[2J", "odd\nly", "mend it"),
+    CheckResult("warning", "a\x1b[2J", "odd\nly", "fix it"),
     CheckResult("error", "main", "gone", exit_status=3),
 ]
 
@@ -18,7 +18,7 @@ RESULTS = [
 def test_check_results_are_printed_one_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_results(RESULTS, as_json=False)
     assert capsys.readouterr().out == (
-        "ok        settings: fine\nwarning   a\\x1b[2J: odd\\nly; mend it\nerror     main: gone\n"
+        "ok        settings: fine\nwarning   a\\x1b[2J: odd\\nly; fix it\nerror     main: gone\n"
     )
 
 

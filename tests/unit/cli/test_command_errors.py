@@ -1,4 +1,4 @@
-"""Closed descriptors, missing permissions and early signals: a status and one clear line, never a traceback."""
+"""Test that closed descriptors, missing permissions and early signals end in one error line, never a traceback."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 from tests.eventually import eventually
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
-# The default port is one, and another test needs it taken.
+# No HTTP listener: another test occupies the default port.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "WHALEBRIDGE_HTTP__LISTEN": ""}
 NO_SOCKET = "/nonexistent/c.sock"
 
 
 def run_command(command: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Call it by a shell, in which `whalebridge` is the program."""
+    """Run a shell command in which `whalebridge` stands for the program."""
     line = command.replace("whalebridge", '"$@"')
     options = {"env": ENVIRONMENT, "capture_output": True} | options
     return subprocess.run(["sh", "-c", line, "sh", *WHALEBRIDGE], text=True, timeout=60, check=False, **options)  # type: ignore[call-overload, no-any-return]
@@ -29,26 +29,26 @@ def run_command(command: str, **options: object) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize("command", ["version", "doctor", "schema event", "run --help", "--show-completion"])
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
 def test_closed_descriptors_cause_no_traceback(command: str, closed: str) -> None:
-    done = run_command(f"whalebridge {command} {closed}")
-    assert done.returncode in (0, 1)
-    assert "Traceback" not in done.stderr + done.stdout
+    process = run_command(f"whalebridge {command} {closed}")
+    assert process.returncode in (0, 1)
+    assert "Traceback" not in process.stderr + process.stdout
 
 
 @pytest.mark.parametrize("command", ["doctor", "doctor --json", f"check --containerd {NO_SOCKET}", "--help"])
 def test_closed_pipe_exits_1_without_output(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = run_command(f"whalebridge {command}", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
+    process = run_command(f"whalebridge {command}", capture_output=False, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 def test_missing_permission_is_reported(tmp_path: Path) -> None:
-    """As somebody else than root, where root runs the tests."""
+    """Run as an unprivileged user if root runs the tests."""
     forbidden = tmp_path / "forbidden"
     forbidden.mkdir(0o700)
-    as_nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups " if os.geteuid() == 0 else ""
-    if not as_nobody:
+    as_unprivileged = "setpriv --reuid 65534 --regid 65534 --clear-groups " if os.geteuid() == 0 else ""
+    if not as_unprivileged:
         forbidden.chmod(0)
     for command, status in (
         (f"list --containerd {forbidden}/c.sock", 3),
@@ -56,27 +56,27 @@ def test_missing_permission_is_reported(tmp_path: Path) -> None:
         (f"run --state-dir {forbidden}/state", 1),
         (f"run --sink file:{forbidden}/events", 1),
     ):
-        done = run_command(f"{as_nobody}whalebridge {command}")
-        assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
-        assert str(forbidden) in done.stderr
-    done = run_command(f"{as_nobody}whalebridge doctor --containerd {forbidden}/c.sock")
-    assert done.returncode == 1
-    assert f"error     {forbidden}/c.sock: " in done.stdout
-    assert "Permission denied" in done.stdout
+        process = run_command(f"{as_unprivileged}whalebridge {command}")
+        assert (process.returncode, "Traceback" in process.stderr) == (status, False), process.stderr
+        assert str(forbidden) in process.stderr
+    process = run_command(f"{as_unprivileged}whalebridge doctor --containerd {forbidden}/c.sock")
+    assert process.returncode == 1
+    assert f"error     {forbidden}/c.sock: " in process.stdout
+    assert "Permission denied" in process.stdout
 
 
-# --- signals before there is anybody to hear them ---
+# --- signals before the handlers are installed ---
 
 
 def sigterm_blocked(process: subprocess.Popen[bytes]) -> bool:
-    """Whether the process lets SIGTERM wait."""
+    """Return whether the process blocks SIGTERM."""
     for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
         if line.startswith("SigBlk:"):
             return bool(int(line.split()[1], 16) & 1 << (signal.SIGTERM - 1))
     return False
 
 
-# Python runs it before any program: the imports of ours last until there is a signal.
+# Python runs sitecustomize before the program: the imports of the bridge last until a signal is pending.
 SLOW = """
 import signal, sys, time
 
@@ -92,7 +92,7 @@ sys.meta_path.insert(0, Slow())
 
 @pytest.fixture
 def started(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
-    """Starts it, and returns in the midst of its imports."""
+    """Return a function that starts the program and returns during the program's imports."""
     (tmp_path / "sitecustomize.py").write_text(SLOW)
 
     def start(*arguments: str) -> subprocess.Popen[bytes]:
@@ -100,7 +100,7 @@ def started(tmp_path: Path) -> Callable[..., subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [*WHALEBRIDGE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        eventually(lambda: sigterm_blocked(process), "the signals to be held")
+        eventually(lambda: sigterm_blocked(process), "the signals to be blocked")
         return process
 
     return start

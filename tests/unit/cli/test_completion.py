@@ -1,4 +1,4 @@
-"""Completion, asked for by a real bash with a real Tab."""
+"""Test completion in a real bash with the Tab key."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder with the program in bin/, and the script for bash."""
+    """Provide a directory with the program in bin/ and the completion script for bash."""
     program = tmp_path / "bin" / "whalebridge"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m bridge "$@"\n')
     program.chmod(0o755)
     environment = os.environ | {"_WHALEBRIDGE_COMPLETE": "source_bash"}
-    done = subprocess.run([program], env=environment, capture_output=True, check=True)
-    (tmp_path / "script").write_bytes(done.stdout)
+    process = subprocess.run([program], env=environment, capture_output=True, check=True)
+    (tmp_path / "script").write_bytes(process.stdout)
     return tmp_path
 
 
 class Bash:
-    """A bash at a terminal."""
+    """An interactive bash in a terminal."""
 
     def __init__(self, home: Path) -> None:
         self.pid, self.terminal = pty.fork()
@@ -39,21 +39,21 @@ class Bash:
             os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], environment)  # noqa: S606
 
     def type_(self, text: str, until: str) -> str:
-        """Type, and read on until `until` is there."""
+        """Type text, and read output until `until` appears."""
         os.write(self.terminal, text.encode())
-        seen, deadline = "", time.monotonic() + 20
-        while until not in seen:
-            assert time.monotonic() < deadline, seen
+        output, deadline = "", time.monotonic() + 20
+        while until not in output:
+            assert time.monotonic() < deadline, output
             if select.select([self.terminal], [], [], 0.1)[0]:
-                seen += os.read(self.terminal, 4096).decode()
-        return seen
+                output += os.read(self.terminal, 4096).decode()
+        return output
 
     def close(self) -> None:
         os.close(self.terminal)
         os.waitpid(self.pid, 0)
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_bash_completes_commands_and_options(home: Path) -> None:
     bash = Bash(home)
     try:

@@ -12,7 +12,7 @@ from bridge.core.errors import BridgeError, TransientError
 
 
 class Client:
-    """A containerd that answered a moment ago."""
+    """A containerd client whose connection has succeeded."""
 
     path = "/run/containerd/containerd.sock"
 
@@ -26,14 +26,14 @@ class Client:
 
 
 @pytest.mark.parametrize(
-    ("health", "verdicts"),
+    ("health", "statuses"),
     [
         (True, []),
         (False, ["warning"]),
         (RpcError("unknown service", grpc.StatusCode.UNIMPLEMENTED), []),
-        (TransientError("containerd did not answer within 5 s"), ["error"]),  # it hangs since
+        (TransientError("no response within 5 s"), ["error"]),  # hangs after the connection
     ],
 )
-async def test_health_check_reports_error_or_warning(health: bool | BridgeError, verdicts: list[str]) -> None:
-    findings = await containerd_checks._check_health(cast("ContainerdClient", Client(health)))
-    assert [each.status for each in findings] == verdicts
+async def test_health_check_reports_error_or_warning(health: bool | BridgeError, statuses: list[str]) -> None:
+    results = await containerd_checks._check_health(cast("ContainerdClient", Client(health)))
+    assert [result.status for result in results] == statuses

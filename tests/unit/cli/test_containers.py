@@ -25,8 +25,8 @@ NOT_DOCKER = NamespaceFilter()
 class FakeClient:
     """A containerd with the given containers: NAMESPACE/ID, status and labels."""
 
-    def __init__(self, *there: tuple[str, TaskStatus | None, dict[str, str] | None], failing: str = "") -> None:
-        self.containers_by_key = {ContainerKey(*id_.split("/")): (status, labels) for id_, status, labels in there}
+    def __init__(self, *containers: tuple[str, TaskStatus | None, dict[str, str] | None], failing: str = "") -> None:
+        self.containers_by_key = {ContainerKey(*id_.split("/")): (status, labels) for id_, status, labels in containers}
         self.failing = failing
         self.listed: list[str] = []
 
@@ -36,7 +36,7 @@ class FakeClient:
     async def tasks(self, namespace: str) -> Sequence[Task]:
         self.listed.append(namespace)
         if namespace == self.failing:
-            raise TransientError("no answer")
+            raise TransientError("no response")
         return [
             Task(key, 7, status)
             for key, (status, _) in self.containers_by_key.items()
@@ -56,7 +56,7 @@ RUNNING, PAUSED, STOPPED = TaskStatus.RUNNING, TaskStatus.PAUSED, TaskStatus.STO
 
 
 async def test_list_includes_running_paused_and_unknown_containers() -> None:
-    source = FakeClient(
+    client = FakeClient(
         ("shop/a", RUNNING, {}),
         ("shop/b", PAUSED, {}),
         ("shop/c", TaskStatus.PAUSING, {}),
@@ -67,8 +67,8 @@ async def test_list_includes_running_paused_and_unknown_containers() -> None:
         ("default/h", RUNNING, {}),
         ("moby/i", RUNNING, {}),
     )
-    listing = await list_running(source, NOT_DOCKER, [])
-    assert [(each.id, each.status) for each in listing.containers] == [
+    listing = await list_running(client, NOT_DOCKER, [])
+    assert [(container.id, container.status) for container in listing.containers] == [
         ("h", "running"),
         ("shop/a", "running"),
         ("shop/b", "paused"),
@@ -79,38 +79,38 @@ async def test_list_includes_running_paused_and_unknown_containers() -> None:
 
 
 async def test_list_includes_task_when_container_metadata_is_gone() -> None:
-    (each,) = (await list_running(FakeClient(("default/a", RUNNING, None)), NOT_DOCKER, [])).containers
-    assert (each.id, each.metadata.name, each.metadata.labels) == ("a", "a", None)
+    (container,) = (await list_running(FakeClient(("default/a", RUNNING, None)), NOT_DOCKER, [])).containers
+    assert (container.id, container.metadata.name, container.metadata.labels) == ("a", "a", None)
 
 
 async def test_list_reports_failed_namespace_and_lists_others(golden: Golden) -> None:
     listing = await list_running(FakeClient(("shop/a", RUNNING, {}), failing="default"), NOT_DOCKER, [])
-    assert [each.id for each in listing.containers] == ["shop/a"]
+    assert [container.id for container in listing.containers] == ["shop/a"]
     (failure,) = listing.failures
     assert "default" in failure
-    golden.entry("containers_found", "a namespace that fails", failure)
+    golden.entry("containers_found", "failing namespace", failure)
 
 
 async def test_list_rejects_missing_namespaces(golden: Golden) -> None:
-    source = FakeClient(("shop/a", RUNNING, {}), ("default/b", RUNNING, {}))
+    client = FakeClient(("shop/a", RUNNING, {}), ("default/b", RUNNING, {}))
     with pytest.raises(CommandError) as caught:
-        await list_running(source, NamespaceFilter(["nope", "shop", "no"]), ["nope", "shop", "no"])
+        await list_running(client, NamespaceFilter(["nope", "shop", "no"]), ["nope", "shop", "no"])
     assert caught.value.exit_status == 1
     for line, name in zip(caught.value.lines, ("nope", "no"), strict=True):
         assert f"'{name}'" in line
         assert "default, shop" in line
-    golden.entry("containers_found", "no such namespaces", "\n".join(caught.value.lines))
-    assert source.listed == []
+    golden.entry("containers_found", "missing namespaces", "\n".join(caught.value.lines))
+    assert client.listed == []
 
 
 async def test_list_takes_pod_labels_from_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "boot_id", lambda: "5f3c9a1e-2c1d")
     pod = {"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "prod", "io.kubernetes.pod.uid": "1b2c"}
-    source = FakeClient(
+    client = FakeClient(
         ("k8s.io/sand", RUNNING, pod | {"io.cri-containerd.kind": "sandbox", "app": "web"}),
         ("k8s.io/app", RUNNING, pod | {"io.cri-containerd.kind": "container", "io.kubernetes.container.name": "app"}),
     )
-    listed = {each.id: each for each in (await list_running(source, NOT_DOCKER, [])).containers}
+    listed = {container.id: container for container in (await list_running(client, NOT_DOCKER, [])).containers}
     document = listed["k8s.io/app"].to_json()
     assert document["pod"] == {
         "name": "web",

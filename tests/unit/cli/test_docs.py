@@ -1,4 +1,4 @@
-"""What the documents say is tried: the fold, the examples, the commands, the settings, the links."""
+"""Test the documentation: the projection, the examples, the commands, the settings and the links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Documents = list[dict[str, Any]]
 ProjectionFunction = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
 
 
-# --- the reference fold ---
+# --- the reference projection ---
 
 SOURCE = ("node-1", "engine")
 
@@ -43,12 +43,12 @@ SOURCE = ("node-1", "engine")
 def fold() -> ProjectionFunction:
     (code,) = code_blocks(EVENTS, "python")
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 (it is ours)
+    exec(code, names)  # noqa: S102 (the project's own code)
     return names["fold"]  # type: ignore[no-any-return]
 
 
 class RecordHistory:
-    """Records as the bridge writes them."""
+    """Create records as the bridge publishes them."""
 
     def __init__(self, epoch: int = 1, engine: str = "engine", previous: SourcePosition | None = None) -> None:
         self._encoder = RecordEncoder("node-1", Engine(engine, "2", "/c.sock", 1), epoch, previous=previous)
@@ -73,17 +73,17 @@ def make_transition(type_: records.TransitionType | records.SnapshotRecordType, 
 
 
 def test_documented_projection_follows_transitions(fold: ProjectionFunction) -> None:
-    story = RecordHistory()
-    records = story.snapshot("a", "b") + story.publish("started", "c") + story.publish("exited", "a")
-    records += story.publish("paused", "b")
-    here = fold(records)[SOURCE]
-    assert {id_: container["paused"] for id_, container in here.items()} == {"b": True, "c": False}
+    history = RecordHistory()
+    records = history.snapshot("a", "b") + history.publish("started", "c") + history.publish("exited", "a")
+    records += history.publish("paused", "b")
+    running = fold(records)[SOURCE]
+    assert {id_: container["paused"] for id_, container in running.items()} == {"b": True, "c": False}
 
 
 def test_documented_projection_removes_unlisted_after_snapshot(fold: ProjectionFunction) -> None:
-    story = RecordHistory()
-    records = story.snapshot("a", "b", "shop/c")
-    records += story.snapshot(
+    history = RecordHistory()
+    records = history.snapshot("a", "b", "shop/c")
+    records += history.snapshot(
         "b", backfill=(make_transition("started", "d"), make_transition("exited", "d")), failed=("shop",)
     )
     assert set(fold(records)[SOURCE]) == {"b", "shop/c"}
@@ -98,8 +98,10 @@ def test_documented_projection_ignores_incomplete_snapshot(fold: ProjectionFunct
 
 
 def test_documented_projection_is_idempotent(fold: ProjectionFunction) -> None:
-    story = RecordHistory()
-    records = story.snapshot("a") + story.publish("exited", "a") + story.publish("started", "b") + story.snapshot("b")
+    history = RecordHistory()
+    records = (
+        history.snapshot("a") + history.publish("exited", "a") + history.publish("started", "b") + history.snapshot("b")
+    )
     for start in range(len(records)):
         for end in range(start, len(records) + 1):
             assert fold(records[:end] + records[start:]) == fold(records)
@@ -113,25 +115,25 @@ def test_documented_projection_ignores_end_of_unseen_snapshot(fold: ProjectionFu
 
 @pytest.mark.parametrize("begin", range(6))
 def test_documented_projection_converges_for_late_joiner(begin: int, fold: ProjectionFunction) -> None:
-    story = RecordHistory()
-    records = story.snapshot("a", "b") + story.publish("exited", "a") + story.publish("started", "c")
-    records += story.snapshot("b", "c")
+    history = RecordHistory()
+    records = history.snapshot("a", "b") + history.publish("exited", "a") + history.publish("started", "c")
+    records += history.snapshot("b", "c")
     assert fold(records[begin:]) == fold(records)
 
 
 def test_documented_projection_keeps_sources_separate(fold: ProjectionFunction) -> None:
     records = RecordHistory(engine="one").snapshot("a") + RecordHistory(engine="two").snapshot("b")
-    assert {source[1]: set(here) for source, here in fold(records).items()} == {"one": {"a"}, "two": {"b"}}
+    assert {source[1]: set(running) for source, running in fold(records).items()} == {"one": {"a"}, "two": {"b"}}
 
 
 def test_documented_projection_ignores_unknown_types(fold: ProjectionFunction) -> None:
-    story = RecordHistory()
-    records = story.snapshot("a")
-    (unknown,) = story.publish("started", "b")
+    history = RecordHistory()
+    records = history.snapshot("a")
+    (unknown,) = history.publish("started", "b")
     assert set(fold([*records, unknown | {"type": "created"}])[SOURCE]) == {"a"}
 
 
-# --- the check for gaps ---
+# --- the gap check ---
 
 Gaps = Callable[[Iterable[dict[str, Any]]], Iterable[tuple[Any, ...]]]
 
@@ -140,7 +142,7 @@ Gaps = Callable[[Iterable[dict[str, Any]]], Iterable[tuple[Any, ...]]]
 def gaps() -> Gaps:
     (code,) = code_blocks(RELIABILITY, "python")
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 (it is ours)
+    exec(code, names)  # noqa: S102 (the project's own code)
     return names["gaps"]  # type: ignore[no-any-return]
 
 
@@ -155,7 +157,7 @@ def epochs(previous: SourcePosition | None = PREVIOUS) -> Documents:
 
 
 def lost(record: dict[str, Any], first: int) -> dict[str, Any]:
-    """Return the record that stands for those from ``first`` to ``record``."""
+    """Return the loss record that replaces the records from ``first`` to ``record``."""
     loss = {"epoch": record["epoch"], "first": first, "last": record["sequence"], "reason": "overflow"}
     return record | {"type": "lost", "snapshot": None, "lost": loss}
 
@@ -164,16 +166,16 @@ def test_documented_gap_check_finds_none_in_complete_records(gaps: Gaps) -> None
     records = epochs()
     assert list(gaps(records)) == []
     assert list(gaps(records[2:])) == []
-    assert list(gaps([*records[:4], *records[1:]])) == []  # repetitions
+    assert list(gaps([*records[:4], *records[1:]])) == []  # duplicates
     assert list(gaps([*records[:4], records[3] | {"type": "heartbeat"}, *records[4:]])) == []
 
 
 @pytest.mark.parametrize("missing", range(1, 9))
 def test_documented_gap_check_finds_missing_records(missing: int, gaps: Gaps) -> None:
     records = epochs()
-    before, after = (records[each] for each in (missing - 1, missing + 1))
-    found = [(SOURCE, (before["epoch"], before["sequence"]), (after["epoch"], after["sequence"]), None)]
-    assert list(gaps(records[:missing] + records[missing + 1 :])) == found
+    before, after = (records[index] for index in (missing - 1, missing + 1))
+    expected = [(SOURCE, (before["epoch"], before["sequence"]), (after["epoch"], after["sequence"]), None)]
+    assert list(gaps(records[:missing] + records[missing + 1 :])) == expected
 
 
 def test_documented_gap_check_reports_epoch_without_previous(gaps: Gaps) -> None:
@@ -182,10 +184,10 @@ def test_documented_gap_check_reports_epoch_without_previous(gaps: Gaps) -> None
 
 def test_documented_gap_check_reports_reason_of_loss(gaps: Gaps) -> None:
     records = epochs()
-    found = list(gaps([*records[:1], lost(records[3], first=2), *records[4:]]))
-    assert found == [(SOURCE, (1, 1), (1, 4), "overflow")]
+    reported = list(gaps([*records[:1], lost(records[3], first=2), *records[4:]]))
+    assert reported == [(SOURCE, (1, 1), (1, 4), "overflow")]
     assert list(gaps([*records[:1], lost(records[3], first=3), *records[4:]])) == [
-        *found,
+        *reported,
         (SOURCE, (1, 1), (1, 3), None),
     ]
 
@@ -213,7 +215,7 @@ def test_documentation_lists_every_field_and_type() -> None:
 
 
 def test_documented_commands_are_in_console_blocks() -> None:
-    """test_documented_commands.py types them."""
+    """Check that commands are where test_documented_commands.py finds and runs them."""
     for page in PAGES:
         for block in code_blocks(page.read_text(), ""):
             assert not re.search(r"^(\$ |whalebridge |make |nats |kubectl |helm )", block, re.MULTILINE), page
@@ -227,8 +229,8 @@ def test_documented_commands_and_flags_exist(capsys: pytest.CaptureFixture[str])
     assert ["run"] in documented
     for command in documented:
         assert execute([command[0], "--help"]) == 0
-        told = capsys.readouterr().out
-        assert [flag for flag in command if flag.startswith("--") and f"{flag} " not in told] == []
+        output = capsys.readouterr().out
+        assert [flag for flag in command if flag.startswith("--") and f"{flag} " not in output] == []
 
 
 def test_documented_make_targets_exist() -> None:
@@ -270,8 +272,8 @@ def test_configuration_reference_lists_every_setting() -> None:
 
 def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["run", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert [flag for flag in FLAGS.values() if f"{flag} " not in told] == []
+    output = capsys.readouterr().out
+    assert [flag for flag in FLAGS.values() if f"{flag} " not in output] == []
     assert set(FLAGS) <= set(suggestions.all_paths(Settings))
 
 
@@ -305,8 +307,8 @@ def test_documented_validation_errors_are_printed(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SettingsError) as caught:
         load({"snapshot": {"interval": "3"}}, str(path))
     documented = CONFIGURATION.partition("\n```\nwhalebridge: ")[2].partition("```")[0]
-    told = [f"whalebridge: {mistake}".replace(str(path), config_file.DEFAULT) for mistake in caught.value.errors]
-    assert sorted(told) == sorted(f"whalebridge: {documented}".splitlines())
+    printed = [f"whalebridge: {error}".replace(str(path), config_file.DEFAULT) for error in caught.value.errors]
+    assert sorted(printed) == sorted(f"whalebridge: {documented}".splitlines())
 
 
 def test_documented_configuration_examples_exist() -> None:

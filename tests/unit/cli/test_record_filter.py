@@ -53,7 +53,7 @@ def test_record_filter_rejects_other_record(filters: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "shown"),
+    ("filters", "accepted"),
     [
         ({}, [CONTROL_RECORD, LOST]),
         ({"namespaces": ["shop"]}, [LOST]),
@@ -65,5 +65,7 @@ def test_record_filter_rejects_other_record(filters: dict[str, Any]) -> None:
         ({"hosts": ["other"]}, []),
     ],
 )
-def test_record_filter_keeps_losses_and_hides_heartbeats(filters: dict[str, Any], shown: list[DecodedRecord]) -> None:
-    assert [each for each in (CONTROL_RECORD, LOST, HEARTBEAT) if RecordFilter(**filters)(each)] == shown
+def test_record_filter_keeps_losses_and_hides_heartbeats(
+    filters: dict[str, Any], accepted: list[DecodedRecord]
+) -> None:
+    assert [item for item in (CONTROL_RECORD, LOST, HEARTBEAT) if RecordFilter(**filters)(item)] == accepted

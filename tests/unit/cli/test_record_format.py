@@ -26,7 +26,7 @@ POD = {"name": "web-5f", "namespace": "prod", "uid": "u", "container": "app", "l
 
 
 @pytest.mark.parametrize(
-    ("document", "told"),
+    ("document", "words"),
     [
         (decoded(record(1).data), "started shop/web-1 web-shop"),
         (
@@ -61,11 +61,11 @@ POD = {"name": "web-5f", "namespace": "prod", "uid": "u", "container": "app", "l
         (decoded(record(1).data, type="sparkled", container=None), "sparkled shop/web-1"),
     ],
 )
-def test_record_is_formatted_as_short_line(document: DecodedRecord, told: str, golden: Golden) -> None:
+def test_record_is_formatted_as_short_line(document: DecodedRecord, words: str, golden: Golden) -> None:
     text = format_record(document, colored=False)
-    assert [word for word in told.split() if word not in text.split()] == []
+    assert [word for word in words.split() if word not in text.split()] == []
     assert text.startswith((AT, "?.000Z  node-1"))
-    golden.entry("tail_lines", told, text)
+    golden.entry("tail_lines", words, text)
 
 
 def test_formatted_record_escapes_control_characters() -> None:

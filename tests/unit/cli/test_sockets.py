@@ -1,4 +1,4 @@
-"""What is told of a socket before anything is said to it."""
+"""Test the checks of a socket that need no connection."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def listening(tmp_path: Path) -> Iterator[str]:
 
 
 def single_result(path: str, *, required: bool = True, root: Path = Path("/")) -> CheckResult:
-    (finding,) = inspect_socket(path, required=required, root=root).results
-    return finding
+    (result,) = inspect_socket(path, required=required, root=root).results
+    return result
 
 
 def test_missing_socket_is_reported(tmp_path: Path) -> None:
-    usual = next(iter(WELL_KNOWN_SOCKETS))
+    first_socket = next(iter(WELL_KNOWN_SOCKETS))
     missing = str(tmp_path / "missing")
     assert single_result(missing)[:2] == ("error", missing)
     assert single_result(f"{missing}/c.sock").status == "error"
     assert single_result(missing, required=False)[:2] == ("not_found", missing)
-    assert usual == "/run/containerd/containerd.sock"
+    assert first_socket == "/run/containerd/containerd.sock"
 
 
 def test_other_file_at_socket_path_is_reported(tmp_path: Path) -> None:
@@ -49,18 +49,22 @@ def test_other_file_at_socket_path_is_reported(tmp_path: Path) -> None:
 
 
 def test_accessible_socket_is_ok_and_world_writable_is_warning(listening: str, golden: Golden) -> None:
-    looked = inspect_socket(listening, required=False)
-    (finding,) = looked.results
-    assert finding.status == "ok"
-    assert "0660 " in finding.message
+    inspection = inspect_socket(listening, required=False)
+    (result,) = inspection.results
+    assert result.status == "ok"
+    assert "0660 " in result.message
     golden.entry(
-        "results", "a socket", finding.to_line(colors=False), SOCKET=listening, OWNER=re.compile("(?<=0660 )[^,]*")
+        "socket_checks",
+        "accessible socket",
+        result.to_line(colors=False),
+        SOCKET=listening,
+        OWNER=re.compile("(?<=0660 )[^,]*"),
     )
-    assert looked.identity is not None
-    os.chmod(listening, 0o666)  # noqa: S103 (that is what is warned of)
-    findings = inspect_socket(listening, required=False).results
-    assert [each.status for each in findings] == ["ok", "warning"]
-    golden.entry("findings", "a socket for everyone", findings[1].to_line(colors=False), SOCKET=listening)
+    assert inspection.identity is not None
+    os.chmod(listening, 0o666)  # noqa: S103 (the check warns about this mode)
+    results = inspect_socket(listening, required=False).results
+    assert [result.status for result in results] == ["ok", "warning"]
+    golden.entry("socket_checks", "world-writable socket", results[1].to_line(colors=False), SOCKET=listening)
 
 
 def test_socket_without_listener_is_identified(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_socket_without_listener_is_identified(tmp_path: Path) -> None:
 
 @pytest.fixture
 def user_1000(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run as user and group 1000, and know no names of users."""
+    """Run as user and group 1000, without user and group names."""
     for name in ("geteuid", "getegid"):
         monkeypatch.setattr(os, name, lambda: 1000)
     monkeypatch.setattr(os, "getgroups", list)
@@ -101,23 +105,23 @@ def test_permission_error_names_selinux_or_apparmor(
         if content is not None:
             (tmp_path / path).parent.mkdir(parents=True)
             (tmp_path / path).write_text(content)
-    finding = sockets._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
-    assert (finding.status, finding.exit_status) == ("error", 1)
-    assert named in finding.message
-    text = finding.to_line(colors=False)
-    golden.entry("results", f"denied although the mode allows it, {named or 'unknown'}", text)
+    result = sockets._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
+    assert (result.status, result.exit_status) == ("error", 1)
+    assert named in result.message
+    text = result.to_line(colors=False)
+    golden.entry("socket_checks", f"denied despite socket mode, {named or 'unknown'}", text)
 
 
 @pytest.mark.usefixtures("user_1000")
 def test_permission_error_explains_socket_mode(tmp_path: Path, golden: Golden) -> None:
-    finding = sockets._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
-    assert "0660 54321:54322" in finding.message
-    assert "54321" in (finding.hint or "")
-    assert "54322 (54322)" in (finding.hint or "")
-    golden.entry("results", "denied by the mode", finding.to_line(colors=False))
-    finding = sockets._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
-    assert "54321" in (finding.hint or "")
-    assert "54322" not in (finding.hint or "")
+    result = sockets._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
+    assert "0660 54321:54322" in result.message
+    assert "54321" in (result.hint or "")
+    assert "54322 (54322)" in (result.hint or "")
+    golden.entry("socket_checks", "denied by socket mode", result.to_line(colors=False))
+    result = sockets._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
+    assert "54321" in (result.hint or "")
+    assert "54322" not in (result.hint or "")
 
 
 # --- file systems ---

@@ -33,12 +33,12 @@ def cells(line: str) -> list[str]:
 
 
 def test_table_has_one_complete_line_per_container() -> None:
-    rows = [
+    containers = [
         container_info(namespace="shop", name="web-" + "x" * 300, project="p"),
         container_info("b"),
         container_info("a"),
     ]
-    head, *lines = table.render(rows, terminal=False).split("\n")
+    head, *lines = table.render(containers, terminal=False).split("\n")
     assert cells(head) == list(table.COLUMNS)
     assert [cells(line) for line in lines] == [
         ["a", "a", "-", "web", "running", "7", "busybox:latest", "2026-11-23T15:21:07Z"],
@@ -62,8 +62,8 @@ def test_table_has_only_header_when_empty() -> None:
     ],
 )
 def test_table_shows_task_status(status: TaskStatus, shown: str, pid: str) -> None:
-    row = cells(table.render([container_info(status=status, created_at=None)], terminal=False).split("\n")[1])
-    assert (row[4], row[5], row[7]) == (shown, pid, "-")
+    columns = cells(table.render([container_info(status=status, created_at=None)], terminal=False).split("\n")[1])
+    assert (columns[4], columns[5], columns[7]) == (shown, pid, "-")
 
 
 def test_table_on_terminal_is_short_wrapped_and_colored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_table_escapes_control_characters(terminal: bool, monkeypatch: pytest.Mo
     monkeypatch.setenv("TERM", "dumb")
     hostile = container_info("x", name="\x1b]0;t\x07[red]\r\n\x9b2J\u202e")
     page = table.render([hostile], terminal=terminal, width=200)
-    page = re.sub(r"\x1b\[\d*m", "", page)  # our own colours
+    page = re.sub(r"\x1b\[\d*m", "", page)  # the table's own colors
     assert all(line.isprintable() for line in page.split("\n"))
     assert r"\x1b]0;t\x07[red]\r\n\x9b2J\u202e" in page
 

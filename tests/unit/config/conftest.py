@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No settings from the environment of the tests."""
+    """Remove whalebridge's settings from the environment."""
     for name in list(os.environ):
         if name.startswith("WHALEBRIDGE_"):
             monkeypatch.delenv(name)

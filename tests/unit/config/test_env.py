@@ -15,7 +15,7 @@ KUBERNETES = {
 }
 
 
-def test_double_underscores_nest_lowercase_names() -> None:
+def test_environment_variable_nests_names_by_double_underscores() -> None:
     environ = {
         "WHALEBRIDGE_HOST": "node-1",
         "WHALEBRIDGE_LOG__LEVEL": "Debug",
@@ -39,22 +39,22 @@ def test_kubernetes_service_variables_are_ignored() -> None:
     assert (read(), read.errors) == ({}, ())
 
 
-def test_unknown_group_is_kept_for_validation() -> None:
+def test_unknown_settings_group_is_kept_for_validation() -> None:
     assert source(Settings, {"WHALEBRIDGE_LGO__LEVEL": "debug"})() == {"lgo": {"level": "debug"}}
 
 
-def test_value_of_group_wins_over_its_parts() -> None:
+def test_settings_group_value_overrides_values_of_members() -> None:
     read = source(Settings, {"WHALEBRIDGE_LOG": "debug", "WHALEBRIDGE_LOG__LEVEL": "info"})
     assert read() == {"log": "debug"}
     assert [error.partition(": ")[0] for error in read.errors] == ["WHALEBRIDGE_LOG__LEVEL"]
 
 
-def test_settings_of_sink_are_merged_into_its_url() -> None:
+def test_sink_settings_are_merged_into_sink_url() -> None:
     environ = {"WHALEBRIDGE_SINKS__MAIN": "kafka://h:1/t", "WHALEBRIDGE_SINKS__MAIN__COMPRESSION": "zstd"}
     assert source(Settings, environ)() == {
         "sinks": {"main": {"type": "kafka", "bootstrap_servers": ["h:1"], "topic": "t", "compression": "zstd"}}
     }
 
 
-def test_variable_is_named_after_path() -> None:
+def test_environment_variable_is_named_after_settings_path() -> None:
     assert variable("sinks.main.auth.password_file") == "WHALEBRIDGE_SINKS__MAIN__AUTH__PASSWORD_FILE"

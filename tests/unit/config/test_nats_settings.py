@@ -24,7 +24,7 @@ def error(**settings: Any) -> str:
     return text
 
 
-def test_defaults() -> None:
+def test_nats_settings_have_defaults() -> None:
     sink = nats()
     assert (sink.mode, sink.encoding, sink.cloudevents) == ("jetstream", "json", "binary")
     assert sink.subject_template == "{host}.{namespace}.{type}"
@@ -45,18 +45,18 @@ def test_defaults() -> None:
         ("NATS://[::1]:4222/events", MINIMUM | {"servers": ["[::1]:4222"]}),
     ],
 )
-def test_url_sets_servers_prefix_and_tls(url: str, settings: dict[str, Any]) -> None:
+def test_nats_url_sets_servers_prefix_and_tls(url: str, settings: dict[str, Any]) -> None:
     assert parse_url(url) == settings
     load({"sinks": {"main": url}})
 
 
 @pytest.mark.parametrize("prefix", ["", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "größe", "a\n", "x" * 256])
-def test_invalid_subject_prefix_is_rejected(prefix: str) -> None:
+def test_invalid_nats_subject_prefix_is_rejected(prefix: str) -> None:
     assert error(subject_prefix=prefix).startswith("--sink: sinks.main.subject_prefix: ")
 
 
 @pytest.mark.parametrize("template", ["{host}", "x.{type}", "{project}.{host}.y-1.{namespace}.{type}", "all"])
-def test_subject_template_accepts_fields_and_words(template: str) -> None:
+def test_nats_subject_template_accepts_fields_and_words(template: str) -> None:
     assert nats(subject_template=template).subject_template == template
 
 
@@ -67,12 +67,12 @@ def test_subject_template_accepts_fields_and_words(template: str) -> None:
         "{host}.{host}",
     ],
 )
-def test_invalid_subject_template_is_rejected(template: str) -> None:
+def test_invalid_nats_subject_template_is_rejected(template: str) -> None:
     assert error(subject_template=template).startswith("--sink: sinks.main.subject_template: ")
 
 
 @pytest.mark.parametrize(("prefix", "stream"), [("a.b", "WHALEBRIDGE_A_B"), ("a-b_C", "WHALEBRIDGE_A-B_C")])
-def test_stream_name_is_derived_from_prefix_unless_set(prefix: str, stream: str) -> None:
+def test_nats_stream_name_is_derived_from_prefix_unless_set(prefix: str, stream: str) -> None:
     assert nats(subject_prefix=prefix).stream_name == stream
     assert nats(subject_prefix=prefix, stream={"name": "Mine"}).stream_name == "Mine"
 
@@ -89,21 +89,21 @@ def test_stream_name_is_derived_from_prefix_unless_set(prefix: str, stream: str)
         ({"creds_file": "/c"}, "creds_file"),
     ],
 )
-def test_auth_accepts_one_method(auth: dict[str, str], method: str) -> None:
+def test_nats_auth_accepts_single_method(auth: dict[str, str], method: str) -> None:
     assert nats(auth=auth).auth.methods == [method]
 
 
-def test_handshake_first_belongs_to_tls() -> None:
+def test_nats_tls_accepts_handshake_first() -> None:
     assert nats(tls={"enabled": True, "handshake_first": True}).tls.handshake_first
 
 
 @pytest.mark.parametrize("stream", [{"max_age": None}, {"max_bytes": None}])
-def test_stream_limits_can_be_disabled(stream: dict[str, None]) -> None:
+def test_nats_stream_limits_can_be_disabled(stream: dict[str, None]) -> None:
     (name,) = stream
     assert getattr(nats(stream=stream).stream, name) is None
 
 
-def test_representations_show_no_secrets() -> None:
-    secret = "s3cr3t"  # noqa: S105 (it opens nothing)
+def test_nats_settings_representation_shows_no_secrets() -> None:
+    secret = "s3cr3t"  # noqa: S105 (not a real secret)
     sink = nats(auth={"token": secret}, tls={"enabled": True, "cert_file": "/c", "key_password": secret})
     assert secret not in repr(sink) + str(sink) + sink.model_dump_json()

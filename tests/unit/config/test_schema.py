@@ -1,4 +1,4 @@
-"""The JSON Schema accepts valid configuration files and rejects invalid ones."""
+"""Test that the JSON Schema accepts valid configuration files and rejects invalid files."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ FULL: dict[str, Any] = {
 
 
 class Yaml12(yaml.SafeLoader):
-    """Read YAML 1.2 as editors do: only true and false are booleans, and nothing is a date."""
+    """Read YAML 1.2 as editors do: only true and false are booleans, and dates are text."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012 (it is pyyaml's)
+    yaml_implicit_resolvers = {  # noqa: RUF012 (pyyaml defines the attribute)
         first: [
             (tag, re.compile("true|false") if tag.endswith("bool") else pattern)
             for tag, pattern in resolvers
@@ -86,24 +86,24 @@ def groups(value: object) -> Iterator[dict[str, Any]]:
         yield from groups(inner)
 
 
-def test_schema_is_valid() -> None:
+def test_settings_schema_is_valid() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     assert set(SCHEMA["properties"]) == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_schema_accepts_examples(path: Path) -> None:
+def test_settings_schema_accepts_examples(path: Path) -> None:
     jsonschema.validate(yaml.load(path.read_text(), Yaml12), SCHEMA)  # noqa: S506 (a safe loader)
 
 
-def test_schema_accepts_what_load_accepts(tmp_path: Path) -> None:
+def test_settings_schema_accepts_all_loadable_settings(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(FULL))
     assert len(load(path=str(path)).sinks) == len(FULL["sinks"])
     jsonschema.validate(FULL, SCHEMA)
 
 
-def test_schema_rejects_misspelled_name_at_any_level() -> None:
+def test_settings_schema_rejects_misspelled_name_at_any_level() -> None:
     count = len(list(groups(FULL)))
     assert count > 20
     for number in range(count):
@@ -137,11 +137,11 @@ def test_schema_rejects_misspelled_name_at_any_level() -> None:
         [],
     ],
 )
-def test_schema_rejects_invalid_document(document: object) -> None:
+def test_settings_schema_rejects_invalid_document(document: object) -> None:
     assert not accepts(document)
 
 
-def test_descriptions_contain_unit_and_reason() -> None:
+def test_schema_descriptions_contain_unit_and_reason() -> None:
     fields = [field for group in (SCHEMA, *SCHEMA["$defs"].values()) for field in group["properties"].values()]
     plain = [field for field in fields if "$ref" not in field]
     assert len(plain) > 60

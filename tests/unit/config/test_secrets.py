@@ -1,4 +1,4 @@
-"""No message and no representation shows a secret, for any source and with any other error."""
+"""Test that no message and no representation shows a secret, for each settings source and with other errors."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def nested(path: str, value: object) -> dict[str, Any]:
     return {first: nested(rest, value) if rest else value}
 
 
-def around(kind: str, path: str, value: object) -> dict[str, Any]:
+def sink_settings(kind: str, path: str, value: object) -> dict[str, Any]:
     return {"sinks": {"main": MINIMUM[kind] | nested(path, value)}}
 
 
-def shown(**how: Any) -> str:
+def representations(**arguments: Any) -> str:
     """Return every representation of the settings, or of the error."""
     try:
-        settings = load(**how)
+        settings = load(**arguments)
     except SettingsError as error:
         return "".join(traceback.format_exception(error)) + repr(error) + repr(error.errors) + repr(vars(error))
     return repr(settings) + str(settings) + settings.model_dump_json() + repr(settings.model_dump())
@@ -62,11 +62,11 @@ def test_secrets_of_all_sinks_are_covered() -> None:
 )
 @pytest.mark.parametrize("wrong", ["", "lgo", "log"])
 def test_secret_in_file_or_option_is_not_shown(kind: str, path: str, value: object, wrong: str, tmp_path: Path) -> None:
-    document = around(kind, path, value) | ({wrong: {"level": "loud"}} if wrong else {})
+    document = sink_settings(kind, path, value) | ({wrong: {"level": "loud"}} if wrong else {})
     named = isinstance(value, dict) and CANARY in value
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(document))
-    for text in (shown(path=str(file)), shown(given=document)):
+    for text in (representations(path=str(file)), representations(given=document)):
         assert CANARY not in text or named
 
 
@@ -85,7 +85,7 @@ def test_secret_in_environment_is_not_shown(kind: str, path: str, monkeypatch: p
     ):
         with monkeypatch.context() as environment:
             environment.setenv(name, CANARY)
-            text = shown()
+            text = representations()
         assert CANARY not in text
 
 
@@ -116,6 +116,6 @@ def test_secret_in_environment_is_not_shown(kind: str, path: str, monkeypatch: p
 def test_secret_in_broken_file_is_not_shown(content: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(content)
-    text = shown(path=str(file))
+    text = representations(path=str(file))
     assert str(file) in text
     assert CANARY not in text

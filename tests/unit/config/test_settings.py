@@ -14,7 +14,7 @@ from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettin
 from config.sinks.kafka import KafkaAuthSettings
 
 
-def test_defaults() -> None:
+def test_settings_have_defaults() -> None:
     settings = load()
     assert settings.host == socket.gethostname()
     assert settings.containerd.address == "/run/containerd/containerd.sock"
@@ -40,16 +40,14 @@ def test_options_override_single_settings_of_environment(monkeypatch: pytest.Mon
     assert settings.containers.kinds == ("sandbox",)
 
 
-@pytest.mark.parametrize(
-    ("written", "seconds"), [("1s", 1), ("90s", 90), ("15m", 900), (" 6h ", 21600), ("30d", 2592000)]
-)
-def test_durations_are_parsed_with_their_unit(written: str, seconds: int) -> None:
-    assert load({"snapshot": {"interval": written}}).snapshot.interval == timedelta(seconds=seconds)
+@pytest.mark.parametrize(("text", "seconds"), [("1s", 1), ("90s", 90), ("15m", 900), (" 6h ", 21600), ("30d", 2592000)])
+def test_duration_is_parsed_with_unit(text: str, seconds: int) -> None:
+    assert load({"snapshot": {"interval": text}}).snapshot.interval == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("written", ["/run/c.sock", "unix:///run/c.sock"])
-def test_containerd_address_is_path_or_unix_url(written: str) -> None:
-    assert load({"containerd": {"address": written}}).containerd.address == "/run/c.sock"
+@pytest.mark.parametrize("address", ["/run/c.sock", "unix:///run/c.sock"])
+def test_containerd_address_is_path_or_unix_url(address: str) -> None:
+    assert load({"containerd": {"address": address}}).containerd.address == "/run/c.sock"
 
 
 def test_duration_accepts_timedelta() -> None:

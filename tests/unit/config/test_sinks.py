@@ -12,7 +12,7 @@ from config.settings import SettingsError, load
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, SinkSettings, StdoutSettings, parse_url
 from config.sinks.common import host_and_port
 
-SECRET = "hunter2-swordfish"  # noqa: S105 (it opens nothing)
+SECRET = "hunter2-swordfish"  # noqa: S105 (not a real secret)
 KAFKA = {"type": "kafka", "bootstrap_servers": "h1:9092", "topic": "events"}
 NATS = {"type": "nats", "servers": "h1", "subject_prefix": "events"}
 ConfigFile = Callable[[str | bytes], str]
@@ -38,7 +38,7 @@ def sink(settings: object) -> SinkSettings:
     ],
 )
 def test_sink_option_takes_id_or_type_as_id(urls: list[str], ids: dict[str, str]) -> None:
-    assert {id_: each.type for id_, each in load({"sinks": urls}).sinks.items()} == ids
+    assert {id_: sink.type for id_, sink in load({"sinks": urls}).sinks.items()} == ids
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_environment_sets_sinks_by_id(environment: dict[str, str], monkeypatch: 
     assert load().sinks == {"main": StdoutSettings()}
 
 
-@pytest.mark.parametrize("written", ["{type: kafka, bootstrap_servers: h, topic: t}", "kafka://h/t"])
-def test_environment_sets_parts_of_sinks_in_file(
-    written: str, config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sink_text", ["{type: kafka, bootstrap_servers: h, topic: t}", "kafka://h/t"])
+def test_environment_sets_members_of_sinks_in_file(
+    sink_text: str, config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHALEBRIDGE_SINKS__B__AUTH__USERNAME", "u")
     monkeypatch.setenv("WHALEBRIDGE_SINKS__B__AUTH__PASSWORD_FILE", "/p")
     monkeypatch.setenv("WHALEBRIDGE_SINKS__C", "stdout:")
-    sinks = load(path=config_file(f"sinks:\n a: nats://h/s\n b: {written}\n")).sinks
-    assert {id_: each.type for id_, each in sinks.items()} == {"a": "nats", "b": "kafka", "c": "stdout"}
+    sinks = load(path=config_file(f"sinks:\n a: nats://h/s\n b: {sink_text}\n")).sinks
+    assert {id_: sink.type for id_, sink in sinks.items()} == {"a": "nats", "b": "kafka", "c": "stdout"}
     assert isinstance(sinks["b"], KafkaSettings)
     assert sinks["b"].auth
     assert (sinks["b"].auth.username, sinks["b"].auth.password_file) == ("u", "/p")
@@ -78,23 +78,23 @@ def test_environment_url_replaces_one_sink_of_file(config_file: ConfigFile, monk
     assert (sinks["a"].topic, sinks["a"].partitions) == ("u", 1)
 
 
-def test_option_and_variable_replace_all_sinks(config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sink_option_and_variable_replace_all_sinks(config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
     path = config_file("sinks: {main: kafka://h/t}")
     monkeypatch.setenv("WHALEBRIDGE_SINKS", "nats://h/s main=stdout:")
-    assert {id_: each.type for id_, each in load(path=path).sinks.items()} == {"nats": "nats", "main": "stdout"}
+    assert {id_: sink.type for id_, sink in load(path=path).sinks.items()} == {"nats": "nats", "main": "stdout"}
     assert list(load({"sinks": ["file:/x"]}, path).sinks) == ["file"]
 
 
-def test_option_replaces_parts_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sink_option_replaces_members_from_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHALEBRIDGE_SINKS__KAFKA__COMPRESSION", "zstd")
-    made = load({"sinks": ["kafka://h/t"]}).sinks["kafka"]
-    assert isinstance(made, KafkaSettings)
-    assert made.compression == "none"
+    settings = load({"sinks": ["kafka://h/t"]}).sinks["kafka"]
+    assert isinstance(settings, KafkaSettings)
+    assert settings.compression == "none"
 
 
 def test_order_of_sinks_does_not_matter() -> None:
-    one, two = ({"a": "stdout:", "b": "kafka://h/t"}, {"b": "kafka://h/t", "a": "stdout:"})
-    assert load({"sinks": one}).sinks == load({"sinks": two}).sinks
+    first, second = ({"a": "stdout:", "b": "kafka://h/t"}, {"b": "kafka://h/t", "a": "stdout:"})
+    assert load({"sinks": first}).sinks == load({"sinks": second}).sinks
 
 
 # --- URLs ---
@@ -111,12 +111,17 @@ def test_order_of_sinks_does_not_matter() -> None:
     ],
 )
 def test_kafka_url_sets_servers_topic_and_tls(url: str, servers: tuple[str, ...], tls: bool) -> None:
-    made = sink(url)
-    assert isinstance(made, KafkaSettings)
-    assert (made.bootstrap_servers, made.topic, made.tls.enabled) == (servers, "events", tls)
-    assert (made.auto_create, made.partitions, made.replication_factor, made.state_topic) == (True, 1, None, None)
-    assert (made.encoding, made.cloudevents, made.compression) == ("json", "binary", "none")
-    assert made.request_timeout == timedelta(seconds=30)
+    settings = sink(url)
+    assert isinstance(settings, KafkaSettings)
+    assert (settings.bootstrap_servers, settings.topic, settings.tls.enabled) == (servers, "events", tls)
+    assert (settings.auto_create, settings.partitions, settings.replication_factor, settings.state_topic) == (
+        True,
+        1,
+        None,
+        None,
+    )
+    assert (settings.encoding, settings.cloudevents, settings.compression) == ("json", "binary", "none")
+    assert settings.request_timeout == timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,7 @@ def test_kafka_url_sets_servers_topic_and_tls(url: str, servers: tuple[str, ...]
         f"nats://user:{SECRET}@n1:4222/events",
     ],
 )
-def test_invalid_url_is_rejected_without_showing_it(url: str) -> None:
+def test_invalid_sink_url_is_rejected_without_showing_url(url: str) -> None:
     with pytest.raises(ValueError, match=r".*; use .*") as caught:
         parse_url(url)
     assert SECRET not in str(caught.value)
@@ -161,13 +166,13 @@ def test_invalid_url_is_rejected_without_showing_it(url: str) -> None:
     ],
 )
 def test_file_url_sets_absolute_path(url: str, path: str) -> None:
-    made = sink(url)
-    assert isinstance(made, FileSettings)
-    assert (made.path, made.max_bytes, made.max_files) == (path, 104_857_600, 5)
+    settings = sink(url)
+    assert isinstance(settings, FileSettings)
+    assert (settings.path, settings.max_bytes, settings.max_files) == (path, 104_857_600, 5)
 
 
 @given(st.text())
-def test_any_url_is_parsed_or_raises_value_error(rest: str) -> None:
+def test_any_sink_url_is_parsed_or_raises_value_error(rest: str) -> None:
     for scheme in ("kafka", "kafkas", "file", "stdout", rest):
         try:
             settings = parse_url(f"{scheme}:{rest}")
@@ -177,14 +182,14 @@ def test_any_url_is_parsed_or_raises_value_error(rest: str) -> None:
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_kafka_url_keeps_its_parts_or_is_rejected(servers: str, topic: str) -> None:
+def test_kafka_url_keeps_servers_and_topic_or_is_rejected(servers: str, topic: str) -> None:
     try:
-        made = sink(f"kafka://{servers}/{topic}")
+        settings = sink(f"kafka://{servers}/{topic}")
     except SettingsError:
         return
-    assert isinstance(made, KafkaSettings)
-    assert ",".join(made.bootstrap_servers) == servers.lstrip() or servers != servers.strip()
-    assert all(1 <= host_and_port(server, 9092)[1] <= 65_535 for server in made.bootstrap_servers)
+    assert isinstance(settings, KafkaSettings)
+    assert ",".join(settings.bootstrap_servers) == servers.lstrip() or servers != servers.strip()
+    assert all(1 <= host_and_port(server, 9092)[1] <= 65_535 for server in settings.bootstrap_servers)
 
 
 @given(st.text())
@@ -234,30 +239,32 @@ def test_environment_sets_every_kafka_setting(monkeypatch: pytest.MonkeyPatch) -
     }
     for name, value in values.items():
         monkeypatch.setenv(f"WHALEBRIDGE_SINKS__MAIN__{name}", value)
-    made = load().sinks["main"]
-    assert isinstance(made, KafkaSettings)
-    assert made.bootstrap_servers == ("h1:1", "h2:2")
-    assert (made.auto_create, made.partitions, made.replication_factor) == (False, 3, 2)
-    assert (made.compression, made.tls.ca_file) == ("zstd", "/ca.pem")
-    assert made.auth
-    assert made.auth.password
-    assert made.auth.password.get_secret_value() == SECRET
-    assert SECRET not in repr(made) + str(made) + made.model_dump_json()
+    settings = load().sinks["main"]
+    assert isinstance(settings, KafkaSettings)
+    assert settings.bootstrap_servers == ("h1:1", "h2:2")
+    assert (settings.auto_create, settings.partitions, settings.replication_factor) == (False, 3, 2)
+    assert (settings.compression, settings.tls.ca_file) == ("zstd", "/ca.pem")
+    assert settings.auth
+    assert settings.auth.password
+    assert settings.auth.password.get_secret_value() == SECRET
+    assert SECRET not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
 @pytest.mark.parametrize(
     ("settings", "name", "default"),
     [(KAFKA, "request_timeout", 30), (NATS, "timeout", 10), ({"type": "stdout"}, "", None)],
 )
-def test_attempt_timeout_is_limited_when_sink_has_one(settings: dict[str, str], name: str, default: int | None) -> None:
-    made = sink(settings)
+def test_attempt_timeout_is_limited_when_sink_has_timeout(
+    settings: dict[str, str], name: str, default: int | None
+) -> None:
+    loaded = sink(settings)
     if default is None:
-        assert made.attempt_timeout is None
-        assert made.limit_timeout(timedelta(seconds=1)) is made
+        assert loaded.attempt_timeout is None
+        assert loaded.limit_timeout(timedelta(seconds=1)) is loaded
         return
-    assert made.attempt_timeout == getattr(made, name) == timedelta(seconds=default)
-    assert made.limit_timeout(timedelta(seconds=6)).attempt_timeout == timedelta(seconds=6)
-    assert made.limit_timeout(timedelta(minutes=6)) == made
+    assert loaded.attempt_timeout == getattr(loaded, name) == timedelta(seconds=default)
+    assert loaded.limit_timeout(timedelta(seconds=6)).attempt_timeout == timedelta(seconds=6)
+    assert loaded.limit_timeout(timedelta(minutes=6)) == loaded
 
 
 def test_nats_settings_have_no_kafka_timeout() -> None:

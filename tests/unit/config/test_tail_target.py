@@ -28,7 +28,7 @@ def no_sinks() -> NoReturn:
 
 
 @pytest.mark.parametrize("id_", ["main", "nats"])
-def test_id_selects_settings_of_configured_sink(id_: str) -> None:
+def test_tail_target_id_selects_configured_sink(id_: str) -> None:
     assert tail_target(id_, lambda: SINKS) == SINKS[id_]
 
 
@@ -40,7 +40,7 @@ def test_id_selects_settings_of_configured_sink(id_: str) -> None:
         ("file:/x", FileSettings(path="/x")),
     ],
 )
-def test_url_is_read_without_configuration(url: str, settings: SinkSettings) -> None:
+def test_tail_target_url_is_parsed_without_configuration(url: str, settings: SinkSettings) -> None:
     assert tail_target(url, no_sinks) == settings
 
 
@@ -56,7 +56,7 @@ def test_url_is_read_without_configuration(url: str, settings: SinkSettings) -> 
         ("stdout:", "stdout"),
     ],
 )
-def test_invalid_target_is_rejected_without_showing_secrets(target: str, named: str) -> None:
+def test_invalid_tail_target_is_rejected_without_secrets(target: str, named: str) -> None:
     with pytest.raises(ValueError, match=named) as caught:
         tail_target(target, lambda: SINKS)
     assert "hunter2" not in str(caught.value)

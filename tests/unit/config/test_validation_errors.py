@@ -1,4 +1,4 @@
-"""Invalid settings: each error starts with its location and path, and shows no value.
+"""Test that each error about invalid settings starts with its location and path, and shows no value.
 
 The texts are in tests/golden/settings_errors.txt.
 """
@@ -27,7 +27,7 @@ AUTH = {"mechanism": "plain", "username": "u", "password": CANARY}
 NATS: dict[str, Any] = {"type": "nats", "servers": ["n1:4222"], "subject_prefix": "events"}
 TLS = {"enabled": True, "cert_file": "/c"}
 
-FILES: list[tuple[str | bytes, str]] = [
+INVALID_FILES: list[tuple[str | bytes, str]] = [
     ("log:\n\tlevel: info", "FILE:2"),
     ("- a", "FILE:1"),
     (CANARY, "FILE:1"),
@@ -83,7 +83,7 @@ FILES: list[tuple[str | bytes, str]] = [
     *((f"sinks: {{'{id_}': {{type: stdout}}}}", f"FILE:1: sinks.{id_}") for id_ in ("Main", "1", "a__b", "a-", "")),
     (f"sinks: {{{'a' * 64}: {{type: stdout}}}}", "FILE:1: sinks.aaa"),
     (f"sinks: {{'a {CANARY}': {{type: stdout}}}}", "FILE:1: sinks.a..."),
-    # names that this project used before
+    # former names of settings
     ("containers: {extras: [oom]}", "FILE:1: containers.extras"),
     ("outbox: {memory_max_bytes: 1048576}", "FILE:1: outbox.memory_max_bytes"),
     ("http: {token: x}", "FILE:1: http.token"),
@@ -91,7 +91,7 @@ FILES: list[tuple[str | bytes, str]] = [
     ("a: " + "x" * MAX_BYTES, "FILE"),
 ]
 
-FLAGS: list[tuple[dict[str, Any], str]] = [
+INVALID_FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"snapshot": {"interval": "6"}}, "--snapshot-interval: snapshot.interval"),
     ({"snapshot": {"interval": "6.5h"}}, "--snapshot-interval: snapshot.interval"),
     ({"snapshot": {"interval": "0s"}}, "--snapshot-interval: snapshot.interval"),
@@ -128,7 +128,7 @@ FLAGS: list[tuple[dict[str, Any], str]] = [
     ({"lgo": {"level": "debug"}}, "lgo"),
 ]
 
-ENVIRONMENT: list[tuple[dict[str, str], str]] = [
+INVALID_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"WHALEBRIDGE_LOG_LEVEL": CANARY}, "WHALEBRIDGE_LOG_LEVEL"),
     ({"WHALEBRIDGE_STATE_DR": CANARY}, "WHALEBRIDGE_STATE_DR"),
     ({"WHALEBRIDGE_SINK": CANARY}, "WHALEBRIDGE_SINK"),
@@ -143,7 +143,7 @@ ENVIRONMENT: list[tuple[dict[str, str], str]] = [
     ({"WHALEBRIDGE_NAMESPACES__INCLUDE__0": "x"}, "WHALEBRIDGE_NAMESPACES__INCLUDE__0: namespaces.include"),
 ]
 
-KAFKAS: list[tuple[dict[str, Any], str]] = [
+INVALID_KAFKA_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"bootstrap_servers": []}, "bootstrap_servers"),
     ({"bootstrap_servers": "h:0"}, "bootstrap_servers.0"),
     ({"bootstrap_servers": "h:65536"}, "bootstrap_servers.0"),
@@ -177,7 +177,7 @@ KAFKAS: list[tuple[dict[str, Any], str]] = [
     ({"auth": AUTH | {"token_file": "/t"}}, "auth"),
     ({"auth": {"mechanism": "oauthbearer"}}, "auth"),
     ({"auth": AUTH | {"mechanism": "oauthbearer", "token_file": "/t"}}, "auth"),
-    # names that this project used before
+    # former names of settings
     ({"name": "main"}, "name"),
     ({"servers": ["h"]}, "servers"),
     ({"create": False}, "create"),
@@ -186,7 +186,7 @@ KAFKAS: list[tuple[dict[str, Any], str]] = [
     ({"sasl": {"username": CANARY}}, "sasl"),
 ]
 
-NATSES: list[tuple[dict[str, Any], str]] = [
+INVALID_NATS_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"servers": []}, "servers"),
     ({"servers": [f"nats://u:{CANARY}@h:1"]}, "servers.0"),
     ({"subject_prefix": "a.>"}, "subject_prefix"),
@@ -212,7 +212,7 @@ NATSES: list[tuple[dict[str, Any], str]] = [
     ({"auth": {"token": CANARY, "creds_file": "/c"}}, "auth"),
     ({"auth": {"creds_file": f"---- JWT {CANARY}"}}, "auth.creds_file"),
     ({"auth": {"tokn": CANARY}}, "auth.tokn"),
-    # names that this project used before
+    # former names of settings
     ({"subject": "s"}, "subject"),
     ({"template": "{host}"}, "template"),
     ({"inbox": "_INBOX"}, "inbox"),
@@ -222,15 +222,20 @@ NATSES: list[tuple[dict[str, Any], str]] = [
     ({"stream": {"create": False}}, "stream.create"),
 ]
 
-SINKS = [({"sinks": {"main": KAFKA | more}}, f"sinks.main.{path}".rstrip(".")) for more, path in KAFKAS]
-SINKS += [({"sinks": {"main": NATS | more}}, f"sinks.main.{path}".rstrip(".")) for more, path in NATSES]
-SINKS += [
+INVALID_SINKS = [
+    ({"sinks": {"main": KAFKA | settings}}, f"sinks.main.{path}".rstrip("."))
+    for settings, path in INVALID_KAFKA_SETTINGS
+]
+INVALID_SINKS += [
+    ({"sinks": {"main": NATS | settings}}, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_NATS_SETTINGS
+]
+INVALID_SINKS += [
     ({"sinks": {"main": {"type": "file", "path": path}}}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")
 ]
 
 
 def errors(given: dict[str, Any] | None = None, path: str | None = None) -> list[str]:
-    """Load settings that are wrong; no part of the exception shows the canary."""
+    """Load invalid settings and return the errors; check that the exception does not show the canary."""
     with pytest.raises(SettingsError) as caught:
         load(given, path)
     assert CANARY not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
@@ -241,56 +246,61 @@ def starts_with(message: str, prefix: str) -> bool:
     return message.startswith(f"{prefix}: ") or (prefix.endswith("aaa") and message.startswith(prefix))
 
 
-@pytest.mark.parametrize(("text", "place"), FILES, ids=lambda value: str(value)[:40])
-def test_error_in_file_starts_with_line_and_path(text: str | bytes, place: str, config_file: ConfigFile) -> None:
-    assert starts_with(errors(path=config_file(text))[0], place)
+@pytest.mark.parametrize(("text", "location"), INVALID_FILES, ids=lambda value: str(value)[:40])
+def test_error_in_file_starts_with_line_and_path(text: str | bytes, location: str, config_file: ConfigFile) -> None:
+    assert starts_with(errors(path=config_file(text))[0], location)
 
 
-@pytest.mark.parametrize(("given", "place"), FLAGS, ids=str)
-def test_error_in_option_starts_with_option_and_path(given: dict[str, Any], place: str) -> None:
+@pytest.mark.parametrize(("given", "location"), INVALID_FLAGS, ids=str)
+def test_error_in_option_starts_with_option_and_path(given: dict[str, Any], location: str) -> None:
     (error,) = errors(given)
-    assert starts_with(error, place)
+    assert starts_with(error, location)
 
 
-@pytest.mark.parametrize(("environment", "place"), ENVIRONMENT, ids=str)
+@pytest.mark.parametrize(("environment", "location"), INVALID_ENVIRONMENTS, ids=str)
 def test_error_in_environment_starts_with_variable(
-    environment: dict[str, str], place: str, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], location: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert starts_with(errors()[0], place)
+    assert starts_with(errors()[0], location)
 
 
-@pytest.mark.parametrize(("given", "path"), SINKS, ids=str)
-def test_error_in_sink_starts_with_its_path(given: dict[str, Any], path: str) -> None:
+@pytest.mark.parametrize(("given", "path"), INVALID_SINKS, ids=str)
+def test_error_in_sink_starts_with_path(given: dict[str, Any], path: str) -> None:
     assert starts_with(errors(given)[-1].removeprefix("--sink: "), path)
 
 
 def test_settings_errors_match_golden_file(
     config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    blocks = [(str(text)[:120], errors(path=config_file(text))) for text, _ in FILES]
-    blocks += [(str(flags), errors(flags)) for flags, _ in FLAGS]
-    for environment, _ in ENVIRONMENT:
+    blocks = [(str(text)[:120], errors(path=config_file(text))) for text, _ in INVALID_FILES]
+    blocks += [(str(flags), errors(flags)) for flags, _ in INVALID_FLAGS]
+    for environment, _ in INVALID_ENVIRONMENTS:
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
             blocks.append((" ".join(f"{name}={value!r}" for name, value in environment.items()), errors()))
-    for flags, _ in SINKS:
+    for flags, _ in INVALID_SINKS:
         (sink,) = flags["sinks"].values()
         blocks.append((str(sink), [error.removeprefix("--sink: ") for error in errors(flags)]))
-    golden("settings_errors", "\n".join(f"> {title!r}\n" + "".join(f"{e}\n" for e in found) for title, found in blocks))
+    golden(
+        "settings_errors",
+        "\n".join(f"> {title!r}\n" + "".join(f"{e}\n" for e in messages) for title, messages in blocks),
+    )
 
 
-def test_all_errors_are_reported_with_their_locations(config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_settings_errors_are_reported_with_locations(
+    config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = config_file(
         "log:\n  levl: debug\n\nsinks:\n  main:\n    type: kafka\n    bootstrap_servers: h\n    auth:\n"
         f"      username: u\n      pasword: {CANARY}\nhost: {CANARY}/\nhost: b\n"
     )
     monkeypatch.setenv("WHALEBRIDGE_SINKS__MAIN__AUTH__MECHANISM", "plane")
     monkeypatch.setenv("WHALEBRIDGE_LOG_LEVEL", CANARY)
-    found = errors({"snapshot": {"interval": CANARY}, "state_dir": "x"}, path)
-    assert [error.rpartition(": ")[0] for error in found] == [
+    messages = errors({"snapshot": {"interval": CANARY}, "state_dir": "x"}, path)
+    assert [error.rpartition(": ")[0] for error in messages] == [
         "FILE:12: host",
         "WHALEBRIDGE_LOG_LEVEL",
         "FILE:11: host",
@@ -303,7 +313,7 @@ def test_all_errors_are_reported_with_their_locations(config_file: ConfigFile, m
     ]
 
 
-def test_all_errors_of_one_sink_are_reported() -> None:
+def test_all_errors_of_single_sink_are_reported() -> None:
     sink = {"type": "kafka", "topic": "", "compression": "x", "auth": {"mechanism": "plain"}}
     assert [error.split(": ")[1] for error in errors({"sinks": {"main": sink}})] == [
         "sinks.main.bootstrap_servers",
@@ -324,13 +334,13 @@ def test_error_of_merged_group_names_all_locations(config_file: ConfigFile, monk
     assert error.startswith("WHALEBRIDGE_SINKS__A__AUTH__TOKEN_FILE and FILE:2: sinks.a.auth: ")
 
 
-def test_error_in_overriding_sinks_names_the_option_only(config_file: ConfigFile) -> None:
+def test_error_in_overriding_sinks_names_only_option(config_file: ConfigFile) -> None:
     path = config_file("sinks:\n  main: {type: kafka, bootstrap_servers: h}\n")
     (error,) = errors({"sinks": ["main=kafka:"]}, path)
     assert error.startswith("--sink: sinks.main: ")
 
 
-def test_alias_bomb_is_rejected(config_file: ConfigFile) -> None:
+def test_yaml_alias_bomb_is_rejected(config_file: ConfigFile) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     (error,) = errors(path=config_file("\n".join(lines)))
@@ -338,7 +348,7 @@ def test_alias_bomb_is_rejected(config_file: ConfigFile) -> None:
 
 
 @pytest.mark.parametrize("path", ["/nonexistent", "/etc"])
-def test_unreadable_file_is_an_error_when_named(path: str) -> None:
+def test_unreadable_configuration_file_is_error_when_named(path: str) -> None:
     (error,) = errors(path=path)
     assert error.startswith("FILE: ")
 
@@ -361,7 +371,7 @@ DOCUMENTS = st.recursive(
 
 
 def load_or_fail_with_settings_error(path: Path) -> None:
-    """Invalid settings raise a SettingsError with located errors, and nothing else."""
+    """Check that invalid settings raise only a SettingsError, whose errors have locations."""
     error = None
     try:
         load(path=str(path))
@@ -369,7 +379,7 @@ def load_or_fail_with_settings_error(path: Path) -> None:
         error = caught
     if error:
         assert error.errors
-        assert [each for each in error.errors if not each.startswith(str(path))] == []
+        assert [message for message in error.errors if not message.startswith(str(path))] == []
         assert (error.__cause__, error.__context__) == (None, None)
 
 
@@ -380,7 +390,7 @@ def load_or_fail_with_settings_error(path: Path) -> None:
 @example(b"&a a: *a")
 @example(b"<<: [*a]")
 @hypothesis(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_bytes_load_or_raise_settings_error(tmp_path: Path, data: bytes) -> None:
+def test_any_file_content_loads_or_raises_settings_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(data)
     load_or_fail_with_settings_error(path)

@@ -1,4 +1,4 @@
-"""Values of the configuration file; tests of invalid files are in test_validation_errors.py."""
+"""Test the values of the configuration file; see test_validation_errors.py for invalid files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ConfigFile = Callable[[str | bytes], str]
 @pytest.mark.parametrize(
     "text", ["", "# nothing\n", "---\n", "--- # nothing\n", "null", "log:\nhttp:\n", "\ufeffhost: a"]
 )
-def test_empty_file_and_groups_are_ignored(text: str, config_file: ConfigFile) -> None:
+def test_empty_configuration_file_and_groups_are_ignored(text: str, config_file: ConfigFile) -> None:
     settings = load({"host": "a"}, config_file(text))
     assert settings == load({"host": "a"})
 
 
-def test_values_are_text_that_settings_parse(config_file: ConfigFile) -> None:
+def test_yaml_values_are_parsed_as_text_by_settings(config_file: ConfigFile) -> None:
     settings = load(
         path=config_file(
             """
@@ -81,6 +81,6 @@ def test_environment_overrides_file_and_options_override_both(
     assert settings.namespaces.include == ("c",)
 
 
-def test_file_is_read_again_with_each_load(config_file: ConfigFile) -> None:
+def test_configuration_file_is_read_on_each_load(config_file: ConfigFile) -> None:
     assert load(path=config_file("host: a")).host == "a"
     assert load(path=config_file("host: b")).host == "b"

@@ -16,36 +16,36 @@ def record_at(epoch: int, sequence: int, *, type_: str = "started", first: int |
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 12)), max_size=40))
 def test_deduplicator_accepts_each_position_once_in_any_order(positions: list[tuple[int, int]]) -> None:
-    seen, known = Deduplicator(), set()
+    deduplicator, accepted = Deduplicator(), set()
     for position in positions:
-        assert seen.accept(record_at(*position)) is (position not in known)
-        known.add(position)
+        assert deduplicator.accept(record_at(*position)) is (position not in accepted)
+        accepted.add(position)
 
 
 @given(st.randoms(use_true_random=False))
 def test_deduplicator_treats_loss_range_as_received(chance: Random) -> None:
-    seen, known = Deduplicator(), set()
+    deduplicator, accepted = Deduplicator(), set()
     for _ in range(20):
         first = chance.randint(1, 20)
         last = chance.randint(first, 20)
-        assert seen.accept(record_at(1, last, first=first)) is (last not in known)
-        if last not in known:
-            known |= set(range(first, last + 1))
+        assert deduplicator.accept(record_at(1, last, first=first)) is (last not in accepted)
+        if last not in accepted:
+            accepted |= set(range(first, last + 1))
         other = chance.randint(1, 20)
-        assert seen.accept(record_at(1, other)) is (other not in known)
-        known.add(other)
+        assert deduplicator.accept(record_at(1, other)) is (other not in accepted)
+        accepted.add(other)
 
 
 def test_deduplicator_always_accepts_heartbeats() -> None:
-    seen = Deduplicator()
-    assert seen.accept(record_at(1, 1))
-    assert [seen.accept(record_at(1, 1, type_="heartbeat")) for _ in range(2)] == [True, True]
+    deduplicator = Deduplicator()
+    assert deduplicator.accept(record_at(1, 1))
+    assert [deduplicator.accept(record_at(1, 1, type_="heartbeat")) for _ in range(2)] == [True, True]
 
 
-def test_deduplicator_drops_oldest_holes_when_limit_is_reached() -> None:
-    seen = Deduplicator(max_gaps=2)
+def test_deduplicator_drops_oldest_gaps_when_limit_is_reached() -> None:
+    deduplicator = Deduplicator(max_gaps=2)
     for sequence in (2, 4, 6, 8):
-        assert seen.accept(record_at(1, sequence))
-    assert not seen.accept(record_at(1, 1))  # it is before what was given up
-    assert [seen.accept(record_at(1, sequence)) for sequence in (3, 5, 7)] == [True, True, True]
-    assert not any(seen.accept(record_at(1, sequence)) for sequence in range(1, 9))
+        assert deduplicator.accept(record_at(1, sequence))
+    assert not deduplicator.accept(record_at(1, 1))  # older than the dropped gap
+    assert [deduplicator.accept(record_at(1, sequence)) for sequence in (3, 5, 7)] == [True, True, True]
+    assert not any(deduplicator.accept(record_at(1, sequence)) for sequence in range(1, 9))

@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC240 (a test has nothing else to do meanwhile)
+# ruff: noqa: ASYNC240 (blocking file access is harmless in these tests)
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.golden import Golden
 
 
 class Writer:
-    """A file that is written between the looks of a reader: its clock's sleep hands over to the test."""
+    """A file that a test writes between polls; the reader's clock sleeps until the test continues."""
 
     def __init__(self, path: Path, start_position: StartPosition = "beginning") -> None:
         self.path = path
         self.reader = FileReader(str(path), self, start_position=start_position, follow=True)
-        self.found: list[bytes] = []
+        self.received: list[bytes] = []
         self._asleep, self._awake = asyncio.Event(), asyncio.Event()
 
     def now(self) -> Instant:
@@ -42,19 +42,19 @@ class Writer:
         self._awake.clear()
 
     async def next_data(self) -> list[bytes]:
-        """Have the reader look once more; return what it has found by the time that it waits again."""
+        """Let the reader poll once, and return the lines that the poll returned."""
         self._asleep.clear()
         self._awake.set()
         await self._asleep.wait()
-        found, self.found = self.found, []
-        return found
+        received, self.received = self.received, []
+        return received
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Writer]:
         async def follow() -> None:
             async with aclosing(self.reader.batches()) as batches:
                 async for batch in batches:
-                    self.found += [each.data for each in batch]
+                    self.received += [message.data for message in batch]
 
         task = asyncio.ensure_future(follow())
         await self._asleep.wait()
@@ -68,7 +68,7 @@ class Writer:
 async def read_all(path: Path, start_position: StartPosition = "beginning") -> list[bytes]:
     writer = Writer(path)
     reader = FileReader(str(path), writer, start_position=start_position, follow=False)
-    return [each.data async for batch in reader.batches() for each in batch]
+    return [message.data async for batch in reader.batches() for message in batch]
 
 
 @pytest.fixture
@@ -109,21 +109,21 @@ async def test_file_reader_skips_partial_line_when_starting_at_end(path: Path) -
 @pytest.mark.parametrize("keep", [0, 1, 3])
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 async def test_file_reader_follows_rotation(path: Path, keep: int, at_once: int) -> None:
-    """As our own sink does it: each line is a file."""
+    """Rotate with the file sink's code, with one line per file."""
     file = RotatedFile(str(path), 1, keep)
     file.append([b"first\n"])
     async with Writer(path).read() as writer:
-        assert writer.found == [b"first"]
-        writer.found.clear()
+        assert writer.received == [b"first"]
+        writer.received.clear()
         for first in range(0, 20, at_once):
-            wanted = [b"%d" % number for number in range(first, first + at_once)]
-            file.append([each + b"\n" for each in wanted])
-            assert await writer.next_data() == wanted[-keep - 1 :]
+            expected = [b"%d" % number for number in range(first, first + at_once)]
+            file.append([line + b"\n" for line in expected])
+            assert await writer.next_data() == expected[-keep - 1 :]
     file.close()
 
 
 async def test_file_reader_reads_rest_of_moved_file(path: Path) -> None:
-    """As logrotate does it, also to where nobody finds it; the new file may be late."""
+    """Move the file as logrotate does, to an unrelated name; the new file appears later."""
     path.write_bytes(b"one\n")
     async with Writer(path).read() as writer:
         await writer.next_data()
@@ -147,9 +147,9 @@ async def test_file_reader_restarts_when_file_is_truncated(path: Path) -> None:
 async def test_file_reader_raises_when_path_is_missing_or_not_a_file(
     tmp_path: Path, begin: StartPosition, golden: Golden
 ) -> None:
-    with golden.error("tail_errors", "no file", NotFoundError, tmp_path / "nothing", TMP=tmp_path):
+    with golden.error("tail_errors", "missing file", NotFoundError, tmp_path / "nothing", TMP=tmp_path):
         await read_all(tmp_path / "nothing", begin)
-    with golden.error("tail_errors", "no directory", NotFoundError, tmp_path / "nowhere", TMP=tmp_path):
+    with golden.error("tail_errors", "missing directory", NotFoundError, tmp_path / "nowhere", TMP=tmp_path):
         await read_all(tmp_path / "nowhere" / "nothing", begin)
     with golden.error("tail_errors", "a directory", FatalError, tmp_path, TMP=tmp_path):
         await read_all(tmp_path, begin)
@@ -159,47 +159,47 @@ async def test_file_reader_raises_when_path_is_missing_or_not_a_file(
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_input_reader_returns_lines_as_pipe_delivers(blocking: bool) -> None:
-    ours, theirs = os.pipe()
-    os.set_blocking(ours, blocking)
-    os.write(theirs, b"one\ntw")
-    batches = StdinReader(ours).batches()
-    assert [each.data for each in await anext(batches)] == [b"one"]
-    os.write(theirs, b"o\nthree")
-    assert [each.data for each in await anext(batches)] == [b"two"]
-    os.close(theirs)
-    assert [each.data for each in await anext(batches)] == [b"three"]
+async def test_stdin_reader_returns_lines_as_pipe_delivers(blocking: bool) -> None:
+    read_end, write_end = os.pipe()
+    os.set_blocking(read_end, blocking)
+    os.write(write_end, b"one\ntw")
+    batches = StdinReader(read_end).batches()
+    assert [message.data for message in await anext(batches)] == [b"one"]
+    os.write(write_end, b"o\nthree")
+    assert [message.data for message in await anext(batches)] == [b"two"]
+    os.close(write_end)
+    assert [message.data for message in await anext(batches)] == [b"three"]
     with pytest.raises(StopAsyncIteration):
         await anext(batches)
-    os.close(ours)
+    os.close(read_end)
 
 
-async def test_input_reader_raises_when_stdin_is_closed(golden: Golden) -> None:
-    ours, theirs = os.pipe()
-    os.close(ours)
-    os.close(theirs)
-    with golden.error("tail_errors", "a closed standard input", FatalError, "standard input", "Bad file descriptor"):
-        await anext(StdinReader(ours).batches())
+async def test_stdin_reader_raises_when_stdin_is_closed(golden: Golden) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    os.close(write_end)
+    with golden.error("tail_errors", "closed standard input", FatalError, "standard input", "Bad file descriptor"):
+        await anext(StdinReader(read_end).batches())
 
 
 def split_all(lines: LineSplitter, *chunks: bytes) -> list[bytes]:
-    return [each.data for chunk in chunks for each in lines.split(chunk)]
+    return [message.data for chunk in chunks for message in lines.split(chunk)]
 
 
 @given(st.lists(st.binary(max_size=6)), st.integers(1, 5))
-def test_line_splitter_returns_whole_lines_for_any_chunks(expected: list[bytes], size: int) -> None:
+def test_line_splitter_returns_complete_lines_for_any_chunks(expected: list[bytes], size: int) -> None:
     expected = [line.replace(b"\n", b"") for line in expected]
-    stream = b"".join(each + b"\n" for each in expected)
+    stream = b"".join(line + b"\n" for line in expected)
     chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
     lines = LineSplitter("here")
-    assert split_all(lines, *chunks) == [each for each in expected if each.strip()]
+    assert split_all(lines, *chunks) == [line for line in expected if line.strip()]
     assert lines.finish() == []
 
 
 def test_line_splitter_returns_unterminated_line_at_end() -> None:
     lines = LineSplitter("here")
     assert split_all(lines, b"one\n\ntwo") == [b"one"]
-    assert [(each.data, each.location, each.number) for each in lines.finish()] == [(b"two", "here", 2)]
+    assert [(message.data, message.location, message.number) for message in lines.finish()] == [(b"two", "here", 2)]
     assert lines.finish() == []
 
 
@@ -214,6 +214,6 @@ def test_line_splitter_skips_rest_of_line_when_started_inside() -> None:
 def test_line_splitter_truncates_overlong_line() -> None:
     lines = LineSplitter("here")
     assert split_all(lines, b"x" * MAX_LINE_BYTES) == []
-    (cut,) = split_all(lines, b"xx")
-    assert len(cut) < 10_000
+    (truncated,) = split_all(lines, b"xx")
+    assert len(truncated) < 10_000
     assert split_all(lines, b"x" * 100, b"xx\nnext\n") == [b"next"]

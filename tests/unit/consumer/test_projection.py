@@ -23,7 +23,7 @@ RunningBySource = dict[Source, dict[str, str]]
 
 
 class RecordHistory:
-    """What a bridge tells of a containerd, in its order; `failed` namespaces are those that are not listed."""
+    """Create the records of one bridge in order; namespaces in `failed` could not be listed."""
 
     def __init__(self, host: str = "node-1") -> None:
         self.records: list[RecordFields] = []
@@ -32,14 +32,14 @@ class RecordHistory:
         self._epoch, self._sequence, self._snapshots, self._runs = 1, 0, 0, 0
 
     def publish(self, type_: str, id_: str) -> None:
-        namespace, _, bare = id_.rpartition("/")
-        container = {"id": bare, "namespace": namespace or "default", "name": bare}
+        namespace, _, container_id = id_.rpartition("/")
+        container = {"id": container_id, "namespace": namespace or "default", "name": container_id}
         container["incarnation"] = self.running.get(id_, "gone")
         self._add(type_, id=id_, container=container)
 
     def start(self, id_: str) -> None:
         self._runs += 1
-        self.running[id_] = f"life-{self._runs}"
+        self.running[id_] = f"incarnation-{self._runs}"
         self.publish("started", id_)
 
     def exit(self, id_: str) -> None:
@@ -60,72 +60,74 @@ class RecordHistory:
         self._epoch, self._sequence = self._epoch + 1, 0
 
     def drop(self, *numbers: int) -> None:
-        """Have records of a row replaced by one that stands for them."""
+        """Replace consecutive records with one loss record."""
         first, last = self.records[numbers[0]], self.records[numbers[-1]]
         lost = {"epoch": last["epoch"], "first": first["sequence"], "last": last["sequence"], "reason": "overflow"}
         self.records[numbers[0] : numbers[-1] + 1] = [
             {**last, "type": "lost", "container": None, "id": None, "snapshot": None, "lost": lost}
         ]
 
-    def _add(self, type_: str, **more: Any) -> None:
+    def _add(self, type_: str, **fields: Any) -> None:
         self._sequence += 1
-        place = {"host": self._host, "engine": {"id": "engine"}, "epoch": self._epoch, "sequence": self._sequence}
+        position = {"host": self._host, "engine": {"id": "engine"}, "epoch": self._epoch, "sequence": self._sequence}
         empty: RecordFields = {"id": None, "container": None, "snapshot": None, "lost": None}
         self.records.append(
-            {"version": 1, "type": type_, "timestamp": "2026-11-23T15:21:08Z", **empty, **more, **place}
+            {"version": 1, "type": type_, "timestamp": "2026-11-23T15:21:08Z", **empty, **fields, **position}
         )
 
 
 def project(records: Sequence[RecordFields]) -> RunningBySource:
-    fold = Projection()
-    for each in records:
-        fold.apply(decode(msgspec.json.encode(each))[0])
+    projection = Projection()
+    for record in records:
+        projection.apply(decode(msgspec.json.encode(record))[0])
     return {
-        source: {id_: container.incarnation for id_, container in here.running.items()}
-        for source, here in fold.sources.items()
+        source: {id_: container.incarnation for id_, container in state.running.items()}
+        for source, state in projection.sources.items()
     }
 
 
 def reference_projection(records: Sequence[RecordFields]) -> RunningBySource:
-    """The fold that docs/events.md gives to everybody."""
+    """Apply the projection function of docs/events.md."""
     (code,) = re.findall(r"^```python\n(.*?)^```", EVENTS, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 (it is ours)
+    exec(code, names)  # noqa: S102 (the project's own code)
     return {
-        Source(*source): {id_: container["incarnation"] for id_, container in here.items()}
-        for source, here in names["fold"](records).items()
+        Source(*source): {id_: container["incarnation"] for id_, container in running.items()}
+        for source, running in names["fold"](records).items()
     }
 
 
 def random_history(chance: Random, length: int, host: str = "node-1") -> RecordHistory:
-    """Anything that may happen."""
-    made = RecordHistory(host)
-    made.snapshot()
+    """Return a random history of valid records."""
+    history = RecordHistory(host)
+    history.snapshot()
     for _ in range(length):
         id_ = chance.choice(["a", "b", "shop/c", "shop/d"])
-        match chance.choice(["life", "life", "life", "pause", "unknown", "lost", "snapshot", "restart"]):
-            case "life" if id_ in made.running:
-                made.exit(id_)
-            case "life":
-                made.start(id_)
-            case "pause" if id_ in made.running:
-                made.publish(chance.choice(["paused", "unpaused", "present"]), id_)
+        match chance.choice(["run", "run", "run", "pause", "unknown", "lost", "snapshot", "restart"]):
+            case "run" if id_ in history.running:
+                history.exit(id_)
+            case "run":
+                history.start(id_)
+            case "pause" if id_ in history.running:
+                history.publish(chance.choice(["paused", "unpaused", "present"]), id_)
             case "unknown":
-                made.publish("sparkled", id_)
-            case "lost" if made.records[-1]["container"]:
-                made.drop(len(made.records) - 1)
+                history.publish("sparkled", id_)
+            case "lost" if history.records[-1]["container"]:
+                history.drop(len(history.records) - 1)
             case "snapshot":
                 failed = chance.sample(["", "shop"], chance.randrange(3))
-                before = len(made.records)
-                made.snapshot(failed=[name or "default" for name in failed], completed=chance.random() < 0.7)
+                before = len(history.records)
+                history.snapshot(failed=[name or "default" for name in failed], completed=chance.random() < 0.7)
                 if chance.random() < 0.3:
-                    first = chance.randrange(before, len(made.records))
-                    made.drop(*range(first, chance.randint(first, len(made.records) - 1) + 1))
+                    first = chance.randrange(before, len(history.records))
+                    history.drop(*range(first, chance.randint(first, len(history.records) - 1) + 1))
             case "restart":
-                made.restart()
-                made.running = {id_: life for id_, life in made.running.items() if chance.random() < 0.5}
-                made.snapshot()
-    return made
+                history.restart()
+                history.running = {
+                    id_: incarnation for id_, incarnation in history.running.items() if chance.random() < 0.5
+                }
+                history.snapshot()
+    return history
 
 
 property_settings = settings(max_examples=scaled(reduced=50, full=2000), deadline=None)
@@ -136,68 +138,71 @@ lengths = st.integers(0, 60)
 @property_settings
 @given(chance=chances, length=lengths)
 def test_projection_equals_reference_for_ordered_records(chance: Random, length: int) -> None:
-    told = random_history(chance, length).records
-    begin = chance.randrange(len(told))
-    for part in (told, told[begin:], told[: begin + 1] + told[chance.randrange(begin + 1) :]):
+    records = random_history(chance, length).records
+    begin = chance.randrange(len(records))
+    for part in (records, records[begin:], records[: begin + 1] + records[chance.randrange(begin + 1) :]):
         assert project(part) == reference_projection(part)
 
 
 @property_settings
 @given(chance=chances, length=lengths)
 def test_projection_is_independent_of_order_and_duplicates(chance: Random, length: int) -> None:
-    told = random_history(chance, length).records
-    anyhow = told + chance.sample(told, len(told) // 2)
-    chance.shuffle(anyhow)
-    assert project(anyhow) == project(told)
+    records = random_history(chance, length).records
+    shuffled = records + chance.sample(records, len(records) // 2)
+    chance.shuffle(shuffled)
+    assert project(shuffled) == project(records)
 
 
 @property_settings
 @given(chance=chances, length=lengths)
 def test_projection_converges_for_late_joiner_after_snapshot(chance: Random, length: int) -> None:
-    made = random_history(chance, length)
-    begin = chance.randint(0, len(made.records))
-    made.snapshot()
-    assert project(made.records[begin:]) == {SOURCE: made.running}
+    history = random_history(chance, length)
+    begin = chance.randint(0, len(history.records))
+    history.snapshot()
+    assert project(history.records[begin:]) == {SOURCE: history.running}
 
 
 @pytest.mark.parametrize("fold", [project, reference_projection])
 def test_projection_removes_nothing_when_snapshot_record_is_lost(
     fold: Callable[[Sequence[RecordFields]], RunningBySource],
 ) -> None:
-    made = RecordHistory()
-    made.start("a")
-    made.start("b")
-    made.snapshot()
-    made.drop(len(made.records) - 2)
-    assert fold(made.records) == {SOURCE: made.running}
+    history = RecordHistory()
+    history.start("a")
+    history.start("b")
+    history.snapshot()
+    history.drop(len(history.records) - 2)
+    assert fold(history.records) == {SOURCE: history.running}
 
 
 def test_projection_keeps_sources_separate() -> None:
-    one, two = RecordHistory("node-1"), RecordHistory("node-2")
-    for each in (one, two):
-        each.snapshot()
-    one.start("a")
-    two.start("b")
-    two.snapshot()
-    told = [each for pair in zip(one.records, two.records, strict=False) for each in pair] + two.records
-    assert {source.host: set(here) for source, here in project(told).items()} == {"node-1": {"a"}, "node-2": {"b"}}
+    first, second = RecordHistory("node-1"), RecordHistory("node-2")
+    for history in (first, second):
+        history.snapshot()
+    first.start("a")
+    second.start("b")
+    second.snapshot()
+    records = [record for pair in zip(first.records, second.records, strict=False) for record in pair] + second.records
+    assert {source.host: set(running) for source, running in project(records).items()} == {
+        "node-1": {"a"},
+        "node-2": {"b"},
+    }
 
 
 @pytest.mark.parametrize("failed", [["shop"], ["default"], ["default", "shop"], []])
 def test_projection_keeps_containers_of_failed_namespaces(failed: list[str]) -> None:
-    made = RecordHistory()
+    history = RecordHistory()
     for id_ in ("a", "shop/c"):
-        made.start(id_)
-    made.running.clear()  # and nobody has told of it
-    made.snapshot(failed=failed)
-    there = project(made.records)[SOURCE]
-    assert set(there) == {id_ for id_, namespace in (("a", "default"), ("shop/c", "shop")) if namespace in failed}
+        history.start(id_)
+    history.running.clear()  # without exit records
+    history.snapshot(failed=failed)
+    running = project(history.records)[SOURCE]
+    assert set(running) == {id_ for id_, namespace in (("a", "default"), ("shop/c", "shop")) if namespace in failed}
 
 
 def test_projection_reports_duplicates_as_not_new() -> None:
-    made = RecordHistory()
-    made.snapshot()
-    made.start("a")
-    fold = Projection()
-    documents = [decode(msgspec.json.encode(each))[0] for each in made.records]
-    assert [fold.apply(each) for each in documents + documents] == [True, True, True, False, False, False]
+    history = RecordHistory()
+    history.snapshot()
+    history.start("a")
+    projection = Projection()
+    documents = [decode(msgspec.json.encode(record))[0] for record in history.records]
+    assert [projection.apply(document) for document in documents + documents] == [True, True, True, False, False, False]

@@ -1,4 +1,4 @@
-"""The stand-in for containerd, and a client of it."""
+"""Provide a simulated containerd and clients connected to the simulator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def client(simulated_containerd: SimulatedContainerd) -> AsyncIterator[Con
 
 @pytest.fixture
 async def short_timeout_client(simulated_containerd: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
-    """A client that is quick to give up."""
+    """Provide a client with short timeouts."""
     timeouts = Timeouts(connect=10, call=0.3, listing=0.3)
     async with ContainerdClient(simulated_containerd.address, LabelRules.keep_all(), timeouts=timeouts) as client:
         yield client

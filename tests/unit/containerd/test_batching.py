@@ -1,4 +1,4 @@
-"""Events, many in a message, come out as they went in."""
+"""Test that batching and unbatching preserve envelopes and limit message sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridge.containerd import batching
 
 @given(st.lists(st.binary(max_size=200), max_size=50))
 def test_batched_envelopes_round_trip(envelopes: list[bytes]) -> None:
-    assert [each for message in batching.batch(envelopes) for each in batching.unbatch(message)] == envelopes
+    assert [envelope for message in batching.batch(envelopes) for envelope in batching.unbatch(message)] == envelopes
 
 
 def test_batched_messages_are_bounded_and_filled() -> None:

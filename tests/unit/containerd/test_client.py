@@ -1,4 +1,4 @@
-"""The client against the stand-in: failures told clearly, calls bounded, sockets followed, listings of any size."""
+"""Test the client on a simulated containerd: clear errors, bounded calls, replaced sockets, large listings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.simulator.state import SimulatedRpcError
 
 KEY = ContainerKey("shop", "web")
 
-# gRPC's own words.
+# Parts of gRPC's texts that differ between versions.
 CONNECTING = re.compile("failed to connect.*")
 DEADLINE = re.compile(r"\([^()]*\)$")
 
@@ -89,7 +89,7 @@ class TestEngine:
         await simulated_containerd.stop()
         with golden.error(
             "containerd_errors",
-            "no socket any more",
+            "socket removed",
             TransientError,
             simulated_containerd.address,
             SOCKET=simulated_containerd.address,
@@ -98,7 +98,7 @@ class TestEngine:
         os.mkdir(simulated_containerd.address)
         with golden.error(
             "containerd_errors",
-            "a directory in its place",
+            "socket replaced by a directory",
             TransientError,
             simulated_containerd.address,
             SOCKET=simulated_containerd.address,
@@ -121,7 +121,7 @@ class TestEngine:
 
     async def test_client_follows_replaced_socket(self, client: ContainerdClient) -> None:
         old = await client.engine()
-        os.unlink(client.path)  # the old one lives on, and is still connected
+        os.unlink(client.path)  # the previous server still runs and is still connected
         async with SimulatedContainerd(client.path) as new:
             engine = await client.engine()
             assert engine.id == new.id != old.id
@@ -134,7 +134,7 @@ class TestEngine:
         await client.engine()
         await simulated_containerd.restart()
         async with asyncio.timeout(15):
-            while await _lost(client):  # noqa: ASYNC110 - how soon gRPC connects again is the point
+            while await _is_disconnected(client):  # noqa: ASYNC110 - polls, because gRPC reconnects by itself
                 await asyncio.sleep(0.05)
 
     @pytest.mark.parametrize("name", ["with space", "100%41", "#?&", "ümlaut"])
@@ -150,14 +150,14 @@ async def _healthy(_: bytes, __: object) -> bytes:
     return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).SerializeToString()
 
 
-async def _lost(client: ContainerdClient) -> bool:
+async def _is_disconnected(client: ContainerdClient) -> bool:
     try:
         return await client.namespaces() != []
     except TransientError:
         return True
 
 
-async def _listed(client: ContainerdClient) -> None:
+async def _list_containers(client: ContainerdClient) -> None:
     async for _ in client.containers("shop"):
         pass
 
@@ -166,7 +166,7 @@ CALLS: dict[str, Callable[[ContainerdClient], Awaitable[object]]] = {
     "Version.Version": lambda client: client.engine(),
     "Health.Check": lambda client: client.health(),
     "Namespaces.List": lambda client: client.namespaces(),
-    "Containers.List": _listed,
+    "Containers.List": _list_containers,
     "Containers.Get": lambda client: client.container(KEY),
     "Tasks.List": lambda client: client.tasks("shop"),
     "Tasks.Get": lambda client: client.task(KEY),
@@ -175,7 +175,7 @@ CALLS: dict[str, Callable[[ContainerdClient], Awaitable[object]]] = {
 
 
 def failure(method: str) -> type[BridgeError]:
-    """A record that cannot be had concerns one container only: asking again does not help the others."""
+    """Return the expected error: unreadable metadata affects one container only, so the call is not retried."""
     return UnreadableError if method == "Containers.Get" else TransientError
 
 
@@ -233,14 +233,14 @@ class TestFailures:
     async def test_rpc_error_text_is_single_printable_line(
         self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        refused = SimulatedRpcError(StatusCode.INTERNAL, "a\n\tb \x1b[31mred" + "x" * 2000)
-        simulated_containerd.faults.errors["Namespaces.List", ALL] = refused
+        error = SimulatedRpcError(StatusCode.INTERNAL, "a\n\tb \x1b[31mred" + "x" * 2000)
+        simulated_containerd.faults.errors["Namespaces.List", ALL] = error
         with pytest.raises(TransientError) as caught:
             await client.namespaces()
-        told = str(caught.value)
-        assert "INTERNAL: a b ?[31mredxxx" in told
-        assert told.isprintable()
-        assert len(told) < 600
+        message = str(caught.value)
+        assert "INTERNAL: a b ?[31mredxxx" in message
+        assert message.isprintable()
+        assert len(message) < 600
 
     @pytest.mark.parametrize(
         "code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED]
@@ -301,7 +301,7 @@ class TestFailures:
             await connection.call(VERSION, Empty(), "", 1)
 
     def test_grpc_error_without_status_is_reported_as_unknown(self, golden: Golden) -> None:
-        error = from_rpc_error(grpc.RpcError("odd"), "sing", "/c.sock")
+        error = from_rpc_error(grpc.RpcError("odd"), "list namespaces", "/c.sock")
         assert error.code is StatusCode.UNKNOWN
         golden.entry("containerd_errors", "error without status", str(error))
 
@@ -353,7 +353,7 @@ class TestListings:
             simulated_containerd.address,
             SOCKET=simulated_containerd.address,
         ):
-            await _listed(client)
+            await _list_containers(client)
 
     async def test_listing_raises_when_container_stream_breaks(
         self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
@@ -369,7 +369,7 @@ class TestListings:
             "INTERNAL",
             SOCKET=simulated_containerd.address,
         ):
-            await _listed(client)
+            await _list_containers(client)
 
     @pytest.mark.parametrize("spec_bytes", [0, 2 * MAX_MESSAGE_BYTES // 100])
     async def test_listing_can_be_abandoned_early(
@@ -377,8 +377,8 @@ class TestListings:
     ) -> None:
         for number in range(100):
             simulated_containerd.state.create(ContainerKey("shop", f"c{number}"), spec_bytes=spec_bytes)
-        async for record in client.containers("shop"):
-            assert record.key.id == "c0"
+        async for metadata in client.containers("shop"):
+            assert metadata.key.id == "c0"
             break
         assert (await client.engine()).id == simulated_containerd.id
 
@@ -390,7 +390,7 @@ class TestListings:
         tasks = await client.tasks("shop")
         assert {task.key: task.pid for task in tasks} == pids
         assert {task.status for task in tasks} == {TaskStatus.RUNNING}
-        assert [record.key async for record in client.containers("shop")] == keys
+        assert [metadata.key async for metadata in client.containers("shop")] == keys
 
     async def test_container_is_none_when_deleted_meanwhile(
         self, simulated_containerd: SimulatedContainerd, client: ContainerdClient

@@ -1,4 +1,4 @@
-"""Decoding: what each message means, and that no bytes whatever make it raise."""
+"""Test the decoding of each message type, and that decoding never raises for any bytes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def envelope(topic: str, payload: Message, **changes: Any) -> bytes:
 
 
 def undecodable(raw: bytes, golden: Golden, case: str, *, topic: str = "/tasks/oom") -> str:
-    """Decode what has to be undecodable, and return the reason."""
+    """Check that the event is undecodable, and return the reason."""
     event = decode.event(raw)
     assert isinstance(event, Undecodable)
     assert event.topic == topic
@@ -69,14 +69,14 @@ def undecodable(raw: bytes, golden: Golden, case: str, *, topic: str = "/tasks/o
 
 
 def exited(**fields: Any) -> bytes:
-    told: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "container_id": "web",
         "id": "web",
         "pid": 7,
         "exit_status": 137,
         "exited_at": stamp(EXITED_AT),
     }
-    return envelope("/tasks/exit", payloads_pb2.TaskExit(**told | fields))
+    return envelope("/tasks/exit", payloads_pb2.TaskExit(**defaults | fields))
 
 
 TOPIC_CASES: list[tuple[str, Message, ContainerEvent]] = [
@@ -128,18 +128,18 @@ class TestEvents:
         assert isinstance(event, TaskExited)
         assert event.exec_id == exec_id
 
-    @pytest.mark.parametrize("absent", [None, GO_ZERO, {"seconds": 1 << 50}, {"seconds": 1, "nanos": -1}])
-    def test_exit_time_is_none_when_invalid(self, absent: dict[str, int] | None) -> None:
-        event = decode.event(exited(exited_at=absent))
+    @pytest.mark.parametrize("invalid", [None, GO_ZERO, {"seconds": 1 << 50}, {"seconds": 1, "nanos": -1}])
+    def test_exit_time_is_none_when_invalid(self, invalid: dict[str, int] | None) -> None:
+        event = decode.event(exited(exited_at=invalid))
         assert isinstance(event, TaskExited)
         assert event.exited_at is None
 
-    @pytest.mark.parametrize("absurd", [None, GO_ZERO, {"seconds": -1}, {"seconds": 253_402_300_800}])
+    @pytest.mark.parametrize("invalid", [None, GO_ZERO, {"seconds": -1}, {"seconds": 253_402_300_800}])
     def test_event_is_undecodable_when_timestamp_is_invalid(
-        self, absurd: dict[str, int] | None, golden: Golden
+        self, invalid: dict[str, int] | None, golden: Golden
     ) -> None:
-        raw = envelope("/tasks/oom", payloads_pb2.TaskOOM(container_id="web"), timestamp=absurd)
-        undecodable(raw, golden, "no time")
+        raw = envelope("/tasks/oom", payloads_pb2.TaskOOM(container_id="web"), timestamp=invalid)
+        undecodable(raw, golden, "invalid timestamp")
 
     def test_event_is_undecodable_when_container_is_missing(self, golden: Golden) -> None:
         undecodable(envelope("/tasks/oom", payloads_pb2.TaskOOM()), golden, "no container")
@@ -148,17 +148,17 @@ class TestEvents:
 
     def test_event_is_undecodable_when_payload_type_is_wrong(self, golden: Golden) -> None:
         raw = envelope("/tasks/oom", payloads_pb2.TaskPaused(container_id="web"))
-        reason = undecodable(raw, golden, "another payload")
+        reason = undecodable(raw, golden, "unexpected payload type")
         assert "containerd.events.TaskPaused" in reason
         assert "containerd.events.TaskOOM" in reason
 
     def test_event_is_undecodable_when_payload_is_invalid(self, golden: Golden) -> None:
         any_message = {"type_url": "containerd.events.TaskOOM", "value": b"\x0a\xff"}
         raw = envelope("/tasks/oom", payloads_pb2.TaskOOM(), event=any_message)
-        assert "containerd.events.TaskOOM" in undecodable(raw, golden, "a payload that is no message")
+        assert "containerd.events.TaskOOM" in undecodable(raw, golden, "invalid payload")
 
     def test_event_is_undecodable_when_envelope_is_invalid(self, golden: Golden) -> None:
-        undecodable(b"\xff", golden, "an envelope that is no message", topic="")
+        undecodable(b"\xff", golden, "invalid envelope", topic="")
 
     @pytest.mark.parametrize("topic", sorted(decode.IGNORED_TOPICS))
     def test_ignored_topic_is_known(self, topic: str) -> None:
@@ -184,9 +184,9 @@ class TestMarkers:
         assert decode.event(envelope(topic, payloads_pb2.TaskOOM())) == Ignored(topic, known=False)
 
 
-class TestRecords:
+class TestMetadata:
     def test_metadata_is_decoded_from_container(self) -> None:
-        record = containers_pb2.Container(
+        container = containers_pb2.Container(
             id="web",
             labels=[{"key": b"nerdctl/name", "value": b"shop-web"}, {"key": b"my-password", "value": b"hush"}],
             image=b"busybox",
@@ -194,7 +194,7 @@ class TestRecords:
             created_at=stamp(AT),
             updated_at=stamp(AT + 1),
         )
-        assert decode.metadata("shop", record, RULES) == Metadata(
+        assert decode.metadata("shop", container, RULES) == Metadata(
             key=KEY,
             name="shop-web",
             project="",
@@ -207,8 +207,8 @@ class TestRecords:
         )
 
     def test_metadata_is_decoded_from_empty_container(self) -> None:
-        told = decode.metadata("shop", containers_pb2.Container(), RULES)
-        assert (told.key, told.created_at, told.labels) == (ContainerKey("shop", ""), None, {})
+        metadata = decode.metadata("shop", containers_pb2.Container(), RULES)
+        assert (metadata.key, metadata.created_at, metadata.labels) == (ContainerKey("shop", ""), None, {})
 
 
 class TestTasks:
@@ -225,7 +225,7 @@ class TestTasks:
         assert decode.task("shop", process) == Task(KEY, 0, TaskStatus.UNKNOWN)
 
 
-# --- whatever comes ---
+# --- arbitrary input ---
 
 stamps = st.none() | st.fixed_dictionaries(
     {"seconds": st.integers(-(2**63), 2**63 - 1), "nanos": st.integers(-(2**31), 2**31 - 1)}
@@ -259,22 +259,22 @@ def test_event_decoding_never_raises_for_any_bytes(raw: bytes) -> None:
 
 
 @given(envelopes)
-def test_event_decoding_never_raises_for_any_envelope(told: Envelope) -> None:
-    check(decode.event(told.SerializeToString()))
+def test_event_decoding_never_raises_for_any_envelope(envelope: Envelope) -> None:
+    check(decode.event(envelope.SerializeToString()))
 
 
 labels = st.lists(st.fixed_dictionaries({"key": st.binary(), "value": st.binary()}))
 
 
 @given(st.builds(containers_pb2.Container, labels=labels, image=st.binary(), created_at=stamps, updated_at=stamps))
-def test_metadata_decoding_never_raises(record: containers_pb2.Container) -> None:
-    msgspec.json.encode(decode.metadata("shop", record, LabelRules.keep_all()))
+def test_metadata_decoding_never_raises(container: containers_pb2.Container) -> None:
+    msgspec.json.encode(decode.metadata("shop", container, LabelRules.keep_all()))
 
 
 @given(st.binary())
 def test_task_decoding_never_raises(raw: bytes) -> None:
     try:
         process = process_pb2.Process.FromString(raw)
-    except Exception:  # noqa: BLE001 - whether protobuf reads it is not the question
+    except Exception:  # noqa: BLE001 - bytes that protobuf rejects are not of interest
         return
     msgspec.json.encode(decode.task("shop", process))

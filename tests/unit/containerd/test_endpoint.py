@@ -1,4 +1,4 @@
-"""Where containerd is, and what is said of a socket that leads elsewhere or nowhere."""
+"""Test socket addresses and the errors of probing a socket that is missing or not containerd's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNPRIVILEGED_UID = 65534
 
 @asynccontextmanager
 async def listen(path: Path, response: bytes | None) -> AsyncIterator[None]:
-    """Listen, and say ``answer`` to whoever comes; nothing at all where that is None."""
+    """Listen, and send ``response`` to each client; keep the connection open and silent if it is None."""
     silent: list[asyncio.StreamWriter] = []
 
     def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,14 +40,14 @@ async def listen(path: Path, response: bytes | None) -> AsyncIterator[None]:
 
 @pytest.fixture
 def public_directory() -> Iterator[Path]:
-    """A folder that others than root can come to, and in it another."""
+    """Provide a directory, with a subdirectory, that users other than root can access."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         public_directory = Path(name)
         public_directory.chmod(0o755)
-        (public_directory / "folder").mkdir()
-        (public_directory / "folder").chmod(0o755)
+        (public_directory / "directory").mkdir()
+        (public_directory / "directory").chmod(0o755)
         yield public_directory
-        (public_directory / "folder").chmod(0o700)
+        (public_directory / "directory").chmod(0o700)
 
 
 class TestAddresses:
@@ -69,16 +69,16 @@ class TestProbe:
     async def test_probe_returns_socket_identity_and_pid_of_http2_server(self, tmp_path: Path) -> None:
         async with listen(tmp_path / "s", SETTINGS):
             peer = await probe(str(tmp_path / "s"), 5)
-        found = (tmp_path / "s").stat()
-        assert peer == (found.st_dev, found.st_ino, os.getpid())
+        status = (tmp_path / "s").stat()
+        assert peer == (status.st_dev, status.st_ino, os.getpid())
 
     async def test_probe_raises_transient_error_when_socket_is_missing(self, tmp_path: Path, golden: Golden) -> None:
         with golden.error("containerd_errors", "no socket", TransientError, tmp_path / "s", TMP=tmp_path):
             await probe(str(tmp_path / "s"), 5)
 
     async def test_probe_raises_transient_error_when_nothing_listens(self, tmp_path: Path, golden: Golden) -> None:
-        with socket.socket(socket.AF_UNIX) as left_over:
-            left_over.bind(str(tmp_path / "s"))
+        with socket.socket(socket.AF_UNIX) as unused:
+            unused.bind(str(tmp_path / "s"))
         with golden.error(
             "containerd_errors", "a socket without a listener", TransientError, tmp_path / "s", TMP=tmp_path
         ):
@@ -98,21 +98,21 @@ class TestProbe:
             await probe(str(tmp_path / "f" / "s"), 5)
 
     async def test_probe_raises_fatal_error_when_path_is_too_long(self, tmp_path: Path, golden: Golden) -> None:
-        folder = tmp_path / ("x" * 100)
-        folder.mkdir()
+        directory = tmp_path / ("x" * 100)
+        directory.mkdir()
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(tmp_path / "s"))
-        (tmp_path / "s").rename(folder / "s")
+        (tmp_path / "s").rename(directory / "s")
         with golden.error(
-            "containerd_errors", "too long a path", FatalError, folder / "s", "AF_UNIX path too long", TMP=tmp_path
+            "containerd_errors", "path too long", FatalError, directory / "s", "AF_UNIX path too long", TMP=tmp_path
         ):
-            await probe(str(folder / "s"), 5)
+            await probe(str(directory / "s"), 5)
 
-    @pytest.mark.parametrize("forbidden", ["folder", "folder/s"])
+    @pytest.mark.parametrize("forbidden", ["directory", "directory/s"])
     async def test_probe_raises_permission_error_with_hint(
         self, public_directory: Path, forbidden: str, golden: Golden
     ) -> None:
-        path = public_directory / "folder" / "s"
+        path = public_directory / "directory" / "s"
         async with listen(path, SETTINGS):
             os.chmod(public_directory / forbidden, 0)
             with (
@@ -122,7 +122,7 @@ class TestProbe:
                 await probe(str(path), 5)
 
     @pytest.mark.parametrize(
-        ("answer", "error"),
+        ("response", "error"),
         [
             (b"HTTP/1.1 400 Bad Request\r\n", FatalError),
             (b"220 mail.example.org ready\r\n", FatalError),
@@ -132,11 +132,11 @@ class TestProbe:
         ],
     )
     async def test_probe_raises_when_peer_does_not_speak_grpc(
-        self, tmp_path: Path, answer: bytes | None, error: type[BridgeError], golden: Golden
+        self, tmp_path: Path, response: bytes | None, error: type[BridgeError], golden: Golden
     ) -> None:
-        async with listen(tmp_path / "s", answer):
-            with golden.error("containerd_errors", f"answer {answer!r}", error, tmp_path / "s", TMP=tmp_path):
-                await probe(str(tmp_path / "s"), 0.05 if answer is None else 5)
+        async with listen(tmp_path / "s", response):
+            with golden.error("containerd_errors", f"response {response!r}", error, tmp_path / "s", TMP=tmp_path):
+                await probe(str(tmp_path / "s"), 0.05 if response is None else 5)
 
     async def test_probe_raises_transient_error_when_backlog_is_full(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as other:
@@ -149,7 +149,7 @@ class TestProbe:
 
 @contextmanager
 def as_unprivileged_user() -> Iterator[None]:
-    """Be a user without rights, where we are root."""
+    """Run the block as an unprivileged user if the tests run as root."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""Which container a person means."""
+"""Test which container a name or id selects."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tests.golden import Golden
 RULES = LabelRules.keep_all()
 
 
-def record(namespace: str, id_: str, name: str = "") -> Metadata:
+def metadata(namespace: str, id_: str, name: str = "") -> Metadata:
     return build_metadata(ContainerKey(namespace, id_), {"nerdctl/name": name} if name else {}, RULES)
 
 
-RECORDS = [
-    record("default", "919f59"),
-    record("shop", "919f59"),
-    record("shop", "91aaaa", "web"),
-    record("shop", "aaaaaa", "db"),
-    record("test", "bbbbbb", "db"),
-    record("test", "web2", "919f59"),
-    record("test", "cc"),
-    record("test", "cccc"),
+CONTAINERS = [
+    metadata("default", "919f59"),
+    metadata("shop", "919f59"),
+    metadata("shop", "91aaaa", "web"),
+    metadata("shop", "aaaaaa", "db"),
+    metadata("test", "bbbbbb", "db"),
+    metadata("test", "web2", "919f59"),
+    metadata("test", "cc"),
+    metadata("test", "cccc"),
 ]
 
 
 @pytest.mark.parametrize(
     ("name_or_id", "key"),
     [
-        ("919f59", ("default", "919f59")),  # a display id in full, although there is more of that name
+        ("919f59", ("default", "919f59")),  # a full display id, although other containers have the same id or name
         ("default/919f59", ("default", "919f59")),
         ("shop/919f59", ("shop", "919f59")),
         ("shop/919", ("shop", "919f59")),
-        ("web", ("shop", "91aaaa")),  # a name in full comes before the beginning of an id
+        ("web", ("shop", "91aaaa")),  # a full name takes precedence over an id prefix
         ("shop/web", ("shop", "91aaaa")),
         ("test/db", ("test", "bbbbbb")),
         ("bb", ("test", "bbbbbb")),
@@ -46,7 +46,7 @@ RECORDS = [
     ],
 )
 def test_name_lookup_returns_single_match(name_or_id: str, key: tuple[str, str]) -> None:
-    assert resolve(name_or_id, RECORDS).key == key
+    assert resolve(name_or_id, CONTAINERS).key == key
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_name_lookup_returns_single_match(name_or_id: str, key: tuple[str, str])
 )
 def test_name_lookup_raises_when_several_containers_match(name_or_id: str, candidates: str, golden: Golden) -> None:
     with golden.error("containers_found", f"several for {name_or_id!r}", AmbiguousError, repr(name_or_id), candidates):
-        resolve(name_or_id, RECORDS)
+        resolve(name_or_id, CONTAINERS)
 
 
 def test_name_lookup_error_lists_only_first_matches(golden: Golden) -> None:
-    with golden.error("containers_found", "very many", AmbiguousError, "30", "x/a0, ", "20 more"):
-        resolve("a", [record("x", f"a{number}") for number in range(30)])
+    with golden.error("containers_found", "thirty matches", AmbiguousError, "30", "x/a0, ", "20 more"):
+        resolve("a", [metadata("x", f"a{number}") for number in range(30)])
 
 
-@pytest.mark.parametrize("name_or_id", ["", "shop/", "/", "nobody", "nowhere/919f59", "19f59", "shop/shop/web"])
+@pytest.mark.parametrize("name_or_id", ["", "shop/", "/", "missing", "nowhere/919f59", "19f59", "shop/shop/web"])
 def test_name_lookup_raises_when_no_container_matches(name_or_id: str, golden: Golden) -> None:
     with golden.error("containers_found", f"none for {name_or_id!r}", NotFoundError, repr(name_or_id)):
-        resolve(name_or_id, RECORDS)
+        resolve(name_or_id, CONTAINERS)

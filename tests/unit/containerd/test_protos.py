@@ -1,4 +1,4 @@
-"""The generated modules: up to date, on the wire what containerd says, and in nobody's way."""
+"""Test that generated modules are current, compatible with containerd, and isolated from other modules."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_outdated_protos_are_named(
         (tmp_path / path.name).write_text(path.read_text())
     (tmp_path / "tasks_pb2.py").write_text("# edited")
     (tmp_path / "version_pb2.pyi").unlink()
-    (tmp_path / "left_over_pb2.py").touch()
-    assert generate.differences(tmp_path) == ["left_over_pb2.py", "tasks_pb2.py", "version_pb2.pyi"]
+    (tmp_path / "obsolete_pb2.py").touch()
+    assert generate.differences(tmp_path) == ["obsolete_pb2.py", "tasks_pb2.py", "version_pb2.pyi"]
     monkeypatch.setattr(generate, "differences", lambda: ["tasks_pb2.py"])
     assert generate.main(["--check"]) == 1
-    told = capsys.readouterr().err
-    assert "tasks_pb2.py" in told
-    assert "`make protos`" in told
+    stderr = capsys.readouterr().err
+    assert "tasks_pb2.py" in stderr
+    assert "`make protos`" in stderr
 
 
 def test_unexpected_protoc_output_is_rejected() -> None:

@@ -1,4 +1,4 @@
-"""The event stream against the stand-in: nothing lost, bounded, and gone when it is closed."""
+"""Test the event stream on a simulated containerd: no lost events, bounded memory, no thread left after close."""
 
 from __future__ import annotations
 
@@ -28,75 +28,75 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "containerd-events"]
 
 
-def threads_ended() -> None:
-    """Wait for the end of all readers: each takes its time, where somebody else has the processor."""
-    eventually(lambda: not readers(), "the end of all readers")
+def wait_for_threads() -> None:
+    """Wait until all reader threads have ended, which takes longer on a busy machine."""
+    eventually(lambda: not readers(), "all reader threads to end")
 
 
-CONNECTING = re.compile("failed to connect.*")  # gRPC's own words
+CONNECTING = re.compile("failed to connect.*")  # gRPC's text differs between versions
 
 
-async def queued(stream: ContainerdEventStream, events: int) -> None:
-    """Wait until the stream holds so many events."""
+async def wait_queued(stream: ContainerdEventStream, events: int) -> None:
+    """Wait until the stream has buffered this number of events."""
     async with asyncio.timeout(30):
-        while len(stream._queue) < events:  # noqa: ASYNC110 (a thread's affair)
+        while len(stream._queue) < events:  # noqa: ASYNC110 (another thread fills the queue)
             await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 async def stream(simulated_containerd: SimulatedContainerd) -> AsyncIterator[ContainerdEventStream]:
     stream = ContainerdEventStream(simulated_containerd.address)
-    await subscribed(simulated_containerd, 1)
+    await wait_subscribed(simulated_containerd, 1)
     yield stream
     stream.close()
-    threads_ended()
+    wait_for_threads()
 
 
-async def subscribed(simulated_containerd: SimulatedContainerd, streams: int) -> None:
-    """Wait until the stand-in has so many subscribers."""
+async def wait_subscribed(simulated_containerd: SimulatedContainerd, streams: int) -> None:
+    """Wait until the simulator has this number of subscribers."""
     await eventually_async(lambda: len(simulated_containerd.state.listeners) == streams)
 
 
 def publish_markers(simulated_containerd: SimulatedContainerd, events: int) -> list[Event]:
-    """Let so many events happen; return them."""
-    marks: list[Event] = []
+    """Publish this number of markers, and return the expected events."""
+    markers: list[Event] = []
     for number in range(events):
         simulated_containerd.state.publish_any(
             "whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b""
         )
-        marks.append(Marker("n", number))
-    return marks
+        markers.append(Marker("n", number))
+    return markers
 
 
 async def received(stream: ContainerdEventStream, events: int) -> list[Event]:
-    told: list[Event] = []
-    while len(told) < events:
+    received_events: list[Event] = []
+    while len(received_events) < events:
         batch = await stream.batch()
         assert 1 <= len(batch) <= MAX_BATCH_EVENTS
-        told.extend(batch)
-    return told
+        received_events.extend(batch)
+    return received_events
 
 
 async def test_event_stream_returns_events_in_order_and_batches(
     simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    told = publish_markers(simulated_containerd, 20_000)
-    assert await received(stream, 20_000) == told
+    published = publish_markers(simulated_containerd, 20_000)
+    assert await received(stream, 20_000) == published
 
 
 async def test_event_stream_buffers_events_between_reads(
     simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    told = publish_markers(simulated_containerd, 10)
-    await queued(stream, 10)
-    assert await stream.batch() == told
+    published = publish_markers(simulated_containerd, 10)
+    await wait_queued(stream, 10)
+    assert await stream.batch() == published
 
 
 async def test_event_stream_delivers_single_event_without_delay(
     simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
     waits = [1.0]
-    while min(waits) >= LINGER_SECONDS and len(waits) < 200:  # at once, when the machine has nothing else to do
+    while min(waits) >= LINGER_SECONDS and len(waits) < 200:  # delays on a busy machine do not count
         await asyncio.sleep(2 * LINGER_SECONDS)
         began = time.perf_counter()
         publish_markers(simulated_containerd, 1)
@@ -119,37 +119,37 @@ async def test_event_stream_omits_events_of_other_topics(
     simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
     simulated_containerd.state.publish_any("shop", "/images/create", "containerd.events.ImageCreate", b"")
-    told = publish_markers(simulated_containerd, 1)
-    assert await stream.batch() == told
+    published = publish_markers(simulated_containerd, 1)
+    assert await stream.batch() == published
 
 
 async def test_event_stream_loses_nothing_when_read_is_canceled(
     simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    told = []
+    published = []
     events: list[Event] = []
     for _ in range(50):
         waiting = asyncio.create_task(stream.batch())
-        told += publish_markers(simulated_containerd, 1)
+        published += publish_markers(simulated_containerd, 1)
         await asyncio.sleep(0.001)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
             events.extend(await waiting)
-    assert events + await received(stream, len(told) - len(events)) == told
+    assert events + await received(stream, len(published) - len(events)) == published
 
 
 async def test_event_stream_raises_after_buffered_events_on_disconnect(
     simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    told = publish_markers(simulated_containerd, 5)
-    await queued(stream, 5)
+    published = publish_markers(simulated_containerd, 5)
+    await wait_queued(stream, 5)
     await simulated_containerd.stop()
     await asyncio.sleep(0.1)
-    assert await stream.batch() == told
+    assert await stream.batch() == published
     for _ in range(2):
         with pytest.raises(TransientError, match=re.escape(simulated_containerd.address)):
             await stream.batch()
-    threads_ended()
+    wait_for_threads()
 
 
 async def test_event_stream_raises_when_server_ends_stream(
@@ -187,7 +187,7 @@ async def test_event_stream_close_wakes_pending_read(
     waiting = asyncio.create_task(stream.batch())
     await asyncio.sleep(0)
     stream.close()
-    threads_ended()
+    wait_for_threads()
     with golden.error("containerd_errors", "event stream closed", TransientError, "c.sock", TMP=tmp_path):
         await waiting
     stream.close()
@@ -196,30 +196,30 @@ async def test_event_stream_close_wakes_pending_read(
 async def test_event_stream_close_is_prompt_when_containerd_hangs(simulated_containerd: SimulatedContainerd) -> None:
     simulated_containerd.faults.hang()
     took: list[float] = []
-    while not took or (min(took) > 0.5 and len(took) < 10):  # at once, when the machine has nothing else to do
+    while not took or (min(took) > 0.5 and len(took) < 10):  # delays on a busy machine do not count
         simulated_containerd.calls.clear()
         stream = ContainerdEventStream(simulated_containerd.address)
         await eventually_async(lambda: "Events.Subscribe" in simulated_containerd.calls)
         began = time.perf_counter()
         stream.close()
         took.append(time.perf_counter() - began)
-        threads_ended()
+        wait_for_threads()
     assert min(took) < 0.5
 
 
 async def test_event_stream_close_is_prompt_before_subscription(simulated_containerd: SimulatedContainerd) -> None:
     for _ in range(20):
         ContainerdEventStream(simulated_containerd.address).close()
-    threads_ended()
+    wait_for_threads()
 
 
 async def test_event_stream_raises_overflow_when_buffer_is_full(
     simulated_containerd: SimulatedContainerd, golden: Golden
 ) -> None:
     stream = ContainerdEventStream(simulated_containerd.address, buffer_bytes=100_000)
-    await subscribed(simulated_containerd, 1)
+    await wait_subscribed(simulated_containerd, 1)
     publish_markers(simulated_containerd, 10_000)
-    await subscribed(simulated_containerd, 0)  # given up: left unread it would fill containerd's memory instead
+    await wait_subscribed(simulated_containerd, 0)  # closed, because unread events would fill containerd's memory
     for _ in range(2):
         with golden.error(
             "containerd_errors",
@@ -231,37 +231,37 @@ async def test_event_stream_raises_overflow_when_buffer_is_full(
         ):
             await stream.batch()
     stream.close()
-    threads_ended()
+    wait_for_threads()
 
 
 async def test_event_stream_frees_buffer_on_read(simulated_containerd: SimulatedContainerd) -> None:
     stream = ContainerdEventStream(simulated_containerd.address, buffer_bytes=100_000)
-    await subscribed(simulated_containerd, 1)
+    await wait_subscribed(simulated_containerd, 1)
     for _ in range(50):
-        told = publish_markers(simulated_containerd, 100)
-        assert await received(stream, 100) == told
+        published = publish_markers(simulated_containerd, 100)
+        assert await received(stream, 100) == published
     stream.close()
 
 
 def test_event_stream_closes_after_event_loop_ended(tmp_path: Path) -> None:
-    async def leave() -> ContainerdEventStream:
+    async def open_stream() -> ContainerdEventStream:
         async with SimulatedContainerd(tmp_path / "c.sock") as simulated_containerd:
             stream = ContainerdEventStream(simulated_containerd.address)
-            await subscribed(simulated_containerd, 1)
+            await wait_subscribed(simulated_containerd, 1)
             return stream
 
-    stream = asyncio.run(leave())
+    stream = asyncio.run(open_stream())
     stream.close()
-    threads_ended()
+    wait_for_threads()
 
 
 async def test_client_close_closes_event_streams(simulated_containerd: SimulatedContainerd) -> None:
-    threads_ended()  # those of tests before
+    wait_for_threads()  # threads of previous tests
     async with ContainerdClient(simulated_containerd.address, LabelRules.keep_all()) as client:
         await client.subscribe()
         stream = await client.subscribe()
         assert len(readers()) == 2
-    threads_ended()
+    wait_for_threads()
     stream.close()
 
 
@@ -269,5 +269,5 @@ async def test_client_close_closes_event_streams(simulated_containerd: Simulated
     ("events", "seconds", "expected"),
     [(1, 60, LINGER_SECONDS), (1, 0.005, 0.02), (2, 0.004, 0.01), (20, 0.02, 0.02), (640, 0.1, 0.1), (4096, 0, 0.1)],
 )
-def test_linger_grows_with_event_rate(events: int, seconds: float, expected: float) -> None:
+def test_event_stream_linger_grows_with_event_rate(events: int, seconds: float, expected: float) -> None:
     assert linger(events, seconds) == pytest.approx(expected)

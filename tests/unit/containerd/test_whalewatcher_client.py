@@ -1,4 +1,4 @@
-"""whalewatcher's engine client on the stand-in: what is alive, who is meant, what is told."""
+"""Test whalewatcher's engine client on a simulated containerd: lists, inspection and lifecycle events."""
 
 from __future__ import annotations
 
@@ -89,19 +89,22 @@ class TestList:
     async def test_list_returns_only_running_and_paused_containers(
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher
     ) -> None:
-        simulated_containerd.state.create(key("default/record-only"))
+        simulated_containerd.state.create(key("default/no-task"))
         simulated_containerd.state.create(key("default/created"))
         simulated_containerd.state.create_task(key("default/created"))
         for id_ in ("running", "paused", "stopped", "hung"):
             simulated_containerd.state.run(key(f"default/{id_}"))
         simulated_containerd.state.pause(key("default/paused"))
         simulated_containerd.state.exit(key("default/stopped"))
-        simulated_containerd.version = "1.6"  # which lists it as UNKNOWN
+        simulated_containerd.version = "1.6"  # lists a hung task as UNKNOWN
         simulated_containerd.faults.hung_shims.add(key("default/hung"))
-        assert [(found.id, found.paused) for found in await watcher.list()] == [("running", False), ("paused", True)]
+        assert [(container.id, container.paused) for container in await watcher.list()] == [
+            ("running", False),
+            ("paused", True),
+        ]
 
     @pytest.mark.parametrize(
-        ("include", "exclude", "told"),
+        ("include", "exclude", "ids"),
         [
             (("*",), (), ["a", "shop/b"]),
             (("moby",), (), ["moby/c"]),
@@ -114,12 +117,12 @@ class TestList:
         simulated_containerd: SimulatedContainerd,
         include: tuple[str, ...],
         exclude: tuple[str, ...],
-        told: list[str],
+        ids: list[str],
     ) -> None:
         for text in ("default/a", "shop/b", "moby/c"):
             simulated_containerd.state.run(key(text))
         async with ContainerdWatcher.at(simulated_containerd.address, include=include, exclude=exclude) as watcher:
-            assert [found.id for found in await watcher.list()] == told
+            assert [container.id for container in await watcher.list()] == ids
 
     async def test_list_raises_when_namespace_fails(
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher, golden: Golden
@@ -147,9 +150,13 @@ class TestList:
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher
     ) -> None:
         simulated_containerd.state.run(key("shop/a"), PROJECT)
-        (row,) = await watcher.list_detailed()
-        assert isinstance(row, RunningContainer)
-        assert (row.metadata.image, row.metadata.key, row.task.status.name) == (IMAGE, key("shop/a"), "RUNNING")
+        (container,) = await watcher.list_detailed()
+        assert isinstance(container, RunningContainer)
+        assert (container.metadata.image, container.metadata.key, container.task.status.name) == (
+            IMAGE,
+            key("shop/a"),
+            "RUNNING",
+        )
 
 
 class TestInspect:
@@ -158,8 +165,8 @@ class TestInspect:
     ) -> None:
         simulated_containerd.state.run(key("shop/919f59"), {"nerdctl/name": "web"})
         simulated_containerd.state.run(key("shop/other"))
-        for meant in ("shop/919f59", "shop/91", "91", "web", "shop/web"):
-            assert (await watcher.inspect(meant)).id == "shop/919f59"
+        for name_or_id in ("shop/919f59", "shop/91", "91", "web", "shop/web"):
+            assert (await watcher.inspect(name_or_id)).id == "shop/919f59"
 
     async def test_inspect_needs_no_listing_for_full_display_id(
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher
@@ -180,19 +187,19 @@ class TestInspect:
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher
     ) -> None:
         simulated_containerd.state.run(key("moby/docker"))
-        for meant in ("nobody", "nowhere/nobody", "", "moby/docker", "docker"):
+        for name_or_id in ("missing", "nowhere/missing", "", "moby/docker", "docker"):
             with pytest.raises(NotFoundError):
-                await watcher.inspect(meant)
+                await watcher.inspect(name_or_id)
 
     async def test_inspect_raises_when_container_has_no_process(
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher, golden: Golden
     ) -> None:
-        simulated_containerd.state.create(key("shop/record"))
-        with golden.error("containers_found", "no task", NotFoundError, "shop/record"):
-            await watcher.inspect("shop/record")
-        simulated_containerd.state.create_task(key("shop/record"))
-        with golden.error("containers_found", "a task that was only created", NotFoundError, "shop/record", "CREATED"):
-            await watcher.inspect("shop/record")
+        simulated_containerd.state.create(key("shop/taskless"))
+        with golden.error("containers_found", "no task", NotFoundError, "shop/taskless"):
+            await watcher.inspect("shop/taskless")
+        simulated_containerd.state.create_task(key("shop/taskless"))
+        with golden.error("containers_found", "created task", NotFoundError, "shop/taskless", "CREATED"):
+            await watcher.inspect("shop/taskless")
 
     async def test_inspect_raises_when_shim_hangs(
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher
@@ -220,16 +227,16 @@ class TestEvents:
             state.exit(shop)
             state.delete_task(shop)
             state.run(key("default/b"))
-            told = [await anext(events) for _ in range(5)]
-        assert [(event.type, event.id, event.project) for event in told] == [
+            received = [await anext(events) for _ in range(5)]
+        assert [(event.type, event.id, event.project) for event in received] == [
             (STARTED, "shop/a", "p"),
             (PAUSED, "shop/a", "p"),
             (UNPAUSED, "shop/a", "p"),
             (EXITED, "shop/a", "p"),
             (STARTED, "b", ""),
         ]
-        assert all(one.timestamp <= other.timestamp for one, other in pairwise(told))
-        assert isinstance(told[0], ContainerEvent)
+        assert all(earlier.timestamp <= later.timestamp for earlier, later in pairwise(received))
+        assert isinstance(received[0], ContainerEvent)
 
     async def test_project_is_fetched_once_and_updated_by_events(
         self, simulated_containerd: SimulatedContainerd, watcher: ContainerdWatcher
@@ -245,9 +252,9 @@ class TestEvents:
             assert (await anext(events)).project == "q"
             state.delete_task(shop)
             state.delete(shop)
-            state.publish_exit(shop, 1, 137)  # once more, late
+            state.publish_exit(shop, 1, 137)  # a late duplicate
             assert (await anext(events)).project == "q"
-            state.run(shop)  # another one of the same name
+            state.run(shop)  # a new container with the same id
             assert (await anext(events)).project == ""
             assert simulated_containerd.calls.count("Containers.Get") == 2
 

@@ -1,4 +1,4 @@
-"""CloudEvents 1.0, with the `cloudevents` package as independent judge."""
+"""Test CloudEvents 1.0 attributes, headers and envelopes against the `cloudevents` package."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_cloudevents_attributes_of_record_are_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("type_", "meant"),
+    ("type_", "suffix"),
     [
         ("started", "container.started"),
         ("present", "container.present"),
@@ -64,8 +64,8 @@ def test_cloudevents_attributes_of_record_are_complete() -> None:
         ("heartbeat", "heartbeat"),
     ],
 )
-def test_cloudevents_type_maps_record_type(type_: RecordType, meant: str) -> None:
-    assert cloudevents.event_type(type_) == f"io.whalebridge.{meant}"
+def test_cloudevents_type_maps_record_type(type_: RecordType, suffix: str) -> None:
+    assert cloudevents.event_type(type_) == f"io.whalebridge.{suffix}"
 
 
 def test_control_record_has_no_subject_and_loss_record_unique_id() -> None:
@@ -88,7 +88,7 @@ def test_cloudevents_subject_has_allowed_characters_and_decodes(name: str) -> No
     subject = encode_attribute(name)
     assert subject
     assert not set(subject) & FORBIDDEN
-    assert not any(0xD800 <= ord(each) <= 0xDFFF or ord(each) & 0xFFFE == 0xFFFE for each in subject)
+    assert not any(0xD800 <= ord(char) <= 0xDFFF or ord(char) & 0xFFFE == 0xFFFE for char in subject)
     assert subject == name or unquote(subject, errors="surrogatepass") == name
 
 
@@ -119,14 +119,14 @@ def test_kafka_headers_are_parsed_by_cloudevents_package(name: str, host: str) -
 
 
 def test_kafka_headers_equal_cloudevents_attributes() -> None:
-    for each in (
+    for event_record in (
         record(1),
         control_record(2, "snapshot_completed"),
         record(3, engine=EngineInfo("", "containerd.io", "", "", 0)),
     ):
-        headers = dict(kafka_headers(each))
+        headers = dict(kafka_headers(event_record))
         assert headers.pop("content-type") == b"application/json"
-        assert headers == {f"ce_{name}": value.encode() for name, value in attributes(each)}
+        assert headers == {f"ce_{name}": value.encode() for name, value in attributes(event_record)}
 
 
 # --- NATS ---
@@ -138,17 +138,17 @@ def test_nats_headers_are_printable_ascii_and_equal_attributes(name: str, host: 
     headers = nats_headers(sent)
     assert headers.pop("ce-datacontenttype") == "application/json"
     for value in headers.values():
-        assert all("!" <= each <= "~" and each != '"' for each in value)
+        assert all("!" <= char <= "~" and char != '"' for char in value)
         assert not re.search(r"%(?![0-9A-F]{2})", value)
     assert {key[3:]: unquote(value) for key, value in headers.items()} == dict(attributes(sent))
 
 
 @pytest.mark.parametrize(
-    ("value", "meant"),
+    ("value", "encoded"),
     [("a b", "a%20b"), ('"', "%22"), ("%", "%25"), ("ü", "%C3%BC"), ("\r\n", "%0D%0A"), ("~!/", "~!/")],
 )
-def test_nats_header_value_is_percent_encoded(value: str, meant: str) -> None:
-    assert encode_nats_value(value) == meant
+def test_nats_header_value_is_percent_encoded(value: str, encoded: str) -> None:
+    assert encode_nats_value(value) == encoded
 
 
 # --- structured mode ---
@@ -161,10 +161,10 @@ def test_cloudevents_envelope_contains_document_unchanged(name: str) -> None:
     assert text.endswith(b'"data":' + sent.data + b"}")
     event = JSONFormat().read(None, text)
     assert event.get_data() == msgspec.json.decode(sent.data)
-    read = {**msgspec.json.decode(text)}
-    del read["data"]
-    assert read.pop("datacontenttype") == "application/json"
-    assert read == dict(attributes(sent))
+    decoded = {**msgspec.json.decode(text)}
+    del decoded["data"]
+    assert decoded.pop("datacontenttype") == "application/json"
+    assert decoded == dict(attributes(sent))
 
 
 def test_structured_mode_content_types_are_correct() -> None:

@@ -26,13 +26,13 @@ from tests.sample_records import control_record, record, records
 
 @contextlib.asynccontextmanager
 async def make_sink(path: Path, **options: Any) -> AsyncIterator[FileSink]:
-    made = FileSink(FileSettings(type="file", path=str(path), **options))
+    sink = FileSink(FileSettings(type="file", path=str(path), **options))
     try:
-        await made.start()
-        yield made
+        await sink.start()
+        yield sink
     finally:
-        await made.close()
-        await made.close()
+        await sink.close()
+        await sink.close()
 
 
 def lines(*paths: Path) -> list[bytes]:
@@ -40,27 +40,27 @@ def lines(*paths: Path) -> list[bytes]:
 
 
 async def test_file_sink_writes_record_per_line(tmp_path: Path) -> None:
-    path, whole = tmp_path / "events", records(100)
-    async with make_sink(path) as made:
-        await made.publish(whole[:60])
-        await made.publish(whole[60:])
-        await made.publish([])
-    assert lines(path) == [each.data for each in whole]
+    path, published = tmp_path / "events", records(100)
+    async with make_sink(path) as sink:
+        await sink.publish(published[:60])
+        await sink.publish(published[60:])
+        await sink.publish([])
+    assert lines(path) == [item.data for item in published]
     assert stat.S_IMODE(path.stat().st_mode) & 0o027 == 0
 
 
 async def test_file_sink_appends_to_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "events"
     for number in (1, 2):
-        async with make_sink(path) as made:
-            await made.publish([record(number)])
+        async with make_sink(path) as sink:
+            await sink.publish([record(number)])
     assert lines(path) == [record(1).data, record(2).data]
 
 
 async def test_file_sink_omits_control_records_for_whalewatcher(tmp_path: Path) -> None:
-    async with make_sink(tmp_path / "events", encoding="whalewatcher") as made:
-        await made.publish([control_record(1, "snapshot_started")])
-        await made.publish([control_record(1, "snapshot_started"), record(2)])
+    async with make_sink(tmp_path / "events", encoding="whalewatcher") as sink:
+        await sink.publish([control_record(1, "snapshot_started")])
+        await sink.publish([control_record(1, "snapshot_started"), record(2)])
     (line,) = lines(tmp_path / "events")
     assert line.startswith(b'{"Timestamp":')
 
@@ -69,78 +69,80 @@ async def test_file_sink_omits_control_records_for_whalewatcher(tmp_path: Path) 
 
 
 async def test_file_sink_rotates_full_file_and_removes_oldest(tmp_path: Path) -> None:
-    path, whole = tmp_path / "events", records(60, size=1000)
-    async with make_sink(path, max_bytes=4096, max_files=3) as made:
-        await made.publish(whole[:30])
-        for each in whole[30:]:
-            await made.publish([each])
+    path, published = tmp_path / "events", records(60, size=1000)
+    async with make_sink(path, max_bytes=4096, max_files=3) as sink:
+        await sink.publish(published[:30])
+        for item in published[30:]:
+            await sink.publish([item])
     kept = [tmp_path / f"events.{number}" for number in (3, 2, 1)]
     assert sorted(os.listdir(tmp_path)) == ["events", "events.1", "events.2", "events.3"]
-    assert all(each.stat().st_size <= 4096 for each in kept)
-    assert lines(*kept, path) == [each.data for each in whole[-16:]]
+    assert all(path.stat().st_size <= 4096 for path in kept)
+    assert lines(*kept, path) == [item.data for item in published[-16:]]
 
 
-async def test_file_sink_keeps_single_file_when_keep_is_zero(tmp_path: Path) -> None:
+async def test_file_sink_keeps_single_file_when_max_files_is_zero(tmp_path: Path) -> None:
     path = tmp_path / "events"
-    async with make_sink(path, max_bytes=4096, max_files=0) as made:
-        await made.publish(records(20, size=1000))
+    async with make_sink(path, max_bytes=4096, max_files=0) as sink:
+        await sink.publish(records(20, size=1000))
     assert os.listdir(tmp_path) == ["events"]
-    assert lines(path) == [each.data for each in records(20, size=1000)[-4:]]
+    assert lines(path) == [item.data for item in records(20, size=1000)[-4:]]
 
 
 async def test_file_sink_writes_oversized_line_to_separate_file(tmp_path: Path) -> None:
-    whole = [record(1), record(2, size=10_000), record(3)]
-    async with make_sink(tmp_path / "events", max_bytes=4096) as made:
-        await made.publish(whole)
-    assert [lines(tmp_path / name) for name in ("events.2", "events.1", "events")] == [[each.data] for each in whole]
+    published = [record(1), record(2, size=10_000), record(3)]
+    async with make_sink(tmp_path / "events", max_bytes=4096) as sink:
+        await sink.publish(published)
+    assert [lines(tmp_path / name) for name in ("events.2", "events.1", "events")] == [
+        [item.data] for item in published
+    ]
 
 
 @given(st.lists(st.lists(st.integers(1, 3000), max_size=6), max_size=10))
-def test_rotated_file_keeps_whole_lines_in_order(batches: list[list[int]]) -> None:
+def test_rotated_file_keeps_complete_lines_in_order(batches: list[list[int]]) -> None:
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        rotated = RotatedFile(str(folder / "f"), 4096, 100)
+        directory = Path(name)
+        rotated = RotatedFile(str(directory / "f"), 4096, 100)
         written = []
         for number, batch in enumerate(batches):
             content = [b'{"' + b"%d" % number + b"x" * size + b"\n" for size in batch]
             rotated.append(content)
             written += content
         rotated.close()
-        names = sorted(folder.iterdir(), key=lambda path: -int(path.suffix[1:] or 0))
+        names = sorted(directory.iterdir(), key=lambda path: -int(path.suffix[1:] or 0))
         assert b"".join(path.read_bytes() for path in names) == b"".join(written)
 
 
-@pytest.mark.parametrize("how", ["moved", "removed", "replaced"])
-async def test_file_sink_reopens_path_when_file_is_moved(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["moved", "removed", "replaced"])
+async def test_file_sink_reopens_path_when_file_is_moved(change: str, tmp_path: Path) -> None:
     path = tmp_path / "events"
-    async with make_sink(path) as made:
-        await made.publish([record(1)])
-        if how == "removed":
+    async with make_sink(path) as sink:
+        await sink.publish([record(1)])
+        if change == "removed":
             path.unlink()
         else:
-            path.rename(tmp_path / "aside")
-        if how == "replaced":
+            path.rename(tmp_path / "moved")
+        if change == "replaced":
             path.touch()
-        await made.publish([record(2)])
+        await sink.publish([record(2)])
     assert lines(path) == [record(2).data]
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 @pytest.mark.parametrize("cut", [1, 2, 30])
 async def test_file_sink_removes_partial_line_of_killed_process(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "events"
     path.write_bytes(record(1).data + b"\n" + record(2).data[:cut])
-    async with make_sink(path) as made:
-        await made.publish([record(2)])
+    async with make_sink(path) as sink:
+        await sink.publish([record(2)])
     assert lines(path) == [record(1).data, record(2).data]
 
 
 async def test_file_sink_leaves_foreign_file_unchanged(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "events"
     path.write_bytes(b"root:x:0:0")
-    with golden.error("sink_errors", "file, another program's", FatalError, path, TMP=tmp_path):
+    with golden.error("sink_errors", "file, other content", FatalError, path, TMP=tmp_path):
         async with make_sink(path):
             pass
     assert path.read_bytes() == b"root:x:0:0"
@@ -148,9 +150,9 @@ async def test_file_sink_leaves_foreign_file_unchanged(tmp_path: Path, golden: G
 
 async def test_file_sink_start_raises_when_file_is_locked(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "events"
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    program = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
     other = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", hold, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        sys.executable, "-c", program, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert other.stdout
     await other.stdout.readline()
@@ -158,22 +160,22 @@ async def test_file_sink_start_raises_when_file_is_locked(tmp_path: Path, golden
         async with make_sink(path):
             pass
     await other.communicate(b"\n")
-    async with make_sink(path) as made:
-        await made.publish([record(1)])
+    async with make_sink(path) as sink:
+        await sink.publish([record(1)])
 
 
 @pytest.mark.parametrize(
     ("name", "error", "named"),
     [
-        ("folder", FatalError, "Is a directory"),
+        ("directory", FatalError, "Is a directory"),
         ("pipe", FatalError, "stdout:"),
-        ("nowhere/events", TransientError, "No such file or directory"),
+        ("missing/events", TransientError, "No such file or directory"),
     ],
 )
 async def test_file_sink_start_raises_when_path_is_not_a_file(
     name: str, error: type[Exception], named: str, tmp_path: Path, golden: Golden
 ) -> None:
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "pipe")
     with golden.error("sink_errors", f"file, {name}", error, tmp_path / name, named, TMP=tmp_path):
         async with make_sink(tmp_path / name):
@@ -181,20 +183,20 @@ async def test_file_sink_start_raises_when_path_is_not_a_file(
 
 
 class FakeDisk:
-    """Fails on request."""
+    """Replace disk writes with writes that a test can limit or make fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.room = 1 << 30
+        self.free_bytes = 1 << 30
         self.syncs = True
         self._pwrite, self._fdatasync = os.pwrite, os.fdatasync
         monkeypatch.setattr(os, "pwrite", self._write)
         monkeypatch.setattr(os, "fdatasync", self._sync)
 
     def _write(self, descriptor: int, data: bytes, offset: int) -> int:
-        if not self.room:
+        if not self.free_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = self._pwrite(descriptor, data[: min(self.room, 700)], offset)
-        self.room -= written
+        written = self._pwrite(descriptor, data[: min(self.free_bytes, 700)], offset)
+        self.free_bytes -= written
         return written
 
     def _sync(self, descriptor: int) -> None:
@@ -203,49 +205,49 @@ class FakeDisk:
         self._fdatasync(descriptor)
 
 
-@pytest.mark.parametrize("room", [0, 1, 699, 700, 2000])
+@pytest.mark.parametrize("free_bytes", [0, 1, 699, 700, 2000])
 async def test_file_sink_leaves_no_partial_line_when_disk_is_full(
-    room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
+    free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    disk, path, whole = FakeDisk(monkeypatch), tmp_path / "events", records(10, size=800)
-    async with make_sink(path) as made:
-        await made.publish(whole[:2])
-        disk.room = room
+    disk, path, published = FakeDisk(monkeypatch), tmp_path / "events", records(10, size=800)
+    async with make_sink(path) as sink:
+        await sink.publish(published[:2])
+        disk.free_bytes = free_bytes
         for _ in range(2):
             with golden.error(
                 "sink_errors", "file, full disk", TransientError, path, "No space left on device", TMP=tmp_path
             ):
-                await made.publish(whole[2:])
-            assert lines(path) == [each.data for each in whole[:2]]
-        disk.room = 1 << 30
-        await made.publish(whole[2:])
-    assert lines(path) == [each.data for each in whole]
+                await sink.publish(published[2:])
+            assert lines(path) == [item.data for item in published[:2]]
+        disk.free_bytes = 1 << 30
+        await sink.publish(published[2:])
+    assert lines(path) == [item.data for item in published]
 
 
 async def test_file_sink_publish_raises_when_sync_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
     disk, path = FakeDisk(monkeypatch), tmp_path / "events"
-    async with make_sink(path) as made:
+    async with make_sink(path) as sink:
         disk.syncs = False
         with golden.error("sink_errors", "file, broken disk", TransientError, path, "Input/output error", TMP=tmp_path):
-            await made.publish([record(1)])
+            await sink.publish([record(1)])
         disk.syncs = True
-        await made.publish([record(1)])
+        await sink.publish([record(1)])
     assert lines(path) == [record(1).data]
 
 
 async def test_file_sink_close_returns_when_disk_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "CLOSE_SECONDS", 0.01)
-    ours, theirs = os.pipe()
-    monkeypatch.setattr(os, "fdatasync", lambda _: os.read(ours, 1))
-    made = FileSink(FileSettings(type="file", path=str(tmp_path / "events")))
-    await made.start()
-    publishing = asyncio.create_task(made.publish([record(1)]))
+    read_end, write_end = os.pipe()
+    monkeypatch.setattr(os, "fdatasync", lambda _: os.read(read_end, 1))
+    sink = FileSink(FileSettings(type="file", path=str(tmp_path / "events")))
+    await sink.start()
+    publishing = asyncio.create_task(sink.publish([record(1)]))
     await asyncio.sleep(0.05)
-    await made.close()
+    await sink.close()
     assert not publishing.done()
-    os.write(theirs, b"x")
+    os.write(write_end, b"x")
     await publishing
-    os.close(ours)
-    os.close(theirs)
+    os.close(read_end)
+    os.close(write_end)

@@ -12,11 +12,11 @@ from aiokafka import AIOKafkaConsumer
 from sinks.kafka.connection import start_client, stop_consumer
 from sinks.kafka.publisher import Producer
 
-VERSIONS = {18: (0, 0), 3: (0, 4)}  # of what a client asks first: which versions there are, and which brokers
+VERSIONS = {18: (0, 0), 3: (0, 4)}  # API versions of the first requests of a client: ApiVersions and Metadata
 
 
 class UnresponsiveBroker:
-    """A broker that tells its versions, and nothing else."""
+    """A broker that responds only to ApiVersions requests."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -24,9 +24,9 @@ class UnresponsiveBroker:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         (number,) = struct.unpack_from(">i", await _request(reader), 4)
-        versions = b"".join(struct.pack(">3h", key, *known) for key, known in VERSIONS.items())
-        answer = struct.pack(">ihi", number, 0, len(VERSIONS)) + versions
-        writer.write(struct.pack(">i", len(answer)) + answer)
+        versions = b"".join(struct.pack(">3h", key, *version_range) for key, version_range in VERSIONS.items())
+        response = struct.pack(">ihi", number, 0, len(VERSIONS)) + versions
+        writer.write(struct.pack(">i", len(response)) + response)
         await _request(reader)
         self.requested.set()
         try:
@@ -53,8 +53,8 @@ async def broker() -> AsyncIterator[UnresponsiveBroker]:
 
 @pytest.mark.parametrize("kind", ["producer", "consumer"])
 async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: UnresponsiveBroker, kind: str) -> None:
-    complaints: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
+    errors: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context)))
     client: Any
     if kind == "producer":
         client = Producer([broker.address], compression=None, max_bytes=1000, request_timeout=60)
@@ -68,5 +68,5 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     await (client.abandon() if kind == "producer" else stop_consumer(client))
     del starting, client
     gc.collect()
-    assert complaints == []
+    assert errors == []
     await broker.disconnected.wait()

@@ -1,4 +1,4 @@
-"""The errors of the Kafka sink: their class, what they name, and their text in a golden file."""
+"""Test the errors of the Kafka sink: class, named settings, and text in a golden file."""
 
 from __future__ import annotations
 
@@ -51,29 +51,39 @@ def alert(reason: str) -> ssl.SSLError:
     [
         ("timeout", TimeoutError(), {}, []),
         ("unknown host", socket.gaierror(-2, "Name or service not known"), {}, ["Name or service not known"]),
-        ("refused", ConnectionRefusedError(111, "Connection refused"), {}, ["refused"]),
+        ("no listener", ConnectionRefusedError(111, "Connection refused"), {}, ["no listener"]),
         ("unreachable", OSError(101, "Network is unreachable"), {}, ["Network is unreachable"]),
         ("closed", KafkaConnectionError("x"), {}, ["kafkas://", "tls.enabled", "(auth)"]),
         ("closed, sasl", KafkaConnectionError("x"), {"auth": SASL}, ["kafkas://", "tls.enabled"]),
         ("closed, tls", KafkaConnectionError("x"), {"tls": TLS}, ["TLS", "(auth)"]),
         ("closed, tls and sasl", KafkaConnectionError("x"), {"tls": TLS, "auth": SASL}, ["TLS"]),
-        ("login", SaslAuthenticationFailed(), {"auth": SASL}, ["user bridge", "scram-sha-256", "auth.password"]),
+        (
+            "authentication failed",
+            SaslAuthenticationFailed(),
+            {"auth": SASL},
+            ["user bridge", "scram-sha-256", "auth.password"],
+        ),
         ("mechanism", UnsupportedSaslMechanismError(), {"auth": SASL}, ["auth.mechanism"]),
-        ("no login wanted", IllegalSaslStateError(), {"auth": SASL}, ["auth"]),
-        ("another host", certificate_error(62, "Hostname mismatch"), {"tls": TLS}, ["Hostname mismatch"]),
+        ("authentication not supported", IllegalSaslStateError(), {"auth": SASL}, ["auth"]),
+        (
+            "certificate of another host",
+            certificate_error(62, "Hostname mismatch"),
+            {"tls": TLS},
+            ["Hostname mismatch"],
+        ),
         ("not trusted", certificate_error(20, "unable to get issuer"), {"tls": TLS}, ["/run/ca.pem"]),
         ("not trusted, no ca", certificate_error(20, "no issuer"), {"tls": {"enabled": True}}, ["tls.ca_file"]),
-        ("certificate wanted", alert("TLSV13_ALERT_CERTIFICATE_REQUIRED"), {"tls": TLS}, ["tls.cert_file"]),
+        ("certificate required", alert("TLSV13_ALERT_CERTIFICATE_REQUIRED"), {"tls": TLS}, ["tls.cert_file"]),
         ("certificate rejected", alert("TLSV1_ALERT_UNKNOWN_CA"), {"tls": CERTIFICATE}, ["/run/cert.pem"]),
         ("no tls", alert("WRONG_VERSION_NUMBER"), {"tls": TLS}, ["TLS", "wrong version number"]),
     ],
 )
-def test_server_not_reached_names_server_and_setting(
+def test_kafka_connect_error_names_server_and_setting(
     case: str, error: Exception, options: dict[str, Any], named: list[str], golden: Golden
 ) -> None:
     text = errors.describe_connect_error(error, SERVER, settings(**options))
     assert text.startswith(f"{SERVER}: ")
-    assert [each for each in named if each not in text] == []
+    assert [name for name in named if name not in text] == []
     assert "s3cret" not in text
     golden.entry("kafka_errors", f"connecting, {case}", text)
 
@@ -85,9 +95,9 @@ def test_server_not_reached_names_server_and_setting(
         (ClusterAuthorizationFailedError(), ["IdempotentWrite"]),
     ],
 )
-def test_missing_permission_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
+def test_kafka_permission_error_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
     text = errors.describe_denial(error, "events", settings(auth=SASL)) or ""
-    assert [each for each in ["user bridge", *named] if each not in text] == []
+    assert [name for name in ["user bridge", *named] if name not in text] == []
     golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
     assert errors.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
 
@@ -101,13 +111,15 @@ def test_missing_permission_names_user_and_operation(error: Exception, named: li
         ("nothing", {}, "anonymous"),
     ],
 )
-def test_identity_names_user_or_credential(case: str, options: dict[str, Any], named: str, golden: Golden) -> None:
+def test_kafka_principal_names_user_or_credential(
+    case: str, options: dict[str, Any], named: str, golden: Golden
+) -> None:
     assert named in errors.principal(settings(**options))
     golden.entry("kafka_errors", f"identity, {case}", errors.principal(settings(**options)))
 
 
-class Answer(NamedTuple):
-    """An answer to a request for metadata, or to create a topic."""
+class Response(NamedTuple):
+    """A response to a metadata request or a create-topic request."""
 
     topics: tuple[Any, ...] = ()
     brokers: tuple[Any, ...] = ((1, "k1", 9092),)
@@ -115,69 +127,76 @@ class Answer(NamedTuple):
 
 
 class FakeConnection:
-    """Gives answers to requests in turn."""
+    """Return the given responses in turn."""
 
-    def __init__(self, *answers: Answer) -> None:
-        self._answers = list(answers)
+    def __init__(self, *responses: Response) -> None:
+        self._responses = list(responses)
 
-    async def send(self, _: Any) -> Answer:
-        return self._answers.pop(0)
+    async def send(self, _: Any) -> Response:
+        return self._responses.pop(0)
 
 
-MISSING = Answer(topics=((UnknownTopicOrPartitionError.errno, "events", False, []),))
+MISSING = Response(topics=((UnknownTopicOrPartitionError.errno, "events", False, []),))
 
 
 @pytest.mark.parametrize(
-    ("case", "options", "answers", "named"),
+    ("case", "options", "responses", "named"),
     [
-        ("create is false", {"auto_create": False}, [MISSING], ["create", "--topic events --partitions 1", "delete"]),
+        (
+            "auto_create disabled",
+            {"auto_create": False},
+            [MISSING],
+            ["create", "--topic events --partitions 1", "delete"],
+        ),
         (
             "create not allowed",
             {"auth": SASL},
-            [MISSING, Answer(topic_errors=(("events", TopicAuthorizationFailedError.errno, None),))],
+            [MISSING, Response(topic_errors=(("events", TopicAuthorizationFailedError.errno, None),))],
             ["user bridge", "Create", "--topic events"],
         ),
         (
             "too many replicas",
             {"replication_factor": 3},
-            [MISSING, Answer(topic_errors=(("events", 38, "Replication factor: 3 larger than brokers: 1."),))],
+            [MISSING, Response(topic_errors=(("events", 38, "Replication factor: 3 larger than brokers: 1."),))],
             ["Replication factor: 3", "--topic events"],
         ),
         (
-            "not to be seen",
+            "describe not allowed",
             {"auth": SASL},
-            [Answer(topics=((TopicAuthorizationFailedError.errno, "events", False, []),))],
+            [Response(topics=((TopicAuthorizationFailedError.errno, "events", False, []),))],
             ["user bridge", "Describe", "Write"],
         ),
-        ("no brokers", {}, [Answer(brokers=())], [SERVER]),
+        ("no brokers", {}, [Response(brokers=())], [SERVER]),
         (
             "no brokers, token",
             {"auth": {"mechanism": "oauthbearer", "token_file": "/run/token"}},
-            [Answer(brokers=())],
+            [Response(brokers=())],
             [SERVER, "/run/token"],
         ),
     ],
 )
-async def test_topic_not_usable_names_topic_and_remedy(
-    case: str, options: dict[str, Any], answers: list[Answer], named: list[str], golden: Golden
+async def test_unusable_kafka_topic_error_names_topic_and_remedy(
+    case: str, options: dict[str, Any], responses: list[Response], named: list[str], golden: Golden
 ) -> None:
-    cluster = AdminClient(settings(**options), FakeConnection(*answers), SERVER)
+    cluster = AdminClient(settings(**options), FakeConnection(*responses), SERVER)
     with golden.error("kafka_errors", f"topic, {case}", TransientError, *named):
         await cluster.ensure_event_topic(ManualClock())
 
 
-@pytest.mark.parametrize(("what", "policy"), [("event", "compact"), ("state", "delete")])
-async def test_wrong_cleanup_policy_is_a_compaction_error(
-    what: str, policy: str, golden: Golden, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("topic_kind", "policy"), [("event", "compact"), ("state", "delete")])
+async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
+    topic_kind: str, policy: str, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def found(*_: object) -> Topic:
+    async def fake_topic(*_: object) -> Topic:
         return Topic("events", {0: Partition(SERVER, 1, 1)}, None, policy)
 
     cluster = AdminClient(settings(), FakeConnection(), SERVER)
-    monkeypatch.setattr(cluster, "_ensure_topic", found)
-    with golden.error("kafka_errors", f"cleanup.policy of the {what} topic", CompactionError, "cleanup.policy", policy):
+    monkeypatch.setattr(cluster, "_ensure_topic", fake_topic)
+    with golden.error(
+        "kafka_errors", f"cleanup.policy of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
+    ):
         await (
             cluster.ensure_event_topic(ManualClock())
-            if what == "event"
+            if topic_kind == "event"
             else cluster.ensure_state_topic("events", ManualClock())
         )

@@ -25,11 +25,11 @@ SOURCE = StateKey("node-1", "engine")
 
 @given(PARTS, st.text(), PARTS, PARTS)
 def test_kafka_key_round_trips(host: str, engine: str, namespace: str, id_: str) -> None:
-    for row in (StateKey(host, engine), StateKey(host, engine, namespace, id_)):
-        key = encode_key(row)
-        assert decode_key(key) == row
+    for state_key in (StateKey(host, engine), StateKey(host, engine, namespace, id_)):
+        key = encode_key(state_key)
+        assert decode_key(key) == state_key
         assert key.isascii()
-        assert key.count(b"/") == (3 if row.id else 1)
+        assert key.count(b"/") == (3 if state_key.id else 1)
 
 
 def test_kafka_key_is_plain_for_plain_names() -> None:
@@ -52,30 +52,30 @@ def test_kafka_message_size_is_at_least_sent_size(key: bytes, value: bytes, head
 @given(st.lists(st.integers(0, 30_000), min_size=1, max_size=60))
 def test_kafka_batches_keep_order_and_size_limit(sizes: list[int]) -> None:
     messages = [Message((1, number), b"k", b"x" * size, []) for number, size in enumerate(sizes)]
-    made = list(build_batches(messages, 1, lambda: BatchBuilder(16_384, 0)))
-    assert [message for _, part in made for message in part] == messages
-    for builder, part in made:
+    batches = list(build_batches(messages, 1, lambda: BatchBuilder(16_384, 0)))
+    assert [message for _, batch in batches for message in batch] == messages
+    for builder, batch in batches:
         assert isinstance(builder, BatchBuilder)
-        assert builder.record_count() == len(part)
-        assert builder.size() <= 16_384 or len(part) == 1
+        assert builder.record_count() == len(batch)
+        assert builder.size() <= 16_384 or len(batch) == 1
 
 
 def test_oversized_kafka_messages_are_identified() -> None:
-    whole = [record(1), record(2, size=20_000), record(3, size=15_000)]
-    messages = event_messages(SOURCE, whole, "json", "binary")
-    assert list(find_oversized(messages, 16_384)) == [(whole[1].epoch, 2)]
+    batch = [record(1), record(2, size=20_000), record(3, size=15_000)]
+    messages = event_messages(SOURCE, batch, "json", "binary")
+    assert list(find_oversized(messages, 16_384)) == [(batch[1].epoch, 2)]
     assert messages[2].size <= 16_384
 
 
 def test_kafka_messages_follow_mode_and_encoding() -> None:
-    whole = [control_record(1, "snapshot_started"), record(2)]
-    assert [message.value for message in event_messages(SOURCE, whole, "json", "none")] == [each.data for each in whole]
-    assert [message.headers for message in event_messages(SOURCE, whole, "json", "none")] == [[], []]
-    (structured, _) = event_messages(SOURCE, whole, "json", "structured")
+    batch = [control_record(1, "snapshot_started"), record(2)]
+    assert [message.value for message in event_messages(SOURCE, batch, "json", "none")] == [item.data for item in batch]
+    assert [message.headers for message in event_messages(SOURCE, batch, "json", "none")] == [[], []]
+    (structured, _) = event_messages(SOURCE, batch, "json", "structured")
     assert structured.value
     assert structured.value.startswith(b'{"specversion":"1.0"')
-    assert [message.position for message in event_messages(SOURCE, whole, "whalewatcher", "binary")] == [
-        (whole[1].epoch, 2)
+    assert [message.position for message in event_messages(SOURCE, batch, "whalewatcher", "binary")] == [
+        (batch[1].epoch, 2)
     ]
 
 
@@ -84,9 +84,9 @@ def test_removed_state_entry_becomes_kafka_tombstone() -> None:
     assert message == Message((1, 2), b"h/e/n/i", None, [])
 
 
-def test_partitions_are_evenly_distributed_and_stable() -> None:
-    chosen = [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
-    assert set(chosen) == set(range(10))
-    assert chosen == [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
+def test_kafka_partitions_are_evenly_distributed_and_stable() -> None:
+    partitions = [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
+    assert set(partitions) == set(range(10))
+    assert partitions == [choose_partition(StateKey(f"node-{number}", "e"), range(10)) for number in range(1000)]
     assert {choose_partition(StateKey(f"node-{number}", "e"), [0]) for number in range(10)} == {0}
     assert len(records(3)) == 3

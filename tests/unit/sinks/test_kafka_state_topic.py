@@ -9,11 +9,11 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from sinks.kafka.state_topic import _read
 from sinks.state_table import StateKey
 
-PARTITION = TopicPartition("rows", 0)
+PARTITION = TopicPartition("state", 0)
 
 
 class SlowConsumer:
-    """A consumer of an empty partition whose broker answers the second time that something is read."""
+    """A consumer of an empty partition whose broker responds to the second fetch."""
 
     def __init__(self, *, allowed: bool) -> None:
         self._allowed = allowed

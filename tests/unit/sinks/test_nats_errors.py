@@ -38,7 +38,7 @@ ANONYMOUS_MESSAGES = ErrorMessages("n1:4222", 5.0, "", "")
         (nats.errors.Error("nats: empty response from server when expecting INFO message"), "handshake_first"),
     ],
 )
-def test_connection_error_names_server_and_reason(error: Exception, named: str, golden: Golden) -> None:
+def test_nats_connection_error_names_server_and_reason(error: Exception, named: str, golden: Golden) -> None:
     text = MESSAGES.unreachable(error, requests_certificate=False)
     assert "n1:4222" in text
     assert named in text
@@ -46,19 +46,23 @@ def test_connection_error_names_server_and_reason(error: Exception, named: str, 
 
 
 @pytest.mark.parametrize("end", [ConnectionResetError("Connection lost"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
-def test_connection_error_explains_certificate_problem(end: OSError, golden: Golden) -> None:
-    for texts, case, named in (
+def test_nats_connection_error_explains_certificate_problem(end: OSError, golden: Golden) -> None:
+    for messages, case, named in (
         (MESSAGES, "wrong", "tls.cert_file /run/cert"),
         (ANONYMOUS_MESSAGES, "none", "tls.cert_file"),
     ):
-        text = texts.unreachable(end, requests_certificate=True)
+        text = messages.unreachable(end, requests_certificate=True)
         assert named in text
-        golden.entry("nats_errors", f"certificate wanted, {case}", text)
+        golden.entry("nats_errors", f"certificate required, {case}", text)
 
 
-def test_connection_error_explains_missing_credentials(golden: Golden) -> None:
+def test_nats_connection_error_explains_missing_credentials(golden: Golden) -> None:
     error = nats.errors.Error("nats: 'Authorization Violation'")
-    golden.entry("nats_errors", "login wanted, none", ANONYMOUS_MESSAGES.unreachable(error, requests_certificate=False))
+    golden.entry(
+        "nats_errors",
+        "authentication required, none",
+        ANONYMOUS_MESSAGES.unreachable(error, requests_certificate=False),
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,13 +75,13 @@ def test_connection_error_explains_missing_credentials(golden: Golden) -> None:
         (nats.errors.AuthorizationError(), "auth.token_file /run/token"),
     ],
 )
-def test_connection_end_is_described(error: Exception | None, named: str, golden: Golden) -> None:
+def test_nats_disconnect_is_described(error: Exception | None, named: str, golden: Golden) -> None:
     text = MESSAGES.disconnected(error)
     assert named in text
     golden.entry("nats_errors", f"connection ended, {type(error).__name__}", text)
 
 
-def test_missing_permission_is_described(golden: Golden) -> None:
+def test_missing_nats_permission_is_described(golden: Golden) -> None:
     error = nats.errors.Error('nats: permissions violation for publish to "a.b"')
     assert is_permission_error(error)
     assert not is_permission_error(nats.errors.Error("nats: other"))
@@ -88,30 +92,30 @@ def test_missing_permission_is_described(golden: Golden) -> None:
 
 
 def test_jetstream_errors_are_described(golden: Golden) -> None:
-    none = MESSAGES.request_failed("tell of stream S", ServiceUnavailableError())
-    assert "n1:4222" in str(none)
-    golden.entry("nats_errors", "no JetStream", str(none))
-    full = MESSAGES.request_failed(
+    no_jetstream = MESSAGES.request_failed("get stream S", ServiceUnavailableError())
+    assert "n1:4222" in str(no_jetstream)
+    golden.entry("nats_errors", "no JetStream", str(no_jetstream))
+    limit_error = MESSAGES.request_failed(
         "create stream S", BadRequestError(code=400, err_code=10027, description="maximum reached")
     )
-    assert isinstance(full, ApiResponseError)
-    assert full.code == 10027
-    golden.entry("nats_errors", "JetStream API error 10027", str(full))
-    busy = MESSAGES.request_failed(
-        "tell of stream S", ServiceUnavailableError(code=503, err_code=10008, description="away")
+    assert isinstance(limit_error, ApiResponseError)
+    assert limit_error.code == 10027
+    golden.entry("nats_errors", "JetStream API error 10027", str(limit_error))
+    temporary_error = MESSAGES.request_failed(
+        "get stream S", ServiceUnavailableError(code=503, err_code=10008, description="unavailable")
     )
-    assert isinstance(busy, ApiResponseError)
-    assert busy.code == 10008
-    golden.entry("nats_errors", "JetStream API error 10008", str(busy))
+    assert isinstance(temporary_error, ApiResponseError)
+    assert temporary_error.code == 10008
+    golden.entry("nats_errors", "JetStream API error 10008", str(temporary_error))
     assert isinstance(MESSAGES.request_failed("x", APIError()), ApiResponseError)
     assert not isinstance(MESSAGES.request_failed("x", nats.errors.ConnectionClosedError()), ApiResponseError)
 
 
-# --- answers ---
+# --- acknowledgements ---
 
 
 @pytest.mark.parametrize(
-    ("data", "headers", "answer"),
+    ("data", "headers", "expected"),
     [
         (b'{"stream":"S","seq":5}', None, PubAck(None, "S", 5)),
         (b'{"stream":"S","seq":5,"duplicate": true}', None, PubAck(None, "S", 5, duplicate=True)),
@@ -127,22 +131,22 @@ def test_jetstream_errors_are_described(golden: Golden) -> None:
         (b"[1]", None, PubAck(ApiError(0, 0, ANY))),
     ],
 )
-def test_publish_acknowledgement_is_parsed(
-    data: bytes, headers: dict[str, str] | None, answer: PubAck, golden: Golden
+def test_nats_publish_acknowledgement_is_parsed(
+    data: bytes, headers: dict[str, str] | None, expected: PubAck, golden: Golden
 ) -> None:
-    found = decode_ack(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
-    assert found == answer
-    if found.error:
-        golden.entry("nats_errors", f"answer {data!r}", found.error.description)
+    ack = decode_ack(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
+    assert ack == expected
+    if ack.error:
+        golden.entry("nats_errors", f"acknowledgement {data!r}", ack.error.description)
 
 
 # --- streams ---
 
 
-def test_default_stream_config_has_no_errors_or_weaknesses() -> None:
-    wanted = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
-    assert not list(streams.config_errors(wanted, "events.*.*.*"))
-    assert not list(streams.config_warnings(wanted, "events.*.*.*"))
+def test_default_nats_stream_config_has_no_errors_or_warnings() -> None:
+    config = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
+    assert not list(streams.config_errors(config, "events.*.*.*"))
+    assert not list(streams.config_warnings(config, "events.*.*.*"))
 
 
 @pytest.mark.parametrize(
@@ -155,11 +159,11 @@ def test_default_stream_config_has_no_errors_or_weaknesses() -> None:
         ({"subjects": ["events.node-1.>"]}, "events.*.*.*"),
     ],
 )
-def test_stream_config_weakness_is_reported(config: dict[str, Any], named: str, golden: Golden) -> None:
-    good: dict[str, Any] = {"subjects": ["events.>"], "duplicate_window": 3600, "allow_atomic": True}
-    [weakness] = streams.config_warnings(StreamConfig(**(good | config)), "events.*.*.*")
-    assert named in weakness
-    golden.entry("nats_errors", f"stream weakness, {next(iter(config))}", weakness)
+def test_nats_stream_config_warning_is_reported(config: dict[str, Any], named: str, golden: Golden) -> None:
+    defaults: dict[str, Any] = {"subjects": ["events.>"], "duplicate_window": 3600, "allow_atomic": True}
+    [warning] = streams.config_warnings(StreamConfig(**(defaults | config)), "events.*.*.*")
+    assert named in warning
+    golden.entry("nats_errors", f"stream warning, {next(iter(config))}", warning)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +177,16 @@ def test_stream_config_weakness_is_reported(config: dict[str, Any], named: str, 
         ({"subjects": None, "mirror": StreamSource(name="NOWHERE")}, ""),
     ],
 )
-def test_unfit_stream_names_its_setting(config: dict[str, Any], named: str, golden: Golden) -> None:
-    [mistake] = streams.config_errors(StreamConfig(**({"subjects": ["events.>"]} | config)), "events.*.*.*")
-    assert named in mistake
-    golden.entry("nats_errors", f"unfit stream, {' '.join(config)}", mistake)
+def test_unsuitable_nats_stream_error_names_setting(config: dict[str, Any], named: str, golden: Golden) -> None:
+    [error] = streams.config_errors(StreamConfig(**({"subjects": ["events.>"]} | config)), "events.*.*.*")
+    assert named in error
+    golden.entry("nats_errors", f"unsuitable stream, {' '.join(config)}", error)
 
 
-# --- logins ---
+# --- credentials ---
 
 
-def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
+def test_nats_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> None:
     seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
     path = tmp_path / "creds"
     path.write_text(f"x\r\n-----BEGIN NATS USER JWT-----\r\ney.J0\r\n---\n-----BEGIN USER NKEY SEED-----\r\n{seed}\r\n")
@@ -192,20 +196,20 @@ def test_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden) -> N
     assert str(options["user_credentials"]).splitlines()[3] == seed
     path.write_text("no creds")
     with golden.error(
-        "nats_errors", "a creds file without credentials", TransientError, "auth.creds_file", path, TMP=tmp_path
+        "nats_errors", "creds file without credentials", TransientError, "auth.creds_file", path, TMP=tmp_path
     ):
         auth.connect_options(NatsAuthSettings(creds_file=str(path)))
 
 
-def test_empty_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
+def test_empty_nats_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "token").write_text("\n")
     with golden.error(
-        "nats_errors", "an empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
+        "nats_errors", "empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
     ):
         auth.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 
-def test_credential_settings_are_named_without_secrets() -> None:
+def test_nats_credential_settings_are_named_without_secrets() -> None:
     assert auth.configured_credentials(NatsAuthSettings()) == ""
     assert auth.configured_credentials(NatsAuthSettings(creds_file="/x")) == "auth.creds_file /x"
     named = auth.configured_credentials(NatsAuthSettings.model_validate({"user": "u", "password": "s3cr3t"}))

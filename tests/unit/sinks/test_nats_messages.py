@@ -15,7 +15,7 @@ from sinks.nats.messages import MessageEncoder, message_id
 
 RECORD = Record(7, 42, "started", "2026-11-23T15:21:08Z", "node-1", "c79d", "shop", "shop/web", "p", b'{"x":1}')
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
-HEADER = re.compile(r"[!-~]*")  # printable ASCII without blanks: nothing can end a line, or be trimmed
+HEADER = re.compile(r"[!-~]*")  # printable ASCII without blanks: no line breaks, and no blanks that a parser trims
 
 
 def messages(**settings: Any) -> MessageEncoder:
@@ -48,8 +48,8 @@ def test_nats_header_size_covers_wire_size_and_batch_headers() -> None:
     assert item
     wire = b"NATS/1.0\r\n" + b"".join(f"{name}: {value}\r\n".encode() for name, value in item.headers.items()) + b"\r\n"
     batch = {"Nats-Batch-Id": "x" * 32, "Nats-Batch-Sequence": "1000", "Nats-Batch-Commit": "1"}
-    share = sum(len(name) + len(value) + 4 for name, value in batch.items())
-    assert len(wire) + share <= item.header_size < len(wire) + share + 60
+    batch_size = sum(len(name) + len(value) + 4 for name, value in batch.items())
+    assert len(wire) + batch_size <= item.header_size < len(wire) + batch_size + 60
 
 
 def test_nats_message_in_structured_mode_has_envelope() -> None:
@@ -66,8 +66,8 @@ def test_nats_message_without_cloudevents_has_only_id_header() -> None:
 
 
 def test_nats_heartbeat_ids_are_unique() -> None:
-    beats = [msgspec.structs.replace(RECORD, type="heartbeat", heartbeat_number=number) for number in (1, 2)]
-    items = [messages(cloudevents="none").encode(beat) for beat in (RECORD, *beats)]
+    heartbeats = [msgspec.structs.replace(RECORD, type="heartbeat", heartbeat_number=number) for number in (1, 2)]
+    items = [messages(cloudevents="none").encode(item) for item in (RECORD, *heartbeats)]
     ids = [item.id for item in items if item]
     assert len(set(ids)) == 3
     assert ids[2].endswith(f"/{RECORD.epoch}-{RECORD.sequence}-heartbeat-2")
@@ -79,8 +79,8 @@ def test_nats_message_is_none_when_encoding_omits_record() -> None:
 
 @pytest.mark.parametrize("field", ["host", "engine"])
 def test_nats_message_ids_differ_between_sources(field: str) -> None:
-    others = [msgspec.structs.replace(RECORD, **{field: value}) for value in ("a", "b", "a/b", "ä")]
-    assert len({message_id(other) for other in others}) == len(others)
+    variants = [msgspec.structs.replace(RECORD, **{field: value}) for value in ("a", "b", "a/b", "ä")]
+    assert len({message_id(variant) for variant in variants}) == len(variants)
 
 
 @given(TEXT, TEXT, TEXT, TEXT)

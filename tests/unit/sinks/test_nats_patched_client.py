@@ -1,4 +1,4 @@
-"""What is overridden of nats-py's client does the same as before, but for what it is overridden for."""
+"""Test that the patched nats-py client differs from nats-py only in the intended behavior."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exchanges over a link whose answers the tests give."""
+"""Test the publish window on a connection whose acknowledgements each test provides."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REJECTED = b'{"error":{"code":400,"err_code":10077,"description":"full"},"stream
 
 
 class FakeConnection:
-    """Keeps what is sent; a test answers."""
+    """Record sent messages; tests call ``acknowledge``."""
 
     address = ServerAddress("n1:4222", "n1")
 
@@ -44,7 +44,7 @@ class FakeConnection:
     async def publish(self, _: str, __: bytes, ___: object, reply_id: int | None) -> None:
         if self.error:
             raise self.error
-        while self.stuck:  # as nats-py does: a cancellation is swallowed
+        while self.stuck:  # nats-py also ignores a cancellation
             try:
                 await self.stuck.wait()
             except asyncio.CancelledError:
@@ -62,10 +62,10 @@ def messages(count: int, size: int = 1, *, wants_ack: bool = True) -> list[Publi
 
 def start_window(
     connection: FakeConnection,
-    what: list[PublishRequest],
+    requests: list[PublishRequest],
     should_continue: Callable[..., bool] = continue_unless_rejected,
 ) -> asyncio.Task[object]:
-    return asyncio.ensure_future(PublishWindow(connection, what, should_continue).run())  # type: ignore[arg-type]
+    return asyncio.ensure_future(PublishWindow(connection, requests, should_continue).run())  # type: ignore[arg-type]
 
 
 async def run_pending_tasks() -> None:
@@ -74,47 +74,47 @@ async def run_pending_tasks() -> None:
 
 
 async def test_publish_window_accepts_acknowledgements_in_any_order() -> None:
-    link = FakeConnection()
-    running = start_window(link, messages(3))
+    connection = FakeConnection()
+    running = start_window(connection, messages(3))
     await run_pending_tasks()
-    for number in reversed(link.sent):
+    for number in reversed(connection.sent):
         assert not running.done()
-        link.acknowledge(number)
+        connection.acknowledge(number)
     assert sorted(await running) == [0, 1, 2]  # type: ignore[call-overload]
 
 
 async def test_publish_window_ignores_earlier_acknowledgements() -> None:
-    """Else records would be taken for stored that are not."""
-    link = FakeConnection()
-    first = start_window(link, messages(5))
+    """A stale acknowledgement must not count for another record."""
+    connection = FakeConnection()
+    first = start_window(connection, messages(5))
     await run_pending_tasks()
-    earlier = list(link.sent)
-    link.acknowledge(earlier[0], REJECTED)
+    earlier = list(connection.sent)
+    connection.acknowledge(earlier[0], REJECTED)
     await first
-    link.sent.clear()
-    second = start_window(link, messages(2))
+    connection.sent.clear()
+    second = start_window(connection, messages(2))
     await run_pending_tasks()
     for number in [*earlier, 10**6, -1]:
-        link.acknowledge(number)
-    link.acknowledge(link.sent[0])
-    link.acknowledge(link.sent[0])  # twice
+        connection.acknowledge(number)
+    connection.acknowledge(connection.sent[0])
+    connection.acknowledge(connection.sent[0])  # twice
     await run_pending_tasks()
     assert not second.done()
-    link.acknowledge(link.sent[1])
+    connection.acknowledge(connection.sent[1])
     assert sorted(await second) == [0, 1]  # type: ignore[call-overload]
 
 
 async def test_publish_window_ends_at_first_rejection_unless_continued() -> None:
-    link = FakeConnection()
-    running = start_window(link, messages(3))
+    connection = FakeConnection()
+    running = start_window(connection, messages(3))
     await run_pending_tasks()
-    link.acknowledge(link.sent[1], REJECTED)
+    connection.acknowledge(connection.sent[1], REJECTED)
     assert list(await running) == [1]  # type: ignore[call-overload]
-    link.sent.clear()
-    running = start_window(link, messages(2), always_continue)
+    connection.sent.clear()
+    running = start_window(connection, messages(2), always_continue)
     await run_pending_tasks()
-    link.acknowledge(link.sent[0], REJECTED)
-    link.acknowledge(link.sent[1])
+    connection.acknowledge(connection.sent[0], REJECTED)
+    connection.acknowledge(connection.sent[1])
     assert sorted(await running) == [0, 1]  # type: ignore[call-overload]
 
 
@@ -126,52 +126,52 @@ async def test_publish_window_limits_messages_in_flight(
 ) -> None:
     if size == 1:
         monkeypatch.setattr(publish_window, "MAX_IN_FLIGHT", window)
-    link = FakeConnection()
-    running = start_window(link, messages(count, size))
+    connection = FakeConnection()
+    running = start_window(connection, messages(count, size))
     for done in range(count):
         await run_pending_tasks()
-        assert len(link.sent) == min(count, done + window)
-        link.acknowledge(link.sent[done])
+        assert len(connection.sent) == min(count, done + window)
+        connection.acknowledge(connection.sent[done])
     await running
 
 
 async def test_publish_window_completes_when_no_acknowledgement_wanted() -> None:
-    link = FakeConnection()
-    await start_window(link, messages(5, wants_ack=False))
-    assert link.sent == [None] * 5
-    await start_window(link, [])
+    connection = FakeConnection()
+    await start_window(connection, messages(5, wants_ack=False))
+    assert connection.sent == [None] * 5
+    await start_window(connection, [])
 
 
 async def test_publish_window_raises_when_connection_fails() -> None:
-    link = FakeConnection()
-    running = start_window(link, messages(3))
+    connection = FakeConnection()
+    running = start_window(connection, messages(3))
     await run_pending_tasks()
-    link.failed.set_result("the server ended the connection")
+    connection.failed.set_result("the server ended the connection")
     with pytest.raises(TransientError, match="the server ended the connection"):
         await running
 
 
 async def test_publish_window_raises_when_sending_fails(golden: Golden) -> None:
-    link = FakeConnection()
-    link.error = nats.errors.OutboundBufferLimitError()
+    connection = FakeConnection()
+    connection.error = nats.errors.OutboundBufferLimitError()
     with golden.error("nats_errors", "sending fails", TransientError, "n1:4222", "outbound buffer limit exceeded"):
-        await start_window(link, messages(3))
-    link.failed.set_result("it was closed")
-    with pytest.raises(TransientError, match="it was closed"):
-        await start_window(link, messages(3))
+        await start_window(connection, messages(3))
+    connection.failed.set_result("the connection was closed")
+    with pytest.raises(TransientError, match="the connection was closed"):
+        await start_window(connection, messages(3))
 
 
 async def test_publish_window_times_out_without_acknowledgement(golden: Golden) -> None:
-    link = FakeConnection(timeout=0.01)
+    connection = FakeConnection(timeout=0.01)
     with golden.error("nats_errors", "no acknowledgement", TransientError, "n1:4222", "0.01 s"):
-        await start_window(link, messages(3))
+        await start_window(connection, messages(3))
 
 
 @pytest.mark.parametrize("cancel", [True, False])
 async def test_publish_window_leaves_no_task_when_sending_hangs(cancel: bool) -> None:
-    link = FakeConnection(timeout=60 if cancel else 0.01)
-    link.stuck = asyncio.Event()
-    running = start_window(link, messages(3))
+    connection = FakeConnection(timeout=60 if cancel else 0.01)
+    connection.stuck = asyncio.Event()
+    running = start_window(connection, messages(3))
     await run_pending_tasks()
     if cancel:
         running.cancel()
@@ -179,4 +179,4 @@ async def test_publish_window_leaves_no_task_when_sending_hangs(cancel: bool) ->
         await running
     await run_pending_tasks()
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert link.sent == []
+    assert connection.sent == []

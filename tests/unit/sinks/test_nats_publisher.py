@@ -1,4 +1,4 @@
-"""Whatever ends connections and whenever, the stream has each record once, and with atomic batches in order."""
+"""Test that the stream has each record once, and in order with atomic batches, however connections fail."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def outgoing_message(number: int, size: int = 10) -> OutgoingMessage:
 
 @dataclass
 class FakeJetStream:
-    """JetStream, as far as the writer can tell."""
+    """Simulate JetStream as far as the publisher depends on the server."""
 
     atomic: bool = True
     max_batch: int = 1000
@@ -43,7 +43,7 @@ class FakeJetStream:
     name: str = "S"
 
     def take(self, headers: dict[str, str]) -> AckDict | None:
-        """Return the answer to a message; None is the empty one."""
+        """Return the response to a message; None stands for an empty response."""
         if code := self.error_codes(headers):
             return self._error(code)
         if "Nats-Batch-Id" in headers:
@@ -77,10 +77,10 @@ class FakeJetStream:
 
 
 class FakeConnection:
-    """Ends after so many messages have arrived; the answers to the last few of them do not come back."""
+    """Fail after ``delivered`` messages, and withhold the acknowledgements of the last ``unacknowledged``."""
 
     address = ServerAddress("n1:4222", "n1")
-    timeout = 60.0  # nobody is to be given up for being slow
+    timeout = 60.0  # no test depends on a timeout
     max_payload = 1_000_000
 
     def __init__(self, server: FakeJetStream, delivered: int = 10**9, unacknowledged: int = 0) -> None:
@@ -101,12 +101,12 @@ class FakeConnection:
         await asyncio.sleep(0)
         if self.failed.done():
             return
-        answer = self._server.take(headers)
+        response = self._server.take(headers)
         self._delivered -= 1
         if self._delivered < self._unacknowledged:
-            asyncio.get_running_loop().call_later(0.001, self._fail)  # nothing more may be sent
+            asyncio.get_running_loop().call_later(0.001, self._fail)  # fails before another message is sent
         elif reply_id is not None:
-            data = msgspec.json.encode(answer) if answer else b""
+            data = msgspec.json.encode(response) if response else b""
             self._listener(reply_id, Msg(_client=None, data=data))  # type: ignore[arg-type]
         if self._delivered <= 0:
             self._fail()
@@ -129,33 +129,37 @@ rejections = st.lists(st.sampled_from([0, 0, 0, 10077]), max_size=60)
 
 @given(st.booleans(), st.integers(0, 40), endings, rejections, st.booleans(), st.integers(1, 50))
 async def test_nats_publisher_stores_each_record_once_in_order(
-    atomic: bool, count: int, failures: list[tuple[int, int]], refused: list[int], restart: bool, most: int
+    atomic: bool, count: int, failures: list[tuple[int, int]], error_codes: list[int], restart: bool, max_batch: int
 ) -> None:
-    """Connections end, single messages are refused, the process is started anew, batches are limited."""
-    server = FakeJetStream(atomic=atomic, max_batch=most, error_codes=lambda _: refused.pop() if refused else 0)
+    """Connections fail, single messages are rejected, the process restarts, and batches are limited."""
+    server = FakeJetStream(
+        atomic=atomic, max_batch=max_batch, error_codes=lambda _: error_codes.pop() if error_codes else 0
+    )
     items = [outgoing_message(number) for number in range(count)]
     progress = PublishProgress()
-    for arrive, unanswered in failures:
+    for delivered, unacknowledged in failures:
         with contextlib.suppress(TransientError):
-            await make_publisher(FakeConnection(server, arrive, unanswered), progress, atomic=atomic).publish(items)
+            await make_publisher(FakeConnection(server, delivered, unacknowledged), progress, atomic=atomic).publish(
+                items
+            )
         if restart:
             progress = PublishProgress()
-    refused.clear()
+    error_codes.clear()
     await make_publisher(FakeConnection(server), progress, atomic=atomic).publish(items)
-    assert Counter(server.ids) == Counter(each.id for each in items)
+    assert Counter(server.ids) == Counter(item.id for item in items)
     if atomic:
-        assert server.ids == [each.id for each in items]
+        assert server.ids == [item.id for item in items]
 
 
 @given(st.sets(st.integers(0, 29)), st.integers(0, 29))
 async def test_nats_publisher_stores_missing_records_among_stored(stored: set[int], end: int) -> None:
-    """They are there where the stream did not allow batches before."""
+    """Records are already stored if the stream did not allow batches before."""
     server = FakeJetStream()
     for number in stored:
         server.take(outgoing_message(number).headers)
     items = [outgoing_message(number) for number in range(end + 1)]
     await make_publisher(FakeConnection(server)).publish(items)
-    missing = [each.id for each in items if each.position[1] not in stored]
+    missing = [item.id for item in items if item.position[1] not in stored]
     assert server.ids[len(stored) :] == missing
 
 
@@ -166,10 +170,10 @@ async def test_nats_publisher_does_not_resend_acknowledged_records() -> None:
     with pytest.raises(TransientError):
         await make_publisher(FakeConnection(server, delivered=70), progress, atomic=False).publish(items)
     assert len(server.ids) == 70
-    seen: list[str] = []
-    server.error_codes = lambda headers: seen.append(headers["Nats-Msg-Id"]) or 0  # type: ignore[func-returns-value]
+    sent_ids: list[str] = []
+    server.error_codes = lambda headers: sent_ids.append(headers["Nats-Msg-Id"]) or 0  # type: ignore[func-returns-value]
     await make_publisher(FakeConnection(server), progress, atomic=False).publish(items)
-    assert seen == [each.id for each in items[70:]]
+    assert sent_ids == [item.id for item in items[70:]]
 
 
 async def test_nats_batch_size_shrinks_on_disconnect_and_recovers() -> None:
@@ -180,20 +184,20 @@ async def test_nats_batch_size_shrinks_on_disconnect_and_recovers() -> None:
             await make_publisher(FakeConnection(server, delivered=100), progress).publish(items)
     assert (progress.batch_size, server.ids) == (62, [])
     await make_publisher(FakeConnection(server), progress).publish(items)
-    assert server.ids == [each.id for each in items]
+    assert server.ids == [item.id for item in items]
     assert progress.batch_size == 992
 
 
 @pytest.mark.parametrize(("code", "permanent"), [(10174, False), (10177, True)])
 async def test_nats_publisher_falls_back_when_batches_are_rejected(code: int, permanent: bool) -> None:
-    """The stream allows them no more, or the server is 2.12.0, which takes no message ids in them."""
+    """The stream no longer allows batches, or server 2.12.0 rejects message ids in batches."""
     server, progress = (
         FakeJetStream(error_codes=lambda headers: code if "Nats-Batch-Id" in headers else 0),
         PublishProgress(),
     )
     items = [outgoing_message(number) for number in range(5)]
     await make_publisher(FakeConnection(server), progress).publish(items)
-    assert server.ids == [each.id for each in items]
+    assert server.ids == [item.id for item in items]
     assert progress.atomic is not permanent
 
 
@@ -208,14 +212,14 @@ async def test_nats_publisher_raises_position_of_rejected_record(golden: Golden)
 
 async def test_nats_publisher_never_sends_oversized_record(golden: Golden) -> None:
     server = FakeJetStream()
-    for link, limit in ((FakeConnection(server), 1000), (FakeConnection(server), -1)):
+    for connection, limit in ((FakeConnection(server), 1000), (FakeConnection(server), -1)):
         with golden.error("nats_errors", f"record too large, {limit}", RejectedRecordError, "1000"):
-            await make_publisher(link, max_message=limit).publish(
+            await make_publisher(connection, max_message=limit).publish(
                 [outgoing_message(1), outgoing_message(2, size=1_000_001)]
             )
-    long = outgoing_message(3)._replace(headers={"Nats-Msg-Id": "x", "ce-subject": "x" * 66_000})
+    long_header_message = outgoing_message(3)._replace(headers={"Nats-Msg-Id": "x", "ce-subject": "x" * 66_000})
     with pytest.raises(RejectedRecordError):
-        await make_publisher(FakeConnection(server)).publish([long])
+        await make_publisher(FakeConnection(server)).publish([long_header_message])
     assert server.ids == []
 
 
@@ -231,14 +235,14 @@ async def test_nats_batch_is_retriable_after_rejected_commit(code: int, golden: 
 
 async def test_nats_publisher_raises_when_batch_is_in_progress(golden: Golden) -> None:
     server = FakeJetStream(error_codes=lambda headers: 10201 if "Nats-Batch-Commit" in headers else 0)
-    with golden.error("nats_errors", "batch still under way", ApiResponseError, "n1:4222"):
+    with golden.error("nats_errors", "batch in progress", ApiResponseError, "n1:4222"):
         await make_publisher(FakeConnection(server)).publish([outgoing_message(1), outgoing_message(2)])
 
 
 @pytest.mark.parametrize("atomic", [True, False])
 async def test_nats_publisher_rejects_acknowledgement_of_other_stream(atomic: bool, golden: Golden) -> None:
     server, progress = FakeJetStream(name="OTHER"), PublishProgress()
-    with golden.error("nats_errors", "another stream acknowledges", ApiResponseError, "OTHER", "n1:4222"):
+    with golden.error("nats_errors", "acknowledgement of another stream", ApiResponseError, "OTHER", "n1:4222"):
         await make_publisher(FakeConnection(server), progress, atomic=atomic).publish(
             [outgoing_message(1), outgoing_message(2)]
         )

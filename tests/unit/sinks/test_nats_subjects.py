@@ -27,7 +27,7 @@ def record(host: str = "h", namespace: str = "n", project: str = "p") -> Record:
 
 
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "token"),
     [
         ("web-1_A", "web-1_A"),
         ("", "_"),
@@ -43,8 +43,8 @@ def record(host: str = "h", namespace: str = "n", project: str = "p") -> Record:
         ("\x00", "=00"),
     ],
 )
-def test_subject_token_encodes_special_characters(value: str, written: str) -> None:
-    assert encode_token(value) == written
+def test_subject_token_encodes_special_characters(value: str, token: str) -> None:
+    assert encode_token(value) == token
 
 
 @given(TEXT)
@@ -62,23 +62,23 @@ def test_subject_token_can_be_decoded(value: str) -> None:
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
-def test_subject_tokens_of_different_values_differ(one: str, other: str) -> None:
-    if one != other:
-        assert encode_token(one) != encode_token(other)
+def test_subject_tokens_of_different_values_differ(first: str, second: str) -> None:
+    if first != second:
+        assert encode_token(first) != encode_token(second)
 
 
 @given(st.text(min_size=100, max_size=400), st.text(max_size=3))
-def test_truncated_subject_token_ends_with_digest(value: str, more: str) -> None:
-    for written in {encode_token(value), encode_token(value + more)}:
-        kept, _, digest = written.partition("==")
-        assert re.fullmatch(r"(?:=[0-9A-F]{2}|[A-Za-z0-9_-])*", kept)
+def test_truncated_subject_token_ends_with_digest(value: str, suffix: str) -> None:
+    for token in {encode_token(value), encode_token(value + suffix)}:
+        prefix, _, digest = token.partition("==")
+        assert re.fullmatch(r"(?:=[0-9A-F]{2}|[A-Za-z0-9_-])*", prefix)
         assert re.fullmatch(r"[0-9a-f]{16}", digest) or not digest
-    if more:
-        assert encode_token(value) != encode_token(value + more)
+    if suffix:
+        assert encode_token(value) != encode_token(value + suffix)
 
 
 @given(TEXT, TEXT, TEXT)
-def test_subject_always_matches_pattern(host: str, namespace: str, project: str) -> None:
+def test_nats_subject_always_matches_pattern(host: str, namespace: str, project: str) -> None:
     subjects = SubjectBuilder("pre.fix", "{host}.x.{namespace}.{type}.{project}")
     subject = subjects.build(record(host, namespace, project))
     assert is_subset(subject, [subjects.pattern])
@@ -86,7 +86,7 @@ def test_subject_always_matches_pattern(host: str, namespace: str, project: str)
     assert len(subject) < 2048
 
 
-def test_default_subject_contains_host_namespace_and_type() -> None:
+def test_default_nats_subject_has_host_namespace_and_type() -> None:
     subjects = SubjectBuilder("whalebridge", "{host}.{namespace}.{type}")
     assert subjects.build(record("node-1.lan", "k8s.io")) == "whalebridge.node-1=2Elan.k8s=2Eio.started"
     assert subjects.build(record(namespace="")) == "whalebridge.h._.started"
@@ -94,7 +94,7 @@ def test_default_subject_contains_host_namespace_and_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "together"),
+    ("first", "second", "expected"),
     [
         ("a.>", "a.*.*", True),
         ("a.b.>", "a.*.*", True),
@@ -107,13 +107,13 @@ def test_default_subject_contains_host_namespace_and_type() -> None:
         ("*.b", "a.*", True),
     ],
 )
-def test_collide_detects_overlapping_patterns(one: str, other: str, together: bool) -> None:
-    assert overlaps(one, other) is together
-    assert overlaps(other, one) is together
+def test_nats_subject_overlaps_detects_overlapping_patterns(first: str, second: str, expected: bool) -> None:
+    assert overlaps(first, second) is expected
+    assert overlaps(second, first) is expected
 
 
 @pytest.mark.parametrize(
-    ("pattern", "by", "taken"),
+    ("pattern", "others", "expected"),
     [
         ("a.*.*", ["a.>"], True),
         ("a.*.*", ["a.*.*"], True),
@@ -126,18 +126,19 @@ def test_collide_detects_overlapping_patterns(one: str, other: str, together: bo
         ("$KV.x.>", ["$KV.x.*"], False),
     ],
 )
-def test_covered_detects_pattern_included_in_others(pattern: str, by: list[str], taken: bool) -> None:
-    assert is_subset(pattern, by) is taken
+def test_nats_subject_is_subset_detects_included_pattern(pattern: str, others: list[str], expected: bool) -> None:
+    assert is_subset(pattern, others) is expected
 
 
-def test_kv_key_has_only_allowed_characters() -> None:
+def test_nats_kv_key_has_only_allowed_characters() -> None:
     assert state_key("node-1", "c79d-1") == "node-1.c79d-1"
     assert state_key("node-1.lan", "", "k8s.io", "a/b c") == "node-1=2Elan._.k8s=2Eio.a=2Fb=20c"
-    assert re.fullmatch(r"[-/_=\.a-zA-Z0-9]+", state_key("größe", "*", ">", "\x00"))  # what a bucket allows
+    # The characters that a bucket allows in keys.
+    assert re.fullmatch(r"[-/_=\.a-zA-Z0-9]+", state_key("größe", "*", ">", "\x00"))
 
 
 @pytest.mark.parametrize(
-    ("server", "where", "name"),
+    ("server", "address", "name"),
     [
         ("n1", "n1:4222", "n1"),
         ("n1:1", "n1:1", "n1"),
@@ -146,5 +147,5 @@ def test_kv_key_has_only_allowed_characters() -> None:
         ("[::1]", "[::1]:4222", "::1"),
     ],
 )
-def test_server_address_is_split_into_address_and_name(server: str, where: str, name: str) -> None:
-    assert parse_address(server) == (where, name)
+def test_nats_server_is_split_into_address_and_hostname(server: str, address: str, name: str) -> None:
+    assert parse_address(server) == (address, name)

@@ -33,8 +33,10 @@ def test_sink_library_is_imported_only_when_configured() -> None:
 
 @pytest.mark.parametrize(("url", "library"), [("kafka://h:1/topic", "aiokafka"), ("nats://h:1/subject", "nats")])
 def test_missing_sink_library_is_named(url: str, library: str, monkeypatch: pytest.MonkeyPatch, golden: Golden) -> None:
-    for name in [each for each in sys.modules if each.split(".")[0] == library or each.startswith(f"sinks.{url[:4]}")]:
+    for name in [
+        module for module in sys.modules if module.split(".")[0] == library or module.startswith(f"sinks.{url[:4]}")
+    ]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
+    monkeypatch.setitem(sys.modules, library, None)  # as if the library were not installed
     with golden.error("sink_errors", f"{library} not installed", FatalError, library, "pip install 'whalebridge["):
         create_sink(load({"sinks": {"main": url}}).sinks["main"])

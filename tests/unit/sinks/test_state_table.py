@@ -62,7 +62,7 @@ def test_completed_snapshot_removes_entries_not_listed() -> None:
         state=known,
     )
     assert state.keys == {state_key("a"), state_key("c", "failed")}
-    assert {each for each, value in changes.items() if value is None} == {state_key("b"), state_key("d")}
+    assert {key for key, value in changes.items() if value is None} == {state_key("b"), state_key("d")}
 
 
 def test_incomplete_snapshot_changes_no_state_entries() -> None:
@@ -82,10 +82,10 @@ def test_additional_events_change_no_state_entries() -> None:
     assert apply_all(record(1, "created"), record(2, "deleted"), record(3, "oom"), record(4, "renamed"))[1] == {}
 
 
-def test_batch_is_split_into_runs_of_single_source() -> None:
+def test_batch_is_grouped_by_consecutive_source() -> None:
     other = EngineInfo("other", "containerd.io", "2", "/", 1)
     batch = [record(1), record(2), record(3, engine=other), record(4, host="node-2"), record(5)]
-    assert [(each.host, each.engine, len(part)) for each, part in group_by_source(batch)] == [
+    assert [(source.host, source.engine, len(part)) for source, part in group_by_source(batch)] == [
         ("node-1", ENGINE.id, 2),
         ("node-1", "other", 1),
         ("node-2", ENGINE.id, 1),
@@ -109,7 +109,7 @@ RUNNING_IDS = st.sets(st.sampled_from("abcdef"))
 
 
 class RecordHistory:
-    """Makes records as a bridge does: lives are well formed, a snapshot names all that live."""
+    """Create records as the bridge does: starts and exits alternate, and a snapshot lists all running containers."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -125,7 +125,7 @@ class RecordHistory:
             self.add("exited" if id_ in self.running else "started", id_)
 
     def snapshot(self, running: set[str]) -> None:
-        """After a gap: what vanished unseen is not named."""
+        """Add a snapshot after a gap; containers that are no longer running have no exit record."""
         self.snapshots += 1
         self.running = set(running)
         self.records.append(control_record(len(self.records) + 1, "snapshot_started", self.snapshots))
@@ -140,20 +140,20 @@ class RecordHistory:
     st.randoms(use_true_random=False),
 )
 def test_state_table_equals_running_containers_for_any_batches(
-    living: list[tuple[set[str], set[str]]], left: set[str], random: Random
+    phases: list[tuple[set[str], set[str]]], leftover: set[str], random: Random
 ) -> None:
     history = RecordHistory()
-    for at_the_snapshot, afterwards in living:
-        history.snapshot(at_the_snapshot)
-        history.sync_to(afterwards)
-    state = TableState(frozenset(map(state_key, left)))
-    table: dict[StateKey, bytes] = {state_key(id_): b"" for id_ in left}
+    for snapshot_ids, later_ids in phases:
+        history.snapshot(snapshot_ids)
+        history.sync_to(later_ids)
+    state = TableState(frozenset(map(state_key, leftover)))
+    table: dict[StateKey, bytes] = {state_key(id_): b"" for id_ in leftover}
     start = 0
     while start < len(history.records):
         end = random.randint(start + 1, len(history.records))
         after, changes = apply_records(state, history.records[start:end])
         stored = len(changes) - random.randint(0, len(changes))
-        for change in changes[:stored]:  # the rest was lost on the way
+        for change in changes[:stored]:  # the remaining changes are lost
             table.pop(change.key, None)
             if change.value is not None:
                 table[change.key] = change.value

@@ -18,7 +18,7 @@ from sinks import stdout
 from sinks.stdout import LineWriter, StdoutSink, chunks, unwritten_rest
 from tests.golden import Golden
 
-LONG = b"x" * 100_000  # more than a pipe holds
+LONG_LINE = b"x" * 100_000  # more than a pipe holds
 
 
 def record(data: bytes, sequence: int = 1) -> Record:
@@ -29,8 +29,8 @@ def numbered(count: int, size: int = 10) -> list[Record]:
     return [record(f"{number:0{size}}".encode(), number) for number in range(count)]
 
 
-def lines_of(batch: Sequence[Record]) -> bytes:
-    return b"".join(each.data + b"\n" for each in batch)
+def joined_lines(batch: Sequence[Record]) -> bytes:
+    return b"".join(item.data + b"\n" for item in batch)
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def pipe() -> Iterator[tuple[int, int]]:
 async def read(descriptor: int, size: int) -> bytes:
     """Read exactly ``size`` bytes, off the event loop."""
 
-    def all_of_it() -> bytes:
+    def read_all() -> bytes:
         data = b""
         while len(data) < size:
             data += os.read(descriptor, size - len(data))
         return data
 
-    return await asyncio.to_thread(all_of_it)
+    return await asyncio.to_thread(read_all)
 
 
 async def start_sink(descriptor: int) -> StdoutSink:
@@ -59,7 +59,7 @@ async def start_sink(descriptor: int) -> StdoutSink:
     return sink
 
 
-# --- what is written ---
+# --- output ---
 
 
 async def test_stdout_sink_writes_records_as_lines_in_order(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ async def test_stdout_sink_writes_records_as_lines_in_order(tmp_path: Path) -> N
         await sink.publish([])
         await sink.publish([record(b'{"last": true}')])
         await sink.close()
-    assert (tmp_path / "out").read_bytes() == lines_of(numbered(1000)) + b'{"last": true}\n'
+    assert (tmp_path / "out").read_bytes() == joined_lines(numbered(1000)) + b'{"last": true}\n'
 
 
 async def test_stdout_sink_writes_bytes_unchanged_to_pipe(pipe: tuple[int, int]) -> None:
@@ -81,15 +81,15 @@ async def test_stdout_sink_writes_bytes_unchanged_to_pipe(pipe: tuple[int, int])
 
 
 async def test_stdout_sink_escapes_control_characters_on_terminal() -> None:
-    ours, theirs = pty.openpty()
+    terminal_end, program_end = pty.openpty()
     try:
-        sink = await start_sink(theirs)
+        sink = await start_sink(program_end)
         await sink.publish([record('"größe \x7f\u009b2J"'.encode())])
         await sink.close()
-        line = os.read(ours, 1000).decode().rstrip("\r\n")
+        line = os.read(terminal_end, 1000).decode().rstrip("\r\n")
     finally:
-        os.close(ours)
-        os.close(theirs)
+        os.close(terminal_end)
+        os.close(program_end)
     assert line.isprintable()
     assert json.loads(line) == "größe \x7f\u009b2J"
 
@@ -99,12 +99,12 @@ async def test_stdout_sink_escapes_control_characters_on_terminal() -> None:
 
 async def test_stdout_sink_keeps_event_loop_running_for_slow_reader(pipe: tuple[int, int]) -> None:
     sink = await start_sink(pipe[1])
-    publishing = asyncio.create_task(sink.publish([record(LONG)]))
+    publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
     await asyncio.sleep(0)
-    for _ in range(100):  # the loop goes on; the thread is stuck, or will be
+    for _ in range(100):  # the loop keeps running while the thread blocks
         await asyncio.sleep(0)
     assert not publishing.done()
-    assert await read(pipe[0], len(LONG) + 1) == LONG + b"\n"
+    assert await read(pipe[0], len(LONG_LINE) + 1) == LONG_LINE + b"\n"
     await publishing
     await sink.close()
 
@@ -114,13 +114,13 @@ async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(
 ) -> None:
     sink = await start_sink(pipe[1])
     for _ in range(20):
-        publishing = asyncio.create_task(sink.publish([record(LONG)]))
+        publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
         await asyncio.sleep(0)
         publishing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await publishing
     last = asyncio.create_task(sink.publish([record(b"last")]))
-    assert await read(pipe[0], len(LONG) + 1 + 5) == LONG + b"\nlast\n"
+    assert await read(pipe[0], len(LONG_LINE) + 1 + 5) == LONG_LINE + b"\nlast\n"
     await last
     await sink.close()
 
@@ -130,12 +130,12 @@ async def test_stdout_sink_close_returns_when_reader_hangs(
 ) -> None:
     monkeypatch.setattr(stdout, "CLOSE_SECONDS", 0.01)
     sink = await start_sink(pipe[1])
-    publishing = asyncio.create_task(sink.publish([record(LONG)]))
+    publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
     await asyncio.sleep(0)
     await sink.close()
     await sink.close()
     assert not publishing.done()
-    await read(pipe[0], len(LONG) + 1)  # so that the thread ends before its descriptor does
+    await read(pipe[0], len(LONG_LINE) + 1)  # unblocks the thread before the descriptor is closed
     await publishing
 
 
@@ -144,35 +144,35 @@ async def test_stdout_sink_waits_for_nonblocking_descriptor(pipe: tuple[int, int
     sink = await start_sink(pipe[1])
     batch = numbered(5000, size=100)
     publishing = asyncio.create_task(sink.publish(batch))
-    assert await read(pipe[0], len(lines_of(batch))) == lines_of(batch)
+    assert await read(pipe[0], len(joined_lines(batch))) == joined_lines(batch)
     await publishing
     await sink.close()
 
 
-# --- what goes wrong ---
+# --- errors ---
 
 
 async def test_stdout_sink_raises_fatal_error_when_pipe_is_closed(golden: Golden) -> None:
-    ours, theirs = os.pipe()
-    os.close(ours)
-    sink = await start_sink(theirs)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    sink = await start_sink(write_end)
     with golden.error("sink_errors", "stdout, closed pipe", FatalError, "standard output"):
         await sink.publish([record(b"{}")])
     await sink.close()
-    os.close(theirs)
+    os.close(write_end)
 
 
 async def test_stdout_sink_detects_disconnect_while_idle(golden: Golden) -> None:
-    ours, theirs = os.pipe()
-    sink = await start_sink(theirs)
+    read_end, write_end = os.pipe()
+    sink = await start_sink(write_end)
     waiting = asyncio.create_task(sink.wait_disconnected())
     await asyncio.sleep(0)
     assert not waiting.done()
-    os.close(ours)
+    os.close(read_end)
     with golden.error("sink_errors", "stdout, closed pipe", FatalError, "standard output"):
         await waiting
     await sink.close()
-    os.close(theirs)
+    os.close(write_end)
 
 
 @pytest.fixture
@@ -192,18 +192,18 @@ async def test_stdout_sink_raises_transient_error_when_disk_is_full(full: int, g
 
 
 async def test_stdout_sink_ignores_error_of_canceled_publish() -> None:
-    ours, theirs = os.pipe()
-    sink = await start_sink(theirs)
-    publishing = asyncio.create_task(sink.publish([record(LONG)]))
+    read_end, write_end = os.pipe()
+    sink = await start_sink(write_end)
+    publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
     await asyncio.sleep(0)
     publishing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await publishing
-    os.close(ours)
+    os.close(read_end)
     with pytest.raises(FatalError):
         await sink.publish([record(b"{}")])
     await sink.close()
-    os.close(theirs)
+    os.close(write_end)
 
 
 async def test_stdout_sink_raises_bug_from_publish(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ async def test_stdout_sink_start_raises_when_descriptor_is_closed(tmp_path: Path
 
 async def test_stdout_sink_start_raises_when_stdout_is_missing(monkeypatch: pytest.MonkeyPatch, golden: Golden) -> None:
     monkeypatch.setattr(sys, "__stdout__", None)
-    with golden.error("sink_errors", "stdout, never there", FatalError, "standard output"):
+    with golden.error("sink_errors", "stdout, missing", FatalError, "standard output"):
         await StdoutSink().start()
 
 
@@ -239,23 +239,23 @@ async def test_stdout_sink_raises_fatal_error_for_readonly_descriptor(tmp_path: 
         await sink.close()
 
 
-# --- whole lines ---
+# --- complete lines ---
 
 
 class FakeDisk:
-    """Stands for a file system that takes a few bytes at a time, and is full at times."""
+    """Simulate a file system with short writes and a full disk."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: list[int]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, write_sizes: list[int]) -> None:
         self.written = b""
-        self._room = room
+        self._write_sizes = write_sizes
         monkeypatch.setattr(os, "write", self._write)
 
     def _write(self, _: int, data: bytes) -> int:
-        room = self._room.pop(0) if self._room else len(data)
-        if not room:
+        size = self._write_sizes.pop(0) if self._write_sizes else len(data)
+        if not size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.written += data[:room]
-        return min(room, len(data))
+        self.written += data[:size]
+        return min(size, len(data))
 
 
 def test_line_writer_continues_after_short_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_line_writer_continues_after_short_write(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("room", "written"),
+    ("write_sizes", "written"),
     [
         ([0], b"first\nsecond\n"),
         ([3, 0], b"first\nfirst\nsecond\n"),
@@ -276,11 +276,11 @@ def test_line_writer_continues_after_short_write(monkeypatch: pytest.MonkeyPatch
         ([13], b"first\nsecond\n"),
     ],
 )
-def test_line_writer_writes_whole_lines_after_failed_write(
-    room: list[int], written: bytes, monkeypatch: pytest.MonkeyPatch
+def test_line_writer_writes_complete_lines_after_failed_write(
+    write_sizes: list[int], written: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failures = room.count(0)
-    disk = FakeDisk(monkeypatch, room)
+    failures = write_sizes.count(0)
+    disk = FakeDisk(monkeypatch, write_sizes)
     writer = LineWriter(0)
     for _ in range(failures):
         with pytest.raises(OSError, match="No space"):
@@ -289,13 +289,13 @@ def test_line_writer_writes_whole_lines_after_failed_write(
     assert disk.written == written
 
 
-def test_pieces_hold_whole_lines_of_pipe_size() -> None:
+def test_stdout_chunks_hold_complete_lines_up_to_pipe_size() -> None:
     lines = [b"x" * size + b"\n" for size in (1000, 3000, 100, 5000, 4095, 1)]
-    assert [len(piece) for piece in chunks(lines)] == [4002, 101, 5001, 4096, 2]
+    assert [len(chunk) for chunk in chunks(lines)] == [4002, 101, 5001, 4096, 2]
     assert b"".join(chunks(lines)) == b"".join(lines)
     assert list(chunks([])) == []
 
 
 @pytest.mark.parametrize(("written", "rest"), [(1, b"\n"), (2, b""), (3, b"b\n"), (4, b"\n"), (5, b"")])
-def test_rest_of_line_returns_unwritten_part(written: int, rest: bytes) -> None:
+def test_stdout_unwritten_rest_returns_rest_of_line(written: int, rest: bytes) -> None:
     assert unwritten_rest(b"a\nbb\n", written) == rest

@@ -9,9 +9,9 @@ from tests.sample_records import TIME, control_record, loss_record, record
 
 
 def test_whalewatcher_encoding_has_event_and_container_fields() -> None:
-    told = encode(record(1, "paused", id_="abc", name="web", labels={"a": "b"}))
-    assert told
-    assert msgspec.json.decode(told) == {
+    encoded = encode(record(1, "paused", id_="abc", name="web", labels={"a": "b"}))
+    assert encoded
+    assert msgspec.json.decode(encoded) == {
         "Timestamp": TIME,
         "Type": 2,
         "ID": "shop/abc",
@@ -28,9 +28,9 @@ def test_whalewatcher_encoding_has_event_and_container_fields() -> None:
 
 
 def test_whalewatcher_names_are_bare_in_default_namespace() -> None:
-    told = encode(record(1, namespace="default", id_="abc", name="web"))
-    assert told
-    container = msgspec.json.decode(told)["Container"]
+    encoded = encode(record(1, namespace="default", id_="abc", name="web"))
+    assert encoded
+    container = msgspec.json.decode(encoded)["Container"]
     assert (container["ID"], container["Name"]) == ("abc", "web")
 
 
@@ -38,9 +38,9 @@ def test_whalewatcher_names_are_bare_in_default_namespace() -> None:
     ("type_", "number"), [("started", 0), ("present", 0), ("exited", 1), ("paused", 2), ("unpaused", 3)]
 )
 def test_whalewatcher_event_type_maps_record_type(type_: RecordType, number: int) -> None:
-    told = encode(record(1, type_))
-    assert told
-    assert msgspec.json.decode(told)["Type"] == number
+    encoded = encode(record(1, type_))
+    assert encoded
+    assert msgspec.json.decode(encoded)["Type"] == number
 
 
 def test_whalewatcher_encoding_omits_unsupported_types() -> None:
@@ -52,10 +52,10 @@ def test_whalewatcher_encoding_omits_unsupported_types() -> None:
 
 def test_whalewatcher_labels_are_empty_when_unknown() -> None:
     unknown = record(1)
-    unlabelled = msgspec.structs.replace(
+    unlabeled = msgspec.structs.replace(
         unknown, data=unknown.data.replace(b'"labels":{"com.docker.compose.project":"web-shop"}', b'"labels":null')
     )
-    assert b'"labels":null' in unlabelled.data
-    told = encode(unlabelled)
-    assert told
-    assert msgspec.json.decode(told)["Container"]["Labels"] == {}
+    assert b'"labels":null' in unlabeled.data
+    encoded = encode(unlabeled)
+    assert encoded
+    assert msgspec.json.decode(encoded)["Container"]["Labels"] == {}

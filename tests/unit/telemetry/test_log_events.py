@@ -1,4 +1,4 @@
-"""Every log line of the program: its event is in docs/logs.md, at its level, and what it is about is in fields."""
+"""Check that docs/logs.md lists every log event with its level, and that log calls pass details as fields."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 LEVELS = ("debug", "info", "warning", "error", "critical")
-UNDETECTED_EVENTS = {("log_lines_dropped", "warning")}  # made where structlog is set up
-FORWARDING_METHODS = {"_warn_once"}  # takes an event, and warns
+UNDETECTED_EVENTS = {("log_lines_dropped", "warning")}  # logged where structlog is configured
+FORWARDING_METHODS = {"_warn_once"}  # takes an event and logs a warning
 
 
 def log_calls() -> Iterator[tuple[ast.Call, str, list[ast.expr]]]:
-    """Each call that logs: the level, and the arguments from the event on."""
-    for folder in ("bridge", "sinks", "config"):
-        for path in (ROOT / folder).rglob("*.py"):
+    """Yield each log call, its level, and its arguments from the event on."""
+    for directory in ("bridge", "sinks", "config"):
+        for path in (ROOT / directory).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                     yield from log_calls_in(node, node.func)
@@ -38,13 +38,13 @@ def logged_events() -> Iterator[tuple[str, str]]:
             assert isinstance(event.value, str)
             yield event.value, level
         else:
-            assert ast.unparse(event) == "event", ast.unparse(event)  # handed on
+            assert ast.unparse(event) == "event", ast.unparse(event)  # passed through
 
 
 def test_documentation_lists_every_log_event_with_level() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs" / "logs.md").read_text(), re.MULTILINE)
-    assert len(rows) == len(set(rows))
-    assert set(rows) == set(logged_events()) | UNDETECTED_EVENTS
+    documented = re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs" / "logs.md").read_text(), re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert set(documented) == set(logged_events()) | UNDETECTED_EVENTS
 
 
 def test_log_events_are_constant_names() -> None:

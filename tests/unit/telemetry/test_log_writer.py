@@ -10,7 +10,7 @@ import pytest
 
 from bridge.telemetry.log_writer import NonBlockingWriter
 
-LONG = "x" * 100_000  # more than a pipe holds
+LONG_LINE = "x" * 100_000  # more than a pipe holds
 
 
 @pytest.fixture
@@ -36,20 +36,20 @@ def test_log_writer_writes_lines_in_order(tmp_path: Path) -> None:
 
 
 def test_log_writer_drops_and_counts_lines_when_reader_hangs(pipe: tuple[int, int]) -> None:
-    writer = NonBlockingWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], max_lines=3)
-    writer.write_line(LONG)
-    fill(writer)
+    writer = NonBlockingWriter(lambda count: f"{count} lines were dropped", descriptor=pipe[1], max_lines=3)
+    writer.write_line(LONG_LINE)
+    fill_buffer(writer)
     for number in range(7):
-        writer.write_line(f"left out {number}")
-    told = read_all_lines(pipe[0], 4)
-    assert told == [LONG, "kept", "kept", "kept"]
+        writer.write_line(f"dropped {number}")
+    lines = read_all_lines(pipe[0], 4)
+    assert lines == [LONG_LINE, "kept", "kept", "kept"]
     writer.write_line("later")
-    assert read_all_lines(pipe[0], 2) == ["7 lines were left out", "later"]
+    assert read_all_lines(pipe[0], 2) == ["7 lines were dropped", "later"]
     writer.close()
 
 
-def fill(writer: NonBlockingWriter) -> None:
-    """Wait until the thread is stuck with the first line, then fill the memory."""
+def fill_buffer(writer: NonBlockingWriter) -> None:
+    """Wait until the writer thread blocks on the first line, then fill the buffer."""
     with writer._changed:
         while writer._lines:
             writer._changed.wait(0.01)
@@ -59,11 +59,11 @@ def fill(writer: NonBlockingWriter) -> None:
 
 def test_log_writer_close_is_bounded_and_final(pipe: tuple[int, int]) -> None:
     writer = NonBlockingWriter(str, descriptor=pipe[1])
-    writer.write_line(LONG)
+    writer.write_line(LONG_LINE)
     writer.close(seconds=0.01)
     writer.write_line("too late")
     writer.close(seconds=0.01)
-    assert read_all_lines(pipe[0], 1) == [LONG]  # so that the thread ends before its descriptor does
+    assert read_all_lines(pipe[0], 1) == [LONG_LINE]  # unblocks the thread before the descriptor is closed
     writer.close(seconds=10)
     assert not any(thread is writer._thread for thread in threading.enumerate())
 
@@ -71,18 +71,18 @@ def test_log_writer_close_is_bounded_and_final(pipe: tuple[int, int]) -> None:
 def test_log_writer_waits_for_nonblocking_descriptor(pipe: tuple[int, int]) -> None:
     fcntl.fcntl(pipe[1], fcntl.F_SETFL, os.O_NONBLOCK)
     writer = NonBlockingWriter(str, descriptor=pipe[1])
-    writer.write_line(LONG)
-    assert read_all_lines(pipe[0], 1) == [LONG]
+    writer.write_line(LONG_LINE)
+    assert read_all_lines(pipe[0], 1) == [LONG_LINE]
     writer.close()
 
 
 def test_log_writer_ignores_closed_pipe() -> None:
-    ours, theirs = os.pipe()
-    os.close(ours)
-    writer = NonBlockingWriter(str, descriptor=theirs)
-    writer.write_line("to nobody")
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    writer = NonBlockingWriter(str, descriptor=write_end)
+    writer.write_line("unread")
     writer.close(seconds=10)
-    os.close(theirs)
+    os.close(write_end)
     assert not writer._thread.is_alive()
 
 

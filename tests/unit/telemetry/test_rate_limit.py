@@ -24,11 +24,11 @@ class FakeClock:
 def test_rate_limiter_allows_once_per_interval_with_count() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10)
-    turns = []
+    allowed = []
     for seconds in (0, 1, 9.9, 10, 11, 30, 40):
         clock.seconds = seconds
-        turns.append(limiter.allow("topic"))
-    assert turns == [0, None, None, 2, None, 1, 0]
+        allowed.append(limiter.allow("topic"))
+    assert allowed == [0, None, None, 2, None, 1, 0]
 
 
 def test_rate_limiter_treats_keys_separately() -> None:
@@ -39,24 +39,24 @@ def test_rate_limiter_treats_keys_separately() -> None:
 def test_rate_limiter_logs_suppressed_count_only_when_positive() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10)
-    said: list[tuple[str, dict[str, Any]]] = []
+    logged: list[tuple[str, dict[str, Any]]] = []
 
     def log(event: str, **fields: Any) -> None:
-        said.append((event, fields))
+        logged.append((event, fields))
 
     for seconds in (0, 1, 10):
         clock.seconds = seconds
         assert limiter.log(log, "key", "Unknown topic.", topic="/x") is (seconds != 1)
-    assert said == [("Unknown topic.", {"topic": "/x"}), ("Unknown topic.", {"topic": "/x", "suppressed": 1})]
+    assert logged == [("Unknown topic.", {"topic": "/x"}), ("Unknown topic.", {"topic": "/x", "suppressed": 1})]
 
 
 def test_rate_limiter_bounds_keys_and_rate() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10, keys=5)
-    said = [limiter.allow(f"key-{number}") for number in range(1000)]
-    assert len([unsaid for unsaid in said if unsaid is not None]) == 6  # five of their own, one for all others
+    counts = [limiter.allow(f"key-{number}") for number in range(1000)]
+    assert len([count for count in counts if count is not None]) == 6  # five keys, and one shared by all others
     clock.seconds = 10
-    assert limiter.allow("another") == 0  # the five are forgotten, there is room again
+    assert limiter.allow("another") == 0  # the five keys have expired
     assert len(limiter._last) <= 6
 
 
@@ -64,6 +64,6 @@ def test_rate_limiter_counts_suppressed_lines_of_overflow_keys() -> None:
     clock = FakeClock()
     limiter = RateLimiter(clock, seconds=10, keys=1)
     assert [limiter.allow(key) for key in "abcd"] == [0, 0, None, None]
-    limiter.allow("a")  # so that it is not forgotten
+    limiter.allow("a")  # keeps the key from expiring
     clock.seconds = 10
     assert limiter.allow("e") == 2

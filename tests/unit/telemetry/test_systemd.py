@@ -1,4 +1,4 @@
-"""What the service manager is told, read from a real socket."""
+"""Test the notifications to the service manager on a real socket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.clocks import ManualClock
 
 
 class FakeSystemd:
-    """The other side."""
+    """Receive notifications as systemd does."""
 
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -25,12 +25,12 @@ class FakeSystemd:
         self.environ = {"NOTIFY_SOCKET": address}
 
     def received(self) -> list[str]:
-        found = []
+        messages = []
         while True:
             try:
-                found.append(self.socket.recv(4096).decode())
+                messages.append(self.socket.recv(4096).decode())
             except BlockingIOError:
-                return found
+                return messages
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -43,54 +43,56 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSyst
 def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
     manager = ServiceManager(systemd.environ, ManualClock())
     manager.ready()
-    manager.status("live")
-    manager.status("live")
+    manager.status("synced")
+    manager.status("synced")
     manager.status("two\nlines")
     manager.reloading()
     manager.ready()
     manager.stopping()
-    ready, live, lines, reloading, again, stopping = systemd.received()
-    assert (ready, live, lines, again) == ("READY=1", "STATUS=live", "STATUS=two lines", "READY=1")
+    ready, synced, lines, reloading, again, stopping = systemd.received()
+    assert (ready, synced, lines, again) == ("READY=1", "STATUS=synced", "STATUS=two lines", "READY=1")
     assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert stopping.startswith("STOPPING=1\nSTATUS=shutting down")
 
 
 @pytest.mark.parametrize(
-    ("watchdog", "beats"),
+    ("watchdog", "notification_count"),
     [
         ({"WATCHDOG_USEC": "1000000"}, 6),  # every half second
         (
             {"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": str(os.getpid())},
             3,
-        ),  # every second, as the status is looked at
-        ({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}, 0),  # meant for somebody else
+        ),  # every second, with each status update
+        ({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}, 0),  # another process
         ({"WATCHDOG_USEC": "soon"}, 0),
         ({}, 0),
     ],
 )
-async def test_watchdog_is_notified_from_event_loop(systemd: FakeSystemd, watchdog: dict[str, str], beats: int) -> None:
+async def test_watchdog_is_notified_from_event_loop(
+    systemd: FakeSystemd, watchdog: dict[str, str], notification_count: int
+) -> None:
     clock = ManualClock()
     manager = ServiceManager(systemd.environ | watchdog, clock)
-    attending = asyncio.create_task(manager.run(lambda: "live"))
+    running = asyncio.create_task(manager.run(lambda: "synced"))
     for _ in range(12):
         await asyncio.sleep(0)
         clock.advance(0.25)
-    attending.cancel()
-    told = systemd.received()
-    assert (told.count("STATUS=live"), told.count("WATCHDOG=1")) == (1, beats)
+    running.cancel()
+    messages = systemd.received()
+    assert (messages.count("STATUS=synced"), messages.count("WATCHDOG=1")) == (1, notification_count)
 
 
 async def test_service_manager_does_nothing_without_systemd() -> None:
     manager = ServiceManager({}, ManualClock())
     manager.ready()
-    await manager.run(lambda: "live")
+    await manager.run(lambda: "synced")
 
 
 def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
-    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, ManualClock())
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
     with capture_logs() as logs:
         manager.ready()
-        manager.status("live")
+        manager.status("synced")
     (line,) = logs
     assert (line["event"], line["message"], line["error"]) == (
         "systemd_notify_failed",
@@ -100,11 +102,11 @@ def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
 
 
 def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) -> None:
-    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "nobody")}, ManualClock())
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
     with capture_logs():
         manager.ready()
-        manager.status("live")
-    assert (list(manager._pending), manager._status) == ([], "live")
+        manager.status("synced")
+    assert (list(manager._pending), manager._status) == ([], "synced")
 
 
 def test_service_manager_does_not_block_when_socket_is_full(systemd: FakeSystemd) -> None:
@@ -136,10 +138,10 @@ async def test_state_changes_are_resent_in_order_when_socket_was_full(systemd: F
         manager.reloading()
         manager.ready()
     assert "READY=1" not in systemd.received()
-    attending = asyncio.create_task(manager.run(lambda: "live"))
+    running = asyncio.create_task(manager.run(lambda: "synced"))
     for _ in range(4):
         await asyncio.sleep(0)
         clock.advance(1)
-    attending.cancel()
+    running.cancel()
     first, second, third, *others = systemd.received()
-    assert (first, second.partition("=")[0], third, others) == ("READY=1", "RELOADING", "READY=1", ["STATUS=live"])
+    assert (first, second.partition("=")[0], third, others) == ("READY=1", "RELOADING", "READY=1", ["STATUS=synced"])

@@ -8,7 +8,7 @@ from bridge.telemetry.text import one_line, printable, printable_json
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "escaped"),
     [
         ("web-1 größe 容器", "web-1 größe 容器"),
         ("", ""),
@@ -23,9 +23,9 @@ from bridge.telemetry.text import one_line, printable, printable_json
         ("no\u00a0break", r"no\xa0break"),
     ],
 )
-def test_printable_escapes_unprintable_characters(text: str, shown: str) -> None:
-    assert printable(text) == shown
-    assert shown.isprintable()
+def test_printable_escapes_unprintable_characters(text: str, escaped: str) -> None:
+    assert printable(text) == escaped
+    assert escaped.isprintable()
 
 
 def test_printable_keeps_requested_characters() -> None:
@@ -35,10 +35,10 @@ def test_printable_keeps_requested_characters() -> None:
 @pytest.mark.parametrize("text", ["plain", "größe 容器", "\x1b\x9b\x7f", "\u202e\u2028", "\U000e0041", 'q"\\'])
 def test_printable_json_keeps_document_value(text: str) -> None:
     document = json.dumps({text: text}, ensure_ascii=False, indent=2)
-    shown = printable_json(document)
-    assert json.loads(shown) == {text: text}
-    assert all(line.isprintable() for line in shown.split("\n"))
-    assert shown.count("\n") == document.count("\n")
+    escaped = printable_json(document)
+    assert json.loads(escaped) == {text: text}
+    assert all(line.isprintable() for line in escaped.split("\n"))
+    assert escaped.count("\n") == document.count("\n")
 
 
 def test_printable_json_leaves_printable_text_unchanged() -> None:

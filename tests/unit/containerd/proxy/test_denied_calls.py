@@ -1,4 +1,4 @@
-"""Refused calls are counted, and told at a bounded rate; marks have a rate of their own."""
+"""Test that denied calls are counted and logged at a limited rate, and that markers have a separate limit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tests.clocks import ManualClock
 
 def test_denied_calls_are_counted_and_logged_once_per_minute() -> None:
     clock = ManualClock()
-    refusals = DeniedCalls(clock)
+    denied_calls = DeniedCalls(clock)
     with capture_logs() as lines:
         for _ in range(50):
-            refusals.add("/a.B/C", "PERMISSION_DENIED", "why")
+            denied_calls.add("/a.B/C", "PERMISSION_DENIED", "why")
         clock.advance(60)
-        refusals.add("/a.B/C", "PERMISSION_DENIED", "why")
+        denied_calls.add("/a.B/C", "PERMISSION_DENIED", "why")
     assert [(line["method"], line["denied_total"], line.get("suppressed")) for line in lines] == [
         ("/a.B/C", 1, None),
         ("/a.B/C", 51, 49),
@@ -23,16 +23,16 @@ def test_denied_calls_are_counted_and_logged_once_per_minute() -> None:
 
 
 def test_denied_method_names_are_escaped_and_bounded() -> None:
-    refusals = DeniedCalls(ManualClock())
+    denied_calls = DeniedCalls(ManualClock())
     with capture_logs() as lines:
         for number in range(1000):
-            refusals.add(f"/{number}\x1b[2J{'x' * 9999}", "PERMISSION_DENIED", "why")
-    assert refusals.count == 1000
+            denied_calls.add(f"/{number}\x1b[2J{'x' * 9999}", "PERMISSION_DENIED", "why")
+    assert denied_calls.count == 1000
     assert len(lines) <= 101
     assert all(line["method"].isprintable() and len(line["method"]) < 200 for line in lines)
 
 
-def test_rate_allows_burst_and_then_fixed_rate() -> None:
+def test_token_bucket_allows_burst_and_then_fixed_rate() -> None:
     clock = ManualClock()
     rate = TokenBucket(clock, per_second=2, burst=5)
     assert [rate.try_take() for _ in range(7)] == [True] * 5 + [False] * 2

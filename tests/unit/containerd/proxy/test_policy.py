@@ -1,4 +1,4 @@
-"""What passes the proxy, message by message."""
+"""Test what the proxy forwards and denies, per message."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ def denied_code(call: object) -> StatusCode:
 
 
 def test_proxy_removes_spec_and_other_unneeded_container_fields() -> None:
-    more = wire.field(6, "overlayfs") + wire.field(7, "key") + wire.field(10, wire.field(1, "extension"))
-    full = encode_container("web", {b"colour": b"blue"}, spec_bytes=1000) + more
+    unneeded = wire.field(6, "overlayfs") + wire.field(7, "key") + wire.field(10, wire.field(1, "extension"))
+    full = encode_container("web", {b"color": b"blue"}, spec_bytes=1000) + unneeded
     for method in (methods.CONTAINERS, methods.CONTAINERS_STREAM, methods.CONTAINER):
-        answer = BY_METHOD[method].filter_response(wire.field(1, full))
-        assert answer == wire.field(
-            1, encode_container("web", {b"colour": b"blue"}, spec_bytes=0).removesuffix(wire.spec(0))
+        response = BY_METHOD[method].filter_response(wire.field(1, full))
+        assert response == wire.field(
+            1, encode_container("web", {b"color": b"blue"}, spec_bytes=0).removesuffix(wire.spec(0))
         )
 
 
 def test_proxy_removes_runtime_options() -> None:
     runtime = wire.field(4, wire.field(1, "runc") + wire.field(2, wire.any_message("options", b"secret")))
-    answer = BY_METHOD[methods.CONTAINER].filter_response(wire.field(1, wire.field(1, "web") + runtime))
-    assert b"secret" not in answer
-    assert containers_pb2.GetContainerResponse.FromString(answer).container.runtime.name == b"runc"
+    response = BY_METHOD[methods.CONTAINER].filter_response(wire.field(1, wire.field(1, "web") + runtime))
+    assert b"secret" not in response
+    assert containers_pb2.GetContainerResponse.FromString(response).container.runtime.name == b"runc"
 
 
 def test_proxy_forwards_non_utf8_labels() -> None:
-    answer = BY_METHOD[methods.CONTAINER].filter_response(
+    response = BY_METHOD[methods.CONTAINER].filter_response(
         wire.field(1, encode_container("web", {b"\xff": b"\xfe"}, spec_bytes=0))
     )
-    (label,) = containers_pb2.GetContainerResponse.FromString(answer).container.labels
+    (label,) = containers_pb2.GetContainerResponse.FromString(response).container.labels
     assert (label.key, label.value) == (b"\xff", b"\xfe")
 
 
@@ -62,16 +62,16 @@ def test_proxy_encodes_pid_zero() -> None:
 
 
 def test_proxy_forwards_request_unchanged() -> None:
-    asked = tasks_pb2.GetRequest(container_id="web").SerializeToString()
-    assert BY_METHOD[methods.TASK].rebuild_request(asked) == asked
+    request = tasks_pb2.GetRequest(container_id="web").SerializeToString()
+    assert BY_METHOD[methods.TASK].rebuild_request(request) == request
     assert BY_METHOD[methods.TASK].rebuild_request(b"") == b""
 
 
 @pytest.mark.parametrize("rule", POLICIES, ids=lambda rule: rule.method.path.rpartition(".")[2])
 def test_proxy_denies_request_with_unknown_fields(rule: policy.Policy) -> None:
-    for more in (wire.field(2, "exec"), wire.field(99, b"new"), b"\x98\x06\x01"):
+    for unknown in (wire.field(2, "exec"), wire.field(99, b"new"), b"\x98\x06\x01"):
         with pytest.raises(CallDenied) as caught:
-            rule.rebuild_request(more)
+            rule.rebuild_request(unknown)
         assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
 
 
@@ -80,15 +80,19 @@ def test_proxy_allows_only_known_subscription_filters() -> None:
     policy.check_subscription(wire.field(1, FILTERS[0]))
     for filters in ((FILTERS[0], FILTERS[0]), ("",), ("x" * len(FILTERS[0]),)):
         with pytest.raises(CallDenied):
-            policy.check_subscription(b"".join(wire.field(1, each) for each in filters))
+            policy.check_subscription(b"".join(wire.field(1, text) for text in filters))
 
 
 def test_proxy_allows_only_well_formed_markers() -> None:
     request = wire.field(1, "/whalebridge/marker/n0nce/17") + EMPTY
     assert policy.rebuild_marker(request, "whalebridge") == request
-    for other in (request.replace(b"mark", b"mArk"), request.replace(b"/17", b"/1x"), request.replace(b"/17", b"/1\n")):
+    for invalid in (
+        request.replace(b"marker", b"mArker"),
+        request.replace(b"/17", b"/1x"),
+        request.replace(b"/17", b"/1\n"),
+    ):
         with pytest.raises(CallDenied) as caught:
-            policy.rebuild_marker(other, "whalebridge")
+            policy.rebuild_marker(invalid, "whalebridge")
         assert denied_code(caught) is StatusCode.PERMISSION_DENIED
     with pytest.raises(CallDenied):
         policy.rebuild_marker(request, "default")
@@ -113,7 +117,11 @@ def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
             lambda: BY_METHOD[methods.TASK].rebuild_request(b"\x0a\x7f"),
             StatusCode.INVALID_ARGUMENT,
         ),
-        ("unreadable answer", lambda: BY_METHOD[methods.CONTAINERS].filter_response(b"\x0a\x7f"), StatusCode.DATA_LOSS),
+        (
+            "unreadable response",
+            lambda: BY_METHOD[methods.CONTAINERS].filter_response(b"\x0a\x7f"),
+            StatusCode.DATA_LOSS,
+        ),
         ("filter", lambda: policy.check_subscription(wire.field(1, "")), StatusCode.INVALID_ARGUMENT),
         ("namespace", lambda: policy.get_namespace([("containerd-namespace", "")]), StatusCode.INVALID_ARGUMENT),
         (
@@ -123,7 +131,9 @@ def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
         ),
     ],
 )
-def test_denial_has_code_and_text(case: str, call: Callable[[], object], code: StatusCode, golden: Golden) -> None:
+def test_proxy_denial_has_code_and_text(
+    case: str, call: Callable[[], object], code: StatusCode, golden: Golden
+) -> None:
     with golden.error("proxy_errors", f"denied, {case}", CallDenied) as caught:
         call()
     assert caught.value.code is code

@@ -1,4 +1,4 @@
-"""What reaches the server behind the proxy, seen by a server that writes down all it gets."""
+"""Test what the proxy forwards, with a server that records all calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.simulator import wire
 
 
 class Recorder(grpc.GenericRpcHandler):
-    """Answers every call there is with an empty message, but `Wait` never; writes down what it was asked."""
+    """Record every call and respond with an empty message; `Wait` never returns."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -58,7 +58,7 @@ async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
 
 
 @pytest.fixture
-async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # noqa: ARG001 (it is behind the relay)
+async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # noqa: ARG001 (the server behind the relay)
     relay = Relay(f"{tmp_path}/c.sock", SystemClock())
     server = make_server(relay)
     server.add_insecure_port(methods.target(f"{tmp_path}/p.sock"))
@@ -69,7 +69,7 @@ async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # 
 
 
 @pytest.fixture
-async def channel(relay: Relay, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:  # noqa: ARG001 (it is the server)
+async def channel(relay: Relay, tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:  # noqa: ARG001 (the relay serves the channel)
     async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock")) as channel:
         yield channel
 
@@ -101,8 +101,13 @@ async def test_relay_forwards_nothing_of_denied_call_and_counts_call(
 
 
 async def test_relay_forwards_only_namespace_metadata(channel: grpc.aio.Channel, recorder: Recorder) -> None:
-    given = (("containerd-namespace", "shop"), ("containerd-lease", "x"), ("authorization", "secret"), ("x-bin", b"1"))
-    await method(channel, methods.TASKS.path)(b"", metadata=given)
+    metadata = (
+        ("containerd-namespace", "shop"),
+        ("containerd-lease", "x"),
+        ("authorization", "secret"),
+        ("x-bin", b"1"),
+    )
+    await method(channel, methods.TASKS.path)(b"", metadata=metadata)
     assert recorder.metadata.keys() == {"containerd-namespace", "user-agent"}
     assert recorder.metadata["containerd-namespace"] == "shop"
 
@@ -134,6 +139,8 @@ async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path,
         assert caught.value.code() is StatusCode.UNAVAILABLE
         details = caught.value.details() or ""
         assert f"{tmp_path}/nothing.sock" in details
-        golden.entry("proxy_errors", "containerd away", details, TMP=tmp_path, GRPC=re.compile("failed to connect.*"))
+        golden.entry(
+            "proxy_errors", "containerd unavailable", details, TMP=tmp_path, GRPC=re.compile("failed to connect.*")
+        )
     await server.stop(0)
     await relay.close()

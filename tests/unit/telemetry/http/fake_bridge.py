@@ -1,4 +1,4 @@
-"""Bridges that are as a test says."""
+"""Provide bridge statuses and a fake bridge for tests."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from bridge.telemetry.status import SinkStatus, Status
 
 
 def snapshot_summary(number: int = 1, *, inferred: int = 0, **gap: Any) -> SnapshotSummary:
-    stretch = Gap(**{"reason": "start", "since": None, "until": 2_000_000_000, **gap})
-    return SnapshotSummary(f"7-{number}", 3_000_000_000, stretch, SnapshotCoverage(["default"], [], False), 2, inferred)
+    interval = Gap(**{"reason": "start", "since": None, "until": 2_000_000_000, **gap})
+    return SnapshotSummary(
+        f"7-{number}", 3_000_000_000, interval, SnapshotCoverage(["default"], [], False), 2, inferred
+    )
 
 
 def sink_status(name: str = "main", **changed: Any) -> SinkStatus:
-    whole = SinkStatus(name, "ok", None, Lag(0, 0, 0.0, 0), 5, 0, 0, Histogram())
-    return msgspec.structs.replace(whole, **changed)
+    defaults = SinkStatus(name, "ok", None, Lag(0, 0, 0.0, 0), 5, 0, 0, Histogram())
+    return msgspec.structs.replace(defaults, **changed)
 
 
 def bridge_status(**changed: Any) -> Status:
-    """A bridge that is well."""
-    whole = Status(
+    """Return the status of a healthy bridge with the given changes."""
+    defaults = Status(
         host="node-1",
         engine=Engine("engine-1", "2.4", "/c.sock", 1),
         include=("*",),
@@ -46,7 +48,7 @@ def bridge_status(**changed: Any) -> Status:
         counters=Counters(),
         ignored_events=Counter(),
     )
-    return msgspec.structs.replace(whole, **changed)
+    return msgspec.structs.replace(defaults, **changed)
 
 
 def running_container(
@@ -58,7 +60,7 @@ def running_container(
 
 
 class FakeBridge:
-    """Tells what it was given; ``snapshot`` waits for ``taken``."""
+    """Serve the given status and containers; ``snapshot`` waits for ``snapshot_result``."""
 
     def __init__(self, initial: Status | None = None, containers: Sequence[Transition] = ()) -> None:
         self.current_status = initial or bridge_status()

@@ -1,4 +1,4 @@
-"""The metrics: names that Prometheus' rules allow, true numbers, and the same names wherever they are used."""
+"""Test metric values and names, and that dashboard, alerts and documentation use these names."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ def samples(bridge: FakeBridge) -> dict[str, float]:
 
 
 async def test_metrics_equal_counters() -> None:
-    tally, latency = Counters(), Histogram()
-    tally.count_records([running_container("a"), running_container("b")])
-    tally.count_snapshot(snapshot_summary(reason="reconnect", since=500_000_000))
-    tally.reconnects = 2
+    counters, latency = Counters(), Histogram()
+    counters.count_records([running_container("a"), running_container("b")])
+    counters.count_snapshot(snapshot_summary(reason="reconnect", since=500_000_000))
+    counters.reconnects = 2
     latency.observe(0.003)
     latency.observe(70.0)
-    made = sink_status(lag=Lag(3, 400, 5.5, 6), published=7, failures=8, rejected=9, latency=latency, state="failing")
+    sink = sink_status(lag=Lag(3, 400, 5.5, 6), published=7, failures=8, rejected=9, latency=latency, state="failing")
     ignored = Counter(exec_exit=10, query_failed=11)
-    told = samples(
+    values = samples(
         FakeBridge(
-            bridge_status(counters=tally, sinks=[made], ignored_events=ignored, outbox_error="full", watermark_age=12.0)
+            bridge_status(
+                counters=counters, sinks=[sink], ignored_events=ignored, outbox_error="full", watermark_age=12.0
+            )
         )
     )
     expected = {
@@ -81,13 +83,13 @@ async def test_metrics_equal_counters() -> None:
         "whalebridge_containers running": 1,
         "whalebridge_containers paused": 1,
     }
-    assert {name: told.get(name) for name in expected} == expected
-    assert told["process_resident_memory_bytes"] > 0
+    assert {name: values.get(name) for name in expected} == expected
+    assert values["process_resident_memory_bytes"] > 0
 
 
 async def test_watermark_age_and_engine_are_absent_before_watermark() -> None:
-    told = samples(FakeBridge(bridge_status(watermark_age=None, engine=None, synced=False)))
-    assert not [name for name in told if "watermark_age" in name or "engine_info" in name]
+    values = samples(FakeBridge(bridge_status(watermark_age=None, engine=None, synced=False)))
+    assert not [name for name in values if "watermark_age" in name or "engine_info" in name]
 
 
 @pytest.fixture
@@ -99,9 +101,9 @@ async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[st
     dashboard = (ROOT / "deploy" / "grafana" / "whalebridge.json").read_text()
     assert json.loads(dashboard)["uid"] == "whalebridge"
     shown = set(METRIC_NAME.findall(dashboard))
-    watched = set(METRIC_NAME.findall((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()))
-    assert shown | watched <= exposed_metrics
-    assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - watched <= {
+    alerted = set(METRIC_NAME.findall((ROOT / "deploy" / "prometheus" / "rules.yaml").read_text()))
+    assert shown | alerted <= exposed_metrics
+    assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - alerted <= {
         "whalebridge_engine_info",
         "whalebridge_sink_publish_duration_seconds_count",
         "whalebridge_sink_publish_duration_seconds_sum",
@@ -109,9 +111,9 @@ async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[st
 
 
 async def test_documentation_lists_every_metric(exposed_metrics: set[str]) -> None:
-    rows = set(re.findall(r"^\| `(whalebridge_[a-z_]+)` \|", OPERATIONS, re.MULTILINE))
-    ours = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exposed_metrics if name.startswith("whalebridge_")}
-    assert rows == ours
+    documented = set(re.findall(r"^\| `(whalebridge_[a-z_]+)` \|", OPERATIONS, re.MULTILINE))
+    exposed = {re.sub(r"_(bucket|count|sum)$", "", name) for name in exposed_metrics if name.startswith("whalebridge_")}
+    assert documented == exposed
 
 
 def test_documentation_has_section_for_each_alert() -> None:

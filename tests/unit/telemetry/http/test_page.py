@@ -1,4 +1,4 @@
-"""The status page: what it tells, and that nothing in it is more than text."""
+"""Test the content of the status page and the escaping of foreign text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HOSTILE = "\"'><img src=x onerror=alert(1)>&amp;\u202e\x1b[31m\u0000</style></td
 
 
 class PageParser(HTMLParser):
-    """Collects the text, and the elements that there are."""
+    """Collect the text, elements and attributes of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -35,22 +35,22 @@ class PageParser(HTMLParser):
 
 
 def test_status_page_shows_bridge_sinks_and_containers() -> None:
-    how = bridge_status(sinks=[sink_status(lag=Lag(12, 34567, 90.0, 3), rejected=1)], exclude=("test-*",))
-    how.counters.count_snapshot(snapshot_summary(reason="reconnect", since=0, inferred=4))
+    status = bridge_status(sinks=[sink_status(lag=Lag(12, 34567, 90.0, 3), rejected=1)], exclude=("test-*",))
+    status.counters.count_snapshot(snapshot_summary(reason="reconnect", since=0, inferred=4))
     text = PageParser(
-        page.render(how, [running_container(name="web-1", project="shop", paused=True), running_container("c2")], 0)
+        page.render(status, [running_container(name="web-1", project="shop", paused=True), running_container("c2")], 0)
     ).text
-    for told in ("node-1", "containerd 2.4", "test-*", "main", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
-        assert told in text
-    for told in ("shop", "no project", "paused", "1970-01-01 00:00:02Z", "ready"):
-        assert told in text
+    for expected in ("node-1", "containerd 2.4", "test-*", "main", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
+        assert expected in text
+    for expected in ("shop", "no project", "paused", "1970-01-01 00:00:02Z", "ready"):
+        assert expected in text
 
 
 def test_status_page_shows_errors_first(golden: Golden) -> None:
-    how = bridge_status(
+    status = bridge_status(
         synced=False, containerd_error="no such socket", sinks=[sink_status(state="failing", last_error="away")]
     )
-    text = PageParser(page.render(how, [], 0)).text
+    text = PageParser(page.render(status, [], 0)).text
     assert text.index("ready") < text.index("no such socket") < text.index("main") < text.index("containerd 2.4")
     assert "away" in text
     degraded = PageParser(page.render(bridge_status(sinks=[sink_status(state="failing")]), [], 0)).text
@@ -60,13 +60,13 @@ def test_status_page_shows_errors_first(golden: Golden) -> None:
 
 
 def plain(text: str) -> str:
-    """Return the words of the body, a line each, without the style sheet."""
+    """Return the text lines of the body, without the style sheet."""
     lines = [line.strip() for line in text.splitlines()]
     return "\n".join(line for line in lines if line and not line.endswith(("}", "{", ";")))
 
 
 def test_status_page_escapes_foreign_text() -> None:
-    how = bridge_status(
+    status = bridge_status(
         host=HOSTILE,
         include=(HOSTILE,),
         containerd_error=HOSTILE,
@@ -74,12 +74,12 @@ def test_status_page_escapes_foreign_text() -> None:
         outbox_error=HOSTILE,
         sinks=[sink_status(HOSTILE, last_error=HOSTILE)],
     )
-    plain = PageParser(page.render(bridge_status(), [running_container(project="p")], 0))
-    made = PageParser(page.render(how, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
-    assert made.elements - plain.elements <= {"li", "ul"}
-    assert made.attributes == plain.attributes
-    assert "\\u202e\\x1b[31m\\x00" in made.text
-    assert not {"\u202e", "\x1b", "\x00"} & set("".join(made.words))
+    harmless = PageParser(page.render(bridge_status(), [running_container(project="p")], 0))
+    hostile = PageParser(page.render(status, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
+    assert hostile.elements - harmless.elements <= {"li", "ul"}
+    assert hostile.attributes == harmless.attributes
+    assert "\\u202e\\x1b[31m\\x00" in hostile.text
+    assert not {"\u202e", "\x1b", "\x00"} & set("".join(hostile.words))
 
 
 def test_status_page_limits_number_of_containers() -> None:

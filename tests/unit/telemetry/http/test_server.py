@@ -1,4 +1,4 @@
-"""The endpoint on real sockets, with clients that behave and clients that do not."""
+"""Test the HTTP endpoint on real sockets, with correct and faulty clients."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class ServedEndpoint:
         writer.close()
         head, _, body = data.decode().partition("\r\n\r\n")
         first, *rest = head.split("\r\n")
-        told = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
-        if told.get("transfer-encoding") == "chunked":
+        response_headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}
+        if response_headers.get("transfer-encoding") == "chunked":
             body = "".join(body.split("\r\n")[1::2])
-        return Response(int(first.split()[1]), told, body.encode())
+        return Response(int(first.split()[1]), response_headers, body.encode())
 
 
 @pytest.fixture
@@ -71,8 +71,8 @@ async def served(tmp_path: Path) -> AsyncIterator[ServedEndpoint]:
 
 
 async def test_livez_returns_ok(served: ServedEndpoint) -> None:
-    answer = await served.request("/livez")
-    assert (answer.status, answer.body) == (200, b"ok\n")
+    response = await served.request("/livez")
+    assert (response.status, response.body) == (200, b"ok\n")
     assert (await served.request("/livez", "HEAD")).body == b""
 
 
@@ -81,9 +81,9 @@ async def test_readyz_returns_status_and_degraded_reasons(served: ServedEndpoint
     served.bridge.current_status = bridge_status(
         synced=False, containerd_error="no such socket", outbox_error="disk full"
     )
-    answer = await served.request("/readyz")
-    assert answer.status == 503
-    containerd, outbox = answer.document["reasons"]
+    response = await served.request("/readyz")
+    assert response.status == 503
+    containerd, outbox = response.document["reasons"]
     assert containerd.endswith(": no such socket")
     assert outbox.endswith(": disk full")
     golden.entry("http_errors", "GET /readyz, 503", f"{containerd}\n{outbox}")
@@ -104,22 +104,24 @@ async def test_containers_endpoint_groups_by_project(served: ServedEndpoint) -> 
         running_container("b", tier="front"),
         running_container("c", project="shop", paused=True),
     ]
-    told = (await served.request("/containers")).document
-    assert told["containers"] == 3
-    assert {project: [each["id"] for each in here] for project, here in told["projects"].items()} == {
+    document = (await served.request("/containers")).document
+    assert document["containers"] == 3
+    assert {
+        project: [container["id"] for container in containers] for project, containers in document["projects"].items()
+    } == {
         "": ["b"],
         "shop": ["a", "c"],
     }
-    assert told["projects"][""][0]["labels"] == {"tier": "front"}
-    assert [each["paused"] for each in told["projects"]["shop"]] == [False, True]
+    assert document["projects"][""][0]["labels"] == {"tier": "front"}
+    assert [container["paused"] for container in document["projects"]["shop"]] == [False, True]
 
 
 async def test_containers_endpoint_yields_to_event_loop(
     served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.bridge.containers = [running_container(f"c{number}") for number in range(10_000)]
-    turns, portfolio = 0, documents.containers_document
-    turns_before: list[int] = []  # each of its pieces
+    turns, containers_document = 0, documents.containers_document
+    turn_of_chunk: list[int] = []  # the event loop turn of each chunk
 
     async def take_turns() -> None:
         nonlocal turns
@@ -127,74 +129,74 @@ async def test_containers_endpoint_yields_to_event_loop(
             turns += 1
             await asyncio.sleep(0)
 
-    def pieces(*args: Any) -> Iterator[bytes]:
-        for piece in portfolio(*args):
-            turns_before.append(turns)
-            yield piece
+    def chunks(*args: Any) -> Iterator[bytes]:
+        for chunk in containers_document(*args):
+            turn_of_chunk.append(turns)
+            yield chunk
 
-    monkeypatch.setattr(documents, "containers_document", pieces)
+    monkeypatch.setattr(documents, "containers_document", chunks)
     others = asyncio.create_task(take_turns())
     await served.request("/containers")
     others.cancel()
-    assert len(turns_before) > 10_000 / documents.CONTAINERS_PER_CHUNK
-    assert len(set(turns_before)) == len(turns_before), "some were written in one go"
+    assert len(turn_of_chunk) > 10_000 / documents.CONTAINERS_PER_CHUNK
+    assert len(set(turn_of_chunk)) == len(turn_of_chunk), "several chunks were written in one turn"
 
 
 async def test_status_page_forbids_scripts_and_escapes_names(served: ServedEndpoint) -> None:
     served.bridge.containers = [running_container(name="<script>alert(1)</script>")]
-    answer = await served.request("/")
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert answer.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
-    assert answer.headers["x-content-type-options"] == "nosniff"
-    assert b"<script" not in answer.body
-    assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in answer.body
+    response = await served.request("/")
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert response.headers["content-security-policy"].startswith("default-src 'none'; style-src 'sha256-")
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert b"<script" not in response.body
+    assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in response.body
 
 
 async def test_snapshot_is_not_served_over_tcp(served: ServedEndpoint) -> None:
-    answer = await served.request("/snapshot", "POST")
-    assert (answer.status, b"/snapshot" in answer.body) == (404, False)
+    response = await served.request("/snapshot", "POST")
+    assert (response.status, b"/snapshot" in response.body) == (404, False)
 
 
 async def test_snapshot_response_is_sent_after_snapshot(served: ServedEndpoint) -> None:
-    asking = asyncio.create_task(served.request("/snapshot", "POST", local=True))
+    request = asyncio.create_task(served.request("/snapshot", "POST", local=True))
     served.bridge.snapshot_result.set_result(snapshot_summary(5))
-    answer = await asking
-    assert (answer.status, answer.document) == (200, {"id": "7-5", "containers": 2})
+    response = await request
+    assert (response.status, response.document) == (200, {"id": "7-5", "containers": 2})
 
 
 async def test_snapshot_returns_503_when_containerd_is_disconnected(served: ServedEndpoint, golden: Golden) -> None:
     served.bridge.current_status = bridge_status(synced=False)
-    answer = await served.request("/snapshot", "POST", local=True)
-    assert answer.status == 503
-    assert "/readyz" in answer.document["error"]
-    golden.entry("http_errors", "POST /snapshot, 503", answer.body.decode())
+    response = await served.request("/snapshot", "POST", local=True)
+    assert response.status == 503
+    assert "/readyz" in response.document["error"]
+    golden.entry("http_errors", "POST /snapshot, 503", response.body.decode())
 
 
 async def test_snapshot_returns_504_when_timeout_expires(
     served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
     monkeypatch.setattr(server, "SNAPSHOT_SECONDS", 0.01)
-    answer = await served.request("/snapshot", "POST", local=True)
-    assert answer.status == 504
-    golden.entry("http_errors", "POST /snapshot, 504", answer.body.decode())
+    response = await served.request("/snapshot", "POST", local=True)
+    assert response.status == 504
+    golden.entry("http_errors", "POST /snapshot, 504", response.body.decode())
 
 
 async def test_unknown_path_or_method_lists_available_paths(served: ServedEndpoint, golden: Golden) -> None:
-    answer = await served.request("/nothing")
-    assert (answer.status, b"/readyz" in answer.body) == (404, True)
-    golden.entry("http_errors", "404", answer.body.decode())
-    answer = await served.request("/snapshot", local=True)
-    assert (answer.status, answer.headers["allow"]) == (405, "POST")
-    golden.entry("http_errors", "405", answer.body.decode())
+    response = await served.request("/nothing")
+    assert (response.status, b"/readyz" in response.body) == (404, True)
+    golden.entry("http_errors", "404", response.body.decode())
+    response = await served.request("/snapshot", local=True)
+    assert (response.status, response.headers["allow"]) == (405, "POST")
+    golden.entry("http_errors", "405", response.body.decode())
     assert (await served.request("/readyz", "DELETE")).status == 405
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:9469", "localhost.evil.example", "127.0.0.1.evil"])
 async def test_foreign_host_header_returns_421(served: ServedEndpoint, host: str, golden: Golden) -> None:
     served.bridge.containers = [running_container("private")]
-    answer = await served.request("/containers", Host=host)
-    assert (answer.status, b"private" in answer.body) == (421, False)
-    golden.entry("http_errors", f"Host {host}, 421", answer.body.decode())
+    response = await served.request("/containers", Host=host)
+    assert (response.status, b"private" in response.body) == (421, False)
+    golden.entry("http_errors", f"Host {host}, 421", response.body.decode())
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9469", "127.0.0.1", "[::1]:9469", "[::1]"])
@@ -203,7 +205,7 @@ async def test_local_host_header_is_accepted(served: ServedEndpoint, host: str) 
 
 
 async def test_control_socket_is_private_and_replaces_stale_file(tmp_path: Path) -> None:
-    (tmp_path / "control.sock").write_text("left behind")
+    (tmp_path / "control.sock").write_text("stale")
     served = ServedEndpoint(tmp_path)
     await served.open()
     assert os.stat(served.socket).st_mode & 0o777 == 0o600
@@ -213,15 +215,15 @@ async def test_control_socket_is_private_and_replaces_stale_file(tmp_path: Path)
 
 
 async def test_control_socket_works_in_directory_with_long_path(tmp_path: Path) -> None:
-    folder = tmp_path / ("long" * 30)
-    folder.mkdir()
+    directory = tmp_path / ("long" * 30)
+    directory.mkdir()
     endpoint = Endpoint(FakeBridge())
-    await endpoint.listen_unix(folder / "control.sock")
-    assert (folder / "control.sock").is_socket()
+    await endpoint.listen_unix(directory / "control.sock")
+    assert (directory / "control.sock").is_socket()
     await endpoint.close()
 
 
-# --- bounds ---
+# --- limits ---
 
 
 @pytest.mark.parametrize(
@@ -274,12 +276,12 @@ async def test_connection_is_closed_when_client_stops_reading(tmp_path: Path, mo
     writer.write(b"GET /containers HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await reader.readuntil(b"projects")
     writer.transport.pause_reading()  # type: ignore[attr-defined]
-    (bounded,) = [each for _, each in served.endpoint._servers[:1]]
+    (bounded,) = [site for _, site in served.endpoint._servers[:1]]
     monkeypatch.setattr(
         loop, "time", lambda: time.monotonic() + connections.MAX_LIFETIME_SECONDS
-    )  # now that the answer has begun
+    )  # after the response has started
     async with asyncio.timeout(60):
-        while bounded.connections:  # noqa: ASYNC110 (it is aiohttp's, and tells nobody)
+        while bounded.connections:  # noqa: ASYNC110 (aiohttp signals no change)
             await asyncio.sleep(0)
     writer.close()
     await served.endpoint.close()

@@ -1,4 +1,4 @@
-"""Secrets and certificates from files: errors name the setting and the file."""
+"""Test that errors about secret and certificate files name the setting and the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sinks import credentials
 from tests.certificates import Authority
 from tests.golden import Golden
 
-SECRET = "s3cret-content"  # noqa: S105 (it opens nothing)
+SECRET = "s3cret-content"  # noqa: S105 (not a real secret)
 
 
 @pytest.mark.parametrize("content", [None, b"\n", b"\xff\xfe"], ids=["missing", "empty", "binary"])
@@ -25,7 +25,7 @@ def test_unusable_secret_file_is_named(
         path.write_bytes(content)
     case = request.node.callspec.id
     with golden.error(
-        "access_errors", f"secret file, {case}", TransientError, "sasl.password_file", path, TMP=tmp_path
+        "credential_errors", f"secret file, {case}", TransientError, "sasl.password_file", path, TMP=tmp_path
     ):
         credentials.resolve_secret("sasl.password", None, str(path))
 
@@ -34,9 +34,9 @@ def test_unusable_secret_file_is_named(
     ("case", "options", "named"),
     [
         ("ca missing", {"ca_file": "/nonexistent"}, ["tls.ca_file /nonexistent", "No such file or directory"]),
-        ("ca useless", {"ca_file": "{rubbish}"}, ["tls.ca_file {rubbish}"]),
+        ("invalid ca", {"ca_file": "{invalid}"}, ["tls.ca_file {invalid}"]),
         ("certificate missing", {"cert_file": "/nonexistent"}, ["tls.cert_file /nonexistent"]),
-        ("certificate useless", {"cert_file": "{rubbish}"}, ["tls.cert_file {rubbish}", "tls.key_file {rubbish}"]),
+        ("invalid certificate", {"cert_file": "{invalid}"}, ["tls.cert_file {invalid}", "tls.key_file {invalid}"]),
         ("key missing", {"cert_file": "{cert}", "key_file": "/nonexistent"}, ["tls.key_file /nonexistent"]),
         ("password missing", {"cert_file": "{cert}", "key_file": "{key}"}, ["tls.key_file {key}", "tls.key_password"]),
         (
@@ -50,7 +50,7 @@ def test_unusable_secret_file_is_named(
             ["tls.key_password_file /nonexistent"],
         ),
         (
-            "another key",
+            "key of another certificate",
             {"cert_file": "{cert}", "key_file": "{other}"},
             ["tls.key_file {other}", "tls.cert_file {cert}"],
         ),
@@ -59,13 +59,13 @@ def test_unusable_secret_file_is_named(
 def test_unusable_tls_file_is_named(
     case: str, options: dict[str, str], named: list[str], tmp_path: Path, authority: Authority, golden: Golden
 ) -> None:
-    ours, others = authority.issue("bridge", password=SECRET), authority.issue("other")
-    rubbish = tmp_path / "rubbish"
-    rubbish.write_text(SECRET)
-    files: dict[str, Any] = {"cert": ours.certificate, "key": ours.key, "other": others.key, "rubbish": rubbish}
-    given = {name: value.format(**files) for name, value in options.items()}
-    hidden = {name.upper(): path for name, path in files.items()}
-    wanted = [each.format(**files) for each in named]
-    with golden.error("access_errors", f"tls, {case}", TransientError, *wanted, **hidden) as caught:
-        credentials.tls_context(TlsSettings.model_validate({"enabled": True} | given))
+    bridge, other = authority.issue("bridge", password=SECRET), authority.issue("other")
+    invalid = tmp_path / "invalid"
+    invalid.write_text(SECRET)
+    files: dict[str, Any] = {"cert": bridge.certificate, "key": bridge.key, "other": other.key, "invalid": invalid}
+    tls_options = {name: value.format(**files) for name, value in options.items()}
+    placeholders = {name.upper(): path for name, path in files.items()}
+    expected = [text.format(**files) for text in named]
+    with golden.error("credential_errors", f"tls, {case}", TransientError, *expected, **placeholders) as caught:
+        credentials.tls_context(TlsSettings.model_validate({"enabled": True} | tls_options))
     assert SECRET not in str(caught.value)

@@ -1,6 +1,6 @@
-"""The text of the command line, and wrong usage of each command: exit status, one line, the thing that is named.
+"""Test the help of each command and the errors of wrong usage: exit status, one line, the named option.
 
-Each command has a golden file with its help and what the invocations below print. Nothing here needs containerd.
+Each command has a golden file with its help and the output of the invocations below. No test needs a real containerd.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd
 
 NO_SOCKET = "/nonexistent/c.sock"
-SECRET = "hunter2"  # noqa: S105 (it opens nothing)
+SECRET = "hunter2"  # noqa: S105 (not a real secret)
 ROOT = Path(__file__).parents[3]
 
 
 class Call(NamedTuple):
-    """An invocation, its exit status, and what its output has to name; with `process` a shell starts it."""
+    """An invocation, its exit status and the names its output must contain; with `process`, run by a shell."""
 
     line: str
     status: int
@@ -176,7 +176,7 @@ USAGE = {
 
 @pytest.fixture(autouse=True)
 def usual_logging() -> Iterator[None]:
-    """Undo what `check` does to the logging of its process."""
+    """Restore the logging configuration that `check` changes."""
     root, handlers = logging.getLogger(), logging.getLogger().handlers[:]
     yield
     root.handlers[:] = handlers
@@ -185,7 +185,7 @@ def usual_logging() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same text everywhere: width, settings, host, and none of this machine's sockets."""
+    """Fix everything that output depends on: width, settings, host, and well-known sockets."""
     for name in list(os.environ):
         if name.startswith("WHALEBRIDGE_"):
             monkeypatch.delenv(name)
@@ -194,12 +194,12 @@ def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     monkeypatch.setattr(
         "bridge.cli.sockets.WELL_KNOWN_SOCKETS",
-        {f"/nonexistent{path}": what for path, what in WELL_KNOWN_SOCKETS.items()},
+        {f"/nonexistent{path}": description for path, description in WELL_KNOWN_SOCKETS.items()},
     )
 
 
 def run_in_shell(line: str) -> tuple[int, str, str]:
-    done = subprocess.run(
+    process = subprocess.run(
         ["sh", "-c", line.replace("whalebridge", '"$@"', 1), "sh", sys.executable, "-m", "bridge"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -207,15 +207,17 @@ def run_in_shell(line: str) -> tuple[int, str, str]:
         timeout=60,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
+    return process.returncode, process.stdout, process.stderr
 
 
-def run_here(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def run_in_process(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
     words = shlex.split(line)
     program = words.index("whalebridge")
-    with monkeypatch.context() as given:
+    with monkeypatch.context() as environment:
         for setting in words[:program]:
-            given.setenv(*setting.split("=", 1))
+            environment.setenv(*setting.split("=", 1))
         status = execute(words[program + 1 :])
     return status, *capsys.readouterr()
 
@@ -224,18 +226,18 @@ def run_here(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_usage_matches_golden_file(
     command: str, golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = "whalebridge --help" if command == "whalebridge" else f"whalebridge {command} --help"
+    help_command = "whalebridge --help" if command == "whalebridge" else f"whalebridge {command} --help"
     text = ""
-    for line, status, named, process in [call(asked, 0, "Usage: whalebridge"), *USAGE[command]]:
-        ended, out, err = run_in_shell(line) if process else run_here(line, monkeypatch, capsys)
-        assert ended == status, (line, out, err)
-        assert [each for each in named if each not in out + err] == [], (line, out, err)
+    for line, status, named, process in [call(help_command, 0, "Usage: whalebridge"), *USAGE[command]]:
+        exit_status, out, err = run_in_shell(line) if process else run_in_process(line, monkeypatch, capsys)
+        assert exit_status == status, (line, out, err)
+        assert [name for name in named if name not in out + err] == [], (line, out, err)
         assert SECRET not in out + err, line
-        complaints = "".join(each for each in err.splitlines(keepends=True) if not each.startswith('{"timestamp"'))
+        messages = "".join(line for line in err.splitlines(keepends=True) if not line.startswith('{"timestamp"'))
         if status and out == "":
-            assert re.fullmatch(r"whalebridge: .*\n", complaints), (line, err)
+            assert re.fullmatch(r"whalebridge: .*\n", messages), (line, err)
         assert "Traceback" not in err, line
-        text += f"$ {line}\n{out}{complaints}exit status {status}\n\n"
+        text += f"$ {line}\n{out}{messages}exit status {status}\n\n"
     golden(command, text.replace(bridge.__version__, "VERSION"))
 
 
@@ -257,7 +259,7 @@ WITH_CONTAINERD = [
 async def test_output_with_containerd_matches_golden_file(
     golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    # These tell of this machine: its disk, its users.
+    # The output of these functions depends on the machine: its disk and its users.
     monkeypatch.setattr("bridge.cli.preflight._check_disk", lambda *_: [])
     monkeypatch.setattr("bridge.cli.sockets._format_mode", lambda _: "0660 root:root")
     text = ""
@@ -266,12 +268,12 @@ async def test_output_with_containerd_matches_golden_file(
         for id_ in ("default/db", "shop/web"):
             containerd.state.run(ContainerKey(*id_.split("/")), {"com.docker.compose.project": "p"})
         for line, status, named, _ in WITH_CONTAINERD:
-            typed = line.replace("SOCKET", containerd.address).replace("TMP", str(tmp_path))
-            ended, out, err = await asyncio.to_thread(run_here, typed, monkeypatch, capsys)
-            shown = (out + err).replace(containerd.address, "SOCKET").replace(str(tmp_path), "TMP")
-            assert ended == status, (line, shown)
-            assert [each for each in named if each not in shown] == [], (line, shown)
-            shown = re.sub(rf"\b{os.getpid()}\b", "PID", shown)
-            shown = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", shown)
-            text += f"$ {line}\n{shown}exit status {status}\n\n"
+            command = line.replace("SOCKET", containerd.address).replace("TMP", str(tmp_path))
+            exit_status, out, err = await asyncio.to_thread(run_in_process, command, monkeypatch, capsys)
+            output = (out + err).replace(containerd.address, "SOCKET").replace(str(tmp_path), "TMP")
+            assert exit_status == status, (line, output)
+            assert [name for name in named if name not in output] == [], (line, output)
+            output = re.sub(rf"\b{os.getpid()}\b", "PID", output)
+            output = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME", output)
+            text += f"$ {line}\n{output}exit status {status}\n\n"
     golden("with_containerd", text)

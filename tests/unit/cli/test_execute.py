@@ -28,7 +28,7 @@ def clean_settings_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-# As most people have it: with buffers, which the interpreter flushes as it ends.
+# The usual environment: the interpreter buffers its output and flushes the buffers at exit.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
@@ -38,7 +38,7 @@ def whalebridge(*arguments: str, **options: object) -> subprocess.CompletedProce
     return subprocess.run(command, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
 
 
-# --- what is fine ---
+# --- successful commands ---
 
 
 def test_version_command_prints_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,19 +55,19 @@ def test_schema_command_prints_valid_json_schema(capsys: pytest.CaptureFixture[s
 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["--help"]) == 0
-    told = capsys.readouterr()
-    assert [name for name in COMMANDS if f"\n  {name} " not in told.out] == []
-    assert told.err == ""
+    output = capsys.readouterr()
+    assert [name for name in COMMANDS if f"\n  {name} " not in output.out] == []
+    assert output.err == ""
 
 
 @pytest.mark.parametrize(
-    "command", [*(each for each in COMMANDS if each not in ("schema", "version")), "schema event", "schema config"]
+    "command", [*(name for name in COMMANDS if name not in ("schema", "version")), "schema event", "schema config"]
 )
 def test_command_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert execute([*command.split(), "--help"]) == 0
-    told = capsys.readouterr().out
-    assert "\n  Example" in told
-    assert f"\n    whalebridge {command}" in told
+    output = capsys.readouterr().out
+    assert "\n  Example" in output
+    assert f"\n    whalebridge {command}" in output
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["version"], *([command, "--help"] for command in COMMANDS)])
@@ -77,11 +77,11 @@ def test_help_and_version_import_no_slow_modules(arguments: list[str]) -> None:
         "slow = {'grpc', 'asyncio', 'structlog', 'rich', 'pydantic_settings', 'google.protobuf'} & set(sys.modules);"
         "sys.exit(', '.join(slow) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+    process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert process.stderr == ""
 
 
-# --- wrong usage: one line for each mistake, and status 2 ---
+# --- wrong usage: one line per error, and status 2 ---
 
 
 def test_settings_errors_are_printed_one_per_line(
@@ -102,7 +102,7 @@ def test_settings_errors_are_printed_one_per_line(
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "connecting"),
+    ("error", "status", "connect_status"),
     [
         (NotFoundError("x"), 1, 1),
         (AmbiguousError("x"), 1, 1),
@@ -111,9 +111,9 @@ def test_settings_errors_are_printed_one_per_line(
         (TransientError("x"), 3, 3),
     ],
 )
-def test_exit_status_depends_on_error_type(error: BridgeError, status: int, connecting: int) -> None:
+def test_exit_status_depends_on_error_type(error: BridgeError, status: int, connect_status: int) -> None:
     assert CommandError.from_error(error).exit_status == status
-    assert CommandError.from_connect_error(error).exit_status == connecting
+    assert CommandError.from_connect_error(error).exit_status == connect_status
     assert CommandError.from_error(error).lines == ("x",)
 
 
@@ -126,11 +126,11 @@ def test_command_error_becomes_exit_status_and_lines(
 
     monkeypatch.setattr("bridge.cli.version.write", fail)
     status = execute(["version"])
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     if isinstance(raised, CommandError):
-        assert (status, told) == (3, "whalebridge: a\\x1b[2Jb\\nc\nwhalebridge: second\n")
+        assert (status, output) == (3, "whalebridge: a\\x1b[2Jb\\nc\nwhalebridge: second\n")
     else:
-        assert (status, told) == (130, "")
+        assert (status, output) == (130, "")
 
 
 def test_unexpected_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,12 +144,12 @@ def test_unexpected_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_print_error_ignores_closed_or_broken_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    cli.print_error("to nobody")
+    cli.print_error("unread")
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        cli.print_error("to nobody")
+        cli.print_error("unread")
         with pytest.raises(BrokenPipeError):
             stream.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
@@ -163,16 +163,16 @@ def test_closed_pipe_exits_1_without_traceback(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as stdout:
-        done = whalebridge(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
-    assert (done.returncode, done.stderr) == (1, "")
+        process = whalebridge(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("command", ["version", "schema event"])
-def test_full_disk_prints_single_line(command: str) -> None:
+def test_full_disk_on_stdout_prints_single_line(command: str) -> None:
     with open("/dev/full", "wb") as stdout:
-        done = whalebridge(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
-    assert done.returncode == 1
-    assert re.fullmatch(r"whalebridge: standard output .*: No space left on device\n", done.stderr)
+        process = whalebridge(*command.split(), stdout=stdout, stderr=subprocess.PIPE)
+    assert process.returncode == 1
+    assert re.fullmatch(r"whalebridge: standard output .*: No space left on device\n", process.stderr)
 
 
 def test_closed_standard_descriptors_are_not_reused() -> None:
@@ -180,12 +180,12 @@ def test_closed_standard_descriptors_are_not_reused() -> None:
         "import atexit, os, sys; from bridge import cli; sys.argv[1:] = ['version'];"
         "atexit.register(lambda: os._exit(os.open('/', os.O_RDONLY))); cli.main()"
     )
-    done = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
-    assert done.returncode == 3
+    process = subprocess.run(["sh", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], check=False)
+    assert process.returncode == 3
 
 
 def test_error_text_is_escaped_when_locale_cannot_encode() -> None:
-    done = whalebridge(
+    process = whalebridge(
         "inspect",
         "größe\u202e",
         "--containerd",
@@ -193,6 +193,6 @@ def test_error_text_is_escaped_when_locale_cannot_encode() -> None:
         capture_output=True,
         env={"PYTHONIOENCODING": "ascii"},
     )
-    assert done.returncode == 3
-    assert done.stderr.startswith("whalebridge: ")
-    assert "/nonexistent/\\xf6" in done.stderr
+    assert process.returncode == 3
+    assert process.stderr.startswith("whalebridge: ")
+    assert "/nonexistent/\\xf6" in process.stderr
