@@ -38,18 +38,18 @@ def settings(peer: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
 
 @contextlib.asynccontextmanager
 async def open_sink(
-    peer: Kafka | str, topic: str, *, clock: Clock | None = None, fail_on_error: bool = False, **options: Any
+    peer: Kafka | str, topic: str, *, clock: Clock | None = None, retry_start: bool = False, **options: Any
 ) -> AsyncIterator[KafkaSink]:
     """A sink that is connected, and closed in time; nothing of it goes on, and nothing was said behind our back.
 
-    `insistent`: connected as a pump does it, trying again, for a timeout that a loaded machine may need longer than.
+    With `retry_start`, connect like a pump, with retries: a loaded machine may exceed a short timeout.
     """
     before = asyncio.all_tasks()
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
     made = KafkaSink(settings(peer, topic, **options), clock or SystemClock())
     try:
-        await (retry_until_done(made.start) if fail_on_error else made.start())
+        await (retry_until_done(made.start) if retry_start else made.start())
         yield made
     finally:
         async with asyncio.timeout(8):  # an answer of a broker is waited for longer
