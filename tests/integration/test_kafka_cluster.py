@@ -62,7 +62,7 @@ async def test_kafka_sink_loses_nothing_when_leader_fails_under_load(
 async def test_kafka_sink_waits_when_too_few_replicas_are_in_sync(cluster: Kafka) -> None:
     cluster.admin.create_topic("safe", replicas=3, settings={"min.insync.replicas": "3"})
     all_records = records(20)
-    async with open_sink(cluster, "safe", fail_on_error=True, request_timeout="8s") as sink:
+    async with open_sink(cluster, "safe", retry_start=True, request_timeout="8s") as sink:
         await publish_until_accepted(sink, all_records[:10])
         other = next(server for server in cluster.servers if server is not cluster.leader("safe"))
         other.kill()

@@ -73,7 +73,7 @@ async def test_kafka_sink_connects_after_broker_was_down_at_start(kafka_factory:
 
 async def test_kafka_sink_delivers_in_order_when_broker_restarts(kafka_factory: KafkaFactory) -> None:
     kafka, all_records = kafka_factory(), records(3000, size=800)
-    async with open_sink(kafka, "restarted", fail_on_error=True, request_timeout="3s") as sink:
+    async with open_sink(kafka, "restarted", retry_start=True, request_timeout="3s") as sink:
         await publish_during(sink, all_records, kafka.kill, lambda: time.sleep(6), kafka.start, kafka.stop, kafka.start)
     assert_complete(kafka, "restarted", all_records)
 
@@ -85,7 +85,7 @@ async def test_kafka_sink_delivers_in_order_when_connection_flaps(
     kafka, all_records = kafka_factory(proxied=True), records(3000, size=800)
     (proxy,) = kafka.proxies
     async with open_sink(
-        kafka.bootstrap_for("plaintext"), "flaps", fail_on_error=True, request_timeout="3s", compression=compression
+        kafka.bootstrap_for("plaintext"), "flaps", retry_start=True, request_timeout="3s", compression=compression
     ) as sink:
         await publish_during(
             sink, all_records, *(step for _ in range(8) for step in (proxy.refuse, proxy.restore, proxy.reset))
@@ -99,7 +99,7 @@ async def test_kafka_sink_stores_whole_records_when_connection_resets(
     kafka, all_records = kafka_factory(proxied=True), records(2000, size=800)
     (proxy,) = kafka.proxies
     steps = [lambda count=count: proxy.reset_after(count) for count in (1, 100, 5000, 50_001, 70_003)]
-    async with open_sink(kafka.bootstrap_for("plaintext"), "halves", fail_on_error=True, request_timeout="3s") as sink:
+    async with open_sink(kafka.bootstrap_for("plaintext"), "halves", retry_start=True, request_timeout="3s") as sink:
         await publish_during(sink, all_records, *steps)
     assert_complete(kafka, "halves", all_records)
 
@@ -129,7 +129,7 @@ async def test_kafka_sink_resends_same_bytes_when_acknowledgement_lost(kafka_fac
 
 async def test_kafka_sink_recreates_deleted_topic(kafka_factory: KafkaFactory) -> None:
     kafka, all_records = kafka_factory(), records(200)
-    async with open_sink(kafka, "deleted", fail_on_error=True, request_timeout="2s") as sink:
+    async with open_sink(kafka, "deleted", retry_start=True, request_timeout="2s") as sink:
         await publish_until_accepted(sink, all_records[:100])
         kafka.admin.delete_topic("deleted")
         await publish_until_accepted(sink, all_records[100:])
@@ -141,7 +141,7 @@ async def test_kafka_sink_recreates_deleted_topic(kafka_factory: KafkaFactory) -
 
 async def test_kafka_sink_times_out_and_recovers_when_broker_hangs(kafka_factory: KafkaFactory) -> None:
     kafka, all_records = kafka_factory(settings=LONG_SESSION_TIMEOUT), records(300)
-    async with open_sink(kafka, "hangs", fail_on_error=True, request_timeout="2s") as sink:
+    async with open_sink(kafka, "hangs", retry_start=True, request_timeout="2s") as sink:
         await publish_until_accepted(sink, all_records[:100])
         kafka.suspend()
         began = time.monotonic()
@@ -181,7 +181,7 @@ async def test_kafka_sink_closes_in_time_when_broker_hangs(kafka_factory: KafkaF
 async def test_kafka_sink_detects_half_open_connection(kafka_factory: KafkaFactory) -> None:
     kafka, all_records = kafka_factory(proxied=True), records(300)
     (proxy,) = kafka.proxies
-    async with open_sink(kafka.bootstrap_for("plaintext"), "open", fail_on_error=True, request_timeout="2s") as sink:
+    async with open_sink(kafka.bootstrap_for("plaintext"), "open", retry_start=True, request_timeout="2s") as sink:
         await publish_until_accepted(sink, all_records[:100])
         await asyncio.to_thread(proxy.drop_traffic)
         with raises_naming(TransientError, "topic open", "2 s"):

@@ -105,7 +105,7 @@ async def test_state_topic_is_complete_after_unacknowledged_publish(kafka_factor
     (proxy,) = kafka.proxies
     batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
     async with open_sink(
-        kafka.bootstrap_for("plaintext"), "stream", state_topic="state", fail_on_error=True, request_timeout="2s"
+        kafka.bootstrap_for("plaintext"), "stream", state_topic="state", retry_start=True, request_timeout="2s"
     ) as sink:
         await publish_until_accepted(sink, [control_record(1, "snapshot_started"), *batch])
         kafka.suspend()
