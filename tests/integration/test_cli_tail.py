@@ -269,7 +269,7 @@ def test_tail_of_configured_sink_uses_its_credentials(kafka: Kafka, authority: A
     url = f"kafka://{kafka.bootstrap_for('sasl_ssl')}/tail.restricted_kafka"
     done = run_tail("main", "--no-follow", environment=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    environment["WHALEBRIDGE_SINKS__0__SASL__PASSWORD"] = "wr0ng"  # noqa: S105 (it opens nothing)
+    environment["WHALEBRIDGE_SINKS__MAIN__AUTH__PASSWORD"] = "wr0ng"  # noqa: S105 (it opens nothing)
     done = run_tail(url, "--no-follow", environment=environment)
     assert_one_line(done, 3, "user reader", "scram-sha-512")
     assert "wr0ng" not in done.stderr

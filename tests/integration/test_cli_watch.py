@@ -76,7 +76,7 @@ def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Co
         engine.ctr("tasks", "pause", stays)
         terminal.wait(lambda page: "paused" in page, "paused container")
         engine.kill()
-        page = terminal.wait(lambda page: "not watched now" in page, "word of the trouble")
+        page = terminal.wait(lambda page: "not connected (showing the last known state)" in page, "connection error")
         assert lines(page, stays)
         assert lines(page, goes)
         engine.start()
@@ -85,7 +85,7 @@ def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Co
         eventually(lambda: engine.tasks().get(goes) != "RUNNING")
         engine.run(new, "sleep", "86400")
         page = terminal.wait(
-            lambda page: lines(page, new) and not lines(page, goes) and "not watched" not in page, "right page"
+            lambda page: lines(page, new) and not lines(page, goes) and "not connected" not in page, "right page"
         )
         assert "paused" in lines(page, stays)[0]
         assert "begins: reconnect, since" in page

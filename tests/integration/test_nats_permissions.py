@@ -1,4 +1,4 @@
-"""The minimum permissions of the NATS sink, and the errors for missing ones; test_nats_docs has the documented lists."""
+"""The minimum permissions of the NATS sink, and errors for missing ones; test_nats_docs has the documented lists."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class TestDeniedCalls:
         assert await asyncio.to_thread(containerd_state, engine) == before
         assert (await asyncio.to_thread(engine.tasks))[container] == "RUNNING"
         await asyncio.sleep(0.2)
-        assert without_container_events(direct.drain(), kept_topics=container) == []
+        assert without_container_events(direct.drain(), kept_id=container) == []
         direct.close()
         told = proxy.log_lines("call_denied")
         assert len(told) <= 110
