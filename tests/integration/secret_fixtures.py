@@ -191,10 +191,10 @@ def start_brokers(
     kafka = kafka_factory(listeners=("sasl_plaintext", "sasl_ssl"), users={USER: password}, authority=authority)
     kafka.admin.create_topic("narrow", settings={"max.message.bytes": "1500"})
     servers = [
-        nats_factory(login=nats_auth.users_config({USER: nats_password})),
-        nats_factory(login=nats_auth.token_config(token)),
+        nats_factory(auth=nats_auth.users_config({USER: nats_password})),
+        nats_factory(auth=nats_auth.token_config(token)),
     ]
-    servers += [nats_factory(login=nats_auth.nkey_config(key)), nats_factory(login=operator.config())]
+    servers += [nats_factory(auth=nats_auth.nkey_config(key)), nats_factory(auth=operator.config())]
 
     def sink_settings(topic: str, listener: Any = "sasl_plaintext", **auth: Any) -> dict[str, dict[str, Any]]:
         more: dict[str, Any] = {name: auth.pop(name) for name in ("tls", "state_topic") if name in auth}

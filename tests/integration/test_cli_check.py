@@ -298,7 +298,7 @@ def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nat
 @one_engine
 def test_check_exits_3_when_nats_rejects_user(engine: Containerd, nats_factory: Callable[..., Nats]) -> None:
     minimum = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
-    nats = nats_factory(login=users_config({"bridge": "right", "minimum": "right"}, {"minimum": minimum}))
+    nats = nats_factory(auth=users_config({"bridge": "right", "minimum": "right"}, {"minimum": minimum}))
     servers = {"TYPE": "nats", "SERVERS": f"{HOST}:{nats.nodes[0].port}", "SUBJECT_PREFIX": "s"}
 
     def check_user(user: str, password: str) -> tuple[int, str]:

@@ -128,7 +128,7 @@ async def test_nats_reader_creates_only_ephemeral_consumer(nats_factory: NatsFac
 
 async def test_nats_reader_works_with_minimum_permissions(nats_factory: NatsFactory) -> None:
     peer = nats_factory(
-        login=nats_auth.users_config({"reader": SECRET, "admin": SECRET}, {"reader": MINIMUM_PERMISSIONS})
+        auth=nats_auth.users_config({"reader": SECRET, "admin": SECRET}, {"reader": MINIMUM_PERMISSIONS})
     )
     published = await publish(peer, 1, 300, auth=AUTH | {"user": "admin"})
     assert record_data(await read_to_end(reader(peer, auth=AUTH))) == published
