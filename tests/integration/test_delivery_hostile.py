@@ -82,7 +82,7 @@ def test_sinks_deliver_large_labels_and_hostile_names_unchanged(
             published = [deduplicated_records(values()) for values in (targets.kafka_values, targets.nats_values)]
             return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in published)
 
-        eventually(complete, "seven transitions in both targets")
+        eventually(complete, "seven transitions in both brokers")
         assert bridge.log_lines("records_rejected") == bridge.log_lines("sink_publish_failed") == []
     assert targets.kafka_values() == targets.nats_values()
     records = deduplicated_records(targets.kafka_values())
