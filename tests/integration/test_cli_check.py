@@ -87,8 +87,8 @@ def test_doctor_reports_socket_owner_when_permission_is_denied(engine: Container
     directory = Path(engine.address).parent
     mode = directory.stat().st_mode
     directory.chmod(0o711)  # like /run/containerd
-    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    done = whalebridge("doctor", "--containerd", engine.address, prefix=as_nobody)
+    unprivileged = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    done = whalebridge("doctor", "--containerd", engine.address, prefix=unprivileged)
     directory.chmod(mode)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"error     {engine.address}: ")]

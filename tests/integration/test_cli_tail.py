@@ -90,7 +90,7 @@ def test_tail_prints_one_line_per_record_without_duplicates() -> None:
     ]
     assert len(run_tail("-", "--duplicates", input_data=published).stdout.splitlines()) == 6
     assert [
-        line.split()[2] for line in run_tail("-", "--type", "heart*", input_data=published).stdout.splitlines()
+        line.split()[2] for line in run_tail("-", "--type", "heartb*", input_data=published).stdout.splitlines()
     ] == ["heartbeat"]
     assert run_tail("-", "--container", "web-2", "--host", "node-?", input_data=published).stdout.count("\n") == 1
 
@@ -215,7 +215,7 @@ def test_tail_rejects_history_options_for_core_nats() -> None:
     sink = {"TYPE": "nats", "SERVERS": "127.0.0.1:1", "SUBJECT_PREFIX": "events", "MODE": "core"}
     environment = {f"WHALEBRIDGE_SINKS__MAIN__{name}": value for name, value in sink.items()}
     for flags in (["--no-follow"], ["--since", "5m"]):
-        done = run_tail("nats://127.0.0.1:1/events", *flags, environment=environment)
+        done = run_tail("main", *flags, environment=environment)
         assert_one_line(done, 2, "core NATS")
 
 
@@ -270,7 +270,7 @@ def test_tail_of_configured_sink_uses_its_credentials(kafka: Kafka, authority: A
     done = run_tail("main", "--no-follow", environment=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     environment["WHALEBRIDGE_SINKS__MAIN__AUTH__PASSWORD"] = "wr0ng"  # noqa: S105 (a dummy)
-    done = run_tail(url, "--no-follow", environment=environment)
+    done = run_tail("main", "--no-follow", environment=environment)
     assert_one_line(done, 3, "user reader", "scram-sha-512")
     assert "wr0ng" not in done.stderr
     assert_one_line(run_tail(url, "--no-follow"), 3, "tls.enabled")

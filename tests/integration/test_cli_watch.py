@@ -33,7 +33,7 @@ def test_watch_updates_table_when_containers_change(container_factory: Container
     first = container_factory.run(labels={"nerdctl/name": "shop-web-1", "com.docker.compose.project": "shop"})
     with start_watch(container_factory.address) as terminal:
         page = terminal.wait(lambda page: first in page, "container")
-        assert [row[1:4] for row in lines(page, first)] == [["shop-web-1", "shop", "-"]]
+        assert [cells[1:4] for cells in lines(page, first)] == [["shop-web-1", "shop", "-"]]
         second = container_factory.run("shop")
         terminal.wait(lambda page: lines(page, f"shop/{second}"), "second container")
         container_factory.engine.ctr("tasks", "pause", first)

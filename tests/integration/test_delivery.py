@@ -1,4 +1,4 @@
-"""From containerd to both brokers: plain consumers find all records, whatever fails in between."""
+"""From containerd to both brokers: plain consumers find all records despite failures in between."""
 
 from __future__ import annotations
 

@@ -347,8 +347,8 @@ def test_snapshot_command_explains_unusable_state_dir(tmp_path: Path) -> None:
     assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, str(tmp_path))
     if os.geteuid() == 0:
         os.chmod(tmp_path, 0o700)
-        as_nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
-        done = whalebridge("snapshot", "--state-dir", str(tmp_path), prefix=as_nobody)
+        unprivileged = ["setpriv", "--reuid=65534", "--clear-groups"]
+        done = whalebridge("snapshot", "--state-dir", str(tmp_path), prefix=unprivileged)
         assert_one_line(done, 3, "permission denied", "root")
 
 

@@ -295,13 +295,13 @@ def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str
 def _check_published_labels(outputs: Mapping[str, bytes], secret_containers: SecretContainers) -> None:
     """The search finds what is there: labels that the rules let through are wherever labels belong."""
     before, pod, image_, live = (each.encode() for each in secret_containers.published_labels)
-    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /containers 200 []"]
+    everywhere = ["inline", "by-environment", "by-token", "states", "file", "outbox", "GET /containers 200 []"]
     for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
         assert [each for each in (before, pod, image_, live) if each not in outputs[where]] == [], where
     assert before in outputs["whalebridge inspect"]
     assert before in outputs["state/dead-letters.jsonl"]
     stored = {where: content for where, content in outputs.items() if where.endswith(".blk")}
-    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_rows"):
+    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_states"):
         assert any(before in content for where, content in stored.items() if stream in where), stream
     assert b"[redacted]" in outputs["file"]
     name = f"before-{secret_containers.namespace}".encode()
