@@ -23,7 +23,7 @@ from nats.js import JetStreamContext
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
 from tests.integration.leaks import find_leaks
-from tests.integration.nats_reading import retry_until_answered
+from tests.integration.nats_reading import retry_until_available
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator, Permissions
@@ -101,12 +101,12 @@ async def test_testbed_nats_is_unresponsive_while_suspended(nats_factory: NatsFa
 
 
 async def test_testbed_nats_checks_token_password_and_permissions(nats_factory: NatsFactory) -> None:
-    nats = nats_factory(login=nats_auth.token_config(RIGHT))
+    nats = nats_factory(auth=nats_auth.token_config(RIGHT))
     assert await store(nats.url, token=RIGHT) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, token=WRONG)
     nobody = Permissions(publish=["nothing"])
-    nats = nats_factory(login=nats_auth.users_config({"bridge": RIGHT, "guest": RIGHT}, {"guest": nobody}))
+    nats = nats_factory(auth=nats_auth.users_config({"bridge": RIGHT, "guest": RIGHT}, {"guest": nobody}))
     assert await store(nats.url, user="bridge", password=RIGHT) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, user="bridge", password=WRONG)
@@ -118,7 +118,7 @@ async def test_testbed_nats_checks_nkeys(nats_factory: NatsFactory, tmp_path: Pa
     right, wrong = Key.generate(), Key.generate()
     for name, key in {"right": right, "wrong": wrong}.items():
         (tmp_path / name).write_text(key.seed)
-    nats = nats_factory(login=nats_auth.nkey_config(right))
+    nats = nats_factory(auth=nats_auth.nkey_config(right))
     assert await store(nats.url, nkeys_seed=str(tmp_path / "right")) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, nkeys_seed=str(tmp_path / "wrong"))
@@ -126,7 +126,7 @@ async def test_testbed_nats_checks_nkeys(nats_factory: NatsFactory, tmp_path: Pa
 
 async def test_testbed_nats_checks_operator_credentials(nats_factory: NatsFactory, tmp_path: Path) -> None:
     operator = Operator()
-    nats = nats_factory(login=operator.config())
+    nats = nats_factory(auth=operator.config())
     assert await store(nats.url, user_credentials=str(operator.write_creds(tmp_path / "right"))) == 1
     for wrong in (operator.write_creds(tmp_path / "expired", seconds=-5), Operator().write_creds(tmp_path / "foreign")):
         with pytest.raises(NatsError, match="Authorization Violation"):
@@ -178,7 +178,7 @@ async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFact
     nats = nats_factory(3)
     connection = await connect(nats.urls)
     stream = connection.jetstream(timeout=10)
-    await retry_until_answered(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
+    await retry_until_available(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
     assert await publish_and_count(stream, "events.one") == 1
     await connection.close()
     first = nats.leader("EVENTS")
@@ -194,7 +194,7 @@ async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFact
 async def publish_and_count(stream: JetStreamContext, subject: str) -> int:
     """Publish; what is stored, and not acknowledged because its leader has gone, is not stored again."""
     headers = {"Nats-Msg-Id": subject}
-    return (await retry_until_answered(partial(stream.publish, subject, b"hello", headers=headers))).seq
+    return (await retry_until_available(partial(stream.publish, subject, b"hello", headers=headers))).seq
 
 
 def test_testbed_nkeys_create_account_key(tmp_path: Path) -> None:
