@@ -61,13 +61,13 @@ def test_commands_accept_a_relative_config_path(container_factory: ContainerFact
 
 def test_invalid_file_ends_each_command_with_all_errors(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: [kafka]\n")
+    config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: {{main: kafka}}\n")
     for command in (["run"], ["list"], ["inspect", "x"]):
         done = whalebridge(*command, "--config", str(config))
         assert (done.returncode, done.stdout) == (2, "")
         assert CANARY not in done.stderr
         assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [
-            ["whalebridge", f"{config}:4", "sinks.0"],
+            ["whalebridge", f"{config}:4", "sinks.main"],
             ["whalebridge", f"{config}:3", "heartbeat.interval"],
             ["whalebridge", f"{config}:1", "hsot"],
         ]
