@@ -325,9 +325,9 @@ def test_check_tries_unresponsive_brokers_concurrently(engine: Containerd) -> No
             each.bind((HOST, 0))
             each.listen()
         urls = [f"kafka://{HOST}:{first.getsockname()[1]}/t", f"nats://{HOST}:{second.getsockname()[1]}/t"]
-        began = time.monotonic()
+        started = time.monotonic()
         status, results = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
-        assert time.monotonic() - began < 2 * SINK_TIMEOUT_SECONDS
+        assert time.monotonic() - started < 2 * SINK_TIMEOUT_SECONDS
     assert status == 3
     assert results["kafka"][0][0] == results["nats"][0][0] == "error"
     assert results[engine.address][0][0] == "ok"

@@ -111,7 +111,7 @@ class TestFaults:
             await assert_responsive(client)
             stream = await client.subscribe()
             engine.suspend()
-            began = time.monotonic()
+            started = time.monotonic()
             with raises_naming(TransientError, engine.address, "1 s"):
                 await client.engine()
             for call in (client.namespaces(), client.tasks("default"), client.publish_marker("n", 1)):
@@ -119,7 +119,7 @@ class TestFaults:
                     await call
                 assert isinstance(caught.value, RpcError)
                 assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - started < 20
             stream.close()
             eventually(
                 lambda: not [thread for thread in threading.enumerate() if thread.name == "containerd-events"],

@@ -118,10 +118,10 @@ async def test_kafka_reader_fails_in_time_when_broker_is_unresponsive(kafka_fact
     address = f"127.0.0.1:{kafka.proxies[0].port}"
     assert len(await read_to_end(reader(address, "events", request_timeout="8s"))) == 10
     kafka.proxies[0].drop_traffic()
-    began = time.monotonic()
+    started = time.monotonic()
     with raises_naming(TransientError, address):
         await read_to_end(reader(address, "events", request_timeout="8s", follow=True))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started < 20
     with raises_naming(TransientError, "127.0.0.1:1", "refused"):
         await read_to_end(reader("127.0.0.1:1", "events", follow=True))
 

@@ -189,10 +189,10 @@ async def test_nats_reader_fails_in_time_when_server_is_unresponsive(nats_factor
     peer = nats_factory(proxied=True)
     await publish(peer, 1, 10)
     peer.proxies[0].drop_traffic()
-    began = time.monotonic()
+    started = time.monotonic()
     with raises_naming(TransientError, HOST, "2 s"):
         await read_to_end(reader(peer, timeout="2s", follow=True))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - started < 15
     peer.close()
     with raises_naming(TransientError, HOST):
         await read_to_end(reader(peer, timeout="2s", follow=True))

@@ -196,9 +196,9 @@ def test_sink_keeps_pace_when_other_sink_is_down(
 
         def measure_delay() -> float:
             churn.step()
-            began = time.monotonic()
+            started = time.monotonic()
             wait_consistent(read, engine, churn.namespace, seconds=20)
-            return time.monotonic() - began
+            return time.monotonic() - started
 
         usual_delays, delays = [measure_delay() for _ in range(3)], []
         victim.kill()
