@@ -50,7 +50,7 @@ def file(directory: Path, content: str) -> str:
 
 
 async def test_nats_sink_authenticates_with_token(nats_factory: NatsFactory, tmp_path: Path) -> None:
-    peer = nats_factory(login=nats_auth.token_config(SECRET))
+    peer = nats_factory(auth=nats_auth.token_config(SECRET))
     await check_publish(peer, auth={"token": SECRET})
     await check_publish(peer, auth={"token_file": file(tmp_path, SECRET + "\n")})
     wrong = await publish_error(peer, auth={"token_file": file(tmp_path, WRONG)})
@@ -60,7 +60,7 @@ async def test_nats_sink_authenticates_with_token(nats_factory: NatsFactory, tmp
 
 
 async def test_nats_sink_authenticates_with_user_and_password(nats_factory: NatsFactory, tmp_path: Path) -> None:
-    peer = nats_factory(login=nats_auth.users_config({"bridge": SECRET}))
+    peer = nats_factory(auth=nats_auth.users_config({"bridge": SECRET}))
     await check_publish(peer, auth={"user": "bridge", "password": SECRET})
     await check_publish(peer, auth={"user": "bridge", "password_file": file(tmp_path, SECRET)})
     wrong = await publish_error(peer, auth={"user": "bridge", "password": WRONG})
@@ -70,7 +70,7 @@ async def test_nats_sink_authenticates_with_user_and_password(nats_factory: Nats
 
 async def test_nats_sink_authenticates_with_nkey(nats_factory: NatsFactory, tmp_path: Path) -> None:
     key, other = Key.generate(), Key.generate()
-    peer = nats_factory(login=nats_auth.nkey_config(key))
+    peer = nats_factory(auth=nats_auth.nkey_config(key))
     await check_publish(peer, auth={"nkey_seed": key.seed})
     await check_publish(peer, auth={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
     wrong = await publish_error(peer, auth={"nkey_seed_file": file(tmp_path, other.seed)})
@@ -85,7 +85,7 @@ async def test_nats_sink_authenticates_with_nkey(nats_factory: NatsFactory, tmp_
 
 async def test_nats_sink_authenticates_with_creds_file(nats_factory: NatsFactory, tmp_path: Path) -> None:
     operator, untrusted = Operator(), Operator()
-    peer = nats_factory(login=operator.config())
+    peer = nats_factory(auth=operator.config())
     path = tmp_path / "bridge.creds"
     auth = {"creds_file": str(path)}
     operator.write_creds(path)
@@ -109,7 +109,7 @@ async def test_nats_sink_uses_new_creds_file_after_credentials_expire(
     nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
     operator = Operator()
-    peer = nats_factory(login=operator.config())
+    peer = nats_factory(auth=operator.config())
     # Ten seconds are enough for the steps below on a slow machine.
     path = operator.write_creds(tmp_path / "bridge.creds", seconds=10)
     sink = NatsSink(settings(peer, auth={"creds_file": str(path)}))
@@ -131,7 +131,7 @@ def replace(path: Path, content: str) -> None:
 async def test_nats_sink_rereads_replaced_token_file_when_reconnecting(
     nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
-    peer = nats_factory(login=nats_auth.token_config(SECRET))
+    peer = nats_factory(auth=nats_auth.token_config(SECRET))
     path = Path(file(tmp_path, WRONG))
     sink = NatsSink(settings(peer, auth={"token_file": str(path)}))
     with raises_naming(TransientError, f"auth.token_file {path}"):
@@ -210,7 +210,7 @@ async def test_nats_sink_authenticates_with_client_certificate(
 async def test_nats_sink_sends_nothing_in_clear_text_with_tls_enabled(
     nats_factory: NatsFactory, authority: Authority
 ) -> None:
-    peer = nats_factory(login=nats_auth.token_config(SECRET))
+    peer = nats_factory(auth=nats_auth.token_config(SECRET))
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
     text = await publish_error(peer, auth={"token": SECRET}, tls=tls)
     assert_names(text, "TLS")

@@ -49,13 +49,13 @@ async def check_publish(sink: NatsSink) -> None:
 
 @pytest.mark.parametrize("bucket", [False, True])
 async def test_documented_nats_permissions_are_sufficient(nats_factory: NatsFactory, bucket: bool) -> None:
-    peer = nats_factory(login=users(*PERMISSIONS[: 2 if bucket else 1]))
+    peer = nats_factory(auth=users(*PERMISSIONS[: 2 if bucket else 1]))
     options: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
     await check_publish(NatsSink(settings(peer, "whalebridge", auth={"user": "a", "password": "a"}, **options)))
 
 
 async def test_documented_core_nats_permissions_are_sufficient(nats_factory: NatsFactory) -> None:
-    peer = nats_factory(login=users('publish: [\n  "whalebridge.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
+    peer = nats_factory(auth=users('publish: [\n  "whalebridge.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
     await check_publish(NatsSink(settings(peer, "whalebridge", mode="core", auth={"user": "a", "password": "a"})))
 
 

@@ -281,7 +281,7 @@ async def test_core_nats_sink_delivers_to_current_subscribers(
 
 async def test_core_nats_sink_reports_missing_permission(nats_factory: NatsFactory) -> None:
     allowed = Permissions(publish=["other.>"])
-    peer = nats_factory(login=nats_auth.users_config({"a": "a"}, {"a": allowed}))
+    peer = nats_factory(auth=nats_auth.users_config({"a": "a"}, {"a": allowed}))
     sink = await start_sink(peer, mode="core", auth={"user": "a", "password": "a"})
     with raises_naming(TransientError, 'permissions violation for publish to "events'):
         await sink.publish(records(1))
