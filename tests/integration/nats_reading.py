@@ -132,8 +132,8 @@ def record_positions(messages: Sequence[Record] | Sequence[StoredMessage]) -> li
     return [each.position if isinstance(each, StoredMessage) else (each.epoch, each.sequence) for each in messages]
 
 
-async def retry_until_answered(request: Callable[[], Awaitable[_T]]) -> _T:
-    """Retry a request while the stream has no leader that responds."""
+async def retry_until_available(request: Callable[[], Awaitable[_T]]) -> _T:
+    """Retry a request until a leader responds."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -164,13 +164,13 @@ class StreamReader:
     async def wait_count(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> int:
         """Wait until a stream has at least ``count`` messages, and return the number."""
         async with asyncio.timeout(60):
-            while (stored := await retry_until_answered(partial(self._count, stream))) < count:  # noqa: ASYNC110 (there is no event)
+            while (stored := await retry_until_available(partial(self._count, stream))) < count:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.02)
         return stored
 
     async def read_stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, minimum: int = 0) -> list[StoredMessage]:
         """Return all messages of a stream in order, once it has at least ``minimum``."""
-        return await retry_until_answered(partial(self._read, stream, await self.wait_count(minimum, stream)))
+        return await retry_until_available(partial(self._read, stream, await self.wait_count(minimum, stream)))
 
     async def _count(self, stream: str) -> int:
         return (await self.jetstream.stream_info(stream)).state.messages

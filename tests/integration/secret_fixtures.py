@@ -191,10 +191,10 @@ def start_brokers(
     kafka = kafka_factory(listeners=("sasl_plaintext", "sasl_ssl"), users={USER: password}, authority=authority)
     kafka.admin.create_topic("narrow", settings={"max.message.bytes": "1500"})
     servers = [
-        nats_factory(login=nats_auth.users_config({USER: nats_password})),
-        nats_factory(login=nats_auth.token_config(token)),
+        nats_factory(auth=nats_auth.users_config({USER: nats_password})),
+        nats_factory(auth=nats_auth.token_config(token)),
     ]
-    servers += [nats_factory(login=nats_auth.nkey_config(key)), nats_factory(login=operator.config())]
+    servers += [nats_factory(auth=nats_auth.nkey_config(key)), nats_factory(auth=operator.config())]
 
     def sink_settings(topic: str, listener: Any = "sasl_plaintext", **auth: Any) -> dict[str, dict[str, Any]]:
         more: dict[str, Any] = {name: auth.pop(name) for name in ("tls", "state_topic") if name in auth}
@@ -206,13 +206,13 @@ def start_brokers(
     tls |= {"key_file": str(client.key), "key_password": key_password}
     working = {
         **sink_settings(
-            "inline", "sasl_ssl", mechanism="scram-sha-512", password=password, tls=tls, state_topic="rows"
+            "inline", "sasl_ssl", mechanism="scram-sha-512", password=password, tls=tls, state_topic="states"
         ),
         **sink_settings("by-environment"),
         **sink_settings("narrow", password_file=write_file("password", f"{password}\n")),
         **sink_settings("by-token", mechanism="oauthbearer", token_file=write_file("jwt", jwt)),
         **_nats_sink_settings(
-            servers[0], "user", auth={"user": USER, "password": nats_password}, kv_bucket={"name": "rows"}
+            servers[0], "user", auth={"user": USER, "password": nats_password}, kv_bucket={"name": "states"}
         ),
         **_nats_sink_settings(servers[1], "token", auth={"token_file": write_file("token", token)}),
         **_nats_sink_settings(servers[2], "nkey", auth={"nkey_seed": key.seed}, cloudevents="structured"),

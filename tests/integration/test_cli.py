@@ -42,11 +42,11 @@ def test_list_prints_plain_table_when_stdout_is_not_a_terminal(container_factory
     assert (done.returncode, done.stderr) == (0, "")
     header, *lines = done.stdout.splitlines()
     assert header.split() == ["ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED"]
-    rows = {cells[0]: cells for cells in (re.split(r" {2,}", line) for line in lines)}
-    assert rows[first][1:5] == ["web-" + "x" * 200, "shop", "web", "running"]
-    assert rows[first][6] == "docker.io/library/busybox:latest"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[first][7])
-    assert rows[f"shop/{second}"][1:5] == [second, "-", "-", "paused"]
+    by_id = {cells[0]: cells for cells in (re.split(r" {2,}", line) for line in lines)}
+    assert by_id[first][1:5] == ["web-" + "x" * 200, "shop", "web", "running"]
+    assert by_id[first][6] == "docker.io/library/busybox:latest"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", by_id[first][7])
+    assert by_id[f"shop/{second}"][1:5] == [second, "-", "-", "paused"]
 
 
 def test_list_json_matches_containerd_state(container_factory: ContainerFactory) -> None:

@@ -87,8 +87,8 @@ def test_doctor_reports_socket_owner_when_permission_is_denied(engine: Container
     directory = Path(engine.address).parent
     mode = directory.stat().st_mode
     directory.chmod(0o711)  # like /run/containerd
-    as_nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    done = whalebridge("doctor", "--containerd", engine.address, prefix=as_nobody)
+    unprivileged = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    done = whalebridge("doctor", "--containerd", engine.address, prefix=unprivileged)
     directory.chmod(mode)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"error     {engine.address}: ")]
@@ -298,7 +298,7 @@ def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nat
 @one_engine
 def test_check_exits_3_when_nats_rejects_user(engine: Containerd, nats_factory: Callable[..., Nats]) -> None:
     minimum = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
-    nats = nats_factory(login=users_config({"bridge": "right", "minimum": "right"}, {"minimum": minimum}))
+    nats = nats_factory(auth=users_config({"bridge": "right", "minimum": "right"}, {"minimum": minimum}))
     servers = {"TYPE": "nats", "SERVERS": f"{HOST}:{nats.nodes[0].port}", "SUBJECT_PREFIX": "s"}
 
     def check_user(user: str, password: str) -> tuple[int, str]:

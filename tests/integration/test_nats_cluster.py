@@ -18,7 +18,7 @@ from tests.integration.nats_reading import (
     publish_until_accepted,
     record_positions,
     records,
-    retry_until_answered,
+    retry_until_available,
     settings,
 )
 from tests.scale import scaled
@@ -66,7 +66,7 @@ async def test_nats_sink_stores_each_record_once_when_leaders_change(
     peer = nats_factory(3)
     async with StreamReader(peer) as reader:
         config = StreamConfig(STREAM, subjects=["events.>"], num_replicas=3, duplicate_window=3600, allow_atomic=atomic)
-        await retry_until_answered(partial(reader.jetstream.add_stream, config))
+        await retry_until_available(partial(reader.jetstream.add_stream, config))
     sink = NatsSink(settings(peer, timeout="3s"))
     failing = asyncio.ensure_future(fail(peer))
     published = 0

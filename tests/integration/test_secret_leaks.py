@@ -1,7 +1,7 @@
 """P9: secrets of containers and settings appear in no output; labels that the label rules allow do.
 
-The tests put unique secrets (canaries) where users put secrets, also in wrong places, and search the raw bytes of everything
-that the program writes, sends and returns.
+The tests put unique secrets (canaries) where users put secrets, also in wrong places, and search the raw bytes of
+everything that the program writes, sends and returns.
 """
 
 from __future__ import annotations
@@ -290,15 +290,15 @@ def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str
 
 
 def _check_published_labels(outputs: Mapping[str, bytes], secret_containers: SecretContainers) -> None:
-    """Check that labels that the rules allow are in all outputs with labels, so the search works."""
+    """Check that allowed labels are in all outputs with labels, so that the search is known to work."""
     before, pod, image_, later = (each.encode() for each in secret_containers.published_labels)
-    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /containers 200 []"]
+    everywhere = ["inline", "by-environment", "by-token", "states", "file", "outbox", "GET /containers 200 []"]
     for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
         assert [each for each in (before, pod, image_, later) if each not in outputs[where]] == [], where
     assert before in outputs["whalebridge inspect"]
     assert before in outputs["state/dead-letters.jsonl"]
     stored = {where: content for where, content in outputs.items() if where.endswith(".blk")}
-    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_rows"):
+    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_states"):
         assert any(before in content for where, content in stored.items() if stream in where), stream
     assert b"[redacted]" in outputs["file"]
     name = f"before-{secret_containers.namespace}".encode()

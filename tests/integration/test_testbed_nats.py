@@ -23,7 +23,7 @@ from nats.js import JetStreamContext
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
 from tests.integration.leaks import find_leaks
-from tests.integration.nats_reading import retry_until_answered
+from tests.integration.nats_reading import retry_until_available
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator, Permissions
@@ -182,7 +182,7 @@ async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFact
     nats = nats_factory(3)
     connection = await connect(nats.urls)
     stream = connection.jetstream(timeout=10)
-    await retry_until_answered(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
+    await retry_until_available(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
     assert await publish_and_count(stream, "events.one") == 1
     await connection.close()
     first = nats.leader("EVENTS")
@@ -198,7 +198,7 @@ async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFact
 async def publish_and_count(stream: JetStreamContext, subject: str) -> int:
     """Publish with a message id, and return the sequence: a retry after a lost acknowledgement stores nothing."""
     headers = {"Nats-Msg-Id": subject}
-    return (await retry_until_answered(partial(stream.publish, subject, b"hello", headers=headers))).seq
+    return (await retry_until_available(partial(stream.publish, subject, b"hello", headers=headers))).seq
 
 
 def test_testbed_nkeys_create_account_key(tmp_path: Path) -> None:
