@@ -14,7 +14,7 @@ from tests.testbed.kubernetes import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this directory; pytest passes those of all directories."""
+    """Add the marker to the tests of this directory; pytest passes those of all directories."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.kubernetes)
