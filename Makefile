@@ -15,7 +15,7 @@ help: ## show this help
 
 setup: .venv/installed ## install whalebridge, all sinks and the test tools into .venv (editable)
 
-run: setup ## show real events of this machine's containerd, or of a private one (ARGS: --nats, --kafka)
+run: setup ## publish events of the local containerd, or of a private one, to stdout (ARGS: --nats, --kafka)
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: setup testbed ## run all tests, with real containerd, Kafka and NATS (repeated faults at a reduced count)
@@ -76,7 +76,7 @@ docs-check: setup
 lock: setup ## regenerate requirements.lock from pyproject.toml, and the image's lock files
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \
 	    --no-emit-trusted-host --no-emit-find-links --output-file=requirements.lock pyproject.toml
-	@# The image's lock files pin the same versions: what it runs, and what builds it.
+	@# The image's lock files, for runtime and build, pin the same versions.
 	$(BIN)/pip-compile --quiet --allow-unsafe --extra kafka --extra nats --generate-hashes --strip-extras \
 	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint requirements.lock \
 	    --output-file=deploy/requirements-runtime.lock pyproject.toml

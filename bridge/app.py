@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -50,7 +50,9 @@ BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
 
-async def run(settings: Settings, load: Callable[[], Settings]) -> None:
+async def run(
+    settings: Settings, load: Callable[[], Settings], sink_instances: Mapping[str, Sink] | None = None
+) -> None:
     """Watch and publish until SIGTERM or SIGINT; at SIGHUP, go on under the settings that ``load`` reads anew.
 
     Raises:
@@ -59,7 +61,8 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
     wishes = _install_signal_handlers()
     clock = SystemClock()
     boot = boot_id()
-    made = sinks.registry.create_sinks(settings.sinks)
+    if sink_instances is None:
+        sink_instances = sinks.registry.create_sinks(settings.sinks)
     chosen = watch_settings(settings)
     outbox = await _cancel_on_shutdown(
         wishes, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))
@@ -85,7 +88,7 @@ async def run(settings: Settings, load: Callable[[], Settings]) -> None:
 
     try:
         async with http_endpoint(inspection), task_group() as tasks:
-            delivery.start(tasks, settings, made)
+            delivery.start(tasks, settings, sink_instances)
             watching = tasks.create_task(watch.run())
             helping = [
                 tasks.create_task(manager.run(lambda: _describe_state(watch, delivery.pumps))),

@@ -1,9 +1,9 @@
-"""`make run`: whalebridge on the containerd that answers here, or on a private one with something to see.
+"""`make run`: run whalebridge on the local containerd, or on a private one with sample containers.
 
-The private one is Debian's, which takes seconds to fetch; it gets two containers, labelled as those of a compose
-project are, that go through their lives again and again. With `--kafka` or `--nats` a broker is started, too, the
-records go there, and what is shown is read back from it. Standard output is all whalebridge's; what is told here goes
-to standard error.
+The private containerd is Debian's, which takes seconds to download. The demo repeatedly starts, pauses, resumes and
+stops two containers in it, with the labels of a compose project. With `--kafka` or `--nats` it also starts a broker:
+whalebridge publishes to the broker, and `whalebridge tail` reads the records from there. Standard output contains only
+the output of whalebridge; messages of the demo go to standard error.
 """
 
 from __future__ import annotations
@@ -38,81 +38,104 @@ USUAL_SOCKETS = (
 )
 
 COMPONENTS = ("containerd-1.6", "runc", "busybox")
-"""What has to be installed for the private containerd: nothing that has to be built."""
+"""Components of the private containerd; none has to be compiled."""
 
-# From this checkout, wherever the environment's own comes from.
+# The code of this checkout, even if another version is installed.
 _WHALEBRIDGE = (sys.executable, "-m", "bridge")
-# A shell that heeds SIGTERM at once: a plain `sleep` as process 1 would not, and stopping would take 10 s.
+# A shell that exits at once on SIGTERM. As process 1, a plain `sleep` ignores it, and stopping takes 10 s.
 _SERVICE = ("sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait")
 
 Spawn = Callable[[Sequence[str]], subprocess.Popen[bytes]]
 
 
 def main() -> int:
-    """Find a containerd or start one, and show its events until told to end."""
-    parser = argparse.ArgumentParser(prog="make run ARGS=...", description="Real events of real containers.")
-    parser.add_argument("--kafka", dest="broker", action="store_const", const=_kafka, help="through a Kafka of its own")
-    parser.add_argument("--nats", dest="broker", action="store_const", const=_nats, help="through a NATS of its own")
-    parser.add_argument("--rounds", type=int, help="end after so many lives of the containers (default: never)")
-    parser.add_argument("--pause", type=float, default=2, help="seconds between their steps (default: 2)")
+    """Find or start a containerd, and publish its events until interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="make run ARGS=...",
+        description="Publish the events of the local containerd, or of a private one with two sample containers.",
+    )
+    parser.add_argument(
+        "--kafka", dest="broker", action="store_const", const=_kafka, help="publish to a private Kafka and read it"
+    )
+    parser.add_argument(
+        "--nats", dest="broker", action="store_const", const=_nats, help="publish to a private NATS and read it"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help="exit after N rounds of the sample containers (default: run until Ctrl-C)",
+    )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=2,
+        metavar="SECONDS",
+        help="pause between the steps of a round (default: %(default)s)",
+    )
     options = parser.parse_args()
-    # SIGTERM ends it as Ctrl-C does: on the way out everything is cleaned up.
+    # Handle SIGTERM like Ctrl-C, so that everything is cleaned up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        address = next(filter(_answers, _candidates()), None)
+        address = next(filter(_is_available, _candidates()), None)
         if address is None:
-            return _private(options.broker, options.rounds, options.pause)
-        _say(f"containerd answers at {address}: these are its events")
+            return _run_private(options.broker, options.rounds, options.pause)
+        _log(f"publishing the events of the containerd at {address}")
         if options.broker:
             with options.broker() as url:
-                return _show(_spawn, address, url, iter(()), None)
-        # Not a child: signals and exit status are whalebridge's own.
+                return _run_whalebridge(_spawn, address, url, iter(()), None)
+        # Replace this process, so that whalebridge receives the signals and sets the exit status.
         os.execv(_WHALEBRIDGE[0], [*_WHALEBRIDGE, "run", "--containerd", address])  # noqa: S606
     except (KeyboardInterrupt, BrokenPipeError):
         return 0
     except OSError as error:
-        _say(str(error))
+        _log(str(error))
         return 3
     except (InstallError, CommandError) as error:
-        _say(str(error))
+        _log(str(error))
         return 1
 
 
 def _candidates() -> tuple[str, ...]:
-    named = os.environ.get("CONTAINERD_ADDRESS")
-    return (named.removeprefix("unix://"),) if named else USUAL_SOCKETS
+    address = os.environ.get("CONTAINERD_ADDRESS")
+    return (address.removeprefix("unix://"),) if address else USUAL_SOCKETS
 
 
-def _answers(address: str) -> bool:
-    """Whether a socket answers there; one that exists for others, or was asked for and does not answer, is an error."""
+def _is_available(address: str) -> bool:
+    """Return whether the socket accepts connections.
+
+    Raises:
+        PermissionError: The socket exists, but this user may not open it.
+        ConnectionError: CONTAINERD_ADDRESS names the socket, and it does not accept connections.
+    """
     with socket.socket(socket.AF_UNIX) as client:
         try:
             client.connect(address)
         except PermissionError as error:
-            raise PermissionError(f"no permission to open {address}: sudo make run") from error
+            raise PermissionError(f"{address}: permission denied; run: sudo make run") from error
         except OSError as error:
             if os.environ.get("CONTAINERD_ADDRESS"):
-                what = f"CONTAINERD_ADDRESS is {address}, and nothing answers there: {error.strerror}"
-                raise ConnectionError(f"{what}; unset it to look in the usual places") from error
+                message = f"CONTAINERD_ADDRESS: cannot connect to {address}: {error.strerror}"
+                raise ConnectionError(f"{message}; unset it to search the well-known sockets") from error
             return False
     return True
 
 
-def _private(
+def _run_private(
     broker: Callable[[], contextlib.AbstractContextManager[str]] | None, rounds: int | None, pause: float
 ) -> int:
-    _say("no containerd answers here: a private one is started, and containers for something to see")
+    _log("no containerd found; starting a private one with two sample containers")
     if os.geteuid() != 0:
-        raise PermissionError("containers need root: sudo make run")
+        raise PermissionError("containers require root; run: sudo make run")
     _install(*COMPONENTS)
     with broker() if broker else contextlib.nullcontext("") as url, Containerd("1.6") as containerd:
         containerd.import_image()
 
         def spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
-            # Inside: should this process be killed, the guard ends whalebridge with all else.
+            # In the sandbox, whose cleanup also ends whalebridge if this process is killed.
             return _spawn(containerd.sandboxed_command(*command), containerd.env)
 
-        return _show(spawn, containerd.address, url, _life(containerd, rounds), pause)
+        return _run_whalebridge(spawn, containerd.address, url, _container_steps(containerd, rounds), pause)
 
 
 @contextlib.contextmanager
@@ -134,36 +157,35 @@ def _install(*components: str) -> None:
         install(components)
 
 
-def _show(spawn: Spawn, address: str, url: str, life: Iterator[str], pause: float | None) -> int:
-    """Run whalebridge while the containers live; with a broker, show what a reader of it gets."""
+def _run_whalebridge(spawn: Spawn, address: str, url: str, steps: Iterator[str], pause: float | None) -> int:
+    """Run whalebridge during the steps, and with a broker also `whalebridge tail`; return the exit status."""
     sink = ("--sink", url) if url else ()
     if url:
-        # Makes the topic or stream, too, so that the reader finds it.
-        checked = subprocess.run(
-            [*_WHALEBRIDGE, "check", "--containerd", address, *sink], stdout=sys.stderr, check=False
-        )
-        if checked.returncode:
-            return checked.returncode
-        _say(f"records go to {url}; below is what `whalebridge tail {url}` reads there")
-    with contextlib.ExitStack() as running:
-        started = [running.enter_context(_ended(spawn([*_WHALEBRIDGE, "run", "--containerd", address, *sink])))]
+        # `check` also creates the topic or stream, which `tail` needs.
+        check = subprocess.run([*_WHALEBRIDGE, "check", "--containerd", address, *sink], stdout=sys.stderr, check=False)
+        if check.returncode:
+            return check.returncode
+        _log(f"publishing to {url}; the lines below are read by `whalebridge tail {url}`")
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(_terminating(spawn([*_WHALEBRIDGE, "run", "--containerd", address, *sink])))]
         if url:
-            started += [running.enter_context(_ended(spawn([*_WHALEBRIDGE, "tail", url, "--since", "beginning"])))]
-        for step in life:
-            if (status := _wait(started, pause)) is not None:
+            tail = spawn([*_WHALEBRIDGE, "tail", url, "--since", "beginning"])
+            processes.append(stack.enter_context(_terminating(tail)))
+        for step in steps:
+            if (status := _wait(processes, pause)) is not None:
                 return status
-            _say(step)
-        return _wait(started, pause) or 0  # for the events of the last step
+            _log(step)
+        return _wait(processes, pause) or 0  # for the events of the last step
 
 
 def _spawn(command: Sequence[str], env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    # A session of its own, so that Ctrl-C reaches only us, who end things in their order.
+    # In a new session, so that Ctrl-C reaches only this process, which stops the others in order.
     return subprocess.Popen(command, env=env, start_new_session=True)
 
 
 @contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """End it in the end."""
+def _terminating(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Terminate the process on exit of the context."""
     try:
         yield process
     finally:
@@ -176,25 +198,25 @@ def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]], seconds: float | None) -> int | None:
-    """Let them run for a while (None: on and on); the status of the first that ends earlier."""
+    """Wait up to ``seconds`` (None: indefinitely); return the exit status of the first process that exits, or None."""
     deadline = None if seconds is None else time.monotonic() + seconds
     while deadline is None or time.monotonic() < deadline:
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(0.05)
-                return 0 if _reader_is_gone() else status
+                return 0 if _is_stdout_closed() else status
     return None
 
 
-def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more: `make run | head` has seen enough."""
+def _is_stdout_closed() -> bool:
+    """Return whether standard output is a pipe without a reader, as after `make run | head`."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     return bool(output.poll(0))
 
 
-def _life(containerd: Containerd, rounds: int | None) -> Iterator[str]:
-    """Lead the containers through their lives: each step is told first, and done when the next is asked for."""
+def _container_steps(containerd: Containerd, rounds: int | None) -> Iterator[str]:
+    """Yield each step of the sample containers as a command line, and run it when the next one is requested."""
     while rounds is None or rounds > 0:
         web, db = (f"demo-{service}-{secrets.token_hex(2)}" for service in ("web", "db"))
         for command in (
@@ -226,7 +248,7 @@ def _run(service: str) -> tuple[str, ...]:
     return "run", "--detach", "--null-io", *(f"--label={label}" for label in labels), NAME
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(f"demo: {line}", file=sys.stderr, flush=True)
 
 

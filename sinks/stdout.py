@@ -18,7 +18,7 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,24 @@ class OutputError(FatalError):
 
 
 class StdoutSink:
-    """Writes records to a file descriptor, which it neither opens nor closes."""
+    """Writes records to a file descriptor, which it neither opens nor closes.
 
-    def __init__(self, descriptor: int = STDOUT, *, encoding: EncodingName = "json") -> None:
+    Args:
+        descriptor: The file descriptor.
+        encoding: The encoding of the records.
+        format_line: Formats an encoded record as a line for humans; without it, the line is the encoded record.
+    """
+
+    def __init__(
+        self,
+        descriptor: int = STDOUT,
+        *,
+        encoding: EncodingName = "json",
+        format_line: Callable[[bytes], str] | None = None,
+    ) -> None:
         self._descriptor = descriptor
         self._encode = get_encoding(encoding).encode
+        self._format_line = format_line
         self._writer = LineWriter(descriptor)
         self._worker = BlockingWorker("stdout", translate_error, exclusive=True)
         self._is_terminal = False
@@ -96,6 +109,8 @@ class StdoutSink:
         await self._worker.close(CLOSE_SECONDS)
 
     def _line(self, document: bytes) -> bytes:
+        if self._format_line is not None:
+            return f"{self._format_line(document)}\n".encode()
         return (printable_json(document.decode()).encode() if self._is_terminal else document) + b"\n"
 
 

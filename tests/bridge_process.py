@@ -1,4 +1,4 @@
-"""The real program, run as its users run it: `whalebridge run`, with its standard output or its brokers read along."""
+"""Run `whalebridge run` as a process, and read its records and its log."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CONTROL_TYPES = ("snapshot_started", "snapshot_completed")
 
 
 class BridgeProcess:
-    """`whalebridge run` on one containerd; as a context manager it is ended with SIGTERM.
+    """`whalebridge run` on one containerd; exiting the context stops it with SIGTERM.
 
-    `sinks`: URLs; without any, records go to standard output, which `records` and what waits for them read.
+    `sinks` are URLs. Without sinks, records go to standard output, from which `records`, `wait` and `wait_synced` read.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class BridgeProcess:
         self.command = [sys.executable, "-m", "bridge", "run", "--containerd", address, *options, *flags]
         self.out = directory / "records.jsonl"
         self.log = directory / "log.jsonl"
-        # Many run at a time, and the default port is one.
+        # Tests run several bridges at a time, so the HTTP server with its fixed default port is off.
         defaults = {"WHALEBRIDGE_HOST": "node-1", "WHALEBRIDGE_HTTP__LISTEN": "", "PATH": "/usr/bin:/bin"}
         self._environment = defaults | dict(environment or {})
         self._read_bytes = 0
@@ -49,23 +49,23 @@ class BridgeProcess:
         return self
 
     def start(self) -> None:
-        """Start it, perhaps once more: what it writes is appended."""
+        """Start the process, for the first time or again; its output is appended to the files."""
         with self.out.open("ab") as out, self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=self._environment
             )
 
     def kill(self) -> None:
-        """SIGKILL it, whatever it is about."""
+        """Send SIGKILL, and wait for the exit."""
         self.process.kill()
         self.process.wait(30)
 
     def stop(self) -> float:
-        """End it as an operator does; return how many seconds that took."""
-        began = time.monotonic()
+        """Send SIGTERM, expect a clean exit, and return the seconds that it took."""
+        started_at = time.monotonic()
         self.process.terminate()
         assert self.process.wait(30) == 0, self.log.read_text()[-3000:]
-        return time.monotonic() - began
+        return time.monotonic() - started_at
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,22 +76,22 @@ class BridgeProcess:
             assert status == 0 or kind is not None, self.log.read_text()
 
     def log_lines(self, event: str) -> list[RecordDict]:
-        """The lines of the log, of all runs, that tell of an event."""
-        lines = self.log.read_bytes().split(b"\n")[:-1]  # the last may be half written
+        """Return the log lines of an event, from all runs."""
+        lines = self.log.read_bytes().split(b"\n")[:-1]  # the last line may be incomplete
         return [line for line in map(msgspec.json.decode, lines) if line["event"] == event]
 
     def wait_logged(self, event: str, times: int = 1, seconds: float = 60) -> list[RecordDict]:
-        """Wait until the log tells of an event that many times."""
+        """Wait until the log has an event `times` times; return these lines."""
         deadline = time.monotonic() + seconds
         while True:
-            over = time.monotonic() > deadline or self.process.poll() is not None
-            if len(found := self.log_lines(event)) >= times:
-                return found
-            assert not over, self.log.read_text()[-3000:]
+            is_last_try = time.monotonic() > deadline or self.process.poll() is not None
+            if len(lines := self.log_lines(event)) >= times:
+                return lines
+            assert not is_last_try, self.log.read_text()[-3000:]
             time.sleep(0.05)
 
     def records(self) -> list[RecordDict]:
-        """All records written so far; each line must be whole and valid."""
+        """Return all records written so far; each line must be valid."""
         with self.out.open("rb") as file:
             file.seek(self._read_bytes)
             data = file.read()
@@ -101,19 +101,19 @@ class BridgeProcess:
         return self._records
 
     def wait(self, predicate: Callable[[list[RecordDict]], object], what: str, seconds: float = 30) -> list[RecordDict]:
-        """Wait until the records fit; fail with what is there and what the log says."""
+        """Wait until the records satisfy the predicate; otherwise, fail with the last records and the log."""
         deadline = time.monotonic() + seconds
         while True:
-            over = time.monotonic() > deadline or self.process.poll() is not None  # before looking for the last time
+            is_last_try = time.monotonic() > deadline or self.process.poll() is not None  # checked before reading
             if predicate(self.records()):
                 return self._records
-            if over:
+            if is_last_try:
                 last = [summary(each) for each in self._records[-20:]]
                 raise AssertionError(f"no {what} within {seconds} s; {last=}; log: {self.log.read_text()[-3000:]}")
             time.sleep(0.02)
 
     def wait_synced(self, snapshots: int = 1, seconds: float = 30) -> list[RecordDict]:
-        """Wait until that many snapshots are complete."""
+        """Wait until `snapshots` snapshots are complete."""
         return self.wait(
             lambda records: sum(each["type"] == "snapshot_completed" for each in records) >= snapshots,
             f"snapshot number {snapshots}",
@@ -122,79 +122,82 @@ class BridgeProcess:
 
 
 def summary(record: RecordDict) -> tuple[Any, ...]:
-    """A record in short, for messages."""
+    """Return the main fields of a record, for messages."""
     exit_ = record["exit"] and record["exit"]["status"]
     return (record["sequence"], record["type"], record["origin"], record["id"], exit_)
 
 
 def transitions(records: list[RecordDict]) -> list[RecordDict]:
-    """The lifecycle transitions alone: neither frames nor rows."""
+    """Return the transitions: neither control records nor snapshot records."""
     return [each for each in records if each["type"] in ("started", "exited", "paused", "unpaused")]
 
 
 def transitions_of_new_containers(records: list[RecordDict]) -> list[RecordDict]:
-    """The transitions of whoever was not there at the start: on a shared containerd, others may end at any time."""
-    first = itertools.takewhile(lambda each: each["type"] != "snapshot_completed", records)
-    there = {each["id"] for each in first if each["type"] == "present"}
-    return [each for each in transitions(records) if each["id"] not in there]
+    """Return the transitions of containers that are not in the first snapshot.
+
+    On a shared containerd, containers of other tests may exit at any time.
+    """
+    first_snapshot = itertools.takewhile(lambda each: each["type"] != "snapshot_completed", records)
+    preexisting = {each["id"] for each in first_snapshot if each["type"] == "present"}
+    return [each for each in transitions(records) if each["id"] not in preexisting]
 
 
 def running_after(records: list[RecordDict]) -> dict[str, RecordDict]:
-    """What lives after these records, by display id: a consumer's view (docs/events.md has the rules)."""
-    alive: dict[str, RecordDict] = {}
+    """Return the running containers after these records by display id, as a consumer computes them (docs/events.md)."""
+    running: dict[str, RecordDict] = {}
     for record in records:
         container = record["container"]
         if record["type"] == "exited":
-            known = alive.get(record["id"])
+            known = running.get(record["id"])
             if known is not None and known["incarnation"] == record["container"]["incarnation"]:
-                del alive[record["id"]]
+                del running[record["id"]]
         elif container is not None:
-            alive[record["id"]] = container
-    return alive
+            running[record["id"]] = container
+    return running
 
 
 def check_stream(records: list[RecordDict]) -> None:
-    """What must hold of any stream: gapless sequences from 1, framed snapshots, well-formed lives."""
+    """Assert the invariants of a stream: gapless sequences from 1, complete snapshots, valid incarnations."""
     assert [each["sequence"] for each in records] == list(range(1, len(records) + 1))
     assert records[0]["type"] == "snapshot_started"
     check_runs(records)
     open_: RecordDict | None = None
-    rows = 0
+    count = 0
     for record in records:
         if record["type"] == "snapshot_started":
-            open_, rows = record["snapshot"], 0
+            open_, count = record["snapshot"], 0
         elif record["type"] == "snapshot_completed":
             assert open_ is not None
             assert record["snapshot"] == {**open_, "previous": None}
-            assert rows == open_["containers"]
+            assert count == open_["containers"]
             open_ = None
         elif record["type"] == "present":
             assert open_ is not None
-            rows += 1
+            count += 1
 
 
 def check_runs(records: list[RecordDict]) -> None:
-    """P2: each life begins once, turns in turn, ends once, and nothing is told of it afterwards."""
+    """Assert P2: each incarnation starts once, alternates between paused and running, and exits once, at its end."""
     states: dict[str, str] = {}
     for record in records:
         container = record["container"]
         if container is None:
             continue
-        life = f"{record['id']} {container['incarnation']}"
-        state = states.get(life)
+        incarnation = f"{record['id']} {container['incarnation']}"
+        state = states.get(incarnation)
         match record["type"]:
             case "started":
-                assert state is None, (life, state, record)
-                states[life] = "running"
+                assert state is None, (incarnation, state, record)
+                states[incarnation] = "running"
             case "present":
-                assert state in (None, "paused" if container["paused"] else "running"), (life, state, record)
-                states[life] = "paused" if container["paused"] else "running"
+                assert state in (None, "paused" if container["paused"] else "running"), (incarnation, state, record)
+                states[incarnation] = "paused" if container["paused"] else "running"
             case "paused":
-                assert state == "running", (life, state, record)
-                states[life] = "paused"
+                assert state == "running", (incarnation, state, record)
+                states[incarnation] = "paused"
             case "unpaused":
-                assert state == "paused", (life, state, record)
-                states[life] = "running"
+                assert state == "paused", (incarnation, state, record)
+                states[incarnation] = "running"
             case "exited":
-                assert state in ("running", "paused"), (life, state, record)
-                states[life] = "exited"
+                assert state in ("running", "paused"), (incarnation, state, record)
+                states[incarnation] = "exited"

@@ -1,4 +1,4 @@
-"""A certificate authority for the tests, made with the openssl program."""
+"""A certificate authority for the tests, based on the openssl program."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOOPBACK = ("localhost", "127.0.0.1")
 
 _CONFIG = """\
 [ca]
-default_ca = ours
-[ours]
-database = {folder}/index.txt
-serial = {folder}/serial
-new_certs_dir = {folder}
-certificate = {folder}/ca.pem
-private_key = {folder}/ca.key
+default_ca = authority_files
+[authority_files]
+database = {directory}/index.txt
+serial = {directory}/serial
+new_certs_dir = {directory}
+certificate = {directory}/ca.pem
+private_key = {directory}/ca.key
 default_md = sha256
 policy = any
 unique_subject = no
@@ -42,7 +42,7 @@ extendedKeyUsage = serverAuth, clientAuth
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate and its key, each in a PEM file (`both` has the two, as Kafka's brokers want it)."""
+    """A certificate and its key, each in a PEM file (`combined` has both, as Kafka's brokers require)."""
 
     name: str
     certificate: Path
@@ -51,7 +51,7 @@ class Certificate:
 
 
 class Authority:
-    """One authority: `certificate` is what its clients trust. Another instance is the wrong one."""
+    """A certificate authority; clients trust `certificate`. Each instance is a different authority."""
 
     def __init__(self, directory: Path, name: str = "whalebridge test authority") -> None:
         self._directory = directory
@@ -59,11 +59,11 @@ class Authority:
         (directory / "index.txt").touch()
         (directory / "serial").write_text("1000\n")
         self._config = directory / "openssl.cnf"
-        self._config.write_text(_CONFIG.format(folder=directory))
+        self._config.write_text(_CONFIG.format(directory=directory))
         self.certificate = directory / "ca.pem"
         key = _create_key(directory / "ca.key")
-        how = ["-new", "-x509", "-days", "30", "-extensions", "authority", "-subj", f"/CN={name}"]
-        _openssl("req", "-config", self._config, *how, "-key", key, "-out", self.certificate)
+        options = ["-new", "-x509", "-days", "30", "-extensions", "authority", "-subj", f"/CN={name}"]
+        _openssl("req", "-config", self._config, *options, "-key", key, "-out", self.certificate)
 
     def issue(
         self,
@@ -73,24 +73,24 @@ class Authority:
         expired: bool = False,
         password: str | None = None,
     ) -> Certificate:
-        """A certificate for a server at these hosts (names or addresses), or for a client of that common name."""
-        folder = Path(tempfile.mkdtemp(prefix="issued-", dir=self._directory))
-        issued = Certificate(name, folder / "cert.pem", folder / "key.pem", folder / "both.pem")
-        plain = _create_key(folder / "plain.key")
-        request = folder / "request.pem"
-        _openssl("req", "-config", self._config, "-new", "-key", plain, "-subj", f"/CN={name}", "-out", request)
-        extensions = folder / "extensions.cnf"
-        extensions.write_text(_CONFIG.format(folder=self._directory) + _alternative_names(hosts))
+        """Issue a certificate for a server at `hosts` (names or addresses) or a client; `name` is the common name."""
+        directory = Path(tempfile.mkdtemp(prefix="issued-", dir=self._directory))
+        issued = Certificate(name, directory / "cert.pem", directory / "key.pem", directory / "combined.pem")
+        plain_key = _create_key(directory / "plain.key")
+        request = directory / "request.pem"
+        _openssl("req", "-config", self._config, "-new", "-key", plain_key, "-subj", f"/CN={name}", "-out", request)
+        extensions = directory / "extensions.cnf"
+        extensions.write_text(_CONFIG.format(directory=self._directory) + _alternative_names(hosts))
         now = datetime.now(UTC)
-        begin, end = (now - timedelta(days=3), now + timedelta(days=-1 if expired else 30))
-        dates = ["-startdate", f"{begin:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}"]
-        how = ["-batch", "-notext", "-extensions", "leaf", *dates]
-        _openssl("ca", "-config", extensions, *how, "-in", request, "-out", issued.certificate)
+        start, end = (now - timedelta(days=3), now + timedelta(days=-1 if expired else 30))
+        dates = ["-startdate", f"{start:%Y%m%d%H%M%SZ}", "-enddate", f"{end:%Y%m%d%H%M%SZ}"]
+        options = ["-batch", "-notext", "-extensions", "leaf", *dates]
+        _openssl("ca", "-config", extensions, *options, "-in", request, "-out", issued.certificate)
         if password is None:
-            shutil.copy(plain, issued.key)
+            shutil.copy(plain_key, issued.key)
         else:
-            _openssl("pkcs8", "-topk8", "-in", plain, "-passout", f"pass:{password}", "-out", issued.key)
-        issued.combined.write_text(plain.read_text() + issued.certificate.read_text())
+            _openssl("pkcs8", "-topk8", "-in", plain_key, "-passout", f"pass:{password}", "-out", issued.key)
+        issued.combined.write_text(plain_key.read_text() + issued.certificate.read_text())
         return issued
 
 

@@ -1,4 +1,4 @@
-"""A clock that tests move by hand."""
+"""A clock that tests advance manually."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ START = 1_795_447_267 * SECOND
 
 
 class ManualClock:
-    """Time passes only where a test lets it: then all whose sleep is over wake up."""
+    """Time passes only in `advance`, which wakes up all sleepers that are due."""
 
     def __init__(self, chance: float = 0.5) -> None:
         self.chance = chance
@@ -25,9 +25,9 @@ class ManualClock:
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        woken = asyncio.get_running_loop().create_future()
-        self._sleepers.append((self._monotonic + from_seconds(seconds), woken))
-        await woken
+        wakeup = asyncio.get_running_loop().create_future()
+        self._sleepers.append((self._monotonic + from_seconds(seconds), wakeup))
+        await wakeup
 
     def random(self) -> float:
         return self.chance
@@ -37,15 +37,15 @@ class ManualClock:
         self._wall = wall
 
     def advance(self, seconds: float) -> None:
-        """Let time pass on both clocks."""
+        """Advance both clocks, and wake up the sleepers that are due."""
         self._wall += from_seconds(seconds)
         self._monotonic += from_seconds(seconds)
-        for due, woken in self._sleepers:
-            if due <= self._monotonic and not woken.done():
-                woken.set_result(None)
-        self._sleepers = [(due, woken) for due, woken in self._sleepers if not woken.done()]
+        for due, wakeup in self._sleepers:
+            if due <= self._monotonic and not wakeup.done():
+                wakeup.set_result(None)
+        self._sleepers = [(due, wakeup) for due, wakeup in self._sleepers if not wakeup.done()]
 
     @property
     def sleeper_count(self) -> int:
-        """How many wait."""
-        return sum(not woken.done() for _, woken in self._sleepers)
+        """Return the number of tasks that sleep."""
+        return sum(not wakeup.done() for _, wakeup in self._sleepers)

@@ -1,4 +1,4 @@
-"""The testbed's peers as fixtures; where they are not installed a test is skipped, and in CI it fails."""
+"""Fixtures for the peers of the testbed; tests whose peers are not installed are skipped, or fail in CI."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_config import LISTENERS
 from tests.testbed.nats import Nats
 
-# How long an example takes says more of what else the machine does than of the code.
+# The duration of an example depends more on the load of the machine than on the code.
 hypothesis.settings.register_profile("whalebridge", deadline=None)
 hypothesis.settings.load_profile("whalebridge")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as behind a shell's "&": what tests start would ignore it, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's "&" sets it, and child processes inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -39,19 +39,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def golden(pytestconfig: pytest.Config) -> Golden:
-    """Compares texts with the files in tests/golden: `golden(file, text)`, `golden.entry(file, case, text)`."""
+    """Compare texts with the files in tests/golden: `golden(file, text)`, `golden.entry(file, case, text)`."""
     return Golden(pytestconfig.getoption("--update-golden"))
 
 
 def _require(*names: str) -> None:
     _require_installed(*names)
     if os.geteuid() != 0:
-        _skip_or_fail("containers need root (sudo make test)")
+        _skip_or_fail("containers require root (sudo make test)")
 
 
 def _require_installed(*names: str) -> None:
-    if absent := missing(names):
-        _skip_or_fail(f"not installed: {', '.join(absent)} (make testbed)")
+    if missing_components := missing(names):
+        _skip_or_fail(f"not installed: {', '.join(missing_components)} (make testbed)")
 
 
 def _skip_or_fail(reason: str) -> NoReturn:
@@ -70,14 +70,14 @@ def _run_containerd(version: Version) -> Iterator[Containerd]:
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def engine(request: pytest.FixtureRequest) -> Iterator[Containerd]:
-    """A containerd of each version, shared by all tests: use ids of your own, and leave it running."""
+    """A containerd of each version, shared by all tests: use unique ids, and leave it running."""
     with _run_containerd(request.param) as containerd:
         yield containerd
 
 
 @pytest.fixture(params=VERSIONS)
 def engine_factory(request: pytest.FixtureRequest) -> Iterator[Callable[[], Containerd]]:
-    """Makes containerds that the test has for itself, to be killed, suspended and restarted."""
+    """Factory of containerds for one test, which may kill, suspend and restart them."""
     with contextlib.ExitStack() as stack:
         yield lambda: stack.enter_context(_run_containerd(request.param))
 
@@ -92,19 +92,19 @@ def docker(engine: Containerd) -> Iterator[Docker]:
 
 @pytest.fixture
 def require() -> Callable[..., None]:
-    """Called with names of components: the test does without what they bring as it does without a peer."""
+    """Function that skips the test, or fails in CI, if one of the named components is not installed."""
     return _require_installed
 
 
 @pytest.fixture(scope="session")
 def require_as_root() -> Callable[..., None]:
-    """The same for what needs root besides."""
+    """Like `require`, but requires root, too."""
     return _require
 
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Whom the testbed's servers and clients trust."""
+    """The certificate authority that the servers and clients of the testbed trust."""
     if shutil.which("openssl") is None:
         _skip_or_fail("not installed: openssl (apt-get install openssl)")
     return Authority(tmp_path_factory.mktemp("authority"))
@@ -112,7 +112,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="session")
 def kafka(authority: Authority) -> Iterator[Kafka]:
-    """One broker with every kind of listener, shared by all tests: use topics of your own, and leave it running."""
+    """One broker with every kind of listener, shared by all tests: use unique topics, and leave it running."""
     _require_installed(*kafka_peer.COMPONENTS)
     with Kafka(listeners=LISTENERS, authority=authority, settings=kafka_peer.LONG_SESSION_TIMEOUT) as kafka:
         yield kafka
@@ -120,7 +120,7 @@ def kafka(authority: Authority) -> Iterator[Kafka]:
 
 @pytest.fixture
 def kafka_factory() -> Iterator[Callable[..., Kafka]]:
-    """Makes Kafkas that the test has for itself, called like the class, to be killed, suspended and restarted."""
+    """Factory of Kafkas for one test, which may kill, suspend and restart them; takes the arguments of `Kafka`."""
     _require_installed(*kafka_peer.COMPONENTS)
     with contextlib.ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(Kafka(*args, **options))
@@ -128,7 +128,7 @@ def kafka_factory() -> Iterator[Callable[..., Kafka]]:
 
 @pytest.fixture(scope="session")
 def nats() -> Iterator[Nats]:
-    """One server, shared by all tests: use streams and subjects of your own, and leave it running."""
+    """One server, shared by all tests: use unique streams and subjects, and leave it running."""
     _require_installed(*nats_peer.COMPONENTS)
     with Nats() as nats:
         yield nats
@@ -136,7 +136,7 @@ def nats() -> Iterator[Nats]:
 
 @pytest.fixture
 def nats_factory() -> Iterator[Callable[..., Nats]]:
-    """Makes NATS servers that the test has for itself, called like the class (they start in 0.1 s)."""
+    """Factory of NATS servers for one test, which start in 0.1 s; takes the arguments of `Nats`."""
     _require_installed(*nats_peer.COMPONENTS)
     with contextlib.ExitStack() as stack:
         yield lambda *args, **options: stack.enter_context(Nats(*args, **options))
@@ -144,13 +144,13 @@ def nats_factory() -> Iterator[Callable[..., Nats]]:
 
 @pytest.fixture(scope="session")
 def docker_host() -> Iterator[str]:
-    """Where a Docker engine answers that can publish ports: the one that DOCKER_HOST names, else one of the testbed.
+    """Address of a Docker engine that can publish ports: DOCKER_HOST if set, or an engine of the testbed.
 
-    What images are made of is there, too.
+    The components of the broker images are installed, too.
     """
     _require_installed(*broker_images.COMPONENTS)
-    if given := os.environ.get("DOCKER_HOST"):
-        yield given
+    if host := os.environ.get("DOCKER_HOST"):
+        yield host
         return
     _require(*components("2.4"), "docker")
     with Containerd("2.4") as containerd, Docker(containerd, ports=True) as docker:

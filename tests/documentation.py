@@ -1,4 +1,4 @@
-"""README.md and docs/ as tests read them: what they tell people to type, and their examples."""
+"""The commands and examples in README.md and docs/, for tests."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 
 
 class Command(NamedTuple):
-    """A command line of a document, without what is only for the reader's eye."""
+    """A command line in a document, without comments and line breaks."""
 
     page: str
     text: str
 
 
 def code_blocks(text: str, language: str) -> list[str]:
-    """The code blocks in a language; "" for those without."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for its, block in found if its == language]
+    """Return the code blocks in a language; "" selects blocks without a language."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block_language, block in blocks if block_language == language]
 
 
 def shell_commands(text: str, language: str) -> list[str]:
-    """What the blocks in `sh` or `console` say to type; in the latter, it begins with `$`."""
+    """Return the commands in `sh` or `console` blocks; in `console` blocks, they start with `$`."""
     lines = [line for block in code_blocks(text.replace("\\\n", " "), language) for line in block.splitlines() if line]
     if language == "console":
         lines = [line[2:] for line in lines if line.startswith("$ ")]
@@ -32,7 +32,7 @@ def shell_commands(text: str, language: str) -> list[str]:
 
 
 def page_commands(page: Path) -> list[Command]:
-    """All that a page says to type."""
+    """Return all commands of a page."""
     return [
         Command(page.name, text)
         for language in ("console", "sh")

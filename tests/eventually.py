@@ -1,4 +1,4 @@
-"""Waiting until something is so. Standard library only, since the testbed uses it, too."""
+"""Wait for conditions. Standard library only, because the testbed uses it before a virtual environment exists."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def eventually(predicate: Callable[[], object], what: str = "a condition", *, wi
     """Wait until `predicate` holds.
 
     Raises:
-        TimeoutError: It does not within that many seconds; the text says what was waited for.
+        TimeoutError: It does not hold within `within` seconds; the message names `what`.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     while not predicate():
-        passed = time.monotonic() - began
-        if passed > within:
-            raise TimeoutError(f"{what} did not come within {within:g} s")
-        time.sleep(_pause(passed))
+        elapsed = time.monotonic() - started_at
+        if elapsed > within:
+            raise TimeoutError(f"timed out after {within:g} s waiting for {what}")
+        time.sleep(_pause(elapsed))
 
 
 async def eventually_async(
@@ -30,21 +30,21 @@ async def eventually_async(
     within: float = 60,
     meanwhile: Callable[[], object] | None = None,
 ) -> None:
-    """Wait until `predicate` holds, while the event loop goes on; `meanwhile` is called at each of its turns.
+    """Wait until `predicate` holds, while the event loop runs; call `meanwhile` in each iteration of the loop.
 
     Raises:
-        TimeoutError: as above.
+        TimeoutError: See `eventually`.
     """
-    began = time.monotonic()
+    started_at = time.monotonic()
     while not predicate():
-        passed = time.monotonic() - began
-        if passed > within:
-            raise TimeoutError(f"{what} did not come within {within:g} s")
+        elapsed = time.monotonic() - started_at
+        if elapsed > within:
+            raise TimeoutError(f"timed out after {within:g} s waiting for {what}")
         if meanwhile is not None:
             meanwhile()
-        await asyncio.sleep(_pause(passed) if meanwhile is None else 0)
+        await asyncio.sleep(_pause(elapsed) if meanwhile is None else 0)
 
 
-def _pause(passed: float) -> float:
-    """How long to wait before the next look: a tenth of the time so far."""
-    return min(max(passed / 10, 0.001), _MAX_PAUSE)
+def _pause(elapsed: float) -> float:
+    """Return the seconds until the next check: a tenth of the elapsed time, within limits."""
+    return min(max(elapsed / 10, 0.001), _MAX_PAUSE)

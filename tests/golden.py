@@ -1,7 +1,7 @@
-"""Golden files: the exact text of messages, kept in tests/golden and nowhere else.
+"""Golden files: the exact texts of messages, stored only in tests/golden.
 
-`pytest --update-golden` rewrites them. A file holds one whole text, or entries `## case` of a table of messages. To
-drop entries whose tests are gone, delete the file before.
+`pytest --update-golden` rewrites them. A file contains one text, or entries `## case` of a table of messages. To remove
+entries of deleted tests, delete the file first.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _HEADING: Final = re.compile(r"^## (.*)\n", re.MULTILINE)
 
 
 class Golden:
-    """Compares texts with golden files, or writes the files."""
+    """Compare texts with golden files, or write the files."""
 
     def __init__(self, update: bool, directory: Path = DIRECTORY) -> None:
         self._update = update
         self._directory = directory
 
     def __call__(self, name: str, text: str) -> None:
-        """Compare the text with the whole file `<name>.txt`; the caller normalizes paths, pids, ports and times."""
+        """Compare the text with the file `<name>.txt`; the caller normalizes paths, pids, ports and times."""
         path = self._path(name)
-        text = _ended(text)
+        text = _with_newline(text)
         if self._update:
             path.write_text(text)
             return
@@ -43,17 +43,17 @@ class Golden:
     def entry(self, name: str, case: str, text: str, **hidden: object) -> None:
         """Compare the text with the entry `## case` of `<name>.txt`; an update keeps the file's other entries.
 
-        Each of `hidden` stands in the file for its value, or for what fits a pattern: `TMP=tmp_path`.
+        Each name in `hidden` replaces its value, or the matches of its pattern: `TMP=tmp_path`.
         """
         path = self._path(name)
         for placeholder, value in hidden.items():
             pattern = value if isinstance(value, re.Pattern) else re.escape(str(value))
             text = re.sub(pattern, placeholder, text)
-        text = _ended(text)
-        assert not _HEADING.search(text), "a heading of golden files inside of a text"
+        text = _with_newline(text)
+        assert not _HEADING.search(text), "the text contains a heading of golden files"
         if self._update:
             with open(path, "a+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # tests of other xdist workers write other entries
+                fcntl.flock(file, fcntl.LOCK_EX)  # other xdist workers write other entries
                 file.seek(0)
                 entries = _entries(file.read()) | {case: text}
                 file.truncate(0)
@@ -65,7 +65,7 @@ class Golden:
     def error(
         self, name: str, case: str, kind: type[_E], *named: object, **hidden: object
     ) -> Iterator[pytest.ExceptionInfo[_E]]:
-        """Expect an error whose text is an entry (see there), and names each of `named`."""
+        """Expect an error whose text equals an entry (see `entry`) and names each of `named`."""
         with raises_naming(kind, *named) as caught:
             yield caught
         self.entry(name, case, str(caught.value), **hidden)
@@ -74,19 +74,19 @@ class Golden:
         return self._directory / f"{name}.txt"
 
 
-def _ended(text: str) -> str:
+def _with_newline(text: str) -> str:
     return text.rstrip("\n") + "\n"
 
 
 def _entries(text: str) -> dict[str, str]:
     """Return the entries of a file by their case."""
     parts = _HEADING.split(text)[1:]
-    return {case: _ended(body) for case, body in zip(parts[::2], parts[1::2], strict=True)}
+    return {case: _with_newline(body) for case, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _compare(expected: str, text: str, name: str) -> None:
     if expected == text:
         return
-    diff = difflib.unified_diff(expected.splitlines(), text.splitlines(), "golden file", "now", lineterm="")
-    msg = f"the golden text of {name} differs; if the new text is right, run pytest --update-golden\n"
-    raise AssertionError(msg + "\n".join(diff))
+    diff = difflib.unified_diff(expected.splitlines(), text.splitlines(), "golden file", "actual text", lineterm="")
+    message = f"the golden text of {name} differs; if the new text is right, run pytest --update-golden\n"
+    raise AssertionError(message + "\n".join(diff))

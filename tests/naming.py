@@ -1,4 +1,4 @@
-"""Assertions that a text names things: paths, addresses, topics, users, settings, codes. Not how it says so."""
+"""Assertions that a text names things (paths, addresses, topics, users, settings, codes), in any wording."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _E = TypeVar("_E", bound=BaseException)
 
 
 def assert_names(text: object, *things: object) -> None:
-    """Fail unless the text has each of the things in it."""
+    """Assert that the text contains each of the things."""
     assert [str(each) for each in things if str(each) not in str(text)] == [], text
 
 

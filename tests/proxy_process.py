@@ -1,4 +1,4 @@
-"""The real program, run as its users run it: `whalebridge proxy`."""
+"""Run `whalebridge proxy` as a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 
 class ProxyProcess:
-    """`whalebridge proxy` before a containerd, listening at `address`; as a context manager it is ended (SIGTERM)."""
+    """`whalebridge proxy` for a containerd, listening at `address`; exiting the context stops it with SIGTERM."""
 
     def __init__(self, containerd: str, directory: Path, *flags: str) -> None:
         self.address = f"{directory}/proxy.sock"
@@ -24,7 +24,7 @@ class ProxyProcess:
         self.process: subprocess.Popen[bytes]
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start the proxy, and wait until it listens."""
         before = len(self.log_lines("proxy_started"))
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -34,23 +34,23 @@ class ProxyProcess:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End it as an operator does."""
+        """Send SIGTERM, and expect a clean exit."""
         self.process.terminate()
         assert self.process.wait(30) == 0, self.log.read_text()
         assert not os.path.exists(self.address)
 
     def log_lines(self, event: str) -> list[dict[str, Any]]:
-        """The lines of the log that tell of an event."""
-        written = self.log.read_bytes() if self.log.exists() else b""
-        whole = written[: written.rfind(b"\n") + 1]  # a line may be under way
-        return [line for line in map(json.loads, whole.splitlines()) if line["event"] == event]
+        """Return the log lines of an event."""
+        data = self.log.read_bytes() if self.log.exists() else b""
+        complete_lines = data[: data.rfind(b"\n") + 1].splitlines()  # the last line may be incomplete
+        return [line for line in map(json.loads, complete_lines) if line["event"] == event]
 
     def peak_bytes(self) -> int:
-        """The most memory that it has had."""
+        """Return the peak resident memory."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-        assert found is not None, status
-        return int(found[1]) * 1024
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert peak is not None, status
+        return int(peak[1]) * 1024
 
     def __enter__(self) -> Self:
         self.start()

@@ -1,4 +1,4 @@
-"""Records as a bridge makes them, for tests of what carries them."""
+"""Records made by a `RecordEncoder`, for tests of the outbox and the sinks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENGINE = Engine("c79d280c-f53d-4f0e-9d3e-0a1b2c3d4e5f", "2.4.2", "/run/container
 
 
 class RecordFactory:
-    """Makes the records of one source in one epoch."""
+    """Factory of the records of one source in one epoch."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class RecordFactory:
         self.encoder = RecordEncoder(host, engine, epoch, previous=previous)
 
     def started_records(self, count: int, size: int = 0) -> list[Record]:
-        """Records of containers that were started; ``size`` bytes of labels in each."""
+        """Return ``count`` records of started containers, each with ``size`` bytes of labels."""
         return [self.started_record(size) for _ in range(count)]
 
     def started_record(self, size: int = 0) -> Record:

@@ -1,4 +1,4 @@
-"""Single records and frames of any kind, made without a ledger: for the tests of sinks."""
+"""Single records of any type, made without a `RecordEncoder`: for the tests of sinks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def record(
     epoch: int = EPOCH,
     size: int = 0,
 ) -> Record:
-    """A record about a container; its document is filled up to `size` bytes."""
+    """Return a record about a container; its document is padded to `size` bytes."""
     container = Container(
         id=id_,
         namespace=namespace,
@@ -64,7 +64,7 @@ def record(
 
 
 def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:
-    """Records of one source in a row, about a hundred containers."""
+    """Return consecutive records of one source, about a hundred containers."""
     return [record(first_sequence + number, id_=f"web-{number % 100}", **options) for number in range(count)]
 
 
@@ -78,7 +78,7 @@ def control_record(
     engine: EngineInfo = ENGINE,
     epoch: int = EPOCH,
 ) -> Record:
-    """A frame of a snapshot."""
+    """Return a control record of a snapshot."""
     body = Snapshot(f"{epoch}-{snapshot}", "start", None, None, ["shop"], list(failed), False, 1, None)
     document = EventRecord(
         1, type_, TIME, None, None, "snapshot", None, None, body, None, engine, host, epoch, sequence
@@ -87,10 +87,10 @@ def control_record(
 
 
 def loss_record(last: Record, first: int) -> Record:
-    """The record that stands for those from `first` to `last`."""
+    """Return the loss record for the records from `first` to `last`."""
     return lost_record(last, first, "overflow", 0)
 
 
 def batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:
-    """As a pump cuts them."""
+    """Split records into batches, as a pump does."""
     return [all_records[start : start + size] for start in range(0, len(all_records), size)]

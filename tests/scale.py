@@ -1,4 +1,4 @@
-"""How often the tests that repeat a fault repeat it."""
+"""Number of repetitions in tests that repeat a fault."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import os
 
 
 def scaled(*, reduced: int, full: int) -> int:
-    """A count for `make test` (part) and one for `make test-long`, which sets WHALEBRIDGE_TEST_SCALE=full."""
-    scale = os.environ.get("WHALEBRIDGE_TEST_SCALE", "part")
-    return {"part": reduced, "full": full}[scale]
+    """Return `full` if WHALEBRIDGE_TEST_SCALE=full, as in `make test-long`, and otherwise `reduced`."""
+    scale = os.environ.get("WHALEBRIDGE_TEST_SCALE", "reduced")
+    return {"reduced": reduced, "full": full}[scale]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -52,5 +50,5 @@ def print_results(results: Sequence[CheckResult], *, as_json: bool, **fields: An
     if as_json:
         output.write_json({**fields, "results": [finding.to_json() for finding in results]})
         return
-    colors = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colors = output.is_colored()
     output.write("\n".join(finding.to_line(colors=colors) for finding in results))

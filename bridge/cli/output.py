@@ -38,6 +38,11 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def is_colored() -> bool:
+    """Return whether text on standard output may be colored: on a terminal, unless NO_COLOR is set."""
+    return is_terminal() and not os.environ.get("NO_COLOR")
+
+
 def write_json(value: Any) -> None:
     """Write one indented JSON document."""
     write(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))

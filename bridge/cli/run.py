@@ -4,8 +4,14 @@
 
 from __future__ import annotations
 
-from bridge.cli import options
+from typing import TYPE_CHECKING
+
+from bridge.cli import options, output
 from bridge.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from bridge.core.ports import Sink
+    from config.settings import Settings
 
 
 def run(
@@ -21,10 +27,11 @@ def run(
 ) -> None:
     """Watch containerd and publish events until SIGTERM or Ctrl-C.
 
-    Without a sink, records go to standard output, one JSON document per line; logs go to standard error. If containerd
-    is not available, run waits for it. Options override environment variables (WHALEBRIDGE_LOG__LEVEL=debug), and
-    environment variables override the configuration file. See docs/configuration.md for all settings. SIGHUP reloads
-    them.
+    Without a sink, records go to standard output: readable lines on a terminal, otherwise one JSON document per line,
+    as with --sink stdout:. Logs go to standard error. If containerd is not available, run waits for it.
+
+    Options override environment variables (WHALEBRIDGE_LOG__LEVEL=debug), and environment variables override the
+    configuration file. See docs/configuration.md for all settings. SIGHUP reloads them.
 
     \b
     Examples:
@@ -55,8 +62,24 @@ def run(
     allocator.raise_trim_threshold()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
-        asyncio.run(app.run(settings, load))
+        asyncio.run(app.run(settings, load, _terminal_sink(settings)))
     except BridgeError as error:
         raise CommandError.from_error(error) from error
     finally:
         writer.close()  # flush the last log lines before an error is printed
+
+
+def _terminal_sink(settings: Settings) -> dict[str, Sink] | None:
+    """Return a sink that prints readable lines if no sink is configured and standard output is a terminal."""
+    if "sinks" in settings.model_fields_set or not output.is_terminal():
+        return None
+    from bridge.cli.record_format import format_record
+    from bridge.consumer.schema import decode
+    from sinks.stdout import StdoutSink
+
+    colored = output.is_colored()
+
+    def format_line(data: bytes) -> str:
+        return format_record(decode(data)[0], colored=colored, with_host=False)
+
+    return {id_: StdoutSink(format_line=format_line) for id_ in settings.sinks}

@@ -183,12 +183,11 @@ async def _tail(
 
 
 def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
-    import os
 
     from bridge.cli.record_format import format_record
 
-    coloured = output.is_terminal() and not os.environ.get("NO_COLOR")
-    return (format_record(each.record, colored=coloured) for each in records)
+    colored = output.is_colored()
+    return (format_record(each.record, colored=colored) for each in records)
 
 
 def _format_json_lines(records: Iterable[ReadRecord]) -> Iterator[str]:

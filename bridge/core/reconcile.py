@@ -74,13 +74,13 @@ def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
     A mismatch may be temporary, because the listing overlaps with events in flight; only a task query decides.
     """
     listed_namespaces = set(listing.namespaces) - set(listing.failed)
-    found = {key for key, task in listing.tasks.items() if task.running and not _agrees(tracker.find(key), task)}
+    mismatches = {key for key, task in listing.tasks.items() if task.running and not _agrees(tracker.find(key), task)}
     for entry in tracker.entries():
         listed_task = listing.tasks.get(entry.key)
         missing = entry.incarnation is not None and (listed_task is None or not listed_task.running)
         if entry.key.namespace in listed_namespaces and (missing or _is_unconfirmed(entry)):
-            found.add(entry.key)
-    return found
+            mismatches.add(entry.key)
+    return mismatches
 
 
 def has_unconfirmed(tracker: Tracker) -> bool:

@@ -163,9 +163,8 @@ class ContainerStore:
         for entry in chain(self._entries.values(), self._tombstones.values()):
             entry.generation = 0
             exited = entry.pending_exit.pid if entry.pending_exit is not None else None
-            entry.created_pids = tuple(
-                pid for pid in entry.created_pids if pid == exited
-            )  # the others may start unseen
+            # The other created tasks may start unseen.
+            entry.created_pids = tuple(pid for pid in entry.created_pids if pid == exited)
             entry.deleted &= entry.metadata is not None  # an unknown container may be recreated unseen
             if entry.incarnation is not None:
                 entry.incarnation.confirmed = False

@@ -20,13 +20,13 @@ from bridge.core.record_encoder import parse_record
 from bridge.core.records import Record
 from bridge.outbox.schema import detect_format, migrate
 from bridge.outbox.sink_queue import LossRange, PositionRange
-from bridge.outbox.storage_types import Chunk, ChunkHeader, LoadedState, StoredCursor, WriteBatch
+from bridge.outbox.storage_types import Chunk, ChunkHeader, LoadedState, StoredQueue, WriteBatch
 
 T = TypeVar("T")
 
 _WAL_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
 _MAX_WAL_BYTES = 16 * 1024 * 1024
-_ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the interpreter's lock
+_ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the GIL
 _RETAINED_FREE_PAGES = 2048
 _PRAGMAS = (
     "journal_mode = WAL",
@@ -105,19 +105,19 @@ class Database:
         """Read everything except the records."""
         state: dict[str, int] = dict(self._execute("SELECT name, value FROM state"))
         cursors: dict[str, int] = dict(self._execute("SELECT name, cursor FROM sinks"))
-        queues = {name: self._load_cursor(name, cursor) for name, cursor in cursors.items()}
-        stored = self._execute("SELECT position + number FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
+        queues = {name: self._load_queue(name, cursor) for name, cursor in cursors.items()}
+        last = self._execute("SELECT position + record_count FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
         # After a power failure, a disk that ignores fsync may have kept cursors and losses but not the records.
-        passed = [loss.end for queue in queues.values() for loss in queue.losses]
+        loss_ends = [loss.end for queue in queues.values() for loss in queue.losses]
         return LoadedState(
-            end=max([stored[0] if stored else 0, *cursors.values(), *passed]),
+            end=max([last[0] if last else 0, *cursors.values(), *loss_ends]),
             uptime=state.get("uptime", 0),
-            cursors=queues,
+            queues=queues,
             checkpoint=dict(self._execute("SELECT key, value FROM checkpoint")),
             quarantined_written_at=state.get("reset"),
         )
 
-    def _load_cursor(self, name: str, cursor: int) -> StoredCursor:
+    def _load_queue(self, name: str, cursor: int) -> StoredQueue:
         rows = self._execute(
             'SELECT first, "end", sequence, size, reason, document FROM losses WHERE sink = ? ORDER BY first', (name,)
         )
@@ -125,14 +125,14 @@ class Database:
             LossRange(first, end, sequence, size, reason, parse_record(document))
             for first, end, sequence, size, reason, document in rows
         ]
-        waiting = self._execute(
-            "SELECT sum(length(documents)) FROM chunks WHERE position + number > ?", (cursor,)
+        backlog = self._execute(
+            "SELECT sum(length(documents)) FROM chunks WHERE position + record_count > ?", (cursor,)
         ).fetchone()[0]
-        size = max(0, (waiting or 0) - sum(loss.size for loss in losses))
-        return StoredCursor(cursor, losses, size, self._oldest_uptime(cursor) or 0)
+        size = max(0, (backlog or 0) - sum(loss.size for loss in losses))
+        return StoredQueue(cursor, losses, size, self._oldest_uptime(cursor) or 0)
 
     def _oldest_uptime(self, cursor: int) -> int | None:
-        """Return the age of the oldest chunk that waits behind a cursor; None where none does."""
+        """Return the uptime at which the oldest chunk behind a cursor was written; None if there is none."""
         return next((header.uptime for header in self.headers(cursor)), None)
 
     # --- sinks ---
@@ -174,7 +174,11 @@ class Database:
     # --- writing ---
 
     def write(self, batch: WriteBatch) -> dict[str, int]:
-        """Write down all of it, or nothing; return the age of the oldest chunk that waits for each sink that moved."""
+        """Write a batch in one transaction.
+
+        Returns:
+            For each sink whose cursor moved, the uptime at which the oldest chunk of its backlog was written.
+        """
         with self._transaction():
             for chunk in batch.chunks:
                 self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
@@ -187,8 +191,8 @@ class Database:
             self._delete(batch.released)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
-            ages = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
-        return {name: age for name, age in ages.items() if age is not None}
+            uptimes = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
+        return {name: uptime for name, uptime in uptimes.items() if uptime is not None}
 
     def save_losses(self, sink: str, losses: Sequence[LossRange], released: Sequence[PositionRange] = ()) -> None:
         """Save loss ranges of a sink, and delete records that no sink needs any more."""
@@ -221,7 +225,8 @@ class Database:
     def _delete(self, released: Sequence[PositionRange]) -> None:
         for first, end in released:
             self._execute(
-                "DELETE FROM chunks WHERE position >= ? AND position < ? AND position + number <= ?", (first, end, end)
+                "DELETE FROM chunks WHERE position >= ? AND position < ? AND position + record_count <= ?",
+                (first, end, end),
             )
 
     @contextlib.contextmanager
@@ -257,8 +262,8 @@ class Database:
     def headers(self, first: int) -> Iterator[ChunkHeader]:
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         rows = self._execute(
-            "SELECT position, number, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
-            "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + number > ? "
+            "SELECT position, record_count, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
+            "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + record_count > ? "
             "ORDER BY position",
             (first, first),
         )

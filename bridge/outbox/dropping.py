@@ -13,10 +13,10 @@ from bridge.outbox.storage_types import ChunkHeader
 
 
 class DropPlan(Struct, frozen=True):
-    """What to drop from position ``start`` on: at least this many records and bytes, and records written before
-    ``written_before`` (uptime).
+    """Selection of records to drop, from position ``start`` on.
 
-    Only whole chunks are dropped, so the result may be a little more.
+    At least ``records`` records and ``size`` bytes are dropped, and all records written before ``written_before``
+    (uptime). Only whole chunks are dropped, so the result may be a little more.
     """
 
     start: int

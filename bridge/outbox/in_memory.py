@@ -24,7 +24,7 @@ from bridge.telemetry.rate_limit import RateLimiter
 
 DEFAULT_LIMITS = Limits(max_records=1_000_000, max_bytes=64 * 1024 * 1024, max_age=7 * 24 * 3600)
 _NO_CHANGES: Mapping[str, bytes | None] = {}
-_APPEND_TIME_INTERVAL_NS = SECOND  # of the moments that are kept
+_APPEND_TIME_INTERVAL_NS = SECOND  # between two recorded times of appends
 _log = structlog.get_logger(__name__)
 
 
@@ -53,10 +53,8 @@ class MemoryOutbox:
         self._queues = {sink: SinkQueue(0) for sink in sinks}
         self._records: dict[int, Record] = {}
         self._end = 0
-        self._append_times: deque[tuple[int, int]] = (
-            deque()
-        )  # positions, and when (monotonic) records came from there on
-        self._expired_before = 0  # records before this position are older than they may be
+        self._append_times: deque[tuple[int, int]] = deque()  # positions, and when (monotonic) they were appended
+        self._expired_before = 0  # records before this position are older than the maximum age
 
     @property
     def last_error(self) -> str | None:
@@ -89,14 +87,12 @@ class MemoryOutbox:
         while not queue.depth(self._end):
             queue.not_empty.clear()
             await queue.not_empty.wait()
-        waiting = list(islice(self._backlog(queue), limit))
-        queue.in_flight = Batch([record for record, _ in waiting], [end for _, end in waiting]).truncate(
-            limit, max_bytes
-        )
+        oldest = list(islice(self._backlog(queue), limit))
+        queue.in_flight = Batch([record for record, _ in oldest], [end for _, end in oldest]).truncate(limit, max_bytes)
         return queue.in_flight.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """Advance a sink's cursor past the records of its last read, or the first of them."""
+        """Advance a sink's cursor past the records of its last read, or past a prefix of them."""
         queue = self._queues[sink]
         first = queue.cursor
         passed = queue.acknowledge(batch)
@@ -148,7 +144,7 @@ class MemoryOutbox:
 
     def _expire(self) -> None:
         oldest = self._clock.now().monotonic - self._limits.max_age * SECOND
-        # The first stays: a batch that was handed out is never dropped.
+        # The first one stays, because a batch in flight is never dropped.
         while len(self._append_times) > 2 and self._append_times[2][1] < oldest:  # noqa: PLR2004
             del self._append_times[1]
         young = bisect_left(self._append_times, oldest, key=lambda each: each[1])
@@ -165,9 +161,9 @@ class MemoryOutbox:
             return
         queue.drop(list(self._build_losses(queue, first, end)), dropped)
         self._delete_released(first)
-        waiting = queue.depth(self._end)
+        backlog = queue.depth(self._end)
         self._rate_limiter.log(
-            _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=waiting
+            _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=end - first, backlog=backlog
         )
 
     def _build_losses(self, queue: SinkQueue, first: int, end: int) -> Iterator[LossRange]:

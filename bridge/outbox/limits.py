@@ -10,7 +10,7 @@ _HEADROOM_DIVISOR = 16  # a drop frees another 1/16 of the limit, for the loss r
 class Limits(Struct, frozen=True, kw_only=True):
     """The maximum backlog of one sink; ``max_age`` is in seconds of the bridge's uptime.
 
-    Records that are being appended are never dropped, however many, or a large snapshot could never be delivered.
+    Records of the append in progress are never dropped; otherwise a large snapshot could never be delivered.
     """
 
     max_records: int

@@ -10,7 +10,7 @@ _COMPACTION_THRESHOLD = 1024  # evicted records are removed from the list in bat
 
 
 class ReadCache:
-    """Holds the newest records, as many as ``max_bytes`` allow.
+    """Hold the newest records, as many as ``max_bytes`` allow.
 
     Args:
         end: The position after the last stored record; the cache starts empty.

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 APPLICATION_ID = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
 
-# A chunk holds the documents of `number` records of one epoch, one per line, with consecutive positions and sequences.
+# A chunk holds the documents of `record_count` records of one epoch, one per line, with consecutive sequences.
 # `uptime` is the bridge's total uptime in seconds at the time of writing, so that setting a clock does not age records.
 _FORMAT_1 = """
 CREATE TABLE chunks (
     position INTEGER PRIMARY KEY,
-    number INTEGER NOT NULL,
+    record_count INTEGER NOT NULL,
     epoch INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     uptime INTEGER NOT NULL,

@@ -44,16 +44,16 @@ class Batch(NamedTuple):
     ends: Sequence[int]
 
     def split(self, count: int) -> tuple[Batch, Batch]:
-        """Return the first ``count`` records, and the others."""
+        """Return the first ``count`` records, and the rest."""
         first, rest = slice(None, count), slice(count, None)
         return Batch(self.records[first], self.ends[first]), Batch(self.records[rest], self.ends[rest])
 
     def truncate(self, limit: int, max_bytes: int) -> Batch:
         """Return as many records as the limits allow, at least one."""
-        for number, record in enumerate(self.records):
+        for count, record in enumerate(self.records):
             max_bytes -= len(record.data)
-            if number and (number == limit or max_bytes < 0):
-                return self.split(number)[0]
+            if count and (count == limit or max_bytes < 0):
+                return self.split(count)[0]
         return self
 
 
@@ -70,8 +70,8 @@ class PositionRange(NamedTuple):
 class SinkQueue:
     """The state of one sink's queue.
 
-    ``size`` is how many bytes of records still wait for it, ``lost`` how many were dropped for want of room. ``since``
-    (monotonic) is when the oldest of those that wait was appended, or a little earlier.
+    ``size``: bytes of records in the backlog. ``dropped``: number of records dropped at the limits. ``oldest_since``:
+    when (monotonic) the oldest record in the backlog was appended, or a little earlier.
     """
 
     def __init__(self, cursor: int, *, losses: Iterable[LossRange] = (), size: int = 0, oldest_since: int = 0) -> None:
@@ -99,7 +99,7 @@ class SinkQueue:
         return end - self.cursor - sum(loss.end - loss.first - 1 for loss in self.losses)
 
     def read_plan(self, end: int) -> Iterator[LossRange | PositionRange]:
-        """Iterate over what to read from the cursor to ``end``: ranges of records, and losses."""
+        """Iterate over the steps of a read from the cursor to ``end``: ranges of records, and losses."""
         position = self.cursor
         for loss in self.losses:
             if position < loss.first:

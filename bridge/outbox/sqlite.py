@@ -64,19 +64,19 @@ class SqliteOutbox:
             last_written=state.quarantined_written_at or 0,
         )
         self._cache = ReadCache(state.end, READ_CACHE_BYTES)
-        began = clock.now().monotonic - state.uptime * SECOND
+        uptime_origin = clock.now().monotonic - state.uptime * SECOND
         removed = {
             name: SinkQueue(
                 stored.cursor,
                 losses=stored.losses,
                 size=stored.size,
-                oldest_since=began + stored.oldest_uptime * SECOND,
+                oldest_since=uptime_origin + stored.oldest_uptime * SECOND,
             )
-            for name, stored in state.cursors.items()
+            for name, stored in state.queues.items()
         }
         self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in sinks}
         self._removed = removed
-        self._writer = Writer(store, self._cache, self._queues, removed, clock, limits, began)
+        self._writer = Writer(store, self._cache, self._queues, removed, clock, limits, uptime_origin)
         self._writer_error: Exception | None = None
         self._writer_task: asyncio.Task[None] | None = None
 
@@ -182,7 +182,7 @@ class SqliteOutbox:
         return queue.in_flight.records
 
     async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """Advance a sink's cursor past the records of its last read, or the first of them."""
+        """Advance a sink's cursor past the records of its last read, or past a prefix of them."""
         queue = self._queues[sink]
         passed = queue.acknowledge(batch)
         self._writer.cursor_moved(sink, passed_losses=bool(passed))
@@ -219,7 +219,7 @@ class SqliteOutbox:
         return Lag(depth, queue.size, age, queue.dropped)
 
     async def _select_batch(self, queue: SinkQueue, limit: int, max_bytes: int) -> Batch:
-        """Return the records to read from the cursor on: up to the limits, or a little more."""
+        """Select the records to read from the cursor on: up to the limits, or a little more."""
         records: list[Record] = []
         ends: list[int] = []
         for step in queue.read_plan(self._cache.end):
@@ -227,9 +227,9 @@ class SqliteOutbox:
                 records.append(step.record)
                 ends.append(step.end)
             else:
-                found = await self._fetch(step, limit - len(records), max_bytes)
-                records += found
-                ends += range(step.first + 1, step.first + len(found) + 1)
+                fetched = await self._fetch(step, limit - len(records), max_bytes)
+                records += fetched
+                ends += range(step.first + 1, step.first + len(fetched) + 1)
             if len(records) >= limit or ends[-1] < step.end:
                 break
         return Batch(records, ends)

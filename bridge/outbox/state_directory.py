@@ -83,15 +83,15 @@ class StateDirectory:
     def _prepare(self) -> None:
         with contextlib.suppress(FileExistsError):
             self.path.mkdir(mode=_DIRECTORY_MODE, parents=True)
-        found = self.path.stat()
-        if not stat.S_ISDIR(found.st_mode):
+        status = self.path.stat()
+        if not stat.S_ISDIR(status.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         names = set(os.listdir(self.path)) - _IGNORED_FILES
         if names and not names & _OWN_FILES:
             raise StateError(f"state_dir {self.path}: contains foreign files; use a dedicated directory")
-        if found.st_uid == os.geteuid():
+        if status.st_uid == os.geteuid():
             self.path.chmod(_DIRECTORY_MODE)
-        elif found.st_mode & _WRITABLE_BY_OTHERS:
+        elif status.st_mode & _WRITABLE_BY_OTHERS:
             raise StateError(
                 f"state_dir {self.path}: owned by another user and writable by others; use a dedicated directory"
             )

@@ -18,7 +18,7 @@ MAX_BYTES = 512 * 1024
 
 
 class Chunk(NamedTuple):
-    """A row of the table of chunks: the documents of consecutive records."""
+    """A row of the table ``chunks``: the documents of consecutive records."""
 
     position: int
     record_count: int
@@ -54,8 +54,8 @@ class WriteBatch(Struct):
     is_first_append: bool = False
 
 
-class StoredCursor(NamedTuple):
-    """A sink as it was left; ``age_of_oldest`` is the ``age`` of the oldest chunk that waits for it."""
+class StoredQueue(NamedTuple):
+    """A sink's stored queue; ``size`` is the backlog in bytes, ``oldest_uptime`` the ``uptime`` of its oldest chunk."""
 
     cursor: int
     losses: list[LossRange]
@@ -70,13 +70,13 @@ class LoadedState(NamedTuple):
 
     end: int
     uptime: int
-    cursors: dict[str, StoredCursor]
+    queues: dict[str, StoredQueue]
     checkpoint: dict[str, bytes]
     quarantined_written_at: int | None
 
 
 def split_into_chunks(records: Sequence[Record], position: int, uptime: int) -> Iterator[Chunk]:
-    """Part records, of which the first has ``position``: by size, and where sequences do not follow each other."""
+    """Split records into chunks by size, and where the sequence is interrupted; the first record is at ``position``."""
     start = size = 0
     for index, record in enumerate(records):
         first = records[start]

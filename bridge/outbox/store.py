@@ -45,7 +45,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Store:
-    """Runs jobs on the thread that owns the connection."""
+    """Run jobs on the thread that owns the connection."""
 
     def __init__(self, directory: StateDirectory, clock: Clock) -> None:
         self._last_error: str | None = None

@@ -22,8 +22,8 @@ from bridge.telemetry.rate_limit import RateLimiter
 
 REMOVED_SINK_RETENTION_SECONDS = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor
 FLUSH_SECONDS = 0.5  # maximum delay of writing a cursor; a cursor lost in a crash only causes duplicates
-_HOUSEKEEPING_SECONDS = 60  # seconds
-_RELEASE_BATCH_RECORDS = 512  # records
+_HOUSEKEEPING_SECONDS = 60
+_RELEASE_BATCH_RECORDS = 512
 _log = structlog.get_logger(__name__)
 
 
@@ -34,16 +34,16 @@ class _Append(NamedTuple):
 
 
 class Writer:
-    """Writes appends and cursors to the file, and keeps each queue within its limits.
+    """Write appends and cursors to the file, and keep each queue within its limits.
 
     Args:
         store: The file.
-        cache: Gets the written records; its end is the position after the last record on the disk.
+        cache: Receives the written records; its ``end`` is the position after the last record on the disk.
         queues: The queues of the sinks.
-        removed: The queues of removed sinks, which expire.
+        removed: The queues of removed sinks, until they expire.
         clock: Source of time and random numbers.
         limits: Limits of each queue.
-        began: Time (monotonic) at which the bridge would have started, had it run for its whole uptime without a break.
+        uptime_origin: The moment (monotonic) at which the uptime would have been 0, had the bridge run without a break.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Writer:
 
     def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None]) -> asyncio.Future[None]:
         """Queue an append; the future completes when the append is on the disk."""
-        written = asyncio.get_running_loop().create_future()
-        self._pending.append(_Append(records, checkpoint, written))
+        done = asyncio.get_running_loop().create_future()
+        self._pending.append(_Append(records, checkpoint, done))
         self._wake_up.set()
-        return written
+        return done
 
     def cursor_moved(self, sink: str, *, passed_losses: bool) -> None:
-        """Schedule a write of a sink's cursor; ``passed_losses`` says whether it has passed losses."""
+        """Schedule a write of a sink's cursor; ``passed_losses``: whether the cursor has passed losses."""
         self._moved_cursors.add(sink)
         if passed_losses:
             self._passed_losses.add(sink)
@@ -98,7 +98,7 @@ class Writer:
             self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._wake_up.set)
 
     async def run(self) -> None:
-        """Write until cancelled.
+        """Write until canceled.
 
         Raises:
             FatalError: The file can no longer be written.
@@ -125,8 +125,8 @@ class Writer:
         self._pending = []
         self._moved_cursors |= set(self._queues)  # includes the cursors of a transaction that was interrupted
         self._passed_losses |= self._moved_cursors
-        writing = self._build_batch([each for append in self._in_flight for each in append.records])
-        await self._store.run_once(lambda database: database.write(writing))
+        batch = self._build_batch([record for append in self._in_flight for record in append.records])
+        await self._store.run_once(lambda database: database.write(batch))
 
     # --- one transaction ---
 
@@ -134,13 +134,13 @@ class Writer:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        records = [each for append in self._in_flight for each in append.records]
+        records = [record for append in self._in_flight for record in append.records]
         size = sum(len(record.data) for record in records)
         now = self._clock.now().monotonic
         await self._enforce_limits(len(records), size)
-        writing = self._build_batch(records)
-        for sink, age in (await self._store.run_until_done(lambda database: database.write(writing))).items():
-            self._queues[sink].oldest_since = self._uptime_origin + age * SECOND
+        batch = self._build_batch(records)
+        for sink, uptime in (await self._store.run_until_done(lambda database: database.write(batch))).items():
+            self._queues[sink].oldest_since = self._uptime_origin + uptime * SECOND
         self._nothing_appended = self._nothing_appended and not records
         for queue in self._queues.values():
             if not queue.depth(self._cache.end):
@@ -159,14 +159,14 @@ class Writer:
             self._schedule_flush()
 
     def _build_batch(self, records: Sequence[Record]) -> WriteBatch:
-        memory: dict[str, bytes | None] = {}
+        checkpoint: dict[str, bytes | None] = {}
         for append in self._in_flight:
-            memory.update(append.checkpoint)
+            checkpoint.update(append.checkpoint)
         moved, self._moved_cursors = self._moved_cursors, set()
         passed, self._passed_losses = self._passed_losses, set()
         return WriteBatch(
             chunks=list(split_into_chunks(records, self._cache.end, self.uptime)),
-            checkpoint=memory,
+            checkpoint=checkpoint,
             cursors={sink: self._queues[sink].cursor for sink in moved},
             passed_losses={sink: self._queues[sink].cursor for sink in passed},
             released=self._take_released(min_advance=1 if not records else _RELEASE_BATCH_RECORDS),
@@ -176,29 +176,29 @@ class Writer:
     def _take_released(self, min_advance: int) -> Sequence[PositionRange]:
         """Return the ranges to delete, once the cursors have advanced enough; few large deletes are cheaper."""
         queues = [*self._queues.values(), *self._removed.values()]
-        moved = sum(queue.cursor for queue in queues)
-        if moved - self._progress_at_release < min_advance:
+        progress = sum(queue.cursor for queue in queues)
+        if progress - self._progress_at_release < min_advance:
             return ()
-        self._progress_at_release = moved
+        self._progress_at_release = progress
         return released_by_all(queues)
 
     # --- limits ---
 
     async def _enforce_limits(self, records: int, size: int) -> None:
-        age = self.uptime
-        is_due = age >= self._last_housekeeping + _HOUSEKEEPING_SECONDS
+        uptime = self.uptime
+        is_due = uptime >= self._last_housekeeping + _HOUSEKEEPING_SECONDS
         if is_due:
-            self._last_housekeeping = age
-            await self._expire_removed_sinks(age - REMOVED_SINK_RETENTION_SECONDS)
-            await self._store.run_until_done(lambda database: database.save_uptime(age))
+            self._last_housekeeping = uptime
+            await self._expire_removed_sinks(uptime - REMOVED_SINK_RETENTION_SECONDS)
+            await self._store.run_until_done(lambda database: database.save_uptime(uptime))
         for queue in self._removed.values():
             if any(self._overflow(queue, records, size)):
-                await self._expire_removed_sinks(age)
+                await self._expire_removed_sinks(uptime)
                 break
         for sink, queue in self._queues.items():
-            excess = self._overflow(queue, records, size)
-            if any(excess) or (is_due and queue.depth(self._cache.end)):
-                await self._drop(sink, queue, *excess)
+            overflow = self._overflow(queue, records, size)
+            if any(overflow) or (is_due and queue.depth(self._cache.end)):
+                await self._drop(sink, queue, *overflow)
 
     def _overflow(self, queue: SinkQueue, records: int, size: int) -> tuple[int, int]:
         return self._limits.overflow(queue.depth(self._cache.end) + records, queue.size + size)
@@ -213,31 +213,30 @@ class Writer:
             )
 
     async def _drop(self, sink: str, queue: SinkQueue, records: int, size: int) -> None:
-        """Replace a queue's oldest records by loss records, except those in flight."""
+        """Replace a queue's oldest records that are not in flight by loss records."""
         async with queue.selection_lock:
-            excess = DropPlan(queue.first_droppable, records, size, self.uptime - self._limits.max_age)
-            others = released_by_all(
-                each for each in [*self._queues.values(), *self._removed.values()] if each is not queue
+            plan = DropPlan(queue.first_droppable, records, size, self.uptime - self._limits.max_age)
+            released_by_others = released_by_all(
+                other for other in [*self._queues.values(), *self._removed.values()] if other is not queue
             )
             now = self._clock.now().wall
-
             built: list[tuple[list[LossRange], int]] = []
 
             def job(database: Database) -> tuple[list[LossRange], int]:
-                if not built:  # only once: a retry can write the losses again, but not read the deleted records again
-                    built.append(build_losses(database, excess, queue.open_loss, now))
+                if not built:  # only once: a retry can write the losses again, but no longer read deleted records
+                    built.append(build_losses(database, plan, queue.open_loss, now))
                 losses, dropped = built[0]
                 if losses:
                     ranges = [PositionRange(loss.first, loss.end) for loss in losses]
-                    database.save_losses(sink, losses, list(intersection(ranges, others)))
+                    database.save_losses(sink, losses, list(intersection(ranges, released_by_others)))
                 return losses, dropped
 
             losses, dropped = await self._store.run_until_done(job)
             if losses:
                 queue.drop(losses, dropped)
                 lost = sum(loss.end - loss.first for loss in losses)
-                waiting = queue.depth(self._cache.end)
+                backlog = queue.depth(self._cache.end)
                 self._rate_limiter.log(
-                    _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=lost, backlog=waiting
+                    _log.warning, sink, "outbox_records_dropped", sink=sink, dropped=lost, backlog=backlog
                 )
                 queue.not_empty.set()

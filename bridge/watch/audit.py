@@ -57,11 +57,11 @@ class Auditor:
             TransientError: containerd could not list its namespaces.
         """
         self._requests.requeue()
-        last, pause = self._clock.now().wall, self.settings.first_audit_delay
+        last, delay = self._clock.now().wall, self.settings.first_audit_delay
         snapshot_at = self._clock.now().monotonic
         while True:
-            left = self._seconds_until_snapshot(snapshot_at)
-            request = await self._requests.wait(max(0.0, min(pause, left)))
+            until_snapshot = self._seconds_until_snapshot(snapshot_at)
+            request = await self._requests.wait(max(0.0, min(delay, until_snapshot)))
             reason: SnapshotReason = "audit" if request is None else request.reason
             if request is None and self._seconds_until_snapshot(snapshot_at) <= 0:
                 reason = "interval"
@@ -69,7 +69,7 @@ class Auditor:
                 await self._throttle_overflows()
             now = self._clock.now().wall
             await self._audit(Gap(reason, last, now), request)
-            last, pause = now, self.settings.audit_interval
+            last, delay = now, self.settings.audit_interval
             if reason != "audit":
                 snapshot_at, self._interval_factor = self._clock.now().monotonic, 1 - _JITTER * self._clock.random()
 
@@ -95,22 +95,22 @@ class Auditor:
 
     async def _fetch_missing_metadata(self, keys: Iterable[ContainerKey]) -> list[Metadata]:
         """Fetch the metadata of unknown containers."""
-        found = []
+        fetched = []
         for key in keys:
             entry = self._tracker.find(key)
             if entry is None or entry.metadata is None:
                 with contextlib.suppress(BridgeError):  # published without labels
-                    found.append(await self._client.container(key))
-        return [metadata for metadata in found if metadata is not None]
+                    fetched.append(await self._client.container(key))
+        return [metadata for metadata in fetched if metadata is not None]
 
     async def _throttle_overflows(self) -> None:
-        """Wait between snapshots for overflows: a sink that loses even these must not cause one after the other."""
-        rest = self._next_overflow_at - self._clock.now().monotonic
-        if rest > 0:
-            await self._clock.sleep(to_seconds(rest))
+        """Wait between snapshots after overflows, so that a sink that keeps overflowing does not cause them nonstop."""
+        remaining = self._next_overflow_at - self._clock.now().monotonic
+        if remaining > 0:
+            await self._clock.sleep(to_seconds(remaining))
         self._next_overflow_at = self._clock.now().monotonic + OVERFLOW_PAUSE_NS
 
     def _seconds_until_snapshot(self, last: int) -> float:
         """Return the seconds until the next periodic snapshot, according to the current interval."""
-        passed = to_seconds(self._clock.now().monotonic - last)
-        return self.settings.snapshot_interval * self._interval_factor - passed
+        elapsed = to_seconds(self._clock.now().monotonic - last)
+        return self.settings.snapshot_interval * self._interval_factor - elapsed

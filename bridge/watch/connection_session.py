@@ -79,14 +79,12 @@ class Session:
         self._pending_transitions = pending_transitions
         self._ignored_events = ignored_events
         self._requests = requests
-        self._unwritten_results: list[
-            tuple[SnapshotRequest, SnapshotResult]
-        ] = []  # requests with a snapshot that is not persisted yet
+        self._unwritten_results: list[tuple[SnapshotRequest, SnapshotResult]] = []  # of snapshots not persisted yet
         self._markers = StreamMarkers(client, clock, settings.marker_timeout, lambda: event_queue.full)
         self._query_semaphore = asyncio.Semaphore(settings.max_queries)
         self._auditor = Auditor(client, clock, settings, tracker, event_queue, requests, self._query_semaphore)
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
-        self._exit_waiter = ExitWaiter(client, lambda key, pid, end: event_queue.put_item(TaskWaited(key, pid, end)))
+        self._exit_waiter = ExitWaiter(client, lambda *exited: event_queue.put_item(TaskWaited(*exited)))
         self._open_queries = 0
         self._preexisting_count = tracker.preexisting_count
 

@@ -40,7 +40,7 @@ class Value(NamedTuple):
 
 
 def main() -> int:
-    """Write the files, or report with ``--check`` those that are out of date."""
+    """Write the files; with ``--check``, only report those that are out of date."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
@@ -88,7 +88,7 @@ def schema(values: list[Value]) -> dict[str, Any]:
     settings = _without_secrets(json_schema())
     document["$defs"] = settings.pop("$defs")
     del settings["$schema"]
-    settings["properties"] = {name: of for name, of in settings["properties"].items() if name not in CHART_SETTINGS}
+    settings["properties"] = {name: part for name, part in settings["properties"].items() if name not in CHART_SETTINGS}
     del document["$defs"]["HttpSettings"]["properties"]["listen"]
     sinks = settings["properties"]["sinks"]
     sinks["additionalProperties"] = _by_type(sinks["additionalProperties"]["anyOf"], document["$defs"])
@@ -97,20 +97,20 @@ def schema(values: list[Value]) -> dict[str, Any]:
 
 
 def _by_type(kinds: list[dict[str, Any]], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that checks a sink by its type only, so that errors concern that type."""
-    groups = {}
+    """Return a schema that checks a sink only against the schema of its type, so that errors concern that type."""
+    by_type = {}
     for kind in kinds:
         if "$ref" in kind:
             name = definitions[kind["$ref"].rpartition("/")[2]]["properties"]["type"]["const"]
-            groups[name] = kind
-    given = {"type": "object", "required": ["type"], "properties": {"type": {"enum": sorted(groups)}}}
-    choices = [{"if": {"properties": {"type": {"const": name}}}, "then": kind} for name, kind in groups.items()]
+            by_type[name] = kind
+    common = {"type": "object", "required": ["type"], "properties": {"type": {"enum": sorted(by_type)}}}
+    choices = [{"if": {"properties": {"type": {"const": name}}}, "then": kind} for name, kind in by_type.items()]
     (url,) = [kind for kind in kinds if "$ref" not in kind]
-    return {"if": {"type": "string"}, "then": url, "else": {**given, "allOf": choices}}
+    return {"if": {"type": "string"}, "then": url, "else": {**common, "allOf": choices}}
 
 
 def _without_secrets(part: Any) -> Any:
-    """Remove secret settings, which do not belong in a ConfigMap: a file or the environment can hold each of them."""
+    """Remove secret settings: they do not belong in a ConfigMap, and each can be set by a file or the environment."""
     if isinstance(part, dict):
         return {name: _without_secrets(each) for name, each in part.items() if not _secret(each)}
     return [_without_secrets(each) for each in part] if isinstance(part, list) else part
@@ -125,7 +125,7 @@ def _describe(document: dict[str, Any], value: Value) -> None:
     for group in groups:
         document = document["properties"][group]
     properties = document["properties"]
-    if "$ref" in properties[name]:  # this draft ignores what is beside a $ref
+    if "$ref" in properties[name]:  # this draft ignores other keywords next to $ref
         properties[name] = {"allOf": [properties[name]]}
     properties[name]["description"] = value.description.replace("`", "")
 

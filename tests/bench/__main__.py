@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: whalebridge, with and without its proxy, and `ctr events | kcat -P`, side by side."""
+"""Compare whalebridge, with and without its proxy, with `ctr events | kcat -P`: `python -m tests.bench`."""
 
 from __future__ import annotations
 
@@ -23,21 +23,26 @@ from tests.testbed.flood import create_containers
 from tests.testbed.kafka import Kafka
 
 LOADS = (Load("flood", 40_000), Load("200/s", 4_000, rate=200))
-# Those of a server: compiled well, in little memory.
+# A server's options, in contrast to those for fast starts: the compiler optimizes fully.
 JAVA = ("-Xmx512m", "-XX:+UseSerialGC")
 
 
 def main() -> int:
-    """Measure and tell."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    """Measure the pipelines, and print the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description="Compare whalebridge, with and without its proxy, with `ctr events | kcat -P`.",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="measure all of it N times")
-    parser.add_argument("--only", choices=PIPELINES, help="measure one pipeline only")
-    parser.add_argument("--load", choices=[load.name for load in LOADS], help="measure under one load only")
-    wanted = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
+    parser.add_argument(
+        "--rounds", type=int, default=1, metavar="N", help="repeat the measurements N times (default: 1)"
+    )
+    parser.add_argument("--only", choices=PIPELINES, help="measure only this pipeline")
+    parser.add_argument("--load", choices=[load.name for load in LOADS], help="measure only this load")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit through the context managers, which stop the servers
     load_before = os.getloadavg()[0]
-    results = list(_measure_all(wanted))
+    results = list(_measure_all(options))
     machine = {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
@@ -45,29 +50,29 @@ def main() -> int:
         "load_before": load_before,
         "load_after": os.getloadavg()[0],
     }
-    if wanted.json:
+    if options.json:
         print(json.dumps({"machine": machine, "results": [asdict(result) for result in results]}, indent=2))
     else:
         _show(machine, results)
     return 0
 
 
-def _measure_all(selected: argparse.Namespace) -> Iterator[Result]:
+def _measure_all(options: argparse.Namespace) -> Iterator[Result]:
     with (
-        tempfile.TemporaryDirectory(prefix="whalebridge-bench-") as folder,
+        tempfile.TemporaryDirectory(prefix="whalebridge-bench-") as directory,
         Containerd("2.4") as engine,
         Kafka(java=JAVA) as kafka,
     ):
         create_containers(engine, CONTAINERS)
         create_containers(engine, CONTAINERS, WARM_UP_PREFIX)
-        for number in range(selected.rounds):
+        for number in range(options.rounds):
             for load in LOADS:
-                for name, pipeline in PIPELINES.items():
-                    if selected.load in (None, load.name) and selected.only in (None, name):
+                for name, create_pipeline in PIPELINES.items():
+                    if options.load in (None, load.name) and options.only in (None, name):
                         print(f"bench: {load.name}: {name} ...", file=sys.stderr, flush=True)
                         topic = f"{name}-{load.events}-{number}"
-                        made = pipeline(engine, kafka.bootstrap, topic, Path(folder))
-                        yield measure(engine, kafka, made, topic, load)
+                        pipeline = create_pipeline(engine, kafka.bootstrap, topic, Path(directory))
+                        yield measure(engine, kafka, pipeline, topic, load)
 
 
 def _show(machine: dict[str, object], results: list[Result]) -> None:

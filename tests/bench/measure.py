@@ -1,4 +1,4 @@
-"""One pipeline under one load, and what came of it."""
+"""Measure one pipeline under one load."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from tests.testbed.flood import PHASES, flood
 from tests.testbed.kafka import Kafka
 
 CONTAINERS = 100
-WARM_UP_PREFIX = "warm-"  # containers of its own: whalebridge tells no pid of a container twice
-WARM_UP = 2_000  # events, for Kafka's compiler and ours: not measured
+WARM_UP_PREFIX = "warm-"  # separate containers: whalebridge publishes each pid of a container only once
+WARM_UP = 2_000  # events that are not measured, for Java's compiler and all caches
 READY_SECONDS = 30.0
-QUIET_SECONDS = 6.0  # without any new record, after which nothing more is waited for
-STABLE_SECONDS = 1.0  # for what comes after the last append and belongs to it
+QUIET_SECONDS = 6.0  # without a new record, after which the wait ends
+STABLE_SECONDS = 1.0  # for work that follows the last append
 
 
 @dataclass(frozen=True)
 class Load:
-    """So many events, as fast as can be or at a rate."""
+    """A number of events, sent as fast as possible or at a rate (events per second)."""
 
     name: str
     events: int
     rate: float = 0
 
     def __post_init__(self) -> None:
-        """Whole lives only."""
+        """Require complete runs of the containers, from start to exit."""
         if self.events % (PHASES * CONTAINERS):
             raise ValueError(f"events must be a multiple of {PHASES * CONTAINERS}")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured; times in seconds where the name says nothing else."""
+    """Results of one measurement; times are in seconds unless the name has another unit."""
 
     pipeline: str
     load: str
@@ -56,9 +56,9 @@ class Result:
 
 
 def measure(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, load: Load) -> Result:
-    """Run a pipeline to a new topic, put the load on containerd, and read what was appended, and when.
+    """Run a pipeline to a new topic, put the load on containerd, and read the records with their append times.
 
-    Times of appends are the broker's (LogAppendTime, in whole milliseconds), on the same clock as the sender's.
+    The broker sets append times (LogAppendTime, in milliseconds), by the same clock as the sender's.
     """
     kafka.admin.create_topic(topic, settings={"message.timestamp.type": "LogAppendTime"})
     with pipeline:
@@ -107,37 +107,37 @@ def _percentile(sorted_values: list[int], share: float) -> float:
 
 
 def _wait_ready(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str) -> None:
-    """Wait until events pass: namespaces are labelled till something is appended (whalebridge: its snapshot)."""
+    """Publish events (of namespace labels) until the topic has a record, which may be whalebridge's snapshot."""
 
-    def passes() -> bool:
+    def has_published() -> bool:
         pipeline.check()
         _publish_label_event(engine)
         return _end_offset(kafka, topic) > 0
 
-    eventually(passes, f"{pipeline.name} to publish", within=READY_SECONDS)
+    eventually(has_published, f"{pipeline.name} to publish", within=READY_SECONDS)
     time.sleep(STABLE_SECONDS)
 
 
 def _publish_label_event(engine: Containerd) -> None:
-    """Have containerd publish an event that is none of the flood's."""
+    """Make containerd publish an event that does not belong to the flood."""
     engine.ctr("namespaces", "label", "default", f"bench={time.monotonic_ns()}")
 
 
 def _wait_delivered(engine: Containerd, kafka: Kafka, pipeline: Pipeline, topic: str, minimum: int) -> int:
-    """Wait until so many records are there, or none come any more; return how many there are.
+    """Wait until the topic has ``minimum`` records or stops growing; return the number of records.
 
-    kcat reads blocks: what lies in one that is not full is sent with what comes next, so something has to.
+    kcat reads full blocks of its input: only further events make it send the last ones.
     """
-    found, since = _end_offset(kafka, topic), time.monotonic()
-    while found < minimum and time.monotonic() < since + QUIET_SECONDS:
+    count, since = _end_offset(kafka, topic), time.monotonic()
+    while count < minimum and time.monotonic() < since + QUIET_SECONDS:
         pipeline.check()
         time.sleep(0.1)
-        now = _end_offset(kafka, topic)
-        if now == found:
+        new_count = _end_offset(kafka, topic)
+        if new_count == count:
             _publish_label_event(engine)
         else:
-            found, since = now, time.monotonic()
-    return found
+            count, since = new_count, time.monotonic()
+    return count
 
 
 def _end_offset(kafka: Kafka, topic: str) -> int:

@@ -1,4 +1,4 @@
-"""The ways from a containerd into a topic that are compared, each as its users run it."""
+"""The compared pipelines from containerd to a topic, each started as its users start it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _LINE = re.compile(rb"(\S+ \S+) \+0000 UTC (\S+) (\S+) ")
 
 @dataclass
 class Pipeline:
-    """Processes that publish to a topic; as a context manager they run, and are ended.
+    """Processes that publish to a topic; they run within the context.
 
-    `sent_at` reads the time at which an event was sent from its record; None for what is no event of the flood. A
-    process is the reader of the one before it, unless they stand `side_by_side`.
+    `sent_at` returns the time at which the event of a record was sent, or None if the flood did not send it. Each
+    process reads the output of the previous one, unless `side_by_side`.
     """
 
     name: str
@@ -40,59 +40,59 @@ class Pipeline:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that were started."""
+        """Ids of the started processes."""
         return [process.pid for process in self.processes]
 
     def check(self) -> None:
-        """Raise where one of them has ended."""
+        """Raise RuntimeError if a process has exited."""
         if any(process.poll() is not None for process in self.processes):
-            raise RuntimeError(f"{self.name} ended: {self.log.read_text()[-2000:]}")
+            raise RuntimeError(f"{self.name} exited: {self.log.read_text()[-2000:]}")
 
     def __enter__(self) -> Self:
         try:
             with self.log.open("ab") as log:
                 for number, (command, environment) in enumerate(self.commands, 1):
-                    before = (self.processes and self.processes[-1].stdout) or subprocess.DEVNULL
+                    stdin = (self.processes and self.processes[-1].stdout) or subprocess.DEVNULL
                     piped = number < len(self.commands) and not self.side_by_side
-                    out = subprocess.PIPE if piped else log
+                    stdout = subprocess.PIPE if piped else log
                     self.processes.append(
-                        subprocess.Popen(command, env=environment, stdin=before, stdout=out, stderr=log)
+                        subprocess.Popen(command, env=environment, stdin=stdin, stdout=stdout, stderr=log)
                     )
-            for process in self.processes:  # so that the end of a reader reaches the writer
+            for process in self.processes:  # otherwise the writer would not notice that its reader has exited
                 if process.stdout is not None:
                     process.stdout.close()
         except BaseException:
-            self._stop_first()
+            self._stop()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_first()
+        self._stop()
 
-    def _stop_first(self) -> None:
-        """End the first; the next one ends with what it reads, or is ended."""
+    def _stop(self) -> None:
+        """Stop the first process; the others exit at the end of their input, or are stopped after a timeout."""
         for number, process in enumerate(self.processes):
             if number == 0 or self.side_by_side:
                 process.terminate()
-            for end in (process.terminate, process.kill, None):
+            for escalate in (process.terminate, process.kill, None):
                 try:
                     process.wait(15)
                     break
                 except subprocess.TimeoutExpired:
-                    if end is not None:
-                        end()
+                    if escalate is not None:
+                        escalate()
 
 
 def whalebridge(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
-    """Our program, with its outbox on disk."""
+    """Return whalebridge with its outbox on disk."""
     command = _run(engine.address, bootstrap, topic, directory)
     return Pipeline("whalebridge", [(command, None)], record_sent_at, directory / f"{topic}.log")
 
 
 def proxied(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
-    """Our program behind `whalebridge proxy`; what both use is added up."""
+    """Return whalebridge behind `whalebridge proxy`; the usage of both is added up."""
     listen = str(directory / f"{topic}.sock")
     proxy = [sys.executable, "-m", "bridge", "proxy", "--containerd", engine.address, "--listen", listen]
     commands = [(proxy, None), (_run(listen, bootstrap, topic, directory), None)]
@@ -106,7 +106,7 @@ def _run(address: str, bootstrap: str, topic: str, directory: Path) -> list[str]
 
 
 def ctr_kcat(engine: Containerd, bootstrap: str, topic: str, directory: Path) -> Pipeline:
-    """What one writes in a shell: `ctr events | kcat -P`."""
+    """Return the shell's pipeline `ctr events | kcat -P`."""
     ctr = engine.sandboxed_command("ctr", "--address", engine.address, "events")
     producer = ["kcat", "-P", "-b", bootstrap, "-t", topic]
     commands = [(ctr, engine.env), (producer, kcat.environment())]
@@ -123,13 +123,13 @@ def record_sent_at(value: bytes) -> int | None:
 
 
 def line_sent_at(value: bytes) -> int | None:
-    found = _LINE.match(value)
-    if not found or found[2].decode() != NAMESPACE or found[3].decode() not in TOPICS:
+    match = _LINE.match(value)
+    if not match or match[2].decode() != NAMESPACE or match[3].decode() not in TOPICS:
         return None
-    return parse_nanoseconds(found[1].decode())
+    return parse_nanoseconds(match[1].decode())
 
 
-def parse_nanoseconds(moment: str) -> int:
-    whole, _, fraction = moment.partition(".")
-    seconds = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC).timestamp()
+def parse_nanoseconds(timestamp: str) -> int:
+    whole_seconds, _, fraction = timestamp.partition(".")
+    seconds = datetime.datetime.fromisoformat(whole_seconds).replace(tzinfo=datetime.UTC).timestamp()
     return int(seconds) * SECOND + int(fraction.ljust(9, "0") or "0")

@@ -1,4 +1,4 @@
-"""What processes use, as the kernel counts it: all of a tree, with the children that it has reaped."""
+"""CPU time and memory of process trees, as counted by the kernel, including children that have exited."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _TICK = os.sysconf("SC_CLK_TCK")
-_UTIME = 11  # the first of utime, stime, cutime, cstime, counted from behind the name
+_UTIME = 11  # index of utime, stime, cutime, cstime in /proc/PID/stat, counted after the name
 
 
 def process_tree(pids: Iterable[int]) -> Iterator[int]:
-    """The processes, and all that descends from them."""
+    """Yield the processes and all of their descendants."""
     for pid in pids:
         yield pid
         for thread in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -20,7 +20,7 @@ def process_tree(pids: Iterable[int]) -> Iterator[int]:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """CPU time that the trees have used so far, in user and in kernel mode."""
+    """Return the CPU time (user and system) that the trees have used so far."""
     ticks = 0
     for pid in process_tree(pids):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -29,9 +29,9 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def peak_bytes(pids: Iterable[int]) -> int:
-    """The most memory that each process of the trees has had in use, added up."""
+    """Return the sum of the peak resident memory of the processes."""
     total = 0
     for pid in process_tree(pids):
-        if found := re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
-            total += int(found[1]) * 1024
+        if peak := re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE):
+            total += int(peak[1]) * 1024
     return total

@@ -1,4 +1,4 @@
-"""The port ``Outbox``: what must hold of every implementation."""
+"""Contract of the port ``Outbox``, which every implementation must fulfill."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ async def make_outbox(
     async with AsyncExitStack() as stack:
 
         async def make_outbox(
-            *sinks: str, bounds: Limits = WIDE_LIMITS, on_loss: Callable[[], None] = lambda: None
+            *sinks: str, limits: Limits = WIDE_LIMITS, on_loss: Callable[[], None] = lambda: None
         ) -> Outbox:
             outbox: Outbox
             if request.param == "memory":
-                outbox = MemoryOutbox(sinks or ["s"], clock, bounds, on_loss=on_loss)
+                outbox = MemoryOutbox(sinks or ["s"], clock, limits, on_loss=on_loss)
             else:
-                outbox = await SqliteOutbox.open(tmp_path / "state", sinks or ["s"], clock, bounds, on_loss=on_loss)
+                outbox = await SqliteOutbox.open(tmp_path / "state", sinks or ["s"], clock, limits, on_loss=on_loss)
             stack.push_async_callback(outbox.close)
             return outbox
 
@@ -49,7 +49,7 @@ async def make_outbox(
 
 
 async def read_all(outbox: Outbox, sink: str = "s", limit: int = 1000) -> list[Record]:
-    """Read and acknowledge whatever waits for a sink."""
+    """Read and acknowledge a sink's entire backlog."""
     records: list[Record] = []
     while outbox.depth(sink):
         batch = await outbox.read(sink, limit)
@@ -59,16 +59,17 @@ async def read_all(outbox: Outbox, sink: str = "s", limit: int = 1000) -> list[R
 
 
 def loss_range(record: Record) -> tuple[int, int, int, str]:
-    told: dict[str, Any] = msgspec.json.decode(record.data)["lost"]
-    return (told["epoch"], told["first"], told["last"], told["reason"])
+    """Return epoch, first and last sequence, and reason of a loss record."""
+    lost: dict[str, Any] = msgspec.json.decode(record.data)["lost"]
+    return (lost["epoch"], lost["first"], lost["last"], lost["reason"])
 
 
-# --- what goes in comes out ---
+# --- append, read, acknowledge ---
 
 
 async def test_outbox_delivers_all_records_in_order_to_every_sink(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox("a", "b"), RecordFactory()
-    appended = recorder.snapshot_records() + recorder.started_records(10)
+    outbox, factory = await make_outbox("a", "b"), RecordFactory()
+    appended = factory.snapshot_records() + factory.started_records(10)
     await outbox.append(appended[:5])
     await outbox.append(appended[5:])
     assert await read_all(outbox, "a") == appended
@@ -76,17 +77,17 @@ async def test_outbox_delivers_all_records_in_order_to_every_sink(make_outbox: O
 
 
 async def test_read_waits_when_outbox_is_empty(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
+    outbox, factory = await make_outbox(), RecordFactory()
     reading = asyncio.create_task(outbox.read("s", 10))
     await asyncio.sleep(0)
     assert not reading.done()
-    await outbox.append(recorder.started_records(2))
+    await outbox.append(factory.started_records(2))
     assert sequences(list(await reading)) == [1, 2]
 
 
 async def test_read_returns_unacknowledged_records_again(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
-    await outbox.append(recorder.started_records(3))
+    outbox, factory = await make_outbox(), RecordFactory()
+    await outbox.append(factory.started_records(3))
     first = await outbox.read("s", 2)
     assert await outbox.read("s", 2) == first
     await outbox.acknowledge("s", first)
@@ -94,44 +95,44 @@ async def test_read_returns_unacknowledged_records_again(make_outbox: OutboxFact
 
 
 async def test_acknowledge_accepts_beginning_of_batch(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
-    await outbox.append(recorder.started_records(5))
+    outbox, factory = await make_outbox(), RecordFactory()
+    await outbox.append(factory.started_records(5))
     batch = await outbox.read("s", 5)
     await outbox.acknowledge("s", batch[:2])
     assert sequences(list(await outbox.read("s", 5))) == [3, 4, 5]
 
 
 async def test_acknowledge_raises_when_records_are_not_last_batch(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
-    await outbox.append(recorder.started_records(5))
+    outbox, factory = await make_outbox(), RecordFactory()
+    await outbox.append(factory.started_records(5))
     batch = await outbox.read("s", 5)
-    with pytest.raises(ValueError):  # noqa: PT011 (an error of the caller, whose text no one reads)
+    with pytest.raises(ValueError):  # noqa: PT011 (an error of the caller; the text does not matter)
         await outbox.acknowledge("s", batch[1:2])
 
 
 async def test_read_limits_batches_by_count_and_bytes(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
-    await outbox.append(recorder.started_records(4, size=1000))
+    outbox, factory = await make_outbox(), RecordFactory()
+    await outbox.append(factory.started_records(4, size=1000))
     assert len(await outbox.read("s", 3)) == 3
     assert len(await outbox.read("s", 1000, 3500)) == 2
-    assert len(await outbox.read("s", 1000, 1)) == 1, "one that is too large alone is read all the same"
+    assert len(await outbox.read("s", 1000, 1)) == 1, "a record that exceeds the limit alone is read nevertheless"
 
 
 async def test_depth_counts_unacknowledged_records_per_sink(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox("a", "b"), RecordFactory()
+    outbox, factory = await make_outbox("a", "b"), RecordFactory()
     assert outbox.depth("a") == 0
-    await outbox.append(recorder.started_records(5))
+    await outbox.append(factory.started_records(5))
     await outbox.acknowledge("a", await outbox.read("a", 2))
     assert (outbox.depth("a"), outbox.depth("b")) == (3, 5)
 
 
 async def test_canceled_append_is_stored_once(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
-    appending = asyncio.create_task(outbox.append(recorder.started_records(3)))
+    outbox, factory = await make_outbox(), RecordFactory()
+    appending = asyncio.create_task(outbox.append(factory.started_records(3)))
     await asyncio.sleep(0)
     appending.cancel()
     await asyncio.wait([appending])
-    await outbox.append(recorder.started_records(1))
+    await outbox.append(factory.started_records(1))
     assert sequences(await read_all(outbox)) == [1, 2, 3, 4]
 
 
@@ -144,8 +145,8 @@ async def test_append_without_records_keeps_depth_zero(make_outbox: OutboxFactor
 async def test_new_outbox_has_empty_checkpoint_and_no_error(make_outbox: OutboxFactory) -> None:
     outbox = await make_outbox()
     assert outbox.last_error is None
-    recollection = outbox.load_checkpoint()
-    assert (dict(recollection.values), recollection.reset) == ({}, False)
+    checkpoint = outbox.load_checkpoint()
+    assert (dict(checkpoint.values), checkpoint.reset) == ({}, False)
 
 
 # --- overflow ---
@@ -159,33 +160,33 @@ async def append_in_batches(outbox: Outbox, records: Sequence[Record], at_once: 
 
 
 async def test_overflow_drops_oldest_records_and_adds_loss_record(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    appended = recorder.started_records(150)
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    appended = factory.started_records(150)
     await append_in_batches(outbox, appended)
     records = await read_all(outbox)
     epoch, first, last, reason = loss_range(records[0])
     assert records[0].type == "lost"
-    assert (epoch, first, reason) == (recorder.encoder.epoch, 1, "overflow")
+    assert (epoch, first, reason) == (factory.encoder.epoch, 1, "overflow")
     assert records[0].id == f"{epoch}-{last}-lost"
     assert records[1:] == appended[last:]
     assert 90 <= len(records) <= 101
 
 
 async def test_overflow_limits_size_in_bytes(make_outbox: OutboxFactory) -> None:
-    bounds = Limits(max_records=1_000_000, max_bytes=100_000, max_age=3600)
-    outbox, recorder = await make_outbox(bounds=bounds), RecordFactory()
-    await append_in_batches(outbox, recorder.started_records(200, size=1000))
+    limits = Limits(max_records=1_000_000, max_bytes=100_000, max_age=3600)
+    outbox, factory = await make_outbox(limits=limits), RecordFactory()
+    await append_in_batches(outbox, factory.started_records(200, size=1000))
     records = await read_all(outbox)
     assert sum(len(record.data) for record in records[1:]) <= 100_000
     assert loss_range(records[0])[1:3] == (1, 200 - len(records) + 1)
 
 
 async def test_record_age_follows_uptime_when_wall_clock_steps(make_outbox: OutboxFactory, clock: ManualClock) -> None:
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    await outbox.append(recorder.started_records(5))
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await outbox.append(factory.started_records(5))
     clock.set_wall(clock.now().wall + 10**18)
     clock.advance(1800)
-    await outbox.append(recorder.started_records(5))
+    await outbox.append(factory.started_records(5))
     assert outbox.depth("s") == 10
     clock.advance(1801)
     await outbox.append([])
@@ -195,35 +196,35 @@ async def test_record_age_follows_uptime_when_wall_clock_steps(make_outbox: Outb
 
 
 async def test_overflow_affects_only_lagging_sink(make_outbox: OutboxFactory) -> None:
-    told: list[str] = []
-    outbox, recorder = (
-        await make_outbox("dead", "well", bounds=TIGHT_LIMITS, on_loss=lambda: told.append("lost")),
+    calls: list[str] = []
+    outbox, factory = (
+        await make_outbox("lagging", "healthy", limits=TIGHT_LIMITS, on_loss=lambda: calls.append("on_loss")),
         RecordFactory(),
     )
-    got: list[Record] = []
+    delivered: list[Record] = []
     for _ in range(50):
-        await outbox.append(recorder.started_records(10))
-        got += await read_all(outbox, "well")
-    assert sequences(got) == list(range(1, 501))
-    assert told == []
-    records = await read_all(outbox, "dead")
+        await outbox.append(factory.started_records(10))
+        delivered += await read_all(outbox, "healthy")
+    assert sequences(delivered) == list(range(1, 501))
+    assert calls == []
+    records = await read_all(outbox, "lagging")
     assert (loss_range(records[0])[1], records[-1].sequence) == (1, 500)
-    assert told == ["lost"], "the snapshot that has to follow is asked for when the sink knows of its loss"
+    assert calls == ["on_loss"], "on_loss is called when the loss record is acknowledged"
 
 
 async def test_growing_loss_range_is_delivered_as_single_loss_record(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    await append_in_batches(outbox, recorder.started_records(1000))
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await append_in_batches(outbox, factory.started_records(1000))
     records = await read_all(outbox)
     assert [record.type for record in records].count("lost") == 1
     assert loss_range(records[0])[1:3] == (1, 1000 - len(records) + 1)
 
 
 async def test_batch_in_flight_is_not_dropped_on_overflow(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    await append_in_batches(outbox, recorder.started_records(50))
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await append_in_batches(outbox, factory.started_records(50))
     batch = await outbox.read("s", 15)
-    await append_in_batches(outbox, recorder.started_records(500))
+    await append_in_batches(outbox, factory.started_records(500))
     await outbox.acknowledge("s", batch)
     records = await read_all(outbox)
     assert sequences(list(batch)) == list(range(1, 16))
@@ -232,10 +233,10 @@ async def test_batch_in_flight_is_not_dropped_on_overflow(make_outbox: OutboxFac
 
 
 async def test_loss_record_in_flight_is_unchanged_on_overflow(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    await append_in_batches(outbox, recorder.started_records(200))
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await append_in_batches(outbox, factory.started_records(200))
     batch = await outbox.read("s", 1)
-    await append_in_batches(outbox, recorder.started_records(200))
+    await append_in_batches(outbox, factory.started_records(200))
     assert await outbox.read("s", 1) == batch
     await outbox.acknowledge("s", batch)
     records = await read_all(outbox)
@@ -244,7 +245,7 @@ async def test_loss_record_in_flight_is_unchanged_on_overflow(make_outbox: Outbo
 
 
 async def test_loss_across_epochs_has_loss_record_per_epoch(make_outbox: OutboxFactory) -> None:
-    outbox = await make_outbox(bounds=TIGHT_LIMITS)
+    outbox = await make_outbox(limits=TIGHT_LIMITS)
     old, new = RecordFactory(epoch=1000), RecordFactory(epoch=2000)
     await append_in_batches(outbox, old.started_records(60))
     await append_in_batches(outbox, new.started_records(140))
@@ -255,73 +256,75 @@ async def test_loss_across_epochs_has_loss_record_per_epoch(make_outbox: OutboxF
 
 
 async def test_append_larger_than_limits_is_kept_whole(make_outbox: OutboxFactory) -> None:
-    """Else a snapshot larger than the bound would never get through, and be asked for again for ever."""
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    await outbox.append(recorder.started_records(1))
-    await outbox.append(recorder.started_records(300))
+    """Otherwise a snapshot larger than the limits could never be delivered, and would be requested again and again."""
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await outbox.append(factory.started_records(1))
+    await outbox.append(factory.started_records(300))
     records = await read_all(outbox)
     assert sequences(records[-300:]) == list(range(2, 302))
 
 
-# --- records that are refused ---
+# --- rejected records ---
 
 
 async def test_rejected_record_is_replaced_by_loss_record(make_outbox: OutboxFactory) -> None:
-    told: list[str] = []
-    outbox, recorder = await make_outbox("s", "other", on_loss=lambda: told.append("lost")), RecordFactory()
-    appended = recorder.started_records(5)
+    calls: list[str] = []
+    outbox, factory = await make_outbox("s", "other", on_loss=lambda: calls.append("on_loss")), RecordFactory()
+    appended = factory.started_records(5)
     await outbox.append(appended)
     await outbox.read("s", 10)
-    refused = {(record.epoch, record.sequence) for record in (appended[1], appended[3])}
-    assert await outbox.reject("s", refused, "too large") == 2
+    rejected = {(record.epoch, record.sequence) for record in (appended[1], appended[3])}
+    assert await outbox.reject("s", rejected, "too large") == 2
     batch = await outbox.read("s", 10)
     assert [batch[0], batch[2], batch[4]] == [appended[0], appended[2], appended[4]]
-    assert loss_range(batch[1]) == (recorder.encoder.epoch, 2, 2, "rejected")
-    assert batch[1].id == f"{recorder.encoder.epoch}-2-lost"
-    assert (await outbox.read("s", 10)) == batch, "its bytes never change"
+    assert loss_range(batch[1]) == (factory.encoder.epoch, 2, 2, "rejected")
+    assert batch[1].id == f"{factory.encoder.epoch}-2-lost"
+    assert (await outbox.read("s", 10)) == batch, "the bytes of a loss record never change"
     await outbox.acknowledge("s", batch)
     assert outbox.depth("s") == 0
     assert await read_all(outbox, "other") == appended
-    assert told == [], "a snapshot would bring the record that is refused again"
+    assert calls == [], "a snapshot would contain the rejected record again"
 
 
 async def test_reject_ignores_records_not_yet_read(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(), RecordFactory()
-    await outbox.append(recorder.started_records(5))
+    outbox, factory = await make_outbox(), RecordFactory()
+    await outbox.append(factory.started_records(5))
     await outbox.read("s", 2)
-    assert await outbox.reject("s", {(recorder.encoder.epoch, 3)}, "too large") == 0
-    assert ids(await read_all(outbox)) == [f"{recorder.encoder.epoch}-{number}" for number in range(1, 6)]
+    assert await outbox.reject("s", {(factory.encoder.epoch, 3)}, "too large") == 0
+    assert ids(await read_all(outbox)) == [f"{factory.encoder.epoch}-{number}" for number in range(1, 6)]
 
 
 async def test_rejected_and_dropped_records_have_separate_loss_records(make_outbox: OutboxFactory) -> None:
-    outbox, recorder = await make_outbox(bounds=TIGHT_LIMITS), RecordFactory()
-    await append_in_batches(outbox, recorder.started_records(20))
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await append_in_batches(outbox, factory.started_records(20))
     await outbox.read("s", 20)
-    await outbox.reject("s", {(recorder.encoder.epoch, 5), (recorder.encoder.epoch, 20)}, "too large")
-    await append_in_batches(outbox, recorder.started_records(200))
+    await outbox.reject("s", {(factory.encoder.epoch, 5), (factory.encoder.epoch, 20)}, "too large")
+    await append_in_batches(outbox, factory.started_records(200))
     records = await read_all(outbox)
     assert [loss_range(record)[1] for record in records if record.type == "lost"] == [5, 20, 21]
     assert covered_sequences(records) == list(range(1, 221))
 
 
 def covered_sequences(records: Sequence[Record]) -> list[int]:
-    """The sequences that records are, or stand for, in the order in which they are told."""
-    told: list[int] = []
+    """Return the sequences of records, and those that loss records replace, in order."""
+    covered: list[int] = []
     for record in records:
-        told += range(loss_range(record)[1], loss_range(record)[2] + 1) if record.type == "lost" else [record.sequence]
-    return told
+        covered += (
+            range(loss_range(record)[1], loss_range(record)[2] + 1) if record.type == "lost" else [record.sequence]
+        )
+    return covered
 
 
-# --- what waits ---
+# --- age of the backlog ---
 
 
 async def test_oldest_age_is_age_of_oldest_queued_record(make_outbox: OutboxFactory, clock: ManualClock) -> None:
-    outbox, recorder = await make_outbox("s", "slow"), RecordFactory()
+    outbox, factory = await make_outbox("s", "slow"), RecordFactory()
     ages: list[tuple[float, float]] = []
 
     async def advance(seconds: float, records: int) -> None:
         clock.advance(seconds)
-        await outbox.append(recorder.started_records(records))
+        await outbox.append(factory.started_records(records))
         ages.append((outbox.lag("s").oldest_age, outbox.lag("slow").oldest_age))
 
     clock.advance(100)
@@ -336,11 +339,11 @@ async def test_oldest_age_is_age_of_oldest_queued_record(make_outbox: OutboxFact
 
 
 async def test_oldest_age_includes_unacknowledged_batch(make_outbox: OutboxFactory, clock: ManualClock) -> None:
-    bounds = Limits(max_records=1000, max_bytes=1 << 30, max_age=100)
-    outbox, recorder = await make_outbox(bounds=bounds), RecordFactory()
-    await outbox.append(recorder.started_records(1))
+    limits = Limits(max_records=1000, max_bytes=1 << 30, max_age=100)
+    outbox, factory = await make_outbox(limits=limits), RecordFactory()
+    await outbox.append(factory.started_records(1))
     await outbox.read("s", 1)
     for _ in range(10):
         clock.advance(61)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
     assert outbox.lag("s").oldest_age == 610

@@ -1,12 +1,12 @@
-"""An example of a sink that a third party adds to whalebridge: it keeps each record in a file of its own.
+"""Example of a third-party sink: it writes each record to a separate file.
 
-It is a package like any other: what makes it a sink is the entry point in its metadata, which in pyproject.toml is
+An entry point in the metadata of the package registers the sink. In pyproject.toml:
 
     [project.entry-points."whalebridge.sinks"]
-    folder = "whalebridge_example"
+    directory = "whalebridge_example"
 
-where ``folder`` is the type in the configuration and the scheme of the URL (``folder:/var/spool/records``), and the
-module has ``Settings``, ``parse_url`` and ``make``.
+``directory`` is the type in the configuration and the scheme of the URL (``directory:/var/spool/records``). The module
+provides ``Settings``, ``parse_url`` and ``make``.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ class Settings(EncodedSinkSettings):
 
 
 def parse_url(rest: str) -> dict[str, Any]:
-    """Return the settings that a URL stands for, by the text after its colon."""
+    """Return the settings for a URL, given the text after its first colon."""
     if not rest:
-        raise ValueError("invalid URL; use folder:PATH")
+        raise ValueError("invalid URL; use directory:PATH")
     return {"path": rest}
 
 
 def make(settings: Settings) -> DirectorySink:
-    """Return a sink, not yet started."""
+    """Return a sink that is not started yet."""
     return DirectorySink(settings)
 
 
 class DirectorySink:
-    """See ``bridge.core.ports.Sink`` for what each method has to do, and which errors mean what."""
+    """Write records to a directory; ``bridge.core.ports.Sink`` describes the methods and the errors to raise."""
 
     def __init__(self, settings: Settings) -> None:
         self._directory = Path(settings.path)
         self._encode = get_encoding(settings.encoding).encode
 
     async def start(self) -> None:
-        """Look whether the folder is there."""
+        """Check that the directory exists."""
         if not await asyncio.to_thread(self._directory.is_dir):
-            raise FatalError(f"{self._directory} is not a folder; create it")
+            raise FatalError(f"{self._directory} is not a directory; create it")
 
     async def publish(self, batch: Sequence[Record]) -> None:
-        """Write the records; they may come again, and then replace themselves."""
+        """Write the records; a record that is published again replaces its file."""
         try:
             await asyncio.to_thread(self._write, batch)
         except OSError as error:
             raise TransientError(f"{self._directory} cannot be written: {error.strerror}") from error
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing; the sink holds no resources."""
 
     def _write(self, batch: Sequence[Record]) -> None:
         for record in batch:

@@ -1,1 +1,1 @@
-"""A stand-in for containerd, for what a real one cannot be brought to do, and the contract that keeps it honest."""
+"""Simulator of containerd for faults that a real one does not produce on demand; contract tests keep it accurate."""

@@ -1,6 +1,6 @@
-"""A stand-in for containerd: the same services on a unix socket, thousands of living tasks, and faults at will.
+"""Simulator of containerd: the same services on a unix socket, thousands of running tasks, and faults on demand.
 
-``test_contract.py`` holds it to what containerd 1.6 and 2.4 do.
+``test_contract.py`` checks that it behaves like containerd 1.6 and 2.4.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Unary = Callable[[Any, str], Awaitable[Message | bytes]]
 
 
 class SimulatedContainerd:
-    """A containerd of the given version at ``address``, which is a path; as a context manager it is started."""
+    """A simulated containerd of ``version`` at the socket path ``address``; as a context manager, it is started."""
 
     def __init__(self, address: str | Path, version: str = "2.4") -> None:
         self.address = str(address)
@@ -56,7 +56,7 @@ class SimulatedContainerd:
         self._subscriptions: set[asyncio.Queue[Envelope | None]] = set()
 
     async def start(self) -> None:
-        """Listen, on a new socket."""
+        """Listen on a new socket."""
         self._server = grpc.aio.server(options=[("grpc.max_send_message_length", MAX_MESSAGE_BYTES)])
         for service, methods in self._services().items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
@@ -65,11 +65,11 @@ class SimulatedContainerd:
 
     def end_streams(self) -> None:
         """End all subscriptions."""
-        for waiting in self._subscriptions:
-            waiting.put_nowait(None)
+        for queue in self._subscriptions:
+            queue.put_nowait(None)
 
     async def stop(self) -> None:
-        """Go away, as containerd does when it is killed; what it knew stays known."""
+        """Stop as if killed; the state is kept."""
         server, self._server = self._server, None
         if server is not None:
             self.faults.release()
@@ -80,7 +80,7 @@ class SimulatedContainerd:
                 os.unlink(self.address)
 
     async def restart(self) -> None:
-        """Stop and start."""
+        """Stop, and start again."""
         await self.stop()
         await self.start()
 
@@ -93,7 +93,7 @@ class SimulatedContainerd:
     ) -> None:
         await self.stop()
 
-    # --- the services ---
+    # --- services ---
 
     def _services(self) -> dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]]:
         return {
@@ -125,13 +125,13 @@ class SimulatedContainerd:
         async def handle(request_message: Any, context: Context) -> bytes:
             try:
                 namespace = await self._begin_call(name, context)
-                answered = await handler(request_message, namespace)
-            except SimulatedRpcError as refused:
-                await context.abort(refused.code, refused.details)
+                response = await handler(request_message, namespace)
+            except SimulatedRpcError as error:
+                await context.abort(error.code, error.details)
             self.faults.hooks.get(name, _no_op)()
             if name in self.faults.garbled:
                 return b"\xff"
-            return answered if isinstance(answered, bytes) else answered.SerializeToString()
+            return response if isinstance(response, bytes) else response.SerializeToString()
 
         return grpc.unary_unary_rpc_method_handler(handle, request and request.FromString)
 
@@ -143,24 +143,24 @@ class SimulatedContainerd:
                 namespace = await self._begin_call(name, context)
                 async for message in handler(request_message, namespace):
                     yield message
-            except SimulatedRpcError as refused:
-                await context.abort(refused.code, refused.details)
+            except SimulatedRpcError as error:
+                await context.abort(error.code, error.details)
 
         return grpc.unary_stream_rpc_method_handler(handle, request and request.FromString)
 
     async def _begin_call(self, name: str, context: Context) -> str:
-        """Count a call, let the faults have their way with it, and return its namespace."""
+        """Count a call, apply the faults, and return the call's namespace."""
         self.calls.append(name)
         namespace = dict(context.invocation_metadata() or ()).get("containerd-namespace", "")
         for method in (name, ALL):
             if method in self.faults.hanging:
                 await self.faults.hanging[method].wait()
-            for where in (str(namespace), ALL):
-                if (method, where) in self.faults.errors:
-                    raise self.faults.errors[method, where]
+            for scope in (str(namespace), ALL):
+                if (method, scope) in self.faults.errors:
+                    raise self.faults.errors[method, scope]
         return str(namespace)
 
-    # --- who it is ---
+    # --- version, identity, health ---
 
     async def _version(self, _: object, __: str) -> Message:
         return version_pb2.VersionResponse(version=VERSIONS[self.version])
@@ -171,7 +171,7 @@ class SimulatedContainerd:
     async def _health(self, _: object, __: str) -> Message:
         return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
 
-    # --- what there is ---
+    # --- namespaces, containers, tasks ---
 
     async def _namespaces(self, _: object, __: str) -> Message:
         return namespaces_pb2.ListNamespacesResponse(namespaces=[{"name": name} for name in self.state.namespaces])
@@ -183,27 +183,27 @@ class SimulatedContainerd:
         return wire.field(1, self.state.container(ContainerKey(namespace, request.id)).encode())
 
     async def _containers(self, _: object, namespace: str) -> bytes:
-        answer = b"".join(self._encoded_containers(namespace))
-        if len(answer) > MAX_MESSAGE_BYTES:
-            told = f"trying to send message larger than max ({len(answer)} vs. {MAX_MESSAGE_BYTES})"
-            raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, told)
-        return answer
+        response = b"".join(self._encoded_containers(namespace))
+        if len(response) > MAX_MESSAGE_BYTES:
+            details = f"trying to send message larger than max ({len(response)} vs. {MAX_MESSAGE_BYTES})"
+            raise SimulatedRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, details)
+        return response
 
     async def _containers_stream(self, _: object, namespace: str) -> AsyncIterator[bytes]:
-        for record in self._encoded_containers(namespace):
-            yield record
+        for message in self._encoded_containers(namespace):
+            yield message
 
     async def _tasks(self, _: object, namespace: str) -> Message:
-        answer = tasks_pb2.ListTasksResponse()
+        response = tasks_pb2.ListTasksResponse()
         for container in self.state.namespaces.get(namespace, {}).values():
             key = ContainerKey(namespace, container.id)
             if container.task is None or key in self.faults.unlisted_tasks:
                 continue
             try:
-                answer.tasks.append(await self._process(key))
+                response.tasks.append(await self._process(key))
             except SimulatedRpcError:
                 continue
-        return answer
+        return response
 
     async def _task(self, request: tasks_pb2.GetRequest, namespace: str) -> Message:
         return tasks_pb2.GetResponse(process=await self._process(ContainerKey(namespace, request.container_id)))
@@ -221,12 +221,12 @@ class SimulatedContainerd:
 
     async def _wait(self, request: tasks_pb2.WaitRequest, namespace: str) -> Message:
         task = self.state.task(ContainerKey(namespace, request.container_id))
-        await task.ended.wait()
-        answer = tasks_pb2.WaitResponse(exit_status=task.exit_status)
-        answer.exited_at.CopyFrom(stamp(type(answer.exited_at), task.exited_at))
-        return answer
+        await task.exited.wait()
+        response = tasks_pb2.WaitResponse(exit_status=task.exit_status)
+        response.exited_at.CopyFrom(stamp(type(response.exited_at), task.exited_at))
+        return response
 
-    # --- what happens ---
+    # --- events ---
 
     async def _publish(self, request: events_pb2.PublishRequest, namespace: str) -> bytes:
         if not self.faults.drop_published:
@@ -234,14 +234,14 @@ class SimulatedContainerd:
         return b""
 
     async def _subscribe(self, request: events_pb2.SubscribeRequest, _: str) -> AsyncIterator[bytes]:
-        fits = _parse_filters(request)
-        waiting: asyncio.Queue[Envelope | None] = asyncio.Queue()  # unbounded, as containerd's are
-        with self._subscribed(waiting):
-            while (envelope := await waiting.get()) is not None:
-                if fits(envelope.topic):
+        matches = _parse_filters(request)
+        queue: asyncio.Queue[Envelope | None] = asyncio.Queue()  # unbounded, as in containerd
+        with self._subscribed(queue):
+            while (envelope := await queue.get()) is not None:
+                if matches(envelope.topic):
                     yield envelope.SerializeToString()
         if self._server is None:
-            raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the stand-in goes away")
+            raise SimulatedRpcError(grpc.StatusCode.UNAVAILABLE, "the simulator is stopping")
 
     @contextmanager
     def _subscribed(self, queue: asyncio.Queue[Envelope | None]) -> Iterator[None]:
@@ -255,10 +255,10 @@ class SimulatedContainerd:
 
 
 def _parse_filters(request: events_pb2.SubscribeRequest) -> Callable[[str], bool]:
-    """Understand the one kind of filter that is used here: ``topic~="REGEX"``."""
-    patterns = [re.compile(match[1]) for told in request.filters if (match := re.fullmatch(r'topic~="(.*)"', told))]
+    """Parse the only kind of filter that the bridge uses: ``topic~="REGEX"``."""
+    patterns = [re.compile(match[1]) for text in request.filters if (match := re.fullmatch(r'topic~="(.*)"', text))]
     if len(patterns) != len(request.filters):
-        raise SimulatedRpcError(grpc.StatusCode.INVALID_ARGUMENT, f"the stand-in does not understand {request.filters}")
+        raise SimulatedRpcError(grpc.StatusCode.INVALID_ARGUMENT, f"unsupported filters: {request.filters}")
     return lambda topic: not patterns or any(pattern.search(topic) for pattern in patterns)
 
 

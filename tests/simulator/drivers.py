@@ -1,4 +1,4 @@
-"""One way to bring things about on the stand-in and on real containerds, for tests that must hold for both."""
+"""Drivers with the same operations for the simulator and for real containerds, for tests that run against both."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ from tests.testbed.process import suspend_process
 
 
 class Driver(Protocol):
-    """Does to one namespace of a containerd what its clients do."""
+    """Perform the operations of containerd's clients in one namespace."""
 
     namespace: str
 
     @property
     def address(self) -> str:
-        """The socket's path."""
+        """Return the path of the socket."""
 
     @property
     def version(self) -> str:
-        """1.6 or 2.4."""
+        """Return the version: 1.6 or 2.4."""
 
     async def create(self, id_: str, *, spec_bytes: int = 0) -> None:
-        """Make a record without a task."""
+        """Create a container without a task."""
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:
-        """Run a container that lives until it is killed."""
+        """Run a container until it is killed."""
 
     async def exec(self, id_: str, exec_id: str) -> None:
-        """Run another process in it, successfully."""
+        """Run another process in a container, with exit status 0."""
 
     async def pause(self, id_: str) -> None:
-        """Pause it."""
+        """Pause a container."""
 
     async def resume(self, id_: str) -> None:
-        """Let it go on."""
+        """Resume a container."""
 
     async def relabel(self, id_: str, key: str, value: str) -> None:
-        """Set one label."""
+        """Set one label of a container."""
 
     async def kill(self, id_: str) -> None:
-        """Kill it with SIGKILL."""
+        """Kill a container with SIGKILL."""
 
     async def delete_task(self, id_: str) -> None:
-        """Remove its task."""
+        """Delete the task of a container."""
 
     async def delete(self, id_: str) -> None:
-        """Remove its record."""
+        """Delete a container."""
 
     async def hang_shim(self, id_: str, *, hung: bool) -> None:
-        """Let its shim hang, or go on."""
+        """Suspend or resume the shim of a container."""
 
 
 class RealDriver:
-    """Drives a real containerd by its own client."""
+    """Drive a real containerd through its own client."""
 
     def __init__(self, engine: Containerd, namespace: str) -> None:
         self.namespace = namespace
@@ -76,16 +76,16 @@ class RealDriver:
         return self._engine.version
 
     async def prepare(self) -> None:
-        """Bring the image into the namespace."""
+        """Import the image into the namespace."""
         await asyncio.to_thread(self._engine.import_image, self.namespace)
 
     async def create(self, id_: str, *, spec_bytes: int = 0) -> None:
         await create_containers(self.address, self.namespace, [id_], spec_bytes=spec_bytes)
 
     async def run(self, id_: str, labels: Mapping[str, str]) -> None:
-        told = [f"--label={key}={value}" for key, value in labels.items()]
-        # Nobody removes it, and its end would be an event in the midst of another test.
-        await self._ctr("run", "--detach", *told, IMAGE, id_, "sleep", "86400")
+        options = [f"--label={key}={value}" for key, value in labels.items()]
+        # The container is not removed, so it must run longer than all tests: its exit would disturb another test.
+        await self._ctr("run", "--detach", *options, IMAGE, id_, "sleep", "86400")
 
     async def exec(self, id_: str, exec_id: str) -> None:
         await self._ctr("tasks", "exec", "--exec-id", exec_id, id_, "true")
@@ -120,7 +120,7 @@ class RealDriver:
 
 
 class SimulatedDriver:
-    """Drives the stand-in."""
+    """Drive the simulator."""
 
     def __init__(self, engine: SimulatedContainerd, namespace: str) -> None:
         self.namespace = namespace

@@ -1,4 +1,4 @@
-"""What the stand-in for containerd can be made to suffer."""
+"""Faults of the simulated containerd."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ ALL = "*"
 
 @dataclass
 class Faults:
-    """What goes wrong. Methods are named as in ``Tasks.List``; "*" stands for every method, or every namespace."""
+    """The active faults. Methods are named as in ``Tasks.List``; "*" matches every method, or every namespace."""
 
     errors: dict[tuple[str, str], SimulatedRpcError] = field(default_factory=dict)
-    """By method and namespace: answered with this error."""
+    """By method and namespace: calls fail with this error."""
     hanging: dict[str, asyncio.Event] = field(default_factory=dict)
-    """By method: not answered until the event is set."""
+    """By method: calls hang until the event is set."""
     garbled: set[str] = field(default_factory=set)
-    """Methods whose answers nobody can read."""
+    """Methods whose responses cannot be decoded."""
     hooks: dict[str, Callable[[], None]] = field(default_factory=dict)
-    """By method: called when the answer is made and not yet sent, which is where races are."""
+    """By method: called when the response is ready but not sent yet, to provoke races."""
     hung_shims: set[ContainerKey] = field(default_factory=set)
-    """Shims that do not answer: containerd 1.6 tells UNKNOWN, 2.4 leaves the row out."""
+    """Containers whose shims do not respond: containerd 1.6 lists their tasks as UNKNOWN, 2.4 omits them."""
     unlisted_tasks: set[ContainerKey] = field(default_factory=set)
-    """Tasks that are not listed, for no reason at all."""
+    """Containers whose tasks are missing from listings."""
     drop_published: bool = False
-    """Whether events are taken and told to nobody."""
+    """Whether published events are accepted but not delivered."""
     shim_timeout_seconds: float = 0.0
-    """How long containerd waits for each hung shim, one after the other; a real one takes 2 s."""
+    """Time that containerd waits for each hung shim, one after the other; a real one waits 2 s."""
 
     def hang(self, method: str = ALL) -> None:
-        """Let a method hang until ``release``."""
+        """Make calls of a method hang until ``release``."""
         self.hanging[method] = asyncio.Event()
 
     def release(self) -> None:
-        """Let everything that hangs go on."""
+        """Continue all hanging calls."""
         while self.hanging:
             self.hanging.popitem()[1].set()

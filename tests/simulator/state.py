@@ -1,4 +1,4 @@
-"""What the stand-in for containerd remembers, and what its clients and shims do to it; every act tells its event."""
+"""State of the simulated containerd, and the operations of its clients and shims, which publish their events."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.simulator import wire
 
 IMAGE = "docker.io/library/busybox:latest"
 RUNTIME = "io.containerd.runc.v2"
-GO_ZERO_SECONDS = -62_135_596_800  # what Go's zero time is on the wire
+GO_ZERO_SECONDS = -62_135_596_800  # Go's zero time as a protobuf timestamp
 KILLED = 137
 
 
 class SimulatedRpcError(Exception):
-    """What containerd would answer instead: a status code and its text."""
+    """An error response of containerd: a status code and its text."""
 
     def __init__(self, code: grpc.StatusCode, details: str) -> None:
         super().__init__(details)
@@ -35,16 +35,16 @@ class SimulatedRpcError(Exception):
 
 @dataclass
 class SimulatedTask:
-    """A task; ``ended`` is set when it stops."""
+    """A task; ``exited`` is set when it stops."""
 
     pid: int
     status: TaskStatus = TaskStatus.CREATED
     exit_status: int = 0
     exited_at: int | None = None
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
 
     def to_proto(self, id_: str) -> process_pb2.Process:
-        """Tell it as containerd does: ``container_id`` stays empty."""
+        """Return the task as containerd does: ``container_id`` stays empty."""
         process = process_pb2.Process(
             id=id_, pid=self.pid, status=process_pb2.Status.Name(self.status), exit_status=self.exit_status
         )
@@ -54,7 +54,7 @@ class SimulatedTask:
 
 @dataclass
 class SimulatedContainer:
-    """A record, and perhaps a task."""
+    """A container, and its task if it has one."""
 
     id: str
     labels: Labels
@@ -66,20 +66,20 @@ class SimulatedContainer:
     task: SimulatedTask | None = None
 
     def encode(self) -> bytes:
-        """Tell the record as containerd does, with a spec if it has one."""
-        record = containers_pb2.Container(
+        """Encode the container as containerd does, including a spec if it has one."""
+        container = containers_pb2.Container(
             id=self.id,
             labels=[{"key": key.encode(), "value": value.encode()} for key, value in self.labels.items()],
             image=self.image.encode(),
             runtime={"name": self.runtime.encode()},
         )
-        record.created_at.CopyFrom(stamp(type(record.created_at), self.created_at))
-        record.updated_at.CopyFrom(stamp(type(record.updated_at), self.updated_at))
-        return record.SerializeToString() + (wire.spec(self.spec_bytes) if self.spec_bytes else b"")
+        container.created_at.CopyFrom(stamp(type(container.created_at), self.created_at))
+        container.updated_at.CopyFrom(stamp(type(container.updated_at), self.updated_at))
+        return container.SerializeToString() + (wire.spec(self.spec_bytes) if self.spec_bytes else b"")
 
 
 class State:
-    """Namespaces of containers, a broadcast of events, and pids that never recur."""
+    """Containers by namespace, the listeners to events, and a counter of pids, which never repeat."""
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
         self.now = now
@@ -87,7 +87,7 @@ class State:
         self.listeners: set[Callable[[Envelope], None]] = set()
         self._pids = itertools.count(10_000)
 
-    # --- what clients do ---
+    # --- operations of clients ---
 
     def create(
         self,
@@ -98,7 +98,7 @@ class State:
         runtime: str = RUNTIME,
         spec_bytes: int = 0,
     ) -> None:
-        """Make a record."""
+        """Create a container."""
         now = self.now()
         container = SimulatedContainer(key.id, dict(labels or {}), image, runtime, now, now, spec_bytes)
         self.namespaces.setdefault(key.namespace, {})[key.id] = container
@@ -106,21 +106,21 @@ class State:
         self.publish(key.namespace, "/containers/create", payload)
 
     def relabel(self, key: ContainerKey, labels: Mapping[str, str]) -> None:
-        """Replace the labels of a record."""
+        """Replace the labels of a container."""
         container = self.container(key)
         container.labels, container.updated_at = dict(labels), self.now()
-        told = [{"key": name.encode(), "value": value.encode()} for name, value in labels.items()]
-        payload = payloads_pb2.ContainerUpdate(id=key.id, image=container.image.encode(), labels=told)
+        entries = [{"key": name.encode(), "value": value.encode()} for name, value in labels.items()]
+        payload = payloads_pb2.ContainerUpdate(id=key.id, image=container.image.encode(), labels=entries)
         self.publish(key.namespace, "/containers/update", payload)
 
     def delete(self, key: ContainerKey) -> None:
-        """Remove a record."""
+        """Delete a container."""
         self.container(key)
         del self.namespaces[key.namespace][key.id]
         self.publish(key.namespace, "/containers/delete", payloads_pb2.ContainerDelete(id=key.id))
 
     def create_task(self, key: ContainerKey) -> int:
-        """Make a task, not started; return its pid."""
+        """Create a task without starting it; return its pid."""
         task = self.container(key).task = SimulatedTask(next(self._pids))
         self.publish(key.namespace, "/tasks/create", payloads_pb2.TaskCreate(container_id=key.id, pid=task.pid))
         return task.pid
@@ -132,7 +132,7 @@ class State:
         self.publish(key.namespace, "/tasks/start", payloads_pb2.TaskStart(container_id=key.id, pid=task.pid))
 
     def run(self, key: ContainerKey, labels: Mapping[str, str] | None = None) -> int:
-        """Make a record and a task and start it; return its pid."""
+        """Create a container and start a task; return its pid."""
         self.create(key, labels)
         pid = self.create_task(key)
         self.start(key)
@@ -144,73 +144,73 @@ class State:
         self.publish(key.namespace, "/tasks/paused", payloads_pb2.TaskPaused(container_id=key.id))
 
     def resume(self, key: ContainerKey) -> None:
-        """Let a task go on."""
+        """Resume a task."""
         self.task(key).status = TaskStatus.RUNNING
         self.publish(key.namespace, "/tasks/resumed", payloads_pb2.TaskResumed(container_id=key.id))
 
     def exec(self, key: ContainerKey, exec_id: str, status: int = 0) -> None:
-        """Run another process in a container, to its end."""
+        """Run another process in a container until it exits."""
         pid = next(self._pids)
-        told = wire.field(1, key.id) + wire.field(2, exec_id)
-        self.publish_any(key.namespace, "/tasks/exec-added", "containerd.events.TaskExecAdded", told)
-        self.publish_any(key.namespace, "/tasks/exec-started", "containerd.events.TaskExecStarted", told)
+        payload = wire.field(1, key.id) + wire.field(2, exec_id)
+        self.publish_any(key.namespace, "/tasks/exec-added", "containerd.events.TaskExecAdded", payload)
+        self.publish_any(key.namespace, "/tasks/exec-started", "containerd.events.TaskExecStarted", payload)
         self.publish_exit(key, pid, status, exec_id=exec_id)
 
     def oom(self, key: ContainerKey) -> None:
-        """Tell that some process of the container ran out of memory."""
+        """Publish an OOM kill of some process in the container."""
         self.publish(key.namespace, "/tasks/oom", payloads_pb2.TaskOOM(container_id=key.id))
 
     def exit(self, key: ContainerKey, status: int = KILLED) -> None:
-        """End a task's init process."""
+        """Stop a task's init process."""
         task = self.stop_without_event(key, status)
         self.publish_exit(key, task.pid, status, exited_at=task.exited_at)
 
     def stop_without_event(self, key: ContainerKey, status: int = KILLED) -> SimulatedTask:
-        """End a task's init process, of which no event is ever told."""
+        """Stop a task's init process without an event."""
         task = self.task(key)
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self.now()
-        task.ended.set()
+        task.exited.set()
         return task
 
     def delete_task(self, key: ContainerKey) -> None:
-        """Remove a task that has ended."""
+        """Delete a stopped task."""
         task = self.task(key)
         self.container(key).task = None
         payload = payloads_pb2.TaskDelete(container_id=key.id, id=key.id, pid=task.pid, exit_status=task.exit_status)
         payload.exited_at.CopyFrom(stamp(type(payload.exited_at), task.exited_at))
         self.publish(key.namespace, "/tasks/delete", payload)
 
-    # --- events, also such as no act brings about: late, twice, absurd ---
+    # --- events, also without an operation: late, repeated or invalid ones ---
 
     def publish_exit(
         self, key: ContainerKey, pid: int, status: int, *, exec_id: str = "", exited_at: int | None = None
     ) -> None:
-        """Tell an exit, of the init process where there is no ``exec_id``."""
+        """Publish an exit: of an exec process, or of the init process if ``exec_id`` is empty."""
         payload = payloads_pb2.TaskExit(container_id=key.id, id=exec_id or key.id, pid=pid, exit_status=status)
         payload.exited_at.CopyFrom(stamp(type(payload.exited_at), exited_at or self.now()))
         self.publish(key.namespace, "/tasks/exit", payload)
 
     def publish(self, namespace: str, topic: str, payload: Message) -> None:
-        """Tell everyone who listens."""
+        """Publish an event to all listeners."""
         self.publish_any(namespace, topic, payload.DESCRIPTOR.full_name, payload.SerializeToString())
 
     def publish_any(self, namespace: str, topic: str, type_url: str, value: bytes) -> None:
-        """Tell everyone who listens whatever one likes."""
+        """Publish an event with any payload to all listeners."""
         envelope = Envelope(namespace=namespace, topic=topic, event={"type_url": type_url, "value": value})
         envelope.timestamp.CopyFrom(stamp(type(envelope.timestamp), self.now()))
         for listener in list(self.listeners):
             listener(envelope)
 
-    # --- look-ups, with containerd's words for what is missing ---
+    # --- lookups, with containerd's error messages ---
 
     def container(self, key: ContainerKey) -> SimulatedContainer:
         """Return a container."""
-        found = self.namespaces.get(key.namespace, {}).get(key.id)
-        if found is None:
+        container = self.namespaces.get(key.namespace, {}).get(key.id)
+        if container is None:
             raise SimulatedRpcError(
                 grpc.StatusCode.NOT_FOUND, f'container "{key.id}" in namespace "{key.namespace}": not found'
             )
-        return found
+        return container
 
     def task(self, key: ContainerKey) -> SimulatedTask:
         """Return a container's task."""
@@ -221,7 +221,7 @@ class State:
 
 
 def stamp(kind: type[Timestamp], nanoseconds: int | None) -> Timestamp:
-    """Return a timestamp of the wanted descriptor pool; Go's zero time for None."""
+    """Return a timestamp of class ``kind``; Go's zero time for None."""
     if nanoseconds is None:
         return kind(seconds=GO_ZERO_SECONDS)
     return kind(seconds=nanoseconds // SECOND, nanos=nanoseconds % SECOND)

@@ -1,4 +1,4 @@
-"""The contract: what the stand-in and real containerds do alike, seen through the client and its stream."""
+"""The contract: behavior that the simulator and real containerds share, observed through the client and its stream."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ def unique(name: str) -> str:
 
 
 async def subscribed(client: ContainerdClient) -> ContainerdEventStream:
-    """Return a stream that is proven, with its marks taken off it."""
+    """Return a stream that a marker has verified, after the marker was received."""
     stream = await client.subscribe()
     for number in itertools.count():
-        await client.publish_marker("proof", number)
+        await client.publish_marker("subscribed", number)
         try:
             async with asyncio.timeout(0.2):
-                while Marker("proof", number) not in await stream.batch():
+                while Marker("subscribed", number) not in await stream.batch():
                     pass
                 return stream
         except TimeoutError:
             continue
-    raise AssertionError("never comes here")
+    raise AssertionError("unreachable")
 
 
 async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[ContainerKey, ContainerdEventStream]:
-    """Run a container; return its key, and a stream of what happens after its start, which a shim may tell late."""
+    """Run a container; return its key, and a stream of the events after its start event."""
     key, stream = ContainerKey(driver.namespace, unique(name)), await subscribed(client)
     await driver.run(key.id, {})
     await wait_for_events(client, stream, driver.namespace, TaskStarted)
@@ -74,7 +74,7 @@ async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[
 
 
 async def events_until_marker(client: ContainerdClient, stream: ContainerdEventStream, namespace: str) -> list[Event]:
-    """Return what has happened in a namespace since the last call."""
+    """Return the events of a namespace since the last call."""
     nonce = f"flush{next(_numbers)}"
     await client.publish_marker(nonce, 0)
     events: list[Event] = []
@@ -86,7 +86,7 @@ async def events_until_marker(client: ContainerdClient, stream: ContainerdEventS
 async def wait_for_events(
     client: ContainerdClient, stream: ContainerdEventStream, namespace: str, last: type[Event]
 ) -> list[Event]:
-    """Return what happens until the last one expected: shims tell later than they act."""
+    """Return the events up to the first event of type ``last``; shims publish after they change state."""
     events: list[Event] = []
     async with asyncio.timeout(60):
         while not any(isinstance(event, last) for event in events):
@@ -110,7 +110,7 @@ class Contract:
         assert await client.health()
 
     async def test_running_container_emits_events_and_is_listed(self, driver: Driver, client: ContainerdClient) -> None:
-        key = ContainerKey(driver.namespace, unique("life"))
+        key = ContainerKey(driver.namespace, unique("run"))
         stream = await subscribed(client)
         await driver.run(key.id, {"a": "b"})
         task = await client.task(key)
@@ -118,8 +118,8 @@ class Contract:
         assert task == Task(key, task.pid, TaskStatus.RUNNING)
         assert await client.tasks(driver.namespace) == [task]
 
-        told = await wait_for_events(client, stream, driver.namespace, TaskStarted)
-        created, task_created, started = told
+        events = await wait_for_events(client, stream, driver.namespace, TaskStarted)
+        created, task_created, started = events
         assert isinstance(created, ContainerCreated)
         assert isinstance(task_created, TaskCreated)
         assert isinstance(started, TaskStarted)
@@ -143,15 +143,15 @@ class Contract:
     async def test_exec_exit_has_exec_id(self, driver: Driver, client: ContainerdClient) -> None:
         key, stream = await running(driver, client, "exec")
         await driver.exec(key.id, "e1")
-        *noise, exited = await wait_for_events(client, stream, driver.namespace, TaskExited)
-        assert noise == [Ignored("/tasks/exec-added", known=True), Ignored("/tasks/exec-started", known=True)]
+        *ignored, exited = await wait_for_events(client, stream, driver.namespace, TaskExited)
+        assert ignored == [Ignored("/tasks/exec-added", known=True), Ignored("/tasks/exec-started", known=True)]
         assert isinstance(exited, TaskExited)
         assert (exited.key, exited.exec_id, exited.status) == (key, "e1", 0)
         (task,) = await client.tasks(driver.namespace)
         assert exited.pid != task.pid
 
     async def test_exit_emits_events_and_stops_task(self, driver: Driver, client: ContainerdClient) -> None:
-        key, stream = await running(driver, client, "end")
+        key, stream = await running(driver, client, "exit")
         (task,) = await client.tasks(driver.namespace)
         waiting = asyncio.create_task(client.wait(key))
         await driver.kill(key.id)
@@ -161,9 +161,9 @@ class Contract:
         assert exited.exited_at is not None
         assert exited.exited_at <= exited.at
 
-        end = ExitStatus(KILLED, exited.exited_at)
-        assert await waiting == end
-        assert await client.wait(key) == end
+        exit_status = ExitStatus(KILLED, exited.exited_at)
+        assert await waiting == exit_status
+        assert await client.wait(key) == exit_status
         stopped = Task(key, task.pid, TaskStatus.STOPPED, KILLED, exited.exited_at)
         assert await client.task(key) == stopped
         assert await client.tasks(driver.namespace) == [stopped]
@@ -171,50 +171,50 @@ class Contract:
         await driver.delete_task(key.id)
         assert await client.tasks(driver.namespace) == []
         await driver.delete(key.id)
-        told = await wait_for_events(client, stream, driver.namespace, ContainerDeleted)
-        assert ContainerDeleted in {type(event) for event in told}
-        for event in told:  # none on containerd 2.4 in one of ten cases: its shims may end before they have told
+        events = await wait_for_events(client, stream, driver.namespace, ContainerDeleted)
+        assert ContainerDeleted in {type(event) for event in events}
+        for event in events:  # containerd 2.4 loses TaskDeleted in a tenth of the cases: the shim exits too early
             if isinstance(event, TaskDeleted):
                 assert (event.key, event.exec_id, event.pid) == (key, "", task.pid)
                 assert (event.status, event.exited_at) == (KILLED, exited.exited_at)
 
     async def test_container_changes_emit_events_and_are_listed(self, driver: Driver, client: ContainerdClient) -> None:
-        namespace, id_ = driver.namespace, unique("record")
+        namespace, id_ = driver.namespace, unique("container")
         key = ContainerKey(namespace, id_)
         stream = await subscribed(client)
         await driver.create(id_)
-        record = await client.container(key)
-        assert record is not None
-        assert (record.key, record.name, record.image, record.runtime) == (key, id_, IMAGE, RUNTIME)
-        assert record.created_at
-        assert record.created_at == record.updated_at
-        assert [record async for record in client.containers(namespace)] == [record]
+        metadata = await client.container(key)
+        assert metadata is not None
+        assert (metadata.key, metadata.name, metadata.image, metadata.runtime) == (key, id_, IMAGE, RUNTIME)
+        assert metadata.created_at
+        assert metadata.created_at == metadata.updated_at
+        assert [metadata async for metadata in client.containers(namespace)] == [metadata]
 
         await driver.relabel(id_, "nerdctl/name", "new")
-        relabelled = await client.container(key)
-        assert relabelled is not None
-        assert relabelled.name == "new"
-        assert relabelled.labels
-        assert relabelled.labels["nerdctl/name"] == "new"
-        assert relabelled.updated_at
-        assert relabelled.updated_at > record.updated_at
-        assert relabelled.created_at == record.created_at
+        relabeled = await client.container(key)
+        assert relabeled is not None
+        assert relabeled.name == "new"
+        assert relabeled.labels
+        assert relabeled.labels["nerdctl/name"] == "new"
+        assert relabeled.updated_at
+        assert relabeled.updated_at > metadata.updated_at
+        assert relabeled.created_at == metadata.created_at
         await driver.delete(id_)
         created, updated, deleted = await wait_for_events(client, stream, namespace, ContainerDeleted)
         assert isinstance(created, ContainerCreated)
         assert isinstance(updated, ContainerUpdated)
         assert isinstance(deleted, ContainerDeleted)
-        assert updated.labels == relabelled.labels
+        assert updated.labels == relabeled.labels
         assert created.key == updated.key == deleted.key == key
 
     async def test_missing_task_or_container_is_none(self, driver: Driver, client: ContainerdClient) -> None:
-        record, task_gone = unique("record"), unique("gone")
-        await driver.create(record)
-        await driver.run(task_gone, {})
-        await driver.kill(task_gone)
-        await asyncio.wait_for(client.wait(ContainerKey(driver.namespace, task_gone)), 60)
-        await driver.delete_task(task_gone)
-        for id_ in (record, task_gone, "never"):
+        never_run, task_deleted = unique("container"), unique("deleted")
+        await driver.create(never_run)
+        await driver.run(task_deleted, {})
+        await driver.kill(task_deleted)
+        await asyncio.wait_for(client.wait(ContainerKey(driver.namespace, task_deleted)), 60)
+        await driver.delete_task(task_deleted)
+        for id_ in (never_run, task_deleted, "never"):
             key = ContainerKey(driver.namespace, id_)
             assert await client.task(key) is None
             assert await client.wait(key) is None
@@ -223,16 +223,16 @@ class Contract:
     @pytest.mark.parametrize("namespace", ["never", "not a name", "ümlaut", "a\nb", ""])
     async def test_missing_namespace_is_empty(self, client: ContainerdClient, namespace: str) -> None:
         assert namespace not in await client.namespaces()
-        assert [record async for record in client.containers(namespace)] == []
+        assert [metadata async for metadata in client.containers(namespace)] == []
         assert await client.tasks(namespace) == []
         assert await client.container(ContainerKey(namespace, "x")) is None
         assert await client.task(ContainerKey(namespace, "x")) is None
         assert namespace not in await client.namespaces()
 
     async def test_markers_reach_all_streams_and_create_no_namespace(self, client: ContainerdClient) -> None:
-        one, two = await subscribed(client), await subscribed(client)
+        first, second = await subscribed(client), await subscribed(client)
         await client.publish_marker("abc", 7)
-        for stream in (one, two):
+        for stream in (first, second):
             events: list[Event] = []
             while Marker("abc", 7) not in events:
                 events.extend(await stream.batch())
@@ -249,12 +249,12 @@ class Contract:
             await connection.call(methods.CONTAINERS, request, driver.namespace, 20)
         assert caught.value.code is StatusCode.RESOURCE_EXHAUSTED
         await connection.close()
-        assert {record.key.id async for record in client.containers(driver.namespace)} == set(ids)
+        assert {metadata.key.id async for metadata in client.containers(driver.namespace)} == set(ids)
 
     async def test_hung_shim_leaves_task_status_unknown(self, driver: Driver, client: ContainerdClient) -> None:
-        hung, fine = unique("hung"), unique("fine")
+        hung, healthy = unique("hung"), unique("healthy")
         await driver.run(hung, {})
-        await driver.run(fine, {})
+        await driver.run(healthy, {})
         await driver.hang_shim(hung, hung=True)
         try:
             with pytest.raises(TransientError):
@@ -263,7 +263,7 @@ class Contract:
         finally:
             await driver.hang_shim(hung, hung=False)
         unknown = {hung: TaskStatus.UNKNOWN} if driver.version == "1.6" else {}
-        assert statuses == {fine: TaskStatus.RUNNING} | unknown
+        assert statuses == {healthy: TaskStatus.RUNNING} | unknown
         task = await client.task(ContainerKey(driver.namespace, hung))
         assert task is not None
         assert task.status is TaskStatus.RUNNING

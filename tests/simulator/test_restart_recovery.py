@@ -1,4 +1,4 @@
-"""The bridge is started again with what it left: the same containerd or another, the same boot or the next."""
+"""Restarts of the bridge with its stored state: under the same or another containerd, boot, host name or settings."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.bridge_process import RecordDict, check_runs, running_after, transiti
 from tests.eventually import eventually_async
 from tests.simulator.containerd import SimulatedContainerd
 
-WIDE = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
+WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
 WEB, DB, NEW = ContainerKey("shop", "web"), ContainerKey("shop", "db"), ContainerKey("default", "new")
 BOOT, NEXT_BOOT = "5f3c9a1e-0000", "77777777-0000"
 HOUR = 3600 * SECOND
 
 
 class ShiftedClock(SystemClock):
-    """The real clock, but that somebody has set the wall clock."""
+    """The real clock, with its wall clock shifted."""
 
     def __init__(self, offset: int) -> None:
         self._offset = offset
@@ -43,7 +43,7 @@ class ShiftedClock(SystemClock):
 
 
 class Node:
-    """A host with a containerd and a bridge, which is started and stopped; all that it ever told."""
+    """A host with a containerd and a bridge that is started and stopped, and all records that it published."""
 
     def __init__(self, directory: Path) -> None:
         self.state_dir = directory / "state"
@@ -57,23 +57,23 @@ class Node:
         boot: str = BOOT,
         host: str = "node-1",
         offset: int = 0,
-        scope: str = "",
+        filter_fingerprint: str = "",
         rules: LabelRules | None = None,
         namespaces: Callable[[str], bool] = lambda _: True,
         in_scope: ContainerPredicate = match_all,
     ) -> AsyncIterator[None]:
-        """Run a bridge until it has told its first snapshot, and then for as long as the test likes."""
+        """Run a bridge during the context, which begins when the first snapshot is published."""
         clock, before = ShiftedClock(offset), len(self.records)
-        outbox = await SqliteOutbox.open(self.state_dir, ["reader"], clock, WIDE)
-        source = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
+        outbox = await SqliteOutbox.open(self.state_dir, ["reader"], clock, WIDE_LIMITS)
+        client = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
         settings = WatchSettings(
             host=host,
             namespace_filter=namespaces,
             container_filter=in_scope,
             label_rules=rules or LabelRules.keep_all(),
-            filter_fingerprint=scope,
+            filter_fingerprint=filter_fingerprint,
         )
-        watch = asyncio.create_task(ContainerWatch(source, outbox, clock, settings, boot).run())
+        watch = asyncio.create_task(ContainerWatch(client, outbox, clock, settings, boot).run())
         reading = asyncio.create_task(self._read(outbox))
         try:
             await eventually_async(lambda: self._snapshot_completed(host, before))
@@ -83,26 +83,26 @@ class Node:
                 task.cancel()
                 await asyncio.wait([task])
             while outbox.depth("reader"):
-                await self._take(outbox)
-            await source.close()
+                await self._read_batch(outbox)
+            await client.close()
             await outbox.close()
 
     def _snapshot_completed(self, host: str, before: int) -> bool:
         source = (host, self.containerd.id)
-        told = (each for each in self.records[before:] if each["type"] == "snapshot_completed")
-        return any((each["host"], each["engine"]["id"]) == source for each in told)
+        completed = (each for each in self.records[before:] if each["type"] == "snapshot_completed")
+        return any((each["host"], each["engine"]["id"]) == source for each in completed)
 
     async def _read(self, outbox: SqliteOutbox) -> None:
         while True:
-            await self._take(outbox)
+            await self._read_batch(outbox)
 
-    async def _take(self, outbox: SqliteOutbox) -> None:
+    async def _read_batch(self, outbox: SqliteOutbox) -> None:
         batch = await outbox.read("reader", 100)
         self.records += [msgspec.json.decode(record.data) for record in batch]
         await outbox.acknowledge("reader", batch)
 
     def epochs(self) -> list[list[RecordDict]]:
-        """The records by epoch, which must be in order and gapless."""
+        """Return the records by epoch; check that epochs increase, and that sequences have no gaps."""
         epochs: dict[int, list[RecordDict]] = {}
         for record in self.records:
             epochs.setdefault(record["epoch"], []).append(record)
@@ -112,7 +112,7 @@ class Node:
         return list(epochs.values())
 
     def published(self) -> list[tuple[str, str, str]]:
-        """The last epoch's transitions and rows."""
+        """Return type, id and incarnation of the last epoch's transitions and snapshot records."""
         return [
             (each["type"], each["id"], each["container"]["incarnation"]) for each in self.epochs()[-1] if each["id"]
         ]
@@ -130,7 +130,7 @@ def incarnation_of(pid: int, boot: str = BOOT) -> str:
 
 
 async def two_containers(node: Node) -> tuple[int, int]:
-    """Run the bridge while two containers are started; return their pids."""
+    """Start two containers while the bridge is running; return their pids."""
     state = node.containerd.state
     async with node.bridge():
         pids = (state.run(WEB, {"password": "x", "tier": "front"}), state.run(DB, {}))
@@ -153,10 +153,10 @@ async def test_restart_publishes_missed_transitions_and_interval(node: Node) -> 
         ("present", "shop/db", incarnation_of(db)),
         ("started", "new", incarnation_of(new)),
     ]
-    frame = second[0]["snapshot"]
-    assert frame["reason"] == "start"
-    assert first[0]["snapshot"]["until"] < frame["since"] < frame["until"]
-    assert frame["previous"] == {"epoch": first[0]["epoch"], "sequence": len(first)}
+    snapshot = second[0]["snapshot"]
+    assert snapshot["reason"] == "start"
+    assert first[0]["snapshot"]["until"] < snapshot["since"] < snapshot["until"]
+    assert snapshot["previous"] == {"epoch": first[0]["epoch"], "sequence": len(first)}
     assert first[0]["snapshot"]["previous"] is None
     check_runs(node.records)
 
@@ -178,19 +178,19 @@ async def test_restart_after_reboot_ends_all_incarnations(node: Node) -> None:
     for key in (WEB, DB):
         state.exit(key)
         state.delete_task(key)
-    again = state.create_task(WEB)
+    restarted = state.create_task(WEB)
     state.start(WEB)
     async with node.bridge(boot=NEXT_BOOT):
         pass
     assert sorted(node.published()) == [
         ("exited", "shop/db", incarnation_of(db)),
         ("exited", "shop/web", incarnation_of(web)),
-        ("present", "shop/web", incarnation_of(again, NEXT_BOOT)),
-        ("started", "shop/web", incarnation_of(again, NEXT_BOOT)),
+        ("present", "shop/web", incarnation_of(restarted, NEXT_BOOT)),
+        ("started", "shop/web", incarnation_of(restarted, NEXT_BOOT)),
     ]
     async with node.bridge(boot=NEXT_BOOT):
         pass
-    assert node.published() == [("present", "shop/web", incarnation_of(again, NEXT_BOOT))]
+    assert node.published() == [("present", "shop/web", incarnation_of(restarted, NEXT_BOOT))]
     check_runs(node.records)
 
 
@@ -200,35 +200,35 @@ async def test_restart_with_another_engine_ends_containers_of_previous(node: Nod
     node.containerd.id = "another"
     async with node.bridge():
         pass
-    _, ended, begun = node.epochs()
-    assert {each["engine"]["id"] for each in ended} == {old}
-    assert [each["type"] for each in ended] == ["snapshot_started", "exited", "exited", "snapshot_completed"]
-    assert ended[0]["snapshot"]["previous"] == {"epoch": node.records[0]["epoch"], "sequence": last}
-    assert {each["container"]["incarnation"] for each in ended if each["id"]} == {
+    _, previous, current = node.epochs()
+    assert {each["engine"]["id"] for each in previous} == {old}
+    assert [each["type"] for each in previous] == ["snapshot_started", "exited", "exited", "snapshot_completed"]
+    assert previous[0]["snapshot"]["previous"] == {"epoch": node.records[0]["epoch"], "sequence": last}
+    assert {each["container"]["incarnation"] for each in previous if each["id"]} == {
         incarnation_of(web),
         incarnation_of(db),
     }
-    assert {each["engine"]["id"] for each in begun} == {"another"}
-    assert begun[0]["snapshot"]["previous"] is None
-    assert [each["type"] for each in begun if each["id"]] == ["present", "present"]
+    assert {each["engine"]["id"] for each in current} == {"another"}
+    assert current[0]["snapshot"]["previous"] is None
+    assert [each["type"] for each in current if each["id"]] == ["present", "present"]
     node.containerd.id = old
     async with node.bridge():
         pass
     *_, back = node.epochs()
-    assert back[0]["snapshot"]["previous"] == {"epoch": ended[0]["epoch"], "sequence": 4}
+    assert back[0]["snapshot"]["previous"] == {"epoch": previous[0]["epoch"], "sequence": 4}
 
 
 async def test_restart_with_new_host_name_changes_source_without_exits(node: Node) -> None:
     web, db = await two_containers(node)
     async with node.bridge(host="renamed"):
         pass
-    _, ended, begun = node.epochs()
-    assert [(each["type"], each["host"]) for each in ended] == [
+    _, previous, current = node.epochs()
+    assert [(each["type"], each["host"]) for each in previous] == [
         ("snapshot_started", "node-1"),
         ("snapshot_completed", "node-1"),
     ]
-    assert ended[1]["snapshot"]["containers"] == 0
-    assert {each["host"] for each in begun} == {"renamed"}
+    assert previous[1]["snapshot"]["containers"] == 0
+    assert {each["host"] for each in current} == {"renamed"}
     assert sorted(node.published()) == [
         ("present", "shop/db", incarnation_of(db)),
         ("present", "shop/web", incarnation_of(web)),
@@ -252,25 +252,25 @@ async def test_restart_increases_epoch_when_clock_steps(node: Node, offset: int)
 
 async def test_restart_skips_excluded_namespace_until_included_again(node: Node) -> None:
     web, db = await two_containers(node)
-    async with node.bridge(scope="less", namespaces=lambda name: name != "shop"):
+    async with node.bridge(filter_fingerprint="less", namespaces=lambda name: name != "shop"):
         node.containerd.state.exit(WEB)
         node.containerd.state.delete_task(WEB)
     assert node.published() == []
     assert running_after(node.epochs()[-1]) == {}
-    again = node.containerd.state.create_task(WEB)
+    restarted = node.containerd.state.create_task(WEB)
     node.containerd.state.start(WEB)
     async with node.bridge():
         pass
     assert sorted(node.published()) == [
         ("present", "shop/db", incarnation_of(db)),
-        ("present", "shop/web", incarnation_of(again)),
+        ("present", "shop/web", incarnation_of(restarted)),
     ]
-    assert web != again
+    assert web != restarted
 
 
 async def test_restart_skips_excluded_containers_until_included_again(node: Node) -> None:
     web, db = await two_containers(node)
-    async with node.bridge(scope="less", in_scope=lambda *, id, **_: id != WEB.id):
+    async with node.bridge(filter_fingerprint="less", in_scope=lambda *, id, **_: id != WEB.id):
         pass
     assert node.published() == [("present", "shop/db", incarnation_of(db))]
     async with node.bridge():
@@ -287,7 +287,7 @@ async def test_restart_applies_stricter_label_rules(node: Node) -> None:
     node.containerd.state.delete_task(WEB)
     node.containerd.state.delete(WEB)
     strict = LabelRules(include=["*"], exclude=[], redact=["pass*"])
-    async with node.bridge(scope="strict", rules=strict):
+    async with node.bridge(filter_fingerprint="strict", rules=strict):
         pass
     (exited,) = (each for each in node.epochs()[-1] if each["type"] == "exited")
     assert exited["container"]["labels"] == {"password": "[redacted]", "tier": "front"}
@@ -299,8 +299,8 @@ async def test_restart_reports_outbox_reset_when_database_is_corrupt(node: Node)
     async with node.bridge(offset=-HOUR):
         pass
     first, second = node.epochs()
-    frame = second[0]["snapshot"]
-    assert (frame["reason"], frame["since"], frame["previous"]) == ("outbox_reset", None, None)
+    snapshot = second[0]["snapshot"]
+    assert (snapshot["reason"], snapshot["since"], snapshot["previous"]) == ("outbox_reset", None, None)
     assert second[0]["epoch"] > first[0]["epoch"], "although the clock was set back"
     assert sorted(node.published()) == [
         ("present", "shop/db", incarnation_of(db)),
@@ -326,5 +326,5 @@ async def test_restart_without_state_directory_is_first_start(node: Node) -> Non
     shutil.rmtree(node.state_dir)
     async with node.bridge():
         pass
-    frame = node.epochs()[-1][0]["snapshot"]
-    assert (frame["reason"], frame["since"], frame["previous"]) == ("start", None, None)
+    snapshot = node.epochs()[-1][0]["snapshot"]
+    assert (snapshot["reason"], snapshot["since"], snapshot["previous"]) == ("start", None, None)

@@ -1,4 +1,4 @@
-"""Just enough of protobuf's wire format to say what the trimmed messages of ``bridge`` leave out on purpose."""
+"""Encoders for protobuf's wire format, for fields that the reduced messages of ``bridge`` do not contain."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _LENGTH_DELIMITED = 2
 
 
 def varint(number: int) -> bytes:
-    """Encode a number that is not negative."""
+    """Encode a non-negative number."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -26,7 +26,7 @@ def any_message(type_url: str, value: bytes) -> bytes:
 
 
 def spec(size: int) -> bytes:
-    """Encode field ``spec`` of a container's record, some ``size`` bytes of JSON."""
+    """Encode field ``spec`` of a container as JSON of about ``size`` bytes."""
     return field(
         5, any_message("types.containerd.io/opencontainers/runtime-spec/1/Spec", b'{"x":"' + b"y" * size + b'"}')
     )

@@ -1,4 +1,4 @@
-"""Real peers for the tests: containerd, nerdctl and dockerd, installed into a cache and run in folders of their own.
+"""Real peers for the tests (containerd, Docker, Kafka, NATS, ...), installed in a cache and run in private directories.
 
-Standard library only: `python3 -m tests.testbed install` runs before there is a virtual environment.
+Standard library only: `python3 -m tests.testbed install` runs before a virtual environment exists.
 """

@@ -1,4 +1,4 @@
-"""`python3 -m tests.testbed install|missing [COMPONENT...]`."""
+"""Install the testbed: `python3 -m tests.testbed install|missing [COMPONENT...]`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from tests.testbed.install import COMPONENTS, KUBERNETES, install, missing
 
 
 def main() -> int:
-    """Read the command line and do what it says."""
-    parser = argparse.ArgumentParser(prog="python3 -m tests.testbed", description="Real peers for the tests.")
+    """Run the command and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.testbed", description="Install the peers of the tests in a cache outside the checkout."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    names, more = (", ".join(component.name for component in group) for group in (COMPONENTS, KUBERNETES))
-    command = commands.add_parser("install", help="install into the cache what is not there yet")
-    command.add_argument("component", nargs="*", help=f"only these (also {more}); none: {names}")
-    command = commands.add_parser("missing", help="tell what is not there yet; the exit status is 1 if anything is")
-    command.add_argument("component", nargs="*", help="as above")
-    asked = parser.parse_args()
+    defaults, optional = (", ".join(component.name for component in group) for group in (COMPONENTS, KUBERNETES))
+    names = f"names of components; default: {defaults}; optional: {optional}"
+    command = commands.add_parser("install", help="install missing components")
+    command.add_argument("component", nargs="*", help=names)
+    command = commands.add_parser("missing", help="list missing components; exit with status 1 if there are any")
+    command.add_argument("component", nargs="*", help=names)
+    options = parser.parse_args()
     try:
-        if asked.command == "missing":
-            absent = missing(asked.component)
-            print(*absent)
-            return 1 if absent else 0
-        install(asked.component)
+        if options.command == "missing":
+            missing_components = missing(options.component)
+            print(*missing_components)
+            return 1 if missing_components else 0
+        install(options.component)
     except InstallError as error:
         print(f"testbed: {error}", file=sys.stderr)
         return 1

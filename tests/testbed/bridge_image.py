@@ -1,4 +1,4 @@
-"""The image of whalebridge, built as its users build it, but without a network, of a base made of Debian's packages."""
+"""Build whalebridge's image as users do, but without a network, on a base image made from Debian packages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.testbed.dockerd import Docker
 from tests.testbed.process import run
 
 COMPONENTS = ("python-image",)
-"""What has to be installed for it, besides a Docker engine."""
+"""Components that must be installed, in addition to a Docker engine."""
 
 NAME = f"whalebridge:{__version__}"
 BASE = "whalebridge-testbed/python:3"
@@ -23,7 +23,7 @@ _LOCKS = tuple(_ROOT / "deploy" / f"requirements-{kind}.lock" for kind in ("buil
 
 
 def build(docker: Docker, directory: Path) -> None:
-    """Build the image; `folder` is for what is needed on the way."""
+    """Build the image; `directory` is for temporary files."""
     _download_wheels(_ROOT / "build" / "wheels")
     archive = directory / "python.tar"
     with tarfile.open(archive, "w") as tar:
@@ -39,13 +39,13 @@ def build(docker: Docker, directory: Path) -> None:
 
 
 def _download_wheels(directory: Path) -> None:
-    """Fetch what the locks name, once; pip would ask for each of them even if all are there."""
-    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in _LOCKS)).hexdigest()
+    """Download the wheels in the lock files once; pip would contact the index even if all of them exist."""
+    digest = hashlib.sha256(b"".join(lock.read_bytes() for lock in _LOCKS)).hexdigest()
     stamp = directory / "stamp"
-    if stamp.exists() and stamp.read_text() == wanted:
+    if stamp.exists() and stamp.read_text() == digest:
         return
     shutil.rmtree(directory, ignore_errors=True)
     options = ["--quiet", "--no-deps", "--require-hashes", "--no-build-isolation", f"--dest={directory}"]
     for lock in _LOCKS:
         run([sys.executable, "-m", "pip", "download", *options, "--requirement", str(lock)], timeout=300)
-    stamp.write_text(wanted)
+    stamp.write_text(digest)

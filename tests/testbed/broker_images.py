@@ -1,6 +1,6 @@
-"""Images of NATS and Kafka, made of what the testbed has installed: no registry is asked for anything.
+"""Images of NATS and Kafka, built offline from the installed components of the testbed.
 
-They answer to testcontainers' NatsContainer and KafkaContainer as the images of `nats` and `confluentinc/cp-kafka` do.
+For testcontainers' NatsContainer and KafkaContainer, they behave like the images `nats` and `confluentinc/cp-kafka`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tests.testbed.install import search_path
 from tests.testbed.process import run
 
 COMPONENTS = ("nats-server", "kafka", "busybox")
-"""What has to be installed for the images."""
+"""Components that must be installed."""
 
 _CONFLUENT = "etc/confluent/docker"
 _JAVA = "usr/lib/jvm"
 _BUSYBOX_APPLETS = ("sh", "sed", "hostname", "env", "tr", "cut", "sleep", "grep", "cat", "mkdir")
-# What every Linux has, and C++ programs need; libraries of Java that want more (for screens and sounds) stay away.
+# Libraries of every Linux, and of C++ programs. Java's libraries that need others (for displays and sound) are skipped.
 _BASE_LIBRARIES = (
     "libc.so",
     "libm.so",
@@ -59,7 +59,7 @@ exec /{_JAVA}/bin/java -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 \\
 
 @dataclass(frozen=True)
 class Image:
-    """What `docker import` needs: the root file system as a tar archive, and what the image says of itself."""
+    """Arguments of `docker import`: the root file system as a tar archive, and the image's metadata."""
 
     archive: Path
     repository: str
@@ -68,12 +68,12 @@ class Image:
 
     @property
     def name(self) -> str:
-        """What containers are run of."""
+        """Return the image's name with its tag."""
         return f"{self.repository}:{self.tag}"
 
 
 def nats_image(directory: Path) -> Image:
-    """A static nats-server and nothing else."""
+    """Create an image that contains only a static nats-server."""
     server = shutil.which("nats-server", path=search_path("nats-server"))
     assert server is not None
     archive = directory / "nats.tar"
@@ -85,11 +85,11 @@ def nats_image(directory: Path) -> Image:
 
 
 def kafka_image(directory: Path) -> Image:
-    """Kafka's jars, the machine's own Java without its screens, and a busybox for the scripts."""
+    """Create an image with Kafka's jars, the machine's Java without its graphics, and a busybox for the scripts."""
     archive = directory / "kafka.tar"
     with tarfile.open(archive, "w", dereference=True) as tar:
-        for place in ("tmp", "etc/kafka", "var/lib/kafka"):
-            _add_directory(tar, place)
+        for name in ("tmp", "etc/kafka", "var/lib/kafka"):
+            _add_directory(tar, name)
         tar.add(busybox_path(), "bin/busybox")
         for applet in _BUSYBOX_APPLETS:
             _add_symlink(tar, f"bin/{applet}", "busybox")
@@ -110,23 +110,23 @@ def _add_java(tar: tarfile.TarFile) -> None:
         ):
             continue
         if ".so" in file.name or name.name == "java":
-            needed = dict(_linked_libraries(file, home))
-            if not all(library.startswith((*_BASE_LIBRARIES, "ld-linux")) for library in needed):
+            linked = dict(_linked_libraries(file, home))
+            if not all(library.startswith((*_BASE_LIBRARIES, "ld-linux")) for library in linked):
                 continue
-            libraries |= needed
+            libraries |= linked
         tar.add(file, f"{_JAVA}/{name}")
-    for library, place in libraries.items():
-        # The linker stands where programs expect it, the others where it looks first.
-        tar.add(place, str(place).lstrip("/") if library.startswith("ld-linux") else f"lib/{library}")
+    for library, path in libraries.items():
+        # Programs contain the path of the dynamic linker, which searches lib first.
+        tar.add(path, str(path).lstrip("/") if library.startswith("ld-linux") else f"lib/{library}")
 
 
 def _linked_libraries(program: Path, home: Path) -> Iterator[tuple[str, Path]]:
-    """The libraries of the system that it is linked to, by name (Java's own come along anyway)."""
+    """Yield the names and paths of the system libraries that a program is linked to (without Java's own)."""
     for line in run(["ldd", str(program)], check=False).stdout.splitlines():
-        name, _, place = line.partition(" => ")
-        path = Path((place or name).split(" (")[0].strip())
+        name, _, target = line.partition(" => ")
+        path = Path((target or name).split(" (")[0].strip())
         if path.is_absolute() and not path.is_relative_to(home) and path.exists():
-            yield path.name if not place else name.strip(), path
+            yield path.name if not target else name.strip(), path
 
 
 def _add_directory(tar: tarfile.TarFile, name: str) -> None:

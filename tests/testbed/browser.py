@@ -1,4 +1,4 @@
-"""Debian's Chromium without a window, unpacked and not installed: what a page becomes in a real browser."""
+"""Render pages in Debian's Chromium, headless; the package is only unpacked."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from tests.testbed.components import cache_directory
 
 COMPONENTS = ("chromium",)
-"""What has to be installed for it."""
+"""Components that must be installed."""
 
 
 def render_dom(url: str, profile: Path) -> str:
-    """Load a page, run what it has to be run, and return the document that it has become."""
+    """Load a page, run its scripts, and return the resulting document."""
     return _run("--dump-dom", url, profile=profile)
 
 
 def screenshot(url: str, profile: Path, path: Path, *, dark: bool = False) -> None:
-    """Load a page and make a picture (PNG) of it."""
+    """Load a page, and write a screenshot (PNG) of it."""
     scheme = ["--blink-settings=preferredColorScheme=0"] if dark else []
     _run(f"--screenshot={path}", "--hide-scrollbars", "--window-size=1200,1400", *scheme, url, profile=profile)
 
@@ -27,13 +27,13 @@ def _run(*arguments: str, profile: Path) -> str:
     root = cache_directory() / "debian" / "chromium"
     libraries = os.pathsep.join(sorted({str(library.parent) for library in root.rglob("*-linux-gnu/**/*.so*")}))
     command = [
-        str(root / "usr/lib/chromium/chromium"),  # what is in usr/bin is a script that looks for it elsewhere
+        str(root / "usr/lib/chromium/chromium"),  # the script in usr/bin expects an installed package
         "--headless",
-        "--no-sandbox",  # the tests are root's
+        "--no-sandbox",  # Chromium's sandbox does not work as root
         "--disable-gpu",
         f"--user-data-dir={profile}",
         *arguments,
     ]
     environment = {**os.environ, "LD_LIBRARY_PATH": libraries, "HOME": str(profile)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
-    return done.stdout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    return result.stdout

@@ -1,6 +1,6 @@
-"""Ends every process of a workspace and removes its folder, once its own standard input ends.
+"""Kill all processes of a workspace and remove its directory at the end of standard input.
 
-That comes also when the tests are killed, so this script is the one way of cleaning up: python3 sweep.py FOLDER
+Standard input also ends if the tests are killed, so only this script cleans up: python3 cleanup.py DIRECTORY
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WORKSPACE_VARIABLE = "WHALEBRIDGE_TESTBED"
-"""The environment variable that names the folder a process belongs to."""
+"""Environment variable with the directory of the workspace that a process belongs to."""
 
 
 def main(directory: Path) -> None:
-    """Wait, then kill and remove."""
+    """Wait for the end of standard input, then kill the processes and remove the directory."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     sys.stdin.read()
@@ -35,12 +35,12 @@ def main(directory: Path) -> None:
 
 
 def workspace_processes(directory: Path) -> Iterator[int]:
-    """The living processes that were started in this folder."""
-    wanted = f"{WORKSPACE_VARIABLE}={directory}".encode()
+    """Yield the ids of the running processes of the workspace."""
+    variable = f"{WORKSPACE_VARIABLE}={directory}".encode()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # it ended while we looked; a zombie's environment is empty
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+            with contextlib.suppress(OSError):  # it has exited meanwhile; a zombie's environment is empty
+                if variable in (entry / "environ").read_bytes().split(b"\0"):
                     yield int(entry.name)
 
 

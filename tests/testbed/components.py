@@ -1,6 +1,6 @@
-"""The kinds of things that the testbed installs: Go programs, Debian's packages, jars.
+"""Kinds of components that the testbed installs: Go programs, Debian packages, jars.
 
-Each is made in a staging folder and then moved into its place in the cache, so that what is there is whole.
+Each component is built in a staging directory and then moved into the cache, so that the cache has no partial ones.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ _JAVA_VERSION = 17
 
 
 class InstallError(Exception):
-    """Something is missing; the message is one line that says what, and what to do."""
+    """A component cannot be installed; the message is one line: what is missing and what to do."""
 
 
 class Component(Protocol):
-    """A thing the tests need; its recipe changes whenever it has to be installed anew."""
+    """A component of the testbed; it is reinstalled when its recipe changes."""
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """Return the name on the command line."""
 
     @property
     def recipe(self) -> str:
-        """All that decides what gets installed, as text."""
+        """Return everything that determines the installed files, as text."""
 
     def directories(self) -> list[Path]:
-        """Where its programs are."""
+        """Return the directories of its programs."""
 
     def missing(self) -> list[str]:
-        """What of it is not there."""
+        """Return the names of missing programs and files."""
 
     def install(self, staging: Path) -> None:
-        """Make it in `staging`, then move it into place."""
+        """Build the component in `staging`, then move it into the cache."""
 
 
 def cache_directory() -> Path:
-    """The folder that holds everything installed here."""
+    """Return the directory of all installed components."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "whalebridge-testbed"
 
 
 @dataclass(frozen=True)
 class GoPrograms:
-    """Programs of one Go module at one version, built without cgo into the flat `bin/`."""
+    """Programs of one Go module at one version, built without cgo into `bin/`."""
 
     name: str
     module: str
@@ -63,39 +63,39 @@ class GoPrograms:
 
     @property
     def recipe(self) -> str:
-        """Module, version and what is built of it."""
+        """Return module, version, packages and build tags."""
         return f"go {self.module}@{self.version} {' '.join(self.packages)} [{self.tags}]"
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """Programs are called as the folder of their main package, the module's own as the module without its /v2."""
-        own = re.sub(r"/v\d+$", "", self.module)
-        return tuple((own if package == "." else package).rsplit("/", 1)[-1] for package in self.packages)
+        """Return the names of the programs: of the main package's directory, or of the module without its /v2."""
+        module = re.sub(r"/v\d+$", "", self.module)
+        return tuple((module if package == "." else package).rsplit("/", 1)[-1] for package in self.packages)
 
     def directories(self) -> list[Path]:
-        """All Go programs share one folder."""
+        """Return the directory of all Go programs."""
         return [cache_directory() / "bin"]
 
     def missing(self) -> list[str]:
-        """Those of its programs that are not there."""
+        """Return the names of missing programs."""
         return _missing(self.programs, self.directories())
 
     def install(self, staging: Path) -> None:
-        """Build inside the module's own folder: unlike `go install` that accepts modules with replace directives."""
+        """Build in the module's directory; unlike `go install`, this accepts modules with replace directives."""
         module = f"{self.module}@{self.version}"
         download = ["go", "mod", "download"]
         _require_go()
         _run([*download, module], staging, f"download {module}", _go_environment())
-        found = json.loads(_run([*download, "-json", module], staging, f"find {module}", _go_environment()))
-        _go_build(Path(found["Dir"]), staging, module, self.packages, self.tags)
+        info = json.loads(_run([*download, "-json", module], staging, f"find {module}", _go_environment()))
+        _go_build(Path(info["Dir"]), staging, module, self.packages, self.tags)
 
 
 @dataclass(frozen=True)
 class GoSource:
-    """Go programs by a module of this repository, whose go.sum pins what they are made of.
+    """Go programs built in a module of this repository, whose go.sum pins the dependencies.
 
-    Without `programs` it is the module itself, and its name is the program's; with them, they are other people's main
-    packages, by the program's name.
+    `programs` are names of programs and their main packages, which are dependencies of the module. Without `programs`,
+    the module itself is the program, with the name of its directory.
     """
 
     directory: Path
@@ -104,12 +104,12 @@ class GoSource:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Return the name of the directory."""
         return self.directory.name
 
     @property
     def recipe(self) -> str:
-        """Every byte of the source."""
+        """Return a digest of the source."""
         digest = hashlib.sha256(self.ldflags.encode())
         for file in sorted(path for path in self.directory.rglob("*") if path.is_file()):
             digest.update(
@@ -118,15 +118,15 @@ class GoSource:
         return f"go source {self.name} {digest.hexdigest()[:16]}"
 
     def directories(self) -> list[Path]:
-        """All Go programs share one folder."""
+        """Return the directory of all Go programs."""
         return [cache_directory() / "bin"]
 
     def missing(self) -> list[str]:
-        """Those of its programs that are not there."""
+        """Return the names of missing programs."""
         return _missing([name for name, _ in self.programs] or [self.name], self.directories())
 
     def install(self, staging: Path) -> None:
-        """Build them."""
+        """Build the programs."""
         _require_go()
         for name, package in self.programs or ((self.name, "."),):
             _go_build(self.directory, staging, name, (package,), ldflags=self.ldflags, output=name)
@@ -134,9 +134,9 @@ class GoSource:
 
 @dataclass(frozen=True)
 class DebianPackages:
-    """Debian packages, unpacked and not installed.
+    """Debian packages that are unpacked, not installed.
 
-    `complete`: with all packages that they depend on and the machine lacks.
+    `complete` includes all dependencies that are not installed on the machine.
     """
 
     name: str
@@ -146,43 +146,41 @@ class DebianPackages:
 
     @property
     def recipe(self) -> str:
-        """The packages; their version is what the machine's Debian has."""
+        """Return the packages; their versions are those of the machine's Debian."""
         return f"debian {' '.join(self.packages)}{' and what they need' if self.complete else ''}"
 
     def directories(self) -> list[Path]:
-        """Where Debian's packages keep programs."""
+        """Return the directories of programs in Debian packages."""
         root = cache_directory() / "debian" / self.name
-        return [root / folder for folder in ("usr/sbin", "usr/bin", "sbin", "bin", "usr/lib/cni")]
+        return [root / name for name in ("usr/sbin", "usr/bin", "sbin", "bin", "usr/lib/cni")]
 
     def missing(self) -> list[str]:
-        """Those of its programs that are not there."""
+        """Return the names of missing programs."""
         return _missing(self.programs, self.directories())
 
     def install(self, staging: Path) -> None:
-        """Download (with fresh package lists if these do not know the packages) and unpack."""
+        """Download and unpack the packages; update the package lists first if a download fails."""
         if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
-            raise InstallError(
-                f"apt-get not found: {self.name} is taken from Debian's packages; use Debian 12 or later"
-            )
-        # The sandbox user of apt could not write into our folder, and apt would warn about it.
+            raise InstallError(f"apt-get not found: {self.name} requires Debian packages; use Debian 12 or later")
+        # apt's sandbox user cannot write to the staging directory, and apt would warn about it.
         download = ["apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *self.packages]
         if self.complete:
             (staging / "partial").mkdir()
-            here = ["-o", f"Dir::Cache::archives={staging}", "-o", "APT::Sandbox::User=root"]
+            options = ["-o", f"Dir::Cache::archives={staging}", "-o", "APT::Sandbox::User=root"]
             download = [
                 "apt-get",
                 "install",
                 "-qy",
                 "--download-only",
                 "--no-install-recommends",
-                *here,
+                *options,
                 *self.packages,
             ]
         try:
             _run(download, staging, "download")
         except InstallError:
-            _run(["apt-get", "update", "-q"], staging, "update apt's package lists (root is needed for that)")
-            _run(download, staging, f"download Debian's {' '.join(self.packages)}")
+            _run(["apt-get", "update", "-q"], staging, "update apt's package lists (requires root)")
+            _run(download, staging, f"download the Debian packages {' '.join(self.packages)}")
         tree = staging / "tree"
         for package in sorted(staging.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(package), str(tree)], staging, f"unpack {package.name}")
@@ -191,31 +189,31 @@ class DebianPackages:
 
 @dataclass(frozen=True)
 class MavenJars:
-    """Jars and all they depend on, from Maven's central repository, flat in NAME/libs/."""
+    """Jars and their dependencies from Maven Central, in NAME/libs/."""
 
     name: str
     artifacts: tuple[str, ...]  # GROUP:ARTIFACT:VERSION
 
     @property
     def recipe(self) -> str:
-        """The artifacts that are asked for."""
+        """Return the artifacts."""
         return f"maven {' '.join(self.artifacts)}"
 
     def directories(self) -> list[Path]:
-        """No programs: java runs the jars."""
+        """Return no directories: java runs the jars."""
         return []
 
     def missing(self) -> list[str]:
-        """Those of the artifacts, and java, that are not there."""
+        """Return the missing jars, and java if it is missing."""
         libraries = cache_directory() / self.name / "libs"
         jars = ["{}-{}.jar".format(*artifact.split(":")[1:]) for artifact in self.artifacts]
         return [jar for jar in jars if not (libraries / jar).is_file()] + _missing(["java"], None)
 
     def install(self, staging: Path) -> None:
-        """Let Maven find and copy what the artifacts depend on."""
+        """Copy the artifacts and their dependencies with Maven."""
         _require_java(self.name)
         if not shutil.which("mvn"):
-            raise InstallError(f"mvn not found: {self.name} is taken from Maven's repository; apt-get install maven")
+            raise InstallError(f"mvn not found: {self.name} requires Maven; run: apt-get install maven")
         (staging / "pom.xml").write_text(_pom(self.artifacts))
         goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={staging}/tree/libs"]
         _run(["mvn", "--batch-mode", "--quiet", *goal], staging, f"download {' '.join(self.artifacts)}")
@@ -235,9 +233,9 @@ def _move(built: Path, destination: Path, staging: Path) -> None:
 
 
 def _pom(artifacts: Sequence[str]) -> str:
-    wanted = "".join(f"<dependency>{_coordinates(*artifact.split(':'))}</dependency>" for artifact in artifacts)
-    own = _coordinates("whalebridge", "testbed", "1")
-    return f"<project><modelVersion>4.0.0</modelVersion>{own}<dependencies>{wanted}</dependencies></project>"
+    dependencies = "".join(f"<dependency>{_coordinates(*artifact.split(':'))}</dependency>" for artifact in artifacts)
+    project = _coordinates("whalebridge", "testbed", "1")
+    return f"<project><modelVersion>4.0.0</modelVersion>{project}<dependencies>{dependencies}</dependencies></project>"
 
 
 def _coordinates(group: str, artifact: str, version: str) -> str:
@@ -245,7 +243,7 @@ def _coordinates(group: str, artifact: str, version: str) -> str:
 
 
 def _go_environment() -> dict[str, str]:
-    # Without cgo the programs are static: they run on any distribution, whatever C library built them.
+    # Without cgo, the programs are static and run on any distribution.
     return os.environ | {"CGO_ENABLED": "0", "GOWORK": "off"}
 
 
@@ -261,35 +259,35 @@ def _go_build(
 
 
 def _require_go() -> None:
-    wanted = ".".join(map(str, _GO_VERSION))
+    minimum = ".".join(map(str, _GO_VERSION))
     go = shutil.which("go")
-    found = re.search(r"go(\d+)\.(\d+)", _run([go, "version"], Path.cwd(), "ask Go for its version")) if go else None
-    if found is None:
+    version = re.search(r"go(\d+)\.(\d+)", _run([go, "version"], Path.cwd(), "get Go's version")) if go else None
+    if version is None:
+        raise InstallError(f"go not found: install Go {minimum} or newer (Debian 12's is too old) and add it to PATH")
+    if (int(version[1]), int(version[2])) < _GO_VERSION:
         raise InstallError(
-            f"go not found: install Go {wanted} or newer (Debian 12's own is too old) and put it on PATH"
+            f"{go}: Go {version[1]}.{version[2]} is too old; install Go {minimum} or newer and put it first on PATH"
         )
-    if (int(found[1]), int(found[2])) < _GO_VERSION:
-        raise InstallError(f"{go} is Go {found[1]}.{found[2]}: install {wanted} or newer and put it first on PATH")
 
 
 def _require_java(what: str) -> None:
     java = shutil.which("java")
     if java is None:
         raise InstallError(
-            f"java not found: {what} needs Java {_JAVA_VERSION} or newer; apt-get install openjdk-17-jre-headless"
+            f"java not found: {what} needs Java {_JAVA_VERSION} or newer; run: apt-get install openjdk-17-jre-headless"
         )
     # `-version` alone writes to stderr.
-    found = re.search(r"^\S+ (\d+)", _run([java, "--version"], Path.cwd(), "ask Java for its version"))
-    if found is None or int(found[1]) < _JAVA_VERSION:
-        raise InstallError(f"{java} is too old: {what} needs Java {_JAVA_VERSION} or newer, first on PATH")
+    version = re.search(r"^\S+ (\d+)", _run([java, "--version"], Path.cwd(), "get Java's version"))
+    if version is None or int(version[1]) < _JAVA_VERSION:
+        raise InstallError(f"{java} is too old: {what} needs Java {_JAVA_VERSION} or newer; put it first on PATH")
 
 
 def _run(command: Sequence[str], directory: Path, what: str, environment: dict[str, str] | None = None) -> str:
     try:
-        done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         raise InstallError(f"cannot {what}: {error}") from error
-    if done.returncode:
-        said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["it said nothing"]
-        raise InstallError(f"cannot {what}: {said[-1].strip()} ({' '.join(command)})")
-    return done.stdout
+    if result.returncode:
+        lines = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()] or ["no output"]
+        raise InstallError(f"cannot {what}: {lines[-1].strip()} ({' '.join(command)})")
+    return result.stdout

@@ -1,4 +1,4 @@
-"""A private containerd, with folders, sockets and shims of its own, that leaves nothing behind."""
+"""A private containerd with its own directories, sockets and shims, which are all removed at the end."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ VERSIONS: tuple[Version, ...] = get_args(Version)
 
 
 def components(version: Version) -> tuple[str, ...]:
-    """What has to be installed for a Containerd of this version and its nerdctl()."""
+    """Return the components that must be installed for a Containerd of this version and its `nerdctl`."""
     return (f"containerd-{version}", "runc", "busybox", "nerdctl", "cni")
 
 
-# CRI (one plugin in 1.6, several in 2.4) would set up networking; nri and opt write outside of our folder.
+# CRI (one plugin in 1.6, several in 2.4) would set up networking; nri and opt write outside of our directory.
 _CONFIG_TEMPLATE = """\
 version = 2
-root = "{folder}/root"
-state = "{folder}/state"
+root = "{directory}/root"
+state = "{directory}/state"
 disabled_plugins = [
   "io.containerd.grpc.v1.cri",
   "io.containerd.cri.v1.images",
@@ -42,38 +42,38 @@ disabled_plugins = [
   "io.containerd.nri.v1.nri",
 ]
 [grpc]
-  address = "{folder}/c.sock"
+  address = "{directory}/c.sock"
 [ttrpc]
-  address = "{folder}/c.ttrpc"
+  address = "{directory}/c.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "{folder}/opt"
+  path = "{directory}/opt"
 """
 
 
 class Containerd:
-    """One containerd of the given version; as a context manager it is started, and removed with all that it ran.
+    """One containerd of the given version; it runs within the context and is removed with its containers on exit.
 
-    Containers of two instances that live at the same time need different ids: runc names their cgroups NAMESPACE/ID.
+    Containers of instances that run at the same time need different ids: runc names their cgroups NAMESPACE/ID.
     """
 
     UNSHARE_FLAGS: tuple[str, ...] = ("mount",)
-    """The kinds of namespaces that it has for itself, besides its containers'."""
+    """Kinds of Linux namespaces that this instance does not share with the machine."""
 
     PRIVATE_PATHS: tuple[str, ...] = ()
-    """More places that are its own; it finds them empty."""
+    """Additional directories that are private to this instance, and empty at its start."""
 
     def __init__(self, version: Version, directory: Path | None = None) -> None:
         self.version: Version = version
-        # The path of a unix socket ends at 108 bytes: TMPDIR and pytest's folders may be too long.
+        # The path of a unix socket has at most 108 bytes: TMPDIR and pytest's directories may be too long.
         self.directory = directory or Path(tempfile.mkdtemp(prefix="whalebridge-", dir="/tmp"))
         self.address = f"{self.directory}/c.sock"
         self.log = self.directory / "containerd.log"
-        # What a developer has set for a containerd or Docker of their own must not reach ours.
-        foreign = ("CONTAINERD_", "NERDCTL_", "DOCKER_", "COMPOSE_")
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-        # Debian's programs and the built ones have the same names: whose come first is whose are used.
+        # Remove a developer's settings for other instances of containerd and Docker.
+        prefixes = ("CONTAINERD_", "NERDCTL_", "DOCKER_", "COMPOSE_")
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+        # Debian's programs and the built ones have the same names; the order of the path selects the version.
         self.env["PATH"] = search_path(*components(version), "docker")
-        # containerd and nerdctl leave things there.
+        # containerd and nerdctl leave files in TMPDIR.
         self.env["TMPDIR"] = f"{self.directory}/tmp"
         self._sandbox: subprocess.Popen[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +86,7 @@ class Containerd:
         return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start containerd, and wait until it responds."""
         if self._sandbox is None:
             self._sandbox = self._start_sandbox()
         config = self.directory / "config.toml"
@@ -95,89 +95,93 @@ class Containerd:
         self.wait_ready()
 
     def wait_ready(self, timeout: float = 30) -> None:
-        """Wait until it answers; where it ended instead, raise with the end of its log."""
+        """Wait until the socket accepts connections.
 
-        def answers() -> bool:
+        Raises:
+            RuntimeError: containerd has exited; the message has the end of its log.
+        """
+
+        def accepts_connections() -> bool:
             if self._process is not None and self._process.poll() is not None:
-                raise RuntimeError(f"containerd {self.version} ended: {self.log.read_text()[-2000:]}")
+                raise RuntimeError(f"containerd {self.version} exited: {self.log.read_text()[-2000:]}")
             with socket.socket(socket.AF_UNIX) as client:
                 return client.connect_ex(self.host_path(self.address)) == 0
 
-        eventually(answers, f"containerd {self.version} at {self.address}", within=timeout)
+        eventually(accepts_connections, f"containerd {self.version} at {self.address}", within=timeout)
         self.ctr("version", timeout=timeout)
 
     def stop(self) -> None:
-        """End it as an operator does (SIGTERM); containers and their shims go on."""
+        """Stop containerd with SIGTERM; containers and their shims keep running."""
         self._signal_and_wait(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL containerd alone; containers and their shims go on."""
+        """Kill containerd with SIGKILL; containers and their shims keep running."""
         self._signal_and_wait(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop and start it."""
+        """Stop and start containerd."""
         self.stop()
         self.start()
 
     def suspend(self) -> None:
-        """Freeze containerd alone (SIGSTOP): its socket still accepts, and nothing answers."""
+        """Suspend containerd with SIGSTOP: its socket still accepts connections, but does not respond."""
         suspend_process(self.pid)
 
     def resume(self) -> None:
-        """End what suspend() began."""
+        """Resume containerd after `suspend`."""
         os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End and remove everything that this instance brought about."""
+        """Stop and remove everything that this instance started or created."""
         self.kill()
         if self._sandbox is not None:
-            self._sandbox.communicate(timeout=120)  # the end of its standard input is its sign to clean up
+            self._sandbox.communicate(timeout=120)  # closes its standard input, which starts the cleanup
             if self._sandbox.returncode:
                 raise RuntimeError(f"cleaning up {self.directory} failed: {self._sandbox.args!r}")
             self._sandbox = None
-        shutil.rmtree(self.directory, ignore_errors=True)  # still there if it was never started
+        shutil.rmtree(self.directory, ignore_errors=True)  # exists if containerd was never started
 
     def ctr(
         self, *args: str, namespace: str = "default", timeout: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Call containerd's own client; a failure raises CommandError with what it said."""
+        """Run ctr; with `check`, a failure raises CommandError with its output."""
         return run(self.ctr_command(*args, namespace=namespace), env=self.env, timeout=timeout, check=check)
 
     def nerdctl(
         self, *args: str, namespace: str = "default", timeout: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Call nerdctl; its `run` needs --pull=never and --net=host, compose files the same in their words."""
+        """Run nerdctl. `nerdctl run` needs --pull=never and --net=host; compose files need the equivalent."""
         return run(self.nerdctl_command(*args, namespace=namespace), env=self.env, timeout=timeout, check=check)
 
     def ctr_command(self, *args: str, namespace: str = "default") -> list[str]:
-        """The command line of a call of containerd's own client."""
+        """Return the command line that runs ctr."""
         return self.sandboxed_command("ctr", "--address", self.address, "--namespace", namespace, *args)
 
     def nerdctl_command(self, *args: str, namespace: str = "default") -> list[str]:
-        """The command line of a call of nerdctl, with all of its folders below ours."""
-        folders = [f"--data-root={self.directory}/nerdctl", f"--cni-netconfpath={self.directory}/cni"]
-        # `compose up` makes a default network, if only on paper, and wants the plugins for it.
-        folders += [f"--cni-path={cache_directory()}/debian/cni/usr/lib/cni"]
+        """Return the command line that runs nerdctl, with its directories below ours."""
+        options = [f"--data-root={self.directory}/nerdctl", f"--cni-netconfpath={self.directory}/cni"]
+        # `compose up` writes the configuration of a default network, which requires the plugins.
+        options += [f"--cni-path={cache_directory()}/debian/cni/usr/lib/cni"]
         return self.sandboxed_command(
-            "nerdctl", "--address", self.address, "--namespace", namespace, "--cgroup-manager=cgroupfs", *folders, *args
+            "nerdctl", "--address", self.address, "--namespace", namespace, "--cgroup-manager=cgroupfs", *options, *args
         )
 
     def sandboxed_command(self, *command: str) -> list[str]:
-        """The command line that runs a program where this containerd runs (see guard.py)."""
+        """Return the command line that runs a program in the sandbox of this containerd (sandbox.py)."""
         if self._sandbox is None:
             raise RuntimeError("containerd was never started")
         files = {"mount": "mnt"}
-        entered = [f"--{kind}=/proc/{self._sandbox.pid}/ns/{files.get(kind, kind)}" for kind in self.UNSHARE_FLAGS]
-        return ["nsenter", *entered, "--", *command]
+        namespaces = [f"--{kind}=/proc/{self._sandbox.pid}/ns/{files.get(kind, kind)}" for kind in self.UNSHARE_FLAGS]
+        return ["nsenter", *namespaces, "--", *command]
 
     def host_path(self, path: str) -> str:
-        """Where the tests find what is at `path` in there."""
+        """Return the path outside of the sandbox for a path in the sandbox."""
         return f"/proc/{self._sandbox.pid}/root{path}" if self._sandbox else path
 
     def spawn(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
-        """Start a program that goes on, where this containerd runs; it is killed by close() at the latest."""
+        """Start a program in the sandbox in the background; close() kills it if it still runs."""
         with log.open("ab") as file:
-            # A session of its own: Ctrl-C at a terminal ends the tests alone, which then end it in their order.
+            # In a new session: Ctrl-C in a terminal interrupts only the tests, which stop the program in order.
             return subprocess.Popen(
                 self.sandboxed_command(*command),
                 env=self.env,
@@ -188,13 +192,13 @@ class Containerd:
             )
 
     def popen(self, command: list[str]) -> subprocess.Popen[str]:
-        """Start a command line made by one of the methods above and read along: both outputs are pipes."""
+        """Start a command line returned by one of the methods above; stdout and stderr are pipes."""
         return subprocess.Popen(
             command, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def import_image(self, namespace: str = "default") -> None:
-        """Bring the busybox image (and with it the namespace) into being."""
+        """Import the busybox image into a namespace, which creates the namespace."""
         sandbox.keep_cgroups(namespace, self.directory.name)
         archive = self.directory / "busybox.tar"
         if not archive.exists():
@@ -202,39 +206,39 @@ class Containerd:
         self.ctr("images", "import", str(archive), namespace=namespace)
 
     def run(self, id_: str, *command: str, namespace: str = "default", labels: Mapping[str, str] | None = None) -> None:
-        """Run a container of the busybox image in the background, as `ctr run --detach` does."""
+        """Run a container of the busybox image in the background with `ctr run --detach`."""
         options = [f"--label={key}={value}" for key, value in (labels or {}).items()]
         self.ctr("run", "--detach", "--null-io", *options, image.NAME, id_, *command, namespace=namespace)
 
     def tasks(self, namespace: str = "default") -> dict[str, str]:
-        """Containerd's own word on each task of a namespace: its status by the container's id."""
+        """Return the status of each task of a namespace by container id, according to ctr."""
         lines = self.ctr("tasks", "ls", namespace=namespace).stdout.splitlines()[1:]
         return {container: status for container, _, status in (line.split() for line in lines)}
 
     def shim_pids(self, namespace: str | None = None, container: str | None = None) -> list[int]:
-        """The living shims of this containerd, or those of one namespace or container."""
-        wanted = ["-address", self.address]
-        wanted += ["-namespace", namespace] if namespace is not None else []
-        wanted += ["-id", container] if container is not None else []
-        return pids_with_arguments(*wanted)
+        """Return the pids of the running shims of this containerd, or only of a namespace or container."""
+        arguments = ["-address", self.address]
+        arguments += ["-namespace", namespace] if namespace is not None else []
+        arguments += ["-id", container] if container is not None else []
+        return pids_with_arguments(*arguments)
 
     def _start_sandbox(self) -> subprocess.Popen[str]:
         (self.directory / "tmp").mkdir(parents=True, exist_ok=True)
-        isolated = ["unshare", "--propagation", "slave", *(f"--{kind}" for kind in self.UNSHARE_FLAGS)]
-        started = subprocess.Popen(
-            [*isolated, sys.executable, sandbox.__file__, str(self.directory), *self.PRIVATE_PATHS],
+        unshare = ["unshare", "--propagation", "slave", *(f"--{kind}" for kind in self.UNSHARE_FLAGS)]
+        process = subprocess.Popen(
+            [*unshare, sys.executable, sandbox.__file__, str(self.directory), *self.PRIVATE_PATHS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
-        if started.stdout is None or started.stdout.readline() != sandbox.READY:
-            started.communicate(timeout=30)
-            raise RuntimeError("cannot make a mount namespace of our own: root is needed for that")
-        return started
+        if process.stdout is None or process.stdout.readline() != sandbox.READY:
+            process.communicate(timeout=30)
+            raise RuntimeError("cannot create a mount namespace; run the tests as root")
+        return process
 
     def _write_config(self) -> str:
-        return _CONFIG_TEMPLATE.format(folder=self.directory)
+        return _CONFIG_TEMPLATE.format(directory=self.directory)
 
     def _signal_and_wait(self, signal_number: signal.Signals) -> None:
         process, self._process = self._process, None
@@ -263,5 +267,5 @@ class Containerd:
 
 
 def busybox_path() -> Path:
-    """The static busybox of the testbed."""
+    """Return the path of the testbed's static busybox."""
     return Path(shutil.which("busybox", path=search_path("busybox")) or "busybox")

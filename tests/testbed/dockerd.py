@@ -1,4 +1,4 @@
-"""A Docker engine on top of a testbed's containerd, where its containers show up in namespace `moby`."""
+"""A Docker engine that uses a containerd of the testbed; its containers are in the namespace `moby`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.testbed.sandbox import LINKS_FILE
 
 
 class Docker:
-    """Debian's dockerd with folders below those of its containerd.
+    """Debian's dockerd, with its directories below that of its containerd; it runs within the context.
 
-    As a context manager it is started with the image `busybox:latest`. Without `ports` it has no network of its own,
-    and `run` needs `--network=host`; with them it has a bridge, so that ports can be published on this machine.
+    It has the image `busybox:latest`. Without `ports`, it has no network, and `docker run` needs `--network=host`. With
+    `ports`, it has a network bridge, so that ports can be published on this machine.
     """
 
     def __init__(self, engine: Containerd, *, ports: bool = False) -> None:
@@ -32,49 +32,49 @@ class Docker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start dockerd, wait until it answers, and make its image."""
+        """Start dockerd, wait until it responds, and import its image."""
         self.directory.mkdir(exist_ok=True)
-        # Its key would go to /etc/docker, and the machine's own configuration would come from there.
+        # By default, dockerd writes its key to /etc/docker, and reads the machine's configuration there.
         config = {
             "deprecated-key-path": f"{self.directory}/key.json",
             "containerd": self.engine.address,
             "hosts": [self.host],
             "pidfile": f"{self.directory}/pid",
             "data-root": f"{self.directory}/data",
-            "exec-root": f"{self.directory}/exec",  # guard.py looks for containers here
+            "exec-root": f"{self.directory}/exec",  # sandbox.py searches for containers here
             "bridge": _make_bridge(self.engine.directory / LINKS_FILE) if self._ports else "none",
-            # A published port is forwarded by a process of dockerd: nothing of the machine's own network changes.
+            # A process of dockerd forwards published ports, without changes to the machine's network.
             "iptables": False,
             "ip6tables": False,
             "ip-forward": False,
             "ip-masq": False,
             "cgroup-parent": "/moby",
-            "oom-score-adjust": 0,  # the default, -500, takes CAP_SYS_RESOURCE
+            "oom-score-adjust": 0,  # the default, -500, requires CAP_SYS_RESOURCE
         }
         file = self.directory / "daemon.json"
         file.write_text(json.dumps(config))
         log = self.directory / "dockerd.log"
-        # A library that a small Debian has not comes with it.
+        # The component includes a library that a minimal Debian lacks.
         libraries = ":".join(map(str, (cache_directory() / "debian" / "docker").glob("**/*-linux-gnu*")))
         dockerd = ("env", f"LD_LIBRARY_PATH={libraries}", "dockerd", f"--config-file={file}")
         process = self._process = self.engine.spawn(*dockerd, log=log)
 
-        def answers() -> bool:
+        def is_ready() -> bool:
             if process.poll() is not None:
-                raise RuntimeError(f"dockerd ended: {log.read_text()[-2000:]}")
+                raise RuntimeError(f"dockerd exited: {log.read_text()[-2000:]}")
             return self.docker("version", check=False).returncode == 0
 
-        eventually(answers, f"dockerd at {self.host}", within=60)
-        root = self.directory / "layer.tar"
-        root.write_bytes(image.layer(busybox_path()))
-        self.docker("import", str(root), "busybox:latest")
+        eventually(is_ready, f"dockerd at {self.host}", within=60)
+        archive = self.directory / "layer.tar"
+        archive.write_bytes(image.layer(busybox_path()))
+        self.docker("import", str(archive), "busybox:latest")
 
     def stop(self) -> None:
-        """Remove every container, and end dockerd."""
+        """Remove all containers, and stop dockerd."""
         if self._process is None:
             return
         try:
-            # It would first wait 10 s for each of them to heed SIGTERM.
+            # Otherwise, dockerd waits up to 10 s for each container to exit on SIGTERM.
             if containers := self.docker("ps", "--all", "--quiet").stdout.split():
                 self.docker("rm", "--force", *containers)
             self._process.terminate()
@@ -85,7 +85,7 @@ class Docker:
             self._process = None
 
     def docker(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Call Docker's client; a failure raises CommandError with what it said."""
+        """Run docker; with `check`, a failure raises CommandError with its output."""
         command = ["docker", "--config", str(self.directory), "--host", self.host, *args]
         return run(self.engine.sandboxed_command(*command), env=self.engine.env, timeout=timeout, check=check)
 
@@ -104,9 +104,9 @@ class Docker:
 
 
 def _make_bridge(links_file: Path) -> str:
-    """A network bridge with some addresses that are set aside for tests (RFC 2544); the guard will remove it."""
-    taken = {link.name for link in Path("/sys/class/net").iterdir()}  # also by another worker of the tests
-    number = random.choice([each for each in range(512) if f"whale{each}" not in taken])  # noqa: S311 - no secret
+    """Create a network bridge with addresses reserved for tests (RFC 2544); sandbox.py removes it."""
+    used = {link.name for link in Path("/sys/class/net").iterdir()}  # possibly by another worker of the tests
+    number = random.choice([each for each in range(512) if f"whale{each}" not in used])  # noqa: S311 - no secret
     name = f"whale{number}"
     with links_file.open("a") as file:
         file.write(f"{name}\n")

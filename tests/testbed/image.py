@@ -1,4 +1,4 @@
-"""An image to run containers from, made of one static busybox: no registry is needed, and the same bytes every time."""
+"""A reproducible container image built offline from a static busybox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def layer(busybox: Path) -> bytes:
-    """A root file system as a tar: busybox and a symbolic link for each of its applets."""
+    """Return a root file system as a tar archive: busybox, and a symbolic link for each of its applets."""
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
     tree: dict[str, bytes | str | None] = dict.fromkeys(("bin", "dev", "etc", "proc", "root", "sys", "tmp"))
     tree |= {"bin/busybox": busybox.read_bytes(), "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n"}
@@ -34,7 +34,7 @@ def oci_archive(
     labels: Mapping[str, str] = LABELS,
     environment: Sequence[str] = (),
 ) -> bytes:
-    """The image as an OCI archive, to be imported by `ctr images import`; what it is called, runs, and is set to."""
+    """Return an image as an OCI archive for `ctr images import`, with its name, command, labels and environment."""
     root = layer(busybox)
     architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
     config = {
@@ -72,7 +72,7 @@ def _json(document: object) -> bytes:
 
 
 def _tar(tree: dict[str, bytes | str | None]) -> bytes:
-    """Pack files (bytes), symbolic links (str) and folders (None), without owners and times of day."""
+    """Return a tar archive of files (bytes), symbolic links (str) and directories (None), without owners and times."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path, content in tree.items():

@@ -1,9 +1,9 @@
-"""Installs what the tests need into a cache outside the checkout, once: a second run only looks at the stamps.
+"""Install the components of the tests in a cache outside the checkout; later runs only check the stamps.
 
-Nothing of the machine itself is changed. Go programs are built from the module proxy into `bin/`; Debian's packages
-are downloaded by apt-get and unpacked below `debian/`, so no service is started, no package is replaced or removed, and
-they stand side by side with whatever is installed; jars are fetched by Maven. To add a peer, add a line to COMPONENTS.
-What takes long and only some tests need is a group of its own, which has to be named.
+The machine itself is not changed. Go programs are built from Go modules into `bin/`. Debian packages are downloaded by
+apt-get and unpacked below `debian/`: no service is started, and installed packages are not affected. Jars are
+downloaded by Maven. To add a peer, add it to COMPONENTS. Components that take long and that few tests need form a
+separate group, and are installed only by name.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _KUBERNETES_VERSION = "1.34.2"
 _VERSION_FLAGS = (("gitVersion", f"v{_KUBERNETES_VERSION}"), ("gitMajor", "1"), ("gitMinor", "34"))
 _KUBERNETES_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 
-# What Debian's Python and manylinux wheels are linked to, of Debian 12: what an image can be made of.
+# Contents of a base image: Python of Debian 12, and the libraries that it and manylinux wheels are linked to.
 _PYTHON_PACKAGES = """
     python3-minimal python3.11-minimal python3.11 python3.11-venv python3-pip-whl python3-setuptools-whl
     libpython3.11-minimal libpython3.11-stdlib media-types ca-certificates libc6 libgcc-s1 libstdc++6 zlib1g
@@ -77,33 +77,32 @@ KUBERNETES: tuple[Component, ...] = (
         ldflags=" ".join(f"-X k8s.io/component-base/version.{key}={value}" for key, value in _VERSION_FLAGS),
     ),
 )
-"""What the tests of image and chart need besides: a Kubernetes node takes minutes to build."""
+"""Additional components for the tests of image and chart; a Kubernetes node takes minutes to build."""
 
 
 def missing(names: Iterable[str] = ()) -> list[str]:
-    """Those of the named components (none: of all but KUBERNETES) that are not installed as they should be."""
+    """Return the named components (default: COMPONENTS) that are missing or out of date."""
     return [component.name for component in _select(names) if not _is_installed(component)]
 
 
 def search_path(*names: str) -> str:
-    """A PATH on which the programs of the named components are found first, in that order."""
-    folders = [folder for name in names for folder in _select([name])[0].directories()]
-    return os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
+    """Return a PATH that starts with the directories of the named components, in that order."""
+    directories = [directory for name in names for directory in _select([name])[0].directories()]
+    return os.pathsep.join([*map(str, directories), os.environ.get("PATH", os.defpath)])
 
 
 def install(names: Iterable[str] = ()) -> None:
-    """Install the named components (none: all but KUBERNETES), saying what is done and how long it took."""
-    wanted = _select(names)
-    if all(map(_is_installed, wanted)):
-        print(
-            f"testbed: {', '.join(component.name for component in wanted)}: already in {cache_directory()}", flush=True
-        )
+    """Install the named components (default: COMPONENTS); print each step and its duration."""
+    components = _select(names)
+    if all(map(_is_installed, components)):
+        installed = ", ".join(component.name for component in components)
+        print(f"testbed: {installed}: already installed in {cache_directory()}", flush=True)
         return
     cache_directory().mkdir(parents=True, exist_ok=True)
     with _install_lock(cache_directory() / "lock"):
-        for stale in cache_directory().glob("staging-*"):  # of an installation that was killed
+        for stale in cache_directory().glob("staging-*"):  # left by an installation that was killed
             shutil.rmtree(stale)
-        for component in wanted:
+        for component in components:
             if _is_installed(component):
                 continue
             print(f"testbed: {component.name}: installing ({component.recipe}) ...", flush=True)
@@ -120,7 +119,7 @@ def _select(names: Iterable[str]) -> list[Component]:
     known = {component.name: component for component in (*COMPONENTS, *KUBERNETES)}
     names = list(names) or [component.name for component in COMPONENTS]
     if unknown := [name for name in names if name not in known]:
-        raise InstallError(f"unknown component {', '.join(unknown)}: there are {', '.join(known)}")
+        raise InstallError(f"unknown component {', '.join(unknown)}; use one of {', '.join(known)}")
     return [known[name] for name in names]
 
 
@@ -134,17 +133,19 @@ def _is_installed(component: Component) -> bool:
 
 
 def _check_installed(component: Component) -> None:
-    if absent := component.missing():
-        raise InstallError(f"{component.name} brought no {', '.join(absent)} ({component.recipe})")
+    if missing_files := component.missing():
+        raise InstallError(
+            f"{component.name}: {', '.join(missing_files)} not found after installing {component.recipe}"
+        )
 
 
 @contextlib.contextmanager
 def _install_lock(path: Path) -> Iterator[None]:
-    """Let one installation run at a time; the kernel frees the lock however its holder ends."""
+    """Allow only one installation at a time; the kernel releases the lock if the process is killed."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("testbed: another installation is running, waiting for it ...", flush=True)
+            print("testbed: waiting for another installation to finish ...", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""A private Kafka: one broker or a cluster, on loopback, in KRaft mode (each broker is a controller too)."""
+"""A private Kafka: one broker or a cluster, on loopback, in KRaft mode (each broker is also a controller)."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
 
 COMPONENTS = ("kafka",)
-"""What has to be installed for a Kafka."""
+"""Components that must be installed."""
 
 USERS = {"bridge": "bridge-secret", "reader": "reader-secret"}
-"""Who can log in where the test does not say: the password by the name."""
+"""Default users: passwords by name."""
 
 LONG_SESSION_TIMEOUT = {"broker.session.timeout.ms": "60000"}
-"""Settings of a broker that is never killed: that it stood still for 2 s, as on a loaded machine, has no consequences.
+"""Settings of a broker that is never killed, so that a pause of 2 s, as on a loaded machine, has no consequences.
 
-Else it loses its place in the cluster for a moment: then clients are told of no broker, and partitions have no leader.
+Otherwise the cluster removes the broker for a moment: clients find no broker, and partitions have no leader.
 """
 
 FAST_JVM_OPTIONS = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-"""Options of Java: starts in 2 s; a benchmark takes others."""
+"""Options of Java for a start in 2 s; benchmarks use others."""
 
 
 class Kafka(Servers):
-    """As a context manager it is started, and removed with all that it ran.
+    """Brokers that run within the context.
 
-    `listeners`: `plaintext` is always there, for the brokers themselves and for `admin`; with `acls` its clients may
-    do everything, and the others what `admin.allow` allows (principals: `User:NAME` of `users`, or `User:CN=NAME` of
-    an mTLS certificate). TLS listeners need `authority`; `certificate` may be another than a good one of it.
-    `proxied`: clients are sent through `proxies`, one a broker, which can fail (plaintext only).
+    `listeners` always include `plaintext`, for the brokers themselves and for `admin`. With `acls`, clients of
+    `plaintext` are allowed everything, and others only what `admin.allow` permits (principals: `User:NAME` of `users`,
+    or `User:CN=NAME` of an mTLS certificate). TLS listeners need `authority`; `certificate` replaces the valid
+    certificate of the brokers. With `proxied`, plaintext clients connect through `proxies`, one per broker, which can
+    fail.
     """
 
     def __init__(
@@ -68,52 +69,53 @@ class Kafka(Servers):
 
     @property
     def bootstrap(self) -> str:
-        """Where plaintext clients begin: HOST:PORT of every broker, separated by commas (behind no proxy)."""
+        """Return HOST:PORT of every broker's plaintext listener (not of the proxies), separated by commas."""
         return ",".join(f"{HOST}:{node.ports['plaintext']}" for node in self.nodes)
 
     def bootstrap_for(self, listener: Listener) -> str:
-        """The same for another listener, or for clients that go through the proxies."""
+        """Return HOST:PORT of every broker for a listener, or of the proxies."""
         return ",".join(f"{HOST}:{node.advertised[listener]}" for node in self.nodes)
 
     def broker(self, number: int) -> Server:
-        """One broker by its node id, which begins at 1."""
+        """Return a broker by its node id; the first is 1."""
         return self.servers[number - 1]
 
     def leader(self, topic: str, partition: int = 0, *, timeout: float = 30) -> Server:
-        """The running broker that leads a partition; where there is none for the moment, wait for one."""
-        found = [-1]
+        """Return the running broker that leads a partition; wait until there is a leader."""
+        leader = -1
 
-        def known() -> bool:
+        def has_leader() -> bool:
+            nonlocal leader
             try:
-                found[0] = self.admin.leader(topic, partition)
-            except (KafkaError, TimeoutError):  # it asked a broker that does not run
+                leader = self.admin.leader(topic, partition)
+            except (KafkaError, TimeoutError):  # the client chose a broker that does not run
                 return False
-            return found[0] > 0 and self.broker(found[0]).running
+            return leader > 0 and self.broker(leader).running
 
-        eventually(known, f"a leader of {topic}/{partition}", within=timeout)
-        return self.broker(found[0])
+        eventually(has_leader, f"a leader of {topic}/{partition}", within=timeout)
+        return self.broker(leader)
 
     def start(self) -> None:
-        """Start all brokers, freshly formatted if they never ran, and wait until all answer."""
+        """Start all brokers, after formatting their storage if they never ran, and wait until all are ready."""
         if not (self.nodes[0].directory / "data").exists():
             self._format()
         super().start()
 
     def close(self) -> None:
-        """End and remove everything that this instance brought about."""
+        """Stop and remove everything that this instance started or created."""
         for proxy in self.proxies:
             proxy.close()
         super().close()
 
     def _create_node(self, number: int, listeners: Sequence[Listener], *, proxied: bool) -> Node:
-        folder = self.directory / f"broker-{number}"
-        folder.mkdir()
+        directory = self.directory / f"broker-{number}"
+        directory.mkdir()
         ports = {name: free_port() for name in listeners}
         advertised = dict(ports)
         if proxied:
             self.proxies.append(TcpProxy(HOST, ports["plaintext"]))
             advertised["plaintext"] = self.proxies[-1].port
-        return Node(number, folder, free_port(), ports, advertised)
+        return Node(number, directory, free_port(), ports, advertised)
 
     def _create_server(self, node: Node) -> Server:
         ready = broker_ready_check(f"{HOST}:{node.ports['plaintext']}", node.id)
@@ -132,7 +134,7 @@ class Kafka(Servers):
         first, *others = self.nodes
         options = [*scram_options(self._users), "--cluster-id", _random_uuid(), "--config"]
         run(self._command("kafka.tools.StorageTool", first, "format", *options))
-        for node in others:  # what differs is two lines, and each call of the tool takes most of a second
+        for node in others:  # only two lines differ, and each call of the tool takes almost a second
             data = shutil.copytree(first.directory / "data", node.directory / "data")
             meta = (data / "meta.properties").read_text()
             meta = re.sub(r"^node\.id=.*$", f"node.id={node.id}", meta, flags=re.MULTILINE)
@@ -141,7 +143,7 @@ class Kafka(Servers):
 
 
 def _random_uuid() -> str:
-    """As Kafka writes them; its tool takes one that begins with "-" for an option."""
-    while (found := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+    """Return a UUID in Kafka's format; its tool would parse one with a leading "-" as an option."""
+    while (text := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
         pass
-    return found
+    return text

@@ -1,6 +1,6 @@
-"""What tests ask of a Kafka, as plain calls: topics, permissions, and all records of a topic.
+"""Synchronous admin client for Kafka: topics, permissions, and all records of a topic.
 
-Each call runs an event loop of its own in a thread, so that tests with and without a loop can use it.
+Each call runs an event loop in a separate thread, so that tests with and without a loop can use it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _NO_DEADLINE = 2**63 - 1  # the default of flush.messages
 
 @dataclass(frozen=True)
 class Record:
-    """One record of a topic, as a plain consumer sees it."""
+    """One record of a topic, as read by a consumer."""
 
     offset: int
     key: bytes | None
@@ -58,9 +58,9 @@ class Record:
 
 
 class KafkaAdmin:
-    """Calls through one plaintext listener; each is bounded by `timeout` seconds.
+    """Admin calls through a plaintext listener, each with a timeout of `timeout` seconds.
 
-    What is changed is so on every broker that runs when the call returns, as far as asking many times shows it.
+    When a call returns, every running broker has applied its changes, as far as repeated requests can show.
     """
 
     def __init__(self, bootstrap: str, timeout: float = 30) -> None:
@@ -75,19 +75,19 @@ class KafkaAdmin:
         replicas: int = -1,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """Create it; -1 replicas: the brokers' default."""
+        """Create a topic; -1 replicas: the brokers' default."""
 
         async def work(admin: AIOKafkaAdminClient) -> None:
-            # Its constructor wants an assignment with -1; the broker wants none.
+            # With -1 replicas, the constructor requires an assignment, and the broker requires that it is empty.
             assignment: dict[int, list[int]] | None = {} if replicas == -1 else None
-            wanted = NewTopic(topic, partitions, replicas, assignment, dict(settings or {}))
-            _check((code, message) for _, code, message, *_ in (await admin.create_topics([wanted])).topic_errors)
+            new_topic = NewTopic(topic, partitions, replicas, assignment, dict(settings or {}))
+            _check((code, message) for _, code, message, *_ in (await admin.create_topics([new_topic])).topic_errors)
 
         self._with_admin(work)
         self._wait_on_all_brokers(lambda broker: topic in broker.topics(), f"to know topic {topic}")
 
     def delete_topic(self, topic: str) -> None:
-        """Delete it."""
+        """Delete a topic."""
 
         async def work(admin: AIOKafkaAdminClient) -> None:
             _check((code, topic) for _, code, *_ in (await admin.delete_topics([topic])).topic_error_codes)
@@ -96,25 +96,26 @@ class KafkaAdmin:
         self._wait_on_all_brokers(lambda broker: topic not in broker.topics(), f"to forget topic {topic}")
 
     def alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
-        """Make these its settings; what is not named goes back to the default."""
-        # A broker tells of a change a moment before it acts by it, but of no later one before that: so there are two.
+        """Replace the settings of a topic; omitted settings get their defaults."""
+        # A broker reports a change shortly before applying it, but reports a second change only after applying the
+        # first. Therefore, there are two changes.
         for number in (1_000_000, _NO_DEADLINE):
             self._alter_topic(topic, {**settings, "flush.messages": str(number)})
 
     def _alter_topic(self, topic: str, settings: Mapping[str, str]) -> None:
         async def work(admin: AIOKafkaAdminClient) -> None:
-            wanted = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(settings))
-            for response in await admin.alter_configs([wanted]):
+            resource = ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(settings))
+            for response in await admin.alter_configs([resource]):
                 _check((code, message) for code, message, *_ in response.resources)
 
         self._with_admin(work)
-        wanted = settings.items()
+        expected = settings.items()
         self._wait_on_all_brokers(
-            lambda broker: wanted <= broker.describe(topic)["settings"].items(), f"to have {settings}"
+            lambda broker: expected <= broker.describe(topic)["settings"].items(), f"to have {settings}"
         )
 
     def topics(self, *, internal: bool = False) -> list[str]:
-        """The names of all topics; Kafka's own only where they are asked for."""
+        """Return the names of all topics; Kafka's internal topics only with `internal`."""
 
         async def work(admin: AIOKafkaAdminClient) -> list[str]:
             return sorted(name for name in await admin.list_topics() if internal or not name.startswith("__"))
@@ -122,19 +123,19 @@ class KafkaAdmin:
         return self._with_admin(work)
 
     def describe(self, topic: str) -> dict[str, Any]:
-        """What one of the brokers knows of a topic: `partitions` (`leader`, `replicas`, `isr`) and its `settings`."""
+        """Return a broker's view of a topic: `partitions` (`leader`, `replicas`, `isr`) and `settings`."""
 
         async def work(admin: AIOKafkaAdminClient) -> dict[str, Any]:
-            (found,) = await admin.describe_topics([topic])
-            _check([(found["error_code"], topic)])
+            (description,) = await admin.describe_topics([topic])
+            _check([(description["error_code"], topic)])
             responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
             entries = responses[0].resources[0][4]
-            return {**found, "settings": {name: value for name, value, *_ in entries}}
+            return {**description, "settings": {name: value for name, value, *_ in entries}}
 
         return self._with_admin(work)
 
     def brokers(self) -> set[int]:
-        """The node ids of the brokers that the cluster counts on."""
+        """Return the node ids of the brokers in the cluster."""
 
         async def work(admin: AIOKafkaAdminClient) -> set[int]:
             return {broker["node_id"] for broker in (await admin.describe_cluster())["brokers"]}
@@ -142,12 +143,12 @@ class KafkaAdmin:
         return self._with_admin(work)
 
     def leader(self, topic: str, partition: int = 0) -> int:
-        """The node id of the broker that leads a partition, as one of the brokers knows it; -1: none."""
+        """Return the node id of a partition's leader according to one of the brokers; -1: none."""
 
         async def work(admin: AIOKafkaAdminClient) -> int:
-            (found,) = await admin.describe_topics([topic])
-            _check([(found["error_code"], topic)])
-            return next(int(each["leader"]) for each in found["partitions"] if each["partition"] == partition)
+            (description,) = await admin.describe_topics([topic])
+            _check([(description["error_code"], topic)])
+            return next(int(each["leader"]) for each in description["partitions"] if each["partition"] == partition)
 
         return self._with_admin(work)
 
@@ -160,7 +161,7 @@ class KafkaAdmin:
         *,
         prefixed: bool = False,
     ) -> None:
-        """Permit an operation on one resource (of the cluster there is one), or on all with that prefix."""
+        """Allow an operation on a resource, or on all resources with a prefix; the cluster has one fixed name."""
 
         async def work(client: AIOKafkaClient) -> None:
             response = await client.send(client.get_random_node(), CreateAclsRequest(*rule))
@@ -172,22 +173,23 @@ class KafkaAdmin:
         self._wait_on_all_brokers(lambda broker: broker._has_rule(*rule), f"to allow {principal} to {operation} {name}")
 
     def records(self, topic: str, partition: int = 0) -> list[Record]:
-        """All records there are at the time of asking, read by a plain consumer (committed ones only).
+        """Return all committed records of a partition.
 
-        Where the topic is missing that raises UnknownTopicOrPartitionError.
+        Raises:
+            UnknownTopicOrPartitionError: The topic does not exist.
         """
         return self._run(_read(self._bootstrap, topic, partition))
 
     def end_offset(self, topic: str, partition: int = 0) -> int:
-        """The offset after the last record of a partition: how many were appended to one that lost none."""
+        """Return the offset after the last record of a partition: the number of records, if none was deleted."""
 
         async def work() -> int:
             consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap)
             await consumer.start()
             try:
                 await _check_topic_exists(consumer, topic)
-                place = TopicPartition(topic, partition)
-                return int((await consumer.end_offsets([place]))[place])
+                topic_partition = TopicPartition(topic, partition)
+                return int((await consumer.end_offsets([topic_partition]))[topic_partition])
             finally:
                 await consumer.stop()
 
@@ -202,21 +204,21 @@ class KafkaAdmin:
         return self._run(_with_client(self._bootstrap, work))
 
     def _wait_on_all_brokers(self, condition: Callable[[KafkaAdmin], bool], what: str) -> None:
-        """Wait until something holds of every broker that runs: they do not learn of a change at once."""
+        """Wait until a condition holds on every running broker: changes reach the brokers at different times."""
 
-        def held(broker: KafkaAdmin) -> bool:
+        def holds(broker: KafkaAdmin) -> bool:
             try:
                 return condition(broker)
-            except KafkaConnectionError:  # it does not run
+            except KafkaConnectionError:  # the broker does not run
                 return True
 
         brokers = [KafkaAdmin(server) for server in self._bootstrap.split(",")]
         if len(brokers) > 1:
-            brokers *= 4  # aiokafka asks any broker of the cluster, whichever it was told of first
-        eventually(lambda: all(map(held, brokers)), f"all brokers {what}")
+            brokers *= 4  # aiokafka sends requests to any broker, not only to the bootstrap server
+        eventually(lambda: all(map(holds, brokers)), f"all brokers {what}")
 
     def _with_admin(self, work: Callable[[AIOKafkaAdminClient], Coroutine[Any, Any, _T]]) -> _T:
-        async def whole() -> _T:
+        async def connect_and_work() -> _T:
             admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
             try:
                 await admin.start()
@@ -224,24 +226,24 @@ class KafkaAdmin:
             finally:
                 await admin.close()
 
-        return self._run(whole())
+        return self._run(connect_and_work())
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        async def bounded() -> _T:
+        async def with_timeout() -> _T:
             async with asyncio.timeout(self._timeout):
                 return await work
 
         with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, bounded()).result()
+            return thread.submit(asyncio.run, with_timeout()).result()
 
 
 def broker_ready_check(bootstrap: str, node: int) -> Callable[[], bool]:
-    """A check whether the broker there has its place in the cluster."""
+    """Return a function that checks whether the broker has joined the cluster."""
     host, _, port = bootstrap.rpartition(":")
     admin = KafkaAdmin(bootstrap, timeout=5)
 
     def check() -> bool:
-        # Raises OSError while nothing listens: aiokafka would log that as an error.
+        # Raises OSError while the port is closed; aiokafka would log an error.
         socket.create_connection((host, int(port)), timeout=5).close()
         try:
             return node in admin.brokers()
@@ -268,23 +270,23 @@ async def _read(bootstrap: str, topic: str, partition: int) -> list[Record]:
         isolation_level="read_committed",
         fetch_max_wait_ms=50,
     )
-    found: list[Record] = []
+    result: list[Record] = []
     await consumer.start()
     try:
         await _check_topic_exists(consumer, topic)
-        place = TopicPartition(topic, partition)
-        consumer.assign([place])
-        end = (await consumer.end_offsets([place]))[place]
-        while await consumer.position(place) < end:
-            for records in (await consumer.getmany(place, timeout_ms=100)).values():
-                found += [Record(r.offset, r.key, r.value, tuple(r.headers), r.timestamp) for r in records]
+        topic_partition = TopicPartition(topic, partition)
+        consumer.assign([topic_partition])
+        end = (await consumer.end_offsets([topic_partition]))[topic_partition]
+        while await consumer.position(topic_partition) < end:
+            for records in (await consumer.getmany(topic_partition, timeout_ms=100)).values():
+                result += [Record(r.offset, r.key, r.value, tuple(r.headers), r.timestamp) for r in records]
     finally:
         await consumer.stop()
-    return found
+    return result
 
 
 async def _check_topic_exists(consumer: AIOKafkaConsumer, topic: str) -> None:
-    """Raise where aiokafka would wait until the topic is there."""
+    """Raise UnknownTopicOrPartitionError if the topic does not exist; aiokafka would wait for the topic."""
     if topic not in await consumer.topics():
         raise UnknownTopicOrPartitionError(topic)
 

@@ -1,4 +1,4 @@
-"""What a Kafka broker is told: its listeners, who may log in, and how it is kept small and quick."""
+"""Configuration of a Kafka broker: listeners, users, and settings for small memory and fast tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECURITY_PACKAGE = "org.apache.kafka.common.security"
 
 @dataclass(frozen=True)
 class Tls:
-    """What TLS listeners show, and whose clients an mTLS listener lets in."""
+    """Certificate of the TLS listeners, and the authority that an mTLS listener trusts."""
 
     authority: Authority
     certificate: Certificate
@@ -37,7 +37,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class Node:
-    """One broker, which is a controller too: its folder and ports; `advertised` are those clients are sent to."""
+    """One broker, which is also a controller: its directory, ports and advertised ports by listener."""
 
     id: int
     directory: Path
@@ -49,10 +49,10 @@ class Node:
 def properties(
     node: Node, nodes: Sequence[Node], users: Mapping[str, str], tls: Tls | None, *, acls: bool
 ) -> dict[str, str]:
-    """The content of server.properties, but for what a test wants of its own."""
+    """Return the default content of server.properties, to which a test can add settings."""
     listeners = {"CONTROLLER": node.controller} | {name.upper(): port for name, port in node.ports.items()}
     protocols = {name.upper(): _PROTOCOLS[name] for name in node.ports}
-    found = {
+    settings = {
         "process.roles": "broker,controller",
         "node.id": str(node.id),
         "log.dirs": f"{node.directory}/data",
@@ -68,17 +68,17 @@ def properties(
         **_fast_settings(len(nodes)),
     }
     for name in node.ports:
-        found |= _auth_settings(name, users, tls)
+        settings |= _auth_settings(name, users, tls)
     if acls:
-        found |= {
+        settings |= {
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "super.users": "User:ANONYMOUS",  # whoever comes without a login: the brokers, and the tests' own clients
+            "super.users": "User:ANONYMOUS",  # clients without credentials: the brokers, and the admin client
         }
-    return found
+    return settings
 
 
 def scram_options(users: Mapping[str, str]) -> list[str]:
-    """The options that make `StorageTool format` know the users."""
+    """Return the options of `StorageTool format` that create the users."""
     return [
         option
         for user, password in users.items()
@@ -88,7 +88,7 @@ def scram_options(users: Mapping[str, str]) -> list[str]:
 
 
 def unsecured_jwt(user: str, *, seconds: int = 3600) -> str:
-    """A token for OAUTHBEARER that the testbed's broker believes; negative seconds: one that has expired."""
+    """Return a token for OAUTHBEARER that the testbed's brokers accept; negative `seconds` make an expired token."""
     now = time.time()
     claims = {"sub": user, "iat": now - 7200, "exp": now + seconds}
     header, payload = (_base64(json.dumps(part).encode()) for part in ({"alg": "none"}, claims))
@@ -113,9 +113,9 @@ def _replication_settings(brokers: int) -> dict[str, str]:
 
 
 def _fast_settings(brokers: int) -> dict[str, str]:
-    """Small buffers, no waiting for more members of a group, and a dead broker is noticed in less than 9 s.
+    """Return settings for small buffers, no rebalance delay, and detection of a dead broker in less than 9 s.
 
-    A broker that was killed can come back only when that time is over.
+    A killed broker can rejoin the cluster only after that time.
     """
     return {
         "log.cleaner.dedupe.buffer.size": str(4 << 20),
@@ -128,22 +128,22 @@ def _fast_settings(brokers: int) -> dict[str, str]:
 
 def _auth_settings(listener: Listener, users: Mapping[str, str], tls: Tls | None) -> dict[str, str]:
     prefix = f"listener.name.{listener}"
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     if "SSL" in _PROTOCOLS[listener]:
-        found |= _tls_settings(prefix, tls, verify=listener == "mtls")
+        settings |= _tls_settings(prefix, tls, verify=listener == "mtls")
     if "SASL" in _PROTOCOLS[listener]:
-        known = "".join(f' user_{user}="{password}"' for user, password in users.items())
+        plain_users = "".join(f' user_{user}="{password}"' for user, password in users.items())
         logins = {
-            "plain": f"{_SECURITY_PACKAGE}.plain.PlainLoginModule required{known};",
+            "plain": f"{_SECURITY_PACKAGE}.plain.PlainLoginModule required{plain_users};",
             "scram-sha-256": f"{_SECURITY_PACKAGE}.scram.ScramLoginModule required;",
             "scram-sha-512": f"{_SECURITY_PACKAGE}.scram.ScramLoginModule required;",
             "oauthbearer": (
                 f'{_SECURITY_PACKAGE}.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="b";'
             ),
         }
-        found[f"{prefix}.sasl.enabled.mechanisms"] = ",".join(MECHANISMS)
-        found |= {f"{prefix}.{mechanism}.sasl.jaas.config": login for mechanism, login in logins.items()}
-    return found
+        settings[f"{prefix}.sasl.enabled.mechanisms"] = ",".join(MECHANISMS)
+        settings |= {f"{prefix}.{mechanism}.sasl.jaas.config": login for mechanism, login in logins.items()}
+    return settings
 
 
 def _tls_settings(prefix: str, tls: Tls | None, *, verify: bool) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Debian's kcat, unpacked and not installed: where it is, and the libraries that come with it."""
+"""Environment for Debian's kcat, which is only unpacked, and its libraries."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
 
 COMPONENTS = ("kcat",)
-"""What has to be installed for it."""
+"""Components that must be installed."""
 
 
 def environment() -> dict[str, str]:
-    """The environment in which `kcat` can be called."""
+    """Return the environment for `kcat`."""
     libraries = os.pathsep.join(map(str, (cache_directory() / "debian" / "kcat").glob("**/*-linux-gnu*")))
     return {**os.environ, "PATH": search_path(*COMPONENTS), "LD_LIBRARY_PATH": libraries}

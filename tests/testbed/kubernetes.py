@@ -1,7 +1,7 @@
-"""A Kubernetes node of one machine: etcd, apiserver, scheduler, controller manager, and a kubelet on containerd 2.4.
+"""A single-node Kubernetes cluster: etcd, apiserver, scheduler, controller manager, and a kubelet on containerd 2.4.
 
-It has network and mount namespaces of its own: every program is at its usual port and every folder in its usual place
-(/run/containerd, /var/lib, /var/log), and nothing of this machine is touched. The machine reaches it at `ip`.
+It runs in private network and mount namespaces: programs use their default ports and directories (/run/containerd,
+/var/lib, /var/log) without affecting this machine, which connects to the node at `ip`.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from tests.testbed.process import run
 from tests.testbed.sandbox import LINKS_FILE
 
 COMPONENTS = (*components("2.4"), "helm", "kubernetes", "nats-server")
-"""What has to be installed for a Node with NATS."""
+"""Components that must be installed for a Node with NATS."""
 
 NODE_NAME = "node-1"
 PAUSE_IMAGE = "registry.k8s.io/pause:3.10"
 POD_CIDR = "10.88.0.0/23"
 _APISERVER = "https://127.0.0.1:6443"
 
-# Without CAP_SYS_RESOURCE no sandbox would start but for restrict_oom_score_adj.
+# Without CAP_SYS_RESOURCE, sandboxes start only with restrict_oom_score_adj.
 _CONTAINERD_CONFIG = """\
 version = 3
-root = "{folder}/root"
-state = "{folder}/state"
+root = "{directory}/root"
+state = "{directory}/state"
 disabled_plugins = ["io.containerd.nri.v1.nri"]
 [grpc]
   address = "{address}"
 [ttrpc]
   address = "{address}.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
-  path = "{folder}/opt"
+  path = "{directory}/opt"
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{pause}"
 [plugins."io.containerd.cri.v1.runtime"]
@@ -48,12 +48,12 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
   netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["{plugins}"]
-  conf_dir = "{folder}/cni"
+  conf_dir = "{directory}/cni"
 """
 
 
 class Node(Containerd):
-    """As a context manager it is Ready, with the busybox image, and removed with all that it ran."""
+    """A node that is Ready and has the busybox image within the context, and is removed with its pods on exit."""
 
     UNSHARE_FLAGS = ("mount", "net")
     PRIVATE_PATHS = ("/var/lib", "/var/log")
@@ -62,24 +62,25 @@ class Node(Containerd):
         super().__init__("2.4")
         self.address = "/run/containerd/containerd.sock"
         self.env["PATH"] = search_path(*COMPONENTS)
-        folders = {name: f"{self.directory}/helm/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA")}
-        self.env |= {f"HELM_{name}_HOME": folder for name, folder in folders.items()}
+        self.env |= {
+            f"HELM_{name}_HOME": f"{self.directory}/helm/{name.lower()}" for name in ("CACHE", "CONFIG", "DATA")
+        }
         self.env["KUBECONFIG"] = f"{self.directory}/kubeconfig"
-        taken = {link.name for link in Path("/sys/class/net").glob("whale*")}  # by other nodes
-        free = [number for number in range(512) if f"whale{number}" not in taken]
-        network = random.choice(free)  # noqa: S311 - nobody has to guess it
+        used = {link.name for link in Path("/sys/class/net").glob("whale*")}  # by other nodes
+        free = [number for number in range(512) if f"whale{number}" not in used]
+        network = random.choice(free)  # noqa: S311 - no secret
         self._link = f"whale{network}"
-        self._net = f"198.{18 + network // 256}.{network % 256}"  # of those set aside for tests (RFC 2544)
+        self._net = f"198.{18 + network // 256}.{network % 256}"  # reserved for tests (RFC 2544)
         self.ip = f"{self._net}.2"
         self.audit = self.directory / "audit.jsonl"
         self._programs: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Start everything, and wait until the node is Ready."""
-        first = self._sandbox is None
+        """Start all programs, and wait until the node is Ready; later calls start only containerd."""
+        is_first_start = self._sandbox is None
         self._prepare()
         super().start()
-        if not first:
+        if not is_first_start:
             return
         self.import_image("k8s.io")
         self._import_pause()
@@ -91,34 +92,34 @@ class Node(Containerd):
         eventually(self._is_ready, "the node to be Ready", within=120)
 
     def kubectl(self, *args: str, timeout: float = 60, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Call kubectl as an administrator; a failure raises CommandError with what it said."""
+        """Run kubectl as an administrator; with `check`, a failure raises CommandError with its output."""
         command = ["kubectl", f"--cache-dir={self.directory}/kubectl", *args]
         return run(self.sandboxed_command(*command), env=self.env, timeout=timeout, check=check)
 
     def get(self, *args: str) -> Any:
-        """What `kubectl get` says, decoded."""
+        """Return the decoded JSON output of `kubectl get`."""
         return json.loads(self.kubectl("get", *args, "--output=json").stdout)
 
     def apply(self, *objects: dict[str, Any]) -> None:
-        """Create or change objects."""
+        """Create or update objects."""
         file = self.directory / f"{secrets.token_hex(4)}.json"
         file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
         self.kubectl("apply", f"--filename={file}")
 
     def helm(self, *args: str, timeout: float = 180, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Call Helm as an administrator; a failure raises CommandError with what it said."""
+        """Run Helm as an administrator; with `check`, a failure raises CommandError with its output."""
         return run(self.sandboxed_command("helm", *args), env=self.env, timeout=timeout, check=check)
 
     def start_nats(self) -> str:
-        """Start a nats-server on the node's own network; where pods and this machine reach it."""
+        """Start a nats-server in the node's network; return its URL for pods and for this machine."""
         store = self.directory / "nats"
         self._launch("nats-server", "-js", "-sd", str(store), "-a", "0.0.0.0", "-m", "8222")  # noqa: S104
         url = f"http://{self.ip}:8222/healthz"
-        eventually(lambda: _responds(url), "nats-server to answer")
+        eventually(lambda: _responds(url), "nats-server to respond")
         return f"nats://{self.ip}:4222"
 
     def close(self) -> None:
-        """End and remove everything that this instance brought about."""
+        """Stop and remove everything that this instance started or created."""
         super().close()
         for program in self._programs:
             program.wait(20)
@@ -135,14 +136,14 @@ class Node(Containerd):
         run(self.sandboxed_command("ip", "link", "set", "lo", "up"))
         run(self.sandboxed_command("ip", "address", "add", f"{self.ip}/24", "dev", "eth0"))
         run(self.sandboxed_command("ip", "link", "set", "eth0", "up"))
-        # The apiserver wants a default route to find out about itself.
+        # The apiserver needs a default route to determine its own address.
         run(self.sandboxed_command("ip", "route", "add", "default", "via", f"{self._net}.1"))
         self._write_files()
 
     def _write_config(self) -> str:
-        plugins = next(Path(folder) for folder in search_path("cni").split(":") if Path(folder, "ptp").exists())
+        plugins = next(Path(path) for path in search_path("cni").split(":") if Path(path, "ptp").exists())
         return _CONTAINERD_CONFIG.format(
-            folder=self.directory, address=self.address, pause=PAUSE_IMAGE, plugins=plugins
+            directory=self.directory, address=self.address, pause=PAUSE_IMAGE, plugins=plugins
         )
 
     def _write_files(self) -> None:
@@ -169,7 +170,7 @@ class Node(Containerd):
         return {"cniVersion": "1.0.0", "name": "testbed", "plugins": [{"type": "ptp", "ipam": ipam}]}
 
     def _kubelet_configuration(self) -> dict[str, Any]:
-        # guard.py removes the cgroups below this one.
+        # sandbox.py removes the cgroups below this one.
         for controller in _cgroup_controllers():
             (controller / self.directory.name).mkdir()
         return {
@@ -197,22 +198,22 @@ class Node(Containerd):
         return ("etcd", f"--data-dir={self.directory}/etcd", "--unsafe-no-fsync")
 
     def _start_apiserver(self) -> tuple[str, ...]:
-        folder = self.directory
+        directory = self.directory
         return (
             "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",
             "--secure-port=6443",
             f"--advertise-address={self.ip}",
-            f"--cert-dir={folder}/certificates",
-            f"--token-auth-file={folder}/tokens.csv",
+            f"--cert-dir={directory}/certificates",
+            f"--token-auth-file={directory}/tokens.csv",
             "--authorization-mode=RBAC",
             "--service-account-issuer=https://kubernetes.local",
-            f"--service-account-key-file={folder}/accounts.key.pub",
-            f"--service-account-signing-key-file={folder}/accounts.key",
+            f"--service-account-key-file={directory}/accounts.key.pub",
+            f"--service-account-signing-key-file={directory}/accounts.key",
             "--service-cluster-ip-range=10.96.0.0/24",
             "--allow-privileged=true",
             "--kubelet-preferred-address-types=InternalIP",
-            f"--audit-policy-file={folder}/audit.json",
+            f"--audit-policy-file={directory}/audit.json",
             f"--audit-log-path={self.audit}",
         )
 
@@ -246,7 +247,7 @@ class Node(Containerd):
         for program in self._programs:
             if program.poll() is not None:
                 name = str(list(program.args)[4])  # type: ignore[arg-type]
-                raise RuntimeError(f"{name} ended: {(self.directory / f'{name}.log').read_text()[-3000:]}")
+                raise RuntimeError(f"{name} exited: {(self.directory / f'{name}.log').read_text()[-3000:]}")
 
     def _is_apiserver_ready(self) -> bool:
         self._check_programs()
@@ -260,7 +261,7 @@ class Node(Containerd):
 
 
 def _cgroup_controllers() -> list[Path]:
-    """The cgroup hierarchies: one on a machine of cgroup v2, several on one of v1."""
+    """Return the cgroup hierarchies: one with cgroup v2, several with v1."""
     root = Path("/sys/fs/cgroup")
     if (root / "cgroup.controllers").exists():
         return [root]

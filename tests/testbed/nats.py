@@ -19,15 +19,15 @@ from tests.testbed.server import HOST, Server, Servers, Workspace, free_port
 from tests.testbed.tcp_proxy import TcpProxy
 
 COMPONENTS = ("nats-server",)
-"""What has to be installed for a Nats."""
+"""Components that must be installed."""
 
 DEBIAN_COMPONENTS = ("nats-server-2.9",)
-"""What has to be installed for Debian's own: older (no atomic batches), and nothing that has to be built."""
+"""Components of Debian's NATS, which is older (no atomic batches) and does not have to be compiled."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One server: its folder and ports (`advertised` is the one that clients are told of)."""
+    """One server: its directory and ports; clients connect to `advertised`."""
 
     name: str
     directory: Path
@@ -38,12 +38,12 @@ class Node:
 
 
 class Nats(Servers):
-    """As a context manager it is started, and removed with all that it ran.
+    """Servers that run within the context.
 
-    `login`: configuration from nats_auth, by default everybody may do everything. TLS: where `authority` is given, with
-    a certificate of it unless `certificate` is another; `mtls`: clients need one too. `proxied`: clients are sent
-    through `proxies`, one a server, which can fail. `settings`: more of the configuration, as it stands in the file.
-    `component`: which of the installed servers it is.
+    `auth` is configuration from nats_auth; the default allows everything. `authority` enables TLS; `certificate`
+    replaces the certificate that the authority issues. With `mtls`, clients need a certificate, too. With `proxied`,
+    clients connect through `proxies`, one per server, which can fail. `settings` is additional configuration, in the
+    format of the file. `component` selects one of the installed servers.
     """
 
     def __init__(
@@ -63,10 +63,12 @@ class Nats(Servers):
         self.proxies: list[TcpProxy] = []
         self._tls = ""
         if authority:
-            shown = certificate or authority.issue("nats")
-            trusted = f'ca_file: "{authority.certificate}", verify: {str(mtls).lower()}'
-            own = f'cert_file: "{shown.certificate}", key_file: "{shown.key}"'
-            self._tls = f"tls {{ {own}, {trusted}, timeout: {AUTH_TIMEOUT} }}\n"
+            server_certificate = certificate or authority.issue("nats")
+            ca_settings = f'ca_file: "{authority.certificate}", verify: {str(mtls).lower()}'
+            certificate_settings = (
+                f'cert_file: "{server_certificate.certificate}", key_file: "{server_certificate.key}"'
+            )
+            self._tls = f"tls {{ {certificate_settings}, {ca_settings}, timeout: {AUTH_TIMEOUT} }}\n"
         self._common_config = auth + self._tls + settings
         self.nodes = [self._create_node(number, proxied=proxied) for number in range(1, servers + 1)]
         for node in self.nodes:
@@ -75,66 +77,67 @@ class Nats(Servers):
 
     @property
     def urls(self) -> list[str]:
-        """Where clients connect to, through the proxies if there are any."""
+        """Return the URLs for clients: of the proxies, if there are any."""
         scheme = "tls" if self._tls else "nats"
         return [f"{scheme}://{HOST}:{node.advertised}" for node in self.nodes]
 
     @property
     def url(self) -> str:
-        """The same as one string, with commas."""
+        """Return the URLs for clients, separated by commas."""
         return ",".join(self.urls)
 
     def server(self, name: str) -> Server:
-        """One server by its name: n1, n2, ..."""
+        """Return a server by its name: n1, n2, ..."""
         return next(server for server in self.servers if server.name == name)
 
     def start(self) -> None:
-        """Start those that do not run, and wait until all answer and the one that leads them knows the others."""
+        """Start the servers that do not run; wait until all are ready, and the cluster's leader knows the others."""
         super().start()
         if len(self.nodes) > 1:
-            eventually(self._is_cluster_complete, "the servers of a cluster to know each other", within=60)
+            eventually(self._is_cluster_complete, "the leader of the cluster to know all servers", within=60)
 
     def leader(self, stream: str, *, timeout: float = 60) -> Server:
-        """The server that leads a stream; where there is none for the moment, wait for one."""
-        found: list[str] = []
+        """Return the running server that leads a stream; wait until there is a leader."""
+        leader = ""
 
-        def known() -> bool:
-            # Each server has an opinion; one that was frozen or cut off may still hold an old one.
-            leaders = [name for state in self._stream_states(stream) for name in _leader_name(state)]
-            found[:] = [max(leaders, key=leaders.count)] if leaders else []
-            return bool(found) and self.server(found[0]).running
+        def has_leader() -> bool:
+            nonlocal leader
+            # The servers can disagree: one that was suspended or disconnected may have an old state.
+            names = [name for state in self._stream_states(stream) for name in _leader_name(state)]
+            leader = max(names, key=names.count) if names else ""
+            return bool(leader) and self.server(leader).running
 
-        eventually(known, f"a leader of stream {stream}", within=timeout)
-        return self.server(found[0])
+        eventually(has_leader, f"a leader of stream {stream}", within=timeout)
+        return self.server(leader)
 
     def monitor(self, path: str, node: Node | None = None, *, timeout: float = 30) -> dict[str, Any]:
-        """What a server's monitoring says: `varz`, `connz`, `jsz?streams=true`, ..."""
+        """Return a document of a server's monitoring endpoint: `varz`, `connz`, `jsz?streams=true`, ..."""
         url = f"http://{HOST}:{(node or self.nodes[0]).monitor}/{path}"
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            found: dict[str, Any] = json.load(answer)
-        return found
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            document: dict[str, Any] = json.load(response)
+        return document
 
     def close(self) -> None:
-        """End and remove everything that this instance brought about."""
+        """Stop and remove everything that this instance started or created."""
         for proxy in self.proxies:
             proxy.close()
         super().close()
 
     def _stream_states(self, stream: str) -> list[dict[str, Any]]:
-        found = []
+        states = []
         for node, server in zip(self.nodes, self.servers, strict=True):
             if not server.running:
                 continue
             try:
                 accounts = self.monitor("jsz?accounts=true&streams=true", node, timeout=2)["account_details"]
-            except (OSError, KeyError):  # it does not answer, or has no account yet
+            except (OSError, KeyError):  # the server does not respond, or has no account yet
                 continue
             details = [detail for account in accounts for detail in account.get("stream_detail", [])]
-            found += [detail for detail in details if detail["name"] == stream]
-        return found
+            states += [detail for detail in details if detail["name"] == stream]
+        return states
 
     def _is_cluster_complete(self) -> bool:
-        """Whether the leader has heard of all: one of which it has not gets no replica, and a stream may need it."""
+        """Return whether the leader knows all servers; it places no replicas on servers that it does not know."""
         for node in self.nodes:
             try:
                 cluster = self.monitor("jsz", node, timeout=2)["meta_cluster"]
@@ -147,13 +150,13 @@ class Nats(Servers):
 
     def _create_node(self, number: int, *, proxied: bool) -> Node:
         name = f"n{number}"
-        folder = self.directory / name
-        folder.mkdir()
+        directory = self.directory / name
+        directory.mkdir()
         port = advertised = free_port()
         if proxied:
             self.proxies.append(TcpProxy(HOST, port))
             advertised = self.proxies[-1].port
-        return Node(name, folder, port, advertised, free_port(), free_port())
+        return Node(name, directory, port, advertised, free_port(), free_port())
 
     def _config(self, node: Node) -> str:
         lines = [
@@ -177,12 +180,12 @@ class Nats(Servers):
         def check() -> bool:
             try:
                 return bool(self.monitor("healthz", node, timeout=2)["status"] == "ok")
-            except urllib.error.HTTPError:  # 503: it answers, and is not ready
+            except urllib.error.HTTPError:  # 503: the server responds, but is not ready
                 return False
 
         return check
 
 
 def _leader_name(state: dict[str, Any]) -> list[str]:
-    cluster = state.get("cluster")  # a single server has none: it leads
+    cluster = state.get("cluster")  # a single server has no cluster, and is the leader
     return ["n1"] if cluster is None else [name for name in [cluster.get("leader")] if name]

@@ -1,4 +1,4 @@
-"""Running programs and waiting for what they do, always with a bound."""
+"""Run and suspend processes, with timeouts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tests.eventually import eventually
 
 
 class CommandError(Exception):
-    """A program ended with another status than 0; `result` has its output."""
+    """A program exited with a status other than 0; `result` has its output."""
 
     def __init__(self, result: subprocess.CompletedProcess[str]) -> None:
-        said = (result.stderr.strip() or result.stdout.strip())[-4000:]
-        super().__init__(f"{' '.join(map(str, result.args))}: exit status {result.returncode}: {said}")
+        output = (result.stderr.strip() or result.stdout.strip())[-4000:]
+        super().__init__(f"{' '.join(map(str, result.args))}: exit status {result.returncode}: {output}")
         self.result = result
 
 
 def run(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout: float = 60, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and hand back its output; a failure raises with what it wrote to stderr."""
+    """Run a program and return its output; with `check`, a failure raises CommandError with its stderr."""
     result = subprocess.run(
         command,
         env=env,
@@ -39,28 +39,28 @@ def run(
 
 
 def suspend_process(pid: int) -> None:
-    """SIGSTOP a process, and wait until all of its threads have stopped: until then one may still have answered."""
+    """Send SIGSTOP, and wait until all threads have stopped: until then, a thread may still respond."""
     os.kill(pid, signal.SIGSTOP)
     threads = Path(f"/proc/{pid}/task")
 
     def stopped() -> bool:
         try:
             return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads.glob("*/stat"))
-        except OSError:  # one of them has ended meanwhile
+        except OSError:  # a thread has exited meanwhile
             return False
 
     eventually(stopped, f"process {pid} to stop")
 
 
 def pids_with_arguments(*required: str) -> list[int]:
-    """Living processes that have all of these among the arguments of their command line."""
-    found = []
+    """Return the ids of running processes whose command lines contain all of these arguments."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
                 arguments = (entry / "cmdline").read_text(errors="replace").split("\0")
-            except OSError:  # it ended while we looked
+            except OSError:  # it has exited meanwhile
                 continue
             if all(argument in arguments for argument in required):
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids

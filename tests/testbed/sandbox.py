@@ -1,12 +1,12 @@
-"""Holds a mount namespace with a /run/containerd of its own, and cleans up once its standard input ends.
+"""Hold a mount namespace with a private /run/containerd, and clean up at the end of standard input.
 
-Shims, runc and fifos live in /run/containerd, wherever containerd's own folders are. In a namespace of its own an
-instance neither meets another one nor the machine's own containerd there, and its processes can be told by it. The end
-of standard input comes also when the tests are killed, so this script is the one way of cleaning up:
+Shims, runc and fifos use /run/containerd, independent of containerd's directories. In a private namespace, an instance
+shares it neither with other instances nor with the machine's containerd, and the namespace identifies its processes.
+Standard input also ends if the tests are killed, so only this script cleans up:
 
-    unshare --mount --propagation slave python3 guard.py FOLDER [PLACE...]
+    unshare --mount --propagation slave python3 sandbox.py DIRECTORY [PRIVATE_PATH...]
 
-Other places that have to be its own can be named.
+Each PRIVATE_PATH is another directory that is private to the namespace.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from functools import partial
 from pathlib import Path
 
 READY = "ready\n"
-"""What it writes once programs can be started inside."""
+"""Output of this script when programs can be started in the namespace."""
 
 LINKS_FILE = "links"
-"""The file in the folder that names, a line each, the network interfaces to be removed."""
+"""Name of the file in DIRECTORY that lists the network interfaces to remove, one per line."""
 
 _PRIVATE_PATHS = (Path("/run/containerd"), Path("/run/docker"))
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def main(directory: Path, *private_paths: Path) -> None:
-    """Guard until standard input ends, then remove every trace of what ran here."""
+    """Wait for the end of standard input, then kill and remove everything that ran in the namespace."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
-    for place in (*_PRIVATE_PATHS, *private_paths):
-        place.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "whalebridge", place], check=True)
+    for path in (*_PRIVATE_PATHS, *private_paths):
+        path.mkdir(exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "whalebridge", path], check=True)
     sys.stdout.write(READY)
     sys.stdout.flush()
     sys.stdin.read()
-    _wait_until(lambda: not _kill(_namespace_processes()), "kill what ran here")
-    # Docker keeps runc's state where it was told to; all others use runc's default.
+    _wait_until(lambda: not _kill(_namespace_processes()), "kill the processes of the namespace")
+    # Docker passes a directory for its state to runc; all others use runc's default.
     roots = [_PRIVATE_PATHS[0] / "runc", *directory.glob("*/exec/runtime-runc")]
     for state in [state for root in roots for state in root.glob("*/*/state.json")]:
         _kill_container([Path(path) for path in json.loads(state.read_text())["cgroup_paths"].values()])
@@ -53,7 +53,7 @@ def main(directory: Path, *private_paths: Path) -> None:
     _remove_cgroups(directory.name)
     if (directory / LINKS_FILE).exists():
         for link in (directory / LINKS_FILE).read_text().split():
-            subprocess.run(["ip", "link", "delete", link], check=False, stderr=subprocess.DEVNULL)  # it may be gone
+            subprocess.run(["ip", "link", "delete", link], check=False, stderr=subprocess.DEVNULL)  # it may not exist
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     if ours := [mount for mount in mounts if mount.startswith(f"{directory}/")]:
         subprocess.run(["umount", "--lazy", *reversed(ours)], check=True)
@@ -61,28 +61,28 @@ def main(directory: Path, *private_paths: Path) -> None:
 
 
 def _namespace_processes() -> Iterator[int]:
-    """The other processes of this namespace: containerd, shims, clients (a container's own are in further ones)."""
+    """Yield the other processes of this namespace: containerd, shims, clients (containers have other namespaces)."""
     ours = os.readlink("/proc/self/ns/mnt")
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):  # it ended while we looked, or is a zombie
+            with contextlib.suppress(OSError):  # it has exited meanwhile, or is a zombie
                 if os.readlink(entry / "ns/mnt") == ours:
                     yield int(entry.name)
 
 
 def _kill_container(cgroups: list[Path]) -> None:
-    """End what runs in a container, all of which is in its cgroups, without runc: that would call nerdctl's hooks."""
+    """Kill the processes in the cgroups of a container, without runc, which would run nerdctl's hooks."""
 
     def processes() -> Iterator[int]:
         for cgroup in cgroups:
             with contextlib.suppress(FileNotFoundError):
-                # A frozen process of cgroup v1 dies only when it is thawed; v2 has no such file and needs none.
+                # With cgroup v1, a frozen process must be thawed to exit; v2 does not have this file.
                 if (cgroup / "freezer.state").exists():
                     (cgroup / "freezer.state").write_text("THAWED")
                 yield from map(int, (cgroup / "cgroup.procs").read_text().split())
 
     def removed(cgroup: Path) -> bool:
-        with contextlib.suppress(OSError):  # busy: the kernel takes a moment after the last process
+        with contextlib.suppress(OSError):  # busy for a moment after the last process
             cgroup.rmdir()
         return not cgroup.exists()
 
@@ -92,35 +92,37 @@ def _kill_container(cgroups: list[Path]) -> None:
 
 
 def keep_cgroups(namespace: str, name: str) -> None:
-    """Have a cgroup in those of a containerd namespace: another guard that finds them empty would remove them, also
-    while runc is about to make a container's in there. Ours removes it, by its name.
+    """Create a cgroup in those of a containerd namespace, to keep these from being removed.
+
+    Otherwise the sandbox of another instance removes them if they are empty, even if runc is about to create the cgroup
+    of a container there. The sandbox of this instance removes the created cgroup by its name.
     """
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line]
-    for kept in [Path(mount, namespace, name) for mount in mounts]:
-        while not kept.exists():
+    for cgroup in [Path(mount, namespace, name) for mount in mounts]:
+        while not cgroup.exists():
             with contextlib.suppress(FileNotFoundError, FileExistsError):
-                kept.mkdir(parents=True)
+                cgroup.mkdir(parents=True)
 
 
 def _remove_namespace(namespace: str) -> None:
-    """Remove the cgroups of a containerd namespace, unless another containerd has something in there."""
+    """Remove the cgroups of a containerd namespace, unless another containerd uses them."""
     for path in [_CGROUPS / namespace, *_CGROUPS.glob(f"*/{namespace}")]:
         with contextlib.suppress(OSError):
             path.rmdir()
 
 
 def _remove_cgroups(name: str) -> None:
-    """Remove the cgroups that are called like the folder: what a kubelet has made in them, and those that were kept."""
-    # Unlike Path.glob, os.walk does not mind what other guards remove meanwhile.
-    for top in [Path(folder) for folder, _, _ in os.walk(_CGROUPS) if Path(folder).name == name]:
+    """Remove the cgroups with the name of the directory, created by a kubelet or by `keep_cgroups`."""
+    # Unlike Path.glob, os.walk ignores directories that other sandboxes remove meanwhile.
+    for top in [Path(path) for path, _, _ in os.walk(_CGROUPS) if Path(path).name == name]:
         for path, _, _ in os.walk(top, topdown=False):
             Path(path).rmdir()
         with contextlib.suppress(OSError):
-            top.parent.rmdir()  # the namespace's, where nobody else has something in there
+            top.parent.rmdir()  # the cgroup of the namespace; fails if another instance uses it
 
 
 def _kill(processes: Iterator[int]) -> bool:
-    """SIGKILL them; whether there were any."""
+    """Kill the processes with SIGKILL; return whether there were any."""
     pids = set(processes)
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

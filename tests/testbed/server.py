@@ -1,4 +1,4 @@
-"""Servers of one program each, in a folder of their own, that can be started, ended and frozen, alone or together."""
+"""Servers in a private directory that can be started, stopped, killed and suspended, one by one or together."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.testbed import cleanup
 from tests.testbed.process import suspend_process
 
 HOST = "127.0.0.1"
-# Below the range of outgoing connections: on loopback a client that retries a dead port of that range may, in the end,
-# be connected to itself. Each worker of pytest-xdist has its share: much time may pass until a port is listened at, and
-# while a server is dead nobody does.
+# Below the range of ephemeral ports: on loopback, a client that retries a closed port in that range can eventually
+# connect to itself. Each worker of pytest-xdist has separate ports, because a port is not bound between its allocation
+# and the start of the server, and while the server is down.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = range(20_000, 32_000)[_WORKER :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 _allocated_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens at, and that was not handed out before."""
+    """Return a TCP port that is free and was not returned before."""
     for _ in range(1000):
-        port = random.choice(_PORTS)  # noqa: S311 - others look for ports at the same time, so not one after the other
+        port = random.choice(_PORTS)  # noqa: S311 - random, because other processes allocate ports, too
         with socket.socket() as probe:
             if port not in _allocated_ports and probe.connect_ex((HOST, port)) and _can_bind(port):
                 _allocated_ports.add(port)
@@ -49,7 +49,7 @@ def _can_bind(port: int) -> bool:
 
 
 class Workspace:
-    """A folder whose processes, and itself, go away with close() or the end of the tests, however that comes."""
+    """A directory that close(), or the end of the tests (even by SIGKILL), removes with its processes."""
 
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"whalebridge-{name}-", dir="/tmp"))
@@ -60,29 +60,29 @@ class Workspace:
     def spawn(
         self, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program that goes on; both its outputs are appended to `log`."""
+        """Start a program in the background; stdout and stderr are appended to `log`."""
         environment = {**(os.environ if env is None else env), cleanup.WORKSPACE_VARIABLE: str(self.directory)}
         with log.open("ab") as file:
-            # A session of its own: Ctrl-C at a terminal ends the tests alone, which then end it in their order.
+            # In a new session: Ctrl-C in a terminal interrupts only the tests, which stop the program in order.
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
 
     def close(self) -> None:
-        """End and remove everything."""
-        self._cleanup.communicate(timeout=60)  # the end of its standard input is its sign
+        """Kill the processes, and remove the directory."""
+        self._cleanup.communicate(timeout=60)  # closes its standard input, which starts the cleanup
         if self._cleanup.returncode:
             raise RuntimeError(f"cleaning up {self.directory} failed")
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 class Server:
-    """One process of a peer."""
+    """One server process."""
 
     def __init__(
         self, name: str, workspace: Workspace, command: Sequence[str], *, is_ready: Callable[[], object]
     ) -> None:
-        """`ready` is polled after a start; its OSError counts as no."""
+        """Poll `is_ready` after each start; an OSError counts as not ready."""
         self.name = name
         self.log = workspace.directory / f"{name}.log"
         self._workspace = workspace
@@ -92,54 +92,58 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process id, while it runs."""
+        """Return the process id of the running server."""
         if self._process is None:
             raise RuntimeError(f"{self.name} is not running")
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it was started and not ended since."""
+        """Return whether the server was started and not stopped since."""
         return self._process is not None
 
     def launch(self) -> None:
-        """Start it without waiting."""
+        """Start the server without waiting."""
         if self._process is not None:
             raise RuntimeError(f"{self.name} is running")
         self._process = self._workspace.spawn(self._command, log=self.log)
 
     def wait_ready(self, timeout: float = 60) -> None:
-        """Wait until it answers; where it ended instead, raise with the end of its log."""
+        """Wait until the server is ready.
 
-        def answers() -> object:
+        Raises:
+            RuntimeError: The server has exited; the message has the end of its log.
+        """
+
+        def is_ready() -> object:
             if self._process is None or self._process.poll() is not None:
-                raise RuntimeError(f"{self.name} ended: {self.log.read_text()[-2000:]}")
+                raise RuntimeError(f"{self.name} exited: {self.log.read_text()[-2000:]}")
             try:
                 return self._is_ready()
             except OSError:
                 return False
 
-        eventually(answers, f"{self.name} to answer ({self.log})", within=timeout)
+        eventually(is_ready, f"{self.name} to be ready ({self.log})", within=timeout)
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server, and wait until it is ready."""
         self.launch()
         self.wait_ready()
 
     def stop(self, timeout: float = 30) -> None:
-        """End it as an operator does (SIGTERM)."""
+        """Stop the server with SIGTERM."""
         self._signal_and_wait(signal.SIGTERM, timeout)
 
     def kill(self) -> None:
-        """SIGKILL it."""
+        """Kill the server with SIGKILL."""
         self._signal_and_wait(signal.SIGKILL, 30)
 
     def suspend(self) -> None:
-        """Freeze it (SIGSTOP): its sockets still accept, and nothing answers."""
+        """Suspend the server with SIGSTOP: its sockets still accept connections, but do not respond."""
         suspend_process(self.pid)
 
     def resume(self) -> None:
-        """End what suspend() began."""
+        """Resume the server after `suspend`."""
         os.kill(self.pid, signal.SIGCONT)
 
     def _signal_and_wait(self, signal_number: signal.Signals, timeout: float) -> None:
@@ -156,7 +160,7 @@ class Server:
 
 
 class Servers:
-    """Servers that make one peer; as a context manager it is started, and removed."""
+    """The servers of one peer; they run within the context and are removed on exit."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -164,7 +168,7 @@ class Servers:
         self.servers: list[Server] = []
 
     def start(self) -> None:
-        """Start those that do not run, and wait until all answer."""
+        """Start the servers that do not run, and wait until all are ready."""
         for server in self.servers:
             if not server.running:
                 server.launch()
@@ -172,27 +176,27 @@ class Servers:
             server.wait_ready()
 
     def stop(self) -> None:
-        """End all as an operator does, one after the other."""
+        """Stop all servers with SIGTERM, one after the other."""
         for server in self.servers:
             server.stop()
 
     def kill(self) -> None:
-        """SIGKILL all."""
+        """Kill all servers with SIGKILL."""
         for server in self.servers:
             server.kill()
 
     def suspend(self) -> None:
-        """Freeze all."""
+        """Suspend all servers."""
         for server in self.servers:
             server.suspend()
 
     def resume(self) -> None:
-        """End what suspend() began."""
+        """Resume all servers after `suspend`."""
         for server in self.servers:
             server.resume()
 
     def close(self) -> None:
-        """End and remove everything that this instance brought about."""
+        """Stop and remove everything that this instance started or created."""
         try:
             self.kill()
         finally:

@@ -1,4 +1,4 @@
-"""systemd's own checks of a unit: the machine's, where systemd-analyze is installed, else Debian's, unpacked."""
+"""Environment for `systemd-analyze` of Debian's systemd, which is only unpacked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
 
 COMPONENTS = ("systemd",)
-"""What has to be installed for it."""
+"""Components that must be installed."""
 
 
 def environment() -> dict[str, str]:
-    """The environment in which `systemd-analyze` can be called; the units that ours names are found in it."""
+    """Return the environment for `systemd-analyze`, including the path of the units that ours refers to."""
     tree = cache_directory() / "debian" / "systemd"
     libraries = os.pathsep.join(map(str, [*tree.glob("**/*-linux-gnu"), *tree.glob("**/*-linux-gnu/systemd")]))
     return {

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can fail as networks do; it works in a thread, so any kind of test can use it."""
+"""A TCP proxy on loopback that simulates network failures; it runs in a thread, for tests with and without a loop."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _CHUNK = 65536
 
 
 class TcpProxy:
-    """Forwards `port` to a target until told to fail, from when on every connection, old and new, fails that way.
+    """Forward `port` to a target. Each kind of failure applies to existing and new connections until `restore`.
 
-    heal() ends a failure for connections that come then; what a failing connection had swallowed stays lost.
+    Data that a failing connection has dropped stays lost.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.port = free_port()
         self.accepted = 0
-        """How many connections there were so far."""
+        """Number of accepted connections."""
         self._target = (host, port)
         self._delay = 0.0
         self._drop_all = False
@@ -40,43 +40,43 @@ class TcpProxy:
 
     @property
     def address(self) -> str:
-        """Where it listens: HOST:PORT."""
+        """Return HOST:PORT of the listening socket."""
         return f"{HOST}:{self.port}"
 
     def refuse(self) -> None:
-        """Reset all connections and refuse new ones, as a dead server does."""
+        """Reset all connections and refuse new ones, as if the server were down."""
         self._call(self._close_listener())
 
     def reset(self) -> None:
-        """Reset all connections; new ones are fine."""
+        """Reset all connections; new ones work."""
         self._call(self._reset_all())
 
     def drop_traffic(self) -> None:
-        """Half-open: connections stay and new ones are accepted, but no byte gets through and nobody is told."""
+        """Drop all data without closing connections (half-open); new connections are accepted, too."""
         self._set(drop_all=True)
 
     def drop_responses(self) -> None:
-        """Let everything reach the server, and nothing come back."""
+        """Forward data to the server, and drop its responses."""
         self._set(drop_responses=True)
 
     def delay(self, seconds: float) -> None:
-        """Hold back each piece of data, in both directions."""
+        """Delay each chunk of data, in both directions."""
         self._set(delay=seconds)
 
     def reset_after(self, count: int) -> None:
-        """Let that many more bytes reach the server, then reset the connection in the middle of a record; once."""
+        """Forward `count` more bytes to the server, then reset the connection, once."""
         self._set(bytes_until_reset=count)
 
     def restore(self) -> None:
-        """Work again; connections that were silent are reset, for they lack what was swallowed."""
-        lacking = self._drop_all or self._drop_responses
+        """End the failure; reset the connections from which data was dropped."""
+        dropped_data = self._drop_all or self._drop_responses
         self._set()
-        if lacking:
+        if dropped_data:
             self.reset()
         self._call(self._listen())
 
     def close(self) -> None:
-        """End everything."""
+        """Reset all connections and stop the proxy."""
         if self._loop.is_closed():
             return
         self._call(self._close_listener())
@@ -122,14 +122,14 @@ class TcpProxy:
         await self._reset_all()
 
     async def _reset_all(self) -> None:
-        connections = set(self._connections)  # not those that come meanwhile: they may last
+        connections = set(self._connections)  # connections accepted meanwhile stay open
         for connection in connections:
             connection.cancel()
         if connections:
             await asyncio.wait(connections)
 
     async def _serve(self, client_in: asyncio.StreamReader, client_out: asyncio.StreamWriter) -> None:
-        if self._server is None:  # it came a moment before we began to refuse
+        if self._server is None:  # accepted just before the listener was closed
             _abort(client_out)
             return
         self.accepted += 1
@@ -140,11 +140,11 @@ class TcpProxy:
         try:
             server_in, server_out = await asyncio.open_connection(*self._target)
             writers.append(server_out)
-            async with asyncio.TaskGroup() as both_ways:
-                both_ways.create_task(self._forward(client_in, server_out, to_server=True))
-                both_ways.create_task(self._forward(server_in, client_out, to_server=False))
+            async with asyncio.TaskGroup() as directions:
+                directions.create_task(self._forward(client_in, server_out, to_server=True))
+                directions.create_task(self._forward(server_in, client_out, to_server=False))
         except* (OSError, asyncio.CancelledError):
-            pass  # the server is down, one side has reset the connection, or we do: both sides shall know
+            pass  # the server is down, or one side or this proxy has reset the connection: reset both sides
         finally:
             for writer in writers:
                 _abort(writer)
@@ -161,13 +161,13 @@ class TcpProxy:
             await target.drain()
             if to_server and self._bytes_until_reset is not None and self._bytes_until_reset <= 0:
                 self._bytes_until_reset = None
-                raise ConnectionResetError("as asked for")
+                raise ConnectionResetError("byte limit reached")
         with contextlib.suppress(OSError):
             target.write_eof()
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:
-    """Close with RST instead of FIN: both sides learn at once, and what is under way is gone."""
+    """Close the connection with RST instead of FIN: both sides notice at once, and data in flight is lost."""
     sock = writer.get_extra_info("socket")
     if sock is not None and sock.fileno() >= 0:
         with contextlib.suppress(OSError):

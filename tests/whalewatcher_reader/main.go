@@ -1,5 +1,5 @@
-// Decodes documents of the encoding "whalewatcher", one a line of standard input, with encoding/json and nothing else,
-// into structs of the same shape as those of github.com/thediveo/whalewatcher/v2, and says what is in them.
+// Decodes JSON lines of the encoding "whalewatcher" from standard input with encoding/json, into copies of the structs
+// of github.com/thediveo/whalewatcher/v2, and prints the values of the fields.
 package main
 
 import (

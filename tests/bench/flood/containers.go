@@ -11,11 +11,11 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// createContainers makes records as `nerdctl compose` does, with an empty spec: nothing will ever run in them.
-func createContainers(ctx context.Context, connection *grpc.ClientConn, wanted options) error {
+// createContainers creates containers with the labels of `nerdctl compose` and an empty spec. They are never started.
+func createContainers(ctx context.Context, connection *grpc.ClientConn, opts options) error {
 	client := api.NewContainersClient(connection)
-	for number := range wanted.containers {
-		id := fmt.Sprintf("%s%d", wanted.prefix, number)
+	for number := range opts.containers {
+		id := fmt.Sprintf("%s%d", opts.prefix, number)
 		project := fmt.Sprintf("project-%d", number%10)
 		_, err := client.Create(ctx, &api.CreateContainerRequest{Container: &api.Container{
 			ID:      id,

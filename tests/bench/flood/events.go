@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-const firstPid = 1 << 22 // beyond what the kernel gives out
+const firstPid = 1 << 22 // the kernel's maximum, so that no process has one of the pids
 
 type phase struct {
 	topic string
@@ -38,44 +38,44 @@ var phases = []phase{
 	}},
 }
 
-// envelope makes the event of that number: all containers go through their phases side by side.
-func envelope(wanted options, number int, now time.Time) (*types.Envelope, error) {
-	round, container := number/wanted.containers, number%wanted.containers
-	life, step := round/len(phases), phases[round%len(phases)]
+// envelope returns the event with the given number: all containers go through the phases concurrently.
+func envelope(opts options, number int, now time.Time) (*types.Envelope, error) {
+	round, container := number/opts.containers, number%opts.containers
+	incarnation, phase := round/len(phases), phases[round%len(phases)]
 	at := timestamppb.New(now)
-	id := fmt.Sprintf("%s%d", wanted.prefix, container)
-	message := step.event(id, uint32(firstPid+life*wanted.containers+container), at)
+	id := fmt.Sprintf("%s%d", opts.prefix, container)
+	message := phase.event(id, uint32(firstPid+incarnation*opts.containers+container), at)
 	value, err := proto.Marshal(message)
 	if err != nil {
 		return nil, err
 	}
-	// containerd's names of types have no "type.googleapis.com/" before them.
+	// containerd's type URLs have no prefix "type.googleapis.com/".
 	event := &anypb.Any{TypeUrl: string(message.ProtoReflect().Descriptor().FullName()), Value: value}
-	return &types.Envelope{Timestamp: at, Namespace: wanted.namespace, Topic: step.topic, Event: event}, nil
+	return &types.Envelope{Timestamp: at, Namespace: opts.namespace, Topic: phase.topic, Event: event}, nil
 }
 
-// forwardAll shares the containers among the workers, so that the events of each are in order.
-func forwardAll(ctx context.Context, connection *grpc.ClientConn, wanted options) (report, error) {
+// forwardAll assigns each container to one worker, so that its events stay in order.
+func forwardAll(ctx context.Context, connection *grpc.ClientConn, opts options) (report, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	began := time.Now()
-	calls := make([]time.Duration, wanted.events)
-	behind := make([]time.Duration, wanted.events)
+	started := time.Now()
+	calls := make([]time.Duration, opts.events)
+	behind := make([]time.Duration, opts.events)
 	var workers sync.WaitGroup
-	for worker := range wanted.workers {
+	for worker := range opts.workers {
 		workers.Go(func() {
 			client := api.NewEventsClient(connection)
-			for number := range wanted.events {
-				if number%wanted.containers%wanted.workers != worker {
+			for number := range opts.events {
+				if number%opts.containers%opts.workers != worker {
 					continue
 				}
-				if wanted.rate > 0 {
-					due := began.Add(time.Duration(float64(number) / wanted.rate * float64(time.Second)))
+				if opts.rate > 0 {
+					due := started.Add(time.Duration(float64(number) / opts.rate * float64(time.Second)))
 					sleepUntil(ctx, due)
 					behind[number] = time.Since(due)
 				}
 				before := time.Now()
-				if err := forward(ctx, client, wanted, number, before); err != nil {
+				if err := forward(ctx, client, opts, number, before); err != nil {
 					cancel(err)
 					return
 				}
@@ -84,17 +84,17 @@ func forwardAll(ctx context.Context, connection *grpc.ClientConn, wanted options
 		})
 	}
 	workers.Wait()
-	ended := time.Now()
-	seconds := ended.Sub(began).Seconds()
+	finished := time.Now()
+	seconds := finished.Sub(started).Seconds()
 	return report{
-		Containers: wanted.containers, Events: wanted.events, Began: began.UnixNano(), Ended: ended.UnixNano(),
-		Seconds: seconds, PerSecond: float64(wanted.events) / seconds,
-		CallMicros: summarize(calls), BehindMicro: summarize(behind),
+		Containers: opts.containers, Events: opts.events, StartedAt: started.UnixNano(), FinishedAt: finished.UnixNano(),
+		Seconds: seconds, PerSecond: float64(opts.events) / seconds,
+		CallMicros: summarize(calls), BehindMicros: summarize(behind),
 	}, context.Cause(ctx)
 }
 
-func forward(ctx context.Context, client api.EventsClient, wanted options, number int, now time.Time) error {
-	event, err := envelope(wanted, number, now)
+func forward(ctx context.Context, client api.EventsClient, opts options, number int, now time.Time) error {
+	event, err := envelope(opts, number, now)
 	if err != nil {
 		return err
 	}

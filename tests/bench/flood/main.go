@@ -1,8 +1,8 @@
-// Flood forwards events of existing container records through containerd, as its shims do, and tells on standard
-// output, as JSON, what it sent and when. There are no tasks behind the events.
+// Flood forwards task events of existing containers through containerd, as its shims do, and prints a report as JSON.
+// No tasks exist behind the events.
 //
-// Each container lives again and again: started, paused, resumed, exited, every life with a pid of its own. Events of
-// one container are in order; each carries the time at which it was sent.
+// Each container is repeatedly started, paused, resumed and exited, each time with a new pid. Events of a container are
+// in order; the timestamp of each event is the time at which it was sent.
 package main
 
 import (
@@ -33,16 +33,16 @@ type options struct {
 	limit      time.Duration
 }
 
-// report is what is printed; times are Unix nanoseconds.
+// report is the output; times are Unix nanoseconds.
 type report struct {
-	Containers  int     `json:"containers"`
-	Events      int     `json:"events"`
-	Began       int64   `json:"began"`
-	Ended       int64   `json:"ended"`
-	Seconds     float64 `json:"seconds"`
-	PerSecond   float64 `json:"per_second"`
-	CallMicros  micros  `json:"call_microseconds"`
-	BehindMicro micros  `json:"behind_schedule_microseconds"`
+	Containers   int     `json:"containers"`
+	Events       int     `json:"events"`
+	StartedAt    int64   `json:"started_at"`
+	FinishedAt   int64   `json:"finished_at"`
+	Seconds      float64 `json:"seconds"`
+	PerSecond    float64 `json:"per_second"`
+	CallMicros   micros  `json:"call_microseconds"`
+	BehindMicros micros  `json:"behind_schedule_microseconds"`
 }
 
 func main() {
@@ -53,52 +53,52 @@ func main() {
 }
 
 func run() error {
-	wanted, err := parse()
+	opts, err := parse()
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, wanted.limit)
+	ctx, cancel := context.WithTimeout(ctx, opts.limit)
 	defer cancel()
-	ctx = metadata.AppendToOutgoingContext(ctx, "containerd-namespace", wanted.namespace)
-	connection, err := grpc.NewClient("unix://"+wanted.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ctx = metadata.AppendToOutgoingContext(ctx, "containerd-namespace", opts.namespace)
+	connection, err := grpc.NewClient("unix://"+opts.address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
 	}
 	defer connection.Close()
-	if wanted.create {
-		if err := createContainers(ctx, connection, wanted); err != nil {
-			return fmt.Errorf("creating containers: %w", err)
+	if opts.create {
+		if err := createContainers(ctx, connection, opts); err != nil {
+			return fmt.Errorf("cannot create containers: %w", err)
 		}
 	}
-	result, err := forwardAll(ctx, connection, wanted)
+	result, err := forwardAll(ctx, connection, opts)
 	if err != nil {
-		return fmt.Errorf("forwarding events: %w", err)
+		return fmt.Errorf("cannot forward events: %w", err)
 	}
 	return json.NewEncoder(os.Stdout).Encode(result)
 }
 
 func parse() (options, error) {
-	var wanted options
-	flag.StringVar(&wanted.address, "address", "/run/containerd/containerd.sock", "containerd's socket")
-	flag.StringVar(&wanted.namespace, "namespace", "bench", "the namespace of the containers")
-	flag.StringVar(&wanted.prefix, "prefix", "flood-", "ids are this and a number from 0")
-	flag.IntVar(&wanted.containers, "containers", 100, "how many containers there are")
-	flag.BoolVar(&wanted.create, "create", false, "create those container records that are not there yet")
-	flag.IntVar(&wanted.events, "events", 40000, "how many events to forward; 0: none")
-	flag.Float64Var(&wanted.rate, "rate", 0, "events per second; 0: as fast as containerd takes them")
-	flag.IntVar(&wanted.workers, "workers", 4, "calls that wait for containerd at the same time")
-	flag.DurationVar(&wanted.limit, "limit", 2*time.Minute, "give up after this time")
+	var opts options
+	flag.StringVar(&opts.address, "address", "/run/containerd/containerd.sock", "containerd's socket")
+	flag.StringVar(&opts.namespace, "namespace", "bench", "namespace of the containers")
+	flag.StringVar(&opts.prefix, "prefix", "flood-", "prefix of the containers' ids; a number from 0 follows")
+	flag.IntVar(&opts.containers, "containers", 100, "number of containers")
+	flag.BoolVar(&opts.create, "create", false, "create missing containers")
+	flag.IntVar(&opts.events, "events", 40000, "number of events to forward")
+	flag.Float64Var(&opts.rate, "rate", 0, "events per second; 0: as fast as containerd accepts them")
+	flag.IntVar(&opts.workers, "workers", 4, "number of concurrent calls")
+	flag.DurationVar(&opts.limit, "limit", 2*time.Minute, "time limit")
 	flag.Parse()
 	switch {
 	case flag.NArg() > 0:
-		return wanted, fmt.Errorf("unexpected argument %q", flag.Arg(0))
-	case wanted.containers < 1 || wanted.workers < 1 || wanted.events < 0 || wanted.rate < 0:
-		return wanted, errors.New("containers and workers must be at least 1, events and rate not negative")
-	case wanted.events%(len(phases)*wanted.containers) != 0:
-		// Else some containers would be left alive, with no task behind them.
-		return wanted, fmt.Errorf("events must be a multiple of %d times the containers", len(phases))
+		return opts, fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	case opts.containers < 1 || opts.workers < 1 || opts.events < 0 || opts.rate < 0:
+		return opts, errors.New("containers and workers must be at least 1; events and rate must not be negative")
+	case opts.events%(len(phases)*opts.containers) != 0:
+		// Otherwise some containers would stay in the state running without a task.
+		return opts, fmt.Errorf("events must be a multiple of %d times the containers", len(phases))
 	}
-	return wanted, nil
+	return opts, nil
 }

@@ -1,7 +1,7 @@
-"""A containerd with its shims: the truth, and the events, rows and answers that a bridge gets of it, faults included.
+"""Model of a containerd with its shims: its true state, and the events, listings and query results that a bridge gets.
 
-Every choice is drawn from one ``random.Random``: hypothesis's own shrinks what it finds. State changes first and is
-published afterwards, as shims do.
+Every choice is drawn from one ``random.Random``, which hypothesis provides, so that failing examples shrink. The state
+changes first, and the event is published afterwards, as shims do.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ STARTED_AT = 1_795_447_267 * SECOND
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What may go wrong in a history."""
+    """The faults that a history may contain."""
 
-    duplicates: bool = False  # a shim's event comes twice, the second time at once or much later
-    late: bool = False  # a publish fails and is repeated later, overtaken by whatever follows
-    lost: bool = False  # an event is given up, though containerd is up
-    gaps: bool = False  # connections end, and what happens until the next one is not seen
-    query_failures: bool = False  # shims that do not answer, rows left out or UNKNOWN, namespaces that fail
+    duplicates: bool = False  # a shim's event arrives twice, the second time immediately or much later
+    late: bool = False  # a publish fails and is repeated after later events
+    lost: bool = False  # an event is dropped although containerd is up
+    gaps: bool = False  # connections end, and events until the next connection are not received
+    query_failures: bool = False  # shims do not respond: tasks are missing or UNKNOWN, and namespaces fail
     dead_shims: bool = False  # exits with pid 0, tasks without a pid
-    lag: bool = False  # events wait in containerd's queue while other things are listed and asked for
-    task_waits: bool = False  # some ends are told to who waited for them, too: no fault, but one more order of things
-    clock: Literal["steady", "stepping", "mad"] = "steady"
+    lag: bool = False  # events wait in containerd's queue during listings and queries
+    task_waits: bool = False  # Tasks.Wait returns for some exits: not a fault, but another order of inputs
+    clock: Literal["steady", "stepping", "random"] = "steady"
 
 
 Move: TypeAlias = Callable[[ContainerKey], None]
 
 
 class TrueTransition(NamedTuple):
-    """A true transition; status and OOM are those of exits."""
+    """A transition that happened; only exits have ``status`` and ``oom``."""
 
     type: str
     key: ContainerKey
@@ -70,14 +70,14 @@ class TrueTransition(NamedTuple):
 
 
 class DeliveredEvent(NamedTuple):
-    """An event as a bridge gets it, and the container's record where it comes with the event."""
+    """An event as a bridge receives it, with the container's metadata if the bridge fetches it for the event."""
 
     event: ContainerEvent
     metadata: Metadata | None
 
 
 class TaskWaitResult(NamedTuple):
-    """What containerd answers who waited for a task."""
+    """Result of containerd's Tasks.Wait."""
 
     key: ContainerKey
     pid: int
@@ -86,22 +86,23 @@ class TaskWaitResult(NamedTuple):
 
 @dataclass
 class TrueTask:
-    """One task as it truly is."""
+    """The true state of one task."""
 
     pid: int
     status: TaskStatus = TaskStatus.CREATED
     exit_status: int | None = None
     exited_at: int | None = None
     oom: bool = False
-    shim_gone: bool = False  # its shim is gone, and with it the pid
+    shim_gone: bool = False  # the shim is gone, so containerd no longer knows the pid
 
 
 @dataclass
 class ContainerdModel:
-    """The truth.
+    """The true state of a containerd, and its history.
 
-    ``statuses`` are how tasks ended, by pid; ``murky`` are the pids of which nobody can tell from outside whether they
-    were ever started. ``scope`` is what the bridge's filters let through, as whoever reads a record is told with it.
+    ``exit_statuses`` are the statuses of exited tasks by pid. ``ambiguous_pids`` are the pids of tasks that an observer
+    cannot recognize as never started. ``in_scope`` are the containers that the bridge's filters match, which a fetch
+    of metadata reports.
     """
 
     rng: Random
@@ -118,14 +119,14 @@ class ContainerdModel:
 
     def __post_init__(self) -> None:
         self._resends: list[ContainerEvent] = []
-        self._known_keys: set[ContainerKey] = set()  # whose record came with an event or a listing
+        self._known_keys: set[ContainerKey] = set()  # containers whose metadata the bridge has fetched or listed
         self._monotonic = 1_000 * SECOND
         self._offset = STARTED_AT
         self._pid = 100
         self._updates = 0
         self._incarnation_counts: Counter[ContainerKey] = Counter()
 
-    # --- what an observer gets ---
+    # --- queries of an observer ---
 
     def now(self) -> Instant:
         return Instant(self._wall(), self._monotonic)
@@ -134,37 +135,37 @@ class ContainerdModel:
         return {key: (task.pid, task.paused) for key in self.tasks if (task := self.task(key)) and task.running}
 
     def task(self, key: ContainerKey) -> Task | None:
-        """Answer ``Tasks.Get`` as of this moment."""
+        """Return the current result of ``Tasks.Get``."""
         task = self.tasks.get(key)
         if task is None:
             return None
         return Task(key, 0 if task.shim_gone else task.pid, task.status, task.exit_status, task.exited_at)
 
     def container(self, key: ContainerKey) -> Metadata | None:
-        """Answer ``Containers.Get`` as of this moment."""
-        record = self.metadata.get(key)
-        return None if record is None else replace(record, in_scope=key in self.in_scope)
+        """Return the current result of ``Containers.Get``."""
+        metadata = self.metadata.get(key)
+        return None if metadata is None else replace(metadata, in_scope=key in self.in_scope)
 
     def subscribe(self) -> None:
         self.subscribed = True
         self._known_keys.clear()
 
     def unsubscribe(self) -> None:
-        """Break the connection: what is in containerd's queue is gone."""
+        """End the connection and drop the events in containerd's queue."""
         self.subscribed = False
         self.stream.clear()
         self.ambiguous_pids.update(task.pid for task in self.tasks.values())
         for event in self._resends:
-            self._mark_ambiguous(event)
+            self._add_ambiguous_pid(event)
 
-    def mark_queued_ambiguous(self) -> None:
-        """Answers overtake these events, so nobody can tell by them any more."""
-        for each in self.stream:
-            if isinstance(each, DeliveredEvent):
-                self._mark_ambiguous(each.event)
+    def add_queued_ambiguous_pids(self) -> None:
+        """Make the tasks of queued events ambiguous, because query results overtake the events."""
+        for item in self.stream:
+            if isinstance(item, DeliveredEvent):
+                self._add_ambiguous_pid(item.event)
 
     def listing(self, meanwhile: Callable[[], None], *, with_metadata: bool) -> Listing:
-        """List everything, row by row, while other things happen."""
+        """List everything; ``meanwhile`` is called before each entry, so that the state can change in between."""
         listing = Listing()
         for namespace in sorted({key.namespace for key in KEYS}):
             listing.namespaces.append(namespace)
@@ -174,8 +175,8 @@ class ContainerdModel:
             keys = [key for key in KEYS if key.namespace == namespace]
             for key in keys if with_metadata else []:
                 meanwhile()
-                if record := self.container(key):
-                    listing.containers[key] = record
+                if metadata := self.container(key):
+                    listing.containers[key] = metadata
                     self._known_keys.add(key)
             for key in keys:
                 meanwhile()
@@ -190,10 +191,10 @@ class ContainerdModel:
             return task
         return Task(key, 0, TaskStatus.UNKNOWN) if self.flip(0.5) else None
 
-    # --- what happens ---
+    # --- moves ---
 
     def step(self) -> None:
-        """Let one thing happen."""
+        """Make one random move."""
         self.advance(self.rng.choice([1, 1, 1, 1_000, 8_000]) * SECOND // 1_000)
         if self._resends and self.flip(0.3):
             self._resend()
@@ -207,7 +208,7 @@ class ContainerdModel:
             self._offset += self.rng.choice([-7_200, -3, 3, 7_200]) * SECOND
 
     def stop_faults(self) -> None:
-        """Nothing goes wrong any more; what was to be sent again arrives, unless it is lost."""
+        """End all faults; events to be sent again arrive, unless they are lost."""
         while self._resends:
             self._resend()
         self.faults = Faults(clock=self.faults.clock)
@@ -216,7 +217,7 @@ class ContainerdModel:
         return self.rng.random() < probability
 
     def _wall(self) -> int:
-        if self.faults.clock == "mad":
+        if self.faults.clock == "random":
             return self.rng.randrange(4 * 10**9) * SECOND
         return self._offset + self._monotonic
 
@@ -225,15 +226,15 @@ class ContainerdModel:
         if key not in self.metadata:
             return [self._create_container]
         if task is None:
-            births = 4 if self._incarnation_counts[key] < MAX_INCARNATIONS_PER_ID else 0
-            return [*births * [self._create_task], self._update_container, self._delete_container]
+            creations = 4 if self._incarnation_counts[key] < MAX_INCARNATIONS_PER_ID else 0
+            return [*creations * [self._create_task], self._update_container, self._delete_container]
         if task.status is TaskStatus.CREATED:
             return [*4 * [self._start], self._kill_unstarted]
         if task.status is TaskStatus.STOPPED:
             return [*2 * [self._delete_task], self._exit_exec]
-        turn = self._resume if task.status is TaskStatus.PAUSED else self._pause
-        deaths = [self._exit, self._lose_shim if self.faults.dead_shims else self._exit]
-        return [*2 * [turn], *deaths, self._exit_exec, self._update_container, self._oom]
+        toggle_pause = self._resume if task.status is TaskStatus.PAUSED else self._pause
+        exits = [self._exit, self._lose_shim if self.faults.dead_shims else self._exit]
+        return [*2 * [toggle_pause], *exits, self._exit_exec, self._update_container, self._oom]
 
     def _create_container(self, key: ContainerKey) -> None:
         self._write_metadata(key, self._wall())
@@ -298,7 +299,7 @@ class ContainerdModel:
         self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 
     def _lose_shim(self, key: ContainerKey) -> None:
-        """The shim dies and takes its task along; containerd knows no pid to tell, and may clean up."""
+        """Kill the shim and its task; containerd publishes an exit without pid, and may remove the task."""
         task = self._stop(key, 255)
         task.shim_gone = True
         if self.flip(0.5):
@@ -311,8 +312,8 @@ class ContainerdModel:
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
         self.exit_statuses[task.pid] = status
         if self.faults.task_waits and self.subscribed and self.flip(0.5):
-            end = ExitStatus(status, task.exited_at) if self.flip(0.7) else ExitStatus(None, None)
-            self.stream.append(TaskWaitResult(key, task.pid, end))
+            exit_status = ExitStatus(status, task.exited_at) if self.flip(0.7) else ExitStatus(None, None)
+            self.stream.append(TaskWaitResult(key, task.pid, exit_status))
         return task
 
     def _exit_exec(self, key: ContainerKey) -> None:
@@ -325,16 +326,16 @@ class ContainerdModel:
         pid = 0 if task.shim_gone else task.pid
         self._publish(TaskDeleted(key, self._wall(), "", pid, task.exit_status or 0, task.exited_at))
 
-    # --- how it is told ---
+    # --- publishing ---
 
     def _publish(self, event: ContainerEvent) -> None:
-        """Publish as a shim does: it may fail, and be repeated outside the shim's queue."""
+        """Publish as a shim does: a publish may fail and be repeated later, out of order."""
         if self.faults.lost and self.flip(0.05):
-            self._mark_ambiguous(event)
+            self._add_ambiguous_pid(event)
             return
-        away = not self.subscribed and self.flip(0.5)  # containerd is down, too: the shim tries again later
-        if away or (self.faults.late and self.flip(0.15)):
-            self._mark_ambiguous(event)
+        down = not self.subscribed and self.flip(0.5)  # containerd is down as well: the shim tries again later
+        if down or (self.faults.late and self.flip(0.15)):
+            self._add_ambiguous_pid(event)
             self._resends.append(event)
             return
         self._broadcast(event)
@@ -344,8 +345,8 @@ class ContainerdModel:
             else:
                 self._resends.append(event)
 
-    def _mark_ambiguous(self, event: ContainerEvent) -> None:
-        """Without these in their place, a task that was never started looks like one that was."""
+    def _add_ambiguous_pid(self, event: ContainerEvent) -> None:
+        """Make a task ambiguous: without its events in order, an observer may take an unstarted task for started."""
         if isinstance(event, (TaskCreated, TaskExited)):
             self.ambiguous_pids.add(event.pid)
 
@@ -357,6 +358,6 @@ class ContainerdModel:
     def _broadcast(self, event: ContainerEvent) -> None:
         if not self.subscribed:
             return
-        needed = isinstance(event, (ContainerCreated, ContainerUpdated)) or event.key not in self._known_keys
+        fetched = isinstance(event, (ContainerCreated, ContainerUpdated)) or event.key not in self._known_keys
         self._known_keys.add(event.key)
-        self.stream.append(DeliveredEvent(event, self.container(event.key) if needed else None))
+        self.stream.append(DeliveredEvent(event, self.container(event.key) if fetched else None))

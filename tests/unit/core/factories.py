@@ -1,4 +1,4 @@
-"""Short names for what the tests of the core are made of: moments, events, records, tasks, and what was told."""
+"""Factories for the tests of the core: moments, events, metadata, tasks, trackers, and summaries of transitions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TransitionSummary: TypeAlias = list[tuple[str, str, int]]
 
 
 def moment(seconds: float) -> Instant:
-    """The seconds since the machine was booted, on both clocks."""
+    """Return a moment on both clocks, given in seconds since the boot of the machine."""
     return Instant(wall(seconds), from_seconds(seconds))
 
 
@@ -102,14 +102,14 @@ def make_metadata(
 
 
 def synced_tracker() -> Tracker:
-    """A tracker that has listed everything and found nothing, so that whoever appears is a newborn."""
+    """Return a tracker whose namespaces are all synced and empty, so that every container that appears is new."""
     tracker = Tracker(BOOT_ID)
     tracker.mark_synced(set())
     return tracker
 
 
 def tracker_with_container(pid: int = 5) -> Tracker:
-    """A tracker that knows of one container, which was created and started within the first second."""
+    """Return a tracker with one container, which was created and started within the first second."""
     tracker = synced_tracker()
     tracker.update_metadata(make_metadata())
     tracker.process_event(created(pid, 0.1), moment(0.1))

@@ -1,4 +1,4 @@
-"""Drives the core as the watch does, against a world, and judges every record as a consumer would."""
+"""Harness that drives the core against a containerd model, and checks every record as a consumer would."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tests.unit.core.containerd_model import KEYS, ContainerdModel, TaskWaitResu
 
 BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ADDITIONAL_EVENTS: tuple[AdditionalEventType, ...] = ("created", "deleted", "oom", "renamed")
-MAX_QUERY_ROUNDS = 5  # of questions before a snapshot
+MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot
 
 
 @dataclass
 class ReferenceConsumer:
-    """A consumer: it folds the records into what lives, and accepts well-formed lives only (P2)."""
+    """A consumer that maintains the set of running containers, and accepts only well-formed incarnations (P2)."""
 
     running: dict[ContainerKey, tuple[int, bool]] = field(default_factory=dict)
     received: list[TrueTransition] = field(default_factory=list)
     exited: set[tuple[ContainerKey, str]] = field(default_factory=set)
     preexisting_count: int = 0
-    filtered: bool = False  # not every record is told of, or nobody can tell one from the next
+    filtered: bool = False  # containers may be out of scope, or have the same creation time
     known_names: dict[ContainerKey, str] = field(default_factory=dict)
     deleted: set[tuple[ContainerKey, int | None]] = field(default_factory=set)
 
@@ -34,19 +34,19 @@ class ReferenceConsumer:
             self._apply_additional(transition)
             return
         current = self.running.get(transition.key)
-        assert (transition.key, transition.incarnation) not in self.exited, f"told after its end: {transition}"
+        assert (transition.key, transition.incarnation) not in self.exited, f"record after exit: {transition}"
         assert (transition.exit_info is not None) is (transition.type == "exited")
         if transition.type == "started":
-            assert current is None, f"started on top of {current}: {transition}"
+            assert current is None, f"started while {current} is running: {transition}"
         else:
-            assert current is not None, f"of nothing that lives: {transition}"
-            assert current[0] == transition.pid, f"of another life than {current}: {transition}"
+            assert current is not None, f"container is not running: {transition}"
+            assert current[0] == transition.pid, f"other incarnation than {current}: {transition}"
         if transition.type == "exited":
             del self.running[transition.key]
             self.exited.add((transition.key, transition.incarnation))
         else:
             paused = transition.type == "paused"
-            assert current is None or current[1] is not paused, f"told twice: {transition}"
+            assert current is None or current[1] is not paused, f"pause state repeated: {transition}"
             assert transition.paused is paused
             self.running[transition.key] = (transition.pid, paused)
         status, oom = (
@@ -57,45 +57,45 @@ class ReferenceConsumer:
         self.received.append(TrueTransition(transition.type, transition.key, transition.pid, status, oom))
 
     def _apply_additional(self, transition: Transition) -> None:
-        """Records come and go in turn, and a renamed one is called something else; a life is one that lives."""
+        """Check that ``created`` and ``deleted`` alternate, names change, and the incarnation is the running one."""
         assert transition.exit_info is None
-        life = self.running.get(transition.key)
-        assert (transition.pid, transition.paused) in {(0, False), life}
+        current = self.running.get(transition.key)
+        assert (transition.pid, transition.paused) in {(0, False), current}
         assert bool(transition.pid) is bool(transition.incarnation)
         assert transition.metadata is not None or transition.type == "oom"
         if transition.type == "oom" or transition.metadata is None or self.filtered:
             return
         known, name = self.known_names.pop(transition.key, None), transition.metadata.name
-        if transition.type == "deleted":  # this and a new name may also be of one that was there before anybody looked
-            record = (transition.key, transition.metadata.created_at)
-            assert record not in self.deleted, f"told twice: {transition}"
-            self.deleted.add(record)
+        if transition.type == "deleted":  # preexisting containers are deleted or renamed without ``created``
+            container = (transition.key, transition.metadata.created_at)
+            assert container not in self.deleted, f"deleted twice: {transition}"
+            self.deleted.add(container)
         else:
-            assert known is None if transition.type == "created" else known != name, f"not after {known}: {transition}"
+            assert known is None if transition.type == "created" else known != name, f"name was {known}: {transition}"
             self.known_names[transition.key] = name
 
     def apply_snapshot(
         self, transitions: list[Transition], snapshot_records: list[Transition], *, filters_changed: bool = False
     ) -> None:
-        """The rows are what the transitions led to, and whoever was there before anybody looked.
+        """Check that the snapshot contains the running containers, and perhaps preexisting ones.
 
-        Of other filters (``rescoped``) nothing else is known than whom the rows name.
+        After a change of the filters, containers that are not in the snapshot are out of scope.
         """
-        for each in transitions:
-            self.apply(each)
+        for transition in transitions:
+            self.apply(transition)
         if filters_changed:
-            named = {row.key for row in snapshot_records}
-            self.running = {key: value for key, value in self.running.items() if key in named}
-        for row in snapshot_records:
-            assert (row.type, row.origin) == ("present", "snapshot")
-            assert (row.key, row.incarnation) not in self.exited, f"present after its end: {row}"
-            self.preexisting_count += row.key not in self.running
-            assert self.running.setdefault(row.key, (row.pid, row.paused)) == (row.pid, row.paused)
-        assert len(snapshot_records) == len(self.running), "a living container without a row"
+            present = {record.key for record in snapshot_records}
+            self.running = {key: value for key, value in self.running.items() if key in present}
+        for record in snapshot_records:
+            assert (record.type, record.origin) == ("present", "snapshot")
+            assert (record.key, record.incarnation) not in self.exited, f"present after exit: {record}"
+            self.preexisting_count += record.key not in self.running
+            assert self.running.setdefault(record.key, (record.pid, record.paused)) == (record.pid, record.paused)
+        assert len(snapshot_records) == len(self.running), "a running container has no snapshot record"
 
 
 class Harness:
-    """The watch, without its I/O."""
+    """The container watch without I/O."""
 
     def __init__(self, containerd: ContainerdModel) -> None:
         self.containerd = containerd
@@ -110,16 +110,16 @@ class Harness:
     # --- connecting ---
 
     def connect(self) -> None:
-        world, tracker = self.containerd, self.tracker
-        world.subscribe()
+        containerd, tracker = self.containerd, self.tracker
+        containerd.subscribe()
         self._maybe_step()
-        listing = world.listing(self._maybe_step, with_metadata=True)
-        self._deliver(len(world.stream))
+        listing = containerd.listing(self._maybe_step, with_metadata=True)
+        self._deliver(len(containerd.stream))
         if self._filters_changed:
             tracker.apply_filters(lambda _: True, LabelRules.keep_all())
-        self._emit(reconcile(tracker, listing, world.now(), filters_changed=self._filters_changed))
+        self._emit(reconcile(tracker, listing, containerd.now(), filters_changed=self._filters_changed))
         for _ in range(MAX_QUERY_ROUNDS):
-            self._emit(self._query(tracker.due_queries(world.now())))
+            self._emit(self._query(tracker.due_queries(containerd.now())))
         tracker.mark_synced(set(listing.failed))
         self._publish_snapshot(filters_changed=self._filters_changed)
         self._learn_names()
@@ -133,7 +133,7 @@ class Harness:
     # --- following ---
 
     def follow(self) -> None:
-        """Take in some of what has happened, and do what is due."""
+        """Process some of the queued items, and do everything that is due."""
         self._deliver(self._random_count())
         self._emit(self.tracker.expire_pending_exits(self.containerd.now()))
         self._emit(self._query(self.tracker.due_queries(self.containerd.now())))
@@ -141,14 +141,14 @@ class Harness:
             self._publish_snapshot()
 
     def audit(self) -> None:
-        world, tracker = self.containerd, self.tracker
-        listing = world.listing(self._maybe_step, with_metadata=False)
-        questions = [tracker.make_query(key) for key in sorted(find_mismatches(tracker, listing))]
-        for key, _version in questions:
+        containerd, tracker = self.containerd, self.tracker
+        listing = containerd.listing(self._maybe_step, with_metadata=False)
+        queries = [tracker.make_query(key) for key in sorted(find_mismatches(tracker, listing))]
+        for key, _generation in queries:
             entry = tracker.find(key)
-            if (entry is None or entry.metadata is None) and (record := world.container(key)):
-                tracker.update_metadata(record)
-        repairs = self._query(questions, follow=True)
+            if (entry is None or entry.metadata is None) and (metadata := containerd.container(key)):
+                tracker.update_metadata(metadata)
+        repairs = self._query(queries, follow=True)
         tracker.mark_synced(set(listing.failed))
         if repairs or tracker.preexisting_count != self._preexisting_count:
             self._check(repairs)
@@ -156,29 +156,29 @@ class Harness:
             self._publish_snapshot()
 
     def change_filters(self) -> None:
-        """Have other filters; while connected, the records are listed to find out what that means."""
-        world, tracker = self.containerd, self.tracker
+        """Change the filters at random; while connected, list the metadata to reevaluate the scope."""
+        containerd, tracker = self.containerd, self.tracker
         self.consumer.filtered = True
-        world.in_scope = frozenset(key for key in KEYS if world.flip(0.5))
-        self._filters_changed = not world.subscribed
+        containerd.in_scope = frozenset(key for key in KEYS if containerd.flip(0.5))
+        self._filters_changed = not containerd.subscribed
         if self._filters_changed:
             return
-        began = world.now()
-        listing = world.listing(self._maybe_step, with_metadata=True)
-        questions = [tracker.make_query(key) for key in sorted(find_mismatches(tracker, listing))]
-        answers = [(question, world.task(question.key)) for question in questions]
-        world.mark_queued_ambiguous()
-        self._deliver(len(world.stream))
+        listed_at = containerd.now()
+        listing = containerd.listing(self._maybe_step, with_metadata=True)
+        queries = [tracker.make_query(key) for key in sorted(find_mismatches(tracker, listing))]
+        results = [(query, containerd.task(query.key)) for query in queries]
+        containerd.add_queued_ambiguous_pids()
+        self._deliver(len(containerd.stream))
         tracker.apply_filters(lambda _: True, LabelRules.keep_all())
-        repairs = reevaluate_scope(tracker, listing, began.wall, world.now())
-        for question, task in answers:
-            repairs += tracker.apply_query_result(question, task, world.now())
+        repairs = reevaluate_scope(tracker, listing, listed_at.wall, containerd.now())
+        for query, task in results:
+            repairs += tracker.apply_query_result(query, task, containerd.now())
         tracker.mark_synced(set(listing.failed))
         self._pending_transitions += repairs
         self._publish_snapshot(filters_changed=True)
 
     def quiesce(self) -> None:
-        """Let everything arrive and every question be answered."""
+        """End all faults, and continue until all events and query results are processed."""
         self.containerd.stop_faults()
         if not self.containerd.subscribed:
             self.connect()
@@ -189,42 +189,42 @@ class Harness:
                 return
             self.containerd.advance(max(0, due - self.containerd.now().monotonic))
             self.follow()
-        raise AssertionError("questions without end")
+        raise AssertionError("the tracker schedules queries endlessly")
 
     def replay(self) -> None:
-        """Receive every event once more."""
+        """Process every received event a second time."""
         for event in self.received:
             self._emit(self.tracker.process_event(event, self.containerd.now()))
         self.quiesce()
 
     def _query(self, queries: list[TaskQuery], *, follow: bool = False) -> list[Transition]:
-        """Ask, while things go on happening: whoever answers has not seen what comes next, nor has the asker."""
-        answers: list[tuple[TaskQuery, Task | None, bool]] = []
-        for question in queries:
+        """Run queries while the state changes: neither the results nor the tracker reflect later changes."""
+        results: list[tuple[TaskQuery, Task | None, bool]] = []
+        for query in queries:
             self._maybe_step()
-            silent = self.containerd.faults.query_failures and self.containerd.flip(0.3)
-            answers.append((question, self.containerd.task(question.key), silent))
-            self.containerd.mark_queued_ambiguous()
+            failed = self.containerd.faults.query_failures and self.containerd.flip(0.3)
+            results.append((query, self.containerd.task(query.key), failed))
+            self.containerd.add_queued_ambiguous_pids()
         if self.containerd.faults.lag and queries:
             self._maybe_step()
             if follow and self.containerd.flip(0.5):
                 self.follow()
             self._deliver(self._random_count())
-        told: list[Transition] = []
-        for question, task, silent in answers:
-            if silent:
-                self.tracker.query_failed(question)
+        transitions: list[Transition] = []
+        for query, task, failed in results:
+            if failed:
+                self.tracker.query_failed(query)
             else:
-                told += self.tracker.apply_query_result(question, task, self.containerd.now())
-        return told
+                transitions += self.tracker.apply_query_result(query, task, self.containerd.now())
+        return transitions
 
     def _maybe_step(self) -> None:
         if self.containerd.faults.lag and self.containerd.flip(0.3):
             self.containerd.step()
 
     def _random_count(self) -> int:
-        waiting = len(self.containerd.stream)
-        return self.containerd.rng.randint(0, waiting) if self.containerd.faults.lag else waiting
+        queued = len(self.containerd.stream)
+        return self.containerd.rng.randint(0, queued) if self.containerd.faults.lag else queued
 
     def _deliver(self, count: int) -> None:
         for _ in range(count):
@@ -237,27 +237,26 @@ class Harness:
                 self.tracker.update_metadata(delivery.metadata)
             self._emit(self.tracker.process_event(delivery.event, self.containerd.now()))
 
-    # --- telling ---
+    # --- publishing ---
 
     def _emit(self, transitions: list[Transition]) -> None:
         self._check(transitions)
         if self._synced:
-            for each in transitions:
-                self.consumer.apply(each)
+            for transition in transitions:
+                self.consumer.apply(transition)
         else:
             self._pending_transitions += transitions
 
     def _check(self, transitions: list[Transition]) -> None:
-        """No exit is told of what lives at this moment, nothing is told of what never ran."""
-        alive = self.containerd.running()
+        """Check that no running task is reported as exited, and that no unstarted task is reported."""
+        running = self.containerd.running()
+        unstarted = self.containerd.never_started_pids - self.containerd.ambiguous_pids
         for each in transitions:
-            assert each.type != "exited" or alive.get(each.key, (0, False))[0] != each.pid, f"it lives: {each}"
-            assert each.pid not in self.containerd.never_started_pids - self.containerd.ambiguous_pids, (
-                f"it never ran: {each}"
-            )
+            assert each.type != "exited" or running.get(each.key, (0, False))[0] != each.pid, f"still running: {each}"
+            assert each.pid not in unstarted, f"never started: {each}"
 
     def _learn_names(self) -> None:
-        """Who reads of records only knows nothing of those that were there before anybody looked."""
+        """Give the consumer the names of preexisting containers, which additional events do not report."""
         for entry in self.tracker.entries():
             if entry.published_metadata is not None:
                 self.consumer.known_names.setdefault(entry.key, entry.published_metadata.name)

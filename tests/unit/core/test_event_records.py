@@ -1,4 +1,4 @@
-"""The records' schema: what it demands, and that it is of the types."""
+"""The JSON Schema of the records: what it accepts and rejects."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_incarnation_is_derived_from_boot_and_pid() -> None:
     assert len({incarnation_id(boot, 1), incarnation_id(boot, 2), incarnation_id("6" + boot[1:], 1)}) == 3
 
 
-# --- describe ---
+# --- metadata ---
 
 
 def test_metadata_takes_name_project_and_service_from_labels() -> None:
@@ -59,50 +59,56 @@ def test_metadata_takes_name_project_and_service_from_labels() -> None:
         "com.docker.compose.project": "web-shop",
         "com.docker.compose.service": "web",
     }
-    told = build_metadata(SHOP, labels, ALL, image="busybox", runtime="runc", created_at=1, updated_at=2)
-    assert (told.name, told.project, told.service) == ("web-shop-web-1", "web-shop", "web")
-    assert (told.key, told.image, told.runtime, told.created_at, told.updated_at) == (SHOP, "busybox", "runc", 1, 2)
-    assert (told.labels, told.kind, told.pod, told.pod_labels) == (labels, "container", None, None)
+    metadata = build_metadata(SHOP, labels, ALL, image="busybox", runtime="runc", created_at=1, updated_at=2)
+    assert (metadata.name, metadata.project, metadata.service) == ("web-shop-web-1", "web-shop", "web")
+    assert (metadata.key, metadata.image, metadata.runtime, metadata.created_at, metadata.updated_at) == (
+        SHOP,
+        "busybox",
+        "runc",
+        1,
+        2,
+    )
+    assert (metadata.labels, metadata.kind, metadata.pod, metadata.pod_labels) == (labels, "container", None, None)
 
 
 @pytest.mark.parametrize("labels", [{}, {"nerdctl/name": ""}])
 def test_metadata_name_is_id_when_name_label_is_missing(labels: dict[str, str]) -> None:
-    told = build_metadata(SHOP, labels, ALL)
-    assert (told.name, told.project, told.service, told.labels) == (SHOP.id, "", "", labels)
+    metadata = build_metadata(SHOP, labels, ALL)
+    assert (metadata.name, metadata.project, metadata.service, metadata.labels) == (SHOP.id, "", "", labels)
 
 
 def test_metadata_labels_are_none_when_unknown() -> None:
-    told = build_metadata(SHOP, None, ALL)
-    assert (told.name, told.labels) == (SHOP.id, None)
+    metadata = build_metadata(SHOP, None, ALL)
+    assert (metadata.name, metadata.labels) == (SHOP.id, None)
 
 
 def test_label_rules_do_not_affect_name_and_project() -> None:
     rules = LabelRules(include=["*"], exclude=["nerdctl/*", "com.*"], redact=["*password*"])
     labels = {"nerdctl/name": "web", "com.docker.compose.project": "shop", "password": "hunter2"}
-    told = build_metadata(SHOP, labels, rules)
-    assert (told.name, told.project, told.labels) == ("web", "shop", {"password": REDACTED})
+    metadata = build_metadata(SHOP, labels, rules)
+    assert (metadata.name, metadata.project, metadata.labels) == ("web", "shop", {"password": REDACTED})
 
 
 def test_cri_container_has_pod_reference() -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "container", "io.kubernetes.container.name": "app"}
-    told = build_metadata(POD, labels, ALL)
-    assert told.kind == "container"
-    assert told.pod == PodReference("web-7f9", "prod", "1b2c", "app")
-    assert told.pod_labels is None
+    metadata = build_metadata(POD, labels, ALL)
+    assert metadata.kind == "container"
+    assert metadata.pod == PodReference("web-7f9", "prod", "1b2c", "app")
+    assert metadata.pod_labels is None
 
 
 def test_sandbox_has_pod_labels() -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "sandbox", "app": "web", "token": "hunter2"}
-    told = build_metadata(POD, labels, LabelRules(include=["*"], exclude=[], redact=["token"]))
-    assert told.kind == "sandbox"
-    assert told.pod == PodReference("web-7f9", "prod", "1b2c", "")
-    assert told.pod_labels == {"app": "web", "token": REDACTED}
+    metadata = build_metadata(POD, labels, LabelRules(include=["*"], exclude=[], redact=["token"]))
+    assert metadata.kind == "sandbox"
+    assert metadata.pod == PodReference("web-7f9", "prod", "1b2c", "")
+    assert metadata.pod_labels == {"app": "web", "token": REDACTED}
 
 
 def test_cri_labels_are_ignored_in_other_namespaces() -> None:
     labels = POD_LABELS | {"io.cri-containerd.kind": "sandbox"}
-    told = build_metadata(SHOP, labels, ALL)
-    assert (told.kind, told.pod, told.pod_labels) == ("container", None, None)
+    metadata = build_metadata(SHOP, labels, ALL)
+    assert (metadata.kind, metadata.pod, metadata.pod_labels) == ("container", None, None)
 
 
 @pytest.mark.parametrize("missing", ["io.cri-containerd.kind", "io.kubernetes.pod.uid"])
@@ -118,21 +124,21 @@ def test_pod_needs_only_uid() -> None:
 
 
 def test_scope_predicate_receives_labels_removed_by_rules() -> None:
-    asked: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
 
-    def scope(**told: object) -> bool:
-        asked.append(told)
+    def reject_all(**arguments: object) -> bool:
+        calls.append(arguments)
         return False
 
     labels = {"tier": "front", "nerdctl/name": "web", "com.docker.compose.project": "shop"}
-    nothing = LabelRules(include=(), exclude=(), redact=())
-    known = build_metadata(ContainerKey("shop", "c"), labels, nothing, scope)
-    assert (known.in_scope, known.labels) == (False, {})
-    assert asked == [{"kind": "container", "name": "web", "project": "shop", "labels": labels, "id": "c"}]
+    drop_all = LabelRules(include=(), exclude=(), redact=())
+    metadata = build_metadata(ContainerKey("shop", "c"), labels, drop_all, reject_all)
+    assert (metadata.in_scope, metadata.labels) == (False, {})
+    assert calls == [{"kind": "container", "name": "web", "project": "shop", "labels": labels, "id": "c"}]
 
 
 def test_container_with_unknown_labels_is_in_scope() -> None:
-    def scope(**_: object) -> bool:
+    def fail(**_: object) -> bool:
         raise AssertionError
 
-    assert build_metadata(ContainerKey("shop", "c"), None, LabelRules.keep_all(), scope).in_scope
+    assert build_metadata(ContainerKey("shop", "c"), None, LabelRules.keep_all(), fail).in_scope

@@ -9,7 +9,7 @@ from config.models import LabelsSettings
 
 @pytest.fixture
 def default_rules() -> LabelRules:
-    """The rules as they are where nothing is set."""
+    """Return the label rules of the default settings."""
     settings = LabelsSettings()
     return LabelRules(settings.include, settings.exclude, settings.redact)
 
@@ -72,8 +72,8 @@ def test_default_label_rules_redact_secrets(default_rules: LabelRules, key: str)
 
 
 def test_keep_all_rules_change_nothing() -> None:
-    told = {"nerdctl/mounts": "[]", "password": "hunter2", "": "x"}
-    assert LabelRules.keep_all().apply(told) == told
+    all_labels = {"nerdctl/mounts": "[]", "password": "hunter2", "": "x"}
+    assert LabelRules.keep_all().apply(all_labels) == all_labels
 
 
 def test_label_named_in_full_overrides_exclude_but_not_redact() -> None:
@@ -101,6 +101,6 @@ def test_label_patterns_match_line_feed_in_key() -> None:
 def test_label_rules_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "_MAX_CACHED_DECISIONS", 10)
     rules = LabelRules(include=["*"], exclude=["x*"], redact=[])
-    told = rules.apply({f"{letter}{number}": "" for number in range(20) for letter in "xy"})
-    assert sorted(told) == sorted(f"y{number}" for number in range(20))
+    published = rules.apply({f"{letter}{number}": "" for number in range(20) for letter in "xy"})
+    assert sorted(published) == sorted(f"y{number}" for number in range(20))
     assert len(rules._decisions) <= 10

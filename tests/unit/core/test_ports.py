@@ -1,4 +1,4 @@
-"""What fits the ports (mypy checks that), and the errors that cross them."""
+"""The implementations of the ports, whose types mypy checks, and the errors of the ports."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bridge.outbox.in_memory import MemoryOutbox
 def test_implementations_match_ports() -> None:
     clock: Clock = SystemClock()
     outbox: Outbox = MemoryOutbox(["stdout"], clock)
-    source: type[EngineClient] = ContainerdClient
-    assert (outbox.depth("stdout"), source) == (0, ContainerdClient)
+    client: type[EngineClient] = ContainerdClient
+    assert (outbox.depth("stdout"), client) == (0, ContainerdClient)
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,6 @@ def test_error_classes_state_whether_retry_helps(error: type[Exception], kind: t
 
 
 def test_rejected_record_error_has_positions_and_no_retry_class() -> None:
-    refusal = errors.RejectedRecordError("too large", frozenset({(7, 42)}))
-    assert (str(refusal), refusal.positions) == ("too large", frozenset({(7, 42)}))
-    assert not isinstance(refusal, (errors.TransientError, errors.FatalError))
+    error = errors.RejectedRecordError("too large", frozenset({(7, 42)}))
+    assert (str(error), error.positions) == ("too large", frozenset({(7, 42)}))
+    assert not isinstance(error, (errors.TransientError, errors.FatalError))

@@ -1,4 +1,4 @@
-"""Listing, window and memory against each other: what is told, what is asked, what is left alone."""
+"""Reconciliation of the listing, the events of the window and the tracked state: transitions, queries, metadata."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from tests.unit.core.factories import (
 UNKNOWN = task(0, TaskStatus.UNKNOWN)
 
 
-def listing(*tasks: Task, records: list[Metadata] | None = None, failed: list[str] | None = None) -> Listing:
-    containers = [make_metadata()] if records is None else records
+def listing(*tasks: Task, containers: list[Metadata] | None = None, failed: list[str] | None = None) -> Listing:
+    containers = [make_metadata()] if containers is None else containers
     return Listing(
         namespaces=["default", "shop"],
         failed=failed or [],
-        containers={each.key: each for each in containers},
-        tasks={row.key: row for row in tasks},
+        containers={metadata.key: metadata for metadata in containers},
+        tasks={task.key: task for task in tasks},
     )
 
 
 def tracker_after_gap(*window: ContainerEvent) -> Tracker:
-    """A tracker that knew of a running container, lost its stream, and got these events since the new one began."""
+    """Return a tracker with a running container that was disconnected, and received ``window`` after the reconnect."""
     tracker = tracker_with_container()
     tracker.disconnect()
     for event in window:
@@ -62,18 +62,18 @@ def merge(tracker: Tracker, listed: Listing) -> TransitionSummary:
 
 
 def due_query_keys(tracker: Tracker) -> list[ContainerKey]:
-    return [question.key for question in tracker.due_queries(moment(10))]
+    return [query.key for query in tracker.due_queries(moment(10))]
 
 
 def names(tracker: Tracker) -> list[str]:
     return [entry.key.id for entry in tracker.entries()]
 
 
-# --- nothing happened meanwhile ---
+# --- without events in the window ---
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
+    ("listed_task", "expected"),
     [
         (task(5), []),
         (task(5, TaskStatus.PAUSED), [("paused", "inferred", 5)]),
@@ -86,20 +86,20 @@ def names(tracker: Tracker) -> list[str]:
         ),
     ],
 )
-def test_reconcile_emits_missed_transitions(row: Task, expected: TransitionSummary) -> None:
+def test_reconcile_emits_missed_transitions(listed_task: Task, expected: TransitionSummary) -> None:
     tracker = tracker_after_gap()
-    transitions = reconcile(tracker, listing(row), moment(10))
+    transitions = reconcile(tracker, listing(listed_task), moment(10))
     assert summarize(transitions) == expected
     assert due_query_keys(tracker) == []
     assert not has_unconfirmed(tracker)
-    if row.status is TaskStatus.STOPPED:
+    if listed_task.status is TaskStatus.STOPPED:
         assert transitions[-1].exit_info == ExitInfo(3, wall(0.5))
 
 
-@pytest.mark.parametrize("rows", [[], [UNKNOWN]])
-def test_reconcile_queries_task_when_missing_or_unknown(rows: list[Task]) -> None:
+@pytest.mark.parametrize("tasks", [[], [UNKNOWN]])
+def test_reconcile_queries_task_when_missing_or_unknown(tasks: list[Task]) -> None:
     tracker = tracker_after_gap()
-    assert merge(tracker, listing(*rows)) == []
+    assert merge(tracker, listing(*tasks)) == []
     assert has_unconfirmed(tracker)
     assert due_query_keys(tracker) == [WEB]
 
@@ -107,14 +107,14 @@ def test_reconcile_queries_task_when_missing_or_unknown(rows: list[Task]) -> Non
 def test_reconcile_treats_first_listed_tasks_as_preexisting() -> None:
     tracker = Tracker(BOOT_ID)
     stopped, unstarted = ContainerKey("shop", "stopped"), ContainerKey("shop", "unstarted")
-    rows = [
+    tasks = [
         task(5),
         task(6, TaskStatus.PAUSED, DB),
         task(7, TaskStatus.STOPPED, stopped),
         task(8, TaskStatus.CREATED, unstarted),
     ]
-    assert merge(tracker, listing(*rows, records=[make_metadata(row.key) for row in rows])) == []
-    assert [(row.key.id, row.pid, row.paused) for row in tracker.snapshot_records(moment(10))] == [
+    assert merge(tracker, listing(*tasks, containers=[make_metadata(task.key) for task in tasks])) == []
+    assert [(record.key.id, record.pid, record.paused) for record in tracker.snapshot_records(moment(10))] == [
         ("web", 5, False),
         ("db", 6, True),
     ]
@@ -130,19 +130,19 @@ def test_reconcile_queries_task_when_container_has_none_listed() -> None:
 
 def test_reconcile_emits_start_when_task_has_no_metadata() -> None:
     tracker = synced_tracker()
-    assert merge(tracker, listing(task(5), records=[])) == [("started", "inferred", 5)]
+    assert merge(tracker, listing(task(5), containers=[])) == [("started", "inferred", 5)]
 
 
 def test_reconcile_queries_task_when_container_is_not_listed() -> None:
     tracker = tracker_after_gap()
-    assert merge(tracker, listing(records=[])) == []
+    assert merge(tracker, listing(containers=[])) == []
     assert due_query_keys(tracker) == [WEB]
 
 
 def test_reconcile_skips_namespace_when_listing_failed() -> None:
     tracker = tracker_after_gap()
     tracker.update_metadata(make_metadata(DB))
-    assert merge(tracker, listing(records=[], failed=["shop"])) == []
+    assert merge(tracker, listing(containers=[], failed=["shop"])) == []
     assert due_query_keys(tracker) == []
     assert names(tracker) == ["web", "db"]
     assert has_unconfirmed(tracker)
@@ -152,45 +152,45 @@ def test_reconcile_skips_namespace_when_listing_failed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "row", "expected"),
+    ("window", "listed_task", "expected"),
     [
-        pytest.param([exited(5, 2), created(6, 2), started(6, 3)], task(7), [], id="another new life"),
-        pytest.param([exited(5, 2), created(6, 3)], task(6), [], id="its start still to come"),
-        pytest.param([paused(2)], task(5), [], id="paused, not told yet"),
-        pytest.param([exited(6, 2)], task(5), [], id="an exit of another life, its row older or newer"),
-        pytest.param([exited(5, 2), exited(6, 3)], task(6), [], id="an exit without a start"),
-        pytest.param([created(6, 2), started(6, 3)], task(6), [], id="a new life, the old one's exit lost"),
-        pytest.param([created(6, 3)], task(6, TaskStatus.CREATED), [], id="created over a life"),
+        pytest.param([exited(5, 2), created(6, 2), started(6, 3)], task(7), [], id="another incarnation is listed"),
+        pytest.param([exited(5, 2), created(6, 3)], task(6), [], id="start event is missing"),
+        pytest.param([paused(2)], task(5), [], id="listing is older than the pause"),
+        pytest.param([exited(6, 2)], task(5), [], id="exit of another task"),
+        pytest.param([exited(5, 2), exited(6, 3)], task(6), [], id="exit without a start"),
+        pytest.param([created(6, 2), started(6, 3)], task(6), [], id="previous exit is missing"),
+        pytest.param([created(6, 3)], task(6, TaskStatus.CREATED), [], id="task created while another is running"),
         pytest.param(
             [exited(5, 2), created(6, 2), started(6, 3)],
             task(5, TaskStatus.STOPPED),
             [],
-            id="the row of the life before",
+            id="previous task is listed",
         ),
     ],
 )
 def test_reconcile_queries_task_when_listing_contradicts_events(
-    window: list[ContainerEvent], row: Task, expected: TransitionSummary
+    window: list[ContainerEvent], listed_task: Task, expected: TransitionSummary
 ) -> None:
     tracker = tracker_after_gap(*window)
-    before = [(life.pid, life.paused) for _entry, life in tracker.incarnations()]
-    assert merge(tracker, listing(row)) == expected
-    assert [(life.pid, life.paused) for _entry, life in tracker.incarnations()] == before
+    before = [(incarnation.pid, incarnation.paused) for _entry, incarnation in tracker.incarnations()]
+    assert merge(tracker, listing(listed_task)) == expected
+    assert [(incarnation.pid, incarnation.paused) for _entry, incarnation in tracker.incarnations()] == before
     assert WEB in due_query_keys(tracker)
 
 
 @pytest.mark.parametrize(
-    ("window", "row"),
+    ("window", "listed_task"),
     [
-        pytest.param([exited(5, 2)], task(5), id="the row older than the exit"),
-        pytest.param([exited(5, 2)], task(5, TaskStatus.STOPPED), id="both know of the exit"),
-        pytest.param([exited(5, 2), created(6, 2), started(6, 3)], task(6), id="both know of the new life"),
-        pytest.param([ContainerUpdated(WEB, wall(2), "busybox", {})], task(5), id="only its record changed"),
+        pytest.param([exited(5, 2)], task(5), id="listing is older than the exit"),
+        pytest.param([exited(5, 2)], task(5, TaskStatus.STOPPED), id="exit in both"),
+        pytest.param([exited(5, 2), created(6, 2), started(6, 3)], task(6), id="new incarnation in both"),
+        pytest.param([ContainerUpdated(WEB, wall(2), "busybox", {})], task(5), id="only metadata changed"),
     ],
 )
-def test_reconcile_emits_nothing_when_events_explain_listing(window: list[ContainerEvent], row: Task) -> None:
+def test_reconcile_emits_nothing_when_events_explain_listing(window: list[ContainerEvent], listed_task: Task) -> None:
     tracker = tracker_after_gap(*window)
-    assert merge(tracker, listing(row)) == []
+    assert merge(tracker, listing(listed_task)) == []
     assert due_query_keys(tracker) == []
     assert not has_unconfirmed(tracker)
 
@@ -198,8 +198,8 @@ def test_reconcile_emits_nothing_when_events_explain_listing(window: list[Contai
 def test_reconcile_keeps_pending_exit_when_listed_task_is_older() -> None:
     tracker = tracker_after_gap(exited(6, 2, 9))
     merge(tracker, listing(task(5)))
-    (question,) = tracker.due_queries(moment(10))
-    assert summarize(tracker.apply_query_result(question, task(6, TaskStatus.STOPPED), moment(10))) == [
+    (query,) = tracker.due_queries(moment(10))
+    assert summarize(tracker.apply_query_result(query, task(6, TaskStatus.STOPPED), moment(10))) == [
         ("exited", "inferred", 5),
         ("started", "inferred", 6),
         ("exited", "live", 6),
@@ -216,14 +216,13 @@ def test_reconcile_emits_exit_when_started_pid_is_listed_stopped() -> None:
 
 def test_reconcile_clears_unconfirmed_state_after_failed_query() -> None:
     tracker = tracker_after_gap(exited(5, 2))
-    (question,) = [tracker.make_query(WEB)]
-    tracker.query_failed(question)
+    tracker.query_failed(tracker.make_query(WEB))
     assert has_unconfirmed(tracker)
     merge(tracker, listing(task(5, TaskStatus.STOPPED)))
     assert not has_unconfirmed(tracker)
 
 
-# --- records ---
+# --- metadata ---
 
 
 def metadata_of(tracker: Tracker, key: ContainerKey = WEB) -> Metadata | None:
@@ -240,21 +239,21 @@ def test_reconcile_takes_listed_metadata_when_window_is_empty() -> None:
     tracker = tracker_with_container()
     tracker.update_metadata(NEW)
     tracker.disconnect()
-    merge(tracker, listing(task(5), records=[OLD]))
+    merge(tracker, listing(task(5), containers=[OLD]))
     assert metadata_of(tracker) == OLD
 
 
 @pytest.mark.parametrize(
-    ("told_by_event", "listed", "expected"),
+    ("from_event", "listed", "expected"),
     [(NEW, OLD, NEW), (OLD, NEW, NEW), (make_metadata(created_at=None, updated_at=None), OLD, OLD)],
 )
 def test_reconcile_takes_newer_metadata_when_window_has_update(
-    told_by_event: Metadata, listed: Metadata, expected: Metadata
+    from_event: Metadata, listed: Metadata, expected: Metadata
 ) -> None:
     tracker = tracker_after_gap()
-    tracker.update_metadata(told_by_event)
+    tracker.update_metadata(from_event)
     tracker.process_event(UPDATED, moment(2))
-    merge(tracker, listing(task(5), records=[listed]))
+    merge(tracker, listing(task(5), containers=[listed]))
     assert metadata_of(tracker) == expected
 
 
@@ -262,25 +261,25 @@ def test_reconcile_takes_listed_metadata_when_timestamps_equal() -> None:
     tracker = tracker_after_gap()
     tracker.update_metadata(make_metadata(labels=None, updated_at=5))
     tracker.process_event(UPDATED, moment(2))
-    merge(tracker, listing(task(5), records=[OLD]))
+    merge(tracker, listing(task(5), containers=[OLD]))
     assert metadata_of(tracker) == OLD
 
 
 def test_reconcile_drops_container_deleted_in_window() -> None:
     tracker = tracker_after_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)), ContainerDeleted(DB, wall(3)))
-    merge(tracker, listing(records=[make_metadata(), make_metadata(DB)]))
+    merge(tracker, listing(containers=[make_metadata(), make_metadata(DB)]))
     assert names(tracker) == []
 
 
 def test_reconcile_keeps_container_recreated_after_deletion() -> None:
     tracker = tracker_after_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
-    merge(tracker, listing(records=[make_metadata(created_at=wall(4))]))
+    merge(tracker, listing(containers=[make_metadata(created_at=wall(4))]))
     assert names(tracker) == ["web"]
 
 
 def test_reconcile_drops_container_from_gap_deleted_in_window() -> None:
     tracker = tracker_after_gap(exited(5, 2), ContainerDeleted(WEB, wall(3)))
-    merge(tracker, listing(records=[make_metadata(created_at=wall(2.5), updated_at=wall(2.7))]))
+    merge(tracker, listing(containers=[make_metadata(created_at=wall(2.5), updated_at=wall(2.7))]))
     assert names(tracker) == []
 
 
@@ -290,14 +289,14 @@ def test_reconcile_takes_metadata_of_container_recreated_in_gap() -> None:
     tracker.process_event(exited(5, 1), moment(1))
     tracker.process_event(ContainerDeleted(WEB, wall(2)), moment(2))
     tracker.disconnect()
-    merge(tracker, listing(task(6), records=[OLD]))
-    assert metadata_of(tracker) == OLD, "though the clock was set back meanwhile"
+    merge(tracker, listing(task(6), containers=[OLD]))
+    assert metadata_of(tracker) == OLD, "although the clock was set back"
     assert names(tracker) == ["web"]
 
 
 def test_reconcile_emits_exit_in_gap_with_previous_metadata() -> None:
     tracker = tracker_after_gap()
-    listed = listing(task(6), records=[make_metadata(labels={"of": "the new one"}, created_at=wall(5), name="new")])
+    listed = listing(task(6), containers=[make_metadata(labels={"tier": "new"}, created_at=wall(5), name="new")])
     end, start = reconcile(tracker, listed, moment(10))
     assert (end.type, end.pid, end.metadata) == ("exited", 5, make_metadata())
     assert (start.type, start.pid, start.metadata) == ("started", 6, listed.containers[WEB])
@@ -319,7 +318,7 @@ def test_reconcile_removes_unlisted_stopped_container_unless_new() -> None:
     tracker.disconnect()
     tracker.update_metadata(make_metadata(DB))
     tracker.process_event(ContainerCreated(DB, wall(2), "busybox", "runc"), moment(2))
-    merge(tracker, listing(records=[]))
+    merge(tracker, listing(containers=[]))
     assert names(tracker) == ["db"]
     assert due_query_keys(tracker) == []
 
@@ -328,7 +327,7 @@ def test_reconcile_removes_unlisted_stopped_container_unless_new() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
+    ("listed_task", "expected"),
     [
         (task(5), set()),
         (task(5, TaskStatus.PAUSED), {WEB}),
@@ -339,14 +338,16 @@ def test_reconcile_removes_unlisted_stopped_container_unless_new() -> None:
         (None, {WEB}),
     ],
 )
-def test_mismatch_found_when_listing_contradicts_incarnation(row: Task | None, expected: set[ContainerKey]) -> None:
+def test_mismatch_found_when_listing_contradicts_incarnation(
+    listed_task: Task | None, expected: set[ContainerKey]
+) -> None:
     tracker = tracker_with_container()
     tracker.update_metadata(make_metadata(DB))
-    assert find_mismatches(tracker, listing(*filter(None, [row]))) == expected
+    assert find_mismatches(tracker, listing(*filter(None, [listed_task]))) == expected
 
 
 @pytest.mark.parametrize(
-    ("row", "expected"),
+    ("listed_task", "expected"),
     [
         (task(5), set()),
         (task(5, TaskStatus.STOPPED), set()),
@@ -356,10 +357,12 @@ def test_mismatch_found_when_listing_contradicts_incarnation(row: Task | None, e
         (UNKNOWN, set()),
     ],
 )
-def test_mismatch_of_stopped_container_requires_new_running_task(row: Task, expected: set[ContainerKey]) -> None:
+def test_mismatch_of_stopped_container_requires_new_running_task(
+    listed_task: Task, expected: set[ContainerKey]
+) -> None:
     tracker = tracker_with_container()
     tracker.process_event(exited(5, 1), moment(1))
-    assert find_mismatches(tracker, listing(row)) == expected
+    assert find_mismatches(tracker, listing(listed_task)) == expected
 
 
 def test_mismatch_found_when_state_is_unconfirmed() -> None:

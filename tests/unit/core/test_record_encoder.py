@@ -1,4 +1,4 @@
-"""Records as bytes: what is in them, their numbers, and that the schema fits whatever is told."""
+"""Encoded records: their content and sequence numbers, and that all of them are valid under the schema."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def exited_transition(exit_info: ExitInfo, metadata: Metadata | None = KNOWN) ->
 
 
 def decode_valid(record: Record) -> dict[str, Any]:
-    """Decode a record as any consumer would; it fits the schema, and what routes it is what it says."""
+    """Decode a record; check that it is valid under the schema, and that its routing fields match its content."""
     document: dict[str, Any] = json.loads(record.data)
     SCHEMA.validate(document)
     container = document["container"] or {"namespace": "", "project": ""}
@@ -161,28 +161,28 @@ def test_pod_is_encoded_with_sandbox_labels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "expected"),
+    ("exit_info", "expected"),
     [
         (ExitInfo(137, AT, oom=True), {"status": 137, "at": "2026-11-23T15:21:08.256344486Z", "oom": True}),
         (ExitInfo(0, None, oom=False), {"status": 0, "at": None, "oom": False}),
         (ExitInfo(), {"status": None, "at": None, "oom": None}),
     ],
 )
-def test_exited_record_contains_known_exit_fields(ending: ExitInfo, expected: dict[str, Any]) -> None:
-    document = decode_valid(make_encoder().encode_transition(exited_transition(ending)))
+def test_exited_record_contains_known_exit_fields(exit_info: ExitInfo, expected: dict[str, Any]) -> None:
+    document = decode_valid(make_encoder().encode_transition(exited_transition(exit_info)))
     assert (document["type"], document["origin"], document["exit"]) == ("exited", "live", expected)
 
 
 def test_oversized_record_drops_labels_and_sets_labels_dropped() -> None:
     pod = PodReference("web-1", "prod", "1b2c", "app")
     metadata = msgspec.structs.replace(KNOWN, labels={"big": "x" * 2000}, pod=pod)
-    ledger = make_encoder(max_bytes=1500)
-    record = ledger.encode_transition(present_transition(metadata, {"app": "web"}))
+    encoder = make_encoder(max_bytes=1500)
+    record = encoder.encode_transition(present_transition(metadata, {"app": "web"}))
     container = decode_valid(record)["container"]
     assert (container["labels"], container["labels_dropped"], container["pod"]["labels"]) == (None, True, None)
     assert (container["name"], container["project"]) == ("web-1", "web-shop")
     assert len(record.data) <= 1500
-    assert (record.sequence, ledger.sequence) == (1, 1)
+    assert (record.sequence, encoder.sequence) == (1, 1)
     assert decode_valid(make_encoder(max_bytes=10).encode_transition(present_transition(None)))["container"][
         "labels_dropped"
     ]
@@ -199,33 +199,33 @@ def test_record_of_exactly_max_bytes_keeps_labels() -> None:
     )
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]))  # as protobuf lets through: any valid UTF-8
+texts = st.text(st.characters(exclude_categories=["Cs"]))  # any valid UTF-8, as in protobuf strings
 
 
-@given(labels=st.dictionaries(texts, texts), name=texts, project=texts, namespace=texts, ending=st.integers())
-def test_record_is_valid_for_any_labels(labels: Labels, name: str, project: str, namespace: str, ending: int) -> None:
+@given(labels=st.dictionaries(texts, texts), name=texts, project=texts, namespace=texts, status=st.integers())
+def test_record_is_valid_for_any_labels(labels: Labels, name: str, project: str, namespace: str, status: int) -> None:
     key = ContainerKey(namespace, "web")
     metadata = msgspec.structs.replace(KNOWN, key=key, name=name, project=project, labels=labels)
     record = make_encoder().encode_transition(
-        Transition("exited", "live", AT, key, metadata, labels, 5, "x-5", paused=False, exit_info=ExitInfo(ending))
+        Transition("exited", "live", AT, key, metadata, labels, 5, "x-5", paused=False, exit_info=ExitInfo(status))
     )
     container = decode_valid(record)["container"]
     assert (container["labels"], container["name"], container["namespace"]) == (labels, name, namespace)
     assert b"\n" not in record.data
 
 
-# --- numbers, frames ---
+# --- sequences and control records ---
 
 
 def test_sequences_are_gapless_and_start_with_snapshot() -> None:
-    ledger = make_encoder(previous=SourcePosition(7, 977))
-    assert ledger.position == SourcePosition(7, 977)  # no record of this epoch yet
-    records = ledger.encode_snapshot(
+    encoder = make_encoder(previous=SourcePosition(7, 977))
+    assert encoder.position == SourcePosition(7, 977)  # no record of this epoch yet
+    records = encoder.encode_snapshot(
         GAP, COVERAGE, [exited_transition(ExitInfo())], [present_transition(), present_transition()], AT
     )
     records += [
-        ledger.encode_transition(exited_transition(ExitInfo())),
-        *ledger.encode_snapshot(GAP, COVERAGE, [], [], AT),
+        encoder.encode_transition(exited_transition(ExitInfo())),
+        *encoder.encode_snapshot(GAP, COVERAGE, [], [], AT),
     ]
     assert [record.sequence for record in records] == list(range(1, 9))
     assert {record.epoch for record in records} == {EPOCH}
@@ -239,12 +239,14 @@ def test_sequences_are_gapless_and_start_with_snapshot() -> None:
         "snapshot_started",
         "snapshot_completed",
     ]
-    assert ledger.position == SourcePosition(EPOCH, 8)
+    assert encoder.position == SourcePosition(EPOCH, 8)
 
 
 def test_control_records_contain_reason_and_coverage() -> None:
-    ledger = make_encoder(previous=SourcePosition(7, 977))
-    started, _row, completed = map(decode_valid, ledger.encode_snapshot(GAP, COVERAGE, [], [present_transition()], AT))
+    encoder = make_encoder(previous=SourcePosition(7, 977))
+    started, _present, completed = map(
+        decode_valid, encoder.encode_snapshot(GAP, COVERAGE, [], [present_transition()], AT)
+    )
     assert started["snapshot"] == {
         "id": f"{EPOCH}-1",
         "reason": "reconnect",
@@ -263,19 +265,19 @@ def test_control_records_contain_reason_and_coverage() -> None:
 
 
 def test_first_control_record_of_epoch_has_previous_position() -> None:
-    ledger = make_encoder(previous=SourcePosition(7, 977))
-    ledger.encode_snapshot(GAP, COVERAGE, [], [], AT)
-    again, _completed = map(decode_valid, ledger.encode_snapshot(Gap("start", None, None), COVERAGE, [], [], AT))
-    assert (again["snapshot"]["previous"], again["snapshot"]["id"]) == (None, f"{EPOCH}-2")
-    assert (again["snapshot"]["since"], again["snapshot"]["until"]) == (None, None)
+    encoder = make_encoder(previous=SourcePosition(7, 977))
+    encoder.encode_snapshot(GAP, COVERAGE, [], [], AT)
+    second, _completed = map(decode_valid, encoder.encode_snapshot(Gap("start", None, None), COVERAGE, [], [], AT))
+    assert (second["snapshot"]["previous"], second["snapshot"]["id"]) == (None, f"{EPOCH}-2")
+    assert (second["snapshot"]["since"], second["snapshot"]["until"]) == (None, None)
     unknown, _completed = map(decode_valid, make_encoder().encode_snapshot(GAP, COVERAGE, [], [], AT))
     assert unknown["snapshot"]["previous"] is None
 
 
 def test_engine_restart_keeps_source_and_sequence() -> None:
-    ledger = make_encoder()
-    ledger.set_engine(msgspec.structs.replace(ENGINE, version="2.5.0", pid=900))
-    document = decode_valid(ledger.encode_transition(present_transition()))
+    encoder = make_encoder()
+    encoder.set_engine(msgspec.structs.replace(ENGINE, version="2.5.0", pid=900))
+    document = decode_valid(encoder.encode_transition(present_transition()))
     assert (document["engine"]["version"], document["engine"]["pid"], document["sequence"]) == ("2.5.0", 900, 1)
 
 
@@ -294,8 +296,8 @@ def test_same_history_is_encoded_to_same_bytes() -> None:
 
 @pytest.mark.parametrize("control_record", [True, False])
 def test_loss_record_covers_range_up_to_last_lost_record(control_record: bool) -> None:
-    ledger = make_encoder(previous=SourcePosition(7, 977))
-    records = ledger.encode_snapshot(
+    encoder = make_encoder(previous=SourcePosition(7, 977))
+    records = encoder.encode_snapshot(
         GAP, COVERAGE, [], [present_transition(), exited_transition(ExitInfo(1, AT, oom=False))], AT
     )
     last = records[0 if control_record else 2]
@@ -307,7 +309,7 @@ def test_loss_record_covers_range_up_to_last_lost_record(control_record: bool) -
     assert (record.epoch, record.sequence, record.id) == (EPOCH, last.sequence, f"{EPOCH}-{last.sequence}-lost")
     assert [document[key] for key in ("id", "project", "container", "exit", "snapshot")] == [None] * 5
     assert (document["engine"]["id"], document["host"]) == ("c79d280c", "node-1")
-    assert ledger.sequence == len(records)
+    assert encoder.sequence == len(records)
 
 
 def test_loss_record_can_replace_another_loss_record() -> None:
@@ -316,14 +318,14 @@ def test_loss_record_can_replace_another_loss_record() -> None:
 
 
 def test_heartbeat_has_position_of_last_record_and_unique_id() -> None:
-    ledger = make_encoder()
-    ledger.encode_snapshot(GAP, COVERAGE, [], [], AT)
-    last = ledger.encode_transition(present_transition())
-    beats = [heartbeat_record(last, AT + SECOND, number) for number in (1, 2)]
-    assert [each.id for each in beats] == [f"{EPOCH}-3-heartbeat-1", f"{EPOCH}-3-heartbeat-2"]
-    document = decode_valid(beats[0])
+    encoder = make_encoder()
+    encoder.encode_snapshot(GAP, COVERAGE, [], [], AT)
+    last = encoder.encode_transition(present_transition())
+    heartbeats = [heartbeat_record(last, AT + SECOND, number) for number in (1, 2)]
+    assert [each.id for each in heartbeats] == [f"{EPOCH}-3-heartbeat-1", f"{EPOCH}-3-heartbeat-2"]
+    document = decode_valid(heartbeats[0])
     assert (document["type"], document["timestamp"]) == ("heartbeat", rfc3339(AT + SECOND))
-    assert (document["epoch"], document["sequence"], ledger.sequence) == (EPOCH, 3, 3)
+    assert (document["epoch"], document["sequence"], encoder.sequence) == (EPOCH, 3, 3)
     assert document["engine"]["id"] == ENGINE.id
     assert [
         name for name in ("id", "project", "container", "exit", "snapshot", "lost") if document[name] is not None

@@ -1,4 +1,4 @@
-"""The state machine of lives, fault by fault; what its rules add up to is in test_properties.py."""
+"""The state machine of incarnations, rule by rule; test_properties.py checks its invariants on random histories."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ INFERRED_EXIT = [("exited", "inferred", 5)]
 
 
 def step(tracker: Tracker, event: ContainerEvent, now: Instant | None = None) -> TransitionSummary:
-    """Take in an event the moment that it happens, unless told otherwise."""
-    since = to_seconds(event.at - wall(0))
-    return summarize(tracker.process_event(event, now or moment(since)))
+    """Process an event at the moment ``now``, by default that of the event."""
+    seconds = to_seconds(event.at - wall(0))
+    return summarize(tracker.process_event(event, now or moment(seconds)))
 
 
 def due_query_keys(tracker: Tracker, seconds: float = 1000) -> list[ContainerKey]:
-    return [question.key for question in tracker.due_queries(moment(seconds))]
+    return [query.key for query in tracker.due_queries(moment(seconds))]
 
 
 def running_incarnations(tracker: Tracker) -> list[tuple[str, int, bool]]:
-    return [(entry.key.id, life.pid, life.paused) for entry, life in tracker.incarnations()]
+    return [(entry.key.id, incarnation.pid, incarnation.paused) for entry, incarnation in tracker.incarnations()]
 
 
-# --- a life as it should be ---
+# --- a complete run ---
 
 
 def test_tracker_emits_every_transition_of_container_run() -> None:
@@ -119,7 +119,7 @@ def test_restart_under_same_id_starts_new_incarnation() -> None:
     assert running_incarnations(tracker) == [("web", 6, False)]
 
 
-# --- repeated, late, never started ---
+# --- repeated and late events, unstarted tasks ---
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,12 @@ def test_exited_pids_are_remembered_across_many_restarts() -> None:
 
 def test_exec_exit_emits_nothing() -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
+    (query,) = query_task(tracker)
     assert step(tracker, exited(5, 1, 1, exec_id="health")) == []
     assert step(tracker, deleted(5, 1, 1, exec_id="health")) == []
     assert tracker.counts["exec_exit"] == 1
-    assert summarize(tracker.apply_query_result(question, None, moment(2))) == INFERRED_EXIT, (
-        "an exec's exit makes no answer doubtful"
+    assert summarize(tracker.apply_query_result(query, None, moment(2))) == INFERRED_EXIT, (
+        "an exec's exit does not invalidate a query result"
     )
     assert step(tracker, exited(77, 3, 1, exec_id="health")) == []
     assert tracker.next_due() is None
@@ -209,14 +209,14 @@ def test_unstarted_task_exit_not_emitted_when_killed() -> None:
     assert tracker.next_due() is None
 
 
-@pytest.mark.parametrize("next_one", [started(6, 4), exited(6, 4), started(6, 40)])
-def test_unstarted_task_exit_not_emitted_when_next_task_comes(next_one: ContainerEvent) -> None:
+@pytest.mark.parametrize("next_event", [started(6, 4), exited(6, 4), started(6, 40)])
+def test_unstarted_task_exit_not_emitted_when_next_task_comes(next_event: ContainerEvent) -> None:
     tracker = synced_tracker()
     step(tracker, created(5, 1))
     step(tracker, exited(5, 2, 137))
     step(tracker, deleted(5, 2, 137))
     step(tracker, created(6, 3))
-    transitions = step(tracker, next_one) + summarize(tracker.expire_pending_exits(moment(100)))
+    transitions = step(tracker, next_event) + summarize(tracker.expire_pending_exits(moment(100)))
     assert all(pid == 6 for _type, _origin, pid in transitions)
 
 
@@ -233,7 +233,7 @@ def test_pending_exit_emitted_when_next_exit_becomes_pending() -> None:
     tracker = synced_tracker()
     step(tracker, exited(5, 1))
     assert step(tracker, exited(6, 2)) == [("started", "inferred", 5), *EXITED]
-    assert summarize(tracker.expire_pending_exits(moment(31.5))) == [], "the second has its own 30 s"
+    assert summarize(tracker.expire_pending_exits(moment(31.5))) == [], "the second exit has its own deadline"
     assert summarize(tracker.expire_pending_exits(moment(32))) == [("started", "inferred", 6), ("exited", "live", 6)]
 
 
@@ -246,12 +246,12 @@ def test_pending_exit_emitted_before_next_start() -> None:
 def test_late_exit_of_older_incarnation_changes_nothing() -> None:
     tracker = tracker_with_container(6)
     assert step(tracker, exited(5, 0.1), moment(3)) == []
-    assert due_query_keys(tracker, 3) == [WEB], "for it may as well be a newer one's"
+    assert due_query_keys(tracker, 3) == [WEB], "it may be the exit of a newer task"
     assert summarize(tracker.expire_pending_exits(moment(33))) == []
     assert (tracker.counts["late"], running_incarnations(tracker)) == (1, [("web", 6, False)])
 
 
-# --- an exit that was lost ---
+# --- lost exits ---
 
 
 def test_delete_event_implies_exit_when_exit_event_lost() -> None:
@@ -268,8 +268,8 @@ def test_next_start_emitted_when_query_confirms_lost_exit(status: TaskStatus) ->
     step(tracker, created(6, 1))
     assert step(tracker, started(6, 2), moment(2.5)) == []
     assert tracker.counts["unconfirmed_start"] == 1
-    (question,) = tracker.due_queries(moment(2.5))
-    first, second, *more = tracker.apply_query_result(question, task(6, status), moment(2.6))
+    (query,) = tracker.due_queries(moment(2.5))
+    first, second, *more = tracker.apply_query_result(query, task(6, status), moment(2.6))
     assert summarize([first, second]) == [*INFERRED_EXIT, ("started", "live", 6)]
     assert (first.at, first.exit_info, second.at, second.paused) == (wall(2.6), ExitInfo(), wall(2), False)
     assert summarize(more) == ([("paused", "inferred", 6)] if status is TaskStatus.PAUSED else [])
@@ -280,22 +280,22 @@ def test_next_start_emitted_when_previous_exit_was_late(query_sent: bool) -> Non
     tracker = tracker_with_container()
     step(tracker, created(6, 1))
     step(tracker, started(6, 2))
-    questions = tracker.due_queries(moment(2)) if query_sent else []
+    queries = tracker.due_queries(moment(2)) if query_sent else []
     assert step(tracker, exited(5, 0.9), moment(3)) == EXITED
-    for question in questions:
-        assert summarize(tracker.apply_query_result(question, task(6), moment(3))) == []
-    (question,) = tracker.due_queries(moment(3))
-    assert summarize(tracker.apply_query_result(question, task(6), moment(3))) == [("started", "live", 6)]
+    for query in queries:
+        assert summarize(tracker.apply_query_result(query, task(6), moment(3))) == []
+    (query,) = tracker.due_queries(moment(3))
+    assert summarize(tracker.apply_query_result(query, task(6), moment(3))) == [("started", "live", 6)]
 
 
-@pytest.mark.parametrize("answer", [None, task(6, TaskStatus.STOPPED)])
-def test_unconfirmed_run_emitted_whole_when_query_finds_exit(answer: Task | None) -> None:
+@pytest.mark.parametrize("result", [None, task(6, TaskStatus.STOPPED)])
+def test_unconfirmed_run_emitted_whole_when_query_finds_exit(result: Task | None) -> None:
     tracker = tracker_with_container()
     step(tracker, created(6, 1))
     step(tracker, started(6, 2))
     step(tracker, exited(6, 3))
-    (question,) = tracker.due_queries(moment(3))
-    assert summarize(tracker.apply_query_result(question, answer, moment(3))) == [
+    (query,) = tracker.due_queries(moment(3))
+    assert summarize(tracker.apply_query_result(query, result, moment(3))) == [
         *INFERRED_EXIT,
         ("started", "live", 6),
         ("exited", "live", 6),
@@ -307,8 +307,8 @@ def test_unconfirmed_start_emitted_when_exit_follows_empty_query() -> None:
     tracker = tracker_with_container()
     step(tracker, created(6, 1))
     step(tracker, started(6, 2))
-    (question,) = tracker.due_queries(moment(2))
-    assert summarize(tracker.apply_query_result(question, None, moment(2.5))) == INFERRED_EXIT
+    (query,) = tracker.due_queries(moment(2))
+    assert summarize(tracker.apply_query_result(query, None, moment(2.5))) == INFERRED_EXIT
     assert step(tracker, exited(6, 2.2), moment(3)) == []
     assert summarize(tracker.expire_pending_exits(moment(33))) == [("started", "live", 6), ("exited", "live", 6)]
 
@@ -330,17 +330,17 @@ def test_task_query_is_scheduled_when_expected_exit_is_missing(event: ContainerE
 def test_pid_zero_exit_ends_incarnation_only_after_task_query(event: ContainerEvent) -> None:
     tracker = tracker_with_container()
     assert step(tracker, event) == []
-    (question,) = tracker.due_queries(moment(1))
-    assert summarize(tracker.apply_query_result(question, task(5), moment(1.1))) == []
+    (query,) = tracker.due_queries(moment(1))
+    assert summarize(tracker.apply_query_result(query, task(5), moment(1.1))) == []
     assert step(tracker, event, moment(2)) == []
-    (question,) = tracker.due_queries(moment(2))
-    (end,) = tracker.apply_query_result(question, None, moment(2.1))
+    (query,) = tracker.due_queries(moment(2))
+    (end,) = tracker.apply_query_result(query, None, moment(2.1))
     assert (summarize([end]), end.at, end.exit_info) == (INFERRED_EXIT, wall(2.1), ExitInfo())
     assert step(tracker, event, moment(3)) == []
     assert tracker.next_due() is None
 
 
-# --- who waited for the task ---
+# --- results of Tasks.Wait ---
 
 EXIT_STATUS = ExitStatus(9, 123)
 
@@ -349,8 +349,8 @@ def test_task_wait_status_is_used_when_exit_event_lost() -> None:
     tracker = tracker_with_container()
     tracker.task_waited(WEB, 5, EXIT_STATUS, moment(1))
     assert tracker.next_due() == SECOND + WAITED_EXIT_GRACE_NS
-    (question,) = tracker.due_queries(moment(3))
-    (end,) = tracker.apply_query_result(question, None, moment(3))
+    (query,) = tracker.due_queries(moment(3))
+    (end,) = tracker.apply_query_result(query, None, moment(3))
     assert (summarize([end]), end.exit_info) == (INFERRED_EXIT, ExitInfo(9, 123))
 
 
@@ -369,8 +369,8 @@ def test_task_wait_status_is_kept_when_wait_ends_before_start() -> None:
     tracker.task_waited(WEB, 5, EXIT_STATUS, moment(2))
     assert tracker.next_due() is None
     assert step(tracker, started(5, 1.5), moment(3)) == STARTED
-    (question,) = tracker.due_queries(moment(5))
-    (end,) = tracker.apply_query_result(question, None, moment(5))
+    (query,) = tracker.due_queries(moment(5))
+    (end,) = tracker.apply_query_result(query, None, moment(5))
     assert end.exit_info == ExitInfo(9, 123)
 
 
@@ -384,20 +384,20 @@ def test_task_wait_of_other_task_is_ignored() -> None:
     step(tracker, created(5, 2))
     assert step(tracker, started(5, 3)) == STARTED
     assert tracker.next_due() is None
-    (question,) = query_task(tracker)
-    (end,) = tracker.apply_query_result(question, None, moment(4))
+    (query,) = query_task(tracker)
+    (end,) = tracker.apply_query_result(query, None, moment(4))
     assert end.exit_info == ExitInfo()
 
 
-# --- events out of order: timestamps raise doubt, containerd decides ---
+# --- events out of order: timestamps trigger queries, and the results decide ---
 
 
 def test_late_start_of_older_incarnation_keeps_newer_incarnation() -> None:
     tracker = tracker_with_container(6)
     assert step(tracker, created(5, 0.1), moment(3)) == []
     assert step(tracker, started(5, 0.15), moment(3)) == []
-    (question,) = tracker.due_queries(moment(3))
-    assert summarize(tracker.apply_query_result(question, task(6), moment(3))) == []
+    (query,) = tracker.due_queries(moment(3))
+    assert summarize(tracker.apply_query_result(query, task(6), moment(3))) == []
     assert running_incarnations(tracker) == [("web", 6, False)]
 
 
@@ -405,16 +405,16 @@ def test_unexpected_start_and_exit_keep_newer_incarnation() -> None:
     tracker = tracker_with_container(6)
     assert step(tracker, exited(5, 2), moment(3)) == []
     assert step(tracker, started(5, 2), moment(3)) == []
-    (question,) = tracker.due_queries(moment(3))
-    assert summarize(tracker.apply_query_result(question, task(6), moment(3))) == []
+    (query,) = tracker.due_queries(moment(3))
+    assert summarize(tracker.apply_query_result(query, task(6), moment(3))) == []
     assert running_incarnations(tracker) == [("web", 6, False)]
 
 
 def test_unconfirmed_start_emitted_when_query_confirms_task() -> None:
     tracker = tracker_with_container()
-    assert step(tracker, started(6, 2)) == [], "its creation was not seen, nor the exit of the life before it"
-    (question,) = tracker.due_queries(moment(2))
-    assert summarize(tracker.apply_query_result(question, task(6), moment(2.1))) == [
+    assert step(tracker, started(6, 2)) == [], "no event of the creation or of the previous exit"
+    (query,) = tracker.due_queries(moment(2))
+    assert summarize(tracker.apply_query_result(query, task(6), moment(2.1))) == [
         *INFERRED_EXIT,
         ("started", "live", 6),
     ]
@@ -441,23 +441,23 @@ def test_expected_late_start_emitted_and_schedules_task_query() -> None:
     step(tracker, created(5, 1))
     assert step(tracker, paused(3)) == []
     assert step(tracker, started(5, 2), moment(4)) == STARTED
-    (question,) = tracker.due_queries(moment(4))
-    assert summarize(tracker.apply_query_result(question, task(5, TaskStatus.PAUSED), moment(4))) == [
+    (query,) = tracker.due_queries(moment(4))
+    assert summarize(tracker.apply_query_result(query, task(5, TaskStatus.PAUSED), moment(4))) == [
         ("paused", "inferred", 5)
     ]
 
 
-@pytest.mark.parametrize("event", [paused(0.1), resumed(1), paused(9)], ids=["late", "repeated", "of the future"])
+@pytest.mark.parametrize("event", [paused(0.1), resumed(1), paused(9)], ids=["late", "repeated", "future"])
 def test_contradicting_pause_event_schedules_task_query(event: ContainerEvent) -> None:
     tracker = tracker_with_container()
     assert step(tracker, event, moment(2)) == []
     assert tracker.counts["unexpected_pause"] == 1
-    (question,) = tracker.due_queries(moment(2))
-    answer = tracker.apply_query_result(question, task(5, TaskStatus.PAUSED), moment(2.5))
-    assert summarize(answer) == [("paused", "inferred", 5)]
-    assert (answer[0].at, answer[0].paused) == (wall(2.5), True)
+    (query,) = tracker.due_queries(moment(2))
+    transitions = tracker.apply_query_result(query, task(5, TaskStatus.PAUSED), moment(2.5))
+    assert summarize(transitions) == [("paused", "inferred", 5)]
+    assert (transitions[0].at, transitions[0].paused) == (wall(2.5), True)
     assert summarize(
-        tracker.apply_query_result(question._replace(generation=question.generation + 1), task(5), moment(3))
+        tracker.apply_query_result(query._replace(generation=query.generation + 1), task(5), moment(3))
     ) == [("unpaused", "inferred", 5)]
 
 
@@ -476,8 +476,8 @@ def test_late_pause_not_emitted_when_resume_came_first() -> None:
 
 def test_pause_not_emitted_when_older_than_query_result() -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
-    tracker.apply_query_result(question, task(5), moment(3))
+    (query,) = query_task(tracker)
+    tracker.apply_query_result(query, task(5), moment(3))
     assert step(tracker, paused(2), moment(4)) == []
     assert due_query_keys(tracker, 4) == [WEB]
 
@@ -511,7 +511,7 @@ def test_tracker_emits_transitions_when_wall_clock_steps(hours: int) -> None:
     assert transitions[0].at == wall(3 + offset)
 
 
-# --- questions and answers ---
+# --- task queries ---
 
 
 def query_task(tracker: Tracker, key: ContainerKey = WEB) -> list[TaskQuery]:
@@ -555,18 +555,18 @@ def test_next_due_is_earliest_of_queries_and_pending_exits() -> None:
 )
 def test_task_query_repeated_when_event_precedes_result(event: ContainerEvent) -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
+    (query,) = query_task(tracker)
     tracker.process_event(event, moment(2))
-    assert summarize(tracker.apply_query_result(question, None, moment(3))) == []
+    assert summarize(tracker.apply_query_result(query, None, moment(3))) == []
     assert running_incarnations(tracker) != []
     assert due_query_keys(tracker, 3) == [WEB]
 
 
 def test_task_query_repeated_when_task_wait_precedes_result() -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
+    (query,) = query_task(tracker)
     tracker.task_waited(WEB, 5, EXIT_STATUS, moment(2))
-    assert summarize(tracker.apply_query_result(question, task(5), moment(2))) == []
+    assert summarize(tracker.apply_query_result(query, task(5), moment(2))) == []
     assert due_query_keys(tracker, 2) == [WEB]
 
 
@@ -585,8 +585,8 @@ def test_task_query_repeated_when_newer_result_was_applied() -> None:
 
 def test_empty_query_result_leaves_no_state_of_unknown_container() -> None:
     tracker = synced_tracker()
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, None, moment(1))) == []
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, None, moment(1))) == []
     assert list(tracker.entries()) == []
 
 
@@ -605,8 +605,8 @@ def test_unknown_task_emits_inferred_start_when_namespace_synced(
     status: TaskStatus, expected: TransitionSummary
 ) -> None:
     tracker = synced_tracker()
-    (question,) = query_task(tracker)
-    transitions = tracker.apply_query_result(question, task(5, status), moment(1))
+    (query,) = query_task(tracker)
+    transitions = tracker.apply_query_result(query, task(5, status), moment(1))
     assert summarize(transitions) == expected
     assert tracker.preexisting_count == 0
     if status is TaskStatus.STOPPED:
@@ -614,7 +614,7 @@ def test_unknown_task_emits_inferred_start_when_namespace_synced(
 
 
 @pytest.mark.parametrize(
-    ("status", "rows"),
+    ("status", "present"),
     [
         (TaskStatus.RUNNING, [("web", False)]),
         (TaskStatus.PAUSED, [("web", True)]),
@@ -624,13 +624,13 @@ def test_unknown_task_emits_inferred_start_when_namespace_synced(
     ],
 )
 def test_unknown_task_is_preexisting_when_namespace_not_synced(
-    status: TaskStatus, rows: list[tuple[str, bool]]
+    status: TaskStatus, present: list[tuple[str, bool]]
 ) -> None:
     tracker = Tracker(BOOT_ID)
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(5, status), moment(1))) == []
-    assert [(row.key.id, row.paused) for row in tracker.snapshot_records(moment(2))] == rows
-    assert tracker.preexisting_count == len(rows)
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(5, status), moment(1))) == []
+    assert [(record.key.id, record.paused) for record in tracker.snapshot_records(moment(2))] == present
+    assert tracker.preexisting_count == len(present)
     if status is TaskStatus.STOPPED:
         assert step(tracker, exited(5, 0.5), moment(3)) == []
         assert tracker.next_due() is None
@@ -648,8 +648,8 @@ def test_unknown_task_is_preexisting_when_namespace_not_synced(
 )
 def test_query_result_updates_running_incarnation(status: TaskStatus, expected: TransitionSummary) -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
-    transitions = tracker.apply_query_result(question, task(5, status), moment(1))
+    (query,) = query_task(tracker)
+    transitions = tracker.apply_query_result(query, task(5, status), moment(1))
     assert summarize(transitions) == expected
     if status is TaskStatus.STOPPED:
         assert transitions[0].exit_info == ExitInfo(3, wall(0.5))
@@ -665,16 +665,16 @@ def test_query_result_updates_running_incarnation(status: TaskStatus, expected: 
 )
 def test_query_result_with_other_pid_ends_incarnation(status: TaskStatus, expected: TransitionSummary) -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(6, status), moment(1))) == expected
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(6, status), moment(1))) == expected
 
 
 def test_query_result_does_not_restart_exited_pid() -> None:
     tracker = tracker_with_container()
     step(tracker, exited(5, 1))
     for status in (TaskStatus.RUNNING, TaskStatus.STOPPED, TaskStatus.CREATED):
-        (question,) = query_task(tracker)
-        assert summarize(tracker.apply_query_result(question, task(5, status), moment(2))) == []
+        (query,) = query_task(tracker)
+        assert summarize(tracker.apply_query_result(query, task(5, status), moment(2))) == []
         assert running_incarnations(tracker) == []
 
 
@@ -683,8 +683,8 @@ def test_query_result_with_exited_pid_ends_newer_incarnation() -> None:
     step(tracker, exited(5, 1))
     step(tracker, created(6, 2))
     step(tracker, started(6, 3))
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(5, TaskStatus.STOPPED), moment(4))) == [
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(5, TaskStatus.STOPPED), moment(4))) == [
         ("exited", "inferred", 6)
     ]
 
@@ -693,8 +693,8 @@ def test_query_result_with_exited_pid_ends_newer_incarnation() -> None:
 def test_pending_exit_emitted_when_query_finds_same_task(status: TaskStatus) -> None:
     tracker = synced_tracker()
     step(tracker, exited(5, 1, 9))
-    (question,) = query_task(tracker)
-    transitions = tracker.apply_query_result(question, task(5, status), moment(2))
+    (query,) = query_task(tracker)
+    transitions = tracker.apply_query_result(query, task(5, status), moment(2))
     assert summarize(transitions) == [("started", "inferred", 5), *EXITED]
     assert transitions[-1].exit_info == ExitInfo(9, wall(1), oom=False)
     assert tracker.next_due() is None
@@ -704,32 +704,32 @@ def test_unstarted_task_exit_emitted_when_query_finds_running() -> None:
     tracker = synced_tracker()
     step(tracker, created(5, 1))
     step(tracker, exited(5, 2))
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(5), moment(2))) == [("started", "inferred", 5), *EXITED]
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(5), moment(2))) == [("started", "inferred", 5), *EXITED]
 
 
 def test_stopped_task_exit_waits_for_start_when_only_created() -> None:
     tracker = synced_tracker()
     step(tracker, created(5, 1))
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(5, TaskStatus.STOPPED), moment(2))) == []
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(5, TaskStatus.STOPPED), moment(2))) == []
     step(tracker, exited(5, 2))
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(5, TaskStatus.STOPPED), moment(2))) == []
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(5, TaskStatus.STOPPED), moment(2))) == []
     assert step(tracker, started(5, 1.5), moment(3)) == STARTED + EXITED
 
 
 def test_pending_exit_precedes_other_task_found_by_query() -> None:
     tracker = tracker_with_container(6)
     step(tracker, exited(5, 1))
-    (question,) = tracker.due_queries(moment(1))
-    assert summarize(tracker.apply_query_result(question, task(6), moment(1))) == []
+    (query,) = tracker.due_queries(moment(1))
+    assert summarize(tracker.apply_query_result(query, task(6), moment(1))) == []
     assert step(tracker, exited(6, 2)) == [("exited", "live", 6)]
     assert tracker.next_due() is None
     tracker = synced_tracker()
     step(tracker, exited(5, 1))
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(6), moment(1))) == [
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(6), moment(1))) == [
         ("started", "inferred", 5),
         *EXITED,
         ("started", "inferred", 6),
@@ -738,25 +738,25 @@ def test_pending_exit_precedes_other_task_found_by_query() -> None:
 
 def test_created_task_found_by_query_is_expected_to_start() -> None:
     tracker = synced_tracker()
-    (question,) = query_task(tracker)
-    tracker.apply_query_result(question, task(5, TaskStatus.CREATED), moment(1))
+    (query,) = query_task(tracker)
+    tracker.apply_query_result(query, task(5, TaskStatus.CREATED), moment(1))
     step(tracker, exited(5, 2))
     assert summarize(tracker.expire_pending_exits(moment(100))) == []
 
 
-# --- no answer ---
+# --- failed queries ---
 
 
 def test_failed_query_leaves_incarnation_unconfirmed() -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
-    tracker.query_failed(question)
-    ((_entry, life),) = tracker.incarnations()
-    assert not life.confirmed
+    (query,) = query_task(tracker)
+    tracker.query_failed(query)
+    ((_state, incarnation),) = tracker.incarnations()
+    assert not incarnation.confirmed
     assert tracker.next_due() is None
-    (question,) = query_task(tracker)
-    tracker.apply_query_result(question, task(5), moment(1))
-    assert life.confirmed
+    (query,) = query_task(tracker)
+    tracker.apply_query_result(query, task(5), moment(1))
+    assert incarnation.confirmed
 
 
 @pytest.mark.parametrize("has_metadata", [True, False])
@@ -764,34 +764,34 @@ def test_failed_query_leaves_state_unknown(has_metadata: bool) -> None:
     tracker = synced_tracker()
     if has_metadata:
         tracker.update_metadata(make_metadata())
-    (question,) = query_task(tracker)
-    tracker.query_failed(question)
+    (query,) = query_task(tracker)
+    tracker.query_failed(query)
     (entry,) = tracker.entries()
     assert entry.state_unknown
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(5), moment(1))) == []
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(5), moment(1))) == []
     assert (tracker.preexisting_count, entry.state_unknown) == (1, False)
 
 
-@pytest.mark.parametrize("answer", [None, task(5, TaskStatus.STOPPED), task(6, TaskStatus.CREATED)])
-def test_query_result_clears_state_unknown_when_nothing_changed(answer: Task | None) -> None:
+@pytest.mark.parametrize("result", [None, task(5, TaskStatus.STOPPED), task(6, TaskStatus.CREATED)])
+def test_query_result_clears_state_unknown_when_nothing_changed(result: Task | None) -> None:
     tracker = tracker_with_container()
     step(tracker, exited(5, 1))
-    (question,) = query_task(tracker)
-    tracker.apply_query_result(question, task(0, TaskStatus.UNKNOWN), moment(2))
+    (query,) = query_task(tracker)
+    tracker.apply_query_result(query, task(0, TaskStatus.UNKNOWN), moment(2))
     entry = tracker.find(WEB)
     assert entry is not None
     assert entry.state_unknown
-    (question,) = query_task(tracker)
-    tracker.apply_query_result(question, answer, moment(3))
+    (query,) = query_task(tracker)
+    tracker.apply_query_result(query, result, moment(3))
     assert not entry.state_unknown
 
 
 def test_failed_query_repeated_when_events_changed_state() -> None:
     tracker = tracker_with_container()
-    (question,) = query_task(tracker)
+    (query,) = query_task(tracker)
     step(tracker, exited(5, 1))
-    tracker.query_failed(question)
+    tracker.query_failed(query)
     assert due_query_keys(tracker) == [WEB]
     assert not any(entry.state_unknown for entry in tracker.entries())
 
@@ -799,19 +799,19 @@ def test_failed_query_repeated_when_events_changed_state() -> None:
 def test_created_container_and_start_need_no_query_result() -> None:
     tracker = synced_tracker()
     for event in (ContainerCreated(WEB, wall(1), "busybox", "runc"), started(5, 2)):
-        (question,) = query_task(tracker)
-        tracker.query_failed(question)
+        (query,) = query_task(tracker)
+        tracker.query_failed(query)
         tracker.update_metadata(make_metadata())
         step(tracker, event)
         (entry,) = tracker.entries()
         assert not entry.state_unknown
 
 
-# --- adoption, scope, rows ---
+# --- preexisting containers, scope, snapshot records ---
 
 
 def tracker_with_preexisting() -> Tracker:
-    """A tracker that has just found a container that lived before anybody looked."""
+    """Return a tracker with a preexisting container that is not published yet."""
     tracker = Tracker(BOOT_ID)
     tracker.update_metadata(make_metadata())
     tracker.apply_task_state(WEB, task(5), moment(0.1))
@@ -820,9 +820,14 @@ def tracker_with_preexisting() -> Tracker:
 
 def test_snapshot_record_comes_first_for_preexisting_incarnation() -> None:
     tracker = tracker_with_preexisting()
-    (row,) = tracker.snapshot_records(moment(1))
-    assert (row.type, row.origin, row.at, row.key, row.pid) == ("present", "snapshot", wall(1), WEB, 5)
-    assert (row.incarnation, row.paused, row.metadata, row.exit_info) == ("5f3c9a1e-5", False, make_metadata(), None)
+    (record,) = tracker.snapshot_records(moment(1))
+    assert (record.type, record.origin, record.at, record.key, record.pid) == ("present", "snapshot", wall(1), WEB, 5)
+    assert (record.incarnation, record.paused, record.metadata, record.exit_info) == (
+        "5f3c9a1e-5",
+        False,
+        make_metadata(),
+        None,
+    )
     assert step(tracker, paused(2)) == [("paused", "live", 5)]
     assert step(tracker, exited(5, 3)) == EXITED
     assert tracker.snapshot_records(moment(4)) == []
@@ -831,8 +836,8 @@ def test_snapshot_record_comes_first_for_preexisting_incarnation() -> None:
 def test_preexisting_pause_not_emitted_before_snapshot_record() -> None:
     tracker = tracker_with_preexisting()
     assert step(tracker, paused(1)) == []
-    (row,) = tracker.snapshot_records(moment(2))
-    assert row.paused
+    (record,) = tracker.snapshot_records(moment(2))
+    assert record.paused
 
 
 def test_preexisting_run_emitted_whole_when_exit_comes_first() -> None:
@@ -851,7 +856,7 @@ def test_out_of_scope_container_is_tracked_but_not_emitted() -> None:
     assert step(tracker, paused(2)) == []
     assert step(tracker, exited(5, 3)) == []
     tracker.update_metadata(make_metadata())
-    assert step(tracker, started(6, 4)) == [("started", "live", 6)], "each life is judged of its own"
+    assert step(tracker, started(6, 4)) == [("started", "live", 6)], "each incarnation has its own scope"
 
 
 def test_namespace_is_synced_only_after_completed_snapshot() -> None:
@@ -865,7 +870,7 @@ def test_namespace_is_synced_only_after_completed_snapshot() -> None:
     assert tracker.has_synced("shop")
 
 
-# --- records, pods ---
+# --- metadata, pods ---
 
 
 def test_transition_carries_latest_metadata() -> None:
@@ -916,7 +921,7 @@ def test_sandbox_without_pod_has_no_pod_labels() -> None:
 def test_container_becomes_tombstone_when_deleted_and_exited() -> None:
     tracker = tracker_with_container()
     step(tracker, ContainerDeleted(WEB, wall(1)))
-    assert [entry.key for entry in tracker.entries()] == [WEB], "it still lives"
+    assert [entry.key for entry in tracker.entries()] == [WEB], "the container is still running"
     step(tracker, exited(5, 2))
     assert list(tracker.entries()) == []
     entry = tracker.find(WEB)
@@ -952,7 +957,7 @@ def test_remove_keeps_container_while_running() -> None:
     assert list(tracker.entries()) == []
 
 
-# --- the stream is gone ---
+# --- gaps in the stream ---
 
 
 def test_disconnect_clears_confirmations_and_queries() -> None:
@@ -960,14 +965,14 @@ def test_disconnect_clears_confirmations_and_queries() -> None:
     tracker.schedule_query(WEB)
     tracker.disconnect()
     assert tracker.next_due() is None
-    ((entry, life),) = tracker.incarnations()
-    assert (life.confirmed, entry.generation, entry.created_pids) == (False, 0, ())
+    ((entry, incarnation),) = tracker.incarnations()
+    assert (incarnation.confirmed, entry.generation, entry.created_pids) == (False, 0, ())
 
 
 def test_exit_in_gap_emitted_when_task_created_before_gap() -> None:
     tracker = synced_tracker()
     step(tracker, created(5, 1))
-    assert tracker.find(WEB) not in list(tracker.entries()), "without a record it is in its grave"
+    assert tracker.find(WEB) not in list(tracker.entries()), "without metadata it is a tombstone"
     tracker.disconnect()
     step(tracker, exited(5, 2))
     assert summarize(tracker.expire_pending_exits(moment(32))) == [("started", "inferred", 5), *EXITED]
@@ -979,8 +984,8 @@ def test_unstarted_task_not_inferred_when_exit_precedes_gap() -> None:
     step(tracker, created(5, 1))
     step(tracker, exited(5, 2))
     tracker.disconnect()
-    (question,) = query_task(tracker)
-    assert summarize(tracker.apply_query_result(question, task(4, TaskStatus.STOPPED), moment(4))) == [
+    (query,) = query_task(tracker)
+    assert summarize(tracker.apply_query_result(query, task(4, TaskStatus.STOPPED), moment(4))) == [
         ("started", "inferred", 4),
         ("exited", "inferred", 4),
     ]
@@ -1020,18 +1025,18 @@ def test_query_result_without_pid_ignored_when_task_is_unknown() -> None:
     [
         pytest.param(exited(6, 1), exited(5, 2), [], id="older"),
         pytest.param(exited(6, 3), exited(5, 2), [("started", "inferred", 6), ("exited", "live", 6)], id="newer"),
-        pytest.param(exited(6, 1), deleted(5, 2), [], id="older than a lost one"),
+        pytest.param(exited(6, 1), deleted(5, 2), [], id="older than a lost exit"),
         pytest.param(
             replace(exited(6, 1), exited_at=None),
             exited(5, 2),
             [("started", "inferred", 6), ("exited", "live", 6)],
-            id="of a time unknown",
+            id="unknown time",
         ),
         pytest.param(
             exited(6, 1),
             replace(exited(5, 2), exited_at=None),
             [("started", "inferred", 6), ("exited", "live", 6)],
-            id="and a life's end of a time unknown",
+            id="unknown time of the other exit",
         ),
     ],
 )
@@ -1051,6 +1056,6 @@ def test_oom_event_after_exit_not_reported_with_next_exit() -> None:
     step(tracker, exited(5, 1))
     tracker.process_event(TaskOOM(WEB, wall(2)), moment(2))
     step(tracker, started(6, 3))
-    ending = tracker.process_event(exited(6, 4), moment(4))[0].exit_info
-    assert ending is not None
-    assert ending.oom is False
+    exit_info = tracker.process_event(exited(6, 4), moment(4))[0].exit_info
+    assert exit_info is not None
+    assert exit_info.oom is False

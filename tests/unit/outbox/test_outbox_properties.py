@@ -1,7 +1,7 @@
-"""P1 of any outbox, whatever it goes through: every sink gets each record or is told of its loss, in order.
+"""Promise P1 (docs/reliability.md) for every outbox: each sink gets every record or a loss record for it, in order.
 
-Hypothesis makes up the history. A crash is a copy of the files as the kernel has them at that moment, which is what a
-SIGKILL leaves; a loss of power also cuts the log, at any byte.
+Hypothesis generates the history. A crash is simulated by a copy of the files as the kernel has them at that moment,
+which is what SIGKILL leaves behind; a power failure also truncates the WAL at any byte.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ hypothesis_settings = settings(
 
 
 class Consumer:
-    """Reads as the consumer rules say, and accepts neither a hole nor a record that changed."""
+    """A consumer that follows the consumer rules, and accepts neither gaps nor changed records."""
 
     def __init__(self) -> None:
         self.expected = (0, 1)
@@ -49,23 +49,23 @@ class Consumer:
         assert self.records.setdefault(record.id, record.data) == record.data, f"{record.id} has changed"
         first, last = (record.sequence, record.sequence) if record.type != "lost" else loss_range(record)[1:3]
         known = self.epochs.get(record.epoch, 0)
-        assert first <= known + 1, f"a hole before {record.id}"
-        assert known or record.epoch > max(self.epochs, default=0), "an old epoch came back"
+        assert first <= known + 1, f"gap before {record.id}"
+        assert known or record.epoch > max(self.epochs, default=0), "epoch decreased"
         self.epochs[record.epoch] = max(known, last)
 
     def skip_to(self, epochs: dict[int, int]) -> None:
-        """The outbox is another one: what was appended so far may be lost."""
+        """Continue after a loss of appended records, at the given last sequence of each epoch."""
         self.epochs = dict(epochs)
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """What is done to an outbox, and what its sinks get."""
+    """Operations of an outbox, and checks of the records that its sinks get."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.clock = ManualClock()
-        self.recorder = RecordFactory(epoch=1)
+        self.factory = RecordFactory(epoch=1)
         self.consumers = {sink: Consumer() for sink in SINKS}
         self.appended: dict[int, int] = {}
         self.checkpoint: dict[str, bytes] = {}
@@ -75,15 +75,15 @@ class OutboxMachine(RuleBasedStateMachine):
         for sink in SINKS:
             while self.outbox.depth(sink):
                 self.read(sink, 1000, 1 << 20, acknowledge=True)
-            assert self.consumers[sink].epochs == self.appended, f"{sink} lacks records at the end"
+            assert self.consumers[sink].epochs == self.appended, f"{sink} did not get all records"
         self.runner.run(self.outbox.close())
         self.runner.close()
 
     @rule(count=st.integers(1, 60), size=st.sampled_from([0, 300, 3000]), key=st.sampled_from("xyz"))
     def append(self, count: int, size: int, key: str) -> None:
-        records = self.recorder.started_records(count, size)
-        forget = count % 3 == 0
-        value = None if forget else str(records[-1].sequence).encode()
+        records = self.factory.started_records(count, size)
+        remove = count % 3 == 0
+        value = None if remove else str(records[-1].sequence).encode()
         self.runner.run(self.outbox.append(records, {key: value}))
         self.appended[records[-1].epoch] = records[-1].sequence
         if value is None:
@@ -104,13 +104,13 @@ class OutboxMachine(RuleBasedStateMachine):
         if acknowledge:
             self.runner.run(self.outbox.acknowledge(sink, batch[: (limit + 1) // 2] if limit % 3 == 0 else batch))
 
-    @rule(sink=sinks, limit=st.integers(1, 50), chosen=st.sets(st.integers(0, 49), min_size=1, max_size=3))
-    def reject(self, sink: str, limit: int, chosen: set[int]) -> None:
+    @rule(sink=sinks, limit=st.integers(1, 50), indices=st.sets(st.integers(0, 49), min_size=1, max_size=3))
+    def reject(self, sink: str, limit: int, indices: set[int]) -> None:
         if not self.outbox.depth(sink):
             return
         batch = self.runner.run(self.outbox.read(sink, limit))
-        refused = {(each.epoch, each.sequence) for number, each in enumerate(batch) if number in chosen}
-        self.runner.run(self.outbox.reject(sink, refused, "no"))
+        positions = {(each.epoch, each.sequence) for index, each in enumerate(batch) if index in indices}
+        self.runner.run(self.outbox.reject(sink, positions, "too large"))
 
     @rule(seconds=st.sampled_from([1, 100, 600]))
     def pass_time(self, seconds: int) -> None:
@@ -118,12 +118,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @rule()
     def start_epoch(self) -> None:
-        self.recorder = RecordFactory(epoch=self.recorder.encoder.epoch + 1)
+        self.factory = RecordFactory(epoch=self.factory.encoder.epoch + 1)
 
     @invariant()
     def assert_bounded(self) -> None:
         for sink in SINKS:
-            # a batch on its way, a refusal or two and one append are beyond the bound
+            # A batch in flight, rejected records and one append may exceed the limit.
             assert self.outbox.depth(sink) <= 3 * LIMITS.max_records + 60
 
 
@@ -161,32 +161,32 @@ class SqliteOutboxMachine(OutboxMachine):
 
     @rule()
     def crash(self) -> None:
-        """SIGKILL: what was acknowledged a moment ago may be told again, and nothing else happens."""
+        """Kill the process with SIGKILL: recently acknowledged records may be read again, and nothing else changes."""
         self.switch_to_copy()
         self.make()
         self.assert_checkpoint()
 
-    @rule(kept=st.floats(0, 1))
-    def lose_power(self, kept: float) -> None:
-        """A disk that lied about fsync: the newest transactions are gone, and those before are whole."""
-        if not self.appended:  # no precondition: what is left after the last time is another thing in each run
+    @rule(fraction=st.floats(0, 1))
+    def lose_power(self, fraction: float) -> None:
+        """Lose the newest transactions, as on a disk that ignores fsync; earlier transactions are complete."""
+        if not self.appended:  # not a precondition, because the retained records differ between runs
             return
         self.switch_to_copy()
         log = self.path / "outbox.db-wal"
         if log.exists():
             with log.open("r+b") as file:
-                file.truncate(int(log.stat().st_size * kept))
+                file.truncate(int(log.stat().st_size * fraction))
         self.make()
         values = self.runner.run(self._read_backlogs())
         self.checkpoint = dict(self.outbox.load_checkpoint().values)
         for sink in SINKS:
             self.consumers[sink].skip_to(values)
         self.appended = dict(values)
-        self.recorder = RecordFactory(epoch=self.recorder.encoder.epoch + 1)
+        self.factory = RecordFactory(epoch=self.factory.encoder.epoch + 1)
 
     async def _read_backlogs(self) -> dict[int, int]:
-        """What the sinks still get has no hole in itself; return up to where it goes."""
-        left: dict[int, int] = {}
+        """Check that the backlogs have no gaps; return their last sequence in each epoch."""
+        last_sequences: dict[int, int] = {}
         for sink in SINKS:
             expected: dict[int, int] = {}
             while self.outbox.depth(sink):
@@ -196,11 +196,11 @@ class SqliteOutboxMachine(OutboxMachine):
                     assert expected.setdefault(record.epoch, first) == first
                     expected[record.epoch] = record.sequence + 1
                 await self.outbox.acknowledge(sink, batch)
-            left |= {epoch: sequence - 1 for epoch, sequence in expected.items()}
-        return left
+            last_sequences |= {epoch: sequence - 1 for epoch, sequence in expected.items()}
+        return last_sequences
 
     def switch_to_copy(self) -> None:
-        """Keep the files as they are now, and go on with a copy of them."""
+        """Continue with a copy of the files as they are now."""
         before = self.path
         self.number += 1
         self.wait_for_worker()
@@ -209,9 +209,9 @@ class SqliteOutboxMachine(OutboxMachine):
         shutil.rmtree(before)
 
     def wait_for_worker(self) -> None:
-        """Wait for what the outbox' thread is about: else files would be copied at different moments.
+        """Wait until the outbox's thread is idle, so that all files are copied in the same state.
 
-        It gets nothing more to do meanwhile, as the event loop stands still.
+        The thread gets no new calls in the meantime, because the event loop is not running.
         """
         assert isinstance(self.outbox, SqliteOutbox)
         calls, done = self.outbox._store._worker._calls, Event()

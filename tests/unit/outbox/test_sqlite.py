@@ -1,6 +1,6 @@
-"""The outbox on disk: what outlives the process, what keeps others out, and what a disk can do to it."""
+"""The outbox on disk: restarts, removed sinks, the state directory, formats, corruption, and failing disks."""
 
-# ruff: noqa: ASYNC110, ASYNC240 (a test has nothing else to do meanwhile)
+# ruff: noqa: ASYNC110, ASYNC240 (blocking calls are acceptable in tests)
 
 from __future__ import annotations
 
@@ -58,105 +58,105 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-# --- what outlives the process ---
+# --- restarts ---
 
 
 async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
-        await outbox.append(recorder.started_records(5), {"a": b"1", "b": b"2"})
+        await outbox.append(factory.started_records(5), {"a": b"1", "b": b"2"})
         await outbox.append([], {"a": None, "c": b"3"})
         await outbox.acknowledge("s", await outbox.read("s", 2))
         batch = await outbox.read("s", 10)
     async with open_outbox(path) as outbox:
         assert dict(outbox.load_checkpoint().values) == {"b": b"2", "c": b"3"}
-        assert await outbox.read("s", 10) == batch, "byte for byte, and all that routes them"
+        assert await outbox.read("s", 10) == batch, "documents and routing fields are unchanged"
         assert sequences(list(batch)) == [3, 4, 5]
 
 
 async def test_oldest_age_counts_only_uptime_after_restart(path: Path) -> None:
-    clock, recorder = ManualClock(), RecordFactory()
+    clock, factory = ManualClock(), RecordFactory()
     async with open_outbox(path, clock=clock) as outbox:
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         clock.advance(120)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
     clock.advance(3600)
     async with open_outbox(path, clock=clock) as outbox:
         assert outbox.lag("s").oldest_age == 120
         await outbox.acknowledge("s", await outbox.read("s", 1))
         clock.advance(30)
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         assert outbox.lag("s").oldest_age == 30
 
 
 async def test_sqlite_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
-    many: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
+    changes: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
     async with open_outbox(path) as outbox:
-        await outbox.append([], many)
-        await outbox.append([], {key: None for number, key in enumerate(many) if number % 2})
+        await outbox.append([], changes)
+        await outbox.append([], {key: None for number, key in enumerate(changes) if number % 2})
     async with open_outbox(path) as outbox:
-        assert dict(outbox.load_checkpoint().values) == dict(list(many.items())[::2])
+        assert dict(outbox.load_checkpoint().values) == dict(list(changes.items())[::2])
 
 
 async def test_loss_record_is_unchanged_after_reopening(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
-        await append_in_batches(outbox, recorder.started_records(200))
+        await append_in_batches(outbox, factory.started_records(200))
         batch = await outbox.read("s", 3)
         await outbox.reject("s", {(batch[2].epoch, batch[2].sequence)}, "too large")
         before = await outbox.read("s", 1000)
     async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
         assert await outbox.read("s", 1000) == before
-        await append_in_batches(outbox, recorder.started_records(200))
+        await append_in_batches(outbox, factory.started_records(200))
         records = await read_all(outbox)
     assert (loss_range(records[0])[3], loss_range(records[2])[3]) == ("overflow", "rejected")
     assert covered_sequences(records) == list(range(1, 401))
 
 
 async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
-        await outbox.append(recorder.started_records(5))
+        await outbox.append(factory.started_records(5))
         batch = await outbox.read("s", 5)
         await outbox.reject("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
     with closing(sqlite3.connect(path / "outbox.db")) as database, database:
         database.execute("DELETE FROM chunks")
         database.execute("UPDATE sinks SET cursor = 4")
     async with open_outbox(path) as outbox:
-        (told,) = await outbox.read("s", 10)
-        assert loss_range(told)[1:3] == (5, 5)
-        await outbox.acknowledge("s", [told])
+        (lost,) = await outbox.read("s", 10)
+        assert loss_range(lost)[1:3] == (5, 5)
+        await outbox.acknowledge("s", [lost])
         assert outbox.depth("s") == 0
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         assert sequences(list(await outbox.read("s", 10))) == [6]
 
 
 async def test_backlog_is_read_from_disk_in_order(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, "s", "other") as outbox:
-        await append_in_batches(outbox, recorder.started_records(3000, size=500), at_once=700)
+        await append_in_batches(outbox, factory.started_records(3000, size=500), at_once=700)
         await read_all(outbox, "other")
     async with open_outbox(path, "s", "other") as outbox:
-        await outbox.append(recorder.started_records(10))
+        await outbox.append(factory.started_records(10))
         assert sequences(await read_all(outbox, limit=999)) == list(range(1, 3011))
         assert outbox.depth("other") == 10
 
 
 async def test_disk_space_is_reused_after_delivery(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
         for _ in range(60):
-            await outbox.append(recorder.started_records(500, size=1000))
+            await outbox.append(factory.started_records(500, size=1000))
             await read_all(outbox)
         assert directory_size(path) < 16_000_000
 
 
 async def test_disk_space_of_backlog_is_released_after_delivery(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bridge.outbox.writer.FLUSH_SECONDS", 0.01)
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
         for _ in range(40):
-            await outbox.append(recorder.started_records(1000, size=1000))
+            await outbox.append(factory.started_records(1000, size=1000))
         assert directory_size(path) > 50_000_000
         await read_all(outbox)
         await eventually(lambda: directory_size(path) < 30_000_000)
@@ -166,64 +166,64 @@ def directory_size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 
-# --- sinks that come and go ---
+# --- new and removed sinks ---
 
 
 async def test_new_sink_starts_with_records_appended_after_creation(path: Path) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path, "old") as outbox:
-        await outbox.append(recorder.started_records(5))
+        await outbox.append(factory.started_records(5))
     async with open_outbox(path, "old", "new") as outbox:
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         assert sequences(await read_all(outbox, "new")) == [6]
         assert sequences(await read_all(outbox, "old")) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_removed_sink_keeps_cursor_for_a_day_of_uptime(path: Path) -> None:
-    recorder, clock = RecordFactory(), ManualClock()
-    async with open_outbox(path, "stays", "gone", clock=clock) as outbox:
-        await outbox.append(recorder.started_records(5))
-        await read_all(outbox, "stays")
-    async with open_outbox(path, "stays", clock=clock) as outbox:
+    factory, clock = RecordFactory(), ManualClock()
+    async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
+        await outbox.append(factory.started_records(5))
+        await read_all(outbox, "kept")
+    async with open_outbox(path, "kept", clock=clock) as outbox:
         clock.advance(DAY - 100)
-        await outbox.append(recorder.started_records(1))
-    clock.advance(30 * DAY)  # it does not run
-    async with open_outbox(path, "stays", "gone", clock=clock) as outbox:
-        assert outbox.depth("gone") == 6
-    async with open_outbox(path, "stays", clock=clock) as outbox:
+        await outbox.append(factory.started_records(1))
+    clock.advance(30 * DAY)  # while the bridge is not running
+    async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
+        assert outbox.depth("removed") == 6
+    async with open_outbox(path, "kept", clock=clock) as outbox:
         clock.advance(DAY + 100)
-        await outbox.append(recorder.started_records(1))
-    async with open_outbox(path, "stays", "gone", clock=clock) as outbox:
-        assert outbox.depth("gone") == 0
+        await outbox.append(factory.started_records(1))
+    async with open_outbox(path, "kept", "removed", clock=clock) as outbox:
+        assert outbox.depth("removed") == 0
 
 
 async def test_removed_sink_is_dropped_when_space_is_needed(path: Path) -> None:
-    recorder = RecordFactory()
-    async with open_outbox(path, "stays", "gone", limits=TIGHT_LIMITS) as outbox:
-        await outbox.append(recorder.started_records(60))
-    async with open_outbox(path, "stays", limits=TIGHT_LIMITS) as outbox:
-        await read_all(outbox, "stays")
-        await outbox.append(recorder.started_records(60))
-        assert sequences(await read_all(outbox, "stays")) == list(range(61, 121))
-    async with open_outbox(path, "stays", "gone", limits=TIGHT_LIMITS) as outbox:
-        assert outbox.depth("gone") == 0
+    factory = RecordFactory()
+    async with open_outbox(path, "kept", "removed", limits=TIGHT_LIMITS) as outbox:
+        await outbox.append(factory.started_records(60))
+    async with open_outbox(path, "kept", limits=TIGHT_LIMITS) as outbox:
+        await read_all(outbox, "kept")
+        await outbox.append(factory.started_records(60))
+        assert sequences(await read_all(outbox, "kept")) == list(range(61, 121))
+    async with open_outbox(path, "kept", "removed", limits=TIGHT_LIMITS) as outbox:
+        assert outbox.depth("removed") == 0
 
 
-# --- who may use the directory ---
+# --- access to the directory ---
 
 
 async def test_state_directory_is_readable_only_by_owner(path: Path) -> None:
     before = os.umask(0)
     try:
-        async with open_outbox(path / "below") as outbox:
+        async with open_outbox(path / "state") as outbox:
             await outbox.append(RecordFactory().started_records(1))
             await outbox.read("s", 1)
             await outbox.reject("s", {(RecordFactory().encoder.epoch, 1)}, "too large")
-            assert {file.stat().st_mode & 0o777 for file in (path / "below").iterdir()} == {0o600}
-            assert len(list((path / "below").iterdir())) == 4, "database, log, lock, dead letters"
+            assert {file.stat().st_mode & 0o777 for file in (path / "state").iterdir()} == {0o600}
+            assert len(list((path / "state").iterdir())) == 4, "database, log, lock, dead letters"
     finally:
         os.umask(before)
-    assert (path / "below").stat().st_mode & 0o777 == 0o700
+    assert (path / "state").stat().st_mode & 0o777 == 0o700
 
 
 async def test_empty_state_directory_becomes_private(path: Path) -> None:
@@ -251,11 +251,11 @@ from tests.records import RecordFactory
 
 async def main():
     outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
-    recorder = RecordFactory()
+    factory = RecordFactory()
     while True:
-        records = recorder.started_records(3)
+        records = factory.started_records(3)
         last = records[-1].sequence
-        await outbox.append(records, {"last": b"%d" % last, "again": b"%d" % last})
+        await outbox.append(records, {"last": b"%d" % last, "copy": b"%d" % last})
         print(last, flush=True)
 
 asyncio.run(main())
@@ -282,24 +282,26 @@ async def test_sqlite_outbox_keeps_appends_and_frees_lock_when_killed(
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     async with open_outbox(path) as outbox:
-        memory = dict(outbox.load_checkpoint().values)
+        checkpoint = dict(outbox.load_checkpoint().values)
         records = await read_all(outbox)
     assert sequences(records) == list(range(1, len(records) + 1))
     assert len(records) >= written
-    assert memory == {"last": str(len(records)).encode(), "again": str(len(records)).encode()}
+    assert checkpoint == {"last": str(len(records)).encode(), "copy": str(len(records)).encode()}
 
 
 async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, golden: Golden) -> None:
     path.mkdir()
-    (path / "letter.txt").write_text("dear")
-    with golden.error("outbox_errors", "other files", StateError, path, STATE_DIR=path):
+    (path / "letter.txt").write_text("text")
+    with golden.error("outbox_errors", "foreign files", StateError, path, STATE_DIR=path):
         await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
 async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golden: Golden) -> None:
     path.write_text("")
-    with golden.error("outbox_errors", "a file", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path):
+    with golden.error(
+        "outbox_errors", "not a directory", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path
+    ):
         await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
 
 
@@ -325,7 +327,7 @@ async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, 
         newer.execute("PRAGMA user_version = 99")
     newer.close()
     before = (path / "outbox.db").read_bytes()
-    with golden.error("outbox_errors", "a newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
+    with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
         await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     assert (path / "outbox.db").read_bytes() == before
 
@@ -344,7 +346,7 @@ def test_schema_migration_is_stepwise_and_atomic() -> None:
     connection.close()
 
 
-# --- files that are damaged ---
+# --- corrupt files ---
 
 
 def fill_with_garbage(database: Path) -> None:
@@ -361,29 +363,29 @@ def overwrite(database: Path) -> None:
     database.write_bytes(data)
 
 
-def insert_invalid_row(database: Path) -> None:
-    """Nothing that SQLite notices: the content makes no sense."""
+def insert_invalid_loss(database: Path) -> None:
+    """Insert a loss that is valid for SQLite, but not for the outbox."""
     with sqlite3.connect(database) as connection:
         connection.execute("INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
     connection.close()
 
 
-@pytest.mark.parametrize("damage", [fill_with_garbage, truncate, overwrite, insert_invalid_row])
-async def test_corrupt_database_is_quarantined_and_logged(path: Path, damage: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("corrupt", [fill_with_garbage, truncate, overwrite, insert_invalid_loss])
+async def test_corrupt_database_is_quarantined_and_logged(path: Path, corrupt: Callable[[Path], None]) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(100, size=500), {"key": b"value"})
-    damage(path / "outbox.db")
-    written = (path / "outbox.db").stat().st_mtime_ns
-    damaged = (path / "outbox.db").read_bytes()
+    corrupt(path / "outbox.db")
+    written_at = (path / "outbox.db").stat().st_mtime_ns
+    content = (path / "outbox.db").read_bytes()
     with capture_logs() as logs:
         async with open_outbox(path) as outbox:
             assert outbox.depth("s") == 0
-    alarm = next(each for each in logs if each["event"] == "outbox_corrupt")
-    aside = Path(alarm["quarantined_as"])
-    assert (alarm["log_level"], aside.read_bytes()) == ("critical", damaged)
-    async with open_outbox(path) as outbox:  # whoever died before saying it says it now
-        recollection = outbox.load_checkpoint()
-        assert (dict(recollection.values), recollection.reset, recollection.last_written) == ({}, True, written)
+    entry = next(each for each in logs if each["event"] == "outbox_corrupt")
+    quarantined = Path(entry["quarantined_as"])
+    assert (entry["log_level"], quarantined.read_bytes()) == ("critical", content)
+    async with open_outbox(path) as outbox:  # the reset is reported until the first append, in case of a crash
+        stored = outbox.load_checkpoint()
+        assert (dict(stored.values), stored.reset, stored.last_written) == ({}, True, written_at)
         await outbox.append(RecordFactory().started_records(1))
     async with open_outbox(path) as outbox:
         assert not outbox.load_checkpoint().reset
@@ -403,9 +405,14 @@ async def test_corruption_while_running_fails_and_resets_next_start(path: Path, 
             await outbox.read("s", 10)
         text = str(caught.value)
         assert str(path / "outbox.db") in text
-        (aside,) = path.glob("outbox.db.corrupt-*")
-        assert aside.name in text
-        golden.entry("outbox_errors", "damage", text.replace(aside.name, "outbox.db.corrupt-TIME"), STATE_DIR=path)
+        (quarantined,) = path.glob("outbox.db.corrupt-*")
+        assert quarantined.name in text
+        golden.entry(
+            "outbox_errors",
+            "corrupt while in use",
+            text.replace(quarantined.name, "outbox.db.corrupt-TIME"),
+            STATE_DIR=path,
+        )
         with pytest.raises(StateError):
             await outbox.append(RecordFactory().started_records(1))
     async with open_outbox(path) as outbox:
@@ -413,13 +420,13 @@ async def test_corruption_while_running_fails_and_resets_next_start(path: Path, 
 
 
 async def test_removed_database_file_is_detected(path: Path, golden: Golden) -> None:
-    """SQLite would go on for ever with a file that nobody finds again."""
+    """SQLite itself continues to write to a removed file."""
     clock = ManualClock()
     async with open_outbox(path, clock=clock) as outbox:
         await outbox.append(RecordFactory().started_records(1))
         (path / "outbox.db").unlink()
         clock.advance(61)
-        with golden.error("outbox_errors", "removed", StateError, path / "outbox.db", STATE_DIR=path):
+        with golden.error("outbox_errors", "removed while in use", StateError, path / "outbox.db", STATE_DIR=path):
             await outbox.append([])
 
 
@@ -434,11 +441,11 @@ async def test_sqlite_outbox_raises_for_all_callers_when_writer_fails(path: Path
             await outbox.read("s", 1)
 
 
-# --- disks that fail ---
+# --- failing disks ---
 
 
 class FailingDatabase(Database):
-    """Fails to write where a test says so: before anything is written, or after all of it is."""
+    """A database whose writes fail on demand, before or after the transaction."""
 
     error_before_write: sqlite3.Error | None = None
     error_after_write: sqlite3.Error | None = None
@@ -452,11 +459,11 @@ class FailingDatabase(Database):
     def write(self, batch: WriteBatch) -> dict[str, int]:
         if self.error_before_write is not None:
             raise self.error_before_write
-        ages = super().write(batch)
+        uptimes = super().write(batch)
         self.batches.append(batch)
         if self.error_after_write is not None:
             raise self.error_after_write
-        return ages
+        return uptimes
 
 
 def io_error(code: int, text: str) -> sqlite3.Error:
@@ -482,19 +489,19 @@ async def eventually(condition: Callable[[], Any]) -> None:
 async def test_failed_write_is_retried_on_new_connection(
     path: Path, disk: type[FailingDatabase], moment: str, golden: Golden
 ) -> None:
-    """error_after_write: the fsync failed; nobody knows whether it is on the disk, and it must not be there twice."""
-    clock, recorder = ManualClock(), RecordFactory()
+    """After a failed fsync (``error_after_write``) records may be on the disk; the retry must not duplicate them."""
+    clock, factory = ManualClock(), RecordFactory()
     async with open_outbox(path, clock=clock) as outbox:
-        await outbox.append(recorder.started_records(2))
+        await outbox.append(factory.started_records(2))
         setattr(disk, moment, io_error(sqlite3.SQLITE_IOERR | (4 << 8), "disk I/O error"))
         before = disk.open_count
         with capture_logs() as logs:
-            appending = asyncio.create_task(outbox.append(recorder.started_records(2), {"key": b"value"}))
+            appending = asyncio.create_task(outbox.append(factory.started_records(2), {"key": b"value"}))
             await eventually(lambda: clock.sleeper_count)
             assert outbox.last_error is not None
             assert outbox.last_error.startswith(f"{path}/outbox.db: disk I/O error; ")
-            golden.entry("outbox_errors", "a write that fails", outbox.last_error, STATE_DIR=path)
-            assert outbox.depth("s") == 2, "nothing of it is handed out"
+            golden.entry("outbox_errors", "write failure", outbox.last_error, STATE_DIR=path)
+            assert outbox.depth("s") == 2, "records of a failed write are not readable"
             for _ in range(5):
                 clock.advance(10)
                 await eventually(lambda: clock.sleeper_count)
@@ -512,21 +519,21 @@ async def test_failed_write_is_retried_on_new_connection(
 
 
 async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingDatabase]) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     async with open_outbox(path) as outbox:
-        await outbox.append(recorder.started_records(1))
+        await outbox.append(factory.started_records(1))
         disk.batches.clear()
-        await asyncio.gather(*(outbox.append(recorder.started_records(2), {str(number): b""}) for number in range(20)))
+        await asyncio.gather(*(outbox.append(factory.started_records(2), {str(number): b""}) for number in range(20)))
     assert 1 <= len(disk.batches) <= 3
-    assert sum(chunk.record_count for writing in disk.batches for chunk in writing.chunks) == 40
-    assert len({key for writing in disk.batches for key in writing.checkpoint}) == 20
+    assert sum(chunk.record_count for batch in disk.batches for chunk in batch.chunks) == 40
+    assert len({key for batch in disk.batches for key in batch.checkpoint}) == 20
 
 
 async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
-    recorder = RecordFactory()
+    factory = RecordFactory()
     outbox = await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    appending = asyncio.create_task(outbox.append(recorder.started_records(1)))
+    appending = asyncio.create_task(outbox.append(factory.started_records(1)))
     await eventually(lambda: outbox.last_error)
     with capture_logs() as logs:
         async with asyncio.timeout(30):
@@ -539,17 +546,17 @@ async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[
 
 
 async def test_rejected_records_are_written_to_dead_letters(path: Path) -> None:
-    recorder = RecordFactory()
-    appended = recorder.started_records(4)
+    factory = RecordFactory()
+    appended = factory.started_records(4)
     async with open_outbox(path) as outbox:
         await outbox.append(appended)
         await outbox.read("s", 10)
         await outbox.reject("s", {(appended[2].epoch, 3)}, "the message is too large")
         await outbox.read("s", 10)
         await outbox.reject("s", {(appended[0].epoch, 1)}, "no")
-    letters = [msgspec.json.decode(line) for line in (path / "dead-letters.jsonl").read_bytes().splitlines()]
-    assert [(each["sink"], each["reason"], each["record"]["sequence"]) for each in letters] == [
+    entries = [msgspec.json.decode(line) for line in (path / "dead-letters.jsonl").read_bytes().splitlines()]
+    assert [(each["sink"], each["reason"], each["record"]["sequence"]) for each in entries] == [
         ("s", "the message is too large", 3),
         ("s", "no", 1),
     ]
-    assert letters[0]["record"] == msgspec.json.decode(appended[2].data)
+    assert entries[0]["record"] == msgspec.json.decode(appended[2].data)

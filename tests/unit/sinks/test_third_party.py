@@ -30,7 +30,9 @@ def stored_records(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("form", ["url", "settings"])
 async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path: Path) -> None:
-    sink = f"folder:{tmp_path}" if form == "url" else {"type": "folder", "path": str(tmp_path), "encoding": "json"}
+    sink = (
+        f"directory:{tmp_path}" if form == "url" else {"type": "directory", "path": str(tmp_path), "encoding": "json"}
+    )
     settings = load({"sinks": {"main": sink}}).sinks["main"]
     made = create_sink(settings)
     await made.start()
@@ -40,14 +42,16 @@ async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path:
 
 
 async def test_third_party_sink_raises_fatal_error(tmp_path: Path, golden: Golden) -> None:
-    made = create_sink(load({"sinks": [f"folder:{tmp_path}/nowhere"]}).sinks["folder"])
+    made = create_sink(load({"sinks": [f"directory:{tmp_path}/nowhere"]}).sinks["directory"])
     with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere", TMP=tmp_path):
         await made.start()
 
 
 async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
     made = create_sink(
-        load({"sinks": {"main": {"type": "folder", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks["main"]
+        load({"sinks": {"main": {"type": "directory", "path": str(tmp_path), "encoding": "whalewatcher"}}}).sinks[
+            "main"
+        ]
     )
     await made.publish([control_record(1, "snapshot_started"), record(2)])
     assert list(stored_records(tmp_path)) == [record(2).id]
@@ -56,14 +60,14 @@ async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sink", "path", "named"),
     [
-        ("folder:", "sinks.main", "folder:PATH"),
-        ({"type": "folder"}, "sinks.main.path", ""),
-        ({"type": "folder", "path": "/x", "pth": "/y"}, "sinks.main.pth", ""),
-        ("broken:x", "sinks.main", "whalebridge_example_that_is_not_there"),
+        ("directory:", "sinks.main", "directory:PATH"),
+        ({"type": "directory"}, "sinks.main.path", ""),
+        ({"type": "directory", "path": "/x", "pth": "/y"}, "sinks.main.pth", ""),
+        ("broken:x", "sinks.main", "whalebridge_example_missing"),
         ({"type": "broken"}, "sinks.main", "'broken'"),
-        ("poor:x", "sinks.main", "bridge.core.containerd_model"),
-        ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, folder:, poor:"),
-        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, folder, poor"),
+        ("incomplete:x", "sinks.main", "bridge.core.containerd_model"),
+        ("other:x", "sinks.main", "stdout:, file:, kafka:, kafkas:, nats:, tls:, broken:, directory:, incomplete:"),
+        ({"type": "other"}, "sinks.main.type", "stdout, file, kafka, nats, broken, directory, incomplete"),
     ],
 )
 def test_third_party_sink_settings_errors_have_path(sink: object, path: str, named: str, golden: Golden) -> None:

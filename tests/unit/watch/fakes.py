@@ -1,4 +1,4 @@
-"""A containerd that does as the test says, with hooks at the points where races happen; and a clock of its own."""
+"""Fakes: a containerd that the test controls, with hooks at the points where races happen, a clock and an outbox."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from bridge.core.records import Record
 from bridge.core.time import from_seconds
 from bridge.watch import WatchSettings
 
-INFINITE_SLEEP_SECONDS = 1e6  # seconds
+INFINITE_SLEEP_SECONDS = 1e6
 
 
 class FakeClock:
-    """Time goes on only as somebody sleeps, and then at once; a sleep longer than NEVER does not end."""
+    """A clock that advances only in ``sleep``, immediately; a sleep longer than INFINITE_SLEEP_SECONDS never ends."""
 
     def __init__(self) -> None:
         self.nanoseconds = 0
@@ -47,7 +47,7 @@ class FakeClock:
 
 
 class FakeStream:
-    """What is put in comes out; ``end`` breaks it."""
+    """A stream that returns the events put into it, and then the error passed to ``end``."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -81,11 +81,11 @@ class FakeStream:
 
 
 async def no_op(*_: object) -> None:
-    """A hook that does nothing."""
+    """Do nothing; the default hook."""
 
 
 class FakeEngineClient:
-    """A containerd in memory. Hooks run inside the calls they are named after."""
+    """A containerd in memory. Each hook runs inside the call that it is named after."""
 
     def __init__(self) -> None:
         self.id = "engine-1"
@@ -106,7 +106,7 @@ class FakeEngineClient:
         return self.stream
 
     async def publish_marker(self, nonce: str, number: int) -> None:
-        self.calls["mark"] += 1
+        self.calls["marker"] += 1
         if self.markers_return:
             self.stream.put(Marker(nonce, number))
 
@@ -116,9 +116,9 @@ class FakeEngineClient:
     async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
         self.calls["containers"] += 1
         await self.before_listing(namespace)
-        for key, record in self.metadata.items():
+        for key, metadata in self.metadata.items():
             if key.namespace == namespace:
-                yield record
+                yield metadata
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
         return [task for key, task in self.running.items() if key.namespace == namespace]
@@ -138,18 +138,18 @@ class FakeEngineClient:
         return None
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
-    # --- what a test does to it ---
+    # --- for tests ---
 
     def run(self, key: ContainerKey, pid: int, status: TaskStatus = TaskStatus.RUNNING) -> None:
-        """Have a container with a task, without any event."""
+        """Add a container with a task, without an event."""
         self.metadata[key] = make_metadata(key)
         self.running[key] = Task(key, pid, status)
 
 
 class RecordingOutbox:
-    """An outbox that keeps everything, for a test to look at; it begins with no memory."""
+    """An outbox that keeps everything for inspection; its initial checkpoint is empty."""
 
     last_error = None
 
@@ -180,7 +180,7 @@ class RecordingOutbox:
         raise NotImplementedError
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def make_metadata(key: ContainerKey, name: str = "") -> Metadata:
@@ -188,7 +188,7 @@ def make_metadata(key: ContainerKey, name: str = "") -> Metadata:
 
 
 def settings(**changed: object) -> WatchSettings:
-    """Settings of a watch of everything."""
+    """Return settings that match every namespace except moby, and every container."""
     values = {
         "host": "node-1",
         "namespace_filter": lambda name: name != "moby",

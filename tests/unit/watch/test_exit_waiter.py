@@ -1,4 +1,4 @@
-"""The second witness of exits."""
+"""Exit wait as a fallback for exit events."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tests.unit.watch.test_watch import WEB
 
 
 async def test_exit_waiter_starts_no_call_after_close() -> None:
-    endings = ExitWaiter(FakeEngineClient(), lambda *_: None)
-    endings.wait_for_exit(WEB, 10)
-    endings.close()
-    endings.wait_for_exit(WEB, 11)
+    exit_waiter = ExitWaiter(FakeEngineClient(), lambda *_: None)
+    exit_waiter.wait_for_exit(WEB, 10)
+    exit_waiter.close()
+    exit_waiter.wait_for_exit(WEB, 11)
     for _ in range(5):
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}

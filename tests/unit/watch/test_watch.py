@@ -1,4 +1,4 @@
-"""The watch against a containerd that does as the test says: the races that real ones hit now and then."""
+"""The container watch against a fake containerd: lost, late and contradictory events, and failures."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ BOOT = "5f3c9a1e-0000"
 
 
 class RunningWatch:
-    """A watch that runs, and what it told."""
+    """A running watch, and the records that it published."""
 
-    def __init__(self, source: FakeEngineClient, **changed: object) -> None:
-        self.source = source
+    def __init__(self, client: FakeEngineClient, **changed: object) -> None:
+        self.client = client
         self.clock = FakeClock()
         self.outbox = RecordingOutbox()
-        self.watch = ContainerWatch(source, self.outbox, self.clock, settings(**changed), BOOT)
+        self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), BOOT)
         self.task = asyncio.create_task(self.watch.run())
 
     @property
@@ -55,24 +55,24 @@ class RunningWatch:
 
     @property
     def transitions(self) -> list[tuple[str, str, str]]:
-        """Transitions and rows: type, origin, id."""
+        """Type, origin and id of the published transitions and snapshot records."""
         return [(each["type"], each["origin"], each["id"]) for each in self.documents if each["id"]]
 
     def snapshots(self, type_: str = "snapshot_completed") -> list[dict[str, Any]]:
         return [each["snapshot"] for each in self.documents if each["type"] == type_]
 
-    async def eventually(self, fits: Callable[[], object]) -> None:
-        """Let the watch go on until something is so."""
-        await eventually_async(fits, meanwhile=lambda: self.task.done() and self.task.result())
+    async def eventually(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition is true; fail if the watch ends."""
+        await eventually_async(condition, meanwhile=lambda: self.task.done() and self.task.result())
 
     async def wait_synced(self, snapshots: int = 1) -> None:
         await self.eventually(lambda: len(self.snapshots()) >= snapshots)
 
 
 @contextlib.asynccontextmanager
-async def running_watch(source: FakeEngineClient, **changed: object) -> AsyncIterator[RunningWatch]:
+async def running_watch(client: FakeEngineClient, **changed: object) -> AsyncIterator[RunningWatch]:
     running = RunningWatch(
-        source, **{"first_audit_delay": 1e6, "audit_interval": 1e6, "marker_interval": 1e9, **changed}
+        client, **{"first_audit_delay": 1e6, "audit_interval": 1e6, "marker_interval": 1e9, **changed}
     )
     try:
         yield running
@@ -91,12 +91,12 @@ def exit_event(key: ContainerKey, pid: int, status: int = 0) -> TaskExited:
 
 
 async def test_first_snapshot_contains_running_containers() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    source.run(DB, 11, TaskStatus.PAUSED)
-    source.run(ContainerKey("moby", "x"), 12)
-    source.run(ContainerKey("default", "over"), 13, TaskStatus.STOPPED)
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    client.run(DB, 11, TaskStatus.PAUSED)
+    client.run(ContainerKey("moby", "x"), 12)
+    client.run(ContainerKey("default", "stopped"), 13, TaskStatus.STOPPED)
+    async with running_watch(client) as running:
         await running.wait_synced()
     assert sorted(running.transitions) == [("present", "snapshot", "shop/db"), ("present", "snapshot", "web")]
     started, completed = running.documents[0]["snapshot"], running.snapshots()[0]
@@ -106,14 +106,14 @@ async def test_first_snapshot_contains_running_containers() -> None:
 
 
 async def test_exit_between_subscribe_and_listing_is_published() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
+    client = FakeEngineClient()
+    client.run(WEB, 10)
 
     async def exit_web(_: str) -> None:
-        source.stream.put(exit_event(WEB, 10, 3))
+        client.stream.put(exit_event(WEB, 10, 3))
 
-    source.before_listing = exit_web
-    async with running_watch(source) as running:
+    client.before_listing = exit_web
+    async with running_watch(client) as running:
         await running.wait_synced()
     assert [each[0] for each in running.transitions] == ["started", "exited"]
     assert running.documents[2]["exit"]["status"] == 3
@@ -121,53 +121,53 @@ async def test_exit_between_subscribe_and_listing_is_published() -> None:
 
 
 async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
+    client = FakeEngineClient()
+    client.run(WEB, 10)
 
-    async def pauses(_: str) -> None:
-        source.stream.put(TaskPaused(WEB, 5))
+    async def publish_pause(_: str) -> None:
+        client.stream.put(TaskPaused(WEB, 5))
 
-    async def is_paused(key: ContainerKey) -> None:
-        source.running[key] = Task(key, 10, TaskStatus.PAUSED)
+    async def set_paused(key: ContainerKey) -> None:
+        client.running[key] = Task(key, 10, TaskStatus.PAUSED)
 
-    source.before_listing, source.before_task = pauses, is_paused
-    async with running_watch(source) as running:
+    client.before_listing, client.before_task = publish_pause, set_paused
+    async with running_watch(client) as running:
         await running.wait_synced()
     assert running.transitions == [("present", "snapshot", "web")]
     assert running.documents[1]["container"]["paused"] is True
 
 
 async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
-    """While containerd is asked, the container dies: its death is the live one, with its status."""
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    async with running_watch(source) as running:
+    """An exit event that arrives during the query takes precedence, because it has the exit status."""
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
         await running.wait_synced()
 
         async def exit_web(_: ContainerKey) -> None:
-            if source.calls["task"] == 1:
-                source.stream.put(exit_event(WEB, 10, 7))
+            if client.calls["task"] == 1:
+                client.stream.put(exit_event(WEB, 10, 7))
                 for _turn in range(20):
                     await asyncio.sleep(0)
-                source.running.clear()
+                client.running.clear()
 
-        source.before_task = exit_web
+        client.before_task = exit_web
         pause = TaskPaused(WEB, running.clock.now().wall)
-        source.stream.put(pause, pause)
+        client.stream.put(pause, pause)
         await running.eventually(lambda: len(running.transitions) == 3)
     assert running.transitions[1:] == [("paused", "live", "web"), ("exited", "live", "web")]
     assert running.documents[-1]["exit"] == {"status": 7, "at": "1970-01-01T00:00:00.000000008Z", "oom": False}
 
 
 async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    source.run(DB, 11)
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    client.run(DB, 11)
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.run(WEB, 20)
-        del source.running[DB]
-        source.stream.end(TransientError("gone"))
+        client.run(WEB, 20)
+        del client.running[DB]
+        client.stream.end(TransientError("stream ended"))
         await running.wait_synced(2)
     assert sorted(running.transitions[2:5]) == [
         ("exited", "inferred", "shop/db"),
@@ -181,167 +181,163 @@ async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
 
 
 async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    source.run(DB, 11)
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    client.run(DB, 11)
+    async with running_watch(client) as running:
         await running.wait_synced()
 
-        async def fails(namespace: str) -> None:
+        async def fail(namespace: str) -> None:
             if namespace == "shop":
                 raise TransientError("busy")
 
-        source.before_listing = fails
-        del source.running[DB]
-        source.stream.end(TransientError("gone"))
+        client.before_listing = fail
+        del client.running[DB]
+        client.stream.end(TransientError("stream ended"))
         await running.wait_synced(2)
-    frame = running.snapshots()[1]
-    assert (frame["failed"], frame["partial"]) == (["shop"], True)
+    snapshot = running.snapshots()[1]
+    assert (snapshot["failed"], snapshot["partial"]) == (["shop"], True)
     assert ("exited", "inferred", "shop/db") not in running.transitions
     assert running.transitions.count(("present", "snapshot", "shop/db")) == 2
 
 
 async def test_audit_publishes_lost_events() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    async with running_watch(source, first_audit_delay=0.05, audit_interval=0.05) as running:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client, first_audit_delay=0.05, audit_interval=0.05) as running:
         await running.wait_synced()
-        source.run(WEB, 20)
-        source.run(DB, 30)
+        client.run(WEB, 20)
+        client.run(DB, 30)
         await running.wait_synced(2)
-        await asyncio.sleep(0.2)  # two more audits: nothing to tell
-    assert [frame["reason"] for frame in running.snapshots()] == ["start", "audit"]
+        await asyncio.sleep(0.2)  # two more audits without differences
+    assert [snapshot["reason"] for snapshot in running.snapshots()] == ["start", "audit"]
     inferred = [(type_, id_) for type_, origin, id_ in running.transitions if origin == "inferred"]
     assert sorted(inferred) == [("exited", "web"), ("started", "shop/db"), ("started", "web")]
     assert running.documents[-2]["container"]["labels"] == {"tier": "front"}
 
 
 async def test_watch_reconnects_within_two_seconds_of_containerd_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that one is live within 5 s of its return."""
-    source = FakeEngineClient()
+    """The bridge must be synced within 5 s of containerd's return."""
+    client = FakeEngineClient()
     pauses: list[float] = []
-    engine = source.engine
+    engine = client.engine
 
-    async def away() -> Engine:
+    async def fail_first() -> Engine:
         if len(pauses) < 50:
-            raise TransientError("nobody listens")
+            raise TransientError("containerd is down")
         return await engine()
 
-    monkeypatch.setattr(source, "engine", away)
-    async with running_watch(source) as running:
+    monkeypatch.setattr(client, "engine", fail_first)
+    async with running_watch(client) as running:
         sleep = running.clock.sleep
 
-        async def pause(seconds: float) -> None:
+        async def record_pause(seconds: float) -> None:
             pauses.append(seconds)
             await sleep(seconds)
 
-        monkeypatch.setattr(running.clock, "sleep", pause)
+        monkeypatch.setattr(running.clock, "sleep", record_pause)
         await running.wait_synced()
         assert 1 < max(pauses[:50]) <= 2
 
 
-def meanwhile(running: RunningWatch, monkeypatch: pytest.MonkeyPatch, *events: Event) -> list[float]:
-    """Have events come while an audit waits for some; what is returned grows with each audit that waits."""
+def publish_during_audits(running: RunningWatch, monkeypatch: pytest.MonkeyPatch, *events: Event) -> list[float]:
+    """Publish events while an audit waits for events in flight; the returned list gets an item for each such audit."""
     audits: list[float] = []
     sleep = running.clock.sleep
 
-    async def wait(seconds: float) -> None:
+    async def publish_and_sleep(seconds: float) -> None:
         if seconds == EVENT_DELAY_SECONDS:
             audits.append(seconds)
             received = running.watch._event_queue.put_count
-            running.source.stream.put(*events)
+            running.client.stream.put(*events)
             await running.eventually(lambda: running.watch._event_queue.popped_count >= received + len(events))
         await sleep(seconds)
 
-    monkeypatch.setattr(running.clock, "sleep", wait)
+    monkeypatch.setattr(running.clock, "sleep", publish_and_sleep)
     return audits
 
 
 async def test_audit_waits_for_events_still_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = FakeEngineClient()
-    async with running_watch(source, first_audit_delay=0.05, audit_interval=0.05) as running:
-        audits = meanwhile(running, monkeypatch, *start_events(DB, 30))
+    client = FakeEngineClient()
+    async with running_watch(client, first_audit_delay=0.05, audit_interval=0.05) as running:
+        audits = publish_during_audits(running, monkeypatch, *start_events(DB, 30))
         await running.wait_synced()
-        source.run(DB, 30)
+        client.run(DB, 30)
         await running.eventually(lambda: running.transitions)
-        await asyncio.sleep(0.2)  # two more audits: nothing to tell
+        await asyncio.sleep(0.2)  # two more audits without differences
     assert len(audits) == 1
-    assert source.calls["task"] <= 1, "only the start, which came late, may have been asked about"
+    assert client.calls["task"] <= 1, "only the late start may cause a task query"
     assert running.transitions == [("started", "live", "shop/db")]
-    assert [frame["reason"] for frame in running.snapshots()] == ["start"]
+    assert [snapshot["reason"] for snapshot in running.snapshots()] == ["start"]
 
 
 @pytest.mark.parametrize("lost", ["start", "exit"])
 async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    async with running_watch(source, first_audit_delay=0.05) as running:
-        meanwhile(running, monkeypatch, ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client, first_audit_delay=0.05) as running:
+        publish_during_audits(running, monkeypatch, ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
         await running.wait_synced()
         if lost == "start":
-            source.run(DB, 30)
+            client.run(DB, 30)
         else:
-            del source.running[WEB]
+            del client.running[WEB]
         await running.wait_synced(2)
-    told = ("started", "inferred", "shop/db") if lost == "start" else ("exited", "inferred", "web")
-    assert told in running.transitions
+    expected = ("started", "inferred", "shop/db") if lost == "start" else ("exited", "inferred", "web")
+    assert expected in running.transitions
     assert running.snapshots()[1]["containers"] == (2 if lost == "start" else 0)
 
 
 async def test_metadata_is_fetched_before_container_is_deleted() -> None:
-    """A container that is gone before its events are decided on is told with its labels all the same."""
-    source = FakeEngineClient()
-    async with running_watch(source) as running:
+    """A container that is deleted before its events are processed is published with its name and labels."""
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.metadata[WEB] = make_metadata(WEB, "shop-web")
-        source.stream.put(*start_events(WEB, 10), exit_event(WEB, 10), ContainerDeleted(WEB, 10))
+        client.metadata[WEB] = make_metadata(WEB, "shop-web")
+        client.stream.put(*start_events(WEB, 10), exit_event(WEB, 10), ContainerDeleted(WEB, 10))
 
-        async def vanishes(_: ContainerKey) -> None:
-            pass
-
-        source.before_container = vanishes
         await running.eventually(lambda: len(running.transitions) == 2)
     assert {each["container"]["name"] for each in running.documents[2:]} == {"shop-web"}
-    assert source.calls["container"] == 1
+    assert client.calls["container"] == 1
 
 
 async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
-    source = FakeEngineClient()
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.stream.put(*start_events(WEB, 10), exit_event(WEB, 10))
+        client.stream.put(*start_events(WEB, 10), exit_event(WEB, 10))
         await running.eventually(lambda: len(running.transitions) == 2)
     container = running.documents[-1]["container"]
     assert (container["name"], container["labels"], container["image"]) == ("web", None, "busybox")
 
 
 async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
-    source = FakeEngineClient()
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.metadata[WEB] = make_metadata(WEB, "late")
+        client.metadata[WEB] = make_metadata(WEB, "late")
 
-        async def fails(_: ContainerKey) -> None:
-            if source.calls["container"] <= 3:
+        async def fail(_: ContainerKey) -> None:
+            if client.calls["container"] <= 3:
                 raise TransientError("busy")
 
-        source.before_container = fails
-        source.running[WEB] = Task(WEB, 10, TaskStatus.RUNNING)
-        source.stream.put(*start_events(WEB, 10))
+        client.before_container = fail
+        client.running[WEB] = Task(WEB, 10, TaskStatus.RUNNING)
+        client.stream.put(*start_events(WEB, 10))
         await running.wait_synced(2)
     assert running.transitions == [("started", "live", "web"), ("present", "snapshot", "web")]
     assert running.documents[3]["container"]["name"] == "late"
 
 
 async def test_engine_change_ends_containers_of_previous_engine() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.id = "engine-2"
-        source.running = {DB: Task(DB, 5, TaskStatus.RUNNING)}
-        source.metadata = {DB: make_metadata(DB)}
-        source.stream.end(TransientError("gone"))
+        client.id = "engine-2"
+        client.running = {DB: Task(DB, 5, TaskStatus.RUNNING)}
+        client.metadata = {DB: make_metadata(DB)}
+        client.stream.end(TransientError("stream ended"))
         await running.wait_synced(3)
     engines = [each["engine"]["id"] for each in running.documents]
     assert engines == ["engine-1"] * 6 + ["engine-2"] * 3
@@ -356,37 +352,37 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
 async def test_lost_exit_is_published_soon_with_task_wait_status(
     wait_result: ExitStatus | None,
 ) -> None:
-    class Witnessing(FakeEngineClient):
+    class WaitingClient(FakeEngineClient):
         async def wait(self, _: ContainerKey) -> ExitStatus | None:
             return wait_result
 
-    source = Witnessing()
-    async with running_watch(source) as running:
+    client = WaitingClient()
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.metadata[WEB] = make_metadata(WEB)
-        source.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
+        client.metadata[WEB] = make_metadata(WEB)
+        client.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: len(running.transitions) == 1)
-        assert source.calls["task"] == 0, "nothing else has raised a question"
+        assert client.calls["task"] == 0, "no other reason for a task query"
         running.clock.nanoseconds += 3_000_000_000
-        source.stream.put(Ignored("/tasks/exec-added", known=True))
+        client.stream.put(Ignored("/tasks/exec-added", known=True))
         await running.eventually(lambda: len(running.transitions) == 2)
     assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
     assert running.documents[3]["exit"]["status"] == (wait_result and 42)
 
 
 async def test_stream_overflow_is_reported_in_next_snapshot() -> None:
-    source = FakeEngineClient()
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.stream.end(StreamOverflowError("too much"))
+        client.stream.end(StreamOverflowError("too much"))
         await running.wait_synced(2)
     assert running.snapshots()[1]["reason"] == "overflow"
 
 
 async def test_requested_snapshot_is_published() -> None:
-    source = FakeEngineClient()
-    source.run(WEB, 10)
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
         await running.wait_synced()
         running.watch.requests.request("on_demand")
         await running.wait_synced(2)
@@ -395,43 +391,42 @@ async def test_requested_snapshot_is_published() -> None:
 
 
 async def test_event_stream_is_abandoned_when_markers_do_not_return() -> None:
-    source = FakeEngineClient()
-    source.markers_return = False
-    async with running_watch(source, marker_timeout=0.3) as running:
+    client = FakeEngineClient()
+    client.markers_return = False
+    async with running_watch(client, marker_timeout=0.3) as running:
         advance = asyncio.create_task(_advance(running.clock))
-        await running.eventually(lambda: source.calls["mark"] >= 6)
-        source.markers_return = True
+        await running.eventually(lambda: client.calls["marker"] >= 6)
+        client.markers_return = True
         await running.wait_synced()
         advance.cancel()
     assert running.snapshots()[0]["reason"] == "start"
 
 
 async def test_ignored_events_are_counted_by_kind() -> None:
-    source = FakeEngineClient()
-    async with running_watch(source) as running:
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
         await running.wait_synced()
-        source.stream.put(
-            Ignored("/tasks/dances", known=False), Ignored("/tasks/exec-added", known=True), Undecodable("/x", "odd")
+        client.stream.put(
+            Ignored("/tasks/new-topic", known=False),
+            Ignored("/tasks/exec-added", known=True),
+            Undecodable("/x", "truncated"),
         )
-        source.stream.put(Marker("another", 1))
+        client.stream.put(Marker("another", 1))
         await running.eventually(lambda: running.watch.ignored_events.counts.total() == 4)
     assert running.watch.ignored_events.counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_marker": 1}
 
 
 async def test_watch_stops_on_fatal_error_of_containerd() -> None:
-    source = FakeEngineClient()
+    client = FakeEngineClient()
 
-    async def fail_fatally(_: str) -> None:
-        raise FatalError("no")
-
-    async with running_watch(source) as running:
+    async with running_watch(client) as running:
         await running.wait_synced()
 
-        async def broken() -> Any:
-            raise FatalError("another program listens there")
+        async def fail() -> Any:
+            raise FatalError("another program uses the socket")
 
-        source.engine = broken  # type: ignore[method-assign]
-        source.stream.end(TransientError("gone"))
+        client.engine = fail  # type: ignore[method-assign]
+        client.stream.end(TransientError("stream ended"))
         with pytest.raises(FatalError, match="another program"):
             await running.eventually(lambda: False)
 

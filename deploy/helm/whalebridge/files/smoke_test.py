@@ -1,4 +1,4 @@
-"""Check that events arrive: the bridge knows the start of this pod, and every sink has acknowledged it."""
+"""Check that events arrive: the bridge lists this pod, and every sink has acknowledged its records."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ def unknown():
     """Return an error if this pod is not among the running containers."""
     projects = get("/containers")["projects"].values()
     pods = {(container["pod"] or {}).get("name") for each in projects for container in each}
-    return "" if os.environ["POD"] in pods else "the bridge on this node does not know this pod"
+    return "" if os.environ["POD"] in pods else "the bridge on this node does not list this pod"
 
 
 def unacknowledged(since):
@@ -53,7 +53,7 @@ def wait(check):
 
 deadline = time.monotonic() + SECONDS
 wait(unknown)
-print("the start of this pod is known", flush=True)
+print("the bridge on this node lists this pod", flush=True)
 known = time.monotonic()
 wait(lambda: unacknowledged(known))
-print("every sink has acknowledged it", flush=True)
+print("every sink has acknowledged the records", flush=True)

@@ -47,7 +47,7 @@ app.kubernetes.io/part-of: whalebridge
 {{- end }}
 {{- end }}
 
-{{- /* Differences between distributions: the path of the socket, and the SELinux options that allow to open it. */}}
+{{- /* Differences between distributions: the path of the socket, and the SELinux options that allow opening it. */}}
 {{- define "whalebridge.presets" -}}
 containerd: {socket: /run/containerd/containerd.sock}
 k3s: {socket: /run/k3s/containerd/containerd.sock}
