@@ -64,7 +64,7 @@ class TestBadInput:
 
     async def test_client_raises_fatal_error_when_permission_is_denied(self, engine: Containerd) -> None:
         client = ContainerdClient(engine.address, RULES)
-        denied = raises_naming(UnreachableError, engine.address, "permission denied", "sudo")
+        denied = raises_naming(UnreachableError, engine.address, "permission denied", "root")
         with denied, make_traversable(engine.directory), as_unprivileged_user():
             await client.engine()
 
