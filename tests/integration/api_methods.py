@@ -1,4 +1,4 @@
-"""Every method of containerd's API, by name: those of its own services, of CRI, and of gRPC's health service."""
+"""Names of all methods of containerd's API: its own services, CRI, and gRPC's health service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MODULES = ("github.com/containerd/containerd/api@v1.12.0", "k8s.io/cri-api@v0.37.0")
-"""Where containerd 2.4 has its descriptors."""
+"""Go modules with the descriptors of containerd 2.4."""
 
 LIST_FILE = Path(__file__).with_name("api_methods.txt")
 _PACKAGE = re.compile(r"^package\s+([\w.]+)\s*;", re.MULTILINE)
@@ -15,12 +15,12 @@ _SERVICE_OR_METHOD = re.compile(r"^\s*(service|rpc)\s+(\w+)", re.MULTILINE)
 
 
 def listed_methods() -> list[str]:
-    """The names that are committed, as gRPC calls them: ``/PACKAGE.SERVICE/METHOD``."""
+    """Return the committed names in gRPC's form, ``/PACKAGE.SERVICE/METHOD``."""
     return LIST_FILE.read_text().split()
 
 
 def described_methods(modules: Path) -> Iterator[str]:
-    """The names that the descriptors in a Go module cache give, of all versions there."""
+    """Yield the names from the descriptors in a Go module cache, of all versions in it."""
     protos = [*modules.glob("github.com/containerd/containerd/api@*/**/*.proto")]
     for proto in [*protos, *modules.glob("k8s.io/cri-api@*/**/*.proto")]:
         text = proto.read_text()

@@ -1,7 +1,7 @@
-"""Secrets that are told from everything else: where they were put, and whether they got out.
+"""Recognizable secrets: where each is placed, and where it leaked.
 
-Each canary is a random word. `Canaries.leaked` looks for it in raw bytes, as it is and in the encodings that carry
-secrets about: base64 at each of its three alignments, and hexadecimal digits.
+Each canary is a random word. `Canaries.find_leaks` searches raw bytes for the word and for its usual encodings: base64
+at each of the three alignments, and hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ _ALIGNMENTS = range(3)
 
 
 class Canaries:
-    """All secrets of one test; `put[name]` says where each was put."""
+    """All secrets of one test; `locations` maps the place of each secret to the secret."""
 
     def __init__(self) -> None:
         self.locations: dict[str, str] = {}
 
     def new(self, location: str) -> str:
-        """A secret for a place."""
+        """Create a secret for a location."""
         return self.adopt(location, f"canary{secrets.token_hex(10)}")
 
     def adopt(self, location: str, secret: str) -> str:
-        """A secret that somebody else has made: a seed, a token."""
+        """Register a secret that was generated elsewhere, such as a seed or a token."""
         assert location not in self.locations
         self.locations[location] = secret
         return secret
 
     def find_leaks(self, output: Mapping[str, bytes]) -> list[str]:
-        """Which secrets were seen where."""
-        forms = {place: _encoded_forms(secret) for place, secret in self.locations.items()}
+        """Return the location of each leaked secret, and the output that contains it."""
+        forms = {location: _encoded_forms(secret) for location, secret in self.locations.items()}
         return [
-            f"{place} in {where}"
-            for where, content in output.items()
-            for place, known in forms.items()
-            if any(form in content for form in known)
+            f"{location} in {name}"
+            for name, content in output.items()
+            for location, encodings in forms.items()
+            if any(encoding in content for encoding in encodings)
         ]
 
 
 def _encoded_forms(secret: str) -> list[bytes]:
     raw = secret.encode()
-    # The characters at both ends depend on what stands beside it.
+    # The characters at both ends depend on the bytes next to the secret.
     encoded = [base64.b64encode(b"\0" * shift + raw)[(0, 2, 3)[shift] : -4] for shift in _ALIGNMENTS]
     return [raw, raw.hex().encode(), *encoded]
 
 
 class NotifySocketRecorder:
-    """What a service manager hears, as a context manager."""
+    """Record the messages to a service manager; a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,16 +65,16 @@ class NotifySocketRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
-            last.sendto(b"", str(self.path))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", str(self.path))
         self._thread.join(10)
         self._socket.close()
 
     def _listen(self) -> None:
-        while said := self._socket.recv(65536):
-            self.messages += said + b"\n"
+        while message := self._socket.recv(65536):
+            self.messages += message + b"\n"
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
-    """The raw bytes of all files below a folder, by name."""
+    """Return the raw bytes of all files in a directory tree, by relative path."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}

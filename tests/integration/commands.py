@@ -1,4 +1,4 @@
-"""Calling the command line as people do, and containers to call it about."""
+"""Run the command line as a user does, and create containers for it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from tests.testbed.containerd import Containerd
 
 WHALEBRIDGE = [sys.executable, "-m", "bridge"]
-# A name that a terminal would obey, were it shown as it is.
+# A name with control sequences, which a terminal would execute if they were not escaped.
 HOSTILE = "web\x1b]0;title\x07[red]\x9b2J\u202e"
-# Without the HTTP endpoint: many run at a time, and the default port is one.
+# Without the HTTP endpoint: concurrent processes would compete for the default port.
 ENVIRONMENT = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TERM": "xterm", "WHALEBRIDGE_HTTP__LISTEN": ""}
 
 
 def whalebridge(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Call it without a terminal."""
+    """Run whalebridge without a terminal."""
     command = [*prefix, *WHALEBRIDGE, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
 
@@ -31,7 +31,7 @@ def assert_one_line(process: subprocess.CompletedProcess[str], status: int, *mes
 
 
 class ContainerFactory:
-    """Makes containers of names of their own on a shared containerd, and removes them."""
+    """Create containers with unique names on a shared containerd, and remove them."""
 
     _numbers = itertools.count()
 
@@ -41,7 +41,7 @@ class ContainerFactory:
         self._created: list[tuple[str, str]] = []
 
     def run(self, namespace: str = "default", labels: dict[str, str] | None = None, prefix: str = "cli") -> str:
-        """Run a container that does nothing, and return its id."""
+        """Run an idle container and return its id."""
         id_ = f"{prefix}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
         self.engine.import_image(namespace)
         self.engine.run(id_, "sleep", "86400", namespace=namespace, labels=labels)

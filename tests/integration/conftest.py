@@ -1,4 +1,4 @@
-"""Marks what is in this folder: `pytest -m "not integration"` leaves it out."""
+"""Fixtures of the integration tests, and their marker: `pytest -m "not integration"` skips them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.testbed.containerd import Containerd
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder; pytest hands over those of all folders."""
+    """Add the marker to the tests in this directory only; pytest passes the tests of all directories."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.integration)
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
-    """Containers of the test's own on the shared containerd, removed at its end."""
+    """Create containers on the shared containerd, and remove them after the test."""
     container_factory = ContainerFactory(engine)
     yield container_factory
     container_factory.remove_all()
@@ -32,15 +32,15 @@ def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
 
 @pytest.fixture
 def proxy(engine: Containerd, tmp_path: Path) -> Iterator[ProxyProcess]:
-    """`whalebridge proxy` before the shared containerd."""
+    """Run `whalebridge proxy` in front of the shared containerd."""
     with ProxyProcess(engine.address, tmp_path) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to it, without any of our client's help; it holds 64 KiB at the most of what a call does not read."""
-    # Else gRPC takes a busy machine for a long line, and more and more ahead, tens of MiB in the end.
+    """Open a plain gRPC channel to the proxy, which buffers at most 64 KiB of unread responses per call."""
+    # With bandwidth probing, gRPC on a busy machine would grow its window to tens of MiB.
     options = [*methods.channel_options(), ("grpc.http2.bdp_probe", 0)]
     async with grpc.aio.insecure_channel(methods.target(proxy.address), options=options) as channel:
         yield channel
@@ -48,7 +48,7 @@ async def proxied(proxy: ProxyProcess) -> AsyncIterator[grpc.aio.Channel]:
 
 @pytest.fixture
 def container(engine: Containerd) -> Iterator[str]:
-    """A container that runs."""
+    """Run a container."""
     id_ = unique_id("proxied")
     engine.run(id_, "sleep", "86400", labels={"colour": "blue"})
     yield id_

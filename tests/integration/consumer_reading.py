@@ -1,4 +1,4 @@
-"""What the tests of readers share: reading to the end, and following along."""
+"""Shared helpers of the reader tests: read to the end, and follow."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tests.eventually import eventually_async
 
 
 async def read_to_end(reader: Reader) -> list[Message]:
-    """All that a reader finds which ends at the end."""
-    found: list[Message] = []
-    async with asyncio.timeout(90):  # more than a reader has for a step
+    """Return all messages of a reader that stops at the end."""
+    messages: list[Message] = []
+    async with asyncio.timeout(90):  # longer than the timeout of one step of a reader
         async for batch in read(reader, SystemClock()):
-            found += batch
-    return found
+            messages += batch
+    return messages
 
 
 class FollowedMessages:
-    """What a reader has found so far, and what it has told of."""
+    """Messages and notices that a reader has returned so far."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -32,41 +32,41 @@ class FollowedMessages:
         self.started = asyncio.Event()
 
     async def wait_count(self, count: int) -> list[Message]:
-        """Wait for so many messages."""
+        """Wait for at least ``count`` messages."""
         await eventually_async(lambda: len(self.messages) >= count)
         return self.messages
 
 
 @contextlib.asynccontextmanager
 async def follow(reader: Reader) -> AsyncIterator[FollowedMessages]:
-    """Follow along; entered when reading has begun. Nothing of it goes on afterwards."""
-    found = FollowedMessages()
+    """Follow with a reader; entered after its first batch. On exit, no task of the reader is left."""
+    followed = FollowedMessages()
 
     async def follow() -> None:
-        async with contextlib.aclosing(read(reader, SystemClock(), found.notices.append)) as batches:
+        async with contextlib.aclosing(read(reader, SystemClock(), followed.notices.append)) as batches:
             async for batch in batches:
-                found.messages += batch
-                found.started.set()
+                followed.messages += batch
+                followed.started.set()
 
     before = asyncio.all_tasks()
     task = asyncio.ensure_future(follow())
-    beginning = asyncio.ensure_future(found.started.wait())
+    started = asyncio.ensure_future(followed.started.wait())
     try:
-        await asyncio.wait({task, beginning}, timeout=90, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, started}, timeout=90, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             task.result()
-        assert found.started.is_set()
-        yield found
+        assert followed.started.is_set()
+        yield followed
     finally:
-        beginning.cancel()
+        started.cancel()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             async with asyncio.timeout(20):
                 await task
         if left := asyncio.all_tasks() - before - {task}:
             await asyncio.wait(left, timeout=20)
-        going_on = [each for each in left if not each.done()]
-        assert not going_on, going_on
+        pending = [each for each in left if not each.done()]
+        assert not pending, pending
 
 
 def record_data(messages: Sequence[Message] | Sequence[Record]) -> list[bytes]:

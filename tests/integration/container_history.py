@@ -1,7 +1,7 @@
-"""A known history of real containers: what the test did is the truth, never what an event stream said.
+"""A known history of real containers: the expected transitions are the test's own actions, never received events.
 
-Each scenario runs one container through its life with containerd's own clients and writes down what it did, step by
-step, as the transitions that have to be told.
+Each scenario runs a container through its whole lifecycle with containerd's own clients, and notes each action as the
+transitions that the bridge must publish.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ services:
 
 
 class ExpectedTransition(NamedTuple):
-    """A transition that has to be told; ``between`` is when it happened at the earliest and at the latest."""
+    """A transition that must be published; ``interval`` is the earliest and the latest time at which it happened."""
 
     type: str
     name: str
@@ -47,11 +47,11 @@ class ExpectedTransition(NamedTuple):
     interval: tuple[float, float]
 
 
-_numbers = itertools.count()  # of all stories: some leave their containers behind
+_numbers = itertools.count()  # shared by all histories: some leave containers behind
 
 
 class ContainerHistory:
-    """What was done to the containers of one namespace. One thread a story."""
+    """The actions on the containers of one namespace. Each history has its own thread."""
 
     def __init__(self, engine: Containerd, namespace: str, directory: Path, records: Path) -> None:
         self.engine = engine
@@ -62,20 +62,20 @@ class ContainerHistory:
         self.unpublished: set[str] = set()
 
     def unique_name(self, prefix: str) -> str:
-        """A name nobody had."""
-        tidy = self.namespace.replace(".", "-")
-        return f"{prefix}-{tidy}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(_numbers)}"
+        """Return a name that was never used before."""
+        namespace = self.namespace.replace(".", "-")
+        return f"{prefix}-{namespace}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(_numbers)}"
 
     def ctr(self, *args: str) -> str:
-        """Call ctr in this namespace."""
+        """Run ctr in this namespace and return its output."""
         return self.engine.ctr(*args, namespace=self.namespace).stdout
 
     def nerdctl(self, *args: str) -> str:
-        """Call nerdctl in this namespace."""
+        """Run nerdctl in this namespace and return its output."""
         return self.engine.nerdctl(*args, namespace=self.namespace).stdout.strip()
 
     def display_id(self, id_: str) -> str:
-        """whalewatcher's display id."""
+        """Return the display id, as whalewatcher defines it."""
         return id_ if self.namespace == "default" else f"{self.namespace}/{id_}"
 
     def perform(
@@ -88,7 +88,7 @@ class ContainerHistory:
         project: str = "",
         status: int | None = None,
     ) -> None:
-        """Do something and note the transitions that it is, told in order; ``status`` is that of an exit."""
+        """Run an action and note its expected transitions, in order; ``status`` is the exit status."""
         before = time.time()
         action()
         self.expect(id_, types, before, name=name, project=project, status=status)
@@ -96,7 +96,7 @@ class ContainerHistory:
     def expect(
         self, id_: str, types: str, before: float, *, name: str = "", project: str = "", status: int | None = None
     ) -> None:
-        """Note transitions that happened since ``before``."""
+        """Note expected transitions, which happened since ``before`` (seconds since 1970)."""
         self.expected[self.display_id(id_)] += [
             ExpectedTransition(
                 type_, name or id_, project, status if type_ == "exited" else None, (before, time.time())
@@ -105,13 +105,13 @@ class ContainerHistory:
         ]
 
     def wait_published(self, id_: str) -> None:
-        """Wait until all that a container did is told: names are those that it had when the bridge looked."""
+        """Wait until all transitions of a container are published, so that they have the current name."""
 
         def transitions() -> int:
             lines = self._records.read_text().splitlines()
             return sum(id_ in line and '"present"' not in line for line in lines)
 
-        eventually(lambda: transitions() >= len(self.expected[self.display_id(id_)]), f"word of {id_}")
+        eventually(lambda: transitions() >= len(self.expected[self.display_id(id_)]), f"the records of {id_}")
 
     # --- with ctr ---
 
@@ -136,7 +136,7 @@ Scenario: TypeAlias = Callable[[ContainerHistory, int], None]
 
 
 def plain_run(history: ContainerHistory, _number: int) -> None:
-    """Runs till it is killed."""
+    """Run a container until it is killed."""
     id_ = history.unique_name("plain")
     history.start(id_)
     history.kill_and_delete(id_)
@@ -144,19 +144,19 @@ def plain_run(history: ContainerHistory, _number: int) -> None:
 
 
 def short_run(history: ContainerHistory, number: int) -> None:
-    """Lives for a millisecond, removed at once or not, with some exit status."""
+    """Run a container for a millisecond, with various exit statuses, with and without removal on exit."""
     id_ = history.unique_name("blink")
     status = (0, 1, 3, 42, 255)[number % 5]
     command = ("true",) if status == 0 else ("sh", "-c", f"exit {status}")
     remove = ("--rm",) if number % 2 else ()
     run = ("run", *remove, "--null-io", "--label", "com.docker.compose.project=blinks", IMAGE, id_, *command)
     before = time.time()
-    history.engine.ctr(*run, namespace=history.namespace, check=False)  # it exits with the container's status
+    history.engine.ctr(*run, namespace=history.namespace, check=False)  # ctr exits with the container's status
     history.expect(id_, "started exited", before, project="blinks", status=status)
 
 
 def exec_processes(history: ContainerHistory, _number: int) -> None:
-    """Commands are run in it, some fail: none of that is the container's exit."""
+    """Run exec processes, some of which fail: their exits are not the container's exit."""
     id_ = history.unique_name("execs")
     history.start(id_)
     for exec_, command in enumerate((("true",), ("false",), ("sh", "-c", "exit 7"), ("sh", "-c", "kill -9 $$"))):
@@ -166,7 +166,7 @@ def exec_processes(history: ContainerHistory, _number: int) -> None:
 
 
 def pause_and_resume(history: ContainerHistory, number: int) -> None:
-    """Is paused and resumed, once or more."""
+    """Pause and resume a container, once or more."""
     id_ = history.unique_name("pauses")
     history.start(id_)
     for _ in range(1 + number % 3):
@@ -176,8 +176,8 @@ def pause_and_resume(history: ContainerHistory, number: int) -> None:
 
 
 def restarts(history: ContainerHistory, number: int) -> None:
-    """Is killed and started again under the same id."""
-    id_ = history.unique_name("reborn")
+    """Kill a container and start it again with the same id."""
+    id_ = history.unique_name("restarts")
     history.start(id_)
     history.kill_and_delete(id_)
     for _ in range(1 + number % 2):
@@ -186,8 +186,8 @@ def restarts(history: ContainerHistory, number: int) -> None:
 
 
 def relabeled(history: ContainerHistory, _number: int) -> None:
-    """Is given another name and project while it lives."""
-    id_ = history.unique_name("relabelled")
+    """Change the name and project labels of a running container."""
+    id_ = history.unique_name("relabeled")
     history.start(id_, "--label", "nerdctl/name=before")
     history.expected[history.display_id(id_)][-1] = history.expected[history.display_id(id_)][-1]._replace(
         name="before"
@@ -200,7 +200,7 @@ def relabeled(history: ContainerHistory, _number: int) -> None:
 
 
 def never_started(history: ContainerHistory, number: int) -> None:
-    """Is created and removed without ever having been started."""
+    """Create and remove a container without starting it."""
     id_ = history.unique_name("never")
     if number % 2:
         history.ctr("containers", "create", IMAGE, id_, "sleep", "86400")
@@ -213,7 +213,7 @@ def never_started(history: ContainerHistory, number: int) -> None:
 
 
 def nerdctl_lifecycle(history: ContainerHistory, number: int) -> None:
-    """A nerdctl container: run, pause, rename, restart, stop."""
+    """Run, pause, rename, restart and stop a nerdctl container."""
     name = history.unique_name("ship")
     before = time.time()
     id_ = history.nerdctl(
@@ -234,7 +234,7 @@ def nerdctl_lifecycle(history: ContainerHistory, number: int) -> None:
 
 
 def nerdctl_self_removing(history: ContainerHistory, number: int) -> None:
-    """A nerdctl container that removes itself."""
+    """Run a nerdctl container that is removed on exit."""
     name = history.unique_name("flash")
     status = (0, 9)[number % 2]
     before = time.time()
@@ -246,7 +246,7 @@ def nerdctl_self_removing(history: ContainerHistory, number: int) -> None:
 
 
 def compose_project(history: ContainerHistory, number: int) -> None:
-    """A compose project of two services: up, pause, unpause, down."""
+    """Start, pause, unpause and stop a compose project of two services."""
     project = history.unique_name("shop")
     file = history.directory / f"{project}.yaml"
     file.write_text(COMPOSE.format(project=project))
@@ -268,7 +268,7 @@ def compose_project(history: ContainerHistory, number: int) -> None:
     history.nerdctl(*command, "down")
 
 
-# Of each, how many a namespace: 70 containers each (a compose project is two), 210 in all.
+# Runs of each scenario per namespace: 70 containers (a compose project has two), 210 in total.
 SCENARIOS: dict[Scenario, int] = {
     plain_run: 8,
     short_run: 20,
@@ -283,7 +283,7 @@ SCENARIOS: dict[Scenario, int] = {
 }
 
 
-# A part of it that brings about every kind of transition, and the exits whose events containerd 2.4 loses.
+# A subset with every kind of transition, and with the exits whose events containerd 2.4 loses.
 SHORT_SCENARIOS: dict[Scenario, int] = {
     plain_run: 2,
     short_run: 12,
@@ -298,16 +298,16 @@ SHORT_SCENARIOS: dict[Scenario, int] = {
 def run_scenarios(
     engine: Containerd, directory: Path, records: Path, scenarios: dict[Scenario, int]
 ) -> list[ContainerHistory]:
-    """Live through a history, the namespaces side by side; `records` is where a bridge tells of it."""
-    stories = [ContainerHistory(engine, namespace, directory, records) for namespace in NAMESPACES]
+    """Run the scenarios in all namespaces concurrently; ``records`` is the file that a bridge publishes to."""
+    histories = [ContainerHistory(engine, namespace, directory, records) for namespace in NAMESPACES]
     for namespace in NAMESPACES[1:]:
         engine.import_image(namespace)
 
-    def run_all(story: ContainerHistory) -> None:
+    def run_all(history: ContainerHistory) -> None:
         for scenario, count in scenarios.items():
             for number in range(count):
-                scenario(story, number)
+                scenario(history, number)
 
-    with ThreadPoolExecutor(len(stories)) as pool:
-        list(pool.map(run_all, stories))
-    return stories
+    with ThreadPoolExecutor(len(histories)) as pool:
+        list(pool.map(run_all, histories))
+    return histories

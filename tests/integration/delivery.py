@@ -1,4 +1,4 @@
-"""What the tests of delivery share: where records go, what plain consumers find there, and a churn of containers."""
+"""Shared helpers of the delivery tests: targets on both brokers, plain consumers, and container churn."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 
 class BrokerTargets:
-    """A topic and a stream of their own, on both brokers."""
+    """A Kafka topic and a NATS stream with unique names."""
 
     def __init__(self, kafka: Kafka, nats: Nats) -> None:
         self.topic = f"e2e{os.getpid()}x{next(_numbers)}"
@@ -42,25 +42,25 @@ class BrokerTargets:
 
     @property
     def urls(self) -> list[str]:
-        """What `--sink` is told."""
+        """The values for `--sink`."""
         servers = ",".join(url.partition("//")[2] for url in self._nats.urls)
         return [f"kafka://{self._kafka.bootstrap_for('plaintext')}/{self.topic}", f"nats://{servers}/{self.topic}"]
 
     def bridge(
         self, engine: Containerd, directory: Path, *flags: str, environment: dict[str, str] | None = None
     ) -> BridgeProcess:
-        """The program with both sinks and a state_dir, for the namespaces that the flags name."""
+        """Create a bridge with both sinks and a state directory; the flags select the namespaces."""
         state_dir = directory / "state"
         return BridgeProcess(
             engine.address, directory, *flags, sinks=self.urls, state_dir=state_dir, environment=environment
         )
 
     def kafka_records(self) -> list[Record]:
-        """All that a plain consumer finds in the topic, but for heartbeats: each broker has its own."""
+        """Read the topic with a plain consumer, without heartbeats, which differ between the brokers."""
         return [each for each in self._kafka.admin.records(self.topic) if not _is_heartbeat(each.value or b"")]
 
     def nats_records(self) -> list[StoredMessage]:
-        """The same of the stream."""
+        """Read the stream with a plain consumer, without heartbeats."""
 
         async def read() -> list[StoredMessage]:
             async with StreamReader(self._nats) as reader:
@@ -69,14 +69,14 @@ class BrokerTargets:
         return [each for each in asyncio.run(read()) if not _is_heartbeat(each.data)]
 
     def kafka_values(self) -> list[bytes]:
-        """The values alone; none where there is no topic yet."""
+        """Read the values of the topic; none if the topic does not exist yet."""
         try:
             return [record.value or b"" for record in self.kafka_records()]
         except (UnknownTopicOrPartitionError, KafkaError, AssertionError):
             return []
 
     def nats_values(self) -> list[bytes]:
-        """The values alone; none where there is no stream yet."""
+        """Read the values of the stream; none if the stream does not exist yet."""
         try:
             return [message.data for message in self.nats_records()]
         except NotFoundError:
@@ -88,43 +88,43 @@ def _is_heartbeat(value: bytes) -> bool:
 
 
 def without_heartbeats(values: Iterable[bytes]) -> list[bytes]:
-    """The values of records alone: a heartbeat, which may come at any time, has the position of one."""
+    """Remove heartbeats: they arrive at any time and repeat the position of a record."""
     return [value for value in values if not _is_heartbeat(value)]
 
 
 def deduplicated_records(values: Sequence[bytes]) -> list[RecordDict]:
-    """What a consumer makes of values: in order, each once. Those that came twice have to be identical."""
-    found: dict[Position, bytes] = {}
+    """Decode values, ordered by position and without duplicates. Fail if duplicates differ."""
+    by_position: dict[Position, bytes] = {}
     decoded = {value: msgspec.json.decode(value) for value in dict.fromkeys(values)}
     for value, document in decoded.items():
         position = (document["epoch"], document["sequence"])
-        assert found.setdefault(position, value) == value, (found[position], value)
-    return [decoded[found[position]] for position in sorted(found)]
+        assert by_position.setdefault(position, value) == value, (by_position[position], value)
+    return [decoded[by_position[position]] for position in sorted(by_position)]
 
 
 def is_in_order(values: Sequence[bytes]) -> bool:
-    """Whether first occurrences stand in the order of their positions (P5)."""
+    """Return whether the first occurrences are ordered by position (P5)."""
     decoded = map(msgspec.json.decode, dict.fromkeys(values))
     positions = [(document["epoch"], document["sequence"]) for document in decoded]
     return positions == sorted(positions)
 
 
 def check_gapless(records: Sequence[RecordDict]) -> None:
-    """Every sequence of every epoch is there, the epochs are linked, and lives are well formed across them."""
+    """Check that no sequence is missing, that epochs are linked, and that the runs of each container are valid."""
     last: Position | None = None
     for epoch, group in itertools.groupby(records, key=lambda record: int(record["epoch"])):
-        told = list(group)
-        assert [record["sequence"] for record in told] == list(range(1, len(told) + 1)), epoch
-        assert told[0]["type"] == "snapshot_started"
-        previous = told[0]["snapshot"]["previous"]
+        in_epoch = list(group)
+        assert [record["sequence"] for record in in_epoch] == list(range(1, len(in_epoch) + 1)), epoch
+        assert in_epoch[0]["type"] == "snapshot_started"
+        previous = in_epoch[0]["snapshot"]["previous"]
         assert previous == (last and {"epoch": last[0], "sequence": last[1]}), (epoch, last)
-        last = (epoch, len(told))
+        last = (epoch, len(in_epoch))
     assert "lost" not in {record["type"] for record in records}
     check_runs(list(records))
 
 
 def listed_containers(engine: Containerd, *namespaces: str) -> dict[str, bool]:
-    """containerd's own word: who lives, by display id, and whether it is paused."""
+    """Return the running containers that containerd lists: by display id, whether the container is paused."""
     return {
         f"{namespace}/{id_}": status == "PAUSED"
         for namespace in namespaces
@@ -134,40 +134,40 @@ def listed_containers(engine: Containerd, *namespaces: str) -> dict[str, bool]:
 
 
 def published_containers(records: list[RecordDict]) -> dict[str, bool]:
-    """The same, as a consumer knows it."""
+    """Return the running containers according to the records: by display id, whether the container is paused."""
     return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
 def wait_consistent(
     read_values: Callable[[], list[bytes]], engine: Containerd, *namespaces: str, seconds: float = 90
 ) -> None:
-    """Wait until what a consumer folds is what containerd says."""
-    said = listed_containers(engine, *namespaces)
+    """Wait until the state computed from the records matches containerd's listing."""
+    listed = listed_containers(engine, *namespaces)
     try:
         eventually(
-            lambda: published_containers(deduplicated_records(read_values())) == said,
+            lambda: published_containers(deduplicated_records(read_values())) == listed,
             "agreement with containerd",
             within=seconds,
         )
     except TimeoutError:
         records = deduplicated_records(read_values())
-        told = published_containers(records)
-        wrong = {id_ for id_ in said.keys() | told.keys() if said.get(id_) != told.get(id_)}
-        about = [summary(record) for record in records if record["id"] in wrong]
-        raise AssertionError(f"{wrong=}; told of them: {about[-30:]}") from None
+        published = published_containers(records)
+        wrong = {id_ for id_ in listed.keys() | published.keys() if listed.get(id_) != published.get(id_)}
+        summaries = [summary(record) for record in records if record["id"] in wrong]
+        raise AssertionError(f"{wrong=}; their records: {summaries[-30:]}") from None
 
 
 class ContainerChurn:
-    """Containers that are born, paused, killed and reborn, for as long as the context lasts; some are left over."""
+    """Start, pause, kill and restart containers while the context is active; some remain afterwards."""
 
     def __init__(self, engine: Containerd, namespace: str, seed: str = "7") -> None:
         self.namespace = namespace
         self.runs: Counter[str] = Counter()
-        """How often each was started, by display id."""
+        """Number of starts by display id."""
         self._engine = engine
-        self._chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", seed))  # noqa: S311 (to be repeated)
+        self._random = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", seed))  # noqa: S311 (reproducible)
         self._states: dict[str, str] = {}
-        self._deadline = Event()
+        self._stopped = Event()
         self._thread = ThreadPoolExecutor(1)
         self._done: Future[None]
         engine.import_image(namespace)
@@ -179,38 +179,38 @@ class ContainerChurn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._deadline.set()
+        self._stopped.set()
         self._thread.shutdown()
         if kind is None:
             self._done.result()
 
     def remove_all(self) -> None:
-        """Remove all that is left."""
+        """Remove the remaining containers."""
         for id_ in self._states:
             self._ctr("tasks", "delete", "--force", id_, check=False)
             self._ctr("containers", "delete", id_, check=False)
 
     def step(self) -> None:
-        """Do one thing."""
-        living = [id_ for id_, state in self._states.items() if state != "dead"]
-        dead = [id_ for id_, state in self._states.items() if state == "dead"]
-        if len(living) < 2 or (len(living) < 5 and self._chance.random() < 0.4):
-            if dead and self._chance.random() < 0.4:
-                self._restart(self._chance.choice(dead))
+        """Change the state of one container."""
+        running = [id_ for id_, state in self._states.items() if state != "exited"]
+        exited = [id_ for id_, state in self._states.items() if state == "exited"]
+        if len(running) < 2 or (len(running) < 5 and self._random.random() < 0.4):
+            if exited and self._random.random() < 0.4:
+                self._restart(self._random.choice(exited))
             else:
                 self._create()
         else:
-            self._toggle_pause(self._chance.choice(living))
+            self._toggle_pause(self._random.choice(running))
 
     def _run(self) -> None:
-        while not self._deadline.is_set():
+        while not self._stopped.is_set():
             self.step()
 
     def _create(self) -> None:
         id_ = f"c{len(self._states)}-{os.getpid()}-{self.namespace}"
         self._count_start(id_)
-        if self._chance.random() < 0.3:
-            self._states[id_] = "dead"
+        if self._random.random() < 0.3:
+            self._states[id_] = "exited"
             self._ctr("run", "--null-io", IMAGE, id_, "sh", "-c", "test -e /again && exec sleep 600; touch /again")
             self._ctr("tasks", "delete", id_, check=False)
         else:
@@ -223,14 +223,14 @@ class ContainerChurn:
             self._ctr("tasks", "delete", id_)
         self._ctr("tasks", "start", "--detach", "--null-io", id_)
         self._states[id_] = "running"
-        if self._chance.random() < 0.3:
+        if self._random.random() < 0.3:
             self._kill(id_)
 
     def _toggle_pause(self, id_: str) -> None:
         if self._states[id_] == "paused":
             self._ctr("tasks", "resume", id_)
             self._states[id_] = "running"
-        elif self._chance.random() < 0.5:
+        elif self._random.random() < 0.5:
             self._ctr("tasks", "pause", id_)
             self._states[id_] = "paused"
         else:
@@ -238,10 +238,10 @@ class ContainerChurn:
 
     def _kill(self, id_: str) -> None:
         self._ctr("tasks", "kill", "--signal", "SIGKILL", id_)
-        eventually(lambda: self._engine.tasks(self.namespace).get(id_) in ("STOPPED", None), f"the end of {id_}")
-        if self._chance.random() < 0.7:  # else it stays listed
+        eventually(lambda: self._engine.tasks(self.namespace).get(id_) in ("STOPPED", None), f"the exit of {id_}")
+        if self._random.random() < 0.7:  # otherwise the stopped task stays listed
             self._ctr("tasks", "delete", id_, check=False)
-        self._states[id_] = "dead"
+        self._states[id_] = "exited"
 
     def _count_start(self, id_: str) -> None:
         self.runs[f"{self.namespace}/{id_}"] += 1

@@ -1,4 +1,4 @@
-"""What the tests of the Kafka sink share."""
+"""Shared helpers of the Kafka sink tests."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ KafkaFactory = Callable[..., Kafka]
 
 
 def settings(peer: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
-    """Settings of a sink for a peer, or for an address of one.
+    """Return the settings of a sink for a Kafka or for an address.
 
-    With time enough for a loaded machine where a test does not say otherwise: each server has half of it at the most.
+    The default timeout suits a loaded machine; the sink spends at most half of it on each server.
     """
     address = peer if isinstance(peer, str) else peer.bootstrap
     return KafkaSettings.model_validate(
@@ -38,62 +38,62 @@ def settings(peer: Kafka | str, topic: str, **options: Any) -> KafkaSettings:
 
 @contextlib.asynccontextmanager
 async def open_sink(
-    peer: Kafka | str, topic: str, *, clock: Clock | None = None, fail_on_error: bool = False, **options: Any
+    peer: Kafka | str, topic: str, *, clock: Clock | None = None, retry_start: bool = False, **options: Any
 ) -> AsyncIterator[KafkaSink]:
-    """A sink that is connected, and closed in time; nothing of it goes on, and nothing was said behind our back.
+    """Connect a sink, and close it within a deadline. Fail if it leaves tasks or unhandled errors behind.
 
-    `insistent`: connected as a pump does it, trying again, for a timeout that a loaded machine may need longer than.
+    With `retry_start`, connect like a pump, with retries: a loaded machine may exceed a short timeout.
     """
     before = asyncio.all_tasks()
-    complaints: list[str] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(str(context)))
-    made = KafkaSink(settings(peer, topic, **options), clock or SystemClock())
+    unhandled: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(str(context)))
+    sink = KafkaSink(settings(peer, topic, **options), clock or SystemClock())
     try:
-        await (retry_until_done(made.start) if fail_on_error else made.start())
-        yield made
+        await (retry_until_done(sink.start) if retry_start else sink.start())
+        yield sink
     finally:
-        async with asyncio.timeout(8):  # an answer of a broker is waited for longer
-            await made.close()
+        async with asyncio.timeout(8):  # shorter than the timeout of a request
+            await sink.close()
             if left := asyncio.all_tasks() - before:
                 await asyncio.wait(left)
         gc.collect()
-        assert not complaints, complaints
+        assert not unhandled, unhandled
 
 
 async def publish_until_accepted(sink: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
-    """Publish as a pump does, trying again; return what was in the way."""
+    """Publish like a pump, with retries, and return the errors on the way."""
     return await retry_until_done(partial(sink.publish, batch), seconds=seconds)
 
 
 async def retry_until_done(attempt: Callable[[], Awaitable[None]], *, seconds: float = 60) -> list[str]:
-    """Try until it works; return what was in the way."""
-    complaints = []
+    """Retry until the attempt succeeds, and return the errors on the way."""
+    errors = []
     async with asyncio.timeout(seconds):
         while True:
             try:
                 await attempt()
             except TransientError as error:
-                complaints.append(str(error))
+                errors.append(str(error))
                 await asyncio.sleep(0.1)
             else:
-                return complaints
+                return errors
 
 
 def kcat(*arguments: str) -> str:
-    """What kcat says: a client that has nothing in common with ours."""
+    """Run kcat, a client that shares no code with ours, and return its output."""
     return run(["kcat", *arguments], env=environment()).stdout
 
 
 def distinct_values(stored: Iterable[Stored]) -> list[bytes]:
-    """Values in the order in which each of them came first."""
+    """Return the distinct values, ordered by first occurrence."""
     return list(dict.fromkeys(each.value or b"" for each in stored))
 
 
 def record_data(records: Iterable[Record]) -> list[bytes]:
-    """What is to be stored."""
+    """Return the expected values."""
     return [each.data for each in records]
 
 
 def decode_value(stored: Stored) -> dict[str, Any]:
-    """A stored value, read."""
+    """Decode a stored value."""
     return dict(msgspec.json.decode(stored.value or b"{}"))

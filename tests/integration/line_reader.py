@@ -1,4 +1,4 @@
-"""Reading what several runs of the bridge wrote to one file, by the rules for consumers."""
+"""Read a file that several runs of the bridge wrote, by the rules for consumers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LINE_PREFIX = b'{"version":1,'
 
 
 class LineReader:
-    """Accepts at-least-once delivery, and nothing else: duplicates are identical, and no sequence is missing."""
+    """Verify at-least-once delivery: duplicates are identical, and no sequence is missing."""
 
     def __init__(self) -> None:
         self.records: list[RecordDict] = []
@@ -20,7 +20,7 @@ class LineReader:
         self._seen: dict[tuple[int, int], bytes] = {}
 
     def accept(self, line: bytes) -> None:
-        """Take one document."""
+        """Process one line."""
         record = msgspec.json.decode(line)
         position = (record["epoch"], record["sequence"])
         if position in self._seen:
@@ -28,7 +28,7 @@ class LineReader:
             self.duplicates += 1
             return
         if record["sequence"] > 1:
-            assert self._last() == (record["epoch"], record["sequence"] - 1), f"a hole before {position}"
+            assert self._last() == (record["epoch"], record["sequence"] - 1), f"a gap before {position}"
         else:
             self._check_first(record)
         self._seen[position] = line
@@ -46,12 +46,12 @@ class LineReader:
 
     @property
     def epoch_count(self) -> int:
-        """How many epochs there were."""
+        """Number of epochs."""
         return len({epoch for epoch, _ in self._seen})
 
 
 def read_file(path: Path) -> LineReader:
-    """Read a file of JSON lines; one that a SIGKILL cut short is followed by the whole one."""
+    """Read a file of JSON lines; a line that a SIGKILL truncated is followed by the complete one."""
     reader = LineReader()
     for line in path.read_bytes().split(b"\n")[:-1]:
         reader.accept(line[line.rfind(_LINE_PREFIX) :])

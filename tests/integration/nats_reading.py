@@ -1,4 +1,4 @@
-"""What the tests of the NATS sink share: records to publish, and a plain reader of what a server has stored."""
+"""Shared helpers of the NATS sink tests: sample records, and a plain reader of stored messages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def record(
     epoch: int = EPOCH,
     labels: dict[str, str] | None = None,
 ) -> Record:
-    """A record about a container."""
+    """Create a container record."""
     container = Container(
         id=id_,
         namespace=namespace,
@@ -85,7 +85,7 @@ def record(
 def control_record(
     sequence: int, type_: RecordType, snapshot: int = 1, *, failed: Sequence[str] = (), epoch: int = EPOCH
 ) -> Record:
-    """A frame of a snapshot."""
+    """Create a control record of a snapshot."""
     body = Snapshot(f"{epoch}-{snapshot}", "start", None, None, ["shop"], list(failed), False, 1, None)
     document = EventRecord(
         1, type_, _TIME, None, None, "snapshot", None, None, body, None, ENGINE, "node-1", epoch, sequence
@@ -94,23 +94,23 @@ def control_record(
 
 
 def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:
-    """Records of one source in a row."""
+    """Create consecutive records of one source."""
     return [record(first_sequence + number, id_=f"web-{number}", **options) for number in range(count)]
 
 
 def split_batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:
-    """As a pump cuts them."""
+    """Split records into batches, as a pump does."""
     return [all_records[start : start + size] for start in range(0, len(all_records), size)]
 
 
 def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
-    """Settings of a sink for a peer, with a timeout for tests that are about something else."""
+    """Return the settings of a sink for a NATS, with a timeout that suits a loaded machine."""
     servers = [url.partition("//")[2] for url in peer.urls]
     return NatsSettings.model_validate({"servers": servers, "subject_prefix": subject, "timeout": "20s", **options})
 
 
 async def start_sink(peer: Nats, subject: str = "events", **options: Any) -> NatsSink:
-    """A sink that is connected."""
+    """Create a sink and connect it."""
     sink = NatsSink(settings(peer, subject, **options))
     try:
         await sink.start()
@@ -121,19 +121,19 @@ async def start_sink(peer: Nats, subject: str = "events", **options: Any) -> Nat
 
 
 async def wait_connection_ended(sink: NatsSink) -> None:
-    """Wait until a sink knows that its connection has ended."""
+    """Wait until a sink detects the end of its connection."""
     assert sink._connection
     async with asyncio.timeout(60):
         await asyncio.wait({sink._connection.failed})
 
 
 def record_positions(messages: Sequence[Record] | Sequence[StoredMessage]) -> list[tuple[int, int]]:
-    """Where records, or messages that hold one each, stand in their source."""
+    """Return the positions of records, or of messages with one record each."""
     return [each.position if isinstance(each, StoredMessage) else (each.epoch, each.sequence) for each in messages]
 
 
-async def retry_until_answered(request: Callable[[], Awaitable[_T]]) -> _T:
-    """Ask until there is an answer: between two leaders, and until a new one listens, nobody gives one."""
+async def retry_until_available(request: Callable[[], Awaitable[_T]]) -> _T:
+    """Retry a request until a leader responds."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -143,7 +143,7 @@ async def retry_until_answered(request: Callable[[], Awaitable[_T]]) -> _T:
 
 
 class StreamReader:
-    """A plain client, which goes past the proxies; as a context manager it is connected."""
+    """A plain client, connected directly, without the proxies; a context manager."""
 
     def __init__(self, peer: Nats) -> None:
         self._urls = [f"nats://{HOST}:{node.port}" for node in peer.nodes]
@@ -158,48 +158,48 @@ class StreamReader:
 
     @property
     def jetstream(self) -> JetStreamContext:
-        """The client's."""
+        """The JetStream context of the client."""
         return self.client.jetstream(timeout=10)
 
     async def wait_count(self, count: int, stream: str = "WHALEBRIDGE_EVENTS") -> int:
-        """Wait until a stream has so many messages, or more; return how many."""
+        """Wait until a stream has at least ``count`` messages, and return the number."""
         async with asyncio.timeout(60):
-            while (found := await retry_until_answered(partial(self._count, stream))) < count:  # noqa: ASYNC110 (it tells nobody)
+            while (stored := await retry_until_available(partial(self._count, stream))) < count:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.02)
-        return found
+        return stored
 
     async def read_stored(self, stream: str = "WHALEBRIDGE_EVENTS", *, minimum: int = 0) -> list[StoredMessage]:
-        """Return all that a stream has, in its order, once it has as many as that."""
-        return await retry_until_answered(partial(self._read, stream, await self.wait_count(minimum, stream)))
+        """Return all messages of a stream in order, once it has at least ``minimum``."""
+        return await retry_until_available(partial(self._read, stream, await self.wait_count(minimum, stream)))
 
     async def _count(self, stream: str) -> int:
         return (await self.jetstream.stream_info(stream)).state.messages
 
     async def _read(self, stream: str, count: int) -> list[StoredMessage]:
-        # By default a server forgets a consumer of which it has heard nothing for 5 s.
+        # By default a server deletes a consumer after 5 s of inactivity.
         config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
         subscription = await self.jetstream.pull_subscribe(">", stream=stream, config=config)
-        found: list[StoredMessage] = []
-        while len(found) < count:
-            page = await subscription.fetch(min(1000, count - len(found)), timeout=10)
-            found += [StoredMessage(each.subject, each.data, dict(each.headers or {})) for each in page]
+        messages: list[StoredMessage] = []
+        while len(messages) < count:
+            page = await subscription.fetch(min(1000, count - len(messages)), timeout=10)
+            messages += [StoredMessage(each.subject, each.data, dict(each.headers or {})) for each in page]
         await subscription.unsubscribe()
-        return found
+        return messages
 
 
 async def _ignore_error(_: Exception) -> None:
-    """The default would log it."""
+    """Ignore an error; by default the client logs it."""
 
 
 async def publish_until_accepted(sink: NatsSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
-    """Publish as a pump does, trying again; return what was in the way."""
-    complaints = []
+    """Publish like a pump, with retries, and return the errors on the way."""
+    errors = []
     async with asyncio.timeout(seconds):
         while True:
             try:
                 await sink.publish(batch)
             except TransientError as error:
-                complaints.append(str(error))
+                errors.append(str(error))
                 await asyncio.sleep(0.05)
             else:
-                return complaints
+                return errors

@@ -1,4 +1,4 @@
-"""Calling the proxy as any client can, and knowing what came of it."""
+"""Call the proxy as any client can, and observe the effects."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _numbers = itertools.count(1)
 
 
 def unique_id(prefix: str) -> str:
-    """An id of this process's own."""
+    """Return a unique id."""
     return f"{prefix}-{os.getpid()}-{next(_numbers)}"
 
 
 def unary_call(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
-    """A method with one answer, bytes in and bytes out."""
+    """Return a callable for a unary method, bytes in and bytes out."""
     return channel.unary_unary(method)
 
 
 def stream_call(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryStreamMultiCallable[bytes, bytes]:
-    """A method with many answers, bytes in and bytes out."""
+    """Return a callable for a server-streaming method, bytes in and bytes out."""
     return channel.unary_stream(method)
 
 
 async def call_outcome(
     channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default"
 ) -> StatusCode:
-    """What a call ends with; one with other than one request is made as a stream of them."""
+    """Return the status of a call; with other than one request, the call streams the requests."""
     metadata = ((methods.NAMESPACE_HEADER, namespace),)
     call: grpc.aio.UnaryStreamCall[bytes, bytes] | grpc.aio.StreamStreamCall[bytes, bytes]
     if len(requests) == 1:
@@ -62,43 +62,43 @@ async def call_outcome(
 
 
 def containerd_state(engine: Containerd) -> list[str]:
-    """What a client could have changed, as containerd's own client tells it."""
-    asked = (["namespaces", "ls"], ["containers", "ls"], ["tasks", "ls"], ["snapshots", "ls"], ["leases", "ls"])
-    quietly = (["images", "ls", "--quiet"], ["content", "ls", "--quiet"])  # else they tell an age
-    return [line for words in (*asked, *quietly) for line in sorted(engine.ctr(*words).stdout.splitlines())]
+    """Return everything that a client could have changed, as listed by containerd's own client."""
+    commands = (["namespaces", "ls"], ["containers", "ls"], ["tasks", "ls"], ["snapshots", "ls"], ["leases", "ls"])
+    quiet = (["images", "ls", "--quiet"], ["content", "ls", "--quiet"])  # the full output contains ages
+    return [line for words in (*commands, *quiet) for line in sorted(engine.ctr(*words).stdout.splitlines())]
 
 
 async def events_before_marker(address: str, stream: ContainerdEventStream) -> None:
-    """Mark until a mark is back, and take what came with it."""
+    """Publish markers until one returns, and discard the events before it."""
     async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(20):
         for number in itertools.count():
-            await client.publish_marker("proven", number)
+            await client.publish_marker("drain", number)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.3):
-                    while Marker("proven", number) not in await stream.batch():
+                    while Marker("drain", number) not in await stream.batch():
                         pass
                     return
 
 
-def without_container_events(events: Sequence[Event], kept_topics: str = "") -> list[Event]:
-    """Events without those of containers: shims tell later than they act, also of what an earlier test has removed."""
-    return [each for each in events if isinstance(each, Marker | Ignored | Undecodable) or each.key.id == kept_topics]
+def without_container_events(events: Sequence[Event], kept_id: str = "") -> list[Event]:
+    """Remove container events, except of ``kept_id``: shims publish late, also about containers of earlier tests."""
+    return [each for each in events if isinstance(each, Marker | Ignored | Undecodable) or each.key.id == kept_id]
 
 
 async def first_messages(address: str, *calls: grpc.aio.UnaryStreamCall[bytes, bytes]) -> list[bytes]:
-    """Mark until each of these subscriptions has told something, and return that: from now on they miss nothing."""
+    """Publish markers until each subscription has a first message, and return those: then all are subscribed."""
     reading = [asyncio.ensure_future(call.read()) for call in calls]
     async with ContainerdClient(address, KEEP_ALL) as client, asyncio.timeout(30):
         for number in itertools.count():
             await client.publish_marker("first", number)
-            _, waiting = await asyncio.wait(reading, timeout=0.1)
-            if not waiting:
+            _, pending = await asyncio.wait(reading, timeout=0.1)
+            if not pending:
                 break
     return [raw for each in reading if isinstance(raw := each.result(), bytes)]
 
 
 async def wait_ready(proxy: ProxyProcess) -> None:
-    """Connect, once connections that were closed a moment ago do not count any more."""
+    """Wait until the proxy accepts a connection; recently closed ones may still count towards its limit."""
     async with asyncio.timeout(20):
         while True:
             async with ContainerdClient(proxy.address, KEEP_ALL) as client:
@@ -111,7 +111,7 @@ async def wait_ready(proxy: ProxyProcess) -> None:
 
 
 def send_garbage(address: str) -> None:
-    """Connect many times, and send what begins like something else each time, and goes on at random."""
+    """Connect many times and send random bytes, after the beginnings of various protocols."""
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     for start in (b"", b"GET / HTTP/1.1\r\n\r\n", preface, preface + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])):
         for _ in range(20):
@@ -121,7 +121,7 @@ def send_garbage(address: str) -> None:
 
 
 async def publish_bulk(engine: Containerd, mebibytes: int) -> None:
-    """Let containerd send that much to its subscribers, in events that mean nothing."""
+    """Make containerd send large, irrelevant events to its subscribers, 1 MiB each."""
     event = wire.field(1, "/tasks/large") + wire.field(2, wire.any_message("x", b"x" * MIB))
     async with grpc.aio.insecure_channel(methods.target(engine.address), options=methods.channel_options()) as direct:
         for _ in range(mebibytes):

@@ -1,7 +1,7 @@
-"""A place where what the documents say can be typed as it stands there: the paths and names in it lead to the testbed.
+"""A shell in which documented commands run verbatim: their paths and names lead to the testbed.
 
-It is a mount namespace: `/run` and `/var/lib/whalebridge` are folders of the test's, with containerd's sockets where
-distributions have them, and `whalebridge` and the brokers' tools are on PATH. Addresses of brokers are replaced.
+The shell has a mount namespace: `/run` and `/var/lib` are directories of the test, with containerd's sockets at the
+paths of the distributions; `whalebridge` and the brokers' tools are on PATH. Broker addresses are replaced.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock
 
 
 class ShellSandbox:
-    """Where commands are typed.
+    """Run documented commands.
 
-    `brokers`: what stands for the addresses in the documents. `engine`: whose sockets are there. `state`: the directory
-    of state that is there, of a bridge that runs.
+    Args:
+        directory: Directory for the mounts.
+        brokers: Replacements for the broker addresses in the documents.
+        engine: The containerd behind the sockets.
+        state: State directory of a running bridge, mounted at the documented path.
     """
 
     def __init__(
@@ -57,16 +60,16 @@ class ShellSandbox:
         (directory / "group").write_text(f"{groups}whalebridge:x:4321:\n")
 
     def run(self, text: str) -> Terminal:
-        """Type it; what it shows is on a terminal."""
+        """Run a command on a terminal."""
         for name, address in self.brokers.items():
             text = text.replace(name, address)
         binds = {"group": "/etc/group", "run": "/run", "lib": "/var/lib"}
-        mounts = [f"mount --bind {self.directory / ours} {theirs}" for ours, theirs in binds.items()]
+        mounts = [f"mount --bind {self.directory / source} {target}" for source, target in binds.items()]
         script = " && ".join([*mounts, f"cd {ROOT}", f"exec bash -c {shlex.quote(text)}"])
         environment = {**ENVIRONMENT, "PATH": f"{self.directory}/bin:{search_path('nats')}", "PYTHONPATH": str(ROOT)}
-        # The documents' `nats` commands speak of the server of the reader's context.
+        # The documented `nats` commands use the server of the reader's context.
         environment |= {"HOME": str(Path.home()), "NATS_URL": self.brokers.get("nats-1:4222", "")}
-        # Names and dates are not cut.
+        # Wide enough for complete names and dates.
         return Terminal(["unshare", "--mount", "sh", "-c", script], environment, columns=1000)
 
     def _program(self, name: str, script: str) -> None:
@@ -76,12 +79,12 @@ class ShellSandbox:
 
 
 def interrupt(terminal: Terminal) -> int:
-    """Ctrl-C, for all of a pipeline; return the exit status."""
+    """Send SIGINT to a pipeline, like Ctrl-C, and return the exit status."""
     return _signal_and_wait(terminal, signal.SIGINT)
 
 
 def terminate(terminal: Terminal) -> None:
-    """End all that was typed; a shell that loops would go on after a Ctrl-C that the command in the loop heeds."""
+    """Send SIGTERM to a pipeline; a shell loop would continue after SIGINT if the command in it handles the signal."""
     _signal_and_wait(terminal, signal.SIGTERM)
 
 

@@ -1,4 +1,4 @@
-"""P8 while a broker is dead: a burst fills neither our memory nor containerd's, and all of it arrives afterwards."""
+"""P8 while a broker is down: a burst exhausts neither the bridge's memory nor containerd's, and arrives afterwards."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.testbed.process import suspend_process
 
 EVENTS = scaled(reduced=40_000, full=100_000)
 CONTAINERS = 100
-MAX_BRIDGE_MIB = 200  # MiB, peak, imports and all; 87 to 90 were seen
-MIN_UNREAD_MIB = 250  # bytes that containerd holds at the least for an event that nobody reads
+MAX_BRIDGE_MIB = 200  # MiB, peak, including imports; measured: 87 to 90
+MIN_UNREAD_BYTES = 250  # bytes that containerd buffers at least per unread event
 
 pytestmark = pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
 
@@ -41,44 +41,44 @@ def test_burst_is_buffered_in_bounded_memory_when_kafka_is_down(
     kafka.kill()
     create_containers(engine, CONTAINERS)
     sink = f"kafka://{kafka.bootstrap_for('plaintext')}/burst"
-    written: list[bytes] = []
+    stored: list[bytes] = []
 
     def complete() -> bool:
-        written[:] = values(kafka)
-        return len(transitions(deduplicated_records(written))) == EVENTS + 4_000
+        stored[:] = values(kafka)
+        return len(transitions(deduplicated_records(stored))) == EVENTS + 4_000
 
     with BridgeProcess(engine.address, tmp_path, sinks=[sink], state_dir=tmp_path / "state") as bridge:
         bridge.wait_logged("synced")
-        flood(engine, events=4_000, containers=CONTAINERS, prefix="warm-")  # containerd's heap has grown by then
+        flood(engine, events=4_000, containers=CONTAINERS, prefix="warm-")  # containerd's heap grows during this
         before = memory_mib(engine.pid, "VmRSS")
         sent = flood(engine, events=EVENTS, containers=CONTAINERS)
-        grown = memory_mib(engine.pid, "VmRSS") - before
-        ours = memory_mib(bridge.process.pid, "VmHWM")
+        growth = memory_mib(engine.pid, "VmRSS") - before
+        peak = memory_mib(bridge.process.pid, "VmHWM")
         kafka.start()
-        # The next attempt at Kafka may be 30 s away.
+        # The next connection attempt may start after 30 s.
         eventually(lambda: len(values(kafka)) > EVENTS, "the first records", within=120)
-        eventually(complete, "all of them", within=120)
-        undrained = unread_growth(engine, bridge)
-    records = deduplicated_records(written)
+        eventually(complete, "all records", within=120)
+        growth_unread = unread_growth(engine, bridge)
+    records = deduplicated_records(stored)
     check_gapless(records)
-    assert is_in_order(written)
-    assert len(set(written)) == len(written), "nothing was sent twice: Kafka was dead, not slow"
-    lives = Counter(each["type"] for each in transitions(records) if each["id"].startswith("flooded/flood-"))
-    assert lives == dict.fromkeys(("started", "paused", "unpaused", "exited"), sent.events // PHASES)
-    assert ours < MAX_BRIDGE_MIB, ours
-    assert grown < undrained / 2, (grown, undrained)
-    assert undrained * 2**20 > EVENTS * MIN_UNREAD_MIB, "an unread stream shows in containerd's memory"
+    assert is_in_order(stored)
+    assert len(set(stored)) == len(stored), "nothing is sent twice: Kafka was down, not slow"
+    counts = Counter(each["type"] for each in transitions(records) if each["id"].startswith("flooded/flood-"))
+    assert counts == dict.fromkeys(("started", "paused", "unpaused", "exited"), sent.events // PHASES)
+    assert peak < MAX_BRIDGE_MIB, peak
+    assert growth < growth_unread / 2, (growth, growth_unread)
+    assert growth_unread * 2**20 > EVENTS * MIN_UNREAD_BYTES, "an unread stream grows containerd's memory"
 
 
 def memory_mib(pid: int, field: str) -> float:
-    """Resident memory of a process in MiB: VmRSS now, VmHWM at the most."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    """Return the resident memory of a process in MiB: VmRSS is the current one, VmHWM the peak."""
+    match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 def unread_growth(engine: Containerd, bridge: BridgeProcess) -> float:
-    """What the same burst does to containerd's memory while the bridge, frozen, reads nothing."""
+    """Return the growth of containerd's memory in MiB by the same burst while the bridge is suspended."""
     before = memory_mib(engine.pid, "VmRSS")
     suspend_process(bridge.process.pid)
     try:
@@ -91,5 +91,5 @@ def unread_growth(engine: Containerd, bridge: BridgeProcess) -> float:
 def values(kafka: Kafka) -> list[bytes]:
     try:
         return without_heartbeats(record.value or b"" for record in kafka.admin.records("burst"))
-    except KafkaError:  # there is no topic yet, or a broker that is too busy has lost its place for a moment
+    except KafkaError:  # the topic does not exist yet, or the broker is overloaded
         return []

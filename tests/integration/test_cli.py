@@ -1,4 +1,4 @@
-"""The commands that look once, and bad input, on real containerd."""
+"""The one-shot commands, and invalid input, on real containerd."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_list_prints_plain_table_when_stdout_is_not_a_terminal(container_factory
     container_factory.engine.ctr("tasks", "pause", second, namespace="shop")
     done = whalebridge("list", "--containerd", container_factory.address)
     assert (done.returncode, done.stderr) == (0, "")
-    head, *lines = done.stdout.splitlines()
-    assert head.split() == ["ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED"]
-    rows = {cells[0]: cells for cells in (re.split(r" {2,}", line) for line in lines)}
-    assert rows[first][1:5] == ["web-" + "x" * 200, "shop", "web", "running"]
-    assert rows[first][6] == "docker.io/library/busybox:latest"
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", rows[first][7])
-    assert rows[f"shop/{second}"][1:5] == [second, "-", "-", "paused"]
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED"]
+    by_id = {cells[0]: cells for cells in (re.split(r" {2,}", line) for line in lines)}
+    assert by_id[first][1:5] == ["web-" + "x" * 200, "shop", "web", "running"]
+    assert by_id[first][6] == "docker.io/library/busybox:latest"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", by_id[first][7])
+    assert by_id[f"shop/{second}"][1:5] == [second, "-", "-", "paused"]
 
 
 def test_list_json_matches_containerd_state(container_factory: ContainerFactory) -> None:
@@ -60,13 +60,13 @@ def test_list_json_matches_containerd_state(container_factory: ContainerFactory)
         for line in container_factory.engine.ctr("tasks", "ls").stdout.splitlines()[1:]
     }
 
-    there = list_containers(container_factory)
-    assert stopped not in there
-    assert there[f"shop/{running}"]["status"] == "running"
-    assert there[f"shop/{running}"]["container"]["labels"]["color"] == "größe 容器"
-    assert there[paused]["status"] == "paused"
-    assert there[paused]["container"]["paused"] is True
-    assert there[paused]["container"]["pid"] == pids[paused]
+    listed = list_containers(container_factory)
+    assert stopped not in listed
+    assert listed[f"shop/{running}"]["status"] == "running"
+    assert listed[f"shop/{running}"]["container"]["labels"]["color"] == "größe 容器"
+    assert listed[paused]["status"] == "paused"
+    assert listed[paused]["container"]["paused"] is True
+    assert listed[paused]["container"]["pid"] == pids[paused]
 
 
 def test_list_honors_namespace_options(container_factory: ContainerFactory) -> None:
@@ -95,7 +95,7 @@ def test_list_applies_label_rules(container_factory: ContainerFactory) -> None:
 def test_list_and_inspect_escape_hostile_names_on_terminal(container_factory: ContainerFactory) -> None:
     id_ = container_factory.run(labels={"nerdctl/name": HOSTILE, "evil": HOSTILE})
     table = on_terminal("list", "--containerd", container_factory.address)
-    plain = re.sub(r"\x1b\[\d*m", "", table)  # our own colours
+    plain = re.sub(r"\x1b\[\d*m", "", table)  # the table's colors
     assert id_ in plain
     for page in (plain, on_terminal("inspect", id_, "--containerd", container_factory.address)):
         assert all(line.isprintable() for line in page.split("\r\n"))
@@ -105,16 +105,16 @@ def test_list_and_inspect_escape_hostile_names_on_terminal(container_factory: Co
 
 
 def on_terminal(*arguments: str) -> str:
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, 0x5414, b"\x28\x00\xc8\x00\x00\x00\x00\x00")  # TIOCSWINSZ: 40 lines of 200
-    with os.fdopen(ours, "rb", buffering=0) as terminal:
-        process = subprocess.Popen([*WHALEBRIDGE, *arguments], stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT)
-        os.close(theirs)
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, 0x5414, b"\x28\x00\xc8\x00\x00\x00\x00\x00")  # TIOCSWINSZ: 40 lines of 200 columns
+    with os.fdopen(reader, "rb", buffering=0) as terminal:
+        process = subprocess.Popen([*WHALEBRIDGE, *arguments], stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT)
+        os.close(writer)
         page = b""
         try:
             while data := terminal.read(65536):
                 page += data
-        except OSError:  # how Linux tells that the other end is closed
+        except OSError:  # Linux: the other end is closed
             pass
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, b"")
@@ -131,11 +131,11 @@ def test_inspect_prints_container_object_of_snapshot_record(
         "shop", prefix="longer", labels={"nerdctl/name": "inspected", "com.docker.compose.project": "p"}
     )
     with BridgeProcess(container_factory.address, tmp_path) as bridge:
-        rows = {each["id"]: each["container"] for each in bridge.wait_synced() if each["type"] == "present"}
+        published = {each["id"]: each["container"] for each in bridge.wait_synced() if each["type"] == "present"}
     for name in (f"shop/{id_}", id_, "inspected", "longer", "shop/longer"):
         done = whalebridge("inspect", name, "--containerd", container_factory.address)
         assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout) == rows[f"shop/{id_}"]
+        assert json.loads(done.stdout) == published[f"shop/{id_}"]
 
 
 def test_inspect_finds_docker_container_only_by_namespaced_id(container_factory: ContainerFactory) -> None:
@@ -150,11 +150,11 @@ def test_inspect_lists_candidates_when_name_is_ambiguous(container_factory: Cont
     assert_one_line(done, 1, "'twin'", first, f"shop/{second}")
 
 
-# --- bad input ---
+# --- invalid input ---
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "status", "message"),
     [
         (["inspect", "nope"], 1, "'nope'"),
         (["inspect", "nope/nope"], 1, "'nope/nope'"),
@@ -165,12 +165,12 @@ def test_inspect_lists_candidates_when_name_is_ambiguous(container_factory: Cont
     ],
 )
 def test_commands_print_one_line_error_when_input_is_invalid(
-    container_factory: ContainerFactory, arguments: list[str], status: int, said: str
+    container_factory: ContainerFactory, arguments: list[str], status: int, message: str
 ) -> None:
     done = whalebridge(
         *arguments[:1], *(["--containerd", container_factory.address] if status == 1 else []), *arguments[1:]
     )
-    assert_one_line(done, status, said)
+    assert_one_line(done, status, message)
 
 
 ONE_SHOT_COMMANDS = [["list"], ["inspect", "x"]]
@@ -178,7 +178,7 @@ ONE_SHOT_COMMANDS = [["list"], ["inspect", "x"]]
 
 @pytest.mark.parametrize("command", ONE_SHOT_COMMANDS)
 def test_commands_exit_3_when_socket_is_missing(command: list[str], tmp_path: Path) -> None:
-    path = str(tmp_path / "nothing.sock")
+    path = str(tmp_path / "missing.sock")
     assert_one_line(whalebridge(*command, "--containerd", path), 3, path, "--containerd PATH")
 
 
@@ -196,19 +196,23 @@ def test_commands_suggest_sudo_when_socket_permission_is_denied(command: list[st
         server.bind(str(path))
         server.listen()
         path.chmod(0)
-        without = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]  # root as others are
-        done = whalebridge(*command, "--containerd", str(path), prefix=without)
+        unprivileged = [
+            "setpriv",
+            "--bounding-set",
+            "-dac_override,-dac_read_search",
+        ]  # root without its file permissions
+        done = whalebridge(*command, "--containerd", str(path), prefix=unprivileged)
     assert_one_line(done, 3, str(path), "sudo")
 
 
 @pytest.mark.parametrize("command", [*ONE_SHOT_COMMANDS, ["run", "--log-level", "error"]])
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
-def test_commands_exit_3_when_socket_is_not_containerd(command: list[str], answer: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("response", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_commands_exit_3_when_socket_is_not_containerd(command: list[str], response: bytes, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         server.listen()
-        threading.Thread(target=respond_to_all, args=(server, answer), daemon=True).start()
+        threading.Thread(target=respond_to_all, args=(server, response), daemon=True).start()
         done = whalebridge(*command, "--containerd", str(path))
         server.shutdown(socket.SHUT_RDWR)
     assert_one_line(done, 3, str(path))
@@ -220,6 +224,6 @@ def respond_to_all(server: socket.socket, response: bytes) -> None:
             connection, _ = server.accept()
         except OSError:
             return
-        with connection, contextlib.suppress(ConnectionError):  # a client that ends does not wait for it
+        with connection, contextlib.suppress(ConnectionError):  # the client may disconnect early
             connection.recv(1000)
             connection.sendall(response)

@@ -1,4 +1,4 @@
-"""`whalebridge check` and `doctor` on real peers: good, dead, wrong password, missing permission, compacted topic."""
+"""`whalebridge check` and `doctor` on real peers, available and not: passwords, permissions, a compacted topic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import Permissions, users_config
 from tests.testbed.server import HOST
 
-SECRET = "hunter2-swordfish"  # noqa: S105 (it opens nothing)
+SECRET = "hunter2-swordfish"  # noqa: S105 (a dummy)
 _numbers = itertools.count()
 one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
@@ -36,7 +36,7 @@ def unique_name() -> str:
 
 
 def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tuple[str, str]]]]:
-    """The exit status, and by what was looked at each verdict and what was found."""
+    """Run `whalebridge check`; return the exit status, and the results by check as (status, message and hint)."""
     done = subprocess.run(
         [*WHALEBRIDGE, "check", "--json", *arguments],
         env={**ENVIRONMENT, **{f"WHALEBRIDGE_{key}": value for key, value in environment.items()}},
@@ -47,11 +47,11 @@ def check(*arguments: str, **environment: str) -> tuple[int, dict[str, list[tupl
     )
     assert done.stderr == ""
     assert SECRET not in done.stdout
-    found: dict[str, list[tuple[str, str]]] = {}
+    results: dict[str, list[tuple[str, str]]] = {}
     for each in json.loads(done.stdout)["results"]:
         text = f"{each['message']}; {each['hint']}" if each["hint"] else each["message"]
-        found.setdefault(each["check"], []).append((each["status"], text))
-    return done.returncode, found
+        results.setdefault(each["check"], []).append((each["status"], text))
+    return done.returncode, results
 
 
 # --- doctor ---
@@ -63,13 +63,13 @@ def test_doctor_reports_usable_containerd(container_factory: ContainerFactory) -
     assert done.returncode == 0, done.stdout
     document = json.loads(done.stdout)
     assert container_factory.address in document["usable"]
-    mine = [each for each in document["results"] if each["check"] == container_factory.address]
-    assert {each["status"] for each in mine} == {"ok"}
-    text = "\n".join(each["message"] for each in mine)
+    own_results = [each for each in document["results"] if each["check"] == container_factory.address]
+    assert {each["status"] for each in own_results} == {"ok"}
+    text = "\n".join(each["message"] for each in own_results)
     assert_names(text, "0660 root:root", f"containerd {container_factory.engine.version}", "doctor-shop 1")
-    assert len(mine) >= 4, "socket, engine, events, containers"
-    others = {each["check"] for each in document["results"]}
-    assert {"/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock"} <= others
+    assert len(own_results) >= 4, "socket, engine, events, containers"
+    checks = {each["check"] for each in document["results"]}
+    assert {"/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock"} <= checks
 
 
 @one_engine
@@ -84,12 +84,12 @@ def test_doctor_recognizes_symlink_to_same_socket(engine: Containerd, tmp_path: 
 
 @one_engine
 def test_doctor_reports_socket_owner_when_permission_is_denied(engine: Containerd) -> None:
-    folder = Path(engine.address).parent
-    mode = folder.stat().st_mode
-    folder.chmod(0o711)  # as /run/containerd is
-    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-    done = whalebridge("doctor", "--containerd", engine.address, prefix=nobody)
-    folder.chmod(mode)
+    directory = Path(engine.address).parent
+    mode = directory.stat().st_mode
+    directory.chmod(0o711)  # like /run/containerd
+    unprivileged = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    done = whalebridge("doctor", "--containerd", engine.address, prefix=unprivileged)
+    directory.chmod(mode)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"error     {engine.address}: ")]
     assert_names(line, "permission denied", "0660 root:root", "nobody")
@@ -120,10 +120,10 @@ def test_doctor_reports_error_when_containerd_hangs(engine_factory: Callable[[],
 
 
 def test_check_reports_every_settings_error() -> None:
-    status, found = check("--sink", "frob:", "--log-level", "loud", SINKS__MAIN__AUTH__PASSWORD=SECRET)
+    status, results = check("--sink", "frob:", "--log-level", "loud", SINKS__MAIN__AUTH__PASSWORD=SECRET)
     assert status == 2
-    assert [verdict for verdict, _ in found.pop("settings")] == ["error", "error"]
-    assert found == {}
+    assert [result for result, _ in results.pop("settings")] == ["error", "error"]
+    assert results == {}
 
 
 def test_check_passes_when_every_connection_works(container_factory: ContainerFactory, tmp_path: Path) -> None:
@@ -131,78 +131,78 @@ def test_check_passes_when_every_connection_works(container_factory: ContainerFa
     done = whalebridge("check", "--containerd", container_factory.address, "--sink", f"file:{tmp_path}/events")
     assert (done.returncode, done.stderr) == (0, "")
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"ok"}
-    names = (container_factory.address, f"file/{tmp_path}/events", "state_dir")
+    names = (container_factory.address, "file", "state_dir")
     assert_names(done.stdout, *(f"ok        {name}: " for name in names))
     assert (tmp_path / "events").read_bytes() == b""
 
 
 def test_check_exits_3_when_containerd_is_missing(tmp_path: Path) -> None:
-    status, found = check("--containerd", str(tmp_path / "c.sock"))
+    status, results = check("--containerd", str(tmp_path / "c.sock"))
     assert status == 3
-    assert [verdict for verdict, _ in found[str(tmp_path / "c.sock")]] == ["error"]
-    assert [verdict for verdict, _ in found["stdout"]] == ["ok"]
+    assert [result for result, _ in results[str(tmp_path / "c.sock")]] == ["error"]
+    assert [result for result, _ in results["stdout"]] == ["ok"]
 
 
 @one_engine
 def test_check_exits_1_when_http_address_is_unusable(engine: Containerd) -> None:
     def check_listen(listen: str) -> tuple[int, list[tuple[str, str]]]:
-        status, found = check("--containerd", engine.address, HTTP__LISTEN=listen)
-        return status, found["http"]
+        status, results = check("--containerd", engine.address, HTTP__LISTEN=listen)
+        return status, results["http"]
 
-    for address, expected, verdict, reason in (
+    for address, expected_status, expected_result, reason in (
         ("192.0.2.1:9", 1, "error", "http.listen 192.0.2.1:9: Cannot assign requested address"),
         ("127.0.0.1:0", 0, "ok", "127.0.0.1:0"),
     ):
-        status, (listening,) = check_listen(address)
-        assert (status, listening[0]) == (expected, verdict)
-        assert_names(listening[1], reason)
-    with socket.create_server(("127.0.0.1", 0)) as bridge:
-        taken = f"127.0.0.1:{bridge.getsockname()[1]}"
-        status, ((verdict, text),) = check_listen(taken)
-    assert (status, verdict) == (0, "warning")
-    assert_names(text, f"http.listen {taken}", "Address already in use")
+        status, ((result, text),) = check_listen(address)
+        assert (status, result) == (expected_status, expected_result)
+        assert_names(text, reason)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        in_use = f"127.0.0.1:{server.getsockname()[1]}"
+        status, ((result, text),) = check_listen(in_use)
+    assert (status, result) == (0, "warning")
+    assert_names(text, f"http.listen {in_use}", "Address already in use")
 
 
 @one_engine
 def test_check_passes_when_state_dir_is_used_by_running_bridge(engine: Containerd, tmp_path: Path) -> None:
     flags = ("--containerd", engine.address, "--state-dir", str(tmp_path / "state"), f"--sink=file:{tmp_path}/events")
-    status, found = check(*flags)
-    verdict, text = found["state_dir"][0]
-    assert (status, verdict) == (0, "ok")
+    status, results = check(*flags)
+    result, text = results["state_dir"][0]
+    assert (status, result) == (0, "ok")
     assert_names(text, f"{tmp_path}/state")
     with BridgeProcess(
         engine.address, tmp_path, sinks=[f"file:{tmp_path}/events"], state_dir=tmp_path / "state"
     ) as bridge:
         bridge.wait_logged("synced")
-        status, found = check(*flags)
-        (verdict, text), *_ = found["state_dir"]
-        assert (status, verdict) == (0, "ok")
+        status, results = check(*flags)
+        (result, text), *_ = results["state_dir"]
+        assert (status, result) == (0, "ok")
         assert_names(text, f"{tmp_path}/state", f"process {bridge.process.pid}")
-        assert found["file"][0][0] == "warning"
+        assert results["file"][0][0] == "warning"
 
 
 @one_engine
 def test_check_exits_1_when_state_dir_is_unusable(engine: Containerd, tmp_path: Path) -> None:
     (tmp_path / "letters").write_text("mine")
-    status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
+    status, results = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
-    assert_names(found["state_dir"][0][1], f"state_dir {tmp_path}")
+    assert_names(results["state_dir"][0][1], f"state_dir {tmp_path}")
     with closing(sqlite3.connect(tmp_path / "outbox.db")) as newer:
         newer.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 99")
     before = (tmp_path / "outbox.db").read_bytes()
-    status, found = check("--containerd", engine.address, "--state-dir", str(tmp_path))
+    status, results = check("--containerd", engine.address, "--state-dir", str(tmp_path))
     assert status == 1
-    assert_names(found["state_dir"][0][1], tmp_path / "outbox.db", "99")
+    assert_names(results["state_dir"][0][1], tmp_path / "outbox.db", "99")
     assert (tmp_path / "outbox.db").read_bytes() == before
-    (tmp_path / "outbox.db").write_text("not SQLite's, so that it would be set aside")
+    (tmp_path / "outbox.db").write_text("not an SQLite database, which run would quarantine")
     assert check("--containerd", engine.address, "--state-dir", str(tmp_path))[0] == 0
-    fleeting = Path("/dev/shm", unique_name())
-    status, found = check("--containerd", engine.address, "--state-dir", str(fleeting))
-    (fleeting / "whalebridge.lock").unlink()
-    fleeting.rmdir()
+    volatile = Path("/dev/shm", unique_name())
+    status, results = check("--containerd", engine.address, "--state-dir", str(volatile))
+    (volatile / "whalebridge.lock").unlink()
+    volatile.rmdir()
     assert status == 0
-    (warning,) = [text for verdict, text in found["state_dir"] if verdict == "warning" and "tmpfs" in text]
-    assert_names(warning, fleeting)
+    (warning,) = [text for result, text in results["state_dir"] if result == "warning" and "tmpfs" in text]
+    assert_names(warning, volatile)
 
 
 # --- check: Kafka ---
@@ -221,11 +221,11 @@ def auth(user: str, password: str) -> dict[str, str]:
 @one_engine
 def test_check_connects_to_kafka_without_publishing(engine: Containerd, kafka: Kafka) -> None:
     topic = unique_name()
-    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
+    status, results = check("--containerd", engine.address, **kafka_sink(kafka, topic))
     assert status == 0
-    reached, created = found["main"]
-    assert (reached[0], created[0]) == ("ok", "ok")
-    assert_names(reached[1], kafka.bootstrap, topic)
+    connected, created = results["main"]
+    assert (connected[0], created[0]) == ("ok", "ok")
+    assert_names(connected[1], kafka.bootstrap, topic)
     assert_names(created[1], "topic_created", topic)
     assert kafka.admin.records(topic) == []
     assert kafka.admin.describe(topic)["settings"]["cleanup.policy"] == "delete"
@@ -234,10 +234,10 @@ def test_check_connects_to_kafka_without_publishing(engine: Containerd, kafka: K
 @one_engine
 def test_check_exits_3_when_kafka_password_is_wrong(engine: Containerd, kafka: Kafka) -> None:
     topic = unique_name()
-    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic, **auth("bridge", SECRET)))
+    status, results = check("--containerd", engine.address, **kafka_sink(kafka, topic, **auth("bridge", SECRET)))
     assert status == 3
-    ((verdict, text),) = found["main"]
-    assert verdict == "error"
+    ((result, text),) = results["main"]
+    assert result == "error"
     assert_names(text, "user bridge", "scram-sha-256", "auth.password")
     status, _ = check("--containerd", engine.address, **kafka_sink(kafka, topic, **auth("bridge", USERS["bridge"])))
     assert status == 0
@@ -247,9 +247,9 @@ def test_check_exits_3_when_kafka_password_is_wrong(engine: Containerd, kafka: K
 def test_check_exits_1_when_kafka_event_topic_is_compacted(engine: Containerd, kafka: Kafka) -> None:
     topic = unique_name()
     kafka.admin.create_topic(topic, settings={"cleanup.policy": "compact"})
-    status, found = check("--containerd", engine.address, **kafka_sink(kafka, topic))
+    status, results = check("--containerd", engine.address, **kafka_sink(kafka, topic))
     assert status == 1
-    assert_names(found["main"][0][1], f"topic {topic}", "cleanup.policy=compact")
+    assert_names(results["main"][0][1], f"topic {topic}", "cleanup.policy=compact")
 
 
 @one_engine
@@ -257,20 +257,20 @@ def test_check_exits_3_when_kafka_permission_is_missing(
     engine: Containerd, kafka_factory: Callable[..., Kafka]
 ) -> None:
     kafka = kafka_factory(listeners=("sasl_plaintext",), users={"reader": "reader-secret"}, acls=True)
-    kafka.admin.create_topic("given")
-    kafka.admin.allow("User:reader", "describe", "topic", "given")
-    settings = kafka_sink(kafka, "given", **auth("reader", "reader-secret"))
-    status, found = check("--containerd", engine.address, **settings)
+    kafka.admin.create_topic("granted")
+    kafka.admin.allow("User:reader", "describe", "topic", "granted")
+    settings = kafka_sink(kafka, "granted", **auth("reader", "reader-secret"))
+    status, results = check("--containerd", engine.address, **settings)
     assert status == 3
-    ((verdict, text),) = found["main"]
-    assert verdict == "error"
-    assert_names(text, "user reader", "topic given", "Describe", "Write")
-    kafka.admin.allow("User:reader", "write", "topic", "given")
-    status, found = check("--containerd", engine.address, **settings)
+    ((result, text),) = results["main"]
+    assert result == "error"
+    assert_names(text, "user reader", "topic granted", "Describe", "Write")
+    kafka.admin.allow("User:reader", "write", "topic", "granted")
+    status, results = check("--containerd", engine.address, **settings)
     assert status == 0
-    assert [verdict for verdict, _ in found["main"]] == ["ok", "warning"]
-    assert_names(found["main"][1][1], "topic given", "DescribeConfigs")
-    assert kafka.admin.records("given") == []
+    assert [result for result, _ in results["main"]] == ["ok", "warning"]
+    assert_names(results["main"][1][1], "topic granted", "DescribeConfigs")
+    assert kafka.admin.records("granted") == []
 
 
 # --- check: NATS ---
@@ -280,10 +280,10 @@ def test_check_exits_3_when_kafka_permission_is_missing(
 def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nats) -> None:
     subject = unique_name()
     stream = f"WHALEBRIDGE_{subject.upper()}"
-    status, found = check("--containerd", engine.address, "--sink", f"{nats.url}/{subject}")
+    status, results = check("--containerd", engine.address, "--sink", f"{nats.url}/{subject}")
     assert status == 0
-    (verdict, text), *more = found["nats"]
-    assert verdict == "ok"
+    (result, text), *more = results["nats"]
+    assert result == "ok"
     assert_names(text, HOST, stream)
     assert any("stream_created" in text for _, text in more)
     (detail,) = [
@@ -297,37 +297,37 @@ def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nat
 
 @one_engine
 def test_check_exits_3_when_nats_rejects_user(engine: Containerd, nats_factory: Callable[..., Nats]) -> None:
-    least = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
-    nats = nats_factory(login=users_config({"bridge": "right", "least": "right"}, {"least": least}))
+    minimum = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
+    nats = nats_factory(auth=users_config({"bridge": "right", "minimum": "right"}, {"minimum": minimum}))
     servers = {"TYPE": "nats", "SERVERS": f"{HOST}:{nats.nodes[0].port}", "SUBJECT_PREFIX": "s"}
 
     def check_user(user: str, password: str) -> tuple[int, str]:
         sink = servers | {"AUTH__USER": user, "AUTH__PASSWORD": password}
         environment = {f"SINKS__MAIN__{name}": value for name, value in sink.items()}
-        status, found = check("--containerd", engine.address, **environment)
-        return status, found["main"][0][1]
+        status, results = check("--containerd", engine.address, **environment)
+        return status, results["main"][0][1]
 
     status, text = check_user("bridge", SECRET)
     assert status == 3
     assert_names(text, "Authorization Violation", "auth.password")
-    status, text = check_user("least", "right")
+    status, text = check_user("minimum", "right")
     assert status == 3
     assert_names(text.lower(), "permissions violation", "stream.create.whalebridge_s")
     assert check_user("bridge", "right")[0] == 0
-    assert check_user("least", "right")[0] == 0
+    assert check_user("minimum", "right")[0] == 0
 
 
 @one_engine
 def test_check_tries_unresponsive_brokers_concurrently(engine: Containerd) -> None:
-    """Ports where somebody listens and says nothing: what takes longest."""
+    """The servers accept connections and send nothing, which takes longest."""
     with socket.socket() as first, socket.socket() as second:
         for each in (first, second):
             each.bind((HOST, 0))
             each.listen()
         urls = [f"kafka://{HOST}:{first.getsockname()[1]}/t", f"nats://{HOST}:{second.getsockname()[1]}/t"]
-        began = time.monotonic()
-        status, found = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
-        assert time.monotonic() - began < 2 * SINK_TIMEOUT_SECONDS
+        started = time.monotonic()
+        status, results = check("--containerd", engine.address, *(f"--sink={url}" for url in urls))
+        assert time.monotonic() - started < 2 * SINK_TIMEOUT_SECONDS
     assert status == 3
-    assert found["kafka"][0][0] == found["nats"][0][0] == "error"
-    assert found[engine.address][0][0] == "ok"
+    assert results["kafka"][0][0] == results["nats"][0][0] == "error"
+    assert results[engine.address][0][0] == "ok"

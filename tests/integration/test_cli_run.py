@@ -1,4 +1,4 @@
-"""`whalebridge run` as a process: signals, pipes, and a containerd that is not there yet."""
+"""`whalebridge run` as a process: signals, pipes, and an unavailable containerd."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactor
 
 
 class RunningBridge:
-    """`whalebridge run` with both outputs as pipes."""
+    """`whalebridge run` with pipes for both outputs."""
 
     def __init__(self, address: str, *flags: str) -> None:
         self.process = subprocess.Popen(
@@ -38,14 +38,14 @@ class RunningBridge:
         return self.process.stderr
 
     def read_until_synced(self) -> None:
-        """Read on until the first snapshot is complete."""
+        """Read until the first snapshot is complete."""
         for line in self.records:
             if json.loads(line)["type"] == "snapshot_completed":
                 return
         raise AssertionError(self.log.read().decode())
 
     def wait_exit(self, seconds: float = 30) -> tuple[int, list[dict[str, Any]], str]:
-        """Wait for the end: exit status, the records that are left, the log."""
+        """Wait for the exit; return the exit status, the remaining records and the log."""
         out, log = self.process.communicate(timeout=seconds)
         return self.process.returncode, [json.loads(line) for line in out.splitlines()], log.decode()
 
@@ -59,16 +59,16 @@ class RunningBridge:
             pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_run_exits_0_on_signal(container_factory: ContainerFactory, number: signal.Signals) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_run_exits_0_on_signal(container_factory: ContainerFactory, signal_number: signal.Signals) -> None:
     with RunningBridge(container_factory.address) as run:
         run.read_until_synced()
-        container_factory.run()  # perhaps told, perhaps not any more
-        run.process.send_signal(number)
-        status, _, log = run.wait_exit()  # the lines that are left are whole
+        container_factory.run()  # may or may not be published
+        run.process.send_signal(signal_number)
+        status, _, log = run.wait_exit()  # the remaining lines are complete
     assert status == 0
     for line in log.splitlines():
-        json.loads(line)  # a log of programs: nothing else is mixed in
+        json.loads(line)  # every line of the log is JSON
 
 
 def test_run_exits_0_on_signal_while_waiting_for_containerd(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_run_exits_0_on_signal_while_waiting_for_containerd(tmp_path: Path) -> N
 def test_run_logs_and_waits_when_containerd_is_unavailable(container_factory: ContainerFactory, tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     with RunningBridge(str(path), "--log-format", "json") as run:
-        told = json.loads(run.log.readline())
-        assert (told["level"], told["event"]) == ("warning", "containerd_unavailable")
-        assert str(path) in told["error"]
+        line = json.loads(run.log.readline())
+        assert (line["level"], line["event"]) == ("warning", "containerd_unavailable")
+        assert str(path) in line["error"]
         path.symlink_to(container_factory.address)
-        came = time.monotonic()
+        started = time.monotonic()
         run.read_until_synced()
-        assert time.monotonic() - came < 15  # 5 on a machine with nothing else to do
+        assert time.monotonic() - started < 15  # 5 on an idle machine
         run.process.terminate()
         assert run.wait_exit()[0] == 0
 
@@ -111,19 +111,19 @@ def test_run_exits_1_when_stdout_reader_is_gone(container_factory: ContainerFact
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 def test_run_exits_within_deadline_when_stdout_reader_stalls(container_factory: ContainerFactory) -> None:
     container_factory.run(labels={"long": "x" * 4000})
-    ours, theirs = os.pipe()
-    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     command = [*WHALEBRIDGE, "run", "--containerd", container_factory.address]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
-        os.close(theirs)
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        os.close(writer)
         assert process.stderr
         assert any(b'"synced"' in line for line in process.stderr)
         process.terminate()
-        began = time.monotonic()
+        started = time.monotonic()
         process.wait(30)
         log = process.stderr.read().decode()
-    os.close(ours)
-    assert time.monotonic() - began < 20  # the deadline is 10 s
+    os.close(reader)
+    assert time.monotonic() - started < 20  # the deadline is 10 s
     assert "Traceback" not in log
 
 
@@ -136,7 +136,7 @@ def test_run_exits_1_when_stdout_is_closed(tmp_path: Path) -> None:
 
 
 def test_run_exits_0_on_signal_when_records_and_log_share_pipe(container_factory: ContainerFactory) -> None:
-    """As in `whalebridge run 2>&1 | less`: a pager that is not read blocks neither the log nor the signal."""
+    """As in `whalebridge run 2>&1 | less`: an idle pager blocks neither the log nor the shutdown."""
     container_factory.run()
     command = [*WHALEBRIDGE, "run", "--containerd", container_factory.address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT) as process:

@@ -1,4 +1,4 @@
-"""`whalebridge tail`, called as people do: on files, pipes, terminals and real brokers."""
+"""`whalebridge tail` on files, pipes, terminals and real brokers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run_tail(
 
 
 class TailProcess:
-    """`whalebridge tail` that follows; `line` waits for its next line."""
+    """A running `whalebridge tail`; `line` waits for its next line."""
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
@@ -67,18 +67,18 @@ class TailProcess:
         return self.process.returncode, errors
 
 
-# --- what is shown ---
+# --- output ---
 
 
 def test_tail_prints_one_line_per_record_without_duplicates() -> None:
-    given = [
+    published = [
         control_record(1, "snapshot_started"),
         *records(3, 2),
         record(3),
         record(5, "heartbeat"),
         record(5, "exited"),
     ]
-    done = run_tail("-", input_data=given)
+    done = run_tail("-", input_data=published)
     assert (done.returncode, done.stderr) == (0, "")
     shown = [line.split()[2:4] for line in done.stdout.splitlines()]
     assert shown == [
@@ -88,11 +88,11 @@ def test_tail_prints_one_line_per_record_without_duplicates() -> None:
         ["started", "shop/web-2"],
         ["exited", "shop/web-1"],
     ]
-    assert len(run_tail("-", "--duplicates", input_data=given).stdout.splitlines()) == 6
-    assert [line.split()[2] for line in run_tail("-", "--type", "heart*", input_data=given).stdout.splitlines()] == [
-        "heartbeat"
-    ]
-    assert run_tail("-", "--container", "web-2", "--host", "node-?", input_data=given).stdout.count("\n") == 1
+    assert len(run_tail("-", "--duplicates", input_data=published).stdout.splitlines()) == 6
+    assert [
+        line.split()[2] for line in run_tail("-", "--type", "heartb*", input_data=published).stdout.splitlines()
+    ] == ["heartbeat"]
+    assert run_tail("-", "--container", "web-2", "--host", "node-?", input_data=published).stdout.count("\n") == 1
 
 
 @pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "1601-01-01", "1969-12-31T23:59:59Z"])
@@ -104,9 +104,9 @@ def test_tail_reads_all_records_when_since_precedes_containers(moment: str, tmp_
 
 
 def test_tail_json_prints_published_bytes() -> None:
-    given = [*records(3), record(4, name="größe\x1b")]
-    done = run_tail("-", "--json", input_data=given)
-    assert done.stdout.encode() == b"".join(each + b"\n" for each in record_data(given))
+    published = [*records(3), record(4, name="größe\x1b")]
+    done = run_tail("-", "--json", input_data=published)
+    assert done.stdout.encode() == b"".join(each + b"\n" for each in record_data(published))
 
 
 def test_tail_sends_only_color_escapes_to_terminal(tmp_path: Path) -> None:
@@ -125,18 +125,18 @@ def test_tail_sends_only_color_escapes_to_terminal(tmp_path: Path) -> None:
     assert "\x1b" not in run_tail(f"file:{path}", "--no-follow").stdout
 
 
-# --- following, and its end ---
+# --- following ---
 
 
 def test_tail_follows_file_from_end_until_interrupted(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_bytes(record(1).data + b"\n")
-    with TailProcess(f"file:{path}") as following, path.open("ab") as file:
-        eventually(lambda: _is_at_end(following.process.pid, path))
+    with TailProcess(f"file:{path}") as tail, path.open("ab") as file:
+        eventually(lambda: _is_at_end(tail.process.pid, path))
         file.write(b"no record\n" + record(2, "exited").data + b"\n")
         file.flush()
-        assert following.line().split()[2] == "exited"
-        status, errors = following.stop()
+        assert tail.line().split()[2] == "exited"
+        status, errors = tail.stop()
         assert (status, errors.count("\n")) == (0, 1)
         assert_names(errors, "whalebridge: 1 ", f"number 1 of {path}", "JSON")
 
@@ -156,7 +156,7 @@ def test_tail_prints_since_hint_on_terminal(tmp_path: Path) -> None:
 
 
 def _is_at_end(pid: int, path: Path) -> bool:
-    """Whether a process has opened a file and gone to its end, from where on it reads."""
+    """Return whether a process has opened a file and moved to its end."""
     opened = [link.name for link in Path(f"/proc/{pid}/fd").iterdir() if link.resolve() == path]
     positions = [Path(f"/proc/{pid}/fdinfo/{name}").read_text().split()[1] for name in opened]
     return positions == [str(path.stat().st_size)]
@@ -185,13 +185,13 @@ def test_tail_exits_silently_when_output_pipe_closes(tmp_path: Path) -> None:
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
 
 
-# --- mistakes ---
+# --- invalid arguments ---
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
     [
-        (["file:/nowhere/nothing"], 1, "/nowhere/nothing"),
+        (["file:/nowhere/missing"], 1, "/nowhere/missing"),
         (["file:/"], 2, "path: "),
         (["kafka://127.0.0.1:1/t"], 3, "127.0.0.1:1: connection refused"),
         (["nats://127.0.0.1:1/s"], 3, "NATS at 127.0.0.1:1 "),
@@ -215,7 +215,7 @@ def test_tail_rejects_history_options_for_core_nats() -> None:
     sink = {"TYPE": "nats", "SERVERS": "127.0.0.1:1", "SUBJECT_PREFIX": "events", "MODE": "core"}
     environment = {f"WHALEBRIDGE_SINKS__MAIN__{name}": value for name, value in sink.items()}
     for flags in (["--no-follow"], ["--since", "5m"]):
-        done = run_tail("nats://127.0.0.1:1/events", *flags, environment=environment)
+        done = run_tail("main", *flags, environment=environment)
         assert_one_line(done, 2, "core NATS")
 
 
@@ -238,20 +238,20 @@ def test_tail_reads_records_published_to_kafka(
 ) -> None:
     url = f"kafka://{kafka.bootstrap}/tail.run"
     first = container_factory.run(labels={"com.docker.compose.project": "shop"})
-    structured = {"WHALEBRIDGE_HOST": "node-7"}
-    with BridgeProcess(container_factory.address, tmp_path, sinks=[url], environment=structured) as bridge:
+    environment = {"WHALEBRIDGE_HOST": "node-7"}
+    with BridgeProcess(container_factory.address, tmp_path, sinks=[url], environment=environment) as bridge:
         bridge.wait_logged("synced")
         bridge.wait_logged("topic_created")
-        with TailProcess(url, "--since", "5m", "--container", f"{first}", "--container", "cli-*") as following:
-            assert following.line().split()[1:] == ["node-7", "present", f"default/{first}", "project", "shop"]
+        with TailProcess(url, "--since", "5m", "--container", f"{first}", "--container", "cli-*") as tail:
+            assert tail.line().split()[1:] == ["node-7", "present", f"default/{first}", "project", "shop"]
             container_factory.engine.ctr("tasks", "kill", "--signal", "SIGKILL", first)
-            assert following.line().split()[1:4] == ["node-7", "exited", f"default/{first}"]
-            assert following.stop() == (0, "")
+            assert tail.line().split()[1:4] == ["node-7", "exited", f"default/{first}"]
+            assert tail.stop() == (0, "")
     done = run_tail(url, "--no-follow", "--json", "--project", "shop")
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "exited"]
-    since = ("--since", "1970-01-01T00:00:59.999Z")  # -1 ms is Kafka's word for the end
+    since = ("--since", "1970-01-01T00:00:59.999Z")  # in Kafka, timestamp -1 means the end
     assert run_tail(url, "--no-follow", "--json", "--project", "shop", *since).stdout == done.stdout
-    assert_one_line(run_tail(f"kafka://{kafka.bootstrap}/tail.nothing"), 1, "tail.nothing")
+    assert_one_line(run_tail(f"kafka://{kafka.bootstrap}/tail.missing"), 1, "tail.missing")
 
 
 def test_tail_of_configured_sink_uses_its_credentials(kafka: Kafka, authority: Authority) -> None:
@@ -269,8 +269,8 @@ def test_tail_of_configured_sink_uses_its_credentials(kafka: Kafka, authority: A
     url = f"kafka://{kafka.bootstrap_for('sasl_ssl')}/tail.restricted_kafka"
     done = run_tail("main", "--no-follow", environment=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    environment["WHALEBRIDGE_SINKS__0__SASL__PASSWORD"] = "wr0ng"  # noqa: S105 (it opens nothing)
-    done = run_tail(url, "--no-follow", environment=environment)
+    environment["WHALEBRIDGE_SINKS__MAIN__AUTH__PASSWORD"] = "wr0ng"  # noqa: S105 (a dummy)
+    done = run_tail("main", "--no-follow", environment=environment)
     assert_one_line(done, 3, "user reader", "scram-sha-512")
     assert "wr0ng" not in done.stderr
     assert_one_line(run_tail(url, "--no-follow"), 3, "tls.enabled")
@@ -286,11 +286,11 @@ def test_tail_reads_records_published_to_nats(container_factory: ContainerFactor
     with BridgeProcess(container_factory.address, tmp_path, environment=structured) as bridge:
         bridge.wait_logged("synced")
         bridge.wait_logged("stream_created")
-        with TailProcess(url, "--since", "beginning", "--container", first) as following:
-            assert following.line().split()[2:] == ["present", f"default/{first}"]
+        with TailProcess(url, "--since", "beginning", "--container", first) as tail:
+            assert tail.line().split()[2:] == ["present", f"default/{first}"]
             container_factory.engine.ctr("tasks", "pause", first)
-            assert following.line().split()[2:] == ["paused", f"default/{first}"]
-            assert following.stop() == (0, "")
+            assert tail.line().split()[2:] == ["paused", f"default/{first}"]
+            assert tail.stop() == (0, "")
     container_factory.engine.ctr("tasks", "resume", first)
     done = run_tail(url, "--no-follow", "--json", "--container", first)
     assert [json.loads(line)["type"] for line in done.stdout.splitlines()] == ["present", "paused"]

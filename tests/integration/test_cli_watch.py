@@ -17,7 +17,7 @@ from tests.testbed.containerd import Containerd
 
 @pytest.fixture
 def container_factory(engine_factory: Callable[[], Containerd]) -> ContainerFactory:
-    """On a containerd of its own: a screen has room for some containers, and others may end at any time."""
+    """Create containers on a private containerd: the screen has little room, and other tests stop containers."""
     return ContainerFactory(engine_factory())
 
 
@@ -33,15 +33,15 @@ def test_watch_updates_table_when_containers_change(container_factory: Container
     first = container_factory.run(labels={"nerdctl/name": "shop-web-1", "com.docker.compose.project": "shop"})
     with start_watch(container_factory.address) as terminal:
         page = terminal.wait(lambda page: first in page, "container")
-        assert [row[1:4] for row in lines(page, first)] == [["shop-web-1", "shop", "-"]]
+        assert [cells[1:4] for cells in lines(page, first)] == [["shop-web-1", "shop", "-"]]
         second = container_factory.run("shop")
         terminal.wait(lambda page: lines(page, f"shop/{second}"), "second container")
         container_factory.engine.ctr("tasks", "pause", first)
         terminal.wait(lambda page: "paused" in lines(page, first)[0], "paused container")
         container_factory.engine.ctr("tasks", "kill", "--signal", "SIGKILL", second, namespace="shop")
-        page = terminal.wait(lambda page: not lines(page, f"shop/{second}"), "end of the second container")
-        told = [line.split()[1:] for line in page.partition("LAST EVENTS")[2].splitlines()[1:] if line.split()]
-        assert told[-3:] == [
+        page = terminal.wait(lambda page: not lines(page, f"shop/{second}"), "exit of the second container")
+        events = [line.split()[1:] for line in page.partition("LAST EVENTS")[2].splitlines()[1:] if line.split()]
+        assert events[-3:] == [
             ["started", f"shop/{second}"],
             ["paused", "default/shop-web-1", "project", "shop"],
             ["exited", f"shop/{second}", "status", "137"],
@@ -61,31 +61,31 @@ def test_watch_escapes_hostile_names_on_terminal(container_factory: ContainerFac
         container_factory.engine.ctr("tasks", "pause", id_)
         terminal.wait(lambda page: "project" in page, "event")
         assert terminal.stop(signal.SIGTERM) == 0
-        for each in ("\x1b]", "\x07", "\x9b", "\u202e"):
-            assert each not in terminal.text
+        for sequence in ("\x1b]", "\x07", "\x9b", "\u202e"):
+            assert sequence not in terminal.text
         assert r"web\x1b]0;title\x07[red]\x9b2J\u202e" in terminal.text
 
 
 def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Containerd]) -> None:
     engine = engine_factory()
-    stays, goes, new = (f"{stem}-{os.getpid()}" for stem in ("stays", "goes", "new"))
-    for id_ in (stays, goes):
+    stays, exits, new = (f"{stem}-{os.getpid()}" for stem in ("stays", "exits", "new"))
+    for id_ in (stays, exits):
         engine.run(id_, "sleep", "86400")
     with start_watch(engine.address) as terminal:
-        terminal.wait(lambda page: stays in page and goes in page, "containers")
+        terminal.wait(lambda page: stays in page and exits in page, "containers")
         engine.ctr("tasks", "pause", stays)
         terminal.wait(lambda page: "paused" in page, "paused container")
         engine.kill()
-        page = terminal.wait(lambda page: "not watched now" in page, "word of the trouble")
+        page = terminal.wait(lambda page: "not connected (showing the last known state)" in page, "connection error")
         assert lines(page, stays)
-        assert lines(page, goes)
+        assert lines(page, exits)
         engine.start()
         engine.wait_ready()
-        engine.ctr("tasks", "kill", "--signal", "SIGKILL", goes)
-        eventually(lambda: engine.tasks().get(goes) != "RUNNING")
+        engine.ctr("tasks", "kill", "--signal", "SIGKILL", exits)
+        eventually(lambda: engine.tasks().get(exits) != "RUNNING")
         engine.run(new, "sleep", "86400")
         page = terminal.wait(
-            lambda page: lines(page, new) and not lines(page, goes) and "not watched" not in page, "right page"
+            lambda page: lines(page, new) and not lines(page, exits) and "not connected" not in page, "updated page"
         )
         assert "paused" in lines(page, stays)[0]
         assert "begins: reconnect, since" in page

@@ -1,4 +1,4 @@
-"""The client and its stream on real containerds: bad input, hung and replaced ones, listings of any size."""
+"""The client and its event stream on real containerds: invalid input, faults, and listings of any size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def client(engine: Containerd) -> AsyncIterator[ContainerdClient]:
 
 
 class TestBadInput:
-    """A line for each mistake that a person can make with a real containerd at hand."""
+    """Each error that a user can make has a clear message."""
 
     async def test_client_raises_transient_error_when_socket_is_missing(self, engine: Containerd) -> None:
         with raises_naming(TransientError, f"{engine.address}x"):
@@ -64,7 +64,7 @@ class TestBadInput:
 
     async def test_client_raises_fatal_error_when_permission_is_denied(self, engine: Containerd) -> None:
         client = ContainerdClient(engine.address, RULES)
-        denied = raises_naming(UnreachableError, engine.address, "permission denied", "sudo")
+        denied = raises_naming(UnreachableError, engine.address, "permission denied", "root")
         with denied, make_traversable(engine.directory), as_unprivileged_user():
             await client.engine()
 
@@ -75,12 +75,12 @@ class TestBadInput:
 
     async def test_client_replaces_invalid_utf8_in_labels(self, engine: Containerd, client: ContainerdClient) -> None:
         namespace = unique_id("labels")
-        creating = create_containers(engine.address, namespace, ["odd"], labels={b"k\xff": b"\xfe"}, spec_bytes=0)
+        creation = create_containers(engine.address, namespace, ["odd"], labels={b"k\xff": b"\xfe"}, spec_bytes=0)
         if engine.version != "1.6":
             with pytest.raises(grpc.aio.AioRpcError, match="UTF-8"):
-                await creating
+                await creation
             return
-        await creating
+        await creation
         (record,) = [record async for record in client.containers(namespace)]
         assert record.labels == {"k\ufffd": "\ufffd"}
         assert await client.container(record.key) == record
@@ -111,7 +111,7 @@ class TestFaults:
             await assert_responsive(client)
             stream = await client.subscribe()
             engine.suspend()
-            began = time.monotonic()
+            started = time.monotonic()
             with raises_naming(TransientError, engine.address, "1 s"):
                 await client.engine()
             for call in (client.namespaces(), client.tasks("default"), client.publish_marker("n", 1)):
@@ -119,11 +119,11 @@ class TestFaults:
                     await call
                 assert isinstance(caught.value, RpcError)
                 assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert time.monotonic() - began < 20
+            assert time.monotonic() - started < 20
             stream.close()
             eventually(
                 lambda: not [thread for thread in threading.enumerate() if thread.name == "containerd-events"],
-                "the stream's thread to end, although containerd hangs",
+                "the exit of the stream's thread while containerd hangs",
             )
             engine.resume()
             await assert_responsive(client)
@@ -171,19 +171,19 @@ _MEMORY = "/dev/shm"
 class TestSize:
     @pytest.fixture
     def in_memory(self, engine: Containerd) -> Iterator[Containerd]:
-        """Another containerd, with its database in memory where there is room: it is written to 10,000 times."""
-        room = Path(_MEMORY).is_dir() and shutil.disk_usage(_MEMORY).free > 1024 * MIB
-        folder = Path(tempfile.mkdtemp(prefix="whalebridge-", dir=_MEMORY if room else "/tmp"))
-        with Containerd(engine.version, folder) as containerd:
+        """Run a containerd with its database in memory if there is room, for 10,000 writes."""
+        has_room = Path(_MEMORY).is_dir() and shutil.disk_usage(_MEMORY).free > 1024 * MIB
+        directory = Path(tempfile.mkdtemp(prefix="whalebridge-", dir=_MEMORY if has_room else "/tmp"))
+        with Containerd(engine.version, directory) as containerd:
             yield containerd
 
     @pytest.mark.parametrize(
-        ("containers", "spec_bytes", "growth"),
+        ("containers", "spec_bytes", "max_growth"),
         [(10_000, 7_000, 48 * MIB), (2_000, 7_000, 64 * MIB)],
         ids=["68-MiB-one-by-one", "14-MiB-in-one-message"],
     )
     async def test_client_lists_ten_thousand_containers_in_bounded_memory(
-        self, in_memory: Containerd, containers: int, spec_bytes: int, growth: int
+        self, in_memory: Containerd, containers: int, spec_bytes: int, max_growth: int
     ) -> None:
         ids = (f"c{number}" for number in range(containers))
         labels = {b"com.docker.compose.project": b"p" * 20, b"nerdctl/name": b"n" * 20}
@@ -192,13 +192,13 @@ class TestSize:
         listed = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, check=True, timeout=60
         )
-        records, grown = map(int, listed.stdout.split())
+        records, growth_bytes = map(int, listed.stdout.split())
         assert records == containers
-        assert grown < growth
+        assert growth_bytes < max_growth
 
 
 async def assert_responsive(client: ContainerdClient) -> None:
-    """Assert that containerd answers, be it not within the second that QUICK gives it."""
+    """Assert that containerd responds, possibly after the timeout of QUICK."""
     async with asyncio.timeout(20):
         while True:
             with suppress(TransientError):
@@ -207,7 +207,7 @@ async def assert_responsive(client: ContainerdClient) -> None:
 
 
 async def assert_markers_return(client: ContainerdClient) -> None:
-    """Assert that marks come back."""
+    """Assert that published markers return."""
     stream = await client.subscribe()
     async with asyncio.timeout(20):
         while True:
@@ -231,7 +231,7 @@ def make_traversable(directory: Path) -> Iterator[None]:
 
 @contextmanager
 def as_unprivileged_user() -> Iterator[None]:
-    """Be another user, in none of root's groups, for a moment."""
+    """Switch to another user without groups; a context manager."""
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(UNPRIVILEGED_UID)

@@ -1,4 +1,4 @@
-"""The configuration file, used by the program on a real containerd."""
+"""The configuration file of the real program on a real containerd."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_run_merges_file_environment_and_options(container_factory: ContainerFac
     records, overridden = tmp_path / "records.jsonl", tmp_path / "overridden.jsonl"
     config = tmp_path / "config.yaml"
     config.write_text(
-        f"host: of-the-file\nnamespaces: {{include: [shop]}}\nlabels: {{include: [kept]}}\n"
+        f"host: from-file\nnamespaces: {{include: [shop]}}\nlabels: {{include: [kept]}}\n"
         f"log: {{format: json, level: warning}}\nsinks:\n  main:\n    type: file\n    path: {overridden}\n"
     )
-    environment = {"WHALEBRIDGE_HOST": "of-the-environment", "WHALEBRIDGE_SINKS__MAIN__PATH": str(records)}
+    environment = {"WHALEBRIDGE_HOST": "from-environment", "WHALEBRIDGE_SINKS__MAIN__PATH": str(records)}
     flags = ("--config", str(config), "--log-level", "info")
     with BridgeProcess(container_factory.address, tmp_path, *flags, environment=environment) as bridge:
         bridge.wait_logged("synced")
@@ -39,7 +39,7 @@ def test_run_merges_file_environment_and_options(container_factory: ContainerFac
         in_shop = container_factory.run("shop", labels={"kept": "yes", "dropped": "yes"})
         eventually(lambda: any('"started"' in line for line in records.read_text().splitlines()))
     documents = [json.loads(line) for line in records.read_text().splitlines()]
-    assert {document["host"] for document in documents} == {"of-the-environment"}
+    assert {document["host"] for document in documents} == {"from-environment"}
     (started,) = [document["container"] for document in documents if document["type"] == "started"]
     assert (started["id"], started["labels"]) == (in_shop, {"kept": "yes"})
     assert not overridden.exists()
@@ -61,14 +61,14 @@ def test_commands_accept_a_relative_config_path(container_factory: ContainerFact
 
 def test_invalid_file_ends_each_command_with_all_errors(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: [kafka]\n")
+    config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: {{main: kafka}}\n")
     for command in (["run"], ["list"], ["inspect", "x"]):
         done = whalebridge(*command, "--config", str(config))
         assert (done.returncode, done.stdout) == (2, "")
         assert CANARY not in done.stderr
         assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [
-            ["whalebridge", f"{config}:4", "sinks.0"],
+            ["whalebridge", f"{config}:4", "sinks.main"],
             ["whalebridge", f"{config}:3", "heartbeat.interval"],
             ["whalebridge", f"{config}:1", "hsot"],
         ]
-    assert_one_line(whalebridge("run", "--config", str(tmp_path / "nothing")), 2, f"{tmp_path}/nothing: ")
+    assert_one_line(whalebridge("run", "--config", str(tmp_path / "missing")), 2, f"{tmp_path}/missing: ")

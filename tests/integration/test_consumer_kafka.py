@@ -1,4 +1,4 @@
-"""Reading topics of real Kafkas."""
+"""Read topics of real Kafka brokers."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def reader(
 
 
 async def publish(kafka: Kafka, topic: str, first: int, count: int, **options: Any) -> list[bytes]:
-    """Publish, also while a reader is at work: its tasks are not taken for the sink's."""
+    """Publish records. Unlike `open_sink`, this tolerates the tasks of a concurrent reader."""
     batch = records(count, first, **options)
-    made = KafkaSink(settings(kafka, topic), SystemClock())
+    sink = KafkaSink(settings(kafka, topic), SystemClock())
     try:
-        await retry_until_done(made.start)
-        await retry_until_done(partial(made.publish, batch))
+        await retry_until_done(sink.start)
+        await retry_until_done(partial(sink.publish, batch))
     finally:
-        await made.close()
+        await sink.close()
     return record_data(batch)
 
 
 async def test_kafka_reader_reads_all_partitions_to_end(kafka: Kafka) -> None:
     kafka.admin.create_topic("read.three", partitions=3)
-    wanted = [each for host in "abcdef" for each in await publish(kafka, "read.three", 1, 50, host=host)]
-    found = await read_to_end(reader(kafka, "read.three"))
-    assert sorted(record_data(found)) == sorted(wanted)
-    assert len({each.location for each in found}) > 1
-    for place in {each.location for each in found}:
-        numbers = [each.number for each in found if each.location == place]
+    published = [each for host in "abcdef" for each in await publish(kafka, "read.three", 1, 50, host=host)]
+    messages = await read_to_end(reader(kafka, "read.three"))
+    assert sorted(record_data(messages)) == sorted(published)
+    assert len({each.location for each in messages}) > 1
+    for location in {each.location for each in messages}:
+        numbers = [each.number for each in messages if each.location == location]
         assert numbers == list(range(len(numbers)))
 
 
@@ -59,14 +59,14 @@ async def test_kafka_reader_ends_when_topic_is_empty(kafka: Kafka) -> None:
 
 
 async def test_kafka_reader_ends_when_last_offset_is_not_a_message(kafka: Kafka) -> None:
-    """Also where the oldest are gone, and where offsets are taken by something else than messages."""
-    kafka.admin.create_topic("read.marks")
-    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id="read.marks")
+    """A transaction marker takes an offset but is not a message."""
+    kafka.admin.create_topic("read.markers")
+    producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id="read.markers")
     await producer.start()
     async with producer.transaction():
-        await producer.send_and_wait("read.marks", b"{}")
+        await producer.send_and_wait("read.markers", b"{}")
     await producer.stop()
-    assert record_data(await read_to_end(reader(kafka, "read.marks"))) == [b"{}"]
+    assert record_data(await read_to_end(reader(kafka, "read.markers"))) == [b"{}"]
 
 
 async def test_kafka_reader_starts_at_timestamp_or_end(kafka: Kafka) -> None:
@@ -78,38 +78,38 @@ async def test_kafka_reader_starts_at_timestamp_or_end(kafka: Kafka) -> None:
     assert record_data(await read_to_end(reader(kafka, "read.since", start=moment))) == later
     assert await read_to_end(reader(kafka, "read.since", start="end")) == []
     assert await read_to_end(reader(kafka, "read.since", start=datetime.now(UTC))) == []
-    async with follow(reader(kafka, "read.since", start="end", follow=True)) as found:
+    async with follow(reader(kafka, "read.since", start="end", follow=True)) as followed:
         newest = await publish(kafka, "read.since", 21, 3)
-        assert record_data(await found.wait_count(3)) == newest
+        assert record_data(await followed.wait_count(3)) == newest
 
 
 async def test_kafka_reader_leaves_no_consumer_group_behind(kafka: Kafka) -> None:
-    await publish(kafka, "read.traces", 1, 10)
+    await publish(kafka, "read.group", 1, 10)
     before = kafka.admin.topics(internal=True)
-    async with follow(reader(kafka, "read.traces", follow=True)) as found:
-        await found.wait_count(10)
-    assert kafka.admin.topics(internal=True) == before  # no __consumer_offsets: there was no group
+    async with follow(reader(kafka, "read.group", follow=True)) as followed:
+        await followed.wait_count(10)
+    assert kafka.admin.topics(internal=True) == before  # no __consumer_offsets topic
 
 
 async def test_kafka_reader_resumes_after_broker_restart(kafka_factory: KafkaFactory) -> None:
     kafka = kafka_factory()
     first = await publish(kafka, "events", 1, 10)
-    async with follow(reader(kafka, "events", follow=True, request_timeout="6s")) as found:
-        await found.wait_count(10)
+    async with follow(reader(kafka, "events", follow=True, request_timeout="6s")) as followed:
+        await followed.wait_count(10)
         kafka.kill()
-        await eventually_async(lambda: bool(found.notices))
+        await eventually_async(lambda: bool(followed.notices))
         await asyncio.to_thread(kafka.start)
         second = await publish(kafka, "events", 11, 10)
-        assert record_data(await found.wait_count(20)) == first + second
-        # The loss of the connection, its return, and, where the broker that just started seems to be away, more.
-        assert len(found.notices) >= 2
-        assert_names(found.notices[0], "127.0.0.1:", "connection refused")
+        assert record_data(await followed.wait_count(20)) == first + second
+        # The disconnect and the reconnect, and more if the broker is not ready yet after its start.
+        assert len(followed.notices) >= 2
+        assert_names(followed.notices[0], "127.0.0.1:", "connection refused")
 
 
 async def test_kafka_reader_raises_not_found_when_topic_is_missing(kafka: Kafka) -> None:
-    with raises_naming(NotFoundError, "read.nothing", kafka.bootstrap):
-        await read_to_end(reader(kafka, "read.nothing"))
-    assert "read.nothing" not in kafka.admin.topics()
+    with raises_naming(NotFoundError, "read.missing", kafka.bootstrap):
+        await read_to_end(reader(kafka, "read.missing"))
+    assert "read.missing" not in kafka.admin.topics()
 
 
 async def test_kafka_reader_fails_in_time_when_broker_is_unresponsive(kafka_factory: KafkaFactory) -> None:
@@ -118,34 +118,34 @@ async def test_kafka_reader_fails_in_time_when_broker_is_unresponsive(kafka_fact
     address = f"127.0.0.1:{kafka.proxies[0].port}"
     assert len(await read_to_end(reader(address, "events", request_timeout="8s"))) == 10
     kafka.proxies[0].drop_traffic()
-    began = time.monotonic()
+    started = time.monotonic()
     with raises_naming(TransientError, address):
         await read_to_end(reader(address, "events", request_timeout="8s", follow=True))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started < 20
     with raises_naming(TransientError, "127.0.0.1:1", "refused"):
         await read_to_end(reader("127.0.0.1:1", "events", follow=True))
 
 
 async def test_kafka_reader_accepts_auth_settings_of_sink(kafka: Kafka, authority: Authority) -> None:
-    wanted = await publish(kafka, "read.restricted_kafka", 1, 10)
+    published = await publish(kafka, "read.restricted_kafka", 1, 10)
     auth = {"username": "reader", "password": USERS["reader"]}
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
-    where = kafka.bootstrap_for("sasl_ssl")
-    assert record_data(await read_to_end(reader(where, "read.restricted_kafka", auth=auth, tls=tls))) == wanted
-    with raises_naming(TransientError, where, "user reader", "scram-sha-512"):
-        await read_to_end(reader(where, "read.restricted_kafka", auth=auth | {"password": "wrong"}, tls=tls))
-    with raises_naming(TransientError, where, "tls.enabled"):
-        await read_to_end(reader(where, "read.restricted_kafka", auth=auth))
+    address = kafka.bootstrap_for("sasl_ssl")
+    assert record_data(await read_to_end(reader(address, "read.restricted_kafka", auth=auth, tls=tls))) == published
+    with raises_naming(TransientError, address, "user reader", "scram-sha-512"):
+        await read_to_end(reader(address, "read.restricted_kafka", auth=auth | {"password": "wrong"}, tls=tls))
+    with raises_naming(TransientError, address, "tls.enabled"):
+        await read_to_end(reader(address, "read.restricted_kafka", auth=auth))
 
 
 async def test_kafka_reader_needs_only_describe_and_read_permission(kafka_factory: KafkaFactory) -> None:
     kafka = kafka_factory(listeners=("sasl_plaintext",), acls=True)
-    wanted = await publish(kafka, "events", 1, 10)
-    where, auth = kafka.bootstrap_for("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
+    published = await publish(kafka, "events", 1, 10)
+    address, auth = kafka.bootstrap_for("sasl_plaintext"), {"username": "reader", "password": USERS["reader"]}
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
-        await read_to_end(reader(where, "events", auth=auth))
+        await read_to_end(reader(address, "events", auth=auth))
     kafka.admin.allow("User:reader", "describe", "topic", "events")
     with raises_naming(TransientError, "user reader", "topic events", "Describe", "Read"):
-        await read_to_end(reader(where, "events", auth=auth))
+        await read_to_end(reader(address, "events", auth=auth))
     kafka.admin.allow("User:reader", "read", "topic", "events")
-    assert record_data(await read_to_end(reader(where, "events", auth=auth))) == wanted
+    assert record_data(await read_to_end(reader(address, "events", auth=auth))) == published

@@ -1,4 +1,4 @@
-"""Reading the streams of real NATS servers."""
+"""Read streams of real NATS servers."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ async def publish(peer: Nats, first: int, count: int, subject: str = "events", *
 
 
 async def test_nats_reader_reads_stream_in_order_to_end(nats: Nats) -> None:
-    wanted = await publish(nats, 1, 1000, "read.order")
-    found = await read_to_end(reader(nats, "read.order"))
-    assert record_data(found) == wanted
-    assert [each.number for each in found] == list(range(1, 1001))
-    assert found[0].location == "read.order.node-1.shop.started"
+    published = await publish(nats, 1, 1000, "read.order")
+    messages = await read_to_end(reader(nats, "read.order"))
+    assert record_data(messages) == published
+    assert [each.number for each in messages] == list(range(1, 1001))
+    assert messages[0].location == "read.order.node-1.shop.started"
 
 
 async def test_nats_reader_ends_when_stream_is_empty(nats: Nats) -> None:
@@ -63,38 +63,38 @@ async def test_nats_reader_starts_at_timestamp_or_end(nats: Nats) -> None:
     later = await publish(nats, 11, 10, "read.since")
     assert record_data(await read_to_end(reader(nats, "read.since", start=moment))) == later
     assert await read_to_end(reader(nats, "read.since", start="end")) == []
-    async with follow(reader(nats, "read.since", start="end", follow=True)) as found:
+    async with follow(reader(nats, "read.since", start="end", follow=True)) as followed:
         newest = await publish(nats, 21, 3, "read.since")
-        assert record_data(await found.wait_count(3)) == newest
+        assert record_data(await followed.wait_count(3)) == newest
 
 
 async def test_nats_reader_delivers_infrequent_records_immediately(nats: Nats) -> None:
     await publish(nats, 1, 0, "read.slowly")
     sink = await start_sink(nats, "read.slowly")
-    async with follow(reader(nats, "read.slowly", follow=True)) as found:
-        lasted = []
+    async with follow(reader(nats, "read.slowly", follow=True)) as followed:
+        delays = []
         for number in range(1, 4):
             await asyncio.sleep(0.3)
-            began = time.monotonic()
+            started = time.monotonic()
             await sink.publish([record(number)])
-            await found.wait_count(number)
-            lasted.append(time.monotonic() - began)
-        assert sorted(lasted)[1] < REQUEST_EXPIRY_SECONDS - 1  # not with the end of a request; a machine may stall once
-        await asyncio.sleep(REQUEST_EXPIRY_SECONDS + 1)  # longer than the server keeps a request
+            await followed.wait_count(number)
+            delays.append(time.monotonic() - started)
+        assert sorted(delays)[1] < REQUEST_EXPIRY_SECONDS - 1  # before the request expires; tolerates one stall
+        await asyncio.sleep(REQUEST_EXPIRY_SECONDS + 1)  # until the server has expired the request
         await sink.publish([record(4)])
-        await found.wait_count(4)
-        assert found.notices == []
+        await followed.wait_count(4)
+        assert followed.notices == []
     await sink.close()
 
 
 async def test_nats_reader_finds_stream_by_subjects(nats: Nats) -> None:
-    wanted = await publish(nats, 1, 10, "read.named", stream={"name": "SOMETHING"})
-    assert record_data(await read_to_end(reader(nats, "read.named"))) == wanted
+    published = await publish(nats, 1, 10, "read.named", stream={"name": "CUSTOM"})
+    assert record_data(await read_to_end(reader(nats, "read.named"))) == published
 
 
 async def test_nats_reader_raises_not_found_when_no_stream_matches(nats: Nats) -> None:
-    with raises_naming(NotFoundError, "read.nothing.>"):
-        await read_to_end(reader(nats, "read.nothing"))
+    with raises_naming(NotFoundError, "read.missing.>"):
+        await read_to_end(reader(nats, "read.missing"))
 
 
 async def test_nats_reader_reads_only_requested_subjects(nats_factory: NatsFactory) -> None:
@@ -103,7 +103,7 @@ async def test_nats_reader_reads_only_requested_subjects(nats_factory: NatsFacto
         await plain.jetstream.add_stream(name="ALL", subjects=[">"], no_ack=True)
         await plain.client.publish("other.subject", b"{}")
         await plain.client.publish("events.node-1.shop.started", b"1")
-        async with asyncio.timeout(30):  # that a server has read it does not say that it is stored
+        async with asyncio.timeout(30):  # the server stores messages asynchronously
             while True:
                 if (await plain.jetstream.stream_info("ALL", subjects_filter="events.>")).state.subjects:
                     break
@@ -114,8 +114,8 @@ async def test_nats_reader_reads_only_requested_subjects(nats_factory: NatsFacto
 async def test_nats_reader_creates_only_ephemeral_consumer(nats_factory: NatsFactory) -> None:
     peer = nats_factory()
     await publish(peer, 1, 10)
-    async with follow(reader(peer, follow=True)) as found, StreamReader(peer) as plain:
-        await found.wait_count(10)
+    async with follow(reader(peer, follow=True)) as followed, StreamReader(peer) as plain:
+        await followed.wait_count(10)
         (consumer,) = await plain.jetstream.consumers_info("WHALEBRIDGE_EVENTS")
         config = consumer.config
         assert (config.durable_name, config.ack_policy, config.inactive_threshold, config.mem_storage) == (
@@ -128,10 +128,10 @@ async def test_nats_reader_creates_only_ephemeral_consumer(nats_factory: NatsFac
 
 async def test_nats_reader_works_with_minimum_permissions(nats_factory: NatsFactory) -> None:
     peer = nats_factory(
-        login=nats_auth.users_config({"reader": SECRET, "admin": SECRET}, {"reader": MINIMUM_PERMISSIONS})
+        auth=nats_auth.users_config({"reader": SECRET, "admin": SECRET}, {"reader": MINIMUM_PERMISSIONS})
     )
-    wanted = await publish(peer, 1, 300, auth=AUTH | {"user": "admin"})
-    assert record_data(await read_to_end(reader(peer, auth=AUTH))) == wanted
+    published = await publish(peer, 1, 300, auth=AUTH | {"user": "admin"})
+    assert record_data(await read_to_end(reader(peer, auth=AUTH))) == published
     with raises_naming(TransientError, "permissions violation for publish to ", "docs/nats.md"):
         await read_to_end(reader(peer, "other", auth=AUTH))
     with raises_naming(TransientError, "Authorization Violation", "auth.password"):
@@ -150,49 +150,49 @@ def test_nats_reader_minimum_permissions_match_documentation() -> None:
 async def test_nats_reader_resumes_after_server_restart(nats_factory: NatsFactory) -> None:
     peer = nats_factory()
     first = await publish(peer, 1, 10)
-    async with follow(reader(peer, follow=True)) as found:
-        await found.wait_count(10)
+    async with follow(reader(peer, follow=True)) as followed:
+        await followed.wait_count(10)
         await asyncio.to_thread(peer.stop)
-        await eventually_async(lambda: bool(found.notices))
+        await eventually_async(lambda: bool(followed.notices))
         await asyncio.to_thread(peer.start)
         second = await publish(peer, 11, 10)
-        assert record_data(await found.wait_count(20)) == first + second
-        lost, _ = found.notices
+        assert record_data(await followed.wait_count(20)) == first + second
+        lost, _ = followed.notices
         assert_names(lost, "NATS", "127.0.0.1:")
 
 
 async def test_nats_reader_reads_records_published_while_disconnected(nats_factory: NatsFactory) -> None:
-    """Also by one that has begun at the end, and has read nothing yet."""
+    """The reader starts at the end and has not read a message yet."""
     peer = nats_factory(proxied=True)
     await publish(peer, 1, 10)
-    async with follow(reader(peer, start="end", follow=True)) as found:
+    async with follow(reader(peer, start="end", follow=True)) as followed:
         peer.proxies[0].refuse()
-        await eventually_async(lambda: bool(found.notices))
-        async with StreamReader(peer) as plain:  # past the proxy
+        await eventually_async(lambda: bool(followed.notices))
+        async with StreamReader(peer) as plain:  # not through the proxy
             await plain.jetstream.publish("events.node-1.shop.started", b"1")
         peer.proxies[0].restore()
-        assert record_data(await found.wait_count(1)) == [b"1"]
+        assert record_data(await followed.wait_count(1)) == [b"1"]
 
 
 async def test_nats_reader_recreates_deleted_consumer(nats_factory: NatsFactory) -> None:
     peer = nats_factory()
     first = await publish(peer, 1, 10)
-    async with follow(reader(peer, follow=True)) as found, StreamReader(peer) as plain:
-        await found.wait_count(10)
+    async with follow(reader(peer, follow=True)) as followed, StreamReader(peer) as plain:
+        await followed.wait_count(10)
         (consumer,) = await plain.jetstream.consumers_info("WHALEBRIDGE_EVENTS")
         await plain.jetstream.delete_consumer("WHALEBRIDGE_EVENTS", consumer.name)
         second = await publish(peer, 11, 10)
-        assert record_data(await found.wait_count(20)) == first + second
+        assert record_data(await followed.wait_count(20)) == first + second
 
 
 async def test_nats_reader_fails_in_time_when_server_is_unresponsive(nats_factory: NatsFactory) -> None:
     peer = nats_factory(proxied=True)
     await publish(peer, 1, 10)
     peer.proxies[0].drop_traffic()
-    began = time.monotonic()
+    started = time.monotonic()
     with raises_naming(TransientError, HOST, "2 s"):
         await read_to_end(reader(peer, timeout="2s", follow=True))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - started < 15
     peer.close()
     with raises_naming(TransientError, HOST):
         await read_to_end(reader(peer, timeout="2s", follow=True))
@@ -200,6 +200,6 @@ async def test_nats_reader_fails_in_time_when_server_is_unresponsive(nats_factor
 
 async def test_nats_reader_receives_core_nats_messages(nats: Nats) -> None:
     options = {"mode": "core"}
-    async with follow(reader(nats, "read.core", start="end", follow=True, **options)) as found:
-        wanted = await publish(nats, 1, 300, "read.core", **options)
-        assert record_data(await found.wait_count(300)) == wanted
+    async with follow(reader(nats, "read.core", start="end", follow=True, **options)) as followed:
+        published = await publish(nats, 1, 300, "read.core", **options)
+        assert record_data(await followed.wait_count(300)) == published

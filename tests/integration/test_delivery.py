@@ -1,4 +1,4 @@
-"""From containerd to both brokers at once: what plain consumers find there, whatever dies in between."""
+"""From containerd to both brokers: plain consumers find all records despite failures in between."""
 
 from __future__ import annotations
 
@@ -42,48 +42,48 @@ one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 @pytest.fixture
 def churn(engine: Containerd) -> Iterator[ContainerChurn]:
-    """In a namespace of its own, so that others on this containerd do not matter."""
+    """Run container churn in a unique namespace, separate from other tests on this containerd."""
     churn = ContainerChurn(engine, f"e2e{os.getpid()}x{next(_numbers)}")
     yield churn
     churn.remove_all()
 
 
 def start_counts(records: Sequence[RecordDict]) -> Counter[str]:
-    """How often each was started."""
+    """Return the number of published starts by container."""
     return Counter(record["id"] for record in transitions(list(records)) if record["type"] == "started")
 
 
 def test_kafka_and_nats_receive_identical_records(
     engine: Containerd, churn: ContainerChurn, kafka: Kafka, nats: Nats, tmp_path: Path
 ) -> None:
-    """Neither the topic nor the stream was there before."""
-    places = BrokerTargets(kafka, nats)
-    with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
+    """Neither the topic nor the stream exists before."""
+    targets = BrokerTargets(kafka, nats)
+    with targets.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
         bridge.wait_logged("synced")
         for _ in range(25):
             churn.step()
-        wait_consistent(places.kafka_values, engine, churn.namespace)
+        wait_consistent(targets.kafka_values, engine, churn.namespace)
         eventually(
-            lambda: start_counts(deduplicated_records(places.kafka_values())) == churn.runs, "all births"
-        )  # some live for a moment
-    stored, messages = places.kafka_records(), places.nats_records()
+            lambda: start_counts(deduplicated_records(targets.kafka_values())) == churn.runs, "all starts"
+        )  # some containers run only briefly
+    stored, messages = targets.kafka_records(), targets.nats_records()
     values = [record.value for record in stored]
     assert values == [message.data for message in messages]
-    records = deduplicated_records(places.kafka_values())
+    records = deduplicated_records(targets.kafka_values())
     assert len(records) == len(values)
     assert [record["sequence"] for record in records] == list(range(1, len(records) + 1))
     check_gapless(records)
     assert start_counts(records) == churn.runs
     assert len({record.key for record in stored}) == 1
     for document, record, message in zip(records, stored, messages, strict=True):
-        there = {name: value.decode() for name, value in record.headers}
-        assert there["ce_id"] == message.headers["ce-id"] == f"{document['epoch']}-{document['sequence']}"
-        assert there["ce_type"] == message.headers["ce-type"]
-        assert there["ce_type"].startswith("io.whalebridge.")
-        assert there.get("ce_subject") == message.headers.get("ce-subject") == document["id"]
-        assert there["content-type"] == message.headers["ce-datacontenttype"] == "application/json"
+        headers = {name: value.decode() for name, value in record.headers}
+        assert headers["ce_id"] == message.headers["ce-id"] == f"{document['epoch']}-{document['sequence']}"
+        assert headers["ce_type"] == message.headers["ce-type"]
+        assert headers["ce_type"].startswith("io.whalebridge.")
+        assert headers.get("ce_subject") == message.headers.get("ce-subject") == document["id"]
+        assert headers["content-type"] == message.headers["ce-datacontenttype"] == "application/json"
         assert (
-            message.subject == f"{places.topic}.node-1.{churn.namespace if document['id'] else '_'}.{document['type']}"
+            message.subject == f"{targets.topic}.node-1.{churn.namespace if document['id'] else '_'}.{document['type']}"
         )
 
 
@@ -96,38 +96,38 @@ def test_bridge_loses_nothing_when_killed_at_random_moments(
     tmp_path: Path,
     require: Callable[..., None],
 ) -> None:
-    """Under a stream of real containers, and of forwarded events of records that nothing runs behind."""
+    """Real containers start and exit meanwhile, and events of nonexistent containers are forwarded."""
     require(*FLOOD)
-    chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (to be repeated by its seed)
-    places = BrokerTargets(kafka, nats)
-    bridge = places.bridge(engine, tmp_path, "--namespace", churn.namespace, "--namespace", FLOODED)
-    with ThreadPoolExecutor(1) as other, bridge:
+    rng = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (reproducible)
+    targets = BrokerTargets(kafka, nats)
+    bridge = targets.bridge(engine, tmp_path, "--namespace", churn.namespace, "--namespace", FLOODED)
+    with ThreadPoolExecutor(1) as pool, bridge:
         with churn:
-            before = 0
-            flooding = other.submit(flood, engine, events=KILLS * 800, containers=20, rate=200)
+            synced = 0
+            flooding = pool.submit(flood, engine, events=KILLS * 800, containers=20, rate=200)
             for number in range(KILLS):
-                if number % 4:  # else it may be dead before it is live
-                    bridge.wait_logged("synced", before + 1)
-                time.sleep(chance.uniform(0, 2))
+                if number % 4:  # otherwise kill it possibly before it is synced
+                    bridge.wait_logged("synced", synced + 1)
+                time.sleep(rng.uniform(0, 2))
                 bridge.kill()
-                before = len(bridge.log_lines("synced"))
+                synced = len(bridge.log_lines("synced"))
                 bridge.start()
             flooding.result()
-            bridge.wait_logged("synced", before + 1)
-        for read in (places.kafka_values, places.nats_values):
+            bridge.wait_logged("synced", synced + 1)
+        for read in (targets.kafka_values, targets.nats_values):
             wait_consistent(read, engine, churn.namespace, FLOODED)
-    for values in (places.kafka_values(), places.nats_values()):
+    for values in (targets.kafka_values(), targets.nats_values()):
         records = deduplicated_records(values)
         check_gapless(records)
         assert is_in_order(values)
         assert published_containers(records) == listed_containers(engine, churn.namespace)
-        lives = {
+        incarnations = {
             (record["id"], record["container"]["incarnation"])
             for record in records
             if record["container"] and record["container"]["namespace"] == churn.namespace
         }
-        assert Counter(id_ for id_, _ in lives) <= churn.runs  # nobody lives who was never born
-    assert deduplicated_records(places.kafka_values()) == deduplicated_records(places.nats_values())
+        assert Counter(id_ for id_, _ in incarnations) <= churn.runs  # no incarnation without a start
+    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
 
 
 @one_engine
@@ -139,16 +139,16 @@ def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
     tmp_path: Path,
 ) -> None:
     kafka, nats = kafka_factory(proxied=True), nats_factory(proxied=True)
-    places = BrokerTargets(kafka, nats)
+    targets = BrokerTargets(kafka, nats)
     kafka.kill()
     nats.kill()
-    with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
-        bridge.wait_logged("synced")  # without them
+    with targets.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
+        bridge.wait_logged("synced")  # without the brokers
         with churn:
             time.sleep(OUTAGE_SECONDS / 3)
             kafka.start()
             nats.start()
-            eventually(lambda: len(bridge.log_lines("sink_recovered")) >= 2, "both brokers to be reached")
+            eventually(lambda: len(bridge.log_lines("sink_recovered")) >= 2, "the connection to both brokers")
             kafka.kill()
             nats.kill()
             time.sleep(OUTAGE_SECONDS)
@@ -161,88 +161,88 @@ def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
                 for proxy in (*kafka.proxies, *nats.proxies):
                     proxy.restore()
                 time.sleep(0.5)
-        for read in (places.kafka_values, places.nats_values):
+        for read in (targets.kafka_values, targets.nats_values):
             wait_consistent(read, engine, churn.namespace)
-            eventually(lambda: start_counts(deduplicated_records(read())) == churn.runs, "all births")  # noqa: B023 (called at once)
-    for values in (places.kafka_values(), places.nats_values()):
+            eventually(lambda: start_counts(deduplicated_records(read())) == churn.runs, "all starts")  # noqa: B023 (called immediately)
+    for values in (targets.kafka_values(), targets.nats_values()):
         records = deduplicated_records(values)
         check_gapless(records)
         assert is_in_order(values)
         assert start_counts(records) == churn.runs
-    assert deduplicated_records(places.kafka_values()) == deduplicated_records(places.nats_values())
+    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
 
 
 @one_engine
-@pytest.mark.parametrize("dead", ["kafka", "nats"])
+@pytest.mark.parametrize("failing", ["kafka", "nats"])
 def test_sink_keeps_pace_when_other_sink_is_down(
     engine: Containerd,
     churn: ContainerChurn,
     kafka_factory: Callable[..., Kafka],
     nats_factory: Callable[..., Nats],
     tmp_path: Path,
-    dead: str,
+    failing: str,
 ) -> None:
     kafka, nats = kafka_factory(), nats_factory()
-    places = BrokerTargets(kafka, nats)
+    targets = BrokerTargets(kafka, nats)
     victim, read, late = (
-        (kafka, places.nats_values, places.kafka_values)
-        if dead == "kafka"
-        else (nats, places.kafka_values, places.nats_values)
+        (kafka, targets.nats_values, targets.kafka_values)
+        if failing == "kafka"
+        else (nats, targets.kafka_values, targets.nats_values)
     )
-    with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
+    with targets.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
         bridge.wait_logged("synced")
         for each in (read, late):
-            eventually(lambda: len(each()) >= 2, "the first snapshot")  # noqa: B023 (called at once)
+            eventually(lambda: len(each()) >= 2, "the first snapshot")  # noqa: B023 (called immediately)
 
-        def pace() -> float:
+        def measure_delay() -> float:
             churn.step()
-            began = time.monotonic()
+            started = time.monotonic()
             wait_consistent(read, engine, churn.namespace, seconds=20)
-            return time.monotonic() - began
+            return time.monotonic() - started
 
-        usual, took = [pace() for _ in range(3)], []
+        usual_delays, delays = [measure_delay() for _ in range(3)], []
         victim.kill()
-        until = time.monotonic() + OUTAGE_SECONDS
-        while time.monotonic() < until:
-            took.append(pace())
+        deadline = time.monotonic() + OUTAGE_SECONDS
+        while time.monotonic() < deadline:
+            delays.append(measure_delay())
         victim.start()
         wait_consistent(late, engine, churn.namespace)
-    assert statistics.median(took) < statistics.median(usual) + 5, (usual, took)
-    for values in (places.kafka_values(), places.nats_values()):
+    assert statistics.median(delays) < statistics.median(usual_delays) + 5, (usual_delays, delays)
+    for values in (targets.kafka_values(), targets.nats_values()):
         check_gapless(deduplicated_records(values))
         assert is_in_order(values)
-    assert deduplicated_records(places.kafka_values()) == deduplicated_records(places.nats_values())
+    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
 
 
 @one_engine
-@pytest.mark.parametrize("how", ["dead", "frozen"])
+@pytest.mark.parametrize("fault", ["killed", "suspended"])
 def test_bridge_delivers_backlog_after_stop_with_hung_brokers(
     engine: Containerd,
     churn: ContainerChurn,
     kafka_factory: Callable[..., Kafka],
     nats_factory: Callable[..., Nats],
     tmp_path: Path,
-    how: str,
+    fault: str,
 ) -> None:
-    """It ends within its deadline; what could not be handed over is, after the next start."""
+    """The bridge stops within its deadline, and delivers the backlog after the next start."""
     kafka, nats = kafka_factory(), nats_factory()
-    places = BrokerTargets(kafka, nats)
-    with places.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
+    targets = BrokerTargets(kafka, nats)
+    with targets.bridge(engine, tmp_path, "--namespace", churn.namespace) as bridge:
         bridge.wait_logged("synced")
         for peer in (kafka, nats):
-            peer.kill() if how == "dead" else peer.suspend()
+            peer.kill() if fault == "killed" else peer.suspend()
         for _ in range(8):
             churn.step()
-        assert bridge.stop() < 20  # of which 10 are its own; an attempt at a broker takes 30
+        assert bridge.stop() < 20  # the deadline is 10 s; an attempt at a broker takes 30 s
         assert bridge.log_lines("shutdown_incomplete")
-        churn.step()  # while nobody watches
+        churn.step()  # while the bridge is down
         for peer in (kafka, nats):
-            peer.start() if how == "dead" else peer.resume()
+            peer.start() if fault == "killed" else peer.resume()
         bridge.start()
-        bridge.wait_logged("synced", 2)  # what was told before may agree already
-        for read in (places.kafka_values, places.nats_values):
+        bridge.wait_logged("synced", 2)  # records of the first run may be consistent already
+        for read in (targets.kafka_values, targets.nats_values):
             wait_consistent(read, engine, churn.namespace)
-    for values in (places.kafka_values(), places.nats_values()):
+    for values in (targets.kafka_values(), targets.nats_values()):
         records = deduplicated_records(values)
         check_gapless(records)
         assert len({record["epoch"] for record in records}) == 2

@@ -1,4 +1,4 @@
-"""What containers are called and labelled can harm nobody on the way: neither brokers nor consumers nor neighbours."""
+"""Hostile names and labels of containers harm neither brokers nor consumers nor other containers' records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
 HOST = "n*.>größe"
-VALUE_BYTES = 4000  # containerd takes 4096 bytes of key and value
+VALUE_BYTES = 4000  # containerd accepts 4096 bytes of key and value
 HOSTILE = {
     "com.docker.compose.project": "x\r\nNats-Msg-Id: stolen\r\n\r\nPUB a.> 5\r\n* \x01\x1b[2J%0d%0a 🐳",
     "nerdctl/name": '"><script>\r\nce_id: 0-0\r\n\r\n*.>\x7f\u2028\u202e',
@@ -40,7 +40,7 @@ def namespace(engine: Containerd) -> Iterator[str]:
 def bridge_with_sinks(
     engine: Containerd, directory: Path, namespace: str, sinks: dict[str, dict[str, str]]
 ) -> BridgeProcess:
-    """The sinks by the environment, where there is more to set than in a URL."""
+    """Create a bridge with the sinks in the environment, which has more settings than a URL."""
     environment = {"WHALEBRIDGE_HOST": HOST}
     for id_, settings in sinks.items():
         for name, value in settings.items():
@@ -56,15 +56,15 @@ def labels_of(count: int, prefix: str = "big") -> list[str]:
 def test_sinks_deliver_large_labels_and_hostile_names_unchanged(
     engine: Containerd, namespace: str, kafka: Kafka, nats: Nats, tmp_path: Path
 ) -> None:
-    places = BrokerTargets(kafka, nats)
-    kafka_url, nats_url = (url.partition("//")[2].partition("/")[0] for url in places.urls)
-    to_kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": kafka_url, "TOPIC": places.topic, "COMPRESSION": "gzip"}
+    targets = BrokerTargets(kafka, nats)
+    kafka_url, nats_url = (url.partition("//")[2].partition("/")[0] for url in targets.urls)
+    to_kafka = {"TYPE": "kafka", "BOOTSTRAP_SERVERS": kafka_url, "TOPIC": targets.topic, "COMPRESSION": "gzip"}
     template = "{host}.{namespace}.{project}.{type}"
-    to_nats = {"TYPE": "nats", "SERVERS": nats_url, "SUBJECT_PREFIX": places.topic, "SUBJECT_TEMPLATE": template}
+    to_nats = {"TYPE": "nats", "SERVERS": nats_url, "SUBJECT_PREFIX": targets.topic, "SUBJECT_TEMPLATE": template}
 
     def run(id_: str, *labels: str) -> None:
         engine.ctr("containers", "create", IMAGE, id_, "sleep", "86400", namespace=namespace)
-        for start in range(0, len(labels), 200):  # an argument list is bounded, too
+        for start in range(0, len(labels), 200):  # argument lists are limited, too
             engine.ctr("containers", "label", id_, *labels[start : start + 200], namespace=namespace)
         engine.ctr("tasks", "start", "--detach", "--null-io", id_, namespace=namespace)
 
@@ -75,32 +75,32 @@ def test_sinks_deliver_large_labels_and_hostile_names_unchanged(
         run("just-fits", *labels_of(100))
         run("huge", *labels_of(530), "com.docker.compose.project=huge")  # 2 MiB
         for number in range(3):
-            run(f"neighbour{number}")
+            run(f"neighbor{number}")
         engine.ctr("tasks", "kill", "--signal", "SIGKILL", "huge", namespace=namespace)
 
         def complete() -> bool:
-            told = [deduplicated_records(values()) for values in (places.kafka_values, places.nats_values)]
-            return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in told)
+            published = [deduplicated_records(values()) for values in (targets.kafka_values, targets.nats_values)]
+            return all(sum(each["type"] in ("started", "exited") for each in records) == 7 for records in published)
 
-        eventually(complete, "seven transitions in both places")
+        eventually(complete, "seven transitions in both brokers")
         assert bridge.log_lines("records_rejected") == bridge.log_lines("sink_publish_failed") == []
-    assert places.kafka_values() == places.nats_values()
-    records = deduplicated_records(places.kafka_values())
+    assert targets.kafka_values() == targets.nats_values()
+    records = deduplicated_records(targets.kafka_values())
     check_gapless(records)
     started = {each["container"]["id"]: each["container"] for each in records if each["type"] == "started"}
-    told = dict(each.split("=", 1) for each in hostile)
-    assert {key: started["hostile"]["labels"][key] for key in told if key in started["hostile"]["labels"]} == told
-    assert started["hostile"]["project"] == told["com.docker.compose.project"]
-    assert started["hostile"]["name"] == told["nerdctl/name"]
+    labels = dict(each.split("=", 1) for each in hostile)
+    assert {key: started["hostile"]["labels"][key] for key in labels if key in started["hostile"]["labels"]} == labels
+    assert started["hostile"]["project"] == labels["com.docker.compose.project"]
+    assert started["hostile"]["name"] == labels["nerdctl/name"]
     assert not started["just-fits"]["labels_dropped"]
     assert len(started["just-fits"]["labels"]) >= 100
     assert started["huge"]["labels_dropped"]
     assert started["huge"]["labels"] is None
     assert started["huge"]["project"] == "huge"
-    assert max(map(len, places.kafka_values())) <= 512 * 1024
-    for record, message in zip(records, places.nats_records(), strict=True):
+    assert max(map(len, targets.kafka_values())) <= 512 * 1024
+    for record, message in zip(records, targets.nats_records(), strict=True):
         prefix, *tokens = message.subject.split(".")
-        assert prefix == places.topic
+        assert prefix == targets.topic
         container = record["container"] or {"namespace": "", "project": ""}
         expected = [HOST, container["namespace"], container["project"], record["type"]]
         assert [*map(decode_token, tokens)] == expected

@@ -1,4 +1,4 @@
-"""`make run`: finds the right containerd, shows something, and ends without a trace."""
+"""`make run` finds the right containerd, prints records, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tests.naming import assert_names
 from tests.testbed import nats
 from tests.testbed.containerd import Containerd
 
-# The demo's own containerd is always this one.
+# The demo always installs this version.
 pytestmark = pytest.mark.parametrize("engine", ["1.6"], indirect=True)
 
 
 @pytest.fixture
 def no_containerd(engine: Containerd) -> None:
-    del engine  # says that the testbed is there
+    del engine  # requested because it requires the testbed
     if any(Path(path).exists() for path in demo.USUAL_SOCKETS):
-        pytest.skip("this machine has a containerd of its own, which the demo would take")
+        pytest.skip("this machine has a containerd, which the demo would use")
 
 
 def start_demo(*args: str, **environment: str) -> subprocess.Popen[str]:
-    """The demo in a process group of its own, as a terminal has it."""
+    """Start the demo in a new process group, like a terminal."""
     inherited = {name: value for name, value in os.environ.items() if name != "CONTAINERD_ADDRESS"}
-    inherited["WHALEBRIDGE_HTTP__LISTEN"] = ""  # the default port is one, and another test needs it taken
+    inherited["WHALEBRIDGE_HTTP__LISTEN"] = ""  # another test needs the default port
     return subprocess.Popen(
         [sys.executable, "-m", "examples.demo", *args],
         env=inherited | environment,
@@ -43,8 +43,8 @@ def start_demo(*args: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def first_containerd_version(process: subprocess.Popen[str]) -> Path:
-    """The containerd that the first record is about."""
+def first_containerd_address(process: subprocess.Popen[str]) -> Path:
+    """Return containerd's address from the first record."""
     assert process.stdout is not None
     return Path(json.loads(process.stdout.readline())["engine"]["api"])
 
@@ -52,22 +52,24 @@ def first_containerd_version(process: subprocess.Popen[str]) -> Path:
 @pytest.mark.usefixtures("no_containerd")
 def test_demo_starts_private_containerd_when_none_is_available() -> None:
     with start_demo("--rounds=2", "--pause=0.3") as process:
-        directory = first_containerd_version(process).parent
+        directory = first_containerd_address(process).parent
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert err.startswith("demo: ")
     records = [json.loads(line) for line in out.splitlines()]
     assert {"started", "paused", "unpaused", "exited"} <= {record["type"] for record in records}
-    assert {"demo-web-1", "front", "demo-db-1"} <= {row["container"]["name"] for row in records if row["container"]}
+    assert {"demo-web-1", "front", "demo-db-1"} <= {
+        record["container"]["name"] for record in records if record["container"]
+    }
     assert find_leaks(directory) == []
 
 
 @pytest.mark.usefixtures("no_containerd")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_demo_leaves_nothing_behind_when_signaled(how: signal.Signals) -> None:
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_demo_leaves_nothing_behind_when_signaled(signal_number: signal.Signals) -> None:
     with start_demo("--pause=0.1") as process:
-        directory = first_containerd_version(process).parent
-        os.killpg(process.pid, how)
+        directory = first_containerd_address(process).parent
+        os.killpg(process.pid, signal_number)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert "Traceback" not in err
@@ -77,7 +79,7 @@ def test_demo_leaves_nothing_behind_when_signaled(how: signal.Signals) -> None:
 @pytest.mark.usefixtures("no_containerd")
 def test_demo_exits_quietly_when_reader_is_gone() -> None:
     with start_demo("--pause=0.1") as process:
-        directory = first_containerd_version(process).parent
+        directory = first_containerd_address(process).parent
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -89,7 +91,7 @@ def test_demo_exits_quietly_when_reader_is_gone() -> None:
 
 def test_demo_uses_available_containerd(engine: Containerd) -> None:
     with start_demo(CONTAINERD_ADDRESS=f"unix://{engine.address}") as process:
-        assert str(first_containerd_version(process)) == engine.address
+        assert str(first_containerd_address(process)) == engine.address
         process.terminate()
         _, err = process.communicate(timeout=60)
     assert_names(err.splitlines()[0], "demo: ", engine.address)
@@ -111,7 +113,7 @@ def test_demo_tails_events_from_nats(engine: Containerd, require: Callable[..., 
 
 @pytest.mark.usefixtures("engine")
 def test_demo_exits_3_when_containerd_address_is_missing(tmp_path: Path) -> None:
-    with start_demo(CONTAINERD_ADDRESS=str(tmp_path / "nothing.sock")) as process:
+    with start_demo(CONTAINERD_ADDRESS=str(tmp_path / "missing.sock")) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, len(err.splitlines())) == (3, "", 1)
     assert "CONTAINERD_ADDRESS" in err
@@ -119,14 +121,14 @@ def test_demo_exits_3_when_containerd_address_is_missing(tmp_path: Path) -> None
 
 
 def test_demo_suggests_sudo_when_socket_permission_is_denied(engine: Containerd) -> None:
-    # As root nothing is forbidden: another user has to ask, who need not be able to read this checkout.
+    # Root has all permissions. The other user may not be able to read this checkout, hence the import before setuid.
     program = """
 import os, sys
 from examples.demo import main
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
 sys.exit(main())
 """
-    asked = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "CONTAINERD_ADDRESS": engine.address},
         capture_output=True,
@@ -134,6 +136,6 @@ sys.exit(main())
         timeout=60,
         check=False,
     )
-    assert asked.returncode == 3
-    assert_names(asked.stderr, "demo: ", engine.address, "sudo make run")
-    assert asked.stderr.count("\n") == 1
+    assert process.returncode == 3
+    assert_names(process.stderr, "demo: ", engine.address, "sudo make run")
+    assert process.stderr.count("\n") == 1

@@ -1,6 +1,6 @@
-"""Disks that are full, read-only, or fail to sync: real ones."""
+"""Real disks that are full, read-only, or fail to sync."""
 
-# ruff: noqa: ASYNC221 (a test has nothing else to do meanwhile)
+# ruff: noqa: ASYNC221 (the tests have no concurrent work)
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_up(disk: Path) -> Path:
-    """Leave no room on a disk."""
+    """Fill a disk completely."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file:
-        for piece in (b"x" * 65536, b"x"):
-            while _write_until_full(file, piece):
+        for chunk in (b"x" * 65536, b"x"):
+            while _write_unless_full(file, chunk):
                 pass
     return filler
 
 
-def _write_until_full(file: FileIO, piece: bytes) -> int:
+def _write_unless_full(file: FileIO, chunk: bytes) -> int:
     try:
-        return file.write(piece)
+        return file.write(chunk)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return 0
@@ -98,7 +98,7 @@ async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
         await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
 
 
-# A filter of the kernel's that has fsync and fdatasync fail with EIO, in this thread and those that it starts later.
+# A seccomp filter that makes fsync and fdatasync fail with EIO in this thread and the threads that it starts later.
 FAILING_FSYNC = """
 import asyncio, ctypes, errno, os, struct, sys
 from pathlib import Path
@@ -140,12 +140,14 @@ async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) 
         [sys.executable, "-c", FAILING_FSYNC, str(state)], capture_output=True, text=True, check=False, timeout=60
     )
     if done.returncode == SECCOMP_UNAVAILABLE:
-        pytest.skip("the kernel lets nobody filter system calls here")
+        pytest.skip("seccomp filters are not available")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"False 3 {state}/outbox.db: disk I/O error"), done.stderr
     outbox = await SqliteOutbox.open(state, ["s"], SystemClock(), WIDE_LIMITS)
     records = await read_all(outbox)
-    assert sequences(records) in ([1, 2, 3], list(range(1, 10))), "all or nothing of what nobody knows of"
+    assert sequences(records) in ([1, 2, 3], list(range(1, 10))), (
+        "the unacknowledged batch is stored completely or not at all"
+    )
     await outbox.close()
 
 
@@ -162,7 +164,7 @@ def test_bridge_stops_on_signal_when_disk_is_full_at_start(tmp_path: Path) -> No
 
 
 def test_bridge_publishes_all_in_order_after_disk_was_full(engine: Containerd, tmp_path: Path) -> None:
-    """It says so, keeps what containerd tells, and tells it in order when there is room again."""
+    """The bridge logs the error, buffers the events, and publishes them in order when there is space again."""
     ids = [f"disk{number}-{os.getpid()}" for number in range(6)]
     with small_disk(tmp_path / "disk", "4m") as disk:
         with BridgeProcess(engine.address, tmp_path, "--state-dir", f"{disk}/state") as bridge:
@@ -172,11 +174,11 @@ def test_bridge_publishes_all_in_order_after_disk_was_full(engine: Containerd, t
             filler = fill_up(disk)
             for id_ in ids[1:]:
                 engine.run(id_, "sleep", "86400", labels={"filler": "x" * 2000})
-            bridge.wait(lambda _: "outbox_write_failed" in bridge.log.read_text(), "an alarm")
+            bridge.wait(lambda _: "outbox_write_failed" in bridge.log.read_text(), "the error in the log")
             for id_ in ids:
                 engine.ctr("task", "kill", "--signal", "SIGKILL", id_)
             filler.unlink()
-            records = bridge.wait(lambda records: len(own_records(records)) == 12, "all that happened meanwhile")
+            records = bridge.wait(lambda records: len(own_records(records)) == 12, "all transitions")
             assert "outbox_recovered" in bridge.log.read_text()
         check_stream(records)
         assert {each["origin"] for each in own_records(records)} == {"live"}

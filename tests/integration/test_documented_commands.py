@@ -1,4 +1,4 @@
-"""Every command that README.md and docs/ tell people to type does what it is said to do, on real peers."""
+"""Every command documented in README.md and docs/ works as described, on real peers."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ READABLE_SNAPSHOT = r"snapshot +complete"
 
 
 class CommandCase(NamedTuple):
-    """How a command is tried: what it shows, and whether it goes on till Ctrl-C (else it ends with status 0)."""
+    """The expected output of a command, and whether it runs until Ctrl-C (otherwise it exits with status 0)."""
 
     expected_output: str
     runs_until_interrupted: bool = False
-    beside: str = ""
-    """What is typed first, and goes on meanwhile."""
+    background_command: str = ""
+    """Command that runs meanwhile."""
 
 
-def runs_until_interrupt(expected_output: str = SNAPSHOT, beside: str = "") -> CommandCase:
-    return CommandCase(expected_output, runs_until_interrupted=True, beside=beside)
+def runs_until_interrupt(expected_output: str = SNAPSHOT, background_command: str = "") -> CommandCase:
+    return CommandCase(expected_output, runs_until_interrupted=True, background_command=background_command)
 
 
 PROXY = "whalebridge proxy --listen /run/whalebridge-proxy/containerd.sock --socket-group whalebridge"
@@ -65,7 +65,9 @@ COMMAND_CASES = {
     "whalebridge run --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
         "synced"
     ),
-    "whalebridge tail kafka://localhost:9092/containers": runs_until_interrupt(r"snapshot +complete", beside=SNAPSHOTS),
+    "whalebridge tail kafka://localhost:9092/containers": runs_until_interrupt(
+        r"snapshot +complete", background_command=SNAPSHOTS
+    ),
     "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
         "synced"
     ),
@@ -90,7 +92,7 @@ COMMAND_CASES = {
     "curl --unix-socket /var/lib/whalebridge/control.sock http://localhost/readyz": CommandCase('"ready": ?true'),
     PROXY: runs_until_interrupt("proxy_started"),
     "whalebridge run --containerd /run/whalebridge-proxy/containerd.sock": runs_until_interrupt(
-        READABLE_SNAPSHOT, beside=PROXY
+        READABLE_SNAPSHOT, background_command=PROXY
     ),
 }
 DEMOS = {
@@ -115,41 +117,41 @@ KAFKA_TOOLS = {
 TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py
     "install.md": lambda text: text in test_install.documented(),
-    "kubernetes.md": lambda text: log_event_lines(text) in test_cluster.documented_commands("nats.nats:4222"),
+    "kubernetes.md": lambda text: split_command(text) in test_cluster.documented_commands("nats.nats:4222"),
     "nats.md": lambda text: text.startswith("nats stream add "),  # test_nats_docs.py, with three servers
 }
-"""What is done by other tests, by page."""
+"""Commands that other tests run, by page."""
 
 UNTESTED = {
-    r"make test": "it is what runs this",
-    r"make bench( ARGS=\"--json\")?": "five minutes: make test-long does it",
-    r"make newcomer": "it installs a Debian for each line",
-    r"make image": "it downloads; tests/kubernetes/test_image.py builds the same from what is there",
-    r"docker (tag|push) .*": "there is no registry",
-    r"(systemctl|systemd-run) .*": "there is no systemd as process 1",
+    r"make test": "it runs these tests",
+    r"make bench( ARGS=\"--json\")?": "takes five minutes; tested by make test-long",
+    r"make newcomer": "it installs one Debian per line",
+    r"make image": "it downloads packages; tests/kubernetes/test_image.py builds the same image offline",
+    r"docker (tag|push) .*": "it needs a registry",
+    r"(systemctl|systemd-run) .*": "it needs systemd as process 1",
 }
 
 
-def log_event_lines(text: str) -> list[str]:
+def split_command(text: str) -> list[str]:
     return shlex.split(text.replace("deploy/helm", str(CHART.parent)))
 
 
 @pytest.mark.usefixtures("engine")
 def test_documented_commands_are_all_tested() -> None:
-    here = {**COMMAND_CASES, **DEMOS, **KAFKA_TOOLS, **BENCHES}
+    tested = {**COMMAND_CASES, **DEMOS, **KAFKA_TOOLS, **BENCHES}
     documented = [command for page in PAGES for command in page_commands(page)]
     assert [
         command
         for command in documented
-        if command.text not in here
+        if command.text not in tested
         and not (command.page in TESTED_ELSEWHERE and TESTED_ELSEWHERE[command.page](command.text))
         and not any(re.fullmatch(pattern, command.text) for pattern in UNTESTED)
     ] == []
-    assert set(here) - {command.text for command in documented} == set()
+    assert set(tested) - {command.text for command in documented} == set()
 
 
 class CommandEnvironment(NamedTuple):
-    """What the commands find: containers that live, and a bridge that publishes."""
+    """The environment of the commands: running containers and a running bridge."""
 
     engine: Containerd
     state: Path
@@ -160,19 +162,21 @@ class CommandEnvironment(NamedTuple):
 def command_environment(
     engine: Containerd, kafka: Kafka, nats: Nats, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CommandEnvironment]:
-    folder = tmp_path_factory.mktemp("world")
-    state = folder / "state"
+    directory = tmp_path_factory.mktemp("environment")
+    state = directory / "state"
     container_factory = ContainerFactory(engine)
     for project in ("demo", "web-shop"):
         container_factory.run(labels={"nerdctl/name": f"{project}-web-1", "com.docker.compose.project": project})
     server = nats.url.removeprefix("nats://")
-    (folder / "config.yaml").write_text(
+    (directory / "config.yaml").write_text(
         f"sinks:\n  kafka: kafka://{kafka.bootstrap}/containers\n"
         f"  nats: {{type: nats, servers: ['{server}'], subject_prefix: containers, kv_bucket: {{name: containers}}}}\n"
     )
     brokers = dict.fromkeys(("broker-1:9092,broker-2:9092", "broker-1:9092", "localhost:9092"), kafka.bootstrap)
     brokers |= dict.fromkeys(("nats-1:4222,nats-2:4222", "nats-1:4222", "localhost:4222"), server)
-    with BridgeProcess(engine.address, folder, "--config", str(folder / "config.yaml"), state_dir=state) as bridge:
+    with BridgeProcess(
+        engine.address, directory, "--config", str(directory / "config.yaml"), state_dir=state
+    ) as bridge:
         bridge.wait_logged("synced")
         eventually(lambda: is_delivered(state), within=60)
         yield CommandEnvironment(engine, state, brokers)
@@ -180,7 +184,7 @@ def command_environment(
 
 
 def is_delivered(state: Path) -> bool:
-    """Whether every sink has all that there was to tell: until then topic, streams and bucket may be missing."""
+    """Return whether every sink has delivered its backlog; until then the topic, streams and bucket may be missing."""
     with contextlib.closing(ControlClient(state, 20)) as control:
         control.request("GET", "/readyz")
         return not any(each["backlog_records"] for each in json.load(control.getresponse())["sinks"])
@@ -191,7 +195,7 @@ def test_documented_node_command_works(
     text: str, command_environment: CommandEnvironment, tmp_path: Path, require: Callable[..., None]
 ) -> None:
     require("kcat", "nats")
-    own = re.search(" (run|check) .*--state-dir", text)  # the world's is in use
+    needs_own_state = re.search(" (run|check) .*--state-dir", text)  # the running bridge locks its own
     run_case(
         COMMAND_CASES[text],
         text,
@@ -199,7 +203,7 @@ def test_documented_node_command_works(
             tmp_path,
             command_environment.brokers,
             command_environment.engine,
-            state=None if own else command_environment.state,
+            state=None if needs_own_state else command_environment.state,
         ),
     )
 
@@ -232,9 +236,9 @@ def test_documented_benchmark_command_works(text: str, tmp_path: Path, require: 
 
 def run_case(case: CommandCase, text: str, sandbox: ShellSandbox, seconds: float = 60) -> None:
     with contextlib.ExitStack() as stack:
-        if case.beside:
-            beside = stack.enter_context(sandbox.run(case.beside))
-            stack.callback(terminate, beside)
+        if case.background_command:
+            background = stack.enter_context(sandbox.run(case.background_command))
+            stack.callback(terminate, background)
         terminal = stack.enter_context(sandbox.run(text))
         terminal.wait(lambda page: re.search(case.expected_output, page), case.expected_output, seconds)
         if case.runs_until_interrupted:

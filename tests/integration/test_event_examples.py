@@ -1,4 +1,4 @@
-"""The examples of README.md and docs/events.md are records of a run: of this one, but for what differs in each run."""
+"""The examples in README.md and docs/events.md match real records, except for values that differ between runs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ sinks:
 heartbeat: {{interval: 1s}}
 containers: {{additional_events: [renamed]}}
 """
-# What is another in each run. (Whether there is something is the same.)
-DIFFERENT = {
+# Fields whose values differ between runs; whether they are null does not.
+VARYING_FIELDS = {
     *("timestamp", "created_at", "at", "since", "until", "epoch", "sequence", "first", "last"),
     *("id", "pid", "incarnation", "api"),
 }
@@ -43,15 +43,15 @@ def test_documented_event_examples_match_real_records(
     engine_factory: Callable[[], Containerd], nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
     engine, nats = engine_factory(), nats_factory(settings="max_payload: 8192\n")
-    told = list(run_example(engine, nats, tmp_path))
-    by_type = {"\n".join((each["type"], each["origin"])): format_record(each) for each in told}
+    published = list(run_example(engine, nats, tmp_path))
+    by_type = {"\n".join((each["type"], each["origin"])): format_record(each) for each in published}
     for page in (ROOT / "README.md", ROOT / "docs" / "events.md"):
         for example in map(json.loads, code_blocks(page.read_text(), "json")):
-            assert mask(example) in map(mask, told), by_type
+            assert mask(example) in map(mask, published), by_type
 
 
 def run_example(engine: Containerd, nats: Any, directory: Path) -> Iterator[RecordDict]:
-    """A compose project, of which one container is renamed and the other killed; and one that is too large for NATS."""
+    """Run a compose project, rename one container, kill the other, and run one that is too large for NATS."""
     compose = engine.directory / "compose.yaml"
     compose.write_text(COMPOSE)
     up = ("compose", "--file", str(compose), "up", "--detach")
@@ -81,7 +81,7 @@ def has_type(type_: str) -> Callable[[list[RecordDict]], bool]:
 
 
 async def loss_records(nats: Any) -> list[RecordDict]:
-    """The `lost` records of the stream, once there is one."""
+    """Wait for `lost` records in the stream and return them."""
     async with StreamReader(nats) as reader, asyncio.timeout(30):
         while True:
             stored = [json.loads(each.data) for each in await reader.read_stored("WHALEBRIDGE_CONTAINERS")]
@@ -93,11 +93,11 @@ async def loss_records(nats: Any) -> list[RecordDict]:
 def mask(value: Any, name: str = "") -> Any:
     if isinstance(value, dict):
         return {key: mask(each, key) for key, each in value.items()}
-    return "different" if name in DIFFERENT and value is not None else value
+    return "masked" if name in VARYING_FIELDS and value is not None else value
 
 
 def format_record(record: RecordDict) -> str:
-    """A record as the documents show it; in none of its texts is a blank."""
-    text = json.dumps(record, separators=(", ", ":_"))  # lines end after commas only
+    """Format a record like the documents; its strings must not contain spaces."""
+    text = json.dumps(record, separators=(", ", ":_"))  # so that lines break after commas only
     lines = textwrap.wrap(text, 116, subsequent_indent=" ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace(":_", ": ")

@@ -1,4 +1,4 @@
-"""Filters, extras and heartbeats of the real program on real containerd, and settings that are read anew at SIGHUP."""
+"""Filters, additional events, heartbeats, and the settings reload on SIGHUP, with the real program and containerd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def types_about(records: list[RecordDict], id_: str) -> list[str]:
 
 
 def test_additional_events_are_published_on_request(engine: Containerd, tmp_path: Path) -> None:
-    name = unique_id(engine, "extras")
+    name = unique_id(engine, "additional")
     with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
         bridge.wait_synced()
         run = ("run", "-d", "--pull=never", "--net=host", f"--name={name}", "busybox:latest", "sleep", "86400")
@@ -41,42 +41,46 @@ def test_additional_events_are_published_on_request(engine: Containerd, tmp_path
         bridge.wait(lambda records: "renamed" in types_about(records, id_), "new name")
         engine.nerdctl("rm", "-f", id_)
         records = bridge.wait(lambda records: "deleted" in types_about(records, id_), "deletion")
-    told = records_about(records, id_)
-    assert [(each["type"], each["origin"]) for each in told if each["type"] != "exited"] == [
+    published = records_about(records, id_)
+    assert [(each["type"], each["origin"]) for each in published if each["type"] != "exited"] == [
         ("created", "live"),
         ("started", "live"),
         ("renamed", "live"),
         ("deleted", "live"),
     ]
-    created, started, renamed = told[:3]
+    created, started, renamed = published[:3]
     assert (created["container"]["pid"], created["container"]["incarnation"]) == (0, "")
     assert renamed["container"]["incarnation"] == started["container"]["incarnation"]
-    assert [each["container"]["name"] for each in (created, renamed, told[-1])] == [name, f"{name}-new", f"{name}-new"]
+    assert [each["container"]["name"] for each in (created, renamed, published[-1])] == [
+        name,
+        f"{name}-new",
+        f"{name}-new",
+    ]
 
 
 def test_additional_events_are_inferred_after_bridge_was_down(engine: Containerd, tmp_path: Path) -> None:
-    gone, new, stays = (unique_id(engine, stem) for stem in ("gone", "new", "stays"))
+    removed, new, stays = (unique_id(engine, stem) for stem in ("removed", "new", "stays"))
     bridge = BridgeProcess(engine.address, tmp_path, state_dir=tmp_path / "state", environment=ADDITIONAL_EVENTS)
     with bridge:
         bridge.wait_synced()
-        for id_ in (gone, stays):
+        for id_ in (removed, stays):
             engine.ctr("container", "create", IMAGE, id_, "true")
         bridge.wait(
-            lambda records: types_about(records, gone) == types_about(records, stays) == ["created"], "creations"
+            lambda records: types_about(records, removed) == types_about(records, stays) == ["created"], "creations"
         )
-    engine.ctr("container", "rm", gone)
+    engine.ctr("container", "rm", removed)
     engine.ctr("container", "create", IMAGE, new, "true")
     with bridge:
         records = bridge.wait_synced(2)
     engine.ctr("container", "rm", new)
     engine.ctr("container", "rm", stays)
-    assert [(each["type"], each["origin"]) for each in records_about(records, gone)][1:] == [("deleted", "inferred")]
+    assert [(each["type"], each["origin"]) for each in records_about(records, removed)][1:] == [("deleted", "inferred")]
     assert [(each["type"], each["origin"]) for each in records_about(records, new)] == [("created", "inferred")]
     assert types_about(records, stays) == ["created"]
 
 
 def test_oom_event_precedes_exit(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique_id(engine, "oom-extra")
+    id_ = unique_id(engine, "oom")
     with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
         bridge.wait_synced()
         limit = ("--memory-limit", str(16 * 1024 * 1024))
@@ -90,19 +94,19 @@ def test_oom_event_precedes_exit(engine: Containerd, tmp_path: Path) -> None:
 
 
 def test_filter_matches_unpublished_label(engine: Containerd, tmp_path: Path) -> None:
-    chosen, other = unique_id(engine, "chosen"), unique_id(engine, "other")
+    selected, other = unique_id(engine, "selected"), unique_id(engine, "other")
     environment = {"WHALEBRIDGE_CONTAINERS__LABELS__INCLUDE": "tier=fr*", "WHALEBRIDGE_LABELS__EXCLUDE": "tier"}
     with BridgeProcess(engine.address, tmp_path, environment=environment) as bridge:
         bridge.wait_synced()
         engine.run(other, "sleep", "86400", labels={"tier": "back"})
-        engine.run(chosen, "sleep", "86400", labels={"tier": "front"})
-        records = bridge.wait(lambda records: types_about(records, chosen), "start")
+        engine.run(selected, "sleep", "86400", labels={"tier": "front"})
+        records = bridge.wait(lambda records: types_about(records, selected), "start")
     assert types_about(records, other) == []
-    assert "tier" not in records_about(records, chosen)[0]["container"]["labels"]
+    assert "tier" not in records_about(records, selected)[0]["container"]["labels"]
     check_stream(records)
 
 
-@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)  # its version has no part in it
+@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)  # independent of the version
 def test_heartbeat_timestamp_stalls_when_containerd_hangs(
     engine_factory: Callable[[], Containerd], tmp_path: Path
 ) -> None:
@@ -118,8 +122,10 @@ def test_heartbeat_timestamp_stalls_when_containerd_hangs(
 
     with BridgeProcess(engine.address, tmp_path, environment=environment) as bridge:
         bridge.wait_synced()
-        records = bridge.wait(lambda records: len({each["timestamp"] for each in heartbeats(records)}) > 1, "proofs")
-        assert {each["sequence"] for each in heartbeats(records)} == {2}, "those of the snapshot"
+        records = bridge.wait(
+            lambda records: len({each["timestamp"] for each in heartbeats(records)}) > 1, "advancing heartbeats"
+        )
+        assert {each["sequence"] for each in heartbeats(records)} == {2}, "the position of the snapshot"
         engine.suspend()
         count = len(heartbeats(bridge.wait(lambda records: heartbeats(records)[2:], "heartbeats")))
         records = bridge.wait(lambda records: len(heartbeats(records)) > count + 14, "heartbeats", 60)
@@ -128,24 +134,24 @@ def test_heartbeat_timestamp_stalls_when_containerd_hangs(
 
 
 class BridgeProgram:
-    """The bridge in this process, whose settings a test may change."""
+    """The bridge in this process; tests can change its settings."""
 
     def __init__(self, path: Path, **flags: Any) -> None:
         self.path = path
-        # The default port is one, and another test needs it taken.
+        # Another test needs the default port.
         self.flags: dict[str, Any] = {"sinks": {"file": f"file:{path}"}, "http": {"listen": ""}, **flags}
 
     def run(self) -> asyncio.Task[None]:
         return asyncio.create_task(app.run(load(self.flags), lambda: load(self.flags)))
 
     def records(self) -> list[RecordDict]:
-        """What is in the file: whole lines, and one that was written again, once."""
+        """Return the records in the file: complete lines, without duplicates."""
         lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.exists() else []
         return [msgspec.json.decode(each) for each in dict.fromkeys(lines)]
 
     async def wait(self, predicate: Callable[[list[RecordDict]], object]) -> list[RecordDict]:
         async with asyncio.timeout(30):
-            while not predicate(self.records()):  # noqa: ASYNC110 (a file has nothing to wait for)
+            while not predicate(self.records()):  # noqa: ASYNC110 (there is no event for a file)
                 await asyncio.sleep(0.02)
         return self.records()
 
@@ -155,23 +161,23 @@ def snapshots(records: list[RecordDict]) -> list[RecordDict]:
 
 
 async def test_sighup_applies_new_filters_and_sink_settings(engine: Containerd, tmp_path: Path) -> None:
-    leaves, stays, enters = (unique_id(engine, stem) for stem in ("leaves", "stays", "enters"))
-    for id_ in (leaves, stays, enters):
+    excluded, kept, added = (unique_id(engine, stem) for stem in ("excluded", "kept", "added"))
+    for id_ in (excluded, kept, added):
         engine.run(id_, "sleep", "86400")
     program = BridgeProgram(
         tmp_path / "records.jsonl",
         containerd={"address": engine.address},
-        containers={"names": {"include": [leaves, stays]}},
+        containers={"names": {"include": [excluded, kept]}},
     )
     running = program.run()
     await program.wait(snapshots)
-    program.flags |= {"containers": {"names": {"include": [enters, stays]}}, "heartbeat": {"interval": "1s"}}
+    program.flags |= {"containers": {"names": {"include": [added, kept]}}, "heartbeat": {"interval": "1s"}}
     program.flags["sinks"] = {"file": {"type": "file", "path": str(program.path), "heartbeats": True}}
     os.kill(os.getpid(), signal.SIGHUP)
     await program.wait(lambda records: len(snapshots(records)) > 1)
-    engine.ctr("task", "kill", "-s", "SIGKILL", leaves)
-    engine.ctr("task", "kill", "-s", "SIGKILL", enters)
-    await program.wait(lambda records: "exited" in types_about(records, enters))
+    engine.ctr("task", "kill", "-s", "SIGKILL", excluded)
+    engine.ctr("task", "kill", "-s", "SIGKILL", added)
+    await program.wait(lambda records: "exited" in types_about(records, added))
     await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
     os.kill(os.getpid(), signal.SIGTERM)
     await running
@@ -180,30 +186,30 @@ async def test_sighup_applies_new_filters_and_sink_settings(engine: Containerd, 
         ("start", 2),
         ("filters_changed", 2),
     ]
-    assert types_about(records, leaves) == ["present"]
-    assert types_about(records, stays) == ["present"] * 2
-    assert types_about(records, enters) == ["present", "exited"]
+    assert types_about(records, excluded) == ["present"]
+    assert types_about(records, kept) == ["present"] * 2
+    assert types_about(records, added) == ["present", "exited"]
     check_stream([each for each in records if each["type"] != "heartbeat"])
 
 
 def test_sighup_reloads_config_file(engine: Containerd, tmp_path: Path) -> None:
-    leaves, stays = unique_id(engine, "file-leaves"), unique_id(engine, "file-stays")
-    for id_ in (leaves, stays):
+    excluded, kept = unique_id(engine, "file-excluded"), unique_id(engine, "file-kept")
+    for id_ in (excluded, kept):
         engine.run(id_, "sleep", "86400")
     file = tmp_path / "whalebridge.yaml"
-    file.write_text(f"containers: {{names: {{include: ['{leaves}', '{stays}']}}}}\n")
+    file.write_text(f"containers: {{names: {{include: ['{excluded}', '{kept}']}}}}\n")
     with BridgeProcess(engine.address, tmp_path, "--config", str(file)) as bridge:
         bridge.wait_synced()
         file.write_text("containers: {nmes: 5}\nlog: {level: loud}\n")
         bridge.process.send_signal(signal.SIGHUP)
         bridge.wait_logged("settings_reload_failed", 2)
-        file.write_text(f"containers: {{names: {{include: ['{stays}']}}}}\nhost: other\n")
+        file.write_text(f"containers: {{names: {{include: ['{kept}']}}}}\nhost: other\n")
         bridge.process.send_signal(signal.SIGHUP)
         records = bridge.wait_synced(2)
         (reloaded,) = bridge.wait_logged("settings_reloaded")
     assert reloaded["changed"] == ["containers.names.include"]
-    assert types_about(records, leaves) == ["present"]
-    assert types_about(records, stays) == ["present"] * 2
+    assert types_about(records, excluded) == ["present"]
+    assert types_about(records, kept) == ["present"] * 2
     assert {each["host"] for each in records} == {"node-1"}
     check_runs(records)
 
@@ -224,8 +230,8 @@ async def test_sighup_publishes_snapshot_to_changed_sink_path(engine: Containerd
     await program.wait(lambda records: any(each["type"] == "heartbeat" for each in records))
     os.kill(os.getpid(), signal.SIGTERM)
     await running
-    told = [each["type"] for each in program.records() if each["type"] != "heartbeat"]
-    assert told[-3:] == ["snapshot_started", "present", "snapshot_completed"]
+    types = [each["type"] for each in program.records() if each["type"] != "heartbeat"]
+    assert types[-3:] == ["snapshot_started", "present", "snapshot_completed"]
 
 
 async def test_sighup_changes_nothing_when_new_settings_are_invalid(
@@ -236,12 +242,12 @@ async def test_sighup_changes_nothing_when_new_settings_are_invalid(
     await program.wait(snapshots)
     program.flags["log"] = {"level": "loud"}
     os.kill(os.getpid(), signal.SIGHUP)
-    said = ""
+    log = ""
     async with asyncio.timeout(30):
-        while "settings_reload_failed" not in said:
+        while "settings_reload_failed" not in log:
             await asyncio.sleep(0.02)
-            said += capsys.readouterr().out
-    assert "log.level" in said
+            log += capsys.readouterr().out
+    assert "log.level" in log
     os.kill(os.getpid(), signal.SIGTERM)
     await running
     assert len(snapshots(program.records())) == 1

@@ -1,4 +1,4 @@
-"""The HTTP endpoint of the real program on a real containerd: truthful, safe to look at, and quick to notice."""
+"""The HTTP endpoint of the real program on a real containerd: correct, safe for browsers, and quick to update."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Response(NamedTuple):
 
 
 class HttpClient:
-    """What a running bridge answers over TCP."""
+    """Send requests to a running bridge over TCP."""
 
     def __init__(self, bridge: BridgeProcess) -> None:
         (line,) = bridge.wait_logged("http_listening")
         self.url = f"http://{line['listen'][0]}"
 
     def get(self, path: str, method: str = "GET", **headers: str) -> Response:
-        request = urllib.request.Request(self.url + path, method=method, headers=headers)  # noqa: S310 (our own)
+        request = urllib.request.Request(self.url + path, method=method, headers=headers)  # noqa: S310 (a local URL)
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-                return Response(answer.status, answer.read().decode())
+            with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
+                return Response(response.status, response.read().decode())
         except urllib.error.HTTPError as error:
             with error:
                 return Response(error.code, error.read().decode())
@@ -80,7 +80,7 @@ def label(name: str, project: str = "") -> dict[str, str]:
     return {"nerdctl/name": name, **({"com.docker.compose.project": project} if project else {})}
 
 
-# --- the page ---
+# --- status page ---
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
@@ -91,12 +91,12 @@ def test_status_page_runs_no_injected_script_in_browser(
     container_factory.run(labels=label(HOSTILE, project=HOSTILE))
     container_factory.run(labels=label("web-shop-web-1", project="web-shop"))
     with BridgeProcess(container_factory.address, tmp_path, environment=LOCAL) as bridge:
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_synced()
-        document = browser.render_dom(f"{site.url}/", tmp_path / "profile")
+        document = browser.render_dom(f"{client.url}/", tmp_path / "profile")
         for dark in (False, True):
             picture = tmp_path / f"{dark}.png"
-            browser.screenshot(f"{site.url}/", tmp_path / "profile", picture, dark=dark)
+            browser.screenshot(f"{client.url}/", tmp_path / "profile", picture, dark=dark)
             assert picture.read_bytes().startswith(b"\x89PNG")
     assert "<title>whalebridge: node-1</title>" in document
     assert 'id="status">ready</b>' in document
@@ -116,29 +116,29 @@ def test_readiness_follows_containerd_hang_within_30_s(
 ) -> None:
     containerd = engine_factory()
     with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_synced()
-        assert site.ready()
+        assert client.ready()
         containerd.suspend()
         try:
-            eventually(lambda: not site.ready(), within=30)
-            assert len(site.get("/readyz").document["reasons"]) == 1
-            assert site.metrics()["whalebridge_ready"] == 0
-            assert site.get("/livez").status == http.client.OK
+            eventually(lambda: not client.ready(), within=30)
+            assert len(client.get("/readyz").document["reasons"]) == 1
+            assert client.metrics()["whalebridge_ready"] == 0
+            assert client.get("/livez").status == http.client.OK
         finally:
             containerd.resume()
-        eventually(site.ready, within=30)
+        eventually(client.ready, within=30)
 
 
 def test_readiness_is_false_before_first_snapshot(tmp_path: Path) -> None:
     with BridgeProcess(str(tmp_path / "c.sock"), tmp_path, environment=LOCAL) as bridge:
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_logged("containerd_unavailable")
-        page = site.get("/readyz")
+        page = client.get("/readyz")
         assert (page.status, page.document["ready"]) == (503, False)
         assert "c.sock" in page.document["reasons"][0]
-        assert "not ready" in site.get("/").text
-        assert site.get("/containers").document["projects"] == {}
+        assert "not ready" in client.get("/").text
+        assert client.get("/containers").document["projects"] == {}
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
@@ -147,38 +147,38 @@ def test_readiness_is_false_while_disk_is_full(container_factory: ContainerFacto
         small_disk(tmp_path / "disk", "4m") as disk,
         BridgeProcess(container_factory.address, tmp_path, state_dir=disk / "state", environment=LOCAL) as bridge,
     ):
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_synced()
-        assert site.ready()
+        assert client.ready()
         filler = fill_up(disk)
         for _ in range(4):
             container_factory.run(labels={"filler": "x" * 2000})
-        eventually(lambda: not site.ready(), within=20)
-        told = site.get("/readyz").document
-        assert_names(told["outbox"]["error"], disk / "state" / "outbox.db", "full")
-        (reason,) = told["reasons"]
-        assert_names(reason, told["outbox"]["error"])
-        assert site.metrics()["whalebridge_outbox_writable"] == 0
+        eventually(lambda: not client.ready(), within=20)
+        readiness = client.get("/readyz").document
+        assert_names(readiness["outbox"]["error"], disk / "state" / "outbox.db", "full")
+        (reason,) = readiness["reasons"]
+        assert_names(reason, readiness["outbox"]["error"])
+        assert client.metrics()["whalebridge_outbox_writable"] == 0
         filler.unlink()
-        eventually(site.ready, within=40)
+        eventually(client.ready, within=40)
 
 
 @pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 def test_readiness_is_degraded_when_sink_is_down(container_factory: ContainerFactory, tmp_path: Path) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        sinks = ["stdout:", f"nats://127.0.0.1:{nobody.getsockname()[1]}/bridge"]
+    with socket.socket() as unreachable:
+        unreachable.bind(("127.0.0.1", 0))
+        sinks = ["stdout:", f"nats://127.0.0.1:{unreachable.getsockname()[1]}/bridge"]
         with BridgeProcess(container_factory.address, tmp_path, sinks=sinks, environment=LOCAL) as bridge:
-            site = HttpClient(bridge)
+            client = HttpClient(bridge)
             bridge.wait_synced()
             bridge.wait_logged("sink_publish_failed")
-            page = site.get("/readyz")
+            page = client.get("/readyz")
             assert (page.status, page.document["degraded"]) == (200, True)
-            well, down = page.document["sinks"]
-            assert (well["state"], down["state"]) == ("ok", "failing")
-            assert down["backlog_records"] >= 2
+            working, failing = page.document["sinks"]
+            assert (working["state"], failing["state"]) == ("ok", "failing")
+            assert failing["backlog_records"] >= 2
             time.sleep(1)
-            metrics = site.metrics()
+            metrics = client.metrics()
             assert metrics["whalebridge_outbox_oldest_record_age_seconds nats"] >= 1
             assert metrics["whalebridge_sink_publish_failures_total nats"] >= 1
             assert metrics["whalebridge_sink_up stdout"] == 1
@@ -191,7 +191,7 @@ def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], t
     containerd = engine_factory()
     first, second, third = (f"known{number}-{os.getpid()}" for number in range(3))
     with BridgeProcess(containerd.address, tmp_path, environment=LOCAL) as bridge:
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_synced()
         for id_ in (first, second, third):
             containerd.run(id_, "sleep", "86400")
@@ -199,10 +199,10 @@ def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], t
         containerd.ctr("task", "pause", second)
         containerd.ctr("task", "kill", "--signal", "SIGKILL", third)
         bridge.wait(lambda records: len(transitions(records)) == 5, "starts, pause and exit")
-        # Events of several containers come in any order.
-        eventually(lambda: site.metrics()["whalebridge_ignored_events_total exec_exit"])
-        eventually(lambda: site.metrics()["whalebridge_sink_published_records_total stdout"] == len(bridge.records()))
-        told = site.metrics()
+        # Events of different containers arrive in any order.
+        eventually(lambda: client.metrics()["whalebridge_ignored_events_total exec_exit"])
+        eventually(lambda: client.metrics()["whalebridge_sink_published_records_total stdout"] == len(bridge.records()))
+        metrics = client.metrics()
     history = {
         "whalebridge_records_total live started": 3,
         "whalebridge_records_total live exited": 1,
@@ -219,17 +219,17 @@ def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], t
         "whalebridge_sink_dropped_records_total stdout": 0,
         "whalebridge_ready": 1,
     }
-    assert {name: told[name] for name in history} == history
-    assert told["whalebridge_sink_publish_duration_seconds_count stdout"] >= 1
+    assert {name: metrics[name] for name in history} == history
+    assert metrics["whalebridge_sink_publish_duration_seconds_count stdout"] >= 1
 
 
 @pytest.mark.parametrize("files", [("check", "rules", "rules.yaml"), ("test", "rules", "rules_test.yaml")])
 def test_promtool_accepts_prometheus_files(files: tuple[str, ...], require: Callable[..., None]) -> None:
     require("prometheus")
     environment = {**os.environ, "PATH": search_path("prometheus")}
-    folder = ROOT / "deploy" / "prometheus"
+    directory = ROOT / "deploy" / "prometheus"
     done = subprocess.run(
-        ["promtool", *files], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        ["promtool", *files], cwd=directory, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -240,9 +240,9 @@ def test_promtool_accepts_exposed_metrics(
 ) -> None:
     require("prometheus")
     with BridgeProcess(container_factory.address, tmp_path, environment=LOCAL) as bridge:
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_synced()
-        text = site.get("/metrics").text
+        text = client.get("/metrics").text
     environment = {**os.environ, "PATH": search_path("prometheus")}
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=text, env=environment, capture_output=True, text=True, check=False
@@ -260,7 +260,7 @@ def test_http_responses_contain_no_secrets(container_factory: ContainerFactory, 
     def canary() -> str:
         return f"canary-{next(numbers)}-{os.getpid()}"
 
-    labels = {"db.password": canary(), "api-token": canary(), "nerdctl/extraHosts": canary(), "tier": "let-through"}
+    labels = {"db.password": canary(), "api-token": canary(), "nerdctl/extraHosts": canary(), "tier": "published-value"}
     container_factory.run(labels=labels)
     environment = {
         **LOCAL,
@@ -272,15 +272,15 @@ def test_http_responses_contain_no_secrets(container_factory: ContainerFactory, 
         "WHALEBRIDGE_SINKS__NATS__AUTH__PASSWORD": canary(),
     }
     with BridgeProcess(container_factory.address, tmp_path, environment=environment) as bridge:
-        site = HttpClient(bridge)
+        client = HttpClient(bridge)
         bridge.wait_synced()
         bridge.wait_logged("sink_publish_failed")
-        pages = [site.get(path).text for path in ("/", "/readyz", "/metrics", "/containers")]
-    assert "let-through" in pages[3]
+        pages = [client.get(path).text for path in ("/", "/readyz", "/metrics", "/containers")]
+    assert "published-value" in pages[3]
     assert [page for page in [*pages, bridge.log.read_text()] if "canary-" in page] == []
 
 
-# --- where it listens ---
+# --- listen address ---
 
 
 def test_run_exits_1_when_configured_http_address_is_in_use(tmp_path: Path) -> None:
@@ -289,29 +289,29 @@ def test_run_exits_1_when_configured_http_address_is_in_use(tmp_path: Path) -> N
         with BridgeProcess("/nowhere.sock", tmp_path, environment={"WHALEBRIDGE_HTTP__LISTEN": address}) as bridge:
             assert bridge.process.wait(60) == 1
             last = bridge.log.read_text().splitlines()[-1]
-            bridge.process.returncode = 0  # as it should be
+            bridge.process.returncode = 0  # expected
     assert last.startswith(f"whalebridge: http.listen {address}: Address already in use")
 
 
 def test_run_continues_when_default_http_address_is_in_use(tmp_path: Path) -> None:
     environment = {"PATH": "/usr/bin:/bin"}
     with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that were closed do not count
-        with contextlib.suppress(TimeoutError):  # somebody else has it for good: as well
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections in TIME_WAIT
+        with contextlib.suppress(TimeoutError):  # another process has the port, which is sufficient
             eventually(lambda: occupy_port(other, 9469), within=30)
         bridge = BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment)
         del bridge._environment["WHALEBRIDGE_HTTP__LISTEN"]
         with bridge:
-            (told,) = bridge.wait_logged("http_listen_failed")
-            assert (told["level"], "127.0.0.1:9469" in told["error"]) == ("warning", True)
+            (line,) = bridge.wait_logged("http_listen_failed")
+            assert (line["level"], "127.0.0.1:9469" in line["error"]) == ("warning", True)
             eventually((tmp_path / "state" / "control.sock").is_socket)
 
 
-def occupy_port(ours: socket.socket, port: int) -> bool:
-    """Take a port, which a bridge of another test may have for a while."""
+def occupy_port(server: socket.socket, port: int) -> bool:
+    """Listen on a port; return false while another process, such as a bridge of another test, uses it."""
     try:
-        ours.bind(("127.0.0.1", port))
-        ours.listen()
+        server.bind(("127.0.0.1", port))
+        server.listen()
     except OSError:
         return False
     return True
@@ -332,9 +332,9 @@ def test_snapshot_command_triggers_snapshot_of_running_bridge(
         assert (done.returncode, done.stderr) == (0, "")
         taken = json.loads(done.stdout)
         records = bridge.wait_synced(2)
-        frame = next(each["snapshot"] for each in reversed(records) if each["snapshot"])
-        assert frame["reason"] == "on_demand"
-        assert taken == {"id": frame["id"], "containers": frame["containers"]}
+        control_record = next(each["snapshot"] for each in reversed(records) if each["snapshot"])
+        assert control_record["reason"] == "on_demand"
+        assert taken == {"id": control_record["id"], "containers": control_record["containers"]}
         plain = whalebridge("snapshot", "--state-dir", str(state))
         assert plain.stdout.startswith("snapshot ")
         assert plain.stdout.endswith(("container\n", "containers\n"))
@@ -342,13 +342,13 @@ def test_snapshot_command_triggers_snapshot_of_running_bridge(
 
 
 def test_snapshot_command_explains_unusable_state_dir(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as left:
-        left.bind(str(tmp_path / "control.sock"))
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "control.sock"))
     assert_one_line(whalebridge("snapshot", "--state-dir", str(tmp_path)), 3, str(tmp_path))
     if os.geteuid() == 0:
         os.chmod(tmp_path, 0o700)
-        nobody = ["setpriv", "--reuid=65534", "--clear-groups"]
-        done = whalebridge("snapshot", "--state-dir", str(tmp_path), prefix=nobody)
+        unprivileged = ["setpriv", "--reuid=65534", "--clear-groups"]
+        done = whalebridge("snapshot", "--state-dir", str(tmp_path), prefix=unprivileged)
         assert_one_line(done, 3, "permission denied", "root")
 
 

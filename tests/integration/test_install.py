@@ -1,6 +1,6 @@
-"""docs/install.md, done: its commands, on a copy of the checkout, below a folder instead of the root of the machine.
+"""The commands of docs/install.md, run on a copy of the checkout with a temporary directory as the root.
 
-What needs a running systemd (`systemctl`, `systemd-run`) is not tried: the tests' machines have none.
+Commands that need a running systemd (`systemctl`, `systemd-run`) are skipped: the test machines have none.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ INSTALL = (ROOT / "docs" / "install.md").read_text()
 
 
 class InstallSandbox:
-    """A folder in which the document's paths are, and a copy of the checkout."""
+    """A directory with the paths of the document, and a copy of the checkout."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"
         self.checkout = directory / "checkout"
-        for place in ("opt", "etc/systemd/system", "etc/bash_completion.d", "usr/local/bin", "var/lib", "bin"):
-            (self.root / place).mkdir(parents=True)
+        for path in ("opt", "etc/systemd/system", "etc/bash_completion.d", "usr/local/bin", "var/lib", "bin"):
+            (self.root / path).mkdir(parents=True)
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         for name in filter(None, files.split("\0")):
             (self.checkout / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,33 +38,33 @@ class InstallSandbox:
         (self.root / "bin" / "python3").symlink_to(sys.executable)
 
     def run_section(self, title: str) -> None:
-        """Do what a section says in its `sh` blocks."""
+        """Run the commands in the `sh` blocks of a section."""
         for line in documented(title):
             self.run_line(line)
 
     def run_line(self, line: str) -> str:
-        here = re.sub(r"(?<![\w./])/(opt|etc|usr/local|var)/", rf"{self.root}/\1/", line)
+        command = re.sub(r"(?<![\w./])/(opt|etc|usr/local|var)/", rf"{self.root}/\1/", line)
         path = f"{self.root}/bin:{self.root}/usr/local/bin:/usr/bin:/bin"
-        done = subprocess.run(
-            ["sh", "-ec", here],
+        result = subprocess.run(
+            ["sh", "-ec", command],
             cwd=self.checkout,
             env={**_pip_settings(), "PATH": path, "HOME": str(self.root)},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
-        return done.stdout
+        assert result.returncode == 0, (line, result.stdout[-2000:], result.stderr[-2000:])
+        return result.stdout
 
 
 def documented(title: str = "") -> list[str]:
-    """The commands of the `sh` blocks of a section, or of all, but for those that need a running systemd."""
+    """Return the commands in the `sh` blocks of a section, or of all, except those that need a running systemd."""
     (text,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", INSTALL, re.MULTILINE | re.DOTALL) if title else [INSTALL]
     return [line for line in shell_commands(text, "sh") if not line.startswith(("systemctl", "systemd-run"))]
 
 
 def _pip_settings() -> dict[str, str]:
-    """Where pip is told to look."""
+    """Return the environment variables that configure pip."""
     return {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
 
 
@@ -88,5 +88,5 @@ def test_documented_install_upgrade_and_removal_work(engine: Containerd, tmp_pat
     machine.run_section("Remove")
     assert not (machine.root / "opt/whalebridge").exists()
     assert not list((machine.root / "usr/local/bin").iterdir())
-    left = {path.name for path in (machine.root / "var/lib/whalebridge").iterdir()}
-    assert left >= {"outbox.db", "whalebridge.lock"}
+    remaining = {path.name for path in (machine.root / "var/lib/whalebridge").iterdir()}
+    assert remaining >= {"outbox.db", "whalebridge.lock"}

@@ -1,4 +1,4 @@
-"""Who may publish to Kafka: every way of logging in, right and wrong. What is wrong is named, and never a secret."""
+"""Authentication, TLS and permissions of the Kafka sink: errors name the wrong setting and never contain a secret."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.testbed.kafka import LONG_SESSION_TIMEOUT, USERS, Kafka
 from tests.testbed.kafka_config import Listener, unsecured_jwt
 
 MECHANISMS = ["plain", "scram-sha-256", "scram-sha-512"]
-SECRET = "hunter2-swordfish"  # noqa: S105 (it opens nothing)
+SECRET = "hunter2-swordfish"  # noqa: S105 (not a real password)
 USER = "bridge"
 
 
 @pytest.fixture(scope="module")
 def restricted_kafka(kafka: Kafka) -> Iterator[Kafka]:
-    """A Kafka that allows nothing to those who log in, unless told so. (`kafka` sees to it that it is installed.)"""
+    """Return a Kafka whose users have no permissions unless granted; `kafka` ensures that Kafka is installed."""
     assert kafka.servers
-    users = {name: f"{name}-password" for name in ("writer", "owner", "least", "nobody", "keeper", "stateful")}
+    users = {name: f"{name}-password" for name in ("writer", "owner", "least", "reader", "keeper", "stateful")}
     with Kafka(
         listeners=("sasl_plaintext",), users=users, acls=True, settings=LONG_SESSION_TIMEOUT
     ) as restricted_kafka:
@@ -42,10 +42,10 @@ def tls(authority: Authority, **options: Any) -> dict[str, Any]:
 
 
 async def publish_error(peer: str, **options: Any) -> str:
-    """What is said where publishing does not work."""
+    """Publish, and return the text of the error."""
     with pytest.raises(TransientError) as caught:
-        async with open_sink(peer, "closed", **options) as made:
-            await made.publish([record(1)])
+        async with open_sink(peer, "closed", **options) as sink:
+            await sink.publish([record(1)])
     text = str(caught.value)
     error: BaseException | None = caught.value
     while error:
@@ -55,7 +55,7 @@ async def publish_error(peer: str, **options: Any) -> str:
     return text
 
 
-# --- logins ---
+# --- authentication ---
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -67,13 +67,13 @@ async def test_kafka_sink_publishes_with_correct_password(
     file = tmp_path / "password"
     file.write_text(f"{USERS[USER]}\n")
     secure: dict[str, Any] = {"tls": tls(authority)} if listener == "sasl_ssl" else {}
-    where = kafka.bootstrap_for(listener)
+    bootstrap = kafka.bootstrap_for(listener)
     for credentials in (
         auth(mechanism=mechanism, password=USERS[USER]),
         auth(mechanism=mechanism, password_file=str(file)),
     ):
-        async with open_sink(where, topic, auth=credentials, **secure) as made:
-            await made.publish([record(1)])
+        async with open_sink(bootstrap, topic, auth=credentials, **secure) as sink:
+            await sink.publish([record(1)])
     assert len(kafka.admin.records(topic)) == 2
 
 
@@ -88,47 +88,47 @@ async def test_kafka_sink_reports_wrong_user_or_password(kafka: Kafka, mechanism
 async def test_kafka_sink_accepts_token_file_and_reports_expired_token(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "token"
     auth = {"mechanism": "oauthbearer", "token_file": str(file)}
-    where = kafka.bootstrap_for("sasl_plaintext")
+    bootstrap = kafka.bootstrap_for("sasl_plaintext")
     file.write_text(unsecured_jwt(USER) + "\n")
-    async with open_sink(where, "token", auth=auth) as made:
-        await made.publish([record(1)])
+    async with open_sink(bootstrap, "token", auth=auth) as sink:
+        await sink.publish([record(1)])
     assert len(kafka.admin.records("token")) == 1
     for token in (unsecured_jwt(USER, seconds=-60), SECRET):
         file.write_text(token)
-        assert_names(await publish_error(where, auth=auth), where, f"token_file {file}")
+        assert_names(await publish_error(bootstrap, auth=auth), bootstrap, f"token_file {file}")
     file.write_text(" \n")
-    assert_names(await publish_error(where, auth=auth), f"auth.token_file {file}")
+    assert_names(await publish_error(bootstrap, auth=auth), f"auth.token_file {file}")
     file.unlink()
-    assert_names(await publish_error(where, auth=auth), f"auth.token_file {file}", "No such file or directory")
+    assert_names(await publish_error(bootstrap, auth=auth), f"auth.token_file {file}", "No such file or directory")
 
 
 async def test_kafka_sink_reports_auth_unsupported_by_listener(restricted_kafka: Kafka, kafka: Kafka) -> None:
-    where = kafka.bootstrap
-    assert_names(await publish_error(where, auth=auth(password=SECRET)), where, "auth")
-    for_logins = restricted_kafka.bootstrap_for("sasl_plaintext")
-    assert_names(await publish_error(for_logins), for_logins, "kafkas://", "tls.enabled", "(auth)")
+    bootstrap = kafka.bootstrap
+    assert_names(await publish_error(bootstrap, auth=auth(password=SECRET)), bootstrap, "auth")
+    sasl_bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
+    assert_names(await publish_error(sasl_bootstrap), sasl_bootstrap, "kafkas://", "tls.enabled", "(auth)")
 
 
 async def test_kafka_sink_rereads_replaced_password_file(kafka: Kafka, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text(SECRET)
-    whole = records(10)
-    where = kafka.bootstrap_for("sasl_plaintext")
+    all_records = records(10)
+    bootstrap = kafka.bootstrap_for("sasl_plaintext")
     with raises_naming(TransientError, "user bridge", "scram-sha-256", file):
-        async with open_sink(where, "rotated", auth=auth(password_file=str(file))) as made:
+        async with open_sink(bootstrap, "rotated", auth=auth(password_file=str(file))) as sink:
             pass
     async with open_sink(kafka, "rotated"):
         pass
     file.write_text(USERS[USER])
-    async with open_sink(where, "rotated", auth=auth(password_file=str(file))) as made:
-        await made.publish(whole[:5])
+    async with open_sink(bootstrap, "rotated", auth=auth(password_file=str(file))) as sink:
+        await sink.publish(all_records[:5])
         file.write_text(SECRET)
-        await made.close()  # as after any error: the next attempt reads the file anew
+        await sink.close()  # as after any error: the next attempt rereads the file
         with raises_naming(TransientError, "user bridge", file):
-            await made.publish(whole[5:])
+            await sink.publish(all_records[5:])
         file.write_text(USERS[USER])
-        await publish_until_accepted(made, whole[5:])
-    assert [each.value for each in kafka.admin.records("rotated")] == record_data(whole)
+        await publish_until_accepted(sink, all_records[5:])
+    assert [each.value for each in kafka.admin.records("rotated")] == record_data(all_records)
 
 
 # --- TLS ---
@@ -137,71 +137,71 @@ async def test_kafka_sink_rereads_replaced_password_file(kafka: Kafka, tmp_path:
 async def test_kafka_sink_publishes_over_tls_and_mtls(kafka: Kafka, authority: Authority) -> None:
     ours = authority.issue(USER, password=SECRET)
     own = {"cert_file": str(ours.certificate), "key_file": str(ours.key), "key_password": SECRET}
-    async with open_sink(kafka.bootstrap_for("ssl"), "tls", tls=tls(authority)) as made:
-        await made.publish([record(1)])
-    async with open_sink(kafka.bootstrap_for("mtls"), "tls", tls=tls(authority, **own)) as made:
-        await made.publish([record(2)])
+    async with open_sink(kafka.bootstrap_for("ssl"), "tls", tls=tls(authority)) as sink:
+        await sink.publish([record(1)])
+    async with open_sink(kafka.bootstrap_for("mtls"), "tls", tls=tls(authority, **own)) as sink:
+        await sink.publish([record(2)])
     assert len(kafka.admin.records("tls")) == 2
 
 
 async def test_kafka_sink_distrusts_server_of_unknown_authority(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
-    where = kafka.bootstrap_for("ssl")
+    bootstrap = kafka.bootstrap_for("ssl")
     other = Authority(tmp_path / "other", "another authority")
-    text = await publish_error(where, tls=tls(other))
-    assert_names(text, where, "unable to get local issuer certificate", other.certificate)
-    assert_names(await publish_error(where, tls={"enabled": True}), where, "tls.ca_file")
+    text = await publish_error(bootstrap, tls=tls(other))
+    assert_names(text, bootstrap, "unable to get local issuer certificate", other.certificate)
+    assert_names(await publish_error(bootstrap, tls={"enabled": True}), bootstrap, "tls.ca_file")
     assert authority.certificate != other.certificate
 
 
 async def test_kafka_sink_distrusts_server_certificate_for_other_host(kafka_factory: Any, authority: Authority) -> None:
     certificate = authority.issue("broker", hosts=("elsewhere.example", "127.0.0.9"))
     kafka = kafka_factory(listeners=("ssl",), authority=authority, certificate=certificate)
-    where = kafka.bootstrap_of("ssl")
-    assert_names(await publish_error(where, tls=tls(authority)), where, "IP address mismatch")
-    where = where.replace("127.0.0.1", "localhost")
-    assert_names(await publish_error(where, tls=tls(authority)), where, "Hostname mismatch")
+    bootstrap = kafka.bootstrap_for("ssl")
+    assert_names(await publish_error(bootstrap, tls=tls(authority)), bootstrap, "IP address mismatch")
+    bootstrap = bootstrap.replace("127.0.0.1", "localhost")
+    assert_names(await publish_error(bootstrap, tls=tls(authority)), bootstrap, "Hostname mismatch")
 
 
 async def test_kafka_sink_reports_missing_or_wrong_client_certificate(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
-    where = kafka.bootstrap_for("mtls")
-    assert_names(await publish_error(where, tls=tls(authority)), where, "tls.cert_file")
-    strange = Authority(tmp_path / "strange", "another authority").issue(USER)
-    own = {"cert_file": str(strange.certificate), "key_file": str(strange.key)}
-    text = await publish_error(where, tls=tls(authority, **own))
-    assert_names(text, where, strange.certificate)
+    bootstrap = kafka.bootstrap_for("mtls")
+    assert_names(await publish_error(bootstrap, tls=tls(authority)), bootstrap, "tls.cert_file")
+    untrusted = Authority(tmp_path / "untrusted", "another authority").issue(USER)
+    own = {"cert_file": str(untrusted.certificate), "key_file": str(untrusted.key)}
+    text = await publish_error(bootstrap, tls=tls(authority, **own))
+    assert_names(text, bootstrap, untrusted.certificate)
 
 
 async def test_kafka_sink_reports_missing_or_invalid_tls_files(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
-    where = kafka.bootstrap_for("mtls")
+    bootstrap = kafka.bootstrap_for("mtls")
     ours, others = authority.issue(USER, password=SECRET), authority.issue("other")
-    rubbish = tmp_path / "rubbish"
-    rubbish.write_text(SECRET)
+    garbage = tmp_path / "garbage"
+    garbage.write_text(SECRET)
     cert, key = str(ours.certificate), str(ours.key)
-    wrong: list[tuple[dict[str, Any], list[str]]] = [
+    invalid: list[tuple[dict[str, Any], list[str]]] = [
         ({"ca_file": "/nowhere"}, ["tls.ca_file /nowhere", "No such file or directory"]),
-        ({"ca_file": str(rubbish)}, [f"tls.ca_file {rubbish}"]),
+        ({"ca_file": str(garbage)}, [f"tls.ca_file {garbage}"]),
         ({"cert_file": "/nowhere"}, ["tls.cert_file /nowhere"]),
         ({"cert_file": cert, "key_file": "/nowhere"}, ["tls.key_file /nowhere"]),
         ({"cert_file": cert, "key_file": key}, [f"tls.key_file {key}", "tls.key_password"]),
         ({"cert_file": cert, "key_file": key, "key_password": f"{SECRET}!"}, ["tls.key_password"]),
         ({"cert_file": cert, "key_file": key, "key_password_file": "/nowhere"}, ["tls.key_password_file /nowhere"]),
         ({"cert_file": cert, "key_file": str(others.key)}, [str(others.key), f"tls.cert_file {cert}"]),
-        ({"cert_file": str(rubbish)}, [f"tls.cert_file {rubbish}", f"tls.key_file {rubbish}"]),
+        ({"cert_file": str(garbage)}, [f"tls.cert_file {garbage}", f"tls.key_file {garbage}"]),
     ]
-    for options, named in wrong:
-        assert_names(await publish_error(where, tls=tls(authority) | options), *named)
+    for options, expected in invalid:
+        assert_names(await publish_error(bootstrap, tls=tls(authority) | options), *expected)
 
 
 async def test_kafka_sink_reports_plaintext_and_tls_mismatch(kafka: Kafka, authority: Authority) -> None:
     assert_names(await publish_error(kafka.bootstrap, tls=tls(authority)), kafka.bootstrap, "TLS")
-    for_tls = kafka.bootstrap_for("ssl")
-    assert_names(await publish_error(for_tls), for_tls, "tls.enabled")
+    tls_bootstrap = kafka.bootstrap_for("ssl")
+    assert_names(await publish_error(tls_bootstrap), tls_bootstrap, "tls.enabled")
 
 
 # --- servers ---
@@ -211,8 +211,8 @@ async def test_kafka_sink_reports_reason_for_each_unusable_server(kafka: Kafka) 
     port = kafka.bootstrap.rpartition(":")[2]
     text = await publish_error(f"127.0.0.1:1,no.such.host.invalid:{port}")
     assert_names(text, "127.0.0.1:1: connection refused", f"no.such.host.invalid:{port}: ")
-    async with open_sink(f"127.0.0.1:1,{kafka.bootstrap}", "second") as made:
-        await made.publish([record(1)])
+    async with open_sink(f"127.0.0.1:1,{kafka.bootstrap}", "second") as sink:
+        await sink.publish([record(1)])
 
 
 # --- permissions ---
@@ -223,72 +223,72 @@ def acl_settings(user: str) -> dict[str, Any]:
 
 
 async def test_kafka_sink_needs_only_describe_and_write_permission(restricted_kafka: Kafka) -> None:
-    """As docs/kafka.md has it: Describe and Write on a topic that is there."""
-    where = restricted_kafka.bootstrap_for("sasl_plaintext")
+    """As documented in docs/kafka.md: Describe and Write on an existing topic."""
+    bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
     restricted_kafka.admin.create_topic("given")
-    text = await publish_error(where, **acl_settings("least") | {"auto_create": False})
+    text = await publish_error(bootstrap, **acl_settings("least") | {"auto_create": False})
     assert_names(text, "user least", "topic closed", "Describe", "Write")
-    restricted_kafka.admin.allow("User:least", "write", "topic", "given")  # which lets it describe as well
-    async with open_sink(where, "given", **acl_settings("least")) as made:
-        await made.publish([record(1)])
+    restricted_kafka.admin.allow("User:least", "write", "topic", "given")  # implies Describe
+    async with open_sink(bootstrap, "given", **acl_settings("least")) as sink:
+        await sink.publish([record(1)])
     assert len(restricted_kafka.admin.records("given")) == 1
 
 
 async def test_kafka_sink_creates_topic_when_permitted(restricted_kafka: Kafka) -> None:
-    where = restricted_kafka.bootstrap_for("sasl_plaintext")
+    bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
     restricted_kafka.admin.allow("User:owner", "write", "topic", "owned")
     with raises_naming(TransientError, "topic owned", "user owner", "Create"):
-        async with open_sink(where, "owned", **acl_settings("owner")):
+        async with open_sink(bootstrap, "owned", **acl_settings("owner")):
             pass
     restricted_kafka.admin.allow("User:owner", "create", "topic", "owned")
     restricted_kafka.admin.allow("User:owner", "describe_configs", "topic", "owned")
-    async with open_sink(where, "owned", **acl_settings("owner")) as made:
-        await made.publish([record(1)])
+    async with open_sink(bootstrap, "owned", **acl_settings("owner")) as sink:
+        await sink.publish([record(1)])
     assert restricted_kafka.admin.describe("owned")["settings"]["cleanup.policy"] == "delete"
 
 
 async def test_kafka_sink_fails_when_write_permission_is_missing(restricted_kafka: Kafka) -> None:
-    where = restricted_kafka.bootstrap_for("sasl_plaintext")
-    restricted_kafka.admin.create_topic("seen")
-    restricted_kafka.admin.allow("User:nobody", "describe", "topic", "seen")
-    with raises_naming(TransientError, "user nobody", "topic seen"):
-        async with open_sink(where, "seen", **acl_settings("nobody")) as made:
-            await made.publish([record(1)])
+    bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
+    restricted_kafka.admin.create_topic("visible")
+    restricted_kafka.admin.allow("User:reader", "describe", "topic", "visible")
+    with raises_naming(TransientError, "user reader", "topic visible"):
+        async with open_sink(bootstrap, "visible", **acl_settings("reader")) as sink:
+            await sink.publish([record(1)])
 
 
 async def test_kafka_sink_needs_read_permission_on_state_topic(restricted_kafka: Kafka) -> None:
-    where = restricted_kafka.bootstrap_for("sasl_plaintext")
-    for topic, policy in (("stream", "delete"), ("rows", "compact")):
+    bootstrap = restricted_kafka.bootstrap_for("sasl_plaintext")
+    for topic, policy in (("stream", "delete"), ("state", "compact")):
         restricted_kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
         restricted_kafka.admin.allow("User:stateful", "write", "topic", topic)
-    with raises_naming(TransientError, "user stateful", "state_topic rows", "Read"):
-        async with open_sink(where, "stream", state_topic="rows", **acl_settings("stateful")) as made:
-            await made.publish([record(1)])
-    restricted_kafka.admin.allow("User:stateful", "read", "topic", "rows")
-    async with open_sink(where, "stream", state_topic="rows", **acl_settings("stateful")) as made:
-        await made.publish([record(1)])
-    assert len(restricted_kafka.admin.records("rows")) == 1
+    with raises_naming(TransientError, "user stateful", "state_topic state", "Read"):
+        async with open_sink(bootstrap, "stream", state_topic="state", **acl_settings("stateful")) as sink:
+            await sink.publish([record(1)])
+    restricted_kafka.admin.allow("User:stateful", "read", "topic", "state")
+    async with open_sink(bootstrap, "stream", state_topic="state", **acl_settings("stateful")) as sink:
+        await sink.publish([record(1)])
+    assert len(restricted_kafka.admin.records("state")) == 1
 
 
 async def test_kafka_sink_identifies_record_rejected_by_broker_rule(
     restricted_kafka: Kafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rule that is at hand: nothing without a key in a compacted topic, which this user may not see to be one."""
-    where, whole = restricted_kafka.bootstrap_for("sasl_plaintext"), records(1000)
-    restricted_kafka.admin.create_topic("ruled", settings={"cleanup.policy": "compact"})
-    restricted_kafka.admin.allow("User:keeper", "write", "topic", "ruled")
+    """A compacted topic rejects records without a key; this user may not read the topic's `cleanup.policy`."""
+    bootstrap, all_records = restricted_kafka.bootstrap_for("sasl_plaintext"), records(1000)
+    restricted_kafka.admin.create_topic("keyed", settings={"cleanup.policy": "compact"})
+    restricted_kafka.admin.allow("User:keeper", "write", "topic", "keyed")
 
-    def without_a_key(*arguments: Any) -> list[Message]:
-        made = event_messages(*arguments)
-        nothing: Any = None
-        return [each._replace(key=nothing) if each.position == (EPOCH, 700) else each for each in made]
+    def messages_without_key(*arguments: Any) -> list[Message]:
+        messages = event_messages(*arguments)
+        no_key: Any = None
+        return [each._replace(key=no_key) if each.position == (EPOCH, 700) else each for each in messages]
 
-    monkeypatch.setattr("sinks.kafka.sink.event_messages", without_a_key)
-    async with open_sink(where, "ruled", **acl_settings("keeper")) as made:
-        with raises_naming(RejectedRecordError, "topic ruled") as caught:
-            await made.publish(whole)
+    monkeypatch.setattr("sinks.kafka.sink.event_messages", messages_without_key)
+    async with open_sink(bootstrap, "keyed", **acl_settings("keeper")) as sink:
+        with raises_naming(RejectedRecordError, "topic keyed") as caught:
+            await sink.publish(all_records)
         assert caught.value.positions == {(EPOCH, 700)}
-        assert [each.value for each in restricted_kafka.admin.records("ruled")] == record_data(whole[:699])
-        del whole[699]
-        await made.publish(whole)
-    assert distinct_values(restricted_kafka.admin.records("ruled")) == record_data(whole)
+        assert [each.value for each in restricted_kafka.admin.records("keyed")] == record_data(all_records[:699])
+        del all_records[699]
+        await sink.publish(all_records)
+    assert distinct_values(restricted_kafka.admin.records("keyed")) == record_data(all_records)

@@ -1,4 +1,4 @@
-"""Three brokers, of which the one that leads dies or hangs under load: nothing is lost, and order is as P5 says."""
+"""Kafka with three brokers, whose leader fails under load: no record is lost, and the order follows P5."""
 
 from __future__ import annotations
 
@@ -30,61 +30,61 @@ def cluster(kafka_factory: KafkaFactory) -> Kafka:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("compression", "how"), [("none", "kill"), ("lz4", "stop"), ("zstd", "suspend")])
+@pytest.mark.parametrize(("compression", "failure"), [("none", "kill"), ("lz4", "stop"), ("zstd", "suspend")])
 async def test_kafka_sink_loses_nothing_when_leader_fails_under_load(
-    cluster: Kafka, compression: str, how: str
+    cluster: Kafka, compression: str, failure: str
 ) -> None:
-    topic, whole = f"leader-{how}", list[Record]()
+    topic, all_records = f"leader-{failure}", list[Record]()
     cluster.admin.create_topic(topic, replicas=3)
-    begun, over = asyncio.Event(), asyncio.Event()
+    published, finished = asyncio.Event(), asyncio.Event()
 
-    async def publish(made: KafkaSink) -> None:
-        while not over.is_set():
-            batch = records(200, len(whole) + 1, size=800)
-            whole.extend(batch)
-            await publish_until_accepted(made, batch, seconds=120)
-            begun.set()
+    async def publish(sink: KafkaSink) -> None:
+        while not finished.is_set():
+            batch = records(200, len(all_records) + 1, size=800)
+            all_records.extend(batch)
+            await publish_until_accepted(sink, batch, seconds=120)
+            published.set()
             await asyncio.sleep(0.2)
 
-    async with open_sink(cluster, topic, compression=compression, request_timeout="30s") as made:
-        publishing = asyncio.create_task(publish(made))
-        await begun.wait()
+    async with open_sink(cluster, topic, compression=compression, request_timeout="30s") as sink:
+        publishing = asyncio.create_task(publish(sink))
+        await published.wait()
         for _ in range(ROUNDS):
-            await asyncio.to_thread(fail_leader, cluster, topic, how)
-        over.set()
+            await asyncio.to_thread(fail_leader, cluster, topic, failure)
+        finished.set()
         await publishing
     stored = cluster.admin.records(topic)
-    assert distinct_values(stored) == record_data(whole)
-    again = [count for count in Counter(each.value for each in stored).values() if count > 1]
-    print(f"{how}: {len(stored)} stored, {len(again)} of {len(whole)} records more than once")
+    assert distinct_values(stored) == record_data(all_records)
+    duplicates = [count for count in Counter(each.value for each in stored).values() if count > 1]
+    print(f"{failure}: {len(stored)} stored, {len(duplicates)} of {len(all_records)} records duplicated")
 
 
 async def test_kafka_sink_waits_when_too_few_replicas_are_in_sync(cluster: Kafka) -> None:
     cluster.admin.create_topic("safe", replicas=3, settings={"min.insync.replicas": "3"})
-    whole = records(20)
-    async with open_sink(cluster, "safe", insistent=True, request_timeout="8s") as made:
-        await publish_until_accepted(made, whole[:10])
+    all_records = records(20)
+    async with open_sink(cluster, "safe", retry_start=True, request_timeout="8s") as sink:
+        await publish_until_accepted(sink, all_records[:10])
         other = next(server for server in cluster.servers if server is not cluster.leader("safe"))
         other.kill()
-        eventually(lambda: in_sync(cluster, "safe") == 2, "the broker to be missed", within=60)
-        await publish_until_reported(made, whole[10:], "topic safe", "8 s", "partition 0", "2 of 3 replicas")
+        eventually(lambda: in_sync(cluster, "safe") == 2, "the broker to leave the ISR", within=60)
+        await publish_until_reported(sink, all_records[10:], "topic safe", "8 s", "partition 0", "2 of 3 replicas")
         await asyncio.to_thread(other.start)
-        await publish_until_accepted(made, whole[10:])
-    assert distinct_values(cluster.admin.records("safe")) == record_data(whole)
+        await publish_until_accepted(sink, all_records[10:])
+    assert distinct_values(cluster.admin.records("safe")) == record_data(all_records)
 
 
 async def publish_until_reported(sink: KafkaSink, batch: Sequence[Record], *message: str) -> None:
-    """Publish in vain until that is said to be in the way; it is found out in a short time, or left unsaid."""
-    said = list[str]()
-    while not any(all(each in text for each in message) for text in said):
-        assert len(said) < 6, said
+    """Publish until an error contains the message; the sink may fail to determine the cause at first."""
+    errors = list[str]()
+    while not any(all(each in text for each in message) for text in errors):
+        assert len(errors) < 6, errors
         with pytest.raises(TransientError) as caught:
             await sink.publish(batch)
-        said.append(str(caught.value))
+        errors.append(str(caught.value))
 
 
 def fail_leader(cluster: Kafka, topic: str, failure: str) -> None:
-    """Have the leader fail, wait for another one, and bring it back."""
+    """Make the leader fail, wait for another leader, and restore the first one."""
     leader = cluster.leader(topic)
     getattr(leader, failure)()
     eventually(lambda: has_other_leader(leader, cluster, topic), "another leader", within=60)
@@ -96,11 +96,11 @@ def fail_leader(cluster: Kafka, topic: str, failure: str) -> None:
 
 
 def has_other_leader(leader: Server, cluster: Kafka, topic: str) -> bool:
-    living = [node for node, server in zip(cluster.nodes, cluster.servers, strict=True) if server is not leader]
-    addresses = ",".join(f"127.0.0.1:{node.ports['plaintext']}" for node in living)
+    remaining = [node for node, server in zip(cluster.nodes, cluster.servers, strict=True) if server is not leader]
+    addresses = ",".join(f"127.0.0.1:{node.ports['plaintext']}" for node in remaining)
     with contextlib.suppress(KafkaError, TimeoutError):
-        found = KafkaAdmin(addresses, timeout=5).leader(topic)
-        return found not in (-1, cluster.servers.index(leader) + 1)
+        leader_id = KafkaAdmin(addresses, timeout=5).leader(topic)
+        return leader_id not in (-1, cluster.servers.index(leader) + 1)
     return False
 
 

@@ -1,4 +1,4 @@
-"""What docs/kafka.md tells people is so."""
+"""The permissions, commands and messages in docs/kafka.md."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SOURCE = "".join(path.read_text() for path in (Path(__file__).parents[2] / "sink
 
 
 def command(program: str) -> list[str]:
-    """A command of the page."""
-    (found,) = re.findall(rf"^{program} .*$", PAGE, re.MULTILINE)
-    return shlex.split(found)
+    """Return the words of a command on the page."""
+    (line,) = re.findall(rf"^{program} .*$", PAGE, re.MULTILINE)
+    return shlex.split(line)
 
 
 def option_values(words: list[str], option: str) -> list[str]:
@@ -47,36 +47,36 @@ async def test_documented_kafka_permissions_are_sufficient(kafka_factory: KafkaF
     for topic, operations in topics.items():
         for operation in operations:
             kafka.admin.allow(option_values(words, "--allow-principal")[0], snake_case(operation), "topic", topic)
-    login = {"mechanism": "scram-sha-512", "username": "bridge", "password": USERS["bridge"]}
-    options: dict[str, Any] = {"auth": login} | ({"state_topic": "containers.state"} if state else {})
-    whole = [
+    auth = {"mechanism": "scram-sha-512", "username": "bridge", "password": USERS["bridge"]}
+    options: dict[str, Any] = {"auth": auth} | ({"state_topic": "containers.state"} if state else {})
+    all_records = [
         control_record(1, "snapshot_started"),
         *records(3, first_sequence=2),
         control_record(5, "snapshot_completed"),
     ]
-    async with open_sink(kafka.bootstrap_for("sasl_plaintext"), "containers", **options) as made:
-        await made.publish(whole)
-    assert [each.value for each in kafka.admin.records("containers")] == record_data(whole)
+    async with open_sink(kafka.bootstrap_for("sasl_plaintext"), "containers", **options) as sink:
+        await sink.publish(all_records)
+    assert [each.value for each in kafka.admin.records("containers")] == record_data(all_records)
     assert not state or len(kafka.admin.records("containers.state")) == 4
 
 
 async def test_documented_kcat_command_prints_records(kafka_factory: KafkaFactory) -> None:
     kafka = kafka_factory()
-    async with open_sink(kafka, "containers") as made:
-        await made.publish(records(2))
+    async with open_sink(kafka, "containers") as sink:
+        await sink.publish(records(2))
     _, *words = command("kcat")
     words[words.index("-b") + 1] = kafka.bootstrap
-    shown = kcat(*words, "-e", "-q")
-    assert shown.startswith("node-1/c79d280c-f53d-4d5e content-type=application/json,ce_specversion=1.0,")
-    assert shown.splitlines()[1::2] == [each.decode() for each in record_data(records(2))]
+    output = kcat(*words, "-e", "-q")
+    assert output.startswith("node-1/c79d280c-f53d-4d5e content-type=application/json,ce_specversion=1.0,")
+    assert output.splitlines()[1::2] == [each.decode() for each in record_data(records(2))]
 
 
 def test_documented_kafka_messages_match_source() -> None:
-    table = PAGE[PAGE.index("| text | what it means |") :]
-    texts = [text for row in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+    table = PAGE[PAGE.index("| text | meaning |") :]
+    texts = [text for line in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
     assert len(texts) > 10
-    plain = re.sub(r"\{principal\(.*?\)\}", "user", re.sub(r'"\s*f?"', "", re.sub(r"\s+", " ", SOURCE)))
+    source = re.sub(r"\{principal\(.*?\)\}", "user", re.sub(r'"\s*f?"', "", re.sub(r"\s+", " ", SOURCE)))
     for text in texts:
         for fragment in re.split(r"\.\.\.|30 s", text):
-            assert fragment.strip(" ;") in plain, text
+            assert fragment.strip(" ;") in source, text
     assert KafkaSink.__doc__

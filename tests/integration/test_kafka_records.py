@@ -1,4 +1,4 @@
-"""What the Kafka sink publishes stands in its topic: in order, byte for byte, with key and headers as promised."""
+"""Records in the Kafka topic: in order, byte for byte, with the documented key and headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = ["a\r\nce_type: evil", "\x00\x1b[31m", "größe/容器", '"%41 %', "..
 
 
 def parse_cloudevent(stored: Stored) -> KafkaMessage:
-    """A stored record as the package of CloudEvents takes it, which would have the key for an attribute."""
+    """Convert a stored record for the CloudEvents SDK; without the key, which the SDK would read as an attribute."""
     return KafkaMessage(headers=dict(stored.headers), key=None, value=stored.value or b"")
 
 
@@ -37,12 +37,12 @@ def parse_cloudevent(stored: Stored) -> KafkaMessage:
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_kafka_sink_stores_records_in_order_unchanged(kafka: Kafka, compression: str) -> None:
     topic = f"order-{compression}"
-    whole = records(4500, size=800)
-    async with open_sink(kafka, topic, compression=compression) as made:
-        for batch in batches(whole, 1700):
-            await made.publish(batch)
+    all_records = records(4500, size=800)
+    async with open_sink(kafka, topic, compression=compression) as sink:
+        for batch in batches(all_records, 1700):
+            await sink.publish(batch)
     stored = kafka.admin.records(topic)
-    assert [each.value for each in stored] == record_data(whole)
+    assert [each.value for each in stored] == record_data(all_records)
     assert {each.key for each in stored} == {b"node-1/c79d280c-f53d-4d5e"}
     now = time.time() * 1000
     assert all(now - 60_000 < each.timestamp <= now for each in stored)
@@ -50,46 +50,46 @@ async def test_kafka_sink_stores_records_in_order_unchanged(kafka: Kafka, compre
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_kafka_records_are_readable_by_kcat_with_any_compression(kafka: Kafka, compression: str) -> None:
-    """kcat is librdkafka; a broker has to unpack gzip to store it as zstd."""
+    """kcat uses librdkafka; the broker recompresses gzip as zstd and zstd as gzip."""
     topic = f"others-{compression}"
     kafka.admin.create_topic(topic, settings={"compression.type": "gzip" if compression == "zstd" else "zstd"})
-    whole = records(1000, size=800)
-    async with open_sink(kafka, topic, compression=compression) as made:
-        await made.publish(whole)
-    assert kcat("-C", "-e", "-q", "-b", kafka.bootstrap, "-t", topic).encode().splitlines() == record_data(whole)
+    all_records = records(1000, size=800)
+    async with open_sink(kafka, topic, compression=compression) as sink:
+        await sink.publish(all_records)
+    assert kcat("-C", "-e", "-q", "-b", kafka.bootstrap, "-t", topic).encode().splitlines() == record_data(all_records)
 
 
 async def test_kafka_sink_uses_one_partition_per_source(kafka: Kafka) -> None:
     kafka.admin.create_topic("sources", partitions=7)
-    whole = [
+    all_records = [
         record(sequence, host=f"node-{node}", engine=EngineInfo(f"engine-{node % 3}", "containerd.io", "2", "/", 1))
         for sequence in range(1, 101)
         for node in range(20)
     ]
-    async with open_sink(kafka, "sources") as made:
-        for batch in batches(whole, 333):
-            await made.publish(batch)
+    async with open_sink(kafka, "sources") as sink:
+        for batch in batches(all_records, 333):
+            await sink.publish(batch)
     stored = [kafka.admin.records("sources", partition) for partition in range(7)]
-    assert sum(map(len, stored)) == len(whole)
+    assert sum(map(len, stored)) == len(all_records)
     assert sum(bool(partition) for partition in stored) > 3
     for node in range(20):
-        ours = [record_data([each]) for each in whole if each.host == f"node-{node}"]
-        holding = [
+        ours = [record_data([each]) for each in all_records if each.host == f"node-{node}"]
+        partitions = [
             partition for partition in stored if any(decode_value(each)["host"] == f"node-{node}" for each in partition)
         ]
-        assert len(holding) == 1
-        assert [[each.value] for each in holding[0] if decode_value(each)["host"] == f"node-{node}"] == ours
+        assert len(partitions) == 1
+        assert [[each.value] for each in partitions[0] if decode_value(each)["host"] == f"node-{node}"] == ours
 
 
 async def test_kafka_sink_partitions_keys_like_other_clients(kafka: Kafka, tmp_path: Path) -> None:
     kafka.admin.create_topic("murmur", partitions=20)
-    async with open_sink(kafka, "murmur") as made:
-        await made.publish([record(1)])
+    async with open_sink(kafka, "murmur") as sink:
+        await sink.publish([record(1)])
     ours = [partition for partition in range(20) if kafka.admin.records("murmur", partition)]
     line = tmp_path / "line"
     line.write_text("node-1/c79d280c-f53d-4d5e\tby kcat")
-    how = ["-K", "\t", "-X", "partitioner=murmur2_random"]
-    kcat("-P", "-b", kafka.bootstrap, "-t", "murmur", *how, "-l", str(line))
+    options = ["-K", "\t", "-X", "partitioner=murmur2_random"]
+    kcat("-P", "-b", kafka.bootstrap, "-t", "murmur", *options, "-l", str(line))
     assert [partition for partition in range(20) if len(kafka.admin.records("murmur", partition)) == 2] == ours
 
 
@@ -100,12 +100,12 @@ async def test_kafka_sink_creates_missing_topics_as_configured(kafka_factory: Ka
     kafka = kafka_factory(settings={"num.partitions": "3"})
     async with open_sink(kafka, "plain"):
         pass
-    async with open_sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="rows"):
+    async with open_sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="wide.state"):
         pass
     assert len(kafka.admin.describe("plain")["partitions"]) == 1
     assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"
     assert len(kafka.admin.describe("wide")["partitions"]) == 5
-    assert kafka.admin.describe("rows")["settings"]["cleanup.policy"] == "compact"
+    assert kafka.admin.describe("wide.state")["settings"]["cleanup.policy"] == "compact"
 
 
 async def test_kafka_sink_reports_missing_topic_without_auto_create(
@@ -139,58 +139,58 @@ async def test_kafka_sink_fails_when_event_topic_is_compacted(kafka: Kafka, poli
 
 
 async def test_kafka_sink_fails_when_state_topic_is_not_compacted(kafka: Kafka) -> None:
-    kafka.admin.create_topic("forgetful")
-    with raises_naming(CompactionError, "state_topic forgetful", "cleanup.policy=delete"):
-        async with open_sink(kafka, "remembering", state_topic="forgetful"):
+    kafka.admin.create_topic("uncompacted")
+    with raises_naming(CompactionError, "state_topic uncompacted", "cleanup.policy=delete"):
+        async with open_sink(kafka, "events", state_topic="uncompacted"):
             pass
 
 
-# --- what is too large ---
+# --- oversized records ---
 
 
 async def test_kafka_sink_identifies_oversized_records_before_sending(kafka: Kafka) -> None:
-    whole = records(10)
-    whole[3], whole[7] = record(4, size=20_000), record(8, size=20_000)
-    async with open_sink(kafka, "large", max_request_size=16_384) as made:
+    all_records = records(10)
+    all_records[3], all_records[7] = record(4, size=20_000), record(8, size=20_000)
+    async with open_sink(kafka, "large", max_request_size=16_384) as sink:
         with raises_naming(RejectedRecordError, "max_request_size", "16384") as caught:
-            await made.publish(whole)
+            await sink.publish(all_records)
         assert caught.value.positions == {(EPOCH, 4), (EPOCH, 8)}
         assert kafka.admin.records("large") == []
-        rest = [each for each in whole if (each.epoch, each.sequence) not in caught.value.positions]
-        await made.publish(rest)
-    assert [each.value for each in kafka.admin.records("large")] == record_data(rest)
+        accepted = [each for each in all_records if (each.epoch, each.sequence) not in caught.value.positions]
+        await sink.publish(accepted)
+    assert [each.value for each in kafka.admin.records("large")] == record_data(accepted)
 
 
 async def test_kafka_sink_shrinks_batches_when_topic_limit_is_lowered(kafka: Kafka) -> None:
-    """The limit comes down while we are connected, so that we learn of it by being refused."""
-    whole = records(200, size=900)
-    whole[150] = record(151, size=40_000)
+    """The limit is lowered while the sink is connected, so that the sink learns of it from a rejection."""
+    all_records = records(200, size=900)
+    all_records[150] = record(151, size=40_000)
     kafka.admin.create_topic("smaller")
-    async with open_sink(kafka, "smaller") as made:
+    async with open_sink(kafka, "smaller") as sink:
         kafka.admin.alter_topic("smaller", {"max.message.bytes": "30000"})
         with raises_naming(RejectedRecordError, "topic smaller") as caught:
-            await made.publish(whole)
+            await sink.publish(all_records)
         assert caught.value.positions == {(EPOCH, 151)}
         stored = kafka.admin.records("smaller")
-        assert [each.value for each in stored] == record_data(whole[: len(stored)])
-        del whole[150]
-        await made.publish(whole)
-    assert list(dict.fromkeys(each.value for each in kafka.admin.records("smaller"))) == record_data(whole)
+        assert [each.value for each in stored] == record_data(all_records[: len(stored)])
+        del all_records[150]
+        await sink.publish(all_records)
+    assert list(dict.fromkeys(each.value for each in kafka.admin.records("smaller"))) == record_data(all_records)
 
 
 # --- CloudEvents ---
 
 
 async def test_kafka_binary_cloudevents_are_readable_by_sdk(kafka: Kafka) -> None:
-    whole = [
+    all_records = [
         control_record(1, "snapshot_started"),
         record(2),
         control_record(3, "snapshot_completed"),
         loss_record(record(9), 4),
     ]
-    async with open_sink(kafka, "binary") as made:
-        await made.publish(whole)
-    for sent, stored in zip(whole, kafka.admin.records("binary"), strict=True):
+    async with open_sink(kafka, "binary") as sink:
+        await sink.publish(all_records)
+    for sent, stored in zip(all_records, kafka.admin.records("binary"), strict=True):
         event = from_binary(parse_cloudevent(stored), JSONFormat())
         assert event.get_data() == msgspec.json.decode(sent.data)
         assert event.get_id() == sent.id
@@ -218,10 +218,14 @@ async def test_kafka_binary_cloudevents_are_readable_by_sdk(kafka: Kafka) -> Non
 
 
 async def test_kafka_structured_cloudevents_are_readable_by_sdk(kafka: Kafka) -> None:
-    whole = [control_record(1, "snapshot_started"), record(2, id_="größe"), control_record(3, "snapshot_completed")]
-    async with open_sink(kafka, "structured", cloudevents="structured") as made:
-        await made.publish(whole)
-    for sent, stored in zip(whole, kafka.admin.records("structured"), strict=True):
+    all_records = [
+        control_record(1, "snapshot_started"),
+        record(2, id_="größe"),
+        control_record(3, "snapshot_completed"),
+    ]
+    async with open_sink(kafka, "structured", cloudevents="structured") as sink:
+        await sink.publish(all_records)
+    for sent, stored in zip(all_records, kafka.admin.records("structured"), strict=True):
         assert stored.headers == (("content-type", b"application/cloudevents+json; charset=UTF-8"),)
         for read in (from_kafka, from_structured):
             event = read(parse_cloudevent(stored), JSONFormat())
@@ -233,20 +237,20 @@ async def test_kafka_structured_cloudevents_are_readable_by_sdk(kafka: Kafka) ->
 
 
 async def test_kafka_messages_have_no_headers_without_cloudevents(kafka: Kafka) -> None:
-    async with open_sink(kafka, "bare", cloudevents="none") as made:
-        await made.publish([record(1)])
+    async with open_sink(kafka, "bare", cloudevents="none") as sink:
+        await sink.publish([record(1)])
     assert kafka.admin.records("bare")[0].headers == ()
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 async def test_kafka_sink_escapes_hostile_names_in_keys_and_headers(kafka: Kafka, mode: str) -> None:
-    whole = [
+    all_records = [
         record(number, id_=name, namespace=name, host=f"n-{number}", labels={name: name})
         for number, name in enumerate(HOSTILE, 1)
     ]
-    async with open_sink(kafka, f"hostile-{mode}", cloudevents=mode) as made:
-        await made.publish(whole)
-    for sent, stored in zip(whole, kafka.admin.records(f"hostile-{mode}"), strict=True):
+    async with open_sink(kafka, f"hostile-{mode}", cloudevents=mode) as sink:
+        await sink.publish(all_records)
+    for sent, stored in zip(all_records, kafka.admin.records(f"hostile-{mode}"), strict=True):
         event = from_kafka(parse_cloudevent(stored), JSONFormat())
         assert event.get_data() == msgspec.json.decode(sent.data)
         subject = event.get_subject()
@@ -257,15 +261,15 @@ async def test_kafka_sink_escapes_hostile_names_in_keys_and_headers(kafka: Kafka
 
 
 async def test_kafka_whalewatcher_encoding_omits_control_records(kafka: Kafka) -> None:
-    whole = [
+    all_records = [
         control_record(1, "snapshot_started"),
         record(2, "present"),
         record(3, "exited"),
         control_record(4, "snapshot_completed"),
     ]
-    async with open_sink(kafka, "whales", encoding="whalewatcher") as made:
-        await made.publish(whole)
-        await made.publish(whole[:1])
+    async with open_sink(kafka, "whales", encoding="whalewatcher") as sink:
+        await sink.publish(all_records)
+        await sink.publish(all_records[:1])
     stored = kafka.admin.records("whales")
     assert [decode_value(each)["Type"] for each in stored] == [0, 1]
     assert dict(stored[0].headers)["ce_dataschema"] == b"urn:whalebridge:whalewatcher:1"
@@ -275,21 +279,21 @@ async def test_kafka_whalewatcher_encoding_omits_control_records(kafka: Kafka) -
 
 
 class SkewableClock(SystemClock):
-    """A clock that comes to be two hours ahead."""
+    """A clock that can be set ahead."""
 
-    is_ahead = 0
+    ahead_ns = 0
 
     def now(self) -> Instant:
-        return super().now()._replace(wall=time.time_ns() + self.is_ahead)
+        return super().now()._replace(wall=time.time_ns() + self.ahead_ns)
 
 
 async def test_kafka_sink_publishes_when_brokers_reject_timestamps(kafka: Kafka) -> None:
-    whole, clock = records(30), SkewableClock()
-    async with open_sink(kafka, "clock", clock=clock) as made:
-        await made.publish(whole[:10])
-        clock.is_ahead = 7_200 * SECOND  # brokers take what is an hour ahead
-        await made.publish(whole[10:20])
-        await made.publish(whole[20:])
+    all_records, clock = records(30), SkewableClock()
+    async with open_sink(kafka, "clock", clock=clock) as sink:
+        await sink.publish(all_records[:10])
+        clock.ahead_ns = 7_200 * SECOND  # two hours; brokers accept one
+        await sink.publish(all_records[10:20])
+        await sink.publish(all_records[20:])
     stored = kafka.admin.records("clock")
-    assert [each.value for each in stored] == record_data(whole)
+    assert [each.value for each in stored] == record_data(all_records)
     assert [each.timestamp for each in stored[10:]] == [-1] * 20

@@ -1,4 +1,4 @@
-"""The compacted topic of the current state: whoever reads it knows which containers live."""
+"""The compacted state topic: it contains the running containers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCE = f"node-1/{ENGINE.id}"
 
 
 def state_table(kafka: Kafka, topic: str) -> dict[str, dict[str, Any]]:
-    """What a reader of the topic ends up with: the last value of each key, but for tombstones."""
+    """Return the last value of each key, without tombstones."""
     last = {(each.key or b"").decode(): each for each in kafka.admin.records(topic)}
     return {key: decode_value(each) for key, each in last.items() if each.value is not None}
 
@@ -26,21 +26,21 @@ def tombstones(kafka: Kafka, topic: str) -> list[str]:
 
 
 async def test_state_topic_follows_records(kafka: Kafka) -> None:
-    async with open_sink(kafka, "follows", state_topic="follows.state") as made:
-        await made.publish(
+    async with open_sink(kafka, "follows", state_topic="follows.state") as sink:
+        await sink.publish(
             [control_record(1, "snapshot_started"), record(2, "present", id_="a"), record(3, "present", id_="b")]
         )
         assert set(state_table(kafka, "follows.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
-        await made.publish(
+        await sink.publish(
             [control_record(4, "snapshot_completed"), record(5, "paused", id_="a"), record(6, "exited", id_="b")]
         )
-        await made.publish([record(7, id_="c", namespace="default")])
-    rows = state_table(kafka, "follows.state")
-    assert set(rows) == {SOURCE, f"{SOURCE}/shop/a", f"{SOURCE}/default/c"}
-    assert rows[SOURCE]["type"] == "snapshot_completed"
-    row = rows[f"{SOURCE}/shop/a"]
-    assert (row["epoch"], row["sequence"], row["snapshot_id"]) == (EPOCH, 5, f"{EPOCH}-1")
-    assert row["container"]["paused"]
+        await sink.publish([record(7, id_="c", namespace="default")])
+    entries = state_table(kafka, "follows.state")
+    assert set(entries) == {SOURCE, f"{SOURCE}/shop/a", f"{SOURCE}/default/c"}
+    assert entries[SOURCE]["type"] == "snapshot_completed"
+    entry = entries[f"{SOURCE}/shop/a"]
+    assert (entry["epoch"], entry["sequence"], entry["snapshot_id"]) == (EPOCH, 5, f"{EPOCH}-1")
+    assert entry["container"]["paused"]
     assert tombstones(kafka, "follows.state") == [f"{SOURCE}/shop/b"]
     assert len(kafka.admin.records("follows")) == 7
     assert all(each.headers == () for each in kafka.admin.records("follows.state"))
@@ -48,21 +48,21 @@ async def test_state_topic_follows_records(kafka: Kafka) -> None:
 
 async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka) -> None:
     other = EngineInfo("another-engine", "containerd.io", "2.4.2", "/", 1)
-    async with open_sink(kafka, "stale", state_topic="stale.state") as made:
-        await made.publish([record(1, id_=each) for each in ("a", "b", "c")])
-        await made.publish([record(2, id_="gone", namespace="failed"), record(3, "exited", id_="c")])
-        await made.publish([record(1, id_="theirs", engine=other), record(1, id_="theirs", host="node-2")])
-    async with open_sink(kafka, "stale", state_topic="stale.state") as made:
+    async with open_sink(kafka, "stale", state_topic="stale.state") as sink:
+        await sink.publish([record(1, id_=each) for each in ("a", "b", "c")])
+        await sink.publish([record(2, id_="unlisted", namespace="failed"), record(3, "exited", id_="c")])
+        await sink.publish([record(1, id_="theirs", engine=other), record(1, id_="theirs", host="node-2")])
+    async with open_sink(kafka, "stale", state_topic="stale.state") as sink:
         later = EPOCH + 1
-        await made.publish(
+        await sink.publish(
             [control_record(1, "snapshot_started", epoch=later), record(2, "present", id_="a", epoch=later)]
         )
         assert f"{SOURCE}/shop/b" in state_table(kafka, "stale.state")
-        await made.publish([control_record(3, "snapshot_completed", failed=["failed"], epoch=later)])
+        await sink.publish([control_record(3, "snapshot_completed", failed=["failed"], epoch=later)])
     assert set(state_table(kafka, "stale.state")) == {
         SOURCE,
         f"{SOURCE}/shop/a",
-        f"{SOURCE}/failed/gone",
+        f"{SOURCE}/failed/unlisted",
         "node-1/another-engine/shop/theirs",
         f"node-2/{ENGINE.id}/shop/theirs",
     }
@@ -70,27 +70,27 @@ async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka
 
 
 async def test_state_topic_entries_are_rewritten_by_each_snapshot(kafka: Kafka) -> None:
-    async with open_sink(kafka, "again", state_topic="again.state") as made:
+    async with open_sink(kafka, "again", state_topic="again.state") as sink:
         for number in (1, 2):
             first = 10 * number
-            rows = [record(first + 1 + each, "present", id_=f"web-{each}") for each in range(3)]
-            await made.publish(
+            entries = [record(first + 1 + each, "present", id_=f"web-{each}") for each in range(3)]
+            await sink.publish(
                 [
                     control_record(first, "snapshot_started", number),
-                    *rows,
+                    *entries,
                     control_record(first + 9, "snapshot_completed", number),
                 ]
             )
-    assert {row["snapshot_id"] for row in state_table(kafka, "again.state").values()} == {f"{EPOCH}-2"}
+    assert {entry["snapshot_id"] for entry in state_table(kafka, "again.state").values()} == {f"{EPOCH}-2"}
     assert len(kafka.admin.records("again.state")) == 8
 
 
 async def test_state_topic_keeps_entries_when_snapshot_is_incomplete(kafka: Kafka) -> None:
-    async with open_sink(kafka, "partly", state_topic="partly.state") as made:
-        await made.publish([record(1, id_="a"), record(2, id_="b")])
-    async with open_sink(kafka, "partly", state_topic="partly.state") as made:
-        await made.publish([record(4, "present", id_="a"), control_record(5, "snapshot_completed")])
-        await made.publish(
+    async with open_sink(kafka, "partly", state_topic="partly.state") as sink:
+        await sink.publish([record(1, id_="a"), record(2, id_="b")])
+    async with open_sink(kafka, "partly", state_topic="partly.state") as sink:
+        await sink.publish([record(4, "present", id_="a"), control_record(5, "snapshot_completed")])
+        await sink.publish(
             [
                 control_record(6, "snapshot_started", 2),
                 loss_record(record(8), 7),
@@ -105,34 +105,34 @@ async def test_state_topic_is_complete_after_unacknowledged_publish(kafka_factor
     (proxy,) = kafka.proxies
     batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
     async with open_sink(
-        kafka.bootstrap_for("plaintext"), "stream", state_topic="rows", insistent=True, request_timeout="2s"
-    ) as made:
-        await publish_until_accepted(made, [control_record(1, "snapshot_started"), *batch])
+        kafka.bootstrap_for("plaintext"), "stream", state_topic="state", retry_start=True, request_timeout="2s"
+    ) as sink:
+        await publish_until_accepted(sink, [control_record(1, "snapshot_started"), *batch])
         kafka.suspend()
         with pytest.raises(TransientError):
-            await made.publish([control_record(5, "snapshot_completed"), record(6, id_="c")])
+            await sink.publish([control_record(5, "snapshot_completed"), record(6, id_="c")])
         kafka.resume()
         proxy.reset()
-        await publish_until_accepted(made, [control_record(5, "snapshot_completed"), record(6, id_="c")])
-    assert set(state_table(kafka, "rows")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
+        await publish_until_accepted(sink, [control_record(5, "snapshot_completed"), record(6, id_="c")])
+    assert set(state_table(kafka, "state")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
 
 
 async def test_state_topic_entry_drops_labels_when_too_large(kafka: Kafka) -> None:
-    """It is a little larger than its record, which is as large as can be."""
-    rest = len(record(1, id_="large", labels={"filler": ""}).data) + len(SOURCE) + 101
-    large = record(1, id_="large", labels={"filler": "x" * (16_384 - rest)})
-    async with open_sink(kafka, "rich", state_topic="rich.state", max_request_size=16_384, cloudevents="none") as made:
-        await made.publish([large])
-    row = state_table(kafka, "rich.state")[f"{SOURCE}/shop/large"]["container"]
-    assert (row["labels"], row["labels_dropped"]) == (None, True)
+    """An entry is slightly larger than its record, which has the maximum size."""
+    overhead = len(record(1, id_="large", labels={"filler": ""}).data) + len(SOURCE) + 101
+    large = record(1, id_="large", labels={"filler": "x" * (16_384 - overhead)})
+    async with open_sink(kafka, "rich", state_topic="rich.state", max_request_size=16_384, cloudevents="none") as sink:
+        await sink.publish([large])
+    entry = state_table(kafka, "rich.state")[f"{SOURCE}/shop/large"]["container"]
+    assert (entry["labels"], entry["labels_dropped"]) == (None, True)
     assert [each.value for each in kafka.admin.records("rich")] == [large.data]
 
 
 async def test_state_topic_uses_one_partition_per_source(kafka: Kafka) -> None:
     kafka.admin.create_topic("wide.state", partitions=5, settings={"cleanup.policy": "compact"})
-    async with open_sink(kafka, "wide", state_topic="wide.state") as made:
-        await made.publish([record(number, id_=f"web-{number}") for number in range(1, 50)])
+    async with open_sink(kafka, "wide", state_topic="wide.state") as sink:
+        await sink.publish([record(number, id_=f"web-{number}") for number in range(1, 50)])
     assert sorted(len(kafka.admin.records("wide.state", number)) for number in range(5)) == [0, 0, 0, 0, 49]
-    async with open_sink(kafka, "wide", state_topic="wide.state") as made:
-        await made.publish([control_record(1, "snapshot_started"), control_record(2, "snapshot_completed")])
+    async with open_sink(kafka, "wide", state_topic="wide.state") as sink:
+        await sink.publish([control_record(1, "snapshot_started"), control_record(2, "snapshot_completed")])
     assert sorted(len(kafka.admin.records("wide.state", number)) for number in range(5)) == [0, 0, 0, 0, 99]

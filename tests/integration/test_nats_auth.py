@@ -1,4 +1,4 @@
-"""Logging in to NATS, and TLS: each way works, and each mistake is told plainly, without a secret."""
+"""Authentication and TLS of the NATS sink: errors name the wrong setting and never contain a secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator
 
-SECRET = "s3cr3t-\\\"'"  # noqa: S105 (it opens nothing but the testbed)
+SECRET = "s3cr3t-\\\"'"  # noqa: S105 (used by the testbed only)
 WRONG = "wr0ng"
 
 
@@ -46,11 +46,11 @@ def file(directory: Path, content: str) -> str:
     return str(path)
 
 
-# --- logins ---
+# --- authentication ---
 
 
 async def test_nats_sink_authenticates_with_token(nats_factory: NatsFactory, tmp_path: Path) -> None:
-    peer = nats_factory(login=nats_auth.token_config(SECRET))
+    peer = nats_factory(auth=nats_auth.token_config(SECRET))
     await check_publish(peer, auth={"token": SECRET})
     await check_publish(peer, auth={"token_file": file(tmp_path, SECRET + "\n")})
     wrong = await publish_error(peer, auth={"token_file": file(tmp_path, WRONG)})
@@ -60,7 +60,7 @@ async def test_nats_sink_authenticates_with_token(nats_factory: NatsFactory, tmp
 
 
 async def test_nats_sink_authenticates_with_user_and_password(nats_factory: NatsFactory, tmp_path: Path) -> None:
-    peer = nats_factory(login=nats_auth.users_config({"bridge": SECRET}))
+    peer = nats_factory(auth=nats_auth.users_config({"bridge": SECRET}))
     await check_publish(peer, auth={"user": "bridge", "password": SECRET})
     await check_publish(peer, auth={"user": "bridge", "password_file": file(tmp_path, SECRET)})
     wrong = await publish_error(peer, auth={"user": "bridge", "password": WRONG})
@@ -70,7 +70,7 @@ async def test_nats_sink_authenticates_with_user_and_password(nats_factory: Nats
 
 async def test_nats_sink_authenticates_with_nkey(nats_factory: NatsFactory, tmp_path: Path) -> None:
     key, other = Key.generate(), Key.generate()
-    peer = nats_factory(login=nats_auth.nkey_config(key))
+    peer = nats_factory(auth=nats_auth.nkey_config(key))
     await check_publish(peer, auth={"nkey_seed": key.seed})
     await check_publish(peer, auth={"nkey_seed_file": file(tmp_path, key.seed + "\n")})
     wrong = await publish_error(peer, auth={"nkey_seed_file": file(tmp_path, other.seed)})
@@ -84,40 +84,39 @@ async def test_nats_sink_authenticates_with_nkey(nats_factory: NatsFactory, tmp_
 
 
 async def test_nats_sink_authenticates_with_creds_file(nats_factory: NatsFactory, tmp_path: Path) -> None:
-    operator, stranger = Operator(), Operator()
-    peer = nats_factory(login=operator.config())
+    operator, untrusted = Operator(), Operator()
+    peer = nats_factory(auth=operator.config())
     path = tmp_path / "bridge.creds"
-    login = {"creds_file": str(path)}
+    auth = {"creds_file": str(path)}
     operator.write_creds(path)
-    await check_publish(peer, auth=login)
+    await check_publish(peer, auth=auth)
     operator.write_creds(path, seconds=-60)
-    assert_names(await publish_error(peer, auth=login), f"auth.creds_file {path}")
-    stranger.write_creds(path)
-    assert_names(await publish_error(peer, auth=login), "Authorization Violation", f"auth.creds_file {path}")
+    assert_names(await publish_error(peer, auth=auth), f"auth.creds_file {path}")
+    untrusted.write_creds(path)
+    assert_names(await publish_error(peer, auth=auth), "Authorization Violation", f"auth.creds_file {path}")
     for useless in ("", "nonsense", "-----BEGIN NATS USER JWT-----\neyJ0\n"):
         path.write_text(useless)
-        assert_names(await publish_error(peer, auth=login), f"auth.creds_file {path}", "JWT")
+        assert_names(await publish_error(peer, auth=auth), f"auth.creds_file {path}", "JWT")
     path.write_text("-----BEGIN NATS USER JWT-----\neyJ0\n-----BEGIN USER NKEY SEED-----\nSUnonsense\n")
-    assert_names(await publish_error(peer, auth=login), f"auth.creds_file {path}", "SU")
+    assert_names(await publish_error(peer, auth=auth), f"auth.creds_file {path}", "SU")
     path.unlink()
-    assert_names(await publish_error(peer, auth=login), f"auth.creds_file {path}", "No such file or directory")
+    assert_names(await publish_error(peer, auth=auth), f"auth.creds_file {path}", "No such file or directory")
     path.write_bytes(b"\xff\xfe")
-    assert_names(await publish_error(peer, auth=login), f"auth.creds_file {path}")
+    assert_names(await publish_error(peer, auth=auth), f"auth.creds_file {path}")
 
 
 async def test_nats_sink_uses_new_creds_file_after_credentials_expire(
     nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
     operator = Operator()
-    peer = nats_factory(login=operator.config())
-    path = operator.write_creds(
-        tmp_path / "bridge.creds", seconds=10
-    )  # for what comes before, on a machine that stalls
+    peer = nats_factory(auth=operator.config())
+    # Ten seconds are enough for the steps below on a slow machine.
+    path = operator.write_creds(tmp_path / "bridge.creds", seconds=10)
     sink = NatsSink(settings(peer, auth={"creds_file": str(path)}))
     await sink.start()
     await sink.publish(records(3))
     await wait_connection_ended(sink)
-    await asyncio.sleep(1.5)  # in the second in which a login expires the server still lets it in, for a moment
+    await asyncio.sleep(1.5)  # the server accepts credentials until the end of the second in which they expire
     with raises_naming(TransientError, f"auth.creds_file {path}"):
         await sink.publish([record(4)])
     operator.write_creds(path)
@@ -132,7 +131,7 @@ def replace(path: Path, content: str) -> None:
 async def test_nats_sink_rereads_replaced_token_file_when_reconnecting(
     nats_factory: NatsFactory, tmp_path: Path
 ) -> None:
-    peer = nats_factory(login=nats_auth.token_config(SECRET))
+    peer = nats_factory(auth=nats_auth.token_config(SECRET))
     path = Path(file(tmp_path, WRONG))
     sink = NatsSink(settings(peer, auth={"token_file": str(path)}))
     with raises_naming(TransientError, f"auth.token_file {path}"):
@@ -141,7 +140,7 @@ async def test_nats_sink_rereads_replaced_token_file_when_reconnecting(
     await sink.start()
     await sink.publish(records(3))
     replace(path, WRONG)
-    await sink.publish([record(4)])  # the connection is as good as before
+    await sink.publish([record(4)])  # the connection is still authenticated
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
     await wait_connection_ended(sink)
@@ -159,26 +158,26 @@ async def test_nats_sink_verifies_server_certificate(
     nats_factory: NatsFactory, authority: Authority, tmp_path: Path
 ) -> None:
     peer = nats_factory(authority=authority)
-    trusting = {"enabled": True, "ca_file": str(authority.certificate)}
-    await check_publish(peer, tls=trusting)
+    trusted = {"enabled": True, "ca_file": str(authority.certificate)}
+    await check_publish(peer, tls=trusted)
     wrong = Authority(tmp_path / "wrong")
-    text = await publish_error(peer, tls=trusting | {"ca_file": str(wrong.certificate)})
+    text = await publish_error(peer, tls=trusted | {"ca_file": str(wrong.certificate)})
     assert_names(text, "certificate", "tls.ca_file")
     assert_names(await publish_error(peer, tls={"enabled": True}), "certificate", "tls.ca_file")
-    # The server wants TLS: the certificates of the system are used.
+    # The server requires TLS; the sink uses the system certificates.
     assert_names(await publish_error(peer), "certificate", "tls.ca_file")
     for useless in (tmp_path / "none.pem", tmp_path, file(tmp_path, "nonsense")):
-        text = await publish_error(peer, tls=trusting | {"ca_file": str(useless)})
+        text = await publish_error(peer, tls=trusted | {"ca_file": str(useless)})
         assert_names(text, f"tls.ca_file {useless}")
 
 
 @pytest.mark.parametrize(
-    ("what", "expected"), [({"hosts": ["elsewhere"]}, "mismatch|not valid"), ({"expired": True}, "expired")]
+    ("options", "expected"), [({"hosts": ["elsewhere"]}, "mismatch|not valid"), ({"expired": True}, "expired")]
 )
 async def test_nats_sink_distrusts_certificate_for_other_host_or_time(
-    nats_factory: NatsFactory, authority: Authority, what: dict[str, Any], expected: str
+    nats_factory: NatsFactory, authority: Authority, options: dict[str, Any], expected: str
 ) -> None:
-    peer = nats_factory(authority=authority, certificate=authority.issue("nats", **what))
+    peer = nats_factory(authority=authority, certificate=authority.issue("nats", **options))
     text = await publish_error(peer, tls={"enabled": True, "ca_file": str(authority.certificate)})
     assert_names(text, "certificate", "tls.ca_file")
     assert any(word in text for word in expected.split("|"))
@@ -188,30 +187,30 @@ async def test_nats_sink_authenticates_with_client_certificate(
     nats_factory: NatsFactory, authority: Authority, tmp_path: Path
 ) -> None:
     peer = nats_factory(authority=authority, mtls=True)
-    trusting = {"enabled": True, "ca_file": str(authority.certificate)}
+    trusted = {"enabled": True, "ca_file": str(authority.certificate)}
     ours = authority.issue("bridge")
     own = {"cert_file": str(ours.certificate), "key_file": str(ours.key)}
-    await check_publish(peer, tls=trusting | own)
-    await check_publish(peer, tls=trusting | {"cert_file": str(ours.combined)})
+    await check_publish(peer, tls=trusted | own)
+    await check_publish(peer, tls=trusted | {"cert_file": str(ours.combined)})
     locked = authority.issue("bridge", password=SECRET)
     own_locked = {"cert_file": str(locked.certificate), "key_file": str(locked.key)}
-    await check_publish(peer, tls=trusting | own_locked | {"key_password": SECRET})
-    await check_publish(peer, tls=trusting | own_locked | {"key_password_file": file(tmp_path, SECRET)})
+    await check_publish(peer, tls=trusted | own_locked | {"key_password": SECRET})
+    await check_publish(peer, tls=trusted | own_locked | {"key_password_file": file(tmp_path, SECRET)})
     for password in ({"key_password": WRONG}, {}):
-        assert_names(await publish_error(peer, tls=trusting | own_locked | password), locked.key, "tls.key_password")
+        assert_names(await publish_error(peer, tls=trusted | own_locked | password), locked.key, "tls.key_password")
     mixed = own | {"key_file": str(locked.key), "key_password": SECRET}
-    assert_names(await publish_error(peer, tls=trusting | mixed), f"tls.key_file {locked.key}", ours.certificate)
-    assert_names(await publish_error(peer, tls=trusting), "tls.cert_file")
-    stranger = Authority(tmp_path / "stranger").issue("bridge")
-    foreign = {"cert_file": str(stranger.certificate), "key_file": str(stranger.key)}
-    text = await publish_error(peer, tls=trusting | foreign)
-    assert_names(text, f"tls.cert_file {stranger.certificate}")
+    assert_names(await publish_error(peer, tls=trusted | mixed), f"tls.key_file {locked.key}", ours.certificate)
+    assert_names(await publish_error(peer, tls=trusted), "tls.cert_file")
+    untrusted = Authority(tmp_path / "stranger").issue("bridge")
+    own_untrusted = {"cert_file": str(untrusted.certificate), "key_file": str(untrusted.key)}
+    text = await publish_error(peer, tls=trusted | own_untrusted)
+    assert_names(text, f"tls.cert_file {untrusted.certificate}")
 
 
 async def test_nats_sink_sends_nothing_in_clear_text_with_tls_enabled(
     nats_factory: NatsFactory, authority: Authority
 ) -> None:
-    peer = nats_factory(login=nats_auth.token_config(SECRET))
+    peer = nats_factory(auth=nats_auth.token_config(SECRET))
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
     text = await publish_error(peer, auth={"token": SECRET}, tls=tls)
     assert_names(text, "TLS")
@@ -229,14 +228,13 @@ async def test_nats_sink_uses_tls_when_optional_on_server(nats_factory: NatsFact
 
 
 async def test_nats_sink_supports_tls_handshake_first(nats_factory: NatsFactory, authority: Authority) -> None:
-    shown = authority.issue("nats")
+    certificate = authority.issue("nats")
 
     def tls_config(timeout: int) -> str:
-        own = f'cert_file: "{shown.certificate}", key_file: "{shown.key}"'
+        own = f'cert_file: "{certificate.certificate}", key_file: "{certificate.key}"'
         return f"tls {{ {own}, handshake_first: true, timeout: {timeout} }}\n"
 
     tls = {"enabled": True, "ca_file": str(authority.certificate)}
     await check_publish(nats_factory(settings=tls_config(AUTH_TIMEOUT)), tls=tls | {"handshake_first": True})
-    assert "handshake_first" in await publish_error(
-        nats_factory(settings=tls_config(2)), tls=tls
-    )  # it gives up after 2 s
+    # The server times out after 2 s.
+    assert "handshake_first" in await publish_error(nats_factory(settings=tls_config(2)), tls=tls)

@@ -1,7 +1,7 @@
-"""Records on NATS are CloudEvents 1.0: the `cloudevents` package reads them as what they are.
+"""Records on NATS are valid CloudEvents 1.0, as read by the `cloudevents` package.
 
-It has no binding for NATS. Binary mode is read by the binding's own rules into attributes, which the package validates
-and reads once more; structured mode it reads as it is.
+The package has no binding for NATS. These tests parse binary mode by the rules of the binding, and the package
+validates the attributes; the package reads structured mode directly.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ TYPES = ["snapshot.started", "container.present", "snapshot.completed", "contain
 
 
 def parse_binary(stored: StoredMessage) -> CloudEvent:
-    """Read a message by the rules of the binding: names are case-insensitive, values percent-encoded ASCII."""
+    """Parse a message by the rules of the binding: case-insensitive names, percent-encoded ASCII values."""
     headers = {name.lower(): value for name, value in stored.headers.items()}
-    found = {name.removeprefix("ce-"): unquote(value) for name, value in headers.items() if name.startswith("ce-")}
-    attributes: dict[str, Any] = dict(found)
-    attributes["time"] = datetime.fromisoformat(found["time"].replace("Z", "+00:00")[:26] + "+00:00")
+    values = {name.removeprefix("ce-"): unquote(value) for name, value in headers.items() if name.startswith("ce-")}
+    attributes: dict[str, Any] = dict(values)
+    attributes["time"] = datetime.fromisoformat(values["time"].replace("Z", "+00:00")[:26] + "+00:00")
     return CloudEvent(attributes=attributes, data=json.loads(stored.data))
 
 
@@ -54,44 +54,44 @@ async def publish_and_read(nats: Nats, mode: str) -> list[StoredMessage]:
         return await reader.read_stored(f"WHALEBRIDGE_CE_{mode.upper()}")
 
 
-def check_event(event: Any, one: Record, type_: str) -> None:
-    host = "knoten-gr%C3%B6%C3%9Fe" if "größe" in one.host else one.host
-    assert event.get_id() == f"{EPOCH}-{one.sequence}"
+def check_event(event: Any, record_: Record, type_: str) -> None:
+    host = "knoten-gr%C3%B6%C3%9Fe" if "größe" in record_.host else record_.host
+    assert event.get_id() == f"{EPOCH}-{record_.sequence}"
     assert event.get_source() == f"//{host}/containerd.io/{ENGINE.id}"
     assert event.get_type() == f"io.whalebridge.{type_}"
     assert event.get_specversion() == "1.0"
-    assert event.get_subject() == (one.subject or None)
+    assert event.get_subject() == (record_.subject or None)
     assert event.get_datacontenttype() == "application/json"
     assert event.get_dataschema() == "urn:whalebridge:event:1"
-    assert event.get_extension("sequence") == f"{EPOCH}-{one.sequence:020}"
+    assert event.get_extension("sequence") == f"{EPOCH}-{record_.sequence:020}"
     assert event.get_time().replace(tzinfo=UTC).isoformat().startswith("2026-11-23T15:21:08.256344")
-    assert event.get_data() == json.loads(one.data)
+    assert event.get_data() == json.loads(record_.data)
 
 
 async def test_nats_messages_are_valid_binary_cloudevents(nats: Nats) -> None:
-    for stored, one, type_ in zip(await publish_and_read(nats, "binary"), BATCH, TYPES, strict=True):
+    for stored, record_, type_ in zip(await publish_and_read(nats, "binary"), BATCH, TYPES, strict=True):
         assert all(0x21 <= ord(character) <= 0x7E for value in stored.headers.values() for character in value)
-        assert stored.data == one.data
-        check_event(parse_binary(stored), one, type_)
+        assert stored.data == record_.data
+        check_event(parse_binary(stored), record_, type_)
 
 
 async def test_nats_messages_are_valid_structured_cloudevents(nats: Nats) -> None:
-    for stored, one, type_ in zip(await publish_and_read(nats, "structured"), BATCH, TYPES, strict=True):
+    for stored, record_, type_ in zip(await publish_and_read(nats, "structured"), BATCH, TYPES, strict=True):
         assert stored.headers["Content-Type"] == "application/cloudevents+json"
         assert not [name for name in stored.headers if name.lower().startswith("ce-")]
-        check_event(JSONFormat().read(None, stored.data), one, type_)
+        check_event(JSONFormat().read(None, stored.data), record_, type_)
 
 
 async def test_nats_messages_have_no_headers_without_cloudevents(nats: Nats) -> None:
-    for stored, one in zip(await publish_and_read(nats, "none"), BATCH, strict=True):
-        assert stored.data == one.data
+    for stored, record_ in zip(await publish_and_read(nats, "none"), BATCH, strict=True):
+        assert stored.data == record_.data
         assert {name for name in stored.headers if not name.startswith("Nats-")} == set()
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 async def test_nats_sinks_encode_same_record_identically(nats: Nats, mode: str) -> None:
-    """Two streams, two sinks, two processes as it were: the same record is the same message."""
-    found = []
+    """Two sinks with two streams publish the same record as the same message."""
+    contents = []
     for number in (1, 2):
         subject = f"ce_same_{mode}_{number}"
         sink = await start_sink(nats, subject, cloudevents=mode)
@@ -99,8 +99,8 @@ async def test_nats_sinks_encode_same_record_identically(nats: Nats, mode: str) 
         await sink.close()
         async with StreamReader(nats) as reader:
             stored = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
-        found.append([(each.data, without_publish_headers(each.headers)) for each in stored])
-    assert found[0] == found[1]
+        contents.append([(each.data, without_publish_headers(each.headers)) for each in stored])
+    assert contents[0] == contents[1]
 
 
 def without_publish_headers(headers: dict[str, str]) -> dict[str, str]:

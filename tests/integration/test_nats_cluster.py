@@ -1,4 +1,4 @@
-"""Three servers, one stream on all of them, and its leader killed under load, again and again: nothing is lost."""
+"""NATS with three servers and one replicated stream, whose leader fails repeatedly under load: no record is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.integration.nats_reading import (
     publish_until_accepted,
     record_positions,
     records,
-    retry_until_answered,
+    retry_until_available,
     settings,
 )
 from tests.scale import scaled
@@ -36,52 +36,52 @@ async def leader(peer: Nats) -> Server:
 async def kill_leaders(peer: Nats) -> None:
     for round_ in range(ROUNDS):
         await asyncio.sleep(0.5)
-        victim = await leader(peer)
-        if round_ % 3 == 2:  # frozen, it still takes connections and records
-            await asyncio.to_thread(victim.suspend)
+        server = await leader(peer)
+        if round_ % 3 == 2:  # a suspended server still accepts connections and records
+            await asyncio.to_thread(server.suspend)
             await asyncio.sleep(6)
-            await asyncio.to_thread(victim.resume)
+            await asyncio.to_thread(server.resume)
         else:
-            await asyncio.to_thread(victim.kill)
+            await asyncio.to_thread(server.kill)
             await leader(peer)
             await asyncio.sleep(0.5)
             await asyncio.to_thread(peer.start)
 
 
 async def retire_leaders(peer: Nats) -> None:
-    """Another leader every moment, while nobody dies."""
+    """Make the leader step down repeatedly, while all servers run."""
     async with StreamReader(peer) as reader:
         for _ in range(20 * ROUNDS):
             await asyncio.sleep(0.1)
-            with contextlib.suppress(nats.errors.Error):  # there is none at the moment
+            with contextlib.suppress(nats.errors.Error):  # the stream has no leader at the moment
                 await reader.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}", b"", timeout=2)
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("trouble", [kill_leaders, retire_leaders])
+@pytest.mark.parametrize("fail", [kill_leaders, retire_leaders])
 @pytest.mark.parametrize("atomic", [True, False])
 async def test_nats_sink_stores_each_record_once_when_leaders_change(
-    nats_factory: NatsFactory, trouble: Callable[[Nats], Coroutine[None, None, None]], atomic: bool
+    nats_factory: NatsFactory, fail: Callable[[Nats], Coroutine[None, None, None]], atomic: bool
 ) -> None:
     peer = nats_factory(3)
     async with StreamReader(peer) as reader:
         config = StreamConfig(STREAM, subjects=["events.>"], num_replicas=3, duplicate_window=3600, allow_atomic=atomic)
-        await retry_until_answered(partial(reader.jetstream.add_stream, config))
+        await retry_until_available(partial(reader.jetstream.add_stream, config))
     sink = NatsSink(settings(peer, timeout="3s"))
-    troubling = asyncio.ensure_future(trouble(peer))
+    failing = asyncio.ensure_future(fail(peer))
     published = 0
-    complaints: list[str] = []
-    while not troubling.done() or published < 2000:
+    errors: list[str] = []
+    while not failing.done() or published < 2000:
         batch = records(1 + published % 317, first_sequence=published + 1)
-        complaints += await publish_until_accepted(sink, batch, seconds=120)
+        errors += await publish_until_accepted(sink, batch, seconds=120)
         published += len(batch)
-    await troubling
+    await failing
     await sink.close()
-    assert complaints
+    assert errors
     async with StreamReader(peer) as reader:
-        # One that was frozen may take itself for the leader for a moment.
+        # A server that was suspended may consider itself the leader for a moment.
         stored = record_positions(await reader.read_stored(minimum=published))
     expected = record_positions(records(published))
-    assert sorted(stored) == expected  # each once
+    assert sorted(stored) == expected  # each exactly once
     if atomic:
         assert stored == expected

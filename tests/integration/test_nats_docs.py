@@ -1,4 +1,4 @@
-"""What docs/nats.md tells people to type works as it stands there."""
+"""The permissions and commands in docs/nats.md work as documented."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PERMISSIONS = re.findall(r"^```\n(publish: .*?)^```$", PAGE, re.MULTILINE | re.D
 
 
 def users(*permissions: str) -> str:
-    """A server's configuration with the permissions of the page."""
+    """Return a server configuration with the permissions on the page."""
     lists: dict[str, list[str]] = {"publish": [], "subscribe": []}
     for name, block in re.findall(r"(publish|subscribe): \[(.*?)\]", "\n".join(permissions), re.DOTALL):
         lists[name] += re.findall(r'^  (".*?")', block, re.MULTILINE)
     allowed = ", ".join(f"{name}: [{', '.join(subjects)}]" for name, subjects in lists.items())
-    known = f"users [{{ user: a, password: a, permissions {{ {allowed} }} }}]"
-    return f"authorization {{ timeout: {AUTH_TIMEOUT}, {known} }}\n"
+    user = f"users [{{ user: a, password: a, permissions {{ {allowed} }} }}]"
+    return f"authorization {{ timeout: {AUTH_TIMEOUT}, {user} }}\n"
 
 
 async def check_publish(sink: NatsSink) -> None:
@@ -50,13 +50,13 @@ async def check_publish(sink: NatsSink) -> None:
 
 @pytest.mark.parametrize("bucket", [False, True])
 async def test_documented_nats_permissions_are_sufficient(nats_factory: NatsFactory, bucket: bool) -> None:
-    peer = nats_factory(login=users(*PERMISSIONS[: 2 if bucket else 1]))
-    more: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
-    await check_publish(NatsSink(settings(peer, "containers", auth={"user": "a", "password": "a"}, **more)))
+    peer = nats_factory(auth=users(*PERMISSIONS[: 2 if bucket else 1]))
+    options: dict[str, Any] = {"kv_bucket": {"name": "containers"}} if bucket else {}
+    await check_publish(NatsSink(settings(peer, "containers", auth={"user": "a", "password": "a"}, **options)))
 
 
 async def test_documented_core_nats_permissions_are_sufficient(nats_factory: NatsFactory) -> None:
-    peer = nats_factory(login=users('publish: [\n  "containers.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
+    peer = nats_factory(auth=users('publish: [\n  "containers.>"\n]\nsubscribe: [\n  "_INBOX.>"\n]'))
     await check_publish(NatsSink(settings(peer, "containers", mode="core", auth={"user": "a", "password": "a"})))
 
 
@@ -64,13 +64,13 @@ async def test_documented_nats_command_creates_usable_stream(
     nats_factory: NatsFactory, require: Callable[..., None]
 ) -> None:
     require("nats")
-    program = shutil.which("nats", path=search_path("nats")) or "nats"
+    executable = shutil.which("nats", path=search_path("nats")) or "nats"
     peer = nats_factory(3)
     [command] = re.findall(r"^nats (stream add .*)$", PAGE, re.MULTILINE)
-    patiently = [program, "--server", peer.urls[0], "--timeout", "30s"]  # three servers write it down
-    await asyncio.to_thread(run, [*patiently, *shlex.split(command)], env={"HOME": "/nonexistent"})
+    nats_command = [executable, "--server", peer.urls[0], "--timeout", "30s"]  # three servers have to store the stream
+    await asyncio.to_thread(run, [*nats_command, *shlex.split(command)], env={"HOME": "/nonexistent"})
     sink = NatsSink(settings(peer, "containers", timeout="5s", stream={"auto_create": False}))
-    await publish_until_accepted(sink, records(3))  # where a server has stalled, another leader has to be elected first
+    await publish_until_accepted(sink, records(3))  # if a server has stalled, the others have to elect a leader first
     await sink.close()
     async with StreamReader(peer) as reader:
         config = (await reader.jetstream.stream_info("WHALEBRIDGE_CONTAINERS")).config

@@ -1,4 +1,4 @@
-"""What the NATS sink does when servers and networks fail: it says so in bounded time, and loses nothing."""
+"""Failures of NATS servers and networks: the sink reports them in bounded time, and no record is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
 FailureAction = Callable[[Nats], None]
-BOUND = 15.0  # seconds for what is given up after a few: above that, on a slow machine; far below "for ever"
+BOUND = 15.0  # seconds; above the timeouts of the sink, for a slow machine
 
 
 async def timed_failure(attempt: asyncio.Future[None]) -> tuple[str, float]:
@@ -51,19 +51,19 @@ async def test_nats_sink_connects_after_server_was_down_at_start(nats_factory: N
 
 async def test_nats_sink_loses_nothing_when_server_is_down(nats_factory: NatsFactory) -> None:
     peer = nats_factory()
-    all_ = records(300)
+    all_records = records(300)
     sink = await start_sink(peer)
-    await sink.publish(all_[:100])
+    await sink.publish(all_records[:100])
     peer.kill()
     for _ in range(3):
         with raises_naming(TransientError, "NATS", f"{HOST}:{peer.nodes[0].port}"):
-            await sink.publish(all_[100:200])
+            await sink.publish(all_records[100:200])
     peer.start()
-    for batch in split_batches(all_[100:], 100):
+    for batch in split_batches(all_records[100:], 100):
         await sink.publish(batch)
     await sink.close()
     async with StreamReader(peer) as reader:
-        assert record_positions(await reader.read_stored()) == record_positions(all_)
+        assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
 async def test_nats_sink_reconnects_when_server_restarts_while_idle(nats_factory: NatsFactory) -> None:
@@ -72,13 +72,13 @@ async def test_nats_sink_reconnects_when_server_restarts_while_idle(nats_factory
     await asyncio.to_thread(peer.stop)
     await asyncio.to_thread(peer.start)
     await wait_connection_ended(sink)
-    await sink.publish(records(3))  # at the first attempt: the old connection is known to be gone
+    await sink.publish(records(3))  # at the first attempt: the sink has detected that the old connection is closed
     await sink.close()
 
 
 @pytest.mark.parametrize("atomic", [True, False])
 async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory: NatsFactory, atomic: bool) -> None:
-    """Connections are reset ten times a second, in the midst of records, and the server is killed every other."""
+    """The proxy resets connections ten times a second, within messages; the server is killed at every eighth reset."""
     peer = nats_factory(proxied=True)
     proxy = peer.proxies[0]
     async with StreamReader(peer) as reader:
@@ -87,7 +87,7 @@ async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory:
         )
 
     async def flap() -> None:
-        """For a while: where the machine is slow, hardly anything gets through in a tenth of a second."""
+        """Reset the connection 64 times; on a slow machine few records pass within 0.1 s."""
         budget = 0
         for turn in range(64):
             budget = (budget + 77_777) % 500_000
@@ -101,18 +101,18 @@ async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory:
     flapping = asyncio.ensure_future(flap())
     sink = NatsSink(settings(peer, timeout="5s"))
     published = 0
-    complaints: list[str] = []
+    errors: list[str] = []
     while not flapping.done() or published < 2000:
         batch = records(400, first_sequence=published + 1)
-        complaints += await publish_until_accepted(sink, batch, seconds=120)
+        errors += await publish_until_accepted(sink, batch, seconds=120)
         published += len(batch)
     await flapping
     await sink.close()
-    assert complaints
+    assert errors
     async with StreamReader(peer) as reader:
         stored = record_positions(await reader.read_stored())
     expected = record_positions(records(published))
-    assert sorted(stored) == expected  # each once
+    assert sorted(stored) == expected  # each exactly once
     if atomic:
         assert stored == expected
 
@@ -130,25 +130,27 @@ async def test_nats_sink_times_out_and_recovers_when_server_hangs(
     nats_factory: NatsFactory, fail: FailureAction
 ) -> None:
     peer = nats_factory(proxied=True)
-    all_ = records(3000, labels={"size": "x" * 5000})  # more than the kernel takes for a server that does not read
+    all_records = records(
+        3000, labels={"size": "x" * 5000}
+    )  # more than the kernel buffers for a server that does not read
     sink = NatsSink(settings(peer, timeout="2s"))
-    await publish_until_accepted(sink, all_[:10])  # before anything fails, two seconds may be too short for it
+    await publish_until_accepted(sink, all_records[:10])  # even without failures, 2 s may be too short
     fail(peer)
-    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_[10:1000])))
+    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_records[10:1000])))
     assert_names(text, HOST, "2 s")
     assert lasted < BOUND
-    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_[10:1000])))
+    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_records[10:1000])))
     assert_names(text, HOST, "2 s")
     assert lasted < BOUND
     if fail is suspend:
         peer.resume()
     else:
         await asyncio.to_thread(peer.proxies[0].restore)
-    for batch in split_batches(all_[10:], 1000):
+    for batch in split_batches(all_records[10:], 1000):
         await publish_until_accepted(sink, batch)
     await sink.close()
     async with StreamReader(peer) as reader:
-        assert record_positions(await reader.read_stored()) == record_positions(all_)
+        assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
 @pytest.mark.parametrize("size", [10, 500_000])
@@ -193,22 +195,22 @@ async def test_nats_sink_replaces_closed_client(nats_factory: NatsFactory) -> No
 async def test_nats_sink_tolerates_slow_network(nats_factory: NatsFactory) -> None:
     peer = nats_factory(proxied=True)
     sink = await start_sink(peer, timeout="6s")
-    peer.proxies[0].delay(0.3)  # for each 64 KiB: the batch takes longer than the timeout
-    all_ = records(300, labels={"size": "x" * 5000})
+    peer.proxies[0].delay(0.3)  # per 64 KiB: the batch takes longer than the timeout
+    all_records = records(300, labels={"size": "x" * 5000})
     began = time.monotonic()
-    await sink.publish(all_)
+    await sink.publish(all_records)
     assert time.monotonic() - began > 6
     await sink.close()
     await asyncio.to_thread(peer.proxies[0].restore)
     async with StreamReader(peer) as reader:
-        assert record_positions(await reader.read_stored()) == record_positions(all_)
+        assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
 async def test_nats_sink_switches_server_when_first_server_stops(nats_factory: NatsFactory) -> None:
-    """One server is known; the others of its cluster are learned, and used when it is gone."""
+    """The settings name one server; the sink discovers the others and uses them when the first server stops."""
     peer = nats_factory(3)
-    one = settings(peer, timeout="5s").model_copy(update={"servers": settings(peer).servers[:1]})
-    sink = NatsSink(one.model_copy(update={"stream": one.stream.model_copy(update={"replicas": 3})}))
+    first = settings(peer, timeout="5s").model_copy(update={"servers": settings(peer).servers[:1]})
+    sink = NatsSink(first.model_copy(update={"stream": first.stream.model_copy(update={"replicas": 3})}))
     await publish_until_accepted(sink, [record(1)])
     await asyncio.to_thread(peer.servers[0].stop)
     await publish_until_accepted(sink, [record(2)])
@@ -221,10 +223,10 @@ async def test_nats_sink_retries_when_server_batch_limit_is_reached(
     limits = "limits { batch { max_inflight_per_stream: 1 } }"
     peer = nats_factory(settings=f'jetstream {{ store_dir: "{tmp_path}", {limits} }}\n')
     sinks = [await start_sink(peer) for _ in range(6)]
-    all_ = [records(500, host=f"node-{number}") for number in range(6)]
-    complaints = await asyncio.gather(*map(publish_until_accepted, sinks, all_))
+    all_records = [records(500, host=f"node-{number}") for number in range(6)]
+    errors = await asyncio.gather(*map(publish_until_accepted, sinks, all_records))
     for sink in sinks:
         await sink.close()
-    assert any("too many inflight" in complaint for each in complaints for complaint in each)
+    assert any("too many inflight" in error for sink_errors in errors for error in sink_errors)
     async with StreamReader(peer) as reader:
         assert len(await reader.read_stored()) == 3000

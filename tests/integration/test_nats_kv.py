@@ -1,4 +1,4 @@
-"""The bucket of the current state: what lives is in it, and nothing else, after a completed snapshot."""
+"""The KV bucket with the current state: after a completed snapshot, it contains exactly the running containers."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def started_records(*ids: tuple[RecordType, str], first: int = 1, epoch: int = E
 def snapshot(
     *ids: str, first: int = 1, epoch: int = EPOCH, number: int = 1, failed: Sequence[str] = ()
 ) -> list[Record]:
-    rows = started_records(*(("present", id_) for id_ in ids), first=first + 1, epoch=epoch)
+    presents = started_records(*(("present", id_) for id_ in ids), first=first + 1, epoch=epoch)
     started = control_record(first, "snapshot_started", number, epoch=epoch)
     completed = control_record(first + len(ids) + 1, "snapshot_completed", number, epoch=epoch, failed=failed)
-    return [started, *rows, completed]
+    return [started, *presents, completed]
 
 
 async def bucket_entries(reader: StreamReader, bucket: str) -> dict[str, dict[str, Any]]:
@@ -58,20 +58,20 @@ async def running_ids(reader: StreamReader, bucket: str) -> set[str]:
 
 
 async def test_kv_bucket_follows_records(nats: Nats) -> None:
-    sink = await start_sink(nats, "b_rows", kv_bucket={"name": "rows"})
+    sink = await start_sink(nats, "b_state", kv_bucket={"name": "state"})
     async with StreamReader(nats) as reader:
         await sink.publish(snapshot("a", "b"))
         await sink.publish(started_records(("paused", "a"), ("exited", "b"), ("started", "c.d"), first=5))
-        found = await bucket_entries(reader, "rows")
-        assert set(found) == {SOURCE, f"{SOURCE}.shop.a", f"{SOURCE}.shop.c=2Ed"}
-        paused = found[f"{SOURCE}.shop.a"]
+        entries = await bucket_entries(reader, "state")
+        assert set(entries) == {SOURCE, f"{SOURCE}.shop.a", f"{SOURCE}.shop.c=2Ed"}
+        paused = entries[f"{SOURCE}.shop.a"]
         assert (paused["type"], paused["container"]["paused"]) == ("paused", True)
         assert (paused["epoch"], paused["sequence"], paused["snapshot_id"]) == (EPOCH, 5, f"{EPOCH}-1")
-        assert found[SOURCE]["type"] == "snapshot_completed"
+        assert entries[SOURCE]["type"] == "snapshot_completed"
         await sink.publish(started_records(("started", "b"), ("exited", "b"), ("started", "b"), first=8))
-        assert await running_ids(reader, "rows") == {"a", "b", "c=2Ed"}
+        assert await running_ids(reader, "state") == {"a", "b", "c=2Ed"}
         await sink.publish(started_records(("exited", "a"), ("exited", "b"), ("exited", "c.d"), first=11))
-        assert await running_ids(reader, "rows") == set()
+        assert await running_ids(reader, "state") == set()
     await sink.close()
 
 
@@ -80,7 +80,7 @@ async def test_kv_bucket_drops_entries_missing_from_snapshot(nats: Nats) -> None
     async with StreamReader(nats) as reader:
         await sink.publish(snapshot("a", "b", "c"))
         await sink.publish(snapshot("b", first=6, number=2, failed=["shop"]))
-        assert await running_ids(reader, "removed") == {"a", "b", "c"}  # nobody knows: the namespace failed
+        assert await running_ids(reader, "removed") == {"a", "b", "c"}  # unknown: the namespace failed
         await sink.publish(snapshot("b", first=9, number=3))
         assert await running_ids(reader, "removed") == {"b"}
         assert (await bucket_entries(reader, "removed"))[f"{SOURCE}.shop.b"]["snapshot_id"] == f"{EPOCH}-3"
@@ -88,7 +88,7 @@ async def test_kv_bucket_drops_entries_missing_from_snapshot(nats: Nats) -> None
 
 
 async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) -> None:
-    """Only those of the same source: another host's rows are its own."""
+    """The sink keeps the entries of other sources."""
     async with StreamReader(nats) as reader:
         sink = await start_sink(nats, "b_stale", kv_bucket={"name": "stale"})
         await sink.publish([*snapshot("a", "b", "c"), record(9, host="node-2", id_="theirs")])
@@ -100,7 +100,7 @@ async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) ->
             "b",
             "c",
             "theirs",
-        }  # not complete: it says nothing
+        }  # the snapshot is not complete
         await sink.publish(snapshot("b", epoch=LATER)[1:])
         assert await running_ids(reader, "stale") == {"b", "theirs"}
         await sink.close()
@@ -111,19 +111,19 @@ async def test_kv_bucket_is_usable_by_standard_clients(nats: Nats) -> None:
     async with StreamReader(nats) as reader:
         store = await reader.jetstream.key_value("watch")
         watcher = await store.watch(f"{SOURCE}.>")
-        assert await watcher.updates(30) is None  # type: ignore[no-untyped-call] # nothing there yet
-        seen: list[KeyValue.Entry] = []
+        assert await watcher.updates(30) is None  # type: ignore[no-untyped-call] # the bucket is empty
+        entries: list[KeyValue.Entry] = []
         for batch in (
             [*snapshot("a"), *started_records(("exited", "a"), first=4)],
             started_records(("started", "a"), first=5),
             started_records(("exited", "a"), first=6),
         ):
             await sink.publish(batch)
-            # At once: the bucket keeps the last value of a key only.
-            seen.append(await watcher.updates(30))  # type: ignore[no-untyped-call]
+            # Read each update before the next: the bucket keeps only the last value of a key.
+            entries.append(await watcher.updates(30))  # type: ignore[no-untyped-call]
         await watcher.stop()  # type: ignore[no-untyped-call]
         status = await store.status()
-        assert [(entry.key, entry.operation) for entry in seen] == [
+        assert [(entry.key, entry.operation) for entry in entries] == [
             (f"{SOURCE}.shop.a", operation) for operation in ("DEL", None, "DEL")
         ]
         assert status.history == 1
@@ -150,9 +150,9 @@ async def test_nats_sink_reports_missing_or_invalid_kv_bucket(nats: Nats) -> Non
     with raises_naming(ApiResponseError, HOST, "KV_none", "auto_create"):
         await start_sink(nats, "b_missing", **sink_settings)
     async with StreamReader(nats) as reader:
-        await reader.jetstream.add_stream(name="KV_strange", subjects=["strange.>"])
-    with raises_naming(ApiResponseError, HOST, "KV_strange", "kv_bucket.name"):
-        await start_sink(nats, "b_strange", kv_bucket={"name": "strange"})
+        await reader.jetstream.add_stream(name="KV_foreign", subjects=["foreign.>"])
+    with raises_naming(ApiResponseError, HOST, "KV_foreign", "kv_bucket.name"):
+        await start_sink(nats, "b_foreign", kv_bucket={"name": "foreign"})
 
 
 async def test_nats_sink_uses_existing_kv_bucket(nats: Nats) -> None:
@@ -178,14 +178,14 @@ async def test_kv_bucket_handles_ten_thousand_containers(nats: Nats) -> None:
 
 
 async def test_kv_bucket_skips_and_logs_oversized_entry(nats: Nats, capsys: pytest.CaptureFixture[str]) -> None:
-    """By the bucket's own bound, or because a message of that size would end the connection."""
+    """The bucket limits the value size, or the server would close the connection for a message of that size."""
     limit = nats.monitor("varz")["max_payload"]
     large = record(3, id_="b", labels={"size": "x" * (limit - 2400)})
     async with StreamReader(nats) as reader:
         await reader.jetstream.create_key_value(bucket="bounded", max_value_size=5000)
-        for bucket, one in (("bounded", record(2, id_="b", labels={"size": "x" * 5000})), ("large", large)):
+        for bucket, oversized in (("bounded", record(2, id_="b", labels={"size": "x" * 5000})), ("large", large)):
             sink = await start_sink(nats, f"b_{bucket}", kv_bucket={"name": bucket})
-            await sink.publish([record(1, id_="a"), one, record(4, id_="c")])
+            await sink.publish([record(1, id_="a"), oversized, record(4, id_="c")])
             await sink.close()
             assert await running_ids(reader, bucket) == {"a", "c"}
             assert len(await reader.read_stored(f"WHALEBRIDGE_B_{bucket.upper()}")) == 3

@@ -1,4 +1,4 @@
-"""What the NATS sink has published is in the stream, in order and once, whatever is sent again."""
+"""Records of the NATS sink are in the stream in order and exactly once, even if they are sent again."""
 
 from __future__ import annotations
 
@@ -43,139 +43,143 @@ async def prepare(reader: StreamReader, subject: str, *, atomic: bool, **config:
 @pytest.mark.parametrize("atomic", ATOMIC)
 async def test_nats_sink_stores_records_in_order_unchanged(nats: Nats, atomic: bool) -> None:
     subject = f"order{atomic}"
-    all_ = records(4500)
+    all_records = records(4500)
     async with StreamReader(nats) as reader:
         await prepare(reader, subject, atomic=atomic)
         sink = await start_sink(nats, subject)
-        for batch in split_batches(all_, 1700):
+        for batch in split_batches(all_records, 1700):
             await sink.publish(batch)
         await sink.close()
         stored = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
-    assert [each.data for each in stored] == [each.data for each in all_]
-    assert [each.subject for each in stored] == [f"{subject}.node-1.shop.started"] * len(all_)
-    assert len({each.headers["Nats-Msg-Id"] for each in stored}) == len(all_)
+    assert [each.data for each in stored] == [each.data for each in all_records]
+    assert [each.subject for each in stored] == [f"{subject}.node-1.shop.started"] * len(all_records)
+    assert len({each.headers["Nats-Msg-Id"] for each in stored}) == len(all_records)
     assert all(("Nats-Batch-Id" in each.headers) == atomic for each in stored)
 
 
 @pytest.mark.parametrize("atomic", ATOMIC)
 async def test_nats_sink_stores_resent_records_once(nats: Nats, atomic: bool) -> None:
-    """Another sink knows nothing of the first: a restart, with acknowledgements that never came."""
+    """A new sink has no state of the first one, as after a restart without acknowledgements."""
     subject = f"again{atomic}"
-    all_ = records(2000)
+    all_records = records(2000)
     async with StreamReader(nats) as reader:
         await prepare(reader, subject, atomic=atomic)
         for start, end in [(0, 700), (0, 700), (300, 1300), (1299, 1301), (0, 2000), (1999, 2000)]:
             sink = await start_sink(nats, subject)
-            await sink.publish(all_[start:end])
+            await sink.publish(all_records[start:end])
             await sink.close()
         stored = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
-    assert record_positions(stored) == record_positions(all_)
+    assert record_positions(stored) == record_positions(all_records)
 
 
 async def test_nats_sink_fills_holes_when_batches_become_allowed(nats: Nats) -> None:
-    """The stream came to allow batches after some records of the batch had been stored without their order."""
-    all_ = records(50)
+    """The stream allows batches only after it has stored some records of the batch."""
+    all_records = records(50)
     async with StreamReader(nats) as reader:
         await prepare(reader, "holes", atomic=False)
         sink = await start_sink(nats, "holes")
-        await sink.publish([all_[3], all_[30]])
+        await sink.publish([all_records[3], all_records[30]])
         await sink.close()
         info = await reader.jetstream.stream_info("WHALEBRIDGE_HOLES")
         await reader.jetstream.update_stream(info.config.evolve(allow_atomic=True))
         sink = await start_sink(nats, "holes")
-        await sink.publish(all_)
+        await sink.publish(all_records)
         await sink.close()
         stored = await reader.read_stored("WHALEBRIDGE_HOLES")
     assert record_positions(stored) == record_positions(
-        [all_[3], all_[30], *[x for x in all_ if x not in (all_[3], all_[30])]]
+        [
+            all_records[3],
+            all_records[30],
+            *[each for each in all_records if each not in (all_records[3], all_records[30])],
+        ]
     )
 
 
 @pytest.mark.parametrize("atomic", ATOMIC)
 async def test_nats_sink_stores_records_once_when_acknowledgement_lost(nats_factory: NatsFactory, atomic: bool) -> None:
     peer = nats_factory(proxied=True)
-    all_ = records(300)
+    all_records = records(300)
     async with StreamReader(peer) as reader:
         await prepare(reader, "events", atomic=atomic)
     sink = await start_sink(peer, timeout="60s")
-    await sink.publish(all_[:10])
+    await sink.publish(all_records[:10])
     peer.proxies[0].drop_responses()
-    publishing = asyncio.ensure_future(sink.publish(all_[10:30]))
+    publishing = asyncio.ensure_future(sink.publish(all_records[10:30]))
     async with StreamReader(peer) as reader:
         await reader.wait_count(30)
-        peer.proxies[0].restore()  # which resets the connection
+        peer.proxies[0].restore()  # resets the connection
         with pytest.raises(TransientError):
             await publishing
-        await sink.publish(all_[10:300])
+        await sink.publish(all_records[10:300])
         await sink.close()
-        assert record_positions(await reader.read_stored()) == record_positions(all_)
+        assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
 async def test_nats_sink_stores_record_repeated_in_batch_once(nats: Nats) -> None:
-    one, two = records(2)
+    first, second = records(2)
     sink = await start_sink(nats, "twice")
-    await sink.publish([one, two, one])
+    await sink.publish([first, second, first])
     await sink.close()
     async with StreamReader(nats) as reader:
-        assert record_positions(await reader.read_stored("WHALEBRIDGE_TWICE")) == record_positions([one, two])
+        assert record_positions(await reader.read_stored("WHALEBRIDGE_TWICE")) == record_positions([first, second])
 
 
 async def test_nats_sink_stores_lost_record_beside_original(nats: Nats) -> None:
-    one = record(1)
+    first = record(1)
     sink = await start_sink(nats, "lost")
-    await sink.publish([one, msgspec.structs.replace(one, type="lost"), record(2)])
+    await sink.publish([first, msgspec.structs.replace(first, type="lost"), record(2)])
     await sink.close()
     async with StreamReader(nats) as reader:
         assert record_positions(await reader.read_stored("WHALEBRIDGE_LOST")) == [
-            (one.epoch, 1),
-            (one.epoch, 1),
-            (one.epoch, 2),
+            (first.epoch, 1),
+            (first.epoch, 1),
+            (first.epoch, 2),
         ]
 
 
 async def test_nats_sink_stores_heartbeats_under_unique_ids(nats: Nats) -> None:
-    one = record(1)
-    sink = await start_sink(nats, "beats")
+    first = record(1)
+    sink = await start_sink(nats, "heartbeats")
     for batch in (
-        [one],
-        *([heartbeat_record(one, number, number)] for number in range(1, 5)),
-        [heartbeat_record(one, 1, 1)],
+        [first],
+        *([heartbeat_record(first, number, number)] for number in range(1, 5)),
+        [heartbeat_record(first, 1, 1)],
     ):
         await sink.publish(batch)
     await sink.close()
     async with StreamReader(nats) as reader:
-        stored = await reader.read_stored("WHALEBRIDGE_BEATS")
+        stored = await reader.read_stored("WHALEBRIDGE_HEARTBEATS")
     assert [each.subject.rpartition(".")[2] for each in stored] == ["started", *["heartbeat"] * 4]
 
 
 async def test_nats_sink_splits_large_records_into_batches(nats: Nats) -> None:
-    all_ = records(30, labels={"size": "x" * 500_000})
+    all_records = records(30, labels={"size": "x" * 500_000})
     sink = await start_sink(nats, "large")
-    await sink.publish(all_)
+    await sink.publish(all_records)
     await sink.close()
     async with StreamReader(nats) as reader:
         stored = await reader.read_stored("WHALEBRIDGE_LARGE")
-    assert record_positions(stored) == record_positions(all_)
+    assert record_positions(stored) == record_positions(all_records)
     assert 1 < len({each.headers.get("Nats-Batch-Id") for each in stored}) < 10
 
 
 async def test_nats_sink_respects_server_batch_limit(nats_factory: NatsFactory, tmp_path: Path) -> None:
     peer = nats_factory(settings=f'jetstream {{ store_dir: "{tmp_path}", limits {{ batch {{ max_msgs: 10 }} }} }}\n')
-    all_ = records(100)
+    all_records = records(100)
     sink = await start_sink(peer)
-    await sink.publish(all_)
+    await sink.publish(all_records)
     await sink.close()
     async with StreamReader(peer) as reader:
-        assert record_positions(await reader.read_stored()) == record_positions(all_)
+        assert record_positions(await reader.read_stored()) == record_positions(all_records)
 
 
 async def test_nats_sinks_keep_order_when_publishing_concurrently(nats: Nats) -> None:
     hosts = [f"node-{number}" for number in range(10)]
     sinks: list[NatsSink] = [await start_sink(nats, "many") for _ in hosts]
-    all_ = {host: records(600, host=host) for host in hosts}
+    all_records = {host: records(600, host=host) for host in hosts}
 
     async def publish(sink: NatsSink, host: str) -> None:
-        for batch in split_batches(all_[host], 50):
+        for batch in split_batches(all_records[host], 50):
             await sink.publish(batch)
         await sink.close()
 
@@ -184,7 +188,7 @@ async def test_nats_sinks_keep_order_when_publishing_concurrently(nats: Nats) ->
         stored = await reader.read_stored("WHALEBRIDGE_MANY")
     for host in hosts:
         assert record_positions([each for each in stored if f".{host}." in each.subject]) == record_positions(
-            all_[host]
+            all_records[host]
         )
 
 
@@ -208,11 +212,11 @@ async def test_nats_sink_identifies_record_above_stream_limit(nats: Nats, atomic
 async def test_nats_sink_rejects_record_above_max_payload_unsent(nats: Nats) -> None:
     sink = await start_sink(nats, "above")
     limit = nats.monitor("varz")["max_payload"]
-    almost = record(1, labels={"size": "x" * (limit - 3000)})
+    near_limit = record(1, labels={"size": "x" * (limit - 3000)})
     with raises_naming(RejectedRecordError, f"{limit} bytes", "max_payload"):
         await sink.publish([record(2, labels={"size": "x" * (limit - 400)})])
     before = nats.monitor("varz")["total_connections"]
-    await sink.publish([almost])
+    await sink.publish([near_limit])
     await sink.close()
     assert nats.monitor("varz")["total_connections"] == before
 
@@ -226,15 +230,15 @@ async def test_nats_sink_detects_stream_limit_added_later(nats: Nats, atomic: bo
         sink = await start_sink(nats, subject)
         info = await reader.jetstream.stream_info(f"WHALEBRIDGE_{subject.upper()}")
         await reader.jetstream.update_stream(info.config.evolve(max_msg_size=4000))
-        refused: list[RejectedRecordError] = []
+        rejections: list[RejectedRecordError] = []
         for _ in range(2):
             try:
                 await sink.publish([small, large])
             except RejectedRecordError as error:
-                refused.append(error)
+                rejections.append(error)
             except TransientError:
                 pass
-        assert refused[-1].positions == {(large.epoch, 2)}
+        assert rejections[-1].positions == {(large.epoch, 2)}
         await sink.publish([small])
         await sink.close()
         assert record_positions(await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")) == record_positions([small])

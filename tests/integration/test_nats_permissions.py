@@ -1,4 +1,4 @@
-"""What NATS must allow at the least (test_nats_docs has the lists of the page), and what is told where it does not."""
+"""The minimum permissions of the NATS sink, and errors for missing ones; test_nats_docs has the documented lists."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SINK = Permissions(
 
 @pytest.mark.parametrize("create", [True, False])
 async def test_nats_sink_works_with_minimum_permissions(nats_factory: NatsFactory, create: bool) -> None:
-    login = nats_auth.users_config({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
-    peer = nats_factory(login=login)
+    auth = nats_auth.users_config({"bridge": SECRET, "admin": SECRET}, {"bridge": SINK})
+    peer = nats_factory(auth=auth)
     if not create:
         await check_publish(peer, auth={"user": "admin", "password": SECRET})
     await check_publish(peer, auth={"user": "bridge", "password": SECRET}, stream={"auto_create": create})
@@ -46,7 +46,7 @@ async def test_nats_sink_reports_missing_permission(
         return [subject for subject in subjects if subject != missing] or ["nothing"]
 
     allowed = Permissions(publish=without(SINK.publish), subscribe=without(SINK.subscribe))
-    peer = nats_factory(login=nats_auth.users_config({"bridge": SECRET}, {"bridge": allowed}))
+    peer = nats_factory(auth=nats_auth.users_config({"bridge": SECRET}, {"bridge": allowed}))
     text = await publish_error(peer, auth={"user": "bridge", "password": SECRET})
     assert_names(text, f"permissions violation for {denied_action}", "docs/nats.md")
 
@@ -56,7 +56,7 @@ async def test_nats_sink_uses_permission_granted_later(nats_factory: NatsFactory
         return nats_auth.users_config({"bridge": SECRET}, {"bridge": permissions})
 
     allowed = Permissions(publish=["$JS.API.>"], subscribe=["_INBOX.>"])
-    peer = nats_factory(login=users(allowed))
+    peer = nats_factory(auth=users(allowed))
     sink = NatsSink(settings(peer, auth={"user": "bridge", "password": SECRET}))
     await sink.start()
     with raises_naming(TransientError, "permissions violation"):
@@ -71,7 +71,7 @@ async def test_nats_sink_uses_permission_granted_later(nats_factory: NatsFactory
 
 async def test_nats_sink_uses_configured_inbox_prefix(nats_factory: NatsFactory) -> None:
     allowed = Permissions(publish=SINK.publish, subscribe=["_INBOX.whalebridge.>"])
-    peer = nats_factory(login=nats_auth.users_config({"bridge": SECRET}, {"bridge": allowed}))
-    login = {"user": "bridge", "password": SECRET}
-    await check_publish(peer, auth=login, inbox_prefix="_INBOX.whalebridge")
-    assert "_inbox." in await publish_error(peer, auth=login)
+    peer = nats_factory(auth=nats_auth.users_config({"bridge": SECRET}, {"bridge": allowed}))
+    auth = {"user": "bridge", "password": SECRET}
+    await check_publish(peer, auth=auth, inbox_prefix="_INBOX.whalebridge")
+    assert "_inbox." in await publish_error(peer, auth=auth)

@@ -1,4 +1,4 @@
-"""The whole program with NATS as its sink: nothing is missing, whenever the server or the program is away."""
+"""The bridge with a NATS sink: no record is missing after outages of the server or of the bridge."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def bucket_entries(peer: Nats) -> set[str]:
         async with StreamReader(peer) as reader:
             try:
                 keys = await (await reader.jetstream.key_value("containers")).keys()
-            except (BucketNotFoundError, NoKeysError):  # records are stored before rows
+            except (BucketNotFoundError, NoKeysError):  # the sink stores records before entries
                 return set()
             return {key.rpartition(".")[2] for key in keys if key.count(".") == 3}
 
@@ -43,17 +43,17 @@ def bucket_entries(peer: Nats) -> set[str]:
 
 
 def epochs(records: list[RecordDict]) -> list[list[RecordDict]]:
-    found: dict[int, list[RecordDict]] = {}
+    by_epoch: dict[int, list[RecordDict]] = {}
     for record in records:
-        found.setdefault(record["epoch"], []).append(record)
-    return list(found.values())
+        by_epoch.setdefault(record["epoch"], []).append(record)
+    return list(by_epoch.values())
 
 
 def wait_stored(bridge: BridgeProcess, peer: Nats) -> None:
-    """Wait until the stream has what standard output got; the bridge may look for its server every half minute only."""
+    """Wait until the stream has all records of standard output; the bridge retries its server only every 30 s."""
     bridge.wait(
         lambda records: record_positions(stored_records(peer)) == record_positions(records),
-        "all of it in the stream",
+        "all records in the stream",
         90,
     )
 
@@ -70,11 +70,11 @@ def test_nats_stream_is_complete_after_server_and_bridge_outages(
     name = f"{engine.version.replace('.', '')}-{os.getpid()}"
     sink = f"nats://{peer.urls[0].partition('//')[2]}/events"
     flags = ["--sink", sink, "--sink", "stdout:", "--state-dir", str(tmp_path / "state")]
-    # Heartbeats go to the stream alone.
+    # Heartbeats would go to the stream only.
     environment = {"WHALEBRIDGE_LOG__FORMAT": "json", "WHALEBRIDGE_HEARTBEAT__INTERVAL": "off"}
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
         bridge.wait_synced()
-        lives = container_factory.run(prefix="lives")
+        running_id = container_factory.run(prefix="running")
         for number in range(3):
             engine.ctr("run", "--rm", "--null-io", IMAGE, f"short-{name}-{number}", "true")
         bridge.wait(lambda records: len(transitions(records)) >= 7, "seven transitions", 90)
@@ -84,8 +84,8 @@ def test_nats_stream_is_complete_after_server_and_bridge_outages(
         engine.ctr("run", "--rm", "--null-io", IMAGE, f"late-{name}", "true")
         bridge.wait(lambda records: len(transitions(records)) >= 9, "nine transitions", 90)
         began = time.monotonic()
-    assert time.monotonic() - began < 25  # it has 10 s to hand over what nobody takes
-    assert [line for line in bridge.log_lines("sink_not_reached") if peer.url.partition("//")[2] in line["error"]]
+    assert time.monotonic() - began < 25  # the bridge waits 10 s for undelivered records
+    assert [line for line in bridge.log_lines("sink_publish_failed") if peer.url.partition("//")[2] in line["error"]]
     peer.start()
     with BridgeProcess(engine.address, tmp_path, *flags, environment=environment) as bridge:
         eventually(lambda: len(epochs(stored_records(peer))) == 2, "the second epoch in the stream")
@@ -96,7 +96,7 @@ def test_nats_stream_is_complete_after_server_and_bridge_outages(
         check_stream(first)
         check_stream(second)
         check_runs([*first, *second])
-        assert lives in {container["id"] for container in running_after([*first, *second]).values()}
+        assert running_id in {container["id"] for container in running_after([*first, *second]).values()}
 
 
 def test_kv_bucket_contains_running_containers(
@@ -114,8 +114,8 @@ def test_kv_bucket_contains_running_containers(
     before = container_factory.run(prefix="before")
     with BridgeProcess(engine.address, tmp_path, environment=environment):
         eventually(lambda: "nats_connected" in (tmp_path / "log.jsonl").read_text(), "a connection")
-        eventually(lambda: stored_records(peer) and before in bucket_entries(peer), "the first row")
+        eventually(lambda: stored_records(peer) and before in bucket_entries(peer), "the first entry")
         after = container_factory.run(prefix="after")
-        eventually(lambda: after in bucket_entries(peer), "the second row")
+        eventually(lambda: after in bucket_entries(peer), "the second entry")
         engine.ctr("task", "kill", "--signal", "KILL", before)
-        eventually(lambda: before not in bucket_entries(peer), "the first row to go")
+        eventually(lambda: before not in bucket_entries(peer), "the removal of the first entry")

@@ -1,4 +1,4 @@
-"""Streams of the NATS sink: created as promised, or checked, with a text that says what to do; subjects; core mode."""
+"""Streams, subjects and core mode of the NATS sink: it creates streams as documented, or checks existing ones."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ async def start_error(peer: Nats, subject: str, **options: Any) -> str:
     return str(caught.value)
 
 
-# --- created or checked ---
+# --- streams ---
 
 
 async def test_nats_sink_creates_stream_with_documented_defaults(nats: Nats) -> None:
     sink = await start_sink(nats, "pre.fix")
     await sink.close()
-    sink = await start_sink(nats, "pre.fix")  # it is there already
+    sink = await start_sink(nats, "pre.fix")  # the stream exists
     await sink.close()
     async with StreamReader(nats) as reader:
         config = (await reader.jetstream.stream_info("WHALEBRIDGE_PRE_FIX")).config
@@ -74,8 +74,8 @@ async def test_nats_sink_creates_stream_with_documented_defaults(nats: Nats) -> 
 
 
 async def test_nats_sink_creates_stream_as_configured(nats: Nats) -> None:
-    asked = {"name": "Mine", "max_age": None, "max_bytes": 10_000_000, "duplicate_window": "5m"}
-    sink = await start_sink(nats, "asked", stream=asked)
+    stream = {"name": "Mine", "max_age": None, "max_bytes": 10_000_000, "duplicate_window": "5m"}
+    sink = await start_sink(nats, "configured", stream=stream)
     await sink.close()
     async with StreamReader(nats) as reader:
         config = (await reader.jetstream.stream_info("Mine")).config
@@ -83,7 +83,7 @@ async def test_nats_sink_creates_stream_as_configured(nats: Nats) -> None:
 
 
 async def test_nats_sinks_start_concurrently_when_stream_is_missing(nats: Nats) -> None:
-    """Some of them want other streams than the one that wins."""
+    """The sinks have different stream settings; the first one creates the stream."""
     sinks = [NatsSink(settings(nats, "race", stream={"max_age": f"{1 + number % 2}h"})) for number in range(12)]
     await asyncio.gather(*(sink.start() for sink in sinks))
     await asyncio.gather(*(sink.publish(records(3, host=f"h{number}")) for number, sink in enumerate(sinks)))
@@ -118,12 +118,12 @@ UNSUITABLE_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", UNSUITABLE_CONFIGS)
 async def test_nats_sink_fails_when_stream_config_is_unsuitable(nats: Nats, name: str) -> None:
-    config, told = UNSUITABLE_CONFIGS[name]
+    config, expected = UNSUITABLE_CONFIGS[name]
     async with StreamReader(nats) as reader:
         await reader.jetstream.add_stream(StreamConfig(**{"name": name, "subjects": ["unfit.>"], **config}))
         text = await start_error(nats, "unfit", stream={"name": name})
         await reader.jetstream.delete_stream(name)
-    assert_names(text, f"stream {name}", HOST, told, f"nats stream edit {name}", "stream.name")
+    assert_names(text, f"stream {name}", HOST, expected, f"nats stream edit {name}", "stream.name")
 
 
 async def test_nats_sink_fails_when_stream_is_sealed(nats: Nats) -> None:
@@ -159,7 +159,7 @@ async def test_nats_sink_recreates_deleted_stream(nats: Nats) -> None:
 
 
 async def test_nats_sink_adapts_when_stream_config_changes(nats: Nats) -> None:
-    """It allows batches no more; then it is full; then there is room."""
+    """The stream stops allowing batches, becomes full, and is enlarged."""
     sink = await start_sink(nats, "changing")
     await sink.publish(records(5))
     async with StreamReader(nats) as reader:
@@ -203,14 +203,14 @@ async def test_nats_sink_publishes_in_jetstream_domain(nats_factory: NatsFactory
 async def test_nats_sink_keeps_hostile_name_in_one_subject_token(nats: Nats, value: str) -> None:
     subject = f"hostile{HOSTILE.index(value)}"
     sink = await start_sink(nats, subject, subject_template="{host}.{namespace}.{project}.{type}")
-    one = record(
+    hostile = record(
         1, host="node-1" if value in ("", "\x00") else value, namespace=value or "x", project=value, id_=value or "x"
     )
-    await sink.publish([one, record(2)])
+    await sink.publish([hostile, record(2)])
     await sink.close()
     async with StreamReader(nats) as reader:
         stored, _ = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
-    assert stored.data == one.data
+    assert stored.data == hostile.data
     assert len(stored.subject.split(".")) == 5
     assert all(character.isalnum() or character in "_=-." for character in stored.subject)
     assert set(stored.headers) >= {"Nats-Msg-Id", "ce-id", "ce-source", "ce-subject"}
@@ -228,14 +228,14 @@ async def test_nats_sink_publishes_records_with_4_kib_project(nats: Nats) -> Non
 
 
 async def test_nats_control_record_subject_has_no_namespace(nats: Nats) -> None:
-    sink = await start_sink(nats, "frames")
+    sink = await start_sink(nats, "control")
     await sink.publish([control_record(1, "snapshot_started"), control_record(2, "snapshot_completed")])
     await sink.close()
     async with StreamReader(nats) as reader:
-        stored = await reader.read_stored("WHALEBRIDGE_FRAMES")
+        stored = await reader.read_stored("WHALEBRIDGE_CONTROL")
     assert [each.subject for each in stored] == [
-        "frames.node-1._.snapshot_started",
-        "frames.node-1._.snapshot_completed",
+        "control.node-1._.snapshot_started",
+        "control.node-1._.snapshot_completed",
     ]
 
 
@@ -257,31 +257,31 @@ async def test_core_nats_sink_delivers_to_current_subscribers(
     nats_factory: NatsFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peer = nats_factory(settings="jetstream: false\n")
-    all_ = records(1500)
+    all_records = records(1500)
     async with StreamReader(peer) as reader:
         subscription = await reader.client.subscribe("events.>")
         await reader.client.flush()
         sink = await start_sink(peer, mode="core")
         assert "the gap is not reported" in capsys.readouterr().out
-        await sink.publish(all_)
-        heard = [await subscription.next_msg(timeout=30) for _ in all_]
-    assert [each.data for each in heard] == [each.data for each in all_]
-    assert heard[0].headers
-    assert heard[0].headers["ce-id"] == all_[0].id
+        await sink.publish(all_records)
+        messages = [await subscription.next_msg(timeout=30) for _ in all_records]
+    assert [each.data for each in messages] == [each.data for each in all_records]
+    assert messages[0].headers
+    assert messages[0].headers["ce-id"] == all_records[0].id
     with raises_naming(RejectedRecordError, "max_payload"):
         await sink.publish([record(1, labels={"size": "x" * 2_000_000})])
-    await sink.publish(all_)  # nobody listens
+    await sink.publish(all_records)  # without a subscriber
     await asyncio.to_thread(peer.kill)
     with pytest.raises(TransientError):
-        await sink.publish(all_)
+        await sink.publish(all_records)
     await asyncio.to_thread(peer.start)
-    await publish_until_accepted(sink, all_)
+    await publish_until_accepted(sink, all_records)
     await sink.close()
 
 
 async def test_core_nats_sink_reports_missing_permission(nats_factory: NatsFactory) -> None:
     allowed = Permissions(publish=["other.>"])
-    peer = nats_factory(login=nats_auth.users_config({"a": "a"}, {"a": allowed}))
+    peer = nats_factory(auth=nats_auth.users_config({"a": "a"}, {"a": allowed}))
     sink = await start_sink(peer, mode="core", auth={"user": "a", "password": "a"})
     with raises_naming(TransientError, 'permissions violation for publish to "events'):
         await sink.publish(records(1))

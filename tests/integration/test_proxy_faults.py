@@ -1,4 +1,4 @@
-"""A bridge behind the proxy, when containerd, the proxy or the bridge itself is away for a while."""
+"""A bridge behind the proxy, during outages of containerd, of the proxy and of the bridge."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
 
 
 def unique_ids(*prefixes: str) -> list[str]:
-    return [f"{stem}-{os.getpid()}" for stem in prefixes]
+    return [f"{prefix}-{os.getpid()}" for prefix in prefixes]
 
 
 def start_containers(containerd: Containerd, bridge: BridgeProcess, ids: list[str]) -> None:
@@ -73,17 +73,17 @@ def suspended(pid: int) -> Iterator[None]:
 def test_exit_is_published_once_when_proxied_containerd_is_down(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
-    dies, stays = unique_ids("dies", "stays")
-    start_containers(containerd, bridge, [dies, stays])
-    pid = init_pid(containerd, dies)
+    exiting, running = unique_ids("exiting", "running")
+    start_containers(containerd, bridge, [exiting, running])
+    pid = init_pid(containerd, exiting)
     containerd.kill()
     os.kill(pid, signal.SIGKILL)
     time.sleep(1)
     containerd.start()
     bridge.wait_synced(2)
-    records = bridge.wait(lambda records: set(running_after(records)) == {stays}, "agreement with containerd")
+    records = bridge.wait(lambda records: set(running_after(records)) == {running}, "the state of containerd")
     check_stream(records)
-    assert len(exits(records, dies)) == 1, list(map(summary, records))
+    assert len(exits(records, exiting)) == 1, list(map(summary, records))
     assert snapshot_reasons(records) == ["start", "reconnect"]
     assert {each["engine"]["pid"] for each in records[-1:]} == {containerd.pid}
     assert proxy.process.poll() is None
@@ -92,16 +92,16 @@ def test_exit_is_published_once_when_proxied_containerd_is_down(
 def test_bridge_reconnects_when_proxy_is_restarted(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
-    dies, stays = unique_ids("quits", "lasts")
-    start_containers(containerd, bridge, [dies, stays])
+    exiting, running = unique_ids("exiting", "running")
+    start_containers(containerd, bridge, [exiting, running])
     proxy.process.kill()
     proxy.process.wait()
-    containerd.ctr("task", "kill", "--signal", "SIGKILL", dies)
+    containerd.ctr("task", "kill", "--signal", "SIGKILL", exiting)
     proxy.start()
     bridge.wait_synced(2)
-    records = bridge.wait(lambda records: set(running_after(records)) == {stays}, "agreement with containerd")
+    records = bridge.wait(lambda records: set(running_after(records)) == {running}, "the state of containerd")
     check_stream(records)
-    (exited,) = exits(records, dies)
+    (exited,) = exits(records, exiting)
     assert exited["exit"]["status"] == 137
 
 
@@ -111,7 +111,7 @@ def test_overflow_snapshot_follows_when_bridge_lags_behind_proxy(containerd: Con
         asyncio.run(publish_bulk(containerd, 3 * SUBSCRIBER_BUFFER_BYTES // MIB))
         containerd.run(*unique_ids("meanwhile"), "sleep", "86400")
     records = bridge.wait(
-        lambda records: set(running_after(records)) == set(unique_ids("slow", "meanwhile")), "agreement"
+        lambda records: set(running_after(records)) == set(unique_ids("slow", "meanwhile")), "the state of containerd"
     )
     check_stream(records)
     assert snapshot_reasons(records) == ["start", "overflow"]
@@ -120,7 +120,7 @@ def test_overflow_snapshot_follows_when_bridge_lags_behind_proxy(containerd: Con
 
 def test_bridge_waits_when_proxy_cannot_reach_containerd(tmp_path: Path) -> None:
     with ProxyProcess(f"{tmp_path}/nothing.sock", tmp_path) as proxy, BridgeProcess(proxy.address, tmp_path) as bridge:
-        told = f"the proxy cannot reach containerd at {tmp_path}/nothing.sock"
-        eventually(lambda: told in bridge.log.read_text(), "the bridge to tell what it waits for")
+        message = f"the proxy cannot reach containerd at {tmp_path}/nothing.sock"
+        eventually(lambda: message in bridge.log.read_text(), "the reason in the log")
         time.sleep(1)
         assert bridge.process.poll() is None

@@ -1,4 +1,4 @@
-"""`whalebridge proxy` on real containerds: what a client can make it hold, and the socket it makes."""
+"""`whalebridge proxy` on real containerds: limits of memory and connections, and its socket."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.simulator import wire
 from tests.simulator.records import create_containers
 from tests.testbed.containerd import Containerd
 
-# What gRPC and Python need besides the bound itself, measured: a third of it.
+# Memory of gRPC and Python on top of the limit; a third of it was measured.
 SLACK = 48 * MIB
 NEAR_LIMIT_MIB = relay.SUBSCRIBER_BUFFER_BYTES // MIB - 1  # events of one MiB
 QUEUED_BYTES = 80 * 1024  # measured: 50 KiB
@@ -47,8 +47,8 @@ class TestLimits:
     async def test_proxy_ends_stream_when_client_stops_reading(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
-        sleeping = stream_call(proxied, methods.SUBSCRIBE.path)(b"")
-        await first_messages(proxy.address, sleeping)
+        stalled = stream_call(proxied, methods.SUBSCRIBE.path)(b"")
+        await first_messages(proxy.address, stalled)
         before = proxy.peak_bytes()
         await publish_bulk(engine, 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB)
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
@@ -58,24 +58,24 @@ class TestLimits:
             other.close()
         assert proxy.peak_bytes() - before < relay.SUBSCRIBER_BUFFER_BYTES + SLACK
         async with asyncio.timeout(60):
-            assert await count_large_events(sleeping) < 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB
-            assert await sleeping.code() is StatusCode.RESOURCE_EXHAUSTED
+            assert await count_large_events(stalled) < 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB
+            assert await stalled.code() is StatusCode.RESOURCE_EXHAUSTED
 
-    @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # containerd has no part in it
+    @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # independent of containerd
     async def test_proxy_frees_subscriptions_of_stalled_clients(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
-        """Too little is waiting for an overflow, but more than a client that does not read has room for."""
-        sleeping = [stream_call(proxied, methods.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
-        await first_messages(proxy.address, *sleeping)
+        """The queued events fit into the buffer of the proxy, but not into the socket buffer of a stalled client."""
+        stalled = [stream_call(proxied, methods.SUBSCRIBE.path)(b"") for _ in range(relay.MAX_SUBSCRIPTIONS)]
+        await first_messages(proxy.address, *stalled)
         await publish_bulk(engine, NEAR_LIMIT_MIB)
         await asyncio.sleep(relay.WRITE_TIMEOUT_SECONDS)
         async with ContainerdClient(proxy.address, KEEP_ALL) as client, asyncio.timeout(60):
-            # For each it begins when the proxy gets to its events.
+            # The write timeout of each client starts when the proxy writes its events.
             others = [await subscribe_when_admitted(client, proxy) for _ in range(relay.MAX_SUBSCRIPTIONS)]
         for each in others:
             each.close()
-        for call in sleeping:
+        for call in stalled:
             assert await count_large_events(call) < NEAR_LIMIT_MIB
             assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
 
@@ -84,33 +84,33 @@ class TestLimits:
             streams = [await client.subscribe() for _ in range(relay.MAX_SUBSCRIPTIONS + 1)]
             batches = [asyncio.ensure_future(each.batch()) for each in streams]
             async with asyncio.timeout(30):
-                while not failures(batches):  # noqa: ASYNC110 (of one of them, we do not know of which)
+                while not failures(batches):  # noqa: ASYNC110 (one of them fails, it is unknown which)
                     await asyncio.sleep(0.1)
-            await asyncio.sleep(1)  # for more of them, which there must not be
-            ended = failures(batches)
+            await asyncio.sleep(1)  # for further failures, which must not occur
+            errors = failures(batches)
         await asyncio.gather(*batches, return_exceptions=True)
-        (overflown,) = ended
-        assert isinstance(overflown, StreamOverflowError)
-        assert_names(overflown, relay.MAX_SUBSCRIPTIONS)
+        (error,) = errors
+        assert isinstance(error, StreamOverflowError)
+        assert_names(error, relay.MAX_SUBSCRIPTIONS)
 
     async def test_proxy_limits_open_connections(self, proxy: ProxyProcess) -> None:
-        held = [socket.socket(socket.AF_UNIX) for _ in range(server.MAX_CONNECTIONS + 40)]
+        sockets = [socket.socket(socket.AF_UNIX) for _ in range(server.MAX_CONNECTIONS + 40)]
         try:
-            for each in held:
+            for each in sockets:
                 each.settimeout(5)
                 each.connect(proxy.address)
             await asyncio.sleep(0.5)
             descriptors = len(os.listdir(f"/proc/{proxy.process.pid}/fd"))
             assert descriptors < server.MAX_CONNECTIONS + 40
         finally:
-            for each in held:
+            for each in sockets:
                 each.close()
         await wait_ready(proxy)
 
     async def test_proxy_holds_waiting_calls_in_bounded_memory(
         self, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
     ) -> None:
-        """As many as the bridge makes cost little; beyond the bound they are refused, and others still pass."""
+        """As many waiting calls as the bridge makes need little memory, and other calls still pass."""
         before = proxy.peak_bytes()
         wait = unary_call(proxied, methods.WAIT.path)
         calls = [wait(wire.field(1, container), metadata=DEFAULT) for _ in range(2_000)]
@@ -131,13 +131,13 @@ class TestLimits:
             labels = {b"com.docker.compose.project": b"p" * 20, b"nerdctl/name": b"n" * 20}
             await create_containers(engine.address, "large", ids, labels=labels, spec_bytes=7_000)
             async with ContainerdClient(proxy.address, KEEP_ALL) as client:
-                records = [record async for record in client.containers("large")]
-            assert len(records) == 10_000
+                containers = [container async for container in client.containers("large")]
+            assert len(containers) == 10_000
             assert proxy.peak_bytes() - before < 64 * MIB
 
 
 async def subscribe_when_admitted(client: ContainerdClient, proxy: ProxyProcess) -> ContainerdEventStream:
-    """Subscribe, as soon as there is room for it."""
+    """Subscribe when the proxy has a free subscription."""
     while True:
         with contextlib.suppress(StreamOverflowError):
             other = await client.subscribe()
@@ -147,12 +147,12 @@ async def subscribe_when_admitted(client: ContainerdClient, proxy: ProxyProcess)
 
 
 def failures(batches: Sequence[asyncio.Future[Sequence[Event]]]) -> list[BaseException]:
-    """What streams were ended for; one that brought events of earlier tests goes on."""
+    """Return the errors of ended streams; streams with events of earlier tests are still open."""
     return [error for each in batches if each.done() and (error := each.exception()) is not None]
 
 
 async def count_large_events(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> int:
-    """How many of the events that were published come until the end of the call."""
+    """Return the number of published events that arrive until the end of the call."""
     count = 0
     with contextlib.suppress(grpc.aio.AioRpcError):
         while isinstance(each := await call.read(), bytes):
@@ -163,8 +163,8 @@ async def count_large_events(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> in
 class TestSocket:
     def test_proxy_socket_has_configured_mode_and_group(self, engine: Containerd, tmp_path: Path) -> None:
         with ProxyProcess(engine.address, tmp_path, "--socket-mode=0640", "--socket-group=65534") as proxy:
-            found = os.stat(proxy.address)
-            assert (found.st_mode & 0o777, found.st_gid) == (0o640, 65534)
+            status = os.stat(proxy.address)
+            assert (status.st_mode & 0o777, status.st_gid) == (0o640, 65534)
 
     def test_proxy_replaces_stale_socket(self, engine: Containerd, tmp_path: Path) -> None:
         proxy = ProxyProcess(engine.address, tmp_path)
@@ -178,20 +178,20 @@ class TestSocket:
     def test_proxy_exits_1_when_socket_path_is_symlink(self, engine: Containerd, tmp_path: Path) -> None:
         (tmp_path / "link.sock").symlink_to(engine.address)
         before = os.stat(engine.address)
-        done = whalebridge("proxy", "--containerd", "/tmp/other.sock", "--listen", f"{tmp_path}/link.sock")
-        assert done.returncode == 1
-        assert_names(done.stderr, tmp_path / "link.sock")
+        result = whalebridge("proxy", "--containerd", "/tmp/other.sock", "--listen", f"{tmp_path}/link.sock")
+        assert result.returncode == 1
+        assert_names(result.stderr, tmp_path / "link.sock")
         assert os.stat(engine.address) == before
 
     def test_proxy_socket_inherits_group_of_setgid_directory(self, engine: Containerd, tmp_path: Path) -> None:
-        """As that of an emptyDir with an fsGroup, which has the set-group-id bit."""
+        """An emptyDir with an fsGroup has the set-group-ID bit."""
         os.chown(tmp_path, -1, 65534)
         tmp_path.chmod(0o2770)
         with ProxyProcess(engine.address, tmp_path) as proxy:
             assert os.stat(proxy.address).st_gid == 65534
 
     def test_proxy_exits_1_when_socket_is_in_use(self, engine: Containerd, proxy: ProxyProcess) -> None:
-        done = whalebridge("proxy", "--containerd", engine.address, "--listen", proxy.address)
-        assert done.returncode == 1
-        assert_names(done.stderr, "whalebridge: ", proxy.address)
-        assert done.stderr.count("\n") == 1
+        result = whalebridge("proxy", "--containerd", engine.address, "--listen", proxy.address)
+        assert result.returncode == 1
+        assert_names(result.stderr, "whalebridge: ", proxy.address)
+        assert result.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What is in a record: labels by the rules, pods, OOM kills, kinds, foreign events; Docker's containers on request."""
+"""Contents of records: labels, pods, OOM kills, kinds; foreign events; Docker's containers if included."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POD = {
 }
 
 
-# On cgroup v1 nothing orders the event of a process killed for memory and that process's exit.
+# On cgroup v1, the OOM event and the exit of the killed process have no defined order.
 OUT_OF_MEMORY = ("sh", "-c", "tail /dev/zero; status=$?; sleep 1; exit $status")
 
 
@@ -64,9 +64,9 @@ def test_record_labels_follow_label_rules(engine: Containerd, tmp_path: Path) ->
         bridge.wait_synced()
         engine.run(id_, "sleep", "86400", labels=hostile)
         run = ("run", "-d", "--pull=never", "--net=host", f"--name={id_}-n", "busybox:latest", "true")
-        named = engine.nerdctl(*run).stdout.strip()
+        nerdctl_id = engine.nerdctl(*run).stdout.strip()
         records = bridge.wait(
-            lambda records: published_about(records, id_) and len(published_about(records, named)) == 2,
+            lambda records: published_about(records, id_) and len(published_about(records, nerdctl_id)) == 2,
             "both starts and an exit",
         )
         text = bridge.out.read_text() + bridge.log.read_text()
@@ -79,7 +79,7 @@ def test_record_labels_follow_label_rules(engine: Containerd, tmp_path: Path) ->
         "ü": "日本",
     }
     assert "canary" not in text
-    assert published_about(records, named)[0]["container"]["labels"] == {"nerdctl/name": f"{id_}-n"}
+    assert published_about(records, nerdctl_id)[0]["container"]["labels"] == {"nerdctl/name": f"{id_}-n"}
 
 
 def test_exit_record_reports_oom_kill(engine: Containerd, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_exit_record_reports_oom_kill(engine: Containerd, tmp_path: Path) -> Non
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_synced()
         limit = ("--memory-limit", str(16 * 1024 * 1024))
-        # Detached: a client that removes the task the moment it ends makes containerd 2.4 lose the exit event.
+        # Detached: if a client deletes the task immediately after its exit, containerd 2.4 loses the exit event.
         engine.ctr("run", "--detach", "--null-io", *limit, IMAGE, id_, *OUT_OF_MEMORY)
         records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
     assert published_about(records, id_)[1]["exit"]["status"] == 137
@@ -102,17 +102,17 @@ def test_pod_metadata_comes_from_labels_and_sandboxes_are_opt_in(engine: Contain
         BridgeProcess(engine.address, tmp_path) as bridge,
         BridgeProcess(
             engine.address, tmp_path / "all", environment={"WHALEBRIDGE_CONTAINERS__KINDS": "container,sandbox"}
-        ) as all_,
+        ) as all_bridge,
     ):
         bridge.wait_synced()
-        all_.wait_synced()
+        all_bridge.wait_synced()
         kind = "io.cri-containerd.kind"
         pod_labels = {"app": "shop", "api-token": "canary"}
         engine.run(sandbox, "sleep", "86400", namespace="k8s.io", labels={kind: "sandbox", **POD, **pod_labels})
         app = {kind: "container", **POD, "io.kubernetes.container.name": "web"}
         engine.run(container, "sleep", "86400", namespace="k8s.io", labels=app)
         records = bridge.wait(lambda records: published_about(records, container), "the container's start")
-        everything = all_.wait(
+        all_kinds = all_bridge.wait(
             lambda records: published_about(records, container) and published_about(records, sandbox),
             "the starts of both",
         )
@@ -125,11 +125,11 @@ def test_pod_metadata_comes_from_labels_and_sandboxes_are_opt_in(engine: Contain
     }
     assert published_about(records, container)[0]["id"] == f"k8s.io/{container}"
     assert published_about(records, sandbox) == []
-    assert published_about(everything, sandbox)[0]["container"]["kind"] == "sandbox"
+    assert published_about(all_kinds, sandbox)[0]["container"]["kind"] == "sandbox"
 
 
 def test_bridge_ignores_foreign_events_and_markers(engine: Containerd, tmp_path: Path) -> None:
-    """Unknown topics and payloads that are none, and another bridge's marks: counted, told at a bounded rate."""
+    """Unknown topics, invalid payloads and markers of another bridge are counted, and logged at a limited rate."""
     id_ = unique_id(engine, "foreign")
     (tmp_path / "other").mkdir()
     with BridgeProcess(engine.address, tmp_path) as bridge, BridgeProcess(engine.address, tmp_path / "other") as other:
@@ -150,14 +150,14 @@ def test_bridge_ignores_foreign_events_and_markers(engine: Containerd, tmp_path:
 
 
 def test_bridge_watches_namespace_created_while_running(engine: Containerd, tmp_path: Path) -> None:
-    with BridgeProcess(engine.address, tmp_path, "--namespace", "come.*", "--exclude-namespace", "*.not") as bridge:
+    with BridgeProcess(engine.address, tmp_path, "--namespace", "new.*", "--exclude-namespace", "*.excluded") as bridge:
         bridge.wait_synced()
-        for namespace in ("come.go", "come.not"):
+        for namespace in ("new.included", "new.excluded"):
             engine.import_image(namespace)
             engine.ctr("run", "--rm", "--null-io", IMAGE, unique_id(engine, "guest"), "true", namespace=namespace)
-        engine.ctr("images", "rm", IMAGE, namespace="come.go")
+        engine.ctr("images", "rm", IMAGE, namespace="new.included")
         records = bridge.wait(lambda records: len(transitions(records)) == 2, "start and exit")
-    assert {each["id"] for each in transitions(records)} == {f"come.go/{unique_id(engine, 'guest')}"}
+    assert {each["id"] for each in transitions(records)} == {f"new.included/{unique_id(engine, 'guest')}"}
 
 
 @pytest.mark.parametrize("watched", [False, True])
@@ -171,17 +171,17 @@ def test_docker_containers_are_published_only_on_request(
         id_ = docker.docker("run", "-d", "--network", "none", "busybox:latest", "true").stdout.strip()
         docker.docker("wait", id_)
         engine.ctr("run", "--rm", "--null-io", IMAGE, marker, "true")
-        wanted = (id_, marker) if watched else (marker,)
+        expected = (id_, marker) if watched else (marker,)
         records = bridge.wait(
-            lambda records: all(len(published_about(records, each)) == 2 for each in wanted), "the exits"
+            lambda records: all(len(published_about(records, each)) == 2 for each in expected), "the exits"
         )
-    assert {each["container"]["id"] for each in transitions_of_new_containers(records)} == set(wanted)
+    assert {each["container"]["id"] for each in transitions_of_new_containers(records)} == set(expected)
     if watched:
         assert published_about(records, id_)[0]["id"] == f"moby/{id_}"
 
 
 def publish(engine: Containerd, topic: str, value: bytes) -> None:
-    """Publish an event as a foreign program would."""
+    """Publish an event as another program would."""
     event = {"type_url": "containerd.events.TaskExit", "value": value}
     request = PublishRequest(topic=topic, event=event)
     with grpc.insecure_channel(
@@ -192,15 +192,15 @@ def publish(engine: Containerd, topic: str, value: bytes) -> None:
 
 
 def test_exit_is_not_inferred_when_metadata_of_task_is_deleted(engine: Containerd, tmp_path: Path) -> None:
-    """Only clients refuse to delete the record of a container that runs; containerd itself does not mind."""
-    id_ = unique_id(engine, "outlives")
+    """Clients do not delete the metadata of a running container; containerd's API allows it."""
+    id_ = unique_id(engine, "undeleted")
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_synced()
         engine.run(id_, "sleep", "86400")
         bridge.wait(lambda records: published_about(records, id_), "its start")
         pid = published_about(bridge.records(), id_)[0]["container"]["pid"]
         delete_container(engine, id_)
-        time.sleep(to_seconds(EXIT_GRACE_NS) + 1)  # nothing is to happen: there is nothing to wait for
+        time.sleep(to_seconds(EXIT_GRACE_NS) + 1)  # no record is expected, so there is no condition to wait for
         assert engine.tasks()[id_] == "RUNNING"
         assert [each["type"] for each in published_about(bridge.records(), id_)] == ["started"]
         os.kill(pid, signal.SIGKILL)

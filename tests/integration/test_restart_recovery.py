@@ -1,4 +1,4 @@
-"""The bridge is killed while containers live, die and are reborn; the next one goes on where it was."""
+"""The bridge is killed while containers start, exit and restart; the next run continues the stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.testbed.containerd import Containerd
 KILLS = scaled(reduced=8, full=100)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
 EXITS, STOPS, RESTARTED, STAYS, PAUSES, CREATED = IDS = [
-    f"{stem}-{os.getpid()}" for stem in ("dies", "stops", "reborn", "stays", "pauses", "born")
+    f"{prefix}-{os.getpid()}" for prefix in ("exits", "stops", "restarts", "stays", "pauses", "created")
 ]
 
 
@@ -34,7 +34,7 @@ def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
 
 
 def listed_containers(containerd: Containerd) -> dict[str, bool]:
-    """containerd's own word: the living containers of namespace default, and whether each is paused."""
+    """Return the running containers that containerd lists in namespace default, and whether each is paused."""
     tasks = containerd.tasks()
     return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
 
@@ -48,7 +48,7 @@ def bridge(containerd: Containerd, directory: Path) -> BridgeProcess:
 
 
 def published_about(records: list[RecordDict], id_: str) -> list[tuple[str, str, int | None]]:
-    """What is told of one container: type, origin, exit status."""
+    """Return type, origin and exit status of the records about a container."""
     return [(each["type"], each["origin"], (each["exit"] or {}).get("status")) for each in records if each["id"] == id_]
 
 
@@ -71,7 +71,9 @@ def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_p
     containerd.run(CREATED, "sleep", "86400")
     before = len(read_file(first.out).records)
     with bridge(containerd, tmp_path) as second:
-        second.wait(lambda records: published_containers(records) == listed_containers(containerd), "agreement")
+        second.wait(
+            lambda records: published_containers(records) == listed_containers(containerd), "the state of containerd"
+        )
     reader = read_file(second.out)
     records = reader.records[before:]
     check_runs(reader.records)
@@ -90,11 +92,11 @@ def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_p
 
 
 class ContainerChurn:
-    """Containers that are born, paused, killed and born again, one after the other, until it is stopped."""
+    """Starts, pauses, kills and restarts containers at random in a thread, until it is stopped."""
 
     def __init__(self, containerd: Containerd, seed: str) -> None:
         self._containerd = containerd
-        self._chance = random.Random(seed)  # noqa: S311 (to be repeated by its seed)
+        self._chance = random.Random(seed)  # noqa: S311 (reproducible by its seed)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="churn", daemon=True)
         self.actions = 0
@@ -125,13 +127,13 @@ class ContainerChurn:
         elif status == "PAUSED":
             self._containerd.ctr("task", "resume", id_, check=False)
         else:
-            act = self._chance.choice([("task", "pause", id_), *2 * [("task", "kill", "--signal", "SIGKILL", id_)]])
-            self._containerd.ctr(*act, check=False)
+            command = self._chance.choice([("task", "pause", id_), *2 * [("task", "kill", "--signal", "SIGKILL", id_)]])
+            self._containerd.ctr(*command, check=False)
 
 
 def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Containerd, tmp_path: Path) -> None:
     seed = os.environ.get("WHALEBRIDGE_TEST_SEED", "7")
-    chance = random.Random(seed)  # noqa: S311 (to be repeated by its seed)
+    chance = random.Random(seed)  # noqa: S311 (reproducible by its seed)
     churn = ContainerChurn(containerd, seed)
     with churn.running():
         for _ in range(KILLS):
@@ -142,10 +144,10 @@ def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Conta
                 killed.process.send_signal(signal.SIGKILL)
                 killed.process.wait()
         eventually(lambda: churn.actions > KILLS, "the churn", within=20)
-    with start_bridge_until(containerd, tmp_path, "synced") as last:  # what was told before may agree already
+    with start_bridge_until(containerd, tmp_path, "synced") as last:  # earlier records may already match
         last.wait(
             lambda records: published_containers(records) == listed_containers(containerd),
-            "agreement with containerd",
+            "the state of containerd",
             60,
         )
     reader = read_file(last.out)
@@ -155,39 +157,39 @@ def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Conta
 
 
 def test_bridge_stops_in_time_without_loss_when_broker_hangs(engine: Containerd, tmp_path: Path) -> None:
-    """A server that accepts and never answers is the worst kind of dead."""
-    with socket.create_server(("127.0.0.1", 0)) as dead:
-        port = dead.getsockname()[1]
+    """The server accepts connections and never responds."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         flags = ["--state-dir", f"{tmp_path}/state", "--sink", "stdout:"]
         with BridgeProcess(engine.address, tmp_path, *flags, "--sink", f"kafka://127.0.0.1:{port}/t") as both:
             both.wait_synced()
             both.process.terminate()
             began = time.monotonic()
             assert both.process.wait(30) == 0
-            assert time.monotonic() - began < 20  # a loaded machine takes its time to end a process
+            assert time.monotonic() - began < 20  # a loaded machine ends processes slowly
         times = [both.log_lines(event)[0]["timestamp"] for event in ("shutdown_started", "shutdown_incomplete")]
-        asked, given_up = map(datetime.fromisoformat, times)
-        assert (given_up - asked).total_seconds() < 9, "the deadline is 10 s, of which some are for closing"
+        started, incomplete = map(datetime.fromisoformat, times)
+        assert (incomplete - started).total_seconds() < 9, "the timeout is 10 s, part of it for closing"
     before = len(read_file(both.out).records)
-    assert before >= 2, "the other sink did not notice"
-    with BridgeProcess(engine.address, tmp_path, *flags) as alone:
-        alone.wait_synced(2)
-    assert '"sink": "kafka", "backlog": ' in alone.log.read_text()
-    assert read_file(alone.out).duplicates == 0
+    assert before >= 2, "the hung sink blocked the other one"
+    with BridgeProcess(engine.address, tmp_path, *flags) as bridge_without_broker:
+        bridge_without_broker.wait_synced(2)
+    assert '"sink": "kafka", "backlog": ' in bridge_without_broker.log.read_text()
+    assert read_file(bridge_without_broker.out).duplicates == 0
 
 
 @contextmanager
 def start_bridge_until(containerd: Containerd, directory: Path, until: str) -> Iterator[BridgeProcess]:
-    """Start the bridge, and wait until it has come so far: nowhere, to records or to being live."""
+    """Start the bridge, and wait for nothing, for records or until it is synced."""
     process = bridge(containerd, directory)
-    before = wait_progress(process, until)
+    before = measure_progress(process, until)
     with process:
-        eventually(lambda: until == "nothing" or wait_progress(process, until) > before, until, within=20)
+        eventually(lambda: until == "nothing" or measure_progress(process, until) > before, until, within=20)
         yield process
 
 
-def wait_progress(bridge: BridgeProcess, what: str) -> int:
-    """How far all runs have come together."""
-    file = bridge.out if what == "records" else bridge.log
+def measure_progress(bridge: BridgeProcess, progress: str) -> int:
+    """Return the total progress of all runs: bytes of records, or number of synchronizations."""
+    file = bridge.out if progress == "records" else bridge.log
     written = file.read_bytes() if file.exists() else b""
-    return len(written) if what == "records" else written.count(b'"event": "synced"')
+    return len(written) if progress == "records" else written.count(b'"event": "synced"')

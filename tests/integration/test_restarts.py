@@ -1,4 +1,4 @@
-"""containerd dies and comes back while containers live, die and are reborn: each death is told once, none made up."""
+"""containerd is killed and restarted while containers start and exit: each exit is published exactly once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.testbed.process import suspend_process
 ROUNDS = scaled(reduced=3, full=20)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
 HUNG, RESPONSIVE, RESTARTED, STAYS, SLEEPER = (
-    f"{stem}-{os.getpid()}" for stem in ("hangs", "answers", "phoenix", "stays", "sleeper")
+    f"{prefix}-{os.getpid()}" for prefix in ("hangs", "responds", "restarted", "stays", "sleeper")
 )
 
 
@@ -32,7 +32,7 @@ def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
 
 
 def listed_containers(containerd: Containerd) -> dict[str, bool]:
-    """containerd's own word: the living containers of namespace default, and whether each is paused."""
+    """Return the running containers that containerd lists in namespace default, and whether each is paused."""
     tasks = containerd.tasks()
     return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
 
@@ -46,7 +46,7 @@ def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie; a hung shim does not bury its dead."""
+    """Return whether a process exists and is not a zombie; a hung shim does not reap its children."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -58,7 +58,7 @@ def last_control_record(records: list[RecordDict]) -> RecordDict:
 
 
 def init_pid(containerd: Containerd, id_: str) -> int:
-    """The process to kill where a container is to end without containerd being asked."""
+    """Return the init process of a container, to end the container without a call to containerd."""
     lines = containerd.ctr("tasks", "ls").stdout.splitlines()[1:]
     return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
 
@@ -82,31 +82,31 @@ def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd
             containerd.run(id_, "sleep", "86400")
         containerd.ctr("task", "pause", ids[5])
         bridge.wait(lambda records: len(transitions(records)) == 7, "all starts and the pause")
-        doomed = {id_: init_pid(containerd, id_) for id_ in ids[:3]}
+        killed_ids = {id_: init_pid(containerd, id_) for id_ in ids[:3]}
         down = time.time()
         containerd.kill()
-        for pid in doomed.values():
+        for pid in killed_ids.values():
             os.kill(pid, signal.SIGKILL)
         containerd.start()
-        back = time.time()
+        restarted = time.time()
         bridge.wait_synced(2)
-        assert time.time() - back < 15  # 5 on a machine with nothing else to do
+        assert time.time() - restarted < 15  # about 5 s on an idle machine
         records = bridge.wait(
-            lambda records: published_containers(records) == listed_containers(containerd), "agreement with containerd"
+            lambda records: published_containers(records) == listed_containers(containerd), "the state of containerd"
         )
     check_stream(records)
-    for id_ in doomed:
+    for id_ in killed_ids:
         assert len(exits(records, id_)) == 1, list(map(summary, records))
     for id_ in ids[3:]:
         assert exits(records, id_) == []
-    frame = next(each for each in records if each["type"] == "snapshot_started" and each["sequence"] > 1)["snapshot"]
-    assert frame["reason"] == "reconnect"
-    assert _seconds(frame["since"]) < down < _seconds(frame["until"])
+    started = next(each for each in records if each["type"] == "snapshot_started" and each["sequence"] > 1)["snapshot"]
+    assert started["reason"] == "reconnect"
+    assert _seconds(started["since"]) < down < _seconds(started["until"])
     assert published_containers(records) == {ids[3]: False, ids[4]: False, ids[5]: True}
 
 
 def test_restart_during_outage_creates_second_incarnation(containerd: Containerd, tmp_path: Path) -> None:
-    """The bridge is stopped (SIGSTOP) while containers die and come back under their ids, then containerd is killed."""
+    """While the bridge is suspended (SIGSTOP), a container exits and restarts, and containerd is killed."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_synced()
         for id_ in (RESTARTED, STAYS):
@@ -117,23 +117,23 @@ def test_restart_during_outage_creates_second_incarnation(containerd: Containerd
             while containerd.tasks()[RESTARTED] != "STOPPED":
                 time.sleep(0.02)
             containerd.ctr("task", "rm", RESTARTED)
-            containerd.kill()  # what was queued for the bridge is gone with it
+            containerd.kill()  # its queue of events for the bridge is lost
             containerd.start()
             containerd.ctr("task", "start", "--detach", "--null-io", RESTARTED)
         records = bridge.wait(
             lambda records: (
                 published_containers(records) == listed_containers(containerd) and len(exits(records, RESTARTED)) == 1
             ),
-            "the second life",
+            "the second incarnation",
         )
     check_stream(records)
-    lives = [each for each in transitions(records) if each["id"] == RESTARTED]
-    assert [each["type"] for each in lives] == ["started", "exited", "started"]
-    assert len({each["container"]["incarnation"] for each in lives}) == 2
+    changes = [each for each in transitions(records) if each["id"] == RESTARTED]
+    assert [each["type"] for each in changes] == ["started", "exited", "started"]
+    assert len({each["container"]["incarnation"] for each in changes}) == 2
 
 
 def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tmp_path: Path) -> None:
-    """containerd hangs for so long that the bridge connects anew, and then finds a shim that gives no answer."""
+    """containerd hangs until the bridge reconnects, and then one shim does not respond."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_synced()
         for id_ in (HUNG, RESPONSIVE):
@@ -144,9 +144,9 @@ def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tm
         assert shims
         with suspended(shims):
             containerd.suspend()
-            noticed = time.monotonic() + 30
+            deadline = time.monotonic() + 30
             while "containerd_unavailable" not in bridge.log.read_text():
-                assert time.monotonic() < noticed, "a hung containerd was not noticed within 30 s"
+                assert time.monotonic() < deadline, "a hung containerd was not detected within 30 s"
                 time.sleep(0.1)
             containerd.resume()
             records = bridge.wait_synced(2, seconds=60)
@@ -154,14 +154,14 @@ def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tm
             assert not [each for each in records if each["type"] == "exited"]
             assert published_containers(records) == {HUNG: False, RESPONSIVE: False}
         os.kill(pid, signal.SIGKILL)
-        records = bridge.wait(lambda records: exits(records, HUNG), "the exit that did happen", seconds=60)
+        records = bridge.wait(lambda records: exits(records, HUNG), "the exit", seconds=60)
     check_stream(records)
     assert [each["exit"]["status"] for each in exits(records, HUNG)] == [137]
     assert exits(records, RESPONSIVE) == []
 
 
 def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Containerd, tmp_path: Path) -> None:
-    """Nobody can say whether the container lives: it is not in the snapshot, which says so; the audit finds it."""
+    """The state of the container is unknown: the snapshot omits it and is partial; an audit finds it."""
     containerd.run(HUNG, "sleep", "86400")
     with suspended(containerd.shim_pids("default", HUNG)), BridgeProcess(containerd.address, tmp_path) as bridge:
         records = bridge.wait_synced(seconds=60)
@@ -170,7 +170,7 @@ def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Contain
         for pid in containerd.shim_pids("default", HUNG):
             os.kill(pid, signal.SIGCONT)
         records = bridge.wait(
-            lambda records: published_containers(records) == {HUNG: False}, "what the audit found", 60
+            lambda records: published_containers(records) == {HUNG: False}, "the container found by the audit", 60
         )
         assert last_control_record(records)["snapshot"]["reason"] == "audit"
         check_stream(records)
@@ -178,7 +178,7 @@ def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Contain
 
 
 def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Containerd, tmp_path: Path) -> None:
-    """containerd gives such a shim up and kills its container: that is what has to be told, and of no other."""
+    """containerd abandons the shim and kills its container: the bridge publishes this exit and no other."""
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_synced()
         for id_ in (HUNG, RESPONSIVE):
@@ -190,43 +190,47 @@ def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Conta
             containerd.start()
             bridge.wait_synced(2, seconds=60)
             records = bridge.wait(
-                lambda records: published_containers(records) == listed_containers(containerd), "agreement", 60
+                lambda records: published_containers(records) == listed_containers(containerd),
+                "the state of containerd",
+                60,
             )
-            eventually(lambda: not is_running(pid), "the container's end")
+            eventually(lambda: not is_running(pid), "the exit of the container")
     check_stream(records)
     assert len(exits(records, HUNG)) == 1
     assert exits(records, RESPONSIVE) == []
 
 
 def test_bridge_agrees_with_containerd_after_random_restarts(containerd: Containerd, tmp_path: Path) -> None:
-    """Kill and start containerd at random moments under a stream of births, deaths, pauses and second lives."""
-    chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (to be repeated by its seed)
-    died: set[str] = set()
+    """Kill and start containerd at random times while containers start and exit."""
+    chance = random.Random(os.environ.get("WHALEBRIDGE_TEST_SEED", "7"))  # noqa: S311 (reproducible by its seed)
+    killed: set[str] = set()
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_synced()
         for round_ in range(ROUNDS):
             names = [f"r{round_}-{number}-{os.getpid()}" for number in range(5)]
             for id_ in names:
                 containerd.run(id_, "sleep", "86400")
-            doomed = chance.sample(sorted(listed_containers(containerd).keys() - {names[-1]}), 3)
-            pids = [init_pid(containerd, id_) for id_ in doomed]
-            moment = chance.random()
-            for pid in pids[: int(moment * 3)]:
+            killed_ids = chance.sample(sorted(listed_containers(containerd).keys() - {names[-1]}), 3)
+            pids = [init_pid(containerd, id_) for id_ in killed_ids]
+            fraction = chance.random()
+            for pid in pids[: int(fraction * 3)]:
                 os.kill(pid, signal.SIGKILL)
-            time.sleep(moment * 0.2)
+            time.sleep(fraction * 0.2)
             containerd.kill()
-            for pid in pids[int(moment * 3) :]:
+            for pid in pids[int(fraction * 3) :]:
                 os.kill(pid, signal.SIGKILL)
-            died |= set(doomed)
+            killed |= set(killed_ids)
             containerd.start()
             bridge.wait_synced(2 + round_, seconds=60)
             bridge.wait(
-                lambda records: published_containers(records) == listed_containers(containerd), "agreement", seconds=60
+                lambda records: published_containers(records) == listed_containers(containerd),
+                "the state of containerd",
+                seconds=60,
             )
         records = bridge.records()
     check_stream(records)
     for id_ in {each["id"] for each in transitions(records)}:
-        assert len(exits(records, id_)) == (id_ in died), (id_, list(map(summary, records)))
+        assert len(exits(records, id_)) == (id_ in killed), (id_, list(map(summary, records)))
 
 
 def _seconds(text: str) -> float:

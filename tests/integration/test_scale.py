@@ -1,4 +1,4 @@
-"""Ten thousand living tasks: the stand-in's, as no machine of ours runs so many; the program is the real one."""
+"""Ten thousand running tasks of the simulated containerd, with the real bridge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.bridge_process import BridgeProcess, RecordDict, check_stream, runnin
 from tests.simulator.containerd import SimulatedContainerd
 
 KEYS = [ContainerKey(f"ns{number % 3}", f"c{number}") for number in range(10_000)]
-MAX_MEMORY_MIB = 256  # MiB; 158 were seen
+MAX_MEMORY_MIB = 256  # 158 were measured
 
 
 async def test_bridge_tracks_ten_thousand_tasks_in_bounded_memory(tmp_path: Path) -> None:
@@ -30,14 +30,16 @@ async def test_bridge_tracks_ten_thousand_tasks_in_bounded_memory(tmp_path: Path
                     containerd.state.delete_task(key)
                     containerd.state.create_task(key)
                     containerd.state.start(key)
-            await wait_records(bridge, lambda records: len(transitions(records)) == 1100, "the exits and second lives")
+            await wait_records(bridge, lambda records: len(transitions(records)) == 1100, "the exits and restarts")
 
             for key in KEYS[1000:1500]:
                 containerd.state.stop_without_event(key)
                 containerd.state.delete_task(key)
             await containerd.restart()
             await wait_records(
-                bridge, lambda records: len(running_after(records)) == len(KEYS) - 1000 + 100 - 500, "the missed deaths"
+                bridge,
+                lambda records: len(running_after(records)) == len(KEYS) - 1000 + 100 - 500,
+                "the inferred exits",
             )
             records = await wait_records(bridge, lambda records: snapshots(records) >= 2, "the second snapshot")
             memory = peak_memory(bridge.process.pid)
@@ -59,8 +61,8 @@ async def wait_records(
 
 
 def peak_memory(pid: int) -> float:
-    """The most resident memory that a process ever had, in MiB."""
+    """Return the peak resident memory of a process in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert match is not None
+    return int(match[1]) / 1024

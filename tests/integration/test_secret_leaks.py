@@ -1,7 +1,7 @@
-"""P9: secrets of containers and of the settings are nowhere to be seen; labels that the rules let through are.
+"""P9: secrets of containers and settings appear in no output; labels that the label rules allow do.
 
-Each is put where people put secrets, and where they put them by mistake. Then all that the program writes, sends and
-answers is searched as raw bytes.
+The tests put unique secrets (canaries) where users put secrets, also in wrong places, and search the raw bytes of
+everything that the program writes, sends and returns.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def brokers(
 
 
 class BridgeProgram:
-    """The bridge with these settings, other commands with the same, and everything that was seen of them."""
+    """Runs the bridge and other commands with the same settings, and collects their output."""
 
     def __init__(self, secret_containers: SecretContainers, brokers: SecretBrokers, directory: Path) -> None:
         self.outputs: dict[str, bytes] = {}
@@ -75,13 +75,13 @@ class BridgeProgram:
         }
         self.write()
         self.environment = brokers.environment | {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
-        self.notified = directory / "notify"
+        self.notify_socket = directory / "notify"
         self.bridge = BridgeProcess(
             secret_containers.engine.address,
             directory,
             "--config",
             str(self.config),
-            environment={**self.environment, "NOTIFY_SOCKET": str(self.notified)},
+            environment={**self.environment, "NOTIFY_SOCKET": str(self.notify_socket)},
         )
 
     def write(self) -> None:
@@ -91,35 +91,35 @@ class BridgeProgram:
         return self.bridge.log.read_text()
 
     def run_command(self, name: str, *arguments: str, status: int = 0) -> bytes:
-        """Call a command, with the environment where it reads the file; what it says is seen."""
-        more = self.environment if "--config" in arguments else {}
-        done = subprocess.run(
+        """Run a command, with the environment of the bridge if it reads the file, and collect its output."""
+        environment = self.environment if "--config" in arguments else {}
+        result = subprocess.run(
             [*WHALEBRIDGE, *arguments],
-            env={**ENVIRONMENT, **more},
+            env={**ENVIRONMENT, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=60,
             check=False,
         )
-        assert done.returncode == status, (name, done.stdout[-2000:], done.stderr[-2000:])
-        self.outputs[f"whalebridge {name}"] = done.stdout + done.stderr
-        return done.stdout
+        assert result.returncode == status, (name, result.stdout[-2000:], result.stderr[-2000:])
+        self.outputs[f"whalebridge {name}"] = result.stdout + result.stderr
+        return result.stdout
 
     def get(self, path: str, method: str = "GET", **headers: str) -> tuple[int, bytes]:
-        """Ask the HTTP endpoint; what it answers is seen."""
+        """Send a request to the HTTP endpoint, and collect its response."""
         (address,) = re.findall(r"127\.0\.0\.1:\d+", next(line for line in self.log().splitlines() if "listen" in line))
         request = urllib.request.Request(f"http://{address}{path}", method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=40) as answer:  # noqa: S310 (a snapshot has 30 s)
-                status, body, told = answer.status, answer.read(), answer.headers
+            with urllib.request.urlopen(request, timeout=40) as response:  # noqa: S310 (a snapshot has 30 s)
+                status, body, received = response.status, response.read(), response.headers
         except urllib.error.HTTPError as error:
             with error:
-                status, body, told = error.code, error.read(), error.headers
-        self.outputs[f"{method} {path.partition('?')[0]} {status} {sorted(headers)}"] = str(told).encode() + body
+                status, body, received = error.code, error.read(), error.headers
+        self.outputs[f"{method} {path.partition('?')[0]} {status} {sorted(headers)}"] = str(received).encode() + body
         return status, body
 
     def send_invalid_request(self, secret: str) -> None:
-        """Send what is no HTTP: who sent it may get it back, the log may not."""
+        """Send invalid HTTP: the response may contain it, the log must not."""
         (address,) = re.findall(r"127\.0\.0\.1:(\d+)", next(x for x in self.log().splitlines() if "listen" in x))
         for text in (f"GET / HTTP/1.1\r\nAuthorization Bearer {secret}\r\n\r\n", f"{secret}\r\n\r\n"):
             with socket.create_connection(("127.0.0.1", int(address)), timeout=10) as connection:
@@ -132,8 +132,8 @@ def test_secrets_appear_only_in_labels_allowed_by_rules(
     secret_containers: SecretContainers, brokers: SecretBrokers, tmp_path: Path
 ) -> None:
     program, records = BridgeProgram(secret_containers, brokers, tmp_path), tmp_path / "events.jsonl"
-    seen, bridge = program.outputs, program.bridge
-    with NotifySocketRecorder(program.notified) as notified, bridge:
+    outputs, bridge = program.outputs, program.bridge
+    with NotifySocketRecorder(program.notify_socket) as recorder, bridge:
         eventually(lambda: b'"snapshot_completed"' in _read(records), within=60)
         secret_containers.create_while_running()
         eventually(
@@ -144,60 +144,57 @@ def test_secrets_appear_only_in_labels_allowed_by_rules(
         _reload(program, secret_containers.canaries.new)
         secret_containers.stop_some()
         eventually(lambda: b'"exited"' in _read(records), within=60)
-        seen["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
+        outputs["the command line of the process"] = Path(f"/proc/{bridge.process.pid}/cmdline").read_bytes()
         bridge.kill()
-        seen |= {f"state/{name}": content for name, content in read_files(program.state).items()}
+        outputs |= {f"state/{name}": content for name, content in read_files(program.state).items()}
         _restart_with_text_logs(program)
-    seen["what systemd heard"] = notified.messages
+    outputs["messages to systemd"] = recorder.messages
     for each in brokers.nats:
         each.stop()
-    seen |= brokers.topic_contents() | brokers.stream_contents()
-    seen |= {"log": bridge.log.read_bytes(), "stdout": bridge.out.read_bytes(), "file": _read(records)}
-    seen["outbox"] = b"".join(content for where, content in seen.items() if where.startswith("state/outbox.db"))
+    outputs |= brokers.topic_contents() | brokers.stream_contents()
+    outputs |= {"log": bridge.log.read_bytes(), "stdout": bridge.out.read_bytes(), "file": _read(records)}
+    outputs["outbox"] = b"".join(content for where, content in outputs.items() if where.startswith("state/outbox.db"))
     assert len(secret_containers.canaries.locations) >= 50
-    assert secret_containers.canaries.find_leaks(seen) == []
-    assert [where for where, content in seen.items() if b"Traceback" in content] == []
-    _check_published_labels(seen, secret_containers)
+    assert secret_containers.canaries.find_leaks(outputs) == []
+    assert [where for where, content in outputs.items() if b"Traceback" in content] == []
+    _check_published_labels(outputs, secret_containers)
 
 
 @pytest.mark.parametrize("engine", ["1.6"], indirect=True)
 def test_secrets_are_not_leaked_with_older_containerd(secret_containers: SecretContainers, tmp_path: Path) -> None:
-    """What differs between versions is what comes from containerd, so brokers and commands are left out."""
-    namespaces, told = (
-        ("--namespace", secret_containers.namespace, "--namespace", "k8s.io"),
-        secret_containers.published_labels,
-    )
+    """Versions differ only in the data of containerd, so brokers and commands are not covered."""
+    namespaces = ("--namespace", secret_containers.namespace, "--namespace", "k8s.io")
+    labels = secret_containers.published_labels
     with BridgeProcess(secret_containers.engine.address, tmp_path, *namespaces, state_dir=tmp_path / "state") as bridge:
         bridge.wait_synced()
         secret_containers.create_while_running()
-        bridge.wait(lambda _: told[3] in bridge.out.read_text(), "start of the last container")
+        bridge.wait(lambda _: labels[3] in bridge.out.read_text(), "start of the last container")
         bridge.kill()
     outbox = b"".join(read_files(tmp_path / "state").values())
-    seen = {"records": bridge.out.read_bytes(), "log": bridge.log.read_bytes(), "outbox": outbox}
-    assert secret_containers.canaries.find_leaks(seen) == []
+    outputs = {"records": bridge.out.read_bytes(), "log": bridge.log.read_bytes(), "outbox": outbox}
+    assert secret_containers.canaries.find_leaks(outputs) == []
     for where in ("records", "outbox"):
-        assert [label for label in told if label.encode() not in seen[where]] == [], where
+        assert [label for label in labels if label.encode() not in outputs[where]] == [], where
 
 
 def test_error_messages_omit_secrets_of_settings_and_arguments(tmp_path: Path) -> None:
-    canaries, told = Canaries(), {}
+    canaries, results = Canaries(), dict[str, bytes]()
     wrong = tmp_path / "wrong.yaml"
     for text in _write_invalid_settings(canaries.new, "at the start"):
         wrong.write_text(text)
-        told[text] = _assert_rejected("run", "--config", str(wrong))
+        results[text] = _assert_rejected("run", "--config", str(wrong))
     for scheme in ("kafka", "amqp"):
         url = f"{scheme}://user:{canaries.new(f'{scheme} URL on the command line')}@h:1/t"
         for command in (["run", "--sink", url], ["run", url], [url], ["tail", url], ["check", "--sink", url]):
-            told[" ".join(command)] = _assert_rejected(*command)
-    assert canaries.find_leaks(told) == []
+            results[" ".join(command)] = _assert_rejected(*command)
+    assert canaries.find_leaks(results) == []
     canary = next(iter(canaries.locations.values()))
-    assert canaries.find_leaks({"it": _assert_rejected("inspect", "x", canary)}) == [
-        "list at the start in it"
-    ]  # it can be found
+    leaks = canaries.find_leaks({"inspect": _assert_rejected("inspect", "x", canary)})
+    assert leaks == ["list at the start in inspect"]  # the search finds leaks
 
 
 def _assert_rejected(*arguments: str) -> bytes:
-    done = subprocess.run(
+    result = subprocess.run(
         [*WHALEBRIDGE, *arguments],
         env=ENVIRONMENT,
         capture_output=True,
@@ -205,17 +202,17 @@ def _assert_rejected(*arguments: str) -> bytes:
         check=False,
         stdin=subprocess.DEVNULL,
     )
-    assert done.returncode == 2, done
-    return done.stdout + done.stderr
+    assert result.returncode == 2, result
+    return result.stdout + result.stderr
 
 
 def _restart_with_text_logs(program: BridgeProgram) -> None:
-    """Start once more, with log lines for people, after what was a crash."""
+    """Restart after the crash, with logs in the console format."""
     program.settings["log"]["format"] = "console"
     program.write()
-    said = len(program.log())
+    length = len(program.log())
     program.bridge.start()
-    eventually(lambda: "wrong-plain" in program.log()[said:] and "synced" in program.log()[said:], within=30)
+    eventually(lambda: "wrong-plain" in program.log()[length:] and "synced" in program.log()[length:], within=30)
     program.bridge.stop()
 
 
@@ -224,22 +221,22 @@ def _read(path: Path) -> bytes:
 
 
 def _sinks_tried(program: BridgeProgram, brokers: SecretBrokers) -> bool:
-    """Whether all bad sinks have failed, and all good ones have everything, as /readyz says it."""
+    """Return whether, by /readyz, all failing sinks have failed and all working ones have no backlog."""
     sinks = {each["id"]: each for each in json.loads(program.get("/readyz")[1])["sinks"]}
     failed = all(sinks[id_]["last_error"] for id_ in brokers.failing_sinks)
     return failed and not any(sinks[id_]["backlog_records"] for id_ in brokers.working_sinks)
 
 
 def _collect_outputs(program: BridgeProgram, secret_containers: SecretContainers) -> None:
-    """Look at all there is to look at while the bridge runs."""
-    put = secret_containers.canaries.new
+    """Collect the output of all commands and HTTP paths while the bridge runs."""
+    new_canary = secret_containers.canaries.new
     for path in ("/", "/livez", "/readyz", "/metrics", "/containers"):
         program.get(path)
     program.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
-    bearer = f"Bearer {put('bearer token')}"
+    bearer = f"Bearer {new_canary('bearer token')}"
     assert program.get("/snapshot", "POST", Authorization=bearer)[0] == http.client.NOT_FOUND
-    assert program.get(f"/nowhere?token={put('token in a query')}")[0] == http.client.NOT_FOUND
-    program.send_invalid_request(put("header of a request that is none"))
+    assert program.get(f"/nowhere?token={new_canary('token in a query')}")[0] == http.client.NOT_FOUND
+    program.send_invalid_request(new_canary("header of an invalid request"))
     config = ("--config", str(program.config))
     name = f"before-{secret_containers.namespace}"
     program.run_command("list", "list", *config)
@@ -259,7 +256,7 @@ def _collect_outputs(program: BridgeProgram, secret_containers: SecretContainers
 
 
 def _reload(program: BridgeProgram, insert: Callable[[str], str]) -> None:
-    """Change secrets, and then break the file around others."""
+    """Reload changed secrets, then invalid settings with others."""
     program.settings["sinks"]["wrong-plain"]["auth"]["password"] = insert("new password of Kafka")
     program.write()
     program.bridge.process.send_signal(signal.SIGHUP)
@@ -267,14 +264,14 @@ def _reload(program: BridgeProgram, insert: Callable[[str], str]) -> None:
     good = program.config.read_text()
     for text in _write_invalid_settings(insert, "at a reload"):
         program.config.write_text(text)
-        told = program.log().count("settings_reload_failed")
+        failures = program.log().count("settings_reload_failed")
         program.bridge.process.send_signal(signal.SIGHUP)
-        eventually(lambda: program.log().count("settings_reload_failed") > told, within=30)  # noqa: B023 (called at once)
+        eventually(lambda: program.log().count("settings_reload_failed") > failures, within=30)  # noqa: B023 (called at once)
     program.config.write_text(good)
 
 
 def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str]:
-    """Settings with secrets where they are a mistake."""
+    """Return invalid settings with secrets in wrong places."""
     kafka, nats = "type: kafka, bootstrap_servers: h, topic: t", "type: nats, servers: h, subject_prefix: s"
     return [
         f"sinks: ['kafka://u:{insert(f'list {when}')}@h/t']",
@@ -293,19 +290,19 @@ def _write_invalid_settings(insert: Callable[[str], str], when: str) -> list[str
 
 
 def _check_published_labels(outputs: Mapping[str, bytes], secret_containers: SecretContainers) -> None:
-    """The search finds what is there: labels that the rules let through are wherever labels belong."""
-    before, pod, image_, live = (each.encode() for each in secret_containers.published_labels)
-    everywhere = ["inline", "by-environment", "by-token", "rows", "file", "outbox", "GET /containers 200 []"]
+    """Check that allowed labels are in all outputs with labels, so that the search is known to work."""
+    before, pod, image_, later = (each.encode() for each in secret_containers.published_labels)
+    everywhere = ["inline", "by-environment", "by-token", "states", "file", "outbox", "GET /containers 200 []"]
     for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
-        assert [each for each in (before, pod, image_, live) if each not in outputs[where]] == [], where
+        assert [each for each in (before, pod, image_, later) if each not in outputs[where]] == [], where
     assert before in outputs["whalebridge inspect"]
     assert before in outputs["state/dead-letters.jsonl"]
     stored = {where: content for where, content in outputs.items() if where.endswith(".blk")}
-    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_rows"):
+    for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_states"):
         assert any(before in content for where, content in stored.items() if stream in where), stream
     assert b"[redacted]" in outputs["file"]
     name = f"before-{secret_containers.namespace}".encode()
     assert [where for where in ("watch", "GET / 200 []") if name not in outputs[where]] == []
-    assert b"wrong-plain" in outputs["what systemd heard"]
+    assert b"wrong-plain" in outputs["messages to systemd"]
     assert b"auth.password" in outputs["log"]
     assert b"auth.token" in outputs["log"]

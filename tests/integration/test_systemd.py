@@ -1,4 +1,4 @@
-"""The systemd unit, checked by systemd's own tools; and the program as the unit runs it, told to a real socket."""
+"""The systemd unit, checked by systemd's tools; the bridge as the unit runs it, with a real notify socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.testbed.containerd import Containerd
 from tests.testbed.process import suspend_process
 
 UNIT = ROOT / "deploy" / "systemd" / "whalebridge.service"
-EXPOSURE = 20  # tenths; systemd calls up to 30 good enough for a service that has to do with others
+EXPOSURE = 20  # tenths; systemd rates up to 30 as good for a service with external communication
 one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
@@ -49,10 +49,10 @@ def test_systemd_unit_passes_verification(
 ) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/whalebridge/bin/whalebridge", sys.executable))
-    done = analyze("verify", "--man=no", str(unit))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = analyze("verify", "--man=no", str(unit))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     unit.write_text(unit.read_text() + "\n[Service]\nFrob=1\n")
-    assert "Frob" in analyze("verify", "--man=no", str(unit)).stderr  # it would have told
+    assert "Frob" in analyze("verify", "--man=no", str(unit)).stderr  # verify reports errors
 
 
 def test_documented_proxy_unit_passes_systemd_verification(
@@ -61,18 +61,18 @@ def test_documented_proxy_unit_passes_systemd_verification(
     (text,) = code_blocks((ROOT / "docs" / "proxy.md").read_text(), "ini")
     unit = tmp_path / "proxy.service"
     unit.write_text(text.replace("/opt/whalebridge/bin/whalebridge", sys.executable))
-    done = analyze("verify", "--man=no", str(unit))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = analyze("verify", "--man=no", str(unit))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_systemd_unit_is_hardened(analyze: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", str(UNIT))
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"Overall exposure level for whalebridge.service: [01]\.\d", done.stdout), done.stdout
+    result = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", str(UNIT))
+    assert result.returncode == 0, result.stdout
+    assert re.search(r"Overall exposure level for whalebridge.service: [01]\.\d", result.stdout), result.stdout
 
 
 class NotifySocket:
-    """What systemd listens on. A thread reads along: the kernel keeps ten messages, and the eleventh is lost."""
+    """A notify socket like systemd's, read by a thread: the kernel queues only ten messages."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "notify"
@@ -88,17 +88,17 @@ class NotifySocket:
         self._socket.close()
 
     def wait(self, text: str, seconds: float = 30) -> None:
-        """Read on until a line begins like that."""
-        told: list[str] = []
+        """Read messages until a line starts with ``text``."""
+        lines: list[str] = []
         deadline = time.monotonic() + seconds
-        while not (told and told[-1].startswith(text)):
+        while not (lines and lines[-1].startswith(text)):
             try:
-                told.append(self._messages.get(timeout=max(deadline - time.monotonic(), 0)))
+                lines.append(self._messages.get(timeout=max(deadline - time.monotonic(), 0)))
             except queue.Empty:
-                raise AssertionError(f"no {text}: {told}") from None
+                raise AssertionError(f"no {text}: {lines}") from None
 
     def is_silent(self, seconds: float, within: float = 30) -> bool:
-        """Whether, once what is on its way has been read, nothing is told for that long."""
+        """Return whether no message arrives for that long, after the messages in flight."""
         deadline = time.monotonic() + within
         while time.monotonic() < deadline:
             try:
@@ -108,8 +108,8 @@ class NotifySocket:
         return False
 
     def _read(self) -> None:
-        while told := self._socket.recv(4096):
-            for line in told.decode().splitlines():
+        while message := self._socket.recv(4096):
+            for line in message.decode().splitlines():
                 self._messages.put(line)
 
 
@@ -127,7 +127,7 @@ def test_bridge_notifies_systemd_of_status_and_watchdog(
     address = tmp_path / "c.sock"
     environment = {"NOTIFY_SOCKET": str(notify_socket.path), "WATCHDOG_USEC": "500000"}
     with BridgeProcess(str(address), tmp_path, environment=environment) as bridge:
-        notify_socket.wait("READY=1")  # although there is no containerd yet
+        notify_socket.wait("READY=1")  # even without containerd
         notify_socket.wait("STATUS=waiting for containerd: socket ")
         address.symlink_to(engine.address)
         notify_socket.wait("STATUS=synced")
@@ -150,15 +150,15 @@ runpy.run_module("bridge", run_name="__main__", alter_sys=True)
 
 @one_engine
 def test_bridge_runs_unprivileged_with_socket_group(engine: Containerd, tmp_path: Path) -> None:
-    """As the unit has it: neither the user root nor any capability, and no memory that is writable and executable."""
+    """As in the unit: not as root, without capabilities, and without writable executable memory."""
     dropped = ["--reuid=65534", "--regid=65534", "--groups=0", "--bounding-set=-all", "--inh-caps=-all"]
-    socket_folder = Path(engine.address).parent
-    mode = socket_folder.stat().st_mode
-    socket_folder.chmod(0o711)  # as /run/containerd is
-    with tempfile.TemporaryDirectory() as folder:
-        state = Path(folder) / "state"
+    socket_directory = Path(engine.address).parent
+    mode = socket_directory.stat().st_mode
+    socket_directory.chmod(0o711)  # as /run/containerd is
+    with tempfile.TemporaryDirectory() as directory:
+        state = Path(directory) / "state"
         state.mkdir()
-        for path in (folder, state):
+        for path in (directory, state):
             os.chown(path, 65534, 65534)
         bridge = BridgeProcess(engine.address, tmp_path, state_dir=state)
         bridge.command = ["setpriv", *dropped, "--no-new-privs", sys.executable, "-c", CONFINED, *bridge.command[3:]]
@@ -167,4 +167,4 @@ def test_bridge_runs_unprivileged_with_socket_group(engine: Containerd, tmp_path
             status = Path(f"/proc/{bridge.process.pid}/status").read_text()
             assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
             assert re.search(r"^Uid:\s+65534", status, re.MULTILINE)
-    socket_folder.chmod(mode)
+    socket_directory.chmod(mode)

@@ -1,4 +1,4 @@
-"""The testbed does what it says: the versions are right, containers live and die, and nothing is left behind."""
+"""The testbed's containerd: versions, containers, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NERDCTL_RUN = ("run", "--detach", "--pull=never", "--net=host")
 
 
 def unique_id(prefix: str) -> str:
-    """An id that nobody else has: runc names cgroups NAMESPACE/ID, whichever containerd it serves."""
+    """Return an id that is unique on the machine: runc names cgroups NAMESPACE/ID for all containerds."""
     return f"{prefix}-{os.getpid()}"
 
 
@@ -46,24 +46,24 @@ def test_testbed_image_is_reproducible(engine: Containerd) -> None:
 
 
 def test_testbed_container_runs_pauses_and_exits(engine: Containerd) -> None:
-    life = unique_id("life")
-    engine.run(life, "sleep", "86400", labels={"color": "blue"})
-    assert engine.tasks()[life] == "RUNNING"
-    assert len(engine.shim_pids("default", life)) == 1
-    info = engine.ctr("containers", "info", life).stdout
+    id_ = unique_id("lifecycle")
+    engine.run(id_, "sleep", "86400", labels={"color": "blue"})
+    assert engine.tasks()[id_] == "RUNNING"
+    assert len(engine.shim_pids("default", id_)) == 1
+    info = engine.ctr("containers", "info", id_).stdout
     assert '"color": "blue"' in info
     assert all(value in info for value in LABELS.values())
-    assert engine.ctr("tasks", "exec", "--exec-id", "one", life, "echo", "hello").stdout == "hello\n"
+    assert engine.ctr("tasks", "exec", "--exec-id", "one", id_, "echo", "hello").stdout == "hello\n"
     with pytest.raises(CommandError, match="exit status 3"):
-        engine.ctr("tasks", "exec", "--exec-id", "two", life, "sh", "-c", "exit 3")
-    engine.ctr("tasks", "pause", life)
-    assert engine.tasks()[life] == "PAUSED"
-    engine.ctr("tasks", "resume", life)
-    engine.ctr("tasks", "kill", "--signal", "KILL", life)
-    eventually(lambda: engine.tasks()[life] == "STOPPED", "the container to stop")
-    engine.ctr("tasks", "delete", life, check=False)  # hands on the container's exit status
-    engine.ctr("containers", "delete", life)
-    assert life not in engine.tasks()
+        engine.ctr("tasks", "exec", "--exec-id", "two", id_, "sh", "-c", "exit 3")
+    engine.ctr("tasks", "pause", id_)
+    assert engine.tasks()[id_] == "PAUSED"
+    engine.ctr("tasks", "resume", id_)
+    engine.ctr("tasks", "kill", "--signal", "KILL", id_)
+    eventually(lambda: engine.tasks()[id_] == "STOPPED", "the container to stop")
+    engine.ctr("tasks", "delete", id_, check=False)  # exits with the status of the container
+    engine.ctr("containers", "delete", id_)
+    assert id_ not in engine.tasks()
 
 
 def test_testbed_namespace_may_contain_dot(engine: Containerd) -> None:
@@ -104,7 +104,9 @@ def test_testbed_flood_passes_containerd_in_order(engine: Containerd, require: C
     reader = engine.popen(engine.ctr_command("events"))
     try:
         assert reader.stdout is not None
-        while not select.select([reader.stdout], [], [], 0.2)[0]:  # nothing else tells that the subscription has begun
+        while not select.select([reader.stdout], [], [], 0.2)[
+            0
+        ]:  # wait for the subscription, which nothing else reports
             engine.ctr("namespaces", "label", "default", "flooded=soon")
         report = flood.flood(engine, events=80, containers=10, rate=400, prefix="ordered-")
         seen = [next(line for line in reader.stdout if " flooded /tasks/" in line).split() for _ in range(80)]
@@ -112,12 +114,12 @@ def test_testbed_flood_passes_containerd_in_order(engine: Containerd, require: C
         reader.kill()
         reader.communicate()
     assert (report.events, report.containers) == (80, 10)
-    assert report.seconds > 0.1  # no sooner than at that rate
+    assert report.seconds > 0.1  # the rate is limited
     topics = ["/tasks/start", "/tasks/paused", "/tasks/resumed", "/tasks/exit"] * 2
     assert [line[5] for line in seen if '"ordered-7"' in line[6]] == topics
     names = engine.ctr("containers", "ls", "--quiet", namespace="flooded").stdout.split()
-    ours = sorted(name for name in names if name.startswith("ordered-"))  # other tests flood this engine as well
-    assert ours == [f"ordered-{number}" for number in range(10)]
+    flooded = sorted(name for name in names if name.startswith("ordered-"))  # other tests flood this engine as well
+    assert flooded == [f"ordered-{number}" for number in range(10)]
 
 
 def test_testbed_docker_removes_network_on_close(
@@ -134,16 +136,16 @@ def test_testbed_docker_removes_network_on_close(
     assert find_leaks(engine.directory) == []
 
 
-@pytest.mark.parametrize("end", [Containerd.kill, Containerd.stop])
+@pytest.mark.parametrize("stop", [Containerd.kill, Containerd.stop])
 def test_testbed_containers_survive_containerd_stop(
-    engine_factory: ContainerdFactory, end: Callable[[Containerd], None]
+    engine_factory: ContainerdFactory, stop: Callable[[Containerd], None]
 ) -> None:
     engine = engine_factory()
     survivor = unique_id("survivor")
     engine.run(survivor, "sleep", "86400")
     shims = engine.shim_pids()
     first = engine.pid
-    end(engine)
+    stop(engine)
     assert not is_running(first)
     assert engine.shim_pids() == shims
     engine.start()
@@ -200,4 +202,4 @@ input()
         directory = Path(tests.stdout.readline().decode().strip())
         assert find_leaks(directory, orphan)
         tests.kill()
-    eventually(lambda: not find_leaks(directory, orphan), "the guard to clean up", within=120)  # as close() does
+    eventually(lambda: not find_leaks(directory, orphan), "the sandbox to clean up", within=120)

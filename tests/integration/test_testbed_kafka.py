@@ -1,4 +1,4 @@
-"""The testbed's Kafka does what it says: it stores, lets in whom it should, fails on request, and leaves nothing."""
+"""The testbed's Kafka: storage, authentication, permissions, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RIGHT, WRONG = USERS[USER], "other"
 
 
 class FixedTokenProvider(AbstractTokenProvider):  # type: ignore[misc]
-    """Hands out what it was made with."""
+    """Returns a fixed token."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -41,9 +41,9 @@ class FixedTokenProvider(AbstractTokenProvider):  # type: ignore[misc]
 
 
 async def store(bootstrap: str, topic: str, *, seconds: int = 30, **options: Any) -> int:
-    """Send one record, acknowledged by all, and hand back its offset; an attempt may take so many seconds.
+    """Send one record with acks=all, and return its offset; ``seconds`` is the timeout of an attempt.
 
-    They are many: where an attempt was only slow, the next one stores the record twice.
+    The default is long: after an attempt that was only slow, the next one would store the record twice.
     """
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all", request_timeout_ms=seconds * 1000, **options)
     try:
@@ -62,7 +62,7 @@ def tls_options(authority: Authority, own: Certificate | None = None) -> ssl.SSL
 
 
 def sasl(mechanism: str, password: str) -> dict[str, Any]:
-    """The client's options; the token of OAUTHBEARER is an expired one where the password is wrong."""
+    """Return options for the client; for OAUTHBEARER, a wrong password means an expired token."""
     if mechanism == "OAUTHBEARER":
         token = unsecured_jwt(USER, seconds=3600 if password == RIGHT else -3600)
         return {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": FixedTokenProvider(token)}
@@ -98,7 +98,7 @@ def test_testbed_kcat_writes_records(kafka: Kafka, tmp_path: Path, require: Call
     assert [record.value for record in kafka.admin.records("kcat")] == [b"one", b"two"]
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # aiokafka leaves a refused OAUTHBEARER connection open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # aiokafka leaves a rejected OAUTHBEARER connection open
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("listener", ["sasl_plaintext", "sasl_ssl"])
 async def test_testbed_kafka_checks_sasl_password(
@@ -108,11 +108,11 @@ async def test_testbed_kafka_checks_sasl_password(
     kafka.admin.create_topic(topic)
     options: dict[str, Any] = {"security_protocol": listener.upper()}
     options |= {"ssl_context": tls_options(authority)} if listener == "sasl_ssl" else {}
-    where = kafka.bootstrap_for(listener)
-    assert await store(where, topic, **options, **sasl(mechanism, RIGHT)) == 0
+    bootstrap = kafka.bootstrap_for(listener)
+    assert await store(bootstrap, topic, **options, **sasl(mechanism, RIGHT)) == 0
     with pytest.raises(KafkaError):
-        await store(where, topic, seconds=3, **options, **sasl(mechanism, WRONG))
-    gc.collect()  # what was left open is found here, and not in the next test
+        await store(bootstrap, topic, seconds=3, **options, **sasl(mechanism, WRONG))
+    gc.collect()  # reports open connections in this test, not in the next one
 
 
 async def test_testbed_kafka_checks_tls_and_client_certificates(
@@ -127,8 +127,8 @@ async def test_testbed_kafka_checks_tls_and_client_certificates(
         == 0
     )
     assert await store(kafka.bootstrap_for("mtls"), "tls-and-mtls", security_protocol="SSL", ssl_context=own) == 1
-    mistakes: dict[Listener, ssl.SSLContext] = {"ssl": tls_options(Authority(tmp_path)), "mtls": tls_options(authority)}
-    for listener, wrong in mistakes.items():
+    contexts: dict[Listener, ssl.SSLContext] = {"ssl": tls_options(Authority(tmp_path)), "mtls": tls_options(authority)}
+    for listener, wrong in contexts.items():
         with pytest.raises(KafkaError):
             await store(kafka.bootstrap_for(listener), "tls-and-mtls", security_protocol="SSL", ssl_context=wrong)
 
@@ -136,20 +136,20 @@ async def test_testbed_kafka_checks_tls_and_client_certificates(
 async def test_testbed_kafka_enforces_acls(kafka_factory: KafkaFactory, authority: Authority) -> None:
     kafka = kafka_factory(listeners=["sasl_plaintext", "mtls"], authority=authority, acls=True)
     kafka.admin.create_topic("events")
-    login = {"security_protocol": "SASL_PLAINTEXT", **sasl("SCRAM-SHA-512", RIGHT)}
-    certified = {
+    sasl_options = {"security_protocol": "SASL_PLAINTEXT", **sasl("SCRAM-SHA-512", RIGHT)}
+    tls_client = {
         "security_protocol": "SSL",
         "ssl_context": tls_options(authority, authority.issue("certified", hosts=())),
     }
     users: list[tuple[str, Listener, dict[str, Any]]] = [
-        (f"User:{USER}", "sasl_plaintext", login),
-        ("User:CN=certified", "mtls", certified),
+        (f"User:{USER}", "sasl_plaintext", sasl_options),
+        ("User:CN=certified", "mtls", tls_client),
     ]
-    for principal, listener, how in users:
+    for principal, listener, options in users:
         with pytest.raises(TopicAuthorizationFailedError):
-            await store(kafka.bootstrap_for(listener), "events", **how)
+            await store(kafka.bootstrap_for(listener), "events", **options)
         kafka.admin.allow(principal, "write", "topic", "ev", prefixed=True)
-        assert await store(kafka.bootstrap_for(listener), "events", **how) >= 0
+        assert await store(kafka.bootstrap_for(listener), "events", **options) >= 0
 
 
 async def test_testbed_kafka_keeps_records_across_restarts(kafka_factory: KafkaFactory) -> None:
@@ -167,19 +167,19 @@ async def test_testbed_kafka_keeps_records_across_restarts(kafka_factory: KafkaF
 async def test_testbed_kafka_fails_and_recovers_on_request(kafka_factory: KafkaFactory) -> None:
     kafka = kafka_factory(proxied=True)
     kafka.admin.create_topic("events")
-    where = kafka.bootstrap_for("plaintext")
-    assert await store(where, "events") == 0
-    assert kafka.proxies[0].accepted > 1  # the one it began with, and the broker that it was sent to
-    for fail, heal in (
+    bootstrap = kafka.bootstrap_for("plaintext")
+    assert await store(bootstrap, "events") == 0
+    assert kafka.proxies[0].accepted > 1  # the bootstrap connection, and the one to the broker
+    for fail, restore in (
         (kafka.suspend, kafka.resume),
         (kafka.proxies[0].refuse, kafka.proxies[0].restore),
         (kafka.proxies[0].drop_traffic, kafka.proxies[0].restore),
     ):
         fail()
         with pytest.raises((TimeoutError, KafkaError)):
-            await store(where, "events", seconds=3)
-        heal()
-        assert await store(where, "events") > 0
+            await store(bootstrap, "events", seconds=3)
+        restore()
+        assert await store(bootstrap, "events") > 0
 
 
 async def test_testbed_kafka_cluster_elects_another_leader(kafka_factory: KafkaFactory) -> None:
@@ -192,7 +192,7 @@ async def test_testbed_kafka_cluster_elects_another_leader(kafka_factory: KafkaF
     assert kafka.leader("events") is not first
     assert await store(kafka.bootstrap, "events") == 1
     first.start()
-    eventually(lambda: in_sync(kafka) == 3, "the broker to catch up")
+    eventually(lambda: in_sync(kafka) == 3, "the broker to rejoin the ISR")
 
 
 def in_sync(kafka: Kafka) -> int:
@@ -216,4 +216,4 @@ def test_testbed_kafka_is_cleaned_up_when_tests_are_killed(kafka: Kafka) -> None
         directory = Path(tests.stdout.readline().decode().strip())
         assert find_leaks(directory)
         tests.kill()
-    eventually(lambda: not find_leaks(directory), "the sweeper to clean up")
+    eventually(lambda: not find_leaks(directory), "the cleanup")

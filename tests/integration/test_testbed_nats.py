@@ -1,4 +1,4 @@
-"""The testbed's NATS does what it says: it stores, lets in whom it should, fails on request, and leaves nothing."""
+"""The testbed's NATS: storage, authentication, permissions, failures and cleanup."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nats.js import JetStreamContext
 from tests.certificates import Authority, Certificate
 from tests.eventually import eventually
 from tests.integration.leaks import find_leaks
-from tests.integration.nats_reading import retry_until_answered
+from tests.integration.nats_reading import retry_until_available
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator, Permissions
@@ -34,24 +34,26 @@ RIGHT, WRONG = "secret", "other"
 
 
 async def store(url: str | list[str], *, seconds: int = 20, **auth: Any) -> int:
-    """Publish one message to a stream and hand back its number; one attempt, each step of so many seconds."""
+    """Publish one message to a stream and return its sequence; one attempt, ``seconds`` is the timeout of each step."""
 
     async def ignore(error: Exception) -> None:
-        """The default would log it."""
+        """Ignore the error, which the default callback would log."""
 
     connection = Client()
     try:
-        async with asyncio.timeout(2 * seconds):  # without reconnects, too, a dead server is tried 60 times
+        async with asyncio.timeout(
+            2 * seconds
+        ):  # the client tries an unavailable server 60 times even without reconnects
             await connection.connect(url, connect_timeout=seconds, allow_reconnect=False, error_cb=ignore, **auth)
             stream = connection.jetstream(timeout=seconds)
             await stream.add_stream(name="EVENTS", subjects=["events.>"])
             return (await stream.publish("events.one", b"hello")).seq
     finally:
-        await asyncio.wait_for(connection.close(), seconds)  # connect() leaves its socket open where it fails
+        await asyncio.wait_for(connection.close(), seconds)  # connect() leaves its socket open if it fails
 
 
 def handshake(url: str, context: ssl.SSLContext) -> None:
-    """Log in with TLS alone: nats-py's client could not be closed any more where that fails."""
+    """Connect over TLS with a plain socket: nats-py's client cannot be closed after a failed handshake."""
     address = urlsplit(url)
     assert address.hostname
     assert address.port
@@ -59,11 +61,11 @@ def handshake(url: str, context: ssl.SSLContext) -> None:
         assert plain.recv(4096).startswith(b"INFO ")
         with context.wrap_socket(plain, server_hostname=address.hostname) as connection:
             connection.sendall(b'CONNECT {"verbose": false}\r\nPING\r\n')
-            told = b""
-            while b"PONG\r\n" not in told:  # after a while the server asks, too
-                answer = connection.recv(4096)
-                assert answer, told
-                told += answer
+            received = b""
+            while b"PONG\r\n" not in received:  # the server also sends PING
+                part = connection.recv(4096)
+                assert part, received
+                received += part
 
 
 def tls_context(authority: Authority, own: Certificate | None = None) -> ssl.SSLContext:
@@ -101,12 +103,12 @@ async def test_testbed_nats_is_unresponsive_while_suspended(nats_factory: NatsFa
 
 
 async def test_testbed_nats_checks_token_password_and_permissions(nats_factory: NatsFactory) -> None:
-    nats = nats_factory(login=nats_auth.token_config(RIGHT))
+    nats = nats_factory(auth=nats_auth.token_config(RIGHT))
     assert await store(nats.url, token=RIGHT) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, token=WRONG)
-    nobody = Permissions(publish=["nothing"])
-    nats = nats_factory(login=nats_auth.users_config({"bridge": RIGHT, "guest": RIGHT}, {"guest": nobody}))
+    restricted = Permissions(publish=["nothing"])
+    nats = nats_factory(auth=nats_auth.users_config({"bridge": RIGHT, "guest": RIGHT}, {"guest": restricted}))
     assert await store(nats.url, user="bridge", password=RIGHT) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, user="bridge", password=WRONG)
@@ -118,7 +120,7 @@ async def test_testbed_nats_checks_nkeys(nats_factory: NatsFactory, tmp_path: Pa
     right, wrong = Key.generate(), Key.generate()
     for name, key in {"right": right, "wrong": wrong}.items():
         (tmp_path / name).write_text(key.seed)
-    nats = nats_factory(login=nats_auth.nkey_config(right))
+    nats = nats_factory(auth=nats_auth.nkey_config(right))
     assert await store(nats.url, nkeys_seed=str(tmp_path / "right")) == 1
     with pytest.raises(NatsError, match="Authorization Violation"):
         await store(nats.url, nkeys_seed=str(tmp_path / "wrong"))
@@ -126,14 +128,14 @@ async def test_testbed_nats_checks_nkeys(nats_factory: NatsFactory, tmp_path: Pa
 
 async def test_testbed_nats_checks_operator_credentials(nats_factory: NatsFactory, tmp_path: Path) -> None:
     operator = Operator()
-    nats = nats_factory(login=operator.config())
+    nats = nats_factory(auth=operator.config())
     assert await store(nats.url, user_credentials=str(operator.write_creds(tmp_path / "right"))) == 1
     for wrong in (operator.write_creds(tmp_path / "expired", seconds=-5), Operator().write_creds(tmp_path / "foreign")):
         with pytest.raises(NatsError, match="Authorization Violation"):
             await store(nats.url, user_credentials=str(wrong))
-    nobody = operator.write_creds(tmp_path / "nobody", permissions=Permissions(publish=["nothing"]))
+    restricted = operator.write_creds(tmp_path / "restricted", permissions=Permissions(publish=["nothing"]))
     with pytest.raises((TimeoutError, NatsError)):
-        await store(nats.url, seconds=2, user_credentials=str(nobody))
+        await store(nats.url, seconds=2, user_credentials=str(restricted))
 
 
 async def test_testbed_nats_serves_tls(nats_factory: NatsFactory, authority: Authority, tmp_path: Path) -> None:
@@ -171,30 +173,32 @@ async def test_testbed_nats_proxy_fails_and_recovers_on_request(nats_factory: Na
     began = asyncio.get_running_loop().time()
     proxy.delay(0.1)
     await store(nats.url)
-    assert asyncio.get_running_loop().time() - began > 0.3  # login, stream and message: at least three answers
+    assert (
+        asyncio.get_running_loop().time() - began > 0.3
+    )  # authentication, stream and message: at least three responses
 
 
 async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFactory) -> None:
     nats = nats_factory(3)
     connection = await connect(nats.urls)
     stream = connection.jetstream(timeout=10)
-    await retry_until_answered(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
+    await retry_until_available(partial(stream.add_stream, name="EVENTS", subjects=["events.>"], num_replicas=3))
     assert await publish_and_count(stream, "events.one") == 1
     await connection.close()
     first = nats.leader("EVENTS")
     first.kill()
     assert nats.leader("EVENTS") is not first
     first.start()
-    left = [url for url, server in zip(nats.urls, nats.servers, strict=True) if server is not first]
-    connection = await connect(left)
+    remaining = [url for url, server in zip(nats.urls, nats.servers, strict=True) if server is not first]
+    connection = await connect(remaining)
     assert await publish_and_count(connection.jetstream(timeout=10), "events.two") == 2
     await connection.close()
 
 
 async def publish_and_count(stream: JetStreamContext, subject: str) -> int:
-    """Publish; what is stored, and not acknowledged because its leader has gone, is not stored again."""
+    """Publish with a message id, and return the sequence: a retry after a lost acknowledgement stores nothing."""
     headers = {"Nats-Msg-Id": subject}
-    return (await retry_until_answered(partial(stream.publish, subject, b"hello", headers=headers))).seq
+    return (await retry_until_available(partial(stream.publish, subject, b"hello", headers=headers))).seq
 
 
 def test_testbed_nkeys_create_account_key(tmp_path: Path) -> None:
@@ -221,4 +225,4 @@ def test_testbed_nats_is_cleaned_up_when_tests_are_killed(nats: Nats) -> None:
         directory = Path(tests.stdout.readline().decode().strip())
         assert find_leaks(directory)
         tests.kill()
-    eventually(lambda: not find_leaks(directory), "the sweeper to clean up")
+    eventually(lambda: not find_leaks(directory), "the cleanup")

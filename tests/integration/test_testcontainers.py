@@ -1,7 +1,7 @@
-"""What the other tests do with brokers of the testbed, testcontainers does on any machine with Docker.
+"""The bridge with brokers of testcontainers, which run on any machine with Docker.
 
-The images are made here, of what the testbed has; WHALEBRIDGE_TEST_NATS_IMAGE and WHALEBRIDGE_TEST_KAFKA_IMAGE name
-others (`nats:2`, `confluentinc/cp-kafka:8.1.0`) where a registry can be reached.
+By default, the tests build the images from the testbed's brokers. WHALEBRIDGE_TEST_NATS_IMAGE and
+WHALEBRIDGE_TEST_KAFKA_IMAGE select others (`nats:2`, `confluentinc/cp-kafka:8.1.0`), if a registry can be reached.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka_admin import KafkaAdmin
 
-# Its clients leave connections to the engine open.
+# The clients of testcontainers leave connections to the engine open.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(autouse=True)
 def testcontainers_engine(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No helper container from a registry, and published ports are found where the engine runs."""
+    """Configure testcontainers: no helper container from a registry, and published ports on the engine's host."""
     monkeypatch.setenv("DOCKER_HOST", docker_host)
     monkeypatch.setattr(testcontainers_config, "ryuk_disabled", True)
     monkeypatch.setattr(testcontainers_config, "connection_mode_override", ConnectionMode.docker_host)
@@ -44,7 +44,7 @@ def testcontainers_engine(docker_host: str, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def nats_url(tmp_path: Path) -> Iterator[str]:
     name = os.environ.get("WHALEBRIDGE_TEST_NATS_IMAGE") or import_image(nats_image, tmp_path)
-    # testcontainers' own NatsContainer waits in a way that it calls deprecated itself.
+    # testcontainers' NatsContainer uses a deprecated wait strategy.
     ready = LogMessageWaitStrategy("Server is ready")
     with DockerContainer(name).with_exposed_ports(4222).with_command("-js").waiting_for(ready) as container:
         yield f"nats://{container.get_container_host_ip()}:{container.get_exposed_port(4222)}"
@@ -55,14 +55,14 @@ def kafka_bootstrap(tmp_path: Path) -> Iterator[str]:
     name = os.environ.get("WHALEBRIDGE_TEST_KAFKA_IMAGE") or import_image(kafka_image, tmp_path)
     container = KafkaContainer(name).with_kraft()
     try:
-        container.start(timeout=120)  # by default 30 s, of which a loaded machine needs most
+        container.start(timeout=120)  # the default of 30 s is too short for a loaded machine
         yield container.get_bootstrap_server()
     finally:
         container.stop()
 
 
 def import_image(make: Callable[[Path], Image], directory: Path) -> str:
-    """Make an image and hand it to the engine."""
+    """Build an image, import it into the engine, and return its name."""
     client = docker.from_env()
     try:
         image = make(directory)
@@ -77,19 +77,19 @@ def import_image(make: Callable[[Path], Image], directory: Path) -> str:
 def test_bridge_publishes_same_records_to_testcontainers_brokers(
     engine: Containerd, nats_url: str, kafka_bootstrap: str, tmp_path: Path
 ) -> None:
-    """A container's whole life is the same for a plain consumer of either broker."""
+    """Plain consumers of both brokers get the same records about a container."""
     namespace = f"tc{os.getpid()}"
     engine.import_image(namespace)
-    sinks = [f"kafka://{kafka_bootstrap}/life", f"{nats_url}/life"]
+    sinks = [f"kafka://{kafka_bootstrap}/lifecycle", f"{nats_url}/lifecycle"]
     state_dir = tmp_path / "state"
     with BridgeProcess(engine.address, tmp_path, "--namespace", namespace, sinks=sinks, state_dir=state_dir) as bridge:
         bridge.wait_logged("synced")
-        # Not removed when it ends: containerd loses the ends of some of those that are.
+        # Without --rm: containerd loses the exit events of some containers that are removed at their exit.
         id_ = f"tc-{os.getpid()}"
         engine.ctr("run", "--detach", "--null-io", IMAGE, id_, "sh", "-c", "sleep 1; exit 7", namespace=namespace)
         eventually(lambda: wait_exited(_kafka_values(kafka_bootstrap)), "the exit in Kafka")
         eventually(lambda: wait_exited(_nats_values(nats_url)), "the exit in NATS")
-    engine.ctr("tasks", "delete", id_, namespace=namespace, check=False)  # its status is the container's
+    engine.ctr("tasks", "delete", id_, namespace=namespace, check=False)  # exits with the status of the container
     engine.ctr("containers", "delete", id_, namespace=namespace)
     values = _kafka_values(kafka_bootstrap)
     assert values == _nats_values(nats_url)
@@ -107,8 +107,8 @@ def wait_exited(values: Sequence[bytes]) -> bool:
 
 def _kafka_values(bootstrap: str) -> list[bytes]:
     try:
-        return without_heartbeats(record.value or b"" for record in KafkaAdmin(bootstrap).records("life"))
-    except UnknownTopicOrPartitionError:  # not yet
+        return without_heartbeats(record.value or b"" for record in KafkaAdmin(bootstrap).records("lifecycle"))
+    except UnknownTopicOrPartitionError:  # no topic yet
         return []
 
 
@@ -123,8 +123,8 @@ async def _stream_values(url: str) -> list[bytes]:
     client = await nats.connect(url)
     try:
         stream = client.jetstream()
-        count = (await stream.stream_info("WHALEBRIDGE_LIFE")).state.messages
-        messages = [await stream.get_msg("WHALEBRIDGE_LIFE", seq) for seq in range(1, count + 1)]
+        count = (await stream.stream_info("WHALEBRIDGE_LIFECYCLE")).state.messages
+        messages = [await stream.get_msg("WHALEBRIDGE_LIFECYCLE", seq) for seq in range(1, count + 1)]
         return [message.data or b"" for message in messages]
     finally:
         await client.close()

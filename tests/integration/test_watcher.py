@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 
 class NamespaceDriver:
-    """A namespace of one's own, driven by ctr."""
+    """A namespace of the test, driven by ctr."""
 
     def __init__(self, engine: Containerd) -> None:
         self.engine = engine
@@ -66,36 +66,36 @@ async def test_watcher_describes_engine(engine: Containerd, watcher: ContainerdW
 async def test_watcher_reports_lifecycle_and_lists_container(
     namespace: NamespaceDriver, watcher: ContainerdWatcher
 ) -> None:
-    id_ = f"life-{os.getpid()}-{next(_numbers)}"
+    id_ = f"lifecycle-{os.getpid()}-{next(_numbers)}"
     async with watcher.lifecycle_events() as events:
         await namespace.run(id_, "com.docker.compose.project=shop", "nerdctl/name=web")
         await namespace.ctr("tasks", "exec", "--exec-id", "e1", id_, "true")
-        (found,) = await watcher.list()
-        assert found == Container(
+        (container,) = await watcher.list()
+        assert container == Container(
             id=f"{namespace.name}/{id_}",
             name=f"{namespace.name}/web",
-            labels=found.labels,
-            pid=found.pid,
+            labels=container.labels,
+            pid=container.pid,
             project="shop",
             paused=False,
         )
-        assert found.labels["nerdctl/name"] == "web"
-        assert command_line(found.pid) == "sleep 86400"
-        for meant in (found.id, id_[:-1], "web", f"{namespace.name}/web"):
-            assert await watcher.inspect(meant) == found
+        assert container.labels["nerdctl/name"] == "web"
+        assert command_line(container.pid) == "sleep 86400"
+        for name in (container.id, id_[:-1], "web", f"{namespace.name}/web"):
+            assert await watcher.inspect(name) == container
 
         await namespace.ctr("tasks", "pause", id_)
         assert (await watcher.inspect("web")).paused
         await namespace.ctr("tasks", "resume", id_)
-        told = [await anext(events) for _ in range(3)]
+        received = [await anext(events) for _ in range(3)]
         await namespace.ctr("containers", "label", id_, "com.docker.compose.project=other")
         await namespace.ctr("tasks", "kill", "--signal", "SIGKILL", id_)
-        told.append(await anext(events))
-    assert {event.id for event in told} == {found.id}
-    assert [event.type for event in told] == [STARTED, PAUSED, UNPAUSED, EXITED]
-    assert [event.project for event in told] == ["shop", "shop", "shop", "other"]
+        received.append(await anext(events))
+    assert {event.id for event in received} == {container.id}
+    assert [event.type for event in received] == [STARTED, PAUSED, UNPAUSED, EXITED]
+    assert [event.project for event in received] == ["shop", "shop", "shop", "other"]
     assert await watcher.list() == []
-    with raises_naming(NotFoundError, found.id, "STOPPED"):
+    with raises_naming(NotFoundError, container.id, "STOPPED"):
         await watcher.inspect("web")
 
 
@@ -108,8 +108,8 @@ async def test_watcher_names_candidates_when_id_is_ambiguous(
     display = f"{namespace.name}/{prefix}"
     with raises_naming(AmbiguousError, f"'{prefix}'", f"{display}-a, {display}-b"):
         await watcher.inspect(prefix)
-    with raises_naming(NotFoundError, "'nobody'"):
-        await watcher.inspect("nobody")
+    with raises_naming(NotFoundError, "'unknown'"):
+        await watcher.inspect("unknown")
 
 
 async def test_watcher_excludes_docker_unless_included(engine: Containerd) -> None:
@@ -119,7 +119,7 @@ async def test_watcher_excludes_docker_unless_included(engine: Containerd) -> No
     id_ = f"docker-{os.getpid()}-{next(_numbers)}"
     await moby.run(id_)
     async with ContainerdWatcher.at(engine.address) as watcher:
-        assert f"moby/{id_}" not in {found.id for found in await watcher.list()}
+        assert f"moby/{id_}" not in {container.id for container in await watcher.list()}
         with pytest.raises(NotFoundError):
             await watcher.inspect(f"moby/{id_}")
     async with ContainerdWatcher.at(engine.address, include=["moby"]) as watcher:
@@ -142,21 +142,21 @@ async def test_documented_watcher_example_runs(
     source = re.search(r"```python\n(.*?)```", LIBRARY.read_text(), re.DOTALL)
     assert source is not None
     example: dict[str, object] = {"__name__": "example"}
-    exec(compile(source[1], str(LIBRARY), "exec"), example)  # noqa: S102 - it is what the reader is told to do
+    exec(compile(source[1], str(LIBRARY), "exec"), example)  # noqa: S102 - the documentation recommends this code
     main = example["main"]
     assert callable(main)
 
     id_ = f"example-{os.getpid()}-{next(_numbers)}"
     await namespace.run(f"{id_}-old", "com.docker.compose.project=shop")
     running = asyncio.create_task(main(engine.address))
-    told = ""
+    output = ""
     async with asyncio.timeout(60):
-        while f"running: {namespace.name}/{id_}-old" not in told:
+        while f"running: {namespace.name}/{id_}-old" not in output:
             await asyncio.sleep(0.01)
-            told += capsys.readouterr().out
+            output += capsys.readouterr().out
         await namespace.run(f"{id_}-new")
-        while f"started: {namespace.name}/{id_}-new -" not in told:
+        while f"started: {namespace.name}/{id_}-new -" not in output:
             await asyncio.sleep(0.01)
-            told += capsys.readouterr().out
+            output += capsys.readouterr().out
     running.cancel()
-    assert told.startswith(f"containerd.io {engine.version}.")
+    assert output.startswith(f"containerd.io {engine.version}.")

@@ -1,4 +1,4 @@
-"""The encoding `whalewatcher`, decoded by Go's encoding/json into structs of whalewatcher's shape."""
+"""The encoding `whalewatcher`, decoded by Go's encoding/json into structs like whalewatcher's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NANOSECONDS = 1_795_447_268_256_344_486  # of TIME
 
 @pytest.fixture(scope="module")
 def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[Record]], list[dict[str, Any]]]:
-    """What the Go program says of records."""
+    """Return a function that encodes records and decodes them with the Go program."""
     if shutil.which("go") is None:
         message = "not installed: go"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
@@ -30,20 +30,20 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[Record]
     environment = os.environ | {"GOWORK": "off", "GOFLAGS": "-mod=mod", "CGO_ENABLED": "0", "GOPROXY": "off"}
     subprocess.run(["go", "build", "-o", program, "."], cwd=READER, env=environment, check=True, timeout=200)
 
-    def decoded(records: Sequence[Record]) -> list[dict[str, Any]]:
-        documents = [document for each in records if (document := encode(each))]
-        answer = subprocess.run([program], input=b"\n".join(documents), capture_output=True, timeout=60, check=False)
-        assert answer.returncode == 0, answer.stderr.decode()
-        return [json.loads(line) for line in answer.stdout.splitlines()]
+    def decode(records: Sequence[Record]) -> list[dict[str, Any]]:
+        encoded = [data for each in records if (data := encode(each))]
+        result = subprocess.run([program], input=b"\n".join(encoded), capture_output=True, timeout=60, check=False)
+        assert result.returncode == 0, result.stderr.decode()
+        return [json.loads(line) for line in result.stdout.splitlines()]
 
-    return decoded
+    return decode
 
 
 def test_go_decodes_every_record_type(read: Callable[[Sequence[Record]], list[dict[str, Any]]]) -> None:
     types: tuple[RecordType, ...] = ("started", "present", "exited", "paused", "unpaused")
-    told = read([record(number, type_, id_="abc", name="web") for number, type_ in enumerate(types)])
-    assert [each["type"] for each in told] == ["started", "started", "exited", "paused", "unpaused"]
-    for each in told:
+    decoded = read([record(number, type_, id_="abc", name="web") for number, type_ in enumerate(types)])
+    assert [each["type"] for each in decoded] == ["started", "started", "exited", "paused", "unpaused"]
+    for each in decoded:
         assert each["again"] == each["type"]
         assert each["nanoseconds"] == NANOSECONDS
         assert (each["id"], each["project"]) == ("shop/abc", "web-shop")
@@ -60,6 +60,6 @@ def test_go_decodes_every_record_type(read: Callable[[Sequence[Record]], list[di
 
 @pytest.mark.parametrize("name", ["größe/容器", "\x00\x1b\x7f\u2028", '"\\\r\n', "\U0001f433", "x" * 100_000])
 def test_go_decodes_hostile_names(name: str, read: Callable[[Sequence[Record]], list[dict[str, Any]]]) -> None:
-    (told,) = read([record(1, id_=name, namespace="default", project=name, labels={name: name})])
-    assert (told["id"], told["project"], told["container"]["Name"]) == (name, name, name)
-    assert told["container"]["Labels"] == {name: name}
+    (decoded,) = read([record(1, id_=name, namespace="default", project=name, labels={name: name})])
+    assert (decoded["id"], decoded["project"], decoded["container"]["Name"]) == (name, name, name)
+    assert decoded["container"]["Labels"] == {name: name}

@@ -1,4 +1,4 @@
-"""Everything here is about the image and the chart; what takes a real node takes the fixture `node`."""
+"""Fixtures for the tests of the image and the chart; tests on a real node use the fixture `node`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.testbed.kubernetes import Node
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of this folder (pytest hands over those of all folders)."""
+    """Add the marker to the tests of this directory; pytest passes those of all directories."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.kubernetes)
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def docker_with_image(
     require_as_root: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Docker]:
-    """A Docker engine that has built the image."""
+    """Return a Docker engine that has built the image."""
     require_as_root(*components("2.4"), "docker", *bridge_image.COMPONENTS)
     with Containerd("2.4") as containerd:
         containerd.import_image()
@@ -37,7 +37,7 @@ def docker_with_image(
 def node(
     require_as_root: Callable[..., None], docker_with_image: Docker, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Node]:
-    """A Kubernetes node that has the image."""
+    """Return a Kubernetes node that has the image."""
     require_as_root(*kubernetes.COMPONENTS)
     archive = tmp_path_factory.mktemp("image") / "whalebridge.tar"
     docker_with_image.docker("save", f"--output={archive}", bridge_image.NAME)

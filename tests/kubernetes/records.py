@@ -1,4 +1,4 @@
-"""What the bridge on a node has told NATS, and what Kubernetes says of the same containers."""
+"""Read the records that the bridge on a node has published to NATS."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ STREAM = "WHALEBRIDGE_CONTAINERS"
 
 
 class StreamReader:
-    """Reads a stream again and again: each call has all that is in it by then."""
+    """Reads a stream; each call returns all records that it has at that time."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def all(self) -> list[RecordDict]:
-        """Every record but heartbeats, in the stream's order, each once."""
-        documents = asyncio.run(self._read())
-        unique = {(each["epoch"], each["sequence"]): each for each in documents if each["type"] != "heartbeat"}
+        """Return all records except heartbeats, in the order of the stream, without duplicates."""
+        records = asyncio.run(self._read())
+        unique = {(each["epoch"], each["sequence"]): each for each in records if each["type"] != "heartbeat"}
         return list(unique.values())
 
     def of_pod(self, pod: str) -> list[RecordDict]:
-        """The records about a pod's containers."""
+        """Return the records about a pod's containers."""
         return [each for each in self.all() if pod_of(each).get("name") == pod]
 
     def wait(self, predicate: Callable[[list[RecordDict]], object], what: str, timeout: float = 60) -> list[RecordDict]:
-        """Wait until the records fulfil a condition; return them."""
-        found: list[RecordDict] = []
+        """Wait until the predicate holds for the records; return them."""
+        records: list[RecordDict] = []
 
         def holds() -> object:
-            found[:] = self.all()
-            return predicate(found)
+            records[:] = self.all()
+            return predicate(records)
 
         eventually(holds, what, within=timeout)
-        return found
+        return records
 
     async def _read(self) -> list[RecordDict]:
         client = nats.aio.client.Client()
@@ -51,26 +51,26 @@ class StreamReader:
         try:
             stream = client.jetstream(timeout=10)
             count = (await stream.stream_info(STREAM)).state.messages
-            # By default a server forgets a consumer of which it has heard nothing for 5 s.
+            # By default, a server deletes a consumer after 5 s without activity.
             config = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=60)
             subscription = await stream.pull_subscribe(">", stream=STREAM, config=config)
-            found: list[RecordDict] = []
-            while len(found) < count:
-                page = await subscription.fetch(min(1000, count - len(found)), timeout=10)
-                found += [msgspec.json.decode(each.data) for each in page]
+            records: list[RecordDict] = []
+            while len(records) < count:
+                page = await subscription.fetch(min(1000, count - len(records)), timeout=10)
+                records += [msgspec.json.decode(each.data) for each in page]
             await subscription.unsubscribe()
-            return found
+            return records
         finally:
             await client.close()
 
 
 def pod_of(record: RecordDict) -> RecordDict:
-    """What a record says of its pod."""
+    """Return the pod in a record, empty if it has none."""
     return (record["container"] or {}).get("pod") or {}
 
 
 def transitions(records: Iterable[RecordDict]) -> Counter[tuple[str, str, str]]:
-    """How often what was told, by pod, container and type, leaving out rows and frames."""
+    """Count starts and exits by pod, container and type."""
     return Counter(
         (pod_of(each)["name"], pod_of(each)["container"], each["type"])
         for each in records
@@ -79,8 +79,8 @@ def transitions(records: Iterable[RecordDict]) -> Counter[tuple[str, str, str]]:
 
 
 def find_gaps(records: Iterable[RecordDict]) -> list[str]:
-    """Holes in the sequences, and epochs that do not follow on the one before."""
-    found = []
+    """Describe missing sequences, and epochs that do not continue the previous one."""
+    gaps = []
     epochs: dict[int, list[RecordDict]] = {}
     for each in records:
         epochs.setdefault(each["epoch"], []).append(each)
@@ -88,21 +88,21 @@ def find_gaps(records: Iterable[RecordDict]) -> list[str]:
     for epoch in sorted(epochs):
         sequences = sorted(each["sequence"] for each in epochs[epoch])
         if sequences != list(range(1, len(sequences) + 1)):
-            found.append(f"epoch {epoch}: {sequences}")
+            gaps.append(f"epoch {epoch}: {sequences}")
         first = min(epochs[epoch], key=lambda each: int(each["sequence"]))
         if last is not None and first["snapshot"]["previous"] != last:
-            found.append(f"epoch {epoch} follows {first['snapshot']['previous']}, not {last}")
+            gaps.append(f"epoch {epoch} follows {first['snapshot']['previous']}, not {last}")
         last = {"epoch": epoch, "sequence": sequences[-1]}
-    return found
+    return gaps
 
 
 def running_containers(records: Iterable[RecordDict]) -> set[str]:
-    """Fold the records: the ids of the containers that live."""
-    living: set[str] = set()
+    """Return the ids of the running containers, by folding the records."""
+    running: set[str] = set()
     for each in records:
         match each["type"]:
             case "started" | "present" | "paused" | "unpaused":
-                living.add(each["id"])
+                running.add(each["id"])
             case "exited":
-                living.discard(each["id"])
-    return living
+                running.discard(each["id"])
+    return running

@@ -1,4 +1,4 @@
-"""The chart as Helm renders it."""
+"""Render the chart with Helm."""
 
 from __future__ import annotations
 
@@ -28,41 +28,41 @@ Manifest = dict[str, Any]
 
 
 def helm(*args: str) -> str:
-    """Call Helm, of which no cluster is known; a failure raises CommandError with what it said."""
-    nowhere = {f"HELM_{name}_HOME": "/nonexistent" for name in ("CACHE", "CONFIG", "DATA")}
-    env = {"PATH": search_path("helm"), "KUBECONFIG": "/nonexistent", **nowhere}
+    """Run Helm without a cluster, and return its output; a failure raises CommandError with its output."""
+    no_home = {f"HELM_{name}_HOME": "/nonexistent" for name in ("CACHE", "CONFIG", "DATA")}
+    env = {"PATH": search_path("helm"), "KUBECONFIG": "/nonexistent", **no_home}
     return run(["helm", *args], env=os.environ | env).stdout
 
 
 def render(
     values: Mapping[str, Any] | None = None, *, flags: Sequence[str] = (), kubernetes: str = "1.34"
 ) -> list[Manifest]:
-    """All objects, for some values (by path) and more flags."""
-    given = [f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()]
-    text = helm("template", "whalebridge", str(CHART), f"--kube-version={kubernetes}", *given, *flags)
+    """Return all objects, rendered with the given values (by path) and flags."""
+    value_flags = [f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()]
+    text = helm("template", "whalebridge", str(CHART), f"--kube-version={kubernetes}", *value_flags, *flags)
     return [document for document in yaml.safe_load_all(text) if document]
 
 
 def find_one(manifests: list[Manifest], kind: str) -> Manifest:
-    """The only object of a kind."""
-    (found,) = [manifest for manifest in manifests if manifest["kind"] == kind]
-    return found
+    """Return the only object of a kind."""
+    (match,) = [manifest for manifest in manifests if manifest["kind"] == kind]
+    return match
 
 
 def pod(manifests: list[Manifest]) -> Manifest:
-    """The DaemonSet's pods."""
+    """Return the spec of the DaemonSet's pods."""
     spec: Manifest = find_one(manifests, "DaemonSet")["spec"]["template"]["spec"]
     return spec
 
 
 def containers(manifests: list[Manifest]) -> dict[str, Manifest]:
-    """The containers of the DaemonSet's pods by name, those that come first among them."""
+    """Return the containers of the DaemonSet's pods by name, including init containers."""
     spec = pod(manifests)
     return {each["name"]: each for each in (*spec.get("initContainers", ()), *spec["containers"])}
 
 
 def settings(manifests: list[Manifest]) -> dict[str, Any]:
-    """whalebridge's settings in the ConfigMap."""
-    found = [each for each in manifests if each["kind"] == "ConfigMap" and "config.yaml" in each.get("data", ())]
-    document: dict[str, Any] = yaml.safe_load(found[0]["data"]["config.yaml"])
+    """Return whalebridge's settings in the ConfigMap."""
+    matches = [each for each in manifests if each["kind"] == "ConfigMap" and "config.yaml" in each.get("data", ())]
+    document: dict[str, Any] = yaml.safe_load(matches[0]["data"]["config.yaml"])
     return document

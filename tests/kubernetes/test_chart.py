@@ -1,4 +1,4 @@
-"""The chart, rendered: what Kubernetes would be told, for every distribution, every example and every mistake."""
+"""The rendered chart, for all distributions, all examples and invalid values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.testbed.process import CommandError
 
 VERSIONS = ("1.25", "1.34")
 NATS: dict[str, Any] = {"type": "nats", "servers": ["a"], "subject_prefix": "s"}
-FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # the Prometheus operator's
+FOREIGN = {"PodMonitor", "ServiceMonitor", "PrometheusRule"}  # of the Prometheus operator
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,7 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "named"),
+    ("name", "value", "expected"),
     [
         ("replicas", 2, "replicas"),
         ("distribution", "minikube", "distribution"),
@@ -180,29 +180,35 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
         ("existingSecrets.files", "one", "files"),
     ],
 )
-def test_chart_names_invalid_value(name: str, value: Any, named: str) -> None:
-    with pytest.raises(CommandError, match=named):
+def test_chart_names_invalid_value(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(CommandError, match=expected):
         render({name: value})
 
 
 def test_chart_schema_forbids_unknown_keys_at_every_level() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
-    free = {"global", "affinity", "podSelector", "namespaceSelector", "valueFrom"}  # Kubernetes' own, and nobody's
+    free = {
+        "global",
+        "affinity",
+        "podSelector",
+        "namespaceSelector",
+        "valueFrom",
+    }  # free-form values of Helm, and of Kubernetes
 
-    def open_levels(part: Any, path: str) -> Iterator[str]:
-        if isinstance(part, dict):
-            if part.get("properties") and "/if" not in path and part.get("additionalProperties") is not False:
+    def open_levels(level: Any, path: str) -> Iterator[str]:
+        if isinstance(level, dict):
+            if level.get("properties") and "/if" not in path and level.get("additionalProperties") is not False:
                 yield path
-            for name, each in part.items():
+            for name, each in level.items():
                 if name not in free:
                     yield from open_levels(each, f"{path}/{name}")
-        elif isinstance(part, list):
-            for number, each in enumerate(part):
+        elif isinstance(level, list):
+            for number, each in enumerate(level):
                 yield from open_levels(each, f"{path}/{number}")
 
-    # The definition of each type has its properties.
-    known = "/definitions/config/properties/sinks/additionalProperties/else"
-    assert [path for path in open_levels(schema, "") if path != known] == []
+    # The definition of each sink type lists its properties.
+    accepted = "/definitions/config/properties/sinks/additionalProperties/else"
+    assert [path for path in open_levels(schema, "") if path != accepted] == []
 
 
 def test_chart_accepts_any_global_value() -> None:

@@ -1,6 +1,6 @@
-"""The chart on a real node: what happens to pods is told to NATS, once, whatever happens to the bridge meanwhile.
+"""The chart on a real node: starts and exits of pods are published to NATS exactly once, across restarts of the bridge.
 
-Truth is what Kubernetes' own status of the pods says.
+The tests compare the records with the status of the pods in Kubernetes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONCURRENT_PODS = 100
 
 @pytest.fixture(scope="module")
 def stream_reader(node: Node) -> StreamReader:
-    """The chart, installed, and what it tells."""
+    """Install the chart, and return a reader of its records."""
     url = node.start_nats()
     node.kubectl("create", "namespace", NAMESPACE)
     node.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=privileged")
@@ -38,26 +38,26 @@ def stream_reader(node: Node) -> StreamReader:
     return StreamReader(url)
 
 
-def install(node: Node, values: str, url: str, *flags: str) -> None:
+def install(node: Node, command: str, url: str, *flags: str) -> None:
     config = {"sinks": {"main": f"{url}/containers"}, "log": {"level": "debug"}}
-    given = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={NAMESPACE}"]
-    node.helm(values, "whalebridge", str(CHART), *given, *flags)
-    # Helm's own --wait is content with what maxUnavailable leaves: on one node, nothing.
+    base_flags = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={NAMESPACE}"]
+    node.helm(command, "whalebridge", str(CHART), *base_flags, *flags)
+    # Helm's --wait accepts maxUnavailable missing pods: on one node, all of them.
     node.kubectl(
         "rollout", "status", "daemonset/whalebridge", f"--namespace={NAMESPACE}", "--timeout=120s", timeout=150
     )
 
 
 def bridge_pods(node: Node) -> list[dict[str, Any]]:
-    """The DaemonSet's pods: none or two for a moment, while one is replaced."""
+    """Return the DaemonSet's pods: temporarily none or two, while one is replaced."""
     items = node.get("pods", f"--namespace={NAMESPACE}", "--selector=app.kubernetes.io/name=whalebridge")["items"]
     return [each for each in items if each["metadata"].get("ownerReferences")]
 
 
 def bridge_pod(node: Node) -> dict[str, Any]:
-    """The DaemonSet's pod."""
-    (found,) = bridge_pods(node)
-    return found
+    """Return the DaemonSet's only pod."""
+    (daemon_pod,) = bridge_pods(node)
+    return daemon_pod
 
 
 def is_ready(item: dict[str, Any]) -> bool:
@@ -71,14 +71,14 @@ def wait_finished(node: Node, name: str, *, phase: str) -> dict[str, Any]:
 
 
 def container_exits(item: dict[str, Any]) -> dict[str, tuple[str, int]]:
-    """Kubernetes' word on the containers that have ended: container's id and exit code, by name."""
+    """Return id and exit code of the exited containers in the status of a pod, by name."""
     status = item["status"]
-    found = {}
+    exits = {}
     for each in (*status.get("initContainerStatuses", ()), *status["containerStatuses"]):
-        ended = each["state"].get("terminated") or each.get("lastState", {}).get("terminated")
-        if ended:
-            found[each["name"]] = (ended["containerID"].removeprefix("containerd://"), ended["exitCode"])
-    return found
+        terminated = each["state"].get("terminated") or each.get("lastState", {}).get("terminated")
+        if terminated:
+            exits[each["name"]] = (terminated["containerID"].removeprefix("containerd://"), terminated["exitCode"])
+    return exits
 
 
 def test_pod_containers_are_published_with_pod_and_exit_status(node: Node, stream_reader: StreamReader) -> None:
@@ -88,17 +88,17 @@ def test_pod_containers_are_published_with_pod_and_exit_status(node: Node, strea
     item = wait_finished(node, "several", phase="Failed")
     expected = container_exits(item)
     assert {name: code for name, (_, code) in expected.items()} == {"first": 0, "good": 0, "bad": 3}
-    wanted = {("several", name, kind): 1 for name in expected for kind in ("started", "exited")}
-    stream_reader.wait(lambda all_: wanted.keys() <= transitions(all_).keys(), "all of the pod to be told")
-    time.sleep(3)  # for what must not come: seconds are what a second exit would take
+    expected_counts = {("several", name, kind): 1 for name in expected for kind in ("started", "exited")}
+    stream_reader.wait(lambda all_: expected_counts.keys() <= transitions(all_).keys(), "all records about the pod")
+    time.sleep(3)  # a duplicate exit would arrive within seconds
     records = stream_reader.of_pod("several")
-    assert transitions(records) == wanted
+    assert transitions(records) == expected_counts
     for record in records:
-        where = pod_of(record)
-        id_, code = expected[where["container"]]
+        pod_info = pod_of(record)
+        id_, code = expected[pod_info["container"]]
         assert record["container"]["id"] == id_
-        assert (where["namespace"], where["uid"]) == ("default", item["metadata"]["uid"])
-        assert where["labels"]["app"] == "several"
+        assert (pod_info["namespace"], pod_info["uid"]) == ("default", item["metadata"]["uid"])
+        assert pod_info["labels"]["app"] == "several"
         assert record["host"] == NODE_NAME
         if record["type"] == "exited":
             assert record["exit"]["status"] == code
@@ -113,30 +113,30 @@ def test_crash_loop_is_published_per_incarnation(node: Node, stream_reader: Stre
 
     eventually(lambda: restarts() >= 2, "two restarts", within=90)
     node.kubectl("delete", "pod", "crashing", "--wait=true")
-    stream_reader.wait(lambda all_: transitions(all_)["crashing", "main", "exited"] >= 3, "three ends to be told")
+    stream_reader.wait(lambda all_: transitions(all_)["crashing", "main", "exited"] >= 3, "three exits")
     records = stream_reader.of_pod("crashing")
     counts = transitions(records)
     assert counts["crashing", "main", "started"] == counts["crashing", "main", "exited"]
     assert {record["exit"]["status"] for record in records if record["type"] == "exited"} == {7}
-    lives = Counter((record["container"]["incarnation"], record["type"]) for record in records)
-    assert set(lives.values()) == {1}
+    incarnations = Counter((record["container"]["incarnation"], record["type"]) for record in records)
+    assert set(incarnations.values()) == {1}
 
 
 def test_oom_killed_pod_is_published_with_oom(node: Node, stream_reader: StreamReader) -> None:
     node.apply(pod("greedy", container("main", "tail", "/dev/zero", memory="24Mi")))
     item = wait_finished(node, "greedy", phase="Failed")
     assert item["status"]["containerStatuses"][0]["state"]["terminated"]["reason"] == "OOMKilled"
-    stream_reader.wait(lambda all_: transitions(all_)["greedy", "main", "exited"], "the kill to be told")
+    stream_reader.wait(lambda all_: transitions(all_)["greedy", "main", "exited"], "the exit")
     (record,) = [record for record in stream_reader.of_pod("greedy") if record["type"] == "exited"]
     assert record["exit"]["status"] == 137
-    # Where containerd's word on the end is overtaken by that on the deletion, the end is inferred, and its cause open.
+    # If the deletion event arrives before the exit event, the exit is inferred, and `oom` is unknown.
     assert record["exit"]["oom"] is (True if record["origin"] == "live" else None)
 
 
 @pytest.mark.usefixtures("stream_reader")
 def test_chart_helm_test_succeeds(node: Node) -> None:
-    said = node.helm("test", "whalebridge", f"--namespace={NAMESPACE}").stdout
-    assert "Phase:          Succeeded" in said
+    output = node.helm("test", "whalebridge", f"--namespace={NAMESPACE}").stdout
+    assert "Phase:          Succeeded" in output
 
 
 def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_reader: StreamReader) -> None:
@@ -150,7 +150,9 @@ def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_r
     eventually(lambda: phases()["Running"] == len(names), "all pods to run", within=400)
     node.kubectl("delete", "pods", *names, "--wait=true", timeout=300)
     expected = {(name, "main", kind): 1 for name in names for kind in ("started", "exited")}
-    stream_reader.wait(lambda all_: expected.keys() <= transitions(all_).keys(), "all of them to be told", timeout=60)
+    stream_reader.wait(
+        lambda all_: expected.keys() <= transitions(all_).keys(), "the records about all pods", timeout=60
+    )
     time.sleep(3)
     records = stream_reader.all()
     counts = transitions(records)
@@ -160,14 +162,14 @@ def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_r
         for record in records
         if record["type"] == "exited" and pod_of(record).get("name") in names
     )
-    assert set(statuses) <= {5, 137}  # who was still starting when it was told to end, is killed after a second
+    assert set(statuses) <= {5, 137}  # a container that is still starting is killed after 1 s
     assert not find_gaps(records)
 
 
 def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_reader: StreamReader) -> None:
-    node.apply(pod("witness", container("main", "while true; do sleep 0.5; done"), restart="Always"))
+    node.apply(pod("steady", container("main", "while true; do sleep 0.5; done"), restart="Always"))
     node.apply(pod("doomed", container("main", "sleep 1000")))
-    stream_reader.wait(lambda all_: transitions(all_)["doomed", "main", "started"], "the start of a pod to be told")
+    stream_reader.wait(lambda all_: transitions(all_)["doomed", "main", "started"], "the start of a pod")
     before = bridge_pod(node)["metadata"]["uid"]
     node.kubectl("delete", "pod", bridge_pod(node)["metadata"]["name"], f"--namespace={NAMESPACE}", "--wait=false")
     node.kubectl("delete", "pod", "doomed", "--wait=true")
@@ -175,29 +177,29 @@ def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_
     wait_finished(node, "meanwhile", phase="Failed")
     eventually(
         lambda: [each["metadata"]["uid"] != before and is_ready(each) for each in bridge_pods(node)] == [True],
-        "another pod to be ready", within=90,
+        "a new bridge pod to be ready", within=90,
     )  # fmt: skip
     install(node, "upgrade", stream_reader.url, "--set=podAnnotations.example\\.net/again=yes")
     records = stream_reader.wait(
         lambda all_: transitions(all_)["doomed", "main", "exited"] and transitions(all_)["meanwhile", "main", "exited"],
-        "what happened meanwhile to be told",
+        "the exits during the restart",
     )
     assert len({record["epoch"] for record in records}) >= 3
     assert not find_gaps(records)
     counts = transitions(records)
     for name in ("doomed", "meanwhile"):
         assert (counts[name, "main", "started"], counts[name, "main", "exited"]) == (1, 1)
-    reasons = [record["snapshot"] for record in records if record["type"] == "snapshot_started"]
-    assert all(frame["since"] is not None for frame in reasons if frame["previous"])
+    snapshots = [record["snapshot"] for record in records if record["type"] == "snapshot_started"]
+    assert all(snapshot["since"] is not None for snapshot in snapshots if snapshot["previous"])
 
     def agrees() -> bool:
         return running_containers(stream_reader.all()) == running_tasks(node)
 
-    eventually(agrees, "the fold of all records to be what runs", within=60)
+    eventually(agrees, "the records to match the running containers", within=60)
 
 
 def running_tasks(node: Node) -> set[str]:
-    """containerd's own word: the tasks that run and are no sandboxes."""
+    """Return the running tasks that containerd lists, without sandboxes."""
     sandboxes = node.ctr("containers", "ls", "-q", 'labels."io.cri-containerd.kind"==sandbox', namespace="k8s.io")
     hidden = set(sandboxes.stdout.split())
     return {
@@ -216,7 +218,7 @@ def test_second_bridge_pod_waits_while_first_holds_state_dir(node: Node) -> None
         command = ["logs", "second", "--container=bridge", f"--namespace={NAMESPACE}"]
         return node.kubectl(*command, check=False).stdout + node.kubectl(*command, "--previous", check=False).stdout
 
-    eventually(lambda: "/var/lib/whalebridge" in log(), "the second instance to complain", within=60)
+    eventually(lambda: "/var/lib/whalebridge" in log(), "the error of the second instance", within=60)
     assert not is_ready(node.get("pod", "second", f"--namespace={NAMESPACE}"))
     assert is_ready(bridge_pod(node))
     node.kubectl("delete", "pod", "second", f"--namespace={NAMESPACE}", "--wait=true")
@@ -229,8 +231,8 @@ def test_bridge_pod_runs_unprivileged(node: Node) -> None:
     for part in ("bridge", "proxy"):
         command = ["exec", name, f"--container={part}", f"--namespace={NAMESPACE}", "--", "/opt/whalebridge/bin/python"]
         assert node.kubectl(*command, "-Ic", script).stdout.split() == ["65532", "0000000000000000"]
-        look = "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))"
-        assert node.kubectl(*command, "-Ic", look).stdout == "False\n"
+        lookup = "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))"
+        assert node.kubectl(*command, "-Ic", lookup).stdout == "False\n"
 
 
 @pytest.mark.parametrize(
@@ -248,9 +250,9 @@ def test_bridge_pod_publishes_after_upgrade_with_other_values(
     node: Node, stream_reader: StreamReader, flags: tuple[str, ...]
 ) -> None:
     install(node, "upgrade", stream_reader.url, *(f"--set={flag}" for flag in flags))
-    name = f"way-{secrets.token_hex(3)}"
+    name = f"upgrade-{secrets.token_hex(3)}"
     node.apply(pod(name, container("main", "exit 6")))
-    stream_reader.wait(lambda all_: transitions(all_)[name, "main", "exited"], "a pod to be told")
+    stream_reader.wait(lambda all_: transitions(all_)[name, "main", "exited"], "the exit of a pod")
 
 
 @pytest.mark.usefixtures("stream_reader")
@@ -269,12 +271,15 @@ def test_chart_uninstall_leaves_nothing_behind(node: Node) -> None:
     kinds = node.kubectl("api-resources", "--verbs=list", "--namespaced", "--output=name").stdout.split()
     kinds = [kind for kind in kinds if not kind.startswith(("events", "configmaps", "serviceaccounts"))]
 
-    def left() -> str:
+    def remaining() -> str:
         return node.kubectl("get", ",".join(kinds), f"--namespace={NAMESPACE}", "--output=name").stdout
 
-    eventually(lambda: not left(), "all objects to be gone", within=60)
+    eventually(lambda: not remaining(), "the removal of all objects", within=60)
     maps = node.kubectl("get", "configmaps,serviceaccounts", f"--namespace={NAMESPACE}", "--output=name").stdout.split()
-    assert set(maps) == {"configmap/kube-root-ca.crt", "serviceaccount/default"}  # every namespace has these
+    assert set(maps) == {
+        "configmap/kube-root-ca.crt",
+        "serviceaccount/default",
+    }  # Kubernetes creates these in every namespace
 
 
 def test_documented_chart_commands_work(node: Node, stream_reader: StreamReader) -> None:
@@ -289,7 +294,7 @@ def test_documented_chart_commands_work(node: Node, stream_reader: StreamReader)
 
 
 def documented_commands(broker: str) -> list[list[str]]:
-    """The commands of docs/kubernetes.md, with a broker that is there."""
+    """Return the commands of docs/kubernetes.md, with the address of the test broker."""
     text = (DOCS / "kubernetes.md").read_text().replace("\\\n", " ")
     lines = [line[2:] for line in text.splitlines() if line.startswith(("$ helm ", "$ kubectl "))]
     return [

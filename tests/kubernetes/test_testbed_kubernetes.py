@@ -1,4 +1,4 @@
-"""The node of the testbed runs what it is told to, and leaves nothing behind."""
+"""The testbed's Kubernetes node: it runs pods, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tests.testbed.process import pids_with_arguments
 def test_testbed_node_becomes_ready_and_leaves_nothing_behind(require_as_root: Callable[..., None]) -> None:
     require_as_root(*COMPONENTS)
     before = links()
-    paused = set(pids_with_arguments("sleep", "2000000000"))  # of a node before, which are on their way out
+    earlier = set(pids_with_arguments("sleep", "2000000000"))  # of an earlier node, still exiting
     with Node() as node:
         node.apply(pod("one", container("main", "sleep 1000"), restart="Always"))
         eventually(lambda: node.get("pod", "one")["status"]["phase"] == "Running", "a pod to run", within=90)
         name = node.directory.name
-        assert [folder for folder in cgroups() if folder.endswith(f"/{name}/kubepods")]
+        assert [path for path in cgroups() if path.endswith(f"/{name}/kubepods")]
         (link,) = links() - before
     assert not node.directory.exists()
-    assert not [folder for folder in cgroups() if name in folder.split("/")]
-    eventually(lambda: not set(pids_with_arguments("sleep", "2000000000")) - paused, "the end of the sandbox")
+    assert not [path for path in cgroups() if name in path.split("/")]
+    eventually(lambda: not set(pids_with_arguments("sleep", "2000000000")) - earlier, "the exit of the sandbox")
     assert name not in Path("/proc/self/mountinfo").read_text()
     assert link not in links()
 
 
 def links() -> set[str]:
-    """The network links of nodes: others may change meanwhile."""
+    """Return the network links of nodes; other links may change meanwhile."""
     return {path.name for path in Path("/sys/class/net").glob("whale*")}
 
 
 def cgroups() -> list[str]:
-    """All of them; unlike Path.glob, os.walk does not mind what others remove meanwhile."""
-    return [folder for folder, _, _ in os.walk("/sys/fs/cgroup")]
+    """Return all cgroups; unlike Path.glob, os.walk ignores concurrent removals."""
+    return [path for path, _, _ in os.walk("/sys/fs/cgroup")]
