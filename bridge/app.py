@@ -1,7 +1,7 @@
-"""The composition root: builds the parts, runs them together, and stops them in the right order.
+"""The composition root: builds the components, runs them, and stops them in order.
 
-Stopping, all of it within ``STOP_SECONDS``: first the watch, which writes down what it has received; then the pumps,
-which hand over what they can; then the sinks; at last the outbox.
+The shutdown takes at most ``STOP_SECONDS``: first the watch stops and persists what it has received, then the pumps
+deliver as much of the backlog as they can, then the sinks are closed, and finally the outbox.
 """
 
 from __future__ import annotations
@@ -43,81 +43,80 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 STOP_SECONDS = 10.0
-WATCH_STOP_SECONDS = 1.5  # of those, twice at the most, for what is received but not yet written down
-CLOSE_SECONDS = 2.5  # of those, for closing what was opened
-_SINK_ID = "only"  # what a sink is called that is the only one
+WATCH_STOP_SECONDS = 1.5  # part of STOP_SECONDS, at most twice: for events that are received, but not persisted yet
+CLOSE_SECONDS = 2.5  # part of STOP_SECONDS: for closing sinks, connections and the outbox
+_SINK_ID = "only"  # the id of the sink of run_watch
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 _log = structlog.get_logger(__name__)
 
 
 async def run(settings: Settings, load: Callable[[], Settings]) -> None:
-    """Watch and publish until SIGTERM or SIGINT; at SIGHUP, go on under the settings that ``load`` reads anew.
+    """Watch and publish until SIGTERM or SIGINT; at SIGHUP, apply the settings that ``load`` returns.
 
     Raises:
-        FatalError: Something that only a person can change is in the way.
+        FatalError: An error that a retry cannot fix.
     """
-    wishes = _install_signal_handlers()
+    shutdown = _install_signal_handlers()
     clock = SystemClock()
     boot = boot_id()
-    made = sinks.registry.create_sinks(settings.sinks)
-    chosen = watch_settings(settings)
+    sink_instances = sinks.registry.create_sinks(settings.sinks)
+    client_settings = watch_settings(settings)
     outbox = await _cancel_on_shutdown(
-        wishes, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))
+        shutdown, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))
     )
     if outbox is None:
         return
-    source = ContainerdClient(settings.containerd.address, chosen.label_rules, container_filter=chosen.container_filter)
-    watch = ContainerWatch(source, outbox, clock, chosen, boot)
-    heart = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
-    delivery = SinkManager(outbox, clock, heart)
-    inspection = StatusProvider(settings, watch, outbox, lambda: delivery.pumps)
-    manager = ServiceManager(os.environ, clock)
+    client = _create_client(settings, client_settings)
+    watch = ContainerWatch(client, outbox, clock, client_settings, boot)
+    heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
+    sink_manager = SinkManager(outbox, clock, heartbeat_factory)
+    status_provider = StatusProvider(settings, watch, outbox, lambda: sink_manager.pumps)
+    service_manager = ServiceManager(os.environ, clock)
 
     async def apply(changed: Settings) -> None:
-        replaced = await delivery.reload(changed)  # first, as it may refuse, and then nothing is to be changed
+        replaced = await sink_manager.reload(changed)  # first, because if it fails, nothing may change
         logs.set_level(changed.log.level)
-        chosen = watch_settings(changed)
-        source.rules, source.container_filter = chosen.label_rules, chosen.container_filter
-        watch.reload(chosen)
-        inspection.settings = changed
+        changed_watch = watch_settings(changed)
+        client.rules, client.container_filter = changed_watch.label_rules, changed_watch.container_filter
+        watch.reload(changed_watch)
+        status_provider.settings = changed
         if replaced:
             watch.request_snapshot("on_demand")
 
     try:
-        async with http_endpoint(inspection), task_group() as tasks:
-            delivery.start(tasks, settings, made)
-            watching = tasks.create_task(watch.run())
-            helping = [
-                tasks.create_task(manager.run(lambda: _describe_state(watch, delivery.pumps))),
-                tasks.create_task(
-                    _reload_on_request(SettingsReloader(settings, load, apply), wishes.reload_requested, manager)
-                ),
+        async with http_endpoint(status_provider), task_group() as tasks:
+            sink_manager.start(tasks, settings, sink_instances)
+            watch_task = tasks.create_task(watch.run())
+            reloader = SettingsReloader(settings, load, apply)
+            background = [
+                tasks.create_task(service_manager.run(lambda: _describe_state(watch, sink_manager.pumps))),
+                tasks.create_task(_reload_on_request(reloader, shutdown.reload_requested, service_manager)),
             ]
-            manager.ready()  # to take what containerd tells, whenever that comes: no boot has to wait for it
-            await wishes.wait_for_shutdown()
-            manager.stopping()
-            await _cancel(watching)
-            await delivery.drain(wishes.seconds_left() - CLOSE_SECONDS)
-            for task in helping:  # not before: a reload under way may have put a sink's pump aside
+            service_manager.ready()  # before containerd is connected, so that the boot does not wait for it
+            await shutdown.wait_for_shutdown()
+            service_manager.stopping()
+            await _cancel(watch_task)
+            await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
+            for task in background:  # only now, because a reload in progress may be replacing a pump
                 task.cancel()
     finally:
-        await delivery.close()
-        await source.close()
+        await sink_manager.close()
+        await client.close()
         await outbox.close()
 
 
 @contextlib.asynccontextmanager
 async def run_watch(settings: Settings, sink: Sink) -> AsyncIterator[ContainerWatch]:
-    """Have ``sink`` told what happens, for as long as the block runs; nothing outlives it.
+    """Watch and publish to ``sink`` while the block runs, with an outbox in memory.
 
     Raises:
-        FatalError: Something that only a person can change is in the way.
+        FatalError: An error that a retry cannot fix.
     """
     clock = SystemClock()
-    chosen = watch_settings(settings)
-    source = ContainerdClient(settings.containerd.address, chosen.label_rules, container_filter=chosen.container_filter)
+    client_settings = watch_settings(settings)
+    client = _create_client(settings, client_settings)
     outbox = MemoryOutbox([_SINK_ID], clock, on_loss=lambda: watch.request_snapshot("overflow"))
-    watch = ContainerWatch(source, outbox, clock, chosen, boot_id())
+    watch = ContainerWatch(client, outbox, clock, client_settings, boot_id())
     try:
         async with task_group() as tasks:
             running = [tasks.create_task(work) for work in (watch.run(), Pump(_SINK_ID, sink, outbox, clock).run())]
@@ -125,11 +124,17 @@ async def run_watch(settings: Settings, sink: Sink) -> AsyncIterator[ContainerWa
             for task in running:
                 task.cancel()
     finally:
-        await source.close()
+        await client.close()
+
+
+def _create_client(settings: Settings, for_watch: WatchSettings) -> ContainerdClient:
+    return ContainerdClient(
+        settings.containerd.address, for_watch.label_rules, container_filter=for_watch.container_filter
+    )
 
 
 def _describe_state(watch: ContainerWatch, pumps: Iterable[Pump]) -> str:
-    """Say in one line what goes on, for whoever asks the service manager."""
+    """Return the status line for the service manager."""
     if watch.synced:
         text = "synced"
     else:
@@ -138,26 +143,25 @@ def _describe_state(watch: ContainerWatch, pumps: Iterable[Pump]) -> str:
 
 
 async def _open_outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
-    names = list(settings.sinks)
-    bounds = settings.outbox
-    room = Limits(
-        max_records=bounds.max_records,
-        max_bytes=bounds.max_bytes if settings.state_dir else bounds.max_memory_bytes,
-        max_age=int(bounds.max_age.total_seconds()),
+    sink_ids = list(settings.sinks)
+    limits = Limits(
+        max_records=settings.outbox.max_records,
+        max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
+        max_age=int(settings.outbox.max_age.total_seconds()),
     )
     if settings.state_dir:
-        return await SqliteOutbox.open(Path(settings.state_dir), names, clock, room, on_loss=on_loss)
-    return MemoryOutbox(names, clock, room, on_loss=on_loss)
+        return await SqliteOutbox.open(Path(settings.state_dir), sink_ids, clock, limits, on_loss=on_loss)
+    return MemoryOutbox(sink_ids, clock, limits, on_loss=on_loss)
 
 
 def _heartbeat_seconds(settings: Settings) -> float:
-    """Return the seconds from one heartbeat to the next; where there are none, no sink asks for it."""
+    """Return the seconds between heartbeats; 0 if they are disabled, when no pump uses the value."""
     interval = settings.heartbeat.interval
     return 0.0 if interval is None else interval.total_seconds()
 
 
 def watch_settings(settings: Settings) -> WatchSettings:
-    """Return what of the settings concerns the watch."""
+    """Return the settings of the watch."""
     containers = settings.containers
     return WatchSettings(
         host=settings.host,
@@ -176,22 +180,22 @@ def watch_settings(settings: Settings) -> WatchSettings:
 
 
 def _filter_fingerprint(settings: Settings) -> str:
-    """Tell one choice of namespaces, containers and labels from another."""
-    chosen = (settings.namespaces, settings.containers, settings.labels)
-    return hashlib.sha256("\n".join(each.model_dump_json() for each in chosen).encode()).hexdigest()
+    """Return a hash that changes with the settings of namespaces, containers and labels."""
+    sections = (settings.namespaces, settings.containers, settings.labels)
+    return hashlib.sha256("\n".join(section.model_dump_json() for section in sections).encode()).hexdigest()
 
 
 def boot_id() -> str:
     """Return the kernel's id of this boot.
 
     Raises:
-        FatalError: The kernel does not tell: incarnations could not be told apart across boots.
+        FatalError: The kernel does not report it, so incarnations of different boots could get the same id.
     """
     try:
         return BOOT_ID_PATH.read_text(encoding="ascii").strip()
     except OSError as error:
         raise FatalError(
-            f"{BOOT_ID_PATH}: {error.strerror}; whalebridge needs it to tell one boot from the next"
+            f"{BOOT_ID_PATH} cannot be read: {error.strerror}; mount /proc, which is required to detect reboots"
         ) from error
 
 
@@ -201,7 +205,7 @@ def _label_rules(settings: Settings) -> LabelRules:
 
 
 class _ShutdownSignals:
-    """What signals ask for: to reload, or to stop, which has its time; asking for that twice changes nothing."""
+    """Requests by signals: to reload, or to shut down within ``STOP_SECONDS`` of the first request."""
 
     def __init__(self) -> None:
         self.reload_requested = asyncio.Event()
@@ -210,48 +214,46 @@ class _ShutdownSignals:
         self._deadline = 0.0
 
     async def wait_for_shutdown(self) -> None:
-        """Wait until somebody asks for it."""
+        """Wait until a shutdown is requested."""
         await self._shutdown_requested.wait()
 
     def request_shutdown(self, signal_name: str) -> None:
-        """Ask for it."""
+        """Request a shutdown; further requests have no effect."""
         if not self._shutdown_requested.is_set():
             _log.info("shutdown_started", signal=signal_name)
             self._deadline = self._loop.time() + STOP_SECONDS
             self._shutdown_requested.set()
 
     def seconds_left(self) -> float:
-        """Return how many seconds are left."""
+        """Return the seconds left for the shutdown."""
         return self._deadline - self._loop.time()
 
 
 def _install_signal_handlers() -> _ShutdownSignals:
-    wishes = _ShutdownSignals()
+    shutdown = _ShutdownSignals()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, wishes.request_shutdown, signal.Signals(number).name)
-    loop.add_signal_handler(signal.SIGHUP, wishes.reload_requested.set)
+        loop.add_signal_handler(number, shutdown.request_shutdown, signal.Signals(number).name)
+    loop.add_signal_handler(signal.SIGHUP, shutdown.reload_requested.set)
     signals.unblock()
-    return wishes
+    return shutdown
 
 
 async def _cancel_on_shutdown(shutdown: _ShutdownSignals, call: Callable[[], Awaitable[T]]) -> T | None:
-    """Return what a call returns, which may take for as long as a disk is full; None where it is given up to stop."""
-    calling, asked = (
-        asyncio.ensure_future(with_timeout(call, None)),
-        asyncio.ensure_future(shutdown.wait_for_shutdown()),
-    )
+    """Return the result of a call, which may block while the disk is full; None if a shutdown is requested first."""
+    calling = asyncio.ensure_future(with_timeout(call, None))
+    requested = asyncio.ensure_future(shutdown.wait_for_shutdown())
     try:
-        await asyncio.wait([calling, asked], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([calling, requested], return_when=asyncio.FIRST_COMPLETED)
         return calling.result() if calling.done() else None
     finally:
-        for task in (calling, asked):
+        for task in (calling, requested):
             task.cancel()
-        await asyncio.wait([calling, asked])
+        await asyncio.wait([calling, requested])
 
 
 async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Event, manager: ServiceManager) -> None:
-    """Reload as often as it is wished for."""
+    """Reload the settings at each request."""
     while True:
         await requested.wait()
         requested.clear()
@@ -261,7 +263,7 @@ async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Even
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
-    """Cancel a task; where it waits for a disk that does not work, cancel that as well."""
+    """Cancel a task; cancel it again if its cleanup is blocked by a disk that fails."""
     for _ in range(2):
         task.cancel()
         done, _ = await asyncio.wait([task], timeout=WATCH_STOP_SECONDS)

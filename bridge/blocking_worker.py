@@ -96,4 +96,4 @@ def resolve_future(
 def _work(calls: SimpleQueue[Callable[[], None] | None]) -> None:
     while call := calls.get():
         call()
-        del call  # it holds what was written, until the next one comes
+        del call  # otherwise it keeps its data in memory until the next call

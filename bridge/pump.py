@@ -180,7 +180,6 @@ class Pump:
         self.published += len(batch)
 
     async def _send_heartbeats(self, factory: HeartbeatFactory) -> None:
-        """Send heartbeats."""
         while True:
             await self._clock.sleep(factory.interval)
             async with self._publish_lock:

@@ -41,13 +41,15 @@ _DEFAULT = Backoff()
 
 
 class Failure(NamedTuple):
-    """A failed attempt, as passed to ``before_sleep``."""
+    """A failed attempt, as passed to ``before_sleep``.
+
+    ``consecutive`` is the number of consecutive failures, including this one; ``delay`` are the seconds until the next
+    attempt.
+    """
 
     error: TransientError
     consecutive: int
-    """The number of consecutive failures, including this one."""
     delay: float
-    """Seconds until the next attempt."""
 
 
 async def retry_forever(
@@ -61,8 +63,8 @@ async def retry_forever(
 
     ``before_sleep`` is called after each failure, for example to log it.
     """
-    series = _FailureStreak(backoff, clock)
-    series.attempt_started = clock.now().monotonic
+    streak = _FailureStreak(backoff, clock)
+    streak.attempt_started = clock.now().monotonic
     try:  # without tenacity, whose setup takes longer than most successful attempts
         return await attempt()
     except TransientError as error:
@@ -71,14 +73,14 @@ async def retry_forever(
     async def timed() -> T:
         if first:
             raise first.pop()
-        series.attempt_started = clock.now().monotonic
+        streak.attempt_started = clock.now().monotonic
         return await attempt()
 
     def report(state: RetryCallState) -> None:
-        before_sleep(Failure(_error(state), series.failures, state.upcoming_sleep))
+        before_sleep(Failure(_error(state), streak.failures, state.upcoming_sleep))
 
     retrying = AsyncRetrying(
-        retry=retry_if_exception_type(TransientError), wait=series.wait, sleep=clock.sleep, before_sleep=report
+        retry=retry_if_exception_type(TransientError), wait=streak.wait, sleep=clock.sleep, before_sleep=report
     )
     return await retrying(timed)
 

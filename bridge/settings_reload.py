@@ -1,4 +1,4 @@
-"""Taking up changed settings while the bridge runs: what has changed, and what of it can be changed now."""
+"""Reloads the settings while the bridge runs: finds the changes, and applies those that need no restart."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from config.settings import Settings, SettingsError
 from config.sinks import SinkSettings
 
 RELOADABLE = ("namespaces", "containers", "labels", "sinks", "snapshot", "heartbeat", "log")
-"""What can be changed while it runs; of ``log`` the level, and of ``sinks`` all but which there are."""
+"""Settings that a reload can change; of ``log`` only the level, and of ``sinks`` everything but the set of ids."""
 
 _log = structlog.get_logger(__name__)
 
 
 class SettingsReloader:
-    """Reads the settings anew, and has what has changed applied.
+    """Loads the settings again and applies the changes.
 
     Args:
-        settings: Those in force.
-        load: Reads them anew.
-        apply: Goes on under others.
+        settings: The current settings.
+        load: Loads the settings.
+        apply: Applies changed settings; if it raises a FatalError, it has changed nothing.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class SettingsReloader:
         self._apply = apply
 
     async def reload(self) -> None:
-        """Do it once; mistakes in the settings change nothing."""
+        """Reload the settings; if they are invalid, log the errors and change nothing."""
         try:
             loaded = self._load()
         except SettingsError as error:
@@ -42,11 +42,13 @@ class SettingsReloader:
                 _log.error("settings_reload_failed", error=text)
             return
         settings = with_reloadable(self._settings, loaded)
-        changed, left = list(changed_paths(self._settings, settings)), list(changed_paths(settings, loaded))
-        if left:
-            _log.warning("settings_restart_required", changed=left, hint="restart whalebridge to apply these settings")
+        changed, not_reloadable = list(changed_paths(self._settings, settings)), list(changed_paths(settings, loaded))
+        if not_reloadable:
+            _log.warning(
+                "settings_restart_required", changed=not_reloadable, hint="restart whalebridge to apply these settings"
+            )
         try:
-            await self._apply(settings)  # also where they are the same: the files that they name may be others now
+            await self._apply(settings)  # also if nothing has changed, because the referenced files may have
         except FatalError as error:
             _log.error("settings_reload_failed", error=str(error))
             return
@@ -55,10 +57,10 @@ class SettingsReloader:
 
 
 def with_reloadable(old: Settings, new: Settings) -> Settings:
-    """Return the new settings, but for what only a restart can change."""
-    kept = {name: getattr(old, name) for name in type(old).model_fields if name not in RELOADABLE}
+    """Return the new settings, with the old values of those that need a restart."""
+    unchanged = {name: getattr(old, name) for name in type(old).model_fields if name not in RELOADABLE}
     return new.model_copy(
-        update=kept
+        update=unchanged
         | {
             "log": new.log.model_copy(update={"format": old.log.format}),
             "sinks": {id_: new.sinks.get(id_, sink) for id_, sink in old.sinks.items()},
@@ -67,23 +69,23 @@ def with_reloadable(old: Settings, new: Settings) -> Settings:
 
 
 def changed_paths(old: BaseModel, new: BaseModel, path: str = "") -> Iterator[str]:
-    """Return the names of settings that differ, and none of their values."""
+    """Yield the paths of settings that differ, without their values, which may be secret."""
     for name in type(old).model_fields:
-        before, after, here = getattr(old, name), getattr(new, name), f"{path}{name}"
-        if before == after:
+        old_value, new_value, full_path = getattr(old, name), getattr(new, name), f"{path}{name}"
+        if old_value == new_value:
             continue
-        if isinstance(before, BaseModel) and type(before) is type(after):
-            yield from changed_paths(before, after, f"{here}.")
-        elif here == "sinks":
-            yield from _changed_sink_paths(before, after)
+        if isinstance(old_value, BaseModel) and type(old_value) is type(new_value):
+            yield from changed_paths(old_value, new_value, f"{full_path}.")
+        elif full_path == "sinks":
+            yield from _changed_sink_paths(old_value, new_value)
         else:
-            yield here
+            yield full_path
 
 
 def _changed_sink_paths(old: Mapping[str, SinkSettings], new: Mapping[str, SinkSettings]) -> Iterator[str]:
     if old.keys() != new.keys():
         yield "sinks"
-    for id_ in [each for each in old if each in new]:
+    for id_ in (id_ for id_ in old if id_ in new):
         if type(old[id_]) is type(new[id_]):
             yield from changed_paths(old[id_], new[id_], f"sinks.{id_}.")
         else:

@@ -1,4 +1,4 @@
-"""The sinks and their pumps: started together, and each replaced by itself where its settings have become others."""
+"""Manages the sinks and their pumps: starts them, replaces each sink whose settings have changed, and stops them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class _ManagedSink(NamedTuple):
-    """A pump, what it was set up by (with a digest of the files named there), and whether its sink gets heartbeats."""
+    """A sink's pump, the settings and the digest of the referenced files it was created with, and its task."""
 
     pump: Pump
     settings: SinkSettings
@@ -35,12 +35,12 @@ class _ManagedSink(NamedTuple):
 
 
 class SinkManager:
-    """Brings the records of an outbox to all sinks.
+    """Delivers the records of an outbox to all sinks.
 
     Args:
-        outbox: Where records come from.
-        clock: Time and chance.
-        heart: What makes heartbeats.
+        outbox: The source of records.
+        clock: Source of time and random numbers.
+        heartbeat_factory: Makes the heartbeats of all sinks; a reload changes its interval.
     """
 
     def __init__(self, outbox: Outbox, clock: Clock, heartbeat_factory: HeartbeatFactory) -> None:
@@ -52,38 +52,38 @@ class SinkManager:
 
     @property
     def pumps(self) -> list[Pump]:
-        """Those of today, one for each sink."""
-        return [line.pump for line in self._sinks.values()]
+        """The current pumps, one per sink."""
+        return [managed.pump for managed in self._sinks.values()]
 
     def start(self, tasks: asyncio.TaskGroup, settings: Settings, sink_instances: Mapping[str, Sink]) -> None:
-        """Begin to bring records to the sinks that were made by the settings; one that cannot go on fails its task."""
+        """Start a pump for each sink in ``tasks``; its task fails with a FatalError if the sink cannot continue."""
         self._tasks = tasks
         for id_, sink in sink_instances.items():
             self._start(id_, settings, sink)
 
     async def reload(self, settings: Settings) -> bool:
-        """Go on under other settings of the same sinks, or with other secrets in the files that they name.
+        """Replace the sinks whose settings or referenced files (such as secrets) have changed; the ids are the same.
 
-        What is on its way to a sink that is replaced is sent again where it is not acknowledged within a moment.
+        Records in flight to a replaced sink are sent again unless they are acknowledged within ``QUIESCE_SECONDS``.
 
         Returns:
-            Whether one was replaced: where it writes to now, nobody may have anything yet.
+            Whether a sink was replaced, so that a snapshot is needed: its new target may have no records yet.
 
         Raises:
-            FatalError: A sink cannot be made as it is set up now; all stay as they were.
+            FatalError: A sink cannot be created with its new settings; no sink was replaced.
         """
         changed = {id_: sink for id_, sink in settings.sinks.items() if self._has_changed(settings, id_)}
-        made = sinks.registry.create_sinks(changed)
-        if settings.heartbeat.interval is not None:  # where there are none any more, no pump that asks for it is left
+        created = sinks.registry.create_sinks(changed)
+        if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
-        for id_, sink in made.items():
+        for id_, sink in created.items():
             await _stop(self._sinks[id_])
             self._start(id_, settings, sink)
             _log.info("sink_reconfigured", sink=id_)
         return bool(changed)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until every sink has everything that was written down, but not for longer than that; then stop."""
+        """Wait until the sinks have acknowledged all records, for at most ``seconds``; then stop the pumps."""
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.gather(*(pump.wait_drained() for pump in self.pumps))
@@ -91,35 +91,39 @@ class SinkManager:
             _log.warning(
                 "shutdown_incomplete", backlog={pump.name: pump.backlog for pump in self.pumps if pump.backlog}
             )
-        for line in self._sinks.values():
-            line.task.cancel()
+        for managed in self._sinks.values():
+            managed.task.cancel()
 
     async def close(self) -> None:
-        """Let go of all sinks, or give them up."""
+        """Close all sinks, each within a timeout."""
         await asyncio.gather(*(pump.close() for pump in self.pumps))
 
     def _has_changed(self, settings: Settings, id_: str) -> bool:
-        line, sink = self._sinks[id_], settings.sinks[id_]
-        return (line.settings, line.files_digest, line.heartbeats) != (
-            sink,
-            _files_digest(sink),
-            _wants_heartbeats(settings, sink),
+        managed, sink_settings = self._sinks[id_], settings.sinks[id_]
+        return (managed.settings, managed.files_digest, managed.heartbeats) != (
+            sink_settings,
+            _files_digest(sink_settings),
+            _wants_heartbeats(settings, sink_settings),
         )
 
     def _start(self, id_: str, settings: Settings, sink: Sink) -> None:
-        chosen = settings.sinks[id_]
-        heartbeats = _wants_heartbeats(settings, chosen)
-        heart = self._heartbeat_factory if heartbeats else None
+        sink_settings = settings.sinks[id_]
+        heartbeats = _wants_heartbeats(settings, sink_settings)
         pump = Pump(
-            id_, sink, self._outbox, self._clock, attempt_timeout=_attempt_timeout(chosen), heartbeat_factory=heart
+            id_,
+            sink,
+            self._outbox,
+            self._clock,
+            attempt_timeout=_attempt_timeout(sink_settings),
+            heartbeat_factory=self._heartbeat_factory if heartbeats else None,
         )
         self._sinks[id_] = _ManagedSink(
-            pump, chosen, _files_digest(chosen), heartbeats, self._tasks.create_task(pump.run())
+            pump, sink_settings, _files_digest(sink_settings), heartbeats, self._tasks.create_task(pump.run())
         )
 
 
 async def _stop(managed: _ManagedSink) -> None:
-    """Let go of a sink, before its successor takes its place: some do not share theirs."""
+    """Stop and close a sink before its successor starts, because some targets (files) allow only one writer."""
     await managed.pump.quiesce()
     managed.task.cancel()
     await asyncio.wait([managed.task])
@@ -127,11 +131,11 @@ async def _stop(managed: _ManagedSink) -> None:
 
 
 def _files_digest(settings: SinkSettings) -> bytes:
-    """Tell one content of the files that settings name from another; one that cannot be read has none."""
+    """Return a digest of the contents of the files in the settings; a file that cannot be read counts as empty."""
     digest = hashlib.sha256()
-    for name in referenced_files(settings):
-        with contextlib.suppress(OSError):  # the sink says what is wrong with it, each time that it needs it
-            digest.update(Path(name).read_bytes())
+    for path in referenced_files(settings):
+        with contextlib.suppress(OSError):  # the sink reports the error whenever it reads the file
+            digest.update(Path(path).read_bytes())
         digest.update(b"\0")
     return digest.digest()
 
@@ -141,9 +145,9 @@ def _wants_heartbeats(settings: Settings, sink: SinkSettings) -> bool:
 
 
 def _attempt_timeout(settings: SinkSettings) -> float | None:
-    """After how long an attempt at a sink is given up: later than the sink itself does, which knows more about it.
+    """Return the seconds until an attempt is abandoned: longer than the sink's own timeout, whose errors are clearer.
 
-    A reader of standard output may take all the time it likes.
+    None for standard output, because its reader may pause indefinitely.
     """
     if isinstance(settings, StdoutSettings):
         return None

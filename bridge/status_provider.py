@@ -1,4 +1,4 @@
-"""The running bridge as the HTTP endpoint sees it, and the endpoint itself where one is wanted."""
+"""Provides the status of the running bridge, and runs the HTTP endpoint that serves it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _log = structlog.get_logger(__name__)
 
 
 class StatusProvider:
-    """Implements ``bridge.telemetry.status.Bridge``; it only looks.
+    """Implements ``bridge.telemetry.status.Bridge``.
 
-    ``settings`` may be replaced at any time, and so may the pumps, which are asked for.
+    ``settings`` may be replaced at any time; ``pumps`` is called each time, because a reload replaces pumps.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class StatusProvider:
         self._pumps = pumps
 
     def status(self) -> Status:
-        """Tell how the bridge is."""
+        """Return the current status."""
         watch, settings = self._watch, self.settings
-        states = Counter(watch.paused_flags())
+        paused_counts = Counter(watch.paused_flags())
         return Status(
             host=settings.host,
             engine=watch.engine,
@@ -57,18 +57,18 @@ class StatusProvider:
             outbox_error=self._outbox.last_error,
             outbox_max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
             sinks=[self._sink_status(pump) for pump in self._pumps()],
-            running=states[False],
-            paused=states[True],
+            running=paused_counts[False],
+            paused=paused_counts[True],
             counters=watch.counters,
             ignored_events=watch.event_counts,
         )
 
     def running_containers(self) -> Sequence[Transition]:
-        """Return a row for every living container in scope."""
+        """Return a snapshot record for each running container in scope."""
         return self._watch.running_containers()
 
     async def snapshot(self) -> CompletedSnapshot:
-        """Have a snapshot taken, and wait for it."""
+        """Request a snapshot and wait until it is complete."""
         return await self._watch.take_snapshot()
 
     def _sink_status(self, pump: Pump) -> SinkStatus:
@@ -86,16 +86,16 @@ class StatusProvider:
 
 @contextlib.asynccontextmanager
 async def http_endpoint(provider: StatusProvider) -> AsyncIterator[None]:
-    """Answer over HTTP meanwhile, on ``http.listen`` and on the socket in ``state_dir``, where there are any.
+    """Serve HTTP while the block runs, on ``http.listen`` and on the control socket in ``state_dir``, if they are set.
 
     Raises:
-        FatalError: An address that was asked for cannot be listened on.
+        FatalError: An explicitly configured address cannot be used.
     """
     settings = provider.settings
     if not settings.http.listen and not settings.state_dir:
         yield
         return
-    from bridge.telemetry.http.server import Endpoint  # noqa: PLC0415 (a third of a second for who wants none)
+    from bridge.telemetry.http.server import Endpoint  # noqa: PLC0415 (the import takes a third of a second)
 
     endpoint = Endpoint(provider)
     try:
@@ -106,14 +106,14 @@ async def http_endpoint(provider: StatusProvider) -> AsyncIterator[None]:
     finally:
         await endpoint.close()
         if settings.state_dir:
-            with contextlib.suppress(OSError):  # what is left of it is replaced by the next start
+            with contextlib.suppress(OSError):  # the next start replaces a remaining socket
                 (Path(settings.state_dir) / CONTROL_SOCKET).unlink()
 
 
 def describe_listen_error(listen: str, error: OSError) -> str:
-    """Say why there can be no endpoint at an address."""
-    why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return f"http.listen {listen}: {why}; use another address, or disable it"
+    """Return the error message for an address that cannot be listened on."""
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return f"http.listen {listen}: {reason}; use another address, or disable it"
 
 
 async def _listen(settings: Settings, endpoint: Endpoint) -> None:
@@ -134,5 +134,5 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
 async def _listen_unix(path: Path, endpoint: Endpoint) -> None:
     try:
         await endpoint.listen_unix(path)
-    except OSError as error:  # a file system without sockets; all else works there
+    except OSError as error:  # a file system without sockets; everything else works there
         _log.warning("control_socket_unavailable", path=str(path), error=error.strerror)

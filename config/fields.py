@@ -1,4 +1,4 @@
-"""Types of values that settings consist of, and how to write them."""
+"""The types of settings: how their values are written, parsed and checked."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def field(default: Any, description: str, *, reason: str | None = None, unit: st
     Args:
         default: The default, or a function that returns it.
         description: What the setting does.
-        reason: Why the default is what it is, where that is not obvious.
-        unit: The unit of the value, where it has one.
+        reason: The reason for the default, unless it is obvious.
+        unit: The unit of the value, if any.
     """
     extra = _schema_extra(reason, unit)
     if callable(default):
@@ -83,7 +83,7 @@ def mutually_exclusive(model: SettingsModel, *names: str, required: bool = False
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other; set one of them")
     if required and not given:
-        raise ValueError(f"required: {' or '.join(names)}")
+        raise ValueError(f"none of {' and '.join(names)} is set; set one of them")
 
 
 def _parse_duration(value: object) -> timedelta:
@@ -108,7 +108,7 @@ def _parse_off(value: object) -> object:
 
 
 def between(minimum: str, maximum: str) -> AfterValidator:
-    """Limit a duration to a range; the limits are written as in settings."""
+    """Return a validator that limits a duration to a range; the limits are written as in settings."""
     low, high = _parse_duration(minimum), _parse_duration(maximum)
 
     def check(value: timedelta) -> timedelta:

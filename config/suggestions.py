@@ -1,4 +1,4 @@
-"""Names of settings: all of them, and the one that a misspelled name resembles most."""
+"""Paths of all settings, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def all_paths(model: type[BaseModel]) -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = SIMILAR) -> str | None:
-    """Return the name in ``known`` that is most similar to ``name``, if any is similar at all."""
-    found = get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return found[0] if found else None
+    """Return the name in ``known`` that is most similar to ``name``; None if none is similar enough."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return matches[0] if matches else None
 
 
 def suggest(name: str, model: type[BaseModel]) -> str | None:
@@ -56,7 +56,7 @@ def suggest(name: str, model: type[BaseModel]) -> str | None:
 
 
 def redact(name: str) -> str:
-    """Cut a name at the first character that no name contains: after a colon or a blank a value may follow."""
-    plain = _PLAIN.match(name)
-    known = plain[0] if plain else ""
-    return name if known == name else f"{known}..."
+    """Truncate a name at the first character that no setting's name contains, because a secret value may follow."""
+    match = _PLAIN.match(name)
+    plain = match[0] if match else ""
+    return name if plain == name else f"{plain}..."

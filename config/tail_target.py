@@ -1,4 +1,4 @@
-"""What ``whalebridge tail`` reads: the target of a configured sink, or a URL."""
+"""Settings of the target that ``whalebridge tail`` reads: a configured sink, or a URL."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Readable: TypeAlias = FileSettings | KafkaSettings | NatsSettings
 
 
 def tail_target(target: str, sinks: Callable[[], Mapping[str, SinkSettings]]) -> Readable:
-    """Return the settings to read ``target``: a URL, or the id of one of ``sinks``.
+    """Return the settings of ``target``.
 
     Args:
-        target: What contains a colon is a URL.
+        target: A URL, if it contains a colon, or the id of a configured sink.
         sinks: Returns the configured sinks; called only for an id.
 
     Raises:
-        ValueError: It cannot be read; the text repeats no more of a URL than its scheme.
+        ValueError: The target cannot be read; the message contains no part of a URL except its scheme.
     """
     settings = _from_url(target) if ":" in target else _configured(target, sinks())
     if not isinstance(settings, Readable):

@@ -27,10 +27,10 @@ def resolve_secret(setting: str, value: SecretStr | None, file: str | None) -> s
         return value.get_secret_value()
     if file is None:
         return None
-    found = read_setting_file(f"{setting}_file", file).removesuffix("\n").removesuffix("\r")
-    if not found:
+    secret = read_setting_file(f"{setting}_file", file).removesuffix("\n").removesuffix("\r")
+    if not secret:
         raise TransientError(f"{setting}_file {file} is empty")
-    return found
+    return secret
 
 
 def read_setting_file(setting: str, path: str) -> str:

@@ -137,12 +137,12 @@ class RotatedFile:
     def _current_descriptor(self) -> int:
         """Return the descriptor of the file at the path; open a new file if another program has moved or removed it."""
         if self._descriptor is not None:
-            own = os.fstat(self._descriptor)
+            opened = os.fstat(self._descriptor)
             try:
-                there = os.stat(self._path)
+                current = os.stat(self._path)
             except FileNotFoundError:
-                there = None
-            if there and (own.st_dev, own.st_ino) == (there.st_dev, there.st_ino) and own.st_size == self._size:
+                current = None
+            if current and os.path.samestat(opened, current) and opened.st_size == self._size:
                 return self._descriptor
         self.open()
         assert self._descriptor is not None  # noqa: S101 (open() has just set it)

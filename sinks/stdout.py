@@ -84,11 +84,11 @@ class StdoutSink:
             OutputError: The reader has disconnected.
         """
         loop = asyncio.get_running_loop()
-        gone = loop.create_future()
+        disconnected = loop.create_future()
         threading.Thread(
-            target=_wait_for_hangup, args=(self._descriptor, loop, gone), name="stdout-reader", daemon=True
+            target=_wait_for_hangup, args=(self._descriptor, loop, disconnected), name="stdout-reader", daemon=True
         ).start()
-        await gone
+        await disconnected
         raise translate_error(BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)))
 
     async def close(self) -> None:
@@ -108,8 +108,8 @@ class LineWriter:
 
     def write(self, lines: Iterable[bytes]) -> None:
         """Write ``lines``, each with its line feed; after an error, the same lines may be written again."""
-        for piece in chunks(lines):
-            self._write_chunk(self._unwritten + piece)
+        for chunk in chunks(lines):
+            self._write_chunk(self._unwritten + chunk)
 
     def _write_chunk(self, data: bytes) -> None:
         written = 0

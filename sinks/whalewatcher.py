@@ -54,9 +54,9 @@ def encode(record: Record) -> bytes | None:
     type_ = EVENT_TYPES.get(record.type)
     if type_ is None:
         return None
-    known = _DECODER.decode(record.data).container
-    name = display_id(ContainerKey(known.namespace, known.name))
-    container = _Container(record.subject, name, known.labels or {}, known.pid, known.project, known.paused)
+    decoded = _DECODER.decode(record.data).container
+    name = display_id(ContainerKey(decoded.namespace, decoded.name))
+    container = _Container(record.subject, name, decoded.labels or {}, decoded.pid, decoded.project, decoded.paused)
     return _ENCODER.encode(
         {
             "Timestamp": record.time,

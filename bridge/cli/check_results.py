@@ -50,7 +50,7 @@ class CheckResult(NamedTuple):
 def print_results(results: Sequence[CheckResult], *, as_json: bool, **fields: Any) -> None:
     """Print the results; ``fields`` are the first fields of the JSON document."""
     if as_json:
-        output.write_json({**fields, "results": [finding.to_json() for finding in results]})
+        output.write_json({**fields, "results": [result.to_json() for result in results]})
         return
     colors = sys.stdout is not None and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    output.write("\n".join(finding.to_line(colors=colors) for finding in results))
+    output.write("\n".join(result.to_line(colors=colors) for result in results))

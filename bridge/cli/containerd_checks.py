@@ -33,21 +33,21 @@ async def check_containerd(path: str, is_watched: Callable[[str], bool]) -> list
         checks = await asyncio.gather(
             _check_health(client), _check_event_stream(client), _check_namespaces(client, is_watched)
         )
-    return [_check_version(engine), *(finding for findings in checks for finding in findings)]
+    return [_check_version(engine), *(result for results in checks for result in results)]
 
 
 def _check_version(engine: Engine) -> CheckResult:
     process = f", process {engine.pid}" if engine.pid else ""
-    found = f"containerd {engine.version} responds{process}"
+    text = f"containerd {engine.version} responds{process}"
     match = _VERSION_PATTERN.match(engine.version)
     version = (int(match[1]), int(match[2])) if match else _MIN_VERSION
     if version < _MIN_VERSION:
-        return CheckResult("warning", engine.api, found, "upgrade containerd; whalebridge is tested with 1.6 and newer")
+        text += ", older than the tested versions"
+        return CheckResult("warning", engine.api, text, "upgrade containerd to 1.6 or newer")
     if version[0] > _MAX_MAJOR_VERSION:
-        return CheckResult(
-            "warning", engine.api, found, "newer than the tested versions; look for an update of whalebridge"
-        )
-    return CheckResult("ok", engine.api, found)
+        text += ", newer than the tested versions"
+        return CheckResult("warning", engine.api, text, "look for an update of whalebridge")
+    return CheckResult("ok", engine.api, text)
 
 
 async def _check_health(client: ContainerdClient) -> list[CheckResult]:

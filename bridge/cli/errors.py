@@ -21,11 +21,11 @@ class CommandError(Exception):
     @classmethod
     def from_error(cls, error: BridgeError) -> CommandError:
         """Return the command error for an error of the bridge."""
-        away = isinstance(error, TransientError | UnreachableError)
-        return cls(str(error), exit_status=NOT_CONNECTED if away else FAILED)
+        disconnected = isinstance(error, TransientError | UnreachableError)
+        return cls(str(error), exit_status=NOT_CONNECTED if disconnected else FAILED)
 
     @classmethod
     def from_connect_error(cls, error: BridgeError) -> CommandError:
-        """Return the command error for an error before containerd has responded: everything but a failed lookup."""
+        """Return the command error for an error while connecting; a failed lookup means that containerd responded."""
         lookup_failed = isinstance(error, NotFoundError | AmbiguousError)
         return cls(str(error), exit_status=FAILED if lookup_failed else NOT_CONNECTED)

@@ -6,9 +6,10 @@ import asyncio
 import errno
 import logging
 import os
+import re
 from collections.abc import MutableMapping
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,7 +18,6 @@ import sinks.registry
 from bridge.app import boot_id
 from bridge.cli.check_results import CheckResult
 from bridge.cli.containerd_checks import check_containerd
-from bridge.cli.filesystems import file_system_type
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
 from bridge.outbox import store
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 SINK_TIMEOUT_SECONDS = 12.0
 _ATTEMPT_TIMEOUT = timedelta(seconds=6)  # shorter than SINK_TIMEOUT_SECONDS, so that the sink reports the reason
 _CLOSE_TIMEOUT_SECONDS = 2.0
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
+_MOUNT_POINT_FIELD = 4  # of a line of /proc/self/mountinfo
 _OVERHEAD_BYTES = 16 * 1024 * 1024
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "glusterfs", "afs", "lustre", "fuse.sshfs"}
@@ -82,39 +84,57 @@ def _check_state_dir(settings: Settings) -> list[CheckResult]:
     try:
         directory.lock()
         store.validate_directory(directory)
-        found = [CheckResult("ok", "state_dir", f"{directory.path} exists and is writable")]
+        result = CheckResult("ok", "state_dir", f"{directory.path} exists and is writable")
     except InUseError as error:
         in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
-        found = [CheckResult("ok", "state_dir", f"{in_use}; expected while the bridge is running")]
+        result = CheckResult("ok", "state_dir", f"{in_use}; expected while the bridge is running")
     except BridgeError as error:
         return [CheckResult.from_error("state_dir", error)]
     finally:
         directory.unlock()
-    return [*found, *_check_disk(directory.path, settings)]
+    return [result, *_check_disk(directory.path, settings)]
 
 
 def _check_disk(path: Path, settings: Settings) -> list[CheckResult]:
-    found: list[CheckResult] = []
-    kind = file_system_type(Path("/proc/self/mountinfo").read_text(), os.path.realpath(path))
-    if kind in _NETWORK_FILE_SYSTEMS:
+    results: list[CheckResult] = []
+    type_ = file_system_type(Path("/proc/self/mountinfo").read_text(), os.path.realpath(path))
+    if type_ in _NETWORK_FILE_SYSTEMS:
         hint = "use a directory on a local disk: locks and syncs are not reliable on network file systems"
-        found.append(CheckResult("warning", "state_dir", f"{path} is on a network file system ({kind})", hint))
-    elif kind in _VOLATILE_FILE_SYSTEMS:
-        found.append(
-            CheckResult("warning", "state_dir", f"{path} is not persistent ({kind})", _VOLATILE_FILE_SYSTEMS[kind])
-        )
+        results.append(CheckResult("warning", "state_dir", f"{path} is on a network file system ({type_})", hint))
+    elif type_ in _VOLATILE_FILE_SYSTEMS:
+        text = f"{path} is not persistent ({type_})"
+        results.append(CheckResult("warning", "state_dir", text, _VOLATILE_FILE_SYSTEMS[type_]))
     disk = os.statvfs(path)
     free, needed = disk.f_bavail * disk.f_frsize, _max_outbox_bytes(settings)
     if free < needed:
         hint = "free disk space, or lower outbox.max_bytes"
         text = f"the disk has {_format_mib(free)} free, but the outbox can grow to {_format_mib(needed)}"
-        found.append(CheckResult("warning", "state_dir", text, hint))
-    return found
+        results.append(CheckResult("warning", "state_dir", text, hint))
+    return results
 
 
 def _max_outbox_bytes(settings: Settings) -> int:
     """Return the maximum size of the outbox in bytes (docs/reliability.md)."""
     return settings.outbox.max_bytes * len(settings.sinks) * 11 // 10 + _OVERHEAD_BYTES
+
+
+def file_system_type(mountinfo: str, path: str) -> str:
+    """Return the type of the file system of a path (ext4, tmpfs, nfs4, ...); "" if it is unknown.
+
+    Args:
+        mountinfo: The content of /proc/self/mountinfo.
+        path: Absolute, without symbolic links.
+    """
+    best, found = -1, ""
+    for line in mountinfo.splitlines():
+        mount, separator, source = line.partition(" - ")
+        fields = mount.split()
+        if not separator or len(fields) <= _MOUNT_POINT_FIELD:
+            continue
+        point = PurePosixPath(_OCTAL_ESCAPE.sub(lambda code: chr(int(code[1], 8)), fields[_MOUNT_POINT_FIELD]))
+        if PurePosixPath(path).is_relative_to(point) and len(point.parts) >= best:  # later mounts hide earlier ones
+            best, found = len(point.parts), source.split()[0]
+    return found
 
 
 def _format_mib(size: int) -> str:
@@ -125,12 +145,10 @@ def _format_mib(size: int) -> str:
 
 
 async def _check_http(settings: HttpSettings) -> list[CheckResult]:
-    """Listen for a moment, where ``run`` would end if it could not."""
-    return (
-        [await _check_listen_address(settings.listen)]
-        if settings.listen and "listen" in settings.model_fields_set
-        else []
-    )
+    """Listen briefly on an explicitly configured address: only for such an address, ``run`` fails if it cannot."""
+    if settings.listen and "listen" in settings.model_fields_set:
+        return [await _check_listen_address(settings.listen)]
+    return []
 
 
 async def _check_listen_address(listen: str) -> CheckResult:
@@ -148,23 +166,24 @@ async def _check_listen_address(listen: str) -> CheckResult:
 # --- sinks ---
 
 
-async def _check_sink(what: str, settings: SinkSettings) -> list[CheckResult]:
-    structlog.contextvars.bind_contextvars(sink=what)  # as the pump does
+async def _check_sink(id_: str, settings: SinkSettings) -> list[CheckResult]:
+    structlog.contextvars.bind_contextvars(sink=id_)  # as the pump does
     if isinstance(settings, StdoutSettings):
-        return [CheckResult("ok", what, "standard output of run")]
+        return [CheckResult("ok", id_, "standard output of run")]
     try:
         sink = sinks.registry.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT))
     except BridgeError as error:
-        return [CheckResult.from_error(what, error)]
+        return [CheckResult.from_error(id_, error)]
     try:
         await with_timeout(sink.start, SINK_TIMEOUT_SECONDS)
     except FileInUseError as error:
-        return [CheckResult("warning", what, str(error), "expected while the bridge is running")]
+        in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
+        return [CheckResult("warning", id_, in_use, "expected while the bridge is running")]
     except BridgeError as error:
-        return [CheckResult.from_error(what, error)]
+        return [CheckResult.from_error(id_, error)]
     finally:
         await asyncio.wait([asyncio.ensure_future(sink.close())], timeout=_CLOSE_TIMEOUT_SECONDS)
-    return [CheckResult("ok", what, _success_message(settings))]
+    return [CheckResult("ok", id_, _success_message(settings))]
 
 
 def _success_message(settings: SinkSettings) -> str:

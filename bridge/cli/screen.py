@@ -44,13 +44,13 @@ class Screen:
     async def publish(self, batch: Sequence[Record]) -> None:
         """Apply records to the page."""
         for record in batch:
-            document, _ = decode(record.data)
-            if not self._projection.apply(document):
+            decoded, _ = decode(record.data)
+            if not self._projection.apply(decoded):
                 continue
-            if document.type not in _HIDDEN_TYPES:
-                self._events.append(document)
-            if document.type == "snapshot_completed" and document.snapshot:
-                self._synced, self._failed_namespaces = True, document.snapshot.failed
+            if decoded.type not in _HIDDEN_TYPES:
+                self._events.append(decoded)
+            if decoded.type == "snapshot_completed" and decoded.snapshot:
+                self._synced, self._failed_namespaces = True, decoded.snapshot.failed
         self.changed.set()
 
     async def close(self) -> None:
@@ -59,17 +59,17 @@ class Screen:
     def page(self, *, width: int, height: int, last_error: str | None) -> Group:
         """Return the page, fitted to the size; ``last_error`` is why containerd is not watched at the moment."""
         rows = self._table_rows()
-        top = [*self._header(len(rows), last_error), Text()]
-        room = max(2, height - len(top) - _HEADING_LINES)
+        header = [*self._header(len(rows), last_error), Text()]
+        room = max(2, height - len(header) - _HEADING_LINES)
         events = list(self._events)[-max(1, room // 3, room - len(rows)) :]
         room -= len(events)
         shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
         columns = table.COLUMNS if width >= _WIDE_TABLE_WIDTH else table.COLUMNS[:_NARROW_TABLE_COLUMNS]
-        middle: list[RenderableType] = [table.build(shown, short_ids=True, columns=columns)]
+        containers: list[RenderableType] = [table.build(shown, short_ids=True, columns=columns)]
         if len(shown) < len(rows):
-            middle.append(_styled_text(f"and {len(rows) - len(shown)} more", "dim"))
-        below = [Text(), _styled_text("LAST EVENTS", "bold"), *map(_format_event, events)]
-        return Group(*top, *middle, *below)
+            containers.append(_styled_text(f"and {len(rows) - len(shown)} more", "dim"))
+        last_events = [Text(), _styled_text("LAST EVENTS", "bold"), *map(_format_event, events)]
+        return Group(*header, *containers, *last_events)
 
     def _table_rows(self) -> list[Row]:
         """Return the rows of the running containers, sorted."""

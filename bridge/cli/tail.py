@@ -17,8 +17,7 @@ from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from bridge.cli.record_filter import RecordFilter
-    from bridge.consumer.messages import Reader, StartPosition
-    from bridge.consumer.records import ReadRecord
+    from bridge.consumer.reading import Reader, ReadRecord, StartPosition
     from bridge.consumer.schema import Source
 
 Target = Annotated[
@@ -100,12 +99,12 @@ def tail(
 
     beginning = since == _BEGINNING or not (since or follow)
     moment = None if beginning or since is None else _parse_since(since)
-    begin: StartPosition = "beginning" if beginning else moment or "end"
-    reader = _create_reader(sink, begin, config, follow=follow)
-    welcome = _NEW_RECORDS_NOTICE if begin == "end" and reader.follow and output.is_terminal() else ""
-    chosen = RecordFilter(namespace, exclude_namespace, project, container, host, type_, moment)
+    start_position: StartPosition = "beginning" if beginning else moment or "end"
+    reader = _create_reader(sink, start_position, config, follow=follow)
+    notice = _NEW_RECORDS_NOTICE if start_position == "end" and reader.follow and output.is_terminal() else ""
+    record_filter = RecordFilter(namespace, exclude_namespace, project, container, host, type_, moment)
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # the regular end of following
-        asyncio.run(_tail(reader, chosen, _format_json_lines if as_json else _format_lines, duplicates, welcome))
+        asyncio.run(_tail(reader, record_filter, _format_json_lines if as_json else _format_lines, duplicates, notice))
 
 
 def _parse_since(since: str) -> datetime:
@@ -142,7 +141,7 @@ def _create_reader(target: str, start_position: StartPosition, config: str | Non
         raise CommandError(str(error), exit_status=WRONG_USAGE) from None
     if getattr(settings, "mode", None) == "core" and not (follow and start_position == "end"):
         raise CommandError(
-            "core NATS stores no records, only new records can be read; remove --since and --no-follow",
+            "core NATS stores no records; remove --since and --no-follow",
             exit_status=WRONG_USAGE,
         )
     if isinstance(start_position, datetime):
@@ -163,20 +162,22 @@ async def _tail(
     from bridge.cli import print_error
     from bridge.clock import SystemClock
     from bridge.consumer.dedup import Deduplicator
-    from bridge.consumer.records import read_records
+    from bridge.consumer.reading import read_records
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
     logs.silence()
-    seen: defaultdict[Source, Deduplicator] = defaultdict(Deduplicator)
+    deduplicators: defaultdict[Source, Deduplicator] = defaultdict(Deduplicator)
     try:
         async with aclosing(read_records(reader, SystemClock(), print_error)) as batches:
             async for batch in batches:
                 if notice:
                     print_error(notice)
                     notice = ""
-                new = [each for each in batch if seen[each.record.source].accept(each.record) or show_duplicates]
-                if lines := list(format_records(each for each in new if record_filter(each.record))):
+                accepted = [
+                    read for read in batch if deduplicators[read.record.source].accept(read.record) or show_duplicates
+                ]
+                if lines := list(format_records(read for read in accepted if record_filter(read.record))):
                     output.write("\n".join(lines))
     except BridgeError as error:
         raise CommandError.from_error(error) from error
@@ -187,8 +188,8 @@ def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
 
     from bridge.cli.record_format import format_record
 
-    coloured = output.is_terminal() and not os.environ.get("NO_COLOR")
-    return (format_record(each.record, colored=coloured) for each in records)
+    colored = output.is_terminal() and not os.environ.get("NO_COLOR")
+    return (format_record(each.record, colored=colored) for each in records)
 
 
 def _format_json_lines(records: Iterable[ReadRecord]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from config.sinks import FileSettings, KafkaSettings, NatsSettings
 from sinks.registry import require_extra
 
 if TYPE_CHECKING:
-    from bridge.consumer.messages import Reader, StartPosition
+    from bridge.consumer.reading import Reader, StartPosition
     from bridge.core.ports import Clock
     from config.tail_target import Readable
 

@@ -17,8 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
-from bridge.consumer.line_splitter import LineSplitter
-from bridge.consumer.messages import Message, StartPosition
+from bridge.consumer.reading import Message, StartPosition
 from bridge.core.errors import BridgeError, FatalError, NotFoundError
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ STDIN = 0
 CHUNK_BYTES = 256 * 1024
 POLL_SECONDS = 0.2
 CLOSE_TIMEOUT_SECONDS = 1.0
+MAX_LINE_BYTES = 16 * 1024 * 1024  # bytes of a line; a longer line cannot be a record
+_TRUNCATED_BYTES = 1000  # bytes of a line that is too long: enough to report it as invalid
 
 
 class StdinReader:
@@ -87,22 +88,22 @@ class FileReader:
             FatalError: The file cannot be read.
         """
         worker = BlockingWorker("file", _error_translator(self._path), exclusive=True)
-        series = _RotatedFiles(self._path)
+        files = _RotatedFiles(self._path)
         try:
-            await worker.run(lambda: series.open_start(self._start_position))
+            await worker.run(lambda: files.open_start(self._start_position))
             while True:
-                await worker.run(series.read)
-                if series.messages is not None:
-                    yield series.messages
+                await worker.run(files.read)
+                if files.messages is not None:
+                    yield files.messages
                 elif self.follow:
                     await self._clock.sleep(POLL_SECONDS)
                 else:
-                    yield series.splitter.finish()
+                    yield files.splitter.finish()
                     return
         finally:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
-                    await worker.run(series.close)
+                    await worker.run(files.close)
             await worker.close()
 
 
@@ -170,6 +171,40 @@ class _RotatedFiles:
         else:
             newer = list(files)
         return _rotated_path(self._path, max(newer)) if newer else None
+
+
+class LineSplitter:
+    """Splits chunks into lines; ``location`` is the lines' origin, for error messages."""
+
+    def __init__(self, location: str, *, within_line: bool = False) -> None:
+        """Start at the beginning of a line, or ``within_line``, which skips the remainder of this line."""
+        self._location = location
+        self._skipping = within_line
+        self._remainder = b""
+        self._number = 0
+
+    def split(self, chunk: bytes) -> Sequence[Message]:
+        """Return the lines that end in ``chunk``."""
+        *lines, self._remainder = (self._remainder + chunk).split(b"\n")
+        if lines and self._skipping:
+            self._skipping = False
+            del lines[0]
+        messages = [self._message(line) for line in lines if line.strip()]
+        if self._skipping:
+            self._remainder = b""
+        elif len(self._remainder) > MAX_LINE_BYTES:
+            messages.append(self._message(self._remainder[:_TRUNCATED_BYTES]))
+            self._remainder, self._skipping = b"", True
+        return messages
+
+    def finish(self) -> Sequence[Message]:
+        """Return the text after the last line feed, at the end of the stream."""
+        rest, self._remainder = self._remainder, b""
+        return [self._message(rest)] if rest.strip() and not self._skipping else []
+
+    def _message(self, line: bytes) -> Message:
+        self._number += 1
+        return Message(line, self._location, self._number)
 
 
 def _rotated_files(path: str) -> dict[int, os.stat_result]:

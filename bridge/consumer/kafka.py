@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
-from bridge.consumer.messages import Message, StartPosition
+from bridge.consumer.reading import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import SECOND
 from sinks.kafka import auth
@@ -49,17 +49,17 @@ class KafkaReader:
         try:
             await self._with_timeout(self._seek(consumer))
             yield ()
-            moved = self._now()
+            last_data_at = self._now()
             while self.follow or self._has_remaining():
                 batch = await self._with_timeout(self._fetch(consumer))
                 if batch:
-                    moved = self._now()
+                    last_data_at = self._now()
                     yield batch
-                elif self._now() - moved > self._timeout * SECOND:
+                elif self._now() - last_data_at > self._timeout * SECOND:
                     await self._check_topic()
                     if not self.follow:
                         raise TransientError(f"topic {self._settings.topic}: no data within {self._timeout:g} s")
-                    moved = self._now()
+                    last_data_at = self._now()
         except TopicAuthorizationFailedError as error:
             topic = self._settings.topic
             text = f"{principal(self._settings)} is not authorized to read topic {topic}; allow Describe and Read"

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bridge.consumer.messages import Message, StartPosition
+from bridge.consumer.reading import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
 from bridge.telemetry.text import one_line
@@ -41,7 +41,7 @@ class NatsReader:
         self.follow = follow
         self._settings = settings
         self._start_position = start_position
-        self._dialer = ServerConnector(settings)
+        self._connector = ServerConnector(settings)
         self._subject_filter = f"{settings.subject_prefix}.>"
         self._stream_name = ""
         self._last_sequence = 0
@@ -53,9 +53,9 @@ class NatsReader:
             TransientError: No server can be reached or accepts our credentials, or no data arrives.
             NotFoundError: No stream has these subjects.
         """
-        async with self._connect() as link:
+        async with self._connect() as connection:
             is_core = self._settings.mode == "core"
-            async for batch in self._read_core(link) if is_core else self._read_stream(link):
+            async for batch in self._read_core(connection) if is_core else self._read_stream(connection):
                 yield batch
 
     async def _read_stream(self, connection: NatsConnection) -> AsyncGenerator[Sequence[Message], None]:
@@ -88,12 +88,12 @@ class NatsReader:
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[NatsConnection]:
-        link = await self._dialer.connect()
+        connection = await self._connector.connect()
         try:
-            yield link
+            yield connection
         finally:
-            self._dialer.remember_servers(link)
-            await link.close()
+            self._connector.remember_servers(connection)
+            await connection.close()
 
     async def _open_consumer(self, connection: NatsConnection) -> tuple[str, int]:
         """Create a consumer; return its name and its number of pending messages."""
@@ -170,7 +170,7 @@ class _PullRequests:
         self._inbox = connection.new_inbox()
         self._received: asyncio.Queue[Msg] = asyncio.Queue()  # has at most the requested number of messages
         self.remaining = 0
-        """How many messages of the last request are outstanding."""
+        """Number of outstanding messages of the last request."""
 
     async def subscribe(self) -> None:
         """Subscribe to the responses."""

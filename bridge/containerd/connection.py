@@ -42,8 +42,8 @@ class Connection:
         """Call a method and return the response.
 
         Raises:
-            RpcError: containerd returned an error, no response within ``seconds``, or an unreadable response.
-            TransientError: The connection was closed by us.
+            RpcError: containerd returned an error or an unreadable response, or did not respond within ``seconds``.
+            TransientError: This connection was closed.
         """
         with self._translate_errors(method):
             call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method.path)

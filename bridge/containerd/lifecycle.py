@@ -37,8 +37,10 @@ class ContainerEventType(IntEnum):
 
 
 class ContainerEvent(NamedTuple):
-    """One event: ``timestamp`` is containerd's, in nanoseconds since the epoch; ``id`` is a display id; ``project`` is
-    the composer project's name, or "".
+    """One event.
+
+    ``timestamp`` is containerd's, in nanoseconds since the epoch; ``id`` is a display id; ``project`` is the name of
+    the composer project, or "".
     """
 
     timestamp: int

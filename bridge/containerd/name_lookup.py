@@ -22,16 +22,17 @@ def resolve(name_or_id: str, containers: Iterable[Metadata]) -> Metadata:
         AmbiguousError: Several containers match equally well.
     """
     wanted = parse_display_id(name_or_id)
-    searched = [record for record in containers if "/" not in name_or_id or record.key.namespace == wanted.namespace]
+    any_namespace = "/" not in name_or_id
+    searched = [each for each in containers if any_namespace or each.key.namespace == wanted.namespace]
     rules: tuple[Callable[[Metadata], bool], ...] = (
         lambda container: container.key == wanted,
         lambda container: wanted.id in (container.key.id, container.name),
         lambda container: bool(wanted.id) and container.key.id.startswith(wanted.id),
     )
-    for matches in rules:
-        found = [container for container in searched if matches(container)]
-        if found:
-            return _single_match(name_or_id, found)
+    for is_match in rules:
+        matches = [container for container in searched if is_match(container)]
+        if matches:
+            return _single_match(name_or_id, matches)
     raise NotFoundError(f"container {name_or_id!r} not found; use an id, an id prefix, or a nerdctl name")
 
 

@@ -188,7 +188,7 @@ class ContainerdWatcher:
         return [RunningContainer(known.get(key) or self._placeholder(key), task) for key, task in running.items()]
 
     def _placeholder(self, key: ContainerKey) -> Metadata:
-        """Return metadata for a task without any: the container was deleted, or has exited since the tasks' listing."""
+        """Return placeholder metadata: the container was deleted, or has exited since the tasks were listed."""
         return build_metadata(key, None, self._client.rules)
 
     # --- events ---

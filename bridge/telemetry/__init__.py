@@ -1,1 +1,1 @@
-"""What the process says of itself; for now, log lines."""
+"""Logs, counters, status, and notifications to the service manager."""

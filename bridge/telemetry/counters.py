@@ -1,4 +1,4 @@
-"""What a running bridge counts, for metrics, status and page: plain numbers, cheap to feed."""
+"""Counters of a running bridge, for the metrics and the status page: plain numbers that are cheap to update."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bridge.core.records import AdditionalEventType, Origin, SnapshotReason, Sna
 from bridge.core.state import Transition
 from bridge.core.time import to_seconds
 
-SNAPSHOTS_KEPT = 20
+MAX_RECENT_SNAPSHOTS = 20
 GAP_REASONS: frozenset[SnapshotReason] = frozenset({"start", "reconnect", "overflow", "audit", "outbox_reset"})
 BUCKET_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
 
 
 class SnapshotSummary(Struct, frozen=True):
-    """A snapshot that was published: when (wall clock), why, and of how many containers."""
+    """A published snapshot: ``at`` is its wall clock time, ``inferred`` counts its inferred transitions."""
 
     id: str
     at: int
@@ -31,9 +31,9 @@ class SnapshotSummary(Struct, frozen=True):
 
 
 class Counters:
-    """Counts for as long as the process runs, across connections and sources.
+    """Counters since the start of the process, across connections and sources.
 
-    Snapshots on request or on schedule are not among the ``gaps``: nothing was missed.
+    Snapshots on demand or on schedule are not counted as ``gaps``, because no events were missed.
     """
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class Counters:
         self.gaps: Counter[SnapshotReason] = Counter()
         self.gap_seconds: defaultdict[SnapshotReason, float] = defaultdict(float)
         self.reconnects = 0
-        self.recent_snapshots: deque[SnapshotSummary] = deque(maxlen=SNAPSHOTS_KEPT)
+        self.recent_snapshots: deque[SnapshotSummary] = deque(maxlen=MAX_RECENT_SNAPSHOTS)
 
     def count_records(self, transitions: Sequence[Transition]) -> None:
-        """Count transitions, or snapshot records."""
+        """Count the records of transitions, or of a snapshot's containers."""
         self.records.update((each.type, each.origin) for each in transitions)
 
     def count_snapshot(self, summary: SnapshotSummary) -> None:
-        """Count a snapshot; its records are counted by ``tell``."""
+        """Count a snapshot; ``count_records`` counts its records."""
         gap = summary.gap
         self.recent_snapshots.append(summary)
         self.snapshots[gap.reason] += 1
@@ -60,17 +60,17 @@ class Counters:
 
 
 class Histogram:
-    """Counts durations in seconds by the upper bound of their bucket; ``total`` is their sum."""
+    """Counts durations by bucket; ``total`` is the sum of the durations, in seconds."""
 
     def __init__(self) -> None:
         self.total = 0.0
         self._counts = [0] * (len(BUCKET_BOUNDS) + 1)
 
     def observe(self, seconds: float) -> None:
-        """Count one."""
+        """Count a duration."""
         self._counts[bisect_left(BUCKET_BOUNDS, seconds)] += 1
         self.total += seconds
 
     def cumulative(self) -> list[int]:
-        """Return how many are at or below each bound, and then how many there are in all."""
+        """Return the number of durations up to each of ``BUCKET_BOUNDS``, then the number of all durations."""
         return list(accumulate(self._counts))

@@ -1,8 +1,8 @@
-"""Log lines on their way to standard error, written by a thread of its own.
+"""Writes log lines to standard error in a dedicated thread.
 
-Whoever reads standard error may stop reading (``whalebridge run 2>&1 | less``); the process must go on watching, and
-must still hear a signal. Lines for which there is no room meanwhile are counted and left out, and a line tells how
-many as soon as there is room again.
+The reader of standard error may stop reading (``whalebridge run 2>&1 | less``). The process must still watch containerd
+and handle signals, so lines that exceed the buffer are dropped and counted. The next line that fits is preceded by a
+line with the count.
 """
 
 from __future__ import annotations
@@ -14,50 +14,62 @@ from collections import deque
 from collections.abc import Callable
 
 STDERR = 2
-LINES_KEPT = 1000
-EXIT_SECONDS = 1.0  # what a reader that has fallen asleep is given at the end
+MAX_PENDING_LINES = 1000
+EXIT_SECONDS = 1.0  # for a reader that has stopped reading
 
 
 class NonBlockingWriter:
-    """Takes lines without ever waiting for the reader; writes them in order. ``left_out`` makes a line of a count."""
+    """Writes lines in order; the caller never waits for the reader.
 
-    def __init__(self, left_out: Callable[[int], str], *, descriptor: int = STDERR, kept: int = LINES_KEPT) -> None:
-        self._tell_left_out = left_out
+    Args:
+        format_dropped: Returns the line that reports a number of dropped lines.
+        descriptor: The file descriptor to write to.
+        max_lines: Number of pending lines from which on lines are dropped.
+    """
+
+    def __init__(
+        self,
+        format_dropped: Callable[[int], str],
+        *,
+        descriptor: int = STDERR,
+        max_lines: int = MAX_PENDING_LINES,
+    ) -> None:
+        self._format_dropped = format_dropped
         self._descriptor = descriptor
-        self._kept = kept
+        self._max_lines = max_lines
         self._lines: deque[str] = deque()
-        self._left_out = 0
+        self._dropped = 0
         self._closed = False
         self._changed = threading.Condition()
-        # A daemon: a thread that is stuck in write(2) cannot be woken, and must not keep the process from ending.
-        self._thread = threading.Thread(target=self._work, name="log", daemon=True)
+        # A daemon: a thread that is stuck in write(2) cannot be woken, and must not keep the process from exiting.
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write_line(self, line: str) -> None:
-        """Take over one line; its line feed is added."""
+        """Queue a line, given without its line feed."""
         with self._changed:
-            if len(self._lines) >= self._kept or self._closed:
-                self._left_out += 1
+            if len(self._lines) >= self._max_lines or self._closed:
+                self._dropped += 1
                 return
-            if self._left_out:
-                self._lines.append(self._tell_left_out(self._left_out))
-                self._left_out = 0
+            if self._dropped:
+                self._lines.append(self._format_dropped(self._dropped))
+                self._dropped = 0
             self._lines.append(line)
             self._changed.notify()
 
     def close(self, seconds: float = EXIT_SECONDS) -> None:
-        """Write what is left, for as long as ``seconds``; lines taken over later are left out."""
+        """Write the pending lines, for at most ``seconds``; later lines are dropped."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join(seconds)
 
-    def _work(self) -> None:
-        while line := self._next():
-            # Not through sys.stderr: a thread that is stuck with its lock would abort the interpreter at its end.
+    def _run(self) -> None:
+        while line := self._next_line():
+            # Not with sys.stderr: a stuck thread that holds its lock would make the interpreter abort at exit.
             _write(self._descriptor, f"{line}\n".encode(errors="backslashreplace"))
 
-    def _next(self) -> str | None:
+    def _next_line(self) -> str | None:
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._closed)
             return self._lines.popleft() if self._lines else None
@@ -67,7 +79,7 @@ def _write(descriptor: int, data: bytes) -> None:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # whoever gave us the descriptor has made it non-blocking
+        except BlockingIOError:  # the parent process made the descriptor non-blocking
             select.select([], [descriptor], [])
-        except OSError:  # nobody reads any more, and there is nobody left to tell
+        except OSError:  # the reader is gone, and the error cannot be logged
             return

@@ -1,7 +1,7 @@
-"""Log lines on standard error: for people (console) or for programs (JSON).
+"""Log lines on standard error, for people (console) or for programs (JSON).
 
-``structlog.get_logger()`` gives a logger to every part of the program. Lines of the standard library's ``logging``,
-which libraries use, come out in the same form, from level warning on.
+All modules log with ``structlog.get_logger()``. Lines of the standard library's ``logging``, which libraries use, are
+written in the same format if their level is warning or higher.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from structlog.typing import Processor
 from bridge.telemetry.log_writer import STDERR, NonBlockingWriter
 from bridge.telemetry.text import printable
 
-_MULTILINE_FIELDS = frozenset({"exception", "stack"})  # fields that are meant to have several lines
+_MULTILINE_FIELDS = frozenset({"exception", "stack"})
 
 
 def configure(level: str, format_: str, *, descriptor: int = STDERR) -> NonBlockingWriter:
-    """Set logging up for the whole process.
+    """Configure logging for the whole process.
 
     Args:
         level: debug, info, warning or error.
-        form: json, console, or auto, which is console on a terminal and json elsewhere.
-        descriptor: Where lines go.
+        format_: json, console, or auto (console on a terminal, otherwise json).
+        descriptor: The file descriptor to write to.
 
     Returns:
-        What writes the lines. It is closed by itself as the interpreter ends.
+        The writer of the lines; closed automatically when the interpreter exits.
     """
     terminal = os.isatty(descriptor)
     console = format_ == "console" or (format_ == "auto" and terminal)
@@ -48,12 +48,12 @@ def configure(level: str, format_: str, *, descriptor: int = STDERR) -> NonBlock
 
 
 def set_level(level: str) -> None:
-    """Change the least important level that is written."""
+    """Change the minimum log level."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
 
 
 def silence() -> None:
-    """Have nothing logged, by us or by libraries: for commands that tell a person themselves what there is to tell."""
+    """Disable all logging, also that of libraries: for commands that report errors to the user themselves."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
         logger_factory=structlog.ReturnLoggerFactory(),
@@ -78,12 +78,12 @@ def _common() -> list[Processor]:
 
 
 def _standard_fields_first(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Put first what every line has."""
+    """Move the fields that every line has to the front."""
     return {name: event.pop(name) for name in ("timestamp", "level", "event")} | dict(event)
 
 
 def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Escape what a terminal would obey, in keys and in values of any type."""
+    """Escape control characters, which a terminal interprets, in keys and in values of any type."""
     return {
         printable(name): printable(_text(value), "\n" if name in _MULTILINE_FIELDS else "")
         if not isinstance(value, (bool, int, float, type(None)))
@@ -109,19 +109,19 @@ def _dropped_lines_message(render: list[Processor]) -> Callable[[int], str]:
 
 
 class _Logger:
-    """The end of structlog's chain: hands each line to the writer."""
+    """The end of structlog's chain: passes each line to the writer."""
 
     def __init__(self, write_line: Callable[[str], None]) -> None:
         self.msg = self.debug = self.info = self.warning = self.error = self.critical = write_line
 
 
 class _StdlibHandler(logging.Handler):
-    """Lines of libraries, which know ``logging`` only."""
+    """Passes log records of libraries, which use ``logging``, to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             level = max(logging.DEBUG, min(record.levelno // 10 * 10, logging.CRITICAL))
             log = structlog.get_logger().bind(logger=record.name)
             log.log(level, record.getMessage(), exc_info=record.exc_info)
-        except (TypeError, ValueError):  # arguments that do not fit the message
+        except (TypeError, ValueError):  # the arguments do not match the message's format
             self.handleError(record)

@@ -1,4 +1,4 @@
-"""How the bridge is: what the HTTP endpoint tells, and the port through which it looks at the running bridge."""
+"""The status of the bridge, its readiness, and the port through which the HTTP endpoint reads them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from bridge.telemetry.counters import Counters, Histogram
 
 
 class SinkStatus(Struct, frozen=True):
-    """How a sink is; ``failure`` is what the last attempt failed for. The counts are records, but for ``retries``."""
+    """The status of a sink.
+
+    ``last_error`` is the error of the last attempt, None if it succeeded. ``published`` and ``rejected`` count records,
+    ``failures`` counts attempts.
+    """
 
     name: str
     state: Literal["starting", "ok", "failing"]
@@ -28,11 +32,14 @@ class SinkStatus(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """How the bridge is at this moment; ages in seconds.
+    """The status of the bridge at one moment; ages are in seconds.
 
-    ``live``: the stream works, and the first snapshot of this connection is complete. ``proof_age`` is None before the
-    stream has been proven for the first time. ``trouble``: why nothing can be written down. ``max_bytes`` is how much
-    may wait for one sink. ``ignored`` counts what containerd sent and nobody was told, by what it was.
+    Attributes:
+        synced: Whether the event stream works and the first snapshot of this connection is complete.
+        watermark_age: None before the event stream is verified for the first time.
+        outbox_error: Why records cannot be persisted; None if they can.
+        outbox_max_bytes: Maximum size of the backlog of one sink.
+        ignored_events: Events from containerd that produced no record, counted by reason.
     """
 
     host: str
@@ -53,34 +60,34 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 class CompletedSnapshot(Protocol):
-    """A snapshot that was taken."""
+    """A completed snapshot."""
 
     @property
     def id(self) -> str:
-        """Its id, as its frames have it."""
+        """The id in its control records."""
 
     @property
     def containers(self) -> int:
-        """How many containers it names."""
+        """The number of containers in it."""
 
 
 class Bridge(Protocol):
     """The running bridge."""
 
     def status(self) -> Status:
-        """Tell how it is."""
+        """Return the current status."""
 
     def running_containers(self) -> Sequence[Transition]:
-        """Return a row for every living container in scope."""
+        """Return a snapshot record for each running container in scope."""
 
     async def snapshot(self) -> CompletedSnapshot:
-        """Have a snapshot taken, and wait for it."""
+        """Request a snapshot and wait until it is complete."""
 
 
 class Readiness(Struct, frozen=True):
-    """Whether the bridge does what it is there for.
+    """Whether the bridge is ready, and whether it is degraded.
 
-    ``reasons`` are why it does not; ``complaints`` are of sinks that took nothing at the last attempt.
+    ``reasons`` are the reasons why it is not ready; ``degraded_reasons`` are the sinks whose last attempt failed.
     """
 
     reasons: list[str]
@@ -88,12 +95,12 @@ class Readiness(Struct, frozen=True):
 
     @property
     def ready(self) -> bool:
-        """Whether it sees what happens and can write it down. What waits for a sink that is away is safe meanwhile."""
+        """Whether the bridge receives events and can persist records, which are safe while a sink is unavailable."""
         return not self.reasons
 
 
 def evaluate(status: Status) -> Readiness:
-    """Decide on readiness."""
+    """Return the readiness for a status."""
     reasons = []
     if not status.synced and status.containerd_error is not None:
         reasons.append(f"containerd is unavailable: {status.containerd_error}")
@@ -103,9 +110,9 @@ def evaluate(status: Status) -> Readiness:
         reasons.append(f"the event stream has stalled: not verified for more than {status.max_watermark_age:g} s")
     if status.outbox_error is not None:
         reasons.append(f"the outbox cannot be written: {status.outbox_error}")
-    complaints = [
+    degraded_reasons = [
         f"sink {sink.name} is {sink.state}" + (f": {sink.last_error}" if sink.last_error else "")
         for sink in status.sinks
         if sink.state != "ok"
     ]
-    return Readiness(reasons, complaints)
+    return Readiness(reasons, degraded_reasons)

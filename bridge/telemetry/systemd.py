@@ -1,6 +1,6 @@
-"""What the service manager is told, where there is one: ready, what goes on, and that the event loop still turns.
+"""Notifications to systemd, if it started the process: state changes, a status line, and watchdog messages.
 
-systemd's protocol (sd_notify(3)) is a datagram to the socket that NOTIFY_SOCKET names. Nothing here ever waits for it.
+The protocol is a datagram to the socket in NOTIFY_SOCKET (sd_notify(3)). Sending never blocks.
 """
 
 from __future__ import annotations
@@ -18,47 +18,44 @@ from bridge.core.ports import Clock
 from bridge.telemetry.rate_limit import RateLimiter
 
 POLL_SECONDS = 1.0
-_MAX_PENDING = 4  # changes of state that are told late; of more than that the oldest do not matter any more
+_MAX_PENDING = 4  # state changes to send again; if there are more, the oldest are obsolete
 _MICROSECONDS = 1_000_000
 _BUSY_ERRNOS = (errno.EAGAIN, errno.ENOBUFS)
 _log = structlog.get_logger(__name__)
 
 
 class ServiceManager:
-    """Tells systemd; without NOTIFY_SOCKET in ``environ``, nobody. For use on one event loop."""
+    """Sends notifications to systemd, and does nothing without NOTIFY_SOCKET in ``environ``; for one event loop."""
 
     def __init__(self, environ: Mapping[str, str], clock: Clock) -> None:
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._clock = clock
         self._rate_limiter = RateLimiter(clock)
         self._status = ""
-        self._pending: deque[str] = deque(maxlen=_MAX_PENDING)  # a start that is never told to be ready ends in a kill
+        self._pending: deque[str] = deque(maxlen=_MAX_PENDING)  # systemd kills a service that never reports READY
         self._watchdog_interval = _get_watchdog_interval(environ)
 
     def ready(self) -> None:
-        """What was to be set up is set up; also the end of a reload."""
+        """Report the end of the start, or of a reload."""
         self._queue_state("READY=1")
 
     def reloading(self) -> None:
-        """Settings are being read anew; ``ready`` has to follow."""
+        """Report the start of a reload; ``ready`` must follow."""
         self._queue_state(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        """The end has begun."""
-        self._status = "stopping: handing over what is on its way"
+        """Report the start of the shutdown."""
+        self._status = "shutting down: delivering the backlog"
         self._queue_state(f"STOPPING=1\nSTATUS={self._status}")
 
     def status(self, text: str) -> None:
-        """Tell a person what goes on, in one line; nothing where that is known already."""
+        """Send the text as one line, which ``systemctl status`` shows, if it has changed."""
         line = " ".join(text.split())
         if line != self._status and self._send(f"STATUS={line}"):
             self._status = line
 
     async def run(self, describe: Callable[[], str]) -> None:
-        """Tell what goes on as it changes, and before the watchdog's time is over that this loop still turns.
-
-        What was not taken when it was told is told again.
-        """
+        """Send the status when ``describe`` returns another one, watchdog messages, and notifications that failed."""
         if not self._address:
             return
         while True:
@@ -77,7 +74,7 @@ class ServiceManager:
             self._pending.popleft()
 
     def _send(self, message: str) -> bool:
-        """Return False where it is to be told again: a busy service manager has room for a few messages only."""
+        """Send a message; return False if it must be sent again, because the queue of systemd's socket is full."""
         if not self._address:
             return True
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -95,7 +92,7 @@ class ServiceManager:
 
 
 def _get_watchdog_interval(environ: Mapping[str, str]) -> float | None:
-    """Return after how many seconds the watchdog wants to hear from us: half its time; None where there is none."""
+    """Return the seconds between watchdog messages, half of systemd's timeout; None without a watchdog."""
     microseconds, process = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
     if not microseconds.isascii() or not microseconds.isdigit() or process not in ("", str(os.getpid())):
         return None

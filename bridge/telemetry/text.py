@@ -1,7 +1,7 @@
-"""Foreign text on its way to a person's terminal.
+"""Makes untrusted text safe for terminals and logs.
 
-Names and labels come from whoever may start a container. Escape sequences in them could rewrite what the terminal
-shows or what it types, so nothing but printable characters is let through.
+Users who can start a container choose its names and labels. Escape sequences in them could change what a terminal
+shows, or type commands in it, so all characters that are not printable are escaped.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import re
 
-_SHOWN = 300  # characters of a line: foreign texts nest, and carry what a stranger wrote
+_MAX_LINE_LENGTH = 300  # characters: error texts of other programs can be nested and contain untrusted text
 _LONG_ID = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Return ``text`` with every character that is not printable, nor in ``keep``, written as a backslash escape.
+    """Return ``text`` with a backslash escape for each character that is neither printable nor in ``keep``.
 
-    That covers control characters (new lines, ANSI escapes, C1), invisible and direction-changing ones, lone
-    surrogates, and separators other than the blank.
+    This escapes control characters (line feeds, ANSI escapes, C1), invisible and direction-changing characters, lone
+    surrogates, and separators other than the space.
     """
     if text.isprintable():
         return text
@@ -27,26 +27,25 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def printable_json(document: str) -> str:
-    """Return the same JSON document with every character that is not printable escaped; its line feeds stay.
+    """Return the same JSON document with each character that is not printable escaped, except line feeds.
 
-    JSON allows DEL, the C1 set, invisible and direction-changing characters in its strings as they are.
+    JSON allows DEL, C1, invisible and direction-changing characters in strings without an escape.
     """
     if document.isprintable():
         return document
     return "".join(
-        character if character.isprintable() or character == "\n" else _escaped_in_json(character)
-        for character in document
+        character if character.isprintable() or character == "\n" else _escape_json(character) for character in document
     )
 
 
 def one_line(text: object) -> str:
-    """Return a foreign text fit for a log line: one line, printable, bounded."""
+    """Return untrusted text as one printable line of limited length, for logs and error messages."""
     line = " ".join(str(text).split())
-    return "".join(character if character.isprintable() else "?" for character in line[:_SHOWN])
+    return "".join(character if character.isprintable() else "?" for character in line[:_MAX_LINE_LENGTH])
 
 
 def shorten_ids(text: str) -> str:
-    """Return ``text`` with each id of 64 digits in it cut to the 12 that people go by."""
+    """Return ``text`` with each id of 64 hexadecimal digits shortened to 12, as most tools show ids."""
     return _LONG_ID.sub(r"\1", text)
 
 
@@ -54,5 +53,5 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
-def _escaped_in_json(character: str) -> str:
-    return json.dumps(character)[1:-1]  # within a string: outside of strings JSON has no such characters
+def _escape_json(character: str) -> str:
+    return json.dumps(character)[1:-1]  # without quotes: these characters only occur inside of strings

@@ -19,7 +19,7 @@ class BaseSinkSettings(SettingsModel):
     """Settings of every sink; a plugin's settings are a subclass."""
 
     timeout_setting: ClassVar[str] = "timeout"
-    """The setting that limits one attempt, where the sink has such a setting."""
+    """The setting that limits one attempt, if the sink has such a setting."""
 
     type: str = field("", "Type of the sink.")
     heartbeats: bool = field(False, "Whether the sink receives heartbeats, every heartbeat.interval.")
@@ -92,9 +92,9 @@ class TlsSettings(SettingsModel):
         if not self.enabled and self.model_fields_set - {"enabled"}:
             raise ValueError("TLS is configured but disabled; set enabled: true")
         if self.key_file and not self.cert_file:
-            raise ValueError("key_file requires cert_file")
+            raise ValueError("key_file requires cert_file; set both, or neither")
         if (self.key_password or self.key_password_file) and not self.cert_file:
-            raise ValueError("the password of a key requires cert_file")
+            raise ValueError("the password of a key requires cert_file; set both, or neither")
         return self
 
 
@@ -130,7 +130,7 @@ def split_url(rest: str, form: str) -> tuple[list[str], str]:
 
     Args:
         rest: The text.
-        form: The form of the URL, for messages.
+        form: The form of the URL, for error messages.
 
     Raises:
         ValueError: The text has another form.

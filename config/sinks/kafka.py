@@ -57,14 +57,14 @@ class KafkaAuthSettings(SettingsModel):
     def _check_consistency(self) -> Self:
         if self.mechanism == "oauthbearer":
             if not self.token_file:
-                raise ValueError("oauthbearer requires token_file")
+                raise ValueError("oauthbearer requires a token; set token_file")
             if self.username or self.password or self.password_file:
                 raise ValueError("oauthbearer allows neither username nor password; remove them")
             return self
         if self.token_file:
             raise ValueError(f"token_file is not for {self.mechanism}; set mechanism: oauthbearer, or remove it")
         if not self.username:
-            raise ValueError(f"{self.mechanism} requires username")
+            raise ValueError(f"{self.mechanism} requires credentials; set username, and password or password_file")
         mutually_exclusive(self, "password", "password_file", required=True)
         return self
 

@@ -15,7 +15,7 @@ GROUP = "whalebridge.sinks"
 
 
 class Plugin(Protocol):
-    """What an entry point provides."""
+    """The interface of the object that an entry point refers to."""
 
     @property
     def Settings(self) -> type[BaseSinkSettings]:  # noqa: N802 (it is a class)
@@ -41,13 +41,13 @@ def load(name: str) -> Plugin:
     """
     found = list(entry_points(group=GROUP, name=name))
     if not found:
-        raise ValueError(f"no installed package provides the sink {name!r} (entry points of {GROUP})")
+        raise ValueError(f"no installed package provides the sink {name!r} (entry point group {GROUP}); install one")
     try:
         plugin: Plugin = found[0].load()
-        sound = issubclass(plugin.Settings, BaseSinkSettings) and callable(plugin.parse_url) and callable(plugin.make)
+        valid = issubclass(plugin.Settings, BaseSinkSettings) and callable(plugin.parse_url) and callable(plugin.make)
     except Exception as error:  # a plugin may raise anything at import
         raise ValueError(f"the plugin of the sink {name!r} ({found[0].value}) cannot be loaded: {error!r}") from error
-    if not sound:
+    if not valid:
         raise ValueError(
             f"the plugin of the sink {name!r} ({found[0].value}) must provide Settings, parse_url and make"
         )

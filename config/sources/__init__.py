@@ -40,7 +40,7 @@ class Source(PydanticBaseSettingsSource):
         return self._values.get(field_name), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Return all values; the URL of a sink becomes a mapping where a stronger source sets parts of the sink."""
+        """Return all values; the URL of a sink becomes a mapping if a stronger source sets parts of the sink."""
         values = dict(self._values)
         sinks, stronger = values.get("sinks"), self.current_state.get("sinks")
         if isinstance(sinks, Mapping) and isinstance(stronger, Mapping):
@@ -89,9 +89,9 @@ def as_mapping(value: Any) -> Any:
 
 
 def _walk(value: Any, path: Path) -> tuple[Any, int]:
-    """Follow ``path`` as far as it leads into ``value``; return the value there, and the number of steps.
+    """Follow ``path`` into ``value`` until a plain value; return the value there, and the number of steps.
 
-    A name that a group does not contain leads to None, at the end of the path.
+    For a name that a group does not contain, the value is None and the number of steps is that of the whole path.
     """
     for depth, name in enumerate(path):
         if isinstance(value, Mapping):

@@ -36,8 +36,8 @@ def source(model: type[BaseSettings], environ: Mapping[str, str]) -> Source:
         path = tuple(name.removeprefix(PREFIX).lower().split(NESTING))
         if len(path) > 1 or path[0] in model.model_fields:
             locations[path] = name
-            if whole := _put(values, path, environ[name]):
-                errors.append(f"{name}: conflicts with {variable('.'.join(whole))}; set one of them")
+            if conflict := _put(values, path, environ[name]):
+                errors.append(f"{name}: conflicts with {variable('.'.join(conflict))}; set one of them")
         elif hint := _misspelled(model, path[0]):
             errors.append(f"{name}: unknown setting; {hint}")
     return Source(model, values, locations, errors)
@@ -59,9 +59,9 @@ def _misspelled(model: type[BaseSettings], name: str) -> str | None:
 
 
 def _put(settings: dict[str, Any], path: Path, value: str) -> Path:
-    """Put ``value`` at ``path``; return the path of a plain value that is in the way, else nothing.
+    """Store ``value`` at ``path``; return the path of a plain value that conflicts with it, else ``()``.
 
-    The URL of a sink is not in the way: other settings of the sink are merged into it.
+    The URL of a sink does not conflict: other settings of the sink are merged with it.
     """
     for depth, name in enumerate(path[:-1]):
         inner = settings.setdefault(name, {})

@@ -26,20 +26,20 @@ _NONE = ("", "~", "null", "Null", "NULL")
 _QUOTE = "quote a value that starts with one of %s"
 _SYNTAX = {
     "found character '\\t'": "tab found; indent with spaces",
-    "found character": _QUOTE % "% @ `",
+    "found character": "unexpected character; " + _QUOTE % "% @ `",
     "mapping values are not allowed": "unexpected colon; check the indentation, or quote the value",
     "could not find expected ':'": "name without a colon; check the indentation of the line before",
     "found undefined alias": "alias (*) without an anchor; " + _QUOTE % "* & !",
-    "undefined tag handle": _QUOTE % "* & !",
-    "expected alphabetic": _QUOTE % "* & !",
-    " a tag": _QUOTE % "* & !",
-    "expected <block end>": "wrong indentation; indent the lines of a group alike",
-    "found unexpected end of stream": "quote not closed before the end of the file",
-    "expected ',' or": "bracket not closed, or comma missing",
+    "undefined tag handle": "invalid tag; " + _QUOTE % "* & !",
+    "expected alphabetic": "invalid name of a tag or anchor; " + _QUOTE % "* & !",
+    " a tag": "invalid tag; " + _QUOTE % "* & !",
+    "expected <block end>": "inconsistent indentation; indent all lines of a group by the same width",
+    "found unexpected end of stream": "quote not closed; add it before the end of the file",
+    "expected ',' or": "bracket not closed; add it, or a missing comma",
     "but found another document": "second document; a file contains one document",
-    "too deep": f"more than {MAX_LEVELS} levels",
+    "too deep": f"nested more than {MAX_LEVELS} levels deep",
 }
-"""Messages by the parser's own messages, which may repeat a part of the file."""
+"""Messages that replace the parser's, which may contain parts of the file."""
 
 
 class UnreadableError(Exception):
@@ -58,7 +58,7 @@ def source(model: type[BaseSettings], path: str | None) -> Source:
     except FileNotFoundError as error:
         if path is None:
             return Source(model, {}, {})
-        raise UnreadableError(f"{name}: file not found") from error
+        raise UnreadableError(f"{name}: file not found; check --config") from error
     except OSError as error:
         raise UnreadableError(f"{name}: cannot be read: {error.strerror}") from error
     reading = _Reading(name, _compose(name, text))
@@ -74,7 +74,7 @@ def _read(name: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UnreadableError(f"{name}:{line}: not UTF-8") from error
+        raise UnreadableError(f"{name}:{line}: not UTF-8; save the file as UTF-8") from error
 
 
 def _compose(name: str, text: str) -> yaml.Node | None:
@@ -84,10 +84,10 @@ def _compose(name: str, text: str) -> yaml.Node | None:
         return loader.get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise UnreadableError(f"{name}:{line}: contains a character that is not allowed in YAML") from error
+        raise UnreadableError(f"{name}:{line}: control character, which YAML does not allow; remove it") from error
     except yaml.MarkedYAMLError as error:
         original = f"{error.context}; {error.problem}"
-        message = next((text for part, text in _SYNTAX.items() if part in original), "not valid YAML")
+        message = next((text for part, text in _SYNTAX.items() if part in original), "invalid YAML; check the syntax")
         position = error.problem_mark or error.context_mark
         raise UnreadableError(f"{name}:{position.line + 1 if position else 1}: {message}") from error
     finally:
@@ -143,7 +143,7 @@ class _Reading:
         seen: dict[str, int] = {}
         for key, item in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self._report(key, "a name must be plain text", path)
+                self._report(key, "the name of a setting is a list or a mapping; use text", path)
                 continue
             inner = (*path, key.value)
             if key.value == "<<":

@@ -1,1 +1,1 @@
-"""The Kafka sink, based on aiokafka."""
+"""The Kafka sink, based on aiokafka: records in a topic, and optionally the current state in a compacted topic."""

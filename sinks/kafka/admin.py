@@ -56,7 +56,7 @@ class Partition(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """A topic; ``max_bytes`` is the size of the largest batch it accepts, None if reading it is not authorized."""
+    """A topic; ``max_batch_bytes`` and ``cleanup_policy`` are None if reading the topic's configs is not authorized."""
 
     name: str
     partitions: dict[int, Partition]
@@ -149,9 +149,9 @@ class AdminClient:
         while not partitions:  # brokers learn of a new topic one by one; the caller has a timeout
             await clock.sleep(_POLL_SECONDS)
             partitions = await self.partitions(name)
-        known = await self._topic_configs(name)
-        size = known.get("max.message.bytes")
-        return Topic(name, partitions, int(size) if size else None, known.get("cleanup.policy"))
+        configs = await self._topic_configs(name)
+        size = configs.get("max.message.bytes")
+        return Topic(name, partitions, int(size) if size else None, configs.get("cleanup.policy"))
 
     async def _create_topic(self, name: str, policy: str) -> None:
         settings = self._settings
@@ -168,9 +168,8 @@ class AdminClient:
                 denied = f"{principal(settings)} is not authorized to create it; allow Create on it, or {hint}"
                 raise TransientError(f"topic {name} does not exist, and {denied}")
             if error not in (NoError, TopicAlreadyExistsError):
-                raise TransientError(
-                    f"topic {name} does not exist, and creating it failed: {message or describe(error())}; {hint}"
-                )
+                reason = (message or describe(error())).rstrip(".")
+                raise TransientError(f"topic {name} does not exist, and creating it failed: {reason}; {hint}")
             if error is NoError:
                 _log.info("topic_created", topic=name)
 
@@ -188,9 +187,9 @@ class AdminClient:
 
     def _describe_missing_brokers(self) -> str:
         if self._settings.auth and self._settings.auth.token_file:
-            # aiokafka takes the rejection for a step of the authentication, and the next bytes for a response.
+            # aiokafka parses the rejection as a step of the authentication, and the next bytes as the response.
             return f"token of auth.token_file {self._settings.auth.token_file} was rejected; it may have expired"
-        return "its metadata lists no brokers"
+        return "the metadata lists no brokers"
 
 
 @contextlib.asynccontextmanager

@@ -29,11 +29,11 @@ def client_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def _sasl_options(auth: KafkaAuthSettings) -> dict[str, Any]:
-    login: dict[str, Any] = {"sasl_mechanism": auth.mechanism.upper()}
+    options: dict[str, Any] = {"sasl_mechanism": auth.mechanism.upper()}
     if auth.token_file:
-        return login | {"sasl_oauth_token_provider": FileTokenProvider(auth.token_file)}
+        return options | {"sasl_oauth_token_provider": FileTokenProvider(auth.token_file)}
     password = resolve_secret("auth.password", auth.password, auth.password_file)
-    return login | {"sasl_plain_username": auth.username, "sasl_plain_password": password}
+    return options | {"sasl_plain_username": auth.username, "sasl_plain_password": password}
 
 
 class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc] # aiokafka has no types

@@ -1,4 +1,4 @@
-"""Connections to Kafka: query the brokers, start and stop aiokafka's clients without leaks."""
+"""Connects to Kafka: checks the topics, and starts and stops aiokafka's clients without leaks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
 
-STOP_SECONDS = 1.0  # for each of the two steps in which a consumer ends
+STOP_SECONDS = 1.0  # for each of the two steps in which a consumer is stopped
 _DIAGNOSIS_SECONDS = 5.0
 
 
 class KafkaConnection(NamedTuple):
-    """A producer that is connected, and what was found on the way; ``limit`` is how large its batches may be."""
+    """A connected producer, its topics, and aiokafka's options; ``max_batch_bytes`` is the maximum size of a batch."""
 
     producer: Producer
     event_topic: Topic
@@ -35,11 +35,11 @@ class KafkaConnection(NamedTuple):
 
 
 async def connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
-    """Connect in a bounded time.
+    """Connect within ``request_timeout``, and create missing topics.
 
     Raises:
-        TransientError: It does not work now; the text says why.
-        CompactionError: A topic is compacted that must not be, or the other way round.
+        TransientError: Connecting failed, or a topic does not exist.
+        CompactionError: A topic has the wrong cleanup policy.
     """
     seconds = settings.request_timeout.total_seconds()
     try:
@@ -55,12 +55,12 @@ async def connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -
 
 async def _connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
     options = auth.client_options(settings)
-    async with admin.connect_admin(settings, options) as there:
-        events = await there.ensure_event_topic(clock)
-        state = await there.ensure_state_topic(settings.state_topic, clock) if settings.state_topic else None
-        await there.check_writable(events.name)
+    async with admin.connect_admin(settings, options) as client:
+        events = await client.ensure_event_topic(clock)
+        state = await client.ensure_state_topic(settings.state_topic, clock) if settings.state_topic else None
+        await client.check_writable(events.name)
         if state:
-            await there.check_writable(state.name)
+            await client.check_writable(state.name)
     for topic in (events, state):
         if topic and topic.max_batch_bytes is not None:
             max_batch_bytes = min(max_batch_bytes, topic.max_batch_bytes)
@@ -80,7 +80,7 @@ async def _connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) 
 
 
 async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", partition: int = 0) -> str:
-    """Add to ``text`` why nobody answered, as far as that can be found out in a few seconds."""
+    """Add the state of a partition to an error message, if it can be determined within a few seconds."""
     try:
         async with asyncio.timeout(_DIAGNOSIS_SECONDS):
             return f"{text}; {await admin.describe_partition(topic or settings.topic, partition, settings)}"
@@ -91,11 +91,10 @@ async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", pa
 
 
 async def start_client(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
-    """Start a client; if that is interrupted, the caller closes the client as usual.
+    """Start a client; after an error, the caller must still close the client.
 
-    A client sends its first request over a connection that it does not keep with its others. When that request is
-    interrupted, aiokafka leaves the connection open, with a task that reads from it, and the only reference to it is in
-    the interrupted stack frame.
+    A client sends its first request on a separate connection. If this request is interrupted, aiokafka leaves that
+    connection open, with a task that reads from it; the only reference to it is in the traceback.
     """
     try:
         await client.start()
@@ -107,14 +106,14 @@ async def start_client(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Close a consumer in a bounded time, whatever its state."""
+    """Close a consumer in a bounded time, in any state."""
     await _wait_bounded(consumer.stop())
-    # When a fetch is in flight, aiokafka fails on its own cancellation and does not close the client.
+    # If a fetch is in flight, aiokafka fails on its own cancellation and does not close the client.
     await _wait_bounded(consumer._client.close())
 
 
-async def _wait_bounded(ending: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(ending)
+async def _wait_bounded(closing: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(closing)
     await asyncio.wait({task}, timeout=STOP_SECONDS)
     if not task.done():
         task.cancel()

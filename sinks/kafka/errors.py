@@ -92,10 +92,10 @@ def describe(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _describe_tls_error(error: ssl.SSLError, settings: KafkaSettings) -> str:
@@ -106,9 +106,9 @@ def _describe_tls_error(error: ssl.SSLError, settings: KafkaSettings) -> str:
         return f"certificate is not trusted: {error.verify_message}; {hint}"
     reason = (error.reason or "").replace("_", " ").lower()
     if "alert" in reason or "certificate" in reason:
-        client = settings.tls.cert_file
-        text = f"client certificate {client} rejected" if client else "client certificate required, set tls.cert_file"
-        return f"{text} ({reason})"
+        if cert_file := settings.tls.cert_file:
+            return f"client certificate {cert_file} rejected ({reason}); use one that the brokers trust"
+        return f"client certificate required ({reason}); set tls.cert_file"
     return f"TLS handshake failed ({reason or error}); check whether the port uses TLS"
 
 
@@ -119,8 +119,8 @@ def _describe_auth_error(error: BaseException, settings: KafkaSettings) -> str |
     if isinstance(error, IllegalSaslStateError):
         return "the listener does not use SASL; remove auth, or use the port of a SASL listener"
     if isinstance(error, SaslAuthenticationFailed) and auth:
-        given = auth.password_file or auth.token_file or "auth.username and auth.password"
-        return f"authentication of {principal(settings)} by {auth.mechanism} failed: {describe(error)}; check {given}"
+        checked = auth.password_file or auth.token_file or "auth.username and auth.password"
+        return f"authentication of {principal(settings)} by {auth.mechanism} failed: {describe(error)}; check {checked}"
     return None
 
 

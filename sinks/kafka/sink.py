@@ -111,15 +111,15 @@ class KafkaSink:
             RejectedRecordError: Some records are too large or otherwise rejected for good.
         """
         settings = self._settings
-        runs = [
+        source_batches = [
             _SourceBatch(source, records, event_messages(source, records, settings.encoding, settings.cloudevents))
             for source, records in state_table.group_by_source(batch)
         ]
-        self._reject_oversized(runs)
-        for run in runs:
-            await self._publish_messages(run.source, run.messages, _event_topic)
+        self._reject_oversized(source_batches)
+        for source_batch in source_batches:
+            await self._publish_messages(source_batch.source, source_batch.messages, _event_topic)
             if settings.state_topic:
-                await self._update_state(run)
+                await self._update_state(source_batch)
 
     async def close(self) -> None:
         """Close all connections in a bounded time. Idempotent."""
@@ -131,30 +131,30 @@ class KafkaSink:
     async def _publish_messages(
         self, source: StateKey, messages: Sequence[Message], select_topic: Callable[[KafkaConnection], Topic]
     ) -> None:
-        delivery = _PublishProgress()
-        while delivery.published < len(messages):
-            link = await self._ensure_connected()
-            topic = select_topic(link)
+        progress = _PublishProgress()
+        while progress.published < len(messages):
+            connection = await self._ensure_connected()
+            topic = select_topic(connection)
             partition = self._partition_for(topic, source)
-            remaining = messages[delivery.published :]
-            for builder, part in build_batches(
-                remaining, self._timestamp(), link.producer.create_batch, delivery.max_messages
+            remaining = messages[progress.published :]
+            for builder, sent in build_batches(
+                remaining, self._timestamp(), connection.producer.create_batch, progress.max_messages
             ):
                 try:
                     async with asyncio.timeout(self._timeout):
-                        await (await link.producer.send_batch(builder, topic.name, partition=partition))
+                        await (await connection.producer.send_batch(builder, topic.name, partition=partition))
                 except TimeoutError as error:
                     await self._abandon_and_close()
                     text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
                     raise TransientError(await with_diagnosis(text, self._settings, topic.name, partition)) from error
                 except (KafkaError, AssertionError) as error:  # AssertionError: the partition no longer exists
                     await self._abandon_and_close()
-                    self._recover_or_raise(error, topic.name, part, delivery)
+                    self._recover_or_raise(error, topic.name, sent, progress)
                     break  # continue with a new producer
                 except BaseException:
                     self._abandon()
                     raise
-                delivery.published += len(part)
+                progress.published += len(sent)
 
     def _recover_or_raise(
         self, error: Exception, topic: str, messages: Sequence[Message], progress: _PublishProgress
@@ -185,11 +185,10 @@ class KafkaSink:
             raise TransientError(denied or f"topic {topic}: {describe(error)}")
 
     def _reject_oversized(self, source_batches: Sequence[_SourceBatch]) -> None:
-        most = self._settings.max_request_size
-        if positions := frozenset(
-            find_oversized((message for run in source_batches for message in run.messages), most)
-        ):
-            raise RejectedRecordError(f"record is larger than max_request_size ({most} bytes)", positions)
+        limit = self._settings.max_request_size
+        messages = (message for source_batch in source_batches for message in source_batch.messages)
+        if positions := frozenset(find_oversized(messages, limit)):
+            raise RejectedRecordError(f"record is larger than max_request_size ({limit} bytes)", positions)
 
     def _timestamp(self) -> int:
         return self._clock.now().wall // MILLISECOND if self._use_timestamps else _NO_TIMESTAMP
@@ -209,15 +208,12 @@ class KafkaSink:
         if state is None:
             partition = self._partition_for(topic, source_batch.source)
             options = (await self._ensure_connected()).options
-            state = TableState(
-                frozenset(
-                    await state_topic.read_keys(source_batch.source, topic.name, partition, self._settings, options)
-                )
-            )
+            keys = await state_topic.read_keys(source_batch.source, topic.name, partition, self._settings, options)
+            state = TableState(frozenset(keys))
         state, changes = state_table.apply_records(state, source_batch.records)
-        most = min(self._settings.max_request_size, topic.max_batch_bytes or self._settings.max_request_size)
+        limit = min(self._settings.max_request_size, topic.max_batch_bytes or self._settings.max_request_size)
         try:
-            await self._publish_messages(source_batch.source, state_messages(changes, most), _state_topic)
+            await self._publish_messages(source_batch.source, state_messages(changes, limit), _state_topic)
         except RejectedRecordError as error:
             # No rejection for the caller: the topic of the records has accepted the records.
             raise TransientError(f"state entry rejected even without labels: {error}") from error

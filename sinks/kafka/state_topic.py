@@ -46,8 +46,7 @@ async def read_keys(
         raise TransientError(f"state_topic {topic} cannot be read: no response in time") from error
     except TopicAuthorizationFailedError as error:
         raise TransientError(
-            f"{principal(settings)} is not authorized to read state_topic {topic}; "
-            "allow Read on it (to remove old entries)"
+            f"{principal(settings)} is not authorized to read state_topic {topic}; allow Read on it"
         ) from error
     except KafkaError as error:
         raise TransientError(f"state_topic {topic} cannot be read: {describe(error)}") from error

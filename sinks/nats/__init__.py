@@ -1,1 +1,1 @@
-"""NATS: records into a JetStream stream, with an optional bucket of the current state, or into core NATS."""
+"""The NATS sink: records in a JetStream stream, optionally with the current state in a bucket, or on core NATS."""

@@ -75,30 +75,30 @@ class NatsConnection:
         Raises:
             TransientError: Connecting failed, or a file is invalid.
         """
-        must_encrypt = settings.tls.enabled
+        require_tls = settings.tls.enabled
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
-        texts = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
-        link = cls(TlsEnforcingClient(require_tls=must_encrypt), address, texts)
+        messages = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
+        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages)
         options = {**auth.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
-        if must_encrypt:
+        if require_tls:
             options["tls"] = tls_context(settings.tls)
         try:
-            await link._connect(inbox_prefix=settings.inbox_prefix, **options)
+            await connection._connect(inbox_prefix=settings.inbox_prefix, **options)
         except BaseException:
-            await link.close()
+            await connection.close()
             raise
-        return link
+        return connection
 
     async def _connect(self, **options: Any) -> None:
-        last: Exception | None = None
+        last_error: Exception | None = None
 
-        async def note(error: Exception) -> None:
-            nonlocal last
-            last = error
+        async def on_error(error: Exception) -> None:
+            nonlocal last_error
+            last_error = error
             self._on_error(error)
 
-        async def closed() -> None:
+        async def on_closed() -> None:
             self._fail(self._error_messages.disconnected(self._client.last_error))
 
         try:
@@ -106,8 +106,8 @@ class NatsConnection:
                 await self._client.connect(
                     f"nats://{self.address.server}",
                     name=_CLIENT_NAME,
-                    error_cb=note,
-                    closed_cb=closed,
+                    error_cb=on_error,
+                    closed_cb=on_closed,
                     tls_hostname=self.address.tls_hostname,
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
@@ -120,7 +120,7 @@ class NatsConnection:
                 self._inbox = self._client.new_inbox()
                 await self._client.subscribe(f"{self._inbox}.*", cb=self._on_reply)
         except (OSError, nats.errors.Error) as error:
-            cause = last if last and isinstance(error, nats.errors.NoServersError) else error
+            cause = last_error if last_error and isinstance(error, nats.errors.NoServersError) else error
             text = self._error_messages.unreachable(cause, requests_certificate=self._client.requests_certificate)
             raise TransientError(text) from cause
 
@@ -134,8 +134,9 @@ class NatsConnection:
 
         Their certificates must have their own names, or, if announced by IP address, the name of this server.
         """
-        found = (_parse_discovered(each.netloc, self.address.tls_hostname) for each in self._client.discovered_servers)
-        return [place for place in found if place]
+        hostname = self.address.tls_hostname
+        parsed = (_parse_discovered(server.netloc, hostname) for server in self._client.discovered_servers)
+        return [address for address in parsed if address]
 
     def jetstream(self, domain: str | None) -> JetStreamContext:
         """Return the client of JetStream's API; await its calls with ``await_request``."""
@@ -281,9 +282,9 @@ class ServerConnector:
             TransientError: No server is usable; the message has the reason for each.
         """
         reasons: dict[str, None] = {}
-        for each in self._candidates():
+        for address in self._candidates():
             try:
-                return await NatsConnection.open(self._settings, each)
+                return await NatsConnection.open(self._settings, address)
             except TransientError as error:
                 reasons[str(error)] = None
         raise TransientError("; ".join(reasons))

@@ -65,7 +65,7 @@ class PublishProgress:
     atomic: bool = True
 
     def mark_stored(self, outgoing: Iterable[OutgoingMessage]) -> None:
-        """Note that these messages are stored."""
+        """Remember that these messages are stored, and double the batch size, up to the maximum."""
         self.stored.update(item.id for item in outgoing)
         self.batch_size = min(self.max_batch, 2 * self.batch_size)
 

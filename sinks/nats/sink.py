@@ -68,13 +68,13 @@ class NatsSink:
             RejectedRecordError: Some records are too large or otherwise rejected for good.
             TransientError: Some records may not be stored.
         """
-        link, writer = await self._ensure_ready()
-        items = [item for record in batch if (item := self._encoder.encode(record))]
-        self._progress.stored.intersection_update(item.id for item in items)
+        connection, publisher = await self._ensure_ready()
+        messages = [message for record in batch if (message := self._encoder.encode(record))]
+        self._progress.stored.intersection_update(message.id for message in messages)
         try:
-            await writer.publish(items)
+            await publisher.publish(messages)
             if self._bucket:
-                await self._bucket.apply(link, batch)
+                await self._bucket.apply(connection, batch)
         except (ApiResponseError, RejectedRecordError):
             self._publisher = None
             raise
@@ -85,21 +85,24 @@ class NatsSink:
 
     async def close(self) -> None:
         """Close the connection in a bounded time. Idempotent."""
-        links = [link for link in (self._closing, self._connection) if link]
+        connections = [connection for connection in (self._closing, self._connection) if connection]
         self._closing = self._connection = self._publisher = None
-        await asyncio.gather(*(link.close() for link in links))
+        await asyncio.gather(*(connection.close() for connection in connections))
 
     async def _ensure_ready(self) -> tuple[NatsConnection, JetStreamPublisher | CorePublisher]:
-        link = await self._ensure_connected()
+        connection = await self._ensure_connected()
         if self._publisher is None:
             try:
-                self._publisher = CorePublisher(link) if self._core_mode else await self._prepare_stream(link)
+                if self._core_mode:
+                    self._publisher = CorePublisher(connection)
+                else:
+                    self._publisher = await self._prepare_stream(connection)
             except ApiResponseError:
                 raise
             except BaseException:
                 self._abandon()
                 raise
-        return link, self._publisher
+        return connection, self._publisher
 
     async def _ensure_connected(self) -> NatsConnection:
         if self._connection and self._connection.failed.done():

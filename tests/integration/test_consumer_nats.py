@@ -8,8 +8,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from bridge.consumer.messages import StartPosition
 from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
+from bridge.consumer.reading import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import follow, read_to_end, record_data

@@ -51,9 +51,8 @@ class Policy:
         """
         request = _parse(self.request_type, raw)
         allowed = self.request_type(**{name: getattr(request, name) for name in self.allowed_fields})
-        _check_allowed(
-            request, allowed, f"the proxy allows only these fields: {', '.join(self.allowed_fields) or 'none'}"
-        )
+        fields = f"only these fields: {', '.join(self.allowed_fields)}" if self.allowed_fields else "no fields"
+        _check_allowed(request, allowed, f"the proxy allows {fields}")
         return allowed.SerializeToString()
 
     def filter_response(self, raw: bytes) -> bytes:

@@ -54,7 +54,7 @@ class Relay(grpc.GenericRpcHandler):
         self._marker_bucket = TokenBucket(clock, per_second=MARKERS_PER_SECOND, burst=MARKER_BURST)
         self._large_calls = asyncio.Semaphore(MAX_LARGE_CALLS)
         self._subscribers = 0
-        self._handlers = {rule.method.path: self._policy_handler(rule) for rule in policy.POLICIES}
+        self._handlers = {each.method.path: self._policy_handler(each) for each in policy.POLICIES}
         self._handlers[methods.SUBSCRIBE.path] = self._streaming_handler(methods.SUBSCRIBE.path, self._subscribe)
         self._handlers[methods.PUBLISH.path] = self._unary_handler(methods.PUBLISH.path, self._publish_marker)
 

@@ -1,1 +1,1 @@
-"""What the bridge tells over HTTP: readiness, metrics, a page for people. Imported only where wanted."""
+"""The HTTP endpoint: readiness, metrics and the status page. Imported only if it is enabled."""

@@ -1,7 +1,7 @@
-"""aiohttp's server, within bounds: whoever is slow, idle or many does not become a burden.
+"""aiohttp's server with limits on the number and the lifetime of connections.
 
-One request a connection, so that an idle one is nobody's right: it ends after ``LIFETIME`` seconds, whatever it is
-about; and where there are too many, the oldest goes.
+Slow, idle or numerous clients therefore use a bounded amount of memory. Each connection serves one request and is
+closed after ``MAX_LIFETIME_SECONDS`` in any case; above ``MAX_CONNECTIONS``, the oldest connection is closed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 MAX_CONNECTIONS = 64
-MAX_LIFETIME_SECONDS = 60.0  # seconds
+MAX_LIFETIME_SECONDS = 60.0
 _MAX_LINE_BYTES = 4096
 _MAX_HEADERS = 64
 
-# What clients do wrong is their affair; aiohttp would log a traceback of it.
+# aiohttp would log a traceback for each invalid request.
 _silent_logger = logging.Logger("whalebridge.http", logging.CRITICAL + 1)
 
 
 class BoundedServer(web.Server):
-    """A low-level server: each request goes to one handler."""
+    """A low-level server that passes all requests to one handler."""
 
     def __init__(self, handler: Any) -> None:
         super().__init__(
@@ -39,7 +39,7 @@ class BoundedServer(web.Server):
         self._open_connections: dict[RequestHandler, tuple[asyncio.Transport, asyncio.TimerHandle]] = {}
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Let a connection in; the oldest makes room for it."""
+        """Add a connection; close the oldest one if there are too many."""
         super().connection_made(handler, transport)
         timer = asyncio.get_running_loop().call_later(MAX_LIFETIME_SECONDS, transport.abort)
         self._open_connections[handler] = transport, timer
@@ -47,7 +47,7 @@ class BoundedServer(web.Server):
             self._abort(next(iter(self._open_connections)))
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """Forget a connection."""
+        """Remove a connection."""
         super().connection_lost(handler, exc)
         self._abort(handler)
 

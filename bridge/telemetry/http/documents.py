@@ -1,4 +1,4 @@
-"""The JSON documents: readiness and the running containers. Pure."""
+"""The JSON documents of /readyz and /containers. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CONTAINERS_PER_CHUNK = 200  # containers per chunk; encoding a chunk blocks the 
 
 def readiness(status: Status) -> dict[str, Any]:
     """Return the document of /readyz."""
-    verdict = evaluate(status)
+    evaluated = evaluate(status)
     return {
-        "ready": verdict.ready,
-        "degraded": bool(verdict.degraded_reasons),
-        "reasons": verdict.reasons + verdict.degraded_reasons,
+        "ready": evaluated.ready,
+        "degraded": bool(evaluated.degraded_reasons),
+        "reasons": evaluated.reasons + evaluated.degraded_reasons,
         "stream": {"synced": status.synced, "watermark_age_seconds": _round(status.watermark_age)},
         "last_snapshot": _snapshot_summary(status.counters.recent_snapshots[-1])
         if status.counters.recent_snapshots
@@ -51,23 +51,23 @@ def containers_document(status: Status, containers: Sequence[Transition]) -> Ite
         "containers": len(containers),
     }
     yield msgspec.json.encode(head)[:-1] + b',"projects":{'
-    comma = b""
+    project_separator = b""
     for project, members in sorted(group_by_project(containers).items()):
-        yield comma + msgspec.json.encode(project) + b":["
-        left, between = iter(members), b""
-        while some := list(islice(left, CONTAINERS_PER_CHUNK)):
-            yield between + msgspec.json.encode([build_container(row) for row in some])[1:-1]
-            between = b","
+        yield project_separator + msgspec.json.encode(project) + b":["
+        remaining, separator = iter(members), b""
+        while chunk := list(islice(remaining, CONTAINERS_PER_CHUNK)):
+            yield separator + msgspec.json.encode([build_container(container) for container in chunk])[1:-1]
+            separator = b","
         yield b"]"
-        comma = b","
+        project_separator = b","
     yield b"}}"
 
 
 def group_by_project(containers: Sequence[Transition]) -> Mapping[str, list[Transition]]:
-    """Group containers by compose project, "" for none."""
+    """Group containers by compose project; "" for those without a project."""
     projects: dict[str, list[Transition]] = {}
-    for row in containers:
-        projects.setdefault(row.metadata.project if row.metadata else "", []).append(row)
+    for container in containers:
+        projects.setdefault(container.metadata.project if container.metadata else "", []).append(container)
     return projects
 
 

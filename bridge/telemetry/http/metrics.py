@@ -1,6 +1,7 @@
-"""The metrics: collected when somebody asks, from what the bridge counts anyway.
+"""The metrics, collected for each request from the counters of the bridge.
 
-Every series that is known beforehand is there from the beginning, at 0: only so does ``increase`` see its first step.
+All series with known label values exist from the start, with value 0, because Prometheus's ``increase`` does not count
+the first value of a new series.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bridge.core.records import SnapshotReason, TransitionType
 from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS
 from bridge.telemetry.status import Bridge, SinkStatus, Status, evaluate
 
-# Events that produced no record: the internal counter, and the value of the metric's label.
+# Reasons why an event produced no record: the key of the internal counter, and the label value of the metric.
 _IGNORED_REASONS = {
     "exec_exit": "exec_exit",
     "duplicate": "duplicate",
@@ -33,11 +34,11 @@ _IGNORED_REASONS = {
 }
 _TYPES, _ORIGINS = get_args(TransitionType), ("live", "inferred")
 
-Series: TypeAlias = Iterable[tuple[Sequence[str], float]]  # values of labels, and the number
+Series: TypeAlias = Iterable[tuple[Sequence[str], float]]  # label values, and the value of the series
 
 
 class _SinkMetric(NamedTuple):
-    """A metric of which each sink has one."""
+    """A metric with one series per sink."""
 
     kind: type[GaugeMetricFamily | CounterMetricFamily]
     name: str
@@ -92,7 +93,7 @@ _SINK_METRICS = (
 
 
 class Metrics:
-    """Writes the metrics of one bridge."""
+    """The metrics of one bridge."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._registry = CollectorRegistry()
@@ -100,7 +101,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return the metrics in the format that a reader accepts, and what that is called."""
+        """Return the metrics in a format that the ``Accept`` header allows, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
@@ -114,10 +115,9 @@ class _Collector(Collector):
         yield from _bridge_metrics(status)
         yield from _record_metrics(status)
         yield from _stream_metrics(status)
-        for each in _SINK_METRICS:
-            yield _family(
-                each.kind, each.name, each.help_text, [([s.name], each.value(s)) for s in status.sinks], "sink"
-            )
+        for metric in _SINK_METRICS:
+            series = [([sink.name], metric.value(sink)) for sink in status.sinks]
+            yield _family(metric.kind, metric.name, metric.help_text, series, "sink")
         yield _publish_duration(status.sinks)
 
 
@@ -127,30 +127,30 @@ def _bridge_metrics(status: Status) -> Iterator[Metric]:
     engine = [((status.engine.id, status.engine.version), 1)] if status.engine is not None else []
     yield _gauge("engine_info", "The connected containerd; always 1.", engine, "id", "version")
     yield _gauge("ready", "1 if /readyz returns 200.", [((), evaluate(status).ready)])
-    tracked = [(["running"], status.running), (["paused"], status.paused)]
-    yield _gauge("containers", "Running and paused containers that match the filters.", tracked, "state")
+    containers = [(["running"], status.running), (["paused"], status.paused)]
+    yield _gauge("containers", "Running and paused containers that match the filters.", containers, "state")
 
 
 def _record_metrics(status: Status) -> Iterator[Metric]:
-    tally = status.counters
-    events = {("present", "snapshot"): 0} | {(type_, origin): 0 for type_ in _TYPES for origin in _ORIGINS}
-    events |= {(str(type_), str(origin)): number for (type_, origin), number in tally.records.items()}
-    yield _counter("records", "Container records.", events.items(), "type", "origin")
-    snapshots = [([reason], tally.snapshots[reason]) for reason in get_args(SnapshotReason)]
+    counters = status.counters
+    records = {("present", "snapshot"): 0} | {(type_, origin): 0 for type_ in _TYPES for origin in _ORIGINS}
+    records |= {(str(type_), str(origin)): count for (type_, origin), count in counters.records.items()}
+    yield _counter("records", "Container records.", records.items(), "type", "origin")
+    snapshots = [([reason], counters.snapshots[reason]) for reason in get_args(SnapshotReason)]
     yield _counter("snapshots", "Snapshots, by reason.", snapshots, "reason")
-    gaps = [([reason], tally.gaps[reason]) for reason in sorted(GAP_REASONS)]
+    gaps = [([reason], counters.gaps[reason]) for reason in sorted(GAP_REASONS)]
     yield _counter(
         "gaps",
         "Intervals in which events may have been missed, by the reason of the snapshot that reports them.",
         gaps,
         "reason",
     )
-    seconds = [([reason], tally.gap_seconds[reason]) for reason in sorted(GAP_REASONS)]
+    seconds = [([reason], counters.gap_seconds[reason]) for reason in sorted(GAP_REASONS)]
     yield _counter("gap_seconds", "Total length of these intervals, where known.", seconds, "reason")
 
 
 def _stream_metrics(status: Status) -> Iterator[Metric]:
-    ignored = [([name], status.ignored_events[counted]) for counted, name in _IGNORED_REASONS.items()]
+    ignored = [([label], status.ignored_events[key]) for key, label in _IGNORED_REASONS.items()]
     yield _counter("ignored_events", "Events from containerd that produced no record, by reason.", ignored, "reason")
     failed_queries = [((), status.ignored_events["query_failed"])]
     yield _counter(
@@ -167,8 +167,8 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
 
 
 def _publish_duration(sinks: Sequence[SinkStatus]) -> Metric:
-    text = "Time from sending a batch to its acknowledgment."
-    family = HistogramMetricFamily("whalebridge_sink_publish_duration_seconds", text, labels=["sink"])
+    help_text = "Time from sending a batch to its acknowledgment."
+    family = HistogramMetricFamily("whalebridge_sink_publish_duration_seconds", help_text, labels=["sink"])
     bounds = [*map(str, BUCKET_BOUNDS), "+Inf"]
     for sink in sinks:
         counts = sink.latency.cumulative()
@@ -188,6 +188,6 @@ def _family(
     kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, help_text: str, series: Series, *labels: str
 ) -> Metric:
     family = kind(f"whalebridge_{name}", help_text, labels=labels)
-    for values, number in series:
-        family.add_metric(values, number)
+    for label_values, value in series:
+        family.add_metric(label_values, value)
     return family

@@ -1,8 +1,8 @@
-"""The status page, for a person with a browser. Pure.
+"""The status page, for browsers. Pure.
 
-Everything in it comes from whoever may start a container: each text is escaped, what is invisible or changes the
-direction of writing is shown as an escape, and the policy that goes with the page lets the browser load and run
-nothing at all.
+Most of its text is untrusted, because users who can start a container choose its names and labels. All text is escaped,
+including invisible and direction-changing characters, and the content security policy prevents the browser from loading
+or running anything.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from bridge.core.identity import display_id
-from bridge.core.record_encoder import rfc3339
+from bridge.core.record_encoder import SnapshotCoverage, rfc3339
 from bridge.core.state import Transition
 from bridge.core.time import SECOND
 from bridge.telemetry.counters import SnapshotSummary
@@ -21,16 +21,16 @@ from bridge.telemetry.http.documents import group_by_project
 from bridge.telemetry.status import SinkStatus, Status, evaluate
 from bridge.telemetry.text import printable
 
-MAX_CONTAINERS = 1000  # on the page; /containers has all
+MAX_CONTAINERS = 1000  # on the page; /containers returns all
 REFRESH_SECONDS = 10
-_MAX_TEXT_LENGTH = 200  # characters of a name; some may be made to fill the page
+_MAX_TEXT_LENGTH = 200  # characters of a name, which could otherwise fill the page
 _MINUTE, _HOUR = 60, 3600
 _KIB = 1024
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2430; --quiet: #5a6675; --line: #d9dfe7; --back: #f6f8fb; --card: #fff;
-  --good: #18794e; --soso: #9a6700; --bad: #c62a2f }
+  --good: #18794e; --fair: #9a6700; --bad: #c62a2f }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e9f0; --quiet: #98a4b3; --line: #2d3743; --back: #11161d;
-  --card: #19202a; --good: #4cc38a; --soso: #e2b340; --bad: #ff7a7f } }
+  --card: #19202a; --good: #4cc38a; --fair: #e2b340; --bad: #ff7a7f } }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif }
@@ -52,7 +52,7 @@ dd { margin: 0; overflow-wrap: anywhere }
 .fixed { table-layout: fixed } .fixed th:nth-child(3), .fixed th:nth-child(6) { width: 6rem }
 .fixed th:nth-child(4) { width: 30% }
 ul { margin: 0; padding-left: 1.2rem } .quiet { color: var(--quiet) }
-.good { color: var(--good) } .soso { color: var(--soso) } .bad { color: var(--bad) } b { font-weight: 600 }
+.good { color: var(--good) } .fair { color: var(--fair) } .bad { color: var(--bad) } b { font-weight: 600 }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 POLICY = (
@@ -61,7 +61,7 @@ POLICY = (
 
 
 def render(status: Status, containers: Sequence[Transition], now: int) -> str:
-    """Return the page; ``now`` is the wall clock's."""
+    """Return the page; ``now`` is the wall clock time in nanoseconds."""
     return "".join(_page(status, containers, now))
 
 
@@ -80,30 +80,30 @@ def _page(status: Status, containers: Sequence[Transition], now: int) -> Iterato
 
 
 def _headline(status: Status, now: int) -> Iterator[str]:
-    verdict = evaluate(status)
-    turn, word = ("bad", "not ready") if not verdict.ready else ("good", "ready")
-    if verdict.ready and verdict.degraded_reasons:
-        turn, word = "soso", "ready, but degraded"
-    yield f'<header><h1>whalebridge</h1><span>{_text(status.host)}</span><b class="{turn}" id="status">{word}</b>'
-    yield f'<span class="quiet">{_moment(now)}</span></header>'
-    if verdict.reasons or verdict.degraded_reasons:
+    evaluated = evaluate(status)
+    color, state = ("good", "ready") if evaluated.ready else ("bad", "not ready")
+    if evaluated.ready and evaluated.degraded_reasons:
+        color, state = "fair", "ready, but degraded"
+    yield f'<header><h1>whalebridge</h1><span>{_text(status.host)}</span><b class="{color}" id="status">{state}</b>'
+    yield f'<span class="quiet">{_format_time(now)}</span></header>'
+    if evaluated.reasons or evaluated.degraded_reasons:
         yield "<section><ul>"
-        yield from (f'<li class="bad">{_text(reason)}</li>' for reason in verdict.reasons)
-        yield from (f'<li class="soso">{_text(complaint)}</li>' for complaint in verdict.degraded_reasons)
+        yield from (f'<li class="bad">{_text(reason)}</li>' for reason in evaluated.reasons)
+        yield from (f'<li class="fair">{_text(reason)}</li>' for reason in evaluated.degraded_reasons)
         yield "</ul></section>"
 
 
 def _containerd(status: Status) -> Iterator[str]:
     engine = status.engine
-    named = "not connected" if engine is None else f"containerd {engine.version}"
-    proof = "never" if status.watermark_age is None else f"{_seconds(status.watermark_age)} ago"
+    version = "not connected" if engine is None else f"containerd {engine.version}"
+    last_verified = "never" if status.watermark_age is None else f"{_format_duration(status.watermark_age)} ago"
     facts = [
-        ("engine", _text(named)),
+        ("engine", _text(version)),
         ("socket", _code(engine.api) if engine else ""),
         ("engine id", _code(engine.id) if engine else ""),
         ("namespaces", ", ".join(map(_code, status.include))),
         ("excluded", ", ".join(map(_code, status.exclude))),
-        ("last verified", proof),
+        ("last verified", last_verified),
         ("containers", f"{status.running} running, {status.paused} paused"),
     ]
     yield "<section><h2>Containerd</h2><dl>"
@@ -117,8 +117,8 @@ def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
             _text(sink.name),
             f'<b class="{_color_class(sink.state)}">{sink.state}</b> {_text(sink.last_error or "")}',
             str(sink.lag.records),
-            _size(sink.lag.size),
-            _seconds(sink.lag.oldest_age) if sink.lag.records else "",
+            _format_size(sink.lag.size),
+            _format_duration(sink.lag.oldest_age) if sink.lag.records else "",
             str(sink.published),
             str(sink.lag.dropped + sink.rejected),
         ]
@@ -131,24 +131,24 @@ def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
 
 def _containers(containers: Sequence[Transition]) -> Iterator[str]:
     yield f'<section><h2>Containers <span class="quiet">{len(containers)}</span></h2>'
-    left = MAX_CONTAINERS
+    remaining = MAX_CONTAINERS
     for project, members in sorted(group_by_project(containers).items()):
-        if not left:
+        if not remaining:
             break
-        shown = sorted(members, key=_name)[:left]
-        left -= len(shown)
+        shown = sorted(members, key=_name)[:remaining]
+        remaining -= len(shown)
         title = _text(project) if project else '<span class="quiet">no project</span>'
         yield f'<h3>{title} <span class="quiet">{len(members)}</span></h3>'
-        yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container, shown), "fixed")
+        yield _table(["name", "id", "state", "image", "service or pod", "pid#"], map(_container_row, shown), "fixed")
     if len(containers) > MAX_CONTAINERS:
-        rest = len(containers) - MAX_CONTAINERS
-        yield f'<p class="quiet">{rest} more are not shown; <a href="containers">containers</a> has all.</p>'
+        hidden = len(containers) - MAX_CONTAINERS
+        yield f'<p class="quiet">{hidden} more are not shown; <a href="containers">containers</a> lists all.</p>'
     yield "</section>"
 
 
-def _container(container: Transition) -> list[str]:
+def _container_row(container: Transition) -> list[str]:
     metadata = container.metadata
-    state = '<span class="soso">paused</span>' if container.paused else "running"
+    state = '<span class="fair">paused</span>' if container.paused else "running"
     image = service = ""
     if metadata is not None:
         image, service = metadata.image, metadata.service
@@ -167,34 +167,36 @@ def _container(container: Transition) -> list[str]:
 def _snapshots(summaries: Sequence[SnapshotSummary]) -> Iterator[str]:
     rows = [
         [
-            f'<span class="t">{_moment(note.at)}</span>',
-            note.gap.reason,
-            _moment(note.gap.since) if note.gap.since is not None else "unknown",
-            _moment(note.gap.until) if note.gap.until is not None else "",
-            str(note.containers),
-            str(note.inferred),
-            _text(
-                ", ".join([*(f"failed: {name}" for name in note.coverage.failed), *["partial"] * note.coverage.partial])
-            ),
+            f'<span class="t">{_format_time(summary.at)}</span>',
+            summary.gap.reason,
+            _format_time(summary.gap.since) if summary.gap.since is not None else "unknown",
+            _format_time(summary.gap.until) if summary.gap.until is not None else "",
+            str(summary.containers),
+            str(summary.inferred),
+            _text(_format_coverage(summary.coverage)),
         ]
-        for note in reversed(summaries)
+        for summary in reversed(summaries)
     ]
     yield "<section><h2>Recent snapshots</h2>"
     yield '<p class="quiet">Events between since and until may have been missed; inferred counts the transitions that '
-    yield "were found by comparison.</p>"
+    yield "were found by reconciliation.</p>"
     yield _table(["time", "reason", "since", "until", "containers#", "inferred#", "notes"], rows)
     yield "</section>"
 
 
+def _format_coverage(coverage: SnapshotCoverage) -> str:
+    return ", ".join([*(f"failed: {name}" for name in coverage.failed), *["partial"] * coverage.partial])
+
+
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], class_: str = "") -> str:
-    """Write a table of cells that are HTML; a head that ends with # is that of a column of numbers."""
-    kinds = [' class="n"' if head.endswith("#") else "" for head in headers]
-    titles = "".join(f"<th{kind}>{head.rstrip('#')}</th>" for head, kind in zip(headers, kinds, strict=True))
-    lines = [
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+    """Return a table; the cells are HTML, and a header that ends with # stands for a column of numbers."""
+    attributes = [' class="n"' if header.endswith("#") else "" for header in headers]
+    head = "".join(f"<th{attr}>{header.rstrip('#')}</th>" for header, attr in zip(headers, attributes, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{attr}>{cell}</td>" for cell, attr in zip(row, attributes, strict=True)) + "</tr>"
         for row in rows
-    ]
-    return f'<table class="{class_}"><thead><tr>{titles}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    )
+    return f'<table class="{class_}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _name(container: Transition) -> str:
@@ -202,7 +204,7 @@ def _name(container: Transition) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape foreign text, and shorten it where somebody has overdone it."""
+    """Escape untrusted text, and truncate it if it is too long."""
     return escape(printable(text if len(text) <= _MAX_TEXT_LENGTH else f"{text[:_MAX_TEXT_LENGTH]}…"))
 
 
@@ -211,19 +213,19 @@ def _code(text: str) -> str:
 
 
 def _color_class(state: str) -> str:
-    return {"ok": "good", "failing": "bad"}.get(state, "soso")
+    return {"ok": "good", "failing": "bad"}.get(state, "fair")
 
 
-def _moment(at: int) -> str:
-    """Write a moment, to the second."""
+def _format_time(at: int) -> str:
+    """Format a wall clock time, truncated to seconds."""
     return rfc3339(at - at % SECOND).replace("T", " ")
 
 
-def _seconds(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < _MINUTE:
         return f"{seconds:.1f} s"
     return f"{seconds / _MINUTE:.0f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
-def _size(number: int) -> str:
-    return f"{number / _KIB:.1f} KiB" if number < _KIB * _KIB else f"{number / _KIB / _KIB:.1f} MiB"
+def _format_size(size: int) -> str:
+    return f"{size / _KIB:.1f} KiB" if size < _KIB * _KIB else f"{size / _KIB / _KIB:.1f} MiB"

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: which path tells what, and the control socket's POST /snapshot."""
+"""The HTTP endpoint, and the control socket, which also serves POST /snapshot."""
 
 from __future__ import annotations
 
@@ -34,11 +34,7 @@ Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Endpoint:
-    """Serves one bridge on any number of sockets.
-
-    Args:
-        bridge: The running bridge.
-    """
+    """Serves the status of a running bridge on any number of sockets."""
 
     def __init__(self, bridge: Bridge) -> None:
         self._bridge = bridge
@@ -57,7 +53,7 @@ class Endpoint:
         """Listen on TCP; return the addresses.
 
         Raises:
-            OSError: That is not possible.
+            OSError: The address cannot be used.
         """
         bounded = BoundedServer(partial(self._handle, local=False))
         loop = asyncio.get_running_loop()
@@ -66,10 +62,10 @@ class Endpoint:
         return [_address(each) for each in server.sockets]
 
     async def listen_unix(self, path: Path) -> None:
-        """Listen on a unix socket, which only its owner can connect to; one that is there is replaced.
+        """Listen on a unix socket with access for its owner only; replace an existing socket.
 
         Raises:
-            OSError: That is not possible.
+            OSError: The socket cannot be created.
         """
         bounded = BoundedServer(partial(self._handle, local=True))
         loop = asyncio.get_running_loop()
@@ -77,13 +73,13 @@ class Endpoint:
         self._servers.append((server, bounded))
 
     async def close(self) -> None:
-        """Let go of everything; who waits for an answer gets none."""
+        """Close all sockets and connections; requests in progress get no response."""
         servers, self._servers = self._servers, []
         for server, bounded in servers:
             server.close()
             await bounded.shutdown(0)
 
-    # --- what every request goes through ---
+    # --- all requests ---
 
     async def _handle(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
         response = await self._respond(request, local=local)
@@ -95,16 +91,16 @@ class Endpoint:
         if not local and not _has_allowed_host(request):
             return _text(421, "request this by IP address or as localhost")
         routes = self._local_routes if local else self._routes
-        method, answer = routes.get(request.path, ("", None))
-        if answer is None:
+        method, handler = routes.get(request.path, ("", None))
+        if handler is None:
             return _text(404, f"not found; available paths: {' '.join(routes)}")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return _text(405, f"method not allowed; use {method}", Allow=method)
         try:
-            return await answer(request)
+            return await handler(request)
         except ConnectionError:
             raise
-        except Exception:  # noqa: BLE001 (aiohttp would keep a mistake of ours to itself; here the log gets it)
+        except Exception:  # noqa: BLE001 (aiohttp's own log of such errors is disabled)
             _log.exception("http_request_failed", path=request.path)
             return _text(500, "internal error; see the log of whalebridge")
 
@@ -125,9 +121,9 @@ class Endpoint:
         response = web.StreamResponse(headers={"Content-Type": _JSON})
         _harden(response)
         await response.prepare(request)
-        for piece in documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
-            await response.write(piece)
-            await asyncio.sleep(0)  # the watch comes first
+        for chunk in documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
+            await response.write(chunk)
+            await asyncio.sleep(0)  # lets the watch run in between
         await response.write_eof()
         return response
 
@@ -140,10 +136,10 @@ class Endpoint:
             return _json({"error": "containerd is not connected; see /readyz"}, 503)
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS):
-                taken = await self._bridge.snapshot()
+                completed = await self._bridge.snapshot()
         except TimeoutError:
             return _json({"error": f"snapshot timed out after {SNAPSHOT_SECONDS:g} s; it stays queued"}, 504)
-        return _json({"id": taken.id, "containers": taken.containers})
+        return _json({"id": completed.id, "containers": completed.containers})
 
 
 def _harden(response: web.StreamResponse) -> None:
@@ -164,20 +160,21 @@ def _json(document: Any, status: int = 200) -> web.Response:
 
 
 def _has_allowed_host(request: web.BaseRequest) -> bool:
-    """Whether a page of some other site, whose name leads here, is not behind a request (DNS rebinding).
+    """Return whether the Host header is an IP address or localhost, which excludes DNS rebinding by other sites.
 
-    Whoever listens on more than this host has names that nobody here knows.
+    Any host name is allowed unless the server's address is a loopback address, because the names of the other addresses
+    are unknown.
     """
-    own = request.transport.get_extra_info("sockname") if request.transport else None
-    if own is None or not ipaddress.ip_address(own[0]).is_loopback:
+    own_address = request.transport.get_extra_info("sockname") if request.transport else None
+    if own_address is None or not ipaddress.ip_address(own_address[0]).is_loopback:
         return True
-    found = _HOST.fullmatch(request.headers.get("Host", "localhost"))
-    if found is None:
+    host = _HOST.fullmatch(request.headers.get("Host", "localhost"))
+    if host is None:
         return False
     with contextlib.suppress(ValueError):
-        ipaddress.ip_address(found[1].strip("[]"))
+        ipaddress.ip_address(host[1].strip("[]"))
         return True
-    return found[1].lower() == "localhost"
+    return host[1].lower() == "localhost"
 
 
 def _address(listener: socket.socket) -> str:
@@ -186,22 +183,23 @@ def _address(listener: socket.socket) -> str:
 
 
 def _private_socket(path: Path) -> socket.socket:
-    """Make a unix socket in a directory, whose path may be longer than the kernel lets a socket's be.
+    """Create a unix socket for its owner only; the path may be longer than the kernel's limit for socket addresses.
 
-    It gets its name when it is as it shall be; so nobody else can ever connect, and there is no moment without one.
+    The socket gets its final name after its mode is set, so that no other user can connect in between. An existing
+    socket is replaced atomically.
     """
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    made = socket.socket(socket.AF_UNIX)
-    new = f"{path.name}.new"
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    listener = socket.socket(socket.AF_UNIX)
+    temporary_name = f"{path.name}.new"
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(new, dir_fd=folder)
-        made.bind(f"/proc/self/fd/{folder}/{new}")
-        os.chmod(f"/proc/self/fd/{folder}/{new}", _SOCKET_MODE)
-        os.rename(new, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.unlink(temporary_name, dir_fd=directory)
+        listener.bind(f"/proc/self/fd/{directory}/{temporary_name}")
+        os.chmod(f"/proc/self/fd/{directory}/{temporary_name}", _SOCKET_MODE)
+        os.rename(temporary_name, path.name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError:
-        made.close()
+        listener.close()
         raise
     finally:
-        os.close(folder)
-    return made
+        os.close(directory)
+    return listener

@@ -13,7 +13,7 @@ import pytest
 
 from bridge.cli import sockets
 from bridge.cli.check_results import CheckResult
-from bridge.cli.filesystems import file_system_type
+from bridge.cli.preflight import file_system_type
 from bridge.cli.sockets import WELL_KNOWN_SOCKETS, inspect_socket
 from tests.golden import Golden
 

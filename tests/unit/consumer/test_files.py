@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bridge.consumer.files import FileReader, StdinReader
-from bridge.consumer.messages import StartPosition
+from bridge.consumer.files import MAX_LINE_BYTES, FileReader, LineSplitter, StdinReader
+from bridge.consumer.reading import StartPosition
 from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, NotFoundError
 from sinks.file import RotatedFile
@@ -178,3 +180,40 @@ async def test_input_reader_raises_when_stdin_is_closed(golden: Golden) -> None:
     os.close(theirs)
     with golden.error("tail_errors", "a closed standard input", FatalError, "standard input", "Bad file descriptor"):
         await anext(StdinReader(ours).batches())
+
+
+def split_all(lines: LineSplitter, *chunks: bytes) -> list[bytes]:
+    return [each.data for chunk in chunks for each in lines.split(chunk)]
+
+
+@given(st.lists(st.binary(max_size=6)), st.integers(1, 5))
+def test_line_splitter_returns_whole_lines_for_any_chunks(expected: list[bytes], size: int) -> None:
+    expected = [line.replace(b"\n", b"") for line in expected]
+    stream = b"".join(each + b"\n" for each in expected)
+    chunks = [stream[start : start + size] for start in range(0, len(stream), size)]
+    lines = LineSplitter("here")
+    assert split_all(lines, *chunks) == [each for each in expected if each.strip()]
+    assert lines.finish() == []
+
+
+def test_line_splitter_returns_unterminated_line_at_end() -> None:
+    lines = LineSplitter("here")
+    assert split_all(lines, b"one\n\ntwo") == [b"one"]
+    assert [(each.data, each.location, each.number) for each in lines.finish()] == [(b"two", "here", 2)]
+    assert lines.finish() == []
+
+
+def test_line_splitter_skips_rest_of_line_when_started_inside() -> None:
+    lines = LineSplitter("here", within_line=True)
+    assert split_all(lines, b"rest ", b"of one\ntwo\n") == [b"two"]
+    lines = LineSplitter("here", within_line=True)
+    assert split_all(lines, b"rest") == []
+    assert lines.finish() == []
+
+
+def test_line_splitter_truncates_overlong_line() -> None:
+    lines = LineSplitter("here")
+    assert split_all(lines, b"x" * MAX_LINE_BYTES) == []
+    (cut,) = split_all(lines, b"xx")
+    assert len(cut) < 10_000
+    assert split_all(lines, b"x" * 100, b"xx\nnext\n") == [b"next"]

@@ -36,7 +36,7 @@ def test_log_writer_writes_lines_in_order(tmp_path: Path) -> None:
 
 
 def test_log_writer_drops_and_counts_lines_when_reader_hangs(pipe: tuple[int, int]) -> None:
-    writer = NonBlockingWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], kept=3)
+    writer = NonBlockingWriter(lambda count: f"{count} lines were left out", descriptor=pipe[1], max_lines=3)
     writer.write_line(LONG)
     fill(writer)
     for number in range(7):

@@ -149,7 +149,7 @@ def test_library_log_with_bad_arguments_is_ignored(
 def test_dropped_log_lines_are_reported_in_same_format(form: str, pipe: tuple[int, int], configure: Configure) -> None:
     writer = configure("info", form, descriptor=pipe[1])
     log = structlog.get_logger()
-    writer._left_out = 7  # as if nobody had read for a while
+    writer._dropped = 7  # as if standard error had not been read for a while
     log.info("Read again.")
     writer.close()
     first, second = read(pipe[0]).splitlines()

@@ -52,7 +52,7 @@ def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
     ready, live, lines, reloading, again, stopping = systemd.received()
     assert (ready, live, lines, again) == ("READY=1", "STATUS=live", "STATUS=two lines", "READY=1")
     assert reloading.startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert stopping.startswith("STOPPING=1\nSTATUS=stopping")
+    assert stopping.startswith("STOPPING=1\nSTATUS=shutting down")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Undecoded messages: the interface of readers, start positions, and reading that continues after errors."""
+"""Reads messages and records: the interface of readers, retries after interruptions, and invalid messages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
+from bridge.consumer.schema import DecodedRecord, InvalidMessageError, decode
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
 from bridge.retry import Backoff
+from bridge.telemetry.rate_limit import RateLimiter
 
 BACKOFF = Backoff(initial=0.2, maximum=5.0)
 
@@ -20,6 +22,13 @@ class Message(NamedTuple):
     data: bytes
     location: str
     number: int
+
+
+class ReadRecord(NamedTuple):
+    """A decoded record, and its JSON as published."""
+
+    record: DecodedRecord
+    data: bytes
 
 
 StartPosition: TypeAlias = Literal["beginning", "end"] | datetime
@@ -73,3 +82,49 @@ async def read(
         else:
             return
         await clock.sleep(BACKOFF.delay(failures, clock.random()))
+
+
+async def read_records(
+    reader: Reader, clock: Clock, notify: Callable[[str], None]
+) -> AsyncGenerator[Sequence[ReadRecord], None]:
+    """Yield records, as ``read`` yields messages; ``notify`` also gets the number of invalid messages, rate-limited.
+
+    Raises:
+        TransientError: The first attempt failed, or a reader that does not follow lost its connection.
+        FatalError: The target does not exist or cannot be read.
+    """
+    invalid = _InvalidMessages(clock, notify)
+    async with aclosing(read(reader, clock, notify)) as batches:
+        async for batch in batches:
+            yield [found for message in batch if (found := invalid.filter(message))]
+    invalid.report()
+
+
+class _InvalidMessages:
+    """Counts and reports messages that are not records."""
+
+    def __init__(self, clock: Clock, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._rate_limiter = RateLimiter(clock)
+        self._count = 0
+        self._suppressed = 0
+
+    def filter(self, message: Message) -> ReadRecord | None:
+        try:
+            return ReadRecord(*decode(message.data))
+        except InvalidMessageError as error:
+            self._count += 1
+            self._suppressed += 1
+            if self._rate_limiter.allow("foreign") is not None:
+                self._report_count(f"; the last one, number {message.number} of {message.location}: {error}")
+            return None
+
+    def report(self) -> None:
+        """Report the messages that were not reported yet."""
+        if self._suppressed:
+            self._report_count("")
+
+    def _report_count(self, details: str) -> None:
+        self._suppressed = 0
+        messages = "message was" if self._count == 1 else "messages were"
+        self._notify(f"{self._count} invalid {messages} skipped{details}")
