@@ -135,8 +135,8 @@ async def test_kafka_sink_rereads_replaced_password_file(kafka: Kafka, tmp_path:
 
 
 async def test_kafka_sink_publishes_over_tls_and_mtls(kafka: Kafka, authority: Authority) -> None:
-    ours = authority.issue(USER, password=SECRET)
-    own = {"cert_file": str(ours.certificate), "key_file": str(ours.key), "key_password": SECRET}
+    client = authority.issue(USER, password=SECRET)
+    own = {"cert_file": str(client.certificate), "key_file": str(client.key), "key_password": SECRET}
     async with open_sink(kafka.bootstrap_for("ssl"), "tls", tls=tls(authority)) as sink:
         await sink.publish([record(1)])
     async with open_sink(kafka.bootstrap_for("mtls"), "tls", tls=tls(authority, **own)) as sink:
@@ -179,10 +179,10 @@ async def test_kafka_sink_reports_missing_or_invalid_tls_files(
     kafka: Kafka, authority: Authority, tmp_path: Path
 ) -> None:
     bootstrap = kafka.bootstrap_for("mtls")
-    ours, others = authority.issue(USER, password=SECRET), authority.issue("other")
+    client, other = authority.issue(USER, password=SECRET), authority.issue("other")
     garbage = tmp_path / "garbage"
     garbage.write_text(SECRET)
-    cert, key = str(ours.certificate), str(ours.key)
+    cert, key = str(client.certificate), str(client.key)
     invalid: list[tuple[dict[str, Any], list[str]]] = [
         ({"ca_file": "/nowhere"}, ["tls.ca_file /nowhere", "No such file or directory"]),
         ({"ca_file": str(garbage)}, [f"tls.ca_file {garbage}"]),
@@ -191,7 +191,7 @@ async def test_kafka_sink_reports_missing_or_invalid_tls_files(
         ({"cert_file": cert, "key_file": key}, [f"tls.key_file {key}", "tls.key_password"]),
         ({"cert_file": cert, "key_file": key, "key_password": f"{SECRET}!"}, ["tls.key_password"]),
         ({"cert_file": cert, "key_file": key, "key_password_file": "/nowhere"}, ["tls.key_password_file /nowhere"]),
-        ({"cert_file": cert, "key_file": str(others.key)}, [str(others.key), f"tls.cert_file {cert}"]),
+        ({"cert_file": cert, "key_file": str(other.key)}, [str(other.key), f"tls.cert_file {cert}"]),
         ({"cert_file": str(garbage)}, [f"tls.cert_file {garbage}", f"tls.key_file {garbage}"]),
     ]
     for options, expected in invalid:

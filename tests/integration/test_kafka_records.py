@@ -73,24 +73,24 @@ async def test_kafka_sink_uses_one_partition_per_source(kafka: Kafka) -> None:
     assert sum(map(len, stored)) == len(all_records)
     assert sum(bool(partition) for partition in stored) > 3
     for node in range(20):
-        ours = [record_data([each]) for each in all_records if each.host == f"node-{node}"]
+        expected = [record_data([each]) for each in all_records if each.host == f"node-{node}"]
         partitions = [
             partition for partition in stored if any(decode_value(each)["host"] == f"node-{node}" for each in partition)
         ]
         assert len(partitions) == 1
-        assert [[each.value] for each in partitions[0] if decode_value(each)["host"] == f"node-{node}"] == ours
+        assert [[each.value] for each in partitions[0] if decode_value(each)["host"] == f"node-{node}"] == expected
 
 
 async def test_kafka_sink_partitions_keys_like_other_clients(kafka: Kafka, tmp_path: Path) -> None:
     kafka.admin.create_topic("murmur", partitions=20)
     async with open_sink(kafka, "murmur") as sink:
         await sink.publish([record(1)])
-    ours = [partition for partition in range(20) if kafka.admin.records("murmur", partition)]
+    expected = [partition for partition in range(20) if kafka.admin.records("murmur", partition)]
     line = tmp_path / "line"
     line.write_text("node-1/c79d280c-f53d-4d5e\tby kcat")
     options = ["-K", "\t", "-X", "partitioner=murmur2_random"]
     kcat("-P", "-b", kafka.bootstrap, "-t", "murmur", *options, "-l", str(line))
-    assert [partition for partition in range(20) if len(kafka.admin.records("murmur", partition)) == 2] == ours
+    assert [partition for partition in range(20) if len(kafka.admin.records("murmur", partition)) == 2] == expected
 
 
 # --- topics ---
@@ -113,13 +113,13 @@ async def test_kafka_sink_reports_missing_topic_without_auto_create(
 ) -> None:
     kafka = kafka_factory(settings={"auto.create.topics.enable": "true"})
     with pytest.raises(TransientError) as caught:
-        async with open_sink(kafka, "nowhere", auto_create=False, partitions=4):
+        async with open_sink(kafka, "missing", auto_create=False, partitions=4):
             pass
-    command = "kafka-topics.sh --create --topic nowhere --partitions 4 --config cleanup.policy=delete"
-    assert_names(caught.value, "topic nowhere", command)
+    command = "kafka-topics.sh --create --topic missing --partitions 4 --config cleanup.policy=delete"
+    assert_names(caught.value, "topic missing", command)
     assert kafka.admin.topics() == []
-    kafka.admin.create_topic("nowhere")
-    async with open_sink(kafka, "nowhere", auto_create=False):
+    kafka.admin.create_topic("missing")
+    async with open_sink(kafka, "missing", auto_create=False):
         pass
 
 

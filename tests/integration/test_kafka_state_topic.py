@@ -51,7 +51,7 @@ async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka
     async with open_sink(kafka, "stale", state_topic="stale.state") as sink:
         await sink.publish([record(1, id_=each) for each in ("a", "b", "c")])
         await sink.publish([record(2, id_="unlisted", namespace="failed"), record(3, "exited", id_="c")])
-        await sink.publish([record(1, id_="theirs", engine=other), record(1, id_="theirs", host="node-2")])
+        await sink.publish([record(1, id_="foreign", engine=other), record(1, id_="foreign", host="node-2")])
     async with open_sink(kafka, "stale", state_topic="stale.state") as sink:
         later = EPOCH + 1
         await sink.publish(
@@ -63,8 +63,8 @@ async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka
         SOURCE,
         f"{SOURCE}/shop/a",
         f"{SOURCE}/failed/unlisted",
-        "node-1/another-engine/shop/theirs",
-        f"node-2/{ENGINE.id}/shop/theirs",
+        "node-1/another-engine/shop/foreign",
+        f"node-2/{ENGINE.id}/shop/foreign",
     }
     assert tombstones(kafka, "stale.state") == [f"{SOURCE}/shop/c", f"{SOURCE}/shop/b"]
 

@@ -188,10 +188,10 @@ async def test_nats_sink_authenticates_with_client_certificate(
 ) -> None:
     peer = nats_factory(authority=authority, mtls=True)
     trusted = {"enabled": True, "ca_file": str(authority.certificate)}
-    ours = authority.issue("bridge")
-    own = {"cert_file": str(ours.certificate), "key_file": str(ours.key)}
+    client = authority.issue("bridge")
+    own = {"cert_file": str(client.certificate), "key_file": str(client.key)}
     await check_publish(peer, tls=trusted | own)
-    await check_publish(peer, tls=trusted | {"cert_file": str(ours.combined)})
+    await check_publish(peer, tls=trusted | {"cert_file": str(client.combined)})
     locked = authority.issue("bridge", password=SECRET)
     own_locked = {"cert_file": str(locked.certificate), "key_file": str(locked.key)}
     await check_publish(peer, tls=trusted | own_locked | {"key_password": SECRET})
@@ -199,7 +199,7 @@ async def test_nats_sink_authenticates_with_client_certificate(
     for password in ({"key_password": WRONG}, {}):
         assert_names(await publish_error(peer, tls=trusted | own_locked | password), locked.key, "tls.key_password")
     mixed = own | {"key_file": str(locked.key), "key_password": SECRET}
-    assert_names(await publish_error(peer, tls=trusted | mixed), f"tls.key_file {locked.key}", ours.certificate)
+    assert_names(await publish_error(peer, tls=trusted | mixed), f"tls.key_file {locked.key}", client.certificate)
     assert_names(await publish_error(peer, tls=trusted), "tls.cert_file")
     untrusted = Authority(tmp_path / "stranger").issue("bridge")
     own_untrusted = {"cert_file": str(untrusted.certificate), "key_file": str(untrusted.key)}

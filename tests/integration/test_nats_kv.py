@@ -91,7 +91,7 @@ async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) ->
     """The sink keeps the entries of other sources."""
     async with StreamReader(nats) as reader:
         sink = await start_sink(nats, "b_stale", kv_bucket={"name": "stale"})
-        await sink.publish([*snapshot("a", "b", "c"), record(9, host="node-2", id_="theirs")])
+        await sink.publish([*snapshot("a", "b", "c"), record(9, host="node-2", id_="foreign")])
         await sink.close()
         sink = await start_sink(nats, "b_stale", kv_bucket={"name": "stale"})
         await sink.publish(snapshot("b", epoch=LATER)[:1])
@@ -99,10 +99,10 @@ async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) ->
             "a",
             "b",
             "c",
-            "theirs",
+            "foreign",
         }  # the snapshot is not complete
         await sink.publish(snapshot("b", epoch=LATER)[1:])
-        assert await running_ids(reader, "stale") == {"b", "theirs"}
+        assert await running_ids(reader, "stale") == {"b", "foreign"}
         await sink.close()
 
 
@@ -157,11 +157,11 @@ async def test_nats_sink_reports_missing_or_invalid_kv_bucket(nats: Nats) -> Non
 
 async def test_nats_sink_uses_existing_kv_bucket(nats: Nats) -> None:
     async with StreamReader(nats) as reader:
-        await reader.jetstream.create_key_value(bucket="theirs", history=3)
-        sink = await start_sink(nats, "b_theirs", kv_bucket={"name": "theirs", "auto_create": False})
+        await reader.jetstream.create_key_value(bucket="existing", history=3)
+        sink = await start_sink(nats, "b_existing", kv_bucket={"name": "existing", "auto_create": False})
         await sink.publish(snapshot("a", "b"))
         await sink.publish(started_records(("exited", "b"), first=5))
-        assert await running_ids(reader, "theirs") == {"a"}
+        assert await running_ids(reader, "existing") == {"a"}
     await sink.close()
 
 

@@ -120,7 +120,7 @@ def test_overflow_snapshot_follows_when_bridge_lags_behind_proxy(containerd: Con
 
 def test_bridge_waits_when_proxy_cannot_reach_containerd(tmp_path: Path) -> None:
     with ProxyProcess(f"{tmp_path}/nothing.sock", tmp_path) as proxy, BridgeProcess(proxy.address, tmp_path) as bridge:
-        message = f"the proxy cannot reach containerd at {tmp_path}/nothing.sock"
+        message = f"the proxy cannot connect to containerd at {tmp_path}/nothing.sock"
         eventually(lambda: message in bridge.log.read_text(), "the reason in the log")
         time.sleep(1)
         assert bridge.process.poll() is None

@@ -153,10 +153,10 @@ def test_secrets_appear_only_in_labels_allowed_by_rules(
         each.stop()
     outputs |= brokers.topic_contents() | brokers.stream_contents()
     outputs |= {"log": bridge.log.read_bytes(), "stdout": bridge.out.read_bytes(), "file": _read(records)}
-    outputs["outbox"] = b"".join(content for where, content in outputs.items() if where.startswith("state/outbox.db"))
+    outputs["outbox"] = b"".join(content for output, content in outputs.items() if output.startswith("state/outbox.db"))
     assert len(secret_containers.canaries.locations) >= 50
     assert secret_containers.canaries.find_leaks(outputs) == []
-    assert [where for where, content in outputs.items() if b"Traceback" in content] == []
+    assert [output for output, content in outputs.items() if b"Traceback" in content] == []
     _check_published_labels(outputs, secret_containers)
 
 
@@ -173,8 +173,8 @@ def test_secrets_are_not_leaked_with_older_containerd(secret_containers: SecretC
     outbox = b"".join(read_files(tmp_path / "state").values())
     outputs = {"records": bridge.out.read_bytes(), "log": bridge.log.read_bytes(), "outbox": outbox}
     assert secret_containers.canaries.find_leaks(outputs) == []
-    for where in ("records", "outbox"):
-        assert [label for label in labels if label.encode() not in outputs[where]] == [], where
+    for output in ("records", "outbox"):
+        assert [label for label in labels if label.encode() not in outputs[output]] == [], output
 
 
 def test_error_messages_omit_secrets_of_settings_and_arguments(tmp_path: Path) -> None:
@@ -293,16 +293,16 @@ def _check_published_labels(outputs: Mapping[str, bytes], secret_containers: Sec
     """Check that allowed labels are in all outputs with labels, so that the search is known to work."""
     before, pod, image_, later = (each.encode() for each in secret_containers.published_labels)
     everywhere = ["inline", "by-environment", "by-token", "states", "file", "outbox", "GET /containers 200 []"]
-    for where in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
-        assert [each for each in (before, pod, image_, later) if each not in outputs[where]] == [], where
+    for output in (*everywhere, "whalebridge list --json", "whalebridge tail inline", "whalebridge tail user"):
+        assert [each for each in (before, pod, image_, later) if each not in outputs[output]] == [], output
     assert before in outputs["whalebridge inspect"]
     assert before in outputs["state/dead-letters.jsonl"]
-    stored = {where: content for where, content in outputs.items() if where.endswith(".blk")}
+    stored = {output: content for output, content in outputs.items() if output.endswith(".blk")}
     for stream in ("WHALEBRIDGE_USER", "WHALEBRIDGE_TOKEN", "WHALEBRIDGE_NKEY", "WHALEBRIDGE_CREDS", "KV_states"):
-        assert any(before in content for where, content in stored.items() if stream in where), stream
+        assert any(before in content for output, content in stored.items() if stream in output), stream
     assert b"[redacted]" in outputs["file"]
     name = f"before-{secret_containers.namespace}".encode()
-    assert [where for where in ("watch", "GET / 200 []") if name not in outputs[where]] == []
+    assert [output for output in ("watch", "GET / 200 []") if name not in outputs[output]] == []
     assert b"wrong-plain" in outputs["messages to systemd"]
     assert b"auth.password" in outputs["log"]
     assert b"auth.token" in outputs["log"]

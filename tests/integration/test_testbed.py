@@ -163,12 +163,12 @@ def test_testbed_containerd_is_unresponsive_while_suspended(engine_factory: Cont
 
 
 def test_testbed_containerd_instances_are_isolated(engine_factory: ContainerdFactory) -> None:
-    one, other = engine_factory(), engine_factory()
-    here = unique_id("here")
-    one.run(here, "sleep", "86400")
-    assert one.tasks() == {here: "RUNNING"}
-    assert other.tasks() == {}
-    assert other.shim_pids() == []
+    first, second = engine_factory(), engine_factory()
+    id_ = unique_id("isolated")
+    first.run(id_, "sleep", "86400")
+    assert first.tasks() == {id_: "RUNNING"}
+    assert second.tasks() == {}
+    assert second.shim_pids() == []
 
 
 def test_testbed_containerd_leaves_nothing_behind(engine_factory: ContainerdFactory) -> None:
