@@ -33,7 +33,7 @@ from bridge.sink_manager import SinkManager
 from bridge.status_provider import StatusProvider, http_endpoint
 from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry import logs
-from bridge.telemetry.systemd import ServiceManager
+from bridge.telemetry.systemd import SystemdNotifier
 from bridge.watch import ContainerWatch, WatchSettings
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ async def run(
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
     sink_manager = SinkManager(outbox, clock, heartbeat_factory)
     status_provider = StatusProvider(settings, watch, outbox, lambda: sink_manager.pumps)
-    service_manager = ServiceManager(os.environ, clock)
+    service_manager = SystemdNotifier(os.environ, clock)
 
     async def apply(changed: Settings) -> None:
         replaced = await sink_manager.reload(changed)  # first, because if it fails, nothing may change
@@ -257,7 +257,7 @@ async def _cancel_on_shutdown(shutdown: _ShutdownSignals, call: Callable[[], Awa
         await asyncio.wait([calling, requested])
 
 
-async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Event, manager: ServiceManager) -> None:
+async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Event, manager: SystemdNotifier) -> None:
     """Reload the settings at each request."""
     while True:
         await requested.wait()

@@ -22,7 +22,7 @@ from bridge.core.ports import Clock, Outbox, Sink
 from bridge.core.record_encoder import heartbeat_record
 from bridge.core.records import Record, Watermark
 from bridge.core.time import to_seconds
-from bridge.retry import Backoff, Failure, retry_forever
+from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
@@ -200,7 +200,7 @@ class Pump:
                     self.state, self.last_error = "ok", None
 
     async def _retry(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        await retry_forever(
+        await retry_until_success(
             lambda: with_timeout(attempt, self._attempt_timeout),
             clock=self._clock,
             backoff=BACKOFF,

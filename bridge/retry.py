@@ -52,7 +52,7 @@ class Failure(NamedTuple):
     delay: float
 
 
-async def retry_forever(
+async def retry_until_success(
     attempt: Callable[[], Awaitable[T]],
     *,
     clock: Clock,

@@ -243,7 +243,7 @@ class ContainerdClient:
             return None
         return next((task for task in await self.tasks(key.namespace) if task.key == key), None)
 
-    async def wait(self, key: ContainerKey) -> ExitStatus | None:
+    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         """Wait indefinitely for a container's task to exit; return None if there is no task.
 
         Raises:

@@ -79,7 +79,7 @@ class EngineClient(Protocol):
             TransientError: containerd or the shim did not respond; the state of the task is unknown.
         """
 
-    async def wait(self, key: ContainerKey) -> ExitStatus | None:
+    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
         """Wait without a time limit for the exit of a container's task; None if there is no task.
 
         Raises:

@@ -106,7 +106,7 @@ class Tracker(TransitionEmitter):
             entry.incarnation.confirmed = False
         self._finish_step(entry)
 
-    def task_waited(self, key: ContainerKey, pid: int, exit_status: ExitStatus, now: Instant) -> None:
+    def apply_wait_result(self, key: ContainerKey, pid: int, exit_status: ExitStatus, now: Instant) -> None:
         """Process the result of Tasks.Wait: the exit event is in flight, or lost.
 
         The exit event takes precedence, because it has the time of publication and arrives in order. If it does not
@@ -167,7 +167,7 @@ class Tracker(TransitionEmitter):
         if entry.incarnation is not None:
             self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
 
-    def _on_created(self, entry: ContainerState, event: TaskCreated, now: Instant) -> None:
+    def _on_task_created(self, entry: ContainerState, event: TaskCreated, now: Instant) -> None:
         if entry.is_known(event.pid):
             self.counts["late"] += 1
             return
@@ -176,7 +176,7 @@ class Tracker(TransitionEmitter):
         if entry.incarnation is not None:
             self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
 
-    def _on_started(self, entry: ContainerState, event: TaskStarted, now: Instant) -> None:
+    def _on_task_started(self, entry: ContainerState, event: TaskStarted, now: Instant) -> None:
         if entry.is_known(event.pid):
             self.counts["duplicate"] += 1
             if entry.incarnation is not None and entry.incarnation.pid == event.pid:
@@ -196,7 +196,7 @@ class Tracker(TransitionEmitter):
             self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
         self._apply_pending_exit(entry)
 
-    def _on_exited(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
+    def _on_task_exited(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
         if event.exec_id:
             entry.generation -= 1  # an exec process does not affect the container
             self.counts["exec_exit"] += 1
@@ -210,7 +210,7 @@ class Tracker(TransitionEmitter):
         else:
             self._defer_exit(entry, event, now)
 
-    def _on_deleted(self, entry: ContainerState, event: TaskDeleted, now: Instant) -> None:
+    def _on_task_deleted(self, entry: ContainerState, event: TaskDeleted, now: Instant) -> None:
         if event.exec_id:
             entry.generation -= 1
         elif entry.incarnation is None:
@@ -220,13 +220,13 @@ class Tracker(TransitionEmitter):
         elif event.pid == 0:
             self.schedule_query(entry.key)
 
-    def _on_paused(self, entry: ContainerState, event: TaskPaused, now: Instant) -> None:
+    def _on_task_paused(self, entry: ContainerState, event: TaskPaused, now: Instant) -> None:
         self._apply_pause(entry, event.at, now, paused=True)
 
-    def _on_resumed(self, entry: ContainerState, event: TaskResumed, now: Instant) -> None:
+    def _on_task_resumed(self, entry: ContainerState, event: TaskResumed, now: Instant) -> None:
         self._apply_pause(entry, event.at, now, paused=False)
 
-    def _on_oom(self, entry: ContainerState, event: TaskOOM, _now: Instant) -> None:
+    def _on_task_oom(self, entry: ContainerState, event: TaskOOM, _now: Instant) -> None:
         if entry.incarnation is not None or entry.pending_exit is not None or entry.has_created_task():
             entry.oom = True
         self._emit_additional(entry, "oom", "live", event.at, entry.metadata)
@@ -398,11 +398,11 @@ _HANDLERS: dict[type, Callable[..., None]] = {
     ContainerCreated: Tracker._on_container_created,
     ContainerUpdated: Tracker._on_container_updated,
     ContainerDeleted: Tracker._on_container_deleted,
-    TaskCreated: Tracker._on_created,
-    TaskStarted: Tracker._on_started,
-    TaskExited: Tracker._on_exited,
-    TaskDeleted: Tracker._on_deleted,
-    TaskPaused: Tracker._on_paused,
-    TaskResumed: Tracker._on_resumed,
-    TaskOOM: Tracker._on_oom,
+    TaskCreated: Tracker._on_task_created,
+    TaskStarted: Tracker._on_task_started,
+    TaskExited: Tracker._on_task_exited,
+    TaskDeleted: Tracker._on_task_deleted,
+    TaskPaused: Tracker._on_task_paused,
+    TaskResumed: Tracker._on_task_resumed,
+    TaskOOM: Tracker._on_task_oom,
 }

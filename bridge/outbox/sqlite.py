@@ -31,7 +31,7 @@ from bridge.outbox.read_cache import ReadCache
 from bridge.outbox.sink_queue import Batch, LossRange, PositionRange, SinkQueue, rejection_losses
 from bridge.outbox.state_directory import StateDirectory
 from bridge.outbox.storage_types import LoadedState
-from bridge.outbox.store import Store
+from bridge.outbox.store import DatabaseWorker
 from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, Writer
 
 READ_BYTES = 1024 * 1024
@@ -46,7 +46,7 @@ class SqliteOutbox:
 
     def __init__(
         self,
-        store: Store,
+        store: DatabaseWorker,
         directory: StateDirectory,
         state: LoadedState,
         sinks: Iterable[str],
@@ -103,7 +103,7 @@ class SqliteOutbox:
             FatalError: The directory cannot be used; the message says why and what to do.
         """
         directory = StateDirectory(path)
-        store = Store(directory, clock)
+        store = DatabaseWorker(directory, clock)
         try:
             outbox = cls(store, directory, await store.open(), sinks, clock, limits, on_loss)
             await outbox._register_sinks()

@@ -21,7 +21,7 @@ from bridge.outbox.database import CorruptDatabaseError, Database, DatabaseRemov
 from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
 from bridge.outbox.state_directory import StateDirectory
 from bridge.outbox.storage_types import LoadedState
-from bridge.retry import Backoff, Failure, retry_forever
+from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.telemetry.rate_limit import RateLimiter
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ _HANG_TIMEOUT_NS = 10 * SECOND
 _log = structlog.get_logger(__name__)
 
 
-class Store:
+class DatabaseWorker:
     """Run jobs on the thread that owns the connection."""
 
     def __init__(self, directory: StateDirectory, clock: Clock) -> None:
@@ -102,7 +102,7 @@ class Store:
         Raises:
             StateError: The database can no longer be used.
         """
-        result = await retry_forever(
+        result = await retry_until_success(
             lambda: self.run_once(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._log_failure
         )
         self._last_error = None

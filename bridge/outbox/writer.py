@@ -17,7 +17,7 @@ from bridge.outbox.limits import Limits
 from bridge.outbox.read_cache import ReadCache
 from bridge.outbox.sink_queue import LossRange, PositionRange, SinkQueue, intersection, released_by_all
 from bridge.outbox.storage_types import WriteBatch, split_into_chunks
-from bridge.outbox.store import Store
+from bridge.outbox.store import DatabaseWorker
 from bridge.telemetry.rate_limit import RateLimiter
 
 REMOVED_SINK_RETENTION_SECONDS = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor
@@ -48,7 +48,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: DatabaseWorker,
         cache: ReadCache,
         queues: Mapping[str, SinkQueue],
         removed: dict[str, SinkQueue],

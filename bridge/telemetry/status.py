@@ -71,7 +71,7 @@ class CompletedSnapshot(Protocol):
         """The number of containers in it."""
 
 
-class Bridge(Protocol):
+class BridgeInspector(Protocol):
     """The running bridge."""
 
     def status(self) -> Status:

@@ -24,7 +24,7 @@ _BUSY_ERRNOS = (errno.EAGAIN, errno.ENOBUFS)
 _log = structlog.get_logger(__name__)
 
 
-class ServiceManager:
+class SystemdNotifier:
     """Sends notifications to systemd, and does nothing without NOTIFY_SOCKET in ``environ``; for one event loop."""
 
     def __init__(self, environ: Mapping[str, str], clock: Clock) -> None:

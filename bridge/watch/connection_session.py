@@ -285,7 +285,7 @@ class Session:
                 self._tracker.update_metadata(item.metadata)
             self._emit(self._tracker.process_event(item.event, now))
         elif isinstance(item, TaskWaited):
-            self._tracker.task_waited(item.key, item.pid, item.exit_status, now)
+            self._tracker.apply_wait_result(item.key, item.pid, item.exit_status, now)
         elif isinstance(item, WatermarkAdvanced):
             self._journal.advance_watermark(item.at)
         elif item.audit is None:

@@ -47,7 +47,7 @@ class ExitWaiter:
 
     async def _wait(self, key: ContainerKey, pid: int) -> None:
         try:
-            exit_status = await self._client.wait(key)
+            exit_status = await self._client.wait_for_exit(key)
         except BridgeError:
             return  # only a fallback: the exit event, the delete event or the audit reports the exit as well
         self._on_exit(key, pid, ExitStatus(None, None) if exit_status is None else exit_status)

@@ -23,7 +23,7 @@ from bridge.core.records import SnapshotReason, SourcePosition, Watermark
 from bridge.core.state import ContainerState, Transition
 from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
-from bridge.retry import Backoff, Failure, retry_forever
+from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.connection_session import Session
@@ -113,7 +113,7 @@ class ContainerWatch:
         Raises:
             FatalError: This containerd cannot be watched until an operator changes something.
         """
-        await retry_forever(self._run_session, clock=self._clock, backoff=BACKOFF, before_sleep=self._log_failure)
+        await retry_until_success(self._run_session, clock=self._clock, backoff=BACKOFF, before_sleep=self._log_failure)
 
     @property
     def watermark(self) -> Watermark | None:

@@ -129,7 +129,7 @@ class SimulatedContainerd:
             except SimulatedRpcError as error:
                 await context.abort(error.code, error.details)
             self.faults.hooks.get(name, _no_op)()
-            if name in self.faults.garbled:
+            if name in self.faults.unreadable_responses:
                 return b"\xff"
             return response if isinstance(response, bytes) else response.SerializeToString()
 

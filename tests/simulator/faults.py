@@ -20,7 +20,7 @@ class Faults:
     """By method and namespace: calls fail with this error."""
     hanging: dict[str, asyncio.Event] = field(default_factory=dict)
     """By method: calls hang until the event is set."""
-    garbled: set[str] = field(default_factory=set)
+    unreadable_responses: set[str] = field(default_factory=set)
     """Methods whose responses cannot be decoded."""
     hooks: dict[str, Callable[[], None]] = field(default_factory=dict)
     """By method: called when the response is ready but not sent yet, to provoke races."""

@@ -9,7 +9,7 @@ from bridge.clock import SystemClock
 from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.time import SECOND, from_seconds
-from bridge.retry import Backoff, Failure, retry_forever
+from bridge.retry import Backoff, Failure, retry_until_success
 
 
 class FakeClock:
@@ -47,13 +47,13 @@ def failing(times: int, error: Exception | None = None) -> Callable[[], Awaitabl
 
 async def test_retry_returns_first_success_without_delay() -> None:
     clock = FakeClock()
-    assert await retry_forever(failing(0), clock=clock) == "done"
+    assert await retry_until_success(failing(0), clock=clock) == "done"
     assert clock.slept == []
 
 
 async def test_retry_delays_double_up_to_maximum() -> None:
     clock = FakeClock(chance=0)
-    assert await retry_forever(failing(2000), clock=clock, backoff=Backoff(initial=0.2, maximum=2)) == "done"
+    assert await retry_until_success(failing(2000), clock=clock, backoff=Backoff(initial=0.2, maximum=2)) == "done"
     assert clock.slept[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1])
     assert set(clock.slept[4:]) == {1}
     assert len(clock.slept) == 2000
@@ -68,7 +68,7 @@ def test_retry_delay_is_drawn_from_upper_half(chance: float, delay: float) -> No
 async def test_retry_raises_other_errors_immediately(error: Exception) -> None:
     clock = FakeClock()
     with pytest.raises(type(error)) as caught:
-        await retry_forever(failing(1, error), clock=clock)
+        await retry_until_success(failing(1, error), clock=clock)
     assert caught.value is error
     assert clock.slept == []
 
@@ -80,7 +80,7 @@ async def test_retry_stops_at_fatal_error_after_transient_errors() -> None:
         raise errors.pop(0)
 
     with pytest.raises(FatalError, match="3"):
-        await retry_forever(attempt, clock=FakeClock())
+        await retry_until_success(attempt, clock=FakeClock())
 
 
 async def test_retry_attempt_is_cancelable() -> None:
@@ -90,7 +90,7 @@ async def test_retry_attempt_is_cancelable() -> None:
         started.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(retry_forever(attempt, clock=FakeClock()))
+    task = asyncio.create_task(retry_until_success(attempt, clock=FakeClock()))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -106,7 +106,7 @@ async def test_retry_delay_is_cancelable() -> None:
             asleep.set()
             await asyncio.Event().wait()
 
-    task = asyncio.create_task(retry_forever(failing(9), clock=HangingClock()))
+    task = asyncio.create_task(retry_until_success(failing(9), clock=HangingClock()))
     await asleep.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -117,7 +117,7 @@ async def test_retry_reports_each_failure_before_delay() -> None:
     clock = FakeClock(chance=0)
     failures: list[tuple[Failure, int]] = []
     error = TransientError("unavailable")
-    await retry_forever(
+    await retry_until_success(
         failing(2, error),
         clock=clock,
         backoff=Backoff(initial=2, maximum=8),
@@ -137,7 +137,7 @@ async def test_retry_delays_reset_after_long_successful_attempt() -> None:
         raise TransientError("broken")
 
     consecutive_counts: list[int] = []
-    await retry_forever(
+    await retry_until_success(
         session,
         clock=clock,
         backoff=Backoff(initial=2, maximum=100, reset_after=60),
@@ -150,7 +150,7 @@ async def test_retry_delays_reset_after_long_successful_attempt() -> None:
 async def test_retry_accepts_function_returning_awaitable() -> None:
     result = asyncio.get_running_loop().create_future()
     result.set_result("done")
-    assert await retry_forever(lambda: result, clock=FakeClock()) == "done"
+    assert await retry_until_success(lambda: result, clock=FakeClock()) == "done"
 
 
 async def test_system_clock_is_monotonic_and_sleeps() -> None:

@@ -34,7 +34,7 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     relay = Relay(source, SystemClock())
-    server = make_server(relay)
+    server = create_server(relay)
     try:
         bind(server, path, mode=mode, group=group)
         await server.start()
@@ -53,7 +53,7 @@ def _resolve_sockets(containerd: str, listen: str) -> tuple[str, str]:
     return source, path
 
 
-def make_server(relay: Relay) -> grpc.aio.Server:
+def create_server(relay: Relay) -> grpc.aio.Server:
     """Return a server that does not listen yet."""
     options = [
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

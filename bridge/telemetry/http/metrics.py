@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from bridge import __version__
 from bridge.core.records import SnapshotReason, TransitionType
 from bridge.telemetry.counters import BUCKET_BOUNDS, GAP_REASONS
-from bridge.telemetry.status import Bridge, SinkStatus, Status, evaluate
+from bridge.telemetry.status import BridgeInspector, SinkStatus, Status, evaluate
 
 # Reasons why an event produced no record: the key of the internal counter, and the label value of the metric.
 _IGNORED_REASONS = {
@@ -95,7 +95,7 @@ _SINK_METRICS = (
 class Metrics:
     """The metrics of one bridge."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: BridgeInspector) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Collector(bridge))
         ProcessCollector(registry=self._registry)
@@ -107,7 +107,7 @@ class Metrics:
 
 
 class _Collector(Collector):
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: BridgeInspector) -> None:
         self._bridge = bridge
 
     def collect(self) -> Iterator[Metric]:

@@ -21,7 +21,7 @@ from aiohttp import web
 from bridge.telemetry.http import documents, page
 from bridge.telemetry.http.connections import BoundedServer
 from bridge.telemetry.http.metrics import Metrics
-from bridge.telemetry.status import Bridge, evaluate
+from bridge.telemetry.status import BridgeInspector, evaluate
 
 SNAPSHOT_SECONDS = 30.0
 _JSON = "application/json"
@@ -36,7 +36,7 @@ Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Endpoint:
     """Serves the status of a running bridge on any number of sockets."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: BridgeInspector) -> None:
         self._bridge = bridge
         self._metrics = Metrics(bridge)
         self._servers: list[tuple[asyncio.Server, BoundedServer]] = []

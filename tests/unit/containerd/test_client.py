@@ -220,7 +220,7 @@ class TestFailures:
         self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
         simulated_containerd.state.run(KEY)
-        simulated_containerd.faults.garbled.add(method)
+        simulated_containerd.faults.unreadable_responses.add(method)
         with golden.error(
             "containerd_errors",
             f"{method} unreadable",
@@ -274,7 +274,7 @@ class TestFailures:
         self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         simulated_containerd.faults.hang("Tasks.Wait")
-        waiting = asyncio.create_task(client.wait(KEY))
+        waiting = asyncio.create_task(client.wait_for_exit(KEY))
         await eventually_async(lambda: "Tasks.Wait" in simulated_containerd.calls)
         await client.close()
         with golden.error(

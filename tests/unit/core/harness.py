@@ -230,7 +230,7 @@ class Harness:
         for _ in range(count):
             delivery = self.containerd.stream.popleft()
             if isinstance(delivery, TaskWaitResult):
-                self.tracker.task_waited(*delivery, self.containerd.now())
+                self.tracker.apply_wait_result(*delivery, self.containerd.now())
                 continue
             self.received.append(delivery.event)
             if delivery.metadata is not None:

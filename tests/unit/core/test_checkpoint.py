@@ -144,7 +144,7 @@ def populate(tracker: Tracker) -> None:
         tracker.process_event(TaskExited(WEB, NOW.wall, "", pid, 0, NOW.wall), NOW)
     tracker.process_event(TaskCreated(WEB, NOW.wall, 9), NOW)
     tracker.process_event(TaskStarted(WEB, NOW.wall, 9), NOW)
-    tracker.task_waited(WEB, 9, ExitStatus(3, NOW.wall), NOW)
+    tracker.apply_wait_result(WEB, 9, ExitStatus(3, NOW.wall), NOW)
 
 
 def test_checkpoint_restores_container_state() -> None:

@@ -347,7 +347,7 @@ EXIT_STATUS = ExitStatus(9, 123)
 
 def test_task_wait_status_is_used_when_exit_event_lost() -> None:
     tracker = tracker_with_container()
-    tracker.task_waited(WEB, 5, EXIT_STATUS, moment(1))
+    tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(1))
     assert tracker.next_due() == SECOND + WAITED_EXIT_GRACE_NS
     (query,) = tracker.due_queries(moment(3))
     (end,) = tracker.apply_query_result(query, None, moment(3))
@@ -356,7 +356,7 @@ def test_task_wait_status_is_used_when_exit_event_lost() -> None:
 
 def test_exit_event_status_is_used_when_task_wait_ended_first() -> None:
     tracker = tracker_with_container()
-    tracker.task_waited(WEB, 5, EXIT_STATUS, moment(1))
+    tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(1))
     (end,) = tracker.process_event(exited(5, 1.1, 9), moment(1.2))
     assert (summarize([end]), end.exit_info) == (EXITED, ExitInfo(9, wall(1.1), oom=False))
     assert tracker.next_due() is None
@@ -366,7 +366,7 @@ def test_task_wait_status_is_kept_when_wait_ends_before_start() -> None:
     tracker = synced_tracker()
     tracker.update_metadata(make_metadata())
     step(tracker, created(5, 1))
-    tracker.task_waited(WEB, 5, EXIT_STATUS, moment(2))
+    tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(2))
     assert tracker.next_due() is None
     assert step(tracker, started(5, 1.5), moment(3)) == STARTED
     (query,) = tracker.due_queries(moment(5))
@@ -377,10 +377,10 @@ def test_task_wait_status_is_kept_when_wait_ends_before_start() -> None:
 def test_task_wait_of_other_task_is_ignored() -> None:
     tracker = synced_tracker()
     tracker.update_metadata(make_metadata())
-    tracker.task_waited(WEB, 4, EXIT_STATUS, moment(1))
-    tracker.task_waited(DB, 4, EXIT_STATUS, moment(1))
+    tracker.apply_wait_result(WEB, 4, EXIT_STATUS, moment(1))
+    tracker.apply_wait_result(DB, 4, EXIT_STATUS, moment(1))
     step(tracker, created(4, 1))
-    tracker.task_waited(WEB, 4, EXIT_STATUS, moment(1))
+    tracker.apply_wait_result(WEB, 4, EXIT_STATUS, moment(1))
     step(tracker, created(5, 2))
     assert step(tracker, started(5, 3)) == STARTED
     assert tracker.next_due() is None
@@ -565,7 +565,7 @@ def test_task_query_repeated_when_event_precedes_result(event: ContainerEvent) -
 def test_task_query_repeated_when_task_wait_precedes_result() -> None:
     tracker = tracker_with_container()
     (query,) = query_task(tracker)
-    tracker.task_waited(WEB, 5, EXIT_STATUS, moment(2))
+    tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(2))
     assert summarize(tracker.apply_query_result(query, task(5), moment(2))) == []
     assert due_query_keys(tracker, 2) == [WEB]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.telemetry.systemd import ServiceManager
+from bridge.telemetry.systemd import SystemdNotifier
 from tests.clocks import ManualClock
 
 
@@ -41,7 +41,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSyst
 
 
 def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
-    manager = ServiceManager(systemd.environ, ManualClock())
+    manager = SystemdNotifier(systemd.environ, ManualClock())
     manager.ready()
     manager.status("synced")
     manager.status("synced")
@@ -72,7 +72,7 @@ async def test_watchdog_is_notified_from_event_loop(
     systemd: FakeSystemd, watchdog: dict[str, str], notification_count: int
 ) -> None:
     clock = ManualClock()
-    manager = ServiceManager(systemd.environ | watchdog, clock)
+    manager = SystemdNotifier(systemd.environ | watchdog, clock)
     running = asyncio.create_task(manager.run(lambda: "synced"))
     for _ in range(12):
         await asyncio.sleep(0)
@@ -83,13 +83,13 @@ async def test_watchdog_is_notified_from_event_loop(
 
 
 async def test_service_manager_does_nothing_without_systemd() -> None:
-    manager = ServiceManager({}, ManualClock())
+    manager = SystemdNotifier({}, ManualClock())
     manager.ready()
     await manager.run(lambda: "synced")
 
 
 def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
-    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
+    manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
     with capture_logs() as logs:
         manager.ready()
         manager.status("synced")
@@ -102,7 +102,7 @@ def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
 
 
 def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) -> None:
-    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
+    manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
     with capture_logs():
         manager.ready()
         manager.status("synced")
@@ -110,7 +110,7 @@ def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) 
 
 
 def test_service_manager_does_not_block_when_socket_is_full(systemd: FakeSystemd) -> None:
-    manager = ServiceManager(systemd.environ, ManualClock())
+    manager = SystemdNotifier(systemd.environ, ManualClock())
     with capture_logs() as logs:
         for number in range(2000):
             manager.status(f"{number}")
@@ -118,7 +118,7 @@ def test_service_manager_does_not_block_when_socket_is_full(systemd: FakeSystemd
 
 
 def test_status_is_sent_again_when_socket_was_full(systemd: FakeSystemd) -> None:
-    manager = ServiceManager(systemd.environ, ManualClock())
+    manager = SystemdNotifier(systemd.environ, ManualClock())
     with capture_logs():
         for number in range(2000):
             manager.status(f"{number}")
@@ -130,7 +130,7 @@ def test_status_is_sent_again_when_socket_was_full(systemd: FakeSystemd) -> None
 
 async def test_state_changes_are_resent_in_order_when_socket_was_full(systemd: FakeSystemd) -> None:
     clock = ManualClock()
-    manager = ServiceManager(systemd.environ, clock)
+    manager = SystemdNotifier(systemd.environ, clock)
     with capture_logs():
         for number in range(2000):
             manager.status(f"{number}")

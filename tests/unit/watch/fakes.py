@@ -133,7 +133,7 @@ class FakeEngineClient:
         await self.before_task(key)
         return self.running.get(key)
 
-    async def wait(self, key: ContainerKey) -> ExitStatus | None:  # noqa: ARG002 (the port's signature)
+    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:  # noqa: ARG002 (the port's signature)
         await asyncio.Event().wait()
         return None
 

@@ -353,7 +353,7 @@ async def test_lost_exit_is_published_soon_with_task_wait_status(
     wait_result: ExitStatus | None,
 ) -> None:
     class WaitingClient(FakeEngineClient):
-        async def wait(self, _: ContainerKey) -> ExitStatus | None:
+        async def wait_for_exit(self, _: ContainerKey) -> ExitStatus | None:
             return wait_result
 
     client = WaitingClient()

@@ -15,7 +15,7 @@ from bridge.clock import SystemClock
 from bridge.containerd import methods
 from bridge.containerd.proxy.policy import POLICIES
 from bridge.containerd.proxy.relay import Relay
-from bridge.containerd.proxy.server import make_server
+from bridge.containerd.proxy.server import create_server
 from tests.golden import Golden
 from tests.simulator import wire
 
@@ -60,7 +60,7 @@ async def recorder(tmp_path: Path) -> AsyncIterator[Recorder]:
 @pytest.fixture
 async def relay(recorder: Recorder, tmp_path: Path) -> AsyncIterator[Relay]:  # noqa: ARG001 (the server behind the relay)
     relay = Relay(f"{tmp_path}/c.sock", SystemClock())
-    server = make_server(relay)
+    server = create_server(relay)
     server.add_insecure_port(methods.target(f"{tmp_path}/p.sock"))
     await server.start()
     yield relay
@@ -130,7 +130,7 @@ async def test_relay_forwards_cancellation(channel: grpc.aio.Channel, recorder: 
 
 async def test_relay_returns_unavailable_when_containerd_is_down(tmp_path: Path, golden: Golden) -> None:
     relay = Relay(f"{tmp_path}/nothing.sock", SystemClock())
-    server = make_server(relay)
+    server = create_server(relay)
     server.add_insecure_port(methods.target(f"{tmp_path}/p.sock"))
     await server.start()
     async with grpc.aio.insecure_channel(methods.target(f"{tmp_path}/p.sock")) as channel:
