@@ -68,10 +68,10 @@ protos-check: setup
 	$(BIN)/python $(PROTOS) --check
 
 docs: setup ## regenerate the settings reference in docs/configuration.md
-	$(BIN)/python -m config.reference docs/configuration.md
+	$(BIN)/python -m config.reference_docs docs/configuration.md
 
 docs-check: setup
-	$(BIN)/python -m config.reference docs/configuration.md --check
+	$(BIN)/python -m config.reference_docs docs/configuration.md --check
 
 lock: setup ## regenerate requirements.lock from pyproject.toml, and the image's lock files
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \

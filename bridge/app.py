@@ -10,28 +10,27 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-import sinks.registry
-from bridge import signals
+import sinks.factory
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.outbox.in_memory import MemoryOutbox
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
+from bridge.shutdown import cancel_on_shutdown, install_handlers
 from bridge.sink_manager import SinkManager
 from bridge.status_provider import StatusProvider, http_endpoint
-from bridge.task_groups import task_group, with_timeout
+from bridge.task_groups import task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
 from bridge.watch import ContainerWatch, WatchSettings
@@ -60,13 +59,13 @@ async def run(
     Raises:
         FatalError: An error that a retry cannot fix.
     """
-    shutdown = _install_signal_handlers()
+    shutdown = install_handlers(STOP_SECONDS)
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
-        sink_instances = sinks.registry.create_sinks(settings.sinks)
+        sink_instances = sinks.factory.create_sinks(settings.sinks)
     client_settings = watch_settings(settings)
-    outbox = await _cancel_on_shutdown(
+    outbox = await cancel_on_shutdown(
         shutdown, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))
     )
     if outbox is None:
@@ -207,54 +206,6 @@ def boot_id() -> str:
 def _label_rules(settings: Settings) -> LabelRules:
     labels = settings.labels
     return LabelRules(include=labels.include, exclude=labels.exclude, redact=labels.redact)
-
-
-class _ShutdownSignals:
-    """Requests by signals: to reload, or to shut down within ``STOP_SECONDS`` of the first request."""
-
-    def __init__(self) -> None:
-        self.reload_requested = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._shutdown_requested = asyncio.Event()
-        self._deadline = 0.0
-
-    async def wait_for_shutdown(self) -> None:
-        """Wait until a shutdown is requested."""
-        await self._shutdown_requested.wait()
-
-    def request_shutdown(self, signal_name: str) -> None:
-        """Request a shutdown; further requests have no effect."""
-        if not self._shutdown_requested.is_set():
-            _log.info("shutdown_started", signal=signal_name)
-            self._deadline = self._loop.time() + STOP_SECONDS
-            self._shutdown_requested.set()
-
-    def seconds_left(self) -> float:
-        """Return the seconds left for the shutdown."""
-        return self._deadline - self._loop.time()
-
-
-def _install_signal_handlers() -> _ShutdownSignals:
-    shutdown = _ShutdownSignals()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, shutdown.request_shutdown, signal.Signals(number).name)
-    loop.add_signal_handler(signal.SIGHUP, shutdown.reload_requested.set)
-    signals.unblock()
-    return shutdown
-
-
-async def _cancel_on_shutdown(shutdown: _ShutdownSignals, call: Callable[[], Awaitable[T]]) -> T | None:
-    """Return the result of a call, which may block while the disk is full; None if a shutdown is requested first."""
-    calling = asyncio.ensure_future(with_timeout(call, None))
-    requested = asyncio.ensure_future(shutdown.wait_for_shutdown())
-    try:
-        await asyncio.wait([calling, requested], return_when=asyncio.FIRST_COMPLETED)
-        return calling.result() if calling.done() else None
-    finally:
-        for task in (calling, requested):
-            task.cancel()
-        await asyncio.wait([calling, requested])
 
 
 async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Event, manager: SystemdNotifier) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
-import sinks.registry
+import sinks.factory
 from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
@@ -73,7 +73,7 @@ class SinkManager:
             FatalError: A sink cannot be created with its new settings; no sink was replaced.
         """
         changed = {id_: sink for id_, sink in settings.sinks.items() if self._has_changed(settings, id_)}
-        created = sinks.registry.create_sinks(changed)
+        created = sinks.factory.create_sinks(changed)
         if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in created.items():

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from bridge.core.container_state import Transition
 from bridge.core.errors import FatalError
 from bridge.core.ports import Outbox
-from bridge.core.state import Transition
 from bridge.outbox.state_directory import CONTROL_SOCKET
 from bridge.pump import Pump
 from bridge.telemetry.status import CompletedSnapshot, SinkStatus, Status

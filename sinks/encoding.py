@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from sinks import whalewatcher
+from sinks import whalewatcher_encoding
 from sinks.cloudevents import SCHEMA, WHALEWATCHER_SCHEMA
 
 if TYPE_CHECKING:
@@ -33,5 +33,5 @@ def _encode_json(record: Record) -> bytes:
 
 _ENCODINGS: dict[EncodingName, Encoding] = {
     "json": Encoding(_encode_json, SCHEMA),
-    "whalewatcher": Encoding(whalewatcher.encode, WHALEWATCHER_SCHEMA),
+    "whalewatcher": Encoding(whalewatcher_encoding.encode, WHALEWATCHER_SCHEMA),
 }

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from bridge.core.identity import DEFAULT_NAMESPACE
+from bridge.core.container_metadata import DEFAULT_NAMESPACE
 from bridge.core.records import Record
 
 _RUNNING_TYPES = frozenset({"present", "started", "paused", "unpaused"})

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker, resolve_future
 from bridge.core.errors import BridgeError, FatalError, TransientError
-from bridge.telemetry.text import printable_json
+from bridge.telemetry.safe_text import printable_json
 from sinks.encoding import EncodingName, get_encoding
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import ContainerKey, Labels
-from bridge.core.identity import display_id
 from bridge.core.records import Record, RecordType
 
 EVENT_TYPES: dict[RecordType, int] = {"started": 0, "present": 0, "exited": 1, "paused": 2, "unpaused": 3}

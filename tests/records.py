@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine, Metadata
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import Record, SourcePosition
-from bridge.core.state import Transition
 
 ENGINE = Engine("c79d280c-f53d-4f0e-9d3e-0a1b2c3d4e5f", "2.4.2", "/run/containerd/containerd.sock", 812)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import ContainerKey
-from bridge.core.identity import display_id
 from bridge.core.record_encoder import lost_record
 from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
 

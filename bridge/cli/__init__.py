@@ -1,4 +1,4 @@
-"""The command line: one module per command, and their common error handling.
+"""The command line: assembles the commands and handles their errors.
 
 Expected errors are lines on standard error that begin with ``whalebridge:``, without a traceback.
 Exit status: 0 success; 1 failed, not found or ambiguous; 2 wrong usage or invalid settings; 3 a connection failed.
@@ -17,12 +17,12 @@ from collections.abc import Sequence
 import typer
 
 from bridge import signals
-from bridge.cli import (
+from bridge.cli import output
+from bridge.cli.commands import (
     check,
     doctor,
     inspect,
     list_,
-    output,
     proxy,
     run,
     schema,
@@ -32,7 +32,7 @@ from bridge.cli import (
     watch,
 )
 from bridge.cli.errors import FAILED, INTERRUPTED, WRONG_USAGE, CommandError
-from bridge.telemetry.text import printable
+from bridge.telemetry.safe_text import printable
 
 NAME = "whalebridge"
 _COMPLETE = "_WHALEBRIDGE_COMPLETE"  # set by typer's completion scripts

@@ -10,7 +10,7 @@ import typer
 from bridge.cli import output
 from bridge.cli.errors import CommandError
 from bridge.core.errors import BridgeError
-from bridge.telemetry.text import printable
+from bridge.telemetry.safe_text import printable
 
 Status = Literal["ok", "not_found", "warning", "error"]
 _COLORS = {"ok": "green", "not_found": "bright_black", "warning": "yellow", "error": "red"}

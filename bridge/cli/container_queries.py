@@ -11,13 +11,13 @@ import msgspec
 from bridge.app import boot_id
 from bridge.cli.errors import CommandError
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.whalewatcher_client import ContainerdWatcher
+from bridge.containerd.whalewatcher_api import ContainerdWatcher
+from bridge.core.container_metadata import build_metadata, display_id, incarnation_id
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Labels, Metadata, Task, TaskStatus
 from bridge.core.errors import BridgeError
-from bridge.core.identity import build_metadata, display_id, incarnation_id
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.record_encoder import build_container
-from bridge.core.state import Transition
 from config.models import NamespacesSettings
 from config.settings import Settings
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bridge.cli import output
-from bridge.cli.containers import ContainerInfo
+from bridge.cli.container_queries import ContainerInfo
 from bridge.core.record_encoder import rfc3339
-from bridge.telemetry.text import printable, shorten_ids
+from bridge.telemetry.safe_text import printable, shorten_ids
 
 COLUMNS = ("ID", "NAME", "PROJECT", "SERVICE", "STATUS", "PID", "IMAGE", "CREATED")
 MAX_WIDTH = 100_000  # no line is longer

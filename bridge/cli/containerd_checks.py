@@ -12,8 +12,8 @@ from bridge.containerd.client import ContainerdClient, Timeouts
 from bridge.containerd.rpc_errors import RpcError
 from bridge.core.containerd_model import Engine, Marker, Task, TaskStatus
 from bridge.core.errors import BridgeError
-from bridge.core.identity import DOCKER_NAMESPACE
-from bridge.core.labels import LabelRules
+from bridge.core.filters import DOCKER_NAMESPACE
+from bridge.core.label_rules import LabelRules
 from bridge.task_groups import task_group
 from bridge.watch.markers import StreamMarkers
 

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from bridge.cli.errors import CommandError
-from bridge.telemetry.text import printable_json
+from bridge.telemetry.safe_text import printable_json
 
 STDOUT = 1
 

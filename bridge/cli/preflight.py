@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-import sinks.registry
+import sinks.factory
 from bridge.app import boot_id
 from bridge.cli.check_results import CheckResult
 from bridge.cli.containerd_checks import check_containerd
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
-from bridge.outbox import store
+from bridge.outbox import database_worker
 from bridge.outbox.state_directory import StateDirectory
 from bridge.status_provider import describe_listen_error
 from bridge.task_groups import with_timeout
@@ -83,7 +83,7 @@ def _check_state_dir(settings: Settings) -> list[CheckResult]:
     directory = StateDirectory(Path(settings.state_dir))
     try:
         directory.lock()
-        store.validate_directory(directory)
+        database_worker.validate_directory(directory)
         result = CheckResult("ok", "state_dir", f"{directory.path} exists and is writable")
     except InUseError as error:
         in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
@@ -172,7 +172,7 @@ async def _check_sink(id_: str, settings: SinkSettings) -> list[CheckResult]:
     if isinstance(settings, StdoutSettings):
         return [CheckResult("ok", id_, "standard output of run")]
     try:
-        sink = sinks.registry.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT))
+        sink = sinks.factory.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT))
     except BridgeError as error:
         return [CheckResult.from_error(id_, error)]
     try:

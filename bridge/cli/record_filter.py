@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from bridge.consumer.schema import DecodedRecord
+from bridge.consumer.record_decoder import DecodedRecord
 
 _SECOND_LENGTH = len("2026-11-23T15:21:08")
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import typer
 
-from bridge.consumer.schema import Container, DecodedRecord, Snapshot
-from bridge.telemetry.text import printable, shorten_ids
+from bridge.consumer.record_decoder import Container, DecodedRecord, Snapshot
+from bridge.telemetry.safe_text import printable, shorten_ids
 
 _COLORS = {
     "started": {"fg": "green"},

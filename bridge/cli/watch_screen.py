@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from bridge.cli import table
+from bridge.cli import container_table
+from bridge.cli.container_table import Row
 from bridge.cli.record_format import format_record
-from bridge.cli.table import Row
 from bridge.consumer.projection import Projection
-from bridge.consumer.schema import Container, DecodedRecord, decode
-from bridge.telemetry.text import printable
+from bridge.consumer.record_decoder import Container, DecodedRecord, decode
+from bridge.telemetry.safe_text import printable
 
 if TYPE_CHECKING:
     from bridge.core.records import Record
@@ -64,8 +64,10 @@ class Screen:
         events = list(self._events)[-max(1, room // 3, room - len(rows)) :]
         room -= len(events)
         shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
-        columns = table.COLUMNS if width >= _WIDE_TABLE_WIDTH else table.COLUMNS[:_NARROW_TABLE_COLUMNS]
-        containers: list[RenderableType] = [table.build(shown, short_ids=True, columns=columns)]
+        columns = (
+            container_table.COLUMNS if width >= _WIDE_TABLE_WIDTH else container_table.COLUMNS[:_NARROW_TABLE_COLUMNS]
+        )
+        containers: list[RenderableType] = [container_table.build(shown, short_ids=True, columns=columns)]
         if len(shown) < len(rows):
             containers.append(_styled_text(f"and {len(rows) - len(shown)} more", "dim"))
         last_events = [Text(), _styled_text("LAST EVENTS", "bold"), *map(_format_event, events)]
@@ -74,7 +76,7 @@ class Screen:
     def _table_rows(self) -> list[Row]:
         """Return the rows of the running containers, sorted."""
         running = (each for source in self._projection.sources.values() for each in source.running.items())
-        return table.sort_rows(_to_row(id_, container) for id_, container in running)
+        return container_table.sort_rows(_to_row(id_, container) for id_, container in running)
 
     def _header(self, count: int, last_error: str | None) -> Iterator[Text]:
         containers = "1 container" if count == 1 else f"{count} containers"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from bridge.consumer.schema import DecodedRecord, Position
+from bridge.consumer.record_decoder import DecodedRecord, Position
 
 MAX_GAPS = 1000
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker
-from bridge.consumer.reading import Message, StartPosition
+from bridge.consumer.record_reader import Message, StartPosition
 from bridge.core.errors import BridgeError, FatalError, NotFoundError
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
-from bridge.consumer.reading import Message, StartPosition
+from bridge.consumer.record_reader import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import SECOND
 from sinks.kafka import auth
 from sinks.kafka.admin import REQUEST_SECONDS, connect_admin
 from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.errors import describe, principal
+from sinks.kafka.error_messages import describe, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock

@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from bridge.consumer.reading import Message, StartPosition
+from bridge.consumer.record_reader import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
-from bridge.telemetry.text import one_line
+from bridge.telemetry.safe_text import one_line
 from sinks.nats.connection import ServerConnector
-from sinks.nats.errors import ApiResponseError
+from sinks.nats.error_messages import ApiResponseError
 from sinks.nats.streams import NOT_FOUND
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from bridge.consumer.dedup import Deduplicator
-from bridge.consumer.schema import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
+from bridge.consumer.record_decoder import RUNNING_TYPES, Container, DecodedRecord, Position, Snapshot, Source
 
 _ORIGIN: Position = (0, 0)
 

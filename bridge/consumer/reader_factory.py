@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from bridge.consumer.files import FileReader
 from config.sinks import FileSettings, KafkaSettings, NatsSettings
-from sinks.registry import require_extra
+from sinks.factory import require_extra
 
 if TYPE_CHECKING:
-    from bridge.consumer.reading import Reader, StartPosition
+    from bridge.consumer.record_reader import Reader, StartPosition
     from bridge.core.ports import Clock
     from config.tail_target import Readable
 

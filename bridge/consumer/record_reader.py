@@ -7,7 +7,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-from bridge.consumer.schema import DecodedRecord, InvalidMessageError, decode
+from bridge.consumer.record_decoder import DecodedRecord, InvalidMessageError, decode
 from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
 from bridge.retry import Backoff

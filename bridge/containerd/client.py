@@ -21,15 +21,15 @@ from grpc import StatusCode
 
 from bridge.containerd import decode, methods
 from bridge.containerd.connection import Connection
-from bridge.containerd.endpoint import Peer, probe, socket_path
+from bridge.containerd.event_stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
 from bridge.containerd.protos import containers_pb2, health_pb2, introspection_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.containerd.rpc_errors import RpcError
-from bridge.containerd.stream import DEFAULT_BUFFER_BYTES, ContainerdEventStream
+from bridge.containerd.socket_probe import Peer, probe, socket_path
 from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, Task, TaskStatus
 from bridge.core.errors import BridgeError, TransientError, UnreachableError, UnreadableError
-from bridge.core.identity import ContainerPredicate, match_all
-from bridge.core.labels import LabelRules
+from bridge.core.filters import ContainerPredicate, match_all
+from bridge.core.label_rules import LabelRules
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -255,7 +255,12 @@ class ContainerdClient:
         return None if response is None else ExitStatus(response.exit_status, decode.nanoseconds(response.exited_at))
 
     async def _get_or_none(
-        self, method: methods.Method[_Response], request: Message, key: ContainerKey, *, seconds: float | None = None
+        self,
+        method: methods.Method[_Response],
+        request: Message,
+        key: ContainerKey,
+        *,
+        seconds: float | None = None,
     ) -> _Response | None:
         if not _is_valid_key(key):
             return None

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from bridge.containerd.protos import containers_pb2, payloads_pb2, process_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -38,8 +39,8 @@ from bridge.core.containerd_model import (
     TaskStatus,
     Undecodable,
 )
-from bridge.core.identity import ContainerPredicate, build_metadata, match_all
-from bridge.core.labels import LabelRules
+from bridge.core.filters import ContainerPredicate, match_all
+from bridge.core.label_rules import LabelRules
 from bridge.core.time import SECOND
 
 MARKER_TOPIC_PREFIX = "/whalebridge/marker/"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from bridge.core.container_metadata import display_id, parse_display_id
 from bridge.core.containerd_model import Metadata
 from bridge.core.errors import AmbiguousError, NotFoundError
-from bridge.core.identity import display_id, parse_display_id
 
 _MAX_CANDIDATES = 10  # candidates in an error message
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from bridge.core.errors import TransientError
-from bridge.telemetry.text import one_line
+from bridge.telemetry.safe_text import one_line
 
 
 class RpcError(TransientError):

@@ -11,21 +11,20 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.lifecycle import ContainerEvent, ContainerEventType, LifecycleEvents
 from bridge.containerd.name_lookup import resolve
-from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, Task
-from bridge.core.errors import NotFoundError
-from bridge.core.filters import NamespaceFilter
-from bridge.core.identity import (
+from bridge.containerd.whalewatcher_events import ContainerEvent, ContainerEventType, LifecycleEvents
+from bridge.core.container_metadata import (
     COMPOSER_PROJECT_LABEL,
-    DOCKER_NAMESPACE,
     NERDCTL_LABEL_PREFIX,
     NERDCTL_NAME_LABEL,
     build_metadata,
     display_id,
     parse_display_id,
 )
-from bridge.core.labels import LabelRules
+from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, Task
+from bridge.core.errors import NotFoundError
+from bridge.core.filters import DOCKER_NAMESPACE, NamespaceFilter
+from bridge.core.label_rules import LabelRules
 
 __all__ = [
     "COMPOSER_PROJECT_LABEL",

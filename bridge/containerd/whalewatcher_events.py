@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import ContainerdEventStream
+from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.core import containerd_model
+from bridge.core.container_metadata import COMPOSER_PROJECT_LABEL, display_id
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import TransientError
-from bridge.core.identity import COMPOSER_PROJECT_LABEL, display_id
 
 _MAX_PROJECTS = 10_000
 _MARKER_INTERVAL_SECONDS = 0.1  # between two markers, until the first one comes back

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 from msgspec import Struct
 
+from bridge.core.container_state import MAX_EXITED_PIDS, NO_INCARNATION, ContainerState, Incarnation
+from bridge.core.container_store import StateChange
 from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited
-from bridge.core.state import MAX_EXITED_PIDS, NO_INCARNATION, ContainerState, Incarnation
-from bridge.core.store import StateChange
 
 HEADER_KEY = "header"
 _POSITION, _STATE, _METADATA = "position", "state", "metadata"

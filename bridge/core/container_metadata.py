@@ -5,16 +5,16 @@ The label names and the rules are those of whalewatcher, nerdctl and CRI.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from bridge.core.containerd_model import ContainerKey, Kind, Labels, Metadata, PodReference
+from bridge.core.filters import ContainerPredicate, match_all
 
 if TYPE_CHECKING:
-    from bridge.core.labels import LabelRules
+    from bridge.core.label_rules import LabelRules
 
 DEFAULT_NAMESPACE = "default"
 KUBERNETES_NAMESPACE = "k8s.io"
-DOCKER_NAMESPACE = "moby"
 
 COMPOSER_PROJECT_LABEL = "com.docker.compose.project"
 COMPOSER_SERVICE_LABEL = "com.docker.compose.service"
@@ -28,18 +28,6 @@ POD_NAME_LABEL = POD_LABEL_PREFIX + "name"
 POD_NAMESPACE_LABEL = POD_LABEL_PREFIX + "namespace"
 POD_UID_LABEL = POD_LABEL_PREFIX + "uid"
 POD_CONTAINER_LABEL = "io.kubernetes.container.name"
-
-
-class ContainerPredicate(Protocol):
-    """The container filter: selects the containers to publish; ``labels`` are all labels of the container."""
-
-    def __call__(self, *, kind: str, name: str, project: str, labels: Labels, id: str) -> bool:
-        """Return whether the container is in scope."""
-
-
-def match_all(**_: object) -> bool:
-    """Match every container."""
-    return True
 
 
 def display_id(key: ContainerKey) -> str:

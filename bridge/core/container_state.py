@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from bridge.core.containerd_model import ContainerKey, ExitStatus, Instant, Labels, Metadata, TaskExited, TaskStarted
-from bridge.core.labels import LabelRules, filter_labels
+from bridge.core.label_rules import LabelRules, filter_labels
 from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
 
 MAX_EXITED_PIDS = 16  # pids of exited tasks kept per container id, to recognize late and duplicate events

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from bridge.core.container_state import ContainerState, Incarnation, TaskQuery
 from bridge.core.containerd_model import ContainerKey, Instant, Labels, Metadata
-from bridge.core.labels import LabelRules, filter_labels
-from bridge.core.state import ContainerState, Incarnation, TaskQuery
+from bridge.core.label_rules import LabelRules, filter_labels
 from bridge.core.time import SECOND
 
 PENDING_EXIT_NS = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s

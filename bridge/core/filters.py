@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Protocol
 
-from bridge.core.identity import DOCKER_NAMESPACE
+from bridge.core.containerd_model import Labels
 
+DOCKER_NAMESPACE = "moby"
 IncludeExclude = tuple[Iterable[str], Iterable[str]]
 """Globs to include, and globs to exclude."""
+
+
+class ContainerPredicate(Protocol):
+    """The container filter: selects the containers to publish; ``labels`` are all labels of the container."""
+
+    def __call__(self, *, kind: str, name: str, project: str, labels: Labels, id: str) -> bool:
+        """Return whether the container is in scope."""
+
+
+def match_all(**_: object) -> bool:
+    """Match every container."""
+    return True
 
 
 class NamespaceFilter:

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from msgspec import Struct, field
 
+from bridge.core.container_state import ContainerState, Transition
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata, Task, TaskStatus
-from bridge.core.state import ContainerState, Transition
 from bridge.core.tracker import Tracker
 
 

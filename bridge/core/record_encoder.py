@@ -15,10 +15,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bridge.core import records
+from bridge.core.container_metadata import display_id
+from bridge.core.container_state import ExitInfo, Transition
 from bridge.core.containerd_model import Engine, Labels, Metadata
-from bridge.core.identity import display_id
 from bridge.core.records import EngineInfo, EventRecord, Record, SnapshotReason, SourcePosition
-from bridge.core.state import ExitInfo, Transition
 from bridge.core.time import SECOND
 
 MAX_BYTES = 512 * 1024

@@ -19,6 +19,9 @@ from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
+from bridge.core.container_metadata import incarnation_id
+from bridge.core.container_state import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
+from bridge.core.container_store import PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -37,12 +40,9 @@ from bridge.core.containerd_model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.emitter import TransitionEmitter, in_scope
-from bridge.core.identity import incarnation_id
 from bridge.core.records import AdditionalEventType, Origin
-from bridge.core.state import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
-from bridge.core.store import PENDING_EXIT_NS
 from bridge.core.time import SECOND
+from bridge.core.transition_emitter import TransitionEmitter, in_scope
 
 EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
 WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from bridge.core.container_state import NO_INCARNATION, ContainerState, ExitInfo, Incarnation, Transition
+from bridge.core.container_store import ContainerStore
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata
 from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
-from bridge.core.state import NO_INCARNATION, ContainerState, ExitInfo, Incarnation, Transition
-from bridge.core.store import ContainerStore
 
 
 class TransitionEmitter(ContainerStore):

@@ -9,9 +9,9 @@ from itertools import accumulate
 
 from msgspec import Struct
 
+from bridge.core.container_state import Transition
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import AdditionalEventType, Origin, SnapshotReason, SnapshotRecordType, TransitionType
-from bridge.core.state import Transition
 from bridge.core.time import to_seconds
 
 MAX_RECENT_SNAPSHOTS = 20

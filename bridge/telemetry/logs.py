@@ -16,7 +16,7 @@ import structlog
 from structlog.typing import Processor
 
 from bridge.telemetry.log_writer import STDERR, NonBlockingWriter
-from bridge.telemetry.text import printable
+from bridge.telemetry.safe_text import printable
 
 _MULTILINE_FIELDS = frozenset({"exception", "stack"})
 

@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import Engine
 from bridge.core.ports import Lag
-from bridge.core.state import Transition
 from bridge.telemetry.counters import Counters, Histogram
 
 

@@ -7,10 +7,10 @@ from msgspec import Struct
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
+from bridge.core.container_state import ContainerState
 from bridge.core.containerd_model import Instant
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.records import SnapshotReason, SourcePosition
-from bridge.core.state import ContainerState
 from bridge.core.time import MILLISECOND
 from bridge.core.tracker import Tracker
 from bridge.watch.settings import WatchSettings

@@ -12,13 +12,13 @@ from functools import lru_cache
 
 import structlog
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerEvent, Event, Ignored, Instant, Marker, TaskCreated, Undecodable
 from bridge.core.errors import BridgeError
 from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason
-from bridge.core.state import Transition
 from bridge.core.time import to_seconds
 from bridge.core.tracker import Tracker
 from bridge.task_groups import task_group

@@ -16,6 +16,8 @@ from typing import NamedTuple, TypeAlias
 import structlog
 from msgspec import Struct
 
+from bridge.core.container_metadata import build_metadata
+from bridge.core.container_state import TaskQuery
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -33,11 +35,9 @@ from bridge.core.containerd_model import (
     TaskStarted,
 )
 from bridge.core.errors import BridgeError, TransientError, UnreadableError
-from bridge.core.identity import build_metadata
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
 from bridge.core.record_encoder import Gap
-from bridge.core.state import TaskQuery
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest

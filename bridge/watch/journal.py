@@ -11,11 +11,11 @@ from msgspec.structs import replace
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, StoredPosition
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import Engine
 from bridge.core.ports import Outbox
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import Record, Watermark
-from bridge.core.state import Transition
 from bridge.core.tracker import Tracker
 from bridge.telemetry.counters import Counters, SnapshotSummary
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
-from bridge.core.identity import ContainerPredicate, match_all
-from bridge.core.labels import LabelRules
+from bridge.core.filters import ContainerPredicate, match_all
+from bridge.core.label_rules import LabelRules
 from bridge.core.records import AdditionalEventType
 
 

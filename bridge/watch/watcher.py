@@ -15,22 +15,22 @@ import structlog
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId
+from bridge.core.container_state import ContainerState, Transition
 from bridge.core.containerd_model import Engine
 from bridge.core.errors import StreamOverflowError, TransientError
 from bridge.core.ports import Clock, EngineClient, Outbox
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import SnapshotReason, SourcePosition, Watermark
-from bridge.core.state import ContainerState, Transition
 from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.telemetry.counters import Counters
 from bridge.telemetry.rate_limit import RateLimiter
+from bridge.watch.checkpoint_recovery import RecoveredState, recover
 from bridge.watch.connection_session import Session
 from bridge.watch.event_queue import EventQueue
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
-from bridge.watch.recovery import RecoveredState, recover
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
 

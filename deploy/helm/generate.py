@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from bridge import __version__
-from config.schema import json_schema
+from config.json_schema import json_schema
 
 HERE = Path(__file__).parent
 CHART = HERE / "whalebridge"

@@ -29,7 +29,7 @@ from bridge.core.errors import FatalError, TransientError
 from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
 from sinks.kafka import auth
-from sinks.kafka.errors import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
+from sinks.kafka.error_messages import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock

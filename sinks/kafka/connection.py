@@ -13,8 +13,8 @@ from aiokafka.errors import KafkaError
 from bridge.core.errors import TransientError
 from sinks.kafka import admin, auth
 from sinks.kafka.admin import REQUEST_SECONDS, Topic, abort
-from sinks.kafka.errors import describe, describe_denial
-from sinks.kafka.publisher import Producer
+from sinks.kafka.error_messages import describe, describe_denial
+from sinks.kafka.patched_producer import Producer
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock

@@ -29,7 +29,7 @@ from sinks import state_table
 from sinks.kafka import state_topic
 from sinks.kafka.admin import Topic
 from sinks.kafka.connection import KafkaConnection, connect, with_diagnosis
-from sinks.kafka.errors import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
+from sinks.kafka.error_messages import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
 from sinks.kafka.messages import (
     MAX_BATCH_MESSAGES,
     Message,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from bridge.core.records import Record
     from config.sinks.kafka import KafkaSettings
-    from sinks.kafka.publisher import Producer
+    from sinks.kafka.patched_producer import Producer
 
 _log = structlog.get_logger(__name__)
 _NO_TIMESTAMP = -1

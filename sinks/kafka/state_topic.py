@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from bridge.core.errors import TransientError
 from sinks.kafka.admin import REQUEST_SECONDS
 from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.errors import describe, principal
+from sinks.kafka.error_messages import describe, principal
 from sinks.kafka.messages import decode_key
 from sinks.state_table import StateKey
 

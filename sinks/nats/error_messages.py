@@ -14,7 +14,7 @@ import nats.errors
 from nats.js.errors import APIError, ServiceUnavailableError
 
 from bridge.core.errors import TransientError
-from bridge.telemetry.text import one_line
+from bridge.telemetry.safe_text import one_line
 
 _PERMISSION_DENIED = "permissions violation"
 _AUTH_ERRORS = (

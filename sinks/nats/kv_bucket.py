@@ -14,8 +14,8 @@ import structlog
 
 from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
-from bridge.telemetry.text import one_line
-from sinks.nats.errors import ApiResponseError
+from bridge.telemetry.safe_text import one_line
+from sinks.nats.error_messages import ApiResponseError
 from sinks.nats.messages import MESSAGE_ID
 from sinks.nats.publish_window import TOO_LARGE, PubAck, PublishRequest, PublishWindow
 from sinks.nats.streams import ensure_bucket, list_subjects

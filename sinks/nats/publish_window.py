@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from bridge.core.errors import TransientError
-from bridge.telemetry.text import one_line
+from bridge.telemetry.safe_text import one_line
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

@@ -20,8 +20,8 @@ from uuid import uuid4
 import structlog
 
 from bridge.core.errors import RejectedRecordError
-from bridge.telemetry.text import one_line
-from sinks.nats.errors import ApiResponseError
+from bridge.telemetry.safe_text import one_line
+from sinks.nats.error_messages import ApiResponseError
 from sinks.nats.messages import MESSAGE_ID, OutgoingMessage
 from sinks.nats.publish_window import (
     TOO_LARGE,

@@ -17,8 +17,8 @@ import structlog
 
 from bridge.core.errors import RejectedRecordError
 from sinks.nats.connection import ServerConnector
-from sinks.nats.errors import ApiResponseError
-from sinks.nats.kv import KvBucket
+from sinks.nats.error_messages import ApiResponseError
+from sinks.nats.kv_bucket import KvBucket
 from sinks.nats.messages import MessageEncoder
 from sinks.nats.publisher import CorePublisher, JetStreamPublisher, PublishProgress
 from sinks.nats.streams import ensure_stream

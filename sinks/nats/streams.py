@@ -11,7 +11,7 @@ import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from sinks.nats import subjects
-from sinks.nats.errors import ApiResponseError
+from sinks.nats.error_messages import ApiResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

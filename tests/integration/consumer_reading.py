@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 
 from bridge.clock import SystemClock
-from bridge.consumer.reading import Message, Reader, read
+from bridge.consumer.record_reader import Message, Reader, read
 from bridge.core.records import Record
 from tests.eventually import eventually_async
 

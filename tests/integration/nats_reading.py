@@ -14,9 +14,9 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
+from bridge.core.container_metadata import display_id
 from bridge.core.containerd_model import ContainerKey
 from bridge.core.errors import TransientError
-from bridge.core.identity import display_id
 from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink

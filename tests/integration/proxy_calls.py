@@ -15,10 +15,10 @@ from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import ContainerdEventStream
+from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.core.containerd_model import Event, Ignored, Marker, Undecodable
 from bridge.core.errors import TransientError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
 from tests.testbed.containerd import Containerd

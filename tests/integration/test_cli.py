@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bridge.core.labels import REDACTED
+from bridge.core.label_rules import REDACTED
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge

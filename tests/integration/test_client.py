@@ -22,7 +22,7 @@ from bridge.containerd.client import ContainerdClient, Timeouts
 from bridge.containerd.rpc_errors import RpcError
 from bridge.core.containerd_model import ContainerKey, Marker
 from bridge.core.errors import FatalError, TransientError, UnreachableError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.eventually import eventually
 from tests.naming import raises_naming
 from tests.simulator.records import create_containers
@@ -147,7 +147,7 @@ _LIST = """
 import asyncio, re, sys
 from pathlib import Path
 from bridge.containerd.client import ContainerdClient
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from bridge.clock import SystemClock
 from bridge.consumer.kafka import KafkaReader
-from bridge.consumer.reading import StartPosition
+from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from sinks.kafka.sink import KafkaSink
 from tests.certificates import Authority

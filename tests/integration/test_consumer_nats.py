@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bridge.consumer.nats import REQUEST_EXPIRY_SECONDS, NatsReader
-from bridge.consumer.reading import StartPosition
+from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import follow, read_to_end, record_data

@@ -16,11 +16,11 @@ from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
+from bridge.containerd.event_stream import FILTERS, ContainerdEventStream
 from bridge.containerd.protos import containers_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.proxy import policy
 from bridge.containerd.rpc_errors import RpcError
-from bridge.containerd.stream import FILTERS, ContainerdEventStream
 from bridge.core.containerd_model import Event, Marker
 from tests.integration import api_methods
 from tests.integration.proxy_calls import (
@@ -43,7 +43,10 @@ from tests.simulator import wire
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import run
 
-ALLOWED_METHODS = {rule.method.path for rule in policy.POLICIES} | {methods.SUBSCRIBE.path, methods.PUBLISH.path}
+ALLOWED_METHODS = {rule.method.path for rule in policy.POLICIES} | {
+    methods.SUBSCRIBE.path,
+    methods.PUBLISH.path,
+}
 
 
 class TestDeniedCalls:

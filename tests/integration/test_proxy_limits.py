@@ -15,8 +15,8 @@ from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
+from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.containerd.proxy import relay, server
-from bridge.containerd.stream import ContainerdEventStream
 from bridge.core.containerd_model import Event
 from bridge.core.errors import StreamOverflowError
 from tests.integration.commands import whalebridge

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.core.records import Record, RecordType
-from sinks.whalewatcher import encode
+from sinks.whalewatcher_encoding import encode
 from tests.sample_records import record
 
 READER = Path(__file__).parents[1] / "whalewatcher_reader"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.containerd.whalewatcher_client import Container, ContainerdWatcher, ContainerEventType
+from bridge.containerd.whalewatcher_api import Container, ContainerdWatcher, ContainerEventType
 from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
 from tests.naming import raises_naming
 from tests.simulator.state import IMAGE

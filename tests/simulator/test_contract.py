@@ -14,9 +14,9 @@ from grpc import StatusCode
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
+from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.containerd.protos import containers_pb2
 from bridge.containerd.rpc_errors import RpcError
-from bridge.containerd.stream import ContainerdEventStream
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -37,7 +37,7 @@ from bridge.core.containerd_model import (
     Undecodable,
 )
 from bridge.core.errors import TransientError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.simulator.containerd import VERSIONS, SimulatedContainerd
 from tests.simulator.drivers import Driver, RealDriver, SimulatedDriver
 from tests.simulator.state import IMAGE, KILLED, RUNTIME

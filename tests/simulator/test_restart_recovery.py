@@ -15,8 +15,8 @@ import pytest
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core.containerd_model import ContainerKey, Instant
-from bridge.core.identity import ContainerPredicate, match_all
-from bridge.core.labels import LabelRules
+from bridge.core.filters import ContainerPredicate, match_all
+from bridge.core.label_rules import LabelRules
 from bridge.core.time import SECOND
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox

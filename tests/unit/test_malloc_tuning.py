@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from bridge import allocator
+from bridge import malloc_tuning
 
 # Counts the page faults of twenty consecutive batches of 8 MiB.
 PROGRAM = """
 import resource
-from bridge import allocator
+from bridge import malloc_tuning
 {first}
 def batch():
     return [bytes(64 * 1024) for _ in range(128)]
@@ -33,10 +33,10 @@ def page_faults(first: str) -> int:
 
 
 def test_freed_memory_is_retained() -> None:
-    by_default, retained = page_faults(""), page_faults("assert allocator.raise_trim_threshold()")
+    by_default, retained = page_faults(""), page_faults("assert malloc_tuning.raise_trim_threshold()")
     assert retained < by_default / 4, "malloc may retain memory by default now; the setting may be obsolete"
 
 
 def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
-    assert allocator.raise_trim_threshold() is False
+    assert malloc_tuning.raise_trim_threshold() is False

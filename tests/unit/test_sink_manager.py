@@ -20,7 +20,7 @@ from bridge.pump import HeartbeatFactory
 from bridge.sink_manager import SinkManager
 from bridge.task_groups import task_group
 from config.settings import Settings, load
-from sinks import registry
+from sinks import factory
 from tests.eventually import eventually_async
 from tests.records import RecordFactory
 
@@ -49,7 +49,7 @@ class RunningManager:
         watermark = Watermark(self.recorder.encoder.epoch, 1_795_447_300_000_000_000)
         self.heartbeat_factory = HeartbeatFactory(lambda: watermark, 0.02)
         self.manager = SinkManager(self.outbox, clock, self.heartbeat_factory)
-        self.manager.start(tasks, initial, registry.create_sinks(initial.sinks))
+        self.manager.start(tasks, initial, factory.create_sinks(initial.sinks))
         self.tasks = tasks
 
 
@@ -118,7 +118,7 @@ async def test_sink_is_replaced_when_secret_changes(tmp_path: Path) -> None:
     initial = load({"sinks": {"first": sink}})
     async with task_group() as tasks:
         manager = SinkManager(MemoryOutbox(["first"], SystemClock()), SystemClock(), HeartbeatFactory(lambda: None, 60))
-        manager.start(tasks, initial, registry.create_sinks(initial.sinks))
+        manager.start(tasks, initial, factory.create_sinks(initial.sinks))
         (before,) = manager.pumps
         await manager.reload(initial)
         assert manager.pumps == [before]

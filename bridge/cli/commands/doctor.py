@@ -47,7 +47,7 @@ def doctor(containerd: Sockets = None, as_json: options.AsJson = False) -> None:
 
 
 def _socket_paths(addresses: Sequence[str]) -> list[str]:
-    from bridge.containerd.endpoint import socket_path
+    from bridge.containerd.socket_probe import socket_path
     from bridge.core.errors import UnreachableError
 
     try:

@@ -11,7 +11,7 @@ import typer
 from bridge.cli import options, output
 
 if TYPE_CHECKING:
-    from bridge.cli.containers import ContainerInfo
+    from bridge.cli.container_queries import ContainerInfo
     from config.settings import Settings
 
 NameOrId = Annotated[
@@ -44,7 +44,7 @@ def inspect(
 
 
 async def _inspect(settings: Settings, name_or_id: str) -> ContainerInfo:
-    from bridge.cli.containers import find, open_client
+    from bridge.cli.container_queries import find, open_client
 
     async with open_client(settings) as client:
         return await find(client, settings.namespaces, name_or_id)

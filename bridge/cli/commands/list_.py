@@ -10,7 +10,7 @@ from bridge.cli import options, output
 from bridge.cli.errors import NOT_CONNECTED, CommandError
 
 if TYPE_CHECKING:
-    from bridge.cli.containers import ContainerListing
+    from bridge.cli.container_queries import ContainerListing
     from config.settings import Settings
 
 
@@ -41,15 +41,15 @@ def list_(
             [{"id": each.id, "status": each.status, "container": each.to_json()} for each in listing.containers]
         )
     else:
-        from bridge.cli import table
+        from bridge.cli import container_table
 
-        output.write(table.render(listing.containers))
+        output.write(container_table.render(listing.containers))
     if listing.failures:
         raise CommandError(*listing.failures, exit_status=NOT_CONNECTED)
 
 
 async def _list(settings: Settings) -> ContainerListing:
-    from bridge.cli.containers import list_running, open_client
+    from bridge.cli.container_queries import list_running, open_client
     from bridge.core.filters import NamespaceFilter
 
     include, exclude = settings.namespaces.include, settings.namespaces.exclude

@@ -55,11 +55,11 @@ def run(
     settings = options.load_or_exit(load)
     import asyncio
 
-    from bridge import allocator, app
+    from bridge import app, malloc_tuning
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
-    allocator.raise_trim_threshold()
+    malloc_tuning.raise_trim_threshold()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, load, _terminal_sink(settings)))
@@ -74,7 +74,7 @@ def _terminal_sink(settings: Settings) -> dict[str, Sink] | None:
     if "sinks" in settings.model_fields_set or not output.is_terminal():
         return None
     from bridge.cli.record_format import format_record
-    from bridge.consumer.schema import decode
+    from bridge.consumer.record_decoder import decode
     from sinks.stdout import StdoutSink
 
     colored = output.is_colored()

@@ -37,12 +37,12 @@ def config() -> None:
     the file with this line:
 
     \b
-      # yaml-language-server: $schema=config.schema.json
+      # yaml-language-server: $schema=config.json_schema.json
 
     \b
     Example:
-      whalebridge schema config > config.schema.json
+      whalebridge schema config > config.json_schema.json
     """
-    from config.schema import json_schema
+    from config.json_schema import json_schema
 
     write_json(json_schema())

@@ -17,8 +17,8 @@ from bridge.cli.errors import WRONG_USAGE, CommandError
 
 if TYPE_CHECKING:
     from bridge.cli.record_filter import RecordFilter
-    from bridge.consumer.reading import Reader, ReadRecord, StartPosition
-    from bridge.consumer.schema import Source
+    from bridge.consumer.record_decoder import Source
+    from bridge.consumer.record_reader import Reader, ReadRecord, StartPosition
 
 Target = Annotated[
     str,
@@ -128,7 +128,7 @@ def _parse_since(since: str) -> datetime:
 
 def _create_reader(target: str, start_position: StartPosition, config: str | None, *, follow: bool) -> Reader:
     from bridge.clock import SystemClock
-    from bridge.consumer import factory
+    from bridge.consumer import reader_factory
     from bridge.consumer.files import StdinReader
     from bridge.core.errors import FatalError
     from config.tail_target import tail_target
@@ -147,7 +147,7 @@ def _create_reader(target: str, start_position: StartPosition, config: str | Non
     if isinstance(start_position, datetime):
         start_position = max(start_position, _EARLIEST + _CLOCK_TOLERANCE) - _CLOCK_TOLERANCE
     try:
-        return factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
+        return reader_factory.create_reader(settings, SystemClock(), start_position=start_position, follow=follow)
     except FatalError as error:
         raise CommandError.from_error(error) from error
 
@@ -162,7 +162,7 @@ async def _tail(
     from bridge.cli import print_error
     from bridge.clock import SystemClock
     from bridge.consumer.dedup import Deduplicator
-    from bridge.consumer.reading import read_records
+    from bridge.consumer.record_reader import read_records
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
@@ -192,7 +192,7 @@ def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
 
 
 def _format_json_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
-    from bridge.telemetry.text import printable_json
+    from bridge.telemetry.safe_text import printable_json
 
     for each in records:
         text = each.data.decode(errors="backslashreplace").replace("\n", " ")

@@ -49,7 +49,7 @@ async def _watch(settings: Settings) -> None:
     import signal
     from contextlib import suppress
 
-    from bridge.cli.containers import open_client
+    from bridge.cli.container_queries import open_client
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
@@ -75,7 +75,7 @@ async def _draw(settings: Settings) -> None:
     from rich.live import Live
 
     from bridge import app
-    from bridge.cli.screen import Screen
+    from bridge.cli.watch_screen import Screen
 
     screen, console = Screen(settings.containerd.address), Console(highlight=False)
     asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, screen.changed.set)

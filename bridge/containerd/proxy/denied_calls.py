@@ -7,7 +7,7 @@ import structlog
 from bridge.core.ports import Clock
 from bridge.core.time import to_seconds
 from bridge.telemetry.rate_limit import RateLimiter
-from bridge.telemetry.text import printable
+from bridge.telemetry.safe_text import printable
 
 _MAX_METHOD_LENGTH = 120  # characters of a method's name, which can be any text that a client sends
 _log = structlog.get_logger(__name__)

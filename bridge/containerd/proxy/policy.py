@@ -18,9 +18,9 @@ from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.decode import MARKER_TOPIC_PREFIX
+from bridge.containerd.event_stream import FILTERS
 from bridge.containerd.protos import containers_pb2, health_pb2, namespaces_pb2, tasks_pb2
 from bridge.containerd.protos.events_pb2 import PublishRequest, SubscribeRequest
-from bridge.containerd.stream import FILTERS
 
 _MAX_NAMESPACE_LENGTH = 76  # containerd's limit
 _MARKER_TOPIC = re.compile(re.escape(MARKER_TOPIC_PREFIX) + "[A-Za-z0-9]{1,76}/[0-9]{1,18}")

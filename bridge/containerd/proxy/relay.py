@@ -20,15 +20,15 @@ from typing import TypeAlias, TypeVar
 import grpc
 from grpc import StatusCode
 
-from bridge.containerd import batching, methods
-from bridge.containerd.endpoint import probe
+from bridge.containerd import event_batching, methods
+from bridge.containerd.event_stream import RawEventStream
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.denied_calls import DeniedCalls, TokenBucket
 from bridge.containerd.proxy.policy import CallDenied, Policy
-from bridge.containerd.stream import RawEventStream
+from bridge.containerd.socket_probe import probe
 from bridge.core.errors import BridgeError, StreamOverflowError, TransientError
 from bridge.core.ports import Clock
-from bridge.telemetry.text import one_line
+from bridge.telemetry.safe_text import one_line
 
 MAX_SUBSCRIPTIONS = 8  # at a time; the bridge has one, and briefly two
 SUBSCRIBER_BUFFER_BYTES = 16 * 1024 * 1024  # of unread events, for each subscription
@@ -178,11 +178,11 @@ class Relay(grpc.GenericRpcHandler):
 
 
 async def _relay_events(stream: RawEventStream, context: _Context) -> None:
-    batched = batching.supports_batches(_metadata(context))
-    await context.send_initial_metadata((batching.HEADER,) if batched else ())
+    batched = event_batching.supports_batches(_metadata(context))
+    await context.send_initial_metadata((event_batching.HEADER,) if batched else ())
     while True:
         envelopes = await stream.raw_batch()
-        for message in batching.batch(envelopes) if batched else envelopes:
+        for message in event_batching.batch(envelopes) if batched else envelopes:
             await _write(context, message)
 
 

@@ -10,9 +10,9 @@ import grpc
 import structlog
 
 from bridge.clock import SystemClock
-from bridge.containerd.endpoint import socket_path
 from bridge.containerd.proxy.relay import Relay
 from bridge.containerd.proxy.socket import bind
+from bridge.containerd.socket_probe import socket_path
 from bridge.core.errors import FatalError
 
 MAX_CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks

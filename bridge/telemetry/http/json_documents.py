@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from bridge.core.container_state import Transition
 from bridge.core.record_encoder import build_container, rfc3339
-from bridge.core.state import Transition
 from bridge.telemetry.counters import SnapshotSummary
 from bridge.telemetry.status import Status, evaluate
 

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from bridge.telemetry.http import documents, page
+from bridge.telemetry.http import json_documents, status_page
 from bridge.telemetry.http.connections import BoundedServer
 from bridge.telemetry.http.metrics import Metrics
 from bridge.telemetry.status import BridgeInspector, evaluate
@@ -111,7 +111,7 @@ class Endpoint:
 
     async def _readyz(self, _: web.BaseRequest) -> web.Response:
         status = self._bridge.status()
-        return _json(documents.readiness(status), 200 if evaluate(status).ready else 503)
+        return _json(json_documents.readiness(status), 200 if evaluate(status).ready else 503)
 
     async def _metrics_response(self, request: web.BaseRequest) -> web.Response:
         body, content_type = self._metrics.render(request.headers.get("Accept", ""))
@@ -121,15 +121,17 @@ class Endpoint:
         response = web.StreamResponse(headers={"Content-Type": _JSON})
         _harden(response)
         await response.prepare(request)
-        for chunk in documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
+        for chunk in json_documents.containers_document(self._bridge.status(), self._bridge.running_containers()):
             await response.write(chunk)
             await asyncio.sleep(0)  # lets the watch run in between
         await response.write_eof()
         return response
 
     async def _page(self, _: web.BaseRequest) -> web.Response:
-        text = page.render(self._bridge.status(), self._bridge.running_containers(), time.time_ns())
-        return web.Response(text=text, content_type="text/html", headers={"Content-Security-Policy": page.POLICY})
+        text = status_page.render(self._bridge.status(), self._bridge.running_containers(), time.time_ns())
+        return web.Response(
+            text=text, content_type="text/html", headers={"Content-Security-Policy": status_page.POLICY}
+        )
 
     async def _snapshot(self, _: web.BaseRequest) -> web.Response:
         if not self._bridge.status().synced:

@@ -12,14 +12,14 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
-from bridge.core.identity import display_id
+from bridge.core.container_metadata import display_id
+from bridge.core.container_state import Transition
 from bridge.core.record_encoder import SnapshotCoverage, rfc3339
-from bridge.core.state import Transition
 from bridge.core.time import SECOND
 from bridge.telemetry.counters import SnapshotSummary
-from bridge.telemetry.http.documents import group_by_project
+from bridge.telemetry.http.json_documents import group_by_project
+from bridge.telemetry.safe_text import printable
 from bridge.telemetry.status import SinkStatus, Status, evaluate
-from bridge.telemetry.text import printable
 
 MAX_CONTAINERS = 1000  # on the page; /containers returns all
 REFRESH_SECONDS = 10

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bridge.cli import check, run
 from bridge.cli.check_results import CheckResult, print_results
+from bridge.cli.commands import check, run
 from bridge.core.errors import FatalError, NotFoundError, StateError, TransientError, UnreachableError
 
 RESULTS = [

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import containers
-from bridge.cli.containers import list_running, open_client
+from bridge.cli import container_queries
+from bridge.cli.container_queries import list_running, open_client
 from bridge.cli.errors import CommandError
+from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import ContainerKey, Metadata, Task, TaskStatus
 from bridge.core.errors import TransientError
 from bridge.core.filters import NamespaceFilter
-from bridge.core.identity import build_metadata
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.records import Container
 from config.settings import load
 from tests.golden import Golden
@@ -104,7 +104,7 @@ async def test_list_rejects_missing_namespaces(golden: Golden) -> None:
 
 
 async def test_list_takes_pod_labels_from_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "boot_id", lambda: "5f3c9a1e-2c1d")
+    monkeypatch.setattr(container_queries, "boot_id", lambda: "5f3c9a1e-2c1d")
     pod = {"io.kubernetes.pod.name": "web", "io.kubernetes.pod.namespace": "prod", "io.kubernetes.pod.uid": "1b2c"}
     client = FakeClient(
         ("k8s.io/sand", RUNNING, pod | {"io.cri-containerd.kind": "sandbox", "app": "web"}),

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from bridge.cli import table
-from bridge.cli.containers import ContainerInfo
+from bridge.cli import container_table
+from bridge.cli.container_queries import ContainerInfo
+from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import ContainerKey, Task, TaskStatus
-from bridge.core.identity import build_metadata
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 
 HASH = "919f59b7702144050b2c" + "0" * 44
 CREATED = 1795447267_525245796
@@ -38,8 +38,8 @@ def test_table_has_one_complete_line_per_container() -> None:
         container_info("b"),
         container_info("a"),
     ]
-    head, *lines = table.render(containers, terminal=False).split("\n")
-    assert cells(head) == list(table.COLUMNS)
+    head, *lines = container_table.render(containers, terminal=False).split("\n")
+    assert cells(head) == list(container_table.COLUMNS)
     assert [cells(line) for line in lines] == [
         ["a", "a", "-", "web", "running", "7", "busybox:latest", "2026-11-23T15:21:07Z"],
         ["b", "b", "-", "web", "running", "7", "busybox:latest", "2026-11-23T15:21:07Z"],
@@ -49,7 +49,7 @@ def test_table_has_one_complete_line_per_container() -> None:
 
 
 def test_table_has_only_header_when_empty() -> None:
-    assert cells(table.render([], terminal=False)) == list(table.COLUMNS)
+    assert cells(container_table.render([], terminal=False)) == list(container_table.COLUMNS)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,15 @@ def test_table_has_only_header_when_empty() -> None:
     ],
 )
 def test_table_shows_task_status(status: TaskStatus, shown: str, pid: str) -> None:
-    columns = cells(table.render([container_info(status=status, created_at=None)], terminal=False).split("\n")[1])
+    columns = cells(
+        container_table.render([container_info(status=status, created_at=None)], terminal=False).split("\n")[1]
+    )
     assert (columns[4], columns[5], columns[7]) == (shown, pid, "-")
 
 
 def test_table_on_terminal_is_short_wrapped_and_colored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    page = table.render([container_info(namespace="shop", name="web-" + "x" * 100)], terminal=True, width=100)
+    page = container_table.render([container_info(namespace="shop", name="web-" + "x" * 100)], terminal=True, width=100)
     assert "\x1b[32mrunning\x1b[0m" in page
     plain = re.sub(r"\x1b\[\d*m", "", page)
     assert "shop/919f59b77021 " in plain
@@ -80,14 +82,14 @@ def test_table_on_terminal_is_short_wrapped_and_colored(monkeypatch: pytest.Monk
 
 def test_table_has_no_color_when_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b[3" not in table.render([container_info()], terminal=True, width=100)
+    assert "\x1b[3" not in container_table.render([container_info()], terminal=True, width=100)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_table_escapes_control_characters(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     hostile = container_info("x", name="\x1b]0;t\x07[red]\r\n\x9b2J\u202e")
-    page = table.render([hostile], terminal=terminal, width=200)
+    page = container_table.render([hostile], terminal=terminal, width=200)
     page = re.sub(r"\x1b\[\d*m", "", page)  # the table's own colors
     assert all(line.isprintable() for line in page.split("\n"))
     assert r"\x1b]0;t\x07[red]\r\n\x9b2J\u202e" in page
@@ -95,5 +97,5 @@ def test_table_escapes_control_characters(terminal: bool, monkeypatch: pytest.Mo
 
 def test_table_does_not_color_name_equal_to_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    page = table.render([container_info("x", name="running")], terminal=True, width=200)
+    page = container_table.render([container_info("x", name="running")], terminal=True, width=200)
     assert page.count("\x1b[32m") == 1

@@ -15,11 +15,11 @@ import pytest
 
 from bridge.cli import execute
 from bridge.core import records
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import SourcePosition
-from bridge.core.state import Transition
-from config import reference, suggestions
+from config import reference_docs, setting_names
 from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
@@ -256,15 +256,15 @@ def load_text(text: str, directory: Path) -> Settings:
 def test_configuration_reference_is_current(tmp_path: Path) -> None:
     page = tmp_path / "configuration.md"
     page.write_text(CONFIGURATION)
-    assert reference.main(page, check=True) == 0
+    assert reference_docs.main(page, check=True) == 0
     page.write_text(CONFIGURATION.replace("#### `log.level`", "#### `log.lvl`"))
-    assert reference.main(page, check=True) == 1
-    assert reference.main(page, check=False) == 0
+    assert reference_docs.main(page, check=True) == 1
+    assert reference_docs.main(page, check=False) == 0
     assert page.read_text() == CONFIGURATION
 
 
 def test_configuration_reference_lists_every_setting() -> None:
-    for path in suggestions.all_paths(Settings):
+    for path in setting_names.all_paths(Settings):
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
             assert f"`{variable(path)}`" in CONFIGURATION
@@ -274,7 +274,7 @@ def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str])
     assert execute(["run", "--help"]) == 0
     output = capsys.readouterr().out
     assert [flag for flag in FLAGS.values() if f"{flag} " not in output] == []
-    assert set(FLAGS) <= set(suggestions.all_paths(Settings))
+    assert set(FLAGS) <= set(setting_names.all_paths(Settings))
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)

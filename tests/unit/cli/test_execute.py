@@ -124,7 +124,7 @@ def test_command_error_becomes_exit_status_and_lines(
     def fail(_: str) -> None:
         raise raised
 
-    monkeypatch.setattr("bridge.cli.version.write", fail)
+    monkeypatch.setattr("bridge.cli.commands.version.write", fail)
     status = execute(["version"])
     output = capsys.readouterr().err
     if isinstance(raised, CommandError):
@@ -137,7 +137,7 @@ def test_unexpected_exception_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(_: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("bridge.cli.version.write", fail)
+    monkeypatch.setattr("bridge.cli.commands.version.write", fail)
     with pytest.raises(ZeroDivisionError):
         execute(["version"])
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bridge.cli.record_filter import RecordFilter
-from bridge.consumer.schema import DecodedRecord, decode
+from bridge.consumer.record_decoder import DecodedRecord, decode
 from tests.sample_records import control_record, loss_record, record
 
 WEB = decode(record(2, "exited", namespace="shop", id_="c1", name="web-1", project="web-shop").data)[0]

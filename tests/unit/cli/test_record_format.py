@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from bridge.cli.record_format import format_record
-from bridge.consumer.schema import DecodedRecord, decode
+from bridge.consumer.record_decoder import DecodedRecord, decode
 from tests.golden import Golden
 from tests.sample_records import control_record, loss_record, record
 

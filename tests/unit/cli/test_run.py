@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.cli import output
-from bridge.cli.run import _terminal_sink
+from bridge.cli.commands.run import _terminal_sink
 from config.settings import load
 from tests.records import RecordFactory
 

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from bridge.cli.screen import MAX_EVENTS, Screen
+from bridge.cli.watch_screen import MAX_EVENTS, Screen
 from bridge.core.records import Record
 from tests.golden import Golden
 from tests.sample_records import control_record, record

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from config.schema import json_schema
+from config.json_schema import json_schema
 from config.settings import Settings, load
 from config.sinks import BUILT_IN
 

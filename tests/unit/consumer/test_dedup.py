@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.consumer.dedup import Deduplicator
-from bridge.consumer.schema import DecodedRecord, Engine, Lost
+from bridge.consumer.record_decoder import DecodedRecord, Engine, Lost
 
 
 def record_at(epoch: int, sequence: int, *, type_: str = "started", first: int | None = None) -> DecodedRecord:

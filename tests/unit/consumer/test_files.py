@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.consumer.files import MAX_LINE_BYTES, FileReader, LineSplitter, StdinReader
-from bridge.consumer.reading import StartPosition
+from bridge.consumer.record_reader import StartPosition
 from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, NotFoundError
 from sinks.file import RotatedFile

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge.consumer.projection import Projection
-from bridge.consumer.schema import Source, decode
+from bridge.consumer.record_decoder import Source, decode
 from tests.scale import scaled
 
 EVENTS = (Path(__file__).parents[3] / "docs" / "events.md").read_text()

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from bridge.consumer import schema
-from bridge.consumer.schema import InvalidMessageError, decode
+from bridge.consumer import record_decoder
+from bridge.consumer.record_decoder import InvalidMessageError, decode
 from bridge.core import records
 from sinks.cloudevents import envelope
 from tests.golden import Golden
@@ -17,14 +17,14 @@ BEFORE = b'{"version":1,"type":"sta'
 @pytest.mark.parametrize(
     ("published", "read"),
     [
-        (records.EventRecord, schema.DecodedRecord),
-        (records.Container, schema.Container),
-        (records.Snapshot, schema.Snapshot),
-        (records.Lost, schema.Lost),
-        (records.Exit, schema.Exit),
-        (records.Pod, schema.Pod),
-        (records.SourcePosition, schema.PreviousPosition),
-        (records.EngineInfo, schema.Engine),
+        (records.EventRecord, record_decoder.DecodedRecord),
+        (records.Container, record_decoder.Container),
+        (records.Snapshot, record_decoder.Snapshot),
+        (records.Lost, record_decoder.Lost),
+        (records.Exit, record_decoder.Exit),
+        (records.Pod, record_decoder.Pod),
+        (records.SourcePosition, record_decoder.PreviousPosition),
+        (records.EngineInfo, record_decoder.Engine),
     ],
 )
 def test_consumer_schema_has_every_published_field(published: type[Struct], read: type[Struct]) -> None:

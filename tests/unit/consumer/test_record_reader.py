@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from bridge.consumer.reading import BACKOFF, Message, Reader, read, read_records
+from bridge.consumer.record_reader import BACKOFF, Message, Reader, read, read_records
 from bridge.core.errors import BridgeError, NotFoundError, TransientError
 from tests.clocks import ManualClock
 from tests.golden import Golden

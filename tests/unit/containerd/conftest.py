@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.containerd.client import ContainerdClient, Timeouts
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.simulator.containerd import SimulatedContainerd
 
 

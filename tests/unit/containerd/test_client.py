@@ -20,7 +20,7 @@ from bridge.containerd.protos import health_pb2
 from bridge.containerd.rpc_errors import from_rpc_error
 from bridge.core.containerd_model import ContainerKey, TaskStatus
 from bridge.core.errors import BridgeError, FatalError, TransientError, UnreadableError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.simulator.containerd import MAX_MESSAGE_BYTES, SimulatedContainerd

@@ -34,7 +34,7 @@ from bridge.core.containerd_model import (
     TaskStatus,
     Undecodable,
 )
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.time import SECOND
 from tests.golden import Golden
 

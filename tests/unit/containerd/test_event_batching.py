@@ -7,34 +7,36 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.containerd import batching
+from bridge.containerd import event_batching
 
 
 @given(st.lists(st.binary(max_size=200), max_size=50))
 def test_batched_envelopes_round_trip(envelopes: list[bytes]) -> None:
-    assert [envelope for message in batching.batch(envelopes) for envelope in batching.unbatch(message)] == envelopes
+    assert [
+        envelope for message in event_batching.batch(envelopes) for envelope in event_batching.unbatch(message)
+    ] == envelopes
 
 
 def test_batched_messages_are_bounded_and_filled() -> None:
-    envelopes = [bytes(batching.MAX_MESSAGE_BYTES // 4)] * 9
-    assert [len(batching.unbatch(message)) for message in batching.batch(envelopes)] == [4, 4, 1]
+    envelopes = [bytes(event_batching.MAX_MESSAGE_BYTES // 4)] * 9
+    assert [len(event_batching.unbatch(message)) for message in event_batching.batch(envelopes)] == [4, 4, 1]
 
 
 def test_oversized_envelope_is_sent_alone() -> None:
-    envelopes = [b"a", bytes(2 * batching.MAX_MESSAGE_BYTES), b"b"]
-    assert [len(batching.unbatch(message)) for message in batching.batch(envelopes)] == [1, 1, 1]
+    envelopes = [b"a", bytes(2 * event_batching.MAX_MESSAGE_BYTES), b"b"]
+    assert [len(event_batching.unbatch(message)) for message in event_batching.batch(envelopes)] == [1, 1, 1]
 
 
 def test_empty_batch_has_no_message() -> None:
-    assert list(batching.batch([])) == []
+    assert list(event_batching.batch([])) == []
 
 
 def test_invalid_batched_message_is_rejected() -> None:
     with pytest.raises(DecodeError):
-        batching.unbatch(b"\x0a\x7f")
+        event_batching.unbatch(b"\x0a\x7f")
 
 
 def test_batching_is_detected_from_metadata() -> None:
-    assert batching.supports_batches([("x", "y"), batching.HEADER])
-    assert not batching.supports_batches([("whalebridge-envelopes", "other")])
-    assert not batching.supports_batches(None)
+    assert event_batching.supports_batches([("x", "y"), event_batching.HEADER])
+    assert not event_batching.supports_batches([("whalebridge-envelopes", "other")])
+    assert not event_batching.supports_batches(None)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.stream import LINGER_SECONDS, MAX_BATCH_EVENTS, ContainerdEventStream, linger
+from bridge.containerd.event_stream import LINGER_SECONDS, MAX_BATCH_EVENTS, ContainerdEventStream, linger
 from bridge.core.containerd_model import ContainerKey, Event, Marker, TaskOOM, Undecodable
 from bridge.core.errors import StreamOverflowError, TransientError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.eventually import eventually, eventually_async
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from bridge.containerd.name_lookup import resolve
+from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import ContainerKey, Metadata
 from bridge.core.errors import AmbiguousError, NotFoundError
-from bridge.core.identity import build_metadata
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from tests.golden import Golden
 
 RULES = LabelRules.keep_all()

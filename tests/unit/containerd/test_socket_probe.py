@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.containerd.endpoint import probe, socket_path
+from bridge.containerd.socket_probe import probe, socket_path
 from bridge.core.errors import BridgeError, FatalError, TransientError
 from tests.golden import Golden
 

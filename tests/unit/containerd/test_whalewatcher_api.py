@@ -11,10 +11,10 @@ from itertools import pairwise
 import pytest
 from grpc import StatusCode
 
-from bridge.containerd import lifecycle
-from bridge.containerd import whalewatcher_client as module
+from bridge.containerd import whalewatcher_api as module
+from bridge.containerd import whalewatcher_events
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.whalewatcher_client import (
+from bridge.containerd.whalewatcher_api import (
     Container,
     ContainerdWatcher,
     ContainerEvent,
@@ -325,7 +325,7 @@ class TestEvents:
         monkeypatch: pytest.MonkeyPatch,
         golden: Golden,
     ) -> None:
-        monkeypatch.setattr(lifecycle, "_MAX_MARKERS", 3)
+        monkeypatch.setattr(whalewatcher_events, "_MAX_MARKERS", 3)
         simulated_containerd.faults.drop_published = True
         with golden.error(
             "containerd_errors",
@@ -339,8 +339,8 @@ class TestEvents:
     async def test_project_cache_evicts_oldest_when_full(
         self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(lifecycle, "_MAX_PROJECTS", 2)
-        projects = lifecycle.ProjectCache(client)
+        monkeypatch.setattr(whalewatcher_events, "_MAX_PROJECTS", 2)
+        projects = whalewatcher_events.ProjectCache(client)
         for number in range(5):
             simulated_containerd.state.run(key(f"shop/{number}"), PROJECT)
             assert await projects.get(key(f"shop/{number}")) == "p"

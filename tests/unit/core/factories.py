@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import (
     ContainerKey,
     Instant,
@@ -21,7 +22,6 @@ from bridge.core.containerd_model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.state import Transition
 from bridge.core.time import SECOND, from_seconds
 from bridge.core.tracker import Tracker
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from bridge.core.container_state import TaskQuery, Transition
 from bridge.core.containerd_model import ContainerEvent, ContainerKey, Task
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
 from bridge.core.records import AdditionalEventType
-from bridge.core.state import TaskQuery, Transition
 from bridge.core.tracker import Tracker
 from tests.unit.core.containerd_model import KEYS, ContainerdModel, TaskWaitResult, TrueTransition
 

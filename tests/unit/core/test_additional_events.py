@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, ContainerEvent, ContainerUpdated, TaskOOM
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import Listing, reconcile, reevaluate_scope
-from bridge.core.state import Transition
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import BOOT_ID, WEB, exited, make_metadata, moment, started, summarize, task, wall
 from tests.unit.core.harness import ADDITIONAL_EVENTS

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import Checkpoint, CheckpointHeader, SourceId, StoredPosition
+from bridge.core.container_state import ContainerState, Incarnation, Transition
+from bridge.core.container_store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerDeleted,
     ContainerKey,
@@ -26,10 +28,8 @@ from bridge.core.containerd_model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import Listing, reconcile
-from bridge.core.state import ContainerState, Incarnation, Transition
-from bridge.core.store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.containerd_model import ContainerdModel, Faults

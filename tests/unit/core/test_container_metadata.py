@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.core.container_metadata import build_metadata, display_id, incarnation_id, parse_display_id
 from bridge.core.containerd_model import ContainerKey, PodReference
-from bridge.core.identity import build_metadata, display_id, incarnation_id, parse_display_id
-from bridge.core.labels import REDACTED, LabelRules
+from bridge.core.label_rules import REDACTED, LabelRules
 
 ALL = LabelRules.keep_all()
 SHOP = ContainerKey("shop", "919f59b77021")

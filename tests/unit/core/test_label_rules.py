@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core import labels
-from bridge.core.labels import REDACTED, LabelRules
+from bridge.core import label_rules
+from bridge.core.label_rules import REDACTED, LabelRules
 from config.models import LabelsSettings
 
 
@@ -99,7 +99,7 @@ def test_label_patterns_match_line_feed_in_key() -> None:
 
 
 def test_label_rules_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labels, "_MAX_CACHED_DECISIONS", 10)
+    monkeypatch.setattr(label_rules, "_MAX_CACHED_DECISIONS", 10)
     rules = LabelRules(include=["*"], exclude=["x*"], redact=[])
     published = rules.apply({f"{letter}{number}": "" for number in range(20) for letter in "xy"})
     assert sorted(published) == sorted(f"y{number}" for number in range(20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.core.container_state import ExitInfo
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -15,7 +16,6 @@ from bridge.core.containerd_model import (
     TaskStatus,
 )
 from bridge.core.reconcile import Listing, find_mismatches, has_unconfirmed, reconcile
-from bridge.core.state import ExitInfo
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import (
     BOOT_ID,

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.core.container_state import ExitInfo, Transition
 from bridge.core.containerd_model import ContainerKey, Engine, Labels, Metadata, PodReference
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage, heartbeat_record, lost_record, rfc3339
 from bridge.core.records import Record, SourcePosition, json_schema
-from bridge.core.state import ExitInfo, Transition
 from bridge.core.time import SECOND
 from tests.unit.core.factories import WEB
 

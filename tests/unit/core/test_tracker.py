@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from bridge.core.container_state import MAX_CREATED_PIDS, MAX_EXITED_PIDS, ExitInfo, TaskQuery
+from bridge.core.container_store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -19,8 +21,6 @@ from bridge.core.containerd_model import (
     TaskOOM,
     TaskStatus,
 )
-from bridge.core.state import MAX_CREATED_PIDS, MAX_EXITED_PIDS, ExitInfo, TaskQuery
-from bridge.core.store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.time import SECOND, to_seconds
 from bridge.core.tracker import EXIT_GRACE_NS, WAITED_EXIT_GRACE_NS, Tracker
 from tests.unit.core.factories import (

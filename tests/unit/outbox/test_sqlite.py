@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from bridge.clock import SystemClock
 from bridge.core.errors import InUseError, StateError
 from bridge.core.ports import Clock
-from bridge.outbox import schema, store
+from bridge.outbox import database_worker, schema
 from bridge.outbox.database import Database
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
@@ -475,7 +475,7 @@ def io_error(code: int, text: str) -> sqlite3.Error:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> type[FailingDatabase]:
     disk = type("Disk", (FailingDatabase,), {"batches": []})
-    monkeypatch.setattr(store, "Database", disk)
+    monkeypatch.setattr(database_worker, "Database", disk)
     return disk
 
 

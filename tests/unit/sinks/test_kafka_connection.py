@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.publisher import Producer
+from sinks.kafka.patched_producer import Producer
 
 VERSIONS = {18: (0, 0), 3: (0, 4)}  # API versions of the first requests of a client: ApiVersions and Metadata
 

@@ -7,10 +7,10 @@ import pytest
 
 from bridge.core.errors import FatalError
 from config.settings import load
+from sinks.factory import create_sink, create_sinks
 from sinks.file import FileSink
 from sinks.kafka.sink import KafkaSink
 from sinks.nats.sink import NatsSink
-from sinks.registry import create_sink, create_sinks
 from sinks.stdout import StdoutSink
 from tests.golden import Golden
 
@@ -27,7 +27,7 @@ def test_sink_is_created_from_settings() -> None:
 
 
 def test_sink_library_is_imported_only_when_configured() -> None:
-    code = "import sys, sinks.registry; sys.exit(bool({'sinks.stdout', 'aiokafka', 'nats'} & sys.modules.keys()))"
+    code = "import sys, sinks.factory; sys.exit(bool({'sinks.stdout', 'aiokafka', 'nats'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

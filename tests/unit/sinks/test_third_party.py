@@ -10,7 +10,7 @@ import pytest
 from bridge.core.errors import FatalError
 from config.settings import SettingsError, load
 from config.sinks import plugins
-from sinks.registry import create_sink
+from sinks.factory import create_sink
 from tests.golden import Golden
 from tests.sample_records import control_record, record
 

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from bridge.core.records import RecordType
-from sinks.whalewatcher import encode
+from sinks.whalewatcher_encoding import encode
 from tests.sample_records import TIME, control_record, loss_record, record
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bridge.telemetry.text import one_line, printable, printable_json
+from bridge.telemetry.safe_text import one_line, printable, printable_json
 
 
 @pytest.mark.parametrize(

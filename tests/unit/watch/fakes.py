@@ -18,7 +18,7 @@ from bridge.core.containerd_model import (
     TaskStatus,
 )
 from bridge.core.errors import TransientError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Lag, StoredCheckpoint
 from bridge.core.records import Record
 from bridge.core.time import from_seconds

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from bridge.core.containerd_model import ContainerKey, ContainerUpdated, Engine, TaskExited, TaskPaused, TaskStatus
 from bridge.core.errors import TransientError
-from bridge.core.labels import LabelRules
+from bridge.core.label_rules import LabelRules
 from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
 from tests.unit.watch.fakes import FakeEngineClient, make_metadata, no_op, settings
 from tests.unit.watch.test_watch import (

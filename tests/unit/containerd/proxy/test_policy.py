@@ -8,10 +8,10 @@ import pytest
 from grpc import StatusCode
 
 from bridge.containerd import methods
+from bridge.containerd.event_stream import FILTERS
 from bridge.containerd.protos import containers_pb2, introspection_pb2, tasks_pb2
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.policy import POLICIES, CallDenied
-from bridge.containerd.stream import FILTERS
 from tests.golden import Golden
 from tests.simulator import wire
 from tests.simulator.records import encode_container
@@ -110,8 +110,16 @@ def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
 @pytest.mark.parametrize(
     ("case", "call", "code"),
     [
-        ("field", lambda: BY_METHOD[methods.TASK].rebuild_request(wire.field(2, "exec")), StatusCode.INVALID_ARGUMENT),
-        ("no field", lambda: BY_METHOD[methods.TASKS].rebuild_request(wire.field(1, "x")), StatusCode.INVALID_ARGUMENT),
+        (
+            "field",
+            lambda: BY_METHOD[methods.TASK].rebuild_request(wire.field(2, "exec")),
+            StatusCode.INVALID_ARGUMENT,
+        ),
+        (
+            "no field",
+            lambda: BY_METHOD[methods.TASKS].rebuild_request(wire.field(1, "x")),
+            StatusCode.INVALID_ARGUMENT,
+        ),
         (
             "unreadable request",
             lambda: BY_METHOD[methods.TASK].rebuild_request(b"\x0a\x7f"),

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine, Metadata
 from bridge.core.ports import Lag
 from bridge.core.record_encoder import Gap, SnapshotCoverage
-from bridge.core.state import Transition
 from bridge.telemetry.counters import Counters, Histogram, SnapshotSummary
 from bridge.telemetry.status import SinkStatus, Status
 

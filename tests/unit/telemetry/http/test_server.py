@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bridge.telemetry.http import connections, documents, server
+from bridge.telemetry.http import connections, json_documents, server
 from bridge.telemetry.http.server import Endpoint
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container, snapshot_summary
@@ -120,7 +120,7 @@ async def test_containers_endpoint_yields_to_event_loop(
     served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served.bridge.containers = [running_container(f"c{number}") for number in range(10_000)]
-    turns, containers_document = 0, documents.containers_document
+    turns, containers_document = 0, json_documents.containers_document
     turn_of_chunk: list[int] = []  # the event loop turn of each chunk
 
     async def take_turns() -> None:
@@ -134,11 +134,11 @@ async def test_containers_endpoint_yields_to_event_loop(
             turn_of_chunk.append(turns)
             yield chunk
 
-    monkeypatch.setattr(documents, "containers_document", chunks)
+    monkeypatch.setattr(json_documents, "containers_document", chunks)
     others = asyncio.create_task(take_turns())
     await served.request("/containers")
     others.cancel()
-    assert len(turn_of_chunk) > 10_000 / documents.CONTAINERS_PER_CHUNK
+    assert len(turn_of_chunk) > 10_000 / json_documents.CONTAINERS_PER_CHUNK
     assert len(set(turn_of_chunk)) == len(turn_of_chunk), "several chunks were written in one turn"
 
 

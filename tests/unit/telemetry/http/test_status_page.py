@@ -5,7 +5,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from bridge.core.ports import Lag
-from bridge.telemetry.http import page
+from bridge.telemetry.http import status_page
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import bridge_status, running_container, sink_status, snapshot_summary
 
@@ -38,7 +38,9 @@ def test_status_page_shows_bridge_sinks_and_containers() -> None:
     status = bridge_status(sinks=[sink_status(lag=Lag(12, 34567, 90.0, 3), rejected=1)], exclude=("test-*",))
     status.counters.count_snapshot(snapshot_summary(reason="reconnect", since=0, inferred=4))
     text = PageParser(
-        page.render(status, [running_container(name="web-1", project="shop", paused=True), running_container("c2")], 0)
+        status_page.render(
+            status, [running_container(name="web-1", project="shop", paused=True), running_container("c2")], 0
+        )
     ).text
     for expected in ("node-1", "containerd 2.4", "test-*", "main", "12", "33.8 KiB", "2 min", "reconnect", "web-1"):
         assert expected in text
@@ -50,10 +52,10 @@ def test_status_page_shows_errors_first(golden: Golden) -> None:
     status = bridge_status(
         synced=False, containerd_error="no such socket", sinks=[sink_status(state="failing", last_error="away")]
     )
-    text = PageParser(page.render(status, [], 0)).text
+    text = PageParser(status_page.render(status, [], 0)).text
     assert text.index("ready") < text.index("no such socket") < text.index("main") < text.index("containerd 2.4")
     assert "away" in text
-    degraded = PageParser(page.render(bridge_status(sinks=[sink_status(state="failing")]), [], 0)).text
+    degraded = PageParser(status_page.render(bridge_status(sinks=[sink_status(state="failing")]), [], 0)).text
     assert "ready" in degraded
     assert "main" in degraded
     golden("status_page", f"{plain(text)}\n\n{plain(degraded)}")
@@ -74,8 +76,8 @@ def test_status_page_escapes_foreign_text() -> None:
         outbox_error=HOSTILE,
         sinks=[sink_status(HOSTILE, last_error=HOSTILE)],
     )
-    harmless = PageParser(page.render(bridge_status(), [running_container(project="p")], 0))
-    hostile = PageParser(page.render(status, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
+    harmless = PageParser(status_page.render(bridge_status(), [running_container(project="p")], 0))
+    hostile = PageParser(status_page.render(status, [running_container(HOSTILE, name=HOSTILE, project=HOSTILE)], 0))
     assert hostile.elements - harmless.elements <= {"li", "ul"}
     assert hostile.attributes == harmless.attributes
     assert "\\u202e\\x1b[31m\\x00" in hostile.text
@@ -83,12 +85,12 @@ def test_status_page_escapes_foreign_text() -> None:
 
 
 def test_status_page_limits_number_of_containers() -> None:
-    text = page.render(
-        bridge_status(), [running_container(f"c{number}") for number in range(page.MAX_CONTAINERS + 5)], 0
+    text = status_page.render(
+        bridge_status(), [running_container(f"c{number}") for number in range(status_page.MAX_CONTAINERS + 5)], 0
     )
-    assert text.count("<code>shop/c") == page.MAX_CONTAINERS
+    assert text.count("<code>shop/c") == status_page.MAX_CONTAINERS
     assert "5 more" in text
 
 
 def test_status_page_shortens_long_names() -> None:
-    assert len(page.render(bridge_status(), [running_container(name="x" * 100_000)], 0)) < 20_000
+    assert len(status_page.render(bridge_status(), [running_container(name="x" * 100_000)], 0)) < 20_000
