@@ -79,7 +79,7 @@ async def test_documented_nats_command_creates_usable_stream(
 
 
 def test_documented_nats_messages_match_source() -> None:
-    table = PAGE[PAGE.index("| text | what it means |") :]
+    table = PAGE[PAGE.index("| text | meaning |") :]
     texts = [text for line in table.splitlines()[2:] for text in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
     assert len(texts) > 10
     plain = re.sub(r'"\s*f?"', "", re.sub(r"\s+", " ", SOURCE))
