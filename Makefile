@@ -52,6 +52,7 @@ lint: setup protos-check docs-check ## check format, types, imports, terminology
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.terminology
 	$(BIN)/python $(CHART) --check
 
 testbed: ## install what the tests need (containerd 1.6 and 2.4, nerdctl, Docker, ...) into a cache outside the checkout

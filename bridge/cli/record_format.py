@@ -82,8 +82,8 @@ def _format_container(container: Container, *, is_present: bool) -> Iterator[str
 def _format_snapshot(snapshot: Snapshot, *, completed: bool) -> str:
     if not completed:
         since = f", since {_format_time(snapshot.since)}" if snapshot.since else ""
-        return f"begins: {snapshot.reason}{since}"
-    text = f"complete: {snapshot.containers} {'container' if snapshot.containers == 1 else 'containers'}"
+        return f"started: {snapshot.reason}{since}"
+    text = f"completed: {snapshot.containers} {'container' if snapshot.containers == 1 else 'containers'}"
     if snapshot.failed:
         text += f", not listed: {', '.join(snapshot.failed)}"
     return text + (", partial" if snapshot.partial else "")

@@ -82,7 +82,7 @@ def test_tail_prints_one_line_per_record_without_duplicates() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     shown = [line.split()[2:4] for line in done.stdout.splitlines()]
     assert shown == [
-        ["snapshot", "begins:"],
+        ["snapshot", "started:"],
         ["started", "shop/web-0"],
         ["started", "shop/web-1"],
         ["started", "shop/web-2"],

@@ -88,7 +88,7 @@ def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Co
             lambda page: lines(page, new) and not lines(page, exits) and "not connected" not in page, "updated page"
         )
         assert "paused" in lines(page, stays)[0]
-        assert "begins: reconnect, since" in page
+        assert "started: reconnect, since" in page
         assert terminal.stop(signal.SIGINT) == 0
     engine.ctr("tasks", "resume", stays)
 

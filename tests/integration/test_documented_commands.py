@@ -30,7 +30,7 @@ from tests.testbed.nats import Nats
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.parametrize("engine", ["2.4"], indirect=True)]
 SNAPSHOT = r'"snapshot_completed"'
-READABLE_SNAPSHOT = r"snapshot +complete"
+READABLE_SNAPSHOT = r"snapshot +completed"
 
 
 class CommandCase(NamedTuple):
@@ -66,7 +66,7 @@ COMMAND_CASES = {
         "synced"
     ),
     "whalebridge tail kafka://localhost:9092/containers": runs_until_interrupt(
-        r"snapshot +complete", background_command=SNAPSHOTS
+        r"snapshot +completed", background_command=SNAPSHOTS
     ),
     "whalebridge run --sink nats://localhost:4222/containers --state-dir /var/lib/whalebridge": runs_until_interrupt(
         "synced"

@@ -49,7 +49,7 @@ def test_screen_shows_running_containers_and_last_events(golden: Golden) -> None
     assert lines[3].split() == ["shop/web-00", "web-00", "web-shop", "web", "running", "4711", *lines[3].split()[6:]]
     assert lines[3].split()[6:] == ["docker.io/library/busybox:latest", "2026-11-23T15:21:08Z"]
     assert [line.split()[1:3] for line in lines[lines.index("LAST EVENTS") + 1 :]] == [
-        ["snapshot", "begins:"],
+        ["snapshot", "started:"],
         ["started", "shop/db"],
         ["exited", "shop/db"],
     ]

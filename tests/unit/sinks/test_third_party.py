@@ -73,10 +73,10 @@ async def test_third_party_sink_writes_every_encoding(tmp_path: Path) -> None:
 def test_third_party_sink_settings_errors_have_path(sink: object, path: str, named: str, golden: Golden) -> None:
     with pytest.raises(SettingsError) as caught:
         load({"sinks": {"main": sink}})
-    (mistake,) = caught.value.errors
-    assert mistake.startswith(f"--sink: {path}: ")
-    assert named in mistake
-    golden.entry("sink_errors", f"settings of a third party's sink, {sink}", mistake)
+    (error,) = caught.value.errors
+    assert error.startswith(f"--sink: {path}: ")
+    assert named in error
+    golden.entry("sink_errors", f"settings of a third party's sink, {sink}", error)
 
 
 def test_unknown_sink_type_is_rejected(golden: Golden) -> None:
