@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from config.json_schema import json_schema
-from config.setting_names import SINK_ID
+from config.setting_paths import SINK_ID
 from config.sources.cli import FLAGS
 from config.sources.env import variable
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from config import setting_names, sinks
+from config import setting_paths, sinks
 from config.sources import Path, Source, as_mapping, locations
 
 _TEXTS = {
@@ -40,7 +40,7 @@ def format_error(detail: ErrorDetails, model: type[BaseModel], sources: Sequence
     location, text = " and ".join(locations(path, sources)), _text(detail, path, model, sources)
     if text == _LEFTOVER:
         path = path[:-1]
-    shown = ".".join(map(setting_names.redact, path))
+    shown = ".".join(map(setting_paths.redact, path))
     return ": ".join(part for part in (location, shown, text) if part)
 
 
@@ -62,7 +62,7 @@ def _text(detail: ErrorDetails, path: Path, model: type[BaseModel], sources: Seq
 
 
 def _unknown(name: str, value: object, model: type[BaseModel]) -> str:
-    if near := setting_names.suggest(name, model):
+    if near := setting_paths.suggest(name, model):
         return f"unknown setting; did you mean '{near}'?"
     return _LEFTOVER if value is None else f"unknown setting; expected one of {', '.join(model.model_fields)}"
 
@@ -72,7 +72,7 @@ def _model_at(path: Path, model: type[BaseModel], sources: Sequence[Source]) -> 
     if path[:1] == ("sinks",) and len(path) > 1:
         model, path = sinks.model_of(_sink_type(path[:2], sources)), path[2:]
     for name in path:
-        model = setting_names.group(model.model_fields[name].annotation) or model
+        model = setting_paths.group(model.model_fields[name].annotation) or model
     return model
 
 

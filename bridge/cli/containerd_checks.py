@@ -15,7 +15,7 @@ from bridge.core.errors import BridgeError
 from bridge.core.filters import DOCKER_NAMESPACE
 from bridge.core.label_rules import LabelRules
 from bridge.task_groups import task_group
-from bridge.watch.markers import StreamMarkers
+from bridge.watch.stream_markers import StreamMarkers
 
 CHECK_TIMEOUTS = Timeouts(connect=5.0, call=5.0, listing=8.0)
 MARKER_TIMEOUT_SECONDS = 4.0

@@ -36,7 +36,7 @@ from bridge.watch.exit_waiter import ExitWaiter
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
 from bridge.watch.listing import list_all, query_tasks
-from bridge.watch.markers import StreamMarkers
+from bridge.watch.stream_markers import StreamMarkers
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, SnapshotResult
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_settings import BaseSettings
 
-from config import setting_names
+from config import setting_paths
 from config.sources import Path, Source, as_mapping
 
 PREFIX = "WHALEBRIDGE_"
@@ -50,11 +50,11 @@ def variable(path: str) -> str:
 
 def _misspelled(model: type[BaseSettings], name: str) -> str | None:
     """Return a hint if ``name``, which contains no ``__``, resembles a setting."""
-    paths = {path.replace(".", "_"): path for path, _ in setting_names.fields(model)}
-    if near := setting_names.nearest(name, paths, _CUTOFF):
+    paths = {path.replace(".", "_"): path for path, _ in setting_paths.fields(model)}
+    if near := setting_paths.nearest(name, paths, _CUTOFF):
         return f"did you mean {variable(paths[near])}?"
     if name.startswith("sinks_"):
-        return f"separate levels by two underscores, as in {variable(f'sinks.{setting_names.SINK_ID}.topic')}"
+        return f"separate levels by two underscores, as in {variable(f'sinks.{setting_paths.SINK_ID}.topic')}"
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic_settings import BaseSettings
 
-from config import setting_names
+from config import setting_paths
 from config.sources import Path, Source
 
 DEFAULT = "/etc/whalebridge/config.yaml"
@@ -164,5 +164,5 @@ class _Reading:
 
     def _report(self, node: yaml.Node | None, text: str, path: Path = ()) -> None:
         location = self._line(node) if node else self._name
-        shown = ".".join(map(setting_names.redact, path))
+        shown = ".".join(map(setting_paths.redact, path))
         self.errors.append(": ".join(part for part in (location, shown, text) if part))

@@ -61,7 +61,7 @@ async def _check_sockets(required: Sequence[str]) -> tuple[list[CheckResult], li
     import asyncio
 
     from bridge.cli.check_results import CheckResult
-    from bridge.cli.sockets import WELL_KNOWN_SOCKETS, inspect_socket
+    from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, inspect_socket
 
     sockets = {
         path: inspect_socket(path, required=path in required)

@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from bridge.telemetry.http import json_documents, status_page
-from bridge.telemetry.http.connections import BoundedServer
+from bridge.telemetry.http.bounded_server import BoundedServer
 from bridge.telemetry.http.metrics import Metrics
 from bridge.telemetry.status import BridgeInspector, evaluate
 

@@ -19,7 +19,7 @@ from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import SourcePosition
-from config import reference_docs, setting_names
+from config import reference_docs, setting_paths
 from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
@@ -264,7 +264,7 @@ def test_configuration_reference_is_current(tmp_path: Path) -> None:
 
 
 def test_configuration_reference_lists_every_setting() -> None:
-    for path in setting_names.all_paths(Settings):
+    for path in setting_paths.all_paths(Settings):
         if path != "sinks.ID.type":
             assert f"\n#### `{path}`\n" in CONFIGURATION
             assert f"`{variable(path)}`" in CONFIGURATION
@@ -274,7 +274,7 @@ def test_flags_of_settings_exist_in_run_help(capsys: pytest.CaptureFixture[str])
     assert execute(["run", "--help"]) == 0
     output = capsys.readouterr().out
     assert [flag for flag in FLAGS.values() if f"{flag} " not in output] == []
-    assert set(FLAGS) <= set(setting_names.all_paths(Settings))
+    assert set(FLAGS) <= set(setting_paths.all_paths(Settings))
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *ROOT.glob("docs/*.md")], ids=lambda path: path.name)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cli import sockets
+from bridge.cli import socket_checks
 from bridge.cli.check_results import CheckResult
 from bridge.cli.preflight import file_system_type
-from bridge.cli.sockets import WELL_KNOWN_SOCKETS, inspect_socket
+from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS, inspect_socket
 from tests.golden import Golden
 
 
@@ -81,7 +81,7 @@ def user_1000(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, name, lambda: 1000)
     monkeypatch.setattr(os, "getgroups", list)
     for name in ("_user_name", "_group_name"):
-        monkeypatch.setattr(sockets, name, str)
+        monkeypatch.setattr(socket_checks, name, str)
 
 
 def socket_stat(mode: int, user: int, group: int) -> os.stat_result:
@@ -105,7 +105,7 @@ def test_permission_error_names_selinux_or_apparmor(
         if content is not None:
             (tmp_path / path).parent.mkdir(parents=True)
             (tmp_path / path).write_text(content)
-    result = sockets._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
+    result = socket_checks._permission_denied("/c.sock", socket_stat(0o660, os.geteuid(), os.getegid()), tmp_path)
     assert (result.status, result.exit_status) == ("error", 1)
     assert named in result.message
     text = result.to_line(colors=False)
@@ -114,12 +114,12 @@ def test_permission_error_names_selinux_or_apparmor(
 
 @pytest.mark.usefixtures("user_1000")
 def test_permission_error_explains_socket_mode(tmp_path: Path, golden: Golden) -> None:
-    result = sockets._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
+    result = socket_checks._permission_denied("/c.sock", socket_stat(0o660, 54321, 54322), tmp_path)
     assert "0660 54321:54322" in result.message
     assert "54321" in (result.hint or "")
     assert "54322 (54322)" in (result.hint or "")
     golden.entry("socket_checks", "denied by socket mode", result.to_line(colors=False))
-    result = sockets._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
+    result = socket_checks._permission_denied("/c.sock", socket_stat(0o600, 54321, 54322), tmp_path)
     assert "54321" in (result.hint or "")
     assert "54322" not in (result.hint or "")
 

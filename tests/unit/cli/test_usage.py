@@ -21,7 +21,7 @@ import structlog
 
 import bridge
 from bridge.cli import execute
-from bridge.cli.sockets import WELL_KNOWN_SOCKETS
+from bridge.cli.socket_checks import WELL_KNOWN_SOCKETS
 from bridge.core.containerd_model import ContainerKey
 from tests.golden import Golden
 from tests.simulator.containerd import SimulatedContainerd
@@ -193,7 +193,7 @@ def fixed_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.chdir("/")
     monkeypatch.setattr(
-        "bridge.cli.sockets.WELL_KNOWN_SOCKETS",
+        "bridge.cli.socket_checks.WELL_KNOWN_SOCKETS",
         {f"/nonexistent{path}": description for path, description in WELL_KNOWN_SOCKETS.items()},
     )
 
@@ -261,7 +261,7 @@ async def test_output_with_containerd_matches_golden_file(
 ) -> None:
     # The output of these functions depends on the machine: its disk and its users.
     monkeypatch.setattr("bridge.cli.preflight._check_disk", lambda *_: [])
-    monkeypatch.setattr("bridge.cli.sockets._format_mode", lambda _: "0660 root:root")
+    monkeypatch.setattr("bridge.cli.socket_checks._format_mode", lambda _: "0660 root:root")
     text = ""
     async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
         os.chmod(containerd.address, 0o660)

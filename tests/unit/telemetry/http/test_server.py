@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bridge.telemetry.http import connections, json_documents, server
+from bridge.telemetry.http import bounded_server, json_documents, server
 from bridge.telemetry.http.server import Endpoint
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container, snapshot_summary
@@ -249,7 +249,7 @@ async def test_request_body_is_not_read(served: ServedEndpoint) -> None:
 async def test_oldest_connection_is_closed_when_limit_is_reached(
     served: ServedEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(bounded_server, "MAX_CONNECTIONS", 3)
     idle = [await served.connect() for _ in range(5)]
     assert await idle[0][0].read() == b""
     assert (await served.request("/livez")).status == 200
@@ -258,7 +258,7 @@ async def test_oldest_connection_is_closed_when_limit_is_reached(
 
 
 async def test_idle_connection_is_closed_after_lifetime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_LIFETIME_SECONDS", 0.01)
+    monkeypatch.setattr(bounded_server, "MAX_LIFETIME_SECONDS", 0.01)
     served = ServedEndpoint(tmp_path)
     await served.open()
     reader, writer = await served.connect()
@@ -278,7 +278,7 @@ async def test_connection_is_closed_when_client_stops_reading(tmp_path: Path, mo
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     (bounded,) = [site for _, site in served.endpoint._servers[:1]]
     monkeypatch.setattr(
-        loop, "time", lambda: time.monotonic() + connections.MAX_LIFETIME_SECONDS
+        loop, "time", lambda: time.monotonic() + bounded_server.MAX_LIFETIME_SECONDS
     )  # after the response has started
     async with asyncio.timeout(60):
         while bounded.connections:  # noqa: ASYNC110 (aiohttp signals no change)
