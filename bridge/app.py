@@ -22,6 +22,7 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.label_rules import LabelRules
+from bridge.http_endpoint import http_endpoint
 from bridge.outbox.in_memory import MemoryOutbox
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
@@ -29,7 +30,7 @@ from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
 from bridge.shutdown import cancel_on_shutdown, install_handlers
 from bridge.sink_manager import SinkManager
-from bridge.status_provider import StatusProvider, http_endpoint
+from bridge.status_provider import StatusProvider
 from bridge.task_groups import task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
@@ -88,7 +89,7 @@ async def run(
             watch.request_snapshot("on_demand")
 
     try:
-        async with http_endpoint(status_provider), task_group() as tasks:
+        async with http_endpoint(settings, status_provider), task_group() as tasks:
             sink_manager.start(tasks, settings, sink_instances)
             watch_task = tasks.create_task(watch.run())
             reloader = SettingsReloader(settings, load, apply)

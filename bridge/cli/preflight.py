@@ -20,9 +20,9 @@ from bridge.cli.check_results import CheckResult
 from bridge.cli.containerd_checks import check_containerd
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
+from bridge.http_endpoint import describe_listen_error
 from bridge.outbox import database_worker
 from bridge.outbox.state_directory import StateDirectory
-from bridge.status_provider import describe_listen_error
 from bridge.task_groups import with_timeout
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.common import host_and_port

@@ -36,9 +36,9 @@ from bridge.watch.exit_waiter import ExitWaiter
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
 from bridge.watch.listing import list_all, query_tasks
-from bridge.watch.stream_markers import StreamMarkers
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, SnapshotResult
+from bridge.watch.stream_markers import StreamMarkers
 
 SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
 MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot is completed as partial
