@@ -24,7 +24,7 @@ class BlockingWorker:
     Args:
         name: The thread's name.
         translate: Returns the error to raise for an error of the operating system.
-        exclusive: Queue no call behind another one, also when the caller of that one was cancelled: retries do not
+        exclusive: Queue no call behind another one, also when the caller of that one was canceled: retries do not
             pile up behind a thread that is stuck.
     """
 
@@ -36,7 +36,7 @@ class BlockingWorker:
         self._unfinished: set[asyncio.Future[Any]] = set()
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return a call's result. A caller that is cancelled does not stop the call.
+        """Return a call's result. A caller that is canceled does not stop the call.
 
         Raises:
             Exception: The error of the call.

@@ -104,11 +104,11 @@ class Pump:
         self.published = 0
         self.failures = 0
         self.rejected = 0
-        self.latency = Histogram()  # seconds from publishing a batch to its acknowledgement
+        self.latency = Histogram()  # seconds from publishing a batch to its acknowledgment
         self._failure_logged = False
 
     async def run(self) -> None:
-        """Pump until cancelled.
+        """Pump until canceled.
 
         Raises:
             FatalError: The sink cannot continue.
@@ -136,9 +136,9 @@ class Pump:
             await self._clock.sleep(0.02)
 
     async def quiesce(self) -> None:
-        """Wait briefly for the acknowledgement of records in flight, and send nothing more; call it before cancelling.
+        """Wait briefly for the acknowledgment of records in flight, and send nothing more; call it before canceling.
 
-        It does not wait for a sink that is failing. Records without an acknowledgement are sent again by the next pump.
+        It does not wait for a sink that is failing. Records without an acknowledgment are sent again by the next pump.
         """
         if self.state != "failing":
             with contextlib.suppress(TimeoutError):

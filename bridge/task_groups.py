@@ -11,7 +11,7 @@ from bridge.core.errors import BridgeError, TransientError
 
 T = TypeVar("T")
 
-CANCEL_GRACE_SECONDS = 0.5  # for the cleanup of a call that is cancelled
+CANCEL_GRACE_SECONDS = 0.5  # for the cleanup of a call that is canceled
 
 
 @contextlib.asynccontextmanager

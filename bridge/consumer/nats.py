@@ -1,6 +1,6 @@
 """Reader of a NATS sink's messages: from its stream or, in core mode, from a subscription.
 
-A stream is read through an ephemeral consumer without acknowledgements, which the server deletes half a minute after
+A stream is read through an ephemeral consumer without acknowledgments, which the server deletes half a minute after
 the reader has disconnected. The reader pulls batches, so that the server never sends more than the reader can process.
 """
 

@@ -93,7 +93,7 @@ class LifecycleEvents:
         while True:
             while self._pending:
                 event = await self._translate(self._pending[0])
-                self._pending.popleft()  # only now, because the caller may have been cancelled during the translation
+                self._pending.popleft()  # only now, because the caller may have been canceled during the translation
                 if event is not None:
                     return event
             self._pending.extend(await stream.batch())

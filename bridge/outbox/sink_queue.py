@@ -6,7 +6,7 @@ sink has not acknowledged, as with the offsets of Kafka consumers. Both outboxes
 Invariants:
 - The sink has acknowledged every record before the cursor, or its loss.
 - Loss ranges are at or after the cursor, in order, and do not overlap. A later loss never includes records in flight,
-  so that their acknowledgement cannot contradict the loss.
+  so that their acknowledgment cannot contradict the loss.
 - A loss record is persisted before it is read, and never changes afterwards.
 """
 

@@ -130,7 +130,7 @@ class StreamSettings(SettingsModel):
         timedelta(hours=1),
         "Time during which a created stream recognizes a record that is sent again, and stores it once, 2m to 7d.",
         unit=DURATION,
-        reason="A record whose acknowledgement is lost is sent again within minutes.",
+        reason="A record whose acknowledgment is lost is sent again within minutes.",
     )
 
 

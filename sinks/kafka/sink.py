@@ -5,7 +5,7 @@ Invariants:
   occurrences of records are in order after any failure (P5).
 - After any error the producer is abandoned and all its tasks end: the next producer starts with new sequence numbers
   and new connections, and files are read again.
-- Every wait is bounded: connecting and each acknowledgement by the setting ``request_timeout``, closing by a few
+- Every wait is bounded: connecting and each acknowledgment by the setting ``request_timeout``, closing by a few
   seconds.
 - The current state follows the records: changes that were not acknowledged are computed again from the same state.
 """
@@ -145,7 +145,7 @@ class KafkaSink:
                         await (await connection.producer.send_batch(builder, topic.name, partition=partition))
                 except TimeoutError as error:
                     await self._abandon_and_close()
-                    text = f"topic {topic.name}: no acknowledgement within {self._timeout:g} s"
+                    text = f"topic {topic.name}: no acknowledgment within {self._timeout:g} s"
                     raise TransientError(await with_diagnosis(text, self._settings, topic.name, partition)) from error
                 except (KafkaError, AssertionError) as error:  # AssertionError: the partition no longer exists
                     await self._abandon_and_close()

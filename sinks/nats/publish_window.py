@@ -1,6 +1,6 @@
-"""Publishes messages in order with a bounded number in flight, and collects JetStream's acknowledgements.
+"""Publishes messages in order with a bounded number in flight, and collects JetStream's acknowledgments.
 
-Only an acknowledgement shows that a message is stored; that nats-py has accepted or sent the message does not.
+Only an acknowledgment shows that a message is stored; that nats-py has accepted or sent the message does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sinks.nats.connection import NatsConnection
 
-MAX_IN_FLIGHT = 1000  # messages without an acknowledgement
+MAX_IN_FLIGHT = 1000  # messages without an acknowledgment
 MAX_IN_FLIGHT_BYTES = 8 * 1024 * 1024
 NO_RESPONDERS = 503
 TOO_LARGE = (10054, 10097)  # error codes: message too large, headers too large
@@ -44,7 +44,7 @@ class PubAck(Struct, frozen=True):
 
 
 class PublishRequest(NamedTuple):
-    """A message to publish; ``wants_ack`` requests an acknowledgement."""
+    """A message to publish; ``wants_ack`` requests an acknowledgment."""
 
     subject: str
     data: bytes
@@ -55,11 +55,11 @@ class PublishRequest(NamedTuple):
 _DECODER = msgspec.json.Decoder(PubAck)
 _EMPTY_ACK = PubAck()
 _NO_RESPONDERS_ACK = PubAck(ApiError(NO_RESPONDERS, 0, "no responders for this subject"))
-_INVALID_ACK = PubAck(ApiError(0, 0, "invalid acknowledgement"))
+_INVALID_ACK = PubAck(ApiError(0, 0, "invalid acknowledgment"))
 
 
 def always_continue(_: PubAck) -> bool:
-    """Continue after any acknowledgement."""
+    """Continue after any acknowledgment."""
     return True
 
 
@@ -74,7 +74,7 @@ class PublishWindow:
     Args:
         connection: The connection.
         requests: The messages, in this order.
-        should_continue: Called with each acknowledgement; if it returns False, the remaining messages are not sent.
+        should_continue: Called with each acknowledgment; if it returns False, the remaining messages are not sent.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class PublishWindow:
         self._first_reply_id = 0
 
     async def run(self) -> dict[int, PubAck]:
-        """Publish, and return the acknowledgements: all, or those up to the first that stops the window.
+        """Publish, and return the acknowledgments: all, or those up to the first that stops the window.
 
         Raises:
             TransientError: The connection failed, or made no progress within its timeout. It must be closed.
@@ -121,7 +121,7 @@ class PublishWindow:
             if self._progress == before and not self._finished.done():
                 raise TransientError(
                     f"NATS at {self._connection.address.server}: "
-                    f"no acknowledgement within {self._connection.timeout:g} s"
+                    f"no acknowledgment within {self._connection.timeout:g} s"
                 )
 
     def _raise_on_failure(self, sending: asyncio.Future[None]) -> None:
@@ -173,7 +173,7 @@ class PublishWindow:
 
 
 def decode_ack(message: Msg) -> PubAck:
-    """Decode an acknowledgement."""
+    """Decode an acknowledgment."""
     if not message.data:
         return _NO_RESPONDERS_ACK if message.headers else _EMPTY_ACK
     try:

@@ -6,7 +6,7 @@ after a failure may be stored after later ones.
 
 JetStream recognizes a record that is sent again by its message id. A batch with a known id is rejected as a whole: then
 the publisher probes which records are stored, with messages to which the server can only reply "duplicate" or an error,
-and sends the others as a batch. This keeps the order even if an acknowledgement was lost, or if a restart changes the
+and sends the others as a batch. This keeps the order even if an acknowledgment was lost, or if a restart changes the
 batches.
 """
 
@@ -239,11 +239,11 @@ class JetStreamPublisher:
 
 
 def _build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishRequest]:
-    """Build an atomic batch. Acknowledgements of some messages before the last show progress on a slow network."""
+    """Build an atomic batch. Acknowledgments of some messages before the last show progress on a slow network."""
     batch = uuid4().hex
     last = len(outgoing) - 1
     messages = []
-    unacknowledged = ACK_INTERVAL_BYTES  # bytes since the last message with an acknowledgement
+    unacknowledged = ACK_INTERVAL_BYTES  # bytes since the last message with an acknowledgment
     for index, item in enumerate(outgoing):
         headers = {**item.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(index + 1)}
         if index == last:

@@ -4,7 +4,7 @@ Invariants:
 - ``publish`` returns when JetStream has acknowledged every record (in core mode: when the server has read them).
 - A connection is not used again after an error. Messages in flight on it may still be stored: JetStream recognizes them
   by their message ids when they are sent again.
-- Every wait is bounded: for each acknowledgement, and for closing a connection.
+- Every wait is bounded: for each acknowledgment, and for closing a connection.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
     if config.sealed:
         yield "it is sealed"
     if config.no_ack:
-        yield "it sends no acknowledgements (no_ack)"
+        yield "it sends no acknowledgments (no_ack)"
     if config.max_msgs_per_subject > 0:
         yield f"it keeps at most {config.max_msgs_per_subject} records per subject (max_msgs_per_subject)"
     if config.retention == RetentionPolicy.INTEREST:

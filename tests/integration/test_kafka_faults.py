@@ -104,7 +104,7 @@ async def test_kafka_sink_stores_whole_records_when_connection_resets(
     assert_complete(kafka, "halves", all_records)
 
 
-async def test_kafka_sink_resends_same_bytes_when_acknowledgement_lost(kafka_factory: KafkaFactory) -> None:
+async def test_kafka_sink_resends_same_bytes_when_acknowledgment_lost(kafka_factory: KafkaFactory) -> None:
     kafka, all_records = kafka_factory(proxied=True), records(100)
     (proxy,) = kafka.proxies
     async with open_sink(kafka.bootstrap_for("plaintext"), "again") as sink:
@@ -115,7 +115,7 @@ async def test_kafka_sink_resends_same_bytes_when_acknowledgement_lost(kafka_fac
         publishing = asyncio.create_task(sink.publish(all_records[50:]))
         while log.stat().st_size == before:  # noqa: ASYNC110 (the test does nothing else meanwhile)
             await asyncio.sleep(0.01)
-        # The broker has stored the records; its acknowledgement is delayed.
+        # The broker has stored the records; its acknowledgment is delayed.
         await asyncio.to_thread(proxy.reset)
         await asyncio.to_thread(proxy.restore)
         await publishing
@@ -227,7 +227,7 @@ async def test_kafka_sink_recreates_broken_producer_immediately(kafka: Kafka, er
         else:
             desynchronize_producer(sink, skipped=5)
         with capture_logs() as logs:
-            await sink.publish(all_records[100:200])  # a missing acknowledgement would raise an error
+            await sink.publish(all_records[100:200])  # a missing acknowledgment would raise an error
         await sink.publish(all_records[200:])
     assert [each.value for each in kafka.admin.records(topic)] == record_data(all_records)
     assert [each["reason"] for each in logs if each["event"] == "producer_recreated"] == [error]

@@ -59,7 +59,7 @@ async def test_nats_sink_stores_records_in_order_unchanged(nats: Nats, atomic: b
 
 @pytest.mark.parametrize("atomic", ATOMIC)
 async def test_nats_sink_stores_resent_records_once(nats: Nats, atomic: bool) -> None:
-    """A new sink has no state of the first one, as after a restart without acknowledgements."""
+    """A new sink has no state of the first one, as after a restart without acknowledgments."""
     subject = f"again{atomic}"
     all_records = records(2000)
     async with StreamReader(nats) as reader:
@@ -96,7 +96,7 @@ async def test_nats_sink_fills_holes_when_batches_become_allowed(nats: Nats) -> 
 
 
 @pytest.mark.parametrize("atomic", ATOMIC)
-async def test_nats_sink_stores_records_once_when_acknowledgement_lost(nats_factory: NatsFactory, atomic: bool) -> None:
+async def test_nats_sink_stores_records_once_when_acknowledgment_lost(nats_factory: NatsFactory, atomic: bool) -> None:
     peer = nats_factory(proxied=True)
     all_records = records(300)
     async with StreamReader(peer) as reader:

@@ -196,7 +196,7 @@ async def test_testbed_nats_cluster_elects_another_leader(nats_factory: NatsFact
 
 
 async def publish_and_count(stream: JetStreamContext, subject: str) -> int:
-    """Publish with a message id, and return the sequence: a retry after a lost acknowledgement stores nothing."""
+    """Publish with a message id, and return the sequence: a retry after a lost acknowledgment stores nothing."""
     headers = {"Nats-Msg-Id": subject}
     return (await retry_until_available(partial(stream.publish, subject, b"hello", headers=headers))).seq
 

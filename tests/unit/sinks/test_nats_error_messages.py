@@ -111,7 +111,7 @@ def test_jetstream_errors_are_described(golden: Golden) -> None:
     assert not isinstance(MESSAGES.request_failed("x", nats.errors.ConnectionClosedError()), ApiResponseError)
 
 
-# --- acknowledgements ---
+# --- acknowledgments ---
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_jetstream_errors_are_described(golden: Golden) -> None:
         (b"[1]", None, PubAck(ApiError(0, 0, ANY))),
     ],
 )
-def test_nats_publish_acknowledgement_is_parsed(
+def test_nats_publish_acknowledgment_is_parsed(
     data: bytes, headers: dict[str, str] | None, expected: PubAck, golden: Golden
 ) -> None:
     ack = decode_ack(Msg(_client=None, data=data, headers=headers))  # type: ignore[arg-type]
     assert ack == expected
     if ack.error:
-        golden.entry("nats_errors", f"acknowledgement {data!r}", ack.error.description)
+        golden.entry("nats_errors", f"acknowledgment {data!r}", ack.error.description)
 
 
 # --- streams ---

@@ -1,4 +1,4 @@
-"""Test the publish window on a connection whose acknowledgements each test provides."""
+"""Test the publish window on a connection whose acknowledgments each test provides."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def run_pending_tasks() -> None:
         await asyncio.sleep(0)
 
 
-async def test_publish_window_accepts_acknowledgements_in_any_order() -> None:
+async def test_publish_window_accepts_acknowledgments_in_any_order() -> None:
     connection = FakeConnection()
     running = start_window(connection, messages(3))
     await run_pending_tasks()
@@ -83,8 +83,8 @@ async def test_publish_window_accepts_acknowledgements_in_any_order() -> None:
     assert sorted(await running) == [0, 1, 2]  # type: ignore[call-overload]
 
 
-async def test_publish_window_ignores_earlier_acknowledgements() -> None:
-    """A stale acknowledgement must not count for another record."""
+async def test_publish_window_ignores_earlier_acknowledgments() -> None:
+    """A stale acknowledgment must not count for another record."""
     connection = FakeConnection()
     first = start_window(connection, messages(5))
     await run_pending_tasks()
@@ -135,7 +135,7 @@ async def test_publish_window_limits_messages_in_flight(
     await running
 
 
-async def test_publish_window_completes_when_no_acknowledgement_wanted() -> None:
+async def test_publish_window_completes_when_no_acknowledgment_wanted() -> None:
     connection = FakeConnection()
     await start_window(connection, messages(5, wants_ack=False))
     assert connection.sent == [None] * 5
@@ -161,9 +161,9 @@ async def test_publish_window_raises_when_sending_fails(golden: Golden) -> None:
         await start_window(connection, messages(3))
 
 
-async def test_publish_window_times_out_without_acknowledgement(golden: Golden) -> None:
+async def test_publish_window_times_out_without_acknowledgment(golden: Golden) -> None:
     connection = FakeConnection(timeout=0.01)
-    with golden.error("nats_errors", "no acknowledgement", TransientError, "n1:4222", "0.01 s"):
+    with golden.error("nats_errors", "no acknowledgment", TransientError, "n1:4222", "0.01 s"):
         await start_window(connection, messages(3))
 
 

@@ -77,7 +77,7 @@ class FakeJetStream:
 
 
 class FakeConnection:
-    """Fail after ``delivered`` messages, and withhold the acknowledgements of the last ``unacknowledged``."""
+    """Fail after ``delivered`` messages, and withhold the acknowledgments of the last ``unacknowledged``."""
 
     address = ServerAddress("n1:4222", "n1")
     timeout = 60.0  # no test depends on a timeout
@@ -240,9 +240,9 @@ async def test_nats_publisher_raises_when_batch_is_in_progress(golden: Golden) -
 
 
 @pytest.mark.parametrize("atomic", [True, False])
-async def test_nats_publisher_rejects_acknowledgement_of_other_stream(atomic: bool, golden: Golden) -> None:
+async def test_nats_publisher_rejects_acknowledgment_of_other_stream(atomic: bool, golden: Golden) -> None:
     server, progress = FakeJetStream(name="OTHER"), PublishProgress()
-    with golden.error("nats_errors", "acknowledgement of another stream", ApiResponseError, "OTHER", "n1:4222"):
+    with golden.error("nats_errors", "acknowledgment of another stream", ApiResponseError, "OTHER", "n1:4222"):
         await make_publisher(FakeConnection(server), progress, atomic=atomic).publish(
             [outgoing_message(1), outgoing_message(2)]
         )
