@@ -15,7 +15,7 @@ from bridge.outbox.state_directory import CONTROL_SOCKET
 from config.sinks.common import host_and_port
 
 if TYPE_CHECKING:
-    from bridge.telemetry.http.server import Endpoint
+    from bridge.telemetry.http.server import HttpEndpoint
     from bridge.telemetry.status import BridgeInspector
     from config.settings import Settings
 
@@ -32,9 +32,9 @@ async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIte
     if not settings.http.listen and not settings.state_dir:
         yield
         return
-    from bridge.telemetry.http.server import Endpoint  # noqa: PLC0415 (the import takes a third of a second)
+    from bridge.telemetry.http.server import HttpEndpoint  # noqa: PLC0415 (the import takes a third of a second)
 
-    endpoint = Endpoint(bridge)
+    endpoint = HttpEndpoint(bridge)
     try:
         await _listen(settings, endpoint)
         if settings.state_dir:
@@ -53,7 +53,7 @@ def describe_listen_error(listen: str, error: OSError) -> str:
     return f"http.listen {listen}: {reason}; use another address, or disable it"
 
 
-async def _listen(settings: Settings, endpoint: Endpoint) -> None:
+async def _listen(settings: Settings, endpoint: HttpEndpoint) -> None:
     listen = settings.http.listen
     if not listen:
         return
@@ -68,7 +68,7 @@ async def _listen(settings: Settings, endpoint: Endpoint) -> None:
         _log.info("http_listening", listen=addresses)
 
 
-async def _listen_unix(path: Path, endpoint: Endpoint) -> None:
+async def _listen_unix(path: Path, endpoint: HttpEndpoint) -> None:
     try:
         await endpoint.listen_unix(path)
     except OSError as error:  # a file system without sockets; everything else works there

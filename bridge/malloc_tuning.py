@@ -12,7 +12,7 @@ _OPTIONS = {
 }
 
 
-def raise_trim_threshold() -> bool:
+def retain_freed_memory() -> bool:
     """Make malloc retain freed memory for the next batch of records. Source: mallopt(3).
 
     With glibc's defaults, the memory of each batch is returned to the kernel, which has to clear the pages for the next

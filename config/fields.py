@@ -101,7 +101,7 @@ def format_duration(value: timedelta) -> str:
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
-def _parse_off(value: object) -> object:
+def _parse_duration_or_off(value: object) -> object:
     if value is None:
         raise ValueError("no value; use a duration, or off")
     return None if isinstance(value, str) and value.strip().lower() == "off" else value
@@ -181,7 +181,7 @@ _DURATION_SCHEMA = {"type": "string", "pattern": rf"^\s*{_DURATION.pattern}\s*$"
 _OFF_SCHEMA = {"type": "string", "pattern": rf"^\s*({_DURATION.pattern}|off)\s*$"}
 
 Duration = Annotated[timedelta, BeforeValidator(_parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
-OrOff = (BeforeValidator(_parse_off), WithJsonSchema(_OFF_SCHEMA))
+OffAllowed = (BeforeValidator(_parse_duration_or_off), WithJsonSchema(_OFF_SCHEMA))
 CommaSeparated = BeforeValidator(_split_items)
 GlobList = Annotated[tuple[Annotated[str, AfterValidator(_check_glob)], ...], CommaSeparated]
 NonEmptyGlobList = Annotated[GlobList, AfterValidator(_check_non_empty), Field(json_schema_extra={"minItems": 1})]

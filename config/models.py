@@ -16,7 +16,7 @@ from config.fields import (
     LabelSelectors,
     LowercaseStr,
     NonEmptyGlobList,
-    OrOff,
+    OffAllowed,
     SettingsModel,
     SocketPath,
     between,
@@ -191,7 +191,7 @@ class OutboxSettings(SettingsModel):
 class HeartbeatSettings(SettingsModel):
     """Heartbeats: records that show that whalebridge is running, and up to when its records are complete."""
 
-    interval: Annotated[Annotated[Duration, between("1s", "1d")] | None, *OrOff] = field(
+    interval: Annotated[Annotated[Duration, between("1s", "1d")] | None, *OffAllowed] = field(
         timedelta(seconds=60),
         "Time between two heartbeats to each sink that has heartbeats enabled, 1s to 1d; off disables them.",
         unit=DURATION,

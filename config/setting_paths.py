@@ -12,23 +12,23 @@ from pydantic.fields import FieldInfo
 
 from config.sinks import BUILT_IN
 
-_PLAIN = re.compile("[A-Za-z0-9_.-]{0,60}")
-SIMILAR = 0.6  # difflib's default cutoff
+_SAFE_NAME = re.compile("[A-Za-z0-9_.-]{0,60}")
+MIN_SIMILARITY = 0.6  # difflib's default cutoff
 SINK_ID = "ID"
 """Stands for the id of a sink in a path: ``sinks.ID.topic``."""
 
 
-def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def iter_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the settings of ``model`` and of its groups, each with its path."""
     for name, field in model.model_fields.items():
-        inner = group(field.annotation)
+        inner = group_model(field.annotation)
         if inner:
-            yield from fields(inner, f"{prefix}{name}.")
+            yield from iter_settings(inner, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
 
-def group(annotation: Any) -> type[BaseModel] | None:
+def group_model(annotation: Any) -> type[BaseModel] | None:
     """Return the model of a group of settings, optional or not; None for a plain value."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, BaseModel) else None
@@ -38,13 +38,13 @@ def group(annotation: Any) -> type[BaseModel] | None:
 
 def all_paths(model: type[BaseModel]) -> list[str]:
     """Return the paths of all settings, including those of the built-in types of sinks (``sinks.ID.topic``)."""
-    paths = dict.fromkeys(path for path, _ in fields(model))
+    paths = dict.fromkeys(path for path, _ in iter_settings(model))
     for sink in BUILT_IN.values():
-        paths |= dict.fromkeys(path for path, _ in fields(sink, f"sinks.{SINK_ID}."))
+        paths |= dict.fromkeys(path for path, _ in iter_settings(sink, f"sinks.{SINK_ID}."))
     return list(paths)
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = SIMILAR) -> str | None:
+def nearest(name: str, known: Iterable[str], cutoff: float = MIN_SIMILARITY) -> str | None:
     """Return the name in ``known`` that is most similar to ``name``; None if none is similar enough."""
     matches = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
@@ -57,6 +57,6 @@ def suggest(name: str, model: type[BaseModel]) -> str | None:
 
 def redact(name: str) -> str:
     """Truncate a name at the first character that no setting's name contains, because a secret value may follow."""
-    match = _PLAIN.match(name)
+    match = _SAFE_NAME.match(name)
     plain = match[0] if match else ""
     return name if plain == name else f"{plain}..."

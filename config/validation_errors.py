@@ -72,7 +72,7 @@ def _model_at(path: Path, model: type[BaseModel], sources: Sequence[Source]) -> 
     if path[:1] == ("sinks",) and len(path) > 1:
         model, path = sinks.model_of(_sink_type(path[:2], sources)), path[2:]
     for name in path:
-        model = setting_paths.group(model.model_fields[name].annotation) or model
+        model = setting_paths.group_model(model.model_fields[name].annotation) or model
     return model
 
 

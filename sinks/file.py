@@ -34,7 +34,9 @@ FILE_MODE = 0o640  # labels may be confidential
 
 _TAIL_BYTES = 1 << 20  # more than the longest line
 _LINE_PREFIX = b'{"'  # every line begins with it
-_TRANSIENT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EMFILE})
+_TRANSIENT_ERRNOS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EMFILE}
+)
 
 
 class FileError(FatalError):
@@ -175,7 +177,7 @@ class RotatedFile:
 
 def translate_error(path: str, error: OSError) -> BridgeError:
     """Return the bridge's error for an OS error of the file."""
-    if error.errno in _TRANSIENT:
+    if error.errno in _TRANSIENT_ERRNOS:
         hint = "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its directory and disk"
         return TransientError(f"{path} cannot be written: {error.strerror}; {hint}")
     return FileError(f"{path} cannot be written: {error.strerror}; use another file, or fix its permissions")

@@ -73,13 +73,17 @@ def _is_denied(path: str) -> bool:
 
 def _permission_denied(path: str, file_stat: os.stat_result, root: Path) -> CheckResult:
     """Return the reason for a denied connection: the socket's mode, or a security module if the mode allows access."""
-    me = f"running as {_user_name(os.geteuid())}"
+    running_as = f"running as {_user_name(os.geteuid())}"
     if not _mode_allows(file_stat):
         hint = f"run as {_user_name(file_stat.st_uid)}"
         if file_stat.st_mode & stat.S_IWGRP:
             hint += f", or with group {_group_name(file_stat.st_gid)} ({file_stat.st_gid})"
         return CheckResult(
-            "error", path, f"permission denied: {_format_mode(file_stat)}, {me}", f"{hint}; {_ROOT_EQUIVALENT}", FAILED
+            "error",
+            path,
+            f"permission denied: {_format_mode(file_stat)}, {running_as}",
+            f"{hint}; {_ROOT_EQUIVALENT}",
+            FAILED,
         )
     text = f"permission denied, although its mode ({_format_mode(file_stat)}) allows access"
     return CheckResult("error", path, f"{text}; {_describe_confinement(root)}", exit_status=FAILED)

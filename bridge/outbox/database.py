@@ -188,7 +188,7 @@ class Database:
                 self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
             for name, end in batch.passed_losses.items():
                 self._execute('DELETE FROM losses WHERE sink = ? AND "end" <= ?', (name, end))
-            self._delete(batch.released)
+            self._delete(batch.released_positions)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
             uptimes = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}

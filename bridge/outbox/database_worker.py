@@ -29,7 +29,7 @@ T = TypeVar("T")
 BACKOFF = Backoff(initial=0.1, maximum=5.0)
 _PRIMARY_CODE_MASK = 0xFF
 _CORRUPTION_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_TRANSIENT = {
+_TRANSIENT_ERROR_HINTS = {
     sqlite3.SQLITE_FULL: "free space on its disk",
     sqlite3.SQLITE_IOERR: "check the disk",
     sqlite3.SQLITE_READONLY: "fix its permissions",
@@ -246,6 +246,6 @@ def _transient_error(error: Exception, directory: StateDirectory) -> TransientEr
     if isinstance(error, OSError):
         return TransientError(f"{error.filename or directory.path}: {error.strerror}; check the disk")
     code = _sqlite_code(error)
-    if code not in _TRANSIENT:
+    if code not in _TRANSIENT_ERROR_HINTS:
         raise error
-    return TransientError(f"{directory.database}: {error}; {_TRANSIENT[code]}")
+    return TransientError(f"{directory.database}: {error}; {_TRANSIENT_ERROR_HINTS[code]}")

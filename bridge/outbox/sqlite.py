@@ -46,7 +46,7 @@ class SqliteOutbox:
 
     def __init__(
         self,
-        store: DatabaseWorker,
+        worker: DatabaseWorker,
         directory: StateDirectory,
         state: LoadedState,
         sinks: Iterable[str],
@@ -54,7 +54,7 @@ class SqliteOutbox:
         limits: Limits,
         on_loss: Callable[[], None],
     ) -> None:
-        self._store = store
+        self._worker = worker
         self._directory = directory
         self._clock = clock
         self._on_loss = on_loss
@@ -76,7 +76,7 @@ class SqliteOutbox:
         }
         self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in sinks}
         self._removed = removed
-        self._writer = Writer(store, self._cache, self._queues, removed, clock, limits, uptime_origin)
+        self._writer = Writer(worker, self._cache, self._queues, removed, clock, limits, uptime_origin)
         self._writer_error: Exception | None = None
         self._writer_task: asyncio.Task[None] | None = None
 
@@ -122,7 +122,7 @@ class SqliteOutbox:
                 retention_seconds=REMOVED_SINK_RETENTION_SECONDS,
             )
         cursors = {name: queue.cursor for name, queue in self._queues.items()}
-        await self._store.run_until_done(lambda database: database.register_sinks(cursors, self._writer.uptime))
+        await self._worker.run_until_done(lambda database: database.register_sinks(cursors, self._writer.uptime))
 
     async def _run_writer(self) -> None:
         try:
@@ -135,7 +135,7 @@ class SqliteOutbox:
     @property
     def last_error(self) -> str | None:
         """Why the file cannot be written at the moment; None if it can."""
-        return self._store.last_error
+        return self._worker.last_error
 
     def load_checkpoint(self) -> StoredCheckpoint:
         """Return the checkpoint of the last run; later calls return an empty one."""
@@ -154,7 +154,7 @@ class SqliteOutbox:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._writer_error is None:
                     await self._writer.finish()
-                await self._store.close()
+                await self._worker.close()
         except (BridgeError, TimeoutError) as error:
             _log.error("outbox_close_failed", error=str(error))
 
@@ -204,7 +204,7 @@ class SqliteOutbox:
             dead_letters.write(self._directory.dead_letters, sink, rejected, reason, now)
             database.save_losses(sink, losses)
 
-        await self._store.run_until_done(job)
+        await self._worker.run_until_done(job)
         queue.mark_rejected(losses)
         return len(losses)
 
@@ -238,4 +238,4 @@ class SqliteOutbox:
         first, end = positions.first, min(positions.end, positions.first + limit)
         if first >= self._cache.first:
             return self._cache.get(first, end)
-        return await self._store.run_until_done(lambda database: database.read(first, end, limit, max_bytes))
+        return await self._worker.run_until_done(lambda database: database.read(first, end, limit, max_bytes))

@@ -13,8 +13,8 @@ from msgspec import Struct, field
 from bridge.core.records import Record
 from bridge.outbox.sink_queue import LossRange, PositionRange
 
-MAX_RECORDS = 512
-MAX_BYTES = 512 * 1024
+MAX_CHUNK_RECORDS = 512
+MAX_CHUNK_BYTES = 512 * 1024
 
 
 class Chunk(NamedTuple):
@@ -50,7 +50,7 @@ class WriteBatch(Struct):
     checkpoint: Mapping[str, bytes | None] = field(default_factory=dict)
     cursors: Mapping[str, int] = field(default_factory=dict)
     passed_losses: Mapping[str, int] = field(default_factory=dict)
-    released: Sequence[PositionRange] = ()
+    released_positions: Sequence[PositionRange] = ()
     is_first_append: bool = False
 
 
@@ -81,7 +81,9 @@ def split_into_chunks(records: Sequence[Record], position: int, uptime: int) -> 
     for index, record in enumerate(records):
         first = records[start]
         follows = record.sequence - first.sequence == index - start and record.epoch == first.epoch
-        if index > start and (not follows or index - start == MAX_RECORDS or size + len(record.data) > MAX_BYTES):
+        if index > start and (
+            not follows or index - start == MAX_CHUNK_RECORDS or size + len(record.data) > MAX_CHUNK_BYTES
+        ):
             yield _build_chunk(records[start:index], position + start, uptime)
             start = index
             size = 0

@@ -48,7 +48,7 @@ class Writer:
 
     def __init__(
         self,
-        store: DatabaseWorker,
+        worker: DatabaseWorker,
         cache: ReadCache,
         queues: Mapping[str, SinkQueue],
         removed: dict[str, SinkQueue],
@@ -56,7 +56,7 @@ class Writer:
         limits: Limits,
         uptime_origin: int,
     ) -> None:
-        self._store = store
+        self._worker = worker
         self._cache = cache
         self._queues = queues
         self._removed = removed
@@ -126,7 +126,7 @@ class Writer:
         self._moved_cursors |= set(self._queues)  # includes the cursors of a transaction that was interrupted
         self._passed_losses |= self._moved_cursors
         batch = self._build_batch([record for append in self._in_flight for record in append.records])
-        await self._store.run_once(lambda database: database.write(batch))
+        await self._worker.run_once(lambda database: database.write(batch))
 
     # --- one transaction ---
 
@@ -139,7 +139,7 @@ class Writer:
         now = self._clock.now().monotonic
         await self._enforce_limits(len(records), size)
         batch = self._build_batch(records)
-        for sink, uptime in (await self._store.run_until_done(lambda database: database.write(batch))).items():
+        for sink, uptime in (await self._worker.run_until_done(lambda database: database.write(batch))).items():
             self._queues[sink].oldest_since = self._uptime_origin + uptime * SECOND
         self._nothing_appended = self._nothing_appended and not records
         for queue in self._queues.values():
@@ -155,7 +155,7 @@ class Writer:
         for append in done:
             if not append.done.done():
                 append.done.set_result(None)
-        if not records and await self._store.run_until_done(Database.release_space):
+        if not records and await self._worker.run_until_done(Database.release_space):
             self._schedule_flush()
 
     def _build_batch(self, records: Sequence[Record]) -> WriteBatch:
@@ -169,11 +169,11 @@ class Writer:
             checkpoint=checkpoint,
             cursors={sink: self._queues[sink].cursor for sink in moved},
             passed_losses={sink: self._queues[sink].cursor for sink in passed},
-            released=self._take_released(min_advance=1 if not records else _RELEASE_BATCH_RECORDS),
+            released_positions=self._take_released_positions(min_advance=1 if not records else _RELEASE_BATCH_RECORDS),
             is_first_append=self._nothing_appended and bool(records),
         )
 
-    def _take_released(self, min_advance: int) -> Sequence[PositionRange]:
+    def _take_released_positions(self, min_advance: int) -> Sequence[PositionRange]:
         """Return the ranges to delete, once the cursors have advanced enough; few large deletes are cheaper."""
         queues = [*self._queues.values(), *self._removed.values()]
         progress = sum(queue.cursor for queue in queues)
@@ -190,7 +190,7 @@ class Writer:
         if is_due:
             self._last_housekeeping = uptime
             await self._expire_removed_sinks(uptime - REMOVED_SINK_RETENTION_SECONDS)
-            await self._store.run_until_done(lambda database: database.save_uptime(uptime))
+            await self._worker.run_until_done(lambda database: database.save_uptime(uptime))
         for queue in self._removed.values():
             if any(self._overflow(queue, records, size)):
                 await self._expire_removed_sinks(uptime)
@@ -206,7 +206,7 @@ class Writer:
     async def _expire_removed_sinks(self, removed_before: int) -> None:
         if not self._removed:
             return
-        for sink in await self._store.run_until_done(lambda database: database.expire_removed_sinks(removed_before)):
+        for sink in await self._worker.run_until_done(lambda database: database.expire_removed_sinks(removed_before)):
             queue = self._removed.pop(sink, None)
             _log.warning(
                 "removed_sink_expired", sink=sink, backlog=queue.depth(self._cache.end) if queue is not None else 0
@@ -231,7 +231,7 @@ class Writer:
                     database.save_losses(sink, losses, list(intersection(ranges, released_by_others)))
                 return losses, dropped
 
-            losses, dropped = await self._store.run_until_done(job)
+            losses, dropped = await self._worker.run_until_done(job)
             if losses:
                 queue.drop(losses, dropped)
                 lost = sum(loss.end - loss.first for loss in losses)

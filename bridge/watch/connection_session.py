@@ -141,7 +141,7 @@ class Session:
             for event in events:
                 if isinstance(event, TaskCreated):
                     self._exit_waiter.wait_for_exit(event.key, event.pid)
-            self._markers.note_arrival()
+            self._markers.on_event_received()
             await self._event_queue.put(events)
             for marker in markers:
                 if not self._markers.receive(marker):

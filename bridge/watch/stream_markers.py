@@ -31,7 +31,7 @@ class StreamMarkers:
         self._arrivals = 0
         self.watermark_monotonic: int | None = None  # the watermark on the monotonic clock
 
-    def note_arrival(self) -> None:
+    def on_event_received(self) -> None:
         """Note that events arrived on the stream."""
         self._arrivals += 1
 

@@ -125,7 +125,7 @@ def host_and_port(server: str, default: int) -> tuple[str, int]:
     return match["host"].strip("[]"), int(match["port"] or default)
 
 
-def split_url(rest: str, form: str) -> tuple[list[str], str]:
+def split_url(rest: str, url_format: str) -> tuple[list[str], str]:
     """Split what follows a broker's scheme and colon, ``//H1:P,H2:P/TARGET``, into servers and target.
 
     Args:
@@ -136,10 +136,10 @@ def split_url(rest: str, form: str) -> tuple[list[str], str]:
         ValueError: The text has another form.
     """
     if not rest.startswith("//") or any(character in rest for character in "?#"):
-        raise ValueError(f"invalid URL; use {form}, and a mapping for other settings")
+        raise ValueError(f"invalid URL; use {url_format}, and a mapping for other settings")
     servers, _, target = rest[2:].partition("/")
     if "@" in servers:
-        raise ValueError(f"credentials are not allowed in a URL; use {form}, and set them elsewhere")
+        raise ValueError(f"credentials are not allowed in a URL; use {url_format}, and set them elsewhere")
     if not servers or not target:
-        raise ValueError(f"invalid URL; use {form}")
+        raise ValueError(f"invalid URL; use {url_format}")
     return servers.split(","), target

@@ -23,10 +23,10 @@ FLAGS = {
 """The option of a setting, by the setting's path."""
 
 
-def source(model: type[BaseSettings], given: Mapping[str, Any]) -> Source:
+def source(model: type[BaseSettings], options: Mapping[str, Any]) -> Source:
     """Return the settings ``given`` by options, nested by group; ``sinks`` may be a list of ``[ID=]URL``."""
-    if isinstance(urls := given.get("sinks"), list):
-        given = {**given, "sinks": SinkUrls(urls)}
-    values = Source(model, given, {})
+    if isinstance(urls := options.get("sinks"), list):
+        options = {**options, "sinks": SinkUrls(urls)}
+    values = Source(model, options, {})
     locations = {tuple(path.split(".")): flag for path, flag in FLAGS.items()}
-    return Source(model, given, {path: flag for path, flag in locations.items() if values.get(path) is not None})
+    return Source(model, options, {path: flag for path, flag in locations.items() if values.get(path) is not None})

@@ -50,7 +50,7 @@ def variable(path: str) -> str:
 
 def _misspelled(model: type[BaseSettings], name: str) -> str | None:
     """Return a hint if ``name``, which contains no ``__``, resembles a setting."""
-    paths = {path.replace(".", "_"): path for path, _ in setting_paths.fields(model)}
+    paths = {path.replace(".", "_"): path for path, _ in setting_paths.iter_settings(model)}
     if near := setting_paths.nearest(name, paths, _CUTOFF):
         return f"did you mean {variable(paths[near])}?"
     if name.startswith("sinks_"):

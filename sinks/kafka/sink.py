@@ -67,11 +67,11 @@ class _PublishProgress(Struct):
     fenced: bool = False
 
 
-def _event_topic(connection: KafkaConnection) -> Topic:
+def _get_event_topic(connection: KafkaConnection) -> Topic:
     return connection.event_topic
 
 
-def _state_topic(connection: KafkaConnection) -> Topic:
+def _get_state_topic(connection: KafkaConnection) -> Topic:
     assert connection.state_topic  # noqa: S101 (only called if state_topic is set)
     return connection.state_topic
 
@@ -117,7 +117,7 @@ class KafkaSink:
         ]
         self._reject_oversized(source_batches)
         for source_batch in source_batches:
-            await self._publish_messages(source_batch.source, source_batch.messages, _event_topic)
+            await self._publish_messages(source_batch.source, source_batch.messages, _get_event_topic)
             if settings.state_topic:
                 await self._update_state(source_batch)
 
@@ -203,7 +203,7 @@ class KafkaSink:
     # --- the current state ---
 
     async def _update_state(self, source_batch: _SourceBatch) -> None:
-        topic = _state_topic(await self._ensure_connected())
+        topic = _get_state_topic(await self._ensure_connected())
         state = self._table_states.get(source_batch.source)
         if state is None:
             partition = self._partition_for(topic, source_batch.source)
@@ -213,7 +213,7 @@ class KafkaSink:
         state, changes = state_table.apply_records(state, source_batch.records)
         limit = min(self._settings.max_request_size, topic.max_batch_bytes or self._settings.max_request_size)
         try:
-            await self._publish_messages(source_batch.source, state_messages(changes, limit), _state_topic)
+            await self._publish_messages(source_batch.source, state_messages(changes, limit), _get_state_topic)
         except RejectedRecordError as error:
             # No rejection for the caller: the topic of the records has accepted the records.
             raise TransientError(f"state entry rejected even without labels: {error}") from error

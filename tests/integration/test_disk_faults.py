@@ -122,7 +122,7 @@ def fail_fsync():
 async def main():
     outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
     await outbox.append(RecordFactory().started_records(3))
-    await outbox._store._worker.run(fail_fsync)  # in the thread that writes
+    await outbox._worker._worker.run(fail_fsync)  # in the thread that writes
     appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
     while not outbox.last_error:
         await asyncio.sleep(0.05)

@@ -33,10 +33,10 @@ def page_faults(first: str) -> int:
 
 
 def test_freed_memory_is_retained() -> None:
-    by_default, retained = page_faults(""), page_faults("assert malloc_tuning.raise_trim_threshold()")
+    by_default, retained = page_faults(""), page_faults("assert malloc_tuning.retain_freed_memory()")
     assert retained < by_default / 4, "malloc may retain memory by default now; the setting may be obsolete"
 
 
 def test_allocator_is_unchanged_for_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _name: SimpleNamespace())
-    assert malloc_tuning.raise_trim_threshold() is False
+    assert malloc_tuning.retain_freed_memory() is False

@@ -59,7 +59,7 @@ def run(
     from bridge.core.errors import BridgeError
     from bridge.telemetry import logs
 
-    malloc_tuning.raise_trim_threshold()
+    malloc_tuning.retain_freed_memory()
     writer = logs.configure(settings.log.level, settings.log.format)
     try:
         asyncio.run(app.run(settings, load, _terminal_sink(settings)))

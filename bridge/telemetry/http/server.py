@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-class Endpoint:
+class HttpEndpoint:
     """Serves the status of a running bridge on any number of sockets."""
 
     def __init__(self, bridge: BridgeInspector) -> None:

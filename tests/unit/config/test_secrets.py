@@ -24,7 +24,7 @@ MINIMUM: dict[str, dict[str, Any]] = {
 
 
 def secrets(model: type[BaseModel]) -> list[str]:
-    return [path for path, field in setting_paths.fields(model) if "SecretStr" in repr(field.annotation)]
+    return [path for path, field in setting_paths.iter_settings(model) if "SecretStr" in repr(field.annotation)]
 
 
 SECRETS = [(kind, path) for kind in BUILT_IN for path in secrets(BUILT_IN[kind])]

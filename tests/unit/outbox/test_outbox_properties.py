@@ -214,7 +214,7 @@ class SqliteOutboxMachine(OutboxMachine):
         The thread gets no new calls in the meantime, because the event loop is not running.
         """
         assert isinstance(self.outbox, SqliteOutbox)
-        calls, done = self.outbox._store._worker._calls, Event()
+        calls, done = self.outbox._worker._worker._calls, Event()
         assert calls is not None
         calls.put(done.set)
         assert done.wait(60)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bridge.telemetry.http import bounded_server, json_documents, server
-from bridge.telemetry.http.server import Endpoint
+from bridge.telemetry.http.server import HttpEndpoint
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container, snapshot_summary
 
@@ -34,7 +34,7 @@ class ServedEndpoint:
     def __init__(self, directory: Path) -> None:
         self.bridge = FakeBridge()
         self.socket = directory / "control.sock"
-        self.endpoint = Endpoint(self.bridge)
+        self.endpoint = HttpEndpoint(self.bridge)
         self.port = 0
 
     async def open(self) -> None:
@@ -217,7 +217,7 @@ async def test_control_socket_is_private_and_replaces_stale_file(tmp_path: Path)
 async def test_control_socket_works_in_directory_with_long_path(tmp_path: Path) -> None:
     directory = tmp_path / ("long" * 30)
     directory.mkdir()
-    endpoint = Endpoint(FakeBridge())
+    endpoint = HttpEndpoint(FakeBridge())
     await endpoint.listen_unix(directory / "control.sock")
     assert (directory / "control.sock").is_socket()
     await endpoint.close()
