@@ -119,7 +119,9 @@ class Database:
 
     def _load_queue(self, name: str, cursor: int) -> StoredQueue:
         rows = self._execute(
-            'SELECT first, "end", sequence, size, reason, document FROM losses WHERE sink = ? ORDER BY first', (name,)
+            "SELECT first_position, end_position, sequence, size, reason, document FROM losses WHERE sink = ? "
+            "ORDER BY first_position",
+            (name,),
         )
         losses = [
             LossRange(first, end, sequence, size, reason, parse_record(document))
@@ -187,7 +189,7 @@ class Database:
             for name, cursor in batch.cursors.items():
                 self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
             for name, end in batch.passed_losses.items():
-                self._execute('DELETE FROM losses WHERE sink = ? AND "end" <= ?', (name, end))
+                self._execute("DELETE FROM losses WHERE sink = ? AND end_position <= ?", (name, end))
             self._delete(batch.released_positions)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")

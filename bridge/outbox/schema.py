@@ -25,13 +25,13 @@ CREATE TABLE sinks (
 ) WITHOUT ROWID;
 CREATE TABLE losses (
     sink TEXT NOT NULL,
-    first INTEGER NOT NULL,
-    "end" INTEGER NOT NULL,
+    first_position INTEGER NOT NULL,
+    end_position INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
     size INTEGER NOT NULL,
     reason TEXT NOT NULL,
     document BLOB NOT NULL,
-    PRIMARY KEY (sink, first)
+    PRIMARY KEY (sink, first_position)
 );
 CREATE TABLE checkpoint (
     key TEXT PRIMARY KEY,
@@ -44,7 +44,10 @@ CREATE TABLE state (
 """
 
 MIGRATIONS = (_FORMAT_1,)
-"""The scripts from each format to the next, from an empty file (0) on; a released script is never changed."""
+"""Migration scripts: script n migrates format n to n + 1; format 0 is an empty file.
+
+A released script is never changed.
+"""
 
 
 class UnknownFormatError(Exception):
