@@ -30,7 +30,8 @@ from bridge.telemetry.rate_limit import RateLimiter
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(initial=0.1, maximum=30.0)
-ATTEMPT_TIMEOUT_MARGIN = 60.0  # seconds; longer than the sink's own timeouts, because the sink handles those best
+# Seconds added to the sink's own timeout, so that the sink's timeout, with its better error message, fires first.
+ATTEMPT_TIMEOUT_MARGIN = 60.0
 CLOSE_SECONDS = 1.5
 QUIESCE_SECONDS = 1.5
 _log = structlog.get_logger(__name__)

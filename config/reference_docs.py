@@ -48,8 +48,8 @@ def _resolve_ref(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any
     """Return the definition of a field that is a group, optional or not."""
     for each in (field, *field.get("anyOf", ())):
         if "$ref" in each:
-            found: dict[str, Any] = schema["$defs"][each["$ref"].rpartition("/")[2]]
-            return found
+            definition: dict[str, Any] = schema["$defs"][each["$ref"].rpartition("/")[2]]
+            return definition
     return None
 
 

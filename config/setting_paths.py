@@ -21,9 +21,9 @@ SINK_ID = "ID"
 def iter_settings(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the settings of ``model`` and of its groups, each with its path."""
     for name, field in model.model_fields.items():
-        inner = group_model(field.annotation)
-        if inner:
-            yield from iter_settings(inner, f"{prefix}{name}.")
+        group = group_model(field.annotation)
+        if group:
+            yield from iter_settings(group, f"{prefix}{name}.")
         else:
             yield prefix + name, field
 
@@ -32,8 +32,8 @@ def group_model(annotation: Any) -> type[BaseModel] | None:
     """Return the model of a group of settings, optional or not; None for a plain value."""
     if isinstance(annotation, type):
         return annotation if issubclass(annotation, BaseModel) else None
-    inner = [each for each in get_args(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
-    return inner[0] if len(inner) == 1 and type(None) in get_args(annotation) else None
+    models = [each for each in get_args(annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
+    return models[0] if len(models) == 1 and type(None) in get_args(annotation) else None
 
 
 def all_paths(model: type[BaseModel]) -> list[str]:

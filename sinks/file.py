@@ -157,7 +157,7 @@ class RotatedFile:
                 written += os.pwrite(descriptor, data[written:], self._size + written)
             os.fdatasync(descriptor)
         except OSError:
-            # Complete writes too: after a failed sync it is unknown which data is on the disk.
+            # Undo completed writes as well: after a failed sync it is unknown which data is on the disk.
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, self._size)
             self.close()

@@ -6,8 +6,8 @@ The value of the source's entry is the ``snapshot_completed`` record of its last
 
 Invariants:
 - After a completed snapshot, the table contains exactly the running containers.
-- Applying records changes no state: the caller adopts the new state when the broker has acknowledged the changes, so a
-  batch that is published again is applied to the same state again.
+- ``apply_records`` does not modify its argument; it returns a new state. The caller adopts the new state when
+  the broker has acknowledged the changes, so a batch that is published again is applied to the same state again.
 - A snapshot whose start is missing, or of which records were lost, removes no entry.
 """
 

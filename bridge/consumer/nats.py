@@ -122,7 +122,8 @@ class NatsReader:
         purpose = f"create a consumer of stream {self._stream_name}"
         body = {"stream_name": self._stream_name, "config": config}
         response = await connection.api_request(purpose, self._settings.domain, call, body)
-        # Even without messages, so that the next connection starts where this one did.
+        # Set even if no message was read, so that a reconnect continues where this consumer started, not at the new end
+        # of the stream.
         self._last_sequence = max(self._last_sequence, int((response.get("delivered") or {}).get("stream_seq", 0)))
         return int(response.get("num_pending", 0))
 

@@ -115,7 +115,7 @@ class _InvalidMessages:
         except InvalidMessageError as error:
             self._count += 1
             self._suppressed += 1
-            if self._rate_limiter.allow("foreign") is not None:
+            if self._rate_limiter.allow("invalid") is not None:
                 self._report_count(f"; the last one, number {message.number} of {message.location}: {error}")
             return None
 

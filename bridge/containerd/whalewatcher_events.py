@@ -40,7 +40,7 @@ class ContainerEvent(NamedTuple):
     """One event.
 
     ``timestamp`` is containerd's, in nanoseconds since the epoch; ``id`` is a display id; ``project`` is the name of
-    the composer project, or "".
+    the compose project, or "".
     """
 
     timestamp: int
@@ -144,7 +144,7 @@ class LifecycleEvents:
 
 
 class ProjectCache:
-    """The composer project of each container: fetched from containerd once, then kept up to date by its events."""
+    """The compose project of each container: fetched from containerd once, then kept up to date by its events."""
 
     def __init__(self, client: ContainerdClient) -> None:
         self._client = client

@@ -34,8 +34,8 @@ class SourceId(Struct, frozen=True, order=True):
 class CheckpointHeader(Struct, frozen=True):
     """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
-    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces`` are the
-    tracker's.
+    ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces``: see
+    ``ContainerStore.unsynced_namespaces``.
     """
 
     host: str

@@ -1,4 +1,4 @@
-"""Identify containers by their labels: display ids, names, composer projects, services and pods.
+"""Identify containers by their labels: display ids, names, compose projects, services and pods.
 
 The label names and the rules are those of whalewatcher, nerdctl and CRI.
 """

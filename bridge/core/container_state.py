@@ -83,8 +83,8 @@ class ContainerState(Struct):
     case the exit event is lost. ``deleted_at`` (wall clock): time of the last event that deleted the container.
     ``state_unknown``: a task query failed while nothing was known about the container.
     ``generation`` counts the inputs. ``last_change``: the moment (monotonic) of the newest known change; an earlier
-    event is late. ``published_metadata``: the metadata that consumers of additional events know; None if they know
-    none.
+    event is late. ``published_metadata``: the metadata last published to consumers of additional events; None if
+    none was.
     """
 
     key: ContainerKey
@@ -129,7 +129,7 @@ class ContainerState(Struct):
         return bool(self.created_pids) and self.created_pids[-1] not in self.exited_pids
 
     def expects_start(self, pid: int) -> bool:
-        """Return whether the start of this task is the missing one, even if it arrives late."""
+        """Return whether the tracker is still waiting for the start of this task."""
         return pid in self.created_pids[-1:] or (self.pending_exit is not None and self.pending_exit.pid == pid)
 
     def is_unconfirmed(self, pid: int) -> bool:

@@ -1,8 +1,9 @@
 """Reconcile the tracked state with containerd's listing and the window of events around the listing.
 
 containerd is listed between two markers, the low and the high watermark, while events keep arriving (see Debezium's
-incremental snapshots). Shims publish after they change state, so a listed task and an event may each be the older one,
-and arrival order decides nothing: tasks and events are merged by incarnation, and queries resolve what still conflicts.
+incremental snapshots). Shims publish after they change state, so either the listed task or the event may be
+older, and the order of arrival does not show which: tasks and events are merged by incarnation, and queries resolve the
+remaining conflicts.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class Listing(Struct):
 def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_changed: bool = False) -> list[Transition]:
     """Return the transitions that turn the tracked state into the listed one.
 
-    The listing must have been taken after the tracker was disconnected, and the tracker must have processed the events
-    of the window. Conflicts that the listing cannot decide become due queries: run them before the snapshot is
-    completed.
+    The listing must have been taken after the call of ``tracker.disconnect()``, and the tracker must have processed
+    the events of the window. Conflicts that the listing cannot decide become due queries: run them before the snapshot
+    is completed.
 
     ``filters_changed``: the filters differ from before, so the scope of every listed container is reevaluated.
 
@@ -100,7 +101,10 @@ def _merge_metadata(tracker: Tracker, metadata: Metadata) -> None:
 
 
 def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task | None) -> bool:
-    """Return whether container and task were both recreated in a gap: the missed exit needs the old metadata."""
+    """Return whether container and task were both recreated in a gap.
+
+    If so, the missed exit must be published with the old metadata, before it is replaced.
+    """
     if (
         entry is None
         or entry.generation

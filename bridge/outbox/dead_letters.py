@@ -18,8 +18,8 @@ MAX_BYTES = 16 * 1024 * 1024
 def write(path: Path, sink: str, records: Iterable[Record], reason: str, now: int, max_bytes: int = MAX_BYTES) -> None:
     """Append records, and sync them to the disk before returning.
 
-    At ``max_bytes`` the file is rotated to ``PATH.1``, replacing the previous one, so that the two files have at most
-    twice that size, or one write if that is larger.
+    At ``max_bytes`` the file is rotated to ``PATH.1``, replacing the previous one. Together the two files take at most
+    2 x ``max_bytes``, unless a single write is larger than ``max_bytes``.
     """
     lines = b"".join(_line(sink, record, reason, now) for record in records)
     size = path.stat().st_size if path.exists() else 0

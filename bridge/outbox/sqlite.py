@@ -103,12 +103,12 @@ class SqliteOutbox:
             FatalError: The directory cannot be used; the message says why and what to do.
         """
         directory = StateDirectory(path)
-        store = DatabaseWorker(directory, clock)
+        worker = DatabaseWorker(directory, clock)
         try:
-            outbox = cls(store, directory, await store.open(), sinks, clock, limits, on_loss)
+            outbox = cls(worker, directory, await worker.open(), sinks, clock, limits, on_loss)
             await outbox._register_sinks()
         except BaseException:
-            await store.close()
+            await worker.close()
             raise
         outbox._writer_task = asyncio.create_task(outbox._run_writer())
         return outbox

@@ -1,6 +1,6 @@
 """Types of the data that the database writes and loads; see the schema.
 
-Records are stored in chunks, many in one SQL row, because a row costs about as much as a record.
+Records are stored in chunks, many in one SQL row, because the overhead of a row is about the cost of a record.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class ChunkHeader(NamedTuple):
 class WriteBatch(Struct):
     """The changes of one transaction.
 
-    ``passed_losses``: for each sink, the position up to which losses are acknowledged. ``is_first_append``: the
-    transaction appends the first records since the file was opened.
+    ``passed_losses``: for each sink, the position up to which losses are acknowledged. ``released_positions``: the
+    positions of records that no sink needs any more, to be deleted. ``is_first_append``: the transaction appends the
+    first records since the file was opened.
     """
 
     chunks: Sequence[Chunk] = ()
@@ -64,8 +65,10 @@ class StoredQueue(NamedTuple):
 
 
 class LoadedState(NamedTuple):
-    """The content of the file without records; ``quarantined_written_at`` is when the quarantined file that this file
-    replaces was last written, in nanoseconds since the epoch.
+    """The content of the file without records.
+
+    ``quarantined_written_at``: if a corrupt file was quarantined, the time of its last write, in nanoseconds since the
+    epoch; otherwise None.
     """
 
     end: int

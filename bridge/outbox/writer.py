@@ -37,7 +37,7 @@ class Writer:
     """Write appends and cursors to the file, and keep each queue within its limits.
 
     Args:
-        store: The file.
+        worker: Runs jobs on the database.
         cache: Receives the written records; its ``end`` is the position after the last record on the disk.
         queues: The queues of the sinks.
         removed: The queues of removed sinks, until they expire.

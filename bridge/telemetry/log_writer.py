@@ -24,7 +24,7 @@ class NonBlockingWriter:
     Args:
         format_dropped: Returns the line that reports a number of dropped lines.
         descriptor: The file descriptor to write to.
-        max_lines: Number of pending lines from which on lines are dropped.
+        max_lines: Maximum number of pending lines; further lines are dropped.
     """
 
     def __init__(

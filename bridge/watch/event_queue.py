@@ -61,7 +61,8 @@ class AuditResult(NamedTuple):
     """Result of an audit: its gap and listing.
 
     ``forced``: publish a snapshot even if there is nothing to repair. ``request``: the requests that the snapshot
-    fulfills. ``filter_fingerprint``: the changed filters if metadata was listed under them; None if they are unchanged.
+    fulfills. ``filter_fingerprint``: fingerprint of the new filters if the filters changed and the audit listed
+    metadata under them; otherwise None.
     """
 
     gap: Gap
@@ -118,7 +119,7 @@ def _has_fetched(fetch: asyncio.Task[Metadata | TransientError | None]) -> bool:
 
 
 class EventQueue:
-    """Hold received items until they are processed, also from one connection to the next.
+    """Hold received items until they are processed; the items survive a reconnect.
 
     ``settings`` may be replaced at any time.
     """

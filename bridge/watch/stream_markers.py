@@ -32,7 +32,7 @@ class StreamMarkers:
         self.watermark_monotonic: int | None = None  # the watermark on the monotonic clock
 
     def on_event_received(self) -> None:
-        """Note that events arrived on the stream."""
+        """Record that the stream delivered events, so it has not stalled."""
         self._arrivals += 1
 
     def receive(self, marker: Marker) -> bool:

@@ -130,16 +130,16 @@ def split_url(rest: str, url_format: str) -> tuple[list[str], str]:
 
     Args:
         rest: The text.
-        form: The form of the URL, for error messages.
+        url_format: The format of the URL, for error messages.
 
     Raises:
-        ValueError: The text has another form.
+        ValueError: The text has another format.
     """
     if not rest.startswith("//") or any(character in rest for character in "?#"):
         raise ValueError(f"invalid URL; use {url_format}, and a mapping for other settings")
     servers, _, target = rest[2:].partition("/")
     if "@" in servers:
-        raise ValueError(f"credentials are not allowed in a URL; use {url_format}, and set them elsewhere")
+        raise ValueError(f"credentials are not allowed in a URL; use {url_format}, and set them in auth")
     if not servers or not target:
         raise ValueError(f"invalid URL; use {url_format}")
     return servers.split(","), target

@@ -22,7 +22,7 @@ from config.fields import (
 from config.sinks.common import BrokerSinkSettings, Servers, TlsSettings, split_url
 
 PORT = 9092
-_FORM = "kafka://HOST:PORT,HOST:PORT/TOPIC (kafkas:// for TLS)"
+_URL_FORMAT = "kafka://HOST:PORT,HOST:PORT/TOPIC (kafkas:// for TLS)"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 
@@ -123,6 +123,6 @@ class KafkaSettings(BrokerSinkSettings):
 
 def parse_url(scheme: str, rest: str) -> dict[str, Any]:
     """Parse ``kafka://H1:P,H2:P/TOPIC``, or ``kafkas://`` for TLS."""
-    servers, topic = split_url(rest, _FORM)
+    servers, topic = split_url(rest, _URL_FORMAT)
     settings: dict[str, Any] = {"type": "kafka", "bootstrap_servers": servers, "topic": topic}
     return settings | ({"tls": {"enabled": True}} if scheme == "kafkas" else {})

@@ -22,7 +22,7 @@ from config.fields import (
 from config.sinks.common import BrokerSinkSettings, Servers, TlsSettings, split_url
 
 PORT = 4222
-_FORM = "nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX (tls:// for TLS)"
+_URL_FORMAT = "nats://HOST:PORT,HOST:PORT/SUBJECT.PREFIX (tls:// for TLS)"
 _TOKEN = "[A-Za-z0-9_-]+"  # noqa: S105 (of a subject)
 _PREFIX = re.compile(rf"{_TOKEN}(\.{_TOKEN})*")
 _FIELD = r"\{(host|namespace|project|type)\}"
@@ -192,7 +192,7 @@ class NatsSettings(BrokerSinkSettings):
 
 def parse_url(scheme: str, rest: str) -> dict[str, Any]:
     """Parse ``nats://H1:P,H2:P/SUBJECT.PREFIX`` and ``tls://...``."""
-    servers, subject = split_url(rest, _FORM)
+    servers, subject = split_url(rest, _URL_FORMAT)
     settings: dict[str, Any] = {"type": "nats", "servers": servers, "subject_prefix": subject}
     if scheme == "tls":
         settings["tls"] = {"enabled": True}

@@ -24,7 +24,7 @@ FLAGS = {
 
 
 def source(model: type[BaseSettings], options: Mapping[str, Any]) -> Source:
-    """Return the settings ``given`` by options, nested by group; ``sinks`` may be a list of ``[ID=]URL``."""
+    """Return the settings that ``options`` set, nested by group; ``sinks`` may be a list of ``[ID=]URL``."""
     if isinstance(urls := options.get("sinks"), list):
         options = {**options, "sinks": SinkUrls(urls)}
     values = Source(model, options, {})

@@ -2,7 +2,7 @@
 
 Invariants:
 - At any time one batch is in flight, and the next is sent only when all in-sync replicas have it. Therefore the first
-  occurrences of records are in order after any failure (P5).
+  occurrences of records are in order after any failure (P5 in docs/reliability.md).
 - After any error the producer is abandoned and all its tasks end: the next producer starts with new sequence numbers
   and new connections, and files are read again.
 - Every wait is bounded: connecting and each acknowledgment by the setting ``request_timeout``, closing by a few
@@ -159,10 +159,10 @@ class KafkaSink:
     def _recover_or_raise(
         self, error: Exception, topic: str, messages: Sequence[Message], progress: _PublishProgress
     ) -> None:
-        """Adjust the cause of a failed batch, if possible, so that it can be sent again at once.
+        """Change what made the batch fail (batch size, timestamps or producer), so that it can be resent at once.
 
         Raises:
-            TransientError: The cause cannot be adjusted here.
+            TransientError: The failure cannot be fixed here.
             RejectedRecordError: The broker will never accept the only message of the batch.
         """
         if isinstance(error, REJECTED) and len(messages) > 1:
@@ -215,7 +215,7 @@ class KafkaSink:
         try:
             await self._publish_messages(source_batch.source, state_messages(changes, limit), _get_state_topic)
         except RejectedRecordError as error:
-            # No rejection for the caller: the topic of the records has accepted the records.
+            # Not reported as a rejection, because the event topic has accepted the records.
             raise TransientError(f"state entry rejected even without labels: {error}") from error
         self._table_states[source_batch.source] = state
 

@@ -23,9 +23,9 @@ def check(
     """Check the configuration and the connections of run.
 
     Takes the options of run, and publishes no records. Reports all errors in the settings; then checks containerd,
-    state_dir, http.listen (if set) and each sink concurrently, up to the first record. Topics, streams, files and
-    state_dir that run would create are created and kept; a marker event is published on containerd. Takes up to 15 s.
-    A running bridge is not disturbed.
+    state_dir, http.listen (if set) and each sink concurrently, as run does before it publishes its first record.
+    Topics, streams, files and state_dir that run would create are created and kept; a marker event is published on
+    containerd. Takes up to 15 s. A running bridge is not disturbed.
 
     Exit status: 0 if run can start; 1 if run would fail; 2 if the settings are invalid; 3 if a connection failed and
     run would retry.

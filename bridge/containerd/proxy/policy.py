@@ -108,7 +108,9 @@ def get_namespace(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 
 def check_subscription(raw: bytes) -> None:
-    """Allow a subscription without filters or with the bridge's; the proxy itself subscribes with the bridge's.
+    """Check that a subscription has no filters, or exactly ``FILTERS``.
+
+    The proxy's own subscription always uses ``FILTERS``.
 
     Raises:
         CallDenied: The request cannot be decoded, or has other filters or fields.

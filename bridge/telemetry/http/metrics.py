@@ -146,7 +146,12 @@ def _record_metrics(status: Status) -> Iterator[Metric]:
         "reason",
     )
     seconds = [([reason], counters.gap_seconds[reason]) for reason in sorted(GAP_REASONS)]
-    yield _counter("gap_seconds", "Total length of these intervals, where known.", seconds, "reason")
+    yield _counter(
+        "gap_seconds",
+        "Total length in seconds of the intervals counted by whalebridge_gaps_total, where known.",
+        seconds,
+        "reason",
+    )
 
 
 def _stream_metrics(status: Status) -> Iterator[Metric]:

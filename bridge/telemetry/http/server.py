@@ -89,7 +89,7 @@ class HttpEndpoint:
 
     async def _respond(self, request: web.BaseRequest, *, local: bool) -> web.StreamResponse:
         if not local and not _has_allowed_host(request):
-            return _text(421, "request this by IP address or as localhost")
+            return _text(421, "use an IP address or localhost in the URL")
         routes = self._local_routes if local else self._routes
         method, handler = routes.get(request.path, ("", None))
         if handler is None:
