@@ -89,7 +89,7 @@ def _check_kinds(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
 
 
 class ContainersSettings(SettingsModel):
-    """The containers to publish: those that match all filters. Decided once per incarnation."""
+    """The containers to publish: those that match all filters. Decided at each start, and when the filters change."""
 
     kinds: Annotated[tuple[Annotated[Kind, LowercaseStr], ...], CommaSeparated, AfterValidator(_check_kinds)] = field(
         ("container",),

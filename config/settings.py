@@ -56,7 +56,7 @@ class Settings(BaseSettings, SettingsModel):
         None,
         "Absolute path of a dedicated directory on a local disk for state that survives restarts: undelivered records "
         "and the known containers.",
-        reason="Without one, undelivered records are lost at a restart, and the next snapshot replaces them.",
+        reason="Without one, undelivered records are lost at a restart; the next snapshot lists only what runs then.",
     )
     outbox: OutboxSettings = OutboxSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()

@@ -113,6 +113,10 @@ KAFKA_TOOLS = {
     "--replication-factor 3 --config min.insync.replicas=2": CommandCase("Created topic containers"),
     "kafka-acls.sh --bootstrap-server broker-1:9092 --add --allow-principal User:bridge --operation Write "
     "--operation Create --operation DescribeConfigs --topic containers": CommandCase("User:bridge"),
+    "kafka-acls.sh --bootstrap-server broker-1:9092 --add --allow-principal User:bridge --operation Write "
+    "--operation Create --operation DescribeConfigs --operation Read --topic containers.state": CommandCase(
+        "User:bridge"
+    ),
 }
 TESTED_ELSEWHERE: dict[str, Callable[[str], bool]] = {
     "configuration.md": lambda text: text.startswith("export "),  # tests/unit/cli/test_docs.py

@@ -20,10 +20,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "kafka.md").read_text()
 SOURCE = "".join(path.read_text() for path in (Path(__file__).parents[2] / "sinks" / "kafka").glob("*.py"))
 
 
-def command(program: str) -> list[str]:
-    """Return the words of a command on the page."""
-    (line,) = re.findall(rf"^{program} .*$", PAGE, re.MULTILINE)
-    return shlex.split(line)
+def commands(program: str) -> list[list[str]]:
+    """Return the words of each command of a program on the page."""
+    return [shlex.split(line) for line in re.findall(rf"^{program} .*$", PAGE, re.MULTILINE)]
 
 
 def option_values(words: list[str], option: str) -> list[str]:
@@ -38,15 +37,13 @@ def snake_case(operation: str) -> Operation:
 @pytest.mark.parametrize("state", [False, True])
 async def test_documented_kafka_permissions_are_sufficient(kafka_factory: KafkaFactory, state: bool) -> None:
     kafka = kafka_factory(listeners=("sasl_plaintext",), acls=True)
-    words = command("kafka-acls.sh")
-    topics: dict[str, list[str]] = {option_values(words, "--topic")[0]: option_values(words, "--operation")}
-    if state:
-        (line,) = [line for line in PAGE.splitlines() if line.startswith("| topic `containers.state`")]
-        assert "| Write, Read, and the two above |" in line
-        topics["containers.state"] = ["Write", "Read", "Create", "DescribeConfigs"]
-    for topic, operations in topics.items():
-        for operation in operations:
-            kafka.admin.allow(option_values(words, "--allow-principal")[0], snake_case(operation), "topic", topic)
+    records_command, state_command = commands("kafka-acls.sh")
+    assert option_values(state_command, "--topic") == ["containers.state"]
+    assert f"| topic `containers.state` | {', '.join(option_values(state_command, '--operation'))} |" in PAGE
+    for words in [records_command, *([state_command] if state else [])]:
+        for operation in option_values(words, "--operation"):
+            (principal,), (topic,) = option_values(words, "--allow-principal"), option_values(words, "--topic")
+            kafka.admin.allow(principal, snake_case(operation), "topic", topic)
     auth = {"mechanism": "scram-sha-512", "username": "bridge", "password": USERS["bridge"]}
     options: dict[str, Any] = {"auth": auth} | ({"state_topic": "containers.state"} if state else {})
     all_records = [
@@ -64,7 +61,7 @@ async def test_documented_kcat_command_prints_records(kafka_factory: KafkaFactor
     kafka = kafka_factory()
     async with open_sink(kafka, "containers") as sink:
         await sink.publish(records(2))
-    _, *words = command("kcat")
+    ((_, *words),) = commands("kcat")
     words[words.index("-b") + 1] = kafka.bootstrap
     output = kcat(*words, "-e", "-q")
     assert output.startswith("node-1/c79d280c-f53d-4d5e content-type=application/json,ce_specversion=1.0,")

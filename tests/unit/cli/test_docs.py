@@ -14,16 +14,23 @@ import msgspec
 import pytest
 
 from bridge.cli import execute
+from bridge.cli.record_format import format_record
+from bridge.consumer.record_decoder import decode
 from bridge.core import records
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Engine
-from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
+from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage, parse_record
 from bridge.core.records import SourcePosition
 from config import reference_docs, setting_paths
 from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
 from config.sources.env import variable
+from sinks import cloudevents, whalewatcher_encoding
+from sinks.kafka.messages import event_messages
+from sinks.nats.messages import message_id
+from sinks.nats.subjects import SubjectBuilder
+from sinks.state_table import StateKey
 from tests.documentation import PAGES, ROOT, code_blocks, page_commands
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
@@ -202,6 +209,48 @@ def test_documented_examples_match_record_schema() -> None:
         jsonschema.Draft202012Validator(records.json_schema()).validate(json.loads(example))
         record = msgspec.json.decode(example, type=records.EventRecord)
         assert json.loads(msgspec.json.encode(record)) == json.loads(example)
+
+
+@pytest.fixture
+def readme_record() -> records.Record:
+    (example,) = code_blocks(README, "json")
+    return parse_record(msgspec.json.encode(msgspec.json.decode(example, type=records.EventRecord)))
+
+
+def text_fields(page: str) -> dict[str, str]:
+    """Return the fields of the example message of a page, by name."""
+    (block,) = code_blocks((ROOT / "docs" / page).read_text(), "text")
+    return {fields[0]: fields[1] for fields in (line.split(maxsplit=1) for line in block.splitlines())}
+
+
+def test_documented_line_is_formatted_record(readme_record: records.Record) -> None:
+    (line,) = code_blocks(README, "text")
+    assert line == format_record(decode(readme_record.data)[0], colored=False, with_host=False) + "\n"
+
+
+def test_documented_kafka_message_is_encoded_record(readme_record: records.Record) -> None:
+    source = StateKey(readme_record.host, readme_record.engine, "", "")
+    (message,) = event_messages(source, [readme_record], "json", "binary")
+    headers = {name: value.decode() for name, value in message.headers}
+    assert text_fields("kafka.md") == {"key": message.key.decode(), **headers}
+
+
+def test_documented_nats_message_is_encoded_record(readme_record: records.Record) -> None:
+    subject = SubjectBuilder("containers", "{host}.{namespace}.{type}").build(readme_record)
+    assert text_fields("nats.md") == {"subject": subject, "Nats-Msg-Id": message_id(readme_record)}
+    kafka = {name.replace("_", "-"): value for name, value in text_fields("kafka.md").items() if name != "key"}
+    kafka["ce-datacontenttype"] = kafka.pop("content-type")
+    assert cloudevents.nats_headers(readme_record) == kafka
+
+
+def test_documented_whalewatcher_document_is_encoded_record(readme_record: records.Record) -> None:
+    (block,) = code_blocks(EVENTS, "text")
+    assert json.loads(block) == json.loads(whalewatcher_encoding.encode(readme_record) or b"")
+
+
+def test_documented_pod_has_all_fields() -> None:
+    (pod,) = re.findall(r"A made-up example: `(.*?)`", EVENTS)
+    assert json.loads(pod) == msgspec.to_builtins(msgspec.json.decode(pod, type=records.Pod))
 
 
 def test_documentation_lists_every_field_and_type() -> None:
