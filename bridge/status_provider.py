@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 class StatusProvider:
-    """Implements ``bridge.telemetry.status.Bridge``.
+    """Implements ``bridge.telemetry.status.BridgeInspector``.
 
     ``settings`` may be replaced at any time; ``pumps`` is called each time, because a reload replaces pumps.
     """
