@@ -335,8 +335,9 @@ def test_configuration_examples_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
 def test_documentation_links_exist(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
-    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+    links = re.findall(r"\[([^\]]*)\]\(([^)#]+)[^)]*\)", path.read_text())
+    assert [link for _, link in links if "://" not in link and not (path.parent / link).exists()] == []
+    assert [text for text, link in links if text.endswith(".py") and Path(link).name != text] == []
 
 
 # --- layout ---
