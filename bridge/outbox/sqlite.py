@@ -215,7 +215,8 @@ class SqliteOutbox:
     def lag(self, sink: str) -> Lag:
         """Return the depth, size and age of a sink's backlog, and its dropped records."""
         queue, depth = self._queues[sink], self.depth(sink)
-        age = to_seconds(self._clock.now().monotonic - queue.oldest_since) if depth else 0.0
+        # After a restart, the oldest record can be ahead of the uptime, which is saved once a minute.
+        age = to_seconds(max(0, self._clock.now().monotonic - queue.oldest_since)) if depth else 0.0
         return Lag(depth, queue.size, age, queue.dropped)
 
     async def _select_batch(self, queue: SinkQueue, limit: int, max_bytes: int) -> Batch:

@@ -184,7 +184,6 @@ async def _tail(
 
 
 def _format_lines(records: Iterable[ReadRecord]) -> Iterator[str]:
-
     from bridge.cli.record_format import format_record
 
     colored = output.is_colored()

@@ -36,6 +36,7 @@ from tests.documentation import PAGES, ROOT, code_blocks, page_commands
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+SOURCES = ("bridge", "config", "deploy", "examples", "sinks", "tests")
 
 Documents = list[dict[str, Any]]
 ProjectionFunction = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
@@ -383,11 +384,19 @@ def test_configuration_examples_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
 def test_documentation_links_exist(path: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text())
-    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+    links = re.findall(r"\[([^\]]*)\]\(([^)#]+)[^)]*\)", path.read_text())
+    assert [link for _, link in links if "://" not in link and not (path.parent / link).exists()] == []
+    assert [text for text, link in links if text.endswith(".py") and Path(link).name != text] == []
 
 
 # --- layout ---
+
+
+@pytest.mark.parametrize("path", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_documented_source_files_exist(path: Path) -> None:
+    sources = [f"/{source.relative_to(ROOT)}" for name in SOURCES for source in (ROOT / name).rglob("*.py")]
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", path.read_text()))
+    assert [name for name in named if not any(source.endswith(f"/{name}") for source in sources)] == []
 
 
 def test_architecture_page_lists_every_module() -> None:

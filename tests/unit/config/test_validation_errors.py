@@ -239,6 +239,7 @@ def errors(given: dict[str, Any] | None = None, path: str | None = None) -> list
     with pytest.raises(SettingsError) as caught:
         load(given, path)
     assert CANARY not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None), "they contain the input"
     return [error.replace(path, "FILE") if path else error for error in caught.value.errors]
 
 
@@ -344,6 +345,11 @@ def test_yaml_alias_bomb_is_rejected(config_file: ConfigFile) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     (error,) = errors(path=config_file("\n".join(lines)))
+    assert error.startswith("FILE:1: ")
+
+
+def test_deeply_nested_yaml_is_rejected(config_file: ConfigFile) -> None:
+    (error,) = errors(path=config_file("a: " + "[" * 5000))
     assert error.startswith("FILE:1: ")
 
 

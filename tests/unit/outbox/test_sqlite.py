@@ -89,6 +89,18 @@ async def test_oldest_age_counts_only_uptime_after_restart(path: Path) -> None:
         assert outbox.lag("s").oldest_age == 30
 
 
+async def test_oldest_age_is_not_negative_after_restart(path: Path) -> None:
+    """The uptime is saved once a minute, so the stored one can be older than the oldest record."""
+    clock, factory = ManualClock(), RecordFactory()
+    async with open_outbox(path, clock=clock) as outbox:
+        clock.advance(30)
+        await outbox.append(factory.started_records(1))
+    async with open_outbox(path, clock=clock) as outbox:
+        assert outbox.lag("s").oldest_age == 0
+        clock.advance(50)
+        assert outbox.lag("s").oldest_age == 20
+
+
 async def test_sqlite_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
     changes: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
     async with open_outbox(path) as outbox:

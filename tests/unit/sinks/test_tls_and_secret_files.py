@@ -25,9 +25,9 @@ def test_unusable_secret_file_is_named(
         path.write_bytes(content)
     case = request.node.callspec.id
     with golden.error(
-        "credential_errors", f"secret file, {case}", TransientError, "sasl.password_file", path, TMP=tmp_path
+        "credential_errors", f"secret file, {case}", TransientError, "auth.password_file", path, TMP=tmp_path
     ):
-        secret_files.resolve_secret("sasl.password", None, str(path))
+        secret_files.resolve_secret("auth.password", None, str(path))
 
 
 @pytest.mark.parametrize(

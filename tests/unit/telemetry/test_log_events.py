@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-LEVELS = ("debug", "info", "warning", "error", "critical")
+LEVELS = {level: level for level in ("debug", "info", "warning", "error", "critical")} | {"exception": "error"}
 UNDETECTED_EVENTS = {("log_lines_dropped", "warning")}  # logged where structlog is configured
 FORWARDING_METHODS = {"_warn_once"}  # takes an event and logs a warning
 
@@ -24,7 +24,7 @@ def log_calls() -> Iterator[tuple[ast.Call, str, list[ast.expr]]]:
 
 def log_calls_in(node: ast.Call, function: ast.Attribute) -> Iterator[tuple[ast.Call, str, list[ast.expr]]]:
     if isinstance(function.value, ast.Name) and function.value.id == "_log" and function.attr in LEVELS:
-        yield node, function.attr, node.args
+        yield node, LEVELS[function.attr], node.args
     elif function.attr == "log" and isinstance(node.args[0], ast.Attribute):
         yield node, node.args[0].attr, node.args[2:]
     elif function.attr in FORWARDING_METHODS:
