@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,11 @@ def test_tail_prints_since_hint_on_terminal(tmp_path: Path) -> None:
 
 def _is_at_end(pid: int, path: Path) -> bool:
     """Return whether a process has opened a file and moved to its end."""
-    opened = [link.name for link in Path(f"/proc/{pid}/fd").iterdir() if link.resolve() == path]
-    positions = [Path(f"/proc/{pid}/fdinfo/{name}").read_text().split()[1] for name in opened]
+    positions = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since the directory was listed
+            if link.resolve() == path:
+                positions.append(Path(f"/proc/{pid}/fdinfo/{link.name}").read_text().split()[1])
     return positions == [str(path.stat().st_size)]
 
 

@@ -80,7 +80,7 @@ def test_additional_events_are_inferred_after_bridge_was_down(engine: Containerd
 
 
 def test_oom_event_precedes_exit(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique_id(engine, "oom")
+    id_ = unique_id(engine, "oom-event")
     with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
         bridge.wait_synced()
         limit = ("--memory-limit", str(16 * 1024 * 1024))
