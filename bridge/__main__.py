@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bridge import signals
+from bridge import signal_mask
 
 
 def main() -> None:
     """Run the command line and exit; signals stay blocked during the imports, so that Ctrl-C prints no traceback."""
-    signals.block()
+    signal_mask.block()
     from bridge import cli  # noqa: PLC0415 (the imports take most of the start)
 
     cli.main()

@@ -28,7 +28,7 @@ from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
-from bridge.shutdown import cancel_on_shutdown, install_handlers
+from bridge.signal_handlers import cancel_on_shutdown, install_handlers
 from bridge.sink_manager import SinkManager
 from bridge.status_provider import StatusProvider
 from bridge.task_groups import task_group

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import structlog
 
-from bridge.signals import unblock
+from bridge.signal_mask import unblock
 from bridge.task_groups import with_timeout
 
 T = TypeVar("T")

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from config.fields import DirectoryPath, HostName, SettingsModel, field
-from config.models import (
+from config.setting_groups import (
     ContainerdSettings,
     ContainersSettings,
     HeartbeatSettings,

@@ -186,7 +186,7 @@ def translate_error(path: str, error: OSError) -> BridgeError:
 def _lock(descriptor: int, path: str) -> None:
     """Check that it is a regular file and lock it; the kernel releases the lock when the process ends."""
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise FileError(f"{path} is not a regular file; use the path of a file, or the sink stdout:")
+        raise FileError(f"{path} is not a regular file; use the path of a file, or use --sink stdout:")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

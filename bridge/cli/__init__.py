@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import typer
 
-from bridge import signals
+from bridge import signal_mask
 from bridge.cli import output
 from bridge.cli.commands import (
     check,
@@ -68,7 +68,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # for names that the locale cannot encode
     try:
         if sys.argv[1:2] != ["run"]:
-            signals.unblock()
+            signal_mask.unblock()
         status = execute(sys.argv[1:])
     except KeyboardInterrupt:
         status = INTERRUPTED

@@ -18,7 +18,7 @@ from bridge.core.containerd_model import ContainerKey, Labels, Metadata, Task, T
 from bridge.core.errors import BridgeError
 from bridge.core.label_rules import LabelRules
 from bridge.core.record_encoder import build_container
-from config.models import NamespacesSettings
+from config.setting_groups import NamespacesSettings
 from config.settings import Settings
 
 

@@ -1,4 +1,4 @@
-"""Preflight checks: opens, checks and closes once each connection that ``run`` needs before its first record."""
+"""Preflight checks: opens, checks and closes, once, everything that ``run`` needs before it can publish."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from config.sinks.common import host_and_port
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
-    from config.models import HttpSettings
+    from config.setting_groups import HttpSettings
     from config.settings import Settings
     from config.sinks import SinkSettings
 

@@ -26,7 +26,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc.experimental import ChannelOptions
 
-from bridge.containerd import decode, event_batching
+from bridge.containerd import decode, envelope_batches
 from bridge.containerd.methods import SUBSCRIBE, channel_options, target
 from bridge.containerd.protos.events_pb2 import SubscribeRequest
 from bridge.containerd.rpc_errors import from_rpc_error
@@ -82,7 +82,7 @@ class RawEventStream:
 
     def _subscribe(self) -> Any:
         method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(SUBSCRIBE.path)
-        return method(SubscribeRequest(filters=FILTERS).SerializeToString(), metadata=(event_batching.HEADER,))
+        return method(SubscribeRequest(filters=FILTERS).SerializeToString(), metadata=(envelope_batches.HEADER,))
 
     async def raw_batch(self) -> Sequence[bytes]:
         """Wait for envelopes and return the queued ones in order, at least one and at most ``MAX_BATCH_EVENTS``.
@@ -159,8 +159,8 @@ class RawEventStream:
 
     def _split_message(self, message: bytes) -> Sequence[bytes]:
         if self._batched is None:
-            self._batched = event_batching.supports_batches(self._call.initial_metadata())
-        return event_batching.unbatch(message) if self._batched else (message,)
+            self._batched = envelope_batches.supports_batches(self._call.initial_metadata())
+        return envelope_batches.unbatch(message) if self._batched else (message,)
 
     def _overflow(self) -> None:
         """Cancel the subscription: an unread subscription would fill containerd's memory instead of ours."""

@@ -42,7 +42,7 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.records import AdditionalEventType, Origin
 from bridge.core.time import SECOND
-from bridge.core.transition_emitter import TransitionEmitter, in_scope
+from bridge.core.transitions import TransitionEmitter, in_scope
 
 EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
 WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
@@ -278,7 +278,7 @@ class Tracker(TransitionEmitter):
         self._pending_exits.discard(entry.key)
 
     def _sync_no_task(self, entry: ContainerState, task: Task | None, now: Instant) -> None:
-        """Apply that there is no task, or one that is not started yet."""
+        """Apply a reported state without a task, or with a task that has not started yet."""
         incarnation = entry.incarnation
         if task is not None and entry.is_known(task.pid):
             return  # the result is older than the state

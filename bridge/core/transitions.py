@@ -1,4 +1,4 @@
-"""Emit transitions, snapshot records and additional events.
+"""Base class of the tracker that builds transitions, snapshot records and additional events.
 
 Invariants:
 - Whether an incarnation is in scope is decided when it starts; only changed filters reevaluate the decision.
@@ -30,7 +30,7 @@ class TransitionEmitter(ContainerStore):
         self._emitted: list[Transition] = []
 
     def snapshot_records(self, now: Instant) -> list[Transition]:
-        """Return a ``present`` record for every running container in scope; the caller must publish them."""
+        """Return a ``present`` transition for every running container in scope; the caller must publish them."""
         for entry, incarnation in self.incarnations():
             if incarnation.preexisting:
                 incarnation.preexisting = False

@@ -18,9 +18,9 @@ from typing import TypeVar
 
 from bridge.core.record_encoder import parse_record
 from bridge.core.records import Record
+from bridge.outbox.database_types import Chunk, ChunkHeader, LoadedState, StoredQueue, WriteBatch
 from bridge.outbox.schema import detect_format, migrate
 from bridge.outbox.sink_queue import LossRange, PositionRange
-from bridge.outbox.storage_types import Chunk, ChunkHeader, LoadedState, StoredQueue, WriteBatch
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """Types of the data that the database writes and loads; see the schema.
 
-Records are stored in chunks, many in one SQL row, because the overhead of a row is about the cost of a record.
+Records are stored in chunks, many in one SQL row, because an SQL row costs about as much as a record.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from bridge.core.errors import StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
 from bridge.outbox.database import CorruptDatabaseError, Database, DatabaseRemovedError, validate_database
+from bridge.outbox.database_types import LoadedState
 from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
 from bridge.outbox.state_directory import StateDirectory
-from bridge.outbox.storage_types import LoadedState
 from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.telemetry.rate_limit import RateLimiter
 

@@ -8,8 +8,8 @@ from msgspec import Struct
 
 from bridge.core.record_encoder import lost_record
 from bridge.outbox.database import Database
+from bridge.outbox.database_types import ChunkHeader
 from bridge.outbox.sink_queue import LossRange
-from bridge.outbox.storage_types import ChunkHeader
 
 
 class DropPlan(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""A sink's queue: its cursor, and the losses that replace records that the sink does not get. Pure.
+"""A sink's queue: its cursor, and the losses that replace records that the sink does not get.
 
 Records have positions, counted from 0 in the order of appends. The cursor is the position of the first record that the
 sink has not acknowledged, as with the offsets of Kafka consumers. Both outboxes use this module.

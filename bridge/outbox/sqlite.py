@@ -26,12 +26,12 @@ from bridge.core.records import Record
 from bridge.core.time import SECOND, to_seconds
 from bridge.outbox import dead_letters
 from bridge.outbox.database import Database
+from bridge.outbox.database_types import LoadedState
 from bridge.outbox.database_worker import DatabaseWorker
 from bridge.outbox.limits import Limits
 from bridge.outbox.read_cache import ReadCache
 from bridge.outbox.sink_queue import Batch, LossRange, PositionRange, SinkQueue, rejection_losses
 from bridge.outbox.state_directory import StateDirectory
-from bridge.outbox.storage_types import LoadedState
 from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, Writer
 
 READ_BYTES = 1024 * 1024

@@ -12,12 +12,12 @@ from bridge.core.ports import Clock
 from bridge.core.records import Record
 from bridge.core.time import SECOND
 from bridge.outbox.database import Database
+from bridge.outbox.database_types import WriteBatch, split_into_chunks
 from bridge.outbox.database_worker import DatabaseWorker
 from bridge.outbox.dropping import DropPlan, build_losses
 from bridge.outbox.limits import Limits
 from bridge.outbox.read_cache import ReadCache
 from bridge.outbox.sink_queue import LossRange, PositionRange, SinkQueue, intersection, released_by_all
-from bridge.outbox.storage_types import WriteBatch, split_into_chunks
 from bridge.telemetry.rate_limit import RateLimiter
 
 REMOVED_SINK_RETENTION_SECONDS = 24 * 3600  # seconds of uptime for which a removed sink keeps its cursor

@@ -119,7 +119,7 @@ class Session:
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
 
     def apply_ready(self) -> None:
-        """Process the received items that do not need containerd any more."""
+        """Process the received items whose metadata has been fetched."""
         self._apply_ready()
 
     async def shut_down(self) -> None:
@@ -173,7 +173,7 @@ class Session:
     async def _synchronize(self, tasks: asyncio.TaskGroup, reason: SnapshotReason) -> None:
         """Determine the current state, and publish it together with the missed transitions.
 
-        The event queue is emptied all the time, because a marker returns behind the events before it.
+        The event queue is drained continuously, because a marker arrives only after the events before it.
         """
         since, settings = self.watermark_at, self._settings
         await self._drain_to_marker()

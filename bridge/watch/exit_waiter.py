@@ -1,4 +1,4 @@
-"""Exit wait as a fallback for exit events: a pending Tasks.Wait call for each task from its creation on.
+"""Fallback for lost exit events: keeps one ``Tasks.Wait`` call open per task, from the creation of the task.
 
 containerd 2.4 loses the exit event of a container that is removed as soon as it exits: the shim is shut down before it
 publishes the event. A pending Tasks.Wait returns the exit status nevertheless; a call that comes too late reports at

@@ -34,8 +34,8 @@ _SYNTAX = {
     "expected alphabetic": "invalid name of a tag or anchor; " + _QUOTE % "* & !",
     " a tag": "invalid tag; " + _QUOTE % "* & !",
     "expected <block end>": "inconsistent indentation; indent all lines of a group by the same width",
-    "found unexpected end of stream": "quote not closed; add it before the end of the file",
-    "expected ',' or": "bracket not closed; add it, or a missing comma",
+    "found unexpected end of stream": "closing quote missing; add it",
+    "expected ',' or": "closing bracket or comma missing; add it",
     "but found another document": "second document; a file contains one document",
     "too deep": f"nested more than {MAX_LEVELS} levels deep",
 }

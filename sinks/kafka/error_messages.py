@@ -1,4 +1,4 @@
-"""Error messages for failures of Kafka: the cause, and what to do. Pure.
+"""Error messages for failures of Kafka: the cause, and what to do.
 
 Invariant: no message contains a secret. Messages consist of the brokers' texts, names of settings, and paths.
 """

@@ -37,11 +37,11 @@ def config() -> None:
     the file with this line:
 
     \b
-      # yaml-language-server: $schema=config.json_schema.json
+      # yaml-language-server: $schema=config.schema.json
 
     \b
     Example:
-      whalebridge schema config > config.json_schema.json
+      whalebridge schema config > config.schema.json
     """
     from config.json_schema import json_schema
 

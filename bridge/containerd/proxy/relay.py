@@ -20,7 +20,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 from grpc import StatusCode
 
-from bridge.containerd import event_batching, methods
+from bridge.containerd import envelope_batches, methods
 from bridge.containerd.event_stream import RawEventStream
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.denied_calls import DeniedCalls, TokenBucket
@@ -178,11 +178,11 @@ class Relay(grpc.GenericRpcHandler):
 
 
 async def _relay_events(stream: RawEventStream, context: _Context) -> None:
-    batched = event_batching.supports_batches(_metadata(context))
-    await context.send_initial_metadata((event_batching.HEADER,) if batched else ())
+    batched = envelope_batches.supports_batches(_metadata(context))
+    await context.send_initial_metadata((envelope_batches.HEADER,) if batched else ())
     while True:
         envelopes = await stream.raw_batch()
-        for message in event_batching.batch(envelopes) if batched else envelopes:
+        for message in envelope_batches.batch(envelopes) if batched else envelopes:
             await _write(context, message)
 
 

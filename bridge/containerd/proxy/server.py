@@ -17,7 +17,7 @@ from bridge.core.errors import FatalError
 
 MAX_CALLS = 2_500  # at a time, for all clients; the bridge waits for up to 2,000 tasks
 MAX_CONNECTIONS = 64
-MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and the parts of our topics have at most 76 letters
+MAX_REQUEST_BYTES = 16 * 1024  # containerd's ids and each component of a topic have at most 76 characters
 STOP_TIMEOUT_SECONDS = 1.0
 _NO_COMPRESSION = 1  # no compression: a small request could expand to a large one
 _log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from config.models import LabelsSettings
+from config.setting_groups import LabelsSettings
 from config.settings import Settings, load
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
 from config.sinks.kafka import KafkaAuthSettings

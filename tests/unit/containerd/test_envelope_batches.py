@@ -7,36 +7,36 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge.containerd import event_batching
+from bridge.containerd import envelope_batches
 
 
 @given(st.lists(st.binary(max_size=200), max_size=50))
 def test_batched_envelopes_round_trip(envelopes: list[bytes]) -> None:
     assert [
-        envelope for message in event_batching.batch(envelopes) for envelope in event_batching.unbatch(message)
+        envelope for message in envelope_batches.batch(envelopes) for envelope in envelope_batches.unbatch(message)
     ] == envelopes
 
 
 def test_batched_messages_are_bounded_and_filled() -> None:
-    envelopes = [bytes(event_batching.MAX_MESSAGE_BYTES // 4)] * 9
-    assert [len(event_batching.unbatch(message)) for message in event_batching.batch(envelopes)] == [4, 4, 1]
+    envelopes = [bytes(envelope_batches.MAX_MESSAGE_BYTES // 4)] * 9
+    assert [len(envelope_batches.unbatch(message)) for message in envelope_batches.batch(envelopes)] == [4, 4, 1]
 
 
 def test_oversized_envelope_is_sent_alone() -> None:
-    envelopes = [b"a", bytes(2 * event_batching.MAX_MESSAGE_BYTES), b"b"]
-    assert [len(event_batching.unbatch(message)) for message in event_batching.batch(envelopes)] == [1, 1, 1]
+    envelopes = [b"a", bytes(2 * envelope_batches.MAX_MESSAGE_BYTES), b"b"]
+    assert [len(envelope_batches.unbatch(message)) for message in envelope_batches.batch(envelopes)] == [1, 1, 1]
 
 
 def test_empty_batch_has_no_message() -> None:
-    assert list(event_batching.batch([])) == []
+    assert list(envelope_batches.batch([])) == []
 
 
 def test_invalid_batched_message_is_rejected() -> None:
     with pytest.raises(DecodeError):
-        event_batching.unbatch(b"\x0a\x7f")
+        envelope_batches.unbatch(b"\x0a\x7f")
 
 
 def test_batching_is_detected_from_metadata() -> None:
-    assert event_batching.supports_batches([("x", "y"), event_batching.HEADER])
-    assert not event_batching.supports_batches([("whalebridge-envelopes", "other")])
-    assert not event_batching.supports_batches(None)
+    assert envelope_batches.supports_batches([("x", "y"), envelope_batches.HEADER])
+    assert not envelope_batches.supports_batches([("whalebridge-envelopes", "other")])
+    assert not envelope_batches.supports_batches(None)

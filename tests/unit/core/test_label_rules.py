@@ -4,7 +4,7 @@ import pytest
 
 from bridge.core import label_rules
 from bridge.core.label_rules import REDACTED, LabelRules
-from config.models import LabelsSettings
+from config.setting_groups import LabelsSettings
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ from bridge.core.errors import InUseError, StateError
 from bridge.core.ports import Clock
 from bridge.outbox import database_worker, schema
 from bridge.outbox.database import Database
+from bridge.outbox.database_types import WriteBatch
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
-from bridge.outbox.storage_types import WriteBatch
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import (
     TIGHT_LIMITS,
