@@ -1,4 +1,7 @@
-"""nats-py's client, extended by features that it lacks. The overridden methods are private to nats-py: check them on upgrades."""
+"""nats-py's client, extended by features that it lacks.
+
+The overridden methods are private to nats-py: check them on upgrades.
+"""
 
 from __future__ import annotations
 
