@@ -114,7 +114,7 @@ def _containerd(status: Status) -> Iterator[str]:
 def _sinks(sinks: Iterable[SinkStatus]) -> Iterator[str]:
     rows = [
         [
-            _text(sink.name),
+            f'<span class="t">{_text(sink.name)}</span>',
             f'<b class="{_color_class(sink.state)}">{sink.state}</b> {_text(sink.last_error or "")}',
             str(sink.lag.records),
             _format_size(sink.lag.size),
