@@ -1,6 +1,6 @@
 """The outbox on disk: restarts, removed sinks, the state directory, formats, corruption, and failing disks."""
 
-# ruff: noqa: ASYNC110, ASYNC240 (blocking calls are acceptable in tests)
+# ruff: noqa: ASYNC240 (blocking calls are acceptable in tests)
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -36,6 +35,7 @@ from tests.contract.test_outbox import (
     loss_range,
     read_all,
 )
+from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.records import RecordFactory, sequences
 
@@ -171,7 +171,7 @@ async def test_disk_space_of_backlog_is_released_after_delivery(path: Path, monk
             await outbox.append(factory.started_records(1000, size=1000))
         assert directory_size(path) > 50_000_000
         await read_all(outbox)
-        await eventually(lambda: directory_size(path) < 30_000_000)
+        await eventually_async(lambda: directory_size(path) < 30_000_000)
 
 
 def directory_size(path: Path) -> int:
@@ -491,12 +491,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> type[FailingDatabase]:
     return disk
 
 
-async def eventually(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize("moment", ["error_before_write", "error_after_write"])
 async def test_failed_write_is_retried_on_new_connection(
     path: Path, disk: type[FailingDatabase], moment: str, golden: Golden
@@ -509,14 +503,14 @@ async def test_failed_write_is_retried_on_new_connection(
         before = disk.open_count
         with capture_logs() as logs:
             appending = asyncio.create_task(outbox.append(factory.started_records(2), {"key": b"value"}))
-            await eventually(lambda: clock.sleeper_count)
+            await eventually_async(lambda: clock.sleeper_count)
             assert outbox.last_error is not None
             assert outbox.last_error.startswith(f"{path}/outbox.db: disk I/O error; ")
             golden.entry("outbox_errors", "write failure", outbox.last_error, STATE_DIR=path)
             assert outbox.depth("s") == 2, "records of a failed write are not readable"
             for _ in range(5):
                 clock.advance(10)
-                await eventually(lambda: clock.sleeper_count)
+                await eventually_async(lambda: clock.sleeper_count)
             assert not appending.done()
             setattr(disk, moment, None)
             clock.advance(10)
@@ -546,7 +540,7 @@ async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[
     outbox = await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     appending = asyncio.create_task(outbox.append(factory.started_records(1)))
-    await eventually(lambda: outbox.last_error)
+    await eventually_async(lambda: outbox.last_error)
     with capture_logs() as logs:
         async with asyncio.timeout(30):
             await outbox.close()
