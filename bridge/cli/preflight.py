@@ -1,4 +1,5 @@
-"""Preflight checks: opens, checks and closes, once, everything that ``run`` needs before it can publish."""
+"""Preflight checks of ``check``: open, check and close, once, everything that ``run`` needs before it can publish.
+
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import NamedTuple, Self, TypeAlias
 
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.name_lookup import resolve
+from bridge.containerd.container_lookup import resolve
 from bridge.containerd.whalewatcher_events import ContainerEvent, ContainerEventType, LifecycleEvents
 from bridge.core.container_metadata import (
     COMPOSER_PROJECT_LABEL,

@@ -42,13 +42,13 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.records import AdditionalEventType, Origin
 from bridge.core.time import SECOND
-from bridge.core.transitions import TransitionEmitter, in_scope
+from bridge.core.transition_builder import TransitionBuilder, in_scope
 
 EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
 WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
 
 
-class Tracker(TransitionEmitter):
+class Tracker(TransitionBuilder):
     """Track the incarnations of all containers of one containerd.
 
     Args:

@@ -16,7 +16,7 @@ from bridge.core.containerd_model import ContainerKey, Instant, Metadata
 from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
 
 
-class TransitionEmitter(ContainerStore):
+class TransitionBuilder(ContainerStore):
     """A container store that emits transitions when its states change.
 
     ``additional_events``: the optional event types to emit; may be replaced at any time. ``preexisting_count``: the

@@ -26,7 +26,7 @@ from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks import state_table
-from sinks.kafka import state_topic
+from sinks.kafka import state_topic_reader
 from sinks.kafka.admin import Topic
 from sinks.kafka.connection import KafkaConnection, connect, with_diagnosis
 from sinks.kafka.error_messages import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
@@ -208,7 +208,9 @@ class KafkaSink:
         if state is None:
             partition = self._partition_for(topic, source_batch.source)
             options = (await self._ensure_connected()).options
-            keys = await state_topic.read_keys(source_batch.source, topic.name, partition, self._settings, options)
+            keys = await state_topic_reader.read_keys(
+                source_batch.source, topic.name, partition, self._settings, options
+            )
             state = TableState(frozenset(keys))
         state, changes = state_table.apply_records(state, source_batch.records)
         limit = min(self._settings.max_request_size, topic.max_batch_bytes or self._settings.max_request_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.containerd.name_lookup import resolve
+from bridge.containerd.container_lookup import resolve
 from bridge.core.container_metadata import build_metadata
 from bridge.core.containerd_model import ContainerKey, Metadata
 from bridge.core.errors import AmbiguousError, NotFoundError
