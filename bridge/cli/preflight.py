@@ -1,5 +1,4 @@
-"""Preflight checks of ``check``: open, check and close, once, everything that ``run`` needs before it can publish.
-
+"""Preflight checks of ``check``: open, check and close, once, everything that ``run`` needs before it can publish."""
 
 from __future__ import annotations
 
