@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 from bridge.core.record_encoder import parse_record
@@ -28,6 +29,7 @@ _WAL_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
 _MAX_WAL_BYTES = 16 * 1024 * 1024
 _ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the GIL
 _RETAINED_FREE_PAGES = 2048
+_NO_CURSORS: Mapping[str, int] = MappingProxyType({})
 _PRAGMAS = (
     "journal_mode = WAL",
     "synchronous = FULL",
@@ -186,19 +188,28 @@ class Database:
                 self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
             if batch.checkpoint:
                 self._save_checkpoint(batch.checkpoint)
-            for name, cursor in batch.cursors.items():
-                self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
-            for name, end in batch.passed_losses.items():
-                self._execute("DELETE FROM losses WHERE sink = ? AND end_position <= ?", (name, end))
+            self._save_cursors(batch.cursors, batch.passed_losses)
             self._delete(batch.released_positions)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
             uptimes = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
         return {name: uptime for name, uptime in uptimes.items() if uptime is not None}
 
-    def save_losses(self, sink: str, losses: Sequence[LossRange], released: Sequence[PositionRange] = ()) -> None:
-        """Save loss ranges of a sink, and delete records that no sink needs any more."""
+    def save_losses(
+        self,
+        sink: str,
+        losses: Sequence[LossRange],
+        released: Sequence[PositionRange] = (),
+        cursors: Mapping[str, int] = _NO_CURSORS,
+        passed_losses: Mapping[str, int] = _NO_CURSORS,
+    ) -> None:
+        """Save loss ranges of a sink, and delete records that no sink needs any more.
+
+        ``cursors`` and ``passed_losses`` are those in memory: the cursor on the disk may still need a record that is
+        deleted, so both change in one transaction. A crash in between would otherwise leave a gap.
+        """
         with self._transaction():
+            self._save_cursors(cursors, passed_losses)
             for loss in losses:
                 self._execute(
                     "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -223,6 +234,12 @@ class Database:
         deleted = [key for key, value in checkpoint.items() if value is None]
         for keys in _split(deleted):
             self._execute(_delete_statement(len(keys)), keys)
+
+    def _save_cursors(self, cursors: Mapping[str, int], passed_losses: Mapping[str, int]) -> None:
+        for name, cursor in cursors.items():
+            self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
+        for name, end in passed_losses.items():
+            self._execute("DELETE FROM losses WHERE sink = ? AND end_position <= ?", (name, end))
 
     def _delete(self, released: Sequence[PositionRange]) -> None:
         for first, end in released:

@@ -219,6 +219,8 @@ class Writer:
             released_by_others = released_by_all(
                 other for other in [*self._queues.values(), *self._removed.values()] if other is not queue
             )
+            cursors = {name: self._queues[name].cursor for name in self._moved_cursors}
+            passed = {name: self._queues[name].cursor for name in self._passed_losses}
             now = self._clock.now().wall
             built: list[tuple[list[LossRange], int]] = []
 
@@ -228,7 +230,8 @@ class Writer:
                 losses, dropped = built[0]
                 if losses:
                     ranges = [PositionRange(loss.first, loss.end) for loss in losses]
-                    database.save_losses(sink, losses, list(intersection(ranges, released_by_others)))
+                    released = list(intersection(ranges, released_by_others))
+                    database.save_losses(sink, losses, released, cursors, passed)
                 return losses, dropped
 
             losses, dropped = await self._worker.run_until_done(job)

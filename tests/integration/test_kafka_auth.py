@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bridge.core.errors import RejectedRecordError, TransientError
+from sinks.kafka import sink as kafka_sink
 from sinks.kafka.messages import Message, event_messages
 from tests.certificates import Authority
 from tests.integration.kafka_sinks import distinct_values, open_sink, publish_until_accepted, record_data
@@ -283,7 +284,7 @@ async def test_kafka_sink_identifies_record_rejected_by_broker_rule(
         no_key: Any = None
         return [each._replace(key=no_key) if each.position == (EPOCH, 700) else each for each in messages]
 
-    monkeypatch.setattr("sinks.kafka.sink.event_messages", messages_without_key)
+    monkeypatch.setattr(kafka_sink, "event_messages", messages_without_key)
     async with open_sink(bootstrap, "keyed", **acl_settings("keeper")) as sink:
         with raises_naming(RejectedRecordError, "topic keyed") as caught:
             await sink.publish(all_records)

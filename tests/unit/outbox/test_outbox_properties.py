@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from threading import Event
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -221,6 +222,18 @@ class SqliteOutboxMachine(OutboxMachine):
 
     def assert_checkpoint(self) -> None:
         assert dict(self.outbox.load_checkpoint().values) == self.checkpoint
+
+
+@pytest.mark.parametrize("fraction", [number / 20 for number in range(21)])
+def test_drop_leaves_no_gap_for_other_sink_after_power_loss(fraction: float) -> None:
+    """Sink b has acknowledged the record that is dropped for sink a, but its cursor is not on the disk yet."""
+    machine = SqliteOutboxMachine()
+    machine.make()
+    machine.append(count=1, size=0, key="x")
+    machine.read("b", 1, 1, acknowledge=True)
+    machine.append(count=11, size=3000, key="x")
+    machine.lose_power(fraction)
+    machine.teardown()
 
 
 TestMemoryOutbox = MemoryOutboxMachine.TestCase

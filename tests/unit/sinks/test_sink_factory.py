@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+import sinks
+import sinks.kafka
+import sinks.nats
 from bridge.core.errors import FatalError
 from config.settings import load
 from sinks.factory import create_sink, create_sinks
@@ -37,6 +40,8 @@ def test_missing_sink_library_is_named(url: str, library: str, monkeypatch: pyte
         module for module in sys.modules if module.split(".")[0] == library or module.startswith(f"sinks.{url[:4]}")
     ]:
         monkeypatch.delitem(sys.modules, name)
+    package = url.partition(":")[0]
+    monkeypatch.setattr(sinks, package, getattr(sinks, package))  # restored afterwards, like the modules
     monkeypatch.setitem(sys.modules, library, None)  # as if the library were not installed
     with golden.error("sink_errors", f"{library} not installed", FatalError, library, "pip install 'whalebridge["):
         create_sink(load({"sinks": {"main": url}}).sinks["main"])
