@@ -74,6 +74,8 @@ def main() -> int:
         help="pause between the steps of a round (default: %(default)s)",
     )
     options = parser.parse_args()
+    if sys.stdout.isatty() and not options.broker:
+        _log("showing readable lines; for JSON lines, pipe the output: make run | cat")
     # Handle SIGTERM like Ctrl-C, so that everything is cleaned up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

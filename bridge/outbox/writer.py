@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -167,11 +167,14 @@ class Writer:
         return WriteBatch(
             chunks=list(split_into_chunks(records, self._cache.end, self.uptime)),
             checkpoint=checkpoint,
-            cursors={sink: self._queues[sink].cursor for sink in moved},
-            passed_losses={sink: self._queues[sink].cursor for sink in passed},
+            cursors=self._cursors(moved),
+            passed_losses=self._cursors(passed),
             released_positions=self._take_released_positions(min_advance=1 if not records else _RELEASE_BATCH_RECORDS),
             is_first_append=self._nothing_appended and bool(records),
         )
+
+    def _cursors(self, sinks: Iterable[str]) -> dict[str, int]:
+        return {sink: self._queues[sink].cursor for sink in sinks}
 
     def _take_released_positions(self, min_advance: int) -> Sequence[PositionRange]:
         """Return the ranges to delete, once the cursors have advanced enough; few large deletes are cheaper."""
@@ -219,8 +222,7 @@ class Writer:
             released_by_others = released_by_all(
                 other for other in [*self._queues.values(), *self._removed.values()] if other is not queue
             )
-            cursors = {name: self._queues[name].cursor for name in self._moved_cursors}
-            passed = {name: self._queues[name].cursor for name in self._passed_losses}
+            cursors, passed = self._cursors(self._moved_cursors), self._cursors(self._passed_losses)
             now = self._clock.now().wall
             built: list[tuple[list[LossRange], int]] = []
 
