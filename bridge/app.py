@@ -1,5 +1,8 @@
 """The composition root: builds the components, runs them, and stops them in order.
 
+The HTTP endpoint starts first, and reports what the start waits for: opening the outbox takes as long as its disk is
+full or another process uses it. The sinks and the watch start when the outbox is open.
+
 The shutdown takes at most ``STOP_SECONDS``: first the watch stops and persists what it has received, then the pumps
 deliver as much of the backlog as they can, then the sinks are closed, and finally the outbox.
 """
@@ -28,7 +31,7 @@ from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
-from bridge.signal_handlers import cancel_on_shutdown, install_handlers
+from bridge.signal_handlers import completes_before_shutdown, install_handlers
 from bridge.sink_manager import SinkManager
 from bridge.status_provider import StatusProvider
 from bridge.task_groups import task_group
@@ -66,17 +69,18 @@ async def run(
     if sink_instances is None:
         sink_instances = sinks.factory.create_sinks(settings.sinks)
     client_settings = watch_settings(settings)
-    outbox = await cancel_on_shutdown(
-        shutdown, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))
+    service_manager = SystemdNotifier(os.environ, clock)
+    outbox = _create_outbox(
+        settings,
+        clock,
+        on_loss=lambda: watch.request_snapshot("overflow"),
+        on_wait=service_manager.started,  # so that a boot does not wait for disk space
     )
-    if outbox is None:
-        return
     client = _create_client(settings, client_settings)
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
     sink_manager = SinkManager(outbox, clock, heartbeat_factory)
     status_provider = StatusProvider(settings, watch, outbox, lambda: sink_manager.pumps)
-    service_manager = SystemdNotifier(os.environ, clock)
 
     async def apply(changed: Settings) -> None:
         replaced = await sink_manager.reload(changed)  # first, because if it fails, nothing may change
@@ -89,21 +93,22 @@ async def run(
             watch.request_snapshot("on_demand")
 
     try:
-        async with http_endpoint(settings, status_provider), task_group() as tasks:
-            sink_manager.start(tasks, settings, sink_instances)
-            watch_task = tasks.create_task(watch.run())
-            reloader = SettingsReloader(settings, load, apply)
-            background = [
-                tasks.create_task(service_manager.run(lambda: _describe_state(watch, sink_manager.pumps))),
-                tasks.create_task(_reload_on_request(reloader, shutdown.reload_requested, service_manager)),
-            ]
-            service_manager.ready()  # before containerd is connected, so that the boot does not wait for it
-            await shutdown.wait_for_shutdown()
-            service_manager.stopping()
-            await _cancel(watch_task)
-            await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
-            for task in background:  # only now, because a reload in progress may be replacing a pump
-                task.cancel()
+        async with http_endpoint(settings, status_provider) as open_control_socket, task_group() as tasks:
+            notifying = tasks.create_task(
+                service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
+            )
+            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket)):
+                service_manager.started()  # before containerd is connected, so that the boot does not wait for it
+                sink_manager.start(tasks, settings, sink_instances)
+                watching = tasks.create_task(watch.run())
+                reloader = SettingsReloader(settings, load, apply)
+                reloading = tasks.create_task(_reload_on_request(reloader, shutdown.reload_requested, service_manager))
+                await shutdown.wait_for_shutdown()
+                service_manager.stopping()
+                await _cancel(watching)
+                await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
+                reloading.cancel()  # only now, because a reload in progress may be replacing a pump
+            notifying.cancel()
     finally:
         await sink_manager.close()
         await client.close()
@@ -138,16 +143,20 @@ def _create_client(settings: Settings, for_watch: WatchSettings) -> ContainerdCl
     )
 
 
-def _describe_state(watch: ContainerWatch, pumps: Iterable[Pump]) -> str:
+def _describe_state(watch: ContainerWatch, outbox: Outbox, pumps: Iterable[Pump]) -> str:
     """Return the status line for the service manager."""
-    if watch.synced:
+    if outbox.last_error is not None:
+        text = f"waiting for the outbox: {outbox.last_error}"
+    elif watch.synced:
         text = "synced"
     else:
         text = f"waiting for containerd: {watch.last_error}" if watch.last_error else "connecting to containerd"
     return "; ".join([text, *(f"sink {pump.name} is failing: {pump.last_error}" for pump in pumps if pump.last_error)])
 
 
-async def _open_outbox(settings: Settings, clock: Clock, on_loss: Callable[[], None]) -> Outbox:
+def _create_outbox(
+    settings: Settings, clock: Clock, *, on_loss: Callable[[], None], on_wait: Callable[[], None]
+) -> SqliteOutbox | MemoryOutbox:
     sink_ids = list(settings.sinks)
     limits = Limits(
         max_records=settings.outbox.max_records,
@@ -155,7 +164,7 @@ async def _open_outbox(settings: Settings, clock: Clock, on_loss: Callable[[], N
         max_age=int(settings.outbox.max_age.total_seconds()),
     )
     if settings.state_dir:
-        return await SqliteOutbox.open(Path(settings.state_dir), sink_ids, clock, limits, on_loss=on_loss)
+        return SqliteOutbox(Path(settings.state_dir), sink_ids, clock, limits, on_loss=on_loss, on_wait=on_wait)
     return MemoryOutbox(sink_ids, clock, limits, on_loss=on_loss)
 
 
@@ -216,7 +225,7 @@ async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Even
         requested.clear()
         manager.reloading()
         await reloader.reload()
-        manager.ready()
+        manager.reloaded()
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

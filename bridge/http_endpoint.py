@@ -1,12 +1,12 @@
-"""Runs the HTTP endpoint: listens on ``http.listen`` and on the control socket."""
+"""Runs the HTTP endpoint: listens on ``http.listen``, and later on the control socket."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 
@@ -19,32 +19,46 @@ if TYPE_CHECKING:
     from bridge.telemetry.status import BridgeInspector
     from config.settings import Settings
 
+OpenControlSocket: TypeAlias = Callable[[Path], Awaitable[None]]
 _log = structlog.get_logger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIterator[None]:
-    """Serve HTTP while the block runs, on ``http.listen`` and on the control socket in ``state_dir``, if they are set.
+async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIterator[OpenControlSocket]:
+    """Serve HTTP on ``http.listen``, if it is set, while the block runs.
+
+    Yields:
+        A function that takes ``state_dir`` and serves HTTP also on the control socket in it. Call it only with the lock
+        on ``state_dir``, because it replaces the control socket of any other process.
 
     Raises:
         FatalError: An explicitly configured address cannot be used.
     """
     if not settings.http.listen and not settings.state_dir:
-        yield
+        yield _no_control_socket
         return
     from bridge.telemetry.http.server import HttpEndpoint  # noqa: PLC0415 (the import takes a third of a second)
 
     endpoint = HttpEndpoint(bridge)
+    control_sockets: list[Path] = []
+
+    async def open_control_socket(state_dir: Path) -> None:
+        path = state_dir / CONTROL_SOCKET
+        control_sockets.append(path)
+        await _listen_unix(path, endpoint)
+
     try:
         await _listen(settings, endpoint)
-        if settings.state_dir:
-            await _listen_unix(Path(settings.state_dir) / CONTROL_SOCKET, endpoint)
-        yield
+        yield open_control_socket
     finally:
         await endpoint.close()
-        if settings.state_dir:
+        for path in control_sockets:
             with contextlib.suppress(OSError):  # the next start replaces a remaining socket
-                (Path(settings.state_dir) / CONTROL_SOCKET).unlink()
+                path.unlink()
+
+
+async def _no_control_socket(_: Path) -> None:
+    """Do nothing: without ``state_dir``, there is no control socket."""
 
 
 def describe_listen_error(listen: str, error: OSError) -> str:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import structlog
 
 from bridge.signal_mask import unblock
 from bridge.task_groups import with_timeout
-
-T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -54,13 +51,15 @@ def install_handlers(stop_seconds: float) -> ShutdownSignals:
     return shutdown
 
 
-async def cancel_on_shutdown(shutdown: ShutdownSignals, call: Callable[[], Awaitable[T]]) -> T | None:
-    """Return the result of a call, which may block while the disk is full; None if a shutdown is requested first."""
+async def completes_before_shutdown(shutdown: ShutdownSignals, call: Callable[[], Awaitable[None]]) -> bool:
+    """Return whether a call completes before a shutdown is requested; otherwise, abandon it."""
     calling = asyncio.ensure_future(with_timeout(call, None))
     requested = asyncio.ensure_future(shutdown.wait_for_shutdown())
     try:
         await asyncio.wait([calling, requested], return_when=asyncio.FIRST_COMPLETED)
-        return calling.result() if calling.done() else None
+        if calling.done():
+            calling.result()
+        return calling.done()
     finally:
         for task in (calling, requested):
             task.cancel()

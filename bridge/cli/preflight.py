@@ -18,6 +18,7 @@ import sinks.factory
 from bridge.app import boot_id
 from bridge.cli.check_results import CheckResult
 from bridge.cli.containerd_checks import check_containerd
+from bridge.cli.errors import FAILED
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
 from bridge.http_endpoint import describe_listen_error
@@ -88,8 +89,8 @@ def _check_state_dir(settings: Settings) -> list[CheckResult]:
     except InUseError as error:
         in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
         result = CheckResult("ok", "state_dir", f"{in_use}; expected while the bridge is running")
-    except BridgeError as error:
-        return [CheckResult.from_error("state_dir", error)]
+    except BridgeError as error:  # also a full disk, for which run would wait
+        return [CheckResult("error", "state_dir", str(error), exit_status=FAILED)]
     finally:
         directory.unlock()
     return [result, *_check_disk(directory.path, settings)]

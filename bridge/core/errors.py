@@ -24,8 +24,8 @@ class StateError(FatalError):
     """Persistent state cannot be read or written: the state directory is unusable."""
 
 
-class InUseError(StateError):
-    """Another whalebridge process uses the state directory."""
+class InUseError(TransientError):
+    """Another whalebridge process uses the state directory; when it ends, the directory is free."""
 
 
 class NotFoundError(FatalError):

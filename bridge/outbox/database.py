@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -64,11 +65,10 @@ def validate_database(path: Path) -> None:
 class Database:
     """One connection. Every method raises sqlite3.Error if the file cannot be read or written."""
 
-    def __init__(self, path: Path, *, check: bool) -> None:
-        """Open an existing file; ``check`` verifies its integrity, which reads all of the file.
+    def __init__(self, path: Path) -> None:
+        """Open an existing file.
 
         Raises:
-            CorruptDatabaseError: The file is corrupt.
             UnknownFormatError, NewerFormatError: see ``detect_format``.
         """
         self._path = path
@@ -85,8 +85,6 @@ class Database:
                 self._execute(f"PRAGMA {pragma}").fetchall()
             migrate(self._connection)
             self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            if check:
-                self._check_integrity()
         except BaseException:
             self.close()
             raise
@@ -96,10 +94,38 @@ class Database:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
 
-    def _check_integrity(self) -> None:
-        results = [row[0] for row in self._execute("PRAGMA quick_check(1)")]
-        if results != ["ok"]:
-            raise CorruptDatabaseError("; ".join(map(str, results)))
+    def check_integrity(self, seconds: float) -> bool:
+        """Check the structure of the file for at most ``seconds``, because the check reads all of it.
+
+        Returns:
+            Whether the check was completed.
+
+        Raises:
+            CorruptDatabaseError: The file is corrupt.
+        """
+        completed, interrupted = threading.Event(), threading.Event()
+
+        def interrupt_when_due() -> None:
+            while not completed.wait(seconds):  # repeatedly, because an interrupt between two statements has no effect
+                interrupted.set()
+                self._connection.interrupt()
+
+        timer = threading.Thread(target=interrupt_when_due, name="outbox check", daemon=True)
+        timer.start()
+        try:
+            results = [row[0] for row in self._execute("PRAGMA quick_check(1)")]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+                raise
+            return False
+        finally:
+            completed.set()
+            timer.join()
+        if results == ["ok"]:
+            return True
+        if interrupted.is_set():  # SQLite 3.40 also reports the pages that it did not reach
+            return False
+        raise CorruptDatabaseError("; ".join(map(str, results)))
 
     # --- loading at the start ---
 

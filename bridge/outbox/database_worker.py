@@ -1,11 +1,13 @@
 """Access to the outbox database through one thread; reopens the database after an error.
 
-Invariant: a failed job is never treated as done. It is retried on a new connection until it succeeds or the process
-ends.
+Invariants:
+- A failed job is never treated as done. It is retried on a new connection until it succeeds or the process ends.
+- Opening waits in the same way for another process to release the directory, and for a disk that is full or failing.
 """
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -14,19 +16,21 @@ from typing import TypeVar
 import structlog
 
 from bridge.blocking_worker import BlockingWorker
-from bridge.core.errors import StateError, TransientError
+from bridge.core.errors import BridgeError, StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
 from bridge.outbox.database import CorruptDatabaseError, Database, DatabaseRemovedError, validate_database
 from bridge.outbox.database_types import LoadedState
 from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
-from bridge.outbox.state_directory import StateDirectory
+from bridge.outbox.state_directory import TRANSIENT_ERRNOS, StateDirectory
 from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.telemetry.rate_limit import RateLimiter
 
 T = TypeVar("T")
 
 BACKOFF = Backoff(initial=0.1, maximum=5.0)
+OPEN_BACKOFF = Backoff(initial=0.1, maximum=1.0)  # the process before this one can release the directory at any time
+CHECK_SECONDS = 5.0  # of a start, for the check of the file's integrity; large files on slow disks would take minutes
 _PRIMARY_CODE_MASK = 0xFF
 _CORRUPTION_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _TRANSIENT_ERROR_HINTS = {
@@ -34,26 +38,35 @@ _TRANSIENT_ERROR_HINTS = {
     sqlite3.SQLITE_IOERR: "check the disk",
     sqlite3.SQLITE_READONLY: "fix its permissions",
     sqlite3.SQLITE_PERM: "fix its permissions",
-    sqlite3.SQLITE_CANTOPEN: "fix the permissions of the file and its directory",
+    sqlite3.SQLITE_CANTOPEN: "free space on its disk, or fix the permissions of the file and its directory",
     sqlite3.SQLITE_BUSY: "stop the other program that has it open",
     sqlite3.SQLITE_LOCKED: "stop the other program that has it open",
     sqlite3.SQLITE_NOMEM: "give whalebridge more memory",
     sqlite3.SQLITE_PROTOCOL: "stop the other program that has it open",
 }
+_PERMISSION_CODES = frozenset({sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
 _HANG_TIMEOUT_NS = 10 * SECOND
 _log = structlog.get_logger(__name__)
 
 
 class DatabaseWorker:
-    """Run jobs on the thread that owns the connection."""
+    """Run jobs on the thread that owns the connection.
 
-    def __init__(self, directory: StateDirectory, clock: Clock) -> None:
-        self._last_error: str | None = None
+    Args:
+        directory: The directory of the database.
+        clock: Source of time and random numbers.
+        on_wait: Called after each failed attempt, before it is repeated.
+    """
+
+    def __init__(self, directory: StateDirectory, clock: Clock, on_wait: Callable[[], None]) -> None:
+        self._opening = f"{directory.database} is being opened"
+        self._last_error: str | None = self._opening  # until the first job is done
         self._running_jobs = 0
         self._last_progress = 0  # when (monotonic) a job last finished, or the oldest running job started
         self._failure_logged = False
         self._directory = directory
         self._clock = clock
+        self._on_wait = on_wait
         self._worker = BlockingWorker("outbox")
         self._database: Database | None = None  # used by the thread only, like the next attribute
         self._fatal_error: StateError | None = None
@@ -72,13 +85,31 @@ class DatabaseWorker:
             )
         return self._last_error
 
-    async def open(self) -> LoadedState:
-        """Lock the directory and open the database; quarantine a corrupt database and create a new one.
+    async def lock(self) -> None:
+        """Lock the directory.
 
         Raises:
-            StateError: The directory or the database cannot be used; the message says why and what to do.
+            StateError: The directory cannot be used; the message says why and what to do.
         """
-        return await self._worker.run(self._open)
+        await self._open_step(self._directory.lock)
+
+    async def open(self) -> LoadedState:
+        """Open the database in the locked directory; quarantine a corrupt database and create a new one.
+
+        Raises:
+            StateError: The database cannot be used; the message says why and what to do.
+        """
+        return await self._open_step(self._open)
+
+    async def _open_step(self, step: Callable[[], T]) -> T:
+        result = await retry_until_success(
+            lambda: self._worker.run(step),
+            clock=self._clock,
+            backoff=OPEN_BACKOFF,
+            before_sleep=self._log_open_failure,
+        )
+        self._last_error = self._opening
+        return result
 
     async def run_once(self, job: Callable[[Database], T]) -> T:
         """Run a job once.
@@ -103,7 +134,10 @@ class DatabaseWorker:
             StateError: The database can no longer be used.
         """
         result = await retry_until_success(
-            lambda: self.run_once(job), clock=self._clock, backoff=BACKOFF, before_sleep=self._log_failure
+            lambda: self.run_once(job),
+            clock=self._clock,
+            backoff=BACKOFF,
+            before_sleep=self._log_write_failure,
         )
         self._last_error = None
         if self._failure_logged:
@@ -116,57 +150,66 @@ class DatabaseWorker:
         await self._worker.run(self._close)
         await self._worker.close()
 
-    def _log_failure(self, failure: Failure) -> None:
-        text = self._last_error = str(failure.error)
+    def _log_open_failure(self, failure: Failure) -> None:
+        text = self._record_failure(failure)
+        self._failure_logged |= self._rate_limiter.log(
+            _log.warning, text, "outbox_open_failed", error=text, consecutive=failure.consecutive
+        )
+
+    def _log_write_failure(self, failure: Failure) -> None:
+        text = self._record_failure(failure)
         self._failure_logged |= self._rate_limiter.log(
             _log.error, text, "outbox_write_failed", error=text, consecutive=failure.consecutive
         )
 
+    def _record_failure(self, failure: Failure) -> str:
+        self._last_error = str(failure.error)
+        self._on_wait()
+        return self._last_error
+
     # --- in the thread ---
 
     def _open(self) -> LoadedState:
-        self._directory.lock()
         try:
-            return self._open_database()
+            return self._load_or_replace()
         except BaseException as error:
-            self._close()
+            self._close_database()
             if (translated := _open_error(error, self._directory)) is None:
                 raise
             raise translated from error
 
-    def _open_database(self) -> LoadedState:
-        path = self._directory.database
-        if not path.exists():  # a crash may have prevented the creation of a new database after the quarantine
-            last = self._directory.last_quarantined()
-            return self._load(None if last is None else last.stat().st_mtime_ns)
-        written = path.stat().st_mtime_ns
+    def _load_or_replace(self) -> LoadedState:
         try:
             return self._load()
         except (sqlite3.Error, CorruptDatabaseError) as error:
             if not _is_corruption(error):
                 raise
             self._close_database()
-            quarantined = self._directory.quarantine()
+            path, quarantined = self._directory.database, self._directory.quarantine()
             _log.critical("outbox_corrupt", path=str(path), error=str(error), quarantined_as=str(quarantined))
-            return self._load(written)
+            return self._load()
 
-    def _load(self, quarantined_written_at: int | None = None) -> LoadedState:
-        """Open the file; ``quarantined_written_at`` is when the quarantined file that it replaces was last written."""
+    def _load(self) -> LoadedState:
         self._directory.create_database()
-        self._database = Database(self._directory.database, check=True)
+        self._database = database = Database(self._directory.database)
+        if not database.check_integrity(CHECK_SECONDS):
+            _log.warning("outbox_check_incomplete", path=str(self._directory.database), seconds=CHECK_SECONDS)
         try:
-            if quarantined_written_at is not None:
-                self._database.save_reset(quarantined_written_at)
-            return self._database.load()
+            state = database.load()
+            # A new file replaces the last quarantined one. An attempt that was interrupted may have created it.
+            if not state.queues and (quarantined := self._directory.last_quarantined()) is not None:
+                database.save_reset(quarantined.stat().st_mtime_ns)
+                state = database.load()
         except ValueError as error:
             raise CorruptDatabaseError(str(error)) from error
+        return state
 
     def _run_job(self, job: Callable[[Database], T]) -> T:
         if self._fatal_error is not None:
             raise self._fatal_error
         try:
             if self._database is None:
-                self._database = Database(self._directory.database, check=False)
+                self._database = Database(self._directory.database)
             return job(self._database)
         except DatabaseRemovedError as error:
             self._close_database()
@@ -198,7 +241,7 @@ def validate_directory(directory: StateDirectory) -> None:
     """Check whether an outbox could be opened in a locked directory.
 
     Raises:
-        StateError: The outbox could not be opened. A corrupt file is not an error, because ``open`` quarantines it.
+        BridgeError: The outbox could not be opened. A corrupt file is not an error, because ``open`` quarantines it.
     """
     try:
         if directory.database.exists():
@@ -211,8 +254,11 @@ def validate_directory(directory: StateDirectory) -> None:
         raise translated from error
 
 
-def _open_error(error: BaseException, directory: StateDirectory) -> StateError | None:
-    """Translate an error that prevented opening the file; None if it needs no translation."""
+def _open_error(error: BaseException, directory: StateDirectory) -> BridgeError | None:
+    """Translate an error that prevented opening the file; None if it needs no translation.
+
+    Unlike later, missing permissions are fatal, because the likely cause is a wrong setting and not a failing disk.
+    """
     path = directory.database
     match error:
         case UnknownFormatError():
@@ -222,8 +268,12 @@ def _open_error(error: BaseException, directory: StateDirectory) -> StateError |
                 f"{path}: written by a newer whalebridge (format {error.format}, supported: {len(MIGRATIONS)}); "
                 "run that version, or move the file away to start with a new one"
             )
-        case sqlite3.Error() | OSError():
+        case OSError() if error.errno not in TRANSIENT_ERRNOS:
             return StateError(str(_transient_error(error, directory)))
+        case sqlite3.Error() if _sqlite_code(error) in _PERMISSION_CODES:
+            return StateError(str(_transient_error(error, directory)))
+        case sqlite3.Error() | OSError():
+            return _transient_error(error, directory)
         case _:
             return None
 
@@ -244,7 +294,8 @@ def _transient_error(error: Exception, directory: StateDirectory) -> TransientEr
         Exception: Any other error is raised again.
     """
     if isinstance(error, OSError):
-        return TransientError(f"{error.filename or directory.path}: {error.strerror}; check the disk")
+        hint = "free space on it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the disk"
+        return TransientError(f"{error.filename or directory.path}: {error.strerror}; {hint}")
     code = _sqlite_code(error)
     if code not in _TRANSIENT_ERROR_HINTS:
         raise error

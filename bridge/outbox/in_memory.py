@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 
 import structlog
 
@@ -55,6 +56,9 @@ class MemoryOutbox:
         self._end = 0
         self._append_times: deque[tuple[int, int]] = deque()  # positions, and when (monotonic) they were appended
         self._expired_before = 0  # records before this position are older than the maximum age
+
+    async def open(self, on_locked: Callable[[Path], Awaitable[None]]) -> None:
+        """Do nothing: there is no directory to lock."""
 
     @property
     def last_error(self) -> str | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -36,35 +36,66 @@ from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, Writer
 
 READ_BYTES = 1024 * 1024
 READ_CACHE_BYTES = 8 * 1024 * 1024
-CLOSE_SECONDS = 2.0
+FINISH_SECONDS = 1.5
+RELEASE_SECONDS = 0.5
 _NO_CHANGES: Mapping[str, bytes | None] = {}
 _log = structlog.get_logger(__name__)
 
 
 class SqliteOutbox:
-    """Implements ``bridge.core.ports.Outbox``; created with ``open``, for use on one event loop."""
+    """Implements ``bridge.core.ports.Outbox``; for use on one event loop, after ``open``.
+
+    Args:
+        path: The directory, which is created if it does not exist. No other process may use it at the same time.
+        sinks: The ids of the sinks, which identify their cursors after a restart.
+        clock: Source of time and random numbers.
+        limits: Limits of each sink's backlog.
+        on_loss: Called when a sink has acknowledged the loss of an overflow, so that a snapshot can follow.
+        on_wait: Called when ``open`` or a write has to wait for the disk, or for another process.
+    """
 
     def __init__(
         self,
-        worker: DatabaseWorker,
-        directory: StateDirectory,
-        state: LoadedState,
+        path: Path,
         sinks: Iterable[str],
         clock: Clock,
         limits: Limits,
-        on_loss: Callable[[], None],
+        *,
+        on_loss: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        self._worker = worker
-        self._directory = directory
+        self._directory = StateDirectory(path)
+        self._worker = DatabaseWorker(self._directory, clock, on_wait)
+        self._sinks = list(sinks)
         self._clock = clock
+        self._limits = limits
         self._on_loss = on_loss
+        self._writer_error: Exception | None = None
+        self._writer_task: asyncio.Task[None] | None = None
+
+    async def open(self, on_locked: Callable[[Path], Awaitable[None]]) -> None:
+        """Lock the directory, call ``on_locked`` with it, and open the database.
+
+        This takes as long as another process uses the directory, or its disk is full or failing. If the call fails or
+        is canceled, ``close`` releases the directory.
+
+        Raises:
+            FatalError: The directory cannot be used; the message says why and what to do.
+        """
+        await self._worker.lock()
+        await on_locked(self._directory.path)
+        self._load(await self._worker.open())
+        await self._register_sinks()
+        self._writer_task = asyncio.create_task(self._run_writer())
+
+    def _load(self, state: LoadedState) -> None:
         self._checkpoint = StoredCheckpoint(
             state.checkpoint,
             reset=state.quarantined_written_at is not None,
             last_written=state.quarantined_written_at or 0,
         )
         self._cache = ReadCache(state.end, READ_CACHE_BYTES)
-        uptime_origin = clock.now().monotonic - state.uptime * SECOND
+        uptime_origin = self._clock.now().monotonic - state.uptime * SECOND
         removed = {
             name: SinkQueue(
                 stored.cursor,
@@ -74,44 +105,11 @@ class SqliteOutbox:
             )
             for name, stored in state.queues.items()
         }
-        self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in sinks}
+        self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in self._sinks}
         self._removed = removed
-        self._writer = Writer(worker, self._cache, self._queues, removed, clock, limits, uptime_origin)
-        self._writer_error: Exception | None = None
-        self._writer_task: asyncio.Task[None] | None = None
-
-    @classmethod
-    async def open(
-        cls,
-        path: Path,
-        sinks: Iterable[str],
-        clock: Clock,
-        limits: Limits,
-        *,
-        on_loss: Callable[[], None] = lambda: None,
-    ) -> SqliteOutbox:
-        """Open the outbox in a directory, which is created if it does not exist.
-
-        Args:
-            path: The directory; no other process may use it at the same time.
-            sinks: The ids of the sinks, which identify their cursors after a restart.
-            clock: Source of time and random numbers.
-            limits: Limits of each sink's backlog.
-            on_loss: Called when a sink has acknowledged the loss of an overflow, so that a snapshot can follow.
-
-        Raises:
-            FatalError: The directory cannot be used; the message says why and what to do.
-        """
-        directory = StateDirectory(path)
-        worker = DatabaseWorker(directory, clock)
-        try:
-            outbox = cls(worker, directory, await worker.open(), sinks, clock, limits, on_loss)
-            await outbox._register_sinks()
-        except BaseException:
-            await worker.close()
-            raise
-        outbox._writer_task = asyncio.create_task(outbox._run_writer())
-        return outbox
+        self._writer = Writer(
+            self._worker, self._cache, self._queues, removed, self._clock, self._limits, uptime_origin
+        )
 
     async def _register_sinks(self) -> None:
         for name, queue in self._removed.items():
@@ -134,7 +132,7 @@ class SqliteOutbox:
 
     @property
     def last_error(self) -> str | None:
-        """Why the file cannot be written at the moment; None if it can."""
+        """Why the file cannot be written at the moment, also because it is being opened; None if it can."""
         return self._worker.last_error
 
     def load_checkpoint(self) -> StoredCheckpoint:
@@ -145,18 +143,23 @@ class SqliteOutbox:
     async def close(self) -> None:
         """Write pending changes once, within a timeout, and close the file and the directory."""
         writer_task, self._writer_task = self._writer_task, None
-        if writer_task is None:
-            return
-        writer_task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await writer_task
-        try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                if self._writer_error is None:
-                    await self._writer.finish()
+        if writer_task is not None:
+            writer_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer_task
+            await self._finish_writing()
+        with contextlib.suppress(TimeoutError):  # a slow disk, or opening in progress: the end of the process unlocks
+            async with asyncio.timeout(RELEASE_SECONDS):
                 await self._worker.close()
+
+    async def _finish_writing(self) -> None:
+        if self._writer_error is not None:
+            return
+        try:
+            async with asyncio.timeout(FINISH_SECONDS):
+                await self._writer.finish()
         except (BridgeError, TimeoutError) as error:
-            _log.error("outbox_close_failed", error=str(error))
+            _log.error("outbox_close_failed", error=str(error) or f"not written within {FINISH_SECONDS:g} s")
 
     # --- for the watcher ---
 

@@ -13,11 +13,13 @@ import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bridge.core.errors import InUseError, StateError
+from bridge.core.errors import InUseError, StateError, TransientError
 
 DATABASE = "outbox.db"
 DEAD_LETTERS = "dead-letters.jsonl"
 CONTROL_SOCKET = "control.sock"
+TRANSIENT_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO})
+"""Errors of a disk that is full or failing; all others need a change of permissions or of the path."""
 _LOCK_FILE = "whalebridge.lock"
 _OWN_FILES = frozenset({DATABASE, _LOCK_FILE})
 _IGNORED_FILES = frozenset({"lost+found"})
@@ -48,13 +50,15 @@ class StateDirectory:
 
         Raises:
             InUseError: Another process has the lock.
+            TransientError: The disk is full or failing.
             StateError: The directory cannot be used; the message says why and what to do.
         """
         try:
             self._prepare()
             self._lock_descriptor = self._acquire_lock()
         except OSError as error:
-            raise StateError(f"state_dir {self.path}: {error.strerror}; {_hint(error)}") from error
+            kind = TransientError if error.errno in TRANSIENT_ERRNOS else StateError
+            raise kind(f"state_dir {self.path}: {error.strerror}; {_hint(error)}") from error
 
     def unlock(self) -> None:
         """Release the lock; idempotent."""
@@ -100,14 +104,15 @@ class StateDirectory:
         lock = os.open(self.path / _LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk must not prevent the lock; the id is only for messages
+                os.ftruncate(lock, 0)
+                os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError:
             holder = os.pread(lock, 20, 0).decode(errors="replace").strip()
             os.close(lock)
             raise InUseError(
                 f"state_dir {self.path}: in use by another whalebridge (process {holder or 'unknown'}); "
-                "stop that process, or use another state_dir"
+                "waiting until that process ends; each whalebridge needs its own state_dir"
             ) from None
         except OSError:
             os.close(lock)
@@ -118,6 +123,8 @@ class StateDirectory:
 def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free space on its disk"
+    if error.errno == errno.EIO:
+        return "check the disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "use a directory that is writable for whalebridge"
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):

@@ -37,7 +37,7 @@ class Status(Struct, frozen=True, kw_only=True):
     Attributes:
         synced: Whether the event stream works and the first snapshot of this connection is complete.
         watermark_age: None before the event stream is verified for the first time.
-        outbox_error: Why records cannot be persisted; None if they can.
+        outbox_error: Why records cannot be persisted, for example because the outbox is not open yet; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
         ignored_events: Events from containerd that produced no record, counted by reason.
     """
@@ -102,14 +102,14 @@ class Readiness(Struct, frozen=True):
 def evaluate(status: Status) -> Readiness:
     """Return the readiness for a status."""
     reasons = []
+    if status.outbox_error is not None:
+        reasons.append(f"the outbox cannot be written: {status.outbox_error}")
     if not status.synced and status.containerd_error is not None:
         reasons.append(f"containerd is unavailable: {status.containerd_error}")
     elif not status.synced:
         reasons.append("the first snapshot of this connection is not complete")
     elif status.watermark_age is None or status.watermark_age > status.max_watermark_age:
         reasons.append(f"the event stream has stalled: not verified for more than {status.max_watermark_age:g} s")
-    if status.outbox_error is not None:
-        reasons.append(f"the outbox cannot be written: {status.outbox_error}")
     degraded_reasons = [
         f"sink {sink.name} is {sink.state}" + (f": {sink.last_error}" if sink.last_error else "")
         for sink in status.sinks

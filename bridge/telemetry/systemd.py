@@ -18,6 +18,7 @@ from bridge.core.ports import Clock
 from bridge.telemetry.rate_limit import RateLimiter
 
 POLL_SECONDS = 1.0
+START_EXTENSION_SECONDS = 30  # much longer than POLL_SECONDS, because the machine may be busy while it boots
 _MAX_PENDING = 4  # state changes to send again; if there are more, the oldest are obsolete
 _MICROSECONDS = 1_000_000
 _BUSY_ERRNOS = (errno.EAGAIN, errno.ENOBUFS)
@@ -32,16 +33,23 @@ class SystemdNotifier:
         self._clock = clock
         self._rate_limiter = RateLimiter(clock)
         self._status = ""
+        self._started = False
         self._pending: deque[str] = deque(maxlen=_MAX_PENDING)  # systemd kills a service that never reports READY
         self._watchdog_interval = _get_watchdog_interval(environ)
 
-    def ready(self) -> None:
-        """Report the end of the start, or of a reload."""
-        self._queue_state("READY=1")
+    def started(self) -> None:
+        """Report the end of the start; further calls have no effect."""
+        if not self._started:
+            self._started = True
+            self._queue_state("READY=1")
 
     def reloading(self) -> None:
-        """Report the start of a reload; ``ready`` must follow."""
+        """Report the start of a reload; ``reloaded`` must follow."""
         self._queue_state(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+    def reloaded(self) -> None:
+        """Report the end of a reload."""
+        self._queue_state("READY=1")
 
     def stopping(self) -> None:
         """Report the start of the shutdown."""
@@ -55,12 +63,17 @@ class SystemdNotifier:
             self._status = line
 
     async def run(self, describe: Callable[[], str]) -> None:
-        """Send the status when ``describe`` returns another one, watchdog messages, and notifications that failed."""
+        """Send the status when ``describe`` returns another one, watchdog messages, and notifications that failed.
+
+        Until ``started`` is called, each second extend the timeout of the start (TimeoutStartSec).
+        """
         if not self._address:
             return
         while True:
             self._send_pending()
             self.status(describe())
+            if not self._started:
+                self._send(f"EXTEND_TIMEOUT_USEC={START_EXTENSION_SECONDS * _MICROSECONDS}")
             if self._watchdog_interval:
                 self._send("WATCHDOG=1")
             await self._clock.sleep(min(self._watchdog_interval or POLL_SECONDS, POLL_SECONDS))

@@ -15,8 +15,8 @@ from bridge.core.ports import Outbox
 from bridge.core.records import Record
 from bridge.outbox.in_memory import MemoryOutbox
 from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
 from tests.clocks import ManualClock
+from tests.outboxes import open_sqlite_outbox
 from tests.records import RecordFactory, ids, sequences
 
 WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
@@ -41,7 +41,7 @@ async def make_outbox(
             if request.param == "memory":
                 outbox = MemoryOutbox(sinks or ["s"], clock, limits, on_loss=on_loss)
             else:
-                outbox = await SqliteOutbox.open(tmp_path / "state", sinks or ["s"], clock, limits, on_loss=on_loss)
+                outbox = await open_sqlite_outbox(tmp_path / "state", sinks or ["s"], clock, limits, on_loss=on_loss)
             stack.push_async_callback(outbox.close)
             return outbox
 

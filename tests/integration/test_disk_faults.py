@@ -19,11 +19,11 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
-from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
 from tests.contract.test_outbox import WIDE_LIMITS, read_all
 from tests.eventually import eventually_async
 from tests.naming import assert_names, raises_naming
+from tests.outboxes import open_sqlite_outbox
 from tests.records import RecordFactory, sequences
 from tests.testbed.containerd import Containerd
 
@@ -69,7 +69,7 @@ def _write_unless_full(file: FileIO, chunk: bytes) -> int:
 
 async def test_outbox_waits_without_loss_when_disk_is_full(disk: Path) -> None:
     recorder = RecordFactory()
-    outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
     await outbox.append(recorder.started_records(5))
     filler = fill_up(disk)
     appending = asyncio.create_task(outbox.append(recorder.started_records(300, size=500), {"key": b"value"}))
@@ -87,15 +87,15 @@ async def test_outbox_open_fails_when_disk_is_full(disk: Path) -> None:
     (disk / "state").mkdir()
     fill_up(disk)
     with raises_naming(StateError, disk / "state"):
-        await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+        await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
 
 
 async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
-    outbox = await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
     await outbox.close()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with raises_naming(StateError, disk / "state", "Read-only file system"):
-        await SqliteOutbox.open(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+        await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
 
 
 # A seccomp filter that makes fsync and fdatasync fail with EIO in this thread and the threads that it starts later.
@@ -103,8 +103,8 @@ FAILING_FSYNC = """
 import asyncio, ctypes, errno, os, struct, sys
 from pathlib import Path
 from bridge.clock import SystemClock
-from bridge.outbox.sqlite import SqliteOutbox
 from tests.contract.test_outbox import WIDE_LIMITS
+from tests.outboxes import open_sqlite_outbox
 from tests.records import RecordFactory
 
 LOAD, EQUAL, RETURN, ALLOW, FAIL = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EIO
@@ -120,7 +120,7 @@ def fail_fsync():
         sys.exit(77)
 
 async def main():
-    outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await open_sqlite_outbox(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
     await outbox.append(RecordFactory().started_records(3))
     await outbox._worker._worker.run(fail_fsync)  # in the thread that writes
     appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
@@ -143,7 +143,7 @@ async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) 
         pytest.skip("seccomp filters are not available")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"False 3 {state}/outbox.db: disk I/O error"), done.stderr
-    outbox = await SqliteOutbox.open(state, ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await open_sqlite_outbox(state, ["s"], SystemClock(), WIDE_LIMITS)
     records = await read_all(outbox)
     assert sequences(records) in ([1, 2, 3], list(range(1, 10))), (
         "the unacknowledged batch is stored completely or not at all"

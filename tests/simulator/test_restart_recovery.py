@@ -23,6 +23,7 @@ from bridge.outbox.sqlite import SqliteOutbox
 from bridge.watch import ContainerWatch, WatchSettings
 from tests.bridge_process import RecordDict, check_runs, running_after, transitions
 from tests.eventually import eventually_async
+from tests.outboxes import open_sqlite_outbox
 from tests.simulator.containerd import SimulatedContainerd
 
 WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
@@ -64,7 +65,7 @@ class Node:
     ) -> AsyncIterator[None]:
         """Run a bridge during the context, which begins when the first snapshot is published."""
         clock, before = ShiftedClock(offset), len(self.records)
-        outbox = await SqliteOutbox.open(self.state_dir, ["reader"], clock, WIDE_LIMITS)
+        outbox = await open_sqlite_outbox(self.state_dir, ["reader"], clock, WIDE_LIMITS)
         client = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
         settings = WatchSettings(
             host=host,

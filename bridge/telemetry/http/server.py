@@ -134,8 +134,9 @@ class HttpEndpoint:
         )
 
     async def _snapshot(self, _: web.BaseRequest) -> web.Response:
-        if not self._bridge.status().synced:
-            return _json({"error": "containerd is not connected; see /readyz"}, 503)
+        status = self._bridge.status()
+        if not status.synced:
+            return _json({"error": f"{'; '.join(evaluate(status).reasons)}; see /readyz"}, 503)
         try:
             async with asyncio.timeout(SNAPSHOT_SECONDS):
                 completed = await self._bridge.snapshot()

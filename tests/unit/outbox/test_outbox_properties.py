@@ -24,6 +24,7 @@ from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
+from tests.outboxes import open_sqlite_outbox
 from tests.records import RecordFactory
 from tests.scale import scaled
 
@@ -148,7 +149,7 @@ class SqliteOutboxMachine(OutboxMachine):
 
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(SqliteOutbox.open(self.path, SINKS, self.clock, LIMITS))
+        self.outbox = self.runner.run(open_sqlite_outbox(self.path, SINKS, self.clock, LIMITS))
 
     @property
     def path(self) -> Path:

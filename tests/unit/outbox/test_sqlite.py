@@ -10,7 +10,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
-from bridge.core.errors import InUseError, StateError
+from bridge.core.errors import StateError
 from bridge.core.ports import Clock
 from bridge.outbox import database_worker, schema
 from bridge.outbox.database import Database
@@ -37,16 +38,19 @@ from tests.contract.test_outbox import (
 )
 from tests.eventually import eventually_async
 from tests.golden import Golden
+from tests.naming import assert_names, raises_naming
+from tests.outboxes import ignore_lock, open_sqlite_outbox
 from tests.records import RecordFactory, sequences
 
 DAY = 24 * 3600
+PAGE_SIZE = 4096
 
 
 @asynccontextmanager
 async def open_outbox(
     path: Path, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
 ) -> AsyncIterator[SqliteOutbox]:
-    outbox = await SqliteOutbox.open(path, sinks or ["s"], clock or SystemClock(), limits)
+    outbox = await open_sqlite_outbox(path, sinks or ["s"], clock or SystemClock(), limits)
     try:
         yield outbox
     finally:
@@ -247,22 +251,38 @@ async def test_empty_state_directory_becomes_private(path: Path) -> None:
 
 async def test_state_directory_is_locked_against_second_process(path: Path, golden: Golden) -> None:
     async with open_outbox(path):
-        with golden.error("outbox_errors", "in use", InUseError, path, os.getpid(), STATE_DIR=path, PID=os.getpid()):
-            await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
-    async with open_outbox(path):
-        pass
+        second = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        locked: list[Path] = []
+        opening = asyncio.create_task(second.open(record_call(locked)))
+        await wait_for_error(second, f"(process {os.getpid()})")
+        golden.entry("outbox_errors", "in use", str(second.last_error), STATE_DIR=path, PID=os.getpid())
+        assert not locked
+    await opening
+    assert (second.last_error, locked) == (None, [path])
+    await second.close()
+
+
+def record_call(paths: list[Path]) -> Callable[[Path], Awaitable[None]]:
+    async def on_locked(path: Path) -> None:
+        paths.append(path)
+
+    return on_locked
+
+
+async def wait_for_error(outbox: SqliteOutbox, text: str) -> None:
+    await eventually_async(lambda: text in (outbox.last_error or ""), f"the error {text!r}")
 
 
 WRITER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from bridge.clock import SystemClock
-from bridge.outbox.sqlite import SqliteOutbox
 from tests.contract.test_outbox import WIDE_LIMITS
+from tests.outboxes import open_sqlite_outbox
 from tests.records import RecordFactory
 
 async def main():
-    outbox = await SqliteOutbox.open(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await open_sqlite_outbox(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
     factory = RecordFactory()
     while True:
         records = factory.started_records(3)
@@ -284,18 +304,20 @@ def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 async def test_sqlite_outbox_keeps_appends_and_frees_lock_when_killed(
-    path: Path, writer: subprocess.Popen[str], golden: Golden
+    path: Path, writer: subprocess.Popen[str]
 ) -> None:
     assert writer.stdout is not None
     for _ in range(50):
         written = int(writer.stdout.readline())
-    with golden.error("outbox_errors", "in use", InUseError, path, writer.pid, STATE_DIR=path, PID=writer.pid):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open(ignore_lock))
+    await wait_for_error(outbox, f"(process {writer.pid})")
     writer.send_signal(signal.SIGKILL)
     writer.wait()
-    async with open_outbox(path) as outbox:
-        checkpoint = dict(outbox.load_checkpoint().values)
-        records = await read_all(outbox)
+    await opening
+    checkpoint = dict(outbox.load_checkpoint().values)
+    records = await read_all(outbox)
+    await outbox.close()
     assert sequences(records) == list(range(1, len(records) + 1))
     assert len(records) >= written
     assert checkpoint == {"last": str(len(records)).encode(), "copy": str(len(records)).encode()}
@@ -305,7 +327,7 @@ async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, 
     path.mkdir()
     (path / "letter.txt").write_text("text")
     with golden.error("outbox_errors", "foreign files", StateError, path, STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
@@ -314,7 +336,7 @@ async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golde
     with golden.error(
         "outbox_errors", "not a directory", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path
     ):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
 
 
 async def test_database_of_another_program_is_left_unchanged(path: Path, golden: Golden) -> None:
@@ -323,10 +345,63 @@ async def test_database_of_another_program_is_left_unchanged(path: Path, golden:
         other.execute("CREATE TABLE recipes (name)")
     other.close()
     with golden.error("outbox_errors", "another program's database", StateError, path / "outbox.db", STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
     with sqlite3.connect(path / "outbox.db") as other:
         assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
     other.close()
+
+
+# --- opening ---
+
+
+async def test_outbox_open_waits_until_disk_has_space(path: Path, disk: type[FailingDatabase], golden: Golden) -> None:
+    disk.error_at_open = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
+    clock, waits = ManualClock(), []
+    outbox = SqliteOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1))
+    golden.entry("outbox_errors", "not open yet", str(outbox.last_error), STATE_DIR=path)
+    with capture_logs() as logs:
+        opening = asyncio.create_task(outbox.open(ignore_lock))
+        for _ in range(3):
+            await eventually_async(lambda: clock.sleeper_count)
+            assert_names(outbox.last_error, path / "outbox.db", "database or disk is full", "free space")
+            clock.advance(1)
+        await eventually_async(lambda: clock.sleeper_count)
+        disk.error_at_open = None
+        clock.advance(1)
+        await opening
+    assert (outbox.last_error, len(waits)) == (None, 4)
+    assert [each["event"] for each in logs] == ["outbox_open_failed", "outbox_recovered"]
+    await outbox.close()
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM])
+async def test_outbox_open_fails_when_permissions_are_missing(
+    path: Path, disk: type[FailingDatabase], code: int
+) -> None:
+    disk.error_at_open = io_error(code, "attempt to write a readonly database")
+    with raises_naming(StateError, path / "outbox.db", "permissions"):
+        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+
+
+async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checking, proceed = threading.Event(), threading.Event()
+
+    def check_slowly(_: Database, __: float) -> bool:
+        checking.set()
+        return proceed.wait(60)
+
+    monkeypatch.setattr(Database, "check_integrity", check_slowly)
+    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open(ignore_lock))
+    await eventually_async(checking.is_set)
+    assert_names(outbox.last_error, path / "outbox.db")
+    opening.cancel()
+    await asyncio.wait([opening])
+    await outbox.close()
+    assert not proceed.is_set()
+    proceed.set()
+    async with open_outbox(path):  # the thread has released the directory
+        pass
 
 
 # --- formats ---
@@ -340,7 +415,7 @@ async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, 
     newer.close()
     before = (path / "outbox.db").read_bytes()
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
-        await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
     assert (path / "outbox.db").read_bytes() == before
 
 
@@ -403,6 +478,65 @@ async def test_corrupt_database_is_quarantined_and_logged(path: Path, corrupt: C
         assert not outbox.load_checkpoint().reset
 
 
+async def test_integrity_check_ends_at_time_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = RecordFactory().started_records(2000, size=5000)
+    async with open_outbox(path) as outbox:
+        await outbox.append(records)
+    with capture_logs() as complete:
+        async with open_outbox(path):
+            pass
+    assert complete == []
+    monkeypatch.setattr(database_worker, "CHECK_SECONDS", 0.0001)
+    with capture_logs() as incomplete:
+        async with open_outbox(path) as outbox:
+            assert await read_all(outbox) == records
+    assert [(each["event"], each["path"]) for each in incomplete] == [
+        ("outbox_check_incomplete", str(path / "outbox.db"))
+    ]
+
+
+async def test_corruption_after_incomplete_check_is_found_by_reading(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(2000, size=5000))
+    break_overflow_chain(path / "outbox.db")
+    with closing(sqlite3.connect(path / "outbox.db")) as database:
+        assert database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
+    monkeypatch.setattr(Database, "check_integrity", lambda *_: False)
+    async with open_outbox(path) as outbox:
+        with raises_naming(StateError, path / "outbox.db", "malformed"):
+            await read_all(outbox)
+    assert len(list(path.glob("outbox.db.corrupt-*Z"))) == 1
+    async with open_outbox(path) as outbox:
+        assert outbox.load_checkpoint().reset
+
+
+def break_overflow_chain(database: Path) -> None:
+    """Damage the pointer to the next page in an overflow page, the only kind of page that begins with 0."""
+    data = bytearray(database.read_bytes())
+    middle = len(data) // 2 // PAGE_SIZE * PAGE_SIZE
+    page = next(offset for offset in range(middle, len(data), PAGE_SIZE) if data[offset] == 0)
+    data[page : page + 4] = b"\xff" * 4
+    database.write_bytes(data)
+
+
+async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, disk: type[FailingDatabase]) -> None:
+    """The disk is full after the quarantine, when the new file exists already."""
+    async with open_outbox(path) as outbox:
+        await outbox.append([], {"key": b"value"})
+    fill_with_garbage(path / "outbox.db")
+    disk.error_at_reset = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
+    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open(ignore_lock))
+    await wait_for_error(outbox, "database or disk is full")
+    disk.error_at_reset = None
+    await opening
+    assert outbox.load_checkpoint().reset
+    await outbox.close()
+    assert len(list(path.glob("outbox.db.corrupt-*Z"))) == 1
+
+
 async def test_corruption_while_running_fails_and_resets_next_start(path: Path, golden: Golden) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(5), {"key": b"value"})
@@ -459,14 +593,23 @@ async def test_sqlite_outbox_raises_for_all_callers_when_writer_fails(path: Path
 class FailingDatabase(Database):
     """A database whose writes fail on demand, before or after the transaction."""
 
+    error_at_open: sqlite3.Error | None = None
+    error_at_reset: sqlite3.Error | None = None
     error_before_write: sqlite3.Error | None = None
     error_after_write: sqlite3.Error | None = None
     open_count = 0
     batches: list[WriteBatch] = []  # noqa: RUF012 (reset by the fixture)
 
-    def __init__(self, path: Path, *, check: bool) -> None:
+    def __init__(self, path: Path) -> None:
         type(self).open_count += 1
-        super().__init__(path, check=check)
+        if self.error_at_open is not None:
+            raise self.error_at_open
+        super().__init__(path)
+
+    def save_reset(self, last_written: int) -> None:
+        if self.error_at_reset is not None:
+            raise self.error_at_reset
+        super().save_reset(last_written)
 
     def write(self, batch: WriteBatch) -> dict[str, int]:
         if self.error_before_write is not None:
@@ -537,7 +680,7 @@ async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingD
 
 async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
     factory = RecordFactory()
-    outbox = await SqliteOutbox.open(path, ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     appending = asyncio.create_task(outbox.append(factory.started_records(1)))
     await eventually_async(lambda: outbox.last_error)

@@ -42,12 +42,13 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSyst
 
 def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
     manager = SystemdNotifier(systemd.environ, ManualClock())
-    manager.ready()
+    manager.started()
     manager.status("synced")
     manager.status("synced")
     manager.status("two\nlines")
+    manager.started()
     manager.reloading()
-    manager.ready()
+    manager.reloaded()
     manager.stopping()
     ready, synced, lines, reloading, again, stopping = systemd.received()
     assert (ready, synced, lines, again) == ("READY=1", "STATUS=synced", "STATUS=two lines", "READY=1")
@@ -73,6 +74,7 @@ async def test_watchdog_is_notified_from_event_loop(
 ) -> None:
     clock = ManualClock()
     manager = SystemdNotifier(systemd.environ | watchdog, clock)
+    manager.started()
     running = asyncio.create_task(manager.run(lambda: "synced"))
     for _ in range(12):
         await asyncio.sleep(0)
@@ -82,16 +84,32 @@ async def test_watchdog_is_notified_from_event_loop(
     assert (messages.count("STATUS=synced"), messages.count("WATCHDOG=1")) == (1, notification_count)
 
 
+async def test_start_timeout_is_extended_until_started(systemd: FakeSystemd) -> None:
+    clock = ManualClock()
+    manager = SystemdNotifier(systemd.environ, clock)
+    running = asyncio.create_task(manager.run(lambda: "waiting for the outbox"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        clock.advance(1)
+    manager.started()
+    for _ in range(3):
+        await asyncio.sleep(0)
+        clock.advance(1)
+    running.cancel()
+    extension = "EXTEND_TIMEOUT_USEC=30000000"
+    assert systemd.received() == ["STATUS=waiting for the outbox", extension, extension, extension, "READY=1"]
+
+
 async def test_service_manager_does_nothing_without_systemd() -> None:
     manager = SystemdNotifier({}, ManualClock())
-    manager.ready()
+    manager.started()
     await manager.run(lambda: "synced")
 
 
 def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
     manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
     with capture_logs() as logs:
-        manager.ready()
+        manager.started()
         manager.status("synced")
     (line,) = logs
     assert (line["event"], line["message"], line["error"]) == (
@@ -104,7 +122,7 @@ def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
 def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) -> None:
     manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
     with capture_logs():
-        manager.ready()
+        manager.started()
         manager.status("synced")
     assert (list(manager._pending), manager._status) == ([], "synced")
 
@@ -134,9 +152,9 @@ async def test_state_changes_are_resent_in_order_when_socket_was_full(systemd: F
     with capture_logs():
         for number in range(2000):
             manager.status(f"{number}")
-        manager.ready()
+        manager.started()
         manager.reloading()
-        manager.ready()
+        manager.reloaded()
     assert "READY=1" not in systemd.received()
     running = asyncio.create_task(manager.run(lambda: "synced"))
     for _ in range(4):

@@ -83,10 +83,10 @@ async def test_readyz_returns_status_and_degraded_reasons(served: ServedEndpoint
     )
     response = await served.request("/readyz")
     assert response.status == 503
-    containerd, outbox = response.document["reasons"]
+    outbox, containerd = response.document["reasons"]
     assert containerd.endswith(": no such socket")
     assert outbox.endswith(": disk full")
-    golden.entry("http_errors", "GET /readyz, 503", f"{containerd}\n{outbox}")
+    golden.entry("http_errors", "GET /readyz, 503", f"{outbox}\n{containerd}")
 
 
 async def test_metrics_format_is_negotiated(served: ServedEndpoint) -> None:
@@ -168,7 +168,7 @@ async def test_snapshot_returns_503_when_containerd_is_disconnected(served: Serv
     served.bridge.current_status = bridge_status(synced=False)
     response = await served.request("/snapshot", "POST", local=True)
     assert response.status == 503
-    assert "/readyz" in response.document["error"]
+    assert "first snapshot" in response.document["error"]
     golden.entry("http_errors", "POST /snapshot, 503", response.body.decode())
 
 

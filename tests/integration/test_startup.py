@@ -1,0 +1,185 @@
+"""The start of the bridge while its outbox cannot be opened yet: it answers, says why, and can be stopped."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.bridge_process import BridgeProcess, check_stream
+from tests.eventually import eventually
+from tests.integration.commands import assert_one_line, whalebridge
+from tests.integration.test_disk_faults import fill_up, small_disk
+from tests.integration.test_http import LOCAL, HttpClient
+from tests.integration.test_systemd import NotifySocket
+from tests.naming import assert_names
+from tests.testbed.containerd import Containerd
+
+one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+
+
+@pytest.fixture
+def notify_socket(tmp_path: Path) -> Iterator[NotifySocket]:
+    notify_socket = NotifySocket(tmp_path)
+    yield notify_socket
+    notify_socket.close()
+
+
+def subdirectory(parent: Path, name: str) -> Path:
+    path = parent / name
+    path.mkdir()
+    return path
+
+
+def assert_not_ready(client: HttpClient, *named: object) -> None:
+    """Assert that the bridge answers, is not ready, and names the cause."""
+    assert client.get("/livez").status == http.client.OK
+    response = client.get("/readyz")
+    assert response.status == http.client.SERVICE_UNAVAILABLE
+    assert_names(response.document["reasons"][0], "the outbox", *named)
+    metrics = client.metrics()
+    assert (metrics["whalebridge_ready"], metrics["whalebridge_outbox_writable"]) == (0, 0)
+    assert client.get("/").status == client.get("/containers").status == http.client.OK
+
+
+def test_bridge_answers_while_disk_is_full_at_start(
+    engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        state = disk / "state"
+        with BridgeProcess(engine.address, tmp_path, state_dir=state) as bridge:
+            bridge.wait_synced()
+        filler = fill_up(disk)
+        environment = LOCAL | {"NOTIFY_SOCKET": str(notify_socket.path)}
+        with BridgeProcess(engine.address, tmp_path, state_dir=state, environment=environment) as bridge:
+            client = HttpClient(bridge)
+            assert_not_ready(client, state)
+            bridge.wait_logged("outbox_write_failed")
+            assert_not_ready(client, state, "database or disk is full")
+            assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "database or disk is full")
+            notify_socket.wait("READY=1")  # a boot does not wait for disk space
+            notify_socket.wait("STATUS=waiting for the outbox: ")
+            filler.unlink()
+            eventually(client.ready, "the bridge to be ready")
+            bridge.wait_logged("outbox_recovered")
+            notify_socket.wait("STATUS=synced")
+            bridge.wait_synced(2)
+
+
+def test_bridge_starts_when_full_disk_has_space_again(tmp_path: Path) -> None:
+    """The first start, which has to create all files."""
+    with small_disk(tmp_path / "disk") as disk:
+        state = subdirectory(disk, "state")
+        filler = fill_up(disk)
+        with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state, environment=LOCAL) as bridge:
+            client = HttpClient(bridge)
+            bridge.wait_logged("outbox_open_failed")
+            assert_not_ready(client, state, "disk is full")
+            filler.unlink()
+            bridge.wait_logged("outbox_recovered")
+            bridge.wait_logged("containerd_unavailable")
+            assert client.metrics()["whalebridge_outbox_writable"] == 1
+
+
+SLOW_OPENING = """
+import pathlib, runpy, sys, time
+from bridge.outbox.database import Database
+
+gate = pathlib.Path(sys.argv.pop(1))
+
+def check_integrity(self, seconds):
+    while not gate.exists():
+        time.sleep(0.05)
+    return True
+
+Database.check_integrity = check_integrity
+runpy.run_module("bridge", run_name="__main__", alter_sys=True)
+"""
+
+
+def slow_bridge(
+    address: str, directory: Path, gate: Path, state: Path, notify_socket: NotifySocket | None = None
+) -> BridgeProcess:
+    """Return a bridge that opens its outbox when ``gate`` exists."""
+    environment = LOCAL | ({"NOTIFY_SOCKET": str(notify_socket.path)} if notify_socket else {})
+    bridge = BridgeProcess(address, directory, state_dir=state, environment=environment)
+    bridge.command = [sys.executable, "-c", SLOW_OPENING, str(gate), *bridge.command[3:]]
+    return bridge
+
+
+@one_engine
+def test_bridge_answers_while_outbox_opens_slowly(
+    engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
+) -> None:
+    gate, state = tmp_path / "gate", tmp_path / "state"
+    with slow_bridge(engine.address, tmp_path, gate, state, notify_socket) as bridge:
+        client = HttpClient(bridge)
+        assert_not_ready(client, state / "outbox.db", "is being opened")
+        eventually((state / "control.sock").is_socket)
+        assert_one_line(whalebridge("snapshot", "--state-dir", str(state)), 3, "is being opened")
+        bridge.process.send_signal(signal.SIGHUP)
+        notify_socket.wait("STATUS=waiting for the outbox: ")
+        for _ in range(3):
+            notify_socket.wait("EXTEND_TIMEOUT_USEC=")
+        assert not bridge.log_lines("settings_reloaded")
+        gate.touch()
+        notify_socket.wait("READY=1")
+        bridge.wait_logged("settings_reloaded")
+        bridge.wait_synced()
+        eventually(client.ready, "the bridge to be ready")
+        assert whalebridge("snapshot", "--state-dir", str(state)).returncode == 0
+
+
+def test_bridge_stops_on_signal_while_outbox_opens_slowly(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with slow_bridge("/nowhere.sock", tmp_path, tmp_path / "gate", state) as bridge:
+        assert_not_ready(HttpClient(bridge), "is being opened")
+        eventually((state / "control.sock").is_socket)
+        assert bridge.stop() < 10
+        bridge.wait_logged("shutdown_started")  # all lines are log lines
+        assert not (state / "control.sock").exists()
+    with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
+        bridge.wait_logged("containerd_unavailable")
+
+
+@one_engine
+def test_second_bridge_waits_until_first_releases_state_dir(engine: Containerd, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    first, second, third = (
+        BridgeProcess(engine.address, subdirectory(tmp_path, name), state_dir=state, environment=LOCAL)
+        for name in ("first", "second", "third")
+    )
+    with first:
+        first.wait_synced()
+        with second:
+            third.start()
+            for waiting in (second, third):
+                waiting.wait_logged("outbox_open_failed")
+                assert_not_ready(HttpClient(waiting), state, f"another whalebridge (process {first.process.pid})")
+            third.stop()
+            assert whalebridge("snapshot", "--state-dir", str(state)).returncode == 0, "the first one responds"
+            first.wait_synced(2)
+            first.stop()
+            second.wait_synced()
+            eventually(HttpClient(second).ready, "the second bridge to be ready")
+            assert whalebridge("snapshot", "--state-dir", str(state)).returncode == 0
+            second.wait_synced(2)
+    check_stream(first.records())
+    check_stream(second.records())
+
+
+def test_bridge_ends_when_outbox_cannot_be_used(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
+        bridge.wait_logged("containerd_unavailable")
+    with closing(sqlite3.connect(state / "outbox.db")) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    done = whalebridge("run", "--containerd", "/nowhere.sock", "--state-dir", str(state))
+    assert done.returncode == 1
+    assert_names(done.stderr.splitlines()[-1], "whalebridge: ", state / "outbox.db", "newer")
