@@ -19,11 +19,12 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
+from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
 from tests.contract.test_outbox import WIDE_LIMITS, read_all
 from tests.eventually import eventually_async
 from tests.naming import assert_names, raises_naming
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import ignore_lock, open_sqlite_outbox
 from tests.records import RecordFactory, sequences
 from tests.testbed.containerd import Containerd
 
@@ -83,11 +84,18 @@ async def test_outbox_waits_without_loss_when_disk_is_full(disk: Path) -> None:
     await outbox.close()
 
 
-async def test_outbox_open_fails_when_disk_is_full(disk: Path) -> None:
+async def test_outbox_open_waits_until_full_disk_has_space(disk: Path) -> None:
     (disk / "state").mkdir()
-    fill_up(disk)
-    with raises_naming(StateError, disk / "state"):
-        await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+    filler = fill_up(disk)
+    outbox = SqliteOutbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open(ignore_lock))
+    await eventually_async(lambda: "full" in (outbox.last_error or ""))
+    assert_names(outbox.last_error, disk / "state", "free space")
+    filler.unlink()
+    await opening
+    assert outbox.last_error is None
+    await outbox.append(RecordFactory().started_records(1))
+    await outbox.close()
 
 
 async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
