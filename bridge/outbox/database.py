@@ -123,7 +123,7 @@ class Database:
             timer.join()
         if results == ["ok"]:
             return True
-        if interrupted.is_set():  # SQLite 3.40 also reports the pages that it did not reach
+        if interrupted.is_set():  # the results may be about pages that the check did not reach
             return False
         raise CorruptDatabaseError("; ".join(map(str, results)))
 

@@ -216,10 +216,13 @@ def test_second_bridge_pod_waits_while_first_holds_state_dir(node: Node) -> None
 
     def log() -> str:
         command = ["logs", "second", "--container=bridge", f"--namespace={NAMESPACE}"]
-        return node.kubectl(*command, check=False).stdout + node.kubectl(*command, "--previous", check=False).stdout
+        return node.kubectl(*command, check=False).stdout
 
-    eventually(lambda: "/var/lib/whalebridge" in log(), "the error of the second instance", within=60)
-    assert not is_ready(node.get("pod", "second", f"--namespace={NAMESPACE}"))
+    eventually(lambda: "outbox_open_failed" in log(), "the second instance to wait", within=60)
+    assert "/var/lib/whalebridge: in use" in log()
+    second_pod = node.get("pod", "second", f"--namespace={NAMESPACE}")
+    assert not is_ready(second_pod)
+    assert [each["restartCount"] for each in second_pod["status"]["containerStatuses"]] == [0, 0]
     assert is_ready(bridge_pod(node))
     node.kubectl("delete", "pod", "second", f"--namespace={NAMESPACE}", "--wait=true")
 

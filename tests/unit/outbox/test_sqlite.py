@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -478,21 +479,15 @@ async def test_corrupt_database_is_quarantined_and_logged(path: Path, corrupt: C
         assert not outbox.load_checkpoint().reset
 
 
-async def test_integrity_check_ends_at_time_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records = RecordFactory().started_records(2000, size=5000)
+async def test_integrity_check_ends_at_time_limit(path: Path) -> None:
     async with open_outbox(path) as outbox:
-        await outbox.append(records)
-    with capture_logs() as complete:
-        async with open_outbox(path):
-            pass
-    assert complete == []
-    monkeypatch.setattr(database_worker, "CHECK_SECONDS", 0.0001)
-    with capture_logs() as incomplete:
-        async with open_outbox(path) as outbox:
-            assert await read_all(outbox) == records
-    assert [(each["event"], each["path"]) for each in incomplete] == [
-        ("outbox_check_incomplete", str(path / "outbox.db"))
-    ]
+        await append_in_batches(outbox, RecordFactory().started_records(500))
+    with closing(Database(path / "outbox.db")) as database:
+        assert database.check_integrity(60)
+        database._connection.set_progress_handler(lambda: time.sleep(0.01), 1)  # at each instruction of the check
+        assert not database.check_integrity(0.05)
+        database._connection.set_progress_handler(None, 1)
+        assert database.check_integrity(60), "an interrupted check has no lasting effect"
 
 
 async def test_corruption_after_incomplete_check_is_found_by_reading(
@@ -504,9 +499,11 @@ async def test_corruption_after_incomplete_check_is_found_by_reading(
     with closing(sqlite3.connect(path / "outbox.db")) as database:
         assert database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
     monkeypatch.setattr(Database, "check_integrity", lambda *_: False)
-    async with open_outbox(path) as outbox:
-        with raises_naming(StateError, path / "outbox.db", "malformed"):
-            await read_all(outbox)
+    with capture_logs() as logs:
+        async with open_outbox(path) as outbox:
+            with raises_naming(StateError, path / "outbox.db", "malformed"):
+                await read_all(outbox)
+    assert (logs[0]["event"], logs[0]["path"]) == ("outbox_check_incomplete", str(path / "outbox.db"))
     assert len(list(path.glob("outbox.db.corrupt-*Z"))) == 1
     async with open_outbox(path) as outbox:
         assert outbox.load_checkpoint().reset
