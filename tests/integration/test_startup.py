@@ -1,4 +1,4 @@
-"""The start of the bridge while its outbox cannot be opened yet: it answers, says why, and can be stopped."""
+"""The start of the bridge while its outbox cannot be opened yet: it responds, says why, and can be stopped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def subdirectory(parent: Path, name: str) -> Path:
 
 
 def assert_not_ready(client: HttpClient, *named: object) -> None:
-    """Assert that the bridge answers, is not ready, and names the cause."""
+    """Assert that the bridge responds, is not ready, and names the cause."""
     assert client.get("/livez").status == http.client.OK
     response = client.get("/readyz")
     assert response.status == http.client.SERVICE_UNAVAILABLE
@@ -48,7 +48,7 @@ def assert_not_ready(client: HttpClient, *named: object) -> None:
     assert client.get("/").status == client.get("/containers").status == http.client.OK
 
 
-def test_bridge_answers_while_disk_is_full_at_start(
+def test_bridge_responds_while_disk_is_full_at_start(
     engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
 ) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
@@ -114,7 +114,7 @@ def slow_bridge(
 
 
 @one_engine
-def test_bridge_answers_while_outbox_opens_slowly(
+def test_bridge_responds_while_outbox_opens_slowly(
     engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
 ) -> None:
     gate, state = tmp_path / "gate", tmp_path / "state"
