@@ -30,10 +30,14 @@ test-kubernetes: setup testbed-kubernetes ## test the image and the Helm chart o
 image: VERSION = $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' bridge/__init__.py)
 image: setup ## build the image whalebridge:VERSION and its SBOM, build/whalebridge.cdx.json (needs Docker)
 	docker build --file deploy/Dockerfile --tag whalebridge:$(VERSION) --build-arg VERSION=$(VERSION) \
-	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(ARGS) .
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	    --build-arg CREATED=$$(git show --no-patch --format=%cI HEAD 2>/dev/null || echo 1970-01-01T00:00:00Z) $(ARGS) .
 	@mkdir -p build
 	$(BIN)/cyclonedx-py requirements deploy/requirements-runtime.lock --pyproject pyproject.toml \
 	    --mc-type application --output-reproducible --output-file build/whalebridge.cdx.json
+	docker run --rm --network none --entrypoint python3.13 whalebridge:$(VERSION) -ISc "import pathlib; \
+	    print(*(f.read_text() for f in sorted(pathlib.Path('/var/lib/dpkg/status.d').iterdir())), sep='\n')" \
+	    | $(BIN)/python deploy/sbom.py build/whalebridge.cdx.json
 
 chart: setup ## regenerate the chart's schema, README and copied files
 	$(BIN)/python $(CHART)
@@ -60,7 +64,7 @@ testbed: ## install what the tests need (containerd 1.6 and 2.4, nerdctl, Docker
 
 .PHONY: testbed-kubernetes
 testbed-kubernetes: testbed ## install what test-kubernetes needs: Helm and a Kubernetes node (takes minutes to build)
-	@$(PYTHON) -m tests.testbed install python-image helm kubernetes
+	@$(PYTHON) -m tests.testbed install debian-13 helm kubernetes
 
 protos: setup ## regenerate the Python code of the .proto files
 	$(BIN)/python $(PROTOS)

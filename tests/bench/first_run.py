@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.testbed.components import cache_directory
+from tests.testbed.components import cache_directory, debootstrap
 from tests.testbed.install import install
 
 ROOT = Path(__file__).parents[2]
@@ -69,10 +69,8 @@ def main() -> int:
     install(("debootstrap",))
     with tempfile.TemporaryDirectory(dir=cache_directory(), prefix="newcomer-") as directory:
         debian, source = Path(directory, "debian"), Path(directory, "source.git")
-        tree = cache_directory() / "debian" / "debootstrap"
-        environment = {**os.environ, "DEBOOTSTRAP_DIR": f"{tree}/usr/share/debootstrap"}
-        debootstrap = [f"{tree}/usr/sbin/debootstrap", "--variant=minbase", "bookworm", str(debian)]
-        subprocess.run(debootstrap, env=environment, stdout=subprocess.DEVNULL, check=True)
+        command, environment = debootstrap("bookworm", debian)
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         subprocess.run(["git", "clone", "--quiet", "--bare", str(ROOT), str(source)], check=True)
         for arguments, packages in SETUPS.items():
             with tempfile.TemporaryDirectory(dir=directory) as copy:

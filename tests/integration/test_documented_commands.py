@@ -130,7 +130,7 @@ UNTESTED = {
     r"make test": "it runs these tests",
     r"make bench( ARGS=\"--json\")?": "takes five minutes; tested by make test-long",
     r"make newcomer": "it installs one Debian per line",
-    r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds the image offline",
+    r"(export PIP_INDEX_URL=|make image\b).*": "it downloads; tests/kubernetes/test_image.py builds it",
     r"docker (tag|push) .*": "it needs a registry",
     r"(systemctl|systemd-run) .*": "it needs systemd as process 1",
 }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bridge import __version__
+from tests.documentation import ROOT
 from tests.eventually import eventually
-from tests.testbed.bridge_image import NAME
+from tests.testbed.bridge_image import CREATED, NAME
 from tests.testbed.dockerd import Docker
 from tests.testbed.process import CommandError
 
@@ -28,7 +32,8 @@ def test_image_declares_user_version_and_health_check(docker_with_image: Docker)
     (inspected,) = json.loads(docker_with_image.docker("image", "inspect", NAME).stdout)
     config = inspected["Config"]
     assert config["User"] == "65532:65532"
-    assert config["Labels"]["org.opencontainers.image.version"] == __version__
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert (labels["version"], labels["created"]) == (__version__, CREATED)
     assert config["Healthcheck"]["Test"][0] == "CMD"  # no shell
 
 
@@ -37,9 +42,60 @@ def test_image_contains_no_build_or_test_tools(docker_with_image: Docker) -> Non
     installed = set(python(docker_with_image, script).split())
     assert {"whalebridge", "aiokafka", "nats-py", "grpcio"} <= installed
     assert not {"pip", "hatchling", "pytest", "ruff", "mypy", "grpcio-tools"} & installed
-    for program in ("/bin/sh", "/usr/bin/gcc"):
-        with pytest.raises(CommandError, match="no such file"):
-            docker_with_image.docker("run", "--rm", "--network=none", f"--entrypoint={program}", NAME)
+    with pytest.raises(CommandError, match="no such file"):
+        docker_with_image.docker("run", "--rm", "--network=none", "--entrypoint=/bin/sh", NAME)
+    script = "import glob; print(*glob.glob('/usr/bin/*') + glob.glob('/usr/sbin/*') + glob.glob('/usr/local/*/*'))"
+    assert python(docker_with_image, script).split() == ["/usr/bin/python3.13"]
+
+
+def test_image_has_libraries_of_all_extension_modules(docker_with_image: Docker) -> None:
+    script = """if True:
+        import ctypes, pathlib
+        for file in [*pathlib.Path("/usr/lib/python3.13").rglob("*.so"), *pathlib.Path("/opt").rglob("*.so")]:
+            try:
+                ctypes.CDLL(str(file))
+            except OSError:
+                print(file.name.partition(".")[0])
+        print("checked")
+    """
+    # Modules for terminals and databases, which nothing imports.
+    assert sorted(python(docker_with_image, script).split()) == sorted(
+        ["_curses", "_curses_panel", "_dbm", "checked", "readline"]
+    )
+
+
+def test_image_trusts_public_certificate_authorities(docker_with_image: Docker) -> None:
+    script = "import ssl; print(ssl.create_default_context().cert_store_stats()['x509_ca'])"
+    assert int(python(docker_with_image, script)) > 100
+
+
+def test_image_resolves_names_of_hosts_file(docker_with_image: Docker) -> None:
+    script = "import socket; print(socket.gethostbyname('broker'))"
+    options = ["--rm", "--network=none", "--add-host=broker:192.0.2.1", "--entrypoint=python3.13"]
+    assert docker_with_image.docker("run", *options, NAME, "-Ic", script).stdout == "192.0.2.1\n"
+
+
+def test_image_modules_are_compiled(docker_with_image: Docker) -> None:
+    script = (
+        "import json, os, bridge.app; print(os.path.exists(json.__cached__), os.path.exists(bridge.app.__cached__))"
+    )
+    assert python(docker_with_image, script) == "True True\n"
+
+
+def test_image_sbom_lists_debian_packages(docker_with_image: Docker, tmp_path: Path) -> None:
+    (recipe,) = re.findall(r"-ISc \"(.*?)\" \\\n", (ROOT / "Makefile").read_text(), re.DOTALL)
+    packages = python(docker_with_image, recipe.replace("\\\n", ""))
+    document = tmp_path / "sbom.json"
+    document.write_text(json.dumps({"components": []}))
+    script = [sys.executable, str(ROOT / "deploy" / "sbom.py"), str(document)]
+    subprocess.run(script, input=packages, text=True, check=True)
+    components = {each["name"]: each for each in json.loads(document.read_text())["components"]}
+    assert {"base-files", "ca-certificates", "libc6", "libssl3t64", "python3.13-minimal"} <= set(components)
+    assert re.fullmatch(
+        r"pkg:deb/debian/libssl3t64@3\..+\?arch=amd64&distro=debian-13", components["libssl3t64"]["purl"]
+    )
+    subprocess.run([*script[:2], str(document)], input=packages, text=True, check=True)
+    assert len(json.loads(document.read_text())["components"]) == len(components)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Kinds of components that the testbed installs: Go programs, Debian packages, jars.
+"""Kinds of components that the testbed installs: Go programs, Debian packages, a minimal Debian, jars.
 
 Each component is built in a staging directory and then moved into the cache, so that the cache has no partial ones.
 """
@@ -185,6 +185,47 @@ class DebianPackages:
         for package in sorted(staging.glob("*.deb")):
             _run(["dpkg-deb", "-x", str(package), str(tree)], staging, f"unpack {package.name}")
         _move(tree, cache_directory() / "debian" / self.name, staging)
+
+
+@dataclass(frozen=True)
+class MinimalDebian:
+    """The root file system of a minimal Debian in debian/NAME; needs root and the component debootstrap."""
+
+    name: str
+    release: str
+
+    @property
+    def recipe(self) -> str:
+        """Return the release; the versions of its packages are those of the day."""
+        return f"debootstrap {self.release}"
+
+    def directories(self) -> list[Path]:
+        """Return no directories: this machine cannot use its programs."""
+        return []
+
+    def missing(self) -> list[str]:
+        """Return the name if it is missing."""
+        return [] if (self._root() / "etc" / "debian_version").is_file() else [self.name]
+
+    def install(self, staging: Path) -> None:
+        """Run debootstrap."""
+        if os.geteuid() != 0:
+            raise InstallError(f"root required: {self.name} is made by debootstrap; run the installation as root")
+        command, environment = debootstrap(self.release, staging / "tree")
+        _run(command, staging, f"make a minimal Debian {self.release}", environment)
+        for package in (staging / "tree" / "var" / "cache" / "apt" / "archives").glob("*.deb"):
+            package.unlink()
+        _move(staging / "tree", self._root(), staging)
+
+    def _root(self) -> Path:
+        return cache_directory() / "debian" / self.name
+
+
+def debootstrap(release: str, directory: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the command that makes a minimal Debian in a directory, and its environment."""
+    tree = cache_directory() / "debian" / "debootstrap"
+    environment = {**os.environ, "DEBOOTSTRAP_DIR": f"{tree}/usr/share/debootstrap"}
+    return [f"{tree}/usr/sbin/debootstrap", "--variant=minbase", release, str(directory)], environment
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tests.testbed.components import (
     GoSource,
     InstallError,
     MavenJars,
+    MinimalDebian,
     cache_directory,
 )
 
@@ -57,16 +58,8 @@ _KUBERNETES_VERSION = "1.34.2"
 _VERSION_FLAGS = (("gitVersion", f"v{_KUBERNETES_VERSION}"), ("gitMajor", "1"), ("gitMinor", "34"))
 _KUBERNETES_COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
 
-# Contents of a base image: Python of Debian 12, and the libraries that it and manylinux wheels are linked to.
-_PYTHON_PACKAGES = """
-    python3-minimal python3.11-minimal python3.11 python3.11-venv python3-pip-whl python3-setuptools-whl
-    libpython3.11-minimal libpython3.11-stdlib media-types ca-certificates libc6 libgcc-s1 libstdc++6 zlib1g
-    libbz2-1.0 libcom-err2 libcrypt1 libdb5.3 libexpat1 libffi8 libgssapi-krb5-2 libk5crypto3 libkeyutils1 libkrb5-3
-    libkrb5support0 liblzma5 libncursesw6 libnsl2 libreadline8 libsqlite3-0 libssl3 libtinfo6 libtirpc3 libuuid1
-"""
-
 KUBERNETES: tuple[Component, ...] = (
-    DebianPackages("python-image", tuple(_PYTHON_PACKAGES.split()), ("python3.11",)),
+    MinimalDebian("debian-13", "trixie"),
     GoPrograms("helm", "helm.sh/helm/v3", "v3.22.0", ("./cmd/helm",)),
     GoSource(
         Path(__file__).parent / "go" / "kubernetes",
