@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bridge.telemetry.status import BridgeInspector
     from config.settings import Settings
 
+_ALL_ADDRESSES = "*"
 _log = structlog.get_logger(__name__)
 
 
@@ -34,7 +35,7 @@ async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIte
         return
     from bridge.telemetry.http.server import HttpEndpoint  # noqa: PLC0415 (the import takes a third of a second)
 
-    endpoint = HttpEndpoint(bridge)
+    endpoint = HttpEndpoint(bridge, containers=settings.http.containers)
     try:
         await _listen(settings, endpoint)
         if settings.state_dir:
@@ -45,6 +46,12 @@ async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIte
         if settings.state_dir:
             with contextlib.suppress(OSError):  # the next start replaces a remaining socket
                 (Path(settings.state_dir) / CONTROL_SOCKET).unlink()
+
+
+def listen_address(listen: str) -> tuple[str | None, int]:
+    """Return host and port of ``http.listen``; the host is None for all addresses of IPv4 and IPv6."""
+    host, port = host_and_port(listen, 0)
+    return None if host == _ALL_ADDRESSES else host, port
 
 
 def describe_listen_error(listen: str, error: OSError) -> str:
@@ -58,7 +65,7 @@ async def _listen(settings: Settings, endpoint: HttpEndpoint) -> None:
     if not listen:
         return
     try:
-        addresses = await endpoint.listen(*host_and_port(listen, 0))
+        addresses = await endpoint.listen(*listen_address(listen))
     except OSError as error:
         text = describe_listen_error(listen, error)
         if "listen" in settings.http.model_fields_set:

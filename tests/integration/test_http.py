@@ -307,6 +307,30 @@ def test_run_continues_when_default_http_address_is_in_use(tmp_path: Path) -> No
             eventually((tmp_path / "state" / "control.sock").is_socket)
 
 
+def test_run_listens_on_all_addresses_of_both_families(tmp_path: Path) -> None:
+    environment = {"WHALEBRIDGE_HTTP__LISTEN": f"*:{free_port()}", "WHALEBRIDGE_HTTP__CONTAINERS": "false"}
+    with BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment) as bridge:
+        (line,) = bridge.wait_logged("http_listening")
+        port = line["listen"][0].rpartition(":")[2]
+        assert set(line["listen"]) == {f"0.0.0.0:{port}", f"[::]:{port}"}
+        for host in ("127.0.0.1", "::1"):
+            client = http.client.HTTPConnection(host, int(port), timeout=20)
+            assert get_status(client, "/livez") == http.client.OK
+            assert get_status(client, "/containers") == http.client.FORBIDDEN
+
+
+def get_status(client: http.client.HTTPConnection, path: str) -> int:
+    client.request("GET", path)
+    with client.getresponse() as response:
+        return response.status
+
+
+def free_port() -> int:
+    """Return a port that no socket has; another process could take it at any time."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        return int(server.getsockname()[1])
+
+
 def occupy_port(server: socket.socket, port: int) -> bool:
     """Listen on a port; return false while another process, such as a bridge of another test, uses it."""
     try:
