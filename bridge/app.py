@@ -75,7 +75,9 @@ async def run(
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
     sink_manager = SinkManager(outbox, clock, heartbeat_factory)
-    status_provider = StatusProvider(settings, watch, outbox, lambda: sink_manager.pumps)
+    status_provider = StatusProvider(
+        settings, watch, outbox, lambda: sink_manager.pumps, lambda: client.proxy_denied_calls
+    )
     service_manager = SystemdNotifier(os.environ, clock)
 
     async def apply(changed: Settings) -> None:

@@ -24,9 +24,11 @@ from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory, assert_one_line, whalebridge
 from tests.integration.test_disk_faults import fill_up, small_disk
 from tests.naming import assert_names
+from tests.proxy_process import ProxyProcess
 from tests.testbed import browser
 from tests.testbed.containerd import Containerd
 from tests.testbed.install import search_path
+from tests.testbed.process import run
 
 ROOT = Path(__file__).parents[2]
 LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
@@ -248,6 +250,20 @@ def test_promtool_accepts_exposed_metrics(
         ["promtool", "check", "metrics"], input=text, env=environment, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Path) -> None:
+    name = "whalebridge_proxy_denied_calls_total"
+    with (
+        ProxyProcess(engine.address, tmp_path) as proxy,
+        BridgeProcess(proxy.address, tmp_path, environment=LOCAL) as bridge,
+    ):
+        client = HttpClient(bridge)
+        bridge.wait_synced()
+        assert client.metrics()[name] == 0
+        command = ["ctr", "--address", proxy.address, "namespaces", "create", "new"]
+        assert run(command, env=engine.env, check=False).returncode
+        eventually(lambda: client.metrics()[name] == 1, "the next marker", within=60)
 
 
 # --- secrets ---
