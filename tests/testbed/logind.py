@@ -35,14 +35,14 @@ class Logind:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def shut_down(self, timeout: float) -> None:
-        """Tell the kubelet that the machine shuts down, and wait until it has stopped its pods."""
+        """Signal to the kubelet that the machine shuts down, and wait until it has stopped its pods."""
         lock = self._lock
         self._prepare_for_shutdown(active=True)
         if not select.select([lock], [], [], timeout)[0]:
             raise TimeoutError(f"the kubelet did not release its lock within {timeout} s")
 
     def cancel_shutdown(self) -> None:
-        """Tell the kubelet that the machine does not shut down."""
+        """Signal to the kubelet that the machine does not shut down."""
         self._prepare_for_shutdown(active=False)
 
     def close(self) -> None:
@@ -64,9 +64,9 @@ class Logind:
                 self._connection = connection
                 with contextlib.suppress(EOFError):
                     while True:
-                        self._answer(connection, *_read_call(connection))
+                        self._respond(connection, *_read_call(connection))
 
-    def _answer(self, connection: socket.socket, serial: int, member: str) -> None:
+    def _respond(self, connection: socket.socket, serial: int, member: str) -> None:
         reply: dict[int, tuple[str, str | int]] = {_REPLY_SERIAL: ("u", serial)}
         match member:
             case "Hello":

@@ -18,7 +18,7 @@ HANGING_PROXY = """
 import asyncio, signal, sys, time
 from bridge.containerd.proxy import server
 
-def hang(number, frame):
+def hang(*_):
     while True:
         time.sleep(3600)
 
