@@ -290,6 +290,8 @@ def test_chart_upgrade_from_older_chart_keeps_pods(node: Node, stream_reader: St
     assert json.loads(values) == {"config": config, "image": {"pullPolicy": "Never"}}
     wait_rolled_out(node)
     assert bridge_pod(node)["metadata"]["uid"] == before
+    notes = node.helm("get", "notes", "whalebridge", f"--namespace={NAMESPACE}").stdout
+    assert "connections to DNS and to the ports 4222." in notes
 
 
 def older_chart(directory: Path) -> Path:
