@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from config.settings import Settings
 
 OpenControlSocket: TypeAlias = Callable[[Path], Awaitable[None]]
+_ALL_ADDRESSES = "*"
 _log = structlog.get_logger(__name__)
 
 
@@ -39,7 +40,7 @@ async def http_endpoint(settings: Settings, bridge: BridgeInspector) -> AsyncIte
         return
     from bridge.telemetry.http.server import HttpEndpoint  # noqa: PLC0415 (the import takes a third of a second)
 
-    endpoint = HttpEndpoint(bridge)
+    endpoint = HttpEndpoint(bridge, containers=settings.http.containers)
     control_sockets: list[Path] = []
 
     async def open_control_socket(state_dir: Path) -> None:
@@ -61,6 +62,12 @@ async def _no_control_socket(_: Path) -> None:
     """Do nothing: without ``state_dir``, there is no control socket."""
 
 
+def listen_address(listen: str) -> tuple[str | None, int]:
+    """Return host and port of ``http.listen``; the host is None for all addresses of IPv4 and IPv6."""
+    host, port = host_and_port(listen, 0)
+    return None if host == _ALL_ADDRESSES else host, port
+
+
 def describe_listen_error(listen: str, error: OSError) -> str:
     """Return the error message for an address that cannot be listened on."""
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
@@ -72,7 +79,7 @@ async def _listen(settings: Settings, endpoint: HttpEndpoint) -> None:
     if not listen:
         return
     try:
-        addresses = await endpoint.listen(*host_and_port(listen, 0))
+        addresses = await endpoint.listen(*listen_address(listen))
     except OSError as error:
         text = describe_listen_error(listen, error)
         if "listen" in settings.http.model_fields_set:

@@ -19,16 +19,23 @@ if TYPE_CHECKING:
 class StatusProvider:
     """Implements ``bridge.telemetry.status.BridgeInspector``.
 
-    ``settings`` may be replaced at any time; ``pumps`` is called each time, because a reload replaces pumps.
+    ``settings`` may be replaced at any time; ``pumps`` is called each time, because a reload replaces pumps, and so is
+    ``proxy_denied_calls``.
     """
 
     def __init__(
-        self, settings: Settings, watch: ContainerWatch, outbox: Outbox, pumps: Callable[[], Sequence[Pump]]
+        self,
+        settings: Settings,
+        watch: ContainerWatch,
+        outbox: Outbox,
+        pumps: Callable[[], Sequence[Pump]],
+        proxy_denied_calls: Callable[[], int | None],
     ) -> None:
         self.settings = settings
         self._watch = watch
         self._outbox = outbox
         self._pumps = pumps
+        self._proxy_denied_calls = proxy_denied_calls
 
     def status(self) -> Status:
         """Return the current status."""
@@ -50,6 +57,7 @@ class StatusProvider:
             paused=paused_counts[True],
             counters=watch.counters,
             ignored_events=watch.event_counts,
+            proxy_denied_calls=self._proxy_denied_calls(),
         )
 
     def running_containers(self) -> Sequence[Transition]:

@@ -206,7 +206,10 @@ def _parse_listen(value: str) -> str:
         return ""
     match = _ADDRESS.fullmatch(value)
     if not match or int(match[1]) > _MAX_PORT:
-        raise ValueError("invalid address; use HOST:PORT, such as 127.0.0.1:9469, [ADDRESS]:PORT for IPv6, or off")
+        raise ValueError(
+            "invalid address; use HOST:PORT, such as 127.0.0.1:9469, [ADDRESS]:PORT for IPv6, *:PORT for all addresses,"
+            " or off"
+        )
     return value
 
 
@@ -215,9 +218,14 @@ class HttpSettings(SettingsModel):
 
     listen: Annotated[str, AfterValidator(_parse_listen)] = field(
         "127.0.0.1:9469",
-        "HOST:PORT to listen on; off disables the endpoint. If the default port is in use, whalebridge runs without "
-        "the endpoint.",
+        "HOST:PORT to listen on; *:PORT listens on all addresses of IPv4 and IPv6, off disables the endpoint. If the "
+        "default port is in use, whalebridge runs without the endpoint.",
         reason="Names of containers stay on the node unless you decide otherwise.",
+    )
+    containers: bool = field(
+        True,
+        "Whether listen serves the status page (/) and /containers, with names, images and labels. control.sock in "
+        "state_dir always does.",
     )
 
 

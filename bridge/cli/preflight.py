@@ -21,12 +21,11 @@ from bridge.cli.containerd_checks import check_containerd
 from bridge.cli.errors import FAILED
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
-from bridge.http_endpoint import describe_listen_error
+from bridge.http_endpoint import describe_listen_error, listen_address
 from bridge.outbox import database_worker
 from bridge.outbox.state_directory import StateDirectory
 from bridge.task_groups import with_timeout
 from config.sinks import FileSettings, KafkaSettings, NatsSettings, StdoutSettings
-from config.sinks.common import host_and_port
 from sinks.file import FileInUseError
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ async def _check_http(settings: HttpSettings) -> list[CheckResult]:
 
 async def _check_listen_address(listen: str) -> CheckResult:
     try:
-        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, *host_and_port(listen, 0))
+        server = await asyncio.get_running_loop().create_server(asyncio.Protocol, *listen_address(listen))
     except OSError as error:
         text = describe_listen_error(listen, error)
         if error.errno == errno.EADDRINUSE:

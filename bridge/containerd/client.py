@@ -55,6 +55,8 @@ class ContainerdClient:
     """Implements ``bridge.core.ports.EngineClient``; for use on one event loop.
 
     ``rules`` and ``container_filter`` may be replaced at any time; the new values apply to later reads.
+    ``proxy_denied_calls`` is the number of calls that whalebridge's proxy had denied at the last marker, None if there
+    is no proxy.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class ContainerdClient:
         self.path = socket_path(address)
         self.rules = rules
         self.container_filter = container_filter
+        self.proxy_denied_calls: int | None = None
         self._timeouts = timeouts or Timeouts()
         self._buffer_bytes = buffer_bytes
         self._connection: Connection | None = None
@@ -157,11 +160,13 @@ class ContainerdClient:
         topic = f"{decode.MARKER_TOPIC_PREFIX}{nonce}/{number}"
         request = PublishRequest(topic=topic, event={"type_url": Empty.DESCRIPTOR.full_name})
         try:
-            await self._call(methods.PUBLISH, request, methods.MARKER_NAMESPACE)
+            response = await self._call(methods.PUBLISH, request, methods.MARKER_NAMESPACE)
         except RpcError as error:
             if error.code in (StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED):
                 raise TransientError(f"{error}; cannot verify the subscription: allow Events.Publish") from error
             raise
+        if response.HasField("proxy_denied_calls"):
+            self.proxy_denied_calls = response.proxy_denied_calls
 
     # --- listings ---
 

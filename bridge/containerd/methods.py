@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from bridge.containerd.protos import (
@@ -19,6 +18,7 @@ from bridge.containerd.protos import (
     version_pb2,
 )
 from bridge.containerd.protos.envelope_pb2 import Envelope
+from bridge.containerd.protos.events_pb2 import PublishResponse
 
 _Response = TypeVar("_Response", bound=Message)
 
@@ -67,7 +67,7 @@ CONTAINER = Method(
 TASKS = Method("/containerd.services.tasks.v1.Tasks/List", tasks_pb2.ListTasksResponse, "list the tasks")
 TASK = Method("/containerd.services.tasks.v1.Tasks/Get", tasks_pb2.GetResponse, "get a task")
 WAIT = Method("/containerd.services.tasks.v1.Tasks/Wait", tasks_pb2.WaitResponse, "wait for a task to exit")
-PUBLISH = Method("/containerd.services.events.v1.Events/Publish", Empty, "publish a marker")
+PUBLISH = Method("/containerd.services.events.v1.Events/Publish", PublishResponse, "publish a marker")
 SUBSCRIBE = Method("/containerd.services.events.v1.Events/Subscribe", Envelope, "stream events")
 
 

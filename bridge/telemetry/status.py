@@ -40,6 +40,7 @@ class Status(Struct, frozen=True, kw_only=True):
         outbox_error: Why records cannot be persisted, for example because the outbox is not open yet; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
         ignored_events: Events from containerd that produced no record, counted by reason.
+        proxy_denied_calls: Calls that the proxy has denied since its start; None without a proxy.
     """
 
     host: str
@@ -57,6 +58,7 @@ class Status(Struct, frozen=True, kw_only=True):
     paused: int
     counters: Counters
     ignored_events: Counter[str]
+    proxy_denied_calls: int | None = None
 
 
 class CompletedSnapshot(Protocol):

@@ -25,9 +25,11 @@ from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory, assert_one_line, whalebridge
 from tests.integration.test_disk_faults import fill_up, small_disk
 from tests.naming import assert_names
+from tests.proxy_process import ProxyProcess
 from tests.testbed import browser
 from tests.testbed.containerd import Containerd
 from tests.testbed.install import search_path
+from tests.testbed.process import run
 
 ROOT = Path(__file__).parents[2]
 LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
@@ -286,6 +288,20 @@ def test_promtool_accepts_exposed_metrics(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Path) -> None:
+    name = "whalebridge_proxy_denied_calls_total"
+    with (
+        ProxyProcess(engine.address, tmp_path) as proxy,
+        BridgeProcess(proxy.address, tmp_path, environment=LOCAL) as bridge,
+    ):
+        client = HttpClient(bridge)
+        bridge.wait_synced()
+        assert client.metrics()[name] == 0
+        command = ["ctr", "--address", proxy.address, "namespaces", "create", "new"]
+        assert run(command, env=engine.env, check=False).returncode
+        eventually(lambda: client.metrics()[name] == 1, "the next marker", within=60)
+
+
 # --- secrets ---
 
 
@@ -341,6 +357,30 @@ def test_run_continues_when_default_http_address_is_in_use(tmp_path: Path) -> No
             (line,) = bridge.wait_logged("http_listen_failed")
             assert (line["level"], "127.0.0.1:9469" in line["error"]) == ("warning", True)
             eventually((tmp_path / "state" / "control.sock").is_socket)
+
+
+def test_run_listens_on_all_addresses_of_both_families(tmp_path: Path) -> None:
+    environment = {"WHALEBRIDGE_HTTP__LISTEN": f"*:{free_port()}", "WHALEBRIDGE_HTTP__CONTAINERS": "false"}
+    with BridgeProcess("/nowhere.sock", tmp_path, state_dir=tmp_path / "state", environment=environment) as bridge:
+        (line,) = bridge.wait_logged("http_listening")
+        port = line["listen"][0].rpartition(":")[2]
+        assert set(line["listen"]) == {f"0.0.0.0:{port}", f"[::]:{port}"}
+        for host in ("127.0.0.1", "::1"):
+            client = http.client.HTTPConnection(host, int(port), timeout=20)
+            assert get_status(client, "/livez") == http.client.OK
+            assert get_status(client, "/containers") == http.client.FORBIDDEN
+
+
+def get_status(client: http.client.HTTPConnection, path: str) -> int:
+    client.request("GET", path)
+    with client.getresponse() as response:
+        return response.status
+
+
+def free_port() -> int:
+    """Return a port that no socket has; another process could take it at any time."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
+        return int(server.getsockname()[1])
 
 
 def occupy_port(server: socket.socket, port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,23 @@ DISTRIBUTIONS = {
 Manifest = dict[str, Any]
 
 
+class KubernetesLoader(yaml.SafeLoader):
+    """Loads YAML as kubectl, kustomize and Flux do: `1e3` is a number, and a key that occurs twice is an error."""
+
+
+def _construct_mapping(loader: KubernetesLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    if repeated := {key for key in keys if keys.count(key) > 1}:
+        raise yaml.YAMLError(f"repeated keys: {repeated}")
+    return loader.construct_mapping(node, deep=True)
+
+
+KubernetesLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+KubernetesLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)
+
+
 def helm(*args: str) -> str:
     """Run Helm without a cluster, and return its output; a failure raises CommandError with its output."""
     no_home = {f"HELM_{name}_HOME": "/nonexistent" for name in ("CACHE", "CONFIG", "DATA")}
@@ -35,12 +53,16 @@ def helm(*args: str) -> str:
 
 
 def render(
-    values: Mapping[str, Any] | None = None, *, flags: Sequence[str] = (), kubernetes: str = "1.34"
+    values: Mapping[str, Any] | None = None,
+    *,
+    flags: Sequence[str] = (),
+    kubernetes: str = "1.34",
+    release: str = "whalebridge",
 ) -> list[Manifest]:
     """Return all objects, rendered with the given values (by path) and flags."""
     value_flags = [f"--set-json={path}={json.dumps(value)}" for path, value in (values or {}).items()]
-    text = helm("template", "whalebridge", str(CHART), f"--kube-version={kubernetes}", *value_flags, *flags)
-    return [document for document in yaml.safe_load_all(text) if document]
+    text = helm("template", release, str(CHART), f"--kube-version={kubernetes}", *value_flags, *flags)
+    return [document for document in yaml.load_all(text, KubernetesLoader) if document]
 
 
 def find_one(manifests: list[Manifest], kind: str) -> Manifest:

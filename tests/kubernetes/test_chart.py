@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from bridge import __version__
 from tests.kubernetes.rendering import (
@@ -100,7 +103,8 @@ def test_chart_mounts_containerd_socket_only_in_proxy() -> None:
 
 
 def test_chart_passes_credentials_only_to_bridge() -> None:
-    manifests = render({"existingSecrets": {"files": ["kafka", "ca"], "env": ["more"]}})
+    secrets = {"files": ["kafka", "ca"], "env": ["more"]}
+    manifests = render({"existingSecrets": secrets, "config": {"sinks": {"main": NATS}}})
     mounted = mounts(manifests, "bridge")
     assert (mounted["secret-0"], mounted["secret-1"]) == (
         "/etc/whalebridge/secrets/kafka",
@@ -133,8 +137,8 @@ def test_chart_network_policy_allows_dns_and_broker_ports() -> None:
         "stdout": {"type": "stdout"},
     }
     manifests = render({"config": {"sinks": sinks}, "networkPolicy.brokerPorts": [9999]})
-    assert ports(manifests) == [{53}, {4333, 4555, 9092, 9093, 9999}]
-    assert ports(render()) == [{53}]
+    assert ports(manifests) == [{53, 1053, 8053}, {4333, 4555, 9092, 9093, 9999}]
+    assert ports(render()) == [{53, 1053, 8053}]
 
 
 def ports(manifests: list[Manifest]) -> list[set[int]]:
@@ -146,6 +150,208 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
     return {each["name"]: each["mountPath"] for each in containers(manifests)[container]["volumeMounts"]}
 
 
+@pytest.mark.parametrize("proxy", [True, False])
+def test_chart_socket_mounts_follow_unmounts_and_are_read_only(proxy: bool) -> None:
+    manifests = render({"proxy.enabled": proxy})
+    mount = volume_mount(manifests, "proxy" if proxy else "bridge", "containerd")
+    assert (mount["mountPropagation"], mount["readOnly"]) == ("HostToContainer", True)
+    assert not proxy or volume_mount(manifests, "bridge", "proxy")["readOnly"] is True
+
+
+def volume_mount(manifests: list[Manifest], container: str, volume: str) -> Manifest:
+    (mount,) = [each for each in containers(manifests)[container]["volumeMounts"] if each["name"] == volume]
+    return dict(mount)
+
+
+def test_chart_bridge_has_five_minutes_to_start() -> None:
+    probe = containers(render())["bridge"]["startupProbe"]
+    assert probe["httpGet"] == {"path": "/livez", "port": "http"}
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 300
+
+
+def test_chart_pods_outlast_workloads_at_node_shutdown() -> None:
+    assert pod(render())["priorityClassName"] == "system-node-critical"
+
+
+def test_chart_resource_quota_admits_the_priority_class() -> None:
+    quota = find_one(render({"resourceQuota.enabled": True, "priorityClassName": "important"}), "ResourceQuota")
+    (expression,) = quota["spec"]["scopeSelector"]["matchExpressions"]
+    assert expression == {"scopeName": "PriorityClass", "operator": "In", "values": ["important"]}
+    assert "ResourceQuota" not in {each["kind"] for each in render()}
+
+
+@pytest.mark.parametrize("proxy", [True, False])
+def test_chart_pods_have_one_selinux_label(proxy: bool) -> None:
+    manifests = render({"containerd.seLinuxOptions": {"type": "spc_t"}, "proxy.enabled": proxy})
+    for spec in (pod(manifests), find_one(manifests, "Pod")["spec"]):
+        assert spec["securityContext"]["seLinuxOptions"] == {"type": "spc_t", "level": "s0"}
+        parts = (*spec.get("initContainers", ()), *spec["containers"])
+        assert not any("seLinuxOptions" in each["securityContext"] for each in parts)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_chart_sets_selinux_options_only_on_request(distribution: str) -> None:
+    assert "seLinuxOptions" not in str(render({"distribution": distribution}))
+
+
+def test_chart_pods_avoid_nodes_without_containerd() -> None:
+    keys = {"eks.amazonaws.com/compute-type": ["fargate"], "type": ["virtual-kubelet"]}
+    excluded = [{"key": key, "operator": "NotIn", "values": values} for key, values in keys.items()]
+    own = [{"key": "whales", "operator": "Exists"}]
+    fields = [{"key": "metadata.name", "operator": "In", "values": ["a"]}]
+    terms = [{"matchExpressions": own}, {"matchFields": fields}]
+    required = {"nodeSelectorTerms": terms}
+    preferred = [{"weight": 1, "preference": {"matchExpressions": own}}]
+    name = "DuringSchedulingIgnoredDuringExecution"
+    affinity = {"nodeAffinity": {f"required{name}": required, f"preferred{name}": preferred}, "podAntiAffinity": {}}
+    expected = [{"matchExpressions": own + excluded}, {"matchFields": fields, "matchExpressions": excluded}]
+    for value, merged in (({}, [{"matchExpressions": excluded}]), (affinity, expected)):
+        manifests = render({"affinity": value})
+        for spec in (pod(manifests), find_one(manifests, "Pod")["spec"]):
+            node_affinity = spec["affinity"]["nodeAffinity"]
+            assert node_affinity[f"required{name}"]["nodeSelectorTerms"] == merged
+            assert node_affinity.get(f"preferred{name}") == (preferred if value else None)
+
+
+def test_chart_listens_on_both_address_families() -> None:
+    assert settings(render())["http"]["listen"] == "*:9469"
+
+
+def test_chart_serves_containers_only_on_request() -> None:
+    assert settings(render())["http"]["containers"] is False
+    assert settings(render({"config.http.containers": True}))["http"]["containers"] is True
+
+
+def test_chart_version_alone_does_not_replace_pods(tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "whalebridge")
+    chart = tmp_path / "whalebridge" / "Chart.yaml"
+    chart.write_text(chart.read_text().replace(f"\nversion: {__version__}\n", "\nversion: 99.0.0\n"))
+    new = yaml.safe_load_all(helm("template", "whalebridge", str(chart.parent), "--kube-version=1.34"))
+    daemon_set = find_one([each for each in new if each], "DaemonSet")
+    assert daemon_set["metadata"]["labels"]["helm.sh/chart"] == "whalebridge-99.0.0"
+    assert daemon_set["spec"] == find_one(render(), "DaemonSet")["spec"]
+
+
+@pytest.mark.parametrize("max_bytes", [1_048_576, 536_870_912, 2_147_483_648])
+def test_chart_empty_dir_is_larger_than_outbox(max_bytes: int) -> None:
+    values = {"persistence.type": "emptyDir", "config.outbox.max_bytes": max_bytes}
+    manifests = render(values if max_bytes != 536_870_912 else {"persistence.type": "emptyDir"})
+    (state,) = [each["emptyDir"] for each in pod(manifests)["volumes"] if each["name"] == "state"]
+    size = int(state["sizeLimit"].removesuffix("Mi")) * 1024**2
+    assert 1.1 * max_bytes + 48 * 1024**2 <= size <= 1.1 * max_bytes + 50 * 1024**2
+    assert containers(manifests)["bridge"]["resources"]["requests"]["ephemeral-storage"] == state["sizeLimit"]
+    own = render(values | {"resources": {"limits": {"ephemeral-storage": "4Gi"}}})
+    assert "ephemeral-storage" not in containers(own)["bridge"]["resources"]["requests"]
+
+
+LARGE = 1_000_660_000
+FROM_FILE = {
+    "user": LARGE,
+    "containerd": {"group": LARGE + 1},
+    "terminationGracePeriodSeconds": 1_000_000,
+    "config": {"outbox": {"max_records": 10_000_000}},
+    "startupProbe": {"failureThreshold": 1_000_000},
+}
+
+
+def test_chart_renders_large_numbers_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(FROM_FILE))  # unlike --set, Helm reads numbers in files as floats
+    manifests = render(flags=[f"--values={file}"])
+    parts = containers(manifests)
+    assert parts["state"]["args"][-1] == parts["proxy"]["args"][-1] == str(LARGE)
+    assert parts["proxy"]["securityContext"]["runAsGroup"] == LARGE + 1
+    assert parts["bridge"]["securityContext"]["runAsUser"] == pod(manifests)["securityContext"]["fsGroup"] == LARGE
+    assert settings(manifests)["outbox"]["max_records"] == 10_000_000
+    assert pod(manifests)["terminationGracePeriodSeconds"] == 1_000_000
+    assert find_one(manifests, "Pod")["spec"]["containers"][0]["securityContext"]["runAsUser"] == LARGE
+    text = helm("template", "whalebridge", str(CHART), "--kube-version=1.34", f"--values={file}")
+    assert not re.search(r"\de\+\d", text)
+
+
+HOSTILE = {  # values that YAML would read as something else than a string, and keys that the chart sets, too
+    "serviceAccount.name": "0123",
+    "priorityClassName": "1e3",
+    "imagePullSecrets": ["1234", "true"],
+    "existingSecrets": {"files": ["1234", "1e3"], "env": ["0x1"]},
+    "persistence.path": "/var/lib/a: b #c",
+    "containerd.socket": "/run/a: b/c #d",
+    "image.tag": "1.10",
+    "podMonitor": {"enabled": True, "labels": {"app.kubernetes.io/name": "x", "a": "1e3"}},
+    "prometheusRule": {"enabled": True, "labels": {"helm.sh/chart": "x"}},
+    "dashboard": {"enabled": True, "labels": {"app.kubernetes.io/instance": "x"}, "annotations": {"a": "true"}},
+    "service": {"enabled": True, "annotations": {"a": "1e3"}},
+    "podLabels": {"app.kubernetes.io/name": "x", "a": "1e3"},
+    "podAnnotations": {"checksum/config": "x", "kubectl.kubernetes.io/default-container": "proxy"},
+    "resourceQuota.enabled": True,
+    "config": {"sinks": {"main": NATS}},
+}
+
+
+@pytest.mark.parametrize("release", ["whalebridge", "123", "true", "1e3", "my.rel", "0x1"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chart_quotes_values_and_repeats_no_keys(release: str, version: str) -> None:
+    manifests = render(HOSTILE, release=release, kubernetes=version)
+    for manifest in manifests:
+        if manifest["kind"] not in FOREIGN:
+            kubernetes_validate.validate(manifest, version, strict=True)
+        labels = manifest["metadata"]["labels"]
+        assert all(isinstance(each, str) for each in (manifest["metadata"]["name"], *labels.values()))
+        assert labels["app.kubernetes.io/instance"] == release
+    assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", find_one(manifests, "Service")["metadata"]["name"])
+    daemon_set = find_one(manifests, "DaemonSet")["spec"]
+    metadata = daemon_set["template"]["metadata"]
+    assert daemon_set["selector"]["matchLabels"].items() <= metadata["labels"].items()
+    assert metadata["annotations"]["checksum/config"] != "x"
+    assert metadata["annotations"]["kubectl.kubernetes.io/default-container"] == "proxy"
+
+
+def test_chart_rejects_two_monitors_of_the_same_pods() -> None:
+    with pytest.raises(CommandError, match=r"podMonitor or serviceMonitor, not both"):
+        render({"podMonitor.enabled": True, "serviceMonitor.enabled": True})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"existingSecrets.env": ["broker"]},
+        {"extraEnv": [{"name": "WHALEBRIDGE_SINKS__MAIN", "value": "nats://a:4222/s"}]},
+    ],
+    ids=["secret", "extra-env"],
+)
+def test_chart_rejects_network_policy_without_ports_of_sinks(values: dict[str, Any]) -> None:
+    with pytest.raises(CommandError, match=r"set networkPolicy\.brokerPorts"):
+        render(values)
+    assert ports(render(values | {"networkPolicy.brokerPorts": [4222]}))[1] == {4222}
+    assert render(values | {"networkPolicy.enabled": False})
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.29"])
+def test_chart_proxy_starts_before_bridge_where_possible(version: str) -> None:
+    spec = pod(render(kubernetes=version))
+    names = [[each["name"] for each in spec[kind]] for kind in ("initContainers", "containers")]
+    if version == "1.28":
+        assert names == [["state"], ["bridge", "proxy"]]
+        assert "restartPolicy" not in str(spec)
+    else:
+        assert names == [["state", "proxy"], ["bridge"]]
+        proxy = spec["initContainers"][1]
+        assert proxy["restartPolicy"] == "Always"
+        assert proxy["startupProbe"]["exec"]["command"][-1] == proxy["args"][proxy["args"].index("--listen") + 1]
+
+
+@pytest.mark.parametrize("name", yaml.safe_load((CHART / "values.yaml").read_text()))
+def test_chart_names_value_that_older_chart_lacks(name: str) -> None:
+    """With `helm upgrade --reuse-values`, the values of an older chart lack what a newer one has added."""
+    required = json.loads((CHART / "values.schema.json").read_text())["required"]
+    if name in required:
+        with pytest.raises(CommandError, match=rf"missing property '{name}'|{name} is required"):
+            render({name: None})
+    else:
+        for manifest in render({name: None}):
+            kubernetes_validate.validate(manifest, "1.34", strict=True)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -154,6 +360,10 @@ def mounts(manifests: list[Manifest], container: str) -> dict[str, str]:
         ("proxy", {"enable": True}, "enable"),
         ("proxy.enabled", "yes", "enabled"),
         ("persistence.type", "tmpfs", "type"),
+        ("resourceQuota", {"enable": True}, "enable"),
+        ("startupProbe", {"httpGet": {}}, "httpGet"),
+        ("fullnameOverride", "my.name", "fullnameOverride"),
+        ("nameOverride", "0x1", "nameOverride"),
         ("image.tag", 1.0, "tag"),
         ("image.digest", "sha256:beef", "digest"),
         ("http.port", 70000, "port"),

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import secrets
 import shlex
+import shutil
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bridge import __version__
 from tests.eventually import eventually
 from tests.kubernetes.manifests import container, pod
 from tests.kubernetes.records import StreamReader, find_gaps, pod_of, running_containers, transitions
@@ -40,8 +43,12 @@ def stream_reader(node: Node) -> StreamReader:
 
 def install(node: Node, command: str, url: str, *flags: str) -> None:
     config = {"sinks": {"main": f"{url}/containers"}, "log": {"level": "debug"}}
-    base_flags = ["--set=image.pullPolicy=Never", f"--set-json=config={json.dumps(config)}", f"--namespace={NAMESPACE}"]
-    node.helm(command, "whalebridge", str(CHART), *base_flags, *flags)
+    base_flags = ["--set=image.pullPolicy=Never", "--set=resourceQuota.enabled=true", f"--namespace={NAMESPACE}"]
+    node.helm(command, "whalebridge", str(CHART), *base_flags, f"--set-json=config={json.dumps(config)}", *flags)
+    wait_rolled_out(node)
+
+
+def wait_rolled_out(node: Node) -> None:
     # Helm's --wait accepts maxUnavailable missing pods: on one node, all of them.
     node.kubectl(
         "rollout", "status", "daemonset/whalebridge", f"--namespace={NAMESPACE}", "--timeout=120s", timeout=150
@@ -173,12 +180,14 @@ def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_
     before = bridge_pod(node)["metadata"]["uid"]
     node.kubectl("delete", "pod", bridge_pod(node)["metadata"]["name"], f"--namespace={NAMESPACE}", "--wait=false")
     node.kubectl("delete", "pod", "doomed", "--wait=true")
-    node.apply(pod("meanwhile", container("main", "exit 4")))
-    wait_finished(node, "meanwhile", phase="Failed")
+    # A run that also ends before the new pod connects would not be published.
+    node.apply(pod("meanwhile", container("main", "trap 'exit 4' TERM; sleep 1000 & wait")))
     eventually(
         lambda: [each["metadata"]["uid"] != before and is_ready(each) for each in bridge_pods(node)] == [True],
         "a new bridge pod to be ready", within=90,
     )  # fmt: skip
+    stream_reader.wait(lambda all_: transitions(all_)["meanwhile", "main", "started"], "the start during the restart")
+    node.kubectl("delete", "pod", "meanwhile", "--wait=true")
     install(node, "upgrade", stream_reader.url, "--set=podAnnotations.example\\.net/again=yes")
     records = stream_reader.wait(
         lambda all_: transitions(all_)["doomed", "main", "exited"] and transitions(all_)["meanwhile", "main", "exited"],
@@ -229,13 +238,75 @@ def test_second_bridge_pod_waits_while_first_holds_state_dir(node: Node) -> None
 
 @pytest.mark.usefixtures("stream_reader")
 def test_bridge_pod_runs_unprivileged(node: Node) -> None:
-    name = bridge_pod(node)["metadata"]["name"]
     script = "import os; print(os.getuid(), open('/proc/self/status').read().split('CapEff:')[1].split()[0])"
     for part in ("bridge", "proxy"):
-        command = ["exec", name, f"--container={part}", f"--namespace={NAMESPACE}", "--", "/opt/whalebridge/bin/python"]
-        assert node.kubectl(*command, "-Ic", script).stdout.split() == ["65532", "0000000000000000"]
-        lookup = "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))"
-        assert node.kubectl(*command, "-Ic", lookup).stdout == "False\n"
+        assert run_python(node, part, script).split() == ["65532", "0000000000000000"]
+        assert run_python(node, part, "import os; print(os.path.exists('/var/run/secrets/kubernetes.io'))") == "False\n"
+        writable = "import os; print(os.statvfs('/run/containerd').f_flag & os.ST_RDONLY == 0)"
+        assert run_python(node, part, writable) == "False\n"
+
+
+@pytest.mark.usefixtures("stream_reader")
+def test_bridge_pod_serves_no_containers_on_both_families(node: Node) -> None:
+    address = bridge_pod(node)["status"]["podIP"]
+    script = f"""
+import http.client
+for host in ("127.0.0.1", "::1", "{address}"):
+    for path in ("/livez", "/metrics", "/", "/containers"):
+        client = http.client.HTTPConnection(host, 9469, timeout=10)
+        client.request("GET", path)
+        print(client.getresponse().status, end=" ")
+"""
+    assert run_python(node, "bridge", script).split() == ["200", "200", "403", "403"] * 3
+
+
+def run_python(node: Node, part: str, script: str) -> str:
+    """Run a script in a container of the bridge's pod; return its output."""
+    name = bridge_pod(node)["metadata"]["name"]
+    command = ["exec", name, f"--container={part}", f"--namespace={NAMESPACE}", "--", "/opt/whalebridge/bin/python"]
+    return node.kubectl(*command, "-Ic", script).stdout
+
+
+@pytest.mark.usefixtures("stream_reader")
+def test_resource_quota_counts_bridge_pods(node: Node) -> None:
+    def used() -> str:
+        quota = node.get("resourcequota", "whalebridge", f"--namespace={NAMESPACE}")
+        return str(quota["status"].get("used", {}).get("pods"))
+
+    eventually(lambda: used() == "1", "the quota of the priority class to count the pod", within=60)
+
+
+def test_chart_upgrade_from_older_chart_keeps_pods(node: Node, stream_reader: StreamReader, tmp_path: Path) -> None:
+    older = older_chart(tmp_path)
+    flags = ["--reset-values", "--set=image.pullPolicy=Never", f"--namespace={NAMESPACE}"]
+    config = {"sinks": {"main": f"{stream_reader.url}/containers"}, "log": {"level": "debug"}}
+    node.helm("upgrade", "whalebridge", str(older), *flags, f"--set-json=config={json.dumps(config)}")
+    wait_rolled_out(node)
+    before = bridge_pod(node)["metadata"]["uid"]
+    upgrade = ["upgrade", "whalebridge", str(CHART), f"--namespace={NAMESPACE}"]
+    failed = node.helm(*upgrade, "--reuse-values", check=False)
+    assert failed.returncode
+    assert "resourceQuota" in failed.stderr
+    assert "nil pointer" not in failed.stderr
+    node.helm(*upgrade, "--reset-then-reuse-values")
+    values = node.helm("get", "values", "whalebridge", f"--namespace={NAMESPACE}", "--output=json").stdout
+    assert json.loads(values) == {"config": config, "image": {"pullPolicy": "Never"}}
+    wait_rolled_out(node)
+    assert bridge_pod(node)["metadata"]["uid"] == before
+    notes = node.helm("get", "notes", "whalebridge", f"--namespace={NAMESPACE}").stdout
+    assert "connections to DNS and to the ports 4222." in notes
+
+
+def older_chart(directory: Path) -> Path:
+    """Return a copy of the chart with another version, and without a group of values and its template."""
+    chart = directory / "whalebridge"
+    shutil.copytree(CHART, chart)
+    metadata, values = chart / "Chart.yaml", chart / "values.yaml"
+    metadata.write_text(metadata.read_text().replace(f"\nversion: {__version__}\n", "\nversion: 0.0.1\n"))
+    values.write_text(values.read_text().replace("\nresourceQuota:\n", "\nolder:\n"))
+    for name in ("values.schema.json", "templates/resourcequota.yaml"):
+        (chart / name).unlink()
+    return chart
 
 
 @pytest.mark.parametrize(
@@ -252,10 +323,56 @@ def test_bridge_pod_runs_unprivileged(node: Node) -> None:
 def test_bridge_pod_publishes_after_upgrade_with_other_values(
     node: Node, stream_reader: StreamReader, flags: tuple[str, ...]
 ) -> None:
-    install(node, "upgrade", stream_reader.url, *(f"--set={flag}" for flag in flags))
     name = f"upgrade-{secrets.token_hex(3)}"
+    shared_memory = f"{name}-shm"
+    node.apply(pod(shared_memory, container("main", "head -c 20971520 /dev/zero > /dev/shm/data; sleep 1000")))
+    stream_reader.wait(lambda all_: transitions(all_)[shared_memory, "main", "started"], "the start of a pod")
+    install(node, "upgrade", stream_reader.url, *(f"--set={flag}" for flag in flags))
     node.apply(pod(name, container("main", "exit 6")))
     stream_reader.wait(lambda all_: transitions(all_)[name, "main", "exited"], "the exit of a pod")
+    has_proxy = "proxy.enabled=false" not in flags
+    log = node.kubectl("logs", bridge_pod(node)["metadata"]["name"], "--container=bridge", f"--namespace={NAMESPACE}")
+    assert '"http_listening"' in log.stdout
+    assert not has_proxy or '"containerd_unavailable"' not in log.stdout  # the proxy listens before the bridge starts
+    sandbox = sandbox_of(node, shared_memory)
+    assert sandbox in mounts(node, "proxy" if has_proxy else "bridge")
+    node.kubectl("delete", "pod", shared_memory, "--wait=true")
+    # What containerd has unmounted would otherwise stay in memory until the container of the bridge's pod ends.
+    eventually(lambda: sandbox not in mounts(node, "proxy" if has_proxy else "bridge"), "the unmount", within=30)
+
+
+def sandbox_of(node: Node, name: str) -> str:
+    """Return the id of the sandbox of a pod."""
+    labels = f'labels."io.cri-containerd.kind"==sandbox,labels."io.kubernetes.pod.name"=={name}'
+    return node.ctr("containers", "ls", "-q", labels, namespace="k8s.io").stdout.strip()
+
+
+def mounts(node: Node, part: str) -> str:
+    """Return the mounts that a container of the bridge's pod sees."""
+    status = bridge_pod(node)["status"]
+    statuses = [*status.get("initContainerStatuses", ()), *status["containerStatuses"]]
+    (id_,) = [each["containerID"].removeprefix("containerd://") for each in statuses if each["name"] == part]
+    tasks = node.ctr("tasks", "ls", namespace="k8s.io").stdout.splitlines()
+    (pid,) = [line.split()[1] for line in tasks if line.startswith(id_)]
+    return Path(f"/proc/{pid}/mountinfo").read_text()
+
+
+def test_node_shutdown_publishes_exits_of_pods(node: Node, stream_reader: StreamReader) -> None:
+    slow = container("main", "trap 'sleep 5; exit 8' TERM; sleep 1000 & wait")
+    node.apply(pod("last", slow, terminationGracePeriodSeconds=30))
+    stream_reader.wait(lambda all_: transitions(all_)["last", "main", "started"], "the start of a pod")
+    node.shut_down()
+    assert not running_tasks(node)
+    try:
+        # The kubelet starts no pods now: the bridge that ran until the end has published this.
+        stream_reader.wait(lambda all_: transitions(all_)["last", "main", "exited"], "the exit of a pod", timeout=15)
+    finally:
+        node.resume_pods()
+    (record,) = [each for each in stream_reader.of_pod("last") if each["type"] == "exited"]
+    assert (record["origin"], record["exit"]["status"]) == ("live", 8)
+    eventually(
+        lambda: any(map(is_ready, bridge_pods(node))), "the bridge to run again", within=120
+    )  # its pods are Failed, and replaced
 
 
 @pytest.mark.usefixtures("stream_reader")

@@ -18,6 +18,7 @@ from tests.eventually import eventually
 from tests.testbed import image
 from tests.testbed.containerd import Containerd, busybox_path, components
 from tests.testbed.install import search_path
+from tests.testbed.logind import Logind
 from tests.testbed.process import run
 from tests.testbed.sandbox import LINKS_FILE
 
@@ -33,7 +34,7 @@ _APISERVER = "https://127.0.0.1:6443"
 _CONTAINERD_CONFIG = """\
 version = 3
 root = "{directory}/root"
-state = "{directory}/state"
+state = "/run/containerd"
 disabled_plugins = ["io.containerd.nri.v1.nri"]
 [grpc]
   address = "{address}"
@@ -74,6 +75,7 @@ class Node(Containerd):
         self.ip = f"{self._net}.2"
         self.audit = self.directory / "audit.jsonl"
         self._programs: list[subprocess.Popen[bytes]] = []
+        self._logind: Logind | None = None
 
     def start(self) -> None:
         """Start all programs, and wait until the node is Ready; later calls start only containerd."""
@@ -84,6 +86,8 @@ class Node(Containerd):
             return
         self.import_image("k8s.io")
         self._import_pause()
+        self._logind = Logind(self.directory / "system_bus")
+        self.env["DBUS_SYSTEM_BUS_ADDRESS"] = self._logind.address
         for program in (self._start_etcd(), self._start_apiserver()):
             self._launch(*program)
         eventually(self._is_apiserver_ready, "the apiserver to be ready", within=90)
@@ -110,6 +114,23 @@ class Node(Containerd):
         """Run Helm as an administrator; with `check`, a failure raises CommandError with its output."""
         return run(self.sandboxed_command("helm", *args), env=self.env, timeout=timeout, check=check)
 
+    def shut_down(self, timeout: float = 120) -> None:
+        """Let the kubelet stop all pods, as at the graceful shutdown of a machine; it starts none until `resume_pods`.
+
+        Raises:
+            TimeoutError: The kubelet has not stopped them in time.
+        """
+        if self._logind is None:
+            raise RuntimeError("the node was never started")
+        self._logind.shut_down(timeout)
+
+    def resume_pods(self) -> None:
+        """Cancel `shut_down`, and wait until the node is Ready."""
+        if self._logind is None:
+            raise RuntimeError("the node was never started")
+        self._logind.cancel_shutdown()
+        eventually(self._is_ready, "the node to be Ready", within=120)
+
     def start_nats(self) -> str:
         """Start a nats-server in the node's network; return its URL for pods and for this machine."""
         store = self.directory / "nats"
@@ -121,6 +142,8 @@ class Node(Containerd):
     def close(self) -> None:
         """Stop and remove everything that this instance started or created."""
         super().close()
+        if self._logind is not None:
+            self._logind.close()
         for program in self._programs:
             program.wait(20)
 
@@ -186,6 +209,8 @@ class Node(Containerd):
             "resolvConf": "",
             "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
             "authorization": {"mode": "AlwaysAllow"},
+            "shutdownGracePeriod": "60s",
+            "shutdownGracePeriodCriticalPods": "20s",
             "evictionHard": {"nodefs.available": "1%", "imagefs.available": "1%"},
         }
 

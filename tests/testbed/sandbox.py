@@ -40,6 +40,7 @@ def main(directory: Path, *private_paths: Path) -> None:
     for path in (*_PRIVATE_PATHS, *private_paths):
         path.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "whalebridge", path], check=True)
+        subprocess.run(["mount", "--make-shared", path], check=True)  # as systemd does on a machine
     sys.stdout.write(READY)
     sys.stdout.flush()
     sys.stdin.read()

@@ -25,20 +25,21 @@ _sym_db = _symbol_database.Default()
 
 from bridge.containerd.protos import envelope_pb2 as bridge_dot_containerd_dot_protos_dot_envelope__pb2
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
-from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _protos.POOL.AddSerializedFile(b'\n%bridge/containerd/protos/events.proto\x12\x1d\x63ontainerd.services.events.v1\x1a\'bridge/containerd/protos/envelope.proto\x1a\x19google/protobuf/any.proto\x1a\x1bgoogle/protobuf/empty.proto\"D\n\x0ePublishRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"#\n\x10SubscribeRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t2\xb6\x01\n\x06\x45vents\x12P\n\x07Publish\x12-.containerd.services.events.v1.PublishRequest\x1a\x16.google.protobuf.Empty\x12Z\n\tSubscribe\x12/.containerd.services.events.v1.SubscribeRequest\x1a\x1a.containerd.types.Envelope0\x01\x62\x06proto3')
+DESCRIPTOR = _protos.POOL.AddSerializedFile(b'\n%bridge/containerd/protos/events.proto\x12\x1d\x63ontainerd.services.events.v1\x1a\'bridge/containerd/protos/envelope.proto\x1a\x19google/protobuf/any.proto\"D\n\x0ePublishRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any\"J\n\x0fPublishResponse\x12 \n\x12proxy_denied_calls\x18\xe8\x07 \x01(\x04H\x00\x88\x01\x01\x42\x15\n\x13_proxy_denied_calls\"#\n\x10SubscribeRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t2\xce\x01\n\x06\x45vents\x12h\n\x07Publish\x12-.containerd.services.events.v1.PublishRequest\x1a..containerd.services.events.v1.PublishResponse\x12Z\n\tSubscribe\x12/.containerd.services.events.v1.SubscribeRequest\x1a\x1a.containerd.types.Envelope0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'bridge.containerd.protos.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PUBLISHREQUEST']._serialized_start=169
-  _globals['_PUBLISHREQUEST']._serialized_end=237
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=239
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=274
-  _globals['_EVENTS']._serialized_start=277
-  _globals['_EVENTS']._serialized_end=459
+  _globals['_PUBLISHREQUEST']._serialized_start=140
+  _globals['_PUBLISHREQUEST']._serialized_end=208
+  _globals['_PUBLISHRESPONSE']._serialized_start=210
+  _globals['_PUBLISHRESPONSE']._serialized_end=284
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=286
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=321
+  _globals['_EVENTS']._serialized_start=324
+  _globals['_EVENTS']._serialized_end=530
 # @@protoc_insertion_point(module_scope)

@@ -1,6 +1,5 @@
 from bridge.containerd.protos import envelope_pb2 as _envelope_pb2
 from google.protobuf import any_pb2 as _any_pb2
-from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -16,6 +15,12 @@ class PublishRequest(_message.Message):
     topic: str
     event: _any_pb2.Any
     def __init__(self, topic: _Optional[str] = ..., event: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
+
+class PublishResponse(_message.Message):
+    __slots__ = ("proxy_denied_calls",)
+    PROXY_DENIED_CALLS_FIELD_NUMBER: _ClassVar[int]
+    proxy_denied_calls: int
+    def __init__(self, proxy_denied_calls: _Optional[int] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
     __slots__ = ("filters",)

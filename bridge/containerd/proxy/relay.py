@@ -22,6 +22,7 @@ from grpc import StatusCode
 
 from bridge.containerd import envelope_batches, methods
 from bridge.containerd.event_stream import RawEventStream
+from bridge.containerd.protos.events_pb2 import PublishResponse
 from bridge.containerd.proxy import policy
 from bridge.containerd.proxy.denied_calls import DeniedCalls, TokenBucket
 from bridge.containerd.proxy.policy import CallDenied, Policy
@@ -152,7 +153,7 @@ class Relay(grpc.GenericRpcHandler):
         if not self._marker_bucket.try_take():
             raise CallDenied(StatusCode.RESOURCE_EXHAUSTED, f"more than {MARKERS_PER_SECOND:g} markers per second")
         await self._call(methods.PUBLISH.path, marker, methods.MARKER_NAMESPACE, context)
-        return b""
+        return PublishResponse(proxy_denied_calls=self.denied_calls.count).SerializeToString()
 
     async def _call(self, method: str, request: bytes, namespace: str, context: _Context) -> bytes:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(method)

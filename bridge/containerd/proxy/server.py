@@ -12,6 +12,7 @@ import structlog
 from bridge.clock import SystemClock
 from bridge.containerd.proxy.relay import Relay
 from bridge.containerd.proxy.socket import bind
+from bridge.containerd.proxy.watchdog import HANG_SECONDS, event_loop_watchdog
 from bridge.containerd.socket_probe import socket_path
 from bridge.core.errors import FatalError
 
@@ -24,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -> None:
-    """Relay calls until SIGTERM or SIGINT, also while containerd restarts.
+    """Relay calls until SIGTERM or SIGINT, also while containerd restarts; exit if the event loop hangs.
 
     Raises:
         FatalError: An address is invalid, or the proxy cannot listen at ``listen``.
@@ -39,7 +40,8 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
         bind(server, path, mode=mode, group=group)
         await server.start()
         _log.info("proxy_started", containerd=source, listen=path)
-        await stopping.wait()
+        async with event_loop_watchdog(HANG_SECONDS):
+            await stopping.wait()
         _log.info("proxy_shutdown_started", denied_total=relay.denied_calls.count)
     finally:
         await server.stop(STOP_TIMEOUT_SECONDS)

@@ -167,6 +167,8 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _gauge(
         "stream_watermark_age_seconds", "Age of the event stream's watermark: events up to it have been processed.", age
     )
+    denied = [] if status.proxy_denied_calls is None else [((), status.proxy_denied_calls)]
+    yield _counter("proxy_denied_calls", "Calls that whalebridge proxy has denied since its start.", denied)
     yield _gauge("outbox_writable", "1 if the outbox can be written.", [((), status.outbox_error is None)])
     yield _gauge("outbox_limit_bytes", "Maximum size of the backlog of one sink.", [((), status.outbox_max_bytes)])
 

@@ -27,6 +27,7 @@ SNAPSHOT_SECONDS = 30.0
 _JSON = "application/json"
 _BACKLOG = 64
 _SOCKET_MODE = 0o600
+_PATHS_WITH_CONTAINERS = ("/", "/containers")
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::\d+)?")
 _log = structlog.get_logger(__name__)
 
@@ -36,8 +37,10 @@ Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class HttpEndpoint:
     """Serves the status of a running bridge on any number of sockets."""
 
-    def __init__(self, bridge: BridgeInspector) -> None:
+    def __init__(self, bridge: BridgeInspector, *, containers: bool = True) -> None:
+        """Create the endpoint; ``containers`` is whether TCP sockets serve the paths that name containers."""
         self._bridge = bridge
+        self._names_containers = containers
         self._metrics = Metrics(bridge)
         self._servers: list[tuple[asyncio.Server, BoundedServer]] = []
         self._routes: dict[str, tuple[str, Handler]] = {
@@ -49,8 +52,8 @@ class HttpEndpoint:
         }
         self._local_routes = {**self._routes, "/snapshot": ("POST", self._snapshot)}
 
-    async def listen(self, host: str, port: int) -> list[str]:
-        """Listen on TCP; return the addresses.
+    async def listen(self, host: str | None, port: int) -> list[str]:
+        """Listen on TCP, on all addresses of IPv4 and IPv6 if ``host`` is None; return the addresses.
 
         Raises:
             OSError: The address cannot be used.
@@ -94,6 +97,8 @@ class HttpEndpoint:
         method, handler = routes.get(request.path, ("", None))
         if handler is None:
             return _text(404, f"not found; available paths: {' '.join(routes)}")
+        if not (local or self._names_containers) and request.path in _PATHS_WITH_CONTAINERS:
+            return _text(403, "http.containers is false; use control.sock in state_dir, or whalebridge list")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             return _text(405, f"method not allowed; use {method}", Allow=method)
         try:

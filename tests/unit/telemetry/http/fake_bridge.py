@@ -47,6 +47,7 @@ def bridge_status(**changed: Any) -> Status:
         paused=1,
         counters=Counters(),
         ignored_events=Counter(),
+        proxy_denied_calls=13,
     )
     return msgspec.structs.replace(defaults, **changed)
 

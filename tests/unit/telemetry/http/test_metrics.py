@@ -63,6 +63,7 @@ async def test_metrics_equal_counters() -> None:
         "whalebridge_ignored_events_total exec_exit": 10,
         "whalebridge_task_query_failures_total": 11,
         "whalebridge_stream_watermark_age_seconds": 12,
+        "whalebridge_proxy_denied_calls_total": 13,
         "whalebridge_ready": 0,
         "whalebridge_outbox_writable": 0,
         "whalebridge_outbox_limit_bytes": 1000,
@@ -87,9 +88,10 @@ async def test_metrics_equal_counters() -> None:
     assert values["process_resident_memory_bytes"] > 0
 
 
-async def test_watermark_age_and_engine_are_absent_before_watermark() -> None:
-    values = samples(FakeBridge(bridge_status(watermark_age=None, engine=None, synced=False)))
-    assert not [name for name in values if "watermark_age" in name or "engine_info" in name]
+async def test_metrics_without_value_are_absent() -> None:
+    values = samples(FakeBridge(bridge_status(watermark_age=None, engine=None, synced=False, proxy_denied_calls=None)))
+    absent = ("watermark_age", "engine_info", "proxy_denied_calls")
+    assert not [name for name in values if any(part in name for part in absent)]
 
 
 @pytest.fixture
@@ -105,6 +107,7 @@ async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[st
     assert shown | alerted <= exposed_metrics
     assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - alerted <= {
         "whalebridge_engine_info",
+        "whalebridge_proxy_denied_calls_total",
         "whalebridge_sink_publish_duration_seconds_count",
         "whalebridge_sink_publish_duration_seconds_sum",
     }

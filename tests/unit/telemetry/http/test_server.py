@@ -31,10 +31,10 @@ class Response(NamedTuple):
 class ServedEndpoint:
     """An endpoint on TCP and on a unix socket."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, containers: bool = True) -> None:
         self.bridge = FakeBridge()
         self.socket = directory / "control.sock"
-        self.endpoint = HttpEndpoint(self.bridge)
+        self.endpoint = HttpEndpoint(self.bridge, containers=containers)
         self.port = 0
 
     async def open(self) -> None:
@@ -150,6 +150,27 @@ async def test_status_page_forbids_scripts_and_escapes_names(served: ServedEndpo
     assert response.headers["x-content-type-options"] == "nosniff"
     assert b"<script" not in response.body
     assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in response.body
+
+
+async def test_containers_are_served_only_on_control_socket(tmp_path: Path) -> None:
+    served = ServedEndpoint(tmp_path, containers=False)
+    served.bridge.containers = [running_container("canary")]
+    await served.open()
+    try:
+        for path in ("/", "/containers"):
+            for method in ("GET", "HEAD", "POST"):
+                response = await served.request(path, method)
+                assert response.status == 403
+                assert method == "HEAD" or response.body == (
+                    b"http.containers is false; use control.sock in state_dir, or whalebridge list\n"
+                )
+            assert b"canary" in (await served.request(path, local=True)).body
+        for path in ("/livez", "/readyz", "/metrics"):
+            response = await served.request(path)
+            assert response.status == 200
+            assert b"canary" not in response.body
+    finally:
+        await served.endpoint.close()
 
 
 async def test_snapshot_is_not_served_over_tcp(served: ServedEndpoint) -> None:
