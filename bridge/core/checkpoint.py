@@ -212,7 +212,7 @@ def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
     if stored.oom:
         entry.add_oom_pid(entry.run_pid())
     if stored.held:
-        entry.held_exit = HeldExit(stored.held, deadline=0, oom=None)
+        entry.held_exit = HeldExit(stored.held, deadline=0, oom=None, paused=False)
 
 
 _SEPARATOR = "\x00"  # no name in containerd and no host name contains it

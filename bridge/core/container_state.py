@@ -73,11 +73,13 @@ class HeldExit(Struct, frozen=True):
     """An exit that waits for an OOM event until ``deadline`` (monotonic).
 
     ``transitions`` are the exit and the additional events behind it. ``oom`` is the exit's value if no OOM event comes.
+    ``paused``: consumers know the container as paused until they see the exit.
     """
 
     transitions: tuple[Transition, ...]
     deadline: int
     oom: bool | None
+    paused: bool
 
 
 class DueExit(NamedTuple):

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from bridge.core.container_metadata import incarnation_id
-from bridge.core.container_state import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
+from bridge.core.container_state import ContainerState, ExitInfo, HeldExit, Incarnation, TaskQuery, Transition
 from bridge.core.container_store import PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerCreated,
@@ -407,30 +407,20 @@ class Tracker(TransitionBuilder):
         entry.exited_pids.append(incarnation.pid)
         if entry.unconfirmed_start is None:
             self._scheduled_queries.pop(entry.key, None)
-        incarnation.paused = False
+        was_paused, incarnation.paused = incarnation.paused and not incarnation.preexisting, False
         if incarnation.preexisting:
             self._emit(entry, incarnation, "started", "inferred", at)
-        self._emit_exit(entry, incarnation, origin, at, exit_info._replace(oom=oom), received)
+        exit_info = exit_info._replace(oom=oom)
+        if received is None or oom or not incarnation.in_scope:
+            self._emit(entry, incarnation, "exited", origin, at, exit_info)
+        else:
+            exited = self._make_transition(entry, incarnation, "exited", origin, at, exit_info)
+            grace = KILLED_OOM_GRACE_NS if exit_info.status == SIGKILL_STATUS else OOM_GRACE_NS
+            known = origin == "live" and _reports_oom(entry, incarnation, exit_info)
+            held = HeldExit((exited,), received.monotonic + grace, False if known else None, was_paused)
+            self._hold_exit(entry, held)
         if entry.deleted:
             self._emit_metadata_change(entry, at)
-
-    def _emit_exit(
-        self,
-        entry: ContainerState,
-        incarnation: Incarnation,
-        origin: Origin,
-        at: int,
-        exit_info: ExitInfo,
-        received: Instant | None,
-    ) -> None:
-        if received is None or exit_info.oom or not incarnation.in_scope:
-            self._emit(entry, incarnation, "exited", origin, at, exit_info)
-            return
-        self._release_exit(entry)
-        exited = self._make_transition(entry, incarnation, "exited", origin, at, exit_info)
-        grace = KILLED_OOM_GRACE_NS if exit_info.status == SIGKILL_STATUS else OOM_GRACE_NS
-        would_be_reported = origin == "live" and _reports_oom(entry, incarnation, exit_info)
-        self._hold_exit(entry, exited, received.monotonic + grace, False if would_be_reported else None)
 
     def _discard_stale_exit(self, entry: ContainerState, incarnation: Incarnation, exit_info: ExitInfo) -> None:
         """Discard a pending exit that is older than this exit: it belongs to an earlier incarnation."""

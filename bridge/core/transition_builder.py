@@ -111,10 +111,11 @@ class TransitionBuilder(ContainerStore):
             transitions += self._finish_step(entry)
         return transitions
 
-    def _hold_exit(self, entry: ContainerState, exited: Transition, deadline: int, oom: bool | None) -> None:
-        """Hold an exit until ``deadline``; ``oom`` is its value if no OOM event arrives until then."""
-        entry.held_exit = HeldExit((exited,), deadline, oom)
-        self._held_exits[entry.key] = deadline
+    def _hold_exit(self, entry: ContainerState, held: HeldExit) -> None:
+        """Hold an exit until its deadline."""
+        self._release_exit(entry)
+        entry.held_exit = held
+        self._held_exits[entry.key] = held.deadline
 
     def _release_exit(self, entry: ContainerState, oom: bool | None = None) -> None:
         """Emit the held exit of a container, if any, and what waits behind it."""
@@ -176,7 +177,9 @@ class TransitionBuilder(ContainerStore):
             self._emitted.append(transition)
         elif type_ == "oom":  # of the run whose exit is held, and before that exit
             exited = held.transitions[0]
-            self._emitted.append(replace(transition, pid=exited.pid, incarnation=exited.incarnation))
+            self._emitted.append(
+                replace(transition, pid=exited.pid, incarnation=exited.incarnation, paused=held.paused)
+            )
         else:
             entry.held_exit = replace(held, transitions=(*held.transitions, transition))
 
