@@ -3,7 +3,8 @@
 Invariants:
 - The checkpoint corresponds exactly to the published records: both are persisted in one transaction.
 - The checkpoint is sufficient to continue as after a broken connection: incarnations keep their ids, exited pids stay
-  known, and a pending exit keeps waiting for its start. State that only an open connection confirms is not stored.
+  known, a pending exit keeps waiting for its start, and a held exit is published. State that only an open connection
+  confirms is not stored.
 - Labels are stored as they may be published; stricter rules are applied before the next record is published
   (``ContainerStore.apply_filters``).
 """
@@ -16,7 +17,14 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 from msgspec import Struct
 
-from bridge.core.container_state import MAX_EXITED_PIDS, NO_INCARNATION, ContainerState, Incarnation
+from bridge.core.container_state import (
+    MAX_EXITED_PIDS,
+    NO_INCARNATION,
+    ContainerState,
+    HeldExit,
+    Incarnation,
+    Transition,
+)
 from bridge.core.container_store import StateChange
 from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited
 
@@ -83,6 +91,7 @@ class _StoredState(Struct, frozen=True, array_like=True):
     created_pids: tuple[int, ...]
     pending_exit: TaskExited | None
     waited_exit: tuple[int, ExitStatus] | None
+    held: tuple[Transition, ...] = ()  # the held exit, and what waits behind it
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -129,12 +138,13 @@ def _encode_state(entry: ContainerState | None) -> bytes | None:
             incarnation.paused,
             incarnation.in_scope,
             incarnation.preexisting,
-            entry.oom,
+            entry.run_pid() in entry.oom_pids,
             entry.deleted,
             entry.state_unknown,
             entry.created_pids if entry.pending_exit is not None else (),
             entry.pending_exit,
             entry.waited_exit,
+            () if entry.held_exit is None else entry.held_exit.transitions,
         )
     )
 
@@ -184,7 +194,7 @@ def position_key(source: SourceId) -> str:
 
 def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
     entry.exited_pids = deque(stored.exited_pids, maxlen=MAX_EXITED_PIDS)
-    entry.oom, entry.deleted, entry.state_unknown = stored.oom, stored.deleted, stored.state_unknown
+    entry.deleted, entry.state_unknown = stored.deleted, stored.state_unknown
     entry.created_pids, entry.pending_exit, entry.waited_exit = (
         stored.created_pids,
         stored.pending_exit,
@@ -199,6 +209,10 @@ def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
             in_scope=stored.in_scope,
             preexisting=stored.preexisting,
         )
+    if stored.oom:
+        entry.add_oom_pid(entry.run_pid())
+    if stored.held:
+        entry.held_exit = HeldExit(stored.held, deadline=0, oom=None, paused=False)
 
 
 _SEPARATOR = "\x00"  # no name in containerd and no host name contains it

@@ -21,7 +21,8 @@ class Incarnation(Struct):
 
     ``confirmed``: an event or a query has confirmed the run since the stream was last connected. ``in_scope``: the
     container filter matches, decided once per incarnation. ``preexisting``: the run began before the bridge watched,
-    and its first ``present`` record is not published yet.
+    and its first ``present`` record is not published yet. ``watched_from``: the time (wall clock) of the start event if
+    it arrived on the present connection, so that no event of the run was missed; otherwise 0.
     """
 
     pid: int
@@ -30,13 +31,14 @@ class Incarnation(Struct):
     confirmed: bool
     in_scope: bool
     preexisting: bool = False
+    watched_from: int = 0
 
 
 NO_INCARNATION = Incarnation(pid=0, id="", paused=False, confirmed=False, in_scope=False)
 
 
 class ExitInfo(NamedTuple):
-    """How a task exited, as far as known; ``oom`` is None if the exit is inferred."""
+    """How a task exited, as far as known; ``oom`` is None if it is unknown whether the kernel killed for memory."""
 
     status: int | None = None
     exited_at: int | None = None
@@ -67,6 +69,26 @@ class Transition(Struct, frozen=True):
         return replace(self, metadata=metadata, pod_labels=pod_labels)
 
 
+class HeldExit(Struct, frozen=True):
+    """An exit that waits for an OOM event until ``deadline`` (monotonic).
+
+    ``transitions`` are the exit and the additional events behind it. ``oom`` is the exit's value if no OOM event comes.
+    ``paused``: consumers know the container as paused until they see the exit.
+    """
+
+    transitions: tuple[Transition, ...]
+    deadline: int
+    oom: bool | None
+    paused: bool
+
+
+class DueExit(NamedTuple):
+    """A held exit whose time has passed: it is released when all events received until then are processed."""
+
+    key: ContainerKey
+    incarnation: str
+
+
 class TaskQuery(NamedTuple):
     """A container whose task must be queried, and the generation of its state when the query was made."""
 
@@ -80,7 +102,9 @@ class ContainerState(Struct):
     ``created_pids``: pids of the tasks created last. ``unconfirmed_start``: a start that arrived late or during
     another incarnation, to be confirmed by a query. ``pending_exit``: an exit without a start, which may still arrive
     until ``pending_exit_deadline`` (monotonic). ``waited_exit``: pid and exit status of a task from Tasks.Wait, in
-    case the exit event is lost. ``deleted_at`` (wall clock): time of the last event that deleted the container.
+    case the exit event is lost. ``oom_pids``: pids of the tasks for which an OOM event has arrived. ``held_exit``: the
+    last exit, while it waits for an OOM event. ``deleted_at`` (wall clock): time of the last event that deleted the
+    container.
     ``state_unknown``: a task query failed while nothing was known about the container.
     ``generation`` counts the inputs. ``last_change``: the moment (monotonic) of the newest known change; an earlier
     event is late. ``published_metadata``: the metadata last published to consumers of additional events; None if
@@ -95,7 +119,8 @@ class ContainerState(Struct):
     pending_exit: TaskExited | None = None
     pending_exit_deadline: int = 0
     waited_exit: tuple[int, ExitStatus] | None = None
-    oom: bool = False
+    oom_pids: tuple[int, ...] = ()
+    held_exit: HeldExit | None = None
     deleted: bool = False
     deleted_at: int = 0
     state_unknown: bool = False
@@ -127,6 +152,27 @@ class ContainerState(Struct):
     def has_created_task(self) -> bool:
         """Return whether a task was created and has not exited."""
         return bool(self.created_pids) and self.created_pids[-1] not in self.exited_pids
+
+    def run_pid(self) -> int:
+        """Return the pid of the incarnation, or else of the pending exit; 0 if there is neither."""
+        run = self.incarnation or self.pending_exit
+        return 0 if run is None else run.pid
+
+    def newest_pid(self) -> int:
+        """Return the pid of the newest task whose exit is not published; 0 if there is none."""
+        return self.created_pids[-1] if self.has_created_task() else self.run_pid()
+
+    def add_oom_pid(self, pid: int) -> None:
+        """Note that an OOM event has arrived for a task; there are at most as many as created tasks."""
+        if pid not in self.oom_pids:
+            self.oom_pids = (*self.oom_pids[1 - MAX_CREATED_PIDS :], pid)
+
+    def remove_oom_pid(self, pid: int) -> bool:
+        """Forget a task's OOM event; return whether there was one."""
+        known = pid in self.oom_pids
+        if known:
+            self.oom_pids = tuple(each for each in self.oom_pids if each != pid)
+        return known
 
     def expects_start(self, pid: int) -> bool:
         """Return whether the tracker is still waiting for the start of this task."""

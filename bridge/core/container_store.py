@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from bridge.core.container_state import ContainerState, Incarnation, TaskQuery
 from bridge.core.containerd_model import ContainerKey, Instant, Labels, Metadata
 from bridge.core.label_rules import LabelRules, filter_labels
-from bridge.core.time import SECOND
+from bridge.core.time import MILLISECOND, SECOND
 
 PENDING_EXIT_NS = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s
+RELEASE_SLACK_NS = 20 * MILLISECOND  # a held exit waits this long for other events, to be persisted with them
 MAX_TOMBSTONES = 10_000  # kept ids without metadata and incarnation
 
 
@@ -43,6 +44,7 @@ class ContainerStore:
         self._sandboxes: dict[str, tuple[ContainerKey, Labels | None]] = {}
         self._scheduled_queries: dict[ContainerKey, int] = {}
         self._pending_exits: set[ContainerKey] = set()
+        self._held_exits: dict[ContainerKey, int] = {}  # deadlines (monotonic)
         self._unsynced_namespaces: set[str] | None = None
         self._rules: LabelRules | None = None  # set if metadata may still arrive that was built with other rules
         self._changed: dict[ContainerKey, bool] = {}  # since the last call of changes(); True: metadata, too
@@ -66,9 +68,10 @@ class ContainerStore:
         return self._unsynced_namespaces is not None and namespace not in self._unsynced_namespaces
 
     def next_due(self) -> int | None:
-        """Return when (monotonic) the next pending exit or query is due; None if there is none."""
+        """Return when (monotonic) the next pending or held exit or query is due; None if there is none."""
         dues = [
             *self._scheduled_queries.values(),
+            *(deadline + RELEASE_SLACK_NS for deadline in self._held_exits.values()),
             *(self._entries[key].pending_exit_deadline for key in self._pending_exits),
         ]
         return min(dues, default=None)
@@ -101,6 +104,8 @@ class ContainerStore:
             self._entries[entry.key] = entry
             if entry.metadata is not None:
                 self._index_sandbox(entry.metadata)
+            if entry.held_exit is not None:
+                self._held_exits[entry.key] = now.monotonic
             if entry.pending_exit is not None:
                 entry.pending_exit_deadline = now.monotonic + PENDING_EXIT_NS
                 self._pending_exits.add(entry.key)
@@ -122,6 +127,7 @@ class ContainerStore:
                     del entries[entry.key]
                     self._scheduled_queries.pop(entry.key, None)
                     self._pending_exits.discard(entry.key)
+                    self._held_exits.pop(entry.key, None)
                     self._changed[entry.key] = True
         self.apply_label_rules(rules)
         self._unsynced_namespaces = None
@@ -136,6 +142,10 @@ class ContainerStore:
         entry.published_metadata = (
             None if entry.published_metadata is None else filter_labels(entry.published_metadata, rules)
         )
+        if (held := entry.held_exit) is not None:
+            transitions = tuple(each.with_label_rules(rules) for each in held.transitions)
+            entry.held_exit = replace(held, transitions=transitions)
+            self._changed.setdefault(entry.key, False)
         if entry.metadata is not None and (metadata := filter_labels(entry.metadata, rules)) != entry.metadata:
             entry.metadata = metadata
             self._changed[entry.key] = True
@@ -168,6 +178,7 @@ class ContainerStore:
             entry.deleted &= entry.metadata is not None  # an unknown container may be recreated unseen
             if entry.incarnation is not None:
                 entry.incarnation.confirmed = False
+                entry.incarnation.watched_from = 0
 
     def mark_synced(self, failed: set[str]) -> None:
         """Set all namespaces but the failed ones to synced: a snapshot is complete, so unknown containers are new."""
@@ -212,7 +223,8 @@ class ContainerStore:
         """Note that a state has changed; turn an id without metadata and incarnation into a tombstone."""
         self._changed.setdefault(entry.key, False)
         gone = entry.deleted or entry.metadata is None
-        if gone and entry.incarnation is None and entry.pending_exit is None and not entry.state_unknown:
+        waiting = entry.pending_exit is not None or entry.held_exit is not None
+        if gone and entry.incarnation is None and not waiting and not entry.state_unknown:
             del self._entries[entry.key]
             self._tombstones[entry.key] = entry
             if len(self._tombstones) > MAX_TOMBSTONES:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection
 from msgspec.structs import replace
 
 from bridge.core.container_metadata import incarnation_id
-from bridge.core.container_state import ContainerState, ExitInfo, Incarnation, TaskQuery, Transition
+from bridge.core.container_state import ContainerState, ExitInfo, HeldExit, Incarnation, TaskQuery, Transition
 from bridge.core.container_store import PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerCreated,
@@ -41,11 +41,22 @@ from bridge.core.containerd_model import (
     TaskStatus,
 )
 from bridge.core.records import AdditionalEventType, Origin
-from bridge.core.time import SECOND
+from bridge.core.time import MILLISECOND, SECOND
 from bridge.core.transition_builder import TransitionBuilder, in_scope
 
 EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
 WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
+
+# The shim publishes the OOM event and the exit from different threads, so the OOM event may come second. An OOM kill of
+# the initial process looks like any SIGKILL, and few consumers need to know of one at once; other exits are held only
+# because an OOM kill of a child process may have caused them. The grace times are ten times the longest delays seen.
+OOM_GRACE_NS = 30 * MILLISECOND
+KILLED_OOM_GRACE_NS = 250 * MILLISECOND
+SIGKILL_STATUS = 128 + 9
+# containerd before 2.2 starts to watch for OOM kills only after it has started the container.
+OOM_BLIND_NS = SECOND
+# Runtimes whose shim, as far as known, publishes each OOM kill in the container's cgroup.
+OOM_REPORTING_RUNTIMES = frozenset({"io.containerd.runc.v2", "io.containerd.runc.v1"})
 
 
 class Tracker(TransitionBuilder):
@@ -138,6 +149,8 @@ class Tracker(TransitionBuilder):
 
     def exit_all(self, now: Instant) -> list[Transition]:
         """Emit the exit of every incarnation, after a reboot or a replacement of the engine, and clear all state."""
+        for entry in [entry for entry in self._entries.values() if entry.held_exit is not None]:
+            self._release_exit(entry)
         for key in list(self._pending_exits):
             self._resolve_pending_exit(self._entries[key], now)
         for entry, _incarnation in list(self.incarnations()):
@@ -171,9 +184,11 @@ class Tracker(TransitionBuilder):
         if entry.is_known(event.pid):
             self.counts["late"] += 1
             return
+        self._release_exit(entry)  # from now on, an OOM event may be the new task's
         entry.add_created_pid(event.pid)
-        entry.oom = False
+        entry.remove_oom_pid(event.pid)
         if entry.incarnation is not None:
+            entry.incarnation.watched_from = 0  # from now on, an OOM event may be the other task's
             self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
 
     def _on_task_started(self, entry: ContainerState, event: TaskStarted, now: Instant) -> None:
@@ -191,17 +206,17 @@ class Tracker(TransitionBuilder):
             return
         if entry.pending_exit is not None and entry.pending_exit.pid != event.pid:
             self._resolve_pending_exit(entry, now)
-        self._start(entry, event.pid, "live", event.at)
+        self._start(entry, event.pid, "live", event.at, watched_from=event.at)
         if entry.waited_exit is not None and entry.waited_exit[0] == event.pid:
             self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
-        self._apply_pending_exit(entry)
+        self._apply_pending_exit(entry, received=now)
 
     def _on_task_exited(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
         if event.exec_id:
             entry.generation -= 1  # an exec process does not affect the container
             self.counts["exec_exit"] += 1
         elif entry.incarnation is not None and entry.incarnation.pid == event.pid:
-            self._exit(entry, "live", event.at, ExitInfo(event.status, event.exited_at, entry.oom))
+            self._exit(entry, "live", event.at, ExitInfo(event.status, event.exited_at), received=now)
         elif event.pid == 0:
             if entry.incarnation is not None:
                 self.schedule_query(entry.key)
@@ -216,7 +231,7 @@ class Tracker(TransitionBuilder):
         elif entry.incarnation is None:
             pass  # the exit was emitted already or is pending, or the task was never known
         elif event.pid == entry.incarnation.pid:
-            self._exit(entry, "inferred", now.wall, ExitInfo(event.status, event.exited_at))
+            self._exit(entry, "inferred", now.wall, ExitInfo(event.status, event.exited_at), received=now)
         elif event.pid == 0:
             self.schedule_query(entry.key)
 
@@ -227,9 +242,13 @@ class Tracker(TransitionBuilder):
         self._apply_pause(entry, event.at, now, paused=False)
 
     def _on_task_oom(self, entry: ContainerState, event: TaskOOM, _now: Instant) -> None:
-        if entry.incarnation is not None or entry.pending_exit is not None or entry.has_created_task():
-            entry.oom = True
         self._emit_additional(entry, "oom", "live", event.at, entry.metadata)
+        if entry.held_exit is not None:
+            self._release_exit(entry, oom=True)
+        elif pid := entry.newest_pid():
+            entry.add_oom_pid(pid)
+        elif entry.exited_pids:
+            self.counts["late"] += 1
 
     # --- building blocks ---
 
@@ -266,11 +285,11 @@ class Tracker(TransitionBuilder):
             self._start(entry, pending.pid, "inferred", now.wall)
             self._apply_pending_exit(entry)
 
-    def _apply_pending_exit(self, entry: ContainerState) -> None:
+    def _apply_pending_exit(self, entry: ContainerState, received: Instant | None = None) -> None:
         """Emit the exit of an incarnation that has just started if its exit arrived before."""
         pending = entry.pending_exit
         if pending is not None:
-            self._exit(entry, "live", pending.at, ExitInfo(pending.status, pending.exited_at, entry.oom))
+            self._exit(entry, "live", pending.at, ExitInfo(pending.status, pending.exited_at), received=received)
             self._clear_pending_exit(entry)
 
     def _clear_pending_exit(self, entry: ContainerState) -> None:
@@ -335,11 +354,13 @@ class Tracker(TransitionBuilder):
         *,
         preexisting: bool = False,
         paused: bool = False,
+        watched_from: int = 0,
     ) -> None:
         """Start an incarnation; a preexisting one is first published as ``present`` instead of ``started``."""
         if entry.unconfirmed_start is not None and entry.unconfirmed_start.pid == pid:
             origin, at, preexisting = "live", entry.unconfirmed_start.at, False
         entry.state_unknown = False
+        self._release_exit(entry)
         entry.incarnation = Incarnation(
             pid=pid,
             id=incarnation_id(self._boot_id, pid),
@@ -347,6 +368,7 @@ class Tracker(TransitionBuilder):
             confirmed=True,
             in_scope=in_scope(entry.metadata),
             preexisting=preexisting,
+            watched_from=watched_from,
         )
         if preexisting:
             self.preexisting_count += entry.incarnation.in_scope
@@ -360,21 +382,43 @@ class Tracker(TransitionBuilder):
         if not incarnation.preexisting:
             self._emit(entry, incarnation, "paused" if paused else "unpaused", origin, at)
 
-    def _exit(self, entry: ContainerState, origin: Origin, at: int, exit_info: ExitInfo) -> None:
+    def _exit(
+        self,
+        entry: ContainerState,
+        origin: Origin,
+        at: int,
+        exit_info: ExitInfo,
+        *,
+        received: Instant | None = None,
+    ) -> None:
+        """End the incarnation.
+
+        ``received``: when the event arrived that shows the exit; it is then held if no OOM event came before. An exit
+        that a query shows is not held: it comes seconds after the exit.
+        """
         incarnation = entry.incarnation
         assert incarnation is not None  # noqa: S101 (only a started incarnation can exit)
         if exit_info.status is None and entry.waited_exit is not None and entry.waited_exit[0] == incarnation.pid:
             waited = entry.waited_exit[1]
             exit_info = ExitInfo(waited.exit_status, waited.exited_at)
         self._discard_stale_exit(entry, incarnation, exit_info)
-        entry.incarnation, entry.oom, entry.waited_exit = None, False, None
+        oom = True if entry.remove_oom_pid(incarnation.pid) else None
+        entry.incarnation, entry.waited_exit = None, None
         entry.exited_pids.append(incarnation.pid)
         if entry.unconfirmed_start is None:
             self._scheduled_queries.pop(entry.key, None)
-        incarnation.paused = False
+        was_paused, incarnation.paused = incarnation.paused and not incarnation.preexisting, False
         if incarnation.preexisting:
             self._emit(entry, incarnation, "started", "inferred", at)
-        self._emit(entry, incarnation, "exited", origin, at, exit_info)
+        exit_info = exit_info._replace(oom=oom)
+        if received is None or oom or not incarnation.in_scope:
+            self._emit(entry, incarnation, "exited", origin, at, exit_info)
+        else:
+            exited = self._make_transition(entry, incarnation, "exited", origin, at, exit_info)
+            grace = KILLED_OOM_GRACE_NS if exit_info.status == SIGKILL_STATUS else OOM_GRACE_NS
+            known = origin == "live" and _reports_oom(entry, incarnation, exit_info)
+            held = HeldExit((exited,), received.monotonic + grace, False if known else None, was_paused)
+            self._hold_exit(entry, held)
         if entry.deleted:
             self._emit_metadata_change(entry, at)
 
@@ -392,6 +436,19 @@ class Tracker(TransitionBuilder):
             self.counts["late"] += 1
             entry.exited_pids.append(pending.pid)
             self._clear_pending_exit(entry)
+
+
+def _reports_oom(entry: ContainerState, incarnation: Incarnation, exit_info: ExitInfo) -> bool:
+    """Return whether containerd would have sent an OOM event if an OOM kill had led to this exit.
+
+    SIGKILL proves nothing: there is no OOM event if the whole machine is out of memory on cgroup v1, or if the shim is
+    too late to read the counters of a removed cgroup.
+    """
+    if entry.metadata is None or entry.metadata.runtime not in OOM_REPORTING_RUNTIMES:
+        return False
+    if not incarnation.watched_from or exit_info.exited_at is None or exit_info.status == SIGKILL_STATUS:
+        return False
+    return exit_info.exited_at - incarnation.watched_from >= OOM_BLIND_NS
 
 
 _HANDLERS: dict[type, Callable[..., None]] = {

@@ -4,13 +4,25 @@ Invariants:
 - Whether an incarnation is in scope is decided when it starts; only changed filters reevaluate the decision.
 - Additional events (``created``, ``deleted``, ``oom``, ``renamed``) do not affect incarnations: they name only
   incarnations that consumers know, and all other records are the same with and without them.
+- An exit can be held until its OOM event must have arrived. Nothing of the same container overtakes it: additional
+  events wait behind it, and any other transition releases it first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from bridge.core.container_state import NO_INCARNATION, ContainerState, ExitInfo, Incarnation, Transition
+from msgspec.structs import replace
+
+from bridge.core.container_state import (
+    NO_INCARNATION,
+    ContainerState,
+    DueExit,
+    ExitInfo,
+    HeldExit,
+    Incarnation,
+    Transition,
+)
 from bridge.core.container_store import ContainerStore
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata
 from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
@@ -65,6 +77,59 @@ class TransitionBuilder(ContainerStore):
         self._emit_metadata_change(entry, now.wall)
         return self._finish_step(entry)
 
+    # --- held exits ---
+
+    def take_due_exits(self, now: Instant) -> list[DueExit]:
+        """Return the held exits whose time has passed.
+
+        Pass them to ``release_exits`` after all events received so far: an OOM event may be among these.
+        """
+        due: list[DueExit] = []
+        for key in [key for key, deadline in self._held_exits.items() if deadline <= now.monotonic]:
+            del self._held_exits[key]
+            held = self._entries[key].held_exit
+            assert held is not None  # noqa: S101 (each deadline belongs to a held exit)
+            due.append(DueExit(key, held.transitions[0].incarnation))
+        return due
+
+    def release_exits(self, due: Collection[DueExit]) -> list[Transition]:
+        """Emit due exits that are still held; without an OOM event, ``oom`` is False where that is known."""
+        transitions: list[Transition] = []
+        for key, incarnation in due:
+            entry = self._entries.get(key)
+            held = None if entry is None else entry.held_exit
+            if entry is not None and held is not None and held.transitions[0].incarnation == incarnation:
+                self._release_exit(entry, held.oom)
+                transitions += self._finish_step(entry)
+        return transitions
+
+    def release_all_exits(self) -> list[Transition]:
+        """Emit all held exits at once, before a snapshot or the end of the connection; ``oom`` is unknown."""
+        transitions: list[Transition] = []
+        for entry in [entry for entry in self._entries.values() if entry.held_exit is not None]:
+            self._release_exit(entry)
+            transitions += self._finish_step(entry)
+        return transitions
+
+    def _hold_exit(self, entry: ContainerState, held: HeldExit) -> None:
+        """Hold an exit until its deadline."""
+        self._release_exit(entry)
+        entry.held_exit = held
+        self._held_exits[entry.key] = held.deadline
+
+    def _release_exit(self, entry: ContainerState, oom: bool | None = None) -> None:
+        """Emit the held exit of a container, if any, and what waits behind it."""
+        if (held := entry.held_exit) is None:
+            return
+        exited, *others = held.transitions
+        if exited.exit_info is not None:
+            exited = replace(exited, exit_info=exited.exit_info._replace(oom=oom))
+        self._emitted += [exited, *others]
+        entry.held_exit = None
+        self._held_exits.pop(entry.key, None)
+
+    # --- emitting ---
+
     def _emit_metadata_change(
         self, entry: ContainerState, at: int, event_type: AdditionalEventType | None = None
     ) -> None:
@@ -97,19 +162,26 @@ class TransitionBuilder(ContainerStore):
         if incarnation is None or incarnation.preexisting:
             incarnation = NO_INCARNATION
         pod_labels = self._pod_labels(metadata)
-        self._emitted.append(
-            Transition(
-                type_,
-                origin,
-                at,
-                entry.key,
-                metadata,
-                pod_labels,
-                incarnation.pid,
-                incarnation.id,
-                incarnation.paused,
-            )
+        transition = Transition(
+            type_,
+            origin,
+            at,
+            entry.key,
+            metadata,
+            pod_labels,
+            incarnation.pid,
+            incarnation.id,
+            incarnation.paused,
         )
+        if (held := entry.held_exit) is None:
+            self._emitted.append(transition)
+        elif type_ == "oom":  # of the run whose exit is held, and before that exit
+            exited = held.transitions[0]
+            self._emitted.append(
+                replace(transition, pid=exited.pid, incarnation=exited.incarnation, paused=held.paused)
+            )
+        else:
+            entry.held_exit = replace(held, transitions=(*held.transitions, transition))
 
     def _emit(
         self,
@@ -120,6 +192,7 @@ class TransitionBuilder(ContainerStore):
         at: int,
         exit_info: ExitInfo | None = None,
     ) -> None:
+        self._release_exit(entry)
         if incarnation.in_scope:
             self._emitted.append(self._make_transition(entry, incarnation, type_, origin, at, exit_info))
 

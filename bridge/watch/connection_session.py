@@ -27,6 +27,7 @@ from bridge.watch.event_queue import (
     AuditResult,
     EnrichedEvent,
     EventQueue,
+    ExitsDue,
     QueryResults,
     QueueItem,
     TaskWaited,
@@ -119,8 +120,9 @@ class Session:
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
 
     def apply_ready(self) -> None:
-        """Process the received items whose metadata has been fetched."""
+        """Process the received items whose metadata has been fetched; held exits wait no longer."""
         self._apply_ready()
+        self._release_all_exits()
 
     async def shut_down(self) -> None:
         """Process all received events before the bridge stops, with the metadata that arrives within a short time."""
@@ -128,6 +130,7 @@ class Session:
         now = self._clock.now()
         for event in self._event_queue.abandon():
             self._apply(event, now)
+        self._release_all_exits()
         if self._journal.encoder.sequence:  # an epoch begins with a snapshot
             self._journal.append(self._pending_transitions)
             self._pending_transitions.clear()
@@ -181,6 +184,7 @@ class Session:
         listing = await self._list(tasks, settings)
         watermark_at = await self._drain_to_marker()
         if filters_changed := self._journal.header.filter_fingerprint != settings.filter_fingerprint:
+            self._release_all_exits()  # with the old filters
             self._tracker.apply_filters(settings.namespace_filter, settings.label_rules)
             self._pending_transitions[:] = [
                 transition.with_label_rules(settings.label_rules) for transition in self._pending_transitions
@@ -248,6 +252,8 @@ class Session:
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._event_queue.wait(self._seconds_until_due())
+            if due := self._tracker.take_due_exits(self._clock.now()):
+                self._event_queue.put_item(ExitsDue(due))
             self._apply_ready()
             self._emit(self._tracker.expire_pending_exits(self._clock.now()))
             self._run_due_queries(tasks)
@@ -288,6 +294,8 @@ class Session:
             self._tracker.apply_wait_result(item.key, item.pid, item.exit_status, now)
         elif isinstance(item, WatermarkAdvanced):
             self._journal.advance_watermark(item.at)
+        elif isinstance(item, ExitsDue):
+            self._emit(self._tracker.release_exits(item.exits))
         elif item.audit is None:
             self._open_queries -= 1
             self._emit(self._apply_results(item, now))
@@ -312,6 +320,7 @@ class Session:
         """Publish the repairs of an audit, or the requested snapshot."""
         listing, repairs = audit.listing, []
         if audit.filter_fingerprint is not None:
+            self._release_all_exits()  # with the old filters
             repairs += self._reevaluate_scope(audit, audit.filter_fingerprint, now)
         repairs += self._apply_results(item, now)
         self._wait_for_exits()
@@ -340,7 +349,11 @@ class Session:
         else:
             self._pending_transitions += transitions
 
+    def _release_all_exits(self) -> None:
+        self._emit(self._tracker.release_all_exits())
+
     def _publish_snapshot(self, gap: Gap, coverage: SnapshotCoverage, transitions: list[Transition]) -> int:
+        self._release_all_exits()  # of containers that the snapshot does not list
         now = self._clock.now()
         snapshot_records = self._tracker.snapshot_records(now)
         self._journal.append_snapshot(gap, coverage, transitions, snapshot_records, now.wall)

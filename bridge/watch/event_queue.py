@@ -17,7 +17,7 @@ import structlog
 from msgspec import Struct
 
 from bridge.core.container_metadata import build_metadata
-from bridge.core.container_state import TaskQuery
+from bridge.core.container_state import DueExit, TaskQuery
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -97,7 +97,14 @@ class WatermarkAdvanced(NamedTuple):
     at: int
 
 
-QueueItem: TypeAlias = EnrichedEvent | QueryResults | TaskWaited | WatermarkAdvanced
+class ExitsDue(NamedTuple):
+    """Held exits to release after the events that were queued before this item."""
+
+    exits: list[DueExit]
+
+
+OtherItem: TypeAlias = QueryResults | TaskWaited | WatermarkAdvanced | ExitsDue
+QueueItem: TypeAlias = EnrichedEvent | OtherItem
 
 
 class _PendingEvent(Struct):
@@ -106,7 +113,7 @@ class _PendingEvent(Struct):
 
 
 def _fetch_result(
-    item: _PendingEvent | QueryResults | TaskWaited | WatermarkAdvanced,
+    item: _PendingEvent | OtherItem,
 ) -> Metadata | TransientError | None:
     """Return the result of a finished fetch; None also if no fetch was needed."""
     if not isinstance(item, _PendingEvent) or item.fetch is None or not item.fetch.done() or item.fetch.cancelled():
@@ -131,7 +138,7 @@ class EventQueue:
         self._rate_limiter = RateLimiter(clock)
         self._client: EngineClient | None = None
         self._fetch_semaphore = asyncio.Semaphore(settings.max_fetches)
-        self._queue: deque[_PendingEvent | QueryResults | TaskWaited | WatermarkAdvanced] = deque()
+        self._queue: deque[_PendingEvent | OtherItem] = deque()
         self._known_keys: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._not_full = asyncio.Event()
@@ -172,7 +179,7 @@ class EventQueue:
             self._not_full.clear()
             await self._not_full.wait()
 
-    def put_item(self, item: QueryResults | TaskWaited | WatermarkAdvanced) -> None:
+    def put_item(self, item: OtherItem) -> None:
         """Queue another item behind the events received before it."""
         self._queue.append(item)
         self.put_count += 1

@@ -251,6 +251,7 @@ class ContainerWatch:
         _log.warning("checkpoint_source_mismatch", host=header.host, engine=header.engine.id)
         now = self._clock.now()
         tracker = recovered.build_tracker(self._settings, now)
+        ended = tracker.release_all_exits()
         exits = tracker.exit_all(now)
         encoder = RecordEncoder(header.host, header.engine, epoch, previous=recovered.previous_position(header.source))
         journal = Journal(
@@ -263,7 +264,7 @@ class ContainerWatch:
             obsolete_keys=recovered.obsolete_keys,
         )
         gap = Gap(recovered.reason, recovered.watermark_at, now.wall)
-        transitions = exits if engine.id != header.engine.id else []
+        transitions = ended + (exits if engine.id != header.engine.id else [])
         journal.append_snapshot(gap, SnapshotCoverage([], [], False), transitions, [], now.wall)
         await journal.write()
 

@@ -15,7 +15,7 @@ import pytest
 from bridge import app
 from config.settings import load
 from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream
-from tests.integration.test_records import OUT_OF_MEMORY, unique_id
+from tests.integration.test_records import MEMORY_LIMIT, OUT_OF_MEMORY, unique_id
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 
@@ -83,8 +83,7 @@ def test_oom_event_precedes_exit(engine: Containerd, tmp_path: Path) -> None:
     id_ = unique_id(engine, "oom-event")
     with BridgeProcess(engine.address, tmp_path, environment=ADDITIONAL_EVENTS) as bridge:
         bridge.wait_synced()
-        limit = ("--memory-limit", str(16 * 1024 * 1024))
-        engine.ctr("run", "--detach", "--null-io", *limit, IMAGE, id_, *OUT_OF_MEMORY)
+        engine.ctr("run", "--detach", "--null-io", *MEMORY_LIMIT, IMAGE, id_, *OUT_OF_MEMORY)
         records = bridge.wait(lambda records: "exited" in types_about(records, id_), "exit")
     started, *ooms, exited = records_about(records, id_)[1:]
     assert {each["type"] for each in ooms} == {"oom"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -28,8 +29,10 @@ POD = {
 }
 
 
-# On cgroup v1, the OOM event and the exit of the killed process have no defined order.
-OUT_OF_MEMORY = ("sh", "-c", "tail /dev/zero; status=$?; sleep 1; exit $status")
+MEMORY_LIMIT = ("--memory-limit", str(8 * 1024 * 1024))
+# containerd before 2.2 notices no OOM kill in the first moments of a container.
+CHILD_OUT_OF_MEMORY = ("sh", "-c", "sleep 0.5; tail /dev/zero; exit 3")
+OUT_OF_MEMORY = ("sh", "-c", "sleep 0.5; v=aaaaaaaaaaaaaaaa; while true; do v=$v$v; done")
 
 
 def unique_id(engine: Containerd, prefix: str) -> str:
@@ -82,16 +85,40 @@ def test_record_labels_follow_label_rules(engine: Containerd, tmp_path: Path) ->
     assert published_about(records, nerdctl_id)[0]["container"]["labels"] == {"nerdctl/name": f"{id_}-n"}
 
 
-def test_exit_record_reports_oom_kill(engine: Containerd, tmp_path: Path) -> None:
-    id_ = unique_id(engine, "oom")
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [pytest.param(OUT_OF_MEMORY, 137, id="initial process"), pytest.param(CHILD_OUT_OF_MEMORY, 3, id="child process")],
+)
+def test_exit_records_report_every_oom_kill(
+    command: tuple[str, ...], status: int, engine: Containerd, tmp_path: Path
+) -> None:
+    """The client removes each container at once, so that containerd 2.4 loses some of the exit events."""
+    ids = [unique_id(engine, f"oom-{status}-{number}") for number in range(20)]
     with BridgeProcess(engine.address, tmp_path) as bridge:
         bridge.wait_synced()
-        limit = ("--memory-limit", str(16 * 1024 * 1024))
-        # Detached: if a client deletes the task immediately after its exit, containerd 2.4 loses the exit event.
-        engine.ctr("run", "--detach", "--null-io", *limit, IMAGE, id_, *OUT_OF_MEMORY)
-        records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
-    assert published_about(records, id_)[1]["exit"]["status"] == 137
-    assert published_about(records, id_)[1]["exit"]["oom"] is True
+        run = ("run", "--rm", "--null-io", *MEMORY_LIMIT, IMAGE)
+        with ThreadPoolExecutor(2) as executor:
+            list(executor.map(lambda id_: engine.ctr(*run, id_, *command, check=False), ids))
+        records = bridge.wait(
+            lambda records: all(len(published_about(records, id_)) == 2 for id_ in ids), "starts and exits"
+        )
+    exits = [published_about(records, id_)[1]["exit"] for id_ in ids]
+    assert {(each["status"], each["oom"]) for each in exits} == {(status, True)}
+
+
+def test_exit_record_denies_oom_kill_only_when_known(engine: Containerd, tmp_path: Path) -> None:
+    long, short, killed = (unique_id(engine, f"no-oom-{stem}") for stem in ("long", "short", "killed"))
+    with BridgeProcess(engine.address, tmp_path) as bridge:
+        bridge.wait_synced()
+        engine.run(long, "sh", "-c", "sleep 1.5; exit 3")
+        engine.run(short, "true")
+        engine.run(killed, "sleep", "86400")
+        engine.ctr("tasks", "kill", "--signal=SIGKILL", killed)
+        records = bridge.wait(
+            lambda records: all(len(published_about(records, id_)) == 2 for id_ in (long, short, killed)), "exits"
+        )
+    ooms = [published_about(records, id_)[1]["exit"]["oom"] for id_ in (long, short, killed)]
+    assert ooms == [False, None, None]
 
 
 def test_pod_metadata_comes_from_labels_and_sandboxes_are_opt_in(engine: Containerd, tmp_path: Path) -> None:

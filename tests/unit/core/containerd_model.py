@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from msgspec.structs import replace
 
+from bridge.core.container_state import DueExit
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -38,6 +39,7 @@ from bridge.core.time import SECOND
 
 KEYS = [ContainerKey("default", "a"), ContainerKey("default", "b"), ContainerKey("shop", "a")]
 MAX_INCARNATIONS_PER_ID = 14  # fewer than the tracker remembers per id
+RUNTIME = "io.containerd.runc.v2"
 STARTED_AT = 1_795_447_267 * SECOND
 
 
@@ -84,6 +86,12 @@ class TaskWaitResult(NamedTuple):
     exit_status: ExitStatus
 
 
+class DueExits(NamedTuple):
+    """Held exits that the bridge releases after the items before."""
+
+    exits: list[DueExit]
+
+
 @dataclass
 class TrueTask:
     """The true state of one task."""
@@ -100,9 +108,9 @@ class TrueTask:
 class ContainerdModel:
     """The true state of a containerd, and its history.
 
-    ``exit_statuses`` are the statuses of exited tasks by pid. ``ambiguous_pids`` are the pids of tasks that an observer
-    cannot recognize as never started. ``in_scope`` are the containers that the bridge's filters match, which a fetch
-    of metadata reports.
+    ``exit_statuses`` are the statuses of exited tasks by pid, ``oom_pids`` the pids of tasks with an OOM kill.
+    ``ambiguous_pids`` are the pids of tasks that an observer cannot recognize as never started. ``in_scope`` are the
+    containers that the bridge's filters match, which a fetch of metadata reports.
     """
 
     rng: Random
@@ -111,11 +119,12 @@ class ContainerdModel:
     tasks: dict[ContainerKey, TrueTask] = field(default_factory=dict)
     history: list[TrueTransition] = field(default_factory=list)
     exit_statuses: dict[int, int] = field(default_factory=dict)
+    oom_pids: set[int] = field(default_factory=set)
     never_started_pids: set[int] = field(default_factory=set)
     ambiguous_pids: set[int] = field(default_factory=set)
     in_scope: frozenset[ContainerKey] = frozenset(KEYS)
     subscribed: bool = False
-    stream: deque[DeliveredEvent | TaskWaitResult] = field(default_factory=deque)
+    stream: deque[DeliveredEvent | TaskWaitResult | DueExits] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._resends: list[ContainerEvent] = []
@@ -238,7 +247,7 @@ class ContainerdModel:
 
     def _create_container(self, key: ContainerKey) -> None:
         self._write_metadata(key, self._wall())
-        self._broadcast(ContainerCreated(key, self._wall(), "busybox", "runc"))
+        self._broadcast(ContainerCreated(key, self._wall(), "busybox", RUNTIME))
 
     def _update_container(self, key: ContainerKey) -> None:
         labels = self._write_metadata(key, self.metadata[key].created_at)
@@ -248,7 +257,7 @@ class ContainerdModel:
         self._updates += 1
         labels = {"update": str(self._updates)}
         name = self.rng.choice(["web", "db"])
-        self.metadata[key] = Metadata(key, name, "", "", "busybox", "runc", created_at, self._wall(), labels)
+        self.metadata[key] = Metadata(key, name, "", "", "busybox", RUNTIME, created_at, self._wall(), labels)
         return labels
 
     def _delete_container(self, key: ContainerKey) -> None:
@@ -282,14 +291,23 @@ class ContainerdModel:
         return task
 
     def _oom(self, key: ContainerKey) -> None:
-        self.tasks[key].oom = True
+        self._add_oom(self.tasks[key])
         self._publish(TaskOOM(key, self._wall()))
+
+    def _add_oom(self, task: TrueTask) -> None:
+        task.oom = True
+        self.oom_pids.add(task.pid)
 
     def _exit(self, key: ContainerKey) -> None:
         status = self.rng.choice([0, 1, 137])
         task = self._stop(key, status)
+        ooms = [] if self.flip(0.7) else [TaskOOM(key, self._wall())]
+        if ooms:
+            self._add_oom(task)
         self.history.append(TrueTransition("exited", key, task.pid, status, task.oom))
         self._publish(TaskExited(key, self._wall(), "", task.pid, status, task.exited_at))
+        for oom in ooms:  # the shim sends both, in any order
+            self._publish(oom)
         if self.faults.duplicates and self.flip(0.2):
             self._publish(TaskExited(key, self._wall(), "", task.pid, 137, task.exited_at))
 

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import (
+    ContainerEvent,
     ContainerKey,
     Instant,
     Kind,
@@ -101,9 +102,16 @@ def make_metadata(
     )
 
 
+class ImmediateTracker(Tracker):
+    """A tracker that emits each exit at once, without waiting for an OOM event; test_held_exits.py covers the wait."""
+
+    def process_event(self, event: ContainerEvent, now: Instant) -> list[Transition]:
+        return super().process_event(event, now) + self.release_all_exits()
+
+
 def synced_tracker() -> Tracker:
     """Return a tracker whose namespaces are all synced and empty, so that every container that appears is new."""
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     tracker.mark_synced(set())
     return tracker
 

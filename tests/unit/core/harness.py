@@ -10,7 +10,13 @@ from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
 from bridge.core.records import AdditionalEventType
 from bridge.core.tracker import Tracker
-from tests.unit.core.containerd_model import KEYS, ContainerdModel, TaskWaitResult, TrueTransition
+from tests.unit.core.containerd_model import (
+    KEYS,
+    ContainerdModel,
+    DueExits,
+    TaskWaitResult,
+    TrueTransition,
+)
 
 BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ADDITIONAL_EVENTS: tuple[AdditionalEventType, ...] = ("created", "deleted", "oom", "renamed")
@@ -116,6 +122,7 @@ class Harness:
         listing = containerd.listing(self._maybe_step, with_metadata=True)
         self._deliver(len(containerd.stream))
         if self._filters_changed:
+            self._emit(tracker.release_all_exits())
             tracker.apply_filters(lambda _: True, LabelRules.keep_all())
         self._emit(reconcile(tracker, listing, containerd.now(), filters_changed=self._filters_changed))
         for _ in range(MAX_QUERY_ROUNDS):
@@ -127,6 +134,7 @@ class Harness:
 
     def disconnect(self) -> None:
         self.containerd.unsubscribe()
+        self._emit(self.tracker.release_all_exits())
         self._synced = False
         self.tracker.disconnect()
 
@@ -134,6 +142,8 @@ class Harness:
 
     def follow(self) -> None:
         """Process some of the queued items, and do everything that is due."""
+        if due := self.tracker.take_due_exits(self.containerd.now()):
+            self.containerd.stream.append(DueExits(due))  # behind the events received before, as in the event queue
         self._deliver(self._random_count())
         self._emit(self.tracker.expire_pending_exits(self.containerd.now()))
         self._emit(self._query(self.tracker.due_queries(self.containerd.now())))
@@ -169,6 +179,7 @@ class Harness:
         results = [(query, containerd.task(query.key)) for query in queries]
         containerd.add_queued_ambiguous_pids()
         self._deliver(len(containerd.stream))
+        self._emit(tracker.release_all_exits())
         tracker.apply_filters(lambda _: True, LabelRules.keep_all())
         repairs = reevaluate_scope(tracker, listing, listed_at.wall, containerd.now())
         for query, task in results:
@@ -229,6 +240,9 @@ class Harness:
     def _deliver(self, count: int) -> None:
         for _ in range(count):
             delivery = self.containerd.stream.popleft()
+            if isinstance(delivery, DueExits):
+                self._emit(self.tracker.release_exits(delivery.exits))
+                continue
             if isinstance(delivery, TaskWaitResult):
                 self.tracker.apply_wait_result(*delivery, self.containerd.now())
                 continue
@@ -262,6 +276,7 @@ class Harness:
                 self.consumer.known_names.setdefault(entry.key, entry.published_metadata.name)
 
     def _publish_snapshot(self, *, filters_changed: bool = False) -> None:
+        self._emit(self.tracker.release_all_exits())
         self.consumer.apply_snapshot(
             self._pending_transitions,
             self.tracker.snapshot_records(self.containerd.now()),

@@ -9,7 +9,18 @@ from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, Con
 from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import Listing, reconcile, reevaluate_scope
 from bridge.core.tracker import Tracker
-from tests.unit.core.factories import BOOT_ID, WEB, exited, make_metadata, moment, started, summarize, task, wall
+from tests.unit.core.factories import (
+    BOOT_ID,
+    WEB,
+    ImmediateTracker,
+    exited,
+    make_metadata,
+    moment,
+    started,
+    summarize,
+    task,
+    wall,
+)
 from tests.unit.core.harness import ADDITIONAL_EVENTS
 
 CREATED = ContainerCreated(WEB, wall(1), "busybox", "runc")
@@ -19,7 +30,7 @@ OOM = TaskOOM(WEB, wall(2.5))
 
 
 def make_tracker(*additional_events: str) -> Tracker:
-    tracker = Tracker(BOOT_ID, additional_events or ADDITIONAL_EVENTS)  # type: ignore[arg-type]
+    tracker = ImmediateTracker(BOOT_ID, additional_events or ADDITIONAL_EVENTS)  # type: ignore[arg-type]
     tracker.mark_synced(set())
     return tracker
 
@@ -86,7 +97,7 @@ def test_oom_of_unknown_container_has_no_metadata() -> None:
 
 
 def test_oom_before_snapshot_record_has_no_incarnation() -> None:
-    tracker = Tracker(BOOT_ID, ADDITIONAL_EVENTS)
+    tracker = ImmediateTracker(BOOT_ID, ADDITIONAL_EVENTS)
     tracker.update_metadata(make_metadata())
     tracker.apply_task_state(WEB, task(5), moment(1))
     assert summarize(tracker.process_event(OOM, moment(10))) == [("oom", "live", 0)]
@@ -110,7 +121,7 @@ def test_metadata_fetched_later_belongs_to_same_container() -> None:
 
 
 def test_first_listing_emits_no_created() -> None:
-    tracker = Tracker(BOOT_ID, ADDITIONAL_EVENTS)
+    tracker = ImmediateTracker(BOOT_ID, ADDITIONAL_EVENTS)
     assert summarize(reconcile(tracker, listing("web"), moment(10))) == []
     tracker.mark_synced(set())
     assert summarize(tracker.process_event(DELETED, moment(11))) == [("deleted", "live", 0)]

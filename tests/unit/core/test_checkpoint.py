@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import Checkpoint, CheckpointHeader, SourceId, StoredPosition
-from bridge.core.container_state import ContainerState, Incarnation, Transition
+from bridge.core.container_state import ContainerState, ExitInfo, Incarnation, Transition
 from bridge.core.container_store import MAX_TOMBSTONES, PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerDeleted,
@@ -25,6 +25,7 @@ from bridge.core.containerd_model import (
     Task,
     TaskCreated,
     TaskExited,
+    TaskOOM,
     TaskStarted,
     TaskStatus,
 )
@@ -33,6 +34,7 @@ from bridge.core.reconcile import Listing, reconcile
 from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.containerd_model import ContainerdModel, Faults
+from tests.unit.core.factories import ImmediateTracker
 from tests.unit.core.harness import BOOT_ID, Harness
 
 WEB = ContainerKey("shop", "web")
@@ -148,13 +150,14 @@ def populate(tracker: Tracker) -> None:
 
 
 def test_checkpoint_restores_container_state() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     populate(tracker)
     entry, restored = tracker.find(WEB), restore_tracker(save_changes(tracker)).find(WEB)
     assert entry is not None
     assert entry.incarnation is not None
     assert restored is not None
     entry.incarnation.confirmed, entry.generation, entry.last_change, entry.created_pids = False, 0, 0, ()
+    entry.incarnation.watched_from = 0
     entry.published_metadata = entry.metadata  # the checkpoint does not distinguish them
     assert restored == entry
     assert list(restored.exited_pids) == [7, 8]
@@ -172,6 +175,31 @@ def test_checkpoint_restores_pending_exit() -> None:
     assert transitions[1].exit_info.status == 3
 
 
+def test_checkpoint_restores_held_exit_with_its_status() -> None:
+    tracker = Tracker(BOOT_ID)
+    tracker.update_metadata(make_metadata())
+    tracker.process_event(TaskStarted(WEB, NOW.wall, 7), NOW)
+    assert tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 3, NOW.wall), NOW) == []
+    tracker.process_event(ContainerDeleted(WEB, NOW.wall), NOW)
+    values = save_changes(tracker)
+    restored = restore_tracker(values)
+    restored.apply_label_rules(LabelRules([], [], []))
+    (exited,) = restored.release_all_exits()
+    assert (exited.type, exited.origin, exited.pid, exited.exit_info) == ("exited", "live", 7, ExitInfo(3, NOW.wall))
+    assert exited.metadata is not None
+    assert exited.metadata.labels == {}
+    assert transition_types(restore_tracker(save_changes(restored, values)).release_all_exits()) == []
+
+
+def test_checkpoint_restores_oom_event_of_running_container() -> None:
+    tracker = Tracker(BOOT_ID)
+    tracker.update_metadata(make_metadata())
+    tracker.process_event(TaskStarted(WEB, NOW.wall, 7), NOW)
+    tracker.process_event(TaskOOM(WEB, NOW.wall), NOW)
+    (exited,) = restore_tracker(save_changes(tracker)).apply_task_state(WEB, None, NOW)
+    assert exited.exit_info == ExitInfo(None, None, oom=True)
+
+
 def test_checkpoint_suppresses_exit_of_unstarted_task() -> None:
     tracker = Tracker(BOOT_ID)
     tracker.update_metadata(make_metadata())
@@ -181,7 +209,7 @@ def test_checkpoint_suppresses_exit_of_unstarted_task() -> None:
 
 
 def test_checkpoint_suppresses_late_exit_of_deleted_container() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     tracker.update_metadata(make_metadata())
     tracker.process_event(TaskStarted(WEB, NOW.wall, 7), NOW)
     tracker.process_event(TaskExited(WEB, NOW.wall, "", 7, 0, NOW.wall), NOW)
@@ -194,7 +222,7 @@ def test_checkpoint_suppresses_late_exit_of_deleted_container() -> None:
 
 
 def test_checkpoint_removes_evicted_containers() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     values: dict[str, bytes] = {}
     for number in range(MAX_TOMBSTONES + 10):
         key = ContainerKey("shop", str(number))

@@ -21,6 +21,7 @@ from tests.unit.core.factories import (
     BOOT_ID,
     DB,
     WEB,
+    ImmediateTracker,
     TransitionSummary,
     created,
     exited,
@@ -105,7 +106,7 @@ def test_reconcile_queries_task_when_missing_or_unknown(tasks: list[Task]) -> No
 
 
 def test_reconcile_treats_first_listed_tasks_as_preexisting() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     stopped, unstarted = ContainerKey("shop", "stopped"), ContainerKey("shop", "unstarted")
     tasks = [
         task(5),
@@ -123,7 +124,7 @@ def test_reconcile_treats_first_listed_tasks_as_preexisting() -> None:
 
 
 def test_reconcile_queries_task_when_container_has_none_listed() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     assert merge(tracker, listing()) == []
     assert due_query_keys(tracker) == [WEB]
 

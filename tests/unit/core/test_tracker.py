@@ -27,6 +27,7 @@ from tests.unit.core.factories import (
     BOOT_ID,
     DB,
     WEB,
+    ImmediateTracker,
     TransitionSummary,
     created,
     deleted,
@@ -79,7 +80,7 @@ def test_tracker_emits_every_transition_of_container_run() -> None:
     assert (resume.type, resume.origin, resume.at, resume.paused) == ("unpaused", "live", wall(4), False)
     (end,) = tracker.process_event(exited(5, 5, 137), moment(5.1))
     assert (end.type, end.origin, end.at, end.paused) == ("exited", "live", wall(5), False)
-    assert end.exit_info == ExitInfo(137, wall(5), oom=False)
+    assert end.exit_info == ExitInfo(137, wall(5))
     assert step(tracker, deleted(5, 6)) == []
     assert tracker.next_due() is None
 
@@ -97,7 +98,7 @@ def test_oom_event_reported_only_with_exit_of_same_incarnation() -> None:
     step(tracker, exited(4, 0.5))
     step(tracker, started(5, 0.6))
     (end,) = tracker.process_event(exited(5, 0.7), moment(0.7))
-    assert end.exit_info == ExitInfo(0, wall(0.7), oom=False)
+    assert end.exit_info == ExitInfo(0, wall(0.7))
     tracker = tracker_with_container()
     assert step(tracker, TaskOOM(WEB, wall(1))) == []
     (end,) = tracker.process_event(exited(5, 2, 137), moment(2))
@@ -106,7 +107,7 @@ def test_oom_event_reported_only_with_exit_of_same_incarnation() -> None:
     step(tracker, created(6, 4))
     step(tracker, started(6, 5))
     (end,) = tracker.process_event(exited(6, 6), moment(6))
-    assert end.exit_info == ExitInfo(0, wall(6), oom=False)
+    assert end.exit_info == ExitInfo(0, wall(6))
 
 
 def test_restart_under_same_id_starts_new_incarnation() -> None:
@@ -193,7 +194,7 @@ def test_pending_exit_emitted_with_start_when_deadline_expires() -> None:
     assert summarize(tracker.expire_pending_exits(moment(30.999))) == []
     first, second = tracker.expire_pending_exits(moment(31))
     assert summarize([first, second]) == [("started", "inferred", 5), *EXITED]
-    assert (first.at, second.at, second.exit_info) == (wall(31), wall(1), ExitInfo(9, wall(1), oom=False))
+    assert (first.at, second.at, second.exit_info) == (wall(31), wall(1), ExitInfo(9, wall(1)))
     assert tracker.next_due() is None
     assert step(tracker, started(5, 0.5), moment(40)) == []
 
@@ -358,7 +359,7 @@ def test_exit_event_status_is_used_when_task_wait_ended_first() -> None:
     tracker = tracker_with_container()
     tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(1))
     (end,) = tracker.process_event(exited(5, 1.1, 9), moment(1.2))
-    assert (summarize([end]), end.exit_info) == (EXITED, ExitInfo(9, wall(1.1), oom=False))
+    assert (summarize([end]), end.exit_info) == (EXITED, ExitInfo(9, wall(1.1)))
     assert tracker.next_due() is None
 
 
@@ -626,7 +627,7 @@ def test_unknown_task_emits_inferred_start_when_namespace_synced(
 def test_unknown_task_is_preexisting_when_namespace_not_synced(
     status: TaskStatus, present: list[tuple[str, bool]]
 ) -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     (query,) = query_task(tracker)
     assert summarize(tracker.apply_query_result(query, task(5, status), moment(1))) == []
     assert [(record.key.id, record.paused) for record in tracker.snapshot_records(moment(2))] == present
@@ -696,7 +697,7 @@ def test_pending_exit_emitted_when_query_finds_same_task(status: TaskStatus) -> 
     (query,) = query_task(tracker)
     transitions = tracker.apply_query_result(query, task(5, status), moment(2))
     assert summarize(transitions) == [("started", "inferred", 5), *EXITED]
-    assert transitions[-1].exit_info == ExitInfo(9, wall(1), oom=False)
+    assert transitions[-1].exit_info == ExitInfo(9, wall(1))
     assert tracker.next_due() is None
 
 
@@ -812,7 +813,7 @@ def test_created_container_and_start_need_no_query_result() -> None:
 
 def tracker_with_preexisting() -> Tracker:
     """Return a tracker with a preexisting container that is not published yet."""
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     tracker.update_metadata(make_metadata())
     tracker.apply_task_state(WEB, task(5), moment(0.1))
     return tracker
@@ -845,7 +846,7 @@ def test_preexisting_run_emitted_whole_when_exit_comes_first() -> None:
 
 
 def test_out_of_scope_container_is_tracked_but_not_emitted() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     tracker.update_metadata(make_metadata(in_scope=False))
     tracker.apply_task_state(WEB, task(5), moment(0.1))
     assert (tracker.preexisting_count, tracker.snapshot_records(moment(1)), running_incarnations(tracker)) == (
@@ -860,7 +861,7 @@ def test_out_of_scope_container_is_tracked_but_not_emitted() -> None:
 
 
 def test_namespace_is_synced_only_after_completed_snapshot() -> None:
-    tracker = Tracker(BOOT_ID)
+    tracker = ImmediateTracker(BOOT_ID)
     assert not tracker.has_synced("shop")
     tracker.mark_synced({"shop", "lab"})
     assert (tracker.has_synced("default"), tracker.has_synced("shop")) == (True, False)
@@ -1058,4 +1059,4 @@ def test_oom_event_after_exit_not_reported_with_next_exit() -> None:
     step(tracker, started(6, 3))
     exit_info = tracker.process_event(exited(6, 4), moment(4))[0].exit_info
     assert exit_info is not None
-    assert exit_info.oom is False
+    assert exit_info.oom is None

@@ -149,16 +149,16 @@ class FakeEngineClient:
 
 
 class RecordingOutbox:
-    """An outbox that keeps everything for inspection; its initial checkpoint is empty."""
+    """An outbox that keeps everything for inspection; its initial checkpoint is empty, or that of another process."""
 
     last_error = None
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoint: Mapping[str, bytes | None] | None = None) -> None:
         self.records: list[Record] = []
-        self.checkpoint: dict[str, bytes | None] = {}
+        self.checkpoint = dict(checkpoint or {})
 
     def load_checkpoint(self) -> StoredCheckpoint:
-        return StoredCheckpoint({})
+        return StoredCheckpoint({key: value for key, value in self.checkpoint.items() if value is not None})
 
     async def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None] | None = None) -> None:
         self.records += records

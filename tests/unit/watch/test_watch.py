@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -29,6 +29,7 @@ from bridge.core.containerd_model import (
     Undecodable,
 )
 from bridge.core.errors import FatalError, StreamOverflowError, TransientError
+from bridge.core.time import MILLISECOND
 from bridge.watch import ContainerWatch
 from bridge.watch.audit import EVENT_DELAY_SECONDS
 from tests.eventually import eventually_async
@@ -42,10 +43,12 @@ BOOT = "5f3c9a1e-0000"
 class RunningWatch:
     """A running watch, and the records that it published."""
 
-    def __init__(self, client: FakeEngineClient, **changed: object) -> None:
+    def __init__(
+        self, client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+    ) -> None:
         self.client = client
         self.clock = FakeClock()
-        self.outbox = RecordingOutbox()
+        self.outbox = RecordingOutbox(checkpoint)
         self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), BOOT)
         self.task = asyncio.create_task(self.watch.run())
 
@@ -62,17 +65,25 @@ class RunningWatch:
         return [each["snapshot"] for each in self.documents if each["type"] == type_]
 
     async def eventually(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition is true; fail if the watch ends."""
-        await eventually_async(condition, meanwhile=lambda: self.task.done() and self.task.result())
+        """Wait until a condition is true, while time passes; fail if the watch ends."""
+
+        def pass_time() -> None:
+            self.clock.nanoseconds += 10 * MILLISECOND
+            if self.task.done():
+                self.task.result()
+
+        await eventually_async(condition, meanwhile=pass_time)
 
     async def wait_synced(self, snapshots: int = 1) -> None:
         await self.eventually(lambda: len(self.snapshots()) >= snapshots)
 
 
 @contextlib.asynccontextmanager
-async def running_watch(client: FakeEngineClient, **changed: object) -> AsyncIterator[RunningWatch]:
+async def running_watch(
+    client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+) -> AsyncIterator[RunningWatch]:
     running = RunningWatch(
-        client, **{"first_audit_delay": 1e6, "audit_interval": 1e6, "marker_interval": 1e9, **changed}
+        client, checkpoint, **{"first_audit_delay": 1e6, "audit_interval": 1e6, "marker_interval": 1e9, **changed}
     )
     try:
         yield running
@@ -156,7 +167,28 @@ async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
         client.stream.put(pause, pause)
         await running.eventually(lambda: len(running.transitions) == 3)
     assert running.transitions[1:] == [("paused", "live", "web"), ("exited", "live", "web")]
-    assert running.documents[-1]["exit"] == {"status": 7, "at": "1970-01-01T00:00:00.000000008Z", "oom": False}
+    assert running.documents[-1]["exit"] == {"status": 7, "at": "1970-01-01T00:00:00.000000008Z", "oom": None}
+
+
+async def test_held_exit_is_published_once_after_crash() -> None:
+    """The exit waits for an OOM event while the start of another container is persisted; then the process is killed."""
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.running.clear()  # the task is deleted: its status is known only from the event
+        client.run(DB, 11)
+        client.stream.put(exit_event(WEB, 10, 137), *start_events(DB, 11))
+        await running.eventually(lambda: len(running.transitions) == 2)
+        before, checkpoint = running.transitions, dict(running.outbox.checkpoint)
+    assert before[1:] == [("started", "live", "shop/db")]
+    present = ("present", "snapshot", "shop/db")
+    for expected in ([("exited", "live", "web"), present], [present]):
+        async with running_watch(client, checkpoint) as restarted:
+            await restarted.wait_synced()
+            checkpoint = dict(restarted.outbox.checkpoint)
+        assert restarted.transitions == expected
+    assert running.transitions[2:] == [("exited", "live", "web")]  # published at an orderly shutdown
 
 
 async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
