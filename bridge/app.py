@@ -74,7 +74,7 @@ async def run(
     client = _create_client(settings, client_settings)
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
-    sink_manager = SinkManager(outbox, clock, heartbeat_factory)
+    sink_manager = SinkManager(outbox, clock, heartbeat_factory, lambda: watch.request_snapshot("on_demand"))
     status_provider = StatusProvider(settings, watch, outbox, lambda: sink_manager.pumps)
     service_manager = SystemdNotifier(os.environ, clock)
 
