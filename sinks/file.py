@@ -241,8 +241,9 @@ def _copy(descriptor: int, start: int, end: int, target: str) -> None:
     copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         for block in _blocks(descriptor, start, end):
-            while block:
-                block = block[os.write(copy, block) :]
+            written = 0
+            while written < len(block):
+                written += os.write(copy, block[written:])
         os.fsync(copy)
     except BaseException:
         os.unlink(target)
