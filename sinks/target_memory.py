@@ -20,10 +20,10 @@ class TargetMemory:
     """The positions of published records in a target.
 
     Args:
-        identity: The identity of the target; None until the first observation.
+        identity: The identity of the target; "" if it is not known yet.
     """
 
-    def __init__(self, identity: str | None = None) -> None:
+    def __init__(self, identity: str = "") -> None:
         self._identity = identity
         self._last: int | None = None  # of the records that were published
         self._snapshot: int | None = None  # up to which the last complete snapshot is stored
@@ -42,11 +42,11 @@ class TargetMemory:
         """Compare the target with what was published."""
         if self._last is not None:
             self._lost |= (
-                self._identity not in (None, state.identity)
+                len({self._identity, state.identity} - {""}) > 1
                 or state.last < self._last
                 or (self._snapshot is not None and state.first > self._snapshot)
             )
-        self._identity = state.identity
+        self._identity = state.identity or self._identity
 
     def take_loss(self) -> bool:
         """Return whether the target has lost what was published, once per loss."""

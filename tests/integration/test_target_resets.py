@@ -12,12 +12,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiokafka.errors import KafkaError
 from nats.js.errors import NoKeysError, NotFoundError
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.nats_reading import StreamReader
 from tests.testbed.containerd import Containerd
+from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
 _numbers = itertools.count()
@@ -130,3 +132,66 @@ def snapshots_after_first(values: Sequence[bytes]) -> list[dict[str, Any]]:
     """Return the beginnings of the snapshots that are not the first one of the bridge."""
     records = [msgspec.json.decode(value) for value in values]
     return [each for each in records if each["type"] == "snapshot_started" and each["sequence"] > 1]
+
+
+# --- Kafka ---
+
+
+def kafka_bridge(engine: Containerd, kafka: Kafka, topic: str, directory: Path, namespace: str) -> BridgeProcess:
+    environment = {
+        "WHALEBRIDGE_SINKS__MAIN__TYPE": "kafka",
+        "WHALEBRIDGE_SINKS__MAIN__BOOTSTRAP_SERVERS": kafka.bootstrap,
+        "WHALEBRIDGE_SINKS__MAIN__TOPIC": topic,
+        "WHALEBRIDGE_SINKS__MAIN__STATE_TOPIC": f"{topic}.state",
+    }
+    return BridgeProcess(engine.address, directory, "--namespace", namespace, environment=environment)
+
+
+def kafka_state(kafka: Kafka, topic: str) -> tuple[list[bytes], set[str]]:
+    """Return the records in the topic, and the ids of the containers in the state topic; empty if they do not exist."""
+    try:
+        values = [each.value or b"" for each in kafka.admin.records(topic)]
+        entries = {(each.key or b"").decode(): each.value for each in kafka.admin.records(f"{topic}.state")}
+    except (KafkaError, AssertionError, TimeoutError):  # the topics are being created
+        return [], set()
+    return values, {key.rpartition("/")[2] for key, value in entries.items() if value and key.count("/") > 1}
+
+
+def delete_topics(kafka: Kafka, topic: str) -> None:
+    kafka.admin.delete_topic(topic)
+    kafka.admin.delete_topic(f"{topic}.state")
+
+
+def delete_records(kafka: Kafka, topic: str) -> None:
+    kafka.admin.delete_records(topic)
+
+
+def erase_cluster(kafka: Kafka, _: str) -> None:
+    kafka.kill()
+    kafka.erase()
+    kafka.start()
+
+
+@pytest.mark.parametrize("lose", [delete_topics, delete_records, erase_cluster])
+def test_snapshot_follows_when_kafka_loses_records(
+    engine: Containerd,
+    namespace: str,
+    kafka_factory: Callable[..., Kafka],
+    tmp_path: Path,
+    lose: Callable[[Kafka, str], None],
+) -> None:
+    kafka, topic, ids = kafka_factory(), "events", {"c0", "c1", "c2"}
+
+    def is_complete() -> bool:
+        values, in_state_topic = kafka_state(kafka, topic)
+        return has_baseline(values, ids) and in_state_topic == ids
+
+    with kafka_bridge(engine, kafka, topic, tmp_path, namespace) as bridge:
+        eventually(is_complete, "the first snapshot", within=60)
+        assert not bridge.log_lines("target_reset")
+        lose(kafka, topic)
+        engine.run("c3", "sleep", "86400", namespace=namespace)
+        ids.add("c3")
+        eventually(is_complete, "the snapshot in the new topics", within=90)
+        (snapshot, *others) = snapshots_after_first(kafka_state(kafka, topic)[0])
+        assert (snapshot["snapshot"]["reason"], others) == ("on_demand", [])

@@ -28,6 +28,8 @@ def memory_of_ten_records() -> TargetMemory:
         (TargetState("first", 1, 9), True),
         (TargetState("second", 1, 0), True),
         (TargetState("second", 1, 50), True),
+        (TargetState("", 1, 50), False),  # a broker that does not report ids
+        (TargetState("", 1, 9), True),
     ],
 )
 def test_loss_is_found_by_comparison(state: TargetState, is_loss: bool) -> None:
