@@ -64,7 +64,7 @@ async def run(
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
-        sink_instances = sinks.factory.create_sinks(settings.sinks)
+        sink_instances = sinks.factory.create_sinks(settings.sinks, settings.snapshot.interval)
     client_settings = watch_settings(settings)
     outbox = await cancel_on_shutdown(
         shutdown, lambda: _open_outbox(settings, clock, lambda: watch.request_snapshot("overflow"))

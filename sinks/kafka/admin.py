@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import structlog
@@ -40,7 +41,7 @@ _POLL_SECONDS = 0.1
 _log = structlog.get_logger(__name__)
 _NONEXISTENT_PARTITION = 2**31 - 1  # no topic has so many
 _TOPIC_RESOURCE = 2  # Kafka's number for this resource type
-_TOPIC_CONFIGS = ["cleanup.policy", "max.message.bytes"]
+_TOPIC_CONFIGS = ["cleanup.policy", "max.message.bytes", "retention.ms"]
 
 
 class CompactionError(FatalError):
@@ -69,7 +70,8 @@ class TopicMetadata(NamedTuple):
 class Topic(NamedTuple):
     """A topic; ``max_batch_bytes`` and ``cleanup_policy`` are None if reading the topic's configs is not authorized.
 
-    ``id`` changes when the topic is created again; it is "" if the brokers do not report it.
+    ``id`` changes when the topic is created again; it is "" if the brokers do not report it. ``retention`` is the age
+    at which records are deleted; None if they are not, or if it is not known.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Topic(NamedTuple):
     max_batch_bytes: int | None
     cleanup_policy: str | None
     id: str = ""
+    retention: timedelta | None = None
 
 
 class Connection(Protocol):
@@ -173,8 +176,17 @@ class AdminClient:
             await clock.sleep(_POLL_SECONDS)
             metadata = await self.describe(name)
         configs = await self._topic_configs(name)
-        size = configs.get("max.message.bytes")
-        return Topic(name, metadata.partitions, int(size) if size else None, configs.get("cleanup.policy"), metadata.id)
+        size, cleanup = configs.get("max.message.bytes"), configs.get("cleanup.policy")
+        retention_ms = int(configs.get("retention.ms") or -1)
+        expires = retention_ms >= 0 and cleanup is not None and "delete" in cleanup
+        return Topic(
+            name,
+            metadata.partitions,
+            int(size) if size else None,
+            cleanup,
+            metadata.id,
+            timedelta(milliseconds=retention_ms) if expires else None,
+        )
 
     async def _create_topic(self, name: str, policy: str) -> None:
         settings = self._settings

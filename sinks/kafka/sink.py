@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
@@ -46,6 +47,7 @@ from sinks.kafka.messages import (
     find_oversized,
     state_messages,
 )
+from sinks.retention import describe_short_retention
 from sinks.state_table import StateKey, TableState
 from sinks.target_memory import TargetMemory, TargetState
 
@@ -56,7 +58,8 @@ if TYPE_CHECKING:
     from sinks.kafka.patched_producer import Producer
 
 _log = structlog.get_logger(__name__)
-FIRST_LOOKUP_SECONDS = 2.0  # without an acknowledgment, until the leader is looked up; doubled for the next time
+FIRST_LOOKUP_SECONDS = 2.0  # without an acknowledgment, until the leader's address is looked up
+LOOKUP_SECONDS = 5.0  # between further look-ups
 _NO_TIMESTAMP = -1
 
 
@@ -86,10 +89,14 @@ def _get_state_topic(connection: KafkaConnection) -> Topic:
 
 
 class KafkaSink:
-    """Publishes records to a topic, and optionally the current state to another topic."""
+    """Publishes records to a topic, and optionally the current state to another topic.
 
-    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
+    A retention shorter than ``snapshot_interval`` causes a warning.
+    """
+
+    def __init__(self, settings: KafkaSettings, clock: Clock, snapshot_interval: timedelta = timedelta(0)) -> None:
         self._settings = settings
+        self._snapshot_interval = snapshot_interval
         self._clock = clock
         self._timeout = settings.request_timeout.total_seconds()
         self._connection: KafkaConnection | None = None
@@ -101,7 +108,7 @@ class KafkaSink:
         self._memories: dict[tuple[str, int], TargetMemory] = {}  # by topic and partition
         self.resets = 0
         """How often a topic has lost what was published."""
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, ...]] = set()
         self._rate_limiter = RateLimiter(clock)
         # aiokafka raises all errors that it logs, and logs ten times a second while a broker is down.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -203,7 +210,7 @@ class KafkaSink:
             while not (await asyncio.wait({delivery}, timeout=delay))[0]:
                 if await has_moved(connection, topic, partition, self._settings) and not delivery.done():
                     raise KafkaConnectionError(f"partition {partition} has moved to another broker or address")
-                delay *= 2
+                delay = LOOKUP_SECONDS
             await delivery
         finally:
             delivery.cancel()
@@ -326,7 +333,7 @@ class KafkaSink:
             await self._close_abandoned()
             self._connection = await connect(self._settings, self._clock, self._max_batch_bytes)
             self._max_batch_bytes = self._connection.max_batch_bytes
-            self._warn_unchecked_topics(self._connection)
+            self._warn_about_topics(self._connection)
             try:
                 await self._observe_topics(self._connection)
             except BaseException:
@@ -335,15 +342,21 @@ class KafkaSink:
             self._forget_lost_topics()
         return self._connection
 
-    def _warn_unchecked_topics(self, connection: KafkaConnection) -> None:
-        unchecked = {
-            topic.name
-            for topic in (connection.event_topic, connection.state_topic)
-            if topic and topic.cleanup_policy is None
-        }
-        for name in unchecked - self._warned:
-            _log.warning("topic_config_unreadable", topic=name, hint="allow DescribeConfigs on the topic")
-        self._warned |= unchecked
+    def _warn_about_topics(self, connection: KafkaConnection) -> None:
+        for topic in (connection.event_topic, connection.state_topic):
+            if topic is None:
+                continue
+            if topic.cleanup_policy is None:
+                hint = "allow DescribeConfigs on the topic"
+                self._warn_once("topic_config_unreadable", topic=topic.name, hint=hint)
+            if topic.retention is not None and topic.retention < self._snapshot_interval:
+                text = describe_short_retention("retention.ms", topic.retention, self._snapshot_interval)
+                self._warn_once("topic_config_warning", detail=f"{topic.name}: {text}")
+
+    def _warn_once(self, event: str, **fields: str) -> None:
+        if (event, *fields.values()) not in self._warned:
+            self._warned.add((event, *fields.values()))
+            _log.warning(event, **fields)
 
     def _abandon(self) -> None:
         if self._connection is not None:

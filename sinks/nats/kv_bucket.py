@@ -15,6 +15,7 @@ import structlog
 from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.safe_text import one_line
+from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats.error_messages import ApiResponseError
 from sinks.nats.messages import MESSAGE_ID
 from sinks.nats.publish_window import TOO_LARGE, PubAck, PublishRequest, PublishWindow
@@ -40,7 +41,7 @@ class KvBucket:
     def __init__(self, settings: NatsSettings, name: str) -> None:
         self._settings = settings
         self._name = name
-        self._stream = f"KV_{name}"
+        self._stream = f"{BUCKET_PREFIX}{name}"
         self._table_states: dict[StateKey, TableState] = {}
         self._memory = TargetMemory()
         self._supports_ttl = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -33,10 +34,11 @@ _log = structlog.get_logger(__name__)
 
 
 class NatsSink:
-    """Publishes to NATS."""
+    """Publishes to NATS. A retention shorter than ``snapshot_interval`` causes a warning."""
 
-    def __init__(self, settings: NatsSettings) -> None:
+    def __init__(self, settings: NatsSettings, snapshot_interval: timedelta = timedelta(0)) -> None:
         self._settings = settings
+        self._snapshot_interval = snapshot_interval
         self._core_mode = settings.mode == "core"
         self._encoder = MessageEncoder(settings)
         self._connector = ServerConnector(settings)
@@ -136,7 +138,8 @@ class NatsSink:
         return self._connection
 
     async def _prepare_stream(self, connection: NatsConnection) -> JetStreamPublisher:
-        stream = await ensure_stream(connection, self._settings, self._encoder.subjects.pattern)
+        pattern = self._encoder.subjects.pattern
+        stream = await ensure_stream(connection, self._settings, pattern, self._snapshot_interval)
         for warning in stream.warnings:
             self._warn_once("stream_config_warning", f"{stream.name}: {warning}")
         self._memory.observe(stream.state)

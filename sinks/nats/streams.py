@@ -5,13 +5,16 @@ Existing streams are never changed: their configuration may be intentional.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
+from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats import subjects
 from sinks.nats.error_messages import ApiResponseError
+from sinks.retention import describe_short_retention
 from sinks.target_memory import TargetState
 
 if TYPE_CHECKING:
@@ -44,7 +47,9 @@ class Stream(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-async def ensure_stream(connection: NatsConnection, settings: NatsSettings, pattern: str) -> Stream:
+async def ensure_stream(
+    connection: NatsConnection, settings: NatsSettings, pattern: str, snapshot_interval: timedelta
+) -> Stream:
     """Return the stream for the subjects of ``pattern``; create it if it does not exist.
 
     Raises:
@@ -58,7 +63,7 @@ async def ensure_stream(connection: NatsConnection, settings: NatsSettings, patt
             f"stream {config.name} at NATS {connection.address.server} is unsuitable: {'; '.join(errors)}; "
             f"change it (nats stream edit {config.name}), or set stream.name to another stream"
         )
-    return _to_stream(info)._replace(warnings=tuple(config_warnings(config, pattern)))
+    return _to_stream(info)._replace(warnings=tuple(config_warnings(config, pattern, snapshot_interval)))
 
 
 async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, bucket: str) -> Stream:
@@ -168,7 +173,7 @@ def stream_config(settings: NatsSettings) -> StreamConfig:
         subjects=[f"{settings.subject_prefix}.>"],
         storage=StorageType.FILE,
         num_replicas=stream.replicas,
-        duplicate_window=stream.duplicate_window.total_seconds(),
+        duplicate_window=stream.limited_duplicate_window.total_seconds(),
         max_age=stream.max_age.total_seconds() if stream.max_age else 0,
         max_bytes=stream.max_bytes or -1,
         allow_atomic=True,  # ignored by servers before 2.12
@@ -178,7 +183,7 @@ def stream_config(settings: NatsSettings) -> StreamConfig:
 def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
     """Return the configuration of the stream behind a bucket, with one value per key."""
     return StreamConfig(
-        name=f"KV_{name}",
+        name=f"{BUCKET_PREFIX}{name}",
         description="whalebridge: running containers",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
@@ -210,8 +215,10 @@ def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
         yield "it keeps no records without consumers (retention interest)"
 
 
-def config_warnings(config: StreamConfig, pattern: str) -> Iterator[str]:
+def config_warnings(config: StreamConfig, pattern: str, snapshot_interval: timedelta) -> Iterator[str]:
     """Yield the properties of a stream that weaken the guarantees."""
+    if 0 < (config.max_age or 0) < snapshot_interval.total_seconds():
+        yield describe_short_retention("max_age", timedelta(seconds=config.max_age or 0), snapshot_interval)
     if not subjects.is_subset(pattern, config.subjects or []):
         yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:
