@@ -211,16 +211,16 @@ class Pump:
                     or (record := factory.make(self._last_acknowledged)) is None
                 ):
                     continue
-                await self._try(partial(self._sink.publish, [record]), "heartbeat_failed")
+                await self._try("heartbeat_failed", partial(self._sink.publish, [record]))
 
     async def _check_target(self, resets: ResetReporter) -> None:
         while True:
             await self._clock.sleep(TARGET_CHECK_SECONDS)
             async with self._publish_lock:
-                await self._try(resets.check, "target_check_failed")
+                await self._try("target_check_failed", resets.check)
 
-    async def _try(self, attempt: Callable[[], Awaitable[None]], failure_event: str) -> None:
-        """Attempt once; log a failure as ``failure_event``."""
+    async def _try(self, event: str, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Attempt once; log a failure as ``event``."""
         try:
             await with_timeout(attempt, self._attempt_timeout)
         except DisconnectedError:
@@ -229,7 +229,7 @@ class Pump:
             text = str(error)
             if not isinstance(error, RejectedRecordError):
                 self._set_error("failed" if isinstance(error, FatalError) else "failing", text)
-            self._rate_limiter.log(_log.warning, text, failure_event, sink=self.name, error=text)
+            self._rate_limiter.log(_log.warning, text, event, sink=self.name, error=text)
         else:
             self.state, self.last_error = "ok", None
 

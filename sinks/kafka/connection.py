@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import traceback
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.offset import OffsetRequest
 
 from bridge.core.errors import TransientError
@@ -88,8 +89,12 @@ class _ProducerConnection:
         self._client = producer.client
 
     async def send(self, request: Any) -> Any:
-        """Send a request to any broker."""
-        return await self._client.send(self._client.get_random_node(), request)
+        """Send a request to any broker that is connected."""
+        brokers = [broker.nodeId for broker in self._client.cluster.brokers()]
+        for broker in random.sample(brokers, len(brokers)):
+            if await self._client.ready(broker):
+                return await self._client.send(broker, request)
+        raise KafkaConnectionError("no broker is reachable at a known address")
 
 
 async def describe_topic(connection: KafkaConnection, topic: str, settings: KafkaSettings) -> TopicMetadata:
@@ -103,25 +108,22 @@ async def describe_topic(connection: KafkaConnection, topic: str, settings: Kafk
 
 
 async def read_offsets(connection: KafkaConnection, topic: str, partition: int, leader: int) -> tuple[int, int] | None:
-    """Return the first offset of a partition and the one after its last; None if its leader does not know them now.
+    """Return the first offset of a partition and the one after its last; None if its leader does not respond now.
 
     ``leader`` is the leader's node id.
-
-    Raises:
-        TransientError: The leader cannot be reached over the producer's connections.
     """
     offsets = []
     try:
-        for time in (_EARLIEST, _LATEST):
-            response = await connection.producer.client.send(
-                leader, OffsetRequest(-1, 0, [(topic, [(partition, time)])])
-            )
-            ((_, ((_, error_code, _, offset),)),) = response.topics
-            if error_code:
-                return None
-            offsets.append(offset)
-    except KafkaError as error:
-        raise TransientError(f"topic {topic}: {describe(error)}") from error
+        async with asyncio.timeout(_DIAGNOSIS_SECONDS):
+            for time in (_EARLIEST, _LATEST):
+                request = OffsetRequest(-1, 0, [(topic, [(partition, time)])])
+                response = await connection.producer.client.send(leader, request)
+                ((_, ((_, error_code, _, offset),)),) = response.topics
+                if error_code:
+                    return None
+                offsets.append(offset)
+    except (KafkaError, TimeoutError):
+        return None
     first, end = offsets
     return first, end
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +28,7 @@ from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks import state_table
 from sinks.kafka import state_topic_reader
-from sinks.kafka.admin import Topic
+from sinks.kafka.admin import Partition, Topic
 from sinks.kafka.connection import (
     KafkaConnection,
     connect,
@@ -151,7 +151,9 @@ class KafkaSink:
         """
         connection = await self._ensure_connected()
         try:
-            await self._observe_topics(connection)
+            for name in {name for name, _ in self._memories}:
+                metadata = await describe_topic(connection, name, self._settings)
+                await self._observe(connection, name, *metadata)
         except TransientError:  # the brokers may have other addresses now
             self._abandon()
         except BaseException:
@@ -276,22 +278,18 @@ class KafkaSink:
         if key in self._memories and any(each.type == "snapshot_completed" for each in source_batch.records):
             self._memories[key].complete_snapshot()
 
-    async def _observe_topics(self, connection: KafkaConnection) -> None:
-        """Compare the topics with what was published to them.
-
-        Raises:
-            TransientError: The brokers cannot be reached over the producer's connections.
-        """
-        for name in {topic for topic, _ in self._memories}:
-            metadata = await describe_topic(connection, name, self._settings)
-            for (topic, partition), memory in self._memories.items():
-                if topic != name:
-                    continue
-                described = metadata.partitions.get(partition)
-                if described is None:
-                    memory.observe(TargetState(metadata.id, 0, -1))
-                elif offsets := await read_offsets(connection, name, partition, described.leader_id):
-                    memory.observe(TargetState(metadata.id, offsets[0], offsets[1] - 1))
+    async def _observe(
+        self, connection: KafkaConnection, name: str, identity: str, partitions: Mapping[int, Partition]
+    ) -> None:
+        """Compare a topic with what was published to it."""
+        for (topic, number), memory in list(self._memories.items()):
+            if topic != name:
+                continue
+            partition = partitions.get(number)
+            if partition is None:
+                memory.observe(TargetState(identity, 0, -1))
+            elif offsets := await read_offsets(connection, name, number, partition.leader_id):
+                memory.observe(TargetState(identity, offsets[0], offsets[1] - 1))
 
     def _forget_lost_topics(self) -> None:
         """Count resets, and forget what the old topics had: the next connection reads everything again."""
@@ -335,8 +333,9 @@ class KafkaSink:
             self._max_batch_bytes = self._connection.max_batch_bytes
             self._warn_about_topics(self._connection)
             try:
-                await self._observe_topics(self._connection)
-            except BaseException:
+                for topic in filter(None, (self._connection.event_topic, self._connection.state_topic)):
+                    await self._observe(self._connection, topic.name, topic.id, topic.partitions)
+            except BaseException:  # a timeout of the pump cancels this
                 self._abandon()
                 raise
             self._forget_lost_topics()
