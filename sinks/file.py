@@ -214,7 +214,7 @@ def _complete_length(descriptor: int, size: int) -> int:
 
 
 def _save_end(descriptor: int, start: int, size: int, path: str) -> None:
-    """Save the incomplete last line of a file under another name, if it can be of use to anybody.
+    """Save the incomplete last line of a file under another name, if it may be of use.
 
     The beginning of a record cannot: it was not acknowledged, and the record is written again. Neither can zeros, which
     file systems append when the power fails.

@@ -131,7 +131,7 @@ async def read_offsets(connection: KafkaConnection, topic: str, partition: int, 
 async def has_moved(connection: KafkaConnection, topic: Topic, partition: int, settings: KafkaSettings) -> bool:
     """Return whether the topic was created again, or its leader has another address than the producer knows.
 
-    The producer asks only the brokers at the addresses that it knows; this asks the bootstrap servers.
+    The producer fetches metadata only from the addresses that it knows; this uses the bootstrap servers.
     """
     try:
         async with asyncio.timeout(_DIAGNOSIS_SECONDS), admin.connect_admin(settings, connection.options) as client:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 FIRST_LOOKUP_SECONDS = 2.0  # without an acknowledgment, until the leader's address is looked up
-LOOKUP_SECONDS = 5.0  # between further look-ups
+LOOKUP_SECONDS = 5.0  # between further lookups
 _NO_TIMESTAMP = -1
 
 
