@@ -220,16 +220,18 @@ class Pump:
                 await self._try("target_check_failed", resets.check)
 
     async def _try(self, event: str, attempt: Callable[[], Awaitable[None]]) -> None:
-        """Attempt once; log a failure as ``event``."""
+        """Attempt once; log a failure as ``event``, or as ``sink_failed`` if a retry cannot fix it."""
         try:
             await with_timeout(attempt, self._attempt_timeout)
         except DisconnectedError:
             raise
-        except BridgeError as error:
+        except (TransientError, RejectedRecordError) as error:
             text = str(error)
-            if not isinstance(error, RejectedRecordError):
-                self._set_error("failed" if isinstance(error, FatalError) else "failing", text)
+            if isinstance(error, TransientError):
+                self._set_error("failing", text)
             self._rate_limiter.log(_log.warning, text, event, sink=self.name, error=text)
+        except Exception as error:  # noqa: BLE001 (logged; a bug in one sink must not end the others)
+            self._log_fatal(error)
         else:
             self.state, self.last_error = "ok", None
 
@@ -267,9 +269,7 @@ class Pump:
         text = str(error) if is_expected else f"bug in the sink: {error!r}"
         self._set_error("failed", text)
         self.failures += 1
-        fields = {"sink": self.name, "error": text, "retry_seconds": FATAL_RETRY_SECONDS}
-        if not is_expected:
-            fields["exc_info"] = error
+        fields = {"sink": self.name, "error": text, "exc_info": None if is_expected else error}
         self._failure_logged |= self._rate_limiter.log(_log.error, text, "sink_failed", **fields)
 
     def _set_error(self, state: SinkState, text: str) -> None:
