@@ -67,7 +67,7 @@ async def run(
     clock = SystemClock()
     boot = boot_id()
     if sink_instances is None:
-        sink_instances = sinks.factory.create_sinks(settings.sinks)
+        sink_instances = sinks.factory.create_sinks(settings.sinks, settings.snapshot.interval)
     client_settings = watch_settings(settings)
     service_manager = SystemdNotifier(os.environ, clock)
     outbox = _create_outbox(
@@ -79,7 +79,7 @@ async def run(
     client = _create_client(settings, client_settings)
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
-    sink_manager = SinkManager(outbox, clock, heartbeat_factory)
+    sink_manager = SinkManager(outbox, clock, heartbeat_factory, lambda: watch.request_snapshot("on_demand"))
     status_provider = StatusProvider(
         settings, watch, outbox, lambda: sink_manager.pumps, lambda: client.proxy_denied_calls
     )

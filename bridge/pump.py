@@ -4,6 +4,8 @@ Invariants:
 - One batch is in flight at a time, so a sink gets records in order, and gets again the records that it may not have.
 - Every attempt has a timeout: an attempt that hangs is abandoned and retried.
 - A rejected record does not block other records.
+- An error of the sink does not end the pump: what a retry cannot fix is retried rarely, because an operator may have
+  fixed it. Only a sink whose reader has gone for good ends its pump.
 - A heartbeat is sent between batches, only if there is no backlog, and is not retried: losing it loses no data.
 """
 
@@ -17,12 +19,13 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import structlog
 
-from bridge.core.errors import BridgeError, RejectedRecordError, TransientError
+from bridge.core.errors import BridgeError, DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.core.record_encoder import heartbeat_record
 from bridge.core.records import Record, Watermark
 from bridge.core.time import to_seconds
 from bridge.retry import Backoff, Failure, retry_until_success
+from bridge.target_resets import DetectsReset, ResetReporter
 from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
@@ -30,13 +33,16 @@ from bridge.telemetry.rate_limit import RateLimiter
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
 BACKOFF = Backoff(initial=0.1, maximum=30.0)
+FATAL_RETRY_SECONDS = 60.0  # between attempts that fail until an operator changes something
+TARGET_CHECK_SECONDS = 30.0
 # Seconds added to the sink's own timeout, so that the sink's timeout, with its better error message, fires first.
 ATTEMPT_TIMEOUT_MARGIN = 60.0
 CLOSE_SECONDS = 1.5
 QUIESCE_SECONDS = 1.5
 _log = structlog.get_logger(__name__)
 
-SinkState: TypeAlias = Literal["starting", "ok", "failing"]
+SinkState: TypeAlias = Literal["starting", "ok", "failing", "failed"]
+"""``failing``: retried with backoff. ``failed``: an operator has to change something."""
 
 
 @runtime_checkable
@@ -44,7 +50,7 @@ class DetectsDisconnect(Protocol):
     """A sink that detects that its reader has disconnected for good, even while there is nothing to publish."""
 
     async def wait_disconnected(self) -> None:
-        """Wait until the reader has disconnected, and raise a FatalError."""
+        """Wait until the reader has disconnected, and raise a DisconnectedError."""
 
 
 class HeartbeatFactory:
@@ -79,6 +85,7 @@ class Pump:
         clock: Source of time and random numbers.
         attempt_timeout: Seconds until an attempt is abandoned; None for a sink that may block indefinitely.
         heartbeat_factory: Makes heartbeats; None for a sink without heartbeats.
+        on_reset: Called when the sink's target has lost what was published, so that a snapshot is needed.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Pump:
         *,
         attempt_timeout: float | None = ATTEMPT_TIMEOUT_MARGIN,
         heartbeat_factory: HeartbeatFactory | None = None,
+        on_reset: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self._sink = sink
@@ -99,9 +107,11 @@ class Pump:
         self._rate_limiter = RateLimiter(clock)
         self._heartbeat_factory = heartbeat_factory
         self._last_acknowledged: Record | None = None  # last acknowledged record
-        self._publish_lock = asyncio.Lock()  # held while a batch or a heartbeat is in flight
+        self._resets = ResetReporter(sink, clock, on_reset) if isinstance(sink, DetectsReset) else None
+        self._publish_lock = asyncio.Lock()  # held while the sink is in use
         self.state: SinkState = "starting"
-        self.last_error: str | None = None  # error of the last attempt, while the state is failing
+        self.disconnected = False  # the sink's reader has gone for good
+        self.last_error: str | None = None  # error of the last attempt, while the state is failing or failed
         self.published = 0
         self.failures = 0
         self.rejected = 0
@@ -112,15 +122,26 @@ class Pump:
         """Pump until canceled.
 
         Raises:
-            FatalError: The sink cannot continue.
+            DisconnectedError: The sink's reader has gone for good.
+            FatalError: The outbox cannot continue.
         """
         structlog.contextvars.bind_contextvars(sink=self.name)  # for every line that the sink logs
+        try:
+            await self._run()
+        except DisconnectedError as error:
+            self.disconnected = True
+            self._set_error("failed", str(error))
+            raise
+
+    async def _run(self) -> None:
         await self._retry(self._sink.start)
         async with task_group() as tasks:
             if isinstance(self._sink, DetectsDisconnect):
                 tasks.create_task(self._sink.wait_disconnected())
             if self._heartbeat_factory is not None:
                 tasks.create_task(self._send_heartbeats(self._heartbeat_factory))
+            if self._resets is not None:
+                tasks.create_task(self._check_target(self._resets))
             while True:
                 batch = await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES)
                 async with self._publish_lock:
@@ -132,8 +153,8 @@ class Pump:
         return self._outbox.depth(self.name)
 
     async def wait_drained(self) -> None:
-        """Wait until the sink has acknowledged all records in the outbox."""
-        while self.backlog:
+        """Wait until the sink has acknowledged all records in the outbox; do not wait for a sink that has failed."""
+        while self.backlog and self.state != "failed":
             await self._clock.sleep(0.02)
 
     async def quiesce(self) -> None:
@@ -141,7 +162,7 @@ class Pump:
 
         It does not wait for a sink that is failing. Records without an acknowledgment are sent again by the next pump.
         """
-        if self.state != "failing":
+        if self.state not in ("failing", "failed"):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(QUIESCE_SECONDS):
                     await self._publish_lock.acquire()  # not released
@@ -190,31 +211,66 @@ class Pump:
                     or (record := factory.make(self._last_acknowledged)) is None
                 ):
                     continue
-                try:
-                    await with_timeout(partial(self._sink.publish, [record]), self._attempt_timeout)
-                except (TransientError, RejectedRecordError) as error:
-                    text = str(error)
-                    if isinstance(error, TransientError):
-                        self.state, self.last_error = "failing", text
-                    self._rate_limiter.log(_log.warning, text, "heartbeat_failed", sink=self.name, error=text)
-                else:
-                    self.state, self.last_error = "ok", None
+                await self._try("heartbeat_failed", partial(self._sink.publish, [record]))
+
+    async def _check_target(self, resets: ResetReporter) -> None:
+        while True:
+            await self._clock.sleep(TARGET_CHECK_SECONDS)
+            async with self._publish_lock:
+                await self._try("target_check_failed", resets.check)
+
+    async def _try(self, event: str, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Attempt once; log a failure as ``event``, or as ``sink_failed`` if a retry cannot fix it."""
+        try:
+            await with_timeout(attempt, self._attempt_timeout)
+        except DisconnectedError:
+            raise
+        except (TransientError, RejectedRecordError) as error:
+            text = str(error)
+            if isinstance(error, TransientError):
+                self._set_error("failing", text)
+            self._rate_limiter.log(_log.warning, text, event, sink=self.name, error=text)
+        except Exception as error:  # noqa: BLE001 (logged; a bug in one sink must not end the others)
+            self._log_fatal(error)
+        else:
+            self.state, self.last_error = "ok", None
 
     async def _retry(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        await retry_until_success(
-            lambda: with_timeout(attempt, self._attempt_timeout),
-            clock=self._clock,
-            backoff=BACKOFF,
-            before_sleep=self._log_failure,
-        )
+        while True:
+            try:
+                await retry_until_success(
+                    lambda: with_timeout(attempt, self._attempt_timeout),
+                    clock=self._clock,
+                    backoff=BACKOFF,
+                    before_sleep=self._log_failure,
+                )
+                break
+            except (DisconnectedError, RejectedRecordError):
+                raise
+            except Exception as error:  # noqa: BLE001 (logged; a bug in one sink must not end the others)
+                self._log_fatal(error)
+            await self._clock.sleep(FATAL_RETRY_SECONDS)
         if self._failure_logged:  # only then, or a sink that fails intermittently would log every recovery
             self._failure_logged = False
             _log.info("sink_recovered", sink=self.name)
         self.state, self.last_error = "ok", None
+        if self._resets is not None:
+            self._resets.report()
 
     def _log_failure(self, failure: Failure) -> None:
         text = str(failure.error)
-        self.state, self.last_error = "failing", text
+        self._set_error("failing", text)
         self.failures += 1
         fields = {"sink": self.name, "error": text, "consecutive": failure.consecutive}
         self._failure_logged |= self._rate_limiter.log(_log.warning, text, "sink_publish_failed", **fields)
+
+    def _log_fatal(self, error: Exception) -> None:
+        is_expected = isinstance(error, FatalError)
+        text = str(error) if is_expected else f"bug in the sink: {error!r}"
+        self._set_error("failed", text)
+        self.failures += 1
+        fields = {"sink": self.name, "error": text, "exc_info": None if is_expected else error}
+        self._failure_logged |= self._rate_limiter.log(_log.error, text, "sink_failed", **fields)
+
+    def _set_error(self, state: SinkState, text: str) -> None:
+        self.state, self.last_error = state, text

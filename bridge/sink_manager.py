@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
 import sinks.factory
+from bridge.core.errors import DisconnectedError
 from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
@@ -41,10 +42,18 @@ class SinkManager:
         outbox: The source of records.
         clock: Source of time and random numbers.
         heartbeat_factory: Makes the heartbeats of all sinks; a reload changes its interval.
+        on_reset: Called when a sink's target has lost what was published, so that a snapshot is needed.
     """
 
-    def __init__(self, outbox: Outbox, clock: Clock, heartbeat_factory: HeartbeatFactory) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        clock: Clock,
+        heartbeat_factory: HeartbeatFactory,
+        on_reset: Callable[[], None] = lambda: None,
+    ) -> None:
         self._outbox = outbox
+        self._on_reset = on_reset
         self._clock = clock
         self._heartbeat_factory = heartbeat_factory
         self._sinks: dict[str, _ManagedSink] = {}
@@ -56,13 +65,15 @@ class SinkManager:
         return [managed.pump for managed in self._sinks.values()]
 
     def start(self, tasks: asyncio.TaskGroup, settings: Settings, sink_instances: Mapping[str, Sink]) -> None:
-        """Start a pump for each sink in ``tasks``; its task fails with a FatalError if the sink cannot continue."""
+        """Start a pump for each sink in ``tasks``; a task fails when no sink has a reader any more."""
         self._tasks = tasks
         for id_, sink in sink_instances.items():
             self._start(id_, settings, sink)
 
     async def reload(self, settings: Settings) -> bool:
-        """Replace the sinks whose settings or referenced files (such as secrets) have changed; the ids are the same.
+        """Replace the sinks that have failed, or whose settings or referenced files (such as secrets) have changed.
+
+        The ids are the same.
 
         Records in flight to a replaced sink are sent again unless they are acknowledged within ``QUIESCE_SECONDS``.
 
@@ -72,8 +83,8 @@ class SinkManager:
         Raises:
             FatalError: A sink cannot be created with its new settings; no sink was replaced.
         """
-        changed = {id_: sink for id_, sink in settings.sinks.items() if self._has_changed(settings, id_)}
-        created = sinks.factory.create_sinks(changed)
+        changed = {id_: sink for id_, sink in settings.sinks.items() if self._needs_replacement(settings, id_)}
+        created = sinks.factory.create_sinks(changed, settings.snapshot.interval)
         if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in created.items():
@@ -98,9 +109,9 @@ class SinkManager:
         """Close all sinks, each within a timeout."""
         await asyncio.gather(*(pump.close() for pump in self.pumps))
 
-    def _has_changed(self, settings: Settings, id_: str) -> bool:
+    def _needs_replacement(self, settings: Settings, id_: str) -> bool:
         managed, sink_settings = self._sinks[id_], settings.sinks[id_]
-        return (managed.settings, managed.files_digest, managed.heartbeats) != (
+        return managed.pump.state == "failed" or (managed.settings, managed.files_digest, managed.heartbeats) != (
             sink_settings,
             _files_digest(sink_settings),
             _wants_heartbeats(settings, sink_settings),
@@ -116,10 +127,25 @@ class SinkManager:
             self._clock,
             attempt_timeout=_attempt_timeout(sink_settings),
             heartbeat_factory=self._heartbeat_factory if heartbeats else None,
+            on_reset=self._on_reset,
         )
         self._sinks[id_] = _ManagedSink(
-            pump, sink_settings, _files_digest(sink_settings), heartbeats, self._tasks.create_task(pump.run())
+            pump, sink_settings, _files_digest(sink_settings), heartbeats, self._tasks.create_task(self._run(pump))
         )
+
+    async def _run(self, pump: Pump) -> None:
+        """Run a pump. If its sink's reader has gone for good, the other sinks go on.
+
+        Raises:
+            DisconnectedError: No other sink is left.
+        """
+        try:
+            await pump.run()
+        except DisconnectedError as error:
+            if all(each.disconnected for each in self.pumps):
+                raise
+            hint = "restart whalebridge, or remove the sink"
+            _log.error("sink_disconnected", sink=pump.name, error=str(error), hint=hint)
 
 
 async def _stop(managed: _ManagedSink) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from bridge.clock import SystemClock
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from config.sinks import SinkSettings
 
 
-def create_sink(settings: SinkSettings) -> Sink:
+def create_sink(settings: SinkSettings, snapshot_interval: timedelta = timedelta(0)) -> Sink:
     """Return the sink with these settings, not yet started.
+
+    If the retention of its target is shorter than ``snapshot_interval``, it logs a warning.
 
     Raises:
         FatalError: The sink's library is not installed.
@@ -36,20 +39,20 @@ def create_sink(settings: SinkSettings) -> Sink:
             with require_extra("kafka"):
                 from sinks.kafka.sink import KafkaSink
 
-            return KafkaSink(settings, SystemClock())
+            return KafkaSink(settings, SystemClock(), snapshot_interval)
         case NatsSettings():
             with require_extra("nats"):
                 from sinks.nats.sink import NatsSink
 
-            return NatsSink(settings)
+            return NatsSink(settings, snapshot_interval)
         case _:
             sink: Sink = plugins.load(settings.type).make(settings)
             return sink
 
 
-def create_sinks(settings: Mapping[str, SinkSettings]) -> dict[str, Sink]:
+def create_sinks(settings: Mapping[str, SinkSettings], snapshot_interval: timedelta = timedelta(0)) -> dict[str, Sink]:
     """Return the sinks with these settings, by id, not yet started."""
-    return {id_: create_sink(each) for id_, each in settings.items()}
+    return {id_: create_sink(each, snapshot_interval) for id_, each in settings.items()}
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ A dedicated thread does all file operations, because disks can hang.
 
 Invariants:
 - Acknowledged records are on the disk, not only in the page cache.
-- Lines are complete: a failed write is undone, and the incomplete line of a killed process is removed at the next open.
+- Lines are complete: a failed write is undone, and an incomplete last line (of a killed process, after a power failure,
+  or of another program) is removed at the next open. What is not a record is saved in a file of its own.
 - Only one whalebridge process writes the file at a time.
 - Another program may move the file at any time (as logrotate does): the next line goes to a new file.
 """
@@ -17,9 +18,12 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
+
+import structlog
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, TransientError
@@ -32,11 +36,12 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 1.0
 FILE_MODE = 0o640  # labels may be confidential
 
-_TAIL_BYTES = 1 << 20  # more than the longest line
+_BLOCK_BYTES = 1 << 20
 _LINE_PREFIX = b'{"'  # every line begins with it
 _TRANSIENT_ERRNOS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOENT, errno.ESTALE, errno.EROFS, errno.EMFILE}
 )
+_log = structlog.get_logger(__name__)
 
 
 class FileError(FatalError):
@@ -100,13 +105,16 @@ class RotatedFile:
         self._size = 0
 
     def open(self) -> None:
-        """Open the file and remove an incomplete last line."""
+        """Open the file and remove an incomplete last line; save it first if it is not the beginning of a record."""
         self.close()
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
         try:
             _lock(descriptor, self._path)
-            self._size = _complete_length(descriptor, os.fstat(descriptor).st_size, self._path)
-            os.ftruncate(descriptor, self._size)
+            size = os.fstat(descriptor).st_size
+            self._size = _complete_length(descriptor, size)
+            if self._size < size:
+                _save_end(descriptor, self._size, size, self._path)
+                os.ftruncate(descriptor, self._size)
             _sync_directory(self._path)
         except BaseException:
             os.close(descriptor)
@@ -193,15 +201,55 @@ def _lock(descriptor: int, path: str) -> None:
         raise FileInUseError(f"{path} is being written by another process; use another file") from error
 
 
-def _complete_length(descriptor: int, size: int, path: str) -> int:
-    """Return the size of the complete lines; raise an error if the incomplete last line is not a record."""
-    tail = os.pread(descriptor, min(size, _TAIL_BYTES), max(size - _TAIL_BYTES, 0))
-    rest = tail[tail.rfind(b"\n") + 1 :]
-    if not rest:
-        return size
-    if not rest.startswith(_LINE_PREFIX[: len(rest)]):
-        raise FileError(f"{path} ends with an incomplete line that is not a record; use another file")
-    return size - len(rest)
+def _complete_length(descriptor: int, size: int) -> int:
+    """Return the size of the complete lines."""
+    end = size
+    while end:
+        start = max(end - _BLOCK_BYTES, 0)
+        line_feed = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if line_feed >= 0:
+            return start + line_feed + 1
+        end = start
+    return 0
+
+
+def _save_end(descriptor: int, start: int, size: int, path: str) -> None:
+    """Save the incomplete last line of a file under another name, if it may be of use.
+
+    The beginning of a record cannot: it was not acknowledged, and the record is written again. Neither can zeros, which
+    file systems append when the power fails.
+
+    Raises:
+        FileError: There is no record in the file at all, so it is probably the file of another program.
+    """
+    quarantined: str | None = None
+    is_record = os.pread(descriptor, len(_LINE_PREFIX), start) == _LINE_PREFIX[: size - start]
+    if not is_record and any(map(any, _blocks(descriptor, start, size))):
+        if os.pread(descriptor, len(_LINE_PREFIX), 0) != _LINE_PREFIX:
+            raise FileError(f"{path} is a file of another program: it does not begin with a record; use another file")
+        quarantined = f"{path}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        _copy(descriptor, start, size, quarantined)
+    _log.warning("file_end_removed", path=path, bytes=size - start, quarantined_as=quarantined)
+
+
+def _blocks(descriptor: int, start: int, end: int) -> Iterator[bytes]:
+    for position in range(start, end, _BLOCK_BYTES):
+        yield os.pread(descriptor, min(end - position, _BLOCK_BYTES), position)
+
+
+def _copy(descriptor: int, start: int, end: int, target: str) -> None:
+    copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        for block in _blocks(descriptor, start, end):
+            written = 0
+            while written < len(block):
+                written += os.write(copy, block[written:])
+        os.fsync(copy)
+    except BaseException:
+        os.unlink(target)
+        raise
+    finally:
+        os.close(copy)
 
 
 def _sync_directory(path: str) -> None:

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from bridge.blocking_worker import BlockingWorker, resolve_future
-from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.core.errors import BridgeError, DisconnectedError, TransientError
 from bridge.telemetry.safe_text import printable_json
 from sinks.encoding import EncodingName, get_encoding
 
@@ -37,7 +37,7 @@ CLOSE_SECONDS = 1.0  # how long close() waits for a reader that does not read
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class OutputError(FatalError):
+class OutputError(DisconnectedError):
     """Standard output cannot be written, and a retry will not help."""
 
 

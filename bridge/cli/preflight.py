@@ -57,7 +57,7 @@ async def run_preflight(settings: Settings) -> list[CheckResult]:
         check_containerd(settings.containerd.address, is_watched),
         asyncio.to_thread(_check_state_dir, settings),
         _check_http(settings.http),
-        *(_check_sink(id_, sink) for id_, sink in settings.sinks.items()),
+        *(_check_sink(id_, sink, settings.snapshot.interval) for id_, sink in settings.sinks.items()),
     )
     for id_, results in zip(settings.sinks, sink_results, strict=True):
         results += [_result_from_log(line) for line in lines if line.get("sink") == id_]
@@ -167,12 +167,12 @@ async def _check_listen_address(listen: str) -> CheckResult:
 # --- sinks ---
 
 
-async def _check_sink(id_: str, settings: SinkSettings) -> list[CheckResult]:
+async def _check_sink(id_: str, settings: SinkSettings, snapshot_interval: timedelta) -> list[CheckResult]:
     structlog.contextvars.bind_contextvars(sink=id_)  # as the pump does
     if isinstance(settings, StdoutSettings):
         return [CheckResult("ok", id_, "standard output of run")]
     try:
-        sink = sinks.factory.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT))
+        sink = sinks.factory.create_sink(settings.limit_timeout(_ATTEMPT_TIMEOUT), snapshot_interval)
     except BridgeError as error:
         return [CheckResult.from_error(id_, error)]
     try:

@@ -83,7 +83,7 @@ class KafkaReader:
         """Check that a broker accepts the connection and has the topic; aiokafka would only log the failure."""
         settings = self._settings
         async with connect_admin(settings, auth.client_options(settings)) as admin:
-            partitions = await admin.partitions(settings.topic, "Read")
+            partitions = (await admin.describe(settings.topic, "Read")).partitions
         if not partitions:
             servers = ", ".join(settings.bootstrap_servers)
             if self._end_offsets:

@@ -20,6 +20,10 @@ class UnreachableError(FatalError):
     """Waiting will not make the peer reachable: something else uses its address, or access is forbidden."""
 
 
+class DisconnectedError(FatalError):
+    """The peer has gone for good: only another process can reach it again."""
+
+
 class StateError(FatalError):
     """Persistent state cannot be read or written: the state directory is unusable."""
 

@@ -98,7 +98,8 @@ class Sink(Protocol):
 
         Raises:
             TransientError: Not reachable now.
-            FatalError: A retry cannot succeed until an operator changes something.
+            FatalError: A retry cannot succeed until an operator changes something; the pump retries rarely.
+            DisconnectedError: A retry cannot succeed in this process.
         """
 
     async def publish(self, batch: Sequence[Record]) -> None:
@@ -107,7 +108,7 @@ class Sink(Protocol):
         Raises:
             TransientError: Some records may not be stored; the whole batch may be published again.
             RejectedRecordError: Some records will never be accepted; the others must be published again.
-            FatalError: This sink cannot continue.
+            FatalError: Like ``start``.
         """
 
     async def close(self) -> None:

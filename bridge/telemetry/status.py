@@ -17,12 +17,13 @@ from bridge.telemetry.counters import Counters, Histogram
 class SinkStatus(Struct, frozen=True):
     """The status of a sink.
 
-    ``last_error`` is the error of the last attempt, None if it succeeded. ``published`` and ``rejected`` count records,
+    The state ``failing`` may end by itself; for ``failed``, an operator has to change something. ``last_error`` is the
+    error of the last attempt, None if it succeeded. ``published`` and ``rejected`` count records,
     ``failures`` counts attempts.
     """
 
     name: str
-    state: Literal["starting", "ok", "failing"]
+    state: Literal["starting", "ok", "failing", "failed"]
     last_error: str | None
     lag: Lag
     published: int
@@ -113,7 +114,8 @@ def evaluate(status: Status) -> Readiness:
     elif status.watermark_age is None or status.watermark_age > status.max_watermark_age:
         reasons.append(f"the event stream has stalled: not verified for more than {status.max_watermark_age:g} s")
     degraded_reasons = [
-        f"sink {sink.name} is {sink.state}" + (f": {sink.last_error}" if sink.last_error else "")
+        f"sink {sink.name} {'has' if sink.state == 'failed' else 'is'} {sink.state}"
+        + (f": {sink.last_error}" if sink.last_error else "")
         for sink in status.sinks
         if sink.state != "ok"
     ]

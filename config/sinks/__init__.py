@@ -5,6 +5,7 @@ Each type has a module with its settings and the parser of its URL; ``BUILT_IN``
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -184,9 +185,18 @@ def _check_non_empty(sinks: dict[str, SinkSettings]) -> dict[str, SinkSettings]:
     return sinks
 
 
+def _check_files_differ(sinks: dict[str, SinkSettings]) -> dict[str, SinkSettings]:
+    used: dict[str, str] = {}
+    for id_, sink in sinks.items():
+        if isinstance(sink, FileSettings) and (other := used.setdefault(os.path.realpath(sink.path), id_)) != id_:
+            raise ValueError(f"sinks {other} and {id_} write the same file; use another path for one of them")
+    return sinks
+
+
 SinkId = Annotated[str, AfterValidator(_check_id)]
 Sinks = Annotated[
     dict[SinkId, Annotated[SinkSettings, WrapValidator(_parse_sink)]],
     BeforeValidator(_parse_sinks),
     AfterValidator(_check_non_empty),
+    AfterValidator(_check_files_differ),
 ]

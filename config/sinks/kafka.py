@@ -24,11 +24,14 @@ from config.sinks.common import BrokerSinkSettings, Servers, TlsSettings, split_
 PORT = 9092
 _URL_FORMAT = "kafka://HOST:PORT,HOST:PORT/TOPIC (kafkas:// for TLS)"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_INTERNAL_TOPICS = ("__cluster_metadata", "__consumer_offsets", "__share_group_state", "__transaction_state")
 
 
 def _check_topic(value: str) -> str:
     if not _TOPIC.fullmatch(value) or value in (".", ".."):
         raise ValueError("invalid topic name; use 1 to 249 characters of A-Z a-z 0-9 . _ -")
+    if value in _INTERNAL_TOPICS:
+        raise ValueError("a topic of the brokers' own; use another name")
     return value
 
 
@@ -116,6 +119,8 @@ class KafkaSettings(BrokerSinkSettings):
     def _check_consistency(self) -> Self:
         if self.state_topic == self.topic:
             raise ValueError("topic and state_topic are the same; use another topic for the current state")
+        if self.state_topic and self.state_topic.replace(".", "_") == self.topic.replace(".", "_"):
+            raise ValueError("topic and state_topic differ only in . and _, which brokers reject; change one")
         if self.state_topic and self.encoding == "whalewatcher":
             raise ValueError("state_topic does not support encoding whalewatcher; use encoding: json")
         return self

@@ -28,6 +28,7 @@ _PREFIX = re.compile(rf"{_TOKEN}(\.{_TOKEN})*")
 _FIELD = r"\{(host|namespace|project|type)\}"
 _TEMPLATE = re.compile(rf"({_FIELD}|{_TOKEN})(\.({_FIELD}|{_TOKEN}))*")
 _MAX_LENGTH = 255  # characters; a server closes a connection whose control line exceeds 4 KiB
+BUCKET_PREFIX = "KV_"  # of the name of the stream behind a bucket
 _OTHERS = re.compile("[^A-Za-z0-9_-]")
 
 
@@ -57,8 +58,15 @@ def _check_name(value: str) -> str:
     return value
 
 
+def _check_bucket_name(value: str) -> str:
+    if len(value) > _MAX_LENGTH - len(BUCKET_PREFIX):
+        raise ValueError(f"invalid name; use up to {_MAX_LENGTH - len(BUCKET_PREFIX)} characters")
+    return _check_name(value)
+
+
 Prefix = Annotated[str, AfterValidator(_check_prefix)]
 Name = Annotated[str, AfterValidator(_check_name)]
+BucketName = Annotated[str, AfterValidator(_check_bucket_name)]
 Replicas = Annotated[int, Field(ge=1, le=5)]
 
 
@@ -128,16 +136,28 @@ class StreamSettings(SettingsModel):
     )
     duplicate_window: Annotated[Duration, between("2m", "7d")] = field(
         timedelta(hours=1),
-        "Time during which a created stream recognizes a record that is sent again, and stores it once, 2m to 7d.",
+        "Time during which a created stream recognizes a record that is sent again, and stores it once, 2m to 7d; at "
+        "most max_age.",
         unit=DURATION,
         reason="A record whose acknowledgment is lost is sent again within minutes.",
     )
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        if "duplicate_window" in self.model_fields_set and self.limited_duplicate_window < self.duplicate_window:
+            raise ValueError("duplicate_window is longer than max_age, which JetStream rejects; lower it, or remove it")
+        return self
+
+    @property
+    def limited_duplicate_window(self) -> timedelta:
+        """The duplicate window, at most ``max_age``."""
+        return self.duplicate_window if self.max_age is None else min(self.duplicate_window, self.max_age)
 
 
 class KvBucketSettings(SettingsModel):
     """A key-value bucket with the current state: one entry per running container, and one per source."""
 
-    name: Name | None = field(None, "Name of the bucket; null disables it.")
+    name: BucketName | None = field(None, "Name of the bucket; null disables it.")
     auto_create: bool = field(True, "Whether to create a missing bucket. An existing one is never changed.")
     replicas: Replicas = field(1, "Replicas of a created bucket.", reason="One replica works with any server.")
 
@@ -182,6 +202,14 @@ class NatsSettings(BrokerSinkSettings):
             raise ValueError("kv_bucket requires JetStream; set mode: jetstream, or remove kv_bucket")
         if self.kv_bucket.name and self.encoding == "whalewatcher":
             raise ValueError("kv_bucket does not support encoding whalewatcher; use encoding: json")
+        if self.mode == "jetstream" and len(self.stream_name) > _MAX_LENGTH:
+            raise ValueError(f"the stream's name is longer than {_MAX_LENGTH} characters; set stream.name")
+        if self.kv_bucket.name and self.stream_name == f"{BUCKET_PREFIX}{self.kv_bucket.name}":
+            raise ValueError("stream.name is the name of the bucket's stream; use another one")
+        if f"{self.subject_prefix}.".startswith(f"{self.inbox_prefix}.") or f"{self.inbox_prefix}.".startswith(
+            f"{self.subject_prefix}."
+        ):
+            raise ValueError("subject_prefix and inbox_prefix overlap: the stream would store replies; change one")
         return self
 
     @property

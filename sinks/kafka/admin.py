@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import AsyncIterator, Awaitable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import structlog
 from aiokafka.conn import AIOKafkaConnection, create_conn
@@ -22,7 +23,6 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.protocol.admin import CreateTopicsRequest, DescribeConfigsRequest
-from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.produce import ProduceRequest
 
 from bridge.core.errors import FatalError, TransientError
@@ -30,6 +30,7 @@ from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
 from sinks.kafka import auth
 from sinks.kafka.error_messages import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
+from sinks.kafka.topic_metadata import TopicMetadataRequest, topic_id
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -40,7 +41,7 @@ _POLL_SECONDS = 0.1
 _log = structlog.get_logger(__name__)
 _NONEXISTENT_PARTITION = 2**31 - 1  # no topic has so many
 _TOPIC_RESOURCE = 2  # Kafka's number for this resource type
-_TOPIC_CONFIGS = ["cleanup.policy", "max.message.bytes"]
+_TOPIC_CONFIGS = ["cleanup.policy", "max.message.bytes", "retention.ms"]
 
 
 class CompactionError(FatalError):
@@ -48,26 +49,50 @@ class CompactionError(FatalError):
 
 
 class Partition(NamedTuple):
-    """A partition: its leader's address (None without a leader), and its numbers of replicas and in-sync replicas."""
+    """A partition: its leader's address (None without a leader), its numbers of replicas and in-sync replicas.
+
+    ``leader_id`` is the leader's node id, -1 without a leader.
+    """
 
     leader: str | None
     replicas: int
     in_sync: int
+    leader_id: int = -1
+
+
+class TopicMetadata(NamedTuple):
+    """A topic's id ("" if the brokers do not report it) and its partitions; none if the topic does not exist."""
+
+    id: str
+    partitions: dict[int, Partition]
 
 
 class Topic(NamedTuple):
-    """A topic; ``max_batch_bytes`` and ``cleanup_policy`` are None if reading the topic's configs is not authorized."""
+    """A topic; ``max_batch_bytes`` and ``cleanup_policy`` are None if reading the topic's configs is not authorized.
+
+    ``id`` changes when the topic is created again; it is "" if the brokers do not report it. ``retention`` is the age
+    at which records are deleted; None if they are not, or if it is not known.
+    """
 
     name: str
     partitions: dict[int, Partition]
     max_batch_bytes: int | None
     cleanup_policy: str | None
+    id: str = ""
+    retention: timedelta | None = None
+
+
+class Connection(Protocol):
+    """A connection that sends a request and returns the response, such as aiokafka's."""
+
+    def send(self, request: Any) -> Awaitable[Any]:
+        """Send a request."""
 
 
 class AdminClient:
     """Sends requests over a connection to one server."""
 
-    def __init__(self, settings: KafkaSettings, connection: AIOKafkaConnection, server: str) -> None:
+    def __init__(self, settings: KafkaSettings, connection: Connection, server: str) -> None:
         self._settings = settings
         self._connection = connection
         self._server = server
@@ -102,21 +127,21 @@ class AdminClient:
             )
         return topic
 
-    async def partitions(self, topic: str, operation: str = "Write") -> dict[int, Partition]:
-        """Return a topic's partitions; empty if it does not exist. ``operation`` is the ACL operation that is needed.
+    async def describe(self, topic: str, operation: str = "Write") -> TopicMetadata:
+        """Return a topic's metadata. ``operation`` is the ACL operation that is needed.
 
         Raises:
             TransientError: Describing the topic is not authorized, or the request failed.
         """
-        # Metadata requests must not create the topic: some brokers would, with their own defaults.
-        response = await self._request(MetadataRequest([topic], allow_auto_topic_creation=False))
+        response = await self._request(TopicMetadataRequest(topic))
         if not response.brokers:
             raise TransientError(f"{self._server}: {self._describe_missing_brokers()}")
         addresses = {broker[0]: f"{broker[1]}:{broker[2]}" for broker in response.brokers}
         (topic_metadata,) = response.topics
-        code, partitions = for_code(topic_metadata[0]), topic_metadata[-1]
+        code = for_code(topic_metadata[0])
+        partitions = next(field for field in topic_metadata if isinstance(field, list))
         if code in (UnknownTopicOrPartitionError, LeaderNotAvailableError) and not partitions:
-            return {}
+            return TopicMetadata("", {})
         if code is TopicAuthorizationFailedError:
             raise TransientError(
                 f"{principal(self._settings)} is not authorized to describe topic {topic}; "
@@ -124,10 +149,11 @@ class AdminClient:
             )
         if code is not NoError:
             raise TransientError(f"topic {topic}: {describe(code())}")
-        return {
-            number: Partition(addresses.get(leader), len(replicas), len(in_sync))
-            for _, number, leader, replicas, in_sync, *_ in partitions
-        }
+        described = {}
+        for _, number, leader, *others in partitions:
+            replicas, in_sync = [field for field in others if isinstance(field, list)][:2]
+            described[number] = Partition(addresses.get(leader), len(replicas), len(in_sync), leader)
+        return TopicMetadata(topic_id(topic_metadata), described)
 
     async def check_writable(self, topic: str) -> None:
         """Check the permission to write to a topic, without writing: brokers check authorization first.
@@ -143,15 +169,24 @@ class AdminClient:
                     raise TransientError(denied)
 
     async def _ensure_topic(self, name: str, policy: str, clock: Clock) -> Topic:
-        partitions = await self.partitions(name)
-        if not partitions:
+        metadata = await self.describe(name)
+        if not metadata.partitions:
             await self._create_topic(name, policy)
-        while not partitions:  # brokers learn of a new topic one by one; the caller has a timeout
+        while not metadata.partitions:  # brokers learn of a new topic one by one; the caller has a timeout
             await clock.sleep(_POLL_SECONDS)
-            partitions = await self.partitions(name)
+            metadata = await self.describe(name)
         configs = await self._topic_configs(name)
-        size = configs.get("max.message.bytes")
-        return Topic(name, partitions, int(size) if size else None, configs.get("cleanup.policy"))
+        size, cleanup = configs.get("max.message.bytes"), configs.get("cleanup.policy")
+        retention_ms = int(configs.get("retention.ms") or -1)
+        expires = retention_ms >= 0 and cleanup is not None and "delete" in cleanup
+        return Topic(
+            name,
+            metadata.partitions,
+            int(size) if size else None,
+            cleanup,
+            metadata.id,
+            timedelta(milliseconds=retention_ms) if expires else None,
+        )
 
     async def _create_topic(self, name: str, policy: str) -> None:
         settings = self._settings
@@ -223,7 +258,7 @@ async def describe_partition(topic: str, partition: int, settings: KafkaSettings
     """
     options = auth.client_options(settings)
     async with connect_admin(settings, options) as admin:
-        state = (await admin.partitions(topic)).get(partition)
+        state = (await admin.describe(topic)).partitions.get(partition)
     if state is None:
         return f"topic {topic} no longer has a partition {partition}"
     if state.leader is None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import traceback
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.protocol.offset import OffsetRequest
 
 from bridge.core.errors import TransientError
 from sinks.kafka import admin, auth
-from sinks.kafka.admin import REQUEST_SECONDS, Topic, abort
+from sinks.kafka.admin import REQUEST_SECONDS, Topic, TopicMetadata, abort
 from sinks.kafka.error_messages import describe, describe_denial
 from sinks.kafka.patched_producer import Producer
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 STOP_SECONDS = 1.0  # for each of the two steps in which a consumer is stopped
 _DIAGNOSIS_SECONDS = 5.0
+_EARLIEST, _LATEST = -2, -1  # Kafka's numbers for the first offset, and the one after the last
 
 
 class KafkaConnection(NamedTuple):
@@ -77,6 +80,70 @@ async def _connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) 
         await producer.abandon()
         raise
     return KafkaConnection(producer, events, state, options, max_batch_bytes)
+
+
+class _ProducerConnection:
+    """The producer's own connections, for requests of an ``AdminClient``."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._client = producer.client
+
+    async def send(self, request: Any) -> Any:
+        """Send a request to any broker that is connected."""
+        brokers = [broker.nodeId for broker in self._client.cluster.brokers()]
+        for broker in random.sample(brokers, len(brokers)):
+            if await self._client.ready(broker):
+                return await self._client.send(broker, request)
+        raise KafkaConnectionError("no broker is reachable at a known address")
+
+
+async def describe_topic(connection: KafkaConnection, topic: str, settings: KafkaSettings) -> TopicMetadata:
+    """Return a topic's metadata, over the producer's connections.
+
+    Raises:
+        TransientError: The brokers cannot be reached over them, or describing the topic is not authorized.
+    """
+    client = admin.AdminClient(settings, _ProducerConnection(connection.producer), "the connected broker")
+    return await client.describe(topic)
+
+
+async def read_offsets(connection: KafkaConnection, topic: str, partition: int, leader: int) -> tuple[int, int] | None:
+    """Return the first offset of a partition and the one after its last; None if its leader does not respond now.
+
+    ``leader`` is the leader's node id.
+    """
+    offsets = []
+    try:
+        async with asyncio.timeout(_DIAGNOSIS_SECONDS):
+            for time in (_EARLIEST, _LATEST):
+                request = OffsetRequest(-1, 0, [(topic, [(partition, time)])])
+                response = await connection.producer.client.send(leader, request)
+                ((_, ((_, error_code, _, offset),)),) = response.topics
+                if error_code:
+                    return None
+                offsets.append(offset)
+    except (KafkaError, TimeoutError):
+        return None
+    first, end = offsets
+    return first, end
+
+
+async def has_moved(connection: KafkaConnection, topic: Topic, partition: int, settings: KafkaSettings) -> bool:
+    """Return whether the topic was created again, or its leader has another address than the producer knows.
+
+    The producer fetches metadata only from the addresses that it knows; this uses the bootstrap servers.
+    """
+    try:
+        async with asyncio.timeout(_DIAGNOSIS_SECONDS), admin.connect_admin(settings, connection.options) as client:
+            current = await client.describe(topic.name)
+    except (TransientError, TimeoutError):
+        return False
+    if not current.partitions or (current.id and topic.id and current.id != topic.id):
+        return True
+    cluster = connection.producer.client.cluster
+    known = cluster.broker_metadata(cluster.leader_for_partition(TopicPartition(topic.name, partition)))
+    leader = current.partitions[partition].leader if partition in current.partitions else None
+    return leader is not None and (known is None or leader != f"{known.host}:{known.port}")
 
 
 async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", partition: int = 0) -> str:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
-from aiokafka.errors import InvalidTimestampError, KafkaError
+from aiokafka.errors import InvalidTimestampError, KafkaConnectionError, KafkaError
 from msgspec import Struct
 
 from bridge.core.errors import RejectedRecordError, TransientError
@@ -27,8 +28,15 @@ from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks import state_table
 from sinks.kafka import state_topic_reader
-from sinks.kafka.admin import Topic
-from sinks.kafka.connection import KafkaConnection, connect, with_diagnosis
+from sinks.kafka.admin import Partition, Topic
+from sinks.kafka.connection import (
+    KafkaConnection,
+    connect,
+    describe_topic,
+    has_moved,
+    read_offsets,
+    with_diagnosis,
+)
 from sinks.kafka.error_messages import FENCED, REJECTED, TOO_LARGE, describe, describe_denial
 from sinks.kafka.messages import (
     MAX_BATCH_MESSAGES,
@@ -39,7 +47,9 @@ from sinks.kafka.messages import (
     find_oversized,
     state_messages,
 )
+from sinks.retention import describe_short_retention
 from sinks.state_table import StateKey, TableState
+from sinks.target_memory import TargetMemory, TargetState
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -48,6 +58,8 @@ if TYPE_CHECKING:
     from sinks.kafka.patched_producer import Producer
 
 _log = structlog.get_logger(__name__)
+FIRST_LOOKUP_SECONDS = 2.0  # without an acknowledgment, until the leader's address is looked up
+LOOKUP_SECONDS = 5.0  # between further lookups
 _NO_TIMESTAMP = -1
 
 
@@ -77,10 +89,14 @@ def _get_state_topic(connection: KafkaConnection) -> Topic:
 
 
 class KafkaSink:
-    """Publishes records to a topic, and optionally the current state to another topic."""
+    """Publishes records to a topic, and optionally the current state to another topic.
 
-    def __init__(self, settings: KafkaSettings, clock: Clock) -> None:
+    A retention shorter than ``snapshot_interval`` causes a warning.
+    """
+
+    def __init__(self, settings: KafkaSettings, clock: Clock, snapshot_interval: timedelta = timedelta(0)) -> None:
         self._settings = settings
+        self._snapshot_interval = snapshot_interval
         self._clock = clock
         self._timeout = settings.request_timeout.total_seconds()
         self._connection: KafkaConnection | None = None
@@ -89,7 +105,10 @@ class KafkaSink:
         self._use_timestamps = True  # until the brokers reject one
         self._partitions: dict[tuple[str, StateKey], int] = {}
         self._table_states: dict[StateKey, TableState] = {}
-        self._warned: set[str] = set()
+        self._memories: dict[tuple[str, int], TargetMemory] = {}  # by topic and partition
+        self.resets = 0
+        """How often a topic has lost what was published."""
+        self._warned: set[tuple[str, ...]] = set()
         self._rate_limiter = RateLimiter(clock)
         # aiokafka raises all errors that it logs, and logs ten times a second while a broker is down.
         logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -118,8 +137,30 @@ class KafkaSink:
         self._reject_oversized(source_batches)
         for source_batch in source_batches:
             await self._publish_messages(source_batch.source, source_batch.messages, _get_event_topic)
+            self._complete_snapshot(source_batch, settings.topic)
             if settings.state_topic:
                 await self._update_state(source_batch)
+                self._complete_snapshot(source_batch, settings.state_topic)
+        self._forget_lost_topics()
+
+    async def check_target(self) -> None:
+        """Compare the topics with what was published, and create them again if they are gone.
+
+        Raises:
+            TransientError, CompactionError: Like ``start``.
+        """
+        connection = await self._ensure_connected()
+        try:
+            for name in {name for name, _ in self._memories}:
+                metadata = await describe_topic(connection, name, self._settings)
+                await self._observe(connection, name, *metadata)
+        except TransientError:  # the brokers may have other addresses now
+            self._abandon()
+        except BaseException:
+            self._abandon()
+            raise
+        self._forget_lost_topics()
+        await self._ensure_connected()
 
     async def close(self) -> None:
         """Close all connections in a bounded time. Idempotent."""
@@ -142,7 +183,8 @@ class KafkaSink:
             ):
                 try:
                     async with asyncio.timeout(self._timeout):
-                        await (await connection.producer.send_batch(builder, topic.name, partition=partition))
+                        delivery = await connection.producer.send_batch(builder, topic.name, partition=partition)
+                        await self._wait_delivered(connection, topic, partition, delivery)
                 except TimeoutError as error:
                     await self._abandon_and_close()
                     text = f"topic {topic.name}: no acknowledgment within {self._timeout:g} s"
@@ -155,6 +197,25 @@ class KafkaSink:
                     self._abandon()
                     raise
                 progress.published += len(sent)
+                self._remember(topic, partition, delivery.result(), len(sent))
+
+    async def _wait_delivered(
+        self, connection: KafkaConnection, topic: Topic, partition: int, delivery: asyncio.Future[Any]
+    ) -> None:
+        """Wait for an acknowledgment; while it does not arrive, look whether the leader has moved.
+
+        Raises:
+            KafkaError: The delivery failed, or the leader has moved, and the producer does not know its address.
+        """
+        delay = FIRST_LOOKUP_SECONDS
+        try:
+            while not (await asyncio.wait({delivery}, timeout=delay))[0]:
+                if await has_moved(connection, topic, partition, self._settings) and not delivery.done():
+                    raise KafkaConnectionError(f"partition {partition} has moved to another broker or address")
+                delay = LOOKUP_SECONDS
+            await delivery
+        finally:
+            delivery.cancel()
 
     def _recover_or_raise(
         self, error: Exception, topic: str, messages: Sequence[Message], progress: _PublishProgress
@@ -200,6 +261,48 @@ class KafkaSink:
             self._partitions[key] = choose_partition(source, sorted(topic.partitions))
         return self._partitions[key]
 
+    # --- topics that lose records ---
+
+    def _remember(self, topic: Topic, partition: int, metadata: Any, count: int) -> None:
+        """Remember where ``count`` acknowledged messages are stored."""
+        if metadata.offset < 0:  # unknown: the broker had the batch already
+            return
+        memory = self._memories.setdefault((topic.name, partition), TargetMemory(topic.id))
+        last = metadata.offset + count - 1
+        memory.acknowledge(last)
+        if metadata.log_start_offset is not None:
+            memory.observe(TargetState(topic.id, metadata.log_start_offset, last))
+
+    def _complete_snapshot(self, source_batch: _SourceBatch, topic: str) -> None:
+        key = (topic, self._partitions.get((topic, source_batch.source), -1))
+        if key in self._memories and any(each.type == "snapshot_completed" for each in source_batch.records):
+            self._memories[key].complete_snapshot()
+
+    async def _observe(
+        self, connection: KafkaConnection, name: str, identity: str, partitions: Mapping[int, Partition]
+    ) -> None:
+        """Compare a topic with what was published to it."""
+        for (topic, number), memory in list(self._memories.items()):
+            if topic != name:
+                continue
+            partition = partitions.get(number)
+            if partition is None:
+                memory.observe(TargetState(identity, 0, -1))
+            elif offsets := await read_offsets(connection, name, number, partition.leader_id):
+                memory.observe(TargetState(identity, offsets[0], offsets[1] - 1))
+
+    def _forget_lost_topics(self) -> None:
+        """Count resets, and forget what the old topics had: the next connection reads everything again."""
+        for name in sorted({topic for (topic, _), memory in self._memories.items() if memory.take_loss()}):
+            self._memories = {key: memory for key, memory in self._memories.items() if key[0] != name}
+            self._partitions = {key: partition for key, partition in self._partitions.items() if key[0] != name}
+            if name == self._settings.state_topic:
+                self._table_states.clear()
+            self._max_batch_bytes = self._settings.max_request_size
+            self._abandon()
+            self.resets += 1
+            _log.warning("target_reset", target=f"topic {name}", detail="created again or emptied; a snapshot follows")
+
     # --- the current state ---
 
     async def _update_state(self, source_batch: _SourceBatch) -> None:
@@ -224,22 +327,35 @@ class KafkaSink:
     # --- the connection ---
 
     async def _ensure_connected(self) -> KafkaConnection:
-        if self._connection is None:
+        while self._connection is None:
             await self._close_abandoned()
             self._connection = await connect(self._settings, self._clock, self._max_batch_bytes)
             self._max_batch_bytes = self._connection.max_batch_bytes
-            self._warn_unchecked_topics(self._connection)
+            self._warn_about_topics(self._connection)
+            try:
+                for topic in filter(None, (self._connection.event_topic, self._connection.state_topic)):
+                    await self._observe(self._connection, topic.name, topic.id, topic.partitions)
+            except BaseException:  # a timeout of the pump cancels this
+                self._abandon()
+                raise
+            self._forget_lost_topics()
         return self._connection
 
-    def _warn_unchecked_topics(self, connection: KafkaConnection) -> None:
-        unchecked = {
-            topic.name
-            for topic in (connection.event_topic, connection.state_topic)
-            if topic and topic.cleanup_policy is None
-        }
-        for name in unchecked - self._warned:
-            _log.warning("topic_config_unreadable", topic=name, hint="allow DescribeConfigs on the topic")
-        self._warned |= unchecked
+    def _warn_about_topics(self, connection: KafkaConnection) -> None:
+        for topic in (connection.event_topic, connection.state_topic):
+            if topic is None:
+                continue
+            if topic.cleanup_policy is None:
+                hint = "allow DescribeConfigs on the topic"
+                self._warn_once("topic_config_unreadable", topic=topic.name, hint=hint)
+            if topic.retention is not None and topic.retention < self._snapshot_interval:
+                text = describe_short_retention("retention.ms", topic.retention, self._snapshot_interval)
+                self._warn_once("topic_config_warning", detail=f"{topic.name}: {text}")
+
+    def _warn_once(self, event: str, **fields: str) -> None:
+        if (event, *fields.values()) not in self._warned:
+            self._warned.add((event, *fields.values()))
+            _log.warning(event, **fields)
 
     def _abandon(self) -> None:
         if self._connection is not None:

@@ -15,12 +15,14 @@ import structlog
 from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.safe_text import one_line
+from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats.error_messages import ApiResponseError
 from sinks.nats.messages import MESSAGE_ID
 from sinks.nats.publish_window import TOO_LARGE, PubAck, PublishRequest, PublishWindow
 from sinks.nats.streams import ensure_bucket, list_subjects
 from sinks.nats.subjects import decode_token, state_key
 from sinks.state_table import StateChange, StateKey, TableState, apply_records, group_by_source
+from sinks.target_memory import TargetMemory
 
 if TYPE_CHECKING:
     from bridge.core.records import Record
@@ -39,18 +41,28 @@ class KvBucket:
     def __init__(self, settings: NatsSettings, name: str) -> None:
         self._settings = settings
         self._name = name
-        self._stream = f"KV_{name}"
+        self._stream = f"{BUCKET_PREFIX}{name}"
         self._table_states: dict[StateKey, TableState] = {}
+        self._memory = TargetMemory()
         self._supports_ttl = False
         self._rate_limiter = RateLimiter(SystemClock(), seconds=3600)
 
     async def ensure(self, connection: NatsConnection) -> None:
-        """Create the bucket if it does not exist.
+        """Create the bucket if it does not exist, and compare it with what was published.
 
         Raises:
             TransientError: The bucket does not exist or is unsuitable, or the connection failed.
         """
-        self._supports_ttl = (await ensure_bucket(connection, self._settings, self._name)).supports_ttl
+        stream = await ensure_bucket(connection, self._settings, self._name)
+        self._supports_ttl = stream.supports_ttl
+        self._memory.observe(stream.state)
+
+    def take_loss(self) -> bool:
+        """Return whether the bucket has lost its entries, once per loss; then forget which entries it had."""
+        lost = self._memory.take_loss()
+        if lost:
+            self._table_states.clear()
+        return lost
 
     async def apply(self, connection: NatsConnection, batch: Sequence[Record]) -> None:
         """Apply ``batch`` to the bucket; return when the changes are stored.
@@ -64,6 +76,8 @@ class KvBucket:
             state, changes = apply_records(state, records)
             await self._store(connection, changes)
             self._table_states[source] = state
+            if any(record.type == "snapshot_completed" for record in records):
+                self._memory.complete_snapshot()
 
     async def _read_state(self, connection: NatsConnection, source: StateKey) -> TableState:
         prefix = f"$KV.{self._name}."
@@ -80,6 +94,8 @@ class KvBucket:
     async def _store(self, connection: NatsConnection, changes: Sequence[StateChange]) -> None:
         messages = [message for change in changes if (message := self._message_if_fits(connection, change))]
         acks = await PublishWindow(connection, messages, _should_continue).run()
+        if new := [ack.seq for ack in acks.values() if ack.error is None and not ack.duplicate]:
+            self._memory.acknowledge(max(new))
         for position, ack in acks.items():
             if ack.error and ack.error.err_code in TOO_LARGE:
                 self._log_too_large(messages[position])

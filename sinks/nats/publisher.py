@@ -36,6 +36,7 @@ from sinks.nats.publish_window import (
 if TYPE_CHECKING:
     from sinks.nats.connection import NatsConnection
     from sinks.nats.streams import Stream
+    from sinks.target_memory import TargetMemory
 
 MAX_BATCH_MESSAGES = 1000  # the servers' default limit
 MAX_BATCH_BYTES = 4 * 1024 * 1024
@@ -79,12 +80,15 @@ class PublishProgress:
 
 
 class JetStreamPublisher:
-    """Publishes to one stream over one connection; ``progress`` outlasts the connection."""
+    """Publishes to one stream over one connection; ``progress`` and ``memory`` outlast the connection."""
 
-    def __init__(self, connection: NatsConnection, stream: Stream, progress: PublishProgress) -> None:
+    def __init__(
+        self, connection: NatsConnection, stream: Stream, progress: PublishProgress, memory: TargetMemory
+    ) -> None:
         self._connection = connection
         self._stream = stream
         self._progress = progress
+        self._memory = memory
         self._atomic = stream.atomic and progress.atomic
 
     async def publish(self, outgoing: Sequence[OutgoingMessage]) -> None:
@@ -159,6 +163,7 @@ class JetStreamPublisher:
         error = next((ack.error for ack in acks.values() if ack.error), None)
         if error is None:
             self._check_stream(acks[last])
+            self._memory.acknowledge(acks[last].seq)
             self._progress.add_stored(outgoing)
             return []
         if error.err_code == _DUPLICATE_IN_BATCH:
@@ -210,6 +215,9 @@ class JetStreamPublisher:
         finally:  # stored records are not sent again
             acks = window.acks.items()
             self._progress.add_stored(outgoing[index] for index, ack in acks if self._is_acknowledged(ack))
+            new = [ack.seq for _, ack in acks if self._is_acknowledged(ack) and not ack.duplicate]
+            if new:
+                self._memory.acknowledge(max(new))
         for index, ack in sorted(acks):
             if ack.error is not None:
                 raise self._rejection(ack.error, outgoing[index])

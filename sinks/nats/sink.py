@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -22,6 +23,7 @@ from sinks.nats.kv_bucket import KvBucket
 from sinks.nats.messages import MessageEncoder
 from sinks.nats.publisher import CorePublisher, JetStreamPublisher, PublishProgress
 from sinks.nats.streams import ensure_stream
+from sinks.target_memory import TargetMemory
 
 if TYPE_CHECKING:
     from bridge.core.records import Record
@@ -32,10 +34,11 @@ _log = structlog.get_logger(__name__)
 
 
 class NatsSink:
-    """Publishes to NATS."""
+    """Publishes to NATS. A retention shorter than ``snapshot_interval`` causes a warning."""
 
-    def __init__(self, settings: NatsSettings) -> None:
+    def __init__(self, settings: NatsSettings, snapshot_interval: timedelta = timedelta(0)) -> None:
         self._settings = settings
+        self._snapshot_interval = snapshot_interval
         self._core_mode = settings.mode == "core"
         self._encoder = MessageEncoder(settings)
         self._connector = ServerConnector(settings)
@@ -44,6 +47,9 @@ class NatsSink:
         self._closing: NatsConnection | None = None  # aborted, not closed yet
         self._publisher: JetStreamPublisher | CorePublisher | None = None  # None: check the stream first
         self._progress = PublishProgress()
+        self._memory = TargetMemory()
+        self.resets = 0
+        """How often the stream or the bucket has lost what was published."""
         self._warned: set[str] = set()
         self._logged_server = ""  # the last one that was logged
 
@@ -73,6 +79,8 @@ class NatsSink:
         self._progress.stored.intersection_update(message.id for message in messages)
         try:
             await publisher.publish(messages)
+            if any(record.type == "snapshot_completed" for record in batch):
+                self._memory.complete_snapshot()
             if self._bucket:
                 await self._bucket.apply(connection, batch)
         except (ApiResponseError, RejectedRecordError):
@@ -81,7 +89,19 @@ class NatsSink:
         except BaseException:
             self._abandon()
             raise
+        finally:
+            self._count_resets()
         self._progress.stored.clear()
+
+    async def check_target(self) -> None:
+        """Compare the stream and the bucket with what was published, and create them again if they are gone.
+
+        Raises:
+            TransientError: Like ``start``.
+        """
+        if not self._core_mode:
+            self._publisher = None
+            await self._ensure_ready()
 
     async def close(self) -> None:
         """Close the connection in a bounded time. Idempotent."""
@@ -118,12 +138,28 @@ class NatsSink:
         return self._connection
 
     async def _prepare_stream(self, connection: NatsConnection) -> JetStreamPublisher:
-        stream = await ensure_stream(connection, self._settings, self._encoder.subjects.pattern)
+        pattern = self._encoder.subjects.pattern
+        stream = await ensure_stream(connection, self._settings, pattern, self._snapshot_interval)
         for warning in stream.warnings:
             self._warn_once("stream_config_warning", f"{stream.name}: {warning}")
+        self._memory.observe(stream.state)
         if self._bucket:
             await self._bucket.ensure(connection)
-        return JetStreamPublisher(connection, stream, self._progress)
+        self._count_resets()
+        return JetStreamPublisher(connection, stream, self._progress, self._memory)
+
+    def _count_resets(self) -> None:
+        """Count resets, and forget what the old stream or bucket had."""
+        lost = []
+        if self._memory.take_loss():
+            self._progress = PublishProgress()
+            lost.append(f"stream {self._settings.stream_name}")
+        if self._bucket and self._bucket.take_loss():
+            lost.append(f"bucket {self._settings.kv_bucket.name}")
+        for target in lost:
+            self._publisher = None
+            self.resets += 1
+            _log.warning("target_reset", target=target, detail="created again or emptied; a snapshot follows")
 
     def _warn_once(self, event: str, detail: str) -> None:
         if detail not in self._warned:

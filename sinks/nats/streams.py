@@ -5,13 +5,17 @@ Existing streams are never changed: their configuration may be intentional.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
+from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats import subjects
 from sinks.nats.error_messages import ApiResponseError
+from sinks.retention import describe_short_retention
+from sinks.target_memory import TargetState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,30 +35,35 @@ class Stream(NamedTuple):
     """The relevant properties of a stream.
 
     ``atomic``: whether it accepts atomic batches. ``max_message_bytes``: maximum size of a message, -1 for no limit.
-    ``supports_ttl``: whether a message can have a TTL. ``warnings``: properties that weaken the guarantees.
+    ``supports_ttl``: whether a message can have a TTL. ``state``: what it holds. ``warnings``: properties that weaken
+    the guarantees.
     """
 
     name: str
     atomic: bool
     max_message_bytes: int
     supports_ttl: bool
+    state: TargetState
     warnings: tuple[str, ...] = ()
 
 
-async def ensure_stream(connection: NatsConnection, settings: NatsSettings, pattern: str) -> Stream:
+async def ensure_stream(
+    connection: NatsConnection, settings: NatsSettings, pattern: str, snapshot_interval: timedelta
+) -> Stream:
     """Return the stream for the subjects of ``pattern``; create it if it does not exist.
 
     Raises:
         ApiResponseError: The stream does not exist, or is unsuitable.
         TransientError: The connection failed.
     """
-    config = await _find_or_create(connection, settings, stream_config(settings), create=settings.stream.auto_create)
+    info = await _find_or_create(connection, settings, stream_config(settings), create=settings.stream.auto_create)
+    config = info.config
     if errors := list(config_errors(config, pattern)):
         raise ApiResponseError(
             f"stream {config.name} at NATS {connection.address.server} is unsuitable: {'; '.join(errors)}; "
             f"change it (nats stream edit {config.name}), or set stream.name to another stream"
         )
-    return _to_stream(config)._replace(warnings=tuple(config_warnings(config, pattern)))
+    return _to_stream(info)._replace(warnings=tuple(config_warnings(config, pattern, snapshot_interval)))
 
 
 async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, bucket: str) -> Stream:
@@ -64,15 +73,16 @@ async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, buck
         ApiResponseError: The bucket does not exist, or its stream is not a bucket.
         TransientError: The connection failed.
     """
-    config = await _find_or_create(
+    info = await _find_or_create(
         connection, settings, bucket_config(settings, bucket), create=settings.kv_bucket.auto_create
     )
+    config = info.config
     if not subjects.is_subset(f"$KV.{bucket}.>", config.subjects or []):
         raise ApiResponseError(
             f"stream {config.name} at NATS {connection.address.server} is not a bucket; "
             "set kv_bucket.name to another one"
         )
-    return _to_stream(config)
+    return _to_stream(info)
 
 
 async def list_subjects(connection: NatsConnection, settings: NatsSettings, stream: str, pattern: str) -> list[str]:
@@ -91,7 +101,7 @@ async def list_subjects(connection: NatsConnection, settings: NatsSettings, stre
 
 async def _find_or_create(
     connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig, *, create: bool
-) -> StreamConfig:
+) -> StreamInfo:
     for _ in range(2):
         if existing := await _find(connection, settings, wanted):
             return existing
@@ -107,21 +117,19 @@ async def _find_or_create(
     )
 
 
-async def _find(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
+async def _find(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamInfo | None:
     name = wanted.name or ""
     try:
-        return (
-            await connection.await_request(
-                f"get stream {name}", connection.jetstream(settings.domain).stream_info(name)
-            )
-        ).config
+        return await connection.await_request(
+            f"get stream {name}", connection.jetstream(settings.domain).stream_info(name)
+        )
     except ApiResponseError as error:
         if error.code == NOT_FOUND:
             return None
         raise
 
 
-async def _create(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamConfig | None:
+async def _create(connection: NatsConnection, settings: NatsSettings, wanted: StreamConfig) -> StreamInfo | None:
     try:
         info = await connection.await_request(
             f"create stream {wanted.name}", connection.jetstream(settings.domain).add_stream(wanted)
@@ -137,13 +145,19 @@ async def _create(connection: NatsConnection, settings: NatsSettings, wanted: St
             return None
         raise
     _log.info("stream_created", stream=wanted.name, server=connection.address.server)
-    return info.config
+    return info
 
 
-def _to_stream(config: StreamConfig) -> Stream:
-    limit = config.max_msg_size
+def _to_stream(info: StreamInfo) -> Stream:
+    config, limit = info.config, info.config.max_msg_size
+    # Consumers of a work queue delete records: they are not lost.
+    first = 0 if config.retention == RetentionPolicy.WORK_QUEUE else info.state.first_seq
     return Stream(
-        config.name or "", bool(config.allow_atomic), -1 if limit is None else limit, bool(config.allow_msg_ttl)
+        config.name or "",
+        bool(config.allow_atomic),
+        -1 if limit is None else limit,
+        bool(config.allow_msg_ttl),
+        TargetState(str(info.created), first, info.state.last_seq),
     )
 
 
@@ -159,7 +173,7 @@ def stream_config(settings: NatsSettings) -> StreamConfig:
         subjects=[f"{settings.subject_prefix}.>"],
         storage=StorageType.FILE,
         num_replicas=stream.replicas,
-        duplicate_window=stream.duplicate_window.total_seconds(),
+        duplicate_window=stream.limited_duplicate_window.total_seconds(),
         max_age=stream.max_age.total_seconds() if stream.max_age else 0,
         max_bytes=stream.max_bytes or -1,
         allow_atomic=True,  # ignored by servers before 2.12
@@ -169,7 +183,7 @@ def stream_config(settings: NatsSettings) -> StreamConfig:
 def bucket_config(settings: NatsSettings, name: str) -> StreamConfig:
     """Return the configuration of the stream behind a bucket, with one value per key."""
     return StreamConfig(
-        name=f"KV_{name}",
+        name=f"{BUCKET_PREFIX}{name}",
         description="whalebridge: running containers",
         subjects=[f"$KV.{name}.>"],
         storage=StorageType.FILE,
@@ -201,8 +215,10 @@ def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
         yield "it keeps no records without consumers (retention interest)"
 
 
-def config_warnings(config: StreamConfig, pattern: str) -> Iterator[str]:
+def config_warnings(config: StreamConfig, pattern: str, snapshot_interval: timedelta) -> Iterator[str]:
     """Yield the properties of a stream that weaken the guarantees."""
+    if 0 < (config.max_age or 0) < snapshot_interval.total_seconds():
+        yield describe_short_retention("max_age", timedelta(seconds=config.max_age or 0), snapshot_interval)
     if not subjects.is_subset(pattern, config.subjects or []):
         yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:

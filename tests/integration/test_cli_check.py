@@ -296,6 +296,28 @@ def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nat
 
 
 @one_engine
+def test_check_warns_when_retention_is_shorter_than_snapshot_interval(
+    engine: Containerd, kafka: Kafka, nats: Nats
+) -> None:
+    """The duplicate window of the created stream follows its retention: the server accepts it."""
+    name = unique_name()
+    kafka.admin.create_topic(name, settings={"retention.ms": "60000"})
+    sinks = {
+        "SINKS__KAFKA": f"kafka://{kafka.bootstrap_for('plaintext')}/{name}",
+        "SINKS__NATS": f"{nats.url}/{name}",
+        "SINKS__NATS__STREAM__MAX_AGE": "5m",
+    }
+    for interval, is_too_long in (("6h", True), ("30s", False)):
+        status, results = check("--containerd", engine.address, SNAPSHOT__INTERVAL=interval, **sinks)
+        assert status == 0
+        warnings = {id_: [text for result, text in results[id_] if result == "warning"] for id_ in ("kafka", "nats")}
+        assert {id_: len(texts) for id_, texts in warnings.items()} == dict.fromkeys(warnings, int(is_too_long))
+        if is_too_long:
+            assert_names(warnings["kafka"][0], "retention.ms (60 s)", "snapshot.interval (21600 s)")
+            assert_names(warnings["nats"][0], "max_age (300 s)", "snapshot.interval (21600 s)")
+
+
+@one_engine
 def test_check_exits_3_when_nats_rejects_user(engine: Containerd, nats_factory: Callable[..., Nats]) -> None:
     minimum = Permissions(["s.>", "$JS.API.STREAM.INFO.WHALEBRIDGE_S"], ["_INBOX.>"])
     nats = nats_factory(auth=users_config({"bridge": "right", "minimum": "right"}, {"minimum": minimum}))

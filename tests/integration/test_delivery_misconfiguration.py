@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
+import signal
 import sqlite3
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from nats.js.errors import NotFoundError
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
-from tests.integration.commands import assert_one_line, whalebridge
-from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
+from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records, without_heartbeats
+from tests.integration.nats_reading import StreamReader
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
@@ -75,28 +81,105 @@ def test_state_dir_lock_is_released_when_bridge_is_killed(tmp_path: Path) -> Non
 
 
 @one_engine
-def test_run_exits_1_without_loss_when_event_topic_is_compacted(
+def test_compacted_event_topic_holds_up_only_its_sink(
     engine: Containerd, kafka: Kafka, nats: Nats, tmp_path: Path
 ) -> None:
+    """The failed sink is shown, and tried again at a reload; its records stay in the outbox."""
     targets = BrokerTargets(kafka, nats)
     kafka.admin.create_topic(targets.topic, settings={"cleanup.policy": "compact"})
     with targets.bridge(engine, tmp_path, "--namespace", "unused") as bridge:
-        assert bridge.process.wait(60) == 1  # not 3: the broker is available, but the topic must be changed
-        last = bridge.log.read_text().splitlines()[-1]
-        assert last.startswith("whalebridge: "), last
-        assert_names(last, f"topic {targets.topic}", "cleanup.policy=compact")
-        assert "Traceback" not in bridge.log.read_text()
-        bridge.log.write_text("")
-        kafka.admin.alter_topic(targets.topic, {"cleanup.policy": "delete"})
+        (line,) = bridge.wait_logged("sink_failed")
+        assert (line["sink"], line["level"]) == ("kafka", "error")
+        assert_names(line["error"], f"topic {targets.topic}", "cleanup.policy=compact")
+        eventually(lambda: len(targets.nats_values()) == 2, "the snapshot in NATS")
+        bridge.stop()  # within the deadline, although the sink has a backlog
         bridge.start()
-        bridge.wait_logged("synced")
+        bridge.wait_logged("sink_failed", 2)
+        kafka.admin.alter_topic(targets.topic, {"cleanup.policy": "delete"})
+        bridge.process.send_signal(signal.SIGHUP)
+        bridge.wait_logged("settings_reloaded")
         eventually(
-            lambda: deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values()) != [],
+            lambda: (
+                len(values := deduplicated_records(targets.kafka_values())) >= 6
+                and values == deduplicated_records(targets.nats_values())
+            ),
             "identical records at both brokers",
         )
+        assert "Traceback" not in bridge.log.read_text()
     for values in (targets.kafka_values(), targets.nats_values()):
         check_gapless(deduplicated_records(values))
-    assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
+
+
+@one_engine
+@pytest.mark.parametrize("damage", [b"x", b"\0" * 300, b'{"version":1,"ty'], ids=["byte", "zeros", "half a record"])
+@pytest.mark.parametrize("while_running", [True, False])
+def test_damaged_end_of_file_holds_up_no_sink(
+    engine: Containerd, nats: Nats, tmp_path: Path, damage: bytes, while_running: bool
+) -> None:
+    subject, path = f"damaged{os.getpid()}x{next(_numbers)}", tmp_path / "events.jsonl"
+    stream, state = f"WHALEBRIDGE_{subject.upper()}", tmp_path / "state"
+    path.touch()
+    sinks = [f"{nats.url}/{subject}", f"file:{path}"]
+
+    def append_damage() -> None:
+        with path.open("ab") as file:
+            file.write(damage)
+
+    def wait_equal(count: int) -> None:
+        eventually(
+            lambda: len(lines := path.read_bytes().splitlines()) == count and lines == stream_values(nats, stream),
+            f"{count} records in both",
+        )
+
+    with BridgeProcess(engine.address, tmp_path, "--namespace", "unused", sinks=sinks, state_dir=state) as bridge:
+        wait_equal(2)
+        if while_running:
+            append_damage()
+            whalebridge("snapshot", "--state-dir", str(state))
+            wait_equal(4)
+        bridge.stop()
+        if not while_running:
+            append_damage()
+        bridge.start()
+        wait_equal(6 if while_running else 4)
+        (line,) = bridge.log_lines("file_end_removed")
+        assert (line["bytes"], line["quarantined_as"] is not None) == (len(damage), damage == b"x")
+        assert not bridge.log_lines("sink_failed")
+
+
+def stream_values(nats: Nats, stream: str) -> list[bytes]:
+    """Return the records in a stream, without heartbeats; none if it does not exist yet."""
+
+    async def read() -> list[bytes]:
+        async with StreamReader(nats) as reader:
+            try:
+                return [each.data for each in await reader.read_stored(stream)]
+            except NotFoundError:
+                return []
+
+    return without_heartbeats(asyncio.run(read()))
+
+
+@one_engine
+def test_reader_that_is_gone_holds_up_no_other_sink(engine: Containerd, nats: Nats, tmp_path: Path) -> None:
+    subject = f"gone{os.getpid()}x{next(_numbers)}"
+    state = tmp_path / "state"
+    command = [*WHALEBRIDGE, "run", "--containerd", engine.address, "--namespace", "unused", "--state-dir", str(state)]
+    command += ["--sink", "stdout:", "--sink", f"{nats.url}/{subject}"]
+    log = tmp_path / "log.jsonl"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT) as process,
+    ):
+        assert process.stdout
+        process.stdout.readline()
+        process.stdout.close()
+        eventually(lambda: b'"sink_disconnected"' in log.read_bytes(), "the log line")
+        count = len(stream_values(nats, f"WHALEBRIDGE_{subject.upper()}"))
+        whalebridge("snapshot", "--state-dir", str(state))
+        eventually(lambda: len(stream_values(nats, f"WHALEBRIDGE_{subject.upper()}")) >= count + 2, "a snapshot")
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 @one_engine

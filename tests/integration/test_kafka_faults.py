@@ -24,6 +24,8 @@ from tests.integration.kafka_sinks import (
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import batches, records
 from tests.testbed.kafka import LONG_SESSION_TIMEOUT, Kafka
+from tests.testbed.server import HOST
+from tests.testbed.tcp_proxy import TcpProxy
 
 CLOCK = SystemClock()
 
@@ -134,6 +136,23 @@ async def test_kafka_sink_recreates_deleted_topic(kafka_factory: KafkaFactory) -
         kafka.admin.delete_topic("deleted")
         await publish_until_accepted(sink, all_records[100:])
     assert_complete(kafka, "deleted", all_records[100:])
+
+
+async def test_kafka_sink_follows_broker_to_another_address(kafka_factory: KafkaFactory) -> None:
+    """The bootstrap address stays, as that of a load balancer does; the timeout is longer than the test may take."""
+    kafka, all_records = kafka_factory(), records(300)
+    with TcpProxy(HOST, kafka.nodes[0].ports["plaintext"]) as bootstrap:
+        async with open_sink(bootstrap.address, "moved", request_timeout="10m") as sink:
+            await sink.publish(all_records[:100])
+            publishing = asyncio.create_task(publish_all(sink, all_records[100:]))
+            await asyncio.to_thread(kafka.kill)
+            await asyncio.to_thread(kafka.move, 1)
+            bootstrap.redirect(kafka.nodes[0].ports["plaintext"])
+            await asyncio.to_thread(kafka.start)
+            began = time.monotonic()
+            await publishing
+            print(f"followed within {time.monotonic() - began:.1f} s")
+    assert_complete(kafka, "moved", all_records)
 
 
 # --- brokers that hang ---

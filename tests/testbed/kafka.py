@@ -7,6 +7,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from aiokafka.errors import KafkaError
 
@@ -101,6 +102,23 @@ class Kafka(Servers):
             self._format()
         super().start()
 
+    def erase(self) -> None:
+        """Remove the data of all brokers, which do not run; the next start makes a new cluster."""
+        for node in self.nodes:
+            shutil.rmtree(node.directory / "data")
+
+    def move(self, number: int) -> None:
+        """Give a broker that does not run another port for its plaintext listener, which has no proxy."""
+        node, port = self.nodes[number - 1], free_port()
+        node = self.nodes[number - 1] = replace(
+            node,
+            ports={name: port if name == "plaintext" else old for name, old in node.ports.items()},
+            advertised={name: port if name == "plaintext" else old for name, old in node.advertised.items()},
+        )
+        self._write_properties(node)
+        self.servers[number - 1] = self._create_server(node)
+        self.admin = KafkaAdmin(self.bootstrap)
+
     def close(self) -> None:
         """Stop and remove everything that this instance started or created."""
         for proxy in self.proxies:
@@ -128,9 +146,7 @@ class Kafka(Servers):
 
     def _format(self) -> None:
         for node in self.nodes:
-            content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
-            lines = (f"{key}={value}\n" for key, value in content.items())
-            (node.directory / "server.properties").write_text("".join(lines))
+            self._write_properties(node)
         first, *others = self.nodes
         options = [*scram_options(self._users), "--cluster-id", _random_uuid(), "--config"]
         run(self._command("kafka.tools.StorageTool", first, "format", *options))
@@ -140,6 +156,11 @@ class Kafka(Servers):
             meta = re.sub(r"^node\.id=.*$", f"node.id={node.id}", meta, flags=re.MULTILINE)
             meta = re.sub(r"^directory\.id=.*$", f"directory.id={_random_uuid()}", meta, flags=re.MULTILINE)
             (data / "meta.properties").write_text(meta)
+
+    def _write_properties(self, node: Node) -> None:
+        content = properties(node, self.nodes, self._users, self._tls, acls=self._acls) | self._settings
+        lines = (f"{key}={value}\n" for key, value in content.items())
+        (node.directory / "server.properties").write_text("".join(lines))
 
 
 def _random_uuid() -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownTopicOrPartitionError, for_code
@@ -182,14 +182,34 @@ class KafkaAdmin:
 
     def end_offset(self, topic: str, partition: int = 0) -> int:
         """Return the offset after the last record of a partition: the number of records, if none was deleted."""
+        return self._offsets(topic, partition)[1]
 
-        async def work() -> int:
+    def wait_empty(self, topic: str) -> None:
+        """Wait until the retention has removed all records of a topic with one partition."""
+
+        def is_empty() -> bool:
+            first, end = self._offsets(topic, 0)
+            return first == end
+
+        eventually(is_empty, f"{topic} to be empty", within=60)
+
+    def delete_records(self, topic: str) -> None:
+        """Delete all records of a topic with one partition."""
+
+        async def work(admin: AIOKafkaAdminClient) -> None:
+            await admin.delete_records({TopicPartition(topic, 0): RecordsToDelete(before_offset=-1)})
+
+        self._with_admin(work)
+
+    def _offsets(self, topic: str, partition: int) -> tuple[int, int]:
+        async def work() -> tuple[int, int]:
             consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap)
             await consumer.start()
             try:
                 await _check_topic_exists(consumer, topic)
-                topic_partition = TopicPartition(topic, partition)
-                return int((await consumer.end_offsets([topic_partition]))[topic_partition])
+                key = TopicPartition(topic, partition)
+                first, end = await consumer.beginning_offsets([key]), await consumer.end_offsets([key])
+                return int(first[key]), int(end[key])
             finally:
                 await consumer.stop()
 

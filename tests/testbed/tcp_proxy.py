@@ -47,6 +47,10 @@ class TcpProxy:
         """Reset all connections and refuse new ones, as if the server were down."""
         self._call(self._close_listener())
 
+    def redirect(self, port: int) -> None:
+        """Forward new connections to another port of the target."""
+        self._target = (self._target[0], port)
+
     def reset(self) -> None:
         """Reset all connections; new ones work."""
         self._call(self._reset_all())

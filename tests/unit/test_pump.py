@@ -11,10 +11,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from bridge.core.errors import FatalError, RejectedRecordError, TransientError
+from bridge.core.errors import DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.records import Record, Watermark
 from bridge.outbox.in_memory import MemoryOutbox
-from bridge.pump import BATCH_BYTES, HeartbeatFactory, Pump
+from bridge.pump import BATCH_BYTES, FATAL_RETRY_SECONDS, TARGET_CHECK_SECONDS, HeartbeatFactory, Pump
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
 from tests.eventually import eventually_async
@@ -49,10 +49,6 @@ class FakeSink:
 
 async def fail(_: object = None) -> None:
     raise TransientError("the broker is unavailable")
-
-
-async def fail_fatally(_: object = None) -> None:
-    raise FatalError("the topic is compacted")
 
 
 async def hang(_: object = None) -> None:
@@ -224,12 +220,30 @@ async def test_pump_retries_when_loss_record_is_rejected(outbox: MemoryOutbox, c
     assert [record.type for record in sink.published] == ["started", "lost", "started"]
 
 
-async def test_pump_stops_when_sink_fails_fatally(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    async with running_pump(FakeSink(fail_fatally), outbox, clock) as task:
-        await outbox.append(RecordFactory().started_records(1))
-        await asyncio.wait([task])
-        with pytest.raises(FatalError, match="compacted"):
-            task.result()
+@pytest.mark.parametrize("error", [FatalError("the topic is compacted"), KeyError("a bug")])
+async def test_pump_retries_rarely_when_sink_fails_fatally(
+    outbox: MemoryOutbox, clock: ManualClock, error: Exception
+) -> None:
+    async def fail_fatally(_: object = None) -> None:
+        raise error
+
+    sink = FakeSink(fail_fatally)
+    sink.starts = [fail_fatally]
+    pump = Pump("s", sink, outbox, clock)
+    task = asyncio.create_task(pump.run())
+    with capture_logs() as logs:
+        await outbox.append(RecordFactory().started_records(2))
+        for _ in range(2):
+            await eventually_async(lambda: clock.sleeper_count)
+            assert pump.state == "failed"
+            assert str(error) in str(pump.last_error)
+            await asyncio.wait_for(pump.wait_drained(), 30)  # a shutdown does not wait for it
+            clock.advance(FATAL_RETRY_SECONDS)
+        await eventually_async(lambda: outbox.depth("s") == 0)
+    assert pump.state == "ok"
+    assert clock.slept == [FATAL_RETRY_SECONDS] * 2
+    assert [line["event"] for line in logs] == ["sink_failed", "sink_recovered", "sink_failed", "sink_recovered"]
+    task.cancel()
 
 
 async def test_pump_publishes_while_another_sink_hangs(outbox: MemoryOutbox, clock: ManualClock) -> None:
@@ -324,11 +338,11 @@ async def test_pump_abandons_close_when_sink_hangs(
 async def test_pump_stops_when_reader_disconnects_while_idle(outbox: MemoryOutbox, clock: ManualClock) -> None:
     class Pipe(FakeSink):
         async def wait_disconnected(self) -> None:
-            raise FatalError("the reader has disconnected")
+            raise DisconnectedError("the reader has disconnected")
 
     async with running_pump(Pipe(), outbox, clock) as task:
         await asyncio.wait([task])
-        with pytest.raises(FatalError, match="reader has disconnected"):
+        with pytest.raises(DisconnectedError, match="reader has disconnected"):
             task.result()
 
 
@@ -455,3 +469,75 @@ async def test_hanging_heartbeat_abandoned_and_records_published(
             while outbox.depth("s"):  # noqa: ASYNC110 (the attempt is bounded by real time)
                 await asyncio.sleep(0.005)
     assert sequences(sink.published) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [FatalError("the file is not writable"), KeyError("a bug")])
+async def test_heartbeat_failure_does_not_stop_pump(outbox: MemoryOutbox, clock: ManualClock, error: Exception) -> None:
+    sink, recorder = FakeSink(), RecordFactory()
+    factory = HeartbeatFactory(lambda: WATERMARK, 60)
+    pump = Pump("s", sink, outbox, clock, heartbeat_factory=factory)
+    task = asyncio.create_task(pump.run())
+    await outbox.append(recorder.started_records(1))
+    await eventually_async(lambda: outbox.depth("s") == 0)
+
+    async def fail_fatally(_: object) -> None:
+        raise error
+
+    sink.behaviors.append(fail_fatally)
+    await pass_heartbeat_interval(clock)
+    states = [pump.state]
+    assert str(error) in str(pump.last_error)
+    await outbox.append(recorder.started_records(1))
+    await eventually_async(lambda: outbox.depth("s") == 0)
+    assert [*states, pump.state] == ["failed", "ok"]
+    task.cancel()
+
+
+# --- targets that lose records ---
+
+
+class ResettableSink(FakeSink):
+    """A sink whose target can lose its records; ``found`` are resets that the next check finds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resets = 0
+        self.found: list[int] = []
+        self.errors: list[Exception] = []
+
+    async def check_target(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.resets += self.found.pop(0) if self.found else 0
+
+
+async def test_pump_reports_reset_found_while_publishing(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink, reports = ResettableSink(), []
+
+    async def recreate(_: object) -> None:
+        sink.resets += 1
+
+    sink.behaviors = [recreate]
+    pump = Pump("s", sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic))
+    task = asyncio.create_task(pump.run())
+    await outbox.append(RecordFactory().started_records(1))
+    await eventually_async(lambda: outbox.depth("s") == 0)
+    assert len(reports) == 1
+    task.cancel()
+
+
+async def test_pump_reports_reset_found_while_idle(outbox: MemoryOutbox, clock: ManualClock) -> None:
+    sink, reports = ResettableSink(), []
+    sink.found, sink.errors = [0, 1], [TransientError("the stream does not exist")]
+    pump = Pump("s", sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic))
+    task = asyncio.create_task(pump.run())
+    counts, states = [], []
+    for _ in range(4):
+        await eventually_async(lambda: clock.sleeper_count)
+        clock.advance(TARGET_CHECK_SECONDS)
+        await eventually_async(lambda: clock.sleeper_count)
+        counts.append(len(reports))
+        states.append(pump.state)
+    assert counts == [0, 0, 1, 1]
+    assert states == ["failing", "ok", "ok", "ok"]
+    task.cancel()

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from bridge.clock import SystemClock
-from bridge.core.errors import FatalError
+from bridge.core.errors import DisconnectedError, FatalError
 from bridge.core.records import Record, Watermark
 from bridge.outbox.in_memory import MemoryOutbox
 from bridge.pump import HeartbeatFactory
@@ -181,3 +181,50 @@ async def test_shutdown_incomplete_is_logged_when_drain_times_out(
         await running.manager.drain(0.01)
         await running.manager.close()
     assert "shutdown_incomplete" in capsys.readouterr().out
+
+
+async def test_failed_sink_does_not_hold_up_other_sink(tmp_path: Path) -> None:
+    """The first sink's path is a directory, until a reload."""
+    (tmp_path / "first.jsonl").mkdir()
+    async with running_manager(settings(tmp_path)) as running:
+        await running.outbox.append(running.recorder.started_records(3))
+        await eventually_async(lambda: running.outbox.depth("second") == 0)
+        (first, second) = running.manager.pumps
+        await eventually_async(lambda: first.state == "failed")
+        assert second.state == "ok"
+        (tmp_path / "first.jsonl").rmdir()
+        assert await running.manager.reload(settings(tmp_path))  # without a change
+    assert [record["sequence"] for record in lines(tmp_path / "first.jsonl")] == [1, 2, 3]
+
+
+class Disconnected:
+    """A sink whose reader has gone."""
+
+    async def start(self) -> None:
+        raise DisconnectedError("the reader has gone")
+
+    async def publish(self, _: Sequence[Record]) -> None:
+        raise AssertionError
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+async def test_bridge_ends_only_when_last_reader_is_gone(tmp_path: Path) -> None:
+    initial = settings(tmp_path)
+    outbox = MemoryOutbox(["first", "second"], SystemClock())
+    async with task_group() as tasks:
+        manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
+        manager.start(tasks, initial, factory.create_sinks(initial.sinks) | {"first": Disconnected()})
+        await outbox.append(RecordFactory().started_records(3))
+        await eventually_async(lambda: outbox.depth("second") == 0 and manager.pumps[0].disconnected)
+        await manager.drain(60)
+        await manager.close()
+
+    async def run_without_readers() -> None:
+        async with task_group() as tasks:
+            manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
+            manager.start(tasks, initial, {"first": Disconnected(), "second": Disconnected()})
+
+    with pytest.raises(DisconnectedError):
+        await run_without_readers()

@@ -37,6 +37,13 @@ def test_nats_settings_have_defaults() -> None:
 
 
 @pytest.mark.parametrize(
+    ("max_age", "window"), [("5m", timedelta(minutes=5)), ("7d", timedelta(hours=1)), (None, timedelta(hours=1))]
+)
+def test_nats_duplicate_window_is_at_most_max_age(max_age: str | None, window: timedelta) -> None:
+    assert nats(stream={"max_age": max_age}).stream.limited_duplicate_window == window
+
+
+@pytest.mark.parametrize(
     ("url", "settings"),
     [
         ("nats://n1:4222/events", MINIMUM),

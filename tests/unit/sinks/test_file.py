@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from bridge.core.errors import FatalError, TransientError
 from config.sinks.file import FileSettings
@@ -137,6 +138,66 @@ async def test_file_sink_removes_partial_line_of_killed_process(cut: int, tmp_pa
     async with make_sink(path) as sink:
         await sink.publish([record(2)])
     assert lines(path) == [record(1).data, record(2).data]
+
+
+@pytest.mark.parametrize(
+    ("damage", "saved"),
+    [
+        (b"x", b"x"),
+        (b"\0" * 300, None),
+        (b"\0" * 300 + b"x", b"\0" * 300 + b"x"),
+        (b"not a record" * 300_000, b"not a record" * 300_000),
+        (b"\xff\xfe", b"\xff\xfe"),
+        (b'{"version":1,"ty\0\0\0', None),
+    ],
+    ids=["byte", "zeros", "zeros and byte", "megabytes", "binary", "record and zeros"],
+)
+@pytest.mark.parametrize("while_open", [False, True])
+async def test_file_sink_removes_and_saves_foreign_end(
+    damage: bytes, saved: bytes | None, while_open: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "events"
+
+    def append_damage() -> None:
+        with path.open("ab") as file:
+            file.write(damage)
+
+    async with make_sink(path) as sink:
+        await sink.publish([record(1)])
+        if while_open:
+            append_damage()
+            await sink.publish([record(2)])
+    if not while_open:
+        append_damage()
+        with capture_logs() as logs:
+            async with make_sink(path) as sink:
+                await sink.publish([record(2)])
+        assert [(line["event"], line["log_level"], line["bytes"]) for line in logs] == [
+            ("file_end_removed", "warning", len(damage))
+        ]
+    assert lines(path) == [record(1).data, record(2).data]
+    assert [(tmp_path / name).read_bytes() for name in os.listdir(tmp_path) if name != "events"] == (
+        [] if saved is None else [saved]
+    )
+
+
+async def test_file_sink_keeps_foreign_end_while_it_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "events"
+    path.write_bytes(record(1).data + b"\nforeign")
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", fail)
+    sink = FileSink(FileSettings(type="file", path=str(path)))
+    with pytest.raises(TransientError, match="free disk space"):
+        await sink.start()
+    monkeypatch.undo()
+    await sink.close()
+    assert path.read_bytes() == record(1).data + b"\nforeign"
+    assert os.listdir(tmp_path) == ["events"]
 
 
 async def test_file_sink_leaves_foreign_file_unchanged(tmp_path: Path, golden: Golden) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import ssl
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -146,7 +147,7 @@ def test_nats_publish_acknowledgment_is_parsed(
 def test_default_nats_stream_config_has_no_errors_or_warnings() -> None:
     config = streams.stream_config(NatsSettings.model_validate({"servers": ["n1"], "subject_prefix": "events"}))
     assert not list(streams.config_errors(config, "events.*.*.*"))
-    assert not list(streams.config_warnings(config, "events.*.*.*"))
+    assert not list(streams.config_warnings(config, "events.*.*.*", timedelta(hours=6)))
 
 
 @pytest.mark.parametrize(
@@ -155,13 +156,14 @@ def test_default_nats_stream_config_has_no_errors_or_warnings() -> None:
         ({"storage": "memory"}, "memory"),
         ({"retention": "workqueue"}, ""),
         ({"duplicate_window": 10}, "10 s"),
+        ({"max_age": 3600}, "snapshot.interval (21600 s)"),
         ({"allow_atomic": None}, "atomic"),
         ({"subjects": ["events.node-1.>"]}, "events.*.*.*"),
     ],
 )
 def test_nats_stream_config_warning_is_reported(config: dict[str, Any], named: str, golden: Golden) -> None:
     defaults: dict[str, Any] = {"subjects": ["events.>"], "duplicate_window": 3600, "allow_atomic": True}
-    [warning] = streams.config_warnings(StreamConfig(**(defaults | config)), "events.*.*.*")
+    [warning] = streams.config_warnings(StreamConfig(**(defaults | config)), "events.*.*.*", timedelta(hours=6))
     assert named in warning
     golden.entry("nats_errors", f"stream warning, {next(iter(config))}", warning)
 

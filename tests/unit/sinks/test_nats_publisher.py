@@ -21,6 +21,7 @@ from sinks.nats.error_messages import ApiResponseError
 from sinks.nats.messages import OutgoingMessage
 from sinks.nats.publisher import JetStreamPublisher, PublishProgress
 from sinks.nats.streams import Stream
+from sinks.target_memory import TargetMemory, TargetState
 from tests.golden import Golden
 
 AckDict = dict[str, Any]
@@ -119,8 +120,8 @@ class FakeConnection:
 def make_publisher(
     connection: FakeConnection, progress: PublishProgress | None = None, *, atomic: bool = True, max_message: int = -1
 ) -> JetStreamPublisher:
-    stream = Stream("S", atomic, max_message, supports_ttl=True)
-    return JetStreamPublisher(connection, stream, progress or PublishProgress())  # type: ignore[arg-type]
+    stream = Stream("S", atomic, max_message, supports_ttl=True, state=TargetState("", 1, 0))
+    return JetStreamPublisher(connection, stream, progress or PublishProgress(), TargetMemory())  # type: ignore[arg-type]
 
 
 endings = st.lists(st.tuples(st.integers(1, 60), st.integers(0, 30)), max_size=6)
