@@ -81,7 +81,6 @@ USAGE = {
         call("whalebridge run --config /nonexistent/config.yaml", 2, "/nonexistent/config.yaml: "),
         call("WHALEBRIDGE_SINKS=kafka://u:hunter2@h/t whalebridge run", 2, "WHALEBRIDGE_SINKS: sinks.kafka: "),
         shell("whalebridge run --state-dir /proc/x", 1, "state_dir /proc/x"),
-        shell("whalebridge run --sink file:/proc", 1, "/proc", "Is a directory"),
         shell("whalebridge run --containerd /etc/passwd", 3, "/etc/passwd"),
         shell("whalebridge run --help >/dev/full", 1, "standard output", "No space left on device"),
         shell("whalebridge run >&-", 1, "standard output"),
