@@ -83,6 +83,12 @@ class QueryResults(NamedTuple):
     audit: AuditResult | None = None
 
 
+class StartsChecked(NamedTuple):
+    """Results of start checks: a task, None if none was found, or the error of a failed call."""
+
+    results: list[tuple[TaskQuery, Task | BridgeError | None]]
+
+
 class TaskWaited(NamedTuple):
     """How a task exited, from Tasks.Wait."""
 
@@ -97,7 +103,8 @@ class WatermarkAdvanced(NamedTuple):
     at: int
 
 
-QueueItem: TypeAlias = EnrichedEvent | QueryResults | TaskWaited | WatermarkAdvanced
+_OtherItem: TypeAlias = QueryResults | StartsChecked | TaskWaited | WatermarkAdvanced
+QueueItem: TypeAlias = EnrichedEvent | _OtherItem
 
 
 class _PendingEvent(Struct):
@@ -106,7 +113,7 @@ class _PendingEvent(Struct):
 
 
 def _fetch_result(
-    item: _PendingEvent | QueryResults | TaskWaited | WatermarkAdvanced,
+    item: _PendingEvent | _OtherItem,
 ) -> Metadata | TransientError | None:
     """Return the result of a finished fetch; None also if no fetch was needed."""
     if not isinstance(item, _PendingEvent) or item.fetch is None or not item.fetch.done() or item.fetch.cancelled():
@@ -131,7 +138,7 @@ class EventQueue:
         self._rate_limiter = RateLimiter(clock)
         self._client: EngineClient | None = None
         self._fetch_semaphore = asyncio.Semaphore(settings.max_fetches)
-        self._queue: deque[_PendingEvent | QueryResults | TaskWaited | WatermarkAdvanced] = deque()
+        self._queue: deque[_PendingEvent | _OtherItem] = deque()
         self._known_keys: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._not_full = asyncio.Event()
@@ -140,7 +147,7 @@ class EventQueue:
         """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
         self._client = client
         self._known_keys.clear()
-        results = [item for item in self._queue if isinstance(item, QueryResults)]
+        results = [item for item in self._queue if isinstance(item, (QueryResults, StartsChecked))]
         for item in results:  # they refer to the state of the old connection
             self._queue.remove(item)
         self.popped_count += len(results)
@@ -172,7 +179,7 @@ class EventQueue:
             self._not_full.clear()
             await self._not_full.wait()
 
-    def put_item(self, item: QueryResults | TaskWaited | WatermarkAdvanced) -> None:
+    def put_item(self, item: _OtherItem) -> None:
         """Queue another item behind the events received before it."""
         self._queue.append(item)
         self.put_count += 1
