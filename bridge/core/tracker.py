@@ -122,7 +122,7 @@ class Tracker(TransitionBuilder):
         """
         entry = self.find(check.key)
         if entry is None or entry.incarnation is not None or not entry.start_check_delay:
-            return False  # answered in the meantime
+            return False  # an event or a query was faster
         found = (
             task is not None
             and task.pid != 0

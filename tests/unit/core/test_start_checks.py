@@ -55,7 +55,7 @@ def tracker_with_new_container() -> Tracker:
 
 
 class Containerd:
-    """Answers checks and queries, and moves the time to the next one that is due."""
+    """Returns a task for checks and queries, and moves the time to the next one that is due."""
 
     def __init__(self, tracker: Tracker, task: Task | None = None) -> None:
         self.tracker = tracker
@@ -65,7 +65,7 @@ class Containerd:
         self.published: TransitionSummary = []
 
     def run(self, until: float) -> TransitionSummary:
-        """Answer all that is due until a moment; return the transitions."""
+        """Complete all that is due until a moment; return the transitions."""
         tracker, before = self.tracker, len(self.published)
         while (due := tracker.next_due()) is not None and due <= until * SECOND:
             self.now = Instant(wall(due / SECOND), due)
