@@ -14,7 +14,7 @@ from bridge.core.reconcile import Listing
 from bridge.watch.settings import WatchSettings
 
 _RETRY_PAUSE_SECONDS = 0.5  # multiplied by the number of the attempt
-_LISTED_TASKS_PER_QUERY = 4  # a listing costs about as much for each four tasks as one query (docs/performance.md)
+_LISTED_TASKS_PER_QUERY = 5  # a listing costs about as much for each five tasks as one query (docs/performance.md)
 _log = structlog.get_logger(__name__)
 
 

@@ -24,6 +24,10 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         yield node
 
 
+async def wait_for_transitions(node: Node, count: int) -> None:
+    await eventually_async(lambda: len(transitions(node.records)) >= count, f"transition {count}")
+
+
 @pytest.mark.parametrize(
     ("sent", "start", "end"),
     [
@@ -43,9 +47,9 @@ async def test_both_runs_are_published_when_shim_does_not_send_all_events(
         for run in range(2):
             state.create_task(WEB)
             state.start(WEB)
-            await eventually_async(lambda done=2 * run + 1: len(transitions(node.records)) == done)
+            await wait_for_transitions(node, 2 * run + 1)
             state.exit(WEB, 3)
-            await eventually_async(lambda done=2 * run + 2: len(transitions(node.records)) == done)
+            await wait_for_transitions(node, 2 * run + 2)
             state.delete_task(WEB)
     assert [(each["type"], each["origin"]) for each in transitions(node.records)] == 2 * [
         ("started", start),

@@ -120,7 +120,7 @@ async def test_unstarted_containers_are_checked_with_few_listings() -> None:
     assert running.transitions == []
 
 
-@pytest.mark.parametrize(("running", "calls"), [(3, {"tasks": 1}), (8, {"task": 2})], ids=["listing", "queries"])
+@pytest.mark.parametrize(("running", "calls"), [(9, {"tasks": 1}), (10, {"task": 2})], ids=["listing", "queries"])
 async def test_tasks_are_found_in_the_cheaper_way(running: int, calls: dict[str, int]) -> None:
     client = WaitingClient()
     client.running[WEB] = Task(WEB, 5, TaskStatus.RUNNING)
