@@ -232,6 +232,7 @@ class Tracker(TransitionBuilder):
             return
         if entry.pending_exit is not None and entry.pending_exit.pid != event.pid:
             self._resolve_pending_exit(entry, now)
+        self._emit_found_run(entry, event.pid, now)
         self._start(entry, event.pid, "live", event.at)
         if entry.has_waited_exit(event.pid):
             self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
@@ -333,15 +334,20 @@ class Tracker(TransitionBuilder):
             return  # the result is older than the state
         if incarnation is not None:
             self._exit(entry, "inferred", now.wall, ExitInfo())
-        elif entry.found_pid and not entry.has_exited(entry.found_pid):  # it has run, and is gone
-            self._start(entry, entry.found_pid, "inferred", now.wall)
-            self._exit(entry, "inferred", now.wall, ExitInfo())
+        else:
+            self._emit_found_run(entry, None if task is None else task.pid, now)
         if task is not None:
             if task.pid not in entry.created_pids:
                 entry.add_created_pid(task.pid)
                 self.begin_start_checks(entry.key, now)
         elif entry.pending_exit is not None and entry.is_unconfirmed(entry.pending_exit.pid):
             self._resolve_pending_exit(entry, now)
+
+    def _emit_found_run(self, entry: ContainerState, pid: int | None, now: Instant) -> None:
+        """Emit a run that only a start check has found, and that is over: now there is another task, or none."""
+        if entry.found_pid not in (0, pid) and not entry.has_exited(entry.found_pid):
+            self._start(entry, entry.found_pid, "inferred", now.wall)
+            self._exit(entry, "inferred", now.wall, ExitInfo())
 
     def _sync_task(self, entry: ContainerState, task: Task, now: Instant) -> None:
         """Apply a task that is running or stopped."""
@@ -350,6 +356,8 @@ class Tracker(TransitionBuilder):
             self._exit(entry, "inferred", now.wall, ExitInfo())
         if task.pid in entry.exited_pids:
             return
+        if entry.incarnation is None:
+            self._emit_found_run(entry, task.pid, now)
         if entry.pending_exit is not None and entry.pending_exit.pid != task.pid:
             self._resolve_pending_exit(entry, now)
         if entry.pending_exit is not None:

@@ -152,6 +152,17 @@ def test_run_found_by_check_is_published_when_task_is_deleted_before_query() -> 
     assert end.exit_info == ExitInfo(7, 123)
 
 
+@pytest.mark.parametrize("other", [task(6), task(6, CREATED), started(6, 4)], ids=["running", "created", "event"])
+def test_run_found_by_check_is_published_when_next_task_comes(other: Task | ContainerEvent) -> None:
+    tracker = tracker_with_new_container()
+    Containerd(tracker, task(5)).run(2)
+    if isinstance(other, Task):
+        transitions = tracker.apply_query_result(tracker.make_query(WEB), other, moment(4))
+    else:
+        transitions = tracker.process_event(other, moment(4))
+    assert summarize(transitions)[:2] == [SILENT_START, SILENT_EXIT]
+
+
 def test_silent_restart_is_published() -> None:
     tracker = tracker_with_new_container()
     containerd = Containerd(tracker, task(5, STOPPED))
