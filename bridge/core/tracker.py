@@ -131,6 +131,7 @@ class Tracker(TransitionBuilder):
             and not (task.status is TaskStatus.CREATED and entry.expects_start(task.pid))
         )
         if task is not None and found:
+            entry.generation += 1  # query results in flight are older
             if task.status is TaskStatus.CREATED:
                 self.schedule_query(check.key)
             else:

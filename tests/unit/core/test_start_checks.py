@@ -152,6 +152,16 @@ def test_run_found_by_check_is_published_when_task_is_deleted_before_query() -> 
     assert end.exit_info == ExitInfo(7, 123)
 
 
+def test_query_result_from_before_start_check_does_not_end_found_run() -> None:
+    tracker = tracker_with_new_container()
+    older = tracker.make_query(WEB)
+    (check,) = tracker.due_start_checks(moment(2))
+    assert tracker.apply_start_check(check, task(5), moment(2))
+    assert tracker.apply_query_result(older, None, moment(2)) == []
+    (query,) = tracker.due_queries(moment(2))
+    assert summarize(tracker.apply_query_result(query, task(5), moment(3))) == [SILENT_START]
+
+
 @pytest.mark.parametrize("other", [task(6), task(6, CREATED), started(6, 4)], ids=["running", "created", "event"])
 def test_run_found_by_check_is_published_when_next_task_comes(other: Task | ContainerEvent) -> None:
     tracker = tracker_with_new_container()
