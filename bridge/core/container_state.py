@@ -102,8 +102,12 @@ class ContainerState(Struct):
     ``created_pids``: pids of the tasks created last. ``unconfirmed_start``: a start that arrived late or during
     another incarnation, to be confirmed by a query. ``pending_exit``: an exit without a start, which may still arrive
     until ``pending_exit_deadline`` (monotonic). ``waited_exit``: pid and exit status of a task from Tasks.Wait, in
-    case the exit event is lost. ``oom_pids``: pids of the tasks for which an OOM event has arrived. ``held_exit``: the
-    last exit, while it waits for an OOM event. ``deleted_at`` (wall clock): time of the last event that deleted the
+    case the exit event is lost. ``start_check_delay`` (ns): time before the next start check, after the current run if
+    there is one; 0: there is none, because the shim's events arrive.
+    ``found_pid``: a running task that a start check has found and no event has reported; 0 if there is none.
+    ``stopped_deadline`` (monotonic): until then, the exit event of a stopped task that has not started, as far as is
+    known, may still arrive. ``oom_pids``: pids of the tasks for which an OOM event has arrived. ``held_exit``: the last
+    exit, while it waits for an OOM event. ``deleted_at`` (wall clock): time of the last event that deleted the
     container.
     ``state_unknown``: a task query failed while nothing was known about the container.
     ``generation`` counts the inputs. ``last_change``: the moment (monotonic) of the newest known change; an earlier
@@ -119,6 +123,9 @@ class ContainerState(Struct):
     pending_exit: TaskExited | None = None
     pending_exit_deadline: int = 0
     waited_exit: tuple[int, ExitStatus] | None = None
+    start_check_delay: int = 0
+    found_pid: int = 0
+    stopped_deadline: int = 0
     oom_pids: tuple[int, ...] = ()
     held_exit: HeldExit | None = None
     deleted: bool = False
@@ -132,6 +139,21 @@ class ContainerState(Struct):
     def is_known(self, pid: int) -> bool:
         """Return whether a task is the current incarnation or has already exited."""
         return pid in self.exited_pids or (self.incarnation is not None and self.incarnation.pid == pid)
+
+    def has_exited(self, pid: int) -> bool:
+        """Return whether the exit of a task is known, be it published or pending."""
+        return pid in self.exited_pids or (self.pending_exit is not None and self.pending_exit.pid == pid)
+
+    def has_waited_exit(self, pid: int) -> bool:
+        """Return whether Tasks.Wait has returned for a task."""
+        return self.waited_exit is not None and self.waited_exit[0] == pid
+
+    @property
+    def current_pid(self) -> int:
+        """Return the pid of the task that runs, or that was created and has not exited; 0 if there is none."""
+        if self.incarnation is not None:
+            return self.incarnation.pid
+        return self.created_pids[-1] if self.has_created_task() else 0
 
     def is_late(self, at: int, now: Instant) -> bool:
         """Return whether an event may be older than the known state; the timestamp only triggers a query.
@@ -160,7 +182,7 @@ class ContainerState(Struct):
 
     def newest_pid(self) -> int:
         """Return the pid of the newest task whose exit is not published; 0 if there is none."""
-        return self.created_pids[-1] if self.has_created_task() else self.run_pid()
+        return self.created_pids[-1] if self.has_created_task() else self.run_pid() or self.found_pid
 
     def add_oom_pid(self, pid: int) -> None:
         """Note that an OOM event has arrived for a task; there are at most as many as created tasks."""
@@ -176,7 +198,9 @@ class ContainerState(Struct):
 
     def expects_start(self, pid: int) -> bool:
         """Return whether the tracker is still waiting for the start of this task."""
-        return pid in self.created_pids[-1:] or (self.pending_exit is not None and self.pending_exit.pid == pid)
+        return pid in (*self.created_pids[-1:], self.found_pid) or (
+            self.pending_exit is not None and self.pending_exit.pid == pid
+        )
 
     def is_unconfirmed(self, pid: int) -> bool:
         """Return whether the start of this task is still unconfirmed."""

@@ -15,10 +15,14 @@ from msgspec.structs import replace
 from bridge.core.container_state import ContainerState, Incarnation, TaskQuery
 from bridge.core.containerd_model import ContainerKey, Instant, Labels, Metadata
 from bridge.core.label_rules import LabelRules, filter_labels
+from bridge.core.schedule import Schedule
 from bridge.core.time import MILLISECOND, SECOND
 
 PENDING_EXIT_NS = 30 * SECOND  # an exit waits this long for its start: shims retry a failed publish for 15 to 45 s
 RELEASE_SLACK_NS = 20 * MILLISECOND  # a held exit waits this long for other events, to be persisted with them
+FIRST_START_CHECK_NS = 2 * SECOND  # after the creation of a container or task; the delay doubles from check to check
+LAST_START_CHECK_NS = 128 * SECOND  # the next delay would be about the time between two audits, which find the rest
+START_CHECKED_NS = 2 * LAST_START_CHECK_NS  # the age up to which a container without a task is checked, about
 MAX_TOMBSTONES = 10_000  # kept ids without metadata and incarnation
 
 
@@ -36,13 +40,14 @@ class StateChange(NamedTuple):
 
 
 class ContainerStore:
-    """Store the state of each container of one containerd, and the scheduled task queries."""
+    """Store the state of each container of one containerd, the scheduled task queries and the start checks."""
 
     def __init__(self) -> None:
         self._entries: dict[ContainerKey, ContainerState] = {}
         self._tombstones: dict[ContainerKey, ContainerState] = {}
         self._sandboxes: dict[str, tuple[ContainerKey, Labels | None]] = {}
-        self._scheduled_queries: dict[ContainerKey, int] = {}
+        self._scheduled_queries = Schedule()
+        self._start_checks = Schedule()
         self._pending_exits: set[ContainerKey] = set()
         self._held_exits: dict[ContainerKey, int] = {}  # deadlines (monotonic)
         self._unsynced_namespaces: set[str] | None = None
@@ -67,14 +72,15 @@ class ContainerStore:
         """Return whether a namespace is synced, so that an unknown container in it is new (client-go's HasSynced)."""
         return self._unsynced_namespaces is not None and namespace not in self._unsynced_namespaces
 
-    def next_due(self) -> int | None:
-        """Return when (monotonic) the next pending or held exit or query is due; None if there is none."""
+    def next_due(self, *, start_checks: bool = True) -> int | None:
+        """Return when (monotonic) the next pending or held exit, query or start check is due; None if there is none."""
         dues = [
-            *self._scheduled_queries.values(),
+            self._scheduled_queries.next_due(),
+            self._start_checks.next_due() if start_checks else None,
             *(deadline + RELEASE_SLACK_NS for deadline in self._held_exits.values()),
             *(self._entries[key].pending_exit_deadline for key in self._pending_exits),
         ]
-        return min(dues, default=None)
+        return min((due for due in dues if due is not None), default=None)
 
     # --- persistence ---
 
@@ -125,7 +131,7 @@ class ContainerStore:
                 if not is_watched(entry.key.namespace):
                     self._mark_deleted(entry)
                     del entries[entry.key]
-                    self._scheduled_queries.pop(entry.key, None)
+                    self._scheduled_queries.discard(entry.key)
                     self._pending_exits.discard(entry.key)
                     self._held_exits.pop(entry.key, None)
                     self._changed[entry.key] = True
@@ -170,8 +176,9 @@ class ContainerStore:
     def disconnect(self) -> None:
         """Handle the end of the stream: from now on containers may change unseen."""
         self._scheduled_queries.clear()
+        self._start_checks.clear()
         for entry in chain(self._entries.values(), self._tombstones.values()):
-            entry.generation = 0
+            entry.generation = entry.start_check_delay = entry.stopped_deadline = 0
             exited = entry.pending_exit.pid if entry.pending_exit is not None else None
             # The other created tasks may start unseen.
             entry.created_pids = tuple(pid for pid in entry.created_pids if pid == exited)
@@ -195,19 +202,51 @@ class ContainerStore:
 
     def schedule_query(self, key: ContainerKey, due: int = 0) -> None:
         """Schedule a query of a container's task, immediately or at ``due`` (monotonic)."""
-        self._scheduled_queries[key] = min(due, self._scheduled_queries.get(key, due))
+        self._scheduled_queries.add(key, due)
 
     def due_queries(self, now: Instant) -> list[TaskQuery]:
         """Return the due queries; each must be completed with ``apply_query_result`` or ``query_failed``."""
-        due = [key for key, at in self._scheduled_queries.items() if at <= now.monotonic]
-        for key in due:
-            del self._scheduled_queries[key]
-        return [self.make_query(key) for key in due]
+        return [self.make_query(key) for key in self._scheduled_queries.pop_due(now.monotonic)]
 
     def make_query(self, key: ContainerKey) -> TaskQuery:
         """Return a query of a container's task."""
         entry = self.find(key)
         return TaskQuery(key, entry.generation if entry is not None else 0)
+
+    # --- start checks ---
+
+    def begin_start_checks(self, key: ContainerKey, now: Instant) -> None:
+        """Check soon, and then at growing intervals, whether a container has a task whose events do not arrive."""
+        entry = self._get_or_create(key)
+        entry.start_check_delay = FIRST_START_CHECK_NS
+        self._schedule_start_check(entry, now)
+
+    def due_start_checks(self, now: Instant) -> list[TaskQuery]:
+        """Return the due start checks; each must be completed with ``apply_start_check``."""
+        return [self.make_query(key) for key in self._start_checks.pop_due(now.monotonic)]
+
+    def _continue_start_checks(self, entry: ContainerState, now: Instant) -> None:
+        if entry.start_check_delay < LAST_START_CHECK_NS:
+            entry.start_check_delay *= 2
+            self._schedule_start_check(entry, now)
+        else:
+            self._end_start_checks(entry)
+
+    def _schedule_start_check(self, entry: ContainerState, now: Instant) -> None:
+        """Schedule the next check at a full quarter of its delay, so that many containers are checked together."""
+        due, grid = now.monotonic + entry.start_check_delay, entry.start_check_delay // 4
+        self._start_checks.add(entry.key, due + -due % grid)
+
+    def _end_start_checks(self, entry: ContainerState, *, resume: bool = False) -> None:
+        """End the checks; ``resume``: they begin again after the current run, because an event of it is missing."""
+        entry.start_check_delay = FIRST_START_CHECK_NS if resume else 0
+        self._start_checks.discard(entry.key)
+
+    def _resume_start_checks(self, entry: ContainerState, now: Instant) -> None:
+        """Resume the checks after a run for which an event was missing: the next one may be silent as well."""
+        existing = entry.metadata is not None and not entry.deleted
+        if entry.incarnation is None and entry.start_check_delay and existing:
+            self._schedule_start_check(entry, now)
 
     # --- entries ---
 
@@ -234,6 +273,7 @@ class ContainerStore:
 
     def _mark_deleted(self, entry: ContainerState) -> None:
         entry.deleted = True
+        self._end_start_checks(entry)
         if uid := self._sandbox_pod_uid(entry):
             del self._sandboxes[uid]
 

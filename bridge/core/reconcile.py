@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from msgspec import Struct, field
 
 from bridge.core.container_state import ContainerState, Transition
+from bridge.core.container_store import START_CHECKED_NS
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata, Task, TaskStatus
 from bridge.core.tracker import Tracker
 
@@ -45,6 +46,8 @@ def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_chang
         _merge_metadata(tracker, metadata)
         if filters_changed:
             tracker.reevaluate_scope(metadata.key)
+        if metadata.key not in listing.tasks and _is_young(metadata, now):
+            tracker.begin_start_checks(metadata.key, now)
         transitions += tracker.emit_metadata_change(metadata.key, now)
     for key in {**listing.containers, **listing.tasks}:
         transitions += _merge_task(tracker, key, listing.tasks.get(key), now)
@@ -75,7 +78,11 @@ def find_mismatches(tracker: Tracker, listing: Listing) -> set[ContainerKey]:
     A mismatch may be temporary, because the listing overlaps with events in flight; only a task query decides.
     """
     listed_namespaces = set(listing.namespaces) - set(listing.failed)
-    mismatches = {key for key, task in listing.tasks.items() if task.running and not _agrees(tracker.find(key), task)}
+    mismatches = {
+        key
+        for key, task in listing.tasks.items()
+        if (task.running and not _agrees(tracker.find(key), task)) or _is_unknown_exit(tracker.find(key), task)
+    }
     for entry in tracker.entries():
         listed_task = listing.tasks.get(entry.key)
         missing = entry.incarnation is not None and (listed_task is None or not listed_task.running)
@@ -160,6 +167,18 @@ def _is_exit_of(entry: ContainerState | None, task: Task) -> bool:
     """Return whether a listed task is the exit of the tracked run: STOPPED overrides RUNNING of a pid."""
     incarnation = entry.incarnation if entry is not None else None
     return incarnation is not None and task.status is TaskStatus.STOPPED and incarnation.pid == task.pid
+
+
+def _is_unknown_exit(entry: ContainerState | None, task: Task) -> bool:
+    """Return whether a listed task has stopped that the tracker has never heard of, or not since its creation."""
+    if task.status is not TaskStatus.STOPPED or not task.pid:
+        return False
+    return entry is None or not (entry.is_known(task.pid) or entry.has_exited(task.pid))
+
+
+def _is_young(metadata: Metadata, now: Instant) -> bool:
+    """Return whether a container was created so recently that its first start is still expected."""
+    return metadata.created_at is not None and 0 <= now.wall - metadata.created_at < START_CHECKED_NS
 
 
 def _handle_absent(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:

@@ -7,6 +7,8 @@ Invariants, for any input in any order:
 - STOPPED overrides RUNNING of the same pid: a pid that has exited under an id does not return.
 - If an event alone is inconclusive, the tracker schedules a task query (``due_queries``), and its result decides
   (``apply_query_result``), unless more events arrived in the meantime: then the tracker schedules another query.
+- A container whose start is not known is checked at growing intervals (``due_start_checks``), because its shim may send
+  no events. A check only finds a task; a query decides, when the task's events have had time to arrive.
 
 The tracker does no I/O and takes the time only from its arguments. Sources of the rules: containerd's shims, which
 publish after they change state, late and repeatedly, and whalewatcher, which defines the tasks that count as running.
@@ -21,7 +23,7 @@ from msgspec.structs import replace
 
 from bridge.core.container_metadata import incarnation_id
 from bridge.core.container_state import ContainerState, ExitInfo, HeldExit, Incarnation, TaskQuery, Transition
-from bridge.core.container_store import PENDING_EXIT_NS
+from bridge.core.container_store import FIRST_START_CHECK_NS, PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -46,6 +48,7 @@ from bridge.core.transition_builder import TransitionBuilder, in_scope
 
 EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
 WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
+START_GRACE_NS = 2 * SECOND  # wait for the events of a task that a start check has found, before it is queried
 
 # The shim publishes the OOM event and the exit from different threads, so the OOM event may come second. An OOM kill of
 # the initial process looks like any SIGKILL, and few consumers need to know of one at once; other exits are held only
@@ -104,7 +107,12 @@ class Tracker(TransitionBuilder):
             self.schedule_query(query.key)
             return self._finish_step(entry)
         entry.generation += 1  # other results in flight are older
-        return self.apply_task_state(query.key, task, now)
+        was_running = entry.incarnation is not None
+        transitions = self.apply_task_state(query.key, task, now)
+        if was_running and entry.incarnation is None and not entry.start_check_delay:
+            entry.start_check_delay = FIRST_START_CHECK_NS  # no event has reported the exit
+        self._resume_start_checks(entry, now)
+        return transitions
 
     def query_failed(self, query: TaskQuery) -> None:
         """Handle a failed task query: the state is kept as unconfirmed, and the audit repeats the query."""
@@ -117,6 +125,32 @@ class Tracker(TransitionBuilder):
             entry.incarnation.confirmed = False
         self._finish_step(entry)
 
+    def apply_start_check(self, check: TaskQuery, task: Task | None, now: Instant) -> bool:
+        """Apply the result of a start check; None: no task was found, or its state is unknown.
+
+        Returns:
+            Whether the container has a task that no event has reported so far.
+        """
+        entry = self.find(check.key)
+        if entry is None or entry.incarnation is not None or not entry.start_check_delay:
+            return False  # an event or a query was faster
+        found = (
+            task is not None
+            and task.pid != 0
+            and entry.generation == check.generation
+            and not entry.is_known(task.pid)
+            and not (task.status is TaskStatus.CREATED and entry.expects_start(task.pid))
+        )
+        if task is not None and found:
+            entry.generation += 1  # query results in flight are older
+            if task.status is TaskStatus.CREATED:
+                self.schedule_query(check.key)
+            else:
+                entry.found_pid = task.pid if task.running else 0
+                self.schedule_query(check.key, now.monotonic + START_GRACE_NS)
+        self._continue_start_checks(entry, now)
+        return found
+
     def apply_wait_result(self, key: ContainerKey, pid: int, exit_status: ExitStatus, now: Instant) -> None:
         """Process the result of Tasks.Wait: the exit event is in flight, or lost.
 
@@ -124,10 +158,11 @@ class Tracker(TransitionBuilder):
         arrive, the exit status is known nevertheless.
         """
         entry = self._get_or_create(key)
-        if pid in entry.created_pids[-1:] or (entry.incarnation is not None and entry.incarnation.pid == pid):
-            entry.waited_exit = (pid, exit_status)
+        running = entry.incarnation is not None and entry.incarnation.pid == pid
+        if running or (entry.expects_start(pid) and not entry.has_exited(pid)):
+            if exit_status.exit_status is not None or not entry.has_waited_exit(pid):
+                entry.waited_exit = (pid, exit_status)
             entry.generation += 1
-        if entry.incarnation is not None and entry.incarnation.pid == pid:
             self.schedule_query(key, now.monotonic + WAITED_EXIT_GRACE_NS)
         self._finish_step(entry)
 
@@ -156,19 +191,24 @@ class Tracker(TransitionBuilder):
         for entry, _incarnation in list(self.incarnations()):
             self._exit(entry, "inferred", now.wall, ExitInfo())
         self._changed.update(dict.fromkeys([*self._entries, *self._tombstones], True))
-        for collection in (self._entries, self._tombstones, self._sandboxes, self._scheduled_queries):
+        for collection in (self._entries, self._tombstones, self._sandboxes):
             collection.clear()
+        self._scheduled_queries.clear()
+        self._start_checks.clear()
         self._unsynced_namespaces = set()
         return self._take_transitions()
 
     # --- one handler per event type ---
 
-    def _on_container_created(self, entry: ContainerState, event: ContainerCreated, _now: Instant) -> None:
+    def _on_container_created(self, entry: ContainerState, event: ContainerCreated, now: Instant) -> None:
         entry.state_unknown = False
+        self.begin_start_checks(entry.key, now)
         self._emit_metadata_change(entry, event.at, "created")
 
-    def _on_container_updated(self, entry: ContainerState, event: ContainerUpdated, _now: Instant) -> None:
+    def _on_container_updated(self, entry: ContainerState, event: ContainerUpdated, now: Instant) -> None:
         """Emit a new name; the metadata is current already, because it is fetched for each such event."""
+        if entry.incarnation is None:
+            self.begin_start_checks(entry.key, now)  # clients also update a container when they start it again
         self._emit_metadata_change(entry, event.at, "renamed")
 
     def _on_container_deleted(self, entry: ContainerState, event: ContainerDeleted, now: Instant) -> None:
@@ -187,6 +227,8 @@ class Tracker(TransitionBuilder):
         self._release_exit(entry)  # from now on, an OOM event may be the new task's
         entry.add_created_pid(event.pid)
         entry.remove_oom_pid(event.pid)
+        entry.stopped_deadline = 0
+        self.begin_start_checks(entry.key, now)
         if entry.incarnation is not None:
             entry.incarnation.watched_from = 0  # from now on, an OOM event may be the other task's
             self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
@@ -196,6 +238,7 @@ class Tracker(TransitionBuilder):
             self.counts["duplicate"] += 1
             if entry.incarnation is not None and entry.incarnation.pid == event.pid:
                 entry.incarnation.confirmed = True
+                entry.start_check_delay = 0
             return
         late = entry.is_late(event.at, now)
         if late or entry.incarnation is not None:
@@ -206,8 +249,9 @@ class Tracker(TransitionBuilder):
             return
         if entry.pending_exit is not None and entry.pending_exit.pid != event.pid:
             self._resolve_pending_exit(entry, now)
+        self._emit_found_run(entry, event.pid, now)
         self._start(entry, event.pid, "live", event.at, watched_from=event.at)
-        if entry.waited_exit is not None and entry.waited_exit[0] == event.pid:
+        if entry.has_waited_exit(event.pid):
             self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
         self._apply_pending_exit(entry, received=now)
 
@@ -217,10 +261,11 @@ class Tracker(TransitionBuilder):
             self.counts["exec_exit"] += 1
         elif entry.incarnation is not None and entry.incarnation.pid == event.pid:
             self._exit(entry, "live", event.at, ExitInfo(event.status, event.exited_at), received=now)
+            self._resume_start_checks(entry, now)
         elif event.pid == 0:
             if entry.incarnation is not None:
                 self.schedule_query(entry.key)
-        elif event.pid in entry.exited_pids or (entry.pending_exit is not None and entry.pending_exit.pid == event.pid):
+        elif entry.has_exited(event.pid):
             self.counts["duplicate"] += 1
         else:
             self._defer_exit(entry, event, now)
@@ -228,10 +273,11 @@ class Tracker(TransitionBuilder):
     def _on_task_deleted(self, entry: ContainerState, event: TaskDeleted, now: Instant) -> None:
         if event.exec_id:
             entry.generation -= 1
-        elif entry.incarnation is None:
-            pass  # the exit was emitted already or is pending, or the task was never known
+        elif entry.incarnation is None:  # the exit was emitted already or is pending, or the task was never known
+            self._end_start_checks_of(entry, event.pid)
         elif event.pid == entry.incarnation.pid:
             self._exit(entry, "inferred", now.wall, ExitInfo(event.status, event.exited_at), received=now)
+            self._resume_start_checks(entry, now)
         elif event.pid == 0:
             self.schedule_query(entry.key)
 
@@ -267,8 +313,14 @@ class Tracker(TransitionBuilder):
             self._resolve_pending_exit(entry, now)
         entry.pending_exit, entry.pending_exit_deadline = event, now.monotonic + PENDING_EXIT_NS
         self._pending_exits.add(entry.key)
+        self._end_start_checks_of(entry, event.pid)
         if entry.incarnation is not None:
             self.schedule_query(entry.key)
+
+    def _end_start_checks_of(self, entry: ContainerState, pid: int) -> None:
+        """End the start checks if a task is gone whose shim has reported it from the creation on."""
+        if pid in entry.created_pids[-1:]:
+            self._end_start_checks(entry)
 
     def _resolve_pending_exit(self, entry: ContainerState, now: Instant) -> None:
         """Resolve a pending exit: its start fell into a gap, or its task was never started.
@@ -303,10 +355,20 @@ class Tracker(TransitionBuilder):
             return  # the result is older than the state
         if incarnation is not None:
             self._exit(entry, "inferred", now.wall, ExitInfo())
+        else:
+            self._emit_found_run(entry, None if task is None else task.pid, now)
         if task is not None:
-            entry.add_created_pid(task.pid)
+            if task.pid not in entry.created_pids:
+                entry.add_created_pid(task.pid)
+                self.begin_start_checks(entry.key, now)
         elif entry.pending_exit is not None and entry.is_unconfirmed(entry.pending_exit.pid):
             self._resolve_pending_exit(entry, now)
+
+    def _emit_found_run(self, entry: ContainerState, pid: int | None, now: Instant) -> None:
+        """Emit a run that only a start check has found, and that is over: now there is another task, or none."""
+        if entry.found_pid not in (0, pid) and not entry.has_exited(entry.found_pid):
+            self._start(entry, entry.found_pid, "inferred", now.wall)
+            self._exit(entry, "inferred", now.wall, ExitInfo())
 
     def _sync_task(self, entry: ContainerState, task: Task, now: Instant) -> None:
         """Apply a task that is running or stopped."""
@@ -315,6 +377,8 @@ class Tracker(TransitionBuilder):
             self._exit(entry, "inferred", now.wall, ExitInfo())
         if task.pid in entry.exited_pids:
             return
+        if entry.incarnation is None:
+            self._emit_found_run(entry, task.pid, now)
         if entry.pending_exit is not None and entry.pending_exit.pid != task.pid:
             self._resolve_pending_exit(entry, now)
         if entry.pending_exit is not None:
@@ -337,13 +401,25 @@ class Tracker(TransitionBuilder):
 
     def _sync_stopped(self, entry: ContainerState, task: Task, now: Instant, *, preexisting: bool) -> None:
         if entry.incarnation is None:
-            if entry.is_unstarted(task.pid):
-                return  # apparently killed before its start: wait for the exit event
+            if entry.is_unstarted(task.pid) and self._awaits_exit_event(entry, now):
+                return
             if preexisting:
                 entry.exited_pids.append(task.pid)  # it exited before the bridge watched
                 return
             self._start(entry, task.pid, "inferred", now.wall)
         self._exit(entry, "inferred", now.wall, ExitInfo(task.exit_status, task.exited_at))
+
+    def _awaits_exit_event(self, entry: ContainerState, now: Instant) -> bool:
+        """Return whether the exit event of a stopped task without a start may still arrive.
+
+        The event shows that the task was killed before its start. If it does not arrive, the shim has become silent,
+        and the start has been missed as well.
+        """
+        entry.stopped_deadline = entry.stopped_deadline or now.monotonic + PENDING_EXIT_NS
+        if now.monotonic < entry.stopped_deadline:
+            self.schedule_query(entry.key, entry.stopped_deadline)
+            return True
+        return False
 
     def _start(
         self,
@@ -359,7 +435,8 @@ class Tracker(TransitionBuilder):
         """Start an incarnation; a preexisting one is first published as ``present`` instead of ``started``."""
         if entry.unconfirmed_start is not None and entry.unconfirmed_start.pid == pid:
             origin, at, preexisting = "live", entry.unconfirmed_start.at, False
-        entry.state_unknown = False
+        entry.state_unknown, entry.found_pid = False, 0
+        self._end_start_checks(entry, resume=origin == "inferred" and not preexisting)
         self._release_exit(entry)
         entry.incarnation = Incarnation(
             pid=pid,
@@ -403,10 +480,10 @@ class Tracker(TransitionBuilder):
             exit_info = ExitInfo(waited.exit_status, waited.exited_at)
         self._discard_stale_exit(entry, incarnation, exit_info)
         oom = True if entry.remove_oom_pid(incarnation.pid) else None
-        entry.incarnation, entry.waited_exit = None, None
+        entry.incarnation, entry.waited_exit, entry.stopped_deadline = None, None, 0
         entry.exited_pids.append(incarnation.pid)
         if entry.unconfirmed_start is None:
-            self._scheduled_queries.pop(entry.key, None)
+            self._scheduled_queries.discard(entry.key)
         was_paused, incarnation.paused = incarnation.paused and not incarnation.preexisting, False
         if incarnation.preexisting:
             self._emit(entry, incarnation, "started", "inferred", at)

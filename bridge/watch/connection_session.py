@@ -7,13 +7,24 @@ The listing is taken between two markers, the low and the high watermark, as in 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
 import structlog
 
 from bridge.core.container_state import Transition
-from bridge.core.containerd_model import ContainerEvent, Event, Ignored, Instant, Marker, TaskCreated, Undecodable
+from bridge.core.containerd_model import (
+    ContainerEvent,
+    ContainerKey,
+    Event,
+    Ignored,
+    Instant,
+    Marker,
+    TaskCreated,
+    TaskStarted,
+    Undecodable,
+)
 from bridge.core.errors import BridgeError
 from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
@@ -30,13 +41,14 @@ from bridge.watch.event_queue import (
     ExitsDue,
     QueryResults,
     QueueItem,
+    StartsChecked,
     TaskWaited,
     WatermarkAdvanced,
 )
 from bridge.watch.exit_waiter import ExitWaiter
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
-from bridge.watch.listing import list_all, query_tasks
+from bridge.watch.listing import find_tasks, list_all, query_tasks
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, SnapshotResult
 from bridge.watch.stream_markers import StreamMarkers
@@ -85,8 +97,9 @@ class Session:
         self._query_semaphore = asyncio.Semaphore(settings.max_queries)
         self._auditor = Auditor(client, clock, settings, tracker, event_queue, requests, self._query_semaphore)
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
-        self._exit_waiter = ExitWaiter(client, lambda *exited: event_queue.put_item(TaskWaited(*exited)))
+        self._exit_waiter = ExitWaiter(client, clock, lambda *exited: event_queue.put_item(TaskWaited(*exited)))
         self._open_queries = 0
+        self._checking_starts = False
         self._preexisting_count = tracker.preexisting_count
 
     @property
@@ -210,8 +223,13 @@ class Session:
 
     def _wait_for_exits(self) -> None:
         for entry in self._tracker.entries():
-            for pid in [entry.incarnation.pid] if entry.incarnation is not None else entry.created_pids[-1:]:
-                self._exit_waiter.wait_for_exit(entry.key, pid)
+            self._wait_for_exit(entry.key)
+
+    def _wait_for_exit(self, key: ContainerKey) -> None:
+        """Wait for the exit of a container's current task, unless that is known or waited for already."""
+        entry = self._tracker.find(key)
+        if entry is not None and (pid := entry.current_pid) and not entry.has_waited_exit(pid):
+            self._exit_waiter.wait_for_exit(key, pid)
 
     async def _list(self, tasks: asyncio.TaskGroup, settings: WatchSettings) -> Listing:
         """List everything; keep verifying the stream in the meantime, because a listing may take long."""
@@ -257,12 +275,13 @@ class Session:
             self._apply_ready()
             self._emit(self._tracker.expire_pending_exits(self._clock.now()))
             self._run_due_queries(tasks)
+            self._run_due_start_checks(tasks)
             await self._journal.write()
             while self._unwritten_results:
                 self._requests.complete(*self._unwritten_results.pop())
 
     def _seconds_until_due(self) -> float | None:
-        due = self._tracker.next_due()
+        due = self._tracker.next_due(start_checks=not self._checking_starts)
         return None if due is None else to_seconds(max(0, due - self._clock.now().monotonic))
 
     def _run_due_queries(self, tasks: asyncio.TaskGroup) -> None:
@@ -278,6 +297,20 @@ class Session:
 
         tasks.create_task(query_all())
 
+    def _run_due_start_checks(self, tasks: asyncio.TaskGroup) -> None:
+        """Run the due start checks in the background, one round at a time: a listing may take long."""
+        if self._checking_starts or not (checks := self._tracker.due_start_checks(self._clock.now())):
+            return
+        self._checking_starts = True
+        task_counts = Counter(entry.key.namespace for entry, _ in self._tracker.incarnations())
+
+        async def check_all() -> None:
+            keys = [check.key for check in checks]
+            results = await find_tasks(self._client, keys, task_counts, self._query_semaphore)
+            self._event_queue.put_item(StartsChecked(list(zip(checks, results, strict=True))))
+
+        tasks.create_task(check_all())
+
     # --- processing ---
 
     def _apply_ready(self) -> None:
@@ -290,6 +323,10 @@ class Session:
             if item.metadata is not None:
                 self._tracker.update_metadata(item.metadata)
             self._emit(self._tracker.process_event(item.event, now))
+            if isinstance(item.event, TaskStarted):
+                self._wait_if_creation_unreported(item.event)
+        elif isinstance(item, StartsChecked):
+            self._apply_start_checks(item, now)
         elif isinstance(item, TaskWaited):
             self._tracker.apply_wait_result(item.key, item.pid, item.exit_status, now)
         elif isinstance(item, WatermarkAdvanced):
@@ -301,6 +338,20 @@ class Session:
             self._emit(self._apply_results(item, now))
         else:
             self._finish_audit(item, item.audit, now)
+
+    def _wait_if_creation_unreported(self, event: TaskStarted) -> None:
+        entry = self._tracker.find(event.key)
+        if entry is not None and event.pid not in entry.created_pids:
+            self._wait_for_exit(event.key)
+
+    def _apply_start_checks(self, item: StartsChecked, now: Instant) -> None:
+        self._checking_starts = False
+        for check, result in item.results:
+            if isinstance(result, BridgeError):
+                self._ignored_events.query_failed(check.key, result)
+            task = None if isinstance(result, BridgeError) else result
+            if self._tracker.apply_start_check(check, task, now) and task is not None:
+                self._exit_waiter.wait_for_exit(check.key, task.pid)
 
     def _apply_results(self, item: QueryResults, now: Instant) -> list[Transition]:
         for metadata in item.metadata:
@@ -314,6 +365,9 @@ class Session:
                 self._tracker.query_failed(query)
             else:
                 transitions += self._tracker.apply_query_result(query, result, now)
+                self._wait_for_exit(query.key)
+        if self.synced:
+            self._ignored_events.starts_inferred(transitions)
         return transitions
 
     def _finish_audit(self, item: QueryResults, audit: AuditResult, now: Instant) -> None:

@@ -83,6 +83,12 @@ class QueryResults(NamedTuple):
     audit: AuditResult | None = None
 
 
+class StartsChecked(NamedTuple):
+    """Results of start checks: a task, None if none was found, or the error of a failed call."""
+
+    results: list[tuple[TaskQuery, Task | BridgeError | None]]
+
+
 class TaskWaited(NamedTuple):
     """How a task exited, from Tasks.Wait."""
 
@@ -103,7 +109,7 @@ class ExitsDue(NamedTuple):
     exits: list[DueExit]
 
 
-OtherItem: TypeAlias = QueryResults | TaskWaited | WatermarkAdvanced | ExitsDue
+OtherItem: TypeAlias = QueryResults | StartsChecked | TaskWaited | WatermarkAdvanced | ExitsDue
 QueueItem: TypeAlias = EnrichedEvent | OtherItem
 
 
@@ -147,7 +153,7 @@ class EventQueue:
         """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
         self._client = client
         self._known_keys.clear()
-        results = [item for item in self._queue if isinstance(item, QueryResults)]
+        results = [item for item in self._queue if isinstance(item, (QueryResults, StartsChecked))]
         for item in results:  # they refer to the state of the old connection
             self._queue.remove(item)
         self.popped_count += len(results)

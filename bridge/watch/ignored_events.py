@@ -1,11 +1,13 @@
-"""Count events that do not concern a container, and failed queries; log them at a limited rate."""
+"""Count events that do not concern a container, and failed queries; log them, and missing events, at a limited rate."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import structlog
 
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Ignored, Marker, Undecodable
 from bridge.core.errors import BridgeError
 from bridge.core.ports import Clock
@@ -42,3 +44,11 @@ class IgnoredEvents:
         self.counts["query_failed"] += 1
         fields = {"namespace": key.namespace, "id": key.id, "error": str(error)}
         self._rate_limiter.log(_log.warning, ("query_failed", key.namespace), "task_state_unknown", **fields)
+
+    def starts_inferred(self, transitions: Iterable[Transition]) -> None:
+        """Log the starts that a query has found while the events arrived: the event of the start is missing."""
+        for each in transitions:
+            if each.type == "started" and each.origin == "inferred":
+                runtime = each.metadata.runtime if each.metadata is not None else ""
+                fields = {"namespace": each.key.namespace, "id": each.key.id, "runtime": runtime}
+                self._rate_limiter.log(_log.warning, ("start", runtime), "start_event_missing", **fields)

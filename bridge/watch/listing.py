@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -14,6 +14,7 @@ from bridge.core.reconcile import Listing
 from bridge.watch.settings import WatchSettings
 
 _RETRY_PAUSE_SECONDS = 0.5  # multiplied by the number of the attempt
+_LISTED_TASKS_PER_QUERY = 5  # a listing costs about as much for each five tasks as one query (docs/performance.md)
 _log = structlog.get_logger(__name__)
 
 
@@ -60,6 +61,31 @@ async def _list_namespace(
             if attempt < attempts:
                 await clock.sleep(_RETRY_PAUSE_SECONDS * attempt)
     return None
+
+
+async def find_tasks(
+    client: EngineClient,
+    keys: Sequence[ContainerKey],
+    task_counts: Mapping[str, int],
+    semaphore: asyncio.Semaphore,
+) -> list[Task | BridgeError | None]:
+    """Look for tasks of containers that probably have none, by queries or a listing, whichever costs less.
+
+    ``task_counts`` are the known tasks by namespace. None says only that no task was found: a listing may omit tasks.
+    """
+    by_namespace: dict[str, list[ContainerKey]] = {}
+    for key in keys:
+        by_namespace.setdefault(key.namespace, []).append(key)
+    found: dict[ContainerKey, Task | BridgeError | None] = {}
+    for namespace, group in by_namespace.items():
+        if len(group) * _LISTED_TASKS_PER_QUERY <= task_counts.get(namespace, 0):
+            found |= zip(group, await query_tasks(client, group, semaphore), strict=True)
+            continue
+        try:
+            found |= {task.key: task for task in await client.tasks(namespace)}
+        except BridgeError as error:
+            found |= dict.fromkeys(group, error)
+    return [found.get(key) for key in keys]
 
 
 async def query_tasks(

@@ -79,12 +79,16 @@ class SimulatedContainer:
 
 
 class State:
-    """Containers by namespace, the listeners to events, and a counter of pids, which never repeat."""
+    """Containers by namespace, the listeners to events, and a counter of pids, which never repeat.
+
+    ``dropped_topics`` are the topics of events that the shims do not send.
+    """
 
     def __init__(self, now: Callable[[], int] = time.time_ns) -> None:
         self.now = now
         self.namespaces: dict[str, dict[str, SimulatedContainer]] = {}
         self.listeners: set[Callable[[Envelope], None]] = set()
+        self.dropped_topics: set[str] = set()
         self._pids = itertools.count(10_000)
 
     # --- operations of clients ---
@@ -196,6 +200,8 @@ class State:
 
     def publish_any(self, namespace: str, topic: str, type_url: str, value: bytes) -> None:
         """Publish an event with any payload to all listeners."""
+        if topic in self.dropped_topics:
+            return
         envelope = Envelope(namespace=namespace, topic=topic, event={"type_url": type_url, "value": value})
         envelope.timestamp.CopyFrom(stamp(type(envelope.timestamp), self.now()))
         for listener in list(self.listeners):

@@ -54,6 +54,8 @@ class Faults:
     query_failures: bool = False  # shims do not respond: tasks are missing or UNKNOWN, and namespaces fail
     dead_shims: bool = False  # exits with pid 0, tasks without a pid
     lag: bool = False  # events wait in containerd's queue during listings and queries
+    silent: bool = False  # some containers have shims that send no events
+    falling_silent: bool = False  # shims stop to send events
     task_waits: bool = False  # Tasks.Wait returns for some exits: not a fault, but another order of inputs
     clock: Literal["steady", "stepping", "random"] = "steady"
 
@@ -110,7 +112,8 @@ class ContainerdModel:
 
     ``exit_statuses`` are the statuses of exited tasks by pid, ``oom_pids`` the pids of tasks with an OOM kill.
     ``ambiguous_pids`` are the pids of tasks that an observer cannot recognize as never started. ``in_scope`` are the
-    containers that the bridge's filters match, which a fetch of metadata reports.
+    containers that the bridge's filters match, which a fetch of metadata reports. ``waited_pids`` are the pids of tasks
+    whose exits the bridge waits for; only the exits of containers with a silent shim are certain to be reported to it.
     """
 
     rng: Random
@@ -123,11 +126,13 @@ class ContainerdModel:
     never_started_pids: set[int] = field(default_factory=set)
     ambiguous_pids: set[int] = field(default_factory=set)
     in_scope: frozenset[ContainerKey] = frozenset(KEYS)
+    waited_pids: set[int] = field(default_factory=set)
     subscribed: bool = False
     stream: deque[DeliveredEvent | TaskWaitResult | DueExits] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self._resends: list[ContainerEvent] = []
+        self._silent_keys: set[ContainerKey] = set()
         self._known_keys: set[ContainerKey] = set()  # containers whose metadata the bridge has fetched or listed
         self._monotonic = 1_000 * SECOND
         self._offset = STARTED_AT
@@ -154,6 +159,17 @@ class ContainerdModel:
         """Return the current result of ``Containers.Get``."""
         metadata = self.metadata.get(key)
         return None if metadata is None else replace(metadata, in_scope=key in self.in_scope)
+
+    def wait(self, key: ContainerKey, pid: int) -> None:
+        """Call ``Tasks.Wait``, unless it was called; for a task that has ended it returns at once."""
+        if pid in self.waited_pids:
+            return
+        self.waited_pids.add(pid)
+        task = self.tasks.get(key)
+        if key in self._silent_keys and (task is None or task.pid != pid):
+            self.stream.append(TaskWaitResult(key, pid, ExitStatus(None, None)))
+        elif key in self._silent_keys and task is not None and task.status is TaskStatus.STOPPED:
+            self.stream.append(TaskWaitResult(key, pid, ExitStatus(task.exit_status, task.exited_at)))
 
     def subscribe(self) -> None:
         self.subscribed = True
@@ -189,12 +205,13 @@ class ContainerdModel:
                     self._known_keys.add(key)
             for key in keys:
                 meanwhile()
-                task = self._listed_task(key)
+                task = self.listed_task(key)
                 if task is not None:
                     listing.tasks[key] = task
         return listing
 
-    def _listed_task(self, key: ContainerKey) -> Task | None:
+    def listed_task(self, key: ContainerKey) -> Task | None:
+        """Return the current entry in ``Tasks.List``."""
         task = self.task(key)
         if task is None or not self.faults.query_failures or self.flip(0.8):
             return task
@@ -247,6 +264,9 @@ class ContainerdModel:
 
     def _create_container(self, key: ContainerKey) -> None:
         self._write_metadata(key, self._wall())
+        self._silent_keys.discard(key)
+        if self.faults.silent and self.flip(0.5):
+            self._silent_keys.add(key)
         self._broadcast(ContainerCreated(key, self._wall(), "busybox", RUNTIME))
 
     def _update_container(self, key: ContainerKey) -> None:
@@ -329,7 +349,10 @@ class ContainerdModel:
         task = self.tasks[key]
         task.status, task.exit_status, task.exited_at = TaskStatus.STOPPED, status, self._wall()
         self.exit_statuses[task.pid] = status
-        if self.faults.task_waits and self.subscribed and self.flip(0.5):
+        if key in self._silent_keys:
+            if self.subscribed and task.pid in self.waited_pids:
+                self.stream.append(TaskWaitResult(key, task.pid, ExitStatus(status, task.exited_at)))
+        elif self.faults.task_waits and self.subscribed and self.flip(0.5):
             exit_status = ExitStatus(status, task.exited_at) if self.flip(0.7) else ExitStatus(None, None)
             self.stream.append(TaskWaitResult(key, task.pid, exit_status))
         return task
@@ -348,7 +371,9 @@ class ContainerdModel:
 
     def _publish(self, event: ContainerEvent) -> None:
         """Publish as a shim does: a publish may fail and be repeated later, out of order."""
-        if self.faults.lost and self.flip(0.05):
+        if self.faults.falling_silent and self.flip(0.05):
+            self._silent_keys.add(event.key)
+        if event.key in self._silent_keys or (self.faults.lost and self.flip(0.05)):
             self._add_ambiguous_pid(event)
             return
         down = not self.subscribed and self.flip(0.5)  # containerd is down as well: the shim tries again later

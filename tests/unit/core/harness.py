@@ -112,6 +112,7 @@ class Harness:
         self._pending_transitions: list[Transition] = []
         self._preexisting_count = 0
         self._filters_changed = False
+        self.start_checks = True
 
     # --- connecting ---
 
@@ -130,6 +131,7 @@ class Harness:
         tracker.mark_synced(set(listing.failed))
         self._publish_snapshot(filters_changed=self._filters_changed)
         self._learn_names()
+        self._wait_for_exits()
         self._synced, self._filters_changed = True, False
 
     def disconnect(self) -> None:
@@ -147,6 +149,9 @@ class Harness:
         self._deliver(self._random_count())
         self._emit(self.tracker.expire_pending_exits(self.containerd.now()))
         self._emit(self._query(self.tracker.due_queries(self.containerd.now())))
+        if self.start_checks:
+            self._check_starts()
+        self._wait_for_exits()
         if self.tracker.preexisting_count != self._preexisting_count:
             self._publish_snapshot()
 
@@ -195,7 +200,7 @@ class Harness:
             self.connect()
         for _ in range(100):
             self._deliver(len(self.containerd.stream))
-            due = self.tracker.next_due()
+            due = self.tracker.next_due(start_checks=self.start_checks)
             if due is None:
                 return
             self.containerd.advance(max(0, due - self.containerd.now().monotonic))
@@ -228,6 +233,24 @@ class Harness:
             else:
                 transitions += self.tracker.apply_query_result(query, task, self.containerd.now())
         return transitions
+
+    def _check_starts(self) -> None:
+        results: list[tuple[TaskQuery, Task | None]] = []
+        for check in self.tracker.due_start_checks(self.containerd.now()):
+            self._maybe_step()
+            results.append((check, self.containerd.listed_task(check.key)))
+            self.containerd.add_queued_ambiguous_pids()
+        if self.containerd.faults.lag and results:
+            self._maybe_step()
+            self._deliver(self._random_count())
+        for check, task in results:
+            if self.tracker.apply_start_check(check, task, self.containerd.now()) and task is not None:
+                self.containerd.wait(check.key, task.pid)
+
+    def _wait_for_exits(self) -> None:
+        for entry in self.tracker.entries():
+            if pid := entry.current_pid:
+                self.containerd.wait(entry.key, pid)
 
     def _maybe_step(self) -> None:
         if self.containerd.faults.lag and self.containerd.flip(0.3):

@@ -172,7 +172,7 @@ def test_exec_exit_emits_nothing() -> None:
         "an exec's exit does not invalidate a query result"
     )
     assert step(tracker, exited(77, 3, 1, exec_id="health")) == []
-    assert tracker.next_due() is None
+    assert tracker.next_due(start_checks=False) is None
 
 
 def test_exit_emitted_after_start_when_received_before_start() -> None:
@@ -301,7 +301,7 @@ def test_unconfirmed_run_emitted_whole_when_query_finds_exit(result: Task | None
         ("started", "live", 6),
         ("exited", "live", 6),
     ]
-    assert tracker.next_due() is None
+    assert tracker.next_due(start_checks=False) is None
 
 
 def test_unconfirmed_start_emitted_when_exit_follows_empty_query() -> None:
@@ -318,13 +318,13 @@ def test_unconfirmed_start_emitted_when_exit_follows_empty_query() -> None:
 def test_task_query_is_scheduled_when_expected_exit_is_missing(event: ContainerEvent) -> None:
     tracker = tracker_with_container()
     assert step(tracker, event) == []
-    assert tracker.next_due() == SECOND + EXIT_GRACE_NS
+    assert tracker.next_due(start_checks=False) == SECOND + EXIT_GRACE_NS
     assert due_query_keys(tracker, 5.9) == []
     assert due_query_keys(tracker, 6) == [WEB]
     tracker = tracker_with_container()
     step(tracker, event)
     assert step(tracker, exited(5, 2)) == EXITED
-    assert tracker.next_due() is None
+    assert tracker.next_due(start_checks=False) is None
 
 
 @pytest.mark.parametrize("event", [exited(0, 1, 255), deleted(0, 1, 255)])
@@ -338,7 +338,7 @@ def test_pid_zero_exit_ends_incarnation_only_after_task_query(event: ContainerEv
     (end,) = tracker.apply_query_result(query, None, moment(2.1))
     assert (summarize([end]), end.at, end.exit_info) == (INFERRED_EXIT, wall(2.1), ExitInfo())
     assert step(tracker, event, moment(3)) == []
-    assert tracker.next_due() is None
+    assert tracker.next_due(start_checks=False) is None
 
 
 # --- results of Tasks.Wait ---
@@ -368,7 +368,6 @@ def test_task_wait_status_is_kept_when_wait_ends_before_start() -> None:
     tracker.update_metadata(make_metadata())
     step(tracker, created(5, 1))
     tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(2))
-    assert tracker.next_due() is None
     assert step(tracker, started(5, 1.5), moment(3)) == STARTED
     (query,) = tracker.due_queries(moment(5))
     (end,) = tracker.apply_query_result(query, None, moment(5))
@@ -384,8 +383,7 @@ def test_task_wait_of_other_task_is_ignored() -> None:
     tracker.apply_wait_result(WEB, 4, EXIT_STATUS, moment(1))
     step(tracker, created(5, 2))
     assert step(tracker, started(5, 3)) == STARTED
-    assert tracker.next_due() is None
-    (query,) = query_task(tracker)
+    (query,) = tracker.due_queries(moment(3))
     (end,) = tracker.apply_query_result(query, None, moment(4))
     assert end.exit_info == ExitInfo()
 
