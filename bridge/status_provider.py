@@ -41,6 +41,7 @@ class StatusProvider:
             exclude=settings.namespaces.exclude,
             synced=watch.synced,
             containerd_error=watch.last_error,
+            other_bridges=watch.other_bridges.count,
             watermark_age=watch.watermark_age,
             max_watermark_age=watch.max_watermark_age,
             outbox_error=self._outbox.last_error,

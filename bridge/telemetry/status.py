@@ -39,6 +39,7 @@ class Status(Struct, frozen=True, kw_only=True):
         watermark_age: None before the event stream is verified for the first time.
         outbox_error: Why records cannot be persisted; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
+        other_bridges: Number of other bridges that publish for the same source.
         ignored_events: Events from containerd that produced no record, counted by reason.
     """
 
@@ -48,6 +49,7 @@ class Status(Struct, frozen=True, kw_only=True):
     exclude: Sequence[str]
     synced: bool
     containerd_error: str | None
+    other_bridges: int
     watermark_age: float | None
     max_watermark_age: float
     outbox_error: str | None
@@ -87,7 +89,8 @@ class BridgeInspector(Protocol):
 class Readiness(Struct, frozen=True):
     """Whether the bridge is ready, and whether it is degraded.
 
-    ``reasons`` are the reasons why it is not ready; ``degraded_reasons`` are the sinks whose last attempt failed.
+    ``reasons`` are the reasons why it is not ready; ``degraded_reasons`` are the sinks whose last attempt failed,
+    and what makes the records wrong or missing for consumers although everything works.
     """
 
     reasons: list[str]
@@ -115,4 +118,9 @@ def evaluate(status: Status) -> Readiness:
         for sink in status.sinks
         if sink.state != "ok"
     ]
+    if status.other_bridges:
+        degraded_reasons.append(
+            f"another whalebridge publishes for host {status.host} on this containerd, and consumers follow the newest "
+            "only: stop one of the two, or give them different host names (setting host)"
+        )
     return Readiness(reasons, degraded_reasons)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import structlog
+from msgspec.structs import replace
 
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerEvent, Event, Ignored, Instant, Marker, TaskCreated, Undecodable
@@ -19,7 +20,7 @@ from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason
-from bridge.core.time import to_seconds
+from bridge.core.time import MILLISECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.task_groups import task_group
 from bridge.watch.audit import Auditor
@@ -36,6 +37,7 @@ from bridge.watch.exit_waiter import ExitWaiter
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
 from bridge.watch.listing import list_all, query_tasks
+from bridge.watch.other_bridges import OtherBridges
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, SnapshotResult
 from bridge.watch.stream_markers import StreamMarkers
@@ -65,6 +67,7 @@ class Session:
         journal: Journal,
         requests: SnapshotRequests,
         ignored_events: IgnoredEvents,
+        other_bridges: OtherBridges,
         pending_transitions: list[Transition],
         watermark_at: int | None,
     ) -> None:
@@ -78,9 +81,16 @@ class Session:
         self._journal = journal
         self._pending_transitions = pending_transitions
         self._ignored_events = ignored_events
+        self._other_bridges = other_bridges
         self._requests = requests
         self._unwritten_results: list[tuple[SnapshotRequest, SnapshotResult]] = []  # of snapshots not persisted yet
-        self._markers = StreamMarkers(client, clock, settings.marker_timeout, lambda: event_queue.full)
+        self._markers = StreamMarkers(
+            client,
+            clock,
+            settings.marker_timeout,
+            lambda: event_queue.full,
+            lambda: other_bridges.announcement(journal.encoder.epoch),
+        )
         self._query_semaphore = asyncio.Semaphore(settings.max_queries)
         self._auditor = Auditor(client, clock, settings, tracker, event_queue, requests, self._query_semaphore)
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
@@ -100,6 +110,7 @@ class Session:
             TransientError: The connection broke; all events received before are queued, processed or published.
         """
         stream = await self._client.subscribe()
+        self._other_bridges.restart_silence()
         try:
             async with task_group() as tasks:
                 self._event_queue.connect(self._client)
@@ -145,6 +156,7 @@ class Session:
             await self._event_queue.put(events)
             for marker in markers:
                 if not self._markers.receive(marker):
+                    self._other_bridges.receive(marker)
                     self._ignored_events.record(marker)
 
     def _split_batch(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Marker]]:
@@ -167,6 +179,8 @@ class Session:
             await self._clock.sleep(self._settings.marker_interval)
             self.watermark_at = await self._markers.round_trip()
             self._event_queue.put_item(WatermarkAdvanced(self.watermark_at))
+            if self._other_bridges.probe_returned():
+                self._requests.request("second_bridge")
 
     # --- connecting ---
 
@@ -310,7 +324,9 @@ class Session:
 
     def _finish_audit(self, item: QueryResults, audit: AuditResult, now: Instant) -> None:
         """Publish the repairs of an audit, or the requested snapshot."""
-        listing, repairs = audit.listing, []
+        listing, gap, repairs = audit.listing, audit.gap, []
+        if audit.request is not None and "second_bridge" in audit.request.reasons:
+            gap = self._begin_epoch(gap)
         if audit.filter_fingerprint is not None:
             repairs += self._reevaluate_scope(audit, audit.filter_fingerprint, now)
         repairs += self._apply_results(item, now)
@@ -318,12 +334,22 @@ class Session:
         self._tracker.mark_synced(set(listing.failed))
         if repairs or self._tracker.preexisting_count != self._preexisting_count or audit.forced:
             coverage = SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker))
-            count = self._publish_snapshot(audit.gap, coverage, repairs)
-            _log.info("snapshot_published", reason=audit.gap.reason, containers=count, repairs=len(repairs))
+            count = self._publish_snapshot(gap, coverage, repairs)
+            _log.info("snapshot_published", reason=gap.reason, containers=count, repairs=len(repairs))
             if audit.request is not None:
                 self._unwritten_results.append(
                     (audit.request, SnapshotResult(self._journal.encoder.snapshot_id, count))
                 )
+
+    def _begin_epoch(self, gap: Gap) -> Gap:
+        """Begin an epoch newer than other bridges'; return the gap in which consumers may have skipped records."""
+        if (overlap := self._other_bridges.take_overlap()) is None:
+            return gap
+        epochs = (self._journal.encoder.epoch, overlap.newest_epoch)
+        epoch = max(self._clock.now().wall // MILLISECOND, *(each + 1 for each in epochs))
+        self._journal.begin_epoch(epoch)
+        _log.warning("other_bridge_gone", host=self._settings.host, epoch=epoch)
+        return replace(gap, since=min(overlap.since, overlap.since if gap.since is None else gap.since))
 
     def _reevaluate_scope(self, audit: AuditResult, filter_fingerprint: str, now: Instant) -> list[Transition]:
         """Reevaluate which containers are in scope: from now on the current filters apply."""
