@@ -13,6 +13,8 @@ from bridge.core.containerd_model import Engine
 from bridge.core.ports import Lag
 from bridge.telemetry.counters import Counters, Histogram
 
+_MAX_NAMESPACES = 10  # in a reason
+
 
 class SinkStatus(Struct, frozen=True):
     """The status of a sink.
@@ -40,6 +42,7 @@ class Status(Struct, frozen=True, kw_only=True):
         outbox_error: Why records cannot be persisted; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
         other_bridges: Number of other bridges that publish for the same source.
+        excluded_namespaces: If no namespace is watched, those that exist.
         ignored_events: Events from containerd that produced no record, counted by reason.
     """
 
@@ -50,6 +53,7 @@ class Status(Struct, frozen=True, kw_only=True):
     synced: bool
     containerd_error: str | None
     other_bridges: int
+    excluded_namespaces: Sequence[str]
     watermark_age: float | None
     max_watermark_age: float
     outbox_error: str | None
@@ -123,4 +127,7 @@ def evaluate(status: Status) -> Readiness:
             f"another whalebridge publishes for host {status.host} on this containerd, and consumers follow the newest "
             "only: stop one of the two, or give them different host names (setting host)"
         )
+    if status.excluded_namespaces:
+        names = ", ".join(status.excluded_namespaces[:_MAX_NAMESPACES])
+        degraded_reasons.append(f"no namespace matches namespaces.include and exclude; containerd has: {names}")
     return Readiness(reasons, degraded_reasons)

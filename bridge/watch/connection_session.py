@@ -73,6 +73,7 @@ class Session:
     ) -> None:
         self.watermark_at = watermark_at
         self.synced = False
+        self.excluded_namespaces: list[str] = []  # if no namespace is watched: those that exist
         self._client = client
         self._clock = clock
         self._settings = settings
@@ -167,6 +168,7 @@ class Session:
             if not isinstance(event, _NON_CONTAINER_EVENTS):
                 if self._is_watched(event.key.namespace):
                     events.append(event)
+                    self.excluded_namespaces = []
             elif isinstance(event, Marker):
                 markers.append(event)
             else:
@@ -206,6 +208,7 @@ class Session:
         self._event_queue.mark_known(listing.containers)
         await self._resolve_conflicts(tasks)
         self._tracker.mark_synced(set(listing.failed))
+        self.excluded_namespaces = [] if listing.namespaces else listing.excluded
         count = self._publish_snapshot(
             gap,
             SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker)),
@@ -332,6 +335,7 @@ class Session:
         repairs += self._apply_results(item, now)
         self._wait_for_exits()
         self._tracker.mark_synced(set(listing.failed))
+        self.excluded_namespaces = [] if listing.namespaces else listing.excluded
         if repairs or self._tracker.preexisting_count != self._preexisting_count or audit.forced:
             coverage = SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker))
             count = self._publish_snapshot(gap, coverage, repairs)

@@ -92,6 +92,11 @@ class ContainerWatch:
         return self._session is not None and self._session.synced
 
     @property
+    def excluded_namespaces(self) -> list[str]:
+        """Return the namespaces that exist if none of them is watched; otherwise nothing."""
+        return self._session.excluded_namespaces if self._session is not None else []
+
+    @property
     def watermark_age(self) -> float | None:
         """Return the age of the watermark in seconds; None before the first watermark."""
         watermark = (self._session and self._session.watermark_monotonic) or self._last_watermark_monotonic
