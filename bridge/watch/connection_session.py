@@ -20,7 +20,7 @@ from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason
-from bridge.core.time import MILLISECOND, to_seconds
+from bridge.core.time import MILLISECOND, SECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.task_groups import task_group
 from bridge.watch.audit import Auditor
@@ -43,6 +43,7 @@ from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, Sn
 from bridge.watch.stream_markers import StreamMarkers
 
 SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
+CLOCK_TOLERANCE_NS = 60 * SECOND  # of a clock that is adjusted
 MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot is completed as partial
 _MAX_CACHED_NAMESPACES = 1024  # cached results of the namespace filter
 _NON_CONTAINER_EVENTS = (Marker, Ignored, Undecodable)
@@ -96,6 +97,7 @@ class Session:
         self._auditor = Auditor(client, clock, settings, tracker, event_queue, requests, self._query_semaphore)
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
         self._exit_waiter = ExitWaiter(client, lambda *exited: event_queue.put_item(TaskWaited(*exited)))
+        self._warned_of_clock = False
         self._open_queries = 0
         self._preexisting_count = tracker.preexisting_count
 
@@ -183,6 +185,20 @@ class Session:
             self._event_queue.put_item(WatermarkAdvanced(self.watermark_at))
             if self._other_bridges.probe_returned():
                 self._requests.request("second_bridge")
+            self._warn_if_clock_is_behind_epoch()
+
+    def _warn_if_clock_is_behind_epoch(self) -> None:
+        """Warn, once for each connection, if a restart would begin a lower epoch: consumers would skip its records."""
+        epoch = self._journal.encoder.epoch
+        behind = epoch * MILLISECOND - self._clock.now().wall
+        if behind > CLOCK_TOLERANCE_NS and not self._settings.keeps_epoch and not self._warned_of_clock:
+            self._warned_of_clock = True
+            _log.warning(
+                "clock_behind_epoch",
+                epoch=epoch,
+                seconds=behind // SECOND,
+                hint="do not restart whalebridge within this time, and set state_dir for the restart after it",
+            )
 
     # --- connecting ---
 

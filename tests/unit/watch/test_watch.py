@@ -464,3 +464,19 @@ async def _advance(clock: FakeClock) -> None:
     while True:
         clock.nanoseconds += 100_000_000
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("keeps_epoch", [False, True])
+async def test_clock_behind_epoch_is_logged_without_kept_epoch(
+    monkeypatch: pytest.MonkeyPatch, *, keeps_epoch: bool
+) -> None:
+    client = FakeEngineClient()
+    with capture_logs() as lines:
+        async with running_watch(client, marker_interval=1e5, keeps_epoch=keeps_epoch) as running:
+            await running.wait_synced()
+            now = running.clock.now
+            monkeypatch.setattr(running.clock, "now", lambda: now()._replace(wall=now().wall - 10**18))
+            sent = client.calls["marker"]
+            await running.eventually(lambda: client.calls["marker"] > sent + 3)
+    levels = [line["log_level"] for line in lines if line["event"] == "clock_behind_epoch"]
+    assert levels == ([] if keeps_epoch else ["warning"])
