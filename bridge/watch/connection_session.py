@@ -362,12 +362,13 @@ class Session:
                 )
 
     def _begin_epoch(self, gap: Gap) -> Gap:
-        """Begin an epoch newer than other bridges'; return the gap in which consumers may have skipped records."""
+        """Begin an epoch if another bridge's is newer; return the gap in which consumers may have skipped records."""
         if (overlap := self._other_bridges.take_overlap()) is None:
             return gap
-        epochs = (self._journal.encoder.epoch, overlap.newest_epoch)
-        epoch = max(self._clock.now().wall // MILLISECOND, *(each + 1 for each in epochs))
-        self._journal.begin_epoch(epoch)
+        epoch = self._journal.encoder.epoch
+        if overlap.newest_epoch >= epoch:
+            epoch = max(self._clock.now().wall // MILLISECOND, overlap.newest_epoch + 1)
+            self._journal.begin_epoch(epoch)
         _log.warning("other_bridge_gone", host=self._settings.host, epoch=epoch)
         return replace(gap, since=min(overlap.since, overlap.since if gap.since is None else gap.since))
 

@@ -55,6 +55,16 @@ async def test_newer_epoch_begins_when_other_bridge_is_silent() -> None:
     assert running.watch.counters.gaps["second_bridge"] == 1
 
 
+async def test_newest_epoch_stays_and_snapshot_follows_other_bridge() -> None:
+    client = FakeEngineClient()
+    async with running_watch(client, marker_interval=PROBE_SECONDS) as running:
+        await running.wait_synced()
+        client.stream.put(marker_of(epoch=1))
+        await running.wait_synced(2)
+    assert running.snapshots()[1]["reason"] == "second_bridge"
+    assert len({each["epoch"] for each in running.documents}) == 1
+
+
 async def test_epoch_stays_when_others_are_not_of_this_source() -> None:
     client = FakeEngineClient()
     async with running_watch(client, marker_interval=PROBE_SECONDS) as running:
