@@ -128,7 +128,7 @@ async def run_watch(settings: Settings, sink: Sink) -> AsyncIterator[ContainerWa
     client_settings = watch_settings(settings)
     client = _create_client(settings, client_settings)
     outbox = MemoryOutbox([_SINK_ID], clock, on_loss=lambda: watch.request_snapshot("overflow"))
-    watch = ContainerWatch(client, outbox, clock, client_settings, boot_id())
+    watch = ContainerWatch(client, outbox, clock, client_settings, boot_id(), publishes=False)
     try:
         async with task_group() as tasks:
             running = [tasks.create_task(work) for work in (watch.run(), Pump(_SINK_ID, sink, outbox, clock).run())]
@@ -153,6 +153,8 @@ def _describe_state(watch: ContainerWatch, outbox: Outbox, pumps: Iterable[Pump]
         text = "synced"
     else:
         text = f"waiting for containerd: {watch.last_error}" if watch.last_error else "connecting to containerd"
+    if watch.other_bridges.count:
+        text += "; another whalebridge publishes for this host"
     return "; ".join([text, *(f"sink {pump.name} is failing: {pump.last_error}" for pump in pumps if pump.last_error)])
 
 
@@ -191,6 +193,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         label_rules=_label_rules(settings),
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
+        keeps_epoch=settings.state_dir is not None,
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 

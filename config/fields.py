@@ -22,6 +22,10 @@ _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _SECONDS = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
 _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un.sun_path holds 108 with the closing zero
+_NAMESPACE = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")  # containerd's rule
+_NAMESPACE_LETTERS = re.compile(r"[A-Za-z0-9._-]*")
+_MAX_NAMESPACE_LENGTH = 76
+_WILDCARD = re.compile(r"[*?]|\[!?[A-Za-z0-9._-]+\]")
 _JSON_LISTS = ('["', "['")  # a glob may start with a bracket, too
 
 
@@ -120,7 +124,7 @@ def between(minimum: str, maximum: str) -> AfterValidator:
 
 
 def _split_items(value: object) -> object:
-    """Split the text of an environment variable at its commas."""
+    """Split the text of an environment variable or an option at its commas."""
     if isinstance(value, str):
         if value.lstrip().startswith(_JSON_LISTS):
             raise ValueError("JSON is not supported; separate the items by commas, without brackets and quotes")
@@ -131,6 +135,23 @@ def _split_items(value: object) -> object:
 def _check_glob(value: str) -> str:
     if not value or not value.isprintable():
         raise ValueError("invalid glob; use at least one character, printable ones only")
+    return value
+
+
+def check_namespace_glob(value: str) -> str:
+    """Return a glob that the name of a containerd namespace can match.
+
+    Raises:
+        ValueError: containerd allows no such name (pkg/identifiers), so the glob would never match.
+    """
+    literals, wildcards = _WILDCARD.subn("", value)
+    possible = _NAMESPACE_LETTERS.fullmatch(literals) if wildcards else _NAMESPACE.fullmatch(value)
+    if not possible or len(literals) > _MAX_NAMESPACE_LENGTH:
+        raise ValueError(
+            "no containerd namespace can match; a glob consists of letters, digits, - _ . (at most "
+            f"{_MAX_NAMESPACE_LENGTH}) and the wildcards * ? [...]; separate several globs by commas, or list them "
+            "one by one"
+        )
     return value
 
 
@@ -185,6 +206,10 @@ OffAllowed = (BeforeValidator(_parse_duration_or_off), WithJsonSchema(_OFF_SCHEM
 CommaSeparated = BeforeValidator(_split_items)
 GlobList = Annotated[tuple[Annotated[str, AfterValidator(_check_glob)], ...], CommaSeparated]
 NonEmptyGlobList = Annotated[GlobList, AfterValidator(_check_non_empty), Field(json_schema_extra={"minItems": 1})]
+NamespaceGlobs = Annotated[tuple[Annotated[str, AfterValidator(check_namespace_glob)], ...], CommaSeparated]
+NonEmptyNamespaceGlobs = Annotated[
+    NamespaceGlobs, AfterValidator(_check_non_empty), Field(json_schema_extra={"minItems": 1})
+]
 LabelSelectors = Annotated[tuple[Annotated[str, AfterValidator(_check_selector)], ...], CommaSeparated]
 FilePath = Annotated[str, AfterValidator(_check_file)]
 """A file with a secret or a certificate. Messages show the path, never the content."""

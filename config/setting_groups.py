@@ -15,7 +15,9 @@ from config.fields import (
     GlobList,
     LabelSelectors,
     LowercaseStr,
+    NamespaceGlobs,
     NonEmptyGlobList,
+    NonEmptyNamespaceGlobs,
     OffAllowed,
     SettingsModel,
     SocketPath,
@@ -40,8 +42,8 @@ class ContainerdSettings(SettingsModel):
 class NamespacesSettings(SettingsModel):
     """The containerd namespaces to watch."""
 
-    include: NonEmptyGlobList = field(("*",), "Globs of the namespaces to watch.")
-    exclude: GlobList = field(
+    include: NonEmptyNamespaceGlobs = field(("*",), "Globs of the namespaces to watch.")
+    exclude: NamespaceGlobs = field(
         (),
         "Globs of the namespaces not to watch. Docker's namespace moby is always excluded, unless include contains it "
         "literally.",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+
+ProjectionFunction = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
 
 
 class Command(NamedTuple):
@@ -21,6 +24,14 @@ def code_blocks(text: str, language: str) -> list[str]:
     """Return the code blocks in a language; "" selects blocks without a language."""
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [block for block_language, block in blocks if block_language == language]
+
+
+def documented_fold() -> ProjectionFunction:
+    """Return the function `fold` of docs/events.md: from records to the running containers by source and id."""
+    (code,) = code_blocks((ROOT / "docs" / "events.md").read_text(), "python")
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 (the project's own code)
+    return names["fold"]  # type: ignore[no-any-return]
 
 
 def shell_commands(text: str, language: str) -> list[str]:

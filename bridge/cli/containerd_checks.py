@@ -15,6 +15,7 @@ from bridge.core.errors import BridgeError
 from bridge.core.filters import DOCKER_NAMESPACE
 from bridge.core.label_rules import LabelRules
 from bridge.task_groups import task_group
+from bridge.watch.listing import NO_MATCH_HINT
 from bridge.watch.stream_markers import StreamMarkers
 
 CHECK_TIMEOUTS = Timeouts(connect=5.0, call=5.0, listing=8.0)
@@ -104,16 +105,18 @@ async def _check_namespaces(client: ContainerdClient, is_watched: Callable[[str]
             running.append(f"{name} {sum(task.running for task in tasks)}")
             results += _unresponsive_shims(client.path, name, tasks)
     return [
-        _running_summary(client.path, running),
+        _running_summary(client.path, running, exist=bool(namespaces)),
         *_excluded_namespaces(client.path, set(namespaces) - set(watched_names)),
         *results,
     ]
 
 
-def _running_summary(path: str, running: Sequence[str]) -> CheckResult:
+def _running_summary(path: str, running: Sequence[str], *, exist: bool) -> CheckResult:
     if running:
         return CheckResult("ok", path, f"running containers by namespace: {', '.join(running)}")
-    return CheckResult("ok", path, "no matching namespace exists yet")
+    if exist:
+        return CheckResult("warning", path, "no namespace matches, so nothing is published", NO_MATCH_HINT)
+    return CheckResult("ok", path, "no namespace exists yet")
 
 
 def _excluded_namespaces(path: str, excluded: Iterable[str]) -> list[CheckResult]:

@@ -28,14 +28,14 @@ Include = Annotated[
     list[str] | None,
     typer.Option(
         "--namespace",
-        metavar="GLOB",
-        help="Only matching namespaces; may be repeated. Default: all except Docker's (moby), which must be included "
-        "explicitly.",
+        metavar="GLOBS",
+        help="Only matching namespaces; separated by commas, or the option is repeated. Default: all except Docker's "
+        "(moby), which must be included explicitly.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude-namespace", metavar="GLOB", help="Exclude matching namespaces; may be repeated."),
+    typer.Option("--exclude-namespace", metavar="GLOBS", help="Exclude matching namespaces; written as --namespace."),
 ]
 Config = Annotated[
     str | None,
@@ -142,6 +142,21 @@ def run_settings_loader(
         snapshot={"interval": snapshot_interval},
         log={"level": log_level, "format": log_format},
     )
+
+
+def split_globs(option: str, values: list[str] | None, *, namespaces: bool = False) -> list[str]:
+    """Return the globs of an option that may be repeated; each value may have several, separated by commas.
+
+    Raises:
+        CommandError: A glob is for ``namespaces``, and no namespace can match it.
+    """
+    from config.fields import check_namespace_glob
+
+    globs = [glob.strip() for value in values or () for glob in value.split(",")]
+    try:
+        return [check_namespace_glob(glob) for glob in globs] if namespaces else globs
+    except ValueError as error:
+        raise CommandError(f"{option}: {error}", exit_status=WRONG_USAGE) from error
 
 
 def _absolute(path: str) -> str:

@@ -119,12 +119,14 @@ class StoredCheckpoint(NamedTuple):
     """The checkpoint that an earlier process left in the outbox.
 
     ``reset``: a checkpoint existed but could not be read; ``last_written`` (wall clock, 0 if unknown) is then the time
-    of the last write.
+    of the last write. ``copied``: the checkpoint is in a copy of the file that the earlier process wrote, so it may be
+    older than the published records, or another machine's.
     """
 
     values: Mapping[str, bytes]
     reset: bool = False
     last_written: int = 0
+    copied: bool = False
 
 
 class Lag(NamedTuple):

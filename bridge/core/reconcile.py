@@ -19,12 +19,16 @@ from bridge.core.tracker import Tracker
 
 
 class Listing(Struct):
-    """containerd's listing, namespace by namespace; it says nothing about the namespaces in ``failed``."""
+    """containerd's listing, namespace by namespace; it says nothing about the namespaces in ``failed``.
+
+    ``excluded`` are the namespaces that are not watched.
+    """
 
     namespaces: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     containers: dict[ContainerKey, Metadata] = field(default_factory=dict)
     tasks: dict[ContainerKey, Task] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
 
 
 def reconcile(tracker: Tracker, listing: Listing, now: Instant, *, filters_changed: bool = False) -> list[Transition]:

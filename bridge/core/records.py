@@ -33,7 +33,15 @@ RecordType: TypeAlias = Literal[
 Origin: TypeAlias = Literal["live", "inferred", "snapshot"]
 LossReason: TypeAlias = Literal["overflow", "rejected"]
 SnapshotReason: TypeAlias = Literal[
-    "start", "reconnect", "overflow", "audit", "filters_changed", "on_demand", "interval", "outbox_reset"
+    "start",
+    "reconnect",
+    "overflow",
+    "audit",
+    "filters_changed",
+    "on_demand",
+    "interval",
+    "outbox_reset",
+    "second_bridge",
 ]
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from bridge.core.record_encoder import parse_record
 from bridge.core.records import Record
+from bridge.outbox.creation_time import creation_time
 from bridge.outbox.database_types import Chunk, ChunkHeader, LoadedState, StoredQueue, WriteBatch
 from bridge.outbox.schema import detect_format, migrate
 from bridge.outbox.sink_queue import LossRange, PositionRange
@@ -73,6 +74,7 @@ class Database:
         """
         self._path = path
         self._inode = path.stat().st_ino
+        self._created = creation_time(path)
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)
         self._execute = self._connection.execute
         try:
@@ -143,6 +145,7 @@ class Database:
             queues=queues,
             checkpoint=dict(self._execute("SELECT key, value FROM checkpoint")),
             quarantined_written_at=state.get("reset"),
+            copied="created" in state and state["created"] != self._created,
         )
 
     def _load_queue(self, name: str, cursor: int) -> StoredQueue:
@@ -218,6 +221,9 @@ class Database:
             self._delete(batch.released_positions)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
+                self._execute("DELETE FROM state WHERE name = 'created'")
+                if self._created is not None:
+                    self._execute("INSERT INTO state VALUES ('created', ?)", (self._created,))
             uptimes = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
         return {name: uptime for name, uptime in uptimes.items() if uptime is not None}
 

@@ -68,7 +68,7 @@ class LoadedState(NamedTuple):
     """The content of the file without records.
 
     ``quarantined_written_at``: if a corrupt file was quarantined, the time of its last write, in nanoseconds since the
-    epoch; otherwise None.
+    epoch; otherwise None. ``copied``: the file is a copy of the one that the last process opened.
     """
 
     end: int
@@ -76,6 +76,7 @@ class LoadedState(NamedTuple):
     queues: dict[str, StoredQueue]
     checkpoint: dict[str, bytes]
     quarantined_written_at: int | None
+    copied: bool
 
 
 def split_into_chunks(records: Sequence[Record], position: int, uptime: int) -> Iterator[Chunk]:

@@ -93,6 +93,7 @@ class SqliteOutbox:
             state.checkpoint,
             reset=state.quarantined_written_at is not None,
             last_written=state.quarantined_written_at or 0,
+            copied=state.copied,
         )
         self._cache = ReadCache(state.end, READ_CACHE_BYTES)
         uptime_origin = self._clock.now().monotonic - state.uptime * SECOND

@@ -15,7 +15,9 @@ from bridge.core.records import AdditionalEventType, Origin, SnapshotReason, Sna
 from bridge.core.time import to_seconds
 
 MAX_RECENT_SNAPSHOTS = 20
-GAP_REASONS: frozenset[SnapshotReason] = frozenset({"start", "reconnect", "overflow", "audit", "outbox_reset"})
+GAP_REASONS: frozenset[SnapshotReason] = frozenset(
+    {"start", "reconnect", "overflow", "audit", "outbox_reset", "second_bridge"}
+)
 BUCKET_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
 
 

@@ -13,6 +13,8 @@ from bridge.core.containerd_model import Engine
 from bridge.core.ports import Lag
 from bridge.telemetry.counters import Counters, Histogram
 
+_MAX_NAMESPACES = 10  # in a reason
+
 
 class SinkStatus(Struct, frozen=True):
     """The status of a sink.
@@ -40,6 +42,8 @@ class Status(Struct, frozen=True, kw_only=True):
         watermark_age: None before the event stream is verified for the first time.
         outbox_error: Why records cannot be persisted, for example because the outbox is not open yet; None if they can.
         outbox_max_bytes: Maximum size of the backlog of one sink.
+        other_bridges: Number of other bridges that publish for the same source.
+        excluded_namespaces: If no namespace is watched, those that exist.
         ignored_events: Events from containerd that produced no record, counted by reason.
         proxy_denied_calls: Calls that the proxy has denied since its start; None without a proxy.
     """
@@ -50,6 +54,8 @@ class Status(Struct, frozen=True, kw_only=True):
     exclude: Sequence[str]
     synced: bool
     containerd_error: str | None
+    other_bridges: int
+    excluded_namespaces: Sequence[str]
     watermark_age: float | None
     max_watermark_age: float
     outbox_error: str | None
@@ -90,7 +96,8 @@ class BridgeInspector(Protocol):
 class Readiness(Struct, frozen=True):
     """Whether the bridge is ready, and whether it is degraded.
 
-    ``reasons`` are the reasons why it is not ready; ``degraded_reasons`` are the sinks whose last attempt failed.
+    ``reasons`` are the reasons why it is not ready; ``degraded_reasons`` are the sinks whose last attempt failed,
+    and what makes the records wrong or missing for consumers although everything works.
     """
 
     reasons: list[str]
@@ -119,4 +126,12 @@ def evaluate(status: Status) -> Readiness:
         for sink in status.sinks
         if sink.state != "ok"
     ]
+    if status.other_bridges:
+        degraded_reasons.append(
+            f"another whalebridge publishes for host {status.host} on this containerd, and consumers follow the newest "
+            "only: stop one of the two, or give them different host names (setting host)"
+        )
+    if status.excluded_namespaces:
+        names = ", ".join(status.excluded_namespaces[:_MAX_NAMESPACES])
+        degraded_reasons.append(f"no namespace matches namespaces.include and exclude; containerd has: {names}")
     return Readiness(reasons, degraded_reasons)

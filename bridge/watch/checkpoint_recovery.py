@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 from msgspec import Struct
 
@@ -70,13 +72,27 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
         _log.critical("checkpoint_unreadable", error=str(error))
         return RecoveredState(reason="outbox_reset", obsolete_keys=list(values))
     positions = restored.positions
+    if stored.copied and restored.header is not None:
+        # Repeating what the original published since, or ending its containers, would be wrong for consumers.
+        host, engine = restored.header.source.host, restored.header.engine.id
+        _log.warning("state_dir_copied", host=host, engine=engine, hint="do not restore or copy state_dir; delete it")
+        return RecoveredState(
+            reason="outbox_reset",
+            min_epoch=_min_epoch(stored, positions),
+            obsolete_keys=list(values),
+        )
     newest = sorted(positions, key=lambda source: positions[source].epoch, reverse=True)
     return RecoveredState(
         reason="outbox_reset" if stored.reset else "start",
         header=restored.header,
         positions=positions,
-        min_epoch=max([stored.last_written // MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())]),
+        min_epoch=_min_epoch(stored, positions),
         entries=restored.entries,
         container_keys=list(checkpoint.container_keys(values)),
         obsolete_keys=[checkpoint.position_key(source) for source in newest[MAX_SOURCES:]],
     )
+
+
+def _min_epoch(stored: StoredCheckpoint, positions: Mapping[SourceId, StoredPosition]) -> int:
+    """Return the least epoch that is greater than all known ones."""
+    return max([stored.last_written // MILLISECOND + 1, *(each.epoch + 1 for each in positions.values())])

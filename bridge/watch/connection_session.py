@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import structlog
+from msgspec.structs import replace
 
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import (
@@ -30,7 +31,7 @@ from bridge.core.ports import Clock, EngineClient, EventStream
 from bridge.core.reconcile import Listing, has_unconfirmed, reconcile, reevaluate_scope
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason
-from bridge.core.time import to_seconds
+from bridge.core.time import MILLISECOND, SECOND, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.task_groups import task_group
 from bridge.watch.audit import Auditor
@@ -49,11 +50,13 @@ from bridge.watch.exit_waiter import ExitWaiter
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
 from bridge.watch.listing import find_tasks, list_all, query_tasks
+from bridge.watch.other_bridges import OtherBridges
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests, SnapshotResult
 from bridge.watch.stream_markers import StreamMarkers
 
 SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
+CLOCK_TOLERANCE_NS = 60 * SECOND  # of a clock that is adjusted
 MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot is completed as partial
 _MAX_CACHED_NAMESPACES = 1024  # cached results of the namespace filter
 _NON_CONTAINER_EVENTS = (Marker, Ignored, Undecodable)
@@ -78,11 +81,13 @@ class Session:
         journal: Journal,
         requests: SnapshotRequests,
         ignored_events: IgnoredEvents,
+        other_bridges: OtherBridges,
         pending_transitions: list[Transition],
         watermark_at: int | None,
     ) -> None:
         self.watermark_at = watermark_at
         self.synced = False
+        self.excluded_namespaces: list[str] = []  # if no namespace is watched: those that exist
         self._client = client
         self._clock = clock
         self._settings = settings
@@ -91,13 +96,21 @@ class Session:
         self._journal = journal
         self._pending_transitions = pending_transitions
         self._ignored_events = ignored_events
+        self._other_bridges = other_bridges
         self._requests = requests
         self._unwritten_results: list[tuple[SnapshotRequest, SnapshotResult]] = []  # of snapshots not persisted yet
-        self._markers = StreamMarkers(client, clock, settings.marker_timeout, lambda: event_queue.full)
+        self._markers = StreamMarkers(
+            client,
+            clock,
+            settings.marker_timeout,
+            lambda: event_queue.full,
+            lambda: other_bridges.announcement(journal.encoder.epoch),
+        )
         self._query_semaphore = asyncio.Semaphore(settings.max_queries)
         self._auditor = Auditor(client, clock, settings, tracker, event_queue, requests, self._query_semaphore)
         self._is_watched = lru_cache(maxsize=_MAX_CACHED_NAMESPACES)(settings.namespace_filter)
         self._exit_waiter = ExitWaiter(client, clock, lambda *exited: event_queue.put_item(TaskWaited(*exited)))
+        self._warned_of_clock = False
         self._open_queries = 0
         self._checking_starts = False
         self._preexisting_count = tracker.preexisting_count
@@ -114,6 +127,7 @@ class Session:
             TransientError: The connection broke; all events received before are queued, processed or published.
         """
         stream = await self._client.subscribe()
+        self._other_bridges.restart_silence()
         try:
             async with task_group() as tasks:
                 self._event_queue.connect(self._client)
@@ -161,6 +175,7 @@ class Session:
             await self._event_queue.put(events)
             for marker in markers:
                 if not self._markers.receive(marker):
+                    self._other_bridges.receive(marker)
                     self._ignored_events.record(marker)
 
     def _split_batch(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Marker]]:
@@ -171,6 +186,7 @@ class Session:
             if not isinstance(event, _NON_CONTAINER_EVENTS):
                 if self._is_watched(event.key.namespace):
                     events.append(event)
+                    self.excluded_namespaces = []
             elif isinstance(event, Marker):
                 markers.append(event)
             else:
@@ -183,6 +199,22 @@ class Session:
             await self._clock.sleep(self._settings.marker_interval)
             self.watermark_at = await self._markers.round_trip()
             self._event_queue.put_item(WatermarkAdvanced(self.watermark_at))
+            if self._other_bridges.probe_returned():
+                self._requests.request("second_bridge")
+            self._warn_if_clock_is_behind_epoch()
+
+    def _warn_if_clock_is_behind_epoch(self) -> None:
+        """Warn, once for each connection, if a restart would begin a lower epoch: consumers would skip its records."""
+        epoch = self._journal.encoder.epoch
+        behind = epoch * MILLISECOND - self._clock.now().wall
+        if behind > CLOCK_TOLERANCE_NS and not self._settings.keeps_epoch and not self._warned_of_clock:
+            self._warned_of_clock = True
+            _log.warning(
+                "clock_behind_epoch",
+                epoch=epoch,
+                seconds=behind // SECOND,
+                hint="do not restart whalebridge within this time, and set state_dir for the restart after it",
+            )
 
     # --- connecting ---
 
@@ -209,6 +241,7 @@ class Session:
         self._event_queue.mark_known(listing.containers)
         await self._resolve_conflicts(tasks)
         self._tracker.mark_synced(set(listing.failed))
+        self.excluded_namespaces = [] if listing.namespaces else listing.excluded
         count = self._publish_snapshot(
             gap,
             SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker)),
@@ -372,21 +405,35 @@ class Session:
 
     def _finish_audit(self, item: QueryResults, audit: AuditResult, now: Instant) -> None:
         """Publish the repairs of an audit, or the requested snapshot."""
-        listing, repairs = audit.listing, []
+        listing, gap, repairs = audit.listing, audit.gap, []
+        if audit.request is not None and "second_bridge" in audit.request.reasons:
+            gap = self._begin_epoch(gap)
         if audit.filter_fingerprint is not None:
             self._release_all_exits()  # with the old filters
             repairs += self._reevaluate_scope(audit, audit.filter_fingerprint, now)
         repairs += self._apply_results(item, now)
         self._wait_for_exits()
         self._tracker.mark_synced(set(listing.failed))
+        self.excluded_namespaces = [] if listing.namespaces else listing.excluded
         if repairs or self._tracker.preexisting_count != self._preexisting_count or audit.forced:
             coverage = SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(self._tracker))
-            count = self._publish_snapshot(audit.gap, coverage, repairs)
-            _log.info("snapshot_published", reason=audit.gap.reason, containers=count, repairs=len(repairs))
+            count = self._publish_snapshot(gap, coverage, repairs)
+            _log.info("snapshot_published", reason=gap.reason, containers=count, repairs=len(repairs))
             if audit.request is not None:
                 self._unwritten_results.append(
                     (audit.request, SnapshotResult(self._journal.encoder.snapshot_id, count))
                 )
+
+    def _begin_epoch(self, gap: Gap) -> Gap:
+        """Begin an epoch if another bridge's is newer; return the gap in which consumers may have skipped records."""
+        if (overlap := self._other_bridges.take_overlap()) is None:
+            return gap
+        epoch = self._journal.encoder.epoch
+        if overlap.newest_epoch >= epoch:
+            epoch = max(self._clock.now().wall // MILLISECOND, overlap.newest_epoch + 1)
+            self._journal.begin_epoch(epoch)
+        _log.warning("other_bridge_gone", host=self._settings.host, epoch=epoch)
+        return replace(gap, since=min(overlap.since, overlap.since if gap.since is None else gap.since))
 
     def _reevaluate_scope(self, audit: AuditResult, filter_fingerprint: str, now: Instant) -> list[Transition]:
         """Reevaluate which containers are in scope: from now on the current filters apply."""

@@ -68,6 +68,10 @@ class Journal:
         """Set the fingerprint of the filters that apply from now on."""
         self.header = replace(self.header, filter_fingerprint=filter_fingerprint)
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Continue in another epoch, which must begin with a snapshot; the position before it counts as unknown."""
+        self.encoder = RecordEncoder(self.header.host, self.header.engine, epoch)
+
     def append(self, transitions: Sequence[Transition]) -> None:
         """Number and encode transitions, to be persisted by ``write``."""
         self._buffer += map(self.encoder.encode_transition, transitions)

@@ -13,6 +13,8 @@ from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
 from bridge.watch.settings import WatchSettings
 
+NO_MATCH_HINT = "check namespaces.include and namespaces.exclude; moby must be included explicitly"
+_MAX_LOGGED_NAMESPACES = 10
 _RETRY_PAUSE_SECONDS = 0.5  # multiplied by the number of the attempt
 _LISTED_TASKS_PER_QUERY = 5  # a listing costs about as much for each five tasks as one query (docs/performance.md)
 _log = structlog.get_logger(__name__)
@@ -29,8 +31,11 @@ async def list_tasks(client: EngineClient, clock: Clock, settings: WatchSettings
 
 
 async def _list(client: EngineClient, clock: Clock, settings: WatchSettings, *, with_metadata: bool) -> Listing:
-    listing = Listing()
-    for namespace in sorted(filter(settings.namespace_filter, await client.namespaces())):
+    names = sorted(await client.namespaces())
+    listing = Listing(excluded=[name for name in names if not settings.namespace_filter(name)])
+    if names and len(listing.excluded) == len(names):
+        _log.warning("no_namespace_matches", existing=names[:_MAX_LOGGED_NAMESPACES], hint=NO_MATCH_HINT)
+    for namespace in filter(settings.namespace_filter, names):
         listed = await _list_namespace(
             client, clock, settings.namespace_attempts, namespace, with_metadata=with_metadata
         )

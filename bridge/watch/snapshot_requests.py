@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from bridge.core.records import SnapshotReason
 
-_PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "on_demand")
+_PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "second_bridge", "on_demand")
 
 
 class SnapshotResult(NamedTuple):

@@ -17,10 +17,19 @@ class StreamMarkers:
     """Publish markers on one connection, and wait for their return on its stream.
 
     While ``busy``, a missing marker does not mean a stalled stream: the events before it are not processed yet.
+    ``announcement`` returns the part of the nonce that other bridges understand: letters and digits.
     """
 
-    def __init__(self, client: EngineClient, clock: Clock, timeout: float, busy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        clock: Clock,
+        timeout: float,
+        busy: Callable[[], bool],
+        announcement: Callable[[], str] = lambda: "",
+    ) -> None:
         self._busy = busy
+        self._announcement = announcement
         self._client = client
         self._clock = clock
         self._timeout = timeout
@@ -37,7 +46,7 @@ class StreamMarkers:
 
     def receive(self, marker: Marker) -> bool:
         """Process a returned marker, after all events before it are queued; return False if it is foreign."""
-        if marker.nonce != self._nonce:
+        if not marker.nonce.startswith(self._nonce):
             return False
         if marker.number >= self._first_number and self._awaited_return is not None and not self._awaited_return.done():
             self._awaited_return.set_result(None)
@@ -59,7 +68,7 @@ class StreamMarkers:
         sent, arrivals, retry_after = self._clock.now(), self._arrivals, _FIRST_RETRY_SECONDS
         while not self._awaited_return.done():
             self._number += 1
-            await self._client.publish_marker(self._nonce, self._number)
+            await self._client.publish_marker(self._nonce + self._announcement(), self._number)
             await asyncio.wait([self._awaited_return], timeout=retry_after)
             retry_after = min(2 * retry_after, self._timeout)
             if self._arrivals != arrivals or self._busy():

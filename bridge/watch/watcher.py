@@ -31,6 +31,7 @@ from bridge.watch.connection_session import Session
 from bridge.watch.event_queue import EventQueue
 from bridge.watch.ignored_events import IgnoredEvents
 from bridge.watch.journal import Journal
+from bridge.watch.other_bridges import OtherBridges
 from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
 
@@ -48,13 +49,22 @@ class ContainerWatch:
         clock: Time and randomness.
         settings: How to watch.
         boot_id: The boot id of the host, part of each incarnation id.
+        publishes: Whether other bridges must know of this one, because consumers may read the records of both.
     """
 
     def __init__(
-        self, client: EngineClient, outbox: Outbox, clock: Clock, settings: WatchSettings, boot_id: str
+        self,
+        client: EngineClient,
+        outbox: Outbox,
+        clock: Clock,
+        settings: WatchSettings,
+        boot_id: str,
+        *,
+        publishes: bool = True,
     ) -> None:
         self.requests = SnapshotRequests()
         self.ignored_events = IgnoredEvents(clock)
+        self.other_bridges = OtherBridges(clock, settings.host, publishes=publishes)
         self.counters = Counters()
         self.engine: Engine | None = None
         self.last_error: str | None = None  # of the last attempt to watch that failed
@@ -80,6 +90,11 @@ class ContainerWatch:
     def synced(self) -> bool:
         """Return whether the first snapshot of the current connection is complete."""
         return self._session is not None and self._session.synced
+
+    @property
+    def excluded_namespaces(self) -> list[str]:
+        """Return the namespaces that exist if none of them is watched; otherwise nothing."""
+        return self._session.excluded_namespaces if self._session is not None else []
 
     @property
     def watermark_age(self) -> float | None:
@@ -176,6 +191,7 @@ class ContainerWatch:
             journal=journal,
             requests=self.requests,
             ignored_events=self.ignored_events,
+            other_bridges=self.other_bridges,
             pending_transitions=self._pending_transitions,
             watermark_at=self._watermark_at,
         )
@@ -221,6 +237,15 @@ class ContainerWatch:
         obsolete_keys = recovered.obsolete_keys
         if header is None:
             return self._open_journal(engine, epoch, obsolete_keys)
+        if header.host != self._settings.host and header.boot_id != self._boot_id:
+            _log.warning(
+                "checkpoint_of_other_host",
+                host=header.host,
+                engine=header.engine.id,
+                hint=f"if this machine was renamed, remove the source {header.host} from consumers' states",
+            )
+            self._snapshot_reason = "start"
+            return self._open_journal(engine, epoch, obsolete_keys + recovered.container_keys)
         if (header.host, header.engine.id) != (self._settings.host, engine.id or header.engine.id):
             await self._close_source(recovered, header, engine, epoch)
             return self._open_journal(engine, epoch + 1)
@@ -244,7 +269,7 @@ class ContainerWatch:
     async def _close_source(
         self, recovered: RecoveredState, header: CheckpointHeader, engine: Engine, epoch: int
     ) -> None:
-        """Publish for the previous source that none of its containers is running.
+        """Publish for the previous source, which was on this machine, that none of its containers is running.
 
         If only the host name has changed, no exits are published, because the containers are still running.
         """

@@ -1,4 +1,7 @@
-"""The command line as a source of settings."""
+"""The command line as a source of settings.
+
+An option for a list may be repeated, and each value may be several items, separated by commas as in the environment.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,9 @@ def source(model: type[BaseSettings], options: Mapping[str, Any]) -> Source:
     """Return the settings that ``options`` set, nested by group; ``sinks`` may be a list of ``[ID=]URL``."""
     if isinstance(urls := options.get("sinks"), list):
         options = {**options, "sinks": SinkUrls(urls)}
+    if isinstance(namespaces := options.get("namespaces"), Mapping):
+        joined = {name: ",".join(globs) if isinstance(globs, list) else globs for name, globs in namespaces.items()}
+        options = {**options, "namespaces": joined}
     values = Source(model, options, {})
     locations = {tuple(path.split(".")): flag for path, flag in FLAGS.items()}
     return Source(model, options, {path: flag for path, flag in locations.items() if values.get(path) is not None})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import pytest
 
 from bridge import app
 from config.settings import load
-from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream, transitions
+from tests.integration.commands import ContainerFactory
 from tests.integration.test_records import MEMORY_LIMIT, OUT_OF_MEMORY, unique_id
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -250,3 +253,26 @@ async def test_sighup_changes_nothing_when_new_settings_are_invalid(
     os.kill(os.getpid(), signal.SIGTERM)
     await running
     assert len(snapshots(program.records())) == 1
+
+
+def test_bridge_warns_until_a_namespace_matches(
+    engine: Containerd, container_factory: ContainerFactory, tmp_path: Path
+) -> None:
+    first, second = (unique_id(engine, stem) for stem in ("first", "second"))
+    state_dir = tmp_path / "state"
+    with BridgeProcess(engine.address, tmp_path, f"--namespace={first},{second}", state_dir=state_dir) as bridge:
+        bridge.wait_synced()
+        (line,) = bridge.wait_logged("no_namespace_matches")
+        assert line["level"] == "warning"
+        assert "default" in line["existing"]
+        assert get_control(state_dir, "/readyz")["degraded"]
+        ids = {container_factory.run(second), container_factory.run(first)}
+        bridge.wait(lambda records: {each["container"]["id"] for each in transitions(records)} == ids, "both starts")
+        assert not get_control(state_dir, "/readyz")["degraded"]
+
+
+def get_control(state_dir: Path, path: str) -> dict[str, Any]:
+    """Return a document of the HTTP endpoint on the control socket."""
+    command = ["curl", "--silent", "--unix-socket", f"{state_dir}/control.sock", f"http://localhost{path}"]
+    document: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    return document

@@ -21,7 +21,7 @@ from bridge.core.time import SECOND
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
 from bridge.watch import ContainerWatch, WatchSettings
-from tests.bridge_process import RecordDict, check_runs, running_after, transitions
+from tests.bridge_process import CONTROL_TYPES, RecordDict, check_runs, running_after, transitions
 from tests.eventually import eventually_async
 from tests.outboxes import open_sqlite_outbox
 from tests.simulator.containerd import SimulatedContainerd
@@ -234,6 +234,63 @@ async def test_restart_with_new_host_name_changes_source_without_exits(node: Nod
         ("present", "shop/db", incarnation_of(db)),
         ("present", "shop/web", incarnation_of(web)),
     ]
+
+
+async def test_restart_of_cloned_machine_leaves_old_source_alone(node: Node) -> None:
+    """After a reboot under another host name, the disk may be a clone, and the old host alive."""
+    web, db = await two_containers(node)
+    async with node.bridge(host="clone", boot=NEXT_BOOT):
+        pass
+    first, second = node.epochs()
+    assert {each["host"] for each in first} == {"node-1"}
+    assert {each["host"] for each in second} == {"clone"}
+    snapshot = second[0]["snapshot"]
+    assert (snapshot["reason"], snapshot["since"], snapshot["previous"]) == ("start", None, None)
+    assert sorted(node.published()) == [
+        ("present", "shop/db", incarnation_of(db, NEXT_BOOT)),
+        ("present", "shop/web", incarnation_of(web, NEXT_BOOT)),
+    ]
+    node.containerd.state.exit(WEB)
+    node.containerd.state.delete_task(WEB)
+    async with node.bridge(host="clone", boot=NEXT_BOOT):
+        pass
+    assert sorted(node.published()) == [
+        ("exited", "shop/web", incarnation_of(web, NEXT_BOOT)),
+        ("present", "shop/db", incarnation_of(db, NEXT_BOOT)),
+    ]
+
+
+@pytest.mark.parametrize("host", ["node-1", "clone"])
+async def test_restart_with_copied_state_directory_repeats_nothing(node: Node, host: str) -> None:
+    """The original may have published more since the copy was made, or be alive."""
+    web, db = await two_containers(node)
+    backup = node.state_dir.with_name("backup")
+    shutil.copytree(node.state_dir, backup)
+    state = node.containerd.state
+    async with node.bridge():
+        state.exit(WEB)
+        state.delete_task(WEB)
+        new = state.run(NEW, {})
+        await eventually_async(lambda: len(transitions(node.records)) == 4)
+    shutil.rmtree(node.state_dir)
+    shutil.copytree(backup, node.state_dir)
+    for _ in range(2):
+        async with node.bridge(host=host):
+            pass
+        published = node.published()
+    *_, before, restored, last = node.epochs()
+    snapshot = restored[0]["snapshot"]
+    assert (snapshot["reason"], snapshot["since"], snapshot["previous"]) == ("outbox_reset", None, None)
+    assert {each["host"] for each in before} == {"node-1"}
+    assert {each["host"] for each in (*restored, *last)} == {host}
+    assert [each for each in (*restored, *last) if each["type"] not in ("present", *CONTROL_TYPES)] == []
+    assert sorted(published) == [
+        ("present", "new", incarnation_of(new)),
+        ("present", "shop/db", incarnation_of(db)),
+    ]
+    assert last[0]["snapshot"]["previous"] == {"epoch": restored[0]["epoch"], "sequence": len(restored)}
+    check_runs(node.records)
+    assert web != new
 
 
 @pytest.mark.parametrize("offset", [-HOUR, 1000 * HOUR])

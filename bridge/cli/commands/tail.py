@@ -38,20 +38,20 @@ Since = Annotated[
     ),
 ]
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Wait for new records at the end, or stop there.")]
-Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOB", help="Only matching namespaces.")]
+Namespaces = Annotated[list[str] | None, typer.Option("--namespace", metavar="GLOBS", help="Only matching namespaces.")]
 ExcludedNamespaces = Annotated[
-    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOB", help="Exclude matching namespaces.")
+    list[str] | None, typer.Option("--exclude-namespace", metavar="GLOBS", help="Exclude matching namespaces.")
 ]
 Projects = Annotated[
-    list[str] | None, typer.Option("--project", metavar="GLOB", help="Only matching compose projects.")
+    list[str] | None, typer.Option("--project", metavar="GLOBS", help="Only matching compose projects.")
 ]
 Containers = Annotated[
-    list[str] | None, typer.Option("--container", metavar="GLOB", help="Only containers with a matching name or id.")
+    list[str] | None, typer.Option("--container", metavar="GLOBS", help="Only containers with a matching name or id.")
 ]
-Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOB", help="Only matching hosts.")]
+Hosts = Annotated[list[str] | None, typer.Option("--host", metavar="GLOBS", help="Only matching hosts.")]
 Types = Annotated[
     list[str] | None,
-    typer.Option("--type", metavar="GLOB", help="Only matching record types: started, exited, lost and so on."),
+    typer.Option("--type", metavar="GLOBS", help="Only matching record types: started, exited, lost and so on."),
 ]
 Duplicates = Annotated[bool, typer.Option("--duplicates", help="Show duplicate records too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print records as published, one JSON document per line.")]
@@ -78,8 +78,9 @@ def tail(
 ) -> None:
     """Read published records, one per line.
 
-    Duplicate records are skipped, and so are heartbeats unless --type matches them. Each filter may be repeated; with a
-    filter for namespaces, projects or containers, "lost" is the only control record shown.
+    Duplicate records are skipped, and so are heartbeats unless --type matches them. Globs are separated by commas, or
+    the option is repeated; with a filter for namespaces, projects or containers, "lost" is the only control record
+    shown.
     The id of a sink stands for its settings in the configuration (--config, environment), including credentials;
     a URL has no credentials.
     Nothing is left on the broker: no consumer group, no offsets, no durable consumer. Ctrl-C stops the command; the
@@ -102,7 +103,15 @@ def tail(
     start_position: StartPosition = "beginning" if beginning else moment or "end"
     reader = _create_reader(sink, start_position, config, follow=follow)
     notice = _NEW_RECORDS_NOTICE if start_position == "end" and reader.follow and output.is_terminal() else ""
-    record_filter = RecordFilter(namespace, exclude_namespace, project, container, host, type_, moment)
+    record_filter = RecordFilter(
+        options.split_globs("--namespace", namespace, namespaces=True),
+        options.split_globs("--exclude-namespace", exclude_namespace, namespaces=True),
+        options.split_globs("--project", project),
+        options.split_globs("--container", container),
+        options.split_globs("--host", host),
+        options.split_globs("--type", type_),
+        moment,
+    )
     with suppress(KeyboardInterrupt) if reader.follow else nullcontext():  # the regular end of following
         asyncio.run(_tail(reader, record_filter, _format_json_lines if as_json else _format_lines, duplicates, notice))
 

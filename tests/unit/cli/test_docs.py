@@ -31,7 +31,7 @@ from sinks.kafka.messages import event_messages
 from sinks.nats.messages import message_id
 from sinks.nats.subjects import SubjectBuilder
 from sinks.state_table import StateKey
-from tests.documentation import PAGES, ROOT, code_blocks, page_commands
+from tests.documentation import PAGES, ROOT, ProjectionFunction, code_blocks, documented_fold, page_commands
 
 EVENTS = (ROOT / "docs" / "events.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,6 @@ RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 SOURCES = ("bridge", "config", "deploy", "examples", "sinks", "tests")
 
 Documents = list[dict[str, Any]]
-ProjectionFunction = Callable[[Iterable[dict[str, Any]]], dict[tuple[str, str], dict[str, dict[str, Any]]]]
 
 
 # --- the reference projection ---
@@ -49,10 +48,7 @@ SOURCE = ("node-1", "engine")
 
 @pytest.fixture
 def fold() -> ProjectionFunction:
-    (code,) = code_blocks(EVENTS, "python")
-    names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 (the project's own code)
-    return names["fold"]  # type: ignore[no-any-return]
+    return documented_fold()
 
 
 class RecordHistory:

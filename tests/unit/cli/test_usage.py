@@ -109,6 +109,7 @@ USAGE = {
         call("whalebridge tail amqp://h/t", 2, "'amqp'"),
         call("whalebridge tail stdout:", 2, "stdout", "use - "),
         call("whalebridge tail - --since soon", 2, "--since", "15m"),
+        call("whalebridge tail - --namespace default,a/b", 2, "--namespace: "),
         call("whalebridge tail main --config /nonexistent/config.yaml", 2, "/nonexistent/config.yaml: "),
         call(
             "WHALEBRIDGE_SINKS__MAIN__TYPE=nats WHALEBRIDGE_SINKS__MAIN__SERVERS=127.0.0.1:1 "
@@ -244,6 +245,13 @@ WITH_CONTAINERD = [
     call("whalebridge list --containerd SOCKET", 0, "shop/web", "db"),
     call("whalebridge list --containerd SOCKET --namespace nope", 1, "'nope'", "default, shop"),
     call("whalebridge inspect nothing --containerd SOCKET", 1, "'nothing'"),
+    call(
+        "whalebridge check --containerd SOCKET --namespace nope --exclude-namespace x,y",
+        0,
+        "warning   SOCKET: ",
+        "excluded namespaces: default, shop",
+    ),
+    call("whalebridge check --containerd SOCKET --namespace 'default,hello world'", 2, "--namespace: "),
     call("whalebridge doctor --containerd SOCKET", 0, "ok        SOCKET: ", "2.4.2", "default 1, shop 1"),
     call(
         "whalebridge check --containerd SOCKET --sink file:TMP/events --state-dir TMP/state",

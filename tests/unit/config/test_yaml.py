@@ -28,7 +28,7 @@ def test_yaml_values_are_parsed_as_text_by_settings(config_file: ConfigFile) -> 
             host: 007
             heartbeat: {interval: off}
             outbox: {max_records: "5000", max_bytes: 2000000}
-            namespaces: {include: [yes, 1e3, 2026-01-01, 1:30, ~x]}
+            containers: {names: {include: [yes, 1e3, 2026-01-01, 1:30, ~x]}}
             sinks:
               main:
                 type: kafka
@@ -45,7 +45,7 @@ def test_yaml_values_are_parsed_as_text_by_settings(config_file: ConfigFile) -> 
     assert settings.host == "007"
     assert settings.heartbeat.interval is None
     assert (settings.outbox.max_records, settings.outbox.max_bytes) == (5000, 2_000_000)
-    assert settings.namespaces.include == ("yes", "1e3", "2026-01-01", "1:30", "~x")
+    assert settings.containers.names.include == ("yes", "1e3", "2026-01-01", "1:30", "~x")
     sink = settings.sinks["main"]
     assert isinstance(sink, KafkaSettings)
     assert (sink.topic, sink.bootstrap_servers) == ("123", ("10.0.0.1:22",))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +24,8 @@ from structlog.testing import capture_logs
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
 from bridge.core.ports import Clock
-from bridge.outbox import database_worker, schema
+from bridge.outbox import database, database_worker, schema
+from bridge.outbox.creation_time import creation_time
 from bridge.outbox.database import Database
 from bridge.outbox.database_types import WriteBatch
 from bridge.outbox.limits import Limits
@@ -64,6 +66,40 @@ def path(tmp_path: Path) -> Path:
 
 
 # --- restarts ---
+
+
+async def test_copied_database_is_reported_until_first_append(path: Path, tmp_path: Path) -> None:
+    factory = RecordFactory()
+    async with open_outbox(path) as outbox:
+        assert not outbox.load_checkpoint().copied
+        await outbox.append(factory.started_records(5), {"key": b"value"})
+    async with open_outbox(path) as outbox:
+        assert not outbox.load_checkpoint().copied
+    path.rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", path)
+    for _ in range(2):  # a crash may prevent the first append
+        async with open_outbox(path) as outbox:
+            stored = outbox.load_checkpoint()
+            assert (stored.copied, stored.reset, dict(stored.values)) == (True, False, {"key": b"value"})
+            assert outbox.depth("s") == 5
+    async with open_outbox(path) as outbox:
+        await outbox.append(factory.started_records(1))
+    async with open_outbox(path) as outbox:
+        assert not outbox.load_checkpoint().copied
+    async with open_outbox(tmp_path / "moved") as outbox:
+        assert not outbox.load_checkpoint().copied
+
+
+async def test_database_is_no_copy_without_creation_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "creation_time", lambda _: None)
+    for _ in range(2):
+        async with open_outbox(path) as outbox:
+            assert not outbox.load_checkpoint().copied
+            await outbox.append(RecordFactory().started_records(1), {"key": b"value"})
+
+
+def test_creation_time_is_unknown_without_file(tmp_path: Path) -> None:
+    assert creation_time(tmp_path / "missing") is None
 
 
 async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:

@@ -58,3 +58,19 @@ def test_gap_is_counted_only_when_events_may_be_missing() -> None:
     counters.count_snapshot(snapshot_summary(reason="overflow", since=500_000_000))
     assert counters.gaps == {"audit": 1, "overflow": 1}
     assert counters.gap_seconds == {"audit": 2.0, "overflow": 1.5}
+
+
+def test_bridge_is_degraded_but_ready_beside_another_one(golden: Golden) -> None:
+    readiness = evaluate(bridge_status(other_bridges=1))
+    (reason,) = readiness.degraded_reasons
+    assert readiness.ready
+    assert "node-1" in reason
+    golden.entry("readiness", "another bridge", reason)
+
+
+def test_bridge_is_degraded_but_ready_when_no_namespace_matches(golden: Golden) -> None:
+    readiness = evaluate(bridge_status(excluded_namespaces=[f"n{number}" for number in range(20)]))
+    (reason,) = readiness.degraded_reasons
+    assert readiness.ready
+    assert reason.endswith("n9")
+    golden.entry("readiness", "no namespace matches", reason)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.core.containerd_model import (
     ContainerCreated,
@@ -448,6 +449,34 @@ async def test_ignored_events_are_counted_by_kind() -> None:
     assert running.watch.ignored_events.counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_marker": 1}
 
 
+async def test_watch_warns_until_a_namespace_matches() -> None:
+    client = FakeEngineClient()
+    with capture_logs() as lines:
+        async with running_watch(client, namespace_filter=lambda name: name == "shop") as running:
+            await running.wait_synced()
+            assert running.watch.excluded_namespaces == ["default"]
+            client.run(DB, 11)
+            client.stream.put(*start_events(DB, 11))
+            await running.eventually(lambda: running.transitions)
+            assert running.watch.excluded_namespaces == []
+    (warning,) = [line for line in lines if line["event"] == "no_namespace_matches"]
+    assert (warning["log_level"], warning["existing"]) == ("warning", ["default"])
+
+
+async def test_watch_does_not_warn_without_any_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeEngineClient()
+
+    async def none() -> list[str]:
+        return []
+
+    monkeypatch.setattr(client, "namespaces", none)
+    with capture_logs() as lines:
+        async with running_watch(client) as running:
+            await running.wait_synced()
+            assert running.watch.excluded_namespaces == []
+    assert "no_namespace_matches" not in [line["event"] for line in lines]
+
+
 async def test_watch_stops_on_fatal_error_of_containerd() -> None:
     client = FakeEngineClient()
 
@@ -467,3 +496,19 @@ async def _advance(clock: FakeClock) -> None:
     while True:
         clock.nanoseconds += 100_000_000
         await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("keeps_epoch", [False, True])
+async def test_clock_behind_epoch_is_logged_without_kept_epoch(
+    monkeypatch: pytest.MonkeyPatch, *, keeps_epoch: bool
+) -> None:
+    client = FakeEngineClient()
+    with capture_logs() as lines:
+        async with running_watch(client, marker_interval=1e5, keeps_epoch=keeps_epoch) as running:
+            await running.wait_synced()
+            now = running.clock.now
+            monkeypatch.setattr(running.clock, "now", lambda: now()._replace(wall=now().wall - 10**18))
+            sent = client.calls["marker"]
+            await running.eventually(lambda: client.calls["marker"] > sent + 3)
+    levels = [line["log_level"] for line in lines if line["event"] == "clock_behind_epoch"]
+    assert levels == ([] if keeps_epoch else ["warning"])

@@ -1,0 +1,129 @@
+"""Other bridges of the same source: noticed by their markers, and followed by a newer epoch when all have ended."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridge.core.containerd_model import ContainerKey, Marker
+from bridge.watch.other_bridges import MAX_BRIDGES, SILENT_PROBES, OtherBridges
+from tests.unit.watch.fakes import FakeClock, FakeEngineClient
+from tests.unit.watch.test_watch import exit_event, running_watch
+
+WEB = ContainerKey("default", "web")
+EPOCH = 1_900_000_000_000  # newer than the time of FakeClock
+PROBE_SECONDS = 1e5  # of FakeClock, which passes them at once
+
+
+def marker_of(number: int = 1, *, host: str = "node-1", epoch: int = EPOCH) -> Marker:
+    """Return a marker of another bridge process, as ``OtherBridges`` of that process announces it."""
+
+    class OtherClock(FakeClock):
+        def random(self) -> float:
+            return 1 / (number + 2)
+
+    nonce = f"{number:016x}{OtherBridges(OtherClock(), host).announcement(epoch)}"
+    return Marker(nonce, 1)
+
+
+def bridges() -> OtherBridges:
+    return OtherBridges(FakeClock(), "node-1")
+
+
+def probe(others: OtherBridges, times: int) -> list[bool]:
+    return [others.probe_returned() for _ in range(times)]
+
+
+async def test_newer_epoch_begins_when_other_bridge_is_silent() -> None:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client, marker_interval=PROBE_SECONDS) as running:
+        await running.wait_synced()
+        client.stream.put(marker_of())
+        await running.wait_synced(2)
+        client.stream.put(exit_event(WEB, 10))
+        await running.eventually(lambda: running.documents[-1]["type"] == "exited")
+    first, (begin, *rest) = (
+        [each for each in running.documents if (each["epoch"] > EPOCH) is newer] for newer in (False, True)
+    )
+    assert {each["epoch"] for each in (begin, *rest)} == {EPOCH + 1}
+    assert [each["sequence"] for each in (begin, *rest)] == list(range(1, len(rest) + 2))
+    assert (begin["type"], begin["snapshot"]["reason"]) == ("snapshot_started", "second_bridge")
+    assert begin["snapshot"]["previous"] is None
+    assert first[-1]["timestamp"] <= begin["snapshot"]["until"]
+    assert begin["snapshot"]["since"] < begin["snapshot"]["until"]
+    assert [each["id"] for each in rest if each["type"] == "present"] == ["web"]
+    assert running.watch.counters.gaps["second_bridge"] == 1
+
+
+async def test_newest_epoch_stays_and_snapshot_follows_other_bridge() -> None:
+    client = FakeEngineClient()
+    async with running_watch(client, marker_interval=PROBE_SECONDS) as running:
+        await running.wait_synced()
+        client.stream.put(marker_of(epoch=1))
+        await running.wait_synced(2)
+    assert running.snapshots()[1]["reason"] == "second_bridge"
+    assert len({each["epoch"] for each in running.documents}) == 1
+
+
+async def test_epoch_stays_when_others_are_not_of_this_source() -> None:
+    client = FakeEngineClient()
+    async with running_watch(client, marker_interval=PROBE_SECONDS) as running:
+        await running.wait_synced()
+        client.stream.put(marker_of(host="node-2"), Marker("f" * 16, 1))
+        await running.eventually(lambda: running.watch.ignored_events.counts["foreign_marker"] == 2)
+        sent = client.calls["marker"]
+        await running.eventually(lambda: client.calls["marker"] > sent + SILENT_PROBES + 1)
+        assert running.watch.other_bridges.count == 0
+    assert len({each["epoch"] for each in running.documents}) == 1
+
+
+def test_bridge_counts_until_all_others_are_silent() -> None:
+    others = bridges()
+    others.receive(marker_of(1, epoch=EPOCH + 5))
+    others.receive(marker_of(2))
+    assert others.count == 2
+    assert probe(others, SILENT_PROBES - 1) == [False] * (SILENT_PROBES - 1)
+    others.receive(marker_of(1))
+    assert probe(others, 1) == [False]
+    assert others.count == 1
+    assert probe(others, SILENT_PROBES) == [False, True, False]
+    assert others.count == 0
+    overlap = others.take_overlap()
+    assert overlap is not None
+    assert overlap.newest_epoch == EPOCH + 5
+    assert others.take_overlap() is None
+
+
+def test_silence_counts_from_zero_on_next_connection() -> None:
+    others = bridges()
+    others.receive(marker_of())
+    probe(others, SILENT_PROBES - 1)
+    others.restart_silence()
+    assert not any(probe(others, SILENT_PROBES - 1))
+    assert probe(others, 1) == [True]
+
+
+@pytest.mark.parametrize("nonce", ["", "f" * 16, "f" * 59, "f" * 61, "F" * 60, "g" * 60])
+def test_marker_without_valid_announcement_is_no_bridge(nonce: str) -> None:
+    others = bridges()
+    others.receive(Marker(nonce, 1))
+    assert others.count == 0
+
+
+def test_own_markers_are_no_other_bridge() -> None:
+    others = bridges()
+    others.receive(Marker("0" * 16 + others.announcement(EPOCH), 1))
+    assert others.count == 0
+
+
+def test_bridge_that_does_not_publish_is_not_announced() -> None:
+    silent = OtherBridges(FakeClock(), "node-1", publishes=False)
+    silent.receive(marker_of())
+    assert (silent.count, silent.announcement(EPOCH)) == (0, "")
+
+
+def test_number_of_tracked_bridges_is_limited() -> None:
+    others = bridges()
+    for number in range(10 * MAX_BRIDGES):
+        others.receive(marker_of(number))
+    assert others.count == MAX_BRIDGES
