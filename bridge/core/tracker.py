@@ -249,8 +249,7 @@ class Tracker(TransitionBuilder):
             return
         if entry.pending_exit is not None and entry.pending_exit.pid != event.pid:
             self._resolve_pending_exit(entry, now)
-        self._emit_found_run(entry, event.pid, now)
-        self._start(entry, event.pid, "live", event.at, watched_from=event.at)
+        self._start(entry, event.pid, "live", event.at, watched_from=event.at)  # a task found by a check may be newer
         if entry.has_waited_exit(event.pid):
             self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
         self._apply_pending_exit(entry, received=now)

@@ -407,6 +407,7 @@ class Session:
         """Publish the repairs of an audit, or the requested snapshot."""
         listing, gap, repairs = audit.listing, audit.gap, []
         if audit.request is not None and "second_bridge" in audit.request.reasons:
+            self._release_all_exits()  # in the old epoch
             gap = self._begin_epoch(gap)
         if audit.filter_fingerprint is not None:
             self._release_all_exits()  # with the old filters

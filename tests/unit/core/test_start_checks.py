@@ -162,15 +162,20 @@ def test_query_result_from_before_start_check_does_not_end_found_run() -> None:
     assert summarize(tracker.apply_query_result(query, task(5), moment(3))) == [SILENT_START]
 
 
-@pytest.mark.parametrize("other", [task(6), task(6, CREATED), started(6, 4)], ids=["running", "created", "event"])
-def test_run_found_by_check_is_published_when_next_task_comes(other: Task | ContainerEvent) -> None:
+@pytest.mark.parametrize("other", [task(6), task(6, CREATED)], ids=["running", "created"])
+def test_run_found_by_check_is_published_when_next_task_comes(other: Task) -> None:
     tracker = tracker_with_new_container()
     Containerd(tracker, task(5)).run(2)
-    if isinstance(other, Task):
-        transitions = tracker.apply_query_result(tracker.make_query(WEB), other, moment(4))
-    else:
-        transitions = tracker.process_event(other, moment(4))
+    transitions = tracker.apply_query_result(tracker.make_query(WEB), other, moment(4))
     assert summarize(transitions)[:2] == [SILENT_START, SILENT_EXIT]
+
+
+def test_late_start_event_does_not_end_task_found_by_check() -> None:
+    tracker = tracker_with_new_container()
+    containerd = Containerd(tracker, task(6))
+    containerd.run(2)
+    assert summarize(tracker.process_event(started(5, 1), moment(3))) == [("started", "live", 5)]
+    assert containerd.run(10) == [("exited", "inferred", 5), ("started", "inferred", 6)]
 
 
 def test_silent_restart_is_published() -> None:
