@@ -107,7 +107,6 @@ async def test_dashboard_and_alerts_use_existing_metrics(exposed_metrics: set[st
     assert shown | alerted <= exposed_metrics
     assert {name for name in exposed_metrics if name.startswith("whalebridge_")} - shown - alerted <= {
         "whalebridge_engine_info",
-        "whalebridge_proxy_denied_calls_total",
         "whalebridge_sink_publish_duration_seconds_count",
         "whalebridge_sink_publish_duration_seconds_sum",
     }
