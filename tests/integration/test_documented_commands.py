@@ -57,6 +57,7 @@ COMMAND_CASES = {
     "whalebridge run --containerd /run/k3s/containerd/containerd.sock --namespace k8s.io": runs_until_interrupt(
         READABLE_SNAPSHOT
     ),
+    "whalebridge run --namespace 'k8s.io,shop-*'": runs_until_interrupt(READABLE_SNAPSHOT),
     "whalebridge run --exclude-namespace 'test-*' --log-level warning"
     " | jq -c '[.type, .id, .container.name]'": runs_until_interrupt(r'\["present","[^"]+","demo-web-1"\]'),
     "whalebridge check --sink kafka://localhost:9092/containers --state-dir /var/lib/whalebridge": CommandCase(

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from sinks.kafka.sink import KafkaSink
 from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
+from tests.integration.target_checks import check_until_reset
 from tests.integration.test_kafka_state_topic import SOURCE, state_table
 from tests.sample_records import control_record, record
 from tests.testbed.kafka import Kafka
@@ -79,8 +80,7 @@ async def test_kafka_sink_detects_loss_while_idle(kafka: Kafka, topic: str, loss
         assert sink.resets == 0
         await asyncio.to_thread(loss, kafka, topic)
         with capture_logs() as logs:
-            await sink.check_target()
-            await sink.check_target()
+            await check_until_reset(sink)
         assert sink.resets == 1
         target = f"topic {topic}.state" if "state" in loss.__name__ else f"topic {topic}"
         assert [line["target"] for line in logs if line["event"] == "target_reset"] == [target]

@@ -18,6 +18,7 @@ from tests.integration.nats_reading import (
     record_positions,
     start_sink,
 )
+from tests.integration.target_checks import check_until_reset
 from tests.integration.test_nats_kv import running_ids, snapshot, started_records
 from tests.testbed.nats import Nats
 
@@ -92,8 +93,7 @@ async def test_nats_sink_detects_loss_while_idle(nats_factory: NatsFactory, loss
     async with StreamReader(peer) as reader:
         await loss(reader)
         with capture_logs() as logs:
-            await sink.check_target()
-            await sink.check_target()
+            await check_until_reset(sink)
         assert sink.resets == 1
         target = f"bucket {BUCKET}" if "bucket" in loss.__name__ else f"stream {STREAM}"
         assert [line["target"] for line in logs if line["event"] == "target_reset"] == [target]

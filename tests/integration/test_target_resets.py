@@ -22,6 +22,7 @@ from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
+pytestmark = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 _numbers = itertools.count()
 
 
