@@ -227,13 +227,16 @@ def test_second_bridge_pod_waits_while_first_holds_state_dir(node: Node) -> None
         command = ["logs", "second", "--container=bridge", f"--namespace={NAMESPACE}"]
         return node.kubectl(*command, check=False).stdout
 
-    eventually(lambda: "outbox_open_failed" in log(), "the second instance to wait", within=60)
-    assert "/var/lib/whalebridge: in use" in log()
-    second_pod = node.get("pod", "second", f"--namespace={NAMESPACE}")
-    assert not is_ready(second_pod)
-    assert [each["restartCount"] for each in second_pod["status"]["containerStatuses"]] == [0, 0]
-    assert is_ready(bridge_pod(node))
-    node.kubectl("delete", "pod", "second", f"--namespace={NAMESPACE}", "--wait=true")
+    try:
+        eventually(lambda: "outbox_open_failed" in log(), "the second instance to wait", within=60)
+        assert "/var/lib/whalebridge: in use" in log()
+        second_pod = node.get("pod", "second", f"--namespace={NAMESPACE}")
+        assert not is_ready(second_pod)
+        statuses = [*second_pod["status"]["initContainerStatuses"], *second_pod["status"]["containerStatuses"]]
+        assert [each["restartCount"] for each in statuses] == [0, 0, 0]
+        assert is_ready(bridge_pod(node))
+    finally:
+        node.kubectl("delete", "pod", "second", f"--namespace={NAMESPACE}", "--wait=true")
 
 
 @pytest.mark.usefixtures("stream_reader")
