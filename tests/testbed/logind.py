@@ -46,8 +46,12 @@ class Logind:
         self._prepare_for_shutdown(active=False)
 
     def close(self) -> None:
-        """Stop listening."""
+        """Close all sockets: a connection keeps the kubelet's network namespace in existence."""
         self._listener.close()
+        if self._connection is not None:
+            self._connection.close()
+        if self._lock >= 0:
+            os.close(self._lock)
 
     def _prepare_for_shutdown(self, *, active: bool) -> None:
         if self._connection is None:
