@@ -19,7 +19,7 @@ run: setup ## publish events of the local containerd, or of a private one, to st
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: setup testbed ## run all tests, with real containerd, Kafka and NATS (repeated faults at a reduced count)
-	$(BIN)/pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## run all tests at the full count: hundreds of kills, brokers down for minutes
