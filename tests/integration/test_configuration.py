@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
-from tests.testbed.containerd import Containerd
 
 CANARY = "canary-7f3a"
-
-
-@pytest.fixture
-def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
-    container_factory = ContainerFactory(engine)
-    yield container_factory
-    container_factory.remove_all()
 
 
 def test_run_merges_file_environment_and_options(container_factory: ContainerFactory, tmp_path: Path) -> None:

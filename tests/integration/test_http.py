@@ -13,7 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,13 +70,6 @@ class HttpClient:
             for family in text_string_to_metric_families(self.get("/metrics").text)
             for sample in family.samples
         }
-
-
-@pytest.fixture
-def container_factory(engine: Containerd) -> Iterator[ContainerFactory]:
-    container_factory = ContainerFactory(engine)
-    yield container_factory
-    container_factory.remove_all()
 
 
 def label(name: str, project: str = "") -> dict[str, str]:

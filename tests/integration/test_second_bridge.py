@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +69,6 @@ def consumer(nats: Nats, engine: Containerd) -> Consumer:
     return Consumer(nats, engine)
 
 
-@pytest.fixture
-def containers(engine: Containerd) -> Iterator[ContainerFactory]:
-    containers = ContainerFactory(engine)
-    yield containers
-    containers.remove_all()
-
-
 def bridge(
     engine: Containerd, consumer: Consumer, directory: Path, host: str, state_dir: Path | None = None
 ) -> BridgeProcess:
@@ -107,10 +99,10 @@ def stop_container(engine: Containerd, namespace: str, id_: str) -> None:
 
 
 def test_bridge_continues_after_second_bridge(
-    engine: Containerd, consumer: Consumer, containers: ContainerFactory, tmp_path: Path
+    engine: Containerd, consumer: Consumer, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:
     host = consumer.namespace
-    exits = containers.run(consumer.namespace)
+    exits = container_factory.run(consumer.namespace)
     with bridge(engine, consumer, tmp_path / "service", host, tmp_path / "state") as service:
         consumer.wait_right(host)
         with bridge(engine, consumer, tmp_path / "second", host) as second:
@@ -123,12 +115,12 @@ def test_bridge_continues_after_second_bridge(
                 assert f"another whalebridge publishes for host {host}" in document["reasons"][0]
             assert "\nwhalebridge_other_bridges 1.0\n" in get(service, "/metrics")
         stop_container(engine, consumer.namespace, exits)
-        containers.run(consumer.namespace)
+        container_factory.run(consumer.namespace)
         consumer.wait_right(host, TAKEOVER_SECONDS)
         assert service.wait_logged("other_bridge_gone")
         eventually(lambda: not readiness(service)["degraded"], "full readiness")
         assert "\nwhalebridge_other_bridges 0.0\n" in get(service, "/metrics")
-        last = containers.run(consumer.namespace)
+        last = container_factory.run(consumer.namespace)
         consumer.wait_right(host)
     records = consumer.records()
     first, others, newest = sorted({each["epoch"] for each in records})
@@ -154,11 +146,11 @@ def test_bridges_with_different_hosts_do_not_disturb_each_other(
 
 
 def test_copied_state_directory_says_nothing_about_other_host(
-    engine: Containerd, consumer: Consumer, containers: ContainerFactory, tmp_path: Path
+    engine: Containerd, consumer: Consumer, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:
     """As on a clone of a machine, which gets a host name of its own."""
     original, clone = f"{consumer.namespace}-a", f"{consumer.namespace}-b"
-    containers.run(consumer.namespace)
+    container_factory.run(consumer.namespace)
     with bridge(engine, consumer, tmp_path / "a", original, tmp_path / "state"):
         consumer.wait_right(original)
         shutil.copytree(tmp_path / "state", tmp_path / "copy", ignore=shutil.ignore_patterns("control.sock"))
@@ -166,7 +158,7 @@ def test_copied_state_directory_says_nothing_about_other_host(
             consumer.wait_right(clone)
             (line,) = copied.wait_logged("state_dir_copied")
             assert (line["level"], line["host"]) == ("warning", original)
-        containers.run(consumer.namespace)
+        container_factory.run(consumer.namespace)
         consumer.wait_right(original)
     epochs = {(each["host"], each["epoch"]) for each in consumer.records()}
     assert sorted(host for host, _ in epochs) == [original, clone]
@@ -174,19 +166,19 @@ def test_copied_state_directory_says_nothing_about_other_host(
 
 @pytest.mark.parametrize("restored", [True, False], ids=["restored", "deleted"])
 def test_restored_or_deleted_state_directory_repeats_nothing(
-    engine: Containerd, consumer: Consumer, containers: ContainerFactory, tmp_path: Path, *, restored: bool
+    engine: Containerd, consumer: Consumer, container_factory: ContainerFactory, tmp_path: Path, *, restored: bool
 ) -> None:
     host, state, backup = consumer.namespace, tmp_path / "state", tmp_path / "backup"
-    before = containers.run(consumer.namespace)
+    before = container_factory.run(consumer.namespace)
     with bridge(engine, consumer, tmp_path / "bridge", host, state):
         consumer.wait_right(host)
     shutil.copytree(state, backup)
     with bridge(engine, consumer, tmp_path / "bridge", host, state):
         stop_container(engine, consumer.namespace, before)
-        born = containers.run(consumer.namespace)
+        born = container_factory.run(consumer.namespace)
         consumer.wait_right(host)
     stop_container(engine, consumer.namespace, born)
-    containers.run(consumer.namespace)
+    container_factory.run(consumer.namespace)
     shutil.rmtree(state)
     if restored:
         shutil.copytree(backup, state)
