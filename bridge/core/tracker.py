@@ -184,8 +184,7 @@ class Tracker(TransitionBuilder):
 
     def exit_all(self, now: Instant) -> list[Transition]:
         """Emit the exit of every incarnation, after a reboot or a replacement of the engine, and clear all state."""
-        for entry in [entry for entry in self._entries.values() if entry.held_exit is not None]:
-            self._release_exit(entry)
+        released = self.release_all_exits()
         for key in list(self._pending_exits):
             self._resolve_pending_exit(self._entries[key], now)
         for entry, _incarnation in list(self.incarnations()):
@@ -196,7 +195,7 @@ class Tracker(TransitionBuilder):
         self._scheduled_queries.clear()
         self._start_checks.clear()
         self._unsynced_namespaces = set()
-        return self._take_transitions()
+        return released + self._take_transitions()
 
     # --- one handler per event type ---
 

@@ -406,11 +406,12 @@ class Session:
     def _finish_audit(self, item: QueryResults, audit: AuditResult, now: Instant) -> None:
         """Publish the repairs of an audit, or the requested snapshot."""
         listing, gap, repairs = audit.listing, audit.gap, []
-        if audit.request is not None and "second_bridge" in audit.request.reasons:
-            self._release_all_exits()  # in the old epoch
+        second_bridge = audit.request is not None and "second_bridge" in audit.request.reasons
+        if second_bridge or audit.filter_fingerprint is not None:
+            self._release_all_exits()  # in the old epoch, with the old filters
+        if second_bridge:
             gap = self._begin_epoch(gap)
         if audit.filter_fingerprint is not None:
-            self._release_all_exits()  # with the old filters
             repairs += self._reevaluate_scope(audit, audit.filter_fingerprint, now)
         repairs += self._apply_results(item, now)
         self._wait_for_exits()
