@@ -151,7 +151,7 @@ class Node(Containerd):
         if self._sandbox is not None:
             return
         self._sandbox = self._start_sandbox()
-        (self.directory / LINKS_FILE).write_text(f"{self._link}\n")
+        (self.directory / LINKS_FILE).write_text("eth0\n")  # deleting one end of the pair deletes both
         peer = ["peer", "name", "eth0", "netns", str(self._sandbox.pid)]
         run(["ip", "link", "add", self._link, "type", "veth", *peer])
         run(["ip", "address", "add", f"{self._net}.1/24", "dev", self._link])
