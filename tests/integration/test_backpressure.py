@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from aiokafka.errors import KafkaError
 
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
 from tests.integration.delivery import check_gapless, deduplicated_records, is_in_order, without_heartbeats
+from tests.integration.engines import one_engine_factory
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import COMPONENTS as FLOOD
@@ -27,7 +27,7 @@ CONTAINERS = 100
 MAX_BRIDGE_MIB = 200  # MiB, peak, including imports; measured: 87 to 90
 MIN_UNREAD_BYTES = 250  # bytes that containerd buffers at least per unread event
 
-pytestmark = pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
+pytestmark = one_engine_factory
 
 
 def test_burst_is_buffered_in_bounded_memory_when_kafka_is_down(

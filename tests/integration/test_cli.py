@@ -20,6 +20,7 @@ from bridge.core.label_rules import REDACTED
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
+from tests.integration.engines import one_engine
 
 # --- list ---
 
@@ -30,6 +31,7 @@ def list_containers(container_factory: ContainerFactory, *flags: str) -> dict[st
     return {each["id"]: each for each in json.loads(done.stdout)}
 
 
+@one_engine
 def test_list_prints_plain_table_when_stdout_is_not_a_terminal(container_factory: ContainerFactory) -> None:
     labels = {
         "nerdctl/name": "web-" + "x" * 200,
@@ -69,6 +71,7 @@ def test_list_json_matches_containerd_state(container_factory: ContainerFactory)
     assert listed[paused]["container"]["pid"] == pids[paused]
 
 
+@one_engine
 def test_list_honors_namespace_options(container_factory: ContainerFactory) -> None:
     in_default, in_shop, in_docker = (
         container_factory.run(),
@@ -84,6 +87,7 @@ def test_list_honors_namespace_options(container_factory: ContainerFactory) -> N
     assert in_default not in list_containers(container_factory, "--exclude-namespace", "def*")
 
 
+@one_engine
 def test_list_applies_label_rules(container_factory: ContainerFactory) -> None:
     id_ = container_factory.run(labels={"nerdctl/name": "web", "nerdctl/mounts": "[]", "db_password": "hunter2"})
     labels = list_containers(container_factory)[id_]["container"]["labels"]
@@ -92,6 +96,7 @@ def test_list_applies_label_rules(container_factory: ContainerFactory) -> None:
     assert "io.containerd.image.config.stop-signal" not in labels
 
 
+@one_engine
 def test_list_and_inspect_escape_hostile_names_on_terminal(container_factory: ContainerFactory) -> None:
     id_ = container_factory.run(labels={"nerdctl/name": HOSTILE, "evil": HOSTILE})
     table = on_terminal("list", "--containerd", container_factory.address)
@@ -138,12 +143,14 @@ def test_inspect_prints_container_object_of_snapshot_record(
         assert json.loads(done.stdout) == published[f"shop/{id_}"]
 
 
+@one_engine
 def test_inspect_finds_docker_container_only_by_namespaced_id(container_factory: ContainerFactory) -> None:
     id_ = container_factory.run("moby")
     assert whalebridge("inspect", f"moby/{id_}", "--containerd", container_factory.address).returncode == 0
     assert whalebridge("inspect", id_, "--containerd", container_factory.address).returncode == 1
 
 
+@one_engine
 def test_inspect_lists_candidates_when_name_is_ambiguous(container_factory: ContainerFactory) -> None:
     first, second = container_factory.run(prefix="twin"), container_factory.run("shop", prefix="twin")
     done = whalebridge("inspect", "twin", "--containerd", container_factory.address)
@@ -164,6 +171,7 @@ def test_inspect_lists_candidates_when_name_is_ambiguous(container_factory: Cont
         (["run", "--sink", "amqp://h/t"], 2, "'amqp'"),
     ],
 )
+@one_engine
 def test_commands_print_one_line_error_when_input_is_invalid(
     container_factory: ContainerFactory, arguments: list[str], status: int, message: str
 ) -> None:

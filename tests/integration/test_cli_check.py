@@ -13,12 +13,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 from bridge.cli.preflight import SINK_TIMEOUT_SECONDS
 from bridge.outbox.schema import APPLICATION_ID
 from tests.bridge_process import BridgeProcess
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge
+from tests.integration.engines import one_engine, one_engine_factory
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import USERS, Kafka
@@ -28,7 +27,6 @@ from tests.testbed.server import HOST
 
 SECRET = "hunter2-swordfish"  # noqa: S105 (a dummy)
 _numbers = itertools.count()
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 def unique_name() -> str:
@@ -106,6 +104,7 @@ def test_doctor_reports_error_when_socket_is_silent(tmp_path: Path) -> None:
     assert_names(line, "5 s")
 
 
+@one_engine_factory
 def test_doctor_reports_error_when_containerd_hangs(engine_factory: Callable[[], Containerd]) -> None:
     engine = engine_factory()
     engine.suspend()
@@ -126,6 +125,7 @@ def test_check_reports_every_settings_error() -> None:
     assert results == {}
 
 
+@one_engine
 def test_check_passes_when_every_connection_works(container_factory: ContainerFactory, tmp_path: Path) -> None:
     container_factory.run()
     done = whalebridge("check", "--containerd", container_factory.address, "--sink", f"file:{tmp_path}/events")

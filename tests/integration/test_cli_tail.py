@@ -18,6 +18,7 @@ from tests.certificates import Authority
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line
 from tests.integration.consumer_reading import record_data
+from tests.integration.engines import one_engine
 from tests.integration.terminal import Terminal
 from tests.naming import assert_names
 from tests.sample_records import control_record, record, records
@@ -236,7 +237,7 @@ def test_tail_reads_config_file(tmp_path: Path) -> None:
 # --- brokers ---
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_tail_reads_records_published_to_kafka(
     container_factory: ContainerFactory, kafka: Kafka, tmp_path: Path
 ) -> None:
@@ -280,7 +281,7 @@ def test_tail_of_configured_sink_uses_its_credentials(kafka: Kafka, authority: A
     assert_one_line(run_tail(url, "--no-follow"), 3, "tls.enabled")
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_tail_reads_records_published_to_nats(container_factory: ContainerFactory, nats: Nats, tmp_path: Path) -> None:
     url = f"nats://{HOST}:{nats.nodes[0].port}/tail.run"
     first = container_factory.run()

@@ -10,9 +10,12 @@ import pytest
 
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
+from tests.integration.engines import one_engine_factory
 from tests.integration.terminal import ALTERNATE_SCREEN, MAIN_SCREEN, SHOW_CURSOR, Terminal
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
+
+pytestmark = one_engine_factory
 
 
 @pytest.fixture

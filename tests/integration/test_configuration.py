@@ -9,10 +9,12 @@ from pathlib import Path
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
+from tests.integration.engines import one_engine
 
 CANARY = "canary-7f3a"
 
 
+@one_engine
 def test_run_merges_file_environment_and_options(container_factory: ContainerFactory, tmp_path: Path) -> None:
     records, overridden = tmp_path / "records.jsonl", tmp_path / "overridden.jsonl"
     config = tmp_path / "config.yaml"
@@ -34,6 +36,7 @@ def test_run_merges_file_environment_and_options(container_factory: ContainerFac
     assert not overridden.exists()
 
 
+@one_engine
 def test_commands_accept_a_relative_config_path(container_factory: ContainerFactory, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         f"containerd: {{address: {container_factory.address}}}\nnamespaces: {{include: [shop]}}\n"

@@ -18,6 +18,7 @@ from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
 from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records, without_heartbeats
+from tests.integration.engines import one_engine
 from tests.integration.nats_reading import StreamReader
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
@@ -25,7 +26,6 @@ from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
 _numbers = itertools.count()
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 def run_without_containerd(directory: Path, state_dir: Path) -> tuple[str, ...]:

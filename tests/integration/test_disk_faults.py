@@ -23,6 +23,7 @@ from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
 from tests.contract.test_outbox import WIDE_LIMITS, read_all
 from tests.eventually import eventually_async
+from tests.integration.engines import one_engine
 from tests.naming import assert_names, raises_naming
 from tests.outboxes import ignore_lock, open_sqlite_outbox
 from tests.records import RecordFactory, sequences
@@ -171,6 +172,7 @@ def test_bridge_stops_on_signal_when_disk_is_full_at_start(tmp_path: Path) -> No
             assert bridge.process.wait(10) == 0
 
 
+@one_engine
 def test_bridge_publishes_all_in_order_after_disk_was_full(engine: Containerd, tmp_path: Path) -> None:
     """The bridge logs the error, buffers the events, and publishes them in order when there is space again."""
     ids = [f"disk{number}-{os.getpid()}" for number in range(6)]

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory, assert_one_line, whalebridge
+from tests.integration.engines import one_engine, one_engine_factory
 from tests.integration.test_disk_faults import fill_up, small_disk
 from tests.naming import assert_names
 from tests.proxy_process import ProxyProcess
@@ -79,7 +80,7 @@ def label(name: str, project: str = "") -> dict[str, str]:
 # --- status page ---
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_status_page_runs_no_injected_script_in_browser(
     container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
 ) -> None:
@@ -106,7 +107,7 @@ def test_status_page_runs_no_injected_script_in_browser(
 # --- readiness ---
 
 
-@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
+@one_engine_factory
 def test_readiness_follows_containerd_hang_within_30_s(
     engine_factory: Callable[[], Containerd], tmp_path: Path
 ) -> None:
@@ -137,7 +138,7 @@ def test_readiness_is_false_before_first_snapshot(tmp_path: Path) -> None:
         assert client.get("/containers").document["projects"] == {}
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_readiness_is_false_while_disk_is_full(container_factory: ContainerFactory, tmp_path: Path) -> None:
     with (
         small_disk(tmp_path / "disk", "4m") as disk,
@@ -159,7 +160,7 @@ def test_readiness_is_false_while_disk_is_full(container_factory: ContainerFacto
         eventually(client.ready, within=40)
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_readiness_is_degraded_when_sink_is_down(container_factory: ContainerFactory, tmp_path: Path) -> None:
     with socket.socket() as unreachable:
         unreachable.bind(("127.0.0.1", 0))
@@ -183,6 +184,7 @@ def test_readiness_is_degraded_when_sink_is_down(container_factory: ContainerFac
 # --- metrics ---
 
 
+@one_engine_factory
 def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], tmp_path: Path) -> None:
     containerd = engine_factory()
     first, second, third = (f"known{number}-{os.getpid()}" for number in range(3))
@@ -265,7 +267,7 @@ def test_dashboard_queries_allow_two_pods_per_node(tmp_path: Path, require: Call
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_promtool_accepts_exposed_metrics(
     container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
 ) -> None:
@@ -281,6 +283,7 @@ def test_promtool_accepts_exposed_metrics(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@one_engine
 def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Path) -> None:
     name = "whalebridge_proxy_denied_calls_total"
     with (
@@ -298,7 +301,7 @@ def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Pat
 # --- secrets ---
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_http_responses_contain_no_secrets(container_factory: ContainerFactory, tmp_path: Path) -> None:
     numbers = itertools.count()
 
@@ -389,7 +392,7 @@ def occupy_port(server: socket.socket, port: int) -> bool:
 # --- whalebridge snapshot ---
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_snapshot_command_triggers_snapshot_of_running_bridge(
     container_factory: ContainerFactory, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from bridge.containerd.proxy import policy
 from bridge.containerd.rpc_errors import RpcError
 from bridge.core.containerd_model import Event, Marker
 from tests.integration import api_methods
+from tests.integration.engines import one_engine
 from tests.integration.proxy_calls import (
     DEFAULT,
     KEEP_ALL,
@@ -49,6 +50,7 @@ ALLOWED_METHODS = {rule.method.path for rule in policy.POLICIES} | {
 }
 
 
+@one_engine
 class TestDeniedCalls:
     async def test_proxy_denies_every_method_not_allowed(
         self, engine: Containerd, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
@@ -172,7 +174,6 @@ class TestDeniedCalls:
             await unary_call(proxied, methods.TASKS.path)(b"", metadata=both)
         assert caught.value.code() is StatusCode.INVALID_ARGUMENT
 
-    @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # independent of containerd
     async def test_proxy_denies_call_without_exactly_one_request(self, proxied: grpc.aio.Channel) -> None:
         assert await call_outcome(proxied, methods.VERSION.path) is not StatusCode.OK
         assert await call_outcome(proxied, methods.CONTAINER.path, b"", b"") is not StatusCode.OK

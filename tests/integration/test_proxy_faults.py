@@ -15,6 +15,7 @@ import pytest
 from bridge.containerd.proxy.relay import SUBSCRIBER_BUFFER_BYTES
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.eventually import eventually
+from tests.integration.engines import one_engine_factory
 from tests.integration.proxy_calls import MIB, publish_bulk
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
@@ -70,6 +71,7 @@ def suspended(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+@one_engine_factory
 def test_exit_is_published_once_when_proxied_containerd_is_down(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
@@ -89,6 +91,7 @@ def test_exit_is_published_once_when_proxied_containerd_is_down(
     assert proxy.process.poll() is None
 
 
+@one_engine_factory
 def test_bridge_reconnects_when_proxy_is_restarted(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
@@ -105,6 +108,7 @@ def test_bridge_reconnects_when_proxy_is_restarted(
     assert exited["exit"]["status"] == 137
 
 
+@one_engine_factory
 def test_overflow_snapshot_follows_when_bridge_lags_behind_proxy(containerd: Containerd, bridge: BridgeProcess) -> None:
     start_containers(containerd, bridge, unique_ids("slow"))
     with suspended(bridge.process.pid):

@@ -17,6 +17,7 @@ import pytest
 
 from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary, transitions
 from tests.eventually import eventually
+from tests.integration.engines import one_engine
 from tests.integration.line_reader import read_file
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
@@ -156,6 +157,7 @@ def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Conta
     assert published_containers(reader.records) == listed_containers(containerd), list(map(summary, reader.records))
 
 
+@one_engine
 def test_bridge_stops_in_time_without_loss_when_broker_hangs(engine: Containerd, tmp_path: Path) -> None:
     """The server accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -19,9 +19,12 @@ from tests.bridge_process import BridgeProcess, RecordDict
 from tests.documentation import documented_fold
 from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory
+from tests.integration.engines import one_engine
 from tests.integration.nats_reading import StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.nats import Nats
+
+pytestmark = one_engine
 
 LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
 TAKEOVER_SECONDS = 180.0  # three probes of 10 s, then a snapshot; longer on a machine that is busy

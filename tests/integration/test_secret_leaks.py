@@ -26,6 +26,7 @@ from tests.certificates import Authority
 from tests.eventually import eventually
 from tests.integration.canaries import Canaries, NotifySocketRecorder, read_files
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
+from tests.integration.engines import one_engine
 from tests.integration.kafka_sinks import KafkaFactory
 from tests.integration.nats_reading import NatsFactory
 from tests.integration.secret_fixtures import SecretBrokers, SecretContainers, start_brokers
@@ -127,7 +128,7 @@ class BridgeProgram:
                 connection.recv(65536)
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_secrets_appear_only_in_labels_allowed_by_rules(
     secret_containers: SecretContainers, brokers: SecretBrokers, tmp_path: Path
 ) -> None:

@@ -15,13 +15,12 @@ import pytest
 from tests.bridge_process import BridgeProcess, check_stream
 from tests.eventually import eventually
 from tests.integration.commands import assert_one_line, whalebridge
+from tests.integration.engines import one_engine
 from tests.integration.test_disk_faults import fill_up, small_disk
 from tests.integration.test_http import LOCAL, HttpClient
 from tests.integration.test_systemd import NotifySocket
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
-
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 @pytest.fixture
@@ -48,6 +47,7 @@ def assert_not_ready(client: HttpClient, *named: object) -> None:
     assert client.get("/").status == client.get("/containers").status == http.client.OK
 
 
+@one_engine
 def test_bridge_responds_while_disk_is_full_at_start(
     engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
 ) -> None:
