@@ -22,7 +22,7 @@ from tests.testbed.flood import PHASES, create_containers, flood
 from tests.testbed.kafka import Kafka
 from tests.testbed.process import suspend_process
 
-EVENTS = scaled(reduced=40_000, full=100_000)
+EVENTS = scaled(reduced=20_000, full=100_000)
 CONTAINERS = 100
 MAX_BRIDGE_MIB = 200  # MiB, peak, including imports; measured: 87 to 90
 MIN_UNREAD_BYTES = 250  # bytes that containerd buffers at least per unread event

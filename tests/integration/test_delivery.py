@@ -38,7 +38,7 @@ from tests.testbed.nats import Nats
 pytestmark = one_engine
 
 KILLS = scaled(reduced=8, full=100)
-OUTAGE_SECONDS = scaled(reduced=15, full=120)
+OUTAGE_SECONDS = scaled(reduced=8, full=120)
 _numbers = itertools.count()
 
 

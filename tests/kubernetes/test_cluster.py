@@ -21,6 +21,7 @@ from tests.eventually import eventually
 from tests.kubernetes.manifests import container, pod
 from tests.kubernetes.records import StreamReader, find_gaps, pod_of, running_containers, transitions
 from tests.kubernetes.rendering import CHART
+from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.timeout(900)
 
 NAMESPACE = "whales"
 DOCS = CHART.parents[2] / "docs"
-CONCURRENT_PODS = 100
+CONCURRENT_PODS = scaled(reduced=30, full=100)
 
 
 @pytest.fixture(scope="module")
@@ -317,8 +318,7 @@ def older_chart(directory: Path) -> Path:
     [
         ("proxy.enabled=false",),
         ("proxy.enabled=false", "containerd.runAsRoot=true"),
-        ("containerd.runAsRoot=true",),
-        ("persistence.type=emptyDir",),
+        ("containerd.runAsRoot=true", "persistence.type=emptyDir"),
         (),
     ],
     ids=lambda flags: "-".join(flags) or "default",
