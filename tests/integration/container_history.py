@@ -127,9 +127,7 @@ class ContainerHistory:
 
     def _kill(self, id_: str) -> None:
         self.ctr("task", "kill", "--signal", "SIGKILL", id_)
-        deadline = time.monotonic() + 20
-        while self.engine.tasks(self.namespace).get(id_) != "STOPPED":
-            assert time.monotonic() < deadline, id_
+        eventually(lambda: self.engine.tasks(self.namespace).get(id_) == "STOPPED", f"the exit of {id_}", within=20)
         self.ctr("task", "rm", id_)
 
 

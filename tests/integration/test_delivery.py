@@ -22,11 +22,10 @@ from tests.integration.delivery import (
     check_gapless,
     deduplicated_records,
     is_in_order,
-    listed_containers,
-    published_containers,
     wait_consistent,
 )
 from tests.integration.engines import one_engine
+from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import COMPONENTS as FLOOD

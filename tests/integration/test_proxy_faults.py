@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.bridge_process import BridgeProcess, RecordDict, check_stream, runnin
 from tests.eventually import eventually
 from tests.integration.engines import one_engine_factory
 from tests.integration.proxy_calls import MIB, publish_bulk
+from tests.integration.running import exits, init_pid, suspended
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
@@ -43,10 +43,6 @@ def snapshot_reasons(records: list[RecordDict]) -> list[str]:
     return [each["snapshot"]["reason"] for each in records if each["type"] == "snapshot_started"]
 
 
-def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
-    return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
-
-
 def unique_ids(*prefixes: str) -> list[str]:
     return [f"{prefix}-{os.getpid()}" for prefix in prefixes]
 
@@ -55,20 +51,6 @@ def start_containers(containerd: Containerd, bridge: BridgeProcess, ids: list[st
     for id_ in ids:
         containerd.run(id_, "sleep", "86400")
     bridge.wait(lambda records: set(ids) <= set(running_after(records)), "all starts")
-
-
-def init_pid(containerd: Containerd, id_: str) -> int:
-    lines = containerd.ctr("tasks", "ls").stdout.splitlines()[1:]
-    return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
-
-
-@contextmanager
-def suspended(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 @one_engine_factory

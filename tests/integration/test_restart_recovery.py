@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, summary, transitions
 from tests.eventually import eventually
 from tests.integration.engines import one_engine
 from tests.integration.line_reader import read_file
+from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
@@ -32,16 +33,6 @@ EXITS, STOPS, RESTARTED, STAYS, PAUSES, CREATED = IDS = [
 @pytest.fixture
 def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
     return engine_factory()
-
-
-def listed_containers(containerd: Containerd) -> dict[str, bool]:
-    """Return the running containers that containerd lists in namespace default, and whether each is paused."""
-    tasks = containerd.tasks()
-    return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
-
-
-def published_containers(records: list[RecordDict]) -> dict[str, bool]:
-    return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
 def bridge(containerd: Containerd, directory: Path) -> BridgeProcess:
