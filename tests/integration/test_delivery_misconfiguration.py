@@ -33,29 +33,6 @@ def run_without_containerd(directory: Path, state_dir: Path) -> tuple[str, ...]:
     return ("run", "--containerd", str(directory / "no.sock"), "--log-level", "error", "--state-dir", str(state_dir))
 
 
-def test_run_exits_1_when_state_dir_is_unusable(tmp_path: Path) -> None:
-    file_as_directory = tmp_path / "file"
-    file_as_directory.write_text("")
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "letters.txt").write_text("mine")
-    foreign_file = tmp_path / "foreign-file"
-    foreign_file.mkdir()
-    with sqlite3.connect(foreign_file / "outbox.db") as database:
-        database.execute("CREATE TABLE letters (content)")
-    database.close()
-    for path, *message in (
-        (file_as_directory, "Not a directory"),
-        (file_as_directory / "state", "Not a directory"),
-        (Path("/proc/whalebridge"), "state_dir"),
-        (Path("/sys/whalebridge"), "state_dir"),
-        (foreign, "state_dir"),
-        (foreign_file, "outbox.db", "state_dir"),
-    ):
-        assert_one_line(whalebridge(*run_without_containerd(tmp_path, path)), 1, str(path), *message)
-    assert [path.name for path in foreign.iterdir()] == ["letters.txt"]
-
-
 def test_run_leaves_outbox_of_newer_version_untouched(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with BridgeProcess(str(tmp_path / "no.sock"), tmp_path, state_dir=state) as bridge:
