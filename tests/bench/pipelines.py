@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bridge.core.time import SECOND
 from tests.testbed import kcat
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import NAMESPACE
+from tests.testbed.process import Closing
 
 TOPICS = frozenset({"/tasks/start", "/tasks/paused", "/tasks/resumed", "/tasks/exit"})
 TYPES = frozenset({"started", "paused", "unpaused", "exited"})
@@ -24,7 +23,7 @@ _LINE = re.compile(rb"(\S+ \S+) \+0000 UTC (\S+) (\S+) ")
 
 
 @dataclass
-class Pipeline:
+class Pipeline(Closing):
     """Processes that publish to a topic; they run within the context.
 
     `sent_at` returns the time at which the event of a record was sent, or None if the flood did not send it. Each
@@ -48,30 +47,21 @@ class Pipeline:
         if any(process.poll() is not None for process in self.processes):
             raise RuntimeError(f"{self.name} exited: {self.log.read_text()[-2000:]}")
 
-    def __enter__(self) -> Self:
-        try:
-            with self.log.open("ab") as log:
-                for number, (command, environment) in enumerate(self.commands, 1):
-                    stdin = (self.processes and self.processes[-1].stdout) or subprocess.DEVNULL
-                    piped = number < len(self.commands) and not self.side_by_side
-                    stdout = subprocess.PIPE if piped else log
-                    self.processes.append(
-                        subprocess.Popen(command, env=environment, stdin=stdin, stdout=stdout, stderr=log)
-                    )
-            for process in self.processes:  # otherwise the writer would not notice that its reader has exited
-                if process.stdout is not None:
-                    process.stdout.close()
-        except BaseException:
-            self._stop()
-            raise
-        return self
+    def start(self) -> None:
+        """Start the processes."""
+        with self.log.open("ab") as log:
+            for number, (command, environment) in enumerate(self.commands, 1):
+                stdin = (self.processes and self.processes[-1].stdout) or subprocess.DEVNULL
+                piped = number < len(self.commands) and not self.side_by_side
+                stdout = subprocess.PIPE if piped else log
+                self.processes.append(
+                    subprocess.Popen(command, env=environment, stdin=stdin, stdout=stdout, stderr=log)
+                )
+        for process in self.processes:  # otherwise the writer would not notice that its reader has exited
+            if process.stdout is not None:
+                process.stdout.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def close(self) -> None:
         """Stop the first process; the others exit at the end of their input, or are stopped after a timeout."""
         for number, process in enumerate(self.processes):
             if number == 0 or self.side_by_side:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import secrets
-import socket
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,31 +46,6 @@ def _encoded_forms(secret: str) -> list[bytes]:
     # The characters at both ends depend on the bytes next to the secret.
     encoded = [base64.b64encode(b"\0" * shift + raw)[(0, 2, 3)[shift] : -4] for shift in _ALIGNMENTS]
     return [raw, raw.hex().encode(), *encoded]
-
-
-class NotifySocketRecorder:
-    """Record the messages to a service manager; a context manager."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.messages = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(self.path))
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-
-    def __enter__(self) -> NotifySocketRecorder:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"", str(self.path))
-        self._thread.join(10)
-        self._socket.close()
-
-    def _listen(self) -> None:
-        while message := self._socket.recv(65536):
-            self.messages += message + b"\n"
 
 
 def read_files(directory: Path) -> dict[str, bytes]:

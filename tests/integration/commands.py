@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import IO, Self
 
 from tests.testbed.containerd import Containerd
 
@@ -28,6 +29,38 @@ def assert_one_line(process: subprocess.CompletedProcess[str], status: int, *mes
     assert (process.returncode, process.stdout) == (status, ""), process.stderr
     assert re.fullmatch(r"whalebridge: .*\n", process.stderr), process.stderr
     assert [each for each in message if each not in process.stderr] == []
+
+
+class PipedCommand:
+    """whalebridge with pipes for both outputs; exiting the context kills it."""
+
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [*WHALEBRIDGE, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT | dict(environment or {}),
+        )
+
+    @property
+    def out(self) -> IO[bytes]:
+        assert self.process.stdout
+        return self.process.stdout
+
+    @property
+    def log(self) -> IO[bytes]:
+        assert self.process.stderr
+        return self.process.stderr
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        with self.process:
+            pass
 
 
 class ContainerFactory:

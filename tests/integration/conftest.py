@@ -10,6 +10,7 @@ import pytest
 
 from bridge.containerd import methods
 from tests.integration.commands import ContainerFactory
+from tests.integration.notify_socket import NotifySocket
 from tests.integration.proxy_calls import unique_id
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
@@ -54,3 +55,10 @@ def container(engine: Containerd) -> Iterator[str]:
     yield id_
     engine.ctr("tasks", "delete", "--force", id_)
     engine.ctr("containers", "delete", id_)
+
+
+@pytest.fixture
+def notify_socket(tmp_path: Path) -> Iterator[NotifySocket]:
+    """A socket for messages to systemd."""
+    with NotifySocket(tmp_path) as notify_socket:
+        yield notify_socket

@@ -272,9 +272,7 @@ def test_check_connects_to_nats_without_publishing(engine: Containerd, nats: Nat
 
 
 @one_engine
-def test_check_warns_when_retention_is_shorter_than_snapshot_interval(
-    engine: Containerd, kafka: Kafka, nats: Nats
-) -> None:
+def test_check_warns_when_retention_is_below_snapshot_interval(engine: Containerd, kafka: Kafka, nats: Nats) -> None:
     """The duplicate window of the created stream follows its retention: the server accepts it."""
     name = unique_name()
     kafka.admin.create_topic(name, settings={"retention.ms": "60000"})

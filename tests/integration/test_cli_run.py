@@ -9,38 +9,23 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, PipedCommand
 from tests.integration.engines import one_engine
 
 
-class RunningBridge:
+class RunningBridge(PipedCommand):
     """`whalebridge run` with pipes for both outputs."""
 
     def __init__(self, address: str, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [*WHALEBRIDGE, "run", "--containerd", address, *flags],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=ENVIRONMENT,
-        )
-
-    @property
-    def records(self) -> IO[bytes]:
-        assert self.process.stdout
-        return self.process.stdout
-
-    @property
-    def log(self) -> IO[bytes]:
-        assert self.process.stderr
-        return self.process.stderr
+        super().__init__("run", "--containerd", address, *flags)
 
     def read_until_synced(self) -> None:
         """Read until the first snapshot is complete."""
-        for line in self.records:
+        for line in self.out:
             if json.loads(line)["type"] == "snapshot_completed":
                 return
         raise AssertionError(self.log.read().decode())
@@ -49,15 +34,6 @@ class RunningBridge:
         """Wait for the exit; return the exit status, the remaining records and the log."""
         out, log = self.process.communicate(timeout=seconds)
         return self.process.returncode, [json.loads(line) for line in out.splitlines()], log.decode()
-
-    def __enter__(self) -> RunningBridge:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        with self.process:
-            pass
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
@@ -102,7 +78,7 @@ def test_run_logs_and_waits_when_containerd_is_unavailable(container_factory: Co
 def test_run_exits_1_when_stdout_reader_is_gone(container_factory: ContainerFactory, quiet: bool) -> None:
     with RunningBridge(container_factory.address) as run:
         run.read_until_synced()
-        run.records.close()
+        run.out.close()
         if not quiet:
             container_factory.run()  # something to write
         status = run.process.wait(30)

@@ -16,7 +16,7 @@ from bridge.core.records import Record
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, PipedCommand, assert_one_line
 from tests.integration.consumer_reading import record_data
 from tests.integration.engines import one_engine
 from tests.integration.terminal import Terminal
@@ -37,36 +37,19 @@ def run_tail(
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
-class TailProcess:
+class TailProcess(PipedCommand):
     """A running `whalebridge tail`; `line` waits for its next line."""
 
-    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [*WHALEBRIDGE, "tail", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT | dict(environment or {}),
-        )
-
-    def __enter__(self) -> TailProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        with self.process:
-            pass
+    def __init__(self, *arguments: str) -> None:
+        super().__init__("tail", *arguments)
 
     def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline()
+        return self.out.readline().decode()
 
     def stop(self, signal_number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
         self.process.send_signal(signal_number)
         _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
+        return self.process.returncode, errors.decode()
 
 
 # --- output ---

@@ -25,11 +25,12 @@ from bridge.cli import execute
 from tests.bridge_process import BridgeProcess
 from tests.certificates import Authority
 from tests.eventually import eventually
-from tests.integration.canaries import Canaries, NotifySocketRecorder, read_files
+from tests.integration.canaries import Canaries, read_files
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE
 from tests.integration.engines import one_engine
 from tests.integration.kafka_sinks import KafkaFactory
 from tests.integration.nats_reading import NatsFactory
+from tests.integration.notify_socket import NotifySocket
 from tests.integration.secret_fixtures import SecretBrokers, SecretContainers, start_brokers
 from tests.integration.terminal import Terminal
 from tests.testbed.containerd import Containerd
@@ -77,13 +78,12 @@ class BridgeProgram:
         }
         self.write()
         self.environment = brokers.environment | {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
-        self.notify_socket = directory / "notify"
         self.bridge = BridgeProcess(
             secret_containers.engine.address,
             directory,
             "--config",
             str(self.config),
-            environment={**self.environment, "NOTIFY_SOCKET": str(self.notify_socket)},
+            environment={**self.environment, "NOTIFY_SOCKET": str(directory / "notify")},
         )
 
     def write(self) -> None:
@@ -135,7 +135,7 @@ def test_secrets_appear_only_in_labels_allowed_by_rules(
 ) -> None:
     program, records = BridgeProgram(secret_containers, brokers, tmp_path), tmp_path / "events.jsonl"
     outputs, bridge = program.outputs, program.bridge
-    with NotifySocketRecorder(program.notify_socket) as recorder, bridge:
+    with NotifySocket(tmp_path) as notify_socket, bridge:
         eventually(lambda: b'"snapshot_completed"' in _read(records), within=60)
         secret_containers.create_while_running()
         eventually(
@@ -150,7 +150,7 @@ def test_secrets_appear_only_in_labels_allowed_by_rules(
         bridge.kill()
         outputs |= {f"state/{name}": content for name, content in read_files(program.state).items()}
         _restart_with_text_logs(program)
-    outputs["messages to systemd"] = recorder.messages
+    outputs["messages to systemd"] = notify_socket.received
     for each in brokers.nats:
         each.stop()
     outputs |= brokers.topic_contents() | brokers.stream_contents()

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.bridge_process import BridgeProcess, check_stream
 from tests.eventually import eventually
 from tests.integration.commands import assert_one_line, whalebridge
 from tests.integration.engines import one_engine
 from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
+from tests.integration.notify_socket import NotifySocket
 from tests.integration.test_disk_faults import fill_up, small_disk
-from tests.integration.test_systemd import NotifySocket
 from tests.testbed.containerd import Containerd
-
-
-@pytest.fixture
-def notify_socket(tmp_path: Path) -> Iterator[NotifySocket]:
-    notify_socket = NotifySocket(tmp_path)
-    yield notify_socket
-    notify_socket.close()
 
 
 def subdirectory(parent: Path, name: str) -> Path:

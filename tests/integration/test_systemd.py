@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import grp
 import os
-import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +17,7 @@ import pytest
 from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT, code_blocks
 from tests.integration.engines import one_engine
+from tests.integration.notify_socket import NotifySocket
 from tests.proxy_process import ProxyProcess
 from tests.testbed import systemd
 from tests.testbed.containerd import Containerd
@@ -82,55 +79,6 @@ def test_systemd_unit_is_hardened(unit: Path, analyze: Callable[..., subprocess.
 def test_systemd_unit_has_no_journal_rate_limit() -> None:
     """journald drops lines beyond its limit, which a snapshot of 10,000 containers exceeds."""
     assert "\nLogRateLimitIntervalSec=0\n" in UNIT.read_text()
-
-
-class NotifySocket:
-    """A notify socket like systemd's, read by a thread: the kernel queues only ten messages."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "notify"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(self.path))
-        self._messages: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def close(self) -> None:
-        self._socket.sendto(b"", str(self.path))
-        self._reader.join(30)
-        self._socket.close()
-
-    def wait(self, text: str, seconds: float = 30) -> None:
-        """Read messages until a line starts with ``text``."""
-        lines: list[str] = []
-        deadline = time.monotonic() + seconds
-        while not (lines and lines[-1].startswith(text)):
-            try:
-                lines.append(self._messages.get(timeout=max(deadline - time.monotonic(), 0)))
-            except queue.Empty:
-                raise AssertionError(f"no {text}: {lines}") from None
-
-    def is_silent(self, seconds: float, within: float = 30) -> bool:
-        """Return whether no message arrives for that long, after the messages in flight."""
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
-            try:
-                self._messages.get(timeout=seconds)
-            except queue.Empty:
-                return True
-        return False
-
-    def _read(self) -> None:
-        while message := self._socket.recv(4096):
-            for line in message.decode().splitlines():
-                self._messages.put(line)
-
-
-@pytest.fixture
-def notify_socket(tmp_path: Path) -> Iterator[NotifySocket]:
-    notify_socket = NotifySocket(tmp_path)
-    yield notify_socket
-    notify_socket.close()
 
 
 @one_engine

@@ -37,7 +37,7 @@ async def wait_for_transitions(node: Node, count: int) -> None:
         pytest.param({"/tasks/create"}, "inferred", "inferred", id="only creations"),
     ],
 )
-async def test_both_runs_are_published_when_shim_does_not_send_all_events(
+async def test_both_runs_are_published_when_shim_events_are_missing(
     node: Node, sent: set[str], start: str, end: str
 ) -> None:
     state = node.containerd.state

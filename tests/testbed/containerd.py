@@ -11,14 +11,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 from tests.eventually import eventually
 from tests.testbed import image, sandbox
 from tests.testbed.components import cache_directory
 from tests.testbed.install import search_path
-from tests.testbed.process import pids_with_arguments, run, suspend_process
+from tests.testbed.process import Closing, pids_with_arguments, run, suspend_process
 
 Version = Literal["1.6", "2.4"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
@@ -50,7 +49,7 @@ disabled_plugins = [
 """
 
 
-class Containerd:
+class Containerd(Closing):
     """One containerd of the given version; it runs within the context and is removed with its containers on exit.
 
     Containers of instances that run at the same time need different ids: runc names their cgroups NAMESPACE/ID.
@@ -251,19 +250,6 @@ class Containerd:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(20)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def busybox_path() -> Path:

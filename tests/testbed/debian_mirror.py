@@ -10,17 +10,16 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
 
 from tests.testbed.components import cache_directory
+from tests.testbed.process import Closing
 
 UPSTREAM = "http://deb.debian.org"
 _PATH = re.compile(r"/debian(-security)?(/[\w.+~:-]+)+")
 _IMMUTABLE = re.compile(r"/pool/|/by-hash/")
 
 
-class DebianMirror:
+class DebianMirror(Closing):
     """An HTTP server on 127.0.0.1; `url` is a value for the build argument DEBIAN_MIRROR.
 
     Packages and indices with their hash in the path are fetched once. Everything else, such as InRelease, is fetched
@@ -34,13 +33,12 @@ class DebianMirror:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Serve requests."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

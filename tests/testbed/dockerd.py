@@ -6,18 +6,16 @@ import json
 import random
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.eventually import eventually
 from tests.testbed import image
 from tests.testbed.components import cache_directory
 from tests.testbed.containerd import Containerd, busybox_path
-from tests.testbed.process import run
+from tests.testbed.process import Closing, run
 from tests.testbed.sandbox import LINKS_FILE
 
 
-class Docker:
+class Docker(Closing):
     """Debian's dockerd, with its directories below that of its containerd; it runs within the context.
 
     It has the image `busybox:latest`. Without `ports`, it has no network, and `docker run` needs `--network=host`. With
@@ -69,7 +67,7 @@ class Docker:
         archive.write_bytes(image.layer(busybox_path()))
         self.docker("import", str(archive), "busybox:latest")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Remove all containers, and stop dockerd."""
         if self._process is None:
             return
@@ -88,19 +86,6 @@ class Docker:
         """Run docker; with `check`, a failure raises CommandError with its output."""
         command = ["docker", "--config", str(self.directory), "--host", self.host, *args]
         return run(self.engine.sandboxed_command(*command), env=self.engine.env, timeout=timeout, check=check)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _make_bridge(links_file: Path) -> str:

@@ -7,8 +7,31 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from tests.eventually import eventually
+
+
+class Closing:
+    """A context manager that starts, and closes in any case, also if the start fails."""
+
+    def start(self) -> None:
+        """Start; by default, there is nothing to start."""
+
+    def close(self) -> None:
+        """Stop and remove everything that this instance started or created."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class CommandError(Exception):

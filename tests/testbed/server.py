@@ -12,12 +12,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.eventually import eventually
 from tests.testbed import cleanup
-from tests.testbed.process import suspend_process
+from tests.testbed.process import Closing, suspend_process
 
 HOST = "127.0.0.1"
 # Below the range of ephemeral ports: on loopback, a client that retries a closed port in that range can eventually
@@ -159,7 +157,7 @@ class Server:
             process.wait(30)
 
 
-class Servers:
+class Servers(Closing):
     """The servers of one peer; they run within the context and are removed on exit."""
 
     def __init__(self, workspace: Workspace) -> None:
@@ -201,16 +199,3 @@ class Servers:
             self.kill()
         finally:
             self._workspace.close()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -8,15 +8,16 @@ import socket
 import struct
 import threading
 from collections.abc import Coroutine
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from tests.testbed.process import Closing
 from tests.testbed.server import HOST, free_port
 
 _T = TypeVar("_T")
 _CHUNK = 65536
 
 
-class TcpProxy:
+class TcpProxy(Closing):
     """Forward `port` to a target. Each kind of failure applies to existing and new connections until `restore`.
 
     Data that a failing connection has dropped stays lost.
@@ -87,12 +88,6 @@ class TcpProxy:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _set(
         self,
