@@ -45,16 +45,16 @@ def stream_call(channel: grpc.aio.Channel, method: str) -> grpc.aio.UnaryStreamM
 
 
 async def call_outcome(
-    channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default"
+    channel: grpc.aio.Channel, method: str, *requests: bytes, namespace: str = "default", seconds: float = 20
 ) -> StatusCode:
     """Return the status of a call; with other than one request, the call streams the requests."""
     metadata = ((methods.NAMESPACE_HEADER, namespace),)
     call: grpc.aio.UnaryStreamCall[bytes, bytes] | grpc.aio.StreamStreamCall[bytes, bytes]
     if len(requests) == 1:
-        call = stream_call(channel, method)(*requests, timeout=20, metadata=metadata)
+        call = stream_call(channel, method)(*requests, timeout=seconds, metadata=metadata)
     else:
         streams: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
-        call = streams(iter(requests), timeout=20, metadata=metadata)
+        call = streams(iter(requests), timeout=seconds, metadata=metadata)
     with contextlib.suppress(grpc.aio.AioRpcError):
         async for _ in call:
             pass

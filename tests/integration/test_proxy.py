@@ -123,8 +123,8 @@ class TestDeniedCalls:
         assert all("20" in str(each) for each in denied)
 
     async def test_proxy_denies_call_without_exactly_one_request(self, proxied: grpc.aio.Channel) -> None:
-        assert await call_outcome(proxied, methods.VERSION.path) is not StatusCode.OK
-        assert await call_outcome(proxied, methods.CONTAINER.path, b"", b"") is not StatusCode.OK
+        assert await call_outcome(proxied, methods.VERSION.path, seconds=3) is not StatusCode.OK
+        assert await call_outcome(proxied, methods.CONTAINER.path, b"", b"", seconds=3) is not StatusCode.OK
 
     async def test_proxy_denies_oversized_requests(self, proxy: ProxyProcess, proxied: grpc.aio.Channel) -> None:
         before = proxy.peak_bytes()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ import pytest
 
 from tests.bridge_process import BridgeProcess, RecordDict, check_runs, summary, transitions
 from tests.eventually import eventually
+from tests.integration.delivery import ContainerChurn
 from tests.integration.engines import one_engine
 from tests.integration.line_reader import read_file
 from tests.integration.running import listed_containers, published_containers
@@ -35,8 +34,8 @@ def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
     return engine_factory()
 
 
-def bridge(containerd: Containerd, directory: Path) -> BridgeProcess:
-    return BridgeProcess(containerd.address, directory, "--state-dir", f"{directory}/state")
+def bridge(engine: Containerd, directory: Path, *flags: str) -> BridgeProcess:
+    return BridgeProcess(engine.address, directory, *flags, state_dir=directory / "state")
 
 
 def published_about(records: list[RecordDict], id_: str) -> list[tuple[str, str, int | None]]:
@@ -83,69 +82,30 @@ def test_changes_are_inferred_when_bridge_restarts(containerd: Containerd, tmp_p
     assert records[0]["snapshot"]["since"] is not None
 
 
-class ContainerChurn:
-    """Starts, pauses, kills and restarts containers at random in a thread, until it is stopped."""
-
-    def __init__(self, containerd: Containerd, seed: str) -> None:
-        self._containerd = containerd
-        self._chance = random.Random(seed)  # noqa: S311 (reproducible by its seed)
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="churn", daemon=True)
-        self.actions = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        self._thread.start()
-        try:
-            yield
-        finally:
-            self._stopping.set()
-            self._thread.join(60)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._act(f"churn{self._chance.randrange(6)}-{os.getpid()}")
-            self.actions += 1
-
-    def _act(self, id_: str) -> None:
-        status = self._containerd.tasks().get(id_)
-        if status is None:
-            self._containerd.ctr("container", "rm", id_, check=False)
-            self._containerd.run(id_, "sleep", "86400")
-        elif status == "STOPPED":
-            self._containerd.ctr("task", "rm", id_, check=False)
-            if self._chance.random() < 0.5:
-                self._containerd.ctr("task", "start", "--detach", "--null-io", id_, check=False)
-        elif status == "PAUSED":
-            self._containerd.ctr("task", "resume", id_, check=False)
-        else:
-            command = self._chance.choice([("task", "pause", id_), *2 * [("task", "kill", "--signal", "SIGKILL", id_)]])
-            self._containerd.ctr(*command, check=False)
-
-
-def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Containerd, tmp_path: Path) -> None:
+def test_bridge_agrees_with_containerd_after_kills_under_churn(engine: Containerd, tmp_path: Path) -> None:
     seed = os.environ.get("WHALEBRIDGE_TEST_SEED", "7")
     chance = random.Random(seed)  # noqa: S311 (reproducible by its seed)
-    churn = ContainerChurn(containerd, seed)
-    with churn.running():
+    churn = ContainerChurn(engine, f"churn{os.getpid()}", seed)
+    flags = ("--namespace", churn.namespace)
+    with churn:
         for _ in range(KILLS):
-            with start_bridge_until(
-                containerd, tmp_path, chance.choice(["nothing", "records", "synced", "synced"])
-            ) as killed:
+            until = chance.choice(["nothing", "records", "synced", "synced"])
+            with start_bridge_until(engine, tmp_path, until, *flags) as killed:
                 time.sleep(chance.choice([0, chance.uniform(0, 0.1), chance.uniform(0, 2.0)]))
-                killed.process.send_signal(signal.SIGKILL)
-                killed.process.wait()
-        eventually(lambda: churn.actions > KILLS, "the churn", within=20)
-    with start_bridge_until(containerd, tmp_path, "synced") as last:  # earlier records may already match
+                killed.kill()
+        eventually(lambda: churn.runs.total() > KILLS, "the churn", within=20)
+    with start_bridge_until(engine, tmp_path, "synced", *flags) as last:  # earlier records may already match
         last.wait(
-            lambda records: published_containers(records) == listed_containers(containerd),
+            lambda records: published_containers(records) == listed_containers(engine, churn.namespace),
             "the state of containerd",
             60,
         )
     reader = read_file(last.out)
     assert reader.epoch_count > KILLS // 4
     check_runs(reader.records)
-    assert published_containers(reader.records) == listed_containers(containerd), list(map(summary, reader.records))
+    listed = listed_containers(engine, churn.namespace)
+    assert published_containers(reader.records) == listed, list(map(summary, reader.records))
+    churn.remove_all()
 
 
 @one_engine
@@ -172,9 +132,9 @@ def test_bridge_stops_in_time_without_loss_when_broker_hangs(engine: Containerd,
 
 
 @contextmanager
-def start_bridge_until(containerd: Containerd, directory: Path, until: str) -> Iterator[BridgeProcess]:
+def start_bridge_until(engine: Containerd, directory: Path, until: str, *flags: str) -> Iterator[BridgeProcess]:
     """Start the bridge, and wait for nothing, for records or until it is synced."""
-    process = bridge(containerd, directory)
+    process = bridge(engine, directory, *flags)
     before = measure_progress(process, until)
     with process:
         eventually(lambda: until == "nothing" or measure_progress(process, until) > before, until, within=20)

@@ -178,11 +178,13 @@ def erase_cluster(kafka: Kafka, _: str) -> None:
 def test_snapshot_follows_when_kafka_loses_records(
     engine: Containerd,
     namespace: str,
+    kafka: Kafka,
     kafka_factory: Callable[..., Kafka],
     tmp_path: Path,
     lose: Callable[[Kafka, str], None],
 ) -> None:
-    kafka, topic, ids = kafka_factory(), "events", {"c0", "c1", "c2"}
+    kafka = kafka_factory() if lose is erase_cluster else kafka
+    topic, ids = namespace, {"c0", "c1", "c2"}
 
     def is_complete() -> bool:
         values, in_state_topic = kafka_state(kafka, topic)
