@@ -61,13 +61,8 @@ class BrokerTargets:
         return [each for each in self._kafka.admin.records(self.topic) if not _is_heartbeat(each.value or b"")]
 
     def nats_records(self) -> list[StoredMessage]:
-        """Read the stream with a plain consumer, without heartbeats."""
-
-        async def read() -> list[StoredMessage]:
-            async with StreamReader(self._nats) as reader:
-                return await reader.read_stored(self.stream)
-
-        return [each for each in asyncio.run(read()) if not _is_heartbeat(each.data)]
+        """Read the stream with a plain consumer, without heartbeats; none if the stream does not exist yet."""
+        return read_stream(self._nats, self.stream)
 
     def kafka_values(self) -> list[bytes]:
         """Read the values of the topic; none if the topic does not exist yet."""
@@ -78,10 +73,20 @@ class BrokerTargets:
 
     def nats_values(self) -> list[bytes]:
         """Read the values of the stream; none if the stream does not exist yet."""
-        try:
-            return [message.data for message in self.nats_records()]
-        except NotFoundError:
-            return []
+        return [message.data for message in self.nats_records()]
+
+
+def read_stream(nats: Nats, stream: str) -> list[StoredMessage]:
+    """Read a stream with a plain consumer, without heartbeats; none if the stream does not exist yet."""
+
+    async def read() -> list[StoredMessage]:
+        async with StreamReader(nats) as reader:
+            return await reader.read_stored(stream)
+
+    try:
+        return [each for each in asyncio.run(read()) if not _is_heartbeat(each.data)]
+    except NotFoundError:
+        return []
 
 
 def _is_heartbeat(value: bytes) -> bool:
@@ -172,9 +177,9 @@ class ContainerChurn:
 
     def remove_all(self) -> None:
         """Remove the remaining containers."""
-        for id_ in self._states:
-            self._ctr("tasks", "delete", "--force", id_, check=False)
-            self._ctr("containers", "delete", id_, check=False)
+        if self._states:
+            self._ctr("tasks", "delete", "--force", *self._states, check=False)
+            self._ctr("containers", "delete", *self._states, check=False)
 
     def step(self) -> None:
         """Change the state of one container."""

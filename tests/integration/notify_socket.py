@@ -1,4 +1,4 @@
-"""Receive what a program tells systemd."""
+"""Receive the messages of a program to systemd."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import signal
@@ -12,14 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from nats.js.errors import NotFoundError
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
-from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records, without_heartbeats
+from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records, read_stream
 from tests.integration.engines import one_engine
-from tests.integration.nats_reading import StreamReader
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
@@ -124,16 +121,7 @@ def test_damaged_end_of_file_holds_up_no_sink(
 
 
 def stream_values(nats: Nats, stream: str) -> list[bytes]:
-    """Return the records in a stream, without heartbeats; none if it does not exist yet."""
-
-    async def read() -> list[bytes]:
-        async with StreamReader(nats) as reader:
-            try:
-                return [each.data for each in await reader.read_stored(stream)]
-            except NotFoundError:
-                return []
-
-    return without_heartbeats(asyncio.run(read()))
+    return [each.data for each in read_stream(nats, stream)]
 
 
 @one_engine

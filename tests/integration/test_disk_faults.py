@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import signal
@@ -19,15 +18,14 @@ import pytest
 
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
-from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
 from tests.contract.test_outbox import WIDE_LIMITS, read_all
-from tests.eventually import eventually, eventually_async
+from tests.eventually import eventually
 from tests.integration.engines import one_engine
 from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
-from tests.naming import assert_names, raises_naming
-from tests.outboxes import ignore_lock, open_sqlite_outbox
-from tests.records import RecordFactory, sequences
+from tests.naming import raises_naming
+from tests.outboxes import open_sqlite_outbox
+from tests.records import sequences
 from tests.testbed.containerd import Containerd
 
 SECCOMP_UNAVAILABLE = 77
@@ -68,36 +66,6 @@ def _write_unless_full(file: FileIO, chunk: bytes) -> int:
         if error.errno == errno.ENOSPC:
             return 0
         raise
-
-
-async def test_outbox_waits_without_loss_when_disk_is_full(disk: Path) -> None:
-    recorder = RecordFactory()
-    outbox = await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
-    await outbox.append(recorder.started_records(5))
-    filler = fill_up(disk)
-    appending = asyncio.create_task(outbox.append(recorder.started_records(300, size=500), {"key": b"value"}))
-    await eventually_async(lambda: outbox.last_error)
-    assert_names(outbox.last_error, disk / "state" / "outbox.db", "database or disk is full")
-    assert sequences(list(await outbox.read("s", 1000))) == [1, 2, 3, 4, 5]
-    filler.unlink()
-    await appending
-    assert outbox.last_error is None
-    assert sequences(await read_all(outbox)) == list(range(1, 306))
-    await outbox.close()
-
-
-async def test_outbox_open_waits_until_full_disk_has_space(disk: Path) -> None:
-    (disk / "state").mkdir()
-    filler = fill_up(disk)
-    outbox = SqliteOutbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
-    await eventually_async(lambda: "full" in (outbox.last_error or ""))
-    assert_names(outbox.last_error, disk / "state", "free space")
-    filler.unlink()
-    await opening
-    assert outbox.last_error is None
-    await outbox.append(RecordFactory().started_records(1))
-    await outbox.close()
 
 
 async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:

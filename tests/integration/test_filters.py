@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
 from bridge import app
 from config.settings import load
 from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream, transitions
+from tests.eventually import eventually_async
 from tests.integration.commands import ContainerFactory
 from tests.integration.engines import one_engine, one_engine_factory
+from tests.integration.http_client import LOCAL, HttpClient
 from tests.integration.test_records import MEMORY_LIMIT, OUT_OF_MEMORY, unique_id
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -154,9 +153,7 @@ class BridgeProgram:
         return [msgspec.json.decode(each) for each in dict.fromkeys(lines)]
 
     async def wait(self, predicate: Callable[[list[RecordDict]], object]) -> list[RecordDict]:
-        async with asyncio.timeout(30):
-            while not predicate(self.records()):  # noqa: ASYNC110 (there is no event for a file)
-                await asyncio.sleep(0.02)
+        await eventually_async(lambda: predicate(self.records()))
         return self.records()
 
 
@@ -242,45 +239,18 @@ async def test_sighup_publishes_snapshot_to_changed_sink_path(engine: Containerd
 
 
 @one_engine
-async def test_sighup_changes_nothing_when_new_settings_are_invalid(
-    engine: Containerd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    program = BridgeProgram(tmp_path / "records.jsonl", containerd={"address": engine.address})
-    running = program.run()
-    await program.wait(snapshots)
-    program.flags["log"] = {"level": "loud"}
-    os.kill(os.getpid(), signal.SIGHUP)
-    log = ""
-    async with asyncio.timeout(30):
-        while "settings_reload_failed" not in log:
-            await asyncio.sleep(0.02)
-            log += capsys.readouterr().out
-    assert "log.level" in log
-    os.kill(os.getpid(), signal.SIGTERM)
-    await running
-    assert len(snapshots(program.records())) == 1
-
-
-@one_engine
 def test_bridge_warns_until_a_namespace_matches(
     engine: Containerd, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:
     first, second = (unique_id(engine, stem) for stem in ("first", "second"))
-    state_dir = tmp_path / "state"
-    with BridgeProcess(engine.address, tmp_path, f"--namespace={first},{second}", state_dir=state_dir) as bridge:
+    with BridgeProcess(engine.address, tmp_path, f"--namespace={first},{second}", environment=LOCAL) as bridge:
+        client = HttpClient(bridge)
         bridge.wait_synced()
         (line,) = bridge.wait_logged("no_namespace_matches")
         assert line["level"] == "warning"
         assert line["existing"]
         assert not {first, second} & {*line["existing"]}
-        assert get_control(state_dir, "/readyz")["degraded"]
+        assert client.get("/readyz").document["degraded"]
         ids = {container_factory.run(second), container_factory.run(first)}
         bridge.wait(lambda records: {each["container"]["id"] for each in transitions(records)} == ids, "both starts")
-        assert not get_control(state_dir, "/readyz")["degraded"]
-
-
-def get_control(state_dir: Path, path: str) -> dict[str, Any]:
-    """Return a document of the HTTP endpoint on the control socket."""
-    command = ["curl", "--silent", "--unix-socket", f"{state_dir}/control.sock", f"http://localhost{path}"]
-    document: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
-    return document
+        assert not client.get("/readyz").document["degraded"]

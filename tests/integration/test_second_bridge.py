@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import shutil
@@ -10,15 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from nats.js.errors import NotFoundError
 
 from tests.bridge_process import BridgeProcess, RecordDict
 from tests.documentation import documented_fold
 from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory
+from tests.integration.delivery import read_stream
 from tests.integration.engines import one_engine
 from tests.integration.http_client import LOCAL, HttpClient
-from tests.integration.nats_reading import StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.nats import Nats
 
@@ -41,14 +39,7 @@ class Consumer:
         self._fold = documented_fold()
 
     def records(self) -> list[RecordDict]:
-        async def read() -> list[RecordDict]:
-            async with StreamReader(self._peer) as reader:
-                return [msgspec.json.decode(each.data) for each in await reader.read_stored(self._stream)]
-
-        try:
-            return asyncio.run(read())
-        except NotFoundError:  # the stream is not created yet
-            return []
+        return [msgspec.json.decode(each.data) for each in read_stream(self._peer, self._stream)]
 
     def running(self) -> dict[str, set[str]]:
         """Return the ids of the running containers by host, as docs/events.md computes them."""

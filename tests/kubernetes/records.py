@@ -76,21 +76,3 @@ def transitions(records: Iterable[RecordDict]) -> Counter[tuple[str, str, str]]:
         for each in records
         if each["type"] in ("started", "exited") and pod_of(each)
     )
-
-
-def find_gaps(records: Iterable[RecordDict]) -> list[str]:
-    """Describe missing sequences, and epochs that do not continue the previous one."""
-    gaps = []
-    epochs: dict[int, list[RecordDict]] = {}
-    for each in records:
-        epochs.setdefault(each["epoch"], []).append(each)
-    last = None
-    for epoch in sorted(epochs):
-        sequences = sorted(each["sequence"] for each in epochs[epoch])
-        if sequences != list(range(1, len(sequences) + 1)):
-            gaps.append(f"epoch {epoch}: {sequences}")
-        first = min(epochs[epoch], key=lambda each: int(each["sequence"]))
-        if last is not None and first["snapshot"]["previous"] != last:
-            gaps.append(f"epoch {epoch} follows {first['snapshot']['previous']}, not {last}")
-        last = {"epoch": epoch, "sequence": sequences[-1]}
-    return gaps

@@ -19,8 +19,9 @@ import pytest
 from bridge import __version__
 from tests.bridge_process import running_after
 from tests.eventually import eventually
+from tests.integration.delivery import check_gapless
 from tests.kubernetes.manifests import container, pod
-from tests.kubernetes.records import StreamReader, find_gaps, pod_of, transitions
+from tests.kubernetes.records import StreamReader, pod_of, transitions
 from tests.kubernetes.rendering import CHART
 from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
@@ -172,7 +173,7 @@ def test_pods_are_published_once_when_many_run_concurrently(node: Node, stream_r
         if record["type"] == "exited" and pod_of(record).get("name") in names
     )
     assert set(statuses) <= {5, 137}  # a container that is still starting is killed after 1 s
-    assert not find_gaps(records)
+    check_gapless(records)
 
 
 def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_reader: StreamReader) -> None:
@@ -196,7 +197,7 @@ def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_
         "the exits during the restart",
     )
     assert len({record["epoch"] for record in records}) >= 3
-    assert not find_gaps(records)
+    check_gapless(records)
     counts = transitions(records)
     for name in ("doomed", "meanwhile"):
         assert (counts[name, "main", "started"], counts[name, "main", "exited"]) == (1, 1)
