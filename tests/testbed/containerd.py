@@ -144,26 +144,18 @@ class Containerd(Closing):
         self, *args: str, namespace: str = "default", timeout: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run ctr; with `check`, a failure raises CommandError with its output."""
-        return run(self.ctr_command(*args, namespace=namespace), env=self.env, timeout=timeout, check=check)
+        command = self.sandboxed_command("ctr", "--address", self.address, "--namespace", namespace, *args)
+        return run(command, env=self.env, timeout=timeout, check=check)
 
     def nerdctl(
         self, *args: str, namespace: str = "default", timeout: float = 60, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run nerdctl. `nerdctl run` needs --pull=never and --net=host; compose files need the equivalent."""
-        return run(self.nerdctl_command(*args, namespace=namespace), env=self.env, timeout=timeout, check=check)
-
-    def ctr_command(self, *args: str, namespace: str = "default") -> list[str]:
-        """Return the command line that runs ctr."""
-        return self.sandboxed_command("ctr", "--address", self.address, "--namespace", namespace, *args)
-
-    def nerdctl_command(self, *args: str, namespace: str = "default") -> list[str]:
-        """Return the command line that runs nerdctl, with its directories below ours."""
-        options = [f"--data-root={self.directory}/nerdctl", f"--cni-netconfpath={self.directory}/cni"]
+        options = ["--address", self.address, "--namespace", namespace, "--cgroup-manager=cgroupfs"]
+        options += [f"--data-root={self.directory}/nerdctl", f"--cni-netconfpath={self.directory}/cni"]
         # `compose up` writes the configuration of a default network, which requires the plugins.
         options += [f"--cni-path={cache_directory()}/debian/cni/usr/lib/cni"]
-        return self.sandboxed_command(
-            "nerdctl", "--address", self.address, "--namespace", namespace, "--cgroup-manager=cgroupfs", *options, *args
-        )
+        return run(self.sandboxed_command("nerdctl", *options, *args), env=self.env, timeout=timeout, check=check)
 
     def sandboxed_command(self, *command: str) -> list[str]:
         """Return the command line that runs a program in the sandbox of this containerd (sandbox.py)."""
@@ -189,12 +181,6 @@ class Containerd(Closing):
                 stderr=file,
                 start_new_session=True,
             )
-
-    def popen(self, command: list[str]) -> subprocess.Popen[str]:
-        """Start a command line returned by one of the methods above; stdout and stderr are pipes."""
-        return subprocess.Popen(
-            command, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
 
     def import_image(self, namespace: str = "default") -> None:
         """Import the busybox image into a namespace, which creates the namespace."""
