@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -23,41 +23,21 @@ from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
-from bridge.core.ports import Clock
 from bridge.outbox import database, database_worker, schema
-from bridge.outbox.creation_time import creation_time
+from bridge.outbox.chunks import WriteBatch
 from bridge.outbox.database import Database
-from bridge.outbox.database_types import WriteBatch
-from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.outbox import StoredOutbox
+from bridge.outbox.state_directory import creation_time
 from tests.clocks import ManualClock
-from tests.contract.test_outbox import (
-    TIGHT_LIMITS,
-    WIDE_LIMITS,
-    append_in_batches,
-    covered_sequences,
-    loss_range,
-    read_all,
-)
+from tests.contract.test_outbox import append_in_batches, covered_sequences, loss_range, read_all
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.naming import assert_names, raises_naming
-from tests.outboxes import ignore_lock, open_sqlite_outbox
+from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, open_outbox, start_outbox
 from tests.records import RecordFactory, sequences
 
 DAY = 24 * 3600
 PAGE_SIZE = 4096
-
-
-@asynccontextmanager
-async def open_outbox(
-    path: Path, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
-) -> AsyncIterator[SqliteOutbox]:
-    outbox = await open_sqlite_outbox(path, sinks or ["s"], clock or SystemClock(), limits)
-    try:
-        yield outbox
-    finally:
-        await outbox.close()
 
 
 @pytest.fixture
@@ -102,7 +82,7 @@ def test_creation_time_is_unknown_without_file(tmp_path: Path) -> None:
     assert creation_time(tmp_path / "missing") is None
 
 
-async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
+async def test_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
     factory = RecordFactory()
     async with open_outbox(path) as outbox:
         await outbox.append(factory.started_records(5), {"a": b"1", "b": b"2"})
@@ -142,7 +122,7 @@ async def test_oldest_age_is_not_negative_after_restart(path: Path) -> None:
         assert outbox.lag("s").oldest_age == 20
 
 
-async def test_sqlite_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
+async def test_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
     changes: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
     async with open_outbox(path) as outbox:
         await outbox.append([], changes)
@@ -288,7 +268,7 @@ async def test_empty_state_directory_becomes_private(path: Path) -> None:
 
 async def test_state_directory_is_locked_against_second_process(path: Path, golden: Golden) -> None:
     async with open_outbox(path):
-        second = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        second = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
         locked: list[Path] = []
         opening = asyncio.create_task(second.open(record_call(locked)))
         await wait_for_error(second, f"(process {os.getpid()})")
@@ -306,7 +286,7 @@ def record_call(paths: list[Path]) -> Callable[[Path], Awaitable[None]]:
     return on_locked
 
 
-async def wait_for_error(outbox: SqliteOutbox, text: str) -> None:
+async def wait_for_error(outbox: StoredOutbox, text: str) -> None:
     await eventually_async(lambda: text in (outbox.last_error or ""), f"the error {text!r}")
 
 
@@ -314,12 +294,11 @@ WRITER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
 from bridge.clock import SystemClock
-from tests.contract.test_outbox import WIDE_LIMITS
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import start_outbox
 from tests.records import RecordFactory
 
 async def main():
-    outbox = await open_sqlite_outbox(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(Path(sys.argv[1]), ["s"], SystemClock())
     factory = RecordFactory()
     while True:
         records = factory.started_records(3)
@@ -340,14 +319,12 @@ def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_sqlite_outbox_keeps_appends_and_frees_lock_when_killed(
-    path: Path, writer: subprocess.Popen[str]
-) -> None:
+async def test_outbox_keeps_appends_and_frees_lock_when_killed(path: Path, writer: subprocess.Popen[str]) -> None:
     assert writer.stdout is not None
     for _ in range(50):
         written = int(writer.stdout.readline())
-    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
+    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open())
     await wait_for_error(outbox, f"(process {writer.pid})")
     writer.send_signal(signal.SIGKILL)
     writer.wait()
@@ -364,7 +341,7 @@ async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, 
     path.mkdir()
     (path / "letter.txt").write_text("text")
     with golden.error("outbox_errors", "foreign files", StateError, path, STATE_DIR=path):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path, ["s"], SystemClock())
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
@@ -373,7 +350,7 @@ async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golde
     with golden.error(
         "outbox_errors", "not a directory", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path
     ):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path, ["s"], SystemClock())
 
 
 async def test_database_of_another_program_is_left_unchanged(path: Path, golden: Golden) -> None:
@@ -382,7 +359,7 @@ async def test_database_of_another_program_is_left_unchanged(path: Path, golden:
         other.execute("CREATE TABLE recipes (name)")
     other.close()
     with golden.error("outbox_errors", "another program's database", StateError, path / "outbox.db", STATE_DIR=path):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path, ["s"], SystemClock())
     with sqlite3.connect(path / "outbox.db") as other:
         assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
     other.close()
@@ -394,10 +371,10 @@ async def test_database_of_another_program_is_left_unchanged(path: Path, golden:
 async def test_outbox_open_waits_until_disk_has_space(path: Path, disk: type[FailingDatabase], golden: Golden) -> None:
     disk.error_at_open = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     clock, waits = ManualClock(), []
-    outbox = SqliteOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1))
+    outbox = StoredOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1))
     golden.entry("outbox_errors", "not open yet", str(outbox.last_error), STATE_DIR=path)
     with capture_logs() as logs:
-        opening = asyncio.create_task(outbox.open(ignore_lock))
+        opening = asyncio.create_task(outbox.open())
         for _ in range(3):
             await eventually_async(lambda: clock.sleeper_count)
             assert_names(outbox.last_error, path / "outbox.db", "database or disk is full", "free space")
@@ -417,7 +394,7 @@ async def test_outbox_open_fails_when_permissions_are_missing(
 ) -> None:
     disk.error_at_open = io_error(code, "attempt to write a readonly database")
     with raises_naming(StateError, path / "outbox.db", "permissions"):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path, ["s"], SystemClock())
 
 
 async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,8 +405,8 @@ async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypat
         return proceed.wait(60)
 
     monkeypatch.setattr(Database, "check_integrity", check_slowly)
-    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
+    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open())
     await eventually_async(checking.is_set)
     assert_names(outbox.last_error, path / "outbox.db")
     opening.cancel()
@@ -452,7 +429,7 @@ async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, 
     newer.close()
     before = (path / "outbox.db").read_bytes()
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path, ["s"], SystemClock())
     assert (path / "outbox.db").read_bytes() == before
 
 
@@ -560,8 +537,8 @@ async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, 
         await outbox.append([], {"key": b"value"})
     fill_with_garbage(path / "outbox.db")
     disk.error_at_reset = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
+    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open())
     await wait_for_error(outbox, "database or disk is full")
     disk.error_at_reset = None
     await opening
@@ -609,7 +586,7 @@ async def test_removed_database_file_is_detected(path: Path, golden: Golden) -> 
             await outbox.append([])
 
 
-async def test_sqlite_outbox_raises_for_all_callers_when_writer_fails(path: Path, disk: type[FailingDatabase]) -> None:
+async def test_outbox_raises_for_all_callers_when_writer_fails(path: Path, disk: type[FailingDatabase]) -> None:
     async with open_outbox(path) as outbox:
         disk.error_before_write = sqlite3.ProgrammingError("a bug")
         with pytest.raises(sqlite3.ProgrammingError):
@@ -711,9 +688,9 @@ async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingD
     assert len({key for batch in disk.batches for key in batch.checkpoint}) == 20
 
 
-async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
+async def test_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
     factory = RecordFactory()
-    outbox = await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(path, ["s"], SystemClock())
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     appending = asyncio.create_task(outbox.append(factory.started_records(1)))
     await eventually_async(lambda: outbox.last_error)
