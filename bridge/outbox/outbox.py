@@ -103,7 +103,8 @@ class StoredOutbox:
         removed = {
             name: SinkQueue(
                 stored.cursor,
-                stored.offset,
+                # The stored one can be inexact after a migration, and on a disk that ignores fsync.
+                stored.offset if stored.cursor < state.end else state.end_offset,
                 losses=stored.losses,
                 oldest_since=uptime_origin + stored.oldest_uptime * SECOND,
             )

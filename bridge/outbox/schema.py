@@ -43,15 +43,16 @@ CREATE TABLE state (
 ) WITHOUT ROWID;
 """
 
-# Offsets, see sink_queue.py: of each cursor, and of the end, so that opening the file needs no sum over all chunks.
-# The origin does not matter: a backlog gets the size that format 1 would give it.
+# Offsets, see sink_queue.py: of each cursor and of the end, so that opening the file needs no sum over all chunks. Of a
+# chunk that is acknowledged or rejected in part, all records count as backlog.
 _FORMAT_2 = """
 ALTER TABLE sinks ADD COLUMN offset INTEGER NOT NULL DEFAULT 0;
-INSERT INTO state SELECT 'end_offset', coalesce(sum(length(documents)), 0) FROM chunks;
-UPDATE sinks SET offset = (SELECT value FROM state WHERE name = 'end_offset') - max(
-    (SELECT coalesce(sum(size), 0) FROM losses WHERE sink = name),
-    (SELECT coalesce(sum(length(documents)), 0) FROM chunks WHERE position + record_count > cursor)
-);
+INSERT INTO state SELECT 'end_offset', coalesce(sum(length(documents) - record_count + 1), 0) FROM chunks;
+UPDATE sinks SET offset = (SELECT value FROM state WHERE name = 'end_offset')
+    - (SELECT coalesce(sum(size), 0) FROM losses WHERE sink = name)
+    - (SELECT coalesce(sum(length(documents) - record_count + 1), 0) FROM chunks
+        WHERE position + record_count > cursor AND NOT EXISTS (SELECT * FROM losses
+            WHERE sink = name AND first_position <= position AND end_position >= position + record_count));
 """
 
 MIGRATIONS = (_FORMAT_1, _FORMAT_2)

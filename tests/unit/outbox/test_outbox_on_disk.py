@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -120,6 +121,44 @@ async def test_oldest_age_is_not_negative_after_restart(path: Path) -> None:
         assert outbox.lag("s").oldest_age == 0
         clock.advance(50)
         assert outbox.lag("s").oldest_age == 20
+
+
+async def test_backlog_size_is_exact_after_restart(path: Path) -> None:
+    """Also for a chunk that is acknowledged in part, and for dropped records that are deleted."""
+    factory, sizes = RecordFactory(), []
+    async with open_outbox(path, "s", "dropping", limits=TIGHT_LIMITS) as outbox:
+        await append_in_batches(outbox, factory.started_records(150, size=100), at_once=20)
+        await outbox.acknowledge("s", await outbox.read("s", 75))
+        batch = await outbox.read("s", 5)
+        await outbox.reject("s", {(batch[3].epoch, batch[3].sequence)}, "too large")
+        sizes.append((outbox.lag("s").size, outbox.lag("dropping").size))
+    async with open_outbox(path, "s", "dropping", limits=TIGHT_LIMITS) as outbox:
+        sizes.append((outbox.lag("s").size, outbox.lag("dropping").size))
+        for sink in ("s", "dropping"):
+            stored = [record for record in await outbox.read(sink, 1000) if record.type != "lost"]
+            assert outbox.lag(sink).size == sum(len(record.data) for record in stored)
+            await read_all(outbox, sink)
+            assert outbox.lag(sink).size == 0
+    assert sizes[0] == sizes[1]
+
+
+async def test_opening_reads_little_of_a_large_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "check_integrity", lambda *_: True)  # reads all of the file, within a time limit
+    factory = RecordFactory()
+    async with open_outbox(path, "s", "other") as outbox:
+        await outbox.append(factory.started_records(6000, size=1500)[::2])  # one chunk for each
+        await outbox.acknowledge("s", await outbox.read("s", 300))
+    before = bytes_read()
+    async with open_outbox(path, "s", "other") as outbox:
+        read = bytes_read() - before
+        assert (outbox.depth("s"), outbox.depth("other")) == (2700, 3000)
+    assert directory_size(path) > 6_000_000
+    assert read < 500_000
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read from files, from the page cache or the disk."""
+    return int(re.findall(r"rchar: (\d+)", Path("/proc/self/io").read_text())[0])
 
 
 async def test_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
@@ -431,6 +470,27 @@ async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, 
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
         await start_outbox(path, ["s"], SystemClock())
     assert (path / "outbox.db").read_bytes() == before
+
+
+async def test_database_of_format_1_is_migrated(path: Path) -> None:
+    """In the file, sink `s` has acknowledged 11 of 13 records and rejected the last; `slow` has lost the first 6."""
+    path.mkdir()
+    with closing(sqlite3.connect(path / "outbox.db")) as old:
+        old.executescript(Path(__file__).with_name("format_1.sql").read_text())
+    factory = RecordFactory()
+    records = factory.started_records(13, size=40)
+    async with open_outbox(path, "s", "slow") as outbox:
+        assert dict(outbox.load_checkpoint().values) == {"key": b"value"}
+        assert (outbox.depth("s"), outbox.depth("slow")) == (2, 8)
+        assert outbox.lag("slow").size == sum(len(record.data) for record in records[6:])
+        kept, lost = await outbox.read("s", 10)
+        assert (kept, loss_range(lost)[1:]) == (records[11], (13, 13, "rejected"))
+        await outbox.append(factory.started_records(1))
+        lost, *kept_records = await read_all(outbox, "slow")
+        assert (kept_records[:-1], loss_range(lost)[1:]) == (records[6:], (1, 6, "overflow"))
+        assert (await read_all(outbox))[-1] == kept_records[-1]
+    async with open_outbox(path, "s", "slow") as outbox:
+        assert (outbox.lag("s").size, outbox.lag("slow").size) == (0, 0)
 
 
 def test_schema_migration_is_stepwise_and_atomic() -> None:
