@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,10 +16,10 @@ TIGHT_LIMITS = Limits(max_records=100, max_bytes=1 << 30, max_age=3600)
 
 
 async def start_outbox(
-    path: Path | None, sinks: Iterable[str], clock: Clock, limits: Limits = WIDE_LIMITS
+    path: Path | None, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
 ) -> StoredOutbox:
-    """Create an outbox in a directory, or in memory, and open it; if that fails, close it."""
-    outbox = StoredOutbox(path, sinks, clock, limits)
+    """Open an outbox in a directory, or in memory; if that fails, close it. Its only sink is "s" by default."""
+    outbox = StoredOutbox(path, sinks or ["s"], clock or SystemClock(), limits)
     try:
         await outbox.open()
     except BaseException:
@@ -32,8 +32,8 @@ async def start_outbox(
 async def open_outbox(
     path: Path | None, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
 ) -> AsyncIterator[StoredOutbox]:
-    """Have an outbox open during the context; its only sink is "s" by default."""
-    outbox = await start_outbox(path, sinks or ["s"], clock or SystemClock(), limits)
+    """Have an outbox open during the context."""
+    outbox = await start_outbox(path, *sinks, clock=clock, limits=limits)
     try:
         yield outbox
     finally:

@@ -39,7 +39,7 @@ class Chunk(NamedTuple):
 
 
 class ChunkHeader(NamedTuple):
-    """A chunk without its documents; ``size`` is their size in bytes."""
+    """Consecutive records of one epoch, as in a chunk; ``size`` is the bytes of their documents."""
 
     position: int
     record_count: int

@@ -287,9 +287,9 @@ class Database(ChunkReader):
     def headers(self, first: int) -> Iterator[ChunkHeader]:
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         rows = self._execute(
-            "SELECT position, record_count, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
-            "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + record_count > ? "
-            "ORDER BY position",
+            "SELECT position, record_count, epoch, sequence, uptime, length(documents) - record_count + 1 FROM chunks "
+            "WHERE position >= (SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) "
+            "AND position + record_count > ? ORDER BY position",
             (first, first),
         )
         return (ChunkHeader(*row) for row in rows)

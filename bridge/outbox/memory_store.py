@@ -71,8 +71,9 @@ class MemoryStore(ChunkReader):
 
     def headers(self, first: int) -> Iterator[ChunkHeader]:
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
-        start = bisect_right(self._chunks, first, key=_end)
-        return (ChunkHeader(*chunk[:-1], len(chunk.documents)) for chunk in self._chunks[start:])
+        for index in range(bisect_right(self._chunks, first, key=_end), len(self._chunks)):
+            chunk = self._chunks[index]
+            yield ChunkHeader(*chunk[:-1], size=len(chunk.documents) - chunk.record_count + 1)  # without line feeds
 
     def chunks(self, first: int, end: int) -> Iterator[Chunk]:
         """Iterate over the chunks with records from position ``first`` to before ``end``."""

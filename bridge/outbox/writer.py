@@ -7,11 +7,10 @@ sinks that keep up cause no disk reads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
-from msgspec import Struct
 
 from bridge.core.ports import Clock
 from bridge.core.record_encoder import lost_record
@@ -263,7 +262,7 @@ class Writer:
     async def _drop(self, sink: str, queue: SinkQueue, records: int, size: int) -> None:
         """Replace a queue's oldest records that are not in flight by loss records."""
         async with queue.selection_lock:
-            plan = _DropPlan(queue.first_droppable, records, size, self.uptime - self._limits.max_age)
+            start, written_before = queue.first_droppable, self.uptime - self._limits.max_age
             released_by_others = released_by_all(
                 other for other in [*self._queues.values(), *self._removed.values()] if other is not queue
             )
@@ -272,7 +271,8 @@ class Writer:
 
             def job(store: Store) -> list[LossRange]:
                 if not built:  # only once: a retry can write the losses again, but no longer read deleted records
-                    built.append(_build_losses(store, plan, queue.open_loss, now))
+                    headers = _headers_to_drop(store, start, records, size, written_before)
+                    built.append(_build_losses(store, queue, headers, now))
                 losses = built[0]
                 if losses:
                     ranges = [PositionRange(loss.first, loss.end) for loss in losses]
@@ -294,82 +294,47 @@ class Writer:
 # --- selection of the records to drop ---
 
 
-class _DropPlan(Struct, frozen=True):
-    """Selection of records to drop, from position ``start`` on.
+def _headers_to_drop(store: Store, start: int, records: int, size: int, written_before: int) -> Iterator[ChunkHeader]:
+    """Iterate over the oldest chunks from position ``start`` on; the first one without its records before ``start``.
 
-    At least ``records`` records and ``size`` bytes are dropped, and all records written before ``written_before``
-    (uptime). Only whole chunks are dropped, so the result may be a little more.
+    They have at least ``records`` records and ``size`` bytes, and all records written before ``written_before``
+    (uptime). Only whole chunks are dropped, so they may have a little more.
     """
-
-    start: int
-    records: int
-    size: int
-    written_before: int
-
-
-def _build_losses(
-    store: Store, plan: _DropPlan, find_open_loss: Callable[[int, int], LossRange | None], now: int
-) -> list[LossRange]:
-    """Build the losses for a plan, in order, one per epoch.
-
-    ``find_open_loss`` returns the loss that a first record with this epoch and sequence extends.
-    """
-    runs = [_DroppedRun(plan.start, header) for header in _split_by_epoch(list(_headers_to_drop(store, plan)))]
-    if not runs:
-        return []
-    first = runs[0].headers[0]
-    runs[0].exclude(store.record_sizes(first)[: max(0, plan.start - first.position)])
-    losses = [run.build_loss(store, now) for run in runs]
-    known = find_open_loss(losses[0].record.epoch, losses[0].sequence)
-    if known is not None:
-        losses[0] = runs[0].build_loss(store, now, known)
-    return losses
-
-
-def _headers_to_drop(store: Store, plan: _DropPlan) -> Iterator[ChunkHeader]:
-    records = size = 0
-    for header in store.headers(plan.start):
-        if records >= plan.records and size >= plan.size and header.uptime >= plan.written_before:
+    for header in store.headers(start):
+        if records <= 0 and size <= 0 and header.uptime >= written_before:
             return
-        records += header.position + header.record_count - max(header.position, plan.start)
-        size += header.size
-        yield header
+        dropped = header
+        if (kept := start - header.position) > 0:
+            dropped = ChunkHeader(
+                start,
+                header.record_count - kept,
+                header.epoch,
+                header.sequence + kept,
+                header.uptime,
+                header.size - sum(store.record_sizes(header)[:kept]),
+            )
+        records -= dropped.record_count
+        size -= dropped.size
+        yield dropped
 
 
-def _split_by_epoch(headers: list[ChunkHeader]) -> Iterator[list[ChunkHeader]]:
-    """Split chunks where a new epoch begins."""
-    run: list[ChunkHeader] = []
+def _build_losses(store: Store, queue: SinkQueue, headers: Iterable[ChunkHeader], now: int) -> list[LossRange]:
+    """Build the losses for dropped chunks, in order, one per epoch; the first may extend a loss of the queue."""
+    runs: list[ChunkHeader] = []
     for header in headers:
-        if run and (header.epoch, header.sequence) != (run[-1].epoch, run[-1].sequence + run[-1].record_count):
-            yield run
-            run = []
-        run.append(header)
-    if run:
-        yield run
-
-
-class _DroppedRun:
-    """Chunks of one epoch to drop; records before ``start`` in the first chunk are excluded."""
-
-    def __init__(self, start: int, headers: list[ChunkHeader]) -> None:
-        self.headers = headers
-        first = headers[0]
-        self._first_position = max(first.position, start)
-        self._first_sequence = first.sequence + self._first_position - first.position
-        self.size = sum(header.size - header.record_count + 1 for header in headers)  # without line feeds
-
-    def exclude(self, sizes: list[int]) -> None:
-        """Exclude records of these sizes from the dropped bytes."""
-        self.size -= sum(sizes)
-
-    def build_loss(self, store: Store, now: int, open_loss: LossRange | None = None) -> LossRange:
-        last = self.headers[-1]
-        end = last.position + last.record_count
-        record = store.read(end - 1, end, 1, 0)[0]
-        first, sequence, size = self._first_position, self._first_sequence, self.size
-        if open_loss is not None:
-            first, sequence, size = open_loss.first, open_loss.sequence, open_loss.size + size
-        return LossRange(first, end, sequence, size, "overflow", lost_record(record, sequence, "overflow", now))
+        if not runs and (loss := queue.open_loss(header.epoch, header.sequence)) is not None:
+            runs = [ChunkHeader(loss.first, loss.end - loss.first, header.epoch, loss.sequence, 0, loss.size)]
+        last = runs[-1] if runs else None
+        if last is not None and (header.epoch, header.sequence) == (last.epoch, last.sequence + last.record_count):
+            runs[-1] = last._replace(record_count=last.record_count + header.record_count, size=last.size + header.size)
+        else:
+            runs.append(header)
+    losses = []
+    for run in runs:
+        end = run.position + run.record_count
+        lost = lost_record(store.read(end - 1, end, 1, 0)[0], run.sequence, "overflow", now)
+        losses.append(LossRange(run.position, end, run.sequence, run.size, "overflow", lost))
+    return losses
 
 
 def _size(records: Iterable[Record]) -> int:

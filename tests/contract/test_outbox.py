@@ -34,7 +34,7 @@ async def make_outbox(
 
         async def make_outbox(*sinks: str, limits: Limits = WIDE_LIMITS) -> Outbox:
             path = tmp_path / "state" if request.param == "disk" else None
-            outbox = await start_outbox(path, sinks or ["s"], clock, limits)
+            outbox = await start_outbox(path, *sinks, clock=clock, limits=limits)
             stack.push_async_callback(outbox.close)
             return outbox
 

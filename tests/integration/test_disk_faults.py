@@ -70,7 +70,7 @@ def _write_unless_full(file: FileIO, chunk: bytes) -> int:
 
 async def test_outbox_waits_without_loss_when_disk_is_full(disk: Path) -> None:
     recorder = RecordFactory()
-    outbox = await start_outbox(disk / "state", ["s"], SystemClock())
+    outbox = await start_outbox(disk / "state")
     await outbox.append(recorder.started_records(5))
     filler = fill_up(disk)
     appending = asyncio.create_task(outbox.append(recorder.started_records(300, size=500), {"key": b"value"}))
@@ -99,11 +99,11 @@ async def test_outbox_open_waits_until_full_disk_has_space(disk: Path) -> None:
 
 
 async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
-    outbox = await start_outbox(disk / "state", ["s"], SystemClock())
+    outbox = await start_outbox(disk / "state")
     await outbox.close()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with raises_naming(StateError, disk / "state", "Read-only file system"):
-        await start_outbox(disk / "state", ["s"], SystemClock())
+        await start_outbox(disk / "state")
 
 
 # A seccomp filter that makes fsync and fdatasync fail with EIO in this thread and the threads that it starts later.
@@ -127,7 +127,7 @@ def fail_fsync():
         sys.exit(77)
 
 async def main():
-    outbox = await start_outbox(Path(sys.argv[1]), ["s"], SystemClock())
+    outbox = await start_outbox(Path(sys.argv[1]))
     await outbox.append(RecordFactory().started_records(3))
     await outbox._worker._worker.run(fail_fsync)  # in the thread that writes
     appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
@@ -150,7 +150,7 @@ async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) 
         pytest.skip("seccomp filters are not available")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"False 3 {state}/outbox.db: disk I/O error"), done.stderr
-    outbox = await start_outbox(state, ["s"], SystemClock())
+    outbox = await start_outbox(state)
     records = await read_all(outbox)
     assert sequences(records) in ([1, 2, 3], list(range(1, 10))), (
         "the unacknowledged batch is stored completely or not at all"

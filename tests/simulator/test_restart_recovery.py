@@ -63,7 +63,7 @@ class Node:
     ) -> AsyncIterator[None]:
         """Run a bridge during the context, which begins when the first snapshot is published."""
         clock, before = ShiftedClock(offset), len(self.records)
-        outbox = await start_outbox(self.state_dir, ["reader"], clock)
+        outbox = await start_outbox(self.state_dir, "reader", clock=clock)
         client = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
         settings = WatchSettings(
             host=host,

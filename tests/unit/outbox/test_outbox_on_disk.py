@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -191,9 +192,7 @@ async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path
         await outbox.append(factory.started_records(5))
         batch = await outbox.read("s", 5)
         await outbox.reject("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
-    with closing(sqlite3.connect(path / "outbox.db")) as database, database:
-        database.execute("DELETE FROM chunks")
-        database.execute("UPDATE sinks SET cursor = 4")
+    execute(path, "DELETE FROM chunks", "UPDATE sinks SET cursor = 4")
     async with open_outbox(path) as outbox:
         (lost,) = await outbox.read("s", 10)
         assert loss_range(lost)[1:3] == (5, 5)
@@ -232,6 +231,12 @@ async def test_disk_space_of_backlog_is_released_after_delivery(path: Path, monk
         assert directory_size(path) > 50_000_000
         await read_all(outbox)
         await eventually_async(lambda: directory_size(path) < 30_000_000)
+
+
+def execute(path: Path, *statements: str) -> list[Any]:
+    """Execute SQL statements, as another program could; return the result of the last one."""
+    with closing(sqlite3.connect(path / "outbox.db")) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]
 
 
 def directory_size(path: Path) -> int:
@@ -332,12 +337,11 @@ async def wait_for_error(outbox: StoredOutbox, text: str) -> None:
 WRITER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from bridge.clock import SystemClock
 from tests.outboxes import start_outbox
 from tests.records import RecordFactory
 
 async def main():
-    outbox = await start_outbox(Path(sys.argv[1]), ["s"], SystemClock())
+    outbox = await start_outbox(Path(sys.argv[1]))
     factory = RecordFactory()
     while True:
         records = factory.started_records(3)
@@ -380,7 +384,7 @@ async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, 
     path.mkdir()
     (path / "letter.txt").write_text("text")
     with golden.error("outbox_errors", "foreign files", StateError, path, STATE_DIR=path):
-        await start_outbox(path, ["s"], SystemClock())
+        await start_outbox(path)
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
@@ -389,19 +393,15 @@ async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golde
     with golden.error(
         "outbox_errors", "not a directory", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path
     ):
-        await start_outbox(path, ["s"], SystemClock())
+        await start_outbox(path)
 
 
 async def test_database_of_another_program_is_left_unchanged(path: Path, golden: Golden) -> None:
     path.mkdir()
-    with sqlite3.connect(path / "outbox.db") as other:
-        other.execute("CREATE TABLE recipes (name)")
-    other.close()
+    execute(path, "CREATE TABLE recipes (name)")
     with golden.error("outbox_errors", "another program's database", StateError, path / "outbox.db", STATE_DIR=path):
-        await start_outbox(path, ["s"], SystemClock())
-    with sqlite3.connect(path / "outbox.db") as other:
-        assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
-    other.close()
+        await start_outbox(path)
+    assert execute(path, "SELECT name FROM sqlite_schema") == [("recipes",)]
 
 
 # --- opening ---
@@ -433,7 +433,7 @@ async def test_outbox_open_fails_when_permissions_are_missing(
 ) -> None:
     disk.error_at_open = io_error(code, "attempt to write a readonly database")
     with raises_naming(StateError, path / "outbox.db", "permissions"):
-        await start_outbox(path, ["s"], SystemClock())
+        await start_outbox(path)
 
 
 async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -463,12 +463,10 @@ async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypat
 async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, golden: Golden) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(3))
-    with sqlite3.connect(path / "outbox.db") as newer:
-        newer.execute("PRAGMA user_version = 99")
-    newer.close()
+    execute(path, "PRAGMA user_version = 99")
     before = (path / "outbox.db").read_bytes()
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
-        await start_outbox(path, ["s"], SystemClock())
+        await start_outbox(path)
     assert (path / "outbox.db").read_bytes() == before
 
 
@@ -526,9 +524,7 @@ def overwrite(database: Path) -> None:
 
 def insert_invalid_loss(database: Path) -> None:
     """Insert a loss that is valid for SQLite, but not for the outbox."""
-    with sqlite3.connect(database) as connection:
-        connection.execute("INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
-    connection.close()
+    execute(database.parent, "INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
 
 
 @pytest.mark.parametrize("corrupt", [fill_with_garbage, truncate, overwrite, insert_invalid_loss])
@@ -569,8 +565,7 @@ async def test_corruption_after_incomplete_check_is_found_by_reading(
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(2000, size=5000))
     break_overflow_chain(path / "outbox.db")
-    with closing(sqlite3.connect(path / "outbox.db")) as database:
-        assert database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
+    assert execute(path, "PRAGMA quick_check(1)") != [("ok",)]
     monkeypatch.setattr(Database, "check_integrity", lambda *_: False)
     with capture_logs() as logs:
         async with open_outbox(path) as outbox:
@@ -610,12 +605,7 @@ async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, 
 async def test_corruption_while_running_fails_and_resets_next_start(path: Path, golden: Golden) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(5), {"key": b"value"})
-        with sqlite3.connect(path / "outbox.db") as connection:
-            pass
-        connection.close()
-    with sqlite3.connect(path / "outbox.db") as connection:
-        connection.execute("UPDATE chunks SET documents = x'7b7d'")
-    connection.close()
+    execute(path, "UPDATE chunks SET documents = x'7b7d'")
     async with open_outbox(path) as outbox:
         with pytest.raises(StateError) as caught:
             await outbox.read("s", 10)
@@ -750,7 +740,7 @@ async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingD
 
 async def test_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
     factory = RecordFactory()
-    outbox = await start_outbox(path, ["s"], SystemClock())
+    outbox = await start_outbox(path)
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     appending = asyncio.create_task(outbox.append(factory.started_records(1)))
     await eventually_async(lambda: outbox.last_error)

@@ -131,7 +131,7 @@ class OutboxMachine(RuleBasedStateMachine):
 class MemoryOutboxMachine(OutboxMachine):
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(start_outbox(None, SINKS, self.clock, LIMITS))
+        self.outbox = self.runner.run(start_outbox(None, *SINKS, clock=self.clock, limits=LIMITS))
 
 
 class DiskOutboxMachine(OutboxMachine):
@@ -148,7 +148,7 @@ class DiskOutboxMachine(OutboxMachine):
 
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(start_outbox(self.path, SINKS, self.clock, LIMITS))
+        self.outbox = self.runner.run(start_outbox(self.path, *SINKS, clock=self.clock, limits=LIMITS))
 
     @property
     def path(self) -> Path:
