@@ -26,9 +26,8 @@ from bridge.core.errors import FatalError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.label_rules import LabelRules
 from bridge.http_endpoint import http_endpoint
-from bridge.outbox.in_memory import MemoryOutbox
-from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.outbox import StoredOutbox
+from bridge.outbox.sink_queue import Limits
 from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
 from bridge.signal_handlers import completes_before_shutdown, install_handlers
@@ -40,7 +39,8 @@ from bridge.telemetry.systemd import SystemdNotifier
 from bridge.watch import ContainerWatch, WatchSettings
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Clock, Outbox, Sink
+    from bridge.core.ports import Outbox, Sink
+    from config.setting_groups import OutboxSettings
     from config.settings import Settings
 
 T = TypeVar("T")
@@ -70,16 +70,17 @@ async def run(
         sink_instances = sinks.factory.create_sinks(settings.sinks, settings.snapshot.interval)
     client_settings = watch_settings(settings)
     service_manager = SystemdNotifier(os.environ, clock)
-    outbox = _create_outbox(
-        settings,
+    outbox = StoredOutbox(
+        Path(settings.state_dir) if settings.state_dir else None,
+        settings.sinks,
         clock,
-        on_loss=lambda: watch.request_snapshot("overflow"),
+        _limits(settings.outbox, settings.state_dir),
         on_wait=service_manager.started,  # so that a boot does not wait for disk space
     )
     client = _create_client(settings, client_settings)
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
-    sink_manager = SinkManager(outbox, clock, heartbeat_factory, lambda: watch.request_snapshot("on_demand"))
+    sink_manager = SinkManager(outbox, clock, heartbeat_factory, watch.request_snapshot)
     status_provider = StatusProvider(
         settings, watch, outbox, lambda: sink_manager.pumps, lambda: client.proxy_denied_calls
     )
@@ -127,16 +128,19 @@ async def run_watch(settings: Settings, sink: Sink) -> AsyncIterator[ContainerWa
     clock = SystemClock()
     client_settings = watch_settings(settings)
     client = _create_client(settings, client_settings)
-    outbox = MemoryOutbox([_SINK_ID], clock, on_loss=lambda: watch.request_snapshot("overflow"))
+    outbox = StoredOutbox(None, [_SINK_ID], clock, _limits(settings.outbox, None))
     watch = ContainerWatch(client, outbox, clock, client_settings, boot_id(), publishes=False)
+    pump = Pump(_SINK_ID, sink, outbox, clock, request_snapshot=watch.request_snapshot)
     try:
+        await outbox.open()
         async with task_group() as tasks:
-            running = [tasks.create_task(work) for work in (watch.run(), Pump(_SINK_ID, sink, outbox, clock).run())]
+            running = [tasks.create_task(work) for work in (watch.run(), pump.run())]
             yield watch
             for task in running:
                 task.cancel()
     finally:
         await client.close()
+        await outbox.close()
 
 
 def _create_client(settings: Settings, for_watch: WatchSettings) -> ContainerdClient:
@@ -158,18 +162,12 @@ def _describe_state(watch: ContainerWatch, outbox: Outbox, pumps: Iterable[Pump]
     return "; ".join([text, *(f"sink {pump.name} is failing: {pump.last_error}" for pump in pumps if pump.last_error)])
 
 
-def _create_outbox(
-    settings: Settings, clock: Clock, *, on_loss: Callable[[], None], on_wait: Callable[[], None]
-) -> SqliteOutbox | MemoryOutbox:
-    sink_ids = list(settings.sinks)
-    limits = Limits(
-        max_records=settings.outbox.max_records,
-        max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
-        max_age=int(settings.outbox.max_age.total_seconds()),
+def _limits(settings: OutboxSettings, state_dir: str | None) -> Limits:
+    return Limits(
+        max_records=settings.max_records,
+        max_bytes=settings.size_limit(state_dir),
+        max_age=int(settings.max_age.total_seconds()),
     )
-    if settings.state_dir:
-        return SqliteOutbox(Path(settings.state_dir), sink_ids, clock, limits, on_loss=on_loss, on_wait=on_wait)
-    return MemoryOutbox(sink_ids, clock, limits, on_loss=on_loss)
 
 
 def _heartbeat_seconds(settings: Settings) -> float:

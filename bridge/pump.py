@@ -22,7 +22,7 @@ import structlog
 from bridge.core.errors import BridgeError, DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.ports import Clock, Outbox, Sink
 from bridge.core.record_encoder import heartbeat_record
-from bridge.core.records import Record, Watermark
+from bridge.core.records import Record, SnapshotReason, Watermark
 from bridge.core.time import to_seconds
 from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.target_resets import DetectsReset, ResetReporter
@@ -41,6 +41,7 @@ CLOSE_SECONDS = 1.5
 QUIESCE_SECONDS = 1.5
 _log = structlog.get_logger(__name__)
 
+RequestSnapshot: TypeAlias = Callable[[SnapshotReason], None]
 SinkState: TypeAlias = Literal["starting", "ok", "failing", "failed"]
 """``failing``: retried with backoff. ``failed``: an operator has to change something."""
 
@@ -85,7 +86,8 @@ class Pump:
         clock: Source of time and random numbers.
         attempt_timeout: Seconds until an attempt is abandoned; None for a sink that may block indefinitely.
         heartbeat_factory: Makes heartbeats; None for a sink without heartbeats.
-        on_reset: Called when the sink's target has lost what was published, so that a snapshot is needed.
+        request_snapshot: Called when the sink needs a snapshot, because records were dropped, or because its target has
+            lost what was published.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Pump:
         *,
         attempt_timeout: float | None = ATTEMPT_TIMEOUT_MARGIN,
         heartbeat_factory: HeartbeatFactory | None = None,
-        on_reset: Callable[[], None] = lambda: None,
+        request_snapshot: RequestSnapshot = lambda _: None,
     ) -> None:
         self.name = name
         self._sink = sink
@@ -105,9 +107,14 @@ class Pump:
         self._clock = clock
         self._attempt_timeout = attempt_timeout
         self._rate_limiter = RateLimiter(clock)
+        self._request_snapshot = request_snapshot
         self._heartbeat_factory = heartbeat_factory
         self._last_acknowledged: Record | None = None  # last acknowledged record
-        self._resets = ResetReporter(sink, clock, on_reset) if isinstance(sink, DetectsReset) else None
+        self._resets = (
+            ResetReporter(sink, clock, partial(request_snapshot, "on_demand"))
+            if isinstance(sink, DetectsReset)
+            else None
+        )
         self._publish_lock = asyncio.Lock()  # held while the sink is in use
         self.state: SinkState = "starting"
         self.disconnected = False  # the sink's reader has gone for good
@@ -186,7 +193,8 @@ class Pump:
                 _log.error, ("rejected", reason), "records_rejected", sink=self.name, records=count, reason=reason
             )
         else:
-            await self._outbox.acknowledge(self.name, batch)
+            if await self._outbox.acknowledge(self.name, batch):
+                self._request_snapshot("overflow")
             self._last_acknowledged = batch[-1]
 
     async def _publish(self, batch: Sequence[Record]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,7 @@ import structlog
 
 import sinks.factory
 from bridge.core.errors import DisconnectedError
-from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump
+from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump, RequestSnapshot
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
 
@@ -42,7 +42,7 @@ class SinkManager:
         outbox: The source of records.
         clock: Source of time and random numbers.
         heartbeat_factory: Makes the heartbeats of all sinks; a reload changes its interval.
-        on_reset: Called when a sink's target has lost what was published, so that a snapshot is needed.
+        request_snapshot: Called when a sink needs a snapshot.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class SinkManager:
         outbox: Outbox,
         clock: Clock,
         heartbeat_factory: HeartbeatFactory,
-        on_reset: Callable[[], None] = lambda: None,
+        request_snapshot: RequestSnapshot = lambda _: None,
     ) -> None:
         self._outbox = outbox
-        self._on_reset = on_reset
+        self._request_snapshot = request_snapshot
         self._clock = clock
         self._heartbeat_factory = heartbeat_factory
         self._sinks: dict[str, _ManagedSink] = {}
@@ -127,7 +127,7 @@ class SinkManager:
             self._clock,
             attempt_timeout=_attempt_timeout(sink_settings),
             heartbeat_factory=self._heartbeat_factory if heartbeats else None,
-            on_reset=self._on_reset,
+            request_snapshot=self._request_snapshot,
         )
         self._sinks[id_] = _ManagedSink(
             pump, sink_settings, _files_digest(sink_settings), heartbeats, self._tasks.create_task(self._run(pump))

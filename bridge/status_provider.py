@@ -53,7 +53,7 @@ class StatusProvider:
             watermark_age=watch.watermark_age,
             max_watermark_age=watch.max_watermark_age,
             outbox_error=self._outbox.last_error,
-            outbox_max_bytes=settings.outbox.max_bytes if settings.state_dir else settings.outbox.max_memory_bytes,
+            outbox_max_bytes=settings.outbox.size_limit(settings.state_dir),
             sinks=[self._sink_status(pump) for pump in self._pumps()],
             running=paused_counts[False],
             paused=paused_counts[True],

@@ -27,6 +27,8 @@ from config.fields import (
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+):(\d{1,5})")
 _MAX_PORT = 65535
+_DEFAULT_MAX_BYTES = 512 * 1024 * 1024
+_DEFAULT_MAX_MEMORY_BYTES = 64 * 1024 * 1024
 
 
 class ContainerdSettings(SettingsModel):
@@ -165,12 +167,12 @@ class SnapshotSettings(SettingsModel):
 class OutboxSettings(SettingsModel):
     """Limits of the undelivered records per sink. Beyond them the oldest records are dropped and reported as lost."""
 
-    max_bytes: Annotated[int, Field(ge=1_048_576)] = field(
-        536_870_912,
-        "Maximum size of the undelivered records of one sink on disk, in state_dir. SQLite needs about 10 % plus "
-        "16 MiB more.",
+    max_bytes: Annotated[int, Field(ge=1_048_576)] | None = field(
+        None,
+        "Maximum size of the undelivered records of one sink. If it is not set: 536870912 (512 MiB) on disk, in "
+        "state_dir, where SQLite needs about 10 % plus 16 MiB more; 67108864 (64 MiB) in memory, without a state_dir.",
         unit="bytes",
-        reason="Several hours of a busy node.",
+        reason="On disk, several hours of a busy node.",
     )
     max_records: Annotated[int, Field(ge=1000)] = field(
         1_000_000,
@@ -183,11 +185,12 @@ class OutboxSettings(SettingsModel):
         unit=DURATION,
         reason="A common retention of brokers.",
     )
-    max_memory_bytes: Annotated[int, Field(ge=1_048_576)] = field(
-        67_108_864,
-        "Replaces max_bytes if there is no state_dir and undelivered records are in memory.",
-        unit="bytes",
-    )
+
+    def size_limit(self, state_dir: str | None) -> int:
+        """Return ``max_bytes``, or its default for records in ``state_dir``, or in memory if that is None."""
+        if self.max_bytes is not None:
+            return self.max_bytes
+        return _DEFAULT_MAX_BYTES if state_dir else _DEFAULT_MAX_MEMORY_BYTES
 
 
 class HeartbeatSettings(SettingsModel):

@@ -1,27 +1,40 @@
-"""Open outboxes on disk."""
+"""Open outboxes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+from bridge.clock import SystemClock
 from bridge.core.ports import Clock
-from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.outbox import StoredOutbox
+from bridge.outbox.sink_queue import Limits
+
+WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
+TIGHT_LIMITS = Limits(max_records=100, max_bytes=1 << 30, max_age=3600)
 
 
-async def open_sqlite_outbox(
-    path: Path, sinks: Iterable[str], clock: Clock, limits: Limits, *, on_loss: Callable[[], None] = lambda: None
-) -> SqliteOutbox:
-    """Create an outbox and open it; if that fails, close it."""
-    outbox = SqliteOutbox(path, sinks, clock, limits, on_loss=on_loss)
+async def start_outbox(
+    path: Path | None, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
+) -> StoredOutbox:
+    """Open an outbox in a directory, or in memory; if that fails, close it. Its only sink is "s" by default."""
+    outbox = StoredOutbox(path, sinks or ["s"], clock or SystemClock(), limits)
     try:
-        await outbox.open(ignore_lock)
+        await outbox.open()
     except BaseException:
         await outbox.close()
         raise
     return outbox
 
 
-async def ignore_lock(_: Path) -> None:
-    """Do nothing when the directory is locked."""
+@asynccontextmanager
+async def open_outbox(
+    path: Path | None, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
+) -> AsyncIterator[StoredOutbox]:
+    """Have an outbox open during the context."""
+    outbox = await start_outbox(path, *sinks, clock=clock, limits=limits)
+    try:
+        yield outbox
+    finally:
+        await outbox.close()

@@ -115,7 +115,7 @@ def _check_disk(path: Path, settings: Settings) -> list[CheckResult]:
 
 def _max_outbox_bytes(settings: Settings) -> int:
     """Return the maximum size of the outbox in bytes (docs/performance.md)."""
-    return settings.outbox.max_bytes * len(settings.sinks) * 11 // 10 + _OVERHEAD_BYTES
+    return settings.outbox.size_limit(settings.state_dir) * len(settings.sinks) * 11 // 10 + _OVERHEAD_BYTES
 
 
 def file_system_type(mountinfo: str, path: str) -> str:

@@ -168,8 +168,12 @@ class Outbox(Protocol):
         at most ``max_bytes`` of data, unless the first record alone is larger.
         """
 
-    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """Acknowledge the records that the sink read last, or a prefix of them."""
+    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> bool:
+        """Acknowledge the records that the sink read last, or a prefix of them.
+
+        Returns:
+            Whether they report records dropped at the limits, so that a snapshot should follow.
+        """
 
     async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
         """Dead-letter records that the sink read last and that it rejects for good; a ``lost`` record reports the loss.

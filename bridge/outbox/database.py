@@ -15,15 +15,22 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from bridge.core.record_encoder import parse_record
-from bridge.core.records import Record
-from bridge.outbox.creation_time import creation_time
-from bridge.outbox.database_types import Chunk, ChunkHeader, LoadedState, StoredQueue, WriteBatch
+from bridge.outbox.chunks import (
+    Chunk,
+    ChunkHeader,
+    ChunkReader,
+    CorruptDatabaseError,
+    LoadedState,
+    StoredQueue,
+    WriteBatch,
+)
+from bridge.outbox.memory_store import MemoryStore
 from bridge.outbox.schema import detect_format, migrate
-from bridge.outbox.sink_queue import LossRange, PositionRange
+from bridge.outbox.sink_queue import LossRange, PositionRange, SinkQueue
+from bridge.outbox.state_directory import creation_time
 
 T = TypeVar("T")
 
@@ -31,7 +38,6 @@ _WAL_CHECKPOINT_PAGES = 1000  # SQLite's default: a checkpoint copies about 4 MB
 _MAX_WAL_BYTES = 16 * 1024 * 1024
 _ROWS_PER_STATEMENT = (64, 8, 1)  # few statements, because each one releases and reacquires the GIL
 _RETAINED_FREE_PAGES = 2048
-_NO_CURSORS: Mapping[str, int] = MappingProxyType({})
 _PRAGMAS = (
     "journal_mode = WAL",
     "synchronous = FULL",
@@ -40,10 +46,6 @@ _PRAGMAS = (
     f"wal_autocheckpoint = {_WAL_CHECKPOINT_PAGES}",
     f"journal_size_limit = {_MAX_WAL_BYTES}",
 )
-
-
-class CorruptDatabaseError(Exception):
-    """The file is corrupt, so none of its content can be trusted."""
 
 
 class DatabaseRemovedError(Exception):
@@ -63,7 +65,7 @@ def validate_database(path: Path) -> None:
         detect_format(connection)
 
 
-class Database:
+class Database(ChunkReader):
     """One connection. Every method raises sqlite3.Error if the file cannot be read or written."""
 
     def __init__(self, path: Path) -> None:
@@ -134,13 +136,15 @@ class Database:
     def load(self) -> LoadedState:
         """Read everything except the records."""
         state: dict[str, int] = dict(self._execute("SELECT name, value FROM state"))
-        cursors: dict[str, int] = dict(self._execute("SELECT name, cursor FROM sinks"))
-        queues = {name: self._load_queue(name, cursor) for name, cursor in cursors.items()}
+        sinks = self._execute("SELECT name, cursor, offset FROM sinks").fetchall()
+        queues = {name: self._load_queue(name, cursor, offset) for name, cursor, offset in sinks}
         last = self._execute("SELECT position + record_count FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
         # After a power failure, a disk that ignores fsync may have kept cursors and losses but not the records.
+        cursors = [queue.cursor for queue in queues.values()]
         loss_ends = [loss.end for queue in queues.values() for loss in queue.losses]
         return LoadedState(
-            end=max([last[0] if last else 0, *cursors.values(), *loss_ends]),
+            end=max([last[0] if last else 0, *cursors, *loss_ends]),
+            end_offset=state["end_offset"],
             uptime=state.get("uptime", 0),
             queues=queues,
             checkpoint=dict(self._execute("SELECT key, value FROM checkpoint")),
@@ -148,7 +152,7 @@ class Database:
             copied="created" in state and state["created"] != self._created,
         )
 
-    def _load_queue(self, name: str, cursor: int) -> StoredQueue:
+    def _load_queue(self, name: str, cursor: int, offset: int) -> StoredQueue:
         rows = self._execute(
             "SELECT first_position, end_position, sequence, size, reason, document FROM losses WHERE sink = ? "
             "ORDER BY first_position",
@@ -158,26 +162,19 @@ class Database:
             LossRange(first, end, sequence, size, reason, parse_record(document))
             for first, end, sequence, size, reason, document in rows
         ]
-        backlog = self._execute(
-            "SELECT sum(length(documents)) FROM chunks WHERE position + record_count > ?", (cursor,)
-        ).fetchone()[0]
-        size = max(0, (backlog or 0) - sum(loss.size for loss in losses))
-        return StoredQueue(cursor, losses, size, self._oldest_uptime(cursor) or 0)
-
-    def _oldest_uptime(self, cursor: int) -> int | None:
-        """Return the uptime at which the oldest chunk behind a cursor was written; None if there is none."""
-        return next((header.uptime for header in self.headers(cursor)), None)
+        return StoredQueue(cursor, offset, losses, self.oldest_uptime(cursor) or 0)
 
     # --- sinks ---
 
-    def register_sinks(self, cursors: Mapping[str, int], uptime: int) -> None:
+    def register_sinks(self, queues: Mapping[str, SinkQueue], uptime: int) -> None:
         """Save the current sinks with their cursors; set all others to removed since ``uptime``."""
         with self._transaction():
             self._execute("UPDATE sinks SET removed_since = ? WHERE removed_since IS NULL", (uptime,))
-            for name, cursor in cursors.items():
+            for name, queue in queues.items():
                 self._execute(
-                    "INSERT INTO sinks VALUES (?, ?, NULL) ON CONFLICT (name) DO UPDATE SET removed_since = NULL",
-                    (name, cursor),
+                    "INSERT INTO sinks (name, cursor, offset) VALUES (?, ?, ?) "
+                    "ON CONFLICT (name) DO UPDATE SET removed_since = NULL",
+                    (name, queue.cursor, queue.offset),
                 )
 
     def expire_removed_sinks(self, removed_before: int) -> list[str]:
@@ -215,33 +212,33 @@ class Database:
         with self._transaction():
             for chunk in batch.chunks:
                 self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
+            if batch.chunks:
+                self._execute("INSERT OR REPLACE INTO state VALUES ('end_offset', ?)", (batch.end_offset,))
             if batch.checkpoint:
                 self._save_checkpoint(batch.checkpoint)
-            self._save_cursors(batch.cursors, batch.passed_losses)
+            self._save_cursors(batch.cursors)
             self._delete(batch.released_positions)
             if batch.is_first_append:
                 self._execute("DELETE FROM state WHERE name = 'reset'")
                 self._execute("DELETE FROM state WHERE name = 'created'")
                 if self._created is not None:
                     self._execute("INSERT INTO state VALUES ('created', ?)", (self._created,))
-            uptimes = {name: self._oldest_uptime(cursor) for name, cursor in batch.cursors.items()}
-        return {name: uptime for name, uptime in uptimes.items() if uptime is not None}
+            return self.oldest_uptimes(batch.cursors)
 
     def save_losses(
         self,
         sink: str,
         losses: Sequence[LossRange],
-        released: Sequence[PositionRange] = (),
-        cursors: Mapping[str, int] = _NO_CURSORS,
-        passed_losses: Mapping[str, int] = _NO_CURSORS,
+        released: Sequence[PositionRange],
+        cursors: Mapping[str, tuple[int, int]],
     ) -> None:
         """Save loss ranges of a sink, and delete records that no sink needs any more.
 
-        ``cursors`` and ``passed_losses`` are those in memory: the cursor on the disk may still need a record that is
-        deleted, so both change in one transaction. A crash in between would otherwise leave a gap.
+        ``cursors`` are those in memory: the cursor on the disk may still need a record that is deleted, so both change
+        in one transaction. A crash in between would otherwise leave a gap.
         """
         with self._transaction():
-            self._save_cursors(cursors, passed_losses)
+            self._save_cursors(cursors)
             for loss in losses:
                 self._execute(
                     "INSERT OR REPLACE INTO losses VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -267,11 +264,10 @@ class Database:
         for keys in _split(deleted):
             self._execute(_delete_statement(len(keys)), keys)
 
-    def _save_cursors(self, cursors: Mapping[str, int], passed_losses: Mapping[str, int]) -> None:
-        for name, cursor in cursors.items():
-            self._execute("UPDATE sinks SET cursor = ? WHERE name = ?", (cursor, name))
-        for name, end in passed_losses.items():
-            self._execute("DELETE FROM losses WHERE sink = ? AND end_position <= ?", (name, end))
+    def _save_cursors(self, cursors: Mapping[str, tuple[int, int]]) -> None:
+        for name, (cursor, offset) in cursors.items():
+            self._execute("UPDATE sinks SET cursor = ?, offset = ? WHERE name = ?", (cursor, offset, name))
+            self._execute("DELETE FROM losses WHERE sink = ? AND first_position < ?", (name, cursor))
 
     def _delete(self, released: Sequence[PositionRange]) -> None:
         for first, end in released:
@@ -288,64 +284,24 @@ class Database:
 
     # --- reading ---
 
-    def read(self, first: int, end: int, limit: int, max_bytes: int) -> list[Record]:
-        """Read records from position ``first`` to before ``end``: at most ``limit`` and ``max_bytes``, at least one.
-
-        Raises:
-            CorruptDatabaseError: The records are missing or incomplete.
-        """
-        records: list[Record] = []
-        size = 0
-        position = first
-        for chunk in self._chunks(first, end):
-            if chunk.position > position:
-                break
-            for document in self._documents(chunk)[position - chunk.position : end - chunk.position]:
-                size += len(document)
-                if records and (len(records) == limit or size > max_bytes):
-                    return records
-                records.append(_parse_record(document))
-            position = chunk.position + chunk.record_count
-        if not records:
-            raise CorruptDatabaseError(f"record at position {first} is missing")
-        return records
-
     def headers(self, first: int) -> Iterator[ChunkHeader]:
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         rows = self._execute(
-            "SELECT position, record_count, epoch, sequence, uptime, length(documents) FROM chunks WHERE position >= "
-            "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position + record_count > ? "
-            "ORDER BY position",
+            "SELECT position, record_count, epoch, sequence, uptime, length(documents) - record_count + 1 FROM chunks "
+            "WHERE position >= (SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) "
+            "AND position + record_count > ? ORDER BY position",
             (first, first),
         )
         return (ChunkHeader(*row) for row in rows)
 
-    def record_sizes(self, header: ChunkHeader) -> list[int]:
-        """Return the size of each record in a chunk."""
-        row = self._execute("SELECT * FROM chunks WHERE position = ?", (header.position,)).fetchone()
-        return [len(document) for document in self._documents(Chunk(*row))]
-
-    def _chunks(self, first: int, end: int) -> Iterator[Chunk]:
+    def chunks(self, first: int, end: int) -> Iterator[Chunk]:
+        """Iterate over the chunks with records from position ``first`` to before ``end``."""
         rows = self._execute(
             "SELECT * FROM chunks WHERE position >= "
             "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position < ? ORDER BY position",
             (first, end),
         )
         return (Chunk(*row) for row in rows)
-
-    @staticmethod
-    def _documents(chunk: Chunk) -> list[bytes]:
-        documents = chunk.documents.split(b"\n")
-        if len(documents) != chunk.record_count:
-            raise CorruptDatabaseError(f"chunk at position {chunk.position} is incomplete")
-        return documents
-
-
-def _parse_record(document: bytes) -> Record:
-    try:
-        return parse_record(document)
-    except ValueError as error:
-        raise CorruptDatabaseError(f"record cannot be decoded: {error}") from error
 
 
 def _split(rows: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -366,3 +322,6 @@ def _upsert_statement(rows: int) -> str:
 @lru_cache
 def _delete_statement(rows: int) -> str:
     return f"DELETE FROM checkpoint WHERE key IN ({', '.join('?' * rows)})"  # noqa: S608
+
+
+Store: TypeAlias = Database | MemoryStore

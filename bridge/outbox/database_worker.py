@@ -19,8 +19,8 @@ from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, StateError, TransientError
 from bridge.core.ports import Clock
 from bridge.core.time import SECOND
-from bridge.outbox.database import CorruptDatabaseError, Database, DatabaseRemovedError, validate_database
-from bridge.outbox.database_types import LoadedState
+from bridge.outbox.chunks import CorruptDatabaseError, LoadedState
+from bridge.outbox.database import Database, DatabaseRemovedError, validate_database
 from bridge.outbox.schema import MIGRATIONS, NewerFormatError, UnknownFormatError
 from bridge.outbox.state_directory import TRANSIENT_ERRNOS, StateDirectory
 from bridge.retry import Backoff, Failure, retry_until_success

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 APPLICATION_ID = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
 
-# A chunk holds the documents of `record_count` records of one epoch, one per line, with consecutive sequences.
+# Chunks: see store.py.
 # `uptime` is the bridge's total uptime in seconds at the time of writing, so that setting a clock does not age records.
 _FORMAT_1 = """
 CREATE TABLE chunks (
@@ -43,7 +43,19 @@ CREATE TABLE state (
 ) WITHOUT ROWID;
 """
 
-MIGRATIONS = (_FORMAT_1,)
+# Offsets, see sink_queue.py: of each cursor and of the end, so that opening the file needs no sum over all chunks. Of a
+# chunk that is acknowledged or rejected in part, all records count as backlog.
+_FORMAT_2 = """
+ALTER TABLE sinks ADD COLUMN offset INTEGER NOT NULL DEFAULT 0;
+INSERT INTO state SELECT 'end_offset', coalesce(sum(length(documents) - record_count + 1), 0) FROM chunks;
+UPDATE sinks SET offset = (SELECT value FROM state WHERE name = 'end_offset')
+    - (SELECT coalesce(sum(size), 0) FROM losses WHERE sink = name)
+    - (SELECT coalesce(sum(length(documents) - record_count + 1), 0) FROM chunks
+        WHERE position + record_count > cursor AND NOT EXISTS (SELECT * FROM losses
+            WHERE sink = name AND first_position <= position AND end_position >= position + record_count));
+"""
+
+MIGRATIONS = (_FORMAT_1, _FORMAT_2)
 """Migration scripts: script n migrates format n to n + 1; format 0 is an empty file.
 
 A released script is never changed.

@@ -1,7 +1,8 @@
-"""A sink's queue: its cursor, and the losses that replace records that the sink does not get.
+"""A sink's queue: its cursor, its limits, and the losses that replace records that the sink does not get. Pure.
 
 Records have positions, counted from 0 in the order of appends. The cursor is the position of the first record that the
-sink has not acknowledged, as with the offsets of Kafka consumers. Both outboxes use this module.
+sink has not acknowledged, as with the offsets of Kafka consumers. Offsets count the bytes of all records before a
+position, also of those that are deleted, so that the size of a backlog is a difference.
 
 Invariants:
 - The sink has acknowledged every record before the cursor, or its loss.
@@ -21,6 +22,8 @@ from msgspec import Struct
 
 from bridge.core.record_encoder import lost_record
 from bridge.core.records import LossReason, Record
+
+_HEADROOM_DIVISOR = 16  # a drop frees another 1/16 of the limit, for the loss record and for the next records
 
 
 class LossRange(Struct, frozen=True):
@@ -70,14 +73,14 @@ class PositionRange(NamedTuple):
 class SinkQueue:
     """The state of one sink's queue.
 
-    ``size``: bytes of records in the backlog. ``dropped``: number of records dropped at the limits. ``oldest_since``:
+    ``offset``: the bytes before the cursor. ``dropped``: number of records dropped at the limits. ``oldest_since``:
     when (monotonic) the oldest record in the backlog was appended, or a little earlier.
     """
 
-    def __init__(self, cursor: int, *, losses: Iterable[LossRange] = (), size: int = 0, oldest_since: int = 0) -> None:
+    def __init__(self, cursor: int, offset: int, *, losses: Iterable[LossRange] = (), oldest_since: int = 0) -> None:
         self.cursor = cursor
+        self.offset = offset
         self.losses: list[LossRange] = [loss for loss in losses if loss.end > cursor]
-        self.size = size
         self.oldest_since = oldest_since
         self.dropped = 0
         self.in_flight = EMPTY_BATCH
@@ -97,6 +100,10 @@ class SinkQueue:
     def depth(self, end: int) -> int:
         """Return the number of records, loss records included, from the cursor to ``end``."""
         return end - self.cursor - sum(loss.end - loss.first - 1 for loss in self.losses)
+
+    def size(self, end_offset: int) -> int:
+        """Return the bytes of records, without loss records, from the cursor to ``end_offset``."""
+        return end_offset - self.offset - sum(loss.size for loss in self.losses)
 
     def read_plan(self, end: int) -> Iterator[LossRange | PositionRange]:
         """Iterate over the steps of a read from the cursor to ``end``: ranges of records, and losses."""
@@ -126,8 +133,8 @@ class SinkQueue:
         self.cursor = done.ends[-1] if done.ends else self.cursor
         passed = [loss for loss in self.losses if loss.end <= self.cursor]
         self.losses = self.losses[len(passed) :]
-        self.size += sum(len(loss.record.data) for loss in passed)  # not part of the size, but subtracted below
-        self.size -= sum(len(record.data) for record in done.records)
+        self.offset += sum(len(record.data) for record in done.records)
+        self.offset += sum(loss.size - len(loss.record.data) for loss in passed)
         return passed
 
     def open_loss(self, epoch: int, sequence: int) -> LossRange | None:
@@ -137,24 +144,42 @@ class SinkQueue:
             return None
         return last if last.record.epoch == epoch and last.record.sequence + 1 == sequence else None
 
-    def drop(self, losses: Sequence[LossRange], size: int) -> None:
-        """Add losses of ``size`` bytes from ``first_droppable`` on; an extended loss is replaced."""
+    def drop(self, losses: Sequence[LossRange]) -> None:
+        """Add losses from ``first_droppable`` on; an extended loss is replaced."""
         first = losses[0].first
         unchanged = [loss for loss in self.losses if loss.end <= first]
         extended = self.losses[len(unchanged) :]
         self.dropped += sum(map(_record_count, losses)) - sum(map(_record_count, extended))
         self.losses = [*unchanged, *losses]
-        self.size -= size
 
     def mark_rejected(self, losses: Sequence[LossRange]) -> None:
         """Add the losses of rejected records; the records in flight have to be read again."""
         self.in_flight = EMPTY_BATCH
         self.losses = sorted([*self.losses, *losses], key=lambda loss: loss.first)
-        self.size -= sum(loss.size for loss in losses)
 
 
 def _record_count(loss: LossRange) -> int:
     return loss.end - loss.first
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The maximum backlog of one sink; ``max_age`` is in seconds of the bridge's uptime.
+
+    Records of the append in progress are never dropped; otherwise a large snapshot could never be delivered.
+    """
+
+    max_records: int
+    max_bytes: int
+    max_age: int
+
+    def overflow(self, records: int, size: int) -> tuple[int, int]:
+        """Return how many records and bytes to drop from a backlog of this size; (0, 0) within the limits."""
+        if records <= self.max_records and size <= self.max_bytes:
+            return (0, 0)
+        return (
+            max(0, records - self.max_records + self.max_records // _HEADROOM_DIVISOR),
+            max(0, size - self.max_bytes + self.max_bytes // _HEADROOM_DIVISOR),
+        )
 
 
 def rejection_losses(in_flight: Batch, positions: Collection[tuple[int, int]], now: int) -> list[LossRange]:

@@ -6,14 +6,17 @@ The lock is the kernel's (flock), so it is released however the process ends.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import stat
+import struct
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bridge.core.errors import InUseError, StateError, TransientError
+from bridge.core.time import SECOND
 
 DATABASE = "outbox.db"
 DEAD_LETTERS = "dead-letters.jsonl"
@@ -26,6 +29,10 @@ _IGNORED_FILES = frozenset({"lost+found"})
 _SIDE_FILE_SUFFIXES = ("-wal", "-shm", "-journal")
 _DIRECTORY_MODE, _FILE_MODE = 0o700, 0o600
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+_AT_FDCWD, _NO_FLAGS, _STATX_BTIME = -100, 0, 0x800
+_STATX_BYTES = 256
+_MASK = struct.Struct("@I")  # stx_mask, the first field of struct statx
+_BTIME, _BTIME_OFFSET = struct.Struct("@qI"), 80  # stx_btime: seconds and nanoseconds
 
 
 class StateDirectory:
@@ -130,3 +137,21 @@ def _hint(error: OSError) -> str:
     if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
         return "use a directory on a local disk: its file system does not support locks"
     return "use a dedicated directory on a local disk"
+
+
+def creation_time(path: Path) -> int | None:
+    """Return when a file was created, in nanoseconds since the Unix epoch; None if its file system does not store it.
+
+    On Linux, Python's ``os.stat`` does not return this time.
+
+    A copy of a file has another one, also if it has the same inode number, which file systems reuse. A clone of the
+    disk has the same one.
+    """
+    statx = getattr(ctypes.CDLL(None), "statx", None)
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if statx is None or statx(_AT_FDCWD, os.fsencode(path), _NO_FLAGS, _STATX_BTIME, buffer) != 0:
+        return None
+    if not _MASK.unpack_from(buffer)[0] & _STATX_BTIME:
+        return None
+    seconds, nanoseconds = _BTIME.unpack_from(buffer, _BTIME_OFFSET)
+    return int(seconds * SECOND + nanoseconds)

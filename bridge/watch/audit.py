@@ -12,7 +12,7 @@ from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import find_mismatches
 from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
-from bridge.core.time import SECOND, to_seconds
+from bridge.core.time import SECOND, from_seconds, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.watch.event_queue import AuditResult, EventQueue, QueryResults
 from bridge.watch.listing import list_all, list_tasks, query_tasks
@@ -20,7 +20,7 @@ from bridge.watch.settings import WatchSettings
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests
 
 EVENT_DELAY_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
-OVERFLOW_PAUSE_NS = 30 * SECOND
+MIN_OVERFLOW_PAUSE_NS, MAX_OVERFLOW_PAUSE_NS = 30 * SECOND, 240 * SECOND
 _JITTER = 0.1  # fraction of the snapshot interval, so that nodes started together drift apart
 
 
@@ -48,7 +48,7 @@ class Auditor:
         self._requests = requests
         self._query_semaphore = query_semaphore
         self._interval_factor = 1 - _JITTER * clock.random()
-        self._next_overflow_at = 0
+        self._overflow_pause, self._next_overflow_at = MIN_OVERFLOW_PAUSE_NS, 0
 
     async def run(self) -> None:
         """Audit until the connection ends.
@@ -66,7 +66,7 @@ class Auditor:
             if request is None and self._seconds_until_snapshot(snapshot_at) <= 0:
                 reason = "interval"
             if reason == "overflow":
-                await self._throttle_overflows()
+                await self._throttle_overflows(until_snapshot)
             now = self._clock.now().wall
             await self._audit(Gap(reason, last, now), request)
             last, delay = now, self.settings.audit_interval
@@ -103,12 +103,20 @@ class Auditor:
                     fetched.append(await self._client.container(key))
         return [metadata for metadata in fetched if metadata is not None]
 
-    async def _throttle_overflows(self) -> None:
-        """Wait between snapshots after overflows, so that a sink that keeps overflowing does not cause them nonstop."""
-        remaining = self._next_overflow_at - self._clock.now().monotonic
-        if remaining > 0:
-            await self._clock.sleep(to_seconds(remaining))
-        self._next_overflow_at = self._clock.now().monotonic + OVERFLOW_PAUSE_NS
+    async def _throttle_overflows(self, until_snapshot: float) -> None:
+        """Wait between snapshots after overflows, so that a sink that keeps overflowing does not cause them nonstop.
+
+        The pause is doubled after each snapshot, until there was no overflow for a while. The wait ends early if a
+        snapshot is due, or requested for another reason.
+        """
+        now = self._clock.now().monotonic
+        if now - self._next_overflow_at > MAX_OVERFLOW_PAUSE_NS:
+            self._overflow_pause = MIN_OVERFLOW_PAUSE_NS
+        end = min(self._next_overflow_at, now + from_seconds(until_snapshot))
+        while self._clock.now().monotonic < end and self._requests.pending_reasons <= {"overflow"}:
+            await self._clock.sleep(1)
+        self._next_overflow_at = self._clock.now().monotonic + self._overflow_pause
+        self._overflow_pause = min(2 * self._overflow_pause, MAX_OVERFLOW_PAUSE_NS)
 
     def _seconds_until_snapshot(self, last: int) -> float:
         """Return the seconds until the next periodic snapshot, according to the current interval."""

@@ -51,6 +51,11 @@ class SnapshotRequests:
         self._changed.set()
         return future
 
+    @property
+    def pending_reasons(self) -> set[SnapshotReason]:
+        """The reasons of the requests that ``wait`` has not returned yet."""
+        return self._pending.reasons
+
     async def wait(self, seconds: float) -> SnapshotRequest | None:
         """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
         with contextlib.suppress(TimeoutError):

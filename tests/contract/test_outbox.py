@@ -1,4 +1,4 @@
-"""Contract of the port ``Outbox``, which every implementation must fulfill."""
+"""Contract of the port ``Outbox``, on disk and in memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import pytest
 
 from bridge.core.ports import Outbox
 from bridge.core.records import Record
-from bridge.outbox.in_memory import MemoryOutbox
-from bridge.outbox.limits import Limits
+from bridge.outbox.sink_queue import Limits
 from tests.clocks import ManualClock
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, start_outbox
 from tests.records import RecordFactory, ids, sequences
 
-WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
 OutboxFactory = Callable[..., Awaitable[Outbox]]
 
 
@@ -28,20 +26,15 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "disk"])
 async def make_outbox(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock
 ) -> AsyncIterator[OutboxFactory]:
     async with AsyncExitStack() as stack:
 
-        async def make_outbox(
-            *sinks: str, limits: Limits = WIDE_LIMITS, on_loss: Callable[[], None] = lambda: None
-        ) -> Outbox:
-            outbox: Outbox
-            if request.param == "memory":
-                outbox = MemoryOutbox(sinks or ["s"], clock, limits, on_loss=on_loss)
-            else:
-                outbox = await open_sqlite_outbox(tmp_path / "state", sinks or ["s"], clock, limits, on_loss=on_loss)
+        async def make_outbox(*sinks: str, limits: Limits = WIDE_LIMITS) -> Outbox:
+            path = tmp_path / "state" if request.param == "disk" else None
+            outbox = await start_outbox(path, *sinks, clock=clock, limits=limits)
             stack.push_async_callback(outbox.close)
             return outbox
 
@@ -151,8 +144,6 @@ async def test_new_outbox_has_empty_checkpoint_and_no_error(make_outbox: OutboxF
 
 # --- overflow ---
 
-TIGHT_LIMITS = Limits(max_records=100, max_bytes=1 << 30, max_age=3600)
-
 
 async def append_in_batches(outbox: Outbox, records: Sequence[Record], at_once: int = 10) -> None:
     for start in range(0, len(records), at_once):
@@ -196,20 +187,25 @@ async def test_record_age_follows_uptime_when_wall_clock_steps(make_outbox: Outb
 
 
 async def test_overflow_affects_only_lagging_sink(make_outbox: OutboxFactory) -> None:
-    calls: list[str] = []
-    outbox, factory = (
-        await make_outbox("lagging", "healthy", limits=TIGHT_LIMITS, on_loss=lambda: calls.append("on_loss")),
-        RecordFactory(),
-    )
+    outbox, factory = await make_outbox("lagging", "healthy", limits=TIGHT_LIMITS), RecordFactory()
     delivered: list[Record] = []
     for _ in range(50):
         await outbox.append(factory.started_records(10))
         delivered += await read_all(outbox, "healthy")
     assert sequences(delivered) == list(range(1, 501))
-    assert calls == []
     records = await read_all(outbox, "lagging")
     assert (loss_range(records[0])[1], records[-1].sequence) == (1, 500)
-    assert calls == ["on_loss"], "on_loss is called when the loss record is acknowledged"
+
+
+async def test_acknowledge_reports_dropped_records_once(make_outbox: OutboxFactory) -> None:
+    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
+    await append_in_batches(outbox, factory.started_records(150))
+    batches = [await outbox.read("s", 1)]
+    reported = [await outbox.acknowledge("s", batches[0])]
+    batches.append(await outbox.read("s", 10))
+    reported.append(await outbox.acknowledge("s", batches[1]))
+    assert [batch[0].type for batch in batches] == ["lost", "started"]
+    assert reported == [True, False]
 
 
 async def test_growing_loss_range_is_delivered_as_single_loss_record(make_outbox: OutboxFactory) -> None:
@@ -268,8 +264,7 @@ async def test_append_larger_than_limits_is_kept_whole(make_outbox: OutboxFactor
 
 
 async def test_rejected_record_is_replaced_by_loss_record(make_outbox: OutboxFactory) -> None:
-    calls: list[str] = []
-    outbox, factory = await make_outbox("s", "other", on_loss=lambda: calls.append("on_loss")), RecordFactory()
+    outbox, factory = await make_outbox("s", "other"), RecordFactory()
     appended = factory.started_records(5)
     await outbox.append(appended)
     await outbox.read("s", 10)
@@ -280,10 +275,10 @@ async def test_rejected_record_is_replaced_by_loss_record(make_outbox: OutboxFac
     assert loss_range(batch[1]) == (factory.encoder.epoch, 2, 2, "rejected")
     assert batch[1].id == f"{factory.encoder.epoch}-2-lost"
     assert (await outbox.read("s", 10)) == batch, "the bytes of a loss record never change"
-    await outbox.acknowledge("s", batch)
+    reports_dropped = await outbox.acknowledge("s", batch)
+    assert not reports_dropped, "a snapshot would contain the rejected record again"
     assert outbox.depth("s") == 0
     assert await read_all(outbox, "other") == appended
-    assert calls == [], "a snapshot would contain the rejected record again"
 
 
 async def test_reject_ignores_records_not_yet_read(make_outbox: OutboxFactory) -> None:

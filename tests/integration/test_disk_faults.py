@@ -16,15 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from bridge.clock import SystemClock
 from bridge.core.errors import StateError
 from tests.bridge_process import BridgeProcess, check_stream, transitions
-from tests.contract.test_outbox import WIDE_LIMITS, read_all
+from tests.contract.test_outbox import read_all
 from tests.eventually import eventually
 from tests.integration.engines import one_engine
 from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
 from tests.naming import raises_naming
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import start_outbox
 from tests.records import sequences
 from tests.testbed.containerd import Containerd
 
@@ -69,11 +68,11 @@ def _write_unless_full(file: FileIO, chunk: bytes) -> int:
 
 
 async def test_outbox_open_fails_when_disk_is_read_only(disk: Path) -> None:
-    outbox = await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(disk / "state")
     await outbox.close()
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with raises_naming(StateError, disk / "state", "Read-only file system"):
-        await open_sqlite_outbox(disk / "state", ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(disk / "state")
 
 
 # A seccomp filter that makes fsync and fdatasync fail with EIO in this thread and the threads that it starts later.
@@ -81,8 +80,7 @@ FAILING_FSYNC = """
 import asyncio, ctypes, errno, os, struct, sys
 from pathlib import Path
 from bridge.clock import SystemClock
-from tests.contract.test_outbox import WIDE_LIMITS
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import start_outbox
 from tests.records import RecordFactory
 
 LOAD, EQUAL, RETURN, ALLOW, FAIL = 0x20, 0x15, 0x06, 0x7FFF0000, 0x00050000 | errno.EIO
@@ -98,7 +96,7 @@ def fail_fsync():
         sys.exit(77)
 
 async def main():
-    outbox = await open_sqlite_outbox(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(Path(sys.argv[1]))
     await outbox.append(RecordFactory().started_records(3))
     await outbox._worker._worker.run(fail_fsync)  # in the thread that writes
     appending = asyncio.create_task(outbox.append(RecordFactory().started_records(9)[3:]))
@@ -121,7 +119,7 @@ async def test_outbox_append_is_unacknowledged_when_fsync_fails(tmp_path: Path) 
         pytest.skip("seccomp filters are not available")
     last = done.stdout.splitlines()[-1]
     assert last.startswith(f"False 3 {state}/outbox.db: disk I/O error"), done.stderr
-    outbox = await open_sqlite_outbox(state, ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(state)
     records = await read_all(outbox)
     assert sequences(records) in ([1, 2, 3], list(range(1, 10))), (
         "the unacknowledged batch is stored completely or not at all"

@@ -18,15 +18,13 @@ from bridge.core.containerd_model import ContainerKey, Instant
 from bridge.core.filters import ContainerPredicate, match_all
 from bridge.core.label_rules import LabelRules
 from bridge.core.time import SECOND
-from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.outbox import StoredOutbox
 from bridge.watch import ContainerWatch, WatchSettings
 from tests.bridge_process import CONTROL_TYPES, RecordDict, check_runs, running_after, transitions
 from tests.eventually import eventually_async
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import start_outbox
 from tests.simulator.containerd import SimulatedContainerd
 
-WIDE_LIMITS = Limits(max_records=1_000_000, max_bytes=1 << 30, max_age=7 * 24 * 3600)
 WEB, DB, NEW = ContainerKey("shop", "web"), ContainerKey("shop", "db"), ContainerKey("default", "new")
 BOOT, NEXT_BOOT = "5f3c9a1e-0000", "77777777-0000"
 HOUR = 3600 * SECOND
@@ -65,7 +63,7 @@ class Node:
     ) -> AsyncIterator[None]:
         """Run a bridge during the context, which begins when the first snapshot is published."""
         clock, before = ShiftedClock(offset), len(self.records)
-        outbox = await open_sqlite_outbox(self.state_dir, ["reader"], clock, WIDE_LIMITS)
+        outbox = await start_outbox(self.state_dir, "reader", clock=clock)
         client = ContainerdClient(self.containerd.address, LabelRules.keep_all(), container_filter=in_scope)
         settings = WatchSettings(
             host=host,
@@ -93,11 +91,11 @@ class Node:
         completed = (each for each in self.records[before:] if each["type"] == "snapshot_completed")
         return any((each["host"], each["engine"]["id"]) == source for each in completed)
 
-    async def _read(self, outbox: SqliteOutbox) -> None:
+    async def _read(self, outbox: StoredOutbox) -> None:
         while True:
             await self._read_batch(outbox)
 
-    async def _read_batch(self, outbox: SqliteOutbox) -> None:
+    async def _read_batch(self, outbox: StoredOutbox) -> None:
         batch = await outbox.read("reader", 100)
         self.records += [msgspec.json.decode(record.data) for record in batch]
         await outbox.acknowledge("reader", batch)

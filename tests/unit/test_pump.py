@@ -12,12 +12,13 @@ import structlog
 from structlog.testing import capture_logs
 
 from bridge.core.errors import DisconnectedError, FatalError, RejectedRecordError, TransientError
-from bridge.core.records import Record, Watermark
-from bridge.outbox.in_memory import MemoryOutbox
+from bridge.core.records import Record, SnapshotReason, Watermark
+from bridge.outbox.outbox import StoredOutbox
 from bridge.pump import BATCH_BYTES, FATAL_RETRY_SECONDS, TARGET_CHECK_SECONDS, HeartbeatFactory, Pump
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
 from tests.eventually import eventually_async
+from tests.outboxes import TIGHT_LIMITS, open_outbox
 from tests.records import RecordFactory, sequences
 
 Behavior = Callable[[Sequence[Record]], Awaitable[None]]
@@ -76,14 +77,15 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def outbox(clock: ManualClock) -> MemoryOutbox:
-    return MemoryOutbox(["s", "other"], clock)
+async def outbox(clock: ManualClock) -> AsyncIterator[StoredOutbox]:
+    async with open_outbox(None, "s", "other", clock=clock) as outbox:
+        yield outbox
 
 
 @contextlib.asynccontextmanager
 async def running_pump(
     sink: FakeSink,
-    outbox: MemoryOutbox,
+    outbox: StoredOutbox,
     clock: ManualClock,
     *,
     name: str = "s",
@@ -105,7 +107,7 @@ def passing(clock: ManualClock) -> Callable[[], None]:
     return lambda: clock.advance(60) if clock.sleeper_count else None
 
 
-async def test_pump_removes_records_when_sink_acknowledges(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_removes_records_when_sink_acknowledges(outbox: StoredOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     async with running_pump(sink, outbox, clock):
@@ -124,7 +126,7 @@ async def _wait(event: asyncio.Event) -> None:
     await event.wait()
 
 
-async def test_pump_retries_failed_publish_with_growing_delays(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_failed_publish_with_growing_delays(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink = FakeSink(*[fail] * 30)
     with capture_logs() as logs:
         async with running_pump(sink, outbox, clock):
@@ -141,7 +143,7 @@ async def test_pump_retries_failed_publish_with_growing_delays(outbox: MemoryOut
 
 
 async def test_pump_logs_failure_and_recovery_in_pairs_when_sink_flaps(
-    outbox: MemoryOutbox, clock: ManualClock
+    outbox: StoredOutbox, clock: ManualClock
 ) -> None:
     async def work(_: object) -> None:
         pass
@@ -160,7 +162,7 @@ async def test_pump_logs_failure_and_recovery_in_pairs_when_sink_flaps(
     assert len(events) < 10
 
 
-async def test_pump_binds_sink_id_to_log_context(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_binds_sink_id_to_log_context(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink_ids: list[object] = []
 
     async def record_sink_id() -> None:
@@ -173,7 +175,7 @@ async def test_pump_binds_sink_id_to_log_context(outbox: MemoryOutbox, clock: Ma
     assert sink_ids == ["s"]
 
 
-async def test_pump_retries_when_sink_fails_to_start(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_when_sink_fails_to_start(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink = FakeSink()
     sink.starts = [fail, fail]
     async with running_pump(sink, outbox, clock):
@@ -183,7 +185,7 @@ async def test_pump_retries_when_sink_fails_to_start(outbox: MemoryOutbox, clock
 
 @pytest.mark.parametrize("hanging", [hang, hang_uncancellable])
 async def test_pump_cancels_and_retries_attempt_when_sink_hangs(
-    outbox: MemoryOutbox, clock: ManualClock, hanging: Behavior, monkeypatch: pytest.MonkeyPatch
+    outbox: StoredOutbox, clock: ManualClock, hanging: Behavior, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.task_groups.CANCEL_GRACE_SECONDS", 0.01)
     sink = FakeSink(hanging)
@@ -197,7 +199,7 @@ async def test_pump_cancels_and_retries_attempt_when_sink_hangs(
     assert "0.01 s" in logs[0]["error"]
 
 
-async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink = FakeSink(reject(2), reject(4))
     async with running_pump(sink, outbox, clock):
         await outbox.append(RecordFactory().started_records(5))
@@ -211,7 +213,7 @@ async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: Mem
     assert outbox.depth("other") == 5
 
 
-async def test_pump_retries_when_loss_record_is_rejected(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_when_loss_record_is_rejected(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink = FakeSink(reject(2), reject(2), reject(2))
     async with running_pump(sink, outbox, clock):
         await outbox.append(RecordFactory().started_records(3))
@@ -222,7 +224,7 @@ async def test_pump_retries_when_loss_record_is_rejected(outbox: MemoryOutbox, c
 
 @pytest.mark.parametrize("error", [FatalError("the topic is compacted"), KeyError("a bug")])
 async def test_pump_retries_rarely_when_sink_fails_fatally(
-    outbox: MemoryOutbox, clock: ManualClock, error: Exception
+    outbox: StoredOutbox, clock: ManualClock, error: Exception
 ) -> None:
     async def fail_fatally(_: object = None) -> None:
         raise error
@@ -246,7 +248,7 @@ async def test_pump_retries_rarely_when_sink_fails_fatally(
     task.cancel()
 
 
-async def test_pump_publishes_while_another_sink_hangs(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_publishes_while_another_sink_hangs(outbox: StoredOutbox, clock: ManualClock) -> None:
     hanging_sink, healthy_sink = FakeSink(hang), FakeSink()
     async with running_pump(hanging_sink, outbox, clock), running_pump(healthy_sink, outbox, clock, name="other"):
         recorder = RecordFactory()
@@ -257,7 +259,7 @@ async def test_pump_publishes_while_another_sink_hangs(outbox: MemoryOutbox, clo
     assert outbox.depth("s") == 2000
 
 
-async def test_pump_limits_batches_by_count_and_bytes(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_limits_batches_by_count_and_bytes(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink, recorder = FakeSink(), RecordFactory()
     await outbox.append(recorder.started_records(1500))
     await outbox.append(recorder.started_records(10, size=300_000))
@@ -268,7 +270,7 @@ async def test_pump_limits_batches_by_count_and_bytes(outbox: MemoryOutbox, cloc
     assert sequences(sink.published) == list(range(1, 1511))
 
 
-async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: StoredOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
     sink = FakeSink(lambda _: _wait(acknowledge))
     pump = Pump("s", sink, outbox, clock)
@@ -286,7 +288,7 @@ async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutb
 
 
 async def test_pump_quiesce_waits_for_records_in_flight(
-    outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
     acknowledge = asyncio.Event()
@@ -309,7 +311,7 @@ async def test_pump_quiesce_waits_for_records_in_flight(
 
 @pytest.mark.parametrize("behavior", [hang, fail])
 async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
-    behavior: Behavior, outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    behavior: Behavior, outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 0.01 if behavior is hang else 60)
     sink = FakeSink(behavior, hang)
@@ -325,7 +327,7 @@ async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
 
 
 async def test_pump_abandons_close_when_sink_hangs(
-    outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.pump.CLOSE_SECONDS", 0.01)
     sink = FakeSink()
@@ -335,7 +337,7 @@ async def test_pump_abandons_close_when_sink_hangs(
     assert [line["event"] for line in logs] == ["sink_close_failed"]
 
 
-async def test_pump_stops_when_reader_disconnects_while_idle(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_stops_when_reader_disconnects_while_idle(outbox: StoredOutbox, clock: ManualClock) -> None:
     class Pipe(FakeSink):
         async def wait_disconnected(self) -> None:
             raise DisconnectedError("the reader has disconnected")
@@ -359,7 +361,7 @@ async def pass_heartbeat_interval(clock: ManualClock, seconds: float = 60) -> No
         await asyncio.sleep(0)
 
 
-async def test_heartbeat_carries_last_position_and_watermark(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink = FakeSink()
     async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
         await outbox.append(RecordFactory().started_records(3))
@@ -385,7 +387,7 @@ async def test_heartbeat_carries_last_position_and_watermark(outbox: MemoryOutbo
     ]
 
 
-async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink, watermarks = FakeSink(), [None, WATERMARK._replace(epoch=WATERMARK.epoch + 1)]
     async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: watermarks.pop(0), 60)):
         await pass_heartbeat_interval(clock)
@@ -400,7 +402,7 @@ async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: MemoryO
     )
 
 
-async def test_heartbeat_not_sent_while_records_are_queued(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_not_sent_while_records_are_queued(outbox: StoredOutbox, clock: ManualClock) -> None:
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
@@ -416,7 +418,7 @@ async def test_heartbeat_not_sent_while_records_are_queued(outbox: MemoryOutbox,
 
 @pytest.mark.parametrize("failing", [fail, reject(1)])
 async def test_failed_heartbeat_dropped_and_records_published(
-    outbox: MemoryOutbox, clock: ManualClock, failing: Behavior
+    outbox: StoredOutbox, clock: ManualClock, failing: Behavior
 ) -> None:
     sink, recorder = FakeSink(), RecordFactory()
     with capture_logs() as logs:
@@ -437,7 +439,7 @@ async def test_failed_heartbeat_dropped_and_records_published(
     ]
 
 
-async def test_pump_state_is_failing_when_heartbeat_fails(outbox: MemoryOutbox, clock: ManualClock) -> None:
+async def test_pump_state_is_failing_when_heartbeat_fails(outbox: StoredOutbox, clock: ManualClock) -> None:
     sink = FakeSink()
     pump = Pump("s", sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60))
     task = asyncio.create_task(pump.run())
@@ -453,7 +455,7 @@ async def test_pump_state_is_failing_when_heartbeat_fails(outbox: MemoryOutbox, 
 
 
 async def test_hanging_heartbeat_abandoned_and_records_published(
-    outbox: MemoryOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.task_groups.CANCEL_GRACE_SECONDS", 0.01)
     sink, recorder = FakeSink(), RecordFactory()
@@ -472,7 +474,7 @@ async def test_hanging_heartbeat_abandoned_and_records_published(
 
 
 @pytest.mark.parametrize("error", [FatalError("the file is not writable"), KeyError("a bug")])
-async def test_heartbeat_failure_does_not_stop_pump(outbox: MemoryOutbox, clock: ManualClock, error: Exception) -> None:
+async def test_heartbeat_failure_does_not_stop_pump(outbox: StoredOutbox, clock: ManualClock, error: Exception) -> None:
     sink, recorder = FakeSink(), RecordFactory()
     factory = HeartbeatFactory(lambda: WATERMARK, 60)
     pump = Pump("s", sink, outbox, clock, heartbeat_factory=factory)
@@ -511,25 +513,27 @@ class ResettableSink(FakeSink):
         self.resets += self.found.pop(0) if self.found else 0
 
 
-async def test_pump_reports_reset_found_while_publishing(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    sink, reports = ResettableSink(), []
+async def test_pump_reports_reset_found_while_publishing(outbox: StoredOutbox, clock: ManualClock) -> None:
+    sink = ResettableSink()
+    reports: list[SnapshotReason] = []
 
     async def recreate(_: object) -> None:
         sink.resets += 1
 
     sink.behaviors = [recreate]
-    pump = Pump("s", sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic))
+    pump = Pump("s", sink, outbox, clock, request_snapshot=reports.append)
     task = asyncio.create_task(pump.run())
     await outbox.append(RecordFactory().started_records(1))
     await eventually_async(lambda: outbox.depth("s") == 0)
-    assert len(reports) == 1
+    assert reports == ["on_demand"]
     task.cancel()
 
 
-async def test_pump_reports_reset_found_while_idle(outbox: MemoryOutbox, clock: ManualClock) -> None:
-    sink, reports = ResettableSink(), []
+async def test_pump_reports_reset_found_while_idle(outbox: StoredOutbox, clock: ManualClock) -> None:
+    sink = ResettableSink()
+    reports: list[SnapshotReason] = []
     sink.found, sink.errors = [0, 1], [TransientError("the stream does not exist")]
-    pump = Pump("s", sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic))
+    pump = Pump("s", sink, outbox, clock, request_snapshot=reports.append)
     task = asyncio.create_task(pump.run())
     counts, states = [], []
     for _ in range(4):
@@ -541,3 +545,18 @@ async def test_pump_reports_reset_found_while_idle(outbox: MemoryOutbox, clock: 
     assert counts == [0, 0, 1, 1]
     assert states == ["failing", "ok", "ok", "ok"]
     task.cancel()
+
+
+async def test_pump_requests_snapshot_when_loss_is_acknowledged(clock: ManualClock) -> None:
+    recorder = RecordFactory()
+    requests: list[SnapshotReason] = []
+    async with open_outbox(None, clock=clock, limits=TIGHT_LIMITS) as outbox:
+        for _ in range(20):
+            await outbox.append(recorder.started_records(10))
+        pump = Pump("s", FakeSink(), outbox, clock, request_snapshot=requests.append)
+        task = asyncio.create_task(pump.run())
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        await outbox.append(recorder.started_records(10))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        task.cancel()
+    assert requests == ["overflow"]

@@ -15,13 +15,14 @@ import pytest
 from bridge.clock import SystemClock
 from bridge.core.errors import DisconnectedError, FatalError
 from bridge.core.records import Record, Watermark
-from bridge.outbox.in_memory import MemoryOutbox
+from bridge.outbox.outbox import StoredOutbox
 from bridge.pump import HeartbeatFactory
 from bridge.sink_manager import SinkManager
 from bridge.task_groups import task_group
 from config.settings import Settings, load
 from sinks import factory
 from tests.eventually import eventually_async
+from tests.outboxes import open_outbox
 from tests.records import RecordFactory
 
 
@@ -42,10 +43,10 @@ def lines(path: Path) -> list[dict[str, Any]]:
 class RunningManager:
     """A sink manager with two sinks and its outbox."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, initial: Settings) -> None:
+    def __init__(self, tasks: asyncio.TaskGroup, initial: Settings, outbox: StoredOutbox) -> None:
         clock = SystemClock()
         self.recorder = RecordFactory()
-        self.outbox = MemoryOutbox(["first", "second"], clock)
+        self.outbox = outbox
         watermark = Watermark(self.recorder.encoder.epoch, 1_795_447_300_000_000_000)
         self.heartbeat_factory = HeartbeatFactory(lambda: watermark, 0.02)
         self.manager = SinkManager(self.outbox, clock, self.heartbeat_factory)
@@ -55,8 +56,8 @@ class RunningManager:
 
 @contextlib.asynccontextmanager
 async def running_manager(initial: Settings) -> AsyncIterator[RunningManager]:
-    async with task_group() as tasks:
-        running = RunningManager(tasks, initial)
+    async with open_outbox(None, "first", "second") as outbox, task_group() as tasks:
+        running = RunningManager(tasks, initial, outbox)
         try:
             yield running
             await running.manager.drain(60)
@@ -116,8 +117,8 @@ async def test_sink_is_replaced_when_secret_changes(tmp_path: Path) -> None:
     auth = {"user": "bridge", "password_file": str(password)}
     sink = {"type": "nats", "servers": ["127.0.0.1:1"], "subject_prefix": "s", "auth": auth}
     initial = load({"sinks": {"first": sink}})
-    async with task_group() as tasks:
-        manager = SinkManager(MemoryOutbox(["first"], SystemClock()), SystemClock(), HeartbeatFactory(lambda: None, 60))
+    async with open_outbox(None, "first") as outbox, task_group() as tasks:
+        manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
         manager.start(tasks, initial, factory.create_sinks(initial.sinks))
         (before,) = manager.pumps
         await manager.reload(initial)
@@ -174,8 +175,9 @@ async def test_heartbeats_start_and_stop_with_setting(tmp_path: Path) -> None:
 async def test_shutdown_incomplete_is_logged_when_drain_times_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with task_group() as tasks:
-        running = RunningManager(tasks, settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl")))
+    initial = settings(tmp_path, path=str(tmp_path / "missing" / "first.jsonl"))
+    async with open_outbox(None, "first", "second") as outbox, task_group() as tasks:
+        running = RunningManager(tasks, initial, outbox)
         await running.outbox.append(running.recorder.started_records(3))
         await eventually_async(lambda: running.outbox.depth("second") == 0)
         await running.manager.drain(0.01)
@@ -212,8 +214,7 @@ class Disconnected:
 
 async def test_bridge_ends_only_when_last_reader_is_gone(tmp_path: Path) -> None:
     initial = settings(tmp_path)
-    outbox = MemoryOutbox(["first", "second"], SystemClock())
-    async with task_group() as tasks:
+    async with open_outbox(None, "first", "second") as outbox, task_group() as tasks:
         manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
         manager.start(tasks, initial, factory.create_sinks(initial.sinks) | {"first": Disconnected()})
         await outbox.append(RecordFactory().started_records(3))
@@ -222,7 +223,7 @@ async def test_bridge_ends_only_when_last_reader_is_gone(tmp_path: Path) -> None
         await manager.close()
 
     async def run_without_readers() -> None:
-        async with task_group() as tasks:
+        async with open_outbox(None, "first", "second") as outbox, task_group() as tasks:
             manager = SinkManager(outbox, SystemClock(), HeartbeatFactory(lambda: None, 60))
             manager.start(tasks, initial, {"first": Disconnected(), "second": Disconnected()})
 

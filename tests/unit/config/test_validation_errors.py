@@ -85,7 +85,7 @@ INVALID_FILES: list[tuple[str | bytes, str]] = [
     (f"sinks: {{'a {CANARY}': {{type: stdout}}}}", "FILE:1: sinks.a..."),
     # former names of settings
     ("containers: {extras: [oom]}", "FILE:1: containers.extras"),
-    ("outbox: {memory_max_bytes: 1048576}", "FILE:1: outbox.memory_max_bytes"),
+    ("outbox: {max_memory_bytes: 1048576}", "FILE:1: outbox.max_memory_bytes"),
     ("http: {token: x}", "FILE:1: http.token"),
     ("sinks: {a: {type: file, path: /x, keep: 1}}", "FILE:1: sinks.a.keep"),
     ("a: " + "x" * MAX_BYTES, "FILE"),

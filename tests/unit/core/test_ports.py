@@ -8,14 +8,14 @@ from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.core import errors
 from bridge.core.ports import Clock, EngineClient, Outbox
-from bridge.outbox.in_memory import MemoryOutbox
+from bridge.outbox.outbox import StoredOutbox
 
 
 def test_implementations_match_ports() -> None:
     clock: Clock = SystemClock()
-    outbox: Outbox = MemoryOutbox(["stdout"], clock)
+    outbox: type[Outbox] = StoredOutbox
     client: type[EngineClient] = ContainerdClient
-    assert (outbox.depth("stdout"), client) == (0, ContainerdClient)
+    assert (type(clock), outbox, client) == (SystemClock, StoredOutbox, ContainerdClient)
 
 
 @pytest.mark.parametrize(

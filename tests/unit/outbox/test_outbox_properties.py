@@ -17,14 +17,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from bridge.core.ports import Outbox
 from bridge.core.records import Record
-from bridge.outbox.in_memory import MemoryOutbox
-from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.database_worker import DatabaseWorker
+from bridge.outbox.outbox import StoredOutbox
+from bridge.outbox.sink_queue import Limits
 from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import start_outbox
 from tests.records import RecordFactory
 from tests.scale import scaled
 
@@ -71,7 +70,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.consumers = {sink: Consumer() for sink in SINKS}
         self.appended: dict[int, int] = {}
         self.checkpoint: dict[str, bytes] = {}
-        self.outbox: Outbox
+        self.outbox: StoredOutbox
 
     def teardown(self) -> None:
         for sink in SINKS:
@@ -132,10 +131,10 @@ class OutboxMachine(RuleBasedStateMachine):
 class MemoryOutboxMachine(OutboxMachine):
     @initialize()
     def make(self) -> None:
-        self.outbox = MemoryOutbox(SINKS, self.clock, LIMITS)
+        self.outbox = self.runner.run(start_outbox(None, *SINKS, clock=self.clock, limits=LIMITS))
 
 
-class SqliteOutboxMachine(OutboxMachine):
+class DiskOutboxMachine(OutboxMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="whalebridge-"))
@@ -149,7 +148,7 @@ class SqliteOutboxMachine(OutboxMachine):
 
     @initialize()
     def make(self) -> None:
-        self.outbox = self.runner.run(open_sqlite_outbox(self.path, SINKS, self.clock, LIMITS))
+        self.outbox = self.runner.run(start_outbox(self.path, *SINKS, clock=self.clock, limits=LIMITS))
 
     @property
     def path(self) -> Path:
@@ -215,8 +214,9 @@ class SqliteOutboxMachine(OutboxMachine):
 
         The thread gets no new calls in the meantime, because the event loop is not running.
         """
-        assert isinstance(self.outbox, SqliteOutbox)
-        calls, done = self.outbox._worker._worker._calls, Event()
+        worker = self.outbox._worker
+        assert isinstance(worker, DatabaseWorker)
+        calls, done = worker._worker._calls, Event()
         assert calls is not None
         calls.put(done.set)
         assert done.wait(60)
@@ -228,7 +228,7 @@ class SqliteOutboxMachine(OutboxMachine):
 @pytest.mark.parametrize("fraction", [number / 20 for number in range(21)])
 def test_drop_leaves_no_gap_for_other_sink_after_power_loss(fraction: float) -> None:
     """Sink b has acknowledged the record that is dropped for sink a, but its cursor is not on the disk yet."""
-    machine = SqliteOutboxMachine()
+    machine = DiskOutboxMachine()
     machine.make()
     machine.append(count=1, size=0, key="x")
     machine.read("b", 1, 1, acknowledge=True)
@@ -239,5 +239,5 @@ def test_drop_leaves_no_gap_for_other_sink_after_power_loss(fraction: float) -> 
 
 TestMemoryOutbox = MemoryOutboxMachine.TestCase
 TestMemoryOutbox.settings = hypothesis_settings
-TestSqliteOutbox = SqliteOutboxMachine.TestCase
-TestSqliteOutbox.settings = hypothesis_settings
+TestDiskOutbox = DiskOutboxMachine.TestCase
+TestDiskOutbox.settings = hypothesis_settings

@@ -167,7 +167,7 @@ class RecordingOutbox:
     async def read(self, sink: str, limit: int, max_bytes: int = 0) -> Sequence[Record]:
         raise NotImplementedError
 
-    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
+    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> bool:
         raise NotImplementedError
 
     async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -22,6 +23,7 @@ from bridge.core.containerd_model import (
     TaskStatus,
 )
 from bridge.core.errors import TransientError, UnreadableError
+from bridge.core.time import SECOND, to_seconds
 from bridge.watch.event_queue import CAPACITY
 from tests.unit.watch.fakes import FakeEngineClient, FakeStream, make_metadata
 from tests.unit.watch.test_watch import DB, WEB, exit_event, running_watch, start_events
@@ -240,12 +242,33 @@ async def test_start_between_listing_and_marker_has_name_and_kind() -> None:
     assert {each["container"]["name"] for each in running.documents if each["id"]} == {"the-name"}
 
 
-async def test_repeated_losses_take_rate_limited_snapshots() -> None:
-    client = FakeEngineClient()
-    async with running_watch(client) as running:
+async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
+    async with running_watch(FakeEngineClient()) as running:
         await running.wait_synced()
-        before = running.clock.now().monotonic
-        for number in range(3):
-            running.watch.requests.request("overflow")
+
+        async def pause_after_losses(count: int) -> list[int]:
+            """Return the seconds between snapshots when each is followed by another loss at once."""
+            times = [running.clock.now().monotonic]
+            for _ in range(count):
+                running.watch.request_snapshot("overflow")
+                await running.wait_synced(len(running.snapshots()) + 1)
+                times.append(running.clock.now().monotonic)
+            return [round(to_seconds(after - before) / 30) * 30 for before, after in pairwise(times)]
+
+        assert await pause_after_losses(6) == [0, 30, 60, 120, 240, 240]
+        running.clock.nanoseconds += 500 * SECOND
+        assert await pause_after_losses(2) == [0, 30]
+
+
+async def test_snapshot_on_demand_does_not_wait_for_pause_after_losses() -> None:
+    async with running_watch(FakeEngineClient()) as running:
+        await running.wait_synced()
+        for number in range(4):
+            running.watch.request_snapshot("overflow")
             await running.wait_synced(2 + number)
-        assert running.clock.now().monotonic - before > 50e9
+        before = running.clock.now().monotonic
+        running.watch.request_snapshot("overflow")
+        await run_event_loop()
+        taking = asyncio.create_task(running.watch.take_snapshot())
+        await running.eventually(taking.done)
+        assert running.clock.now().monotonic - before < 60 * SECOND

@@ -135,7 +135,7 @@ runAsGroup: {{ .Values.containerd.group | int64 }}
 
 {{- /* Size of the state directory in an emptyDir: SQLite's tenth and the write-ahead log beyond the records, and dead letters. */}}
 {{- define "whalebridge.stateSize" -}}
-{{- $records := dig "outbox" "max_bytes" 536870912 (default dict .Values.config) | int64 }}
+{{- $records := dig "outbox" "max_bytes" 0 (default dict .Values.config) | default 536870912 | int64 }}
 {{- printf "%dMi" (add 1 (div (add (div (mul 11 $records) 10) 50331648) 1048576)) }}
 {{- end }}
 

@@ -1,9 +1,12 @@
-"""The outbox on disk: appended records survive crashes of the process and of the machine.
+"""The outbox: stores records until the sinks acknowledge them, on disk or in memory.
 
 Invariants:
+- A sink gets only records that are stored. It gets the appended records in order, or a ``lost`` record in their place,
+  and it gets unacknowledged records again, byte for byte.
+- At the limits, only the lagging sink loses records, its oldest first.
+
+On disk, appended records survive crashes of the process and of the machine:
 - Records, their sequence numbers and the checkpoint are written in one transaction, so they agree after a SIGKILL.
-- A sink gets only records that are on the disk. It gets the appended records in order, or a ``lost`` record in their
-  place, and it gets unacknowledged records again, byte for byte.
 - Appends that arrive during a transaction share the next one.
 - A failed write is never treated as done: appends wait until the disk works again.
 
@@ -25,14 +28,14 @@ from bridge.core.ports import Clock, Lag, StoredCheckpoint
 from bridge.core.records import Record
 from bridge.core.time import SECOND, to_seconds
 from bridge.outbox import dead_letters
-from bridge.outbox.database import Database
-from bridge.outbox.database_types import LoadedState
+from bridge.outbox.chunks import LoadedState
+from bridge.outbox.database import Store
 from bridge.outbox.database_worker import DatabaseWorker
-from bridge.outbox.limits import Limits
-from bridge.outbox.read_cache import ReadCache
-from bridge.outbox.sink_queue import Batch, LossRange, PositionRange, SinkQueue, rejection_losses
+from bridge.outbox.memory_store import MemoryStore
+from bridge.outbox.sink_queue import Batch, Limits, LossRange, PositionRange, SinkQueue, rejection_losses
 from bridge.outbox.state_directory import StateDirectory
-from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, Writer
+from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, ReadCache, Writer
+from bridge.telemetry.rate_limit import RateLimiter
 
 READ_BYTES = 1024 * 1024
 READ_CACHE_BYTES = 8 * 1024 * 1024
@@ -42,39 +45,38 @@ _NO_CHANGES: Mapping[str, bytes | None] = {}
 _log = structlog.get_logger(__name__)
 
 
-class SqliteOutbox:
+class StoredOutbox:
     """Implements ``bridge.core.ports.Outbox``; for use on one event loop, after ``open``.
 
     Args:
-        path: The directory, which is created if it does not exist. No other process may use it at the same time.
+        path: The directory, which is created if it does not exist; None for an outbox in memory. No other process may
+            use it at the same time.
         sinks: The ids of the sinks, which identify their cursors after a restart.
         clock: Source of time and random numbers.
         limits: Limits of each sink's backlog.
-        on_loss: Called when a sink has acknowledged the loss of an overflow, so that a snapshot can follow.
         on_wait: Called when ``open`` or a write has to wait for the disk, or for another process.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         sinks: Iterable[str],
         clock: Clock,
         limits: Limits,
         *,
-        on_loss: Callable[[], None] = lambda: None,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        self._directory = StateDirectory(path)
-        self._worker = DatabaseWorker(self._directory, clock, on_wait)
+        self._directory = None if path is None else StateDirectory(path)
+        self._worker = MemoryStore() if self._directory is None else DatabaseWorker(self._directory, clock, on_wait)
+        self._rate_limiter = RateLimiter(clock)
         self._sinks = list(sinks)
         self._clock = clock
         self._limits = limits
-        self._on_loss = on_loss
         self._writer_error: Exception | None = None
         self._writer_task: asyncio.Task[None] | None = None
 
-    async def open(self, on_locked: Callable[[Path], Awaitable[None]]) -> None:
-        """Lock the directory, call ``on_locked`` with it, and open the database.
+    async def open(self, on_locked: Callable[[Path], Awaitable[None]] | None = None) -> None:
+        """Lock the directory, call ``on_locked`` with it, and open the database; in memory, there is no directory.
 
         This takes as long as another process uses the directory, or its disk is full or failing. If the call fails or
         is canceled, ``close`` releases the directory.
@@ -83,7 +85,8 @@ class SqliteOutbox:
             FatalError: The directory cannot be used; the message says why and what to do.
         """
         await self._worker.lock()
-        await on_locked(self._directory.path)
+        if self._directory is not None and on_locked is not None:
+            await on_locked(self._directory.path)
         self._load(await self._worker.open())
         await self._register_sinks()
         self._writer_task = asyncio.create_task(self._run_writer())
@@ -95,18 +98,22 @@ class SqliteOutbox:
             last_written=state.quarantined_written_at or 0,
             copied=state.copied,
         )
-        self._cache = ReadCache(state.end, READ_CACHE_BYTES)
+        self._cache = ReadCache(state.end, state.end_offset, READ_CACHE_BYTES)
         uptime_origin = self._clock.now().monotonic - state.uptime * SECOND
         removed = {
             name: SinkQueue(
                 stored.cursor,
+                # The stored one can be inexact after a migration, and on a disk that ignores fsync.
+                stored.offset if stored.cursor < state.end else state.end_offset,
                 losses=stored.losses,
-                size=stored.size,
                 oldest_since=uptime_origin + stored.oldest_uptime * SECOND,
             )
             for name, stored in state.queues.items()
         }
-        self._queues = {name: removed.pop(name) if name in removed else SinkQueue(state.end) for name in self._sinks}
+        self._queues = {
+            name: removed.pop(name) if name in removed else SinkQueue(state.end, state.end_offset)
+            for name in self._sinks
+        }
         self._removed = removed
         self._writer = Writer(
             self._worker, self._cache, self._queues, removed, self._clock, self._limits, uptime_origin
@@ -120,8 +127,8 @@ class SqliteOutbox:
                 backlog=queue.depth(self._cache.end),
                 retention_seconds=REMOVED_SINK_RETENTION_SECONDS,
             )
-        cursors = {name: queue.cursor for name, queue in self._queues.items()}
-        await self._worker.run_until_done(lambda database: database.register_sinks(cursors, self._writer.uptime))
+        uptime = self._writer.uptime
+        await self._worker.run_until_done(lambda store: store.register_sinks(self._queues, uptime))
 
     async def _run_writer(self) -> None:
         try:
@@ -165,10 +172,13 @@ class SqliteOutbox:
     # --- for the watcher ---
 
     async def append(self, records: Sequence[Record], checkpoint: Mapping[str, bytes | None] = _NO_CHANGES) -> None:
-        """Persist records together with changes of the checkpoint, all or nothing."""
+        """Store records together with changes of the checkpoint, all or nothing.
+
+        In memory, the checkpoint is not stored, because no later process could read it.
+        """
         if self._writer_error is not None:
             raise self._writer_error
-        await self._writer.append(records, checkpoint)
+        await self._writer.append(records, _NO_CHANGES if self._directory is None else checkpoint)
 
     # --- for sinks ---
 
@@ -185,32 +195,48 @@ class SqliteOutbox:
             queue.in_flight = batch.truncate(limit, max_bytes)
         return queue.in_flight.records
 
-    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> None:
-        """Advance a sink's cursor past the records of its last read, or past a prefix of them."""
+    async def acknowledge(self, sink: str, batch: Sequence[Record]) -> bool:
+        """Advance a sink's cursor past the records of its last read, or past a prefix of them.
+
+        Returns:
+            Whether they include a loss due to an overflow.
+        """
         queue = self._queues[sink]
         passed = queue.acknowledge(batch)
-        self._writer.cursor_moved(sink, passed_losses=bool(passed))
-        first = min(queue.cursor for queue in self._queues.values())
-        self._cache.evict(first)
-        if any(loss.reason == "overflow" for loss in passed):
-            self._on_loss()
+        self._writer.cursor_moved(sink)
+        self._cache.evict(min(queue.cursor for queue in self._queues.values()))
+        return any(loss.reason == "overflow" for loss in passed)
 
     async def reject(self, sink: str, positions: Collection[tuple[int, int]], reason: str) -> int:
-        """Move records that a sink rejected to the dead-letter file, and replace them by loss records."""
+        """Move records that a sink rejected to the dead-letter file, and replace them by loss records.
+
+        In memory, there is no dead-letter file, so they are logged instead.
+        """
         queue, now = self._queues[sink], self._clock.now().wall
         losses = rejection_losses(queue.in_flight, positions, now)
         if not losses:
             return 0
         ends = {loss.end for loss in losses}
         rejected = [record for record, end in zip(*queue.in_flight, strict=True) if end in ends]
+        directory = self._directory
 
-        def job(database: Database) -> None:
-            dead_letters.write(self._directory.dead_letters, sink, rejected, reason, now)
-            database.save_losses(sink, losses)
+        def job(store: Store) -> None:
+            if directory is not None:
+                dead_letters.write(directory.dead_letters, sink, rejected, reason, now)
+            store.save_losses(sink, losses, (), {})
 
         await self._worker.run_until_done(job)
         queue.mark_rejected(losses)
+        if directory is None:
+            self._log_discarded(sink, rejected, reason)
         return len(losses)
+
+    def _log_discarded(self, sink: str, rejected: Iterable[Record], reason: str) -> None:
+        for record in rejected:
+            position = f"{record.epoch}-{record.sequence}"
+            self._rate_limiter.log(
+                _log.error, (sink, reason), "rejected_record_discarded", sink=sink, position=position, reason=reason
+            )
 
     def depth(self, sink: str) -> int:
         """Return how many records a sink has not acknowledged."""
@@ -221,7 +247,7 @@ class SqliteOutbox:
         queue, depth = self._queues[sink], self.depth(sink)
         # After a restart, the oldest record can be ahead of the uptime, which is saved once a minute.
         age = to_seconds(max(0, self._clock.now().monotonic - queue.oldest_since)) if depth else 0.0
-        return Lag(depth, queue.size, age, queue.dropped)
+        return Lag(depth, queue.size(self._cache.end_offset), age, queue.dropped)
 
     async def _select_batch(self, queue: SinkQueue, limit: int, max_bytes: int) -> Batch:
         """Select the records to read from the cursor on: up to the limits, or a little more."""
@@ -243,4 +269,4 @@ class SqliteOutbox:
         first, end = positions.first, min(positions.end, positions.first + limit)
         if first >= self._cache.first:
             return self._cache.get(first, end)
-        return await self._worker.run_until_done(lambda database: database.read(first, end, limit, max_bytes))
+        return await self._worker.run_until_done(lambda store: store.read(first, end, limit, max_bytes))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -13,9 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,41 +25,21 @@ from structlog.testing import capture_logs
 
 from bridge.clock import SystemClock
 from bridge.core.errors import StateError
-from bridge.core.ports import Clock
 from bridge.outbox import database, database_worker, schema
-from bridge.outbox.creation_time import creation_time
+from bridge.outbox.chunks import WriteBatch
 from bridge.outbox.database import Database
-from bridge.outbox.database_types import WriteBatch
-from bridge.outbox.limits import Limits
-from bridge.outbox.sqlite import SqliteOutbox
+from bridge.outbox.outbox import StoredOutbox
+from bridge.outbox.state_directory import creation_time
 from tests.clocks import ManualClock
-from tests.contract.test_outbox import (
-    TIGHT_LIMITS,
-    WIDE_LIMITS,
-    append_in_batches,
-    covered_sequences,
-    loss_range,
-    read_all,
-)
+from tests.contract.test_outbox import append_in_batches, covered_sequences, loss_range, read_all
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.naming import assert_names, raises_naming
-from tests.outboxes import ignore_lock, open_sqlite_outbox
+from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, open_outbox, start_outbox
 from tests.records import RecordFactory, sequences
 
 DAY = 24 * 3600
 PAGE_SIZE = 4096
-
-
-@asynccontextmanager
-async def open_outbox(
-    path: Path, *sinks: str, clock: Clock | None = None, limits: Limits = WIDE_LIMITS
-) -> AsyncIterator[SqliteOutbox]:
-    outbox = await open_sqlite_outbox(path, sinks or ["s"], clock or SystemClock(), limits)
-    try:
-        yield outbox
-    finally:
-        await outbox.close()
 
 
 @pytest.fixture
@@ -102,7 +84,7 @@ def test_creation_time_is_unknown_without_file(tmp_path: Path) -> None:
     assert creation_time(tmp_path / "missing") is None
 
 
-async def test_sqlite_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
+async def test_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
     factory = RecordFactory()
     async with open_outbox(path) as outbox:
         await outbox.append(factory.started_records(5), {"a": b"1", "b": b"2"})
@@ -142,7 +124,45 @@ async def test_oldest_age_is_not_negative_after_restart(path: Path) -> None:
         assert outbox.lag("s").oldest_age == 20
 
 
-async def test_sqlite_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
+async def test_backlog_size_is_exact_after_restart(path: Path) -> None:
+    """Also for a chunk that is acknowledged in part, and for dropped records that are deleted."""
+    factory, sizes = RecordFactory(), []
+    async with open_outbox(path, "s", "dropping", limits=TIGHT_LIMITS) as outbox:
+        await append_in_batches(outbox, factory.started_records(150, size=100), at_once=20)
+        await outbox.acknowledge("s", await outbox.read("s", 75))
+        batch = await outbox.read("s", 5)
+        await outbox.reject("s", {(batch[3].epoch, batch[3].sequence)}, "too large")
+        sizes.append((outbox.lag("s").size, outbox.lag("dropping").size))
+    async with open_outbox(path, "s", "dropping", limits=TIGHT_LIMITS) as outbox:
+        sizes.append((outbox.lag("s").size, outbox.lag("dropping").size))
+        for sink in ("s", "dropping"):
+            stored = [record for record in await outbox.read(sink, 1000) if record.type != "lost"]
+            assert outbox.lag(sink).size == sum(len(record.data) for record in stored)
+            await read_all(outbox, sink)
+            assert outbox.lag(sink).size == 0
+    assert sizes[0] == sizes[1]
+
+
+async def test_opening_reads_little_of_a_large_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "check_integrity", lambda *_: True)  # reads all of the file, within a time limit
+    factory = RecordFactory()
+    async with open_outbox(path, "s", "other") as outbox:
+        await outbox.append(factory.started_records(6000, size=1500)[::2])  # one chunk for each
+        await outbox.acknowledge("s", await outbox.read("s", 300))
+    before = bytes_read()
+    async with open_outbox(path, "s", "other") as outbox:
+        read = bytes_read() - before
+        assert (outbox.depth("s"), outbox.depth("other")) == (2700, 3000)
+    assert directory_size(path) > 6_000_000
+    assert read < 500_000
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read from files, from the page cache or the disk."""
+    return int(re.findall(r"rchar: (\d+)", Path("/proc/self/io").read_text())[0])
+
+
+async def test_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None:
     changes: dict[str, bytes | None] = {f"key {number}": bytes([number % 251]) for number in range(300)}
     async with open_outbox(path) as outbox:
         await outbox.append([], changes)
@@ -172,9 +192,7 @@ async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path
         await outbox.append(factory.started_records(5))
         batch = await outbox.read("s", 5)
         await outbox.reject("s", {(batch[4].epoch, batch[4].sequence)}, "too large")
-    with closing(sqlite3.connect(path / "outbox.db")) as database, database:
-        database.execute("DELETE FROM chunks")
-        database.execute("UPDATE sinks SET cursor = 4")
+    execute(path, "DELETE FROM chunks", "UPDATE sinks SET cursor = 4")
     async with open_outbox(path) as outbox:
         (lost,) = await outbox.read("s", 10)
         assert loss_range(lost)[1:3] == (5, 5)
@@ -213,6 +231,12 @@ async def test_disk_space_of_backlog_is_released_after_delivery(path: Path, monk
         assert directory_size(path) > 50_000_000
         await read_all(outbox)
         await eventually_async(lambda: directory_size(path) < 30_000_000)
+
+
+def execute(path: Path, *statements: str) -> list[Any]:
+    """Execute SQL statements, as another program could; return the result of the last one."""
+    with closing(sqlite3.connect(path / "outbox.db")) as connection, connection:
+        return [connection.execute(statement).fetchall() for statement in statements][-1]
 
 
 def directory_size(path: Path) -> int:
@@ -288,7 +312,7 @@ async def test_empty_state_directory_becomes_private(path: Path) -> None:
 
 async def test_state_directory_is_locked_against_second_process(path: Path, golden: Golden) -> None:
     async with open_outbox(path):
-        second = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        second = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
         locked: list[Path] = []
         opening = asyncio.create_task(second.open(record_call(locked)))
         await wait_for_error(second, f"(process {os.getpid()})")
@@ -306,20 +330,18 @@ def record_call(paths: list[Path]) -> Callable[[Path], Awaitable[None]]:
     return on_locked
 
 
-async def wait_for_error(outbox: SqliteOutbox, text: str) -> None:
+async def wait_for_error(outbox: StoredOutbox, text: str) -> None:
     await eventually_async(lambda: text in (outbox.last_error or ""), f"the error {text!r}")
 
 
 WRITER_PROGRAM = """
 import asyncio, sys
 from pathlib import Path
-from bridge.clock import SystemClock
-from tests.contract.test_outbox import WIDE_LIMITS
-from tests.outboxes import open_sqlite_outbox
+from tests.outboxes import start_outbox
 from tests.records import RecordFactory
 
 async def main():
-    outbox = await open_sqlite_outbox(Path(sys.argv[1]), ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(Path(sys.argv[1]))
     factory = RecordFactory()
     while True:
         records = factory.started_records(3)
@@ -340,14 +362,12 @@ def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-async def test_sqlite_outbox_keeps_appends_and_frees_lock_when_killed(
-    path: Path, writer: subprocess.Popen[str]
-) -> None:
+async def test_outbox_keeps_appends_and_frees_lock_when_killed(path: Path, writer: subprocess.Popen[str]) -> None:
     assert writer.stdout is not None
     for _ in range(50):
         written = int(writer.stdout.readline())
-    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
+    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open())
     await wait_for_error(outbox, f"(process {writer.pid})")
     writer.send_signal(signal.SIGKILL)
     writer.wait()
@@ -364,7 +384,7 @@ async def test_state_directory_with_foreign_files_is_left_unchanged(path: Path, 
     path.mkdir()
     (path / "letter.txt").write_text("text")
     with golden.error("outbox_errors", "foreign files", StateError, path, STATE_DIR=path):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path)
     assert [file.name for file in path.iterdir()] == ["letter.txt"]
 
 
@@ -373,19 +393,15 @@ async def test_state_directory_is_rejected_when_path_is_a_file(path: Path, golde
     with golden.error(
         "outbox_errors", "not a directory", StateError, f"state_dir {path}", "Not a directory", STATE_DIR=path
     ):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path)
 
 
 async def test_database_of_another_program_is_left_unchanged(path: Path, golden: Golden) -> None:
     path.mkdir()
-    with sqlite3.connect(path / "outbox.db") as other:
-        other.execute("CREATE TABLE recipes (name)")
-    other.close()
+    execute(path, "CREATE TABLE recipes (name)")
     with golden.error("outbox_errors", "another program's database", StateError, path / "outbox.db", STATE_DIR=path):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    with sqlite3.connect(path / "outbox.db") as other:
-        assert other.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
-    other.close()
+        await start_outbox(path)
+    assert execute(path, "SELECT name FROM sqlite_schema") == [("recipes",)]
 
 
 # --- opening ---
@@ -394,10 +410,10 @@ async def test_database_of_another_program_is_left_unchanged(path: Path, golden:
 async def test_outbox_open_waits_until_disk_has_space(path: Path, disk: type[FailingDatabase], golden: Golden) -> None:
     disk.error_at_open = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     clock, waits = ManualClock(), []
-    outbox = SqliteOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1))
+    outbox = StoredOutbox(path, ["s"], clock, WIDE_LIMITS, on_wait=lambda: waits.append(1))
     golden.entry("outbox_errors", "not open yet", str(outbox.last_error), STATE_DIR=path)
     with capture_logs() as logs:
-        opening = asyncio.create_task(outbox.open(ignore_lock))
+        opening = asyncio.create_task(outbox.open())
         for _ in range(3):
             await eventually_async(lambda: clock.sleeper_count)
             assert_names(outbox.last_error, path / "outbox.db", "database or disk is full", "free space")
@@ -417,7 +433,7 @@ async def test_outbox_open_fails_when_permissions_are_missing(
 ) -> None:
     disk.error_at_open = io_error(code, "attempt to write a readonly database")
     with raises_naming(StateError, path / "outbox.db", "permissions"):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path)
 
 
 async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,8 +444,8 @@ async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypat
         return proceed.wait(60)
 
     monkeypatch.setattr(Database, "check_integrity", check_slowly)
-    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
+    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open())
     await eventually_async(checking.is_set)
     assert_names(outbox.last_error, path / "outbox.db")
     opening.cancel()
@@ -447,13 +463,32 @@ async def test_outbox_close_does_not_wait_for_slow_opening(path: Path, monkeypat
 async def test_newer_database_format_is_rejected_and_left_unchanged(path: Path, golden: Golden) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(3))
-    with sqlite3.connect(path / "outbox.db") as newer:
-        newer.execute("PRAGMA user_version = 99")
-    newer.close()
+    execute(path, "PRAGMA user_version = 99")
     before = (path / "outbox.db").read_bytes()
     with golden.error("outbox_errors", "newer format", StateError, path / "outbox.db", "99", STATE_DIR=path):
-        await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+        await start_outbox(path)
     assert (path / "outbox.db").read_bytes() == before
+
+
+async def test_database_of_format_1_is_migrated(path: Path) -> None:
+    """In the file, sink `s` has acknowledged 11 of 13 records and rejected the last; `slow` has lost the first 6."""
+    path.mkdir()
+    with closing(sqlite3.connect(path / "outbox.db")) as old:
+        old.executescript(Path(__file__).with_name("format_1.sql").read_text())
+    factory = RecordFactory()
+    records = factory.started_records(13, size=40)
+    async with open_outbox(path, "s", "slow") as outbox:
+        assert dict(outbox.load_checkpoint().values) == {"key": b"value"}
+        assert (outbox.depth("s"), outbox.depth("slow")) == (2, 8)
+        assert outbox.lag("slow").size == sum(len(record.data) for record in records[6:])
+        kept, lost = await outbox.read("s", 10)
+        assert (kept, loss_range(lost)[1:]) == (records[11], (13, 13, "rejected"))
+        await outbox.append(factory.started_records(1))
+        lost, *kept_records = await read_all(outbox, "slow")
+        assert (kept_records[:-1], loss_range(lost)[1:]) == (records[6:], (1, 6, "overflow"))
+        assert (await read_all(outbox))[-1] == kept_records[-1]
+    async with open_outbox(path, "s", "slow") as outbox:
+        assert (outbox.lag("s").size, outbox.lag("slow").size) == (0, 0)
 
 
 def test_schema_migration_is_stepwise_and_atomic() -> None:
@@ -489,9 +524,7 @@ def overwrite(database: Path) -> None:
 
 def insert_invalid_loss(database: Path) -> None:
     """Insert a loss that is valid for SQLite, but not for the outbox."""
-    with sqlite3.connect(database) as connection:
-        connection.execute("INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
-    connection.close()
+    execute(database.parent, "INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
 
 
 @pytest.mark.parametrize("corrupt", [fill_with_garbage, truncate, overwrite, insert_invalid_loss])
@@ -532,8 +565,7 @@ async def test_corruption_after_incomplete_check_is_found_by_reading(
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(2000, size=5000))
     break_overflow_chain(path / "outbox.db")
-    with closing(sqlite3.connect(path / "outbox.db")) as database:
-        assert database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",)
+    assert execute(path, "PRAGMA quick_check(1)") != [("ok",)]
     monkeypatch.setattr(Database, "check_integrity", lambda *_: False)
     with capture_logs() as logs:
         async with open_outbox(path) as outbox:
@@ -560,8 +592,8 @@ async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, 
         await outbox.append([], {"key": b"value"})
     fill_with_garbage(path / "outbox.db")
     disk.error_at_reset = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
-    outbox = SqliteOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
-    opening = asyncio.create_task(outbox.open(ignore_lock))
+    outbox = StoredOutbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    opening = asyncio.create_task(outbox.open())
     await wait_for_error(outbox, "database or disk is full")
     disk.error_at_reset = None
     await opening
@@ -573,12 +605,7 @@ async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, 
 async def test_corruption_while_running_fails_and_resets_next_start(path: Path, golden: Golden) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(5), {"key": b"value"})
-        with sqlite3.connect(path / "outbox.db") as connection:
-            pass
-        connection.close()
-    with sqlite3.connect(path / "outbox.db") as connection:
-        connection.execute("UPDATE chunks SET documents = x'7b7d'")
-    connection.close()
+    execute(path, "UPDATE chunks SET documents = x'7b7d'")
     async with open_outbox(path) as outbox:
         with pytest.raises(StateError) as caught:
             await outbox.read("s", 10)
@@ -609,7 +636,7 @@ async def test_removed_database_file_is_detected(path: Path, golden: Golden) -> 
             await outbox.append([])
 
 
-async def test_sqlite_outbox_raises_for_all_callers_when_writer_fails(path: Path, disk: type[FailingDatabase]) -> None:
+async def test_outbox_raises_for_all_callers_when_writer_fails(path: Path, disk: type[FailingDatabase]) -> None:
     async with open_outbox(path) as outbox:
         disk.error_before_write = sqlite3.ProgrammingError("a bug")
         with pytest.raises(sqlite3.ProgrammingError):
@@ -711,9 +738,9 @@ async def test_concurrent_appends_share_a_commit(path: Path, disk: type[FailingD
     assert len({key for batch in disk.batches for key in batch.checkpoint}) == 20
 
 
-async def test_sqlite_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
+async def test_outbox_closes_when_disk_is_failing(path: Path, disk: type[FailingDatabase]) -> None:
     factory = RecordFactory()
-    outbox = await open_sqlite_outbox(path, ["s"], SystemClock(), WIDE_LIMITS)
+    outbox = await start_outbox(path)
     disk.error_before_write = io_error(sqlite3.SQLITE_FULL, "database or disk is full")
     appending = asyncio.create_task(outbox.append(factory.started_records(1)))
     await eventually_async(lambda: outbox.last_error)
