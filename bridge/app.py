@@ -99,7 +99,7 @@ async def run(
             notifying = tasks.create_task(
                 service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
             )
-            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket)):
+            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
                 service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                 sink_manager.start(tasks, settings, sink_instances)
                 watching = tasks.create_task(watch.run())

@@ -164,13 +164,13 @@ class Pump:
         """
         if self.state not in ("failing", "failed"):
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIESCE_SECONDS):
+                async with self._clock.timeout(QUIESCE_SECONDS):
                     await self._publish_lock.acquire()  # not released
 
     async def close(self) -> None:
         """Close the sink, within a timeout."""
         try:
-            await with_timeout(self._sink.close, CLOSE_SECONDS)
+            await with_timeout(self._sink.close, CLOSE_SECONDS, self._clock)
         except BridgeError as error:
             _log.warning("sink_close_failed", sink=self.name, error=str(error))
 
@@ -222,7 +222,7 @@ class Pump:
     async def _try(self, event: str, attempt: Callable[[], Awaitable[None]]) -> None:
         """Attempt once; log a failure as ``event``, or as ``sink_failed`` if a retry cannot fix it."""
         try:
-            await with_timeout(attempt, self._attempt_timeout)
+            await with_timeout(attempt, self._attempt_timeout, self._clock)
         except DisconnectedError:
             raise
         except (TransientError, RejectedRecordError) as error:
@@ -239,7 +239,7 @@ class Pump:
         while True:
             try:
                 await retry_until_success(
-                    lambda: with_timeout(attempt, self._attempt_timeout),
+                    lambda: with_timeout(attempt, self._attempt_timeout, self._clock),
                     clock=self._clock,
                     backoff=BACKOFF,
                     before_sleep=self._log_failure,

@@ -96,7 +96,7 @@ class SinkManager:
     async def drain(self, seconds: float) -> None:
         """Wait until the sinks have acknowledged all records, for at most ``seconds``; then stop the pumps."""
         try:
-            async with asyncio.timeout(seconds):
+            async with self._clock.timeout(seconds):
                 await asyncio.gather(*(pump.wait_drained() for pump in self.pumps))
         except TimeoutError:
             _log.warning(

@@ -24,6 +24,8 @@ from sinks import factory
 from tests.eventually import eventually_async
 from tests.records import RecordFactory
 
+pytestmark = pytest.mark.real_time
+
 
 def settings(directory: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
     """Return settings with two file sinks."""
