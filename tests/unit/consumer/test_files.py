@@ -20,6 +20,8 @@ from bridge.core.errors import FatalError, NotFoundError
 from sinks.file import RotatedFile
 from tests.golden import Golden
 
+pytestmark = pytest.mark.real_time
+
 
 class Writer(SystemClock):
     """A file that a test writes between polls; the reader's clock sleeps until the test continues."""
