@@ -25,14 +25,15 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.label_rules import LabelRules
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.pump import Pump
+from bridge.delivery.sink_manager import SinkManager
 from bridge.http_endpoint import http_endpoint
 from bridge.outbox.in_memory import MemoryOutbox
 from bridge.outbox.limits import Limits
 from bridge.outbox.sqlite import SqliteOutbox
-from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
 from bridge.signal_handlers import completes_before_shutdown, install_handlers
-from bridge.sink_manager import SinkManager
 from bridge.status_provider import StatusProvider
 from bridge.task_groups import task_group
 from bridge.telemetry import logs

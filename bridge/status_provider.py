@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bridge.core.container_state import Transition
 from bridge.core.ports import Outbox
-from bridge.pump import Pump
+from bridge.delivery.pump import Pump
 from bridge.telemetry.status import CompletedSnapshot, SinkStatus, Status
 from bridge.watch import ContainerWatch
 

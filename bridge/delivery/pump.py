@@ -21,11 +21,11 @@ import structlog
 
 from bridge.core.errors import BridgeError, DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.ports import Clock, Outbox, Sink
-from bridge.core.record_encoder import heartbeat_record
-from bridge.core.records import Record, Watermark
+from bridge.core.records import Record
 from bridge.core.time import to_seconds
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.target_resets import DetectsReset, ResetReporter
 from bridge.retry import Backoff, Failure, retry_until_success
-from bridge.target_resets import DetectsReset, ResetReporter
 from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
@@ -38,7 +38,7 @@ TARGET_CHECK_SECONDS = 30.0
 # Seconds added to the sink's own timeout, so that the sink's timeout, with its better error message, fires first.
 ATTEMPT_TIMEOUT_MARGIN = 60.0
 CLOSE_SECONDS = 1.5
-QUIESCE_SECONDS = 1.5
+QUIESCE_SECONDS = 1.5  # for records in flight when a sink is replaced
 _log = structlog.get_logger(__name__)
 
 SinkState: TypeAlias = Literal["starting", "ok", "failing", "failed"]
@@ -51,28 +51,6 @@ class DetectsDisconnect(Protocol):
 
     async def wait_disconnected(self) -> None:
         """Wait until the reader has disconnected, and raise a DisconnectedError."""
-
-
-class HeartbeatFactory:
-    """Makes the heartbeats of all pumps.
-
-    Args:
-        watermark: Returns the time up to which all of containerd's events are persisted; None if there is none yet.
-        interval: Seconds between heartbeats; may be replaced at any time.
-    """
-
-    def __init__(self, watermark: Callable[[], Watermark | None], interval: float) -> None:
-        self.interval = interval
-        self._watermark = watermark
-        self._count = 0
-
-    def make(self, last: Record) -> Record | None:
-        """Return a heartbeat for readers that have all records up to ``last``; None if the epochs differ."""
-        watermark = self._watermark()
-        if watermark is None or watermark.epoch != last.epoch:
-            return None
-        self._count += 1
-        return heartbeat_record(last, watermark.at, self._count)
 
 
 class Pump:
@@ -157,15 +135,18 @@ class Pump:
         while self.backlog and self.state != "failed":
             await self._clock.sleep(0.02)
 
-    async def quiesce(self) -> None:
-        """Wait briefly for the acknowledgment of records in flight, and send nothing more; call it before canceling.
+    async def stop(self, running: asyncio.Task[None]) -> None:
+        """Cancel the task of ``run`` and wait for its end; records in flight get some time to be acknowledged.
 
-        It does not wait for a sink that is failing. Records without an acknowledgment are sent again by the next pump.
+        A sink that is failing gets none. Records without an acknowledgment are sent again by the next pump.
         """
-        if self.state not in ("failing", "failed"):
-            with contextlib.suppress(TimeoutError):
-                async with self._clock.timeout(QUIESCE_SECONDS):
-                    await self._publish_lock.acquire()  # not released
+        seconds = 0 if self.state in ("failing", "failed") else QUIESCE_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(seconds), self._publish_lock:
+                running.cancel()
+                await asyncio.wait([running])
+        running.cancel()
+        await asyncio.wait([running])
 
     async def close(self) -> None:
         """Close the sink, within a timeout."""

@@ -13,7 +13,8 @@ import structlog
 
 import sinks.factory
 from bridge.core.errors import DisconnectedError
-from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.pump import ATTEMPT_TIMEOUT_MARGIN, Pump
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
 
@@ -88,7 +89,11 @@ class SinkManager:
         if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in created.items():
-            await _stop(self._sinks[id_])
+            previous = self._sinks[id_]
+            await previous.pump.stop(previous.task)
+            await (
+                previous.pump.close()
+            )  # before the new sink starts, because some targets (files) allow only one writer
             self._start(id_, settings, sink)
             _log.info("sink_reconfigured", sink=id_)
         return bool(changed)
@@ -146,14 +151,6 @@ class SinkManager:
                 raise
             hint = "restart whalebridge, or remove the sink"
             _log.error("sink_disconnected", sink=pump.name, error=str(error), hint=hint)
-
-
-async def _stop(managed: _ManagedSink) -> None:
-    """Stop and close a sink before its successor starts, because some targets (files) allow only one writer."""
-    await managed.pump.quiesce()
-    managed.task.cancel()
-    await asyncio.wait([managed.task])
-    await managed.pump.close()
 
 
 def _files_digest(settings: SinkSettings) -> bytes:

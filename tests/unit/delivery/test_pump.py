@@ -14,15 +14,15 @@ from structlog.testing import capture_logs
 from bridge.core.errors import DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.records import Record, Watermark
 from bridge.core.time import SECOND
-from bridge.outbox.in_memory import MemoryOutbox
-from bridge.pump import (
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.pump import (
     BATCH_BYTES,
     FATAL_RETRY_SECONDS,
     QUIESCE_SECONDS,
     TARGET_CHECK_SECONDS,
-    HeartbeatFactory,
     Pump,
 )
+from bridge.outbox.in_memory import MemoryOutbox
 from tests.contract.test_outbox import loss_range
 from tests.eventually import eventually_async
 from tests.records import RecordFactory, sequences
@@ -278,27 +278,25 @@ async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutb
     await asyncio.wait([running])
 
 
-async def test_pump_quiesce_waits_for_records_in_flight(outbox: MemoryOutbox, clock: VirtualClock) -> None:
+async def test_pump_stop_waits_for_records_in_flight(outbox: MemoryOutbox, clock: VirtualClock) -> None:
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
     await outbox.append(recorder.started_records(3))
     await eventually_async(lambda: sink.attempts)
-    quiesced = asyncio.create_task(pump.quiesce())
+    stopping = asyncio.create_task(pump.stop(running))
     await outbox.append(recorder.started_records(2))
     await clock.sleep(QUIESCE_SECONDS / 2)
-    assert not quiesced.done()
+    assert not stopping.done()
     acknowledge.set()
-    await quiesced
+    await stopping
     await clock.sleep(60)
-    assert (len(sink.attempts), pump.backlog) == (1, 2)
-    running.cancel()
-    await asyncio.wait([running])
+    assert (len(sink.attempts), pump.backlog, running.cancelled()) == (1, 2, True)
 
 
 @pytest.mark.parametrize(("behavior", "seconds"), [(hang, QUIESCE_SECONDS), (fail, 0)])
-async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
+async def test_pump_stop_is_bounded_when_sink_does_not_acknowledge(
     behavior: Behavior, seconds: float, outbox: MemoryOutbox, clock: VirtualClock
 ) -> None:
     sink = FakeSink(behavior, hang)
@@ -307,11 +305,9 @@ async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
     await outbox.append(RecordFactory().started_records(3))
     await eventually_async(lambda: sink.attempts and (behavior is hang or pump.state == "failing"))
     before = clock.now().monotonic
-    await pump.quiesce()
+    await pump.stop(running)
     assert clock.now().monotonic - before == seconds * SECOND
-    assert pump.backlog == 3
-    running.cancel()
-    await asyncio.wait([running])
+    assert (pump.backlog, running.cancelled()) == (3, True)
 
 
 async def test_pump_abandons_close_when_sink_hangs(
