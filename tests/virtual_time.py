@@ -12,7 +12,7 @@ from bridge.core.time import SECOND
 
 START = 1_795_447_267 * SECOND  # of the wall clock
 REAL_TIME = "real_time"
-"""Mark of tests that wait for threads, processes or sockets: they run on an ordinary event loop."""
+"""The pytest marker of tests that wait for threads, processes or sockets: they run on an ordinary event loop."""
 
 
 class _Selector(selectors.DefaultSelector):
@@ -32,7 +32,7 @@ class _Selector(selectors.DefaultSelector):
         if self._is_virtual and (self.uses_threads or (timeout is None and not events)):
             self._is_virtual = False
             reason = "for a thread" if self.uses_threads else "without a timer, for something that may never happen"
-            raise RuntimeError(f"the test waits {reason}; if it has to, mark it with {REAL_TIME}")
+            raise RuntimeError(f"the test waits {reason}; tests that have to are marked {REAL_TIME}")
         if timeout is not None and not events:
             self.seconds += max(timeout, 0)
         return events

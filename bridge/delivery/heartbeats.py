@@ -1,4 +1,4 @@
-"""Heartbeats: records without a change, which tell readers of a sink up to when they know everything."""
+"""Heartbeats: records without a change, from which readers of a sink see that they miss nothing."""
 
 from __future__ import annotations
 
