@@ -81,9 +81,7 @@ async def run(
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
     sink_manager = SinkManager(outbox, clock, heartbeat_factory, lambda: watch.request_snapshot("on_demand"))
-    status_provider = StatusProvider(
-        settings, watch, outbox, lambda: sink_manager.pumps, lambda: client.proxy_denied_calls
-    )
+    status_provider = StatusProvider(settings, watch, outbox, sink_manager, lambda: client.proxy_denied_calls)
 
     async def apply(changed: Settings) -> None:
         replaced = await sink_manager.reload(changed)  # first, because if it fails, nothing may change

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import structlog
 
@@ -29,6 +29,7 @@ from bridge.retry import Backoff, Failure, retry_until_success
 from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
+from bridge.telemetry.status import SinkState, SinkStatus
 
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
@@ -40,9 +41,6 @@ ATTEMPT_TIMEOUT_MARGIN = 60.0
 CLOSE_SECONDS = 1.5
 QUIESCE_SECONDS = 1.5  # for records in flight when a sink is replaced
 _log = structlog.get_logger(__name__)
-
-SinkState: TypeAlias = Literal["starting", "ok", "failing", "failed"]
-"""``failing``: retried with backoff. ``failed``: an operator has to change something."""
 
 
 @runtime_checkable
@@ -124,6 +122,19 @@ class Pump:
                 batch = await self._outbox.read(self.name, BATCH_RECORDS, BATCH_BYTES)
                 async with self._publish_lock:
                     await self._deliver(batch)
+
+    def status(self) -> SinkStatus:
+        """Return the status of the sink."""
+        return SinkStatus(
+            self.name,
+            self.state,
+            self.last_error,
+            self._outbox.lag(self.name),
+            self.published,
+            self.failures,
+            self.rejected,
+            self.latency,
+        )
 
     @property
     def backlog(self) -> int:

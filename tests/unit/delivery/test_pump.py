@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -85,18 +86,12 @@ def outbox(clock: VirtualClock) -> MemoryOutbox:
 
 @contextlib.asynccontextmanager
 async def running_pump(
-    sink: FakeSink,
-    outbox: MemoryOutbox,
-    clock: VirtualClock,
-    *,
-    name: str = "s",
-    attempt_timeout: float | None = 60,
-    heartbeat_factory: HeartbeatFactory | None = None,
-) -> AsyncIterator[asyncio.Task[None]]:
-    pump = Pump(name, sink, outbox, clock, attempt_timeout=attempt_timeout, heartbeat_factory=heartbeat_factory)
+    sink: FakeSink, outbox: MemoryOutbox, clock: VirtualClock, name: str = "s", **options: Any
+) -> AsyncIterator[Pump]:
+    pump = Pump(name, sink, outbox, clock, **options)
     task = asyncio.create_task(pump.run())
     try:
-        yield task
+        yield pump
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -222,23 +217,21 @@ async def test_pump_retries_rarely_when_sink_fails_fatally(
 
     sink = FakeSink(fail_fatally)
     sink.starts = [fail_fatally]
-    pump = Pump("s", sink, outbox, clock)
-    task = asyncio.create_task(pump.run())
     with capture_logs() as logs:
-        await outbox.append(RecordFactory().started_records(2))
-        for _ in range(2):
-            await clock.sleep(FATAL_RETRY_SECONDS / 2)
-            assert pump.state == "failed"
-            assert str(error) in str(pump.last_error)
-            before = clock.now()
-            await pump.wait_drained()
-            assert clock.now() == before, "a shutdown does not wait for it"
-            await clock.sleep(FATAL_RETRY_SECONDS / 2)
-        await eventually_async(lambda: outbox.depth("s") == 0)
-    assert pump.state == "ok"
+        async with running_pump(sink, outbox, clock) as pump:
+            await outbox.append(RecordFactory().started_records(2))
+            for _ in range(2):
+                await clock.sleep(FATAL_RETRY_SECONDS / 2)
+                assert pump.state == "failed"
+                assert str(error) in str(pump.last_error)
+                before = clock.now()
+                await pump.wait_drained()
+                assert clock.now() == before, "a shutdown does not wait for it"
+                await clock.sleep(FATAL_RETRY_SECONDS / 2)
+            await eventually_async(lambda: outbox.depth("s") == 0)
+            assert pump.state == "ok"
     assert clock.slept.count(FATAL_RETRY_SECONDS) == 2
     assert [line["event"] for line in logs] == ["sink_failed", "sink_recovered", "sink_failed", "sink_recovered"]
-    task.cancel()
 
 
 async def test_pump_publishes_while_another_sink_hangs(outbox: MemoryOutbox, clock: VirtualClock) -> None:
@@ -266,16 +259,13 @@ async def test_pump_limits_batches_by_count_and_bytes(outbox: MemoryOutbox, cloc
 async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: MemoryOutbox, clock: VirtualClock) -> None:
     acknowledge = asyncio.Event()
     sink = FakeSink(lambda _: _wait(acknowledge))
-    pump = Pump("s", sink, outbox, clock)
     await outbox.append(RecordFactory().started_records(3))
-    draining = asyncio.create_task(pump.wait_drained())
-    running = asyncio.create_task(pump.run())
-    await clock.sleep(60)
-    assert (pump.backlog, draining.done()) == (3, False)
-    acknowledge.set()
-    await draining
-    running.cancel()
-    await asyncio.wait([running])
+    async with running_pump(sink, outbox, clock) as pump:
+        draining = asyncio.create_task(pump.wait_drained())
+        await clock.sleep(59)
+        assert (pump.backlog, draining.done()) == (3, False)
+        acknowledge.set()
+        await draining
 
 
 async def test_pump_stop_waits_for_records_in_flight(outbox: MemoryOutbox, clock: VirtualClock) -> None:
@@ -325,10 +315,8 @@ async def test_pump_stops_when_reader_disconnects_while_idle(outbox: MemoryOutbo
         async def wait_disconnected(self) -> None:
             raise DisconnectedError("the reader has disconnected")
 
-    async with running_pump(Pipe(), outbox, clock) as task:
-        await asyncio.wait([task])
-        with pytest.raises(DisconnectedError, match="reader has disconnected"):
-            task.result()
+    with pytest.raises(DisconnectedError, match="reader has disconnected"):
+        await Pump("s", Pipe(), outbox, clock).run()
 
 
 # --- heartbeats ---
@@ -416,17 +404,14 @@ async def test_failed_heartbeat_dropped_and_records_published(
 
 async def test_pump_state_is_failing_when_heartbeat_fails(outbox: MemoryOutbox, clock: VirtualClock) -> None:
     sink = FakeSink()
-    pump = Pump("s", sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60))
-    task = asyncio.create_task(pump.run())
-    await outbox.append(RecordFactory().started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
-    sink.behaviors.append(fail)
-    await clock.sleep(60)
-    assert (pump.state, pump.last_error) == ("failing", "the broker is unavailable")
-    await clock.sleep(60)
-    assert (pump.state, pump.last_error) == ("ok", None)
-    task.cancel()
-    await asyncio.wait([task])
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)) as pump:
+        await outbox.append(RecordFactory().started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        sink.behaviors.append(fail)
+        await clock.sleep(60)
+        assert (pump.state, pump.last_error) == ("failing", "the broker is unavailable")
+        await clock.sleep(60)
+        assert (pump.state, pump.last_error) == ("ok", None)
 
 
 async def test_hanging_heartbeat_abandoned_and_records_published(outbox: MemoryOutbox, clock: VirtualClock) -> None:
@@ -447,24 +432,20 @@ async def test_hanging_heartbeat_abandoned_and_records_published(outbox: MemoryO
 async def test_heartbeat_failure_does_not_stop_pump(
     outbox: MemoryOutbox, clock: VirtualClock, error: Exception
 ) -> None:
-    sink, recorder = FakeSink(), RecordFactory()
-    factory = HeartbeatFactory(lambda: WATERMARK, 60)
-    pump = Pump("s", sink, outbox, clock, heartbeat_factory=factory)
-    task = asyncio.create_task(pump.run())
-    await outbox.append(recorder.started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
-
     async def fail_fatally(_: object) -> None:
         raise error
 
-    sink.behaviors.append(fail_fatally)
-    await clock.sleep(60)
-    states = [pump.state]
-    assert str(error) in str(pump.last_error)
-    await outbox.append(recorder.started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
-    assert [*states, pump.state] == ["failed", "ok"]
-    task.cancel()
+    sink, recorder = FakeSink(), RecordFactory()
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)) as pump:
+        await outbox.append(recorder.started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        sink.behaviors.append(fail_fatally)
+        await clock.sleep(60)
+        states = [pump.state]
+        assert str(error) in str(pump.last_error)
+        await outbox.append(recorder.started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        assert [*states, pump.state] == ["failed", "ok"]
 
 
 # --- targets that lose records ---
@@ -492,24 +473,20 @@ async def test_pump_reports_reset_found_while_publishing(outbox: MemoryOutbox, c
         sink.resets += 1
 
     sink.behaviors = [recreate]
-    pump = Pump("s", sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic))
-    task = asyncio.create_task(pump.run())
-    await outbox.append(RecordFactory().started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
+    async with running_pump(sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic)):
+        await outbox.append(RecordFactory().started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
     assert len(reports) == 1
-    task.cancel()
 
 
 async def test_pump_reports_reset_found_while_idle(outbox: MemoryOutbox, clock: VirtualClock) -> None:
     sink, reports = ResettableSink(), []
     sink.found, sink.errors = [0, 1], [TransientError("the stream does not exist")]
-    pump = Pump("s", sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic))
-    task = asyncio.create_task(pump.run())
     counts, states = [], []
-    for _ in range(4):
-        await clock.sleep(TARGET_CHECK_SECONDS + 0.1)
-        counts.append(len(reports))
-        states.append(pump.state)
+    async with running_pump(sink, outbox, clock, on_reset=lambda: reports.append(clock.now().monotonic)) as pump:
+        for _ in range(4):
+            await clock.sleep(TARGET_CHECK_SECONDS + 0.1)
+            counts.append(len(reports))
+            states.append(pump.state)
     assert counts == [0, 0, 1, 1]
     assert states == ["failing", "ok", "ok", "ok"]
-    task.cancel()
