@@ -25,13 +25,14 @@ from bridge.containerd.client import ContainerdClient
 from bridge.core.errors import FatalError
 from bridge.core.filters import ContainerFilter, NamespaceFilter
 from bridge.core.label_rules import LabelRules
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.pump import Pump
+from bridge.delivery.sink_manager import SinkManager
 from bridge.http_endpoint import http_endpoint
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.sink_queue import Limits
-from bridge.pump import HeartbeatFactory, Pump
 from bridge.settings_reload import SettingsReloader
 from bridge.signal_handlers import completes_before_shutdown, install_handlers
-from bridge.sink_manager import SinkManager
 from bridge.status_provider import StatusProvider
 from bridge.task_groups import task_group
 from bridge.telemetry import logs
@@ -81,9 +82,7 @@ async def run(
     watch = ContainerWatch(client, outbox, clock, client_settings, boot)
     heartbeat_factory = HeartbeatFactory(lambda: watch.watermark, _heartbeat_seconds(settings))
     sink_manager = SinkManager(outbox, clock, heartbeat_factory, watch.request_snapshot)
-    status_provider = StatusProvider(
-        settings, watch, outbox, lambda: sink_manager.pumps, lambda: client.proxy_denied_calls
-    )
+    status_provider = StatusProvider(settings, watch, outbox, sink_manager, lambda: client.proxy_denied_calls)
 
     async def apply(changed: Settings) -> None:
         replaced = await sink_manager.reload(changed)  # first, because if it fails, nothing may change
@@ -100,7 +99,7 @@ async def run(
             notifying = tasks.create_task(
                 service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
             )
-            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket)):
+            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
                 service_manager.started()  # before containerd is connected, so that the boot does not wait for it
                 sink_manager.start(tasks, settings, sink_instances)
                 watching = tasks.create_task(watch.run())

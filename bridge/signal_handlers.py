@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from bridge.core.ports import Clock
 from bridge.signal_mask import unblock
-from bridge.task_groups import with_timeout
+from bridge.task_groups import first_of, with_timeout
 
 _log = structlog.get_logger(__name__)
 
@@ -51,16 +52,9 @@ def install_handlers(stop_seconds: float) -> ShutdownSignals:
     return shutdown
 
 
-async def completes_before_shutdown(shutdown: ShutdownSignals, call: Callable[[], Awaitable[None]]) -> bool:
+async def completes_before_shutdown(
+    shutdown: ShutdownSignals, call: Callable[[], Awaitable[None]], clock: Clock
+) -> bool:
     """Return whether a call completes before a shutdown is requested; otherwise, abandon it."""
-    calling = asyncio.ensure_future(with_timeout(call, None))
-    requested = asyncio.ensure_future(shutdown.wait_for_shutdown())
-    try:
-        await asyncio.wait([calling, requested], return_when=asyncio.FIRST_COMPLETED)
-        if calling.done():
-            calling.result()
-        return calling.done()
-    finally:
-        for task in (calling, requested):
-            task.cancel()
-        await asyncio.wait([calling, requested])
+    completed, _ = await first_of(with_timeout(call, None, clock), shutdown.wait_for_shutdown())
+    return completed == 0

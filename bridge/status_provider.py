@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from bridge.core.container_state import Transition
 from bridge.core.ports import Outbox
-from bridge.pump import Pump
-from bridge.telemetry.status import CompletedSnapshot, SinkStatus, Status
+from bridge.delivery.sink_manager import SinkManager
+from bridge.telemetry.status import CompletedSnapshot, Status
 from bridge.watch import ContainerWatch
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 class StatusProvider:
     """Implements ``bridge.telemetry.status.BridgeInspector``.
 
-    ``settings`` may be replaced at any time; ``pumps`` is called each time, because a reload replaces pumps, and so is
-    ``proxy_denied_calls``.
+    ``settings`` may be replaced at any time; ``proxy_denied_calls`` is called each time.
     """
 
     def __init__(
@@ -28,13 +27,13 @@ class StatusProvider:
         settings: Settings,
         watch: ContainerWatch,
         outbox: Outbox,
-        pumps: Callable[[], Sequence[Pump]],
+        sink_manager: SinkManager,
         proxy_denied_calls: Callable[[], int | None],
     ) -> None:
         self.settings = settings
         self._watch = watch
         self._outbox = outbox
-        self._pumps = pumps
+        self._sink_manager = sink_manager
         self._proxy_denied_calls = proxy_denied_calls
 
     def status(self) -> Status:
@@ -54,7 +53,7 @@ class StatusProvider:
             max_watermark_age=watch.max_watermark_age,
             outbox_error=self._outbox.last_error,
             outbox_max_bytes=settings.outbox.size_limit(settings.state_dir),
-            sinks=[self._sink_status(pump) for pump in self._pumps()],
+            sinks=[pump.status() for pump in self._sink_manager.pumps],
             running=paused_counts[False],
             paused=paused_counts[True],
             counters=watch.counters,
@@ -69,15 +68,3 @@ class StatusProvider:
     async def snapshot(self) -> CompletedSnapshot:
         """Request a snapshot and wait until it is complete."""
         return await self._watch.take_snapshot()
-
-    def _sink_status(self, pump: Pump) -> SinkStatus:
-        return SinkStatus(
-            pump.name,
-            pump.state,
-            pump.last_error,
-            self._outbox.lag(pump.name),
-            pump.published,
-            pump.failures,
-            pump.rejected,
-            pump.latency,
-        )

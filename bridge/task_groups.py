@@ -1,13 +1,14 @@
-"""Task groups that raise a single error, and timeouts for calls that may ignore cancellation."""
+"""Task groups that raise a single error, races, and timeouts for calls that may ignore cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bridge.core.errors import BridgeError, TransientError
+from bridge.core.ports import Clock
 
 T = TypeVar("T")
 
@@ -42,7 +43,25 @@ def _rank(error: BaseException) -> int:
     return 2 if isinstance(error, TransientError) else 1
 
 
-async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None) -> T:
+async def first_of(*awaitables: Awaitable[Any]) -> tuple[int, Any]:
+    """Wait until one of several awaitables is done; return its index and its result, or raise its error.
+
+    If several are done, the first of them counts. Coroutines become tasks, which are canceled and have ended when this
+    function returns; futures and tasks are left alone. For a time limit, use ``Clock.timeout`` around the call.
+    """
+    waited = [asyncio.ensure_future(each) for each in awaitables]
+    own = [future for future, each in zip(waited, awaitables, strict=True) if future is not each]
+    try:
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        index = next(index for index, future in enumerate(waited) if future.done())
+        return index, waited[index].result()
+    finally:
+        for task in own:
+            task.cancel()
+        await asyncio.gather(*own, return_exceptions=True)
+
+
+async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None, clock: Clock) -> T:
     """Return the result of a call; abandon the call after ``seconds`` (None: never), even if it ignores cancellation.
 
     Raises:
@@ -50,18 +69,22 @@ async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None) 
     """
     task = asyncio.ensure_future(call())
     try:
-        done, _ = await asyncio.wait([task], timeout=seconds)
+        with contextlib.suppress(TimeoutError):
+            async with clock.timeout(seconds):
+                await asyncio.wait([task])
     except asyncio.CancelledError:
-        await _abandon(task)
+        await _abandon(task, clock)
         raise
-    if not done:
-        await _abandon(task)
+    if not task.done():
+        await _abandon(task, clock)
         raise TransientError(f"no response within {seconds:g} s")
     return task.result()
 
 
-async def _abandon(task: asyncio.Future[T]) -> None:
+async def _abandon(task: asyncio.Future[T], clock: Clock) -> None:
     """Cancel a task and wait briefly for its end; its result is ignored."""
     task.cancel()
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    await asyncio.wait([task], timeout=CANCEL_GRACE_SECONDS)
+    with contextlib.suppress(TimeoutError):
+        async with clock.timeout(CANCEL_GRACE_SECONDS):
+            await asyncio.wait([task])

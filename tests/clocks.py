@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
+from bridge.clock import SystemClock
 from bridge.core.containerd_model import Instant
 from bridge.core.time import SECOND, from_seconds
 
 START = 1_795_447_267 * SECOND
 
 
-class ManualClock:
+class ManualClock(SystemClock):
     """Time passes only in `advance`, which wakes up all sleepers that are due."""
 
     def __init__(self, chance: float = 0.5) -> None:

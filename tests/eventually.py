@@ -30,14 +30,15 @@ async def eventually_async(
     within: float = 60,
     meanwhile: Callable[[], object] | None = None,
 ) -> None:
-    """Wait until `predicate` holds, while the event loop runs; call `meanwhile` in each iteration of the loop.
+    """Wait until `predicate` holds, in the time of the event loop; call `meanwhile` in each iteration of the loop.
 
     Raises:
         TimeoutError: See `eventually`.
     """
-    started_at = time.monotonic()
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
     while not predicate():
-        elapsed = time.monotonic() - started_at
+        elapsed = loop.time() - started_at
         if elapsed > within:
             raise TimeoutError(f"timed out after {within:g} s waiting for {what}")
         if meanwhile is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -19,6 +20,7 @@ from bridge.app import boot_id
 from bridge.cli.check_results import CheckResult
 from bridge.cli.containerd_checks import check_containerd
 from bridge.cli.errors import FAILED
+from bridge.clock import SystemClock
 from bridge.core.errors import BridgeError, FatalError, InUseError
 from bridge.core.filters import NamespaceFilter
 from bridge.http_endpoint import describe_listen_error, listen_address
@@ -176,14 +178,15 @@ async def _check_sink(id_: str, settings: SinkSettings, snapshot_interval: timed
     except BridgeError as error:
         return [CheckResult.from_error(id_, error)]
     try:
-        await with_timeout(sink.start, SINK_TIMEOUT_SECONDS)
+        await with_timeout(sink.start, SINK_TIMEOUT_SECONDS, SystemClock())
     except FileInUseError as error:
         in_use, _, _ = str(error).partition("; ")  # the rest is a hint for a second bridge
         return [CheckResult("warning", id_, in_use, "expected while the bridge is running")]
     except BridgeError as error:
         return [CheckResult.from_error(id_, error)]
     finally:
-        await asyncio.wait([asyncio.ensure_future(sink.close())], timeout=_CLOSE_TIMEOUT_SECONDS)
+        with contextlib.suppress(BridgeError):
+            await with_timeout(sink.close, _CLOSE_TIMEOUT_SECONDS, SystemClock())
     return [CheckResult("ok", id_, _success_message(settings))]
 
 

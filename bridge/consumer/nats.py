@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bridge.consumer.record_reader import Message, StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import from_seconds
+from bridge.task_groups import first_of
 from bridge.telemetry.safe_text import one_line
 from sinks.nats.connection import ServerConnector
 from sinks.nats.error_messages import ApiResponseError
@@ -209,16 +210,14 @@ class _PullRequests:
 
 async def _receive_available(connection: NatsConnection, queue: asyncio.Queue[Msg], seconds: float | None) -> list[Msg]:
     """Wait for messages while the connection is open, and return those that have arrived."""
-    getting = asyncio.ensure_future(queue.get())
     try:
-        either: set[asyncio.Future[Any]] = {getting, connection.failed}
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not getting.done():
-            connection.raise_if_failed()
-            raise TransientError(f"no data from NATS at {connection.address.server} within {seconds:g} s")
-        messages = [getting.result()]
-    finally:
-        getting.cancel()
+        async with asyncio.timeout(seconds):
+            ended, result = await first_of(queue.get(), connection.failed)
+    except TimeoutError:
+        raise TransientError(f"no data from NATS at {connection.address.server} within {seconds:g} s") from None
+    if ended == 1:
+        raise TransientError(result)
+    messages = [result]
     while len(messages) < MAX_BATCH and not queue.empty():
         messages.append(queue.get_nowait())
     return messages

@@ -1,11 +1,12 @@
 """Ports: the interfaces of clock, containerd, sinks and outbox that the core depends on.
 
-Time, sleep and randomness are accessed only through ``Clock``, so that a simulator can control them.
+Time, waits, timeouts and randomness are accessed only through ``Clock``, so that tests and simulators control them.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from bridge.core.containerd_model import ContainerKey, Engine, Event, ExitStatus, Instant, Metadata, Task
@@ -20,6 +21,9 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Sleep for a number of seconds."""
+
+    def timeout(self, seconds: float | None) -> AbstractAsyncContextManager[object]:
+        """Limit the duration of a block; None for no limit. A block that takes longer raises a TimeoutError."""
 
     def random(self) -> float:
         """Return a random number in the interval [0, 1)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
@@ -16,16 +16,19 @@ from bridge.telemetry.counters import Counters, Histogram
 _MAX_NAMESPACES = 10  # in a reason
 
 
+SinkState: TypeAlias = Literal["starting", "ok", "failing", "failed"]
+"""``failing``: retried with backoff. ``failed``: an operator has to change something."""
+
+
 class SinkStatus(Struct, frozen=True):
     """The status of a sink.
 
-    The state ``failing`` may end by itself; for ``failed``, an operator has to change something. ``last_error`` is the
-    error of the last attempt, None if it succeeded. ``published`` and ``rejected`` count records,
+    ``last_error`` is the error of the last attempt, None if it succeeded. ``published`` and ``rejected`` count records,
     ``failures`` counts attempts.
     """
 
     name: str
-    state: Literal["starting", "ok", "failing", "failed"]
+    state: SinkState
     last_error: str | None
     lag: Lag
     published: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import time
+import time  # noqa: TID251 (the service manager compares the time with its own clock)
 from collections import deque
 from collections.abc import Callable, Mapping
 

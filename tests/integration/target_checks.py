@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from bridge.core.errors import TransientError
-from bridge.target_resets import DetectsReset
+from bridge.delivery.target_resets import DetectsReset
 
 
 async def check_until_reset(sink: DetectsReset) -> None:

@@ -9,6 +9,8 @@ import pytest
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import TransientError
 
+pytestmark = pytest.mark.real_time
+
 
 class HangingCall:
     """A call that blocks until a test sets ``release``."""

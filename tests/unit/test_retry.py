@@ -6,29 +6,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from bridge.clock import SystemClock
-from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, TransientError
-from bridge.core.time import SECOND, from_seconds
+from bridge.core.time import SECOND, to_seconds
 from bridge.retry import Backoff, Failure, retry_until_success
-
-
-class FakeClock:
-    """Advance time only in ``sleep`` or when a test sets ``time``."""
-
-    def __init__(self, chance: float = 0.5) -> None:
-        self.time = 0
-        self.chance = chance
-        self.slept: list[float] = []
-
-    def now(self) -> Instant:
-        return Instant(self.time, self.time)
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.time += from_seconds(seconds)
-
-    def random(self) -> float:
-        return self.chance
+from tests.virtual_time import VirtualClock
 
 
 def failing(times: int, error: Exception | None = None) -> Callable[[], Awaitable[str]]:
@@ -46,13 +27,13 @@ def failing(times: int, error: Exception | None = None) -> Callable[[], Awaitabl
 
 
 async def test_retry_returns_first_success_without_delay() -> None:
-    clock = FakeClock()
+    clock = VirtualClock()
     assert await retry_until_success(failing(0), clock=clock) == "done"
     assert clock.slept == []
 
 
 async def test_retry_delays_double_up_to_maximum() -> None:
-    clock = FakeClock(chance=0)
+    clock = VirtualClock(chance=0)
     assert await retry_until_success(failing(2000), clock=clock, backoff=Backoff(initial=0.2, maximum=2)) == "done"
     assert clock.slept[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1])
     assert set(clock.slept[4:]) == {1}
@@ -66,7 +47,7 @@ def test_retry_delay_is_drawn_from_upper_half(chance: float, delay: float) -> No
 
 @pytest.mark.parametrize("error", [FatalError("forbidden"), ValueError("a bug")])
 async def test_retry_raises_other_errors_immediately(error: Exception) -> None:
-    clock = FakeClock()
+    clock = VirtualClock()
     with pytest.raises(type(error)) as caught:
         await retry_until_success(failing(1, error), clock=clock)
     assert caught.value is error
@@ -80,7 +61,7 @@ async def test_retry_stops_at_fatal_error_after_transient_errors() -> None:
         raise errors.pop(0)
 
     with pytest.raises(FatalError, match="3"):
-        await retry_until_success(attempt, clock=FakeClock())
+        await retry_until_success(attempt, clock=VirtualClock())
 
 
 async def test_retry_attempt_is_cancelable() -> None:
@@ -90,7 +71,7 @@ async def test_retry_attempt_is_cancelable() -> None:
         started.set()
         await asyncio.Event().wait()
 
-    task = asyncio.create_task(retry_until_success(attempt, clock=FakeClock()))
+    task = asyncio.create_task(retry_until_success(attempt, clock=VirtualClock()))
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -99,22 +80,16 @@ async def test_retry_attempt_is_cancelable() -> None:
 
 
 async def test_retry_delay_is_cancelable() -> None:
-    asleep = asyncio.Event()
-
-    class HangingClock(FakeClock):
-        async def sleep(self, seconds: float) -> None:  # noqa: ARG002
-            asleep.set()
-            await asyncio.Event().wait()
-
-    task = asyncio.create_task(retry_until_success(failing(9), clock=HangingClock()))
-    await asleep.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    clock = VirtualClock()
+    before = clock.now()
+    with pytest.raises(TimeoutError):
+        async with clock.timeout(0.03):
+            await retry_until_success(failing(9), clock=clock, backoff=Backoff(initial=0.1))
+    assert to_seconds(clock.now().monotonic - before.monotonic) == pytest.approx(0.03)
 
 
 async def test_retry_reports_each_failure_before_delay() -> None:
-    clock = FakeClock(chance=0)
+    clock = VirtualClock(chance=0)
     failures: list[tuple[Failure, int]] = []
     error = TransientError("unavailable")
     await retry_until_success(
@@ -127,13 +102,13 @@ async def test_retry_reports_each_failure_before_delay() -> None:
 
 
 async def test_retry_delays_reset_after_long_successful_attempt() -> None:
-    clock = FakeClock(chance=0)
+    clock = VirtualClock(chance=0)
     session_seconds = [0, 0, 59, 60, 0]
 
     async def session() -> str:
         if not session_seconds:
             return "done"
-        clock.time += session_seconds.pop(0) * SECOND
+        clock.advance(session_seconds.pop(0))
         raise TransientError("broken")
 
     consecutive_counts: list[int] = []
@@ -150,7 +125,7 @@ async def test_retry_delays_reset_after_long_successful_attempt() -> None:
 async def test_retry_accepts_function_returning_awaitable() -> None:
     result = asyncio.get_running_loop().create_future()
     result.set_result("done")
-    assert await retry_until_success(lambda: result, clock=FakeClock()) == "done"
+    assert await retry_until_success(lambda: result, clock=VirtualClock()) == "done"
 
 
 async def test_system_clock_is_monotonic_and_sleeps() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
 from bridge.core.errors import FatalError, TransientError
-from bridge.task_groups import task_group
+from bridge.core.time import SECOND
+from bridge.task_groups import CANCEL_GRACE_SECONDS, first_of, task_group, with_timeout
+from tests.virtual_time import VirtualClock
 
 
 async def fail(error: Exception) -> None:
@@ -53,3 +56,58 @@ async def test_task_group_is_cancelable() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_first_of_returns_index_and_result_of_first_to_end(clock: VirtualClock) -> None:
+    async def after(seconds: float) -> float:
+        await clock.sleep(seconds)
+        return seconds
+
+    assert await first_of(after(3), after(1), after(2)) == (1, 1)
+    assert await first_of(after(1), after(1)) == (0, 1)
+
+
+async def test_first_of_cancels_coroutines_and_leaves_futures(clock: VirtualClock) -> None:
+    future = asyncio.get_running_loop().create_future()
+    ended = asyncio.Event()
+
+    async def loser() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    assert await first_of(loser(), future, clock.sleep(1)) == (2, None)
+    assert ended.is_set()
+    assert not future.done()
+
+
+async def test_first_of_raises_error_and_is_cancelable(clock: VirtualClock) -> None:
+    with pytest.raises(FatalError, match="broken"):
+        await first_of(clock.sleep(1), fail(FatalError("broken")))
+    with pytest.raises(TimeoutError):
+        async with clock.timeout(1):
+            await first_of(clock.sleep(2), asyncio.Event().wait())
+
+
+async def test_with_timeout_returns_result_or_raises(clock: VirtualClock) -> None:
+    async def call() -> str:
+        await clock.sleep(1)
+        return "done"
+
+    assert await with_timeout(call, 1.1, clock) == await with_timeout(call, None, clock) == "done"
+    with pytest.raises(TransientError, match="no response"):
+        await with_timeout(call, 0.9, clock)
+
+
+async def test_with_timeout_abandons_call_that_ignores_cancellation(clock: VirtualClock) -> None:
+    async def call() -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await clock.sleep(60)
+                return
+
+    before = clock.now().monotonic
+    with pytest.raises(TransientError, match="no response"):
+        await with_timeout(call, 2, clock)
+    assert clock.now().monotonic - before == (2 + CANCEL_GRACE_SECONDS) * SECOND

@@ -47,21 +47,20 @@ def watch(
 async def _watch(settings: Settings) -> None:
     import asyncio
     import signal
-    from contextlib import suppress
 
     from bridge.cli.container_queries import open_client
     from bridge.core.errors import BridgeError
+    from bridge.task_groups import task_group
     from bridge.telemetry import logs
 
     logs.silence()
     async with open_client(settings):
         pass  # if containerd is not available, fail at once instead of waiting
-    drawing = asyncio.ensure_future(_draw(settings))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, drawing.cancel)
     try:
-        with suppress(asyncio.CancelledError):
-            await drawing
+        async with task_group() as tasks:
+            drawing = tasks.create_task(_draw(settings))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, drawing.cancel)
     except BridgeError as error:
         raise CommandError.from_connect_error(error) from error
 

@@ -11,6 +11,8 @@ import contextlib
 import faulthandler
 from collections.abc import AsyncIterator
 
+from bridge.task_groups import task_group
+
 HANG_SECONDS = 60.0
 _RESTARTS_PER_TIMEOUT = 12
 _STDERR = 2
@@ -23,12 +25,13 @@ async def event_loop_watchdog(seconds: float) -> AsyncIterator[None]:
     Before the exit, the tracebacks of all threads are written to standard error.
     """
     _start_timer(seconds)
-    restarts = asyncio.create_task(_restart_timer(seconds))
-    try:
-        yield
-    finally:
-        restarts.cancel()
-        faulthandler.cancel_dump_traceback_later()
+    async with task_group() as tasks:
+        restarts = tasks.create_task(_restart_timer(seconds))
+        try:
+            yield
+        finally:
+            restarts.cancel()
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _start_timer(seconds: float) -> None:

@@ -13,15 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.clock import SystemClock
 from bridge.consumer.files import MAX_LINE_BYTES, FileReader, LineSplitter, StdinReader
 from bridge.consumer.record_reader import StartPosition
-from bridge.core.containerd_model import Instant
 from bridge.core.errors import FatalError, NotFoundError
 from sinks.file import RotatedFile
 from tests.golden import Golden
 
+pytestmark = pytest.mark.real_time
 
-class Writer:
+
+class Writer(SystemClock):
     """A file that a test writes between polls; the reader's clock sleeps until the test continues."""
 
     def __init__(self, path: Path, start_position: StartPosition = "beginning") -> None:
@@ -29,12 +31,6 @@ class Writer:
         self.reader = FileReader(str(path), self, start_position=start_position, follow=True)
         self.received: list[bytes] = []
         self._asleep, self._awake = asyncio.Event(), asyncio.Event()
-
-    def now(self) -> Instant:
-        return Instant(0, 0)
-
-    def random(self) -> float:
-        return 0.0
 
     async def sleep(self, _: float) -> None:
         self._asleep.set()

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
 from bridge.consumer.record_reader import BACKOFF, Message, Reader, read, read_records
 from bridge.core.errors import BridgeError, NotFoundError, TransientError
-from tests.clocks import ManualClock
 from tests.golden import Golden
 from tests.sample_records import record
+from tests.virtual_time import VirtualClock
 
 ONE, TWO = Message(b"1", "here", 1), Message(b"2", "here", 2)
 UNREACHABLE = TransientError("connection lost")
@@ -30,19 +29,12 @@ class ScriptedReader:
             yield part
 
 
-async def read_all(reader: Reader, clock: ManualClock, notices: list[str]) -> list[Message]:
-    async def collect() -> list[Message]:
-        return [message async for batch in read(reader, clock, notices.append) for message in batch]
-
-    task = asyncio.ensure_future(collect())
-    while not task.done():
-        await asyncio.sleep(0)
-        clock.advance(60)
-    return task.result()
+async def read_all(reader: Reader, clock: VirtualClock, notices: list[str]) -> list[Message]:
+    return [message async for batch in read(reader, clock, notices.append) for message in batch]
 
 
 async def test_reader_retries_and_reports_interruption_once(golden: Golden) -> None:
-    clock, notices = ManualClock(), list[str]()
+    clock, notices = VirtualClock(), list[str]()
     reader = ScriptedReader([ONE], UNREACHABLE, UNREACHABLE, UNREACHABLE, [TWO], UNREACHABLE, [ONE])
     assert await read_all(reader, clock, notices) == [ONE, TWO, ONE]
     assert notices[:2] == notices[2:]
@@ -62,12 +54,12 @@ async def test_reader_retries_and_reports_interruption_once(golden: Golden) -> N
 )
 async def test_reader_raises_when_retrying_cannot_help(reader: ScriptedReader) -> None:
     with pytest.raises(BridgeError, match="connection lost"):
-        await read_all(reader, ManualClock(), [])
+        await read_all(reader, VirtualClock(), [])
 
 
 async def test_invalid_messages_are_skipped_and_reported_rate_limited(golden: Golden) -> None:
     valid, invalid = Message(record(1).data, "here", 1), Message(b"no", "partition 3", 17)
-    clock, notices = ManualClock(), list[str]()
+    clock, notices = VirtualClock(), list[str]()
     batches = read_records(ScriptedReader([invalid, valid], [invalid] * 3, [invalid], [valid]), clock, notices.append)
     assert [message.data for message in await anext(batches)] == [valid.data]
     (first,) = notices
@@ -89,7 +81,9 @@ async def test_invalid_messages_are_skipped_and_reported_rate_limited(golden: Go
 async def test_invalid_messages_are_reported_at_end(golden: Golden) -> None:
     invalid = Message(b"no", "here", 1)
     notices = list[str]()
-    assert [batch async for batch in read_records(ScriptedReader([invalid] * 3), ManualClock(), notices.append)] == [[]]
+    assert [batch async for batch in read_records(ScriptedReader([invalid] * 3), VirtualClock(), notices.append)] == [
+        []
+    ]
     (_, total) = notices
     assert total.startswith("3 ")
     golden.entry("tail_errors", "invalid messages at the end", total)

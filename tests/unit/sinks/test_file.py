@@ -24,6 +24,8 @@ from sinks.file import FileInUseError, FileSink, RotatedFile
 from tests.golden import Golden
 from tests.sample_records import control_record, record, records
 
+pytestmark = pytest.mark.real_time
+
 
 @contextlib.asynccontextmanager
 async def make_sink(path: Path, **options: Any) -> AsyncIterator[FileSink]:

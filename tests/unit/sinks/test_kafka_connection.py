@@ -12,6 +12,8 @@ from aiokafka import AIOKafkaConsumer
 from sinks.kafka.connection import start_client, stop_consumer
 from sinks.kafka.patched_producer import Producer
 
+pytestmark = pytest.mark.real_time
+
 VERSIONS = {18: (0, 0), 3: (0, 4)}  # API versions of the first requests of a client: ApiVersions and Metadata
 
 

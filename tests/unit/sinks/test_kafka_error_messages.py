@@ -21,8 +21,8 @@ from bridge.core.errors import TransientError
 from config.sinks.kafka import KafkaSettings
 from sinks.kafka import error_messages
 from sinks.kafka.admin import AdminClient, CompactionError, Partition, Topic
-from tests.clocks import ManualClock
 from tests.golden import Golden
+from tests.virtual_time import VirtualClock
 
 SERVER = "k1:9092"
 SASL = {"mechanism": "scram-sha-256", "username": "bridge", "password": "s3cret"}
@@ -180,7 +180,7 @@ async def test_unusable_kafka_topic_error_names_topic_and_remedy(
 ) -> None:
     cluster = AdminClient(settings(**options), FakeConnection(*responses), SERVER)
     with golden.error("kafka_errors", f"topic, {case}", TransientError, *named):
-        await cluster.ensure_event_topic(ManualClock())
+        await cluster.ensure_event_topic(VirtualClock())
 
 
 @pytest.mark.parametrize(("topic_kind", "policy"), [("event", "compact"), ("state", "delete")])
@@ -196,7 +196,7 @@ async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
         "kafka_errors", f"cleanup.policy of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
     ):
         await (
-            cluster.ensure_event_topic(ManualClock())
+            cluster.ensure_event_topic(VirtualClock())
             if topic_kind == "event"
-            else cluster.ensure_state_topic("events", ManualClock())
+            else cluster.ensure_state_topic("events", VirtualClock())
         )

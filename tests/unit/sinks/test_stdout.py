@@ -18,6 +18,8 @@ from sinks import stdout
 from sinks.stdout import LineWriter, StdoutSink, chunks, unwritten_rest
 from tests.golden import Golden
 
+pytestmark = pytest.mark.real_time
+
 LONG_LINE = b"x" * 100_000  # more than a pipe holds
 
 

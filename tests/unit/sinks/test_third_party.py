@@ -14,6 +14,8 @@ from sinks.factory import create_sink
 from tests.golden import Golden
 from tests.sample_records import control_record, record
 
+pytestmark = pytest.mark.real_time
+
 EXAMPLE = Path(__file__).parents[2] / "example_sink"
 
 

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridge.telemetry.systemd import SystemdNotifier
-from tests.clocks import ManualClock
+from tests.virtual_time import VirtualClock
 
 
 class FakeSystemd:
@@ -41,7 +41,7 @@ def systemd(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeSyst
 
 
 def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
-    manager = SystemdNotifier(systemd.environ, ManualClock())
+    manager = SystemdNotifier(systemd.environ, VirtualClock())
     manager.started()
     manager.status("synced")
     manager.status("synced")
@@ -72,42 +72,36 @@ def test_systemd_receives_service_states(systemd: FakeSystemd) -> None:
 async def test_watchdog_is_notified_from_event_loop(
     systemd: FakeSystemd, watchdog: dict[str, str], notification_count: int
 ) -> None:
-    clock = ManualClock()
+    clock = VirtualClock()
     manager = SystemdNotifier(systemd.environ | watchdog, clock)
     manager.started()
     running = asyncio.create_task(manager.run(lambda: "synced"))
-    for _ in range(12):
-        await asyncio.sleep(0)
-        clock.advance(0.25)
+    await clock.sleep(2.9)
     running.cancel()
     messages = systemd.received()
     assert (messages.count("STATUS=synced"), messages.count("WATCHDOG=1")) == (1, notification_count)
 
 
 async def test_start_timeout_is_extended_until_started(systemd: FakeSystemd) -> None:
-    clock = ManualClock()
+    clock = VirtualClock()
     manager = SystemdNotifier(systemd.environ, clock)
     running = asyncio.create_task(manager.run(lambda: "waiting for the outbox"))
-    for _ in range(3):
-        await asyncio.sleep(0)
-        clock.advance(1)
+    await clock.sleep(2.9)
     manager.started()
-    for _ in range(3):
-        await asyncio.sleep(0)
-        clock.advance(1)
+    await clock.sleep(2.9)
     running.cancel()
     extension = "EXTEND_TIMEOUT_USEC=30000000"
     assert systemd.received() == ["STATUS=waiting for the outbox", extension, extension, extension, "READY=1"]
 
 
 async def test_service_manager_does_nothing_without_systemd() -> None:
-    manager = SystemdNotifier({}, ManualClock())
+    manager = SystemdNotifier({}, VirtualClock())
     manager.started()
     await manager.run(lambda: "synced")
 
 
 def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
-    manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
+    manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, VirtualClock())
     with capture_logs() as logs:
         manager.started()
         manager.status("synced")
@@ -120,7 +114,7 @@ def test_failed_notification_is_logged_once(tmp_path: Path) -> None:
 
 
 def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) -> None:
-    manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, ManualClock())
+    manager = SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "missing")}, VirtualClock())
     with capture_logs():
         manager.started()
         manager.status("synced")
@@ -128,7 +122,7 @@ def test_failed_notification_is_not_retried_when_socket_missing(tmp_path: Path) 
 
 
 def test_service_manager_does_not_block_when_socket_is_full(systemd: FakeSystemd) -> None:
-    manager = SystemdNotifier(systemd.environ, ManualClock())
+    manager = SystemdNotifier(systemd.environ, VirtualClock())
     with capture_logs() as logs:
         for number in range(2000):
             manager.status(f"{number}")
@@ -136,7 +130,7 @@ def test_service_manager_does_not_block_when_socket_is_full(systemd: FakeSystemd
 
 
 def test_status_is_sent_again_when_socket_was_full(systemd: FakeSystemd) -> None:
-    manager = SystemdNotifier(systemd.environ, ManualClock())
+    manager = SystemdNotifier(systemd.environ, VirtualClock())
     with capture_logs():
         for number in range(2000):
             manager.status(f"{number}")
@@ -147,7 +141,7 @@ def test_status_is_sent_again_when_socket_was_full(systemd: FakeSystemd) -> None
 
 
 async def test_state_changes_are_resent_in_order_when_socket_was_full(systemd: FakeSystemd) -> None:
-    clock = ManualClock()
+    clock = VirtualClock()
     manager = SystemdNotifier(systemd.environ, clock)
     with capture_logs():
         for number in range(2000):
@@ -157,9 +151,7 @@ async def test_state_changes_are_resent_in_order_when_socket_was_full(systemd: F
         manager.reloaded()
     assert "READY=1" not in systemd.received()
     running = asyncio.create_task(manager.run(lambda: "synced"))
-    for _ in range(4):
-        await asyncio.sleep(0)
-        clock.advance(1)
+    await clock.sleep(3.9)
     running.cancel()
     first, second, third, *others = systemd.received()
     assert (first, second.partition("=")[0], third, others) == ("READY=1", "RELOADING", "READY=1", ["STATUS=synced"])

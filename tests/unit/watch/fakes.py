@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 
+from bridge.clock import SystemClock
 from bridge.core.containerd_model import (
     ContainerKey,
     Engine,
@@ -27,7 +28,7 @@ from bridge.watch import WatchSettings
 INFINITE_SLEEP_SECONDS = 1e6
 
 
-class FakeClock:
+class FakeClock(SystemClock):
     """A clock that advances only in ``sleep``, immediately; a sleep longer than INFINITE_SLEEP_SECONDS never ends."""
 
     def __init__(self) -> None:

@@ -17,6 +17,8 @@ from bridge.telemetry.http.server import HttpEndpoint
 from tests.golden import Golden
 from tests.unit.telemetry.http.fake_bridge import FakeBridge, bridge_status, running_container, snapshot_summary
 
+pytestmark = pytest.mark.real_time
+
 
 class Response(NamedTuple):
     status: int

@@ -13,7 +13,8 @@ import structlog
 
 import sinks.factory
 from bridge.core.errors import DisconnectedError
-from bridge.pump import ATTEMPT_TIMEOUT_MARGIN, HeartbeatFactory, Pump, RequestSnapshot
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.pump import ATTEMPT_TIMEOUT_MARGIN, Pump, RequestSnapshot
 from config.sinks import StdoutSettings
 from config.sinks.common import referenced_files
 
@@ -88,7 +89,10 @@ class SinkManager:
         if settings.heartbeat.interval is not None:  # otherwise no remaining pump uses the interval
             self._heartbeat_factory.interval = settings.heartbeat.interval.total_seconds()
         for id_, sink in created.items():
-            await _stop(self._sinks[id_])
+            previous = self._sinks[id_]
+            await previous.pump.stop(previous.task)
+            # Before the new sink starts, because some targets (files) allow only one writer.
+            await previous.pump.close()
             self._start(id_, settings, sink)
             _log.info("sink_reconfigured", sink=id_)
         return bool(changed)
@@ -96,7 +100,7 @@ class SinkManager:
     async def drain(self, seconds: float) -> None:
         """Wait until the sinks have acknowledged all records, for at most ``seconds``; then stop the pumps."""
         try:
-            async with asyncio.timeout(seconds):
+            async with self._clock.timeout(seconds):
                 await asyncio.gather(*(pump.wait_drained() for pump in self.pumps))
         except TimeoutError:
             _log.warning(
@@ -146,14 +150,6 @@ class SinkManager:
                 raise
             hint = "restart whalebridge, or remove the sink"
             _log.error("sink_disconnected", sink=pump.name, error=str(error), hint=hint)
-
-
-async def _stop(managed: _ManagedSink) -> None:
-    """Stop and close a sink before its successor starts, because some targets (files) allow only one writer."""
-    await managed.pump.quiesce()
-    managed.task.cancel()
-    await asyncio.wait([managed.task])
-    await managed.pump.close()
 
 
 def _files_digest(settings: SinkSettings) -> bytes:

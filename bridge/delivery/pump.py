@@ -15,20 +15,21 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import structlog
 
 from bridge.core.errors import BridgeError, DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.ports import Clock, Outbox, Sink
-from bridge.core.record_encoder import heartbeat_record
-from bridge.core.records import Record, SnapshotReason, Watermark
+from bridge.core.records import Record, SnapshotReason
 from bridge.core.time import to_seconds
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.target_resets import DetectsReset, ResetReporter
 from bridge.retry import Backoff, Failure, retry_until_success
-from bridge.target_resets import DetectsReset, ResetReporter
 from bridge.task_groups import task_group, with_timeout
 from bridge.telemetry.counters import Histogram
 from bridge.telemetry.rate_limit import RateLimiter
+from bridge.telemetry.status import SinkState, SinkStatus
 
 BATCH_RECORDS = 1000
 BATCH_BYTES = 1024 * 1024
@@ -38,12 +39,10 @@ TARGET_CHECK_SECONDS = 30.0
 # Seconds added to the sink's own timeout, so that the sink's timeout, with its better error message, fires first.
 ATTEMPT_TIMEOUT_MARGIN = 60.0
 CLOSE_SECONDS = 1.5
-QUIESCE_SECONDS = 1.5
+QUIESCE_SECONDS = 1.5  # for records in flight when a sink is replaced
 _log = structlog.get_logger(__name__)
 
 RequestSnapshot: TypeAlias = Callable[[SnapshotReason], None]
-SinkState: TypeAlias = Literal["starting", "ok", "failing", "failed"]
-"""``failing``: retried with backoff. ``failed``: an operator has to change something."""
 
 
 @runtime_checkable
@@ -52,28 +51,6 @@ class DetectsDisconnect(Protocol):
 
     async def wait_disconnected(self) -> None:
         """Wait until the reader has disconnected, and raise a DisconnectedError."""
-
-
-class HeartbeatFactory:
-    """Makes the heartbeats of all pumps.
-
-    Args:
-        watermark: Returns the time up to which all of containerd's events are persisted; None if there is none yet.
-        interval: Seconds between heartbeats; may be replaced at any time.
-    """
-
-    def __init__(self, watermark: Callable[[], Watermark | None], interval: float) -> None:
-        self.interval = interval
-        self._watermark = watermark
-        self._count = 0
-
-    def make(self, last: Record) -> Record | None:
-        """Return a heartbeat for readers that have all records up to ``last``; None if the epochs differ."""
-        watermark = self._watermark()
-        if watermark is None or watermark.epoch != last.epoch:
-            return None
-        self._count += 1
-        return heartbeat_record(last, watermark.at, self._count)
 
 
 class Pump:
@@ -154,6 +131,19 @@ class Pump:
                 async with self._publish_lock:
                     await self._deliver(batch)
 
+    def status(self) -> SinkStatus:
+        """Return the status of the sink."""
+        return SinkStatus(
+            self.name,
+            self.state,
+            self.last_error,
+            self._outbox.lag(self.name),
+            self.published,
+            self.failures,
+            self.rejected,
+            self.latency,
+        )
+
     @property
     def backlog(self) -> int:
         """The number of records that the sink has not acknowledged."""
@@ -164,20 +154,23 @@ class Pump:
         while self.backlog and self.state != "failed":
             await self._clock.sleep(0.02)
 
-    async def quiesce(self) -> None:
-        """Wait briefly for the acknowledgment of records in flight, and send nothing more; call it before canceling.
+    async def stop(self, running: asyncio.Task[None]) -> None:
+        """Cancel the task of ``run`` and wait for its end; records in flight get some time to be acknowledged.
 
-        It does not wait for a sink that is failing. Records without an acknowledgment are sent again by the next pump.
+        A sink that is failing gets none. Records without an acknowledgment are sent again by the next pump.
         """
-        if self.state not in ("failing", "failed"):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(QUIESCE_SECONDS):
-                    await self._publish_lock.acquire()  # not released
+        seconds = 0 if self.state in ("failing", "failed") else QUIESCE_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(seconds), self._publish_lock:
+                running.cancel()
+                await asyncio.wait([running])
+        running.cancel()
+        await asyncio.wait([running])
 
     async def close(self) -> None:
         """Close the sink, within a timeout."""
         try:
-            await with_timeout(self._sink.close, CLOSE_SECONDS)
+            await with_timeout(self._sink.close, CLOSE_SECONDS, self._clock)
         except BridgeError as error:
             _log.warning("sink_close_failed", sink=self.name, error=str(error))
 
@@ -230,7 +223,7 @@ class Pump:
     async def _try(self, event: str, attempt: Callable[[], Awaitable[None]]) -> None:
         """Attempt once; log a failure as ``event``, or as ``sink_failed`` if a retry cannot fix it."""
         try:
-            await with_timeout(attempt, self._attempt_timeout)
+            await with_timeout(attempt, self._attempt_timeout, self._clock)
         except DisconnectedError:
             raise
         except (TransientError, RejectedRecordError) as error:
@@ -247,7 +240,7 @@ class Pump:
         while True:
             try:
                 await retry_until_success(
-                    lambda: with_timeout(attempt, self._attempt_timeout),
+                    lambda: with_timeout(attempt, self._attempt_timeout, self._clock),
                     clock=self._clock,
                     backoff=BACKOFF,
                     before_sleep=self._log_failure,

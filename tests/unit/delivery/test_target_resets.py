@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from bridge.core.time import SECOND
-from bridge.target_resets import ResetReporter
+from bridge.delivery.target_resets import ResetReporter
 from tests.clocks import ManualClock
 
 START = ManualClock().now().monotonic

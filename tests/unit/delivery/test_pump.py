@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,13 +14,21 @@ from structlog.testing import capture_logs
 
 from bridge.core.errors import DisconnectedError, FatalError, RejectedRecordError, TransientError
 from bridge.core.records import Record, SnapshotReason, Watermark
+from bridge.core.time import SECOND
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.pump import (
+    BATCH_BYTES,
+    FATAL_RETRY_SECONDS,
+    QUIESCE_SECONDS,
+    TARGET_CHECK_SECONDS,
+    Pump,
+)
 from bridge.outbox.outbox import StoredOutbox
-from bridge.pump import BATCH_BYTES, FATAL_RETRY_SECONDS, TARGET_CHECK_SECONDS, HeartbeatFactory, Pump
-from tests.clocks import ManualClock
 from tests.contract.test_outbox import loss_range
 from tests.eventually import eventually_async
 from tests.outboxes import TIGHT_LIMITS, open_outbox
 from tests.records import RecordFactory, sequences
+from tests.virtual_time import VirtualClock
 
 Behavior = Callable[[Sequence[Record]], Awaitable[None]]
 
@@ -72,42 +81,26 @@ def reject(*numbers: int) -> Behavior:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-async def outbox(clock: ManualClock) -> AsyncIterator[StoredOutbox]:
+async def outbox(clock: VirtualClock) -> AsyncIterator[StoredOutbox]:
     async with open_outbox(None, "s", "other", clock=clock) as outbox:
         yield outbox
 
 
 @contextlib.asynccontextmanager
 async def running_pump(
-    sink: FakeSink,
-    outbox: StoredOutbox,
-    clock: ManualClock,
-    *,
-    name: str = "s",
-    attempt_timeout: float | None = 60,
-    heartbeat_factory: HeartbeatFactory | None = None,
-) -> AsyncIterator[asyncio.Task[None]]:
-    pump = Pump(name, sink, outbox, clock, attempt_timeout=attempt_timeout, heartbeat_factory=heartbeat_factory)
+    sink: FakeSink, outbox: StoredOutbox, clock: VirtualClock, name: str = "s", **options: Any
+) -> AsyncIterator[Pump]:
+    pump = Pump(name, sink, outbox, clock, **options)
     task = asyncio.create_task(pump.run())
     try:
-        yield task
+        yield pump
     finally:
         task.cancel()
         await asyncio.wait([task])
         await pump.close()
 
 
-def passing(clock: ManualClock) -> Callable[[], None]:
-    """Advance the clock whenever a task sleeps."""
-    return lambda: clock.advance(60) if clock.sleeper_count else None
-
-
-async def test_pump_removes_records_when_sink_acknowledges(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_removes_records_when_sink_acknowledges(outbox: StoredOutbox, clock: VirtualClock) -> None:
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     async with running_pump(sink, outbox, clock):
@@ -126,12 +119,12 @@ async def _wait(event: asyncio.Event) -> None:
     await event.wait()
 
 
-async def test_pump_retries_failed_publish_with_growing_delays(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_failed_publish_with_growing_delays(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = FakeSink(*[fail] * 30)
     with capture_logs() as logs:
         async with running_pump(sink, outbox, clock):
             await outbox.append(RecordFactory().started_records(3))
-            await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
+            await eventually_async(lambda: outbox.depth("s") == 0, within=3600)
     assert len(sink.attempts) == 31
     assert all(attempt == sink.attempts[0] for attempt in sink.attempts), "every attempt has the same records"
     assert clock.slept[:4] == pytest.approx([0.075, 0.15, 0.3, 0.6])
@@ -143,7 +136,7 @@ async def test_pump_retries_failed_publish_with_growing_delays(outbox: StoredOut
 
 
 async def test_pump_logs_failure_and_recovery_in_pairs_when_sink_flaps(
-    outbox: StoredOutbox, clock: ManualClock
+    outbox: StoredOutbox, clock: VirtualClock
 ) -> None:
     async def work(_: object) -> None:
         pass
@@ -154,15 +147,13 @@ async def test_pump_logs_failure_and_recovery_in_pairs_when_sink_flaps(
             recorder = RecordFactory()
             for _ in range(20):
                 await outbox.append(recorder.started_records(1))
-                while outbox.depth("s"):
-                    await asyncio.sleep(0)
-                    clock.advance(0.01)
+                await eventually_async(lambda: outbox.depth("s") == 0)
     events = [line["event"] for line in logs]
     assert events == ["sink_publish_failed", "sink_recovered"] * (len(events) // 2)
     assert len(events) < 10
 
 
-async def test_pump_binds_sink_id_to_log_context(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_binds_sink_id_to_log_context(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink_ids: list[object] = []
 
     async def record_sink_id() -> None:
@@ -171,35 +162,32 @@ async def test_pump_binds_sink_id_to_log_context(outbox: StoredOutbox, clock: Ma
     sink = FakeSink()
     sink.starts = [record_sink_id]
     async with running_pump(sink, outbox, clock):
-        await eventually_async(lambda: sink_ids, meanwhile=passing(clock))
+        await eventually_async(lambda: sink_ids, within=3600)
     assert sink_ids == ["s"]
 
 
-async def test_pump_retries_when_sink_fails_to_start(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_when_sink_fails_to_start(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = FakeSink()
     sink.starts = [fail, fail]
     async with running_pump(sink, outbox, clock):
         await outbox.append(RecordFactory().started_records(3))
-        await eventually_async(lambda: sink.published, meanwhile=passing(clock))
+        await eventually_async(lambda: sink.published, within=3600)
 
 
 @pytest.mark.parametrize("hanging", [hang, hang_uncancellable])
 async def test_pump_cancels_and_retries_attempt_when_sink_hangs(
-    outbox: StoredOutbox, clock: ManualClock, hanging: Behavior, monkeypatch: pytest.MonkeyPatch
+    outbox: StoredOutbox, clock: VirtualClock, hanging: Behavior
 ) -> None:
-    monkeypatch.setattr("bridge.task_groups.CANCEL_GRACE_SECONDS", 0.01)
     sink = FakeSink(hanging)
     with capture_logs() as logs:
-        async with running_pump(sink, outbox, clock, attempt_timeout=0.01):
+        async with running_pump(sink, outbox, clock, attempt_timeout=60):
             await outbox.append(RecordFactory().started_records(3))
-            while not sink.published:
-                await asyncio.sleep(0.005)
-                clock.advance(60)
+            await eventually_async(lambda: sink.published, within=65)
     assert sink.attempts[0] == sink.attempts[1]
-    assert "0.01 s" in logs[0]["error"]
+    assert "60 s" in logs[0]["error"]
 
 
-async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = FakeSink(reject(2), reject(4))
     async with running_pump(sink, outbox, clock):
         await outbox.append(RecordFactory().started_records(5))
@@ -213,42 +201,42 @@ async def test_pump_dead_letters_rejected_records_and_publishes_rest(outbox: Sto
     assert outbox.depth("other") == 5
 
 
-async def test_pump_retries_when_loss_record_is_rejected(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_retries_when_loss_record_is_rejected(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = FakeSink(reject(2), reject(2), reject(2))
     async with running_pump(sink, outbox, clock):
         await outbox.append(RecordFactory().started_records(3))
-        await eventually_async(lambda: outbox.depth("s") == 0, meanwhile=passing(clock))
+        await eventually_async(lambda: outbox.depth("s") == 0, within=3600)
     assert len(clock.slept) == 2
     assert [record.type for record in sink.published] == ["started", "lost", "started"]
 
 
 @pytest.mark.parametrize("error", [FatalError("the topic is compacted"), KeyError("a bug")])
 async def test_pump_retries_rarely_when_sink_fails_fatally(
-    outbox: StoredOutbox, clock: ManualClock, error: Exception
+    outbox: StoredOutbox, clock: VirtualClock, error: Exception
 ) -> None:
     async def fail_fatally(_: object = None) -> None:
         raise error
 
     sink = FakeSink(fail_fatally)
     sink.starts = [fail_fatally]
-    pump = Pump("s", sink, outbox, clock)
-    task = asyncio.create_task(pump.run())
     with capture_logs() as logs:
-        await outbox.append(RecordFactory().started_records(2))
-        for _ in range(2):
-            await eventually_async(lambda: clock.sleeper_count)
-            assert pump.state == "failed"
-            assert str(error) in str(pump.last_error)
-            await asyncio.wait_for(pump.wait_drained(), 30)  # a shutdown does not wait for it
-            clock.advance(FATAL_RETRY_SECONDS)
-        await eventually_async(lambda: outbox.depth("s") == 0)
-    assert pump.state == "ok"
-    assert clock.slept == [FATAL_RETRY_SECONDS] * 2
+        async with running_pump(sink, outbox, clock) as pump:
+            await outbox.append(RecordFactory().started_records(2))
+            for _ in range(2):
+                await clock.sleep(FATAL_RETRY_SECONDS / 2)
+                assert pump.state == "failed"
+                assert str(error) in str(pump.last_error)
+                before = clock.now()
+                await pump.wait_drained()
+                assert clock.now() == before, "a shutdown does not wait for it"
+                await clock.sleep(FATAL_RETRY_SECONDS / 2)
+            await eventually_async(lambda: outbox.depth("s") == 0)
+            assert pump.state == "ok"
+    assert clock.slept.count(FATAL_RETRY_SECONDS) == 2
     assert [line["event"] for line in logs] == ["sink_failed", "sink_recovered", "sink_failed", "sink_recovered"]
-    task.cancel()
 
 
-async def test_pump_publishes_while_another_sink_hangs(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_publishes_while_another_sink_hangs(outbox: StoredOutbox, clock: VirtualClock) -> None:
     hanging_sink, healthy_sink = FakeSink(hang), FakeSink()
     async with running_pump(hanging_sink, outbox, clock), running_pump(healthy_sink, outbox, clock, name="other"):
         recorder = RecordFactory()
@@ -259,7 +247,7 @@ async def test_pump_publishes_while_another_sink_hangs(outbox: StoredOutbox, clo
     assert outbox.depth("s") == 2000
 
 
-async def test_pump_limits_batches_by_count_and_bytes(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_limits_batches_by_count_and_bytes(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink, recorder = FakeSink(), RecordFactory()
     await outbox.append(recorder.started_records(1500))
     await outbox.append(recorder.started_records(10, size=300_000))
@@ -270,66 +258,53 @@ async def test_pump_limits_batches_by_count_and_bytes(outbox: StoredOutbox, cloc
     assert sequences(sink.published) == list(range(1, 1511))
 
 
-async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_wait_drained_returns_when_outbox_is_empty(outbox: StoredOutbox, clock: VirtualClock) -> None:
     acknowledge = asyncio.Event()
     sink = FakeSink(lambda _: _wait(acknowledge))
-    pump = Pump("s", sink, outbox, clock)
     await outbox.append(RecordFactory().started_records(3))
-    draining = asyncio.create_task(pump.wait_drained())
-    running = asyncio.create_task(pump.run())
-    await eventually_async(lambda: sink.attempts)
-    clock.advance(1)
-    await asyncio.sleep(0)
-    assert (pump.backlog, draining.done()) == (3, False)
-    acknowledge.set()
-    await eventually_async(draining.done, meanwhile=passing(clock))
-    running.cancel()
-    await asyncio.wait([running])
+    async with running_pump(sink, outbox, clock) as pump:
+        draining = asyncio.create_task(pump.wait_drained())
+        await clock.sleep(59)
+        assert (pump.backlog, draining.done()) == (3, False)
+        acknowledge.set()
+        await draining
 
 
-async def test_pump_quiesce_waits_for_records_in_flight(
-    outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
+async def test_pump_stop_waits_for_records_in_flight(outbox: StoredOutbox, clock: VirtualClock) -> None:
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
     await outbox.append(recorder.started_records(3))
     await eventually_async(lambda: sink.attempts)
-    quiesced = asyncio.create_task(pump.quiesce())
+    stopping = asyncio.create_task(pump.stop(running))
     await outbox.append(recorder.started_records(2))
-    await asyncio.sleep(0.01)
-    assert not quiesced.done()
+    await clock.sleep(QUIESCE_SECONDS / 2)
+    assert not stopping.done()
     acknowledge.set()
-    await quiesced
-    await asyncio.sleep(0.01)
-    assert (len(sink.attempts), pump.backlog) == (1, 2)
-    running.cancel()
-    await asyncio.wait([running])
+    await stopping
+    await clock.sleep(60)
+    assert (len(sink.attempts), pump.backlog, running.cancelled()) == (1, 2, True)
 
 
-@pytest.mark.parametrize("behavior", [hang, fail])
-async def test_pump_quiesce_returns_when_sink_does_not_acknowledge(
-    behavior: Behavior, outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("behavior", "seconds"), [(hang, QUIESCE_SECONDS), (fail, 0)])
+async def test_pump_stop_is_bounded_when_sink_does_not_acknowledge(
+    behavior: Behavior, seconds: float, outbox: StoredOutbox, clock: VirtualClock
 ) -> None:
-    monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 0.01 if behavior is hang else 60)
     sink = FakeSink(behavior, hang)
     pump = Pump("s", sink, outbox, clock)
     running = asyncio.create_task(pump.run())
     await outbox.append(RecordFactory().started_records(3))
     await eventually_async(lambda: sink.attempts and (behavior is hang or pump.state == "failing"))
-    async with asyncio.timeout(10):
-        await pump.quiesce()
-    assert pump.backlog == 3
-    running.cancel()
-    await asyncio.wait([running])
+    before = clock.now().monotonic
+    await pump.stop(running)
+    assert clock.now().monotonic - before == seconds * SECOND
+    assert (pump.backlog, running.cancelled()) == (3, True)
 
 
 async def test_pump_abandons_close_when_sink_hangs(
-    outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    outbox: StoredOutbox, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.pump.CLOSE_SECONDS", 0.01)
     sink = FakeSink()
     monkeypatch.setattr(sink, "close", hang)
     with capture_logs() as logs:
@@ -337,15 +312,13 @@ async def test_pump_abandons_close_when_sink_hangs(
     assert [line["event"] for line in logs] == ["sink_close_failed"]
 
 
-async def test_pump_stops_when_reader_disconnects_while_idle(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_stops_when_reader_disconnects_while_idle(outbox: StoredOutbox, clock: VirtualClock) -> None:
     class Pipe(FakeSink):
         async def wait_disconnected(self) -> None:
             raise DisconnectedError("the reader has disconnected")
 
-    async with running_pump(Pipe(), outbox, clock) as task:
-        await asyncio.wait([task])
-        with pytest.raises(DisconnectedError, match="reader has disconnected"):
-            task.result()
+    with pytest.raises(DisconnectedError, match="reader has disconnected"):
+        await Pump("s", Pipe(), outbox, clock).run()
 
 
 # --- heartbeats ---
@@ -353,23 +326,15 @@ async def test_pump_stops_when_reader_disconnects_while_idle(outbox: StoredOutbo
 WATERMARK = Watermark(RecordFactory().encoder.epoch, 1_795_447_300_000_000_000)
 
 
-async def pass_heartbeat_interval(clock: ManualClock, seconds: float = 60) -> None:
-    """Advance the clock until a heartbeat is due."""
-    await eventually_async(lambda: clock.sleeper_count)
-    clock.advance(seconds)
-    for _ in range(20):
-        await asyncio.sleep(0)
-
-
-async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = FakeSink()
     async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
         await outbox.append(RecordFactory().started_records(3))
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await pass_heartbeat_interval(clock, 59)
+        await clock.sleep(59)
         assert len(sink.published) == 3
-        await pass_heartbeat_interval(clock, 1)
-        await pass_heartbeat_interval(clock)
+        await clock.sleep(1)
+        await clock.sleep(60)
     last, first, second = sink.published[2:]
     assert (first.type, first.epoch, first.sequence, first.host) == ("heartbeat", last.epoch, 3, last.host)
     assert first.time == "2026-11-23T15:21:40Z"
@@ -387,38 +352,38 @@ async def test_heartbeat_carries_last_position_and_watermark(outbox: StoredOutbo
     ]
 
 
-async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_not_sent_before_first_snapshot_of_epoch(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink, watermarks = FakeSink(), [None, WATERMARK._replace(epoch=WATERMARK.epoch + 1)]
     async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: watermarks.pop(0), 60)):
-        await pass_heartbeat_interval(clock)
+        await clock.sleep(60)
         assert len(watermarks) == 2, "no watermark is requested before the first record"
         await outbox.append(RecordFactory().started_records(1))
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await pass_heartbeat_interval(clock)
-        await pass_heartbeat_interval(clock)
+        await clock.sleep(60)
+        await clock.sleep(60)
     assert watermarks == []
     assert [record.type for record in sink.published] == ["started"], (
         "no heartbeat without a watermark, and none for another epoch's watermark"
     )
 
 
-async def test_heartbeat_not_sent_while_records_are_queued(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_heartbeat_not_sent_while_records_are_queued(outbox: StoredOutbox, clock: VirtualClock) -> None:
     acknowledge = asyncio.Event()
     sink, recorder = FakeSink(lambda _: _wait(acknowledge)), RecordFactory()
     async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)):
         await outbox.append(recorder.started_records(1))
         await eventually_async(lambda: sink.attempts)
-        await pass_heartbeat_interval(clock)
+        await clock.sleep(60)
         await outbox.append(recorder.started_records(1))
         acknowledge.set()
         await eventually_async(lambda: outbox.depth("s") == 0)
-        await pass_heartbeat_interval(clock, 0)
+        await clock.sleep(0)
     assert [(record.type, record.sequence) for record in sink.published[:2]] == [("started", 1), ("started", 2)]
 
 
 @pytest.mark.parametrize("failing", [fail, reject(1)])
 async def test_failed_heartbeat_dropped_and_records_published(
-    outbox: StoredOutbox, clock: ManualClock, failing: Behavior
+    outbox: StoredOutbox, clock: VirtualClock, failing: Behavior
 ) -> None:
     sink, recorder = FakeSink(), RecordFactory()
     with capture_logs() as logs:
@@ -426,10 +391,10 @@ async def test_failed_heartbeat_dropped_and_records_published(
             await outbox.append(recorder.started_records(1))
             await eventually_async(lambda: outbox.depth("s") == 0)
             sink.behaviors.append(failing)
-            await pass_heartbeat_interval(clock)
+            await clock.sleep(60)
             await outbox.append(recorder.started_records(2))
             await eventually_async(lambda: outbox.depth("s") == 0)
-            await pass_heartbeat_interval(clock)
+            await clock.sleep(60)
     assert [line["event"] for line in logs] == ["heartbeat_failed"]
     assert [(record.type, record.sequence) for record in sink.published] == [
         ("started", 1),
@@ -439,60 +404,50 @@ async def test_failed_heartbeat_dropped_and_records_published(
     ]
 
 
-async def test_pump_state_is_failing_when_heartbeat_fails(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_state_is_failing_when_heartbeat_fails(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = FakeSink()
-    pump = Pump("s", sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60))
-    task = asyncio.create_task(pump.run())
-    await outbox.append(RecordFactory().started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
-    sink.behaviors.append(fail)
-    await pass_heartbeat_interval(clock)
-    assert (pump.state, pump.last_error) == ("failing", "the broker is unavailable")
-    await pass_heartbeat_interval(clock)
-    assert (pump.state, pump.last_error) == ("ok", None)
-    task.cancel()
-    await asyncio.wait([task])
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)) as pump:
+        await outbox.append(RecordFactory().started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        sink.behaviors.append(fail)
+        await clock.sleep(60)
+        assert (pump.state, pump.last_error) == ("failing", "the broker is unavailable")
+        await clock.sleep(60)
+        assert (pump.state, pump.last_error) == ("ok", None)
 
 
-async def test_hanging_heartbeat_abandoned_and_records_published(
-    outbox: StoredOutbox, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bridge.task_groups.CANCEL_GRACE_SECONDS", 0.01)
+async def test_hanging_heartbeat_abandoned_and_records_published(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink, recorder = FakeSink(), RecordFactory()
     async with running_pump(
-        sink, outbox, clock, attempt_timeout=0.01, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)
+        sink, outbox, clock, attempt_timeout=10, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)
     ):
         await outbox.append(recorder.started_records(1))
         await eventually_async(lambda: outbox.depth("s") == 0)
         sink.behaviors.append(hang)
-        await pass_heartbeat_interval(clock)
+        await clock.sleep(60)
         await outbox.append(recorder.started_records(2))
-        async with asyncio.timeout(10):
-            while outbox.depth("s"):  # noqa: ASYNC110 (the attempt is bounded by real time)
-                await asyncio.sleep(0.005)
+        await eventually_async(lambda: outbox.depth("s") == 0, within=11)
     assert sequences(sink.published) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("error", [FatalError("the file is not writable"), KeyError("a bug")])
-async def test_heartbeat_failure_does_not_stop_pump(outbox: StoredOutbox, clock: ManualClock, error: Exception) -> None:
-    sink, recorder = FakeSink(), RecordFactory()
-    factory = HeartbeatFactory(lambda: WATERMARK, 60)
-    pump = Pump("s", sink, outbox, clock, heartbeat_factory=factory)
-    task = asyncio.create_task(pump.run())
-    await outbox.append(recorder.started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
-
+async def test_heartbeat_failure_does_not_stop_pump(
+    outbox: StoredOutbox, clock: VirtualClock, error: Exception
+) -> None:
     async def fail_fatally(_: object) -> None:
         raise error
 
-    sink.behaviors.append(fail_fatally)
-    await pass_heartbeat_interval(clock)
-    states = [pump.state]
-    assert str(error) in str(pump.last_error)
-    await outbox.append(recorder.started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
-    assert [*states, pump.state] == ["failed", "ok"]
-    task.cancel()
+    sink, recorder = FakeSink(), RecordFactory()
+    async with running_pump(sink, outbox, clock, heartbeat_factory=HeartbeatFactory(lambda: WATERMARK, 60)) as pump:
+        await outbox.append(recorder.started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        sink.behaviors.append(fail_fatally)
+        await clock.sleep(60)
+        states = [pump.state]
+        assert str(error) in str(pump.last_error)
+        await outbox.append(recorder.started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
+        assert [*states, pump.state] == ["failed", "ok"]
 
 
 # --- targets that lose records ---
@@ -513,7 +468,7 @@ class ResettableSink(FakeSink):
         self.resets += self.found.pop(0) if self.found else 0
 
 
-async def test_pump_reports_reset_found_while_publishing(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_reports_reset_found_while_publishing(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = ResettableSink()
     reports: list[SnapshotReason] = []
 
@@ -521,42 +476,34 @@ async def test_pump_reports_reset_found_while_publishing(outbox: StoredOutbox, c
         sink.resets += 1
 
     sink.behaviors = [recreate]
-    pump = Pump("s", sink, outbox, clock, request_snapshot=reports.append)
-    task = asyncio.create_task(pump.run())
-    await outbox.append(RecordFactory().started_records(1))
-    await eventually_async(lambda: outbox.depth("s") == 0)
+    async with running_pump(sink, outbox, clock, request_snapshot=reports.append):
+        await outbox.append(RecordFactory().started_records(1))
+        await eventually_async(lambda: outbox.depth("s") == 0)
     assert reports == ["on_demand"]
-    task.cancel()
 
 
-async def test_pump_reports_reset_found_while_idle(outbox: StoredOutbox, clock: ManualClock) -> None:
+async def test_pump_reports_reset_found_while_idle(outbox: StoredOutbox, clock: VirtualClock) -> None:
     sink = ResettableSink()
     reports: list[SnapshotReason] = []
     sink.found, sink.errors = [0, 1], [TransientError("the stream does not exist")]
-    pump = Pump("s", sink, outbox, clock, request_snapshot=reports.append)
-    task = asyncio.create_task(pump.run())
     counts, states = [], []
-    for _ in range(4):
-        await eventually_async(lambda: clock.sleeper_count)
-        clock.advance(TARGET_CHECK_SECONDS)
-        await eventually_async(lambda: clock.sleeper_count)
-        counts.append(len(reports))
-        states.append(pump.state)
+    async with running_pump(sink, outbox, clock, request_snapshot=reports.append) as pump:
+        for _ in range(4):
+            await clock.sleep(TARGET_CHECK_SECONDS + 0.1)
+            counts.append(len(reports))
+            states.append(pump.state)
     assert counts == [0, 0, 1, 1]
     assert states == ["failing", "ok", "ok", "ok"]
-    task.cancel()
 
 
-async def test_pump_requests_snapshot_when_loss_is_acknowledged(clock: ManualClock) -> None:
+async def test_pump_requests_snapshot_when_loss_is_acknowledged(clock: VirtualClock) -> None:
     recorder = RecordFactory()
     requests: list[SnapshotReason] = []
     async with open_outbox(None, clock=clock, limits=TIGHT_LIMITS) as outbox:
         for _ in range(20):
             await outbox.append(recorder.started_records(10))
-        pump = Pump("s", FakeSink(), outbox, clock, request_snapshot=requests.append)
-        task = asyncio.create_task(pump.run())
-        await eventually_async(lambda: outbox.depth("s") == 0)
-        await outbox.append(recorder.started_records(10))
-        await eventually_async(lambda: outbox.depth("s") == 0)
-        task.cancel()
+        async with running_pump(FakeSink(), outbox, clock, request_snapshot=requests.append):
+            await eventually_async(lambda: outbox.depth("s") == 0)
+            await outbox.append(recorder.started_records(10))
+            await eventually_async(lambda: outbox.depth("s") == 0)
     assert requests == ["overflow"]

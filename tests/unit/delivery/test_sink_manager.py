@@ -15,15 +15,17 @@ import pytest
 from bridge.clock import SystemClock
 from bridge.core.errors import DisconnectedError, FatalError
 from bridge.core.records import Record, Watermark
+from bridge.delivery.heartbeats import HeartbeatFactory
+from bridge.delivery.sink_manager import SinkManager
 from bridge.outbox.outbox import StoredOutbox
-from bridge.pump import HeartbeatFactory
-from bridge.sink_manager import SinkManager
 from bridge.task_groups import task_group
 from config.settings import Settings, load
 from sinks import factory
 from tests.eventually import eventually_async
 from tests.outboxes import open_outbox
 from tests.records import RecordFactory
+
+pytestmark = pytest.mark.real_time
 
 
 def settings(directory: Path, heartbeat: dict[str, Any] | None = None, **first: Any) -> Settings:
@@ -81,7 +83,7 @@ async def test_replaced_sink_continues_at_cursor_of_previous_sink(tmp_path: Path
 async def test_records_in_flight_are_published_once_when_sink_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridge.pump.QUIESCE_SECONDS", 60)
+    monkeypatch.setattr("bridge.delivery.pump.QUIESCE_SECONDS", 60)
     written, acknowledge = asyncio.Event(), asyncio.Event()
     async with running_manager(settings(tmp_path)) as running:
         (first, _) = running.manager.pumps
@@ -167,8 +169,9 @@ async def test_heartbeats_start_and_stop_with_setting(tmp_path: Path) -> None:
         await eventually_async(lambda: any(record["type"] == "heartbeat" for record in lines(path)))
         await running.manager.reload(settings(tmp_path))
         before = lines(path)
-        await asyncio.sleep(0.05)
-    assert lines(path) == before
+        await running.outbox.append(running.recorder.started_records(1))
+        await eventually_async(lambda: running.outbox.depth("first") == 0)
+    assert [record["type"] for record in lines(path)[len(before) :]] == ["started"]
     assert {record["type"] for record in lines(tmp_path / "second.jsonl")} == {"started"}
 
 

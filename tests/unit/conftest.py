@@ -1,0 +1,28 @@
+"""Unit tests run on virtual time, unless they are marked with `real_time`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.virtual_time import REAL_TIME, VirtualClock, VirtualTimeLoop
+
+HERE = Path(__file__).parent
+REAL_TIME_DIRECTORIES = {"cli", "containerd", "outbox", "watch"}  # gRPC, SQLite in its thread, the program
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Return the event loop of a test."""
+    is_real = (
+        item.get_closest_marker(REAL_TIME) is not None or item.path.relative_to(HERE).parts[0] in REAL_TIME_DIRECTORIES
+    )
+    return {REAL_TIME: asyncio.new_event_loop} if is_real else {"virtual_time": VirtualTimeLoop}
+
+
+@pytest.fixture
+def clock() -> VirtualClock:
+    """A clock that follows the test's virtual time."""
+    return VirtualClock()
