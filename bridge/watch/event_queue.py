@@ -1,8 +1,8 @@
 """Event queue: everything to be processed, in the order in which it was received.
 
 Events wait in the queue for the metadata that they need (names, labels, pods). The fetches start as soon as the event
-arrives and run concurrently, to catch containers that run for a millisecond only. Query results queue behind the
-events that were received before them.
+arrives and run concurrently, to catch containers that run for a millisecond only. What must happen after the events
+received so far, such as processing the result of a query, is queued behind them as a call.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeAlias
 
 import structlog
 from msgspec import Struct
 
 from bridge.core.container_metadata import build_metadata
-from bridge.core.container_state import DueExit, TaskQuery
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
     ContainerKey,
     ContainerUpdated,
-    ExitStatus,
     Metadata,
-    Task,
     TaskCreated,
     TaskExited,
     TaskOOM,
@@ -34,13 +31,10 @@ from bridge.core.containerd_model import (
     TaskResumed,
     TaskStarted,
 )
-from bridge.core.errors import BridgeError, TransientError, UnreadableError
+from bridge.core.errors import TransientError, UnreadableError
 from bridge.core.ports import Clock, EngineClient
-from bridge.core.reconcile import Listing
-from bridge.core.record_encoder import Gap
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.settings import WatchSettings
-from bridge.watch.snapshot_requests import SnapshotRequest
 
 CAPACITY = 8192  # events held with their metadata; more events wait in the stream's bounded buffer
 
@@ -57,110 +51,64 @@ class EnrichedEvent(NamedTuple):
     metadata: Metadata | None
 
 
-class AuditResult(NamedTuple):
-    """Result of an audit: its gap and listing.
+class QueuedCall(NamedTuple):
+    """A call to make after the events that were received before it; ``keep``: also on the next connection."""
 
-    ``forced``: publish a snapshot even if there is nothing to repair. ``request``: the requests that the snapshot
-    fulfills. ``filter_fingerprint``: fingerprint of the new filters if the filters changed and the audit listed
-    metadata under them; otherwise None.
-    """
-
-    gap: Gap
-    listing: Listing
-    forced: bool
-    request: SnapshotRequest | None
-    filter_fingerprint: str | None
+    call: Callable[[], None]
+    keep: bool
 
 
-class QueryResults(NamedTuple):
-    """Results of task queries: a task, None for no task, or the error of a failed query.
-
-    ``metadata`` belongs to containers that were unknown before.
-    """
-
-    results: list[tuple[TaskQuery, Task | BridgeError | None]]
-    metadata: list[Metadata]
-    audit: AuditResult | None = None
+Fetched: TypeAlias = Metadata | TransientError | None
 
 
-class StartsChecked(NamedTuple):
-    """Results of start checks: a task, None if none was found, or the error of a failed call."""
-
-    results: list[tuple[TaskQuery, Task | BridgeError | None]]
-
-
-class TaskWaited(NamedTuple):
-    """How a task exited, from Tasks.Wait."""
-
-    key: ContainerKey
-    pid: int
-    exit_status: ExitStatus
-
-
-class WatermarkAdvanced(NamedTuple):
-    """All events before ``at`` (wall clock) are queued before this item."""
-
-    at: int
-
-
-class ExitsDue(NamedTuple):
-    """Held exits to release after the events that were queued before this item."""
-
-    exits: list[DueExit]
-
-
-OtherItem: TypeAlias = QueryResults | StartsChecked | TaskWaited | WatermarkAdvanced | ExitsDue
-QueueItem: TypeAlias = EnrichedEvent | OtherItem
-
-
-class _PendingEvent(Struct):
+class _QueuedEvent(Struct):
     event: ContainerEvent
-    fetch: asyncio.Task[Metadata | TransientError | None] | None
+    fetch: asyncio.Task[Fetched] | None
 
+    @property
+    def fetched(self) -> Fetched:
+        """The result of a finished fetch; None also if no fetch was needed."""
+        return None if self.fetch is None or not self.fetch.done() or self.fetch.cancelled() else self.fetch.result()
 
-def _fetch_result(
-    item: _PendingEvent | OtherItem,
-) -> Metadata | TransientError | None:
-    """Return the result of a finished fetch; None also if no fetch was needed."""
-    if not isinstance(item, _PendingEvent) or item.fetch is None or not item.fetch.done() or item.fetch.cancelled():
-        return None
-    return item.fetch.result()
-
-
-def _has_fetched(fetch: asyncio.Task[Metadata | TransientError | None]) -> bool:
-    return fetch.done() and not fetch.cancelled() and not isinstance(fetch.result(), TransientError)
+    @property
+    def must_refetch(self) -> bool:
+        """Whether the metadata was not fetched although it is needed."""
+        fetch = self.fetch
+        return fetch is not None and (
+            not fetch.done() or fetch.cancelled() or isinstance(fetch.result(), TransientError)
+        )
 
 
 class EventQueue:
-    """Hold received items until they are processed; the items survive a reconnect.
+    """Hold received events and calls until they are processed; events survive a reconnect.
 
-    ``settings`` may be replaced at any time.
+    ``settings`` returns the current settings.
     """
 
-    def __init__(self, settings: WatchSettings, clock: Clock) -> None:
-        self.settings = settings
-        self.put_count = 0
-        self.popped_count = 0
+    def __init__(self, client: EngineClient, clock: Clock, settings: Callable[[], WatchSettings]) -> None:
+        self._client = client
+        self._clock = clock
+        self._settings = settings
         self._rate_limiter = RateLimiter(clock)
-        self._client: EngineClient | None = None
-        self._fetch_semaphore = asyncio.Semaphore(settings.max_fetches)
-        self._queue: deque[_PendingEvent | OtherItem] = deque()
+        self._fetch_semaphore = asyncio.Semaphore(settings().max_fetches)
+        self._tasks: asyncio.TaskGroup  # for the fetches
+        self._queue: deque[_QueuedEvent | QueuedCall] = deque()
         self._known_keys: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._not_full = asyncio.Event()
 
-    def connect(self, client: EngineClient) -> None:
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Run the fetches in ``tasks`` from now on; call before anything else."""
+        self._tasks = tasks
+
+    def reconnect(self) -> None:
         """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
-        self._client = client
         self._known_keys.clear()
-        results = [item for item in self._queue if isinstance(item, (QueryResults, StartsChecked))]
-        for item in results:  # they refer to the state of the old connection
-            self._queue.remove(item)
-        self.popped_count += len(results)
-        for pending in self._queue:
-            if isinstance(pending, _PendingEvent) and pending.fetch is not None and not _has_fetched(pending.fetch):
-                pending.fetch.cancel()
-                pending.fetch = self._start_fetch(pending.event)
+        self._queue = deque(item for item in self._queue if isinstance(item, _QueuedEvent) or item.keep)
+        for item in self._queue:
+            if isinstance(item, _QueuedEvent) and item.fetch is not None and item.must_refetch:
+                item.fetch.cancel()
+                item.fetch = self._start_fetch(item.event)
 
     def mark_known(self, keys: Iterable[ContainerKey]) -> None:
         """Note that the metadata of these containers is known from a listing."""
@@ -174,8 +122,7 @@ class EventQueue:
     def put_nowait(self, events: list[ContainerEvent]) -> None:
         """Queue events, and start to fetch the metadata that they need."""
         for event in events:
-            self._queue.append(_PendingEvent(event, self._start_fetch(event) if self._needs_metadata(event) else None))
-        self.put_count += len(events)
+            self._queue.append(_QueuedEvent(event, self._start_fetch(event) if self._needs_metadata(event) else None))
         self._changed.set()
 
     async def put(self, events: list[ContainerEvent]) -> None:
@@ -185,11 +132,20 @@ class EventQueue:
             self._not_full.clear()
             await self._not_full.wait()
 
-    def put_item(self, item: OtherItem) -> None:
-        """Queue another item behind the events received before it."""
-        self._queue.append(item)
-        self.put_count += 1
+    def put_call(self, call: Callable[[], None], *, keep: bool = False) -> None:
+        """Make a call after the events received so far are processed.
+
+        If the connection ends before, the call is dropped unless ``keep``: what a query has found on the old connection
+        may be wrong by then.
+        """
+        self._queue.append(QueuedCall(call, keep))
         self._changed.set()
+
+    async def wait_processed(self) -> None:
+        """Wait until everything queued so far is processed."""
+        processed = asyncio.Event()
+        self.put_call(processed.set)
+        await processed.wait()
 
     def wake(self) -> None:
         """Make ``wait`` return even if no item is ready."""
@@ -197,9 +153,11 @@ class EventQueue:
 
     async def drain_fetches(self, seconds: float) -> None:
         """Wait until all fetches are finished, for at most ``seconds``."""
-        fetches = [item.fetch for item in self._queue if isinstance(item, _PendingEvent) and item.fetch is not None]
-        if fetches:
-            await asyncio.wait(fetches, timeout=seconds)
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                for item in self._queue:
+                    if isinstance(item, _QueuedEvent) and item.fetch is not None:
+                        await asyncio.wait([item.fetch])
 
     async def wait(self, seconds: float | None = None) -> None:
         """Wait until the oldest item is ready or ``wake`` is called, for at most ``seconds``.
@@ -207,46 +165,44 @@ class EventQueue:
         Raises:
             TransientError: The fetch for the oldest event failed; the event stays queued for the next connection.
         """
-        self._changed.clear()
         if not self._head_ready():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with self._clock.timeout(seconds):
                     await self._changed.wait()
-        if self._queue and isinstance(failure := _fetch_result(self._queue[0]), TransientError):
+        self._changed.clear()
+        head = self._queue[0] if self._queue else None
+        if isinstance(head, _QueuedEvent) and isinstance(failure := head.fetched, TransientError):
             raise failure
 
-    def pop_ready(self) -> list[QueueItem]:
+    def pop_ready(self) -> list[EnrichedEvent | QueuedCall]:
         """Remove and return the ready items, oldest first, up to the first that is not ready."""
-        items: list[QueueItem] = []
+        items: list[EnrichedEvent | QueuedCall] = []
         queue = self._queue
         while queue:
             head = queue[0]
-            if not isinstance(head, _PendingEvent):
+            if not isinstance(head, _QueuedEvent):
                 items.append(head)
             elif head.fetch is None:
                 items.append(EnrichedEvent(head.event, None))
-            elif not head.fetch.done() or isinstance(metadata := _fetch_result(head), TransientError):
+            elif not head.fetch.done() or isinstance(metadata := head.fetched, TransientError):
                 break
             else:
                 items.append(EnrichedEvent(head.event, metadata))
             queue.popleft()
-        self.popped_count += len(items)
         self._not_full.set()
         return items
 
     def abandon(self) -> list[EnrichedEvent]:
         """Remove and return all events without waiting; unfinished fetches are canceled."""
         for item in self._queue:
-            if isinstance(item, _PendingEvent) and item.fetch is not None and not _has_fetched(item.fetch):
+            if isinstance(item, _QueuedEvent) and item.fetch is not None and item.must_refetch:
                 item.fetch.cancel()
                 item.fetch = None
         return [item for item in self.pop_ready() if isinstance(item, EnrichedEvent)]
 
     def _head_ready(self) -> bool:
-        if not self._queue:
-            return False
-        head = self._queue[0]
-        return not isinstance(head, _PendingEvent) or head.fetch is None or head.fetch.done()
+        head = self._queue[0] if self._queue else None
+        return head is not None and (isinstance(head, QueuedCall) or head.fetch is None or head.fetch.done())
 
     def _needs_metadata(self, event: ContainerEvent) -> bool:
         if event.key in self._known_keys and type(event) in _NEEDS_METADATA_IF_UNKNOWN:
@@ -258,19 +214,18 @@ class EventQueue:
             self._known_keys.add(event.key)
         return needs
 
-    def _start_fetch(self, event: ContainerEvent) -> asyncio.Task[Metadata | TransientError | None]:
-        assert self._client is not None  # noqa: S101 (connect comes first)
-        fetch = asyncio.create_task(self._fetch(self._client, event))
+    def _start_fetch(self, event: ContainerEvent) -> asyncio.Task[Fetched]:
+        fetch = self._tasks.create_task(self._fetch(event))
         fetch.add_done_callback(lambda _: self._changed.set())
         return fetch
 
-    async def _fetch(self, client: EngineClient, event: ContainerEvent) -> Metadata | TransientError | None:
+    async def _fetch(self, event: ContainerEvent) -> Fetched:
         """Fetch a container's metadata; if the container is gone, derive the metadata from the event if possible."""
         failure = TransientError("")
         for _ in range(_FETCH_ATTEMPTS):
             try:
                 async with self._fetch_semaphore:
-                    metadata = await client.container(event.key)
+                    metadata = await self._client.container(event.key)
             except TransientError as error:
                 failure = error
             except UnreadableError as error:
@@ -288,11 +243,11 @@ class EventQueue:
         )
 
     def _metadata_from_event(self, event: ContainerEvent) -> Metadata | None:
+        rules, container_filter = self._settings().label_rules, self._settings().container_filter
         if isinstance(event, ContainerUpdated):
-            rules, container_filter = self.settings.label_rules, self.settings.container_filter
             return build_metadata(
                 event.key, event.labels, rules, container_filter, image=event.image, updated_at=event.at
             )
         if isinstance(event, ContainerCreated):
-            return build_metadata(event.key, None, self.settings.label_rules, image=event.image, runtime=event.runtime)
+            return build_metadata(event.key, None, rules, image=event.image, runtime=event.runtime)
         return None

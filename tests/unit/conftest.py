@@ -11,7 +11,7 @@ import pytest
 from tests.virtual_time import REAL_TIME, VirtualClock, VirtualTimeLoop
 
 HERE = Path(__file__).parent
-NOT_YET = {"cli", "config", "consumer", "containerd", "outbox", "sinks", "telemetry", "watch"}
+NOT_YET = {"cli", "config", "consumer", "containerd", "outbox", "sinks", "telemetry"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

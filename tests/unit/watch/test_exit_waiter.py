@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import asyncio
 
-from bridge.core.containerd_model import ContainerKey, ExitStatus
+from bridge.core.containerd_model import ContainerKey, ExitStatus, TaskStarted
 from bridge.core.errors import TransientError
-from bridge.watch.exit_waiter import ExitWaiter
-from tests.eventually import eventually_async
-from tests.unit.watch.fakes import FakeClock, FakeEngineClient
-from tests.unit.watch.test_watch import WEB
+from tests.unit.watch.fakes import WEB, FakeEngineClient, make_metadata, running_watch
 
 
-async def test_exit_waiter_starts_no_call_after_close() -> None:
-    exit_waiter = ExitWaiter(FakeEngineClient(), FakeClock(), lambda *_: None)
-    exit_waiter.wait_for_exit(WEB, 10)
-    exit_waiter.close()
-    exit_waiter.wait_for_exit(WEB, 11)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
+    client, waited_at = FakeEngineClient(), list[float]()
+    client.metadata[WEB] = make_metadata(WEB)
+
+    async def fail(_: ContainerKey) -> None:
+        waited_at.append(asyncio.get_running_loop().time())
+        if len(waited_at) <= 4:
+            raise TransientError("the shim does not respond")
+
+    client.hooks["wait_for_exit"] = fail
+    client.set_exit(WEB, ExitStatus(3, 8))
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
+        await running.eventually(lambda: len(running.transitions) == 2)
+    assert running.documents[-1]["exit"]["status"] == 3
+    assert len(waited_at) == 5
+    assert 15 <= waited_at[-1] - waited_at[0] <= 30
 
 
-async def test_exit_waiter_repeats_failed_call_with_growing_delay() -> None:
-    class FailingClient(FakeEngineClient):
-        async def wait_for_exit(self, _: ContainerKey) -> ExitStatus | None:
-            self.calls["wait"] += 1
-            if self.calls["wait"] <= 4:
-                raise TransientError("the shim does not respond")
-            return ExitStatus(3, 8)
-
-    clock, exits = FakeClock(), list[tuple[ContainerKey, int, ExitStatus]]()
-    ExitWaiter(FailingClient(), clock, lambda *exited: exits.append(exited)).wait_for_exit(WEB, 10)
-    await eventually_async(lambda: exits)
-    assert exits == [(WEB, 10, ExitStatus(3, 8))]
-    assert 15 <= clock.nanoseconds / 1e9 <= 30
+async def test_event_processed_after_disconnect_starts_no_call() -> None:
+    client = FakeEngineClient()
+    client.metadata[WEB] = make_metadata(WEB)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
+        client.stream.end()
+        await running.wait_synced(2)
+    assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
+    assert client.calls["wait_for_exit"] == 0
