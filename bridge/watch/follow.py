@@ -86,7 +86,7 @@ class Connection:
         Raises:
             TransientError: The stream has stalled.
         """
-        sent = await self._markers.round_trip()
+        sent = await self._round_trip()
         await self.state.event_queue.wait_processed()
         return sent
 
@@ -156,12 +156,17 @@ class Connection:
         while True:
             await state.clock.sleep(state.settings.marker_interval)
             synced = state.synced
-            watermark = await self._markers.round_trip()
+            watermark = await self._round_trip()
             if synced:
                 state.event_queue.put_call(partial(state.advance_watermark, watermark))
                 if state.other_bridges.probe_returned():
                     state.requests.request("second_bridge")
                 self._warn_if_clock_is_behind_epoch()
+
+    async def _round_trip(self) -> Instant:
+        sent = await self._markers.round_trip()
+        self.state.verified_at = sent.monotonic
+        return sent
 
     def _warn_if_clock_is_behind_epoch(self) -> None:
         """Warn, once for each connection, if a restart would begin a lower epoch: consumers would skip its records."""

@@ -69,10 +69,10 @@ class Journal:
 
     def publish(self, transitions: list[Transition]) -> None:
         """Number and encode transitions, to be persisted by ``write``; before the first snapshot, collect them."""
-        if self._state.synced:
-            self._append(transitions)
-        else:
+        if not self._state.synced:
             self._state.pending += transitions
+        elif transitions:
+            self._append(transitions)
 
     def release_held_exits(self) -> None:
         """Publish the held exits: nothing may overtake them, and nothing that follows may change them."""

@@ -11,6 +11,7 @@ from bridge.core.containerd_model import ContainerKey, Metadata, Task
 from bridge.core.errors import BridgeError, NotFoundError
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
+from bridge.task_groups import task_group
 from bridge.watch.settings import WatchSettings
 
 NO_MATCH_HINT = "check namespaces.include and namespaces.exclude; moby must be included explicitly"
@@ -105,4 +106,6 @@ async def query_tasks(
             except BridgeError as error:
                 return error
 
-    return await asyncio.gather(*map(query, keys))
+    async with task_group() as tasks:
+        queries = [tasks.create_task(query(key)) for key in keys]
+    return [each.result() for each in queries]

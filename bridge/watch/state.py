@@ -35,7 +35,7 @@ class WatchState:
         event_queue: Events that are received, and not processed yet.
         pending: Transitions that are decided, and not published yet: they go into the next snapshot.
         watermark_at: The moment (wall clock) up to which all events are processed; None if unknown.
-        watermark_monotonic: The same on the monotonic clock; None before the first watermark of this process.
+        verified_at: The moment (monotonic) up to which the event stream is known to work; None before the first marker.
         synced: Whether the first snapshot of the current connection is complete.
         snapshot_reason: The reason of the next connection's snapshot.
         previous_positions: The last position of each source that was published before.
@@ -62,7 +62,7 @@ class WatchState:
         self.event_queue = EventQueue(client, clock, lambda: self.settings)
         self.pending: list[Transition] = []
         self.watermark_at: int | None = None
-        self.watermark_monotonic: int | None = None
+        self.verified_at: int | None = None
         self.synced = False
         self.snapshot_reason: SnapshotReason = "start"
         self.previous_positions: dict[SourceId, SourcePosition | None] = {}
@@ -102,7 +102,7 @@ class WatchState:
 
     def advance_watermark(self, sent: Instant) -> None:
         """Record that all events from before ``sent`` are processed."""
-        self.watermark_at, self.watermark_monotonic = sent.wall, sent.monotonic
+        self.watermark_at = sent.wall
 
 
 def _cached(namespace_filter: Callable[[str], bool]) -> Callable[[str], bool]:

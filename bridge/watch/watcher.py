@@ -89,8 +89,8 @@ class ContainerWatch:
     @property
     def watermark_age(self) -> float | None:
         """Return the age of the watermark in seconds; None before the first watermark."""
-        watermark = self._state.watermark_monotonic
-        return None if watermark is None else to_seconds(self._state.clock.now().monotonic - watermark)
+        verified_at = self._state.verified_at
+        return None if verified_at is None else to_seconds(self._state.clock.now().monotonic - verified_at)
 
     @property
     def max_watermark_age(self) -> float:

@@ -103,6 +103,24 @@ async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
     assert labels(running, "present") == [{"tier": "front"}, {}, {}]
 
 
+async def test_reload_during_synchronization_drops_excluded_label() -> None:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+
+        async def reload(_: str) -> None:
+            client.hooks.clear()
+            running.watch.reload(settings(filter_fingerprint="3", label_rules=NO_TIER))
+
+        client.stream.end()
+        await running.eventually(lambda: not running.watch.synced)
+        running.watch.reload(settings(filter_fingerprint="2"))
+        client.hooks["containers"] = reload  # the listing returns metadata under the previous rules
+        await running.wait_synced(3)
+    assert labels(running, "present")[1:] == [{}] * (len(labels(running, "present")) - 1)
+
+
 async def test_filter_change_applies_without_waiting_for_event() -> None:
     client = FakeEngineClient()
     client.run(OTHER, 10)
