@@ -16,7 +16,7 @@ from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
 from bridge.core.time import MILLISECOND, SECOND, to_seconds
 from bridge.watch.follow import Connection
-from bridge.watch.listing import list_all, list_tasks, query_tasks
+from bridge.watch.listing import list_containers, query_tasks
 from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotResult
 
 EVENT_DELAY_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
@@ -68,7 +68,7 @@ class Auditor:
         """
         state, settings, tracker = self._state, self._state.settings, self._state.tracker
         filters_changed = gap.reason == "filters_changed"
-        listing = await (list_all if filters_changed else list_tasks)(state.client, self._clock, settings)
+        listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
         keys = find_mismatches(tracker, listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)

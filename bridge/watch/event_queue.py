@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import structlog
 from msgspec import Struct
@@ -44,11 +44,16 @@ _NEEDS_METADATA = _NEEDS_METADATA_IF_UNKNOWN | {ContainerCreated, ContainerUpdat
 _FETCH_ATTEMPTS = 3
 
 
-class EnrichedEvent(NamedTuple):
-    """An event, and the container's metadata when the event arrived (None: the stored metadata is used)."""
+class QueuedEvent(Struct):
+    """An event, and the container's metadata when the event arrived (None: the stored metadata is used).
+
+    It is ready unless ``fetch`` is running, or has failed with ``failure``.
+    """
 
     event: ContainerEvent
-    metadata: Metadata | None
+    metadata: Metadata | None = None
+    fetch: asyncio.Task[None] | None = None
+    failure: TransientError | None = None
 
 
 class QueuedCall(NamedTuple):
@@ -56,27 +61,6 @@ class QueuedCall(NamedTuple):
 
     call: Callable[[], None]
     keep: bool
-
-
-Fetched: TypeAlias = Metadata | TransientError | None
-
-
-class _QueuedEvent(Struct):
-    event: ContainerEvent
-    fetch: asyncio.Task[Fetched] | None
-
-    @property
-    def fetched(self) -> Fetched:
-        """The result of a finished fetch; None also if no fetch was needed."""
-        return None if self.fetch is None or not self.fetch.done() or self.fetch.cancelled() else self.fetch.result()
-
-    @property
-    def must_refetch(self) -> bool:
-        """Whether the metadata was not fetched although it is needed."""
-        fetch = self.fetch
-        return fetch is not None and (
-            not fetch.done() or fetch.cancelled() or isinstance(fetch.result(), TransientError)
-        )
 
 
 class EventQueue:
@@ -92,7 +76,7 @@ class EventQueue:
         self._rate_limiter = RateLimiter(clock)
         self._fetch_semaphore = asyncio.Semaphore(settings().max_fetches)
         self._tasks: asyncio.TaskGroup  # for the fetches
-        self._queue: deque[_QueuedEvent | QueuedCall] = deque()
+        self._queue: deque[QueuedEvent | QueuedCall] = deque()
         self._known_keys: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._not_full = asyncio.Event()
@@ -104,11 +88,9 @@ class EventQueue:
     def reconnect(self) -> None:
         """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
         self._known_keys.clear()
-        self._queue = deque(item for item in self._queue if isinstance(item, _QueuedEvent) or item.keep)
-        for item in self._queue:
-            if isinstance(item, _QueuedEvent) and item.fetch is not None and item.must_refetch:
-                item.fetch.cancel()
-                item.fetch = self._start_fetch(item.event)
+        self._queue = deque(item for item in self._queue if isinstance(item, QueuedEvent) or item.keep)
+        for event in self._cancel_fetches():
+            self._start_fetch(event)
 
     def mark_known(self, keys: Iterable[ContainerKey]) -> None:
         """Note that the metadata of these containers is known from a listing."""
@@ -122,7 +104,10 @@ class EventQueue:
     def put_nowait(self, events: list[ContainerEvent]) -> None:
         """Queue events, and start to fetch the metadata that they need."""
         for event in events:
-            self._queue.append(_QueuedEvent(event, self._start_fetch(event) if self._needs_metadata(event) else None))
+            item = QueuedEvent(event)
+            self._queue.append(item)
+            if self._needs_metadata(event):
+                self._start_fetch(item)
         self._changed.set()
 
     async def put(self, events: list[ContainerEvent]) -> None:
@@ -156,7 +141,7 @@ class EventQueue:
         with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(seconds):
                 for item in self._queue:
-                    if isinstance(item, _QueuedEvent) and item.fetch is not None:
+                    if isinstance(item, QueuedEvent) and item.fetch is not None:
                         await asyncio.wait([item.fetch])
 
     async def wait(self, seconds: float | None = None) -> None:
@@ -171,38 +156,38 @@ class EventQueue:
                     await self._changed.wait()
         self._changed.clear()
         head = self._queue[0] if self._queue else None
-        if isinstance(head, _QueuedEvent) and isinstance(failure := head.fetched, TransientError):
-            raise failure
+        if isinstance(head, QueuedEvent) and head.failure is not None:
+            raise head.failure
 
-    def pop_ready(self) -> list[EnrichedEvent | QueuedCall]:
+    def pop_ready(self) -> list[QueuedEvent | QueuedCall]:
         """Remove and return the ready items, oldest first, up to the first that is not ready."""
-        items: list[EnrichedEvent | QueuedCall] = []
-        queue = self._queue
-        while queue:
-            head = queue[0]
-            if not isinstance(head, _QueuedEvent):
-                items.append(head)
-            elif head.fetch is None:
-                items.append(EnrichedEvent(head.event, None))
-            elif not head.fetch.done() or isinstance(metadata := head.fetched, TransientError):
-                break
-            else:
-                items.append(EnrichedEvent(head.event, metadata))
-            queue.popleft()
+        items: list[QueuedEvent | QueuedCall] = []
+        while self._head_ready():
+            items.append(self._queue.popleft())
         self._not_full.set()
         return items
 
-    def abandon(self) -> list[EnrichedEvent]:
+    def abandon(self) -> list[QueuedEvent]:
         """Remove and return all events without waiting; unfinished fetches are canceled."""
-        for item in self._queue:
-            if isinstance(item, _QueuedEvent) and item.fetch is not None and item.must_refetch:
-                item.fetch.cancel()
-                item.fetch = None
-        return [item for item in self.pop_ready() if isinstance(item, EnrichedEvent)]
+        self._cancel_fetches()
+        return [item for item in self.pop_ready() if isinstance(item, QueuedEvent)]
 
     def _head_ready(self) -> bool:
         head = self._queue[0] if self._queue else None
-        return head is not None and (isinstance(head, QueuedCall) or head.fetch is None or head.fetch.done())
+        return head is not None and (isinstance(head, QueuedCall) or (head.fetch is None and head.failure is None))
+
+    def _cancel_fetches(self) -> list[QueuedEvent]:
+        """Make all events ready; return those whose metadata has not been fetched although it is needed."""
+        unfetched = [
+            item
+            for item in self._queue
+            if isinstance(item, QueuedEvent) and (item.fetch is not None or item.failure is not None)
+        ]
+        for item in unfetched:
+            if item.fetch is not None:
+                item.fetch.cancel()
+            item.fetch = item.failure = None
+        return unfetched
 
     def _needs_metadata(self, event: ContainerEvent) -> bool:
         if event.key in self._known_keys and type(event) in _NEEDS_METADATA_IF_UNKNOWN:
@@ -214,27 +199,29 @@ class EventQueue:
             self._known_keys.add(event.key)
         return needs
 
-    def _start_fetch(self, event: ContainerEvent) -> asyncio.Task[Fetched]:
-        fetch = self._tasks.create_task(self._fetch(event))
-        fetch.add_done_callback(lambda _: self._changed.set())
-        return fetch
+    def _start_fetch(self, item: QueuedEvent) -> None:
+        item.fetch = self._tasks.create_task(self._fetch(item))
 
-    async def _fetch(self, event: ContainerEvent) -> Fetched:
+    async def _fetch(self, item: QueuedEvent) -> None:
         """Fetch a container's metadata; if the container is gone, derive the metadata from the event if possible."""
-        failure = TransientError("")
+        event, item.failure = item.event, None
         for _ in range(_FETCH_ATTEMPTS):
             try:
                 async with self._fetch_semaphore:
                     metadata = await self._client.container(event.key)
             except TransientError as error:
-                failure = error
+                item.failure = error
             except UnreadableError as error:
                 self._log_failure(event.key, error)
-                return self._metadata_from_event(event)
+                item.metadata, item.failure = self._metadata_from_event(event), None
+                break
             else:
                 recreated = metadata is not None and (metadata.created_at or 0) > event.at
-                return self._metadata_from_event(event) if metadata is None or recreated else metadata
-        return failure
+                item.metadata = self._metadata_from_event(event) if metadata is None or recreated else metadata
+                item.failure = None
+                break
+        item.fetch = None
+        self._changed.set()
 
     def _log_failure(self, key: ContainerKey, error: UnreadableError) -> None:
         text = str(error)

@@ -1,4 +1,4 @@
-"""One connection to containerd: receive events, process them in order, run the queries that the tracker asks for.
+"""One connection to containerd: receive events, process them in order, run the queries that the tracker schedules.
 
 One task, ``_process``, applies everything to the tracked state, in the order of the event queue.
 """
@@ -32,7 +32,7 @@ from bridge.core.ports import EventStream
 from bridge.core.time import MILLISECOND, SECOND, to_seconds
 from bridge.retry import Backoff, retry_until_success
 from bridge.stream_markers import StreamMarkers
-from bridge.watch.event_queue import EnrichedEvent
+from bridge.watch.event_queue import QueuedEvent
 from bridge.watch.journal import Journal
 from bridge.watch.listing import find_tasks, query_tasks
 from bridge.watch.state import WatchState
@@ -67,14 +67,14 @@ class Connection:
             lambda: state.event_queue.full,
             lambda: state.other_bridges.announcement(journal.encoder.epoch),
         )
-        self._exit_waiter = ExitWaiter(state)
+        self._exit_waits: set[tuple[ContainerKey, int]] = set()
+        self._closed = False  # items that are processed afterwards must not start calls
         self._checking_starts = False
         self._warned_of_clock = False
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Receive, process and verify the stream in ``tasks``, whose end is the end of the connection."""
         self._tasks = tasks
-        self._exit_waiter.start(tasks)
         self.state.event_queue.reconnect()
         self.state.other_bridges.restart_silence()
         for loop in (self._receive, self._process, self._verify):
@@ -98,7 +98,7 @@ class Connection:
 
     def close(self) -> None:
         """End the subscription; the events that were received stay in the queue."""
-        self._exit_waiter.close()
+        self._closed = True
         self._stream.close()
         self.state.event_queue.put_nowait(self._split_batch(self._stream.drain())[0])
 
@@ -125,7 +125,7 @@ class Connection:
             events, markers = self._split_batch(await self._stream.batch())
             for event in events:
                 if isinstance(event, TaskCreated):
-                    self._exit_waiter.wait_for_exit(event.key, event.pid)
+                    self._wait_for_exit_of(event.key, event.pid)
             self._markers.on_event_received()
             await state.event_queue.put(events)
             for marker in markers:
@@ -208,12 +208,12 @@ class Connection:
     def _process_ready(self) -> None:
         now = self.state.clock.now()
         for item in self.state.event_queue.pop_ready():
-            if isinstance(item, EnrichedEvent):
+            if isinstance(item, QueuedEvent):
                 self._process_event(item, now)
             else:
                 item.call()
 
-    def _process_event(self, item: EnrichedEvent, now: Instant) -> None:
+    def _process_event(self, item: QueuedEvent, now: Instant) -> None:
         event, tracker = item.event, self.state.tracker
         if item.metadata is not None:
             tracker.update_metadata(item.metadata)
@@ -275,9 +275,14 @@ class Connection:
                 state.ignored_events.query_failed(check.key, result)
             task = None if isinstance(result, BridgeError) else result
             if state.tracker.apply_start_check(check, task, now) and task is not None:
-                self._exit_waiter.wait_for_exit(check.key, task.pid)
+                self._wait_for_exit_of(check.key, task.pid)
 
-    # --- exits ---
+    # --- exits: a fallback for lost events ---
+    #
+    # One Tasks.Wait call is kept open per task, from the creation of the task. containerd 2.4 loses the exit event of a
+    # container that is removed as soon as it exits: the shim is shut down before it publishes the event. Some shims
+    # send no events at all. A pending Tasks.Wait returns the exit status nevertheless; a call that comes too late
+    # reports at least that the task is gone.
 
     def wait_for_exits(self) -> None:
         """Wait for the exits of all current tasks."""
@@ -288,46 +293,24 @@ class Connection:
         """Wait for the exit of a container's current task, unless that is known or waited for already."""
         entry = self.state.tracker.find(key)
         if entry is not None and (pid := entry.current_pid) and not entry.has_waited_exit(pid):
-            self._exit_waiter.wait_for_exit(key, pid)
+            self._wait_for_exit_of(key, pid)
 
-
-class ExitWaiter:
-    """Fallback for lost exit events: keeps one ``Tasks.Wait`` call open per task, from the creation of the task.
-
-    containerd 2.4 loses the exit event of a container that is removed as soon as it exits: the shim is shut down before
-    it publishes the event. Some shims send no events at all. A pending Tasks.Wait returns the exit status nevertheless;
-    a call that comes too late reports at least that the task is gone.
-    """
-
-    def __init__(self, state: WatchState) -> None:
-        self._state = state
-        self._tasks: asyncio.TaskGroup | None = None
-        self._waiting: set[tuple[ContainerKey, int]] = set()
-
-    def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Run the calls in ``tasks``."""
-        self._tasks = tasks
-
-    def wait_for_exit(self, key: ContainerKey, pid: int) -> None:
+    def _wait_for_exit_of(self, key: ContainerKey, pid: int) -> None:
         """Wait for a task's exit in the background, unless a wait is pending already or the limit is reached."""
-        if self._tasks is not None and (key, pid) not in self._waiting and len(self._waiting) < MAX_WAITS:
-            self._waiting.add((key, pid))
-            self._tasks.create_task(self._wait(key, pid))
+        if not self._closed and (key, pid) not in self._exit_waits and len(self._exit_waits) < MAX_WAITS:
+            self._exit_waits.add((key, pid))
+            self._tasks.create_task(self._await_exit(key, pid))
 
-    def close(self) -> None:
-        """Start no more waits: items that are processed after the end of the connection must not start calls on it."""
-        self._tasks = None
-
-    async def _wait(self, key: ContainerKey, pid: int) -> None:
-        state = self._state
+    async def _await_exit(self, key: ContainerKey, pid: int) -> None:
+        state = self.state
         try:
             exit_status = await retry_until_success(
                 lambda: state.client.wait_for_exit(key), clock=state.clock, backoff=WAIT_RETRIES
             )
         except BridgeError:
-            return  # only a fallback: the exit event, the delete event or the audit reports the exit as well
+            return  # the exit event, the delete event or the audit reports the exit as well
         finally:
-            self._waiting.discard((key, pid))
+            self._exit_waits.discard((key, pid))
         result = ExitStatus(None, None) if exit_status is None else exit_status
         state.event_queue.put_call(
             lambda: state.tracker.apply_wait_result(key, pid, result, state.clock.now()), keep=True

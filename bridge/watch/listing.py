@@ -21,17 +21,13 @@ _LISTED_TASKS_PER_QUERY = 5  # a listing costs about as much for each five tasks
 _log = structlog.get_logger(__name__)
 
 
-async def list_all(client: EngineClient, clock: Clock, settings: WatchSettings) -> Listing:
-    """List the container metadata and tasks of all watched namespaces."""
-    return await _list(client, clock, settings, with_metadata=True)
+async def list_containers(
+    client: EngineClient, clock: Clock, settings: WatchSettings, *, with_metadata: bool = True
+) -> Listing:
+    """List the container metadata and tasks of all watched namespaces.
 
-
-async def list_tasks(client: EngineClient, clock: Clock, settings: WatchSettings) -> Listing:
-    """List only the tasks: to list metadata, containerd loads every spec, which is too expensive for polling."""
-    return await _list(client, clock, settings, with_metadata=False)
-
-
-async def _list(client: EngineClient, clock: Clock, settings: WatchSettings, *, with_metadata: bool) -> Listing:
+    To list metadata, containerd loads every spec, which is too expensive for polling.
+    """
     names = sorted(await client.namespaces())
     listing = Listing(excluded=[name for name in names if not settings.namespace_filter(name)])
     if names and len(listing.excluded) == len(names):

@@ -14,14 +14,13 @@ from msgspec import Struct
 from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, SourceId, StoredPosition
 from bridge.core.container_state import ContainerState
-from bridge.core.containerd_model import Engine, Instant
+from bridge.core.containerd_model import Engine
 from bridge.core.ports import StoredCheckpoint
 from bridge.core.record_encoder import Gap, SnapshotCoverage
 from bridge.core.records import SnapshotReason, SourcePosition
 from bridge.core.time import MILLISECOND
 from bridge.core.tracker import Tracker
 from bridge.watch.journal import Journal
-from bridge.watch.settings import WatchSettings
 from bridge.watch.state import WatchState
 
 MAX_SOURCES = 8  # sources whose last position is kept: a node rarely has more than one
@@ -32,7 +31,9 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
     """Continue where an earlier process stopped, as far as containerd and boot are the same."""
     recovered = recover(state.outbox.load_checkpoint())
     state.snapshot_reason, header, boot_id = recovered.reason, recovered.header, state.boot_id
-    state.previous_positions = {source: recovered.previous_position(source) for source in recovered.positions}
+    state.previous_positions = {
+        source: SourcePosition(position.epoch, position.sequence) for source, position in recovered.positions.items()
+    }
     epoch, obsolete_keys = _next_epoch(state, recovered.min_epoch), recovered.obsolete_keys
     if header is None:
         return _begin_source(state, engine, epoch, obsolete_keys)
@@ -44,8 +45,9 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
             hint=f"if this machine was renamed, remove the source {header.host} from consumers' states",
         )
         return _begin_source(state, engine, epoch, obsolete_keys + recovered.container_keys)
-    state.watermark_at = recovered.watermark_at
-    tracker = recovered.build_tracker(state.settings, state.clock.now())
+    position = recovered.positions.get(header.source)
+    state.watermark_at = None if position is None else position.watermark_at
+    tracker = _restore_tracker(state, header, recovered.entries)
     if (header.host, header.engine.id) != (state.settings.host, engine.id or header.engine.id):
         # A new host name alone ends no container.
         _log.warning("checkpoint_source_mismatch", host=header.host, engine=header.engine.id)
@@ -67,6 +69,17 @@ async def open_journal(state: WatchState, engine: Engine) -> Journal:
         kept_keys = {checkpoint.metadata_key(each.key) for each in states}
         obsolete_keys = obsolete_keys + [key for key in recovered.container_keys if key not in kept_keys]
     return _begin_source(state, engine, epoch, obsolete_keys, header.filter_fingerprint)
+
+
+def _restore_tracker(state: WatchState, header: CheckpointHeader, entries: list[ContainerState]) -> Tracker:
+    """Return a tracker with the recovered state, in the boot of the host in which that state was seen."""
+    tracker, settings = Tracker(header.boot_id, state.settings.additional_events), state.settings
+    unsynced = None if header.unsynced_namespaces is None else set(header.unsynced_namespaces)
+    tracker.restore(entries, unsynced, state.clock.now())
+    if header.filter_fingerprint != settings.filter_fingerprint:
+        _log.info("filters_changed", containers=len(entries))
+        tracker.apply_filters(settings.namespace_filter, settings.label_rules)
+    return tracker
 
 
 async def replace_engine(state: WatchState, journal: Journal, engine: Engine) -> Journal:
@@ -125,33 +138,6 @@ class RecoveredState(Struct, kw_only=True):
     entries: list[ContainerState] = []
     container_keys: list[str] = []
     obsolete_keys: list[str] = []
-
-    @property
-    def watermark_at(self) -> int | None:
-        """Return the moment (wall clock) up to which no event can have been missed; None if unknown."""
-        position = self.positions.get(self.header.source) if self.header is not None else None
-        return None if position is None else position.watermark_at
-
-    @property
-    def unsynced_namespaces(self) -> set[str] | None:
-        """Return the namespaces that are not synced; None if no namespace is synced."""
-        namespaces = self.header.unsynced_namespaces if self.header is not None else None
-        return None if namespaces is None else set(namespaces)
-
-    def previous_position(self, source: SourceId) -> SourcePosition | None:
-        """Return the last epoch and sequence of a source; None if unknown."""
-        position = self.positions.get(source)
-        return None if position is None else SourcePosition(position.epoch, position.sequence)
-
-    def build_tracker(self, settings: WatchSettings, now: Instant) -> Tracker:
-        """Return a tracker with the recovered state, in the boot of the host in which that state was seen."""
-        boot_id = self.header.boot_id if self.header is not None else ""
-        tracker = Tracker(boot_id, settings.additional_events)
-        tracker.restore(self.entries, self.unsynced_namespaces, now)
-        if self.header is not None and self.header.filter_fingerprint != settings.filter_fingerprint:
-            _log.info("filters_changed", containers=len(self.entries))
-            tracker.apply_filters(settings.namespace_filter, settings.label_rules)
-        return tracker
 
 
 def recover(stored: StoredCheckpoint) -> RecoveredState:

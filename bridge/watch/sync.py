@@ -1,4 +1,4 @@
-"""Synchronization: how the tracked state becomes right on a new connection, whatever happened before it."""
+"""Synchronization: how the tracked state becomes right on a new connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bridge.core.reconcile import reconcile
 from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
 from bridge.watch.follow import Connection
-from bridge.watch.listing import list_all
+from bridge.watch.listing import list_containers
 
 MAX_QUERY_ROUNDS = 5  # of task queries before a snapshot is completed as partial
 _log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
 
     await connection.pass_marker()  # low watermark
     gap = Gap(reason, since, state.clock.now().wall)
-    listing = await list_all(state.client, state.clock, settings)
+    listing = await list_containers(state.client, state.clock, settings)
     watermark = await connection.pass_marker()  # high watermark
 
     if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
