@@ -23,15 +23,18 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
 
     - Low watermark: its return shows that the subscription works. A change before it is in the listing, which is taken
       afterwards; the event of a change after it arrives. So there is no interval that neither of the two covers.
-    - High watermark: its return shows that all events from before the end of the listing are processed. They are the
-      window, in which listing and events may contradict each other, because shims publish after they change state.
-    - Reconcile: without an event in the window, the listing decides about a container. Otherwise it counts only if it
-      agrees with the events, and the task is queried if it does not.
+    - High watermark: its return shows that all events from before the end of the listing are processed. The events
+      since ``state.disconnect()`` are the window, in which listing and events may contradict each other, because shims
+      publish after they change state.
+    - Reconcile: for a container without an event in the window, the difference between the tracked state and the
+      listing is what was missed. With events, the listing counts only if it agrees with them; if it does not, or if a
+      running container is missing from it, the task is queried.
 
-    Until the snapshot is published, transitions are collected in ``state.pending``, and go into it.
+    Nothing is lost if this fails halfway: until the snapshot is published, ``state.pending`` collects the transitions,
+    the watermark stays, and events that are not processed stay in the queue. The next connection continues with them.
 
     Raises:
-        TransientError: containerd or the connection failed; the next connection synchronizes again.
+        TransientError: containerd or the connection failed.
     """
     state, journal, settings = connection.state, connection.journal, connection.state.settings
     since = state.watermark_at
@@ -43,8 +46,7 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
 
     if filters_changed := journal.header.filter_fingerprint != settings.filter_fingerprint:
         journal.apply_filters(settings.filter_fingerprint)
-    missed = reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed)
-    journal.publish(missed)
+    journal.publish(reconcile(state.tracker, listing, state.clock.now(), filters_changed=filters_changed))
     state.event_queue.mark_known(listing.containers)
     for _ in range(MAX_QUERY_ROUNDS):
         if not (queries := state.tracker.due_queries(state.clock.now())):
