@@ -12,6 +12,7 @@ from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
+    ExitStatus,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -92,6 +93,25 @@ async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> 
         await running.wait_synced(2)
     names = [each["container"]["name"] for each in running.documents if each["id"] == "shop/db"]
     assert names == ["the-name", "the-name"]
+
+
+async def test_exit_status_is_kept_when_connection_is_lost() -> None:
+    """The result of Tasks.Wait waits behind an event whose metadata is not fetched yet."""
+    client, released = FakeEngineClient(), asyncio.Event()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.hooks["container"] = lambda _: released.wait()
+        client.stream.put(*start_events(DB, 11))
+        await running.eventually(lambda: client.calls["container"])
+        client.set_exit(WEB, ExitStatus(7, 8))
+        await asyncio.sleep(1)
+        del client.running[WEB]
+        client.stream.end()
+        await running.eventually(lambda: client.calls["subscribe"] == 2)
+        released.set()
+        await running.wait_synced(2)
+    assert [each["exit"]["status"] for each in running.documents if each["id"] == "web" and each["exit"]] == [7]
 
 
 async def test_audit_publishes_preexisting_container_found_by_query() -> None:
