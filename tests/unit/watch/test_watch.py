@@ -23,6 +23,7 @@ from bridge.core.containerd_model import (
     Undecodable,
 )
 from bridge.core.errors import FatalError, StreamOverflowError, TransientError
+from bridge.core.time import SECOND
 from bridge.watch.audit import EVENT_DELAY_SECONDS
 from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, exit_event, make_metadata, running_watch, start_events
 
@@ -327,6 +328,22 @@ async def test_event_stream_is_abandoned_when_markers_do_not_return() -> None:
         client.markers_return = True
         await running.wait_synced()
     assert running.snapshots()[0]["reason"] == "start"
+
+
+async def test_stalled_stream_is_noticed_during_long_listing() -> None:
+    client = FakeEngineClient()
+
+    async def hang(_: str) -> None:
+        client.hooks.clear()
+        client.markers_return = False
+        await asyncio.Event().wait()
+
+    client.hooks["containers"] = hang
+    async with running_watch(client, marker_interval=10) as running:
+        await running.eventually(lambda: client.calls["subscribe"] == 2)
+        assert running.clock.now().monotonic / SECOND < 1_000 + 40
+        client.markers_return = True
+        await running.wait_synced()
 
 
 async def test_ignored_events_are_counted_by_kind() -> None:
