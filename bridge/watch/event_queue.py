@@ -47,7 +47,7 @@ _FETCH_ATTEMPTS = 3
 class QueuedEvent(Struct):
     """An event, and the container's metadata when the event arrived (None: the stored metadata is used).
 
-    It is ready unless ``fetch`` is running, or has failed with ``failure``.
+    It is ready unless ``fetch`` is running, or has failed for the last time, with ``failure``.
     """
 
     event: ContainerEvent
@@ -140,7 +140,7 @@ class EventQueue:
         """Wait until all fetches are finished, for at most ``seconds``."""
         with contextlib.suppress(TimeoutError):
             async with self._clock.timeout(seconds):
-                for item in self._queue:
+                for item in list(self._queue):
                     if isinstance(item, QueuedEvent) and item.fetch is not None:
                         await asyncio.wait([item.fetch])
 
@@ -204,23 +204,23 @@ class EventQueue:
 
     async def _fetch(self, item: QueuedEvent) -> None:
         """Fetch a container's metadata; if the container is gone, derive the metadata from the event if possible."""
-        event, item.failure = item.event, None
+        event, failure = item.event, None
         for _ in range(_FETCH_ATTEMPTS):
             try:
                 async with self._fetch_semaphore:
                     metadata = await self._client.container(event.key)
             except TransientError as error:
-                item.failure = error
+                failure = error
             except UnreadableError as error:
                 self._log_failure(event.key, error)
-                item.metadata, item.failure = self._metadata_from_event(event), None
+                item.metadata, failure = self._metadata_from_event(event), None
                 break
             else:
                 recreated = metadata is not None and (metadata.created_at or 0) > event.at
                 item.metadata = self._metadata_from_event(event) if metadata is None or recreated else metadata
-                item.failure = None
+                failure = None
                 break
-        item.fetch = None
+        item.fetch, item.failure = None, failure
         self._changed.set()
 
     def _log_failure(self, key: ContainerKey, error: UnreadableError) -> None:

@@ -245,6 +245,25 @@ async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
     assert (container["name"], container["labels"], container["image"]) == ("web", None, "busybox")
 
 
+async def test_failed_metadata_fetch_is_repeated_on_same_connection() -> None:
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.run(WEB, 10)
+
+        async def fail_once(_: ContainerKey) -> None:
+            if client.calls["container"] == 1:
+                client.stream.put(Ignored("/tasks/exec-added", known=True), ContainerDeleted(DB, 5))
+                raise TransientError("busy")
+            await asyncio.sleep(1)
+
+        client.hooks["container"] = fail_once
+        client.stream.put(*start_events(WEB, 10))
+        await running.eventually(lambda: running.transitions)
+    assert running.transitions == [("started", "live", "web")]
+    assert (client.calls["container"], client.calls["subscribe"]) == (2, 1)
+
+
 async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
     client = FakeEngineClient()
     async with running_watch(client) as running:
