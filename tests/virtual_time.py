@@ -12,23 +12,30 @@ from bridge.core.time import SECOND
 
 START = 1_795_447_267 * SECOND  # of the wall clock
 REAL_TIME = "real_time"
-"""Mark of tests that wait for threads, processes or sockets: they run on an ordinary event loop."""
+"""The pytest marker of tests that wait for threads, processes or sockets: they run on an ordinary event loop."""
 
 
 class _Selector(selectors.DefaultSelector):
-    """Where the event loop would wait for a timer, time passes; where it would wait for anything else, it fails."""
+    """Where the event loop would wait for a timer, time passes; where it would wait for anything else, the test fails.
+
+    After that, it waits in real time, so that the test can clean up.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.seconds = 0.0
+        self.uses_threads = False
+        self._is_virtual = True
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if events := super().select(0):
-            return events
-        if timeout is None:
-            raise RuntimeError(f"the test waits for something that never happens, or needs the mark {REAL_TIME}")
-        self.seconds += max(timeout, 0)
-        return []
+        events = super().select(0 if self._is_virtual else timeout)
+        if self._is_virtual and (self.uses_threads or (timeout is None and not events)):
+            self._is_virtual = False
+            reason = "for a thread" if self.uses_threads else "without a timer, for something that may never happen"
+            raise RuntimeError(f"the test waits {reason}; tests that have to are marked {REAL_TIME}")
+        if timeout is not None and not events:
+            self.seconds += max(timeout, 0)
+        return events
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -42,9 +49,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time in seconds."""
         return self._virtual.seconds
 
-    def call_soon_threadsafe(self, *_: Any, **__: Any) -> asyncio.Handle:  # type: ignore[override] # never returns
-        """Fail: how far time has moved when a thread returns would be up to chance."""
-        raise RuntimeError(f"a test that waits for threads needs the mark {REAL_TIME}")
+    def call_soon_threadsafe(  # type: ignore[override] # passes all arguments on
+        self, *args: Any, **options: Any
+    ) -> asyncio.Handle:
+        """Schedule a call, and let the test fail: how far time has moved when a thread returns is up to chance."""
+        self._virtual.uses_threads = True
+        return super().call_soon_threadsafe(*args, **options)
 
 
 class VirtualClock(SystemClock):
