@@ -23,14 +23,8 @@ def eventually(predicate: Callable[[], object], what: str = "a condition", *, wi
         time.sleep(_pause(elapsed))
 
 
-async def eventually_async(
-    predicate: Callable[[], object],
-    what: str = "a condition",
-    *,
-    within: float = 60,
-    meanwhile: Callable[[], object] | None = None,
-) -> None:
-    """Wait until `predicate` holds, in the time of the event loop; call `meanwhile` in each iteration of the loop.
+async def eventually_async(predicate: Callable[[], object], what: str = "a condition", *, within: float = 60) -> None:
+    """Wait until `predicate` holds, in the time of the event loop.
 
     Raises:
         TimeoutError: See `eventually`.
@@ -41,9 +35,7 @@ async def eventually_async(
         elapsed = loop.time() - started_at
         if elapsed > within:
             raise TimeoutError(f"timed out after {within:g} s waiting for {what}")
-        if meanwhile is not None:
-            meanwhile()
-        await asyncio.sleep(_pause(elapsed) if meanwhile is None else 0)
+        await asyncio.sleep(_pause(elapsed))
 
 
 def _pause(elapsed: float) -> float:

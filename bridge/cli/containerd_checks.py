@@ -10,13 +10,12 @@ from bridge.cli.check_results import CheckResult
 from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient, Timeouts
 from bridge.containerd.rpc_errors import RpcError
-from bridge.core.containerd_model import Engine, Marker, Task, TaskStatus
+from bridge.core.containerd_model import Engine, Task, TaskStatus
 from bridge.core.errors import BridgeError
 from bridge.core.filters import DOCKER_NAMESPACE
 from bridge.core.label_rules import LabelRules
-from bridge.task_groups import task_group
+from bridge.stream_markers import read_to_marker
 from bridge.watch.listing import NO_MATCH_HINT
-from bridge.watch.stream_markers import StreamMarkers
 
 CHECK_TIMEOUTS = Timeouts(connect=5.0, call=5.0, listing=8.0)
 MARKER_TIMEOUT_SECONDS = 4.0
@@ -67,19 +66,8 @@ async def _check_health(client: ContainerdClient) -> list[CheckResult]:
 async def _check_event_stream(client: ContainerdClient) -> list[CheckResult]:
     """Publish marker events until one is received, as ``run`` does: only that verifies the event stream."""
     stream = await client.subscribe()
-    markers = StreamMarkers(client, SystemClock(), MARKER_TIMEOUT_SECONDS, busy=lambda: False)
-
-    async def drain() -> None:
-        while True:
-            for event in await stream.batch():
-                if isinstance(event, Marker):
-                    markers.receive(event)
-
     try:
-        async with task_group() as tasks:
-            draining = tasks.create_task(drain())
-            await markers.round_trip()
-            draining.cancel()
+        await read_to_marker(client, stream, SystemClock(), MARKER_TIMEOUT_SECONDS)
     except BridgeError as error:
         return [CheckResult.from_error(client.path, error)]
     finally:

@@ -6,25 +6,22 @@ containerd sent while no client was subscribed are missing. (The bridge's tracke
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from contextlib import suppress
 from enum import IntEnum
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from bridge.clock import SystemClock
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.core import containerd_model
 from bridge.core.container_metadata import COMPOSER_PROJECT_LABEL, display_id
 from bridge.core.containerd_model import ContainerKey
-from bridge.core.errors import TransientError
+from bridge.stream_markers import read_to_marker
 
 _MAX_PROJECTS = 10_000
-_MARKER_INTERVAL_SECONDS = 0.1  # between two markers, until the first one comes back
-_MAX_MARKERS = 100
+_MARKER_TIMEOUT_SECONDS = 10.0  # for the marker that confirms the subscription
 
 
 class ContainerEventType(IntEnum):
@@ -106,32 +103,13 @@ class LifecycleEvents:
     async def _ensure_subscribed(self) -> ContainerdEventStream:
         if self._stream is None:
             stream = await self._client.subscribe()
-            try:
-                await self._wait_until_subscribed(stream)
+            try:  # so that events are missed neither before the next listing nor after it
+                self._pending.extend(await read_to_marker(self._client, stream, SystemClock(), _MARKER_TIMEOUT_SECONDS))
             except BaseException:
                 stream.close()
                 raise
             self._stream = stream
         return self._stream
-
-    async def _wait_until_subscribed(self, stream: ContainerdEventStream) -> None:
-        """Publish markers until one comes back: containerd does not otherwise confirm that a subscription is active."""
-        nonce = secrets.token_hex(8)
-        for number in range(_MAX_MARKERS):
-            await self._client.publish_marker(nonce, number)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_MARKER_INTERVAL_SECONDS):
-                    return await self._receive_marker(stream, nonce)
-        raise TransientError(
-            f"containerd at {self._client.path}: no marker came back on the event stream; events would be lost"
-        )
-
-    async def _receive_marker(self, stream: ContainerdEventStream, nonce: str) -> None:
-        while True:
-            events = await stream.batch()
-            self._pending.extend(events)
-            if any(isinstance(event, containerd_model.Marker) and event.nonce == nonce for event in events):
-                return
 
     async def _translate(self, event: containerd_model.Event) -> ContainerEvent | None:
         self._projects.update(event)

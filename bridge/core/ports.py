@@ -50,6 +50,10 @@ class EventStream(Protocol):
 class EngineClient(Protocol):
     """Client of one containerd, read-only except for markers. Calls raise BridgeErrors; all but ``wait`` time out."""
 
+    @property
+    def path(self) -> str:
+        """The path of containerd's socket, for error messages."""
+
     async def engine(self) -> Engine:
         """Connect if necessary, and return which containerd responds."""
 

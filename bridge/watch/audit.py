@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterable
 
+import structlog
+from msgspec.structs import replace
+
+from bridge.core.container_state import Transition
 from bridge.core.containerd_model import ContainerKey, Metadata
 from bridge.core.errors import BridgeError
-from bridge.core.ports import Clock, EngineClient
-from bridge.core.reconcile import find_mismatches
+from bridge.core.reconcile import Listing, find_mismatches, reevaluate_scope
 from bridge.core.record_encoder import Gap
 from bridge.core.records import SnapshotReason
-from bridge.core.time import SECOND, from_seconds, to_seconds
-from bridge.core.tracker import Tracker
-from bridge.watch.event_queue import AuditResult, EventQueue, QueryResults
-from bridge.watch.listing import list_all, list_tasks, query_tasks
-from bridge.watch.settings import WatchSettings
-from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotRequests
+from bridge.core.time import MILLISECOND, SECOND, from_seconds, to_seconds
+from bridge.watch.follow import Connection
+from bridge.watch.listing import list_containers, query_tasks
+from bridge.watch.snapshot_requests import SnapshotRequest, SnapshotResult
 
 EVENT_DELAY_SECONDS = 2.0  # wait for an event in flight, because shims publish after they change state
 MIN_OVERFLOW_PAUSE_NS, MAX_OVERFLOW_PAUSE_NS = 30 * SECOND, 240 * SECOND
 _JITTER = 0.1  # fraction of the snapshot interval, so that nodes started together drift apart
+_log = structlog.get_logger(__name__)
 
 
 class Auditor:
-    """Audit at intervals and on request; a periodic snapshot is an audit that is published in any case.
+    """Audit at intervals and on request; a periodic snapshot is an audit that is published in any case."""
 
-    ``settings`` may be replaced at any time.
-    """
-
-    def __init__(
-        self,
-        client: EngineClient,
-        clock: Clock,
-        settings: WatchSettings,
-        tracker: Tracker,
-        event_queue: EventQueue,
-        requests: SnapshotRequests,
-        query_semaphore: asyncio.Semaphore,
-    ) -> None:
-        self._client = client
-        self._clock = clock
-        self.settings = settings
-        self._tracker = tracker
-        self._event_queue = event_queue
-        self._requests = requests
-        self._query_semaphore = query_semaphore
-        self._interval_factor = 1 - _JITTER * clock.random()
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._state = connection.state
+        self._journal = connection.journal
+        self._clock = connection.state.clock
+        self._interval_factor = 1 - _JITTER * self._clock.random()
         self._overflow_pause, self._next_overflow_at = MIN_OVERFLOW_PAUSE_NS, 0
 
     async def run(self) -> None:
@@ -56,12 +42,13 @@ class Auditor:
         Raises:
             TransientError: containerd could not list its namespaces.
         """
-        self._requests.requeue()
-        last, delay = self._clock.now().wall, self.settings.first_audit_delay
+        state = self._state
+        state.requests.requeue()
+        last, delay = self._clock.now().wall, state.settings.first_audit_delay
         snapshot_at = self._clock.now().monotonic
         while True:
             until_snapshot = self._seconds_until_snapshot(snapshot_at)
-            request = await self._requests.wait(max(0.0, min(delay, until_snapshot)))
+            request = await state.requests.wait(max(0.0, min(delay, until_snapshot)))
             reason: SnapshotReason = "audit" if request is None else request.reason
             if request is None and self._seconds_until_snapshot(snapshot_at) <= 0:
                 reason = "interval"
@@ -69,38 +56,74 @@ class Auditor:
                 await self._throttle_overflows(until_snapshot)
             now = self._clock.now().wall
             await self._audit(Gap(reason, last, now), request)
-            last, delay = now, self.settings.audit_interval
+            last, delay = now, state.settings.audit_interval
             if reason != "audit":
                 snapshot_at, self._interval_factor = self._clock.now().monotonic, 1 - _JITTER * self._clock.random()
 
     async def _audit(self, gap: Gap, request: SnapshotRequest | None) -> None:
-        """Query the task of each container that does not match the listing; the results go to the event queue.
+        """Query the task of each container that does not match the listing.
 
         A mismatch that an event explains in the meantime needs no query. If the filters have changed, the metadata is
         listed as well, because it determines the scope.
         """
-        settings, filters_changed = self.settings, gap.reason == "filters_changed"
-        listing = await (list_all if filters_changed else list_tasks)(self._client, self._clock, settings)
-        keys = find_mismatches(self._tracker, listing)
+        state, settings, tracker = self._state, self._state.settings, self._state.tracker
+        filters_changed = gap.reason == "filters_changed"
+        listing = await list_containers(state.client, self._clock, settings, with_metadata=filters_changed)
+        keys = find_mismatches(tracker, listing)
         if keys and not filters_changed:  # newly watched containers have no events in flight
             await self._clock.sleep(EVENT_DELAY_SECONDS)
-            keys &= find_mismatches(self._tracker, listing)
-        queries = [self._tracker.make_query(key) for key in keys]
+            keys &= find_mismatches(tracker, listing)
+        queries = [tracker.make_query(key) for key in keys]
         metadata = await self._fetch_missing_metadata(keys - listing.containers.keys())
-        results = await query_tasks(self._client, [query.key for query in queries], self._query_semaphore)
-        audited = AuditResult(
-            gap, listing, gap.reason != "audit", request, settings.filter_fingerprint if filters_changed else None
-        )
-        self._event_queue.put_item(QueryResults(list(zip(queries, results, strict=True)), metadata, audited))
+        results = await query_tasks(state.client, [query.key for query in queries], self._connection.query_semaphore)
+        paired = list(zip(queries, results, strict=True))
+
+        def finish() -> None:
+            current_gap = self._begin_epoch(gap, request)
+            repairs = self._apply_filters(settings.filter_fingerprint, listing, gap) if filters_changed else []
+            self._publish(current_gap, listing, repairs + self._connection.apply_results(paired, metadata), request)
+
+        state.event_queue.put_call(finish)
+
+    def _begin_epoch(self, gap: Gap, request: SnapshotRequest | None) -> Gap:
+        """Begin an epoch if another bridge's is newer; return the gap in which consumers may have skipped records."""
+        if request is None or "second_bridge" not in request.reasons:
+            return gap
+        self._journal.release_held_exits()  # in the old epoch
+        if (overlap := self._state.other_bridges.take_overlap()) is None:
+            return gap
+        epoch = self._journal.encoder.epoch
+        if overlap.newest_epoch >= epoch:
+            epoch = max(self._clock.now().wall // MILLISECOND, overlap.newest_epoch + 1)
+            self._journal.begin_epoch(epoch)
+        _log.warning("other_bridge_gone", host=self._state.settings.host, epoch=epoch)
+        return replace(gap, since=min(overlap.since, overlap.since if gap.since is None else gap.since))
+
+    def _apply_filters(self, filter_fingerprint: str, listing: Listing, gap: Gap) -> list[Transition]:
+        """Reevaluate which containers are in scope: from now on the current filters apply."""
+        state = self._state
+        self._journal.apply_filters(filter_fingerprint)
+        repairs = reevaluate_scope(state.tracker, listing, gap.until or 0, self._clock.now())
+        state.event_queue.mark_known(listing.containers)
+        return repairs
+
+    def _publish(self, gap: Gap, listing: Listing, repairs: list[Transition], request: SnapshotRequest | None) -> None:
+        """Publish the repairs, or the requested or periodic snapshot."""
+        self._connection.wait_for_exits()
+        count = self._journal.complete_listing(gap, listing, repairs, forced=gap.reason != "audit")
+        if count is not None:
+            _log.info("snapshot_published", reason=gap.reason, containers=count, repairs=len(repairs))
+            if request is not None:
+                request.result = SnapshotResult(self._journal.encoder.snapshot_id, count)
 
     async def _fetch_missing_metadata(self, keys: Iterable[ContainerKey]) -> list[Metadata]:
         """Fetch the metadata of unknown containers."""
         fetched = []
         for key in keys:
-            entry = self._tracker.find(key)
+            entry = self._state.tracker.find(key)
             if entry is None or entry.metadata is None:
                 with contextlib.suppress(BridgeError):  # published without labels
-                    fetched.append(await self._client.container(key))
+                    fetched.append(await self._state.client.container(key))
         return [metadata for metadata in fetched if metadata is not None]
 
     async def _throttle_overflows(self, until_snapshot: float) -> None:
@@ -113,7 +136,7 @@ class Auditor:
         if now - self._next_overflow_at > MAX_OVERFLOW_PAUSE_NS:
             self._overflow_pause = MIN_OVERFLOW_PAUSE_NS
         end = min(self._next_overflow_at, now + from_seconds(until_snapshot))
-        while self._clock.now().monotonic < end and self._requests.pending_reasons <= {"overflow"}:
+        while self._clock.now().monotonic < end and self._state.requests.pending_reasons <= {"overflow"}:
             await self._clock.sleep(1)
         self._next_overflow_at = self._clock.now().monotonic + self._overflow_pause
         self._overflow_pause = min(2 * self._overflow_pause, MAX_OVERFLOW_PAUSE_NS)
@@ -121,4 +144,4 @@ class Auditor:
     def _seconds_until_snapshot(self, last: int) -> float:
         """Return the seconds until the next periodic snapshot, according to the current interval."""
         elapsed = to_seconds(self._clock.now().monotonic - last)
-        return self.settings.snapshot_interval * self._interval_factor - elapsed
+        return self._state.settings.snapshot_interval * self._interval_factor - elapsed

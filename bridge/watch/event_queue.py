@@ -1,8 +1,8 @@
 """Event queue: everything to be processed, in the order in which it was received.
 
 Events wait in the queue for the metadata that they need (names, labels, pods). The fetches start as soon as the event
-arrives and run concurrently, to catch containers that run for a millisecond only. Query results queue behind the
-events that were received before them.
+arrives and run concurrently, to catch containers that run for a millisecond only. What must happen after the events
+received so far, such as processing the result of a query, is queued behind them as a call.
 """
 
 from __future__ import annotations
@@ -10,23 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import structlog
 from msgspec import Struct
 
 from bridge.core.container_metadata import build_metadata
-from bridge.core.container_state import DueExit, TaskQuery
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerEvent,
     ContainerKey,
     ContainerUpdated,
-    ExitStatus,
     Metadata,
-    Task,
     TaskCreated,
     TaskExited,
     TaskOOM,
@@ -34,13 +31,10 @@ from bridge.core.containerd_model import (
     TaskResumed,
     TaskStarted,
 )
-from bridge.core.errors import BridgeError, TransientError, UnreadableError
+from bridge.core.errors import TransientError, UnreadableError
 from bridge.core.ports import Clock, EngineClient
-from bridge.core.reconcile import Listing
-from bridge.core.record_encoder import Gap
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.watch.settings import WatchSettings
-from bridge.watch.snapshot_requests import SnapshotRequest
 
 CAPACITY = 8192  # events held with their metadata; more events wait in the stream's bounded buffer
 
@@ -50,117 +44,53 @@ _NEEDS_METADATA = _NEEDS_METADATA_IF_UNKNOWN | {ContainerCreated, ContainerUpdat
 _FETCH_ATTEMPTS = 3
 
 
-class EnrichedEvent(NamedTuple):
-    """An event, and the container's metadata when the event arrived (None: the stored metadata is used)."""
+class QueuedEvent(Struct):
+    """An event, and the container's metadata when the event arrived (None: the stored metadata is used).
 
-    event: ContainerEvent
-    metadata: Metadata | None
-
-
-class AuditResult(NamedTuple):
-    """Result of an audit: its gap and listing.
-
-    ``forced``: publish a snapshot even if there is nothing to repair. ``request``: the requests that the snapshot
-    fulfills. ``filter_fingerprint``: fingerprint of the new filters if the filters changed and the audit listed
-    metadata under them; otherwise None.
+    It is ready unless ``fetch`` is running, or has failed for the last time, with ``failure``.
     """
 
-    gap: Gap
-    listing: Listing
-    forced: bool
-    request: SnapshotRequest | None
-    filter_fingerprint: str | None
-
-
-class QueryResults(NamedTuple):
-    """Results of task queries: a task, None for no task, or the error of a failed query.
-
-    ``metadata`` belongs to containers that were unknown before.
-    """
-
-    results: list[tuple[TaskQuery, Task | BridgeError | None]]
-    metadata: list[Metadata]
-    audit: AuditResult | None = None
-
-
-class StartsChecked(NamedTuple):
-    """Results of start checks: a task, None if none was found, or the error of a failed call."""
-
-    results: list[tuple[TaskQuery, Task | BridgeError | None]]
-
-
-class TaskWaited(NamedTuple):
-    """How a task exited, from Tasks.Wait."""
-
-    key: ContainerKey
-    pid: int
-    exit_status: ExitStatus
-
-
-class WatermarkAdvanced(NamedTuple):
-    """All events before ``at`` (wall clock) are queued before this item."""
-
-    at: int
-
-
-class ExitsDue(NamedTuple):
-    """Held exits to release after the events that were queued before this item."""
-
-    exits: list[DueExit]
-
-
-OtherItem: TypeAlias = QueryResults | StartsChecked | TaskWaited | WatermarkAdvanced | ExitsDue
-QueueItem: TypeAlias = EnrichedEvent | OtherItem
-
-
-class _PendingEvent(Struct):
     event: ContainerEvent
-    fetch: asyncio.Task[Metadata | TransientError | None] | None
+    metadata: Metadata | None = None
+    fetch: asyncio.Task[None] | None = None
+    failure: TransientError | None = None
 
 
-def _fetch_result(
-    item: _PendingEvent | OtherItem,
-) -> Metadata | TransientError | None:
-    """Return the result of a finished fetch; None also if no fetch was needed."""
-    if not isinstance(item, _PendingEvent) or item.fetch is None or not item.fetch.done() or item.fetch.cancelled():
-        return None
-    return item.fetch.result()
+class QueuedCall(NamedTuple):
+    """A call to make after the events that were received before it; ``keep``: also on the next connection."""
 
-
-def _has_fetched(fetch: asyncio.Task[Metadata | TransientError | None]) -> bool:
-    return fetch.done() and not fetch.cancelled() and not isinstance(fetch.result(), TransientError)
+    call: Callable[[], None]
+    keep: bool
 
 
 class EventQueue:
-    """Hold received items until they are processed; the items survive a reconnect.
+    """Hold received events and calls until they are processed; events survive a reconnect.
 
-    ``settings`` may be replaced at any time.
+    ``settings`` returns the current settings.
     """
 
-    def __init__(self, settings: WatchSettings, clock: Clock) -> None:
-        self.settings = settings
-        self.put_count = 0
-        self.popped_count = 0
+    def __init__(self, client: EngineClient, clock: Clock, settings: Callable[[], WatchSettings]) -> None:
+        self._client = client
+        self._clock = clock
+        self._settings = settings
         self._rate_limiter = RateLimiter(clock)
-        self._client: EngineClient | None = None
-        self._fetch_semaphore = asyncio.Semaphore(settings.max_fetches)
-        self._queue: deque[_PendingEvent | OtherItem] = deque()
+        self._fetch_semaphore = asyncio.Semaphore(settings().max_fetches)
+        self._tasks: asyncio.TaskGroup  # for the fetches
+        self._queue: deque[QueuedEvent | QueuedCall] = deque()
         self._known_keys: set[ContainerKey] = set()
         self._changed = asyncio.Event()
         self._not_full = asyncio.Event()
 
-    def connect(self, client: EngineClient) -> None:
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Run the fetches in ``tasks`` from now on; call before anything else."""
+        self._tasks = tasks
+
+    def reconnect(self) -> None:
         """Continue with a new connection: repeat fetches that failed or did not finish on the old one."""
-        self._client = client
         self._known_keys.clear()
-        results = [item for item in self._queue if isinstance(item, (QueryResults, StartsChecked))]
-        for item in results:  # they refer to the state of the old connection
-            self._queue.remove(item)
-        self.popped_count += len(results)
-        for pending in self._queue:
-            if isinstance(pending, _PendingEvent) and pending.fetch is not None and not _has_fetched(pending.fetch):
-                pending.fetch.cancel()
-                pending.fetch = self._start_fetch(pending.event)
+        self._queue = deque(item for item in self._queue if isinstance(item, QueuedEvent) or item.keep)
+        for event in self._cancel_fetches():
+            self._start_fetch(event)
 
     def mark_known(self, keys: Iterable[ContainerKey]) -> None:
         """Note that the metadata of these containers is known from a listing."""
@@ -174,8 +104,10 @@ class EventQueue:
     def put_nowait(self, events: list[ContainerEvent]) -> None:
         """Queue events, and start to fetch the metadata that they need."""
         for event in events:
-            self._queue.append(_PendingEvent(event, self._start_fetch(event) if self._needs_metadata(event) else None))
-        self.put_count += len(events)
+            item = QueuedEvent(event)
+            self._queue.append(item)
+            if self._needs_metadata(event):
+                self._start_fetch(item)
         self._changed.set()
 
     async def put(self, events: list[ContainerEvent]) -> None:
@@ -185,11 +117,20 @@ class EventQueue:
             self._not_full.clear()
             await self._not_full.wait()
 
-    def put_item(self, item: OtherItem) -> None:
-        """Queue another item behind the events received before it."""
-        self._queue.append(item)
-        self.put_count += 1
+    def put_call(self, call: Callable[[], None], *, keep: bool = False) -> None:
+        """Make a call after the events received so far are processed.
+
+        If the connection ends before, the call is dropped unless ``keep``: what a query has found on the old connection
+        may be wrong by then.
+        """
+        self._queue.append(QueuedCall(call, keep))
         self._changed.set()
+
+    async def wait_processed(self) -> None:
+        """Wait until everything queued so far is processed."""
+        processed = asyncio.Event()
+        self.put_call(processed.set)
+        await processed.wait()
 
     def wake(self) -> None:
         """Make ``wait`` return even if no item is ready."""
@@ -197,9 +138,11 @@ class EventQueue:
 
     async def drain_fetches(self, seconds: float) -> None:
         """Wait until all fetches are finished, for at most ``seconds``."""
-        fetches = [item.fetch for item in self._queue if isinstance(item, _PendingEvent) and item.fetch is not None]
-        if fetches:
-            await asyncio.wait(fetches, timeout=seconds)
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(seconds):
+                for item in list(self._queue):
+                    if isinstance(item, QueuedEvent) and item.fetch is not None:
+                        await asyncio.wait([item.fetch])
 
     async def wait(self, seconds: float | None = None) -> None:
         """Wait until the oldest item is ready or ``wake`` is called, for at most ``seconds``.
@@ -207,46 +150,44 @@ class EventQueue:
         Raises:
             TransientError: The fetch for the oldest event failed; the event stays queued for the next connection.
         """
-        self._changed.clear()
         if not self._head_ready():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with self._clock.timeout(seconds):
                     await self._changed.wait()
-        if self._queue and isinstance(failure := _fetch_result(self._queue[0]), TransientError):
-            raise failure
+        self._changed.clear()
+        head = self._queue[0] if self._queue else None
+        if isinstance(head, QueuedEvent) and head.failure is not None:
+            raise head.failure
 
-    def pop_ready(self) -> list[QueueItem]:
+    def pop_ready(self) -> list[QueuedEvent | QueuedCall]:
         """Remove and return the ready items, oldest first, up to the first that is not ready."""
-        items: list[QueueItem] = []
-        queue = self._queue
-        while queue:
-            head = queue[0]
-            if not isinstance(head, _PendingEvent):
-                items.append(head)
-            elif head.fetch is None:
-                items.append(EnrichedEvent(head.event, None))
-            elif not head.fetch.done() or isinstance(metadata := _fetch_result(head), TransientError):
-                break
-            else:
-                items.append(EnrichedEvent(head.event, metadata))
-            queue.popleft()
-        self.popped_count += len(items)
+        items: list[QueuedEvent | QueuedCall] = []
+        while self._head_ready():
+            items.append(self._queue.popleft())
         self._not_full.set()
         return items
 
-    def abandon(self) -> list[EnrichedEvent]:
+    def abandon(self) -> list[QueuedEvent]:
         """Remove and return all events without waiting; unfinished fetches are canceled."""
-        for item in self._queue:
-            if isinstance(item, _PendingEvent) and item.fetch is not None and not _has_fetched(item.fetch):
-                item.fetch.cancel()
-                item.fetch = None
-        return [item for item in self.pop_ready() if isinstance(item, EnrichedEvent)]
+        self._cancel_fetches()
+        return [item for item in self.pop_ready() if isinstance(item, QueuedEvent)]
 
     def _head_ready(self) -> bool:
-        if not self._queue:
-            return False
-        head = self._queue[0]
-        return not isinstance(head, _PendingEvent) or head.fetch is None or head.fetch.done()
+        head = self._queue[0] if self._queue else None
+        return head is not None and (isinstance(head, QueuedCall) or (head.fetch is None and head.failure is None))
+
+    def _cancel_fetches(self) -> list[QueuedEvent]:
+        """Make all events ready; return those whose metadata has not been fetched although it is needed."""
+        unfetched = [
+            item
+            for item in self._queue
+            if isinstance(item, QueuedEvent) and (item.fetch is not None or item.failure is not None)
+        ]
+        for item in unfetched:
+            if item.fetch is not None:
+                item.fetch.cancel()
+            item.fetch = item.failure = None
+        return unfetched
 
     def _needs_metadata(self, event: ContainerEvent) -> bool:
         if event.key in self._known_keys and type(event) in _NEEDS_METADATA_IF_UNKNOWN:
@@ -258,28 +199,29 @@ class EventQueue:
             self._known_keys.add(event.key)
         return needs
 
-    def _start_fetch(self, event: ContainerEvent) -> asyncio.Task[Metadata | TransientError | None]:
-        assert self._client is not None  # noqa: S101 (connect comes first)
-        fetch = asyncio.create_task(self._fetch(self._client, event))
-        fetch.add_done_callback(lambda _: self._changed.set())
-        return fetch
+    def _start_fetch(self, item: QueuedEvent) -> None:
+        item.fetch = self._tasks.create_task(self._fetch(item))
 
-    async def _fetch(self, client: EngineClient, event: ContainerEvent) -> Metadata | TransientError | None:
+    async def _fetch(self, item: QueuedEvent) -> None:
         """Fetch a container's metadata; if the container is gone, derive the metadata from the event if possible."""
-        failure = TransientError("")
+        event, failure = item.event, None
         for _ in range(_FETCH_ATTEMPTS):
             try:
                 async with self._fetch_semaphore:
-                    metadata = await client.container(event.key)
+                    metadata = await self._client.container(event.key)
             except TransientError as error:
                 failure = error
             except UnreadableError as error:
                 self._log_failure(event.key, error)
-                return self._metadata_from_event(event)
+                item.metadata, failure = self._metadata_from_event(event), None
+                break
             else:
                 recreated = metadata is not None and (metadata.created_at or 0) > event.at
-                return self._metadata_from_event(event) if metadata is None or recreated else metadata
-        return failure
+                item.metadata = self._metadata_from_event(event) if metadata is None or recreated else metadata
+                failure = None
+                break
+        item.fetch, item.failure = None, failure
+        self._changed.set()
 
     def _log_failure(self, key: ContainerKey, error: UnreadableError) -> None:
         text = str(error)
@@ -288,11 +230,11 @@ class EventQueue:
         )
 
     def _metadata_from_event(self, event: ContainerEvent) -> Metadata | None:
+        rules, container_filter = self._settings().label_rules, self._settings().container_filter
         if isinstance(event, ContainerUpdated):
-            rules, container_filter = self.settings.label_rules, self.settings.container_filter
             return build_metadata(
                 event.key, event.labels, rules, container_filter, image=event.image, updated_at=event.at
             )
         if isinstance(event, ContainerCreated):
-            return build_metadata(event.key, None, self.settings.label_rules, image=event.image, runtime=event.runtime)
+            return build_metadata(event.key, None, rules, image=event.image, runtime=event.runtime)
         return None

@@ -5,7 +5,7 @@ Invariant: records are persisted together with the state after them, so that che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from msgspec.structs import replace
 
@@ -13,124 +13,152 @@ from bridge.core import checkpoint
 from bridge.core.checkpoint import CheckpointHeader, StoredPosition
 from bridge.core.container_state import Transition
 from bridge.core.containerd_model import Engine
-from bridge.core.ports import Outbox
+from bridge.core.reconcile import Listing, has_unconfirmed
 from bridge.core.record_encoder import Gap, RecordEncoder, SnapshotCoverage
 from bridge.core.records import Record, Watermark
-from bridge.core.tracker import Tracker
-from bridge.telemetry.counters import Counters, SnapshotSummary
+from bridge.core.time import SECOND
+from bridge.telemetry.counters import SnapshotSummary
+from bridge.watch.state import WatchState
 
-_WATERMARK_INTERVAL_NS = 60_000_000_000  # maximum time between two persisted watermarks, even without records
+_WATERMARK_INTERVAL_NS = 60 * SECOND  # maximum time between two persisted watermarks, even without records
 
 
 class Journal:
     """Write the records of one source to the outbox.
 
     Args:
-        encoder: Numbers and encodes the records.
-        outbox: The destination.
-        tracker: Its state is persisted with the records.
-        counters: Count the records.
+        state: Its tracker and its watermark are persisted with the records.
         header: The header of the checkpoint; its ``unsynced_namespaces`` are replaced by the tracker's.
-        watermark_at: The moment (wall clock) up to which no event can have been missed.
+        epoch: The epoch of the first record.
         obsolete_keys: Keys to remove from the checkpoint.
 
     ``watermark``: the moment before which all events are persisted; None until the first write in this epoch.
     """
 
     def __init__(
-        self,
-        encoder: RecordEncoder,
-        outbox: Outbox,
-        tracker: Tracker,
-        counters: Counters,
-        header: CheckpointHeader,
-        *,
-        watermark_at: int | None = None,
-        obsolete_keys: Iterable[str] = (),
+        self, state: WatchState, header: CheckpointHeader, epoch: int, obsolete_keys: Iterable[str] = ()
     ) -> None:
-        self.encoder = encoder
+        previous = state.previous_positions.get(header.source)
+        self.encoder = RecordEncoder(header.host, header.engine, epoch, previous=previous)
         self.header = header
-        self._outbox = outbox
-        self._tracker = tracker
-        self._counters = counters
+        self.watermark: Watermark | None = None
+        self._state = state
         self._buffer: list[Record] = []
         self._obsolete_keys: dict[str, bytes | None] = dict.fromkeys(obsolete_keys)
-        self.watermark: Watermark | None = None
         self._saved_header = b""  # as last persisted
-        self._watermark_at = self._saved_watermark_at = watermark_at
+        self._saved_watermark_at = state.watermark_at
+        self._preexisting_count = state.tracker.preexisting_count  # of the last snapshot
 
     def set_engine(self, engine: Engine) -> None:
         """Update the engine after a restart of the same source; its version and pid may have changed."""
         self.encoder.set_engine(engine)
         self.header = replace(self.header, engine=engine)
 
-    def set_filter_fingerprint(self, filter_fingerprint: str) -> None:
-        """Set the fingerprint of the filters that apply from now on."""
+    def apply_filters(self, filter_fingerprint: str) -> None:
+        """Apply the current filters, after held exits are published with the old ones.
+
+        ``filter_fingerprint`` is that of the filters under which containerd was listed; another change may follow.
+        """
+        self.release_held_exits()
+        self._state.apply_filters()
         self.header = replace(self.header, filter_fingerprint=filter_fingerprint)
 
     def begin_epoch(self, epoch: int) -> None:
         """Continue in another epoch, which must begin with a snapshot; the position before it counts as unknown."""
         self.encoder = RecordEncoder(self.header.host, self.header.engine, epoch)
 
-    def append(self, transitions: Sequence[Transition]) -> None:
-        """Number and encode transitions, to be persisted by ``write``."""
-        self._buffer += map(self.encoder.encode_transition, transitions)
-        self._counters.count_records(transitions)
+    def publish(self, transitions: list[Transition]) -> None:
+        """Number and encode transitions, to be persisted by ``write``; before the first snapshot, collect them."""
+        if not self._state.synced:
+            self._state.pending += transitions
+        elif transitions:
+            self._append(transitions)
 
-    def append_snapshot(
-        self,
-        gap: Gap,
-        coverage: SnapshotCoverage,
-        transitions: list[Transition],
-        snapshot_records: list[Transition],
-        now: int,
-    ) -> None:
-        """Number and encode a snapshot, to be persisted by ``write``."""
-        self._buffer += self.encoder.encode_snapshot(gap, coverage, transitions, snapshot_records, now)
-        self._counters.count_records(transitions)
-        self._counters.count_records(snapshot_records)
-        self._counters.count_snapshot(
-            SnapshotSummary(self.encoder.snapshot_id, now, gap, coverage, len(snapshot_records), len(transitions))
-        )
+    def release_held_exits(self) -> None:
+        """Publish the held exits: nothing may overtake them, and nothing that follows may change them."""
+        self.publish(self._state.tracker.release_all_exits())
 
-    def advance_watermark(self, at: int) -> None:
-        """Advance the watermark: all events before ``at`` (wall clock) are processed."""
-        self._watermark_at = at
+    def publish_pending(self) -> None:
+        """Publish what was collected for a snapshot without one, unless the epoch must begin with a snapshot."""
+        if self.encoder.sequence:
+            self._append(self._state.pending)
+            self._state.pending = []
 
-    async def write(self, *, save_checkpoint: bool = True, force: bool = False) -> None:
-        """Persist the encoded records; when the call returns, the outbox has them.
+    def complete_listing(self, gap: Gap, listing: Listing, repairs: list[Transition], *, forced: bool) -> int | None:
+        """Publish a snapshot of what a listing has confirmed, if anything has changed.
 
         Args:
-            save_checkpoint: Whether all transitions of the tracker are in the journal, so that its state can be saved.
-            force: Persist also what could wait: changes of the state without records.
+            gap: The reason of the snapshot, and the interval in which events may have been missed.
+            listing: The listing; its failed namespaces stay as they are.
+            repairs: The missed transitions.
+            forced: Publish a snapshot in any case.
+
+        Returns:
+            The number of containers in the snapshot; None if none was published.
         """
-        watermark_at = self._watermark_at
+        tracker = self._state.tracker
+        tracker.mark_synced(set(listing.failed))
+        self._state.excluded_namespaces = [] if listing.namespaces else listing.excluded
+        if not (forced or repairs or tracker.preexisting_count != self._preexisting_count):
+            return None
+        return self.publish_snapshot(
+            gap, SnapshotCoverage(listing.namespaces, listing.failed, has_unconfirmed(tracker)), repairs
+        )
+
+    def publish_snapshot(self, gap: Gap, coverage: SnapshotCoverage, repairs: list[Transition]) -> int:
+        """Number and encode a snapshot with all pending transitions; return the number of its containers."""
+        state, tracker, now = self._state, self._state.tracker, self._state.clock.now()
+        self.release_held_exits()  # of containers that the snapshot does not list
+        transitions, state.pending = state.pending + repairs, []
+        snapshot_records = tracker.snapshot_records(now)
+        self._buffer += self.encoder.encode_snapshot(gap, coverage, transitions, snapshot_records, now.wall)
+        counters = state.counters
+        counters.count_records(transitions)
+        counters.count_records(snapshot_records)
+        counters.count_snapshot(
+            SnapshotSummary(self.encoder.snapshot_id, now.wall, gap, coverage, len(snapshot_records), len(transitions))
+        )
+        self._preexisting_count = tracker.preexisting_count
+        return len(snapshot_records)
+
+    async def write(self, *, force: bool = False) -> None:
+        """Persist the encoded records; when the call returns, the outbox has them.
+
+        The state is persisted as well unless transitions are pending, because it contains them. ``force``: persist also
+        what could wait, which is changes of the state without records.
+        """
+        watermark_at, save_checkpoint = self._state.watermark_at, not self._state.pending
         if self._buffer or (save_checkpoint and (force or self._is_checkpoint_due())):
             records, self._buffer = self._buffer, []
-            await self._outbox.append(
+            await self._state.outbox.append(
                 records,
                 self._checkpoint_changes() if save_checkpoint else self._position_entry(self._saved_watermark_at),
             )
         if save_checkpoint and watermark_at is not None and self.encoder.sequence:
             self.watermark = Watermark(self.encoder.epoch, watermark_at)
 
+    def _append(self, transitions: list[Transition]) -> None:
+        self._buffer += map(self.encoder.encode_transition, transitions)
+        self._state.counters.count_records(transitions)
+
     def _is_checkpoint_due(self) -> bool:
         """Return whether the new watermark and the state changes before it justify a transaction without records."""
-        at, before = self._watermark_at, self._saved_watermark_at
+        at, before = self._state.watermark_at, self._saved_watermark_at
         if at is None or at == before:
             return False
-        return before is None or self._tracker.changed or abs(at - before) >= _WATERMARK_INTERVAL_NS
+        return before is None or self._state.tracker.changed or abs(at - before) >= _WATERMARK_INTERVAL_NS
 
     def _checkpoint_changes(self) -> dict[str, bytes | None]:
+        tracker, watermark_at = self._state.tracker, self._state.watermark_at
         changes, self._obsolete_keys = self._obsolete_keys, {}
-        changes.update(checkpoint.encode_changes(self._tracker.changes()))
-        unsynced = self._tracker.unsynced_namespaces
+        changes.update(checkpoint.encode_changes(tracker.changes()))
+        unsynced = tracker.unsynced_namespaces
         header = replace(self.header, unsynced_namespaces=None if unsynced is None else sorted(unsynced))
         encoded = checkpoint.encode_header(header)
         if encoded != self._saved_header:
             changes[checkpoint.HEADER_KEY] = self._saved_header = encoded
-        self._saved_watermark_at = self._watermark_at
-        changes.update(self._position_entry(self._watermark_at))
+        self._saved_watermark_at = watermark_at
+        changes.update(self._position_entry(watermark_at))
         return changes
 
     def _position_entry(self, watermark_at: int | None) -> dict[str, bytes | None]:

@@ -11,6 +11,7 @@ from bridge.core.containerd_model import ContainerKey, Metadata, Task
 from bridge.core.errors import BridgeError, NotFoundError
 from bridge.core.ports import Clock, EngineClient
 from bridge.core.reconcile import Listing
+from bridge.task_groups import task_group
 from bridge.watch.settings import WatchSettings
 
 NO_MATCH_HINT = "check namespaces.include and namespaces.exclude; moby must be included explicitly"
@@ -20,17 +21,13 @@ _LISTED_TASKS_PER_QUERY = 5  # a listing costs about as much for each five tasks
 _log = structlog.get_logger(__name__)
 
 
-async def list_all(client: EngineClient, clock: Clock, settings: WatchSettings) -> Listing:
-    """List the container metadata and tasks of all watched namespaces."""
-    return await _list(client, clock, settings, with_metadata=True)
+async def list_containers(
+    client: EngineClient, clock: Clock, settings: WatchSettings, *, with_metadata: bool = True
+) -> Listing:
+    """List the container metadata and tasks of all watched namespaces.
 
-
-async def list_tasks(client: EngineClient, clock: Clock, settings: WatchSettings) -> Listing:
-    """List only the tasks: to list metadata, containerd loads every spec, which is too expensive for polling."""
-    return await _list(client, clock, settings, with_metadata=False)
-
-
-async def _list(client: EngineClient, clock: Clock, settings: WatchSettings, *, with_metadata: bool) -> Listing:
+    To list metadata, containerd loads every spec, which is too expensive for polling.
+    """
     names = sorted(await client.namespaces())
     listing = Listing(excluded=[name for name in names if not settings.namespace_filter(name)])
     if names and len(listing.excluded) == len(names):
@@ -105,4 +102,6 @@ async def query_tasks(
             except BridgeError as error:
                 return error
 
-    return await asyncio.gather(*map(query, keys))
+    async with task_group() as tasks:
+        queries = [tasks.create_task(query(key)) for key in keys]
+    return [each.result() for each in queries]

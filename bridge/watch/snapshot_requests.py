@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from msgspec import Struct, field
 
+from bridge.core.ports import Clock
 from bridge.core.records import SnapshotReason
 
 _PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "second_bridge", "on_demand")
@@ -21,10 +22,14 @@ class SnapshotResult(NamedTuple):
 
 
 class SnapshotRequest(Struct):
-    """The requests that one snapshot fulfills: their reasons, and the futures of the waiting callers."""
+    """The requests that one snapshot fulfills: their reasons, and the futures of the waiting callers.
+
+    ``result``: the snapshot, once it is published; it may not be persisted yet.
+    """
 
     reasons: set[SnapshotReason] = field(default_factory=set)
     waiters: list[asyncio.Future[SnapshotResult]] = field(default_factory=list)
+    result: SnapshotResult | None = None
 
     @property
     def reason(self) -> SnapshotReason:
@@ -38,7 +43,8 @@ class SnapshotRequests:
     A request stays open until its snapshot is persisted, so a connection that ends earlier loses no request.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._pending = SnapshotRequest()
         self._in_progress: list[SnapshotRequest] = []
         self._changed = asyncio.Event()
@@ -59,7 +65,7 @@ class SnapshotRequests:
     async def wait(self, seconds: float) -> SnapshotRequest | None:
         """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with self._clock.timeout(seconds):
                 await self._changed.wait()
         self._changed.clear()
         if not self._pending.reasons:
@@ -68,12 +74,13 @@ class SnapshotRequests:
         self._in_progress.append(request)
         return request
 
-    def complete(self, request: SnapshotRequest, result: SnapshotResult) -> None:
-        """Complete requests whose snapshot is persisted."""
-        self._in_progress.remove(request)
-        for waiter in request.waiters:
-            if not waiter.done():
-                waiter.set_result(result)
+    def complete_published(self) -> None:
+        """Complete the requests whose snapshots are published: they are persisted now."""
+        for request in [each for each in self._in_progress if each.result is not None]:
+            self._in_progress.remove(request)
+            for waiter in request.waiters:
+                if not waiter.done() and request.result is not None:
+                    waiter.set_result(request.result)
 
     def requeue(self) -> None:
         """Requeue the requests that were in progress on the previous connection."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
+from bridge.clock import SystemClock
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.connection import Connection
@@ -38,6 +39,7 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.errors import TransientError
 from bridge.core.label_rules import LabelRules
+from bridge.stream_markers import read_to_marker
 from tests.simulator.containerd import VERSIONS, SimulatedContainerd
 from tests.simulator.drivers import Driver, RealDriver, SimulatedDriver
 from tests.simulator.state import IMAGE, KILLED, RUNTIME
@@ -50,19 +52,16 @@ def unique(name: str) -> str:
     return f"{name}-{os.getpid()}-{next(_numbers)}"
 
 
+async def read(client: ContainerdClient, stream: ContainerdEventStream) -> list[Event]:
+    """Return the events that containerd has sent by now, and were not returned before."""
+    return [each for each in await read_to_marker(client, stream, SystemClock(), 60) if not isinstance(each, Marker)]
+
+
 async def subscribed(client: ContainerdClient) -> ContainerdEventStream:
-    """Return a stream that a marker has verified, after the marker was received."""
+    """Return a stream whose subscription works."""
     stream = await client.subscribe()
-    for number in itertools.count():
-        await client.publish_marker("subscribed", number)
-        try:
-            async with asyncio.timeout(0.2):
-                while Marker("subscribed", number) not in await stream.batch():
-                    pass
-                return stream
-        except TimeoutError:
-            continue
-    raise AssertionError("unreachable")
+    await read(client, stream)
+    return stream
 
 
 async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[ContainerKey, ContainerdEventStream]:
@@ -73,16 +72,6 @@ async def running(driver: Driver, client: ContainerdClient, name: str) -> tuple[
     return key, stream
 
 
-async def events_until_marker(client: ContainerdClient, stream: ContainerdEventStream, namespace: str) -> list[Event]:
-    """Return the events of a namespace since the last call."""
-    nonce = f"flush{next(_numbers)}"
-    await client.publish_marker(nonce, 0)
-    events: list[Event] = []
-    while Marker(nonce, 0) not in events:
-        events.extend(await stream.batch())
-    return [event for event in events if getattr(event, "key", ContainerKey(namespace, "")).namespace == namespace]
-
-
 async def wait_for_events(
     client: ContainerdClient, stream: ContainerdEventStream, namespace: str, last: type[Event]
 ) -> list[Event]:
@@ -90,8 +79,11 @@ async def wait_for_events(
     events: list[Event] = []
     async with asyncio.timeout(60):
         while not any(isinstance(event, last) for event in events):
-            events.extend(await events_until_marker(client, stream, namespace))
-    return [event for event in events if not isinstance(event, Marker)]
+            received = await read(client, stream)
+            events += [
+                each for each in received if getattr(each, "key", ContainerKey(namespace, "")).namespace == namespace
+            ]
+    return events
 
 
 class Contract:

@@ -325,7 +325,7 @@ class TestEvents:
         monkeypatch: pytest.MonkeyPatch,
         golden: Golden,
     ) -> None:
-        monkeypatch.setattr(whalewatcher_events, "_MAX_MARKERS", 3)
+        monkeypatch.setattr(whalewatcher_events, "_MARKER_TIMEOUT_SECONDS", 0.3)
         simulated_containerd.faults.drop_published = True
         with golden.error(
             "containerd_errors",

@@ -1,57 +1,47 @@
-"""Fakes: a containerd that the test controls, with hooks at the points where races happen, a clock and an outbox."""
+"""Fakes: a containerd that the test controls, with hooks at the points where races happen, an outbox, and a watch."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Any
 
-from bridge.clock import SystemClock
+import msgspec
+
 from bridge.core.containerd_model import (
+    ContainerCreated,
     ContainerKey,
     Engine,
     Event,
     ExitStatus,
-    Instant,
     Marker,
     Metadata,
     Task,
+    TaskCreated,
+    TaskExited,
+    TaskStarted,
     TaskStatus,
 )
-from bridge.core.errors import TransientError
+from bridge.core.errors import FatalError, TransientError
 from bridge.core.label_rules import LabelRules
 from bridge.core.ports import Lag, StoredCheckpoint
 from bridge.core.records import Record
-from bridge.core.time import from_seconds
-from bridge.watch import WatchSettings
+from bridge.watch import ContainerWatch, WatchSettings
+from tests.eventually import eventually_async
+from tests.virtual_time import VirtualClock
 
-INFINITE_SLEEP_SECONDS = 1e6
-
-
-class FakeClock(SystemClock):
-    """A clock that advances only in ``sleep``, immediately; a sleep longer than INFINITE_SLEEP_SECONDS never ends."""
-
-    def __init__(self) -> None:
-        self.nanoseconds = 0
-
-    def now(self) -> Instant:
-        return Instant(1_800_000_000_000_000_000 + self.nanoseconds, self.nanoseconds)
-
-    async def sleep(self, seconds: float) -> None:
-        if seconds > INFINITE_SLEEP_SECONDS:
-            await asyncio.Event().wait()
-        self.nanoseconds += from_seconds(seconds)
-        await asyncio.sleep(0)
-
-    def random(self) -> float:
-        return 0.5
+WEB = ContainerKey("default", "web")
+DB = ContainerKey("shop", "db")
+NEVER = 1e6  # seconds
 
 
 class FakeStream:
-    """A stream that returns the events put into it, and then the error passed to ``end``."""
+    """A stream that returns the events put into it, unless `held`, and then the error passed to `end`."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.closed = self.held = False
         self._events: list[Event] = []
         self._error: TransientError | None = None
         self._changed = asyncio.Event()
@@ -60,18 +50,17 @@ class FakeStream:
         self._events += events
         self._changed.set()
 
-    def end(self, error: TransientError) -> None:
-        self._error = error
+    def end(self, error: TransientError | None = None) -> None:
+        self._error = error or TransientError("stream ended")
         self._changed.set()
 
     async def batch(self) -> Sequence[Event]:
-        while not self._events:
+        while self.held or not self._events:
             if self._error is not None:
                 raise self._error
             self._changed.clear()
             await self._changed.wait()
-        events, self._events = self._events, []
-        return events
+        return self.drain()
 
     def close(self) -> None:
         self.closed = True
@@ -81,62 +70,69 @@ class FakeStream:
         return events
 
 
-async def no_op(*_: object) -> None:
-    """Do nothing; the default hook."""
-
-
 class FakeEngineClient:
-    """A containerd in memory. Each hook runs inside the call that it is named after."""
+    """A containerd in memory.
+
+    `calls` counts the calls by method. A hook runs inside the calls of the method that it is named after, before their
+    results are determined, with their argument. `exits` are the results of `wait_for_exit`, which waits for them.
+    """
+
+    path = "/run/c.sock"
 
     def __init__(self) -> None:
         self.id = "engine-1"
         self.metadata: dict[ContainerKey, Metadata] = {}
         self.running: dict[ContainerKey, Task] = {}
+        self.exits: dict[ContainerKey, asyncio.Future[ExitStatus | None]] = {}
         self.stream = FakeStream()
         self.calls: Counter[str] = Counter()
+        self.hooks: dict[str, Callable[..., Awaitable[object]]] = {}
         self.markers_return = True
-        self.before_listing: Callable[[str], Awaitable[None]] = no_op
-        self.before_task: Callable[[ContainerKey], Awaitable[None]] = no_op
-        self.before_container: Callable[[ContainerKey], Awaitable[None]] = no_op
+
+    async def _called(self, method: str, *args: object) -> None:
+        self.calls[method] += 1
+        if method in self.hooks:
+            await self.hooks[method](*args)
 
     async def engine(self) -> Engine:
-        return Engine(self.id, "2.4.2", "/run/c.sock", 812)
+        await self._called("engine")
+        return Engine(self.id, "2.4.2", self.path, 812)
 
     async def subscribe(self) -> FakeStream:
         self.stream = FakeStream()
+        await self._called("subscribe")
         return self.stream
 
     async def publish_marker(self, nonce: str, number: int) -> None:
-        self.calls["marker"] += 1
+        await self._called("publish_marker")
         if self.markers_return:
             self.stream.put(Marker(nonce, number))
 
     async def namespaces(self) -> Sequence[str]:
+        await self._called("namespaces")
         return sorted({key.namespace for key in {**self.metadata, **self.running}} | {"default"})
 
     async def containers(self, namespace: str) -> AsyncIterator[Metadata]:
-        self.calls["containers"] += 1
-        await self.before_listing(namespace)
+        await self._called("containers", namespace)
         for key, metadata in self.metadata.items():
             if key.namespace == namespace:
                 yield metadata
 
     async def tasks(self, namespace: str) -> Sequence[Task]:
+        await self._called("tasks", namespace)
         return [task for key, task in self.running.items() if key.namespace == namespace]
 
     async def container(self, key: ContainerKey) -> Metadata | None:
-        self.calls["container"] += 1
-        await self.before_container(key)
+        await self._called("container", key)
         return self.metadata.get(key)
 
     async def task(self, key: ContainerKey) -> Task | None:
-        self.calls["task"] += 1
-        await self.before_task(key)
+        await self._called("task", key)
         return self.running.get(key)
 
-    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:  # noqa: ARG002 (the port's signature)
-        await asyncio.Event().wait()
-        return None
+    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
+        await self._called("wait_for_exit", key)
+        return await self.exits.setdefault(key, asyncio.get_running_loop().create_future())
 
     async def close(self) -> None:
         """Do nothing."""
@@ -147,6 +143,10 @@ class FakeEngineClient:
         """Add a container with a task, without an event."""
         self.metadata[key] = make_metadata(key)
         self.running[key] = Task(key, pid, status)
+
+    def set_exit(self, key: ContainerKey, exit_status: ExitStatus | None) -> None:
+        """Let `wait_for_exit` return."""
+        self.exits.setdefault(key, asyncio.get_running_loop().create_future()).set_result(exit_status)
 
 
 class RecordingOutbox:
@@ -184,8 +184,72 @@ class RecordingOutbox:
         """Do nothing."""
 
 
+class RunningWatch:
+    """A running watch, and the records that it published."""
+
+    def __init__(
+        self, client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+    ) -> None:
+        self.client = client
+        self.clock = VirtualClock()
+        self.outbox = RecordingOutbox(checkpoint)
+        self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), "5f3c9a1e-0000")
+        self.task = asyncio.create_task(self.watch.run())
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(each.data) for each in self.outbox.records]
+
+    @property
+    def transitions(self) -> list[tuple[str, str, str]]:
+        """Type, origin and id of the published transitions and snapshot records."""
+        return [(each["type"], each["origin"], each["id"]) for each in self.documents if each["id"]]
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        return [each["snapshot"] for each in self.documents if each["type"] == "snapshot_completed"]
+
+    async def eventually(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition is true; fail if the watch ends."""
+
+        def holds() -> object:
+            if not (met := condition()) and self.task.done():
+                self.task.result()
+            return met
+
+        await eventually_async(holds, within=600)
+
+    async def wait_synced(self, snapshots: int = 1) -> None:
+        await self.eventually(lambda: len(self.snapshots()) >= snapshots)
+
+
+@contextlib.asynccontextmanager
+async def running_watch(
+    client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
+) -> AsyncIterator[RunningWatch]:
+    """Run a watch that audits only on request, and does not verify its stream."""
+    running = RunningWatch(
+        client,
+        checkpoint,
+        **{"first_audit_delay": NEVER, "audit_interval": NEVER, "marker_interval": NEVER, **changed},
+    )
+    try:
+        yield running
+    finally:
+        running.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, FatalError, TransientError):
+            await running.task
+
+
 def make_metadata(key: ContainerKey, name: str = "") -> Metadata:
     return Metadata(key, name or key.id, "", "", "busybox", "runc", 1, 1, {"tier": "front"})
+
+
+def start_events(key: ContainerKey, pid: int) -> list[Any]:
+    return [ContainerCreated(key, 1, "busybox", "runc"), TaskCreated(key, 2, pid), TaskStarted(key, 3, pid)]
+
+
+def exit_event(key: ContainerKey, pid: int, status: int = 0) -> TaskExited:
+    return TaskExited(key, 9, "", pid, status, 8)
 
 
 def settings(**changed: object) -> WatchSettings:

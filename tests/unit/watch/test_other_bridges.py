@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.containerd_model import ContainerKey, Marker
+from bridge.core.containerd_model import Marker
 from bridge.watch.other_bridges import MAX_BRIDGES, SILENT_PROBES, OtherBridges
-from tests.unit.watch.fakes import FakeClock, FakeEngineClient
-from tests.unit.watch.test_watch import exit_event, running_watch
+from tests.unit.watch.fakes import WEB, FakeEngineClient, exit_event, running_watch
+from tests.virtual_time import VirtualClock
 
-WEB = ContainerKey("default", "web")
-EPOCH = 1_900_000_000_000  # newer than the time of FakeClock
-PROBE_SECONDS = 1e5  # of FakeClock, which passes them at once
+EPOCH = 1_900_000_000_000  # newer than the time of VirtualClock
+PROBE_SECONDS = 10
 
 
 def marker_of(number: int = 1, *, host: str = "node-1", epoch: int = EPOCH) -> Marker:
     """Return a marker of another bridge process, as ``OtherBridges`` of that process announces it."""
-
-    class OtherClock(FakeClock):
-        def random(self) -> float:
-            return 1 / (number + 2)
-
-    nonce = f"{number:016x}{OtherBridges(OtherClock(), host).announcement(epoch)}"
+    nonce = f"{number:016x}{OtherBridges(VirtualClock(1 / (number + 2)), host).announcement(epoch)}"
     return Marker(nonce, 1)
 
 
 def bridges() -> OtherBridges:
-    return OtherBridges(FakeClock(), "node-1")
+    return OtherBridges(VirtualClock(), "node-1")
 
 
 def probe(others: OtherBridges, times: int) -> list[bool]:
@@ -70,9 +64,9 @@ async def test_epoch_stays_when_others_are_not_of_this_source() -> None:
     async with running_watch(client, marker_interval=PROBE_SECONDS) as running:
         await running.wait_synced()
         client.stream.put(marker_of(host="node-2"), Marker("f" * 16, 1))
-        await running.eventually(lambda: running.watch.ignored_events.counts["foreign_marker"] == 2)
-        sent = client.calls["marker"]
-        await running.eventually(lambda: client.calls["marker"] > sent + SILENT_PROBES + 1)
+        await running.eventually(lambda: running.watch.event_counts["foreign_marker"] == 2)
+        sent = client.calls["publish_marker"]
+        await running.eventually(lambda: client.calls["publish_marker"] > sent + SILENT_PROBES + 1)
         assert running.watch.other_bridges.count == 0
     assert len({each["epoch"] for each in running.documents}) == 1
 
@@ -117,7 +111,7 @@ def test_own_markers_are_no_other_bridge() -> None:
 
 
 def test_bridge_that_does_not_publish_is_not_announced() -> None:
-    silent = OtherBridges(FakeClock(), "node-1", publishes=False)
+    silent = OtherBridges(VirtualClock(), "node-1", publishes=False)
     silent.receive(marker_of())
     assert (silent.count, silent.announcement(EPOCH)) == (0, "")
 

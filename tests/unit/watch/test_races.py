@@ -13,7 +13,7 @@ from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
     ContainerKey,
-    Event,
+    ExitStatus,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -25,56 +25,43 @@ from bridge.core.containerd_model import (
 from bridge.core.errors import TransientError, UnreadableError
 from bridge.core.time import SECOND, to_seconds
 from bridge.watch.event_queue import CAPACITY
-from tests.unit.watch.fakes import FakeEngineClient, FakeStream, make_metadata
-from tests.unit.watch.test_watch import DB, WEB, exit_event, running_watch, start_events
+from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, exit_event, make_metadata, running_watch, start_events
 
 MANY = [ContainerKey("default", f"c{number}") for number in range(CAPACITY + 808)]
 
 
-async def run_event_loop(count: int = 20) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def test_watch_synchronizes_when_event_flood_delays_first_marker() -> None:
-    class FloodedClient(FakeEngineClient):
-        async def subscribe(self) -> FakeStream:
-            stream = await super().subscribe()
-            stream.put(*(TaskStarted(key, 3, 5) for key in MANY))
-            return stream
+    client = FakeEngineClient()
 
-    client = FloodedClient()
+    async def flood() -> None:
+        client.stream.put(*(TaskStarted(key, 3, 5) for key in MANY))
+
+    client.hooks["subscribe"] = flood
     for key in MANY:
         client.run(key, 5)
     async with running_watch(client, marker_timeout=0.5) as running:
         await running.wait_synced()
+    assert client.calls["subscribe"] == 1
     assert running.snapshots()[0]["containers"] == len(MANY)
 
 
 async def test_buffered_events_are_published_after_failed_fetch() -> None:
-    class DelayedStream(FakeStream):
-        async def batch(self) -> Sequence[Event]:
-            await asyncio.sleep(0.05)
-            return await super().batch()
-
-    class DelayedClient(FakeEngineClient):
-        async def subscribe(self) -> FakeStream:
-            self.stream = DelayedStream()
-            return self.stream
-
-    client, down = DelayedClient(), True
+    client, down = FakeEngineClient(), True
     async with running_watch(client) as running:
         await running.wait_synced()
 
+        first = client.stream
+
         async def fail(_: ContainerKey) -> None:
             if down:
+                if not first.held:
+                    first.held = True
+                    first.put(*start_events(DB, 11), exit_event(DB, 11, 3))
                 raise TransientError("down")
 
-        client.before_container = fail
-        first = client.stream
+        client.hooks["container"] = fail
         first.put(*start_events(WEB, 10))
-        await running.eventually(lambda: client.calls["container"] >= 1)
-        first.put(*start_events(DB, 11), exit_event(DB, 11, 3))
+        await running.eventually(lambda: first.closed)
         down = False
         client.run(WEB, 10)
         await running.wait_synced(2)
@@ -96,18 +83,37 @@ async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> 
                 await lost.wait()
                 raise TransientError("down")
 
-        client.before_container = fail
+        client.hooks["container"] = fail
         client.stream.put(*start_events(WEB, 10), *start_events(DB, 11), exit_event(DB, 11, 3))
         await running.eventually(lambda: client.calls["container"] >= 2)
-        await run_event_loop()
+        await asyncio.sleep(1)
         del client.metadata[DB]
         client.id, down = engine, False
-        client.stream.end(TransientError("stream ended"))
-        await run_event_loop()
+        client.stream.end()
+        await asyncio.sleep(0)
         lost.set()
         await running.wait_synced(2)
     names = [each["container"]["name"] for each in running.documents if each["id"] == "shop/db"]
     assert names == ["the-name", "the-name"]
+
+
+async def test_exit_status_is_kept_when_connection_is_lost() -> None:
+    """The result of Tasks.Wait waits behind an event whose metadata is not fetched yet."""
+    client, released = FakeEngineClient(), asyncio.Event()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.hooks["container"] = lambda _: released.wait()
+        client.stream.put(*start_events(DB, 11))
+        await running.eventually(lambda: client.calls["container"])
+        client.set_exit(WEB, ExitStatus(7, 8))
+        await asyncio.sleep(1)
+        del client.running[WEB]
+        client.stream.end()
+        await running.eventually(lambda: client.calls["subscribe"] == 2)
+        released.set()
+        await running.wait_synced(2)
+    assert [each["exit"]["status"] for each in running.documents if each["id"] == "web" and each["exit"]] == [7]
 
 
 async def test_audit_publishes_preexisting_container_found_by_query() -> None:
@@ -118,8 +124,8 @@ async def test_audit_publishes_preexisting_container_found_by_query() -> None:
         if busy and namespace == "shop":
             raise TransientError("busy")
 
-    client.before_listing = fail
-    async with running_watch(client, first_audit_delay=0.2, audit_interval=0.2) as running:
+    client.hooks["containers"] = fail
+    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
         await running.wait_synced()
         busy = False
         client.stream.put(TaskPaused(DB, running.clock.now().wall))
@@ -137,8 +143,8 @@ async def test_unreadable_metadata_does_not_stop_watch() -> None:
         if key == DB:
             raise UnreadableError("containerd failed to get a container: UNKNOWN: unmarshal")
 
-    client.before_container = fail_to_decode
-    async with running_watch(client, first_audit_delay=0.2, audit_interval=0.2) as running:
+    client.hooks["container"] = fail_to_decode
+    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
         await running.wait_synced()
         client.stream.put(*start_events(DB, 11), exit_event(WEB, 10, 3))
         client.run(DB, 11)
@@ -167,10 +173,10 @@ async def test_task_queries_are_limited_to_maximum() -> None:
 
     async with running_watch(client) as running:
         await running.wait_synced()
-        client.before_task = hang
+        client.hooks["task"] = hang
         for key in keys:
             client.stream.put(TaskResumed(key, 1))
-            await run_event_loop(5)
+            await asyncio.sleep(0.01)
         assert concurrent == 16
         released.set()
         await running.eventually(lambda: client.calls["task"] >= 100)
@@ -186,7 +192,7 @@ async def test_short_run_is_published_without_name_of_next_container() -> None:
         async def hang(_: ContainerKey) -> None:
             await released.wait()
 
-        client.before_container = hang
+        client.hooks["container"] = hang
         now = running.clock.now().wall - 10
         client.stream.put(
             ContainerCreated(WEB, now + 1, "busybox", "runc"),
@@ -215,7 +221,7 @@ async def test_received_events_are_published_on_shutdown() -> None:
             if key == WEB:
                 await asyncio.sleep(0.1)
 
-        client.before_container = delay
+        client.hooks["container"] = delay
         client.metadata[WEB] = make_metadata(WEB, "slow")
         client.stream.put(*start_events(WEB, 10), *start_events(DB, 11), exit_event(DB, 11, 3))
         await running.eventually(lambda: client.calls["container"] >= 2)
@@ -224,16 +230,18 @@ async def test_received_events_are_published_on_shutdown() -> None:
 
 
 async def test_start_between_listing_and_marker_has_name_and_kind() -> None:
-    class RacingClient(FakeEngineClient):
-        async def tasks(self, namespace: str) -> Sequence[Task]:
-            listed = await super().tasks(namespace)
-            for key, pid in ((WEB, 10), (DB, 11)):
-                if key.namespace == namespace and key not in self.running:
-                    self.stream.put(TaskCreated(key, 1, pid), TaskStarted(key, 2, pid))
-                    self.running[key] = Task(key, pid, TaskStatus.RUNNING)
-            return listed
+    client = FakeEngineClient()
+    tasks = client.tasks
 
-    client = RacingClient()
+    async def start_after_listing(namespace: str) -> Sequence[Task]:
+        listed = await tasks(namespace)
+        for key, pid in ((WEB, 10), (DB, 11)):
+            if key.namespace == namespace and key not in client.running:
+                client.stream.put(TaskCreated(key, 1, pid), TaskStarted(key, 2, pid))
+                client.running[key] = Task(key, pid, TaskStatus.RUNNING)
+        return listed
+
+    client.tasks = start_after_listing  # type: ignore[method-assign]
     client.metadata[WEB] = make_metadata(WEB, "the-name")
     client.metadata[DB] = msgspec.structs.replace(make_metadata(DB, "sandbox"), in_scope=False)
     async with running_watch(client) as running:
@@ -256,7 +264,7 @@ async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
             return [round(to_seconds(after - before) / 30) * 30 for before, after in pairwise(times)]
 
         assert await pause_after_losses(6) == [0, 30, 60, 120, 240, 240]
-        running.clock.nanoseconds += 500 * SECOND
+        await running.clock.sleep(500)
         assert await pause_after_losses(2) == [0, 30]
 
 
@@ -268,7 +276,7 @@ async def test_snapshot_on_demand_does_not_wait_for_pause_after_losses() -> None
             await running.wait_synced(2 + number)
         before = running.clock.now().monotonic
         running.watch.request_snapshot("overflow")
-        await run_event_loop()
+        await running.clock.sleep(1)
         taking = asyncio.create_task(running.watch.take_snapshot())
         await running.eventually(taking.done)
         assert running.clock.now().monotonic - before < 60 * SECOND

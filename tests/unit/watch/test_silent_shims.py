@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,78 +12,46 @@ from bridge.core.containerd_model import (
     ContainerKey,
     Event,
     ExitStatus,
-    Ignored,
     Task,
     TaskStarted,
     TaskStatus,
 )
 from bridge.core.errors import BridgeError, TransientError
 from bridge.watch.listing import find_tasks
-from tests.unit.watch.fakes import FakeEngineClient, make_metadata
-from tests.unit.watch.test_watch import DB, WEB, RunningWatch, running_watch, start_events
-
-SECOND = 1_000_000_000
-
-
-class WaitingClient(FakeEngineClient):
-    """A containerd that counts listings of tasks, and whose tasks exit when the test sets their exit status."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.exits: dict[ContainerKey, asyncio.Future[ExitStatus]] = {}
-
-    async def tasks(self, namespace: str) -> Sequence[Task]:
-        self.calls["tasks"] += 1
-        return await super().tasks(namespace)
-
-    async def wait_for_exit(self, key: ContainerKey) -> ExitStatus | None:
-        self.calls["wait"] += 1
-        return await self.exits.setdefault(key, asyncio.get_running_loop().create_future())
-
-
-async def advance(running: RunningWatch, seconds: float) -> None:
-    """Advance the clock, and wake the watch with an event that means nothing."""
-    running.clock.nanoseconds += int(seconds * SECOND)
-    running.client.stream.put(Ignored("/tasks/exec-added", known=True))
-    for _ in range(50):
-        await asyncio.sleep(0)
+from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, make_metadata, running_watch, start_events
 
 
 async def test_silent_run_is_published_with_exit_status() -> None:
-    client = WaitingClient()
+    client = FakeEngineClient()
     async with running_watch(client) as running:
         await running.wait_synced()
         client.stream.put(ContainerCreated(WEB, running.clock.now().wall, "busybox", "silent"))
         client.run(WEB, 10)
-        await advance(running, 0)
         with capture_logs() as logs:
-            await advance(running, 3)
-            await advance(running, 2)
+            await asyncio.sleep(5)
             await running.eventually(lambda: len(running.transitions) == 1)
-        client.exits[WEB].set_result(ExitStatus(7, 8))
+        client.set_exit(WEB, ExitStatus(7, 8))
         del client.running[WEB]
-        await advance(running, 0)
-        await advance(running, 2)
         await running.eventually(lambda: len(running.transitions) == 2)
     assert running.transitions == [("started", "inferred", "web"), ("exited", "inferred", "web")]
     assert running.documents[-1]["exit"]["status"] == 7
-    assert client.calls["wait"] == 1
+    assert client.calls["wait_for_exit"] == 1
     assert [each for each in logs if each["event"] == "start_event_missing"] == [
         {"event": "start_event_missing", "log_level": "warning", "namespace": "default", "id": "web", "runtime": "runc"}
     ]
 
 
 async def test_exit_is_waited_for_when_creation_is_not_reported() -> None:
-    client = WaitingClient()
+    client = FakeEngineClient()
     client.metadata[WEB] = make_metadata(WEB)
     async with running_watch(client) as running:
         await running.wait_synced()
         client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
-        await running.eventually(lambda: running.transitions and client.calls["wait"] == 1)
+        await running.eventually(lambda: running.transitions and client.calls["wait_for_exit"] == 1)
 
 
 async def test_reported_containers_cause_no_start_checks() -> None:
-    client = WaitingClient()
+    client = FakeEngineClient()
     async with running_watch(client) as running:
         await running.wait_synced()
         calls = dict(client.calls)
@@ -93,15 +60,14 @@ async def test_reported_containers_cause_no_start_checks() -> None:
             client.run(key, 10)
             client.stream.put(*start_events(key, 10))
         await running.eventually(lambda: len(running.transitions) == len(keys))
-        for _ in range(10):
-            await advance(running, 60)
+        await asyncio.sleep(600)
     assert client.calls["tasks"] == calls["tasks"]
     assert client.calls["task"] == len(keys), "start_events() are old, so each start is queried"
-    assert client.calls["wait"] == len(keys)
+    assert client.calls["wait_for_exit"] == len(keys)
 
 
 async def test_unstarted_containers_are_checked_with_few_listings() -> None:
-    client = WaitingClient()
+    client = FakeEngineClient()
     events: list[Event] = []
     async with running_watch(client) as running:
         await running.wait_synced()
@@ -110,11 +76,9 @@ async def test_unstarted_containers_are_checked_with_few_listings() -> None:
             client.metadata[key] = make_metadata(key)
             events.append(ContainerCreated(key, running.clock.now().wall, "busybox", "runc"))
         client.stream.put(*events)
-        await advance(running, 0)
         await running.eventually(lambda: client.calls["container"] == 1_000)
         listings = client.calls["tasks"]
-        for _ in range(1_000):
-            await advance(running, 1)
+        await asyncio.sleep(1_000)
     assert client.calls["tasks"] - listings == 7
     assert client.calls["task"] == 0
     assert running.transitions == []
@@ -122,7 +86,7 @@ async def test_unstarted_containers_are_checked_with_few_listings() -> None:
 
 @pytest.mark.parametrize(("running", "calls"), [(9, {"tasks": 1}), (10, {"task": 2})], ids=["listing", "queries"])
 async def test_tasks_are_found_in_the_cheaper_way(running: int, calls: dict[str, int]) -> None:
-    client = WaitingClient()
+    client = FakeEngineClient()
     client.running[WEB] = Task(WEB, 5, TaskStatus.RUNNING)
     other = ContainerKey("default", "other")
     found = await find_tasks(client, [WEB, other], {"default": running, "shop": 100}, asyncio.Semaphore(16))
@@ -131,14 +95,45 @@ async def test_tasks_are_found_in_the_cheaper_way(running: int, calls: dict[str,
 
 
 async def test_failed_listing_leaves_other_namespaces_to_be_found() -> None:
-    class FailingClient(WaitingClient):
-        async def tasks(self, namespace: str) -> Sequence[Task]:
-            if namespace == "shop":
-                raise TransientError("busy")
-            return await super().tasks(namespace)
+    async def fail(namespace: str) -> None:
+        if namespace == "shop":
+            raise TransientError("busy")
 
-    client = FailingClient()
+    client = FakeEngineClient()
+    client.hooks["tasks"] = fail
     client.running[WEB] = Task(WEB, 5, TaskStatus.RUNNING)
     failed, found = await find_tasks(client, [DB, WEB], {}, asyncio.Semaphore(16))
     assert isinstance(failed, BridgeError)
     assert found == client.running[WEB]
+
+
+async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
+    client, waited_at = FakeEngineClient(), list[float]()
+    client.metadata[WEB] = make_metadata(WEB)
+
+    async def fail(_: ContainerKey) -> None:
+        waited_at.append(asyncio.get_running_loop().time())
+        if len(waited_at) <= 4:
+            raise TransientError("the shim does not respond")
+
+    client.hooks["wait_for_exit"] = fail
+    client.set_exit(WEB, ExitStatus(3, 8))
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
+        await running.eventually(lambda: len(running.transitions) == 2)
+    assert running.documents[-1]["exit"]["status"] == 3
+    assert len(waited_at) == 5
+    assert 15 <= waited_at[-1] - waited_at[0] <= 30
+
+
+async def test_event_processed_after_disconnect_starts_no_call() -> None:
+    client = FakeEngineClient()
+    client.metadata[WEB] = make_metadata(WEB)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
+        client.stream.end()
+        await running.wait_synced(2)
+    assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
+    assert client.calls["wait_for_exit"] == 0

@@ -3,103 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-import msgspec
 import pytest
 from structlog.testing import capture_logs
 
 from bridge.core.containerd_model import (
-    ContainerCreated,
     ContainerDeleted,
     ContainerKey,
     ContainerUpdated,
-    Engine,
-    Event,
     ExitStatus,
     Ignored,
     Marker,
     Task,
     TaskCreated,
-    TaskExited,
     TaskPaused,
     TaskStarted,
     TaskStatus,
     Undecodable,
 )
 from bridge.core.errors import FatalError, StreamOverflowError, TransientError
-from bridge.core.time import MILLISECOND
-from bridge.watch import ContainerWatch
+from bridge.core.time import SECOND
 from bridge.watch.audit import EVENT_DELAY_SECONDS
-from tests.eventually import eventually_async
-from tests.unit.watch.fakes import FakeClock, FakeEngineClient, RecordingOutbox, make_metadata, settings
-
-WEB = ContainerKey("default", "web")
-DB = ContainerKey("shop", "db")
-BOOT = "5f3c9a1e-0000"
-
-
-class RunningWatch:
-    """A running watch, and the records that it published."""
-
-    def __init__(
-        self, client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
-    ) -> None:
-        self.client = client
-        self.clock = FakeClock()
-        self.outbox = RecordingOutbox(checkpoint)
-        self.watch = ContainerWatch(client, self.outbox, self.clock, settings(**changed), BOOT)
-        self.task = asyncio.create_task(self.watch.run())
-
-    @property
-    def documents(self) -> list[dict[str, Any]]:
-        return [msgspec.json.decode(each.data) for each in self.outbox.records]
-
-    @property
-    def transitions(self) -> list[tuple[str, str, str]]:
-        """Type, origin and id of the published transitions and snapshot records."""
-        return [(each["type"], each["origin"], each["id"]) for each in self.documents if each["id"]]
-
-    def snapshots(self, type_: str = "snapshot_completed") -> list[dict[str, Any]]:
-        return [each["snapshot"] for each in self.documents if each["type"] == type_]
-
-    async def eventually(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition is true, while time passes; fail if the watch ends."""
-
-        def pass_time() -> None:
-            self.clock.nanoseconds += 10 * MILLISECOND
-            if self.task.done():
-                self.task.result()
-
-        await eventually_async(condition, meanwhile=pass_time)
-
-    async def wait_synced(self, snapshots: int = 1) -> None:
-        await self.eventually(lambda: len(self.snapshots()) >= snapshots)
-
-
-@contextlib.asynccontextmanager
-async def running_watch(
-    client: FakeEngineClient, checkpoint: Mapping[str, bytes | None] | None = None, **changed: object
-) -> AsyncIterator[RunningWatch]:
-    running = RunningWatch(
-        client, checkpoint, **{"first_audit_delay": 1e6, "audit_interval": 1e6, "marker_interval": 1e9, **changed}
-    )
-    try:
-        yield running
-    finally:
-        running.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, FatalError, TransientError):
-            await running.task
-
-
-def start_events(key: ContainerKey, pid: int) -> list[Any]:
-    return [ContainerCreated(key, 1, "busybox", "runc"), TaskCreated(key, 2, pid), TaskStarted(key, 3, pid)]
-
-
-def exit_event(key: ContainerKey, pid: int, status: int = 0) -> TaskExited:
-    return TaskExited(key, 9, "", pid, status, 8)
+from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, exit_event, make_metadata, running_watch, start_events
 
 
 async def test_first_snapshot_contains_running_containers() -> None:
@@ -124,7 +50,7 @@ async def test_exit_between_subscribe_and_listing_is_published() -> None:
     async def exit_web(_: str) -> None:
         client.stream.put(exit_event(WEB, 10, 3))
 
-    client.before_listing = exit_web
+    client.hooks["containers"] = exit_web
     async with running_watch(client) as running:
         await running.wait_synced()
     assert [each[0] for each in running.transitions] == ["started", "exited"]
@@ -142,7 +68,7 @@ async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
     async def set_paused(key: ContainerKey) -> None:
         client.running[key] = Task(key, 10, TaskStatus.PAUSED)
 
-    client.before_listing, client.before_task = publish_pause, set_paused
+    client.hooks = {"containers": publish_pause, "task": set_paused}
     async with running_watch(client) as running:
         await running.wait_synced()
     assert running.transitions == [("present", "snapshot", "web")]
@@ -163,7 +89,7 @@ async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
                     await asyncio.sleep(0)
                 client.running.clear()
 
-        client.before_task = exit_web
+        client.hooks["task"] = exit_web
         pause = TaskPaused(WEB, running.clock.now().wall)
         client.stream.put(pause, pause)
         await running.eventually(lambda: len(running.transitions) == 3)
@@ -200,7 +126,7 @@ async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
         await running.wait_synced()
         client.run(WEB, 20)
         del client.running[DB]
-        client.stream.end(TransientError("stream ended"))
+        client.stream.end()
         await running.wait_synced(2)
     assert sorted(running.transitions[2:5]) == [
         ("exited", "inferred", "shop/db"),
@@ -224,9 +150,9 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
             if namespace == "shop":
                 raise TransientError("busy")
 
-        client.before_listing = fail
+        client.hooks["containers"] = fail
         del client.running[DB]
-        client.stream.end(TransientError("stream ended"))
+        client.stream.end()
         await running.wait_synced(2)
     snapshot = running.snapshots()[1]
     assert (snapshot["failed"], snapshot["partial"]) == (["shop"], True)
@@ -237,84 +163,59 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
 async def test_audit_publishes_lost_events() -> None:
     client = FakeEngineClient()
     client.run(WEB, 10)
-    async with running_watch(client, first_audit_delay=0.05, audit_interval=0.05) as running:
+    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
         await running.wait_synced()
         client.run(WEB, 20)
         client.run(DB, 30)
         await running.wait_synced(2)
-        await asyncio.sleep(0.2)  # two more audits without differences
+        await asyncio.sleep(700)  # two more audits without differences
     assert [snapshot["reason"] for snapshot in running.snapshots()] == ["start", "audit"]
     inferred = [(type_, id_) for type_, origin, id_ in running.transitions if origin == "inferred"]
     assert sorted(inferred) == [("exited", "web"), ("started", "shop/db"), ("started", "web")]
     assert running.documents[-2]["container"]["labels"] == {"tier": "front"}
 
 
-async def test_watch_reconnects_within_two_seconds_of_containerd_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watch_reconnects_within_two_seconds_of_containerd_start() -> None:
     """The bridge must be synced within 5 s of containerd's return."""
     client = FakeEngineClient()
-    pauses: list[float] = []
-    engine = client.engine
 
-    async def fail_first() -> Engine:
-        if len(pauses) < 50:
+    async def fail_first() -> None:
+        if client.calls["engine"] <= 50:
             raise TransientError("containerd is down")
-        return await engine()
 
-    monkeypatch.setattr(client, "engine", fail_first)
+    client.hooks["engine"] = fail_first
     async with running_watch(client) as running:
-        sleep = running.clock.sleep
-
-        async def record_pause(seconds: float) -> None:
-            pauses.append(seconds)
-            await sleep(seconds)
-
-        monkeypatch.setattr(running.clock, "sleep", record_pause)
         await running.wait_synced()
-        assert 1 < max(pauses[:50]) <= 2
+        assert 1 < max(running.clock.slept[:50]) <= 2
 
 
-def publish_during_audits(running: RunningWatch, monkeypatch: pytest.MonkeyPatch, *events: Event) -> list[float]:
-    """Publish events while an audit waits for events in flight; the returned list gets an item for each such audit."""
-    audits: list[float] = []
-    sleep = running.clock.sleep
-
-    async def publish_and_sleep(seconds: float) -> None:
-        if seconds == EVENT_DELAY_SECONDS:
-            audits.append(seconds)
-            received = running.watch._event_queue.put_count
-            running.client.stream.put(*events)
-            await running.eventually(lambda: running.watch._event_queue.popped_count >= received + len(events))
-        await sleep(seconds)
-
-    monkeypatch.setattr(running.clock, "sleep", publish_and_sleep)
-    return audits
-
-
-async def test_audit_waits_for_events_still_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_audit_waits_for_events_still_in_flight() -> None:
     client = FakeEngineClient()
-    async with running_watch(client, first_audit_delay=0.05, audit_interval=0.05) as running:
-        audits = publish_during_audits(running, monkeypatch, *start_events(DB, 30))
+    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
         await running.wait_synced()
         client.run(DB, 30)
+        await asyncio.sleep(31)
+        client.stream.put(*start_events(DB, 30))
         await running.eventually(lambda: running.transitions)
-        await asyncio.sleep(0.2)  # two more audits without differences
-    assert len(audits) == 1
+        await asyncio.sleep(700)  # two more audits without differences
+    assert running.clock.slept.count(EVENT_DELAY_SECONDS) == 1
     assert client.calls["task"] <= 1, "only the late start may cause a task query"
     assert running.transitions == [("started", "live", "shop/db")]
     assert [snapshot["reason"] for snapshot in running.snapshots()] == ["start"]
 
 
 @pytest.mark.parametrize("lost", ["start", "exit"])
-async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str) -> None:
     client = FakeEngineClient()
     client.run(WEB, 10)
-    async with running_watch(client, first_audit_delay=0.05) as running:
-        publish_during_audits(running, monkeypatch, ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
+    async with running_watch(client, first_audit_delay=30) as running:
         await running.wait_synced()
         if lost == "start":
             client.run(DB, 30)
         else:
             del client.running[WEB]
+        await asyncio.sleep(31)
+        client.stream.put(ContainerUpdated(DB if lost == "start" else WEB, 7, "busybox", {}))
         await running.wait_synced(2)
     expected = ("started", "inferred", "shop/db") if lost == "start" else ("exited", "inferred", "web")
     assert expected in running.transitions
@@ -344,6 +245,25 @@ async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
     assert (container["name"], container["labels"], container["image"]) == ("web", None, "busybox")
 
 
+async def test_failed_metadata_fetch_is_repeated_on_same_connection() -> None:
+    client = FakeEngineClient()
+    async with running_watch(client) as running:
+        await running.wait_synced()
+        client.run(WEB, 10)
+
+        async def fail_once(_: ContainerKey) -> None:
+            if client.calls["container"] == 1:
+                client.stream.put(Ignored("/tasks/exec-added", known=True), ContainerDeleted(DB, 5))
+                raise TransientError("busy")
+            await asyncio.sleep(1)
+
+        client.hooks["container"] = fail_once
+        client.stream.put(*start_events(WEB, 10))
+        await running.eventually(lambda: running.transitions)
+    assert running.transitions == [("started", "live", "web")]
+    assert (client.calls["container"], client.calls["subscribe"]) == (2, 1)
+
+
 async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
     client = FakeEngineClient()
     async with running_watch(client) as running:
@@ -354,7 +274,7 @@ async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
             if client.calls["container"] <= 3:
                 raise TransientError("busy")
 
-        client.before_container = fail
+        client.hooks["container"] = fail
         client.running[WEB] = Task(WEB, 10, TaskStatus.RUNNING)
         client.stream.put(*start_events(WEB, 10))
         await running.wait_synced(2)
@@ -370,7 +290,7 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
         client.id = "engine-2"
         client.running = {DB: Task(DB, 5, TaskStatus.RUNNING)}
         client.metadata = {DB: make_metadata(DB)}
-        client.stream.end(TransientError("stream ended"))
+        client.stream.end()
         await running.wait_synced(3)
     engines = [each["engine"]["id"] for each in running.documents]
     assert engines == ["engine-1"] * 6 + ["engine-2"] * 3
@@ -385,19 +305,14 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
 async def test_lost_exit_is_published_soon_with_task_wait_status(
     wait_result: ExitStatus | None,
 ) -> None:
-    class WaitingClient(FakeEngineClient):
-        async def wait_for_exit(self, _: ContainerKey) -> ExitStatus | None:
-            return wait_result
-
-    client = WaitingClient()
+    client = FakeEngineClient()
+    client.set_exit(WEB, wait_result)
     async with running_watch(client) as running:
         await running.wait_synced()
         client.metadata[WEB] = make_metadata(WEB)
         client.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: len(running.transitions) == 1)
         assert client.calls["task"] == 0, "no other reason for a task query"
-        running.clock.nanoseconds += 3_000_000_000
-        client.stream.put(Ignored("/tasks/exec-added", known=True))
         await running.eventually(lambda: len(running.transitions) == 2)
     assert running.transitions == [("started", "live", "web"), ("exited", "inferred", "web")]
     assert running.documents[3]["exit"]["status"] == (wait_result and 42)
@@ -417,7 +332,7 @@ async def test_requested_snapshot_is_published() -> None:
     client.run(WEB, 10)
     async with running_watch(client) as running:
         await running.wait_synced()
-        running.watch.requests.request("on_demand")
+        running.watch.request_snapshot("on_demand")
         await running.wait_synced(2)
     assert running.snapshots()[1]["reason"] == "on_demand"
     assert running.transitions == [("present", "snapshot", "web")] * 2
@@ -426,13 +341,28 @@ async def test_requested_snapshot_is_published() -> None:
 async def test_event_stream_is_abandoned_when_markers_do_not_return() -> None:
     client = FakeEngineClient()
     client.markers_return = False
-    async with running_watch(client, marker_timeout=0.3) as running:
-        advance = asyncio.create_task(_advance(running.clock))
-        await running.eventually(lambda: client.calls["marker"] >= 6)
+    async with running_watch(client) as running:
+        await running.eventually(lambda: client.calls["subscribe"] > 1)
+        assert "stalled" in (running.watch.last_error or "")
         client.markers_return = True
         await running.wait_synced()
-        advance.cancel()
     assert running.snapshots()[0]["reason"] == "start"
+
+
+async def test_stalled_stream_is_noticed_during_long_listing() -> None:
+    client = FakeEngineClient()
+
+    async def hang(_: str) -> None:
+        client.hooks.clear()
+        client.markers_return = False
+        await asyncio.Event().wait()
+
+    client.hooks["containers"] = hang
+    async with running_watch(client, marker_interval=10) as running:
+        await running.eventually(lambda: client.calls["subscribe"] == 2)
+        assert running.clock.now().monotonic / SECOND < 1_000 + 40
+        client.markers_return = True
+        await running.wait_synced()
 
 
 async def test_ignored_events_are_counted_by_kind() -> None:
@@ -445,8 +375,8 @@ async def test_ignored_events_are_counted_by_kind() -> None:
             Undecodable("/x", "truncated"),
         )
         client.stream.put(Marker("another", 1))
-        await running.eventually(lambda: running.watch.ignored_events.counts.total() == 4)
-    assert running.watch.ignored_events.counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_marker": 1}
+        await running.eventually(lambda: running.watch.event_counts.total() == 4)
+    assert running.watch.event_counts == {"unknown": 1, "ignored": 1, "undecodable": 1, "foreign_marker": 1}
 
 
 async def test_watch_warns_until_a_namespace_matches() -> None:
@@ -486,29 +416,19 @@ async def test_watch_stops_on_fatal_error_of_containerd() -> None:
         async def fail() -> Any:
             raise FatalError("another program uses the socket")
 
-        client.engine = fail  # type: ignore[method-assign]
-        client.stream.end(TransientError("stream ended"))
+        client.hooks["engine"] = fail
+        client.stream.end()
         with pytest.raises(FatalError, match="another program"):
             await running.eventually(lambda: False)
 
 
-async def _advance(clock: FakeClock) -> None:
-    while True:
-        clock.nanoseconds += 100_000_000
-        await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("keeps_epoch", [False, True])
-async def test_clock_behind_epoch_is_logged_without_kept_epoch(
-    monkeypatch: pytest.MonkeyPatch, *, keeps_epoch: bool
-) -> None:
+async def test_clock_behind_epoch_is_logged_without_kept_epoch(*, keeps_epoch: bool) -> None:
     client = FakeEngineClient()
     with capture_logs() as lines:
-        async with running_watch(client, marker_interval=1e5, keeps_epoch=keeps_epoch) as running:
+        async with running_watch(client, marker_interval=10, keeps_epoch=keeps_epoch) as running:
             await running.wait_synced()
-            now = running.clock.now
-            monkeypatch.setattr(running.clock, "now", lambda: now()._replace(wall=now().wall - 10**18))
-            sent = client.calls["marker"]
-            await running.eventually(lambda: client.calls["marker"] > sent + 3)
+            running.clock.set_wall(running.clock.now().wall - 10**18)
+            await asyncio.sleep(35)
     levels = [line["log_level"] for line in lines if line["event"] == "clock_behind_epoch"]
     assert levels == ([] if keeps_epoch else ["warning"])

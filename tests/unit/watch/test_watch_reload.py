@@ -7,20 +7,23 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from bridge.core.containerd_model import ContainerKey, ContainerUpdated, Engine, TaskExited, TaskPaused, TaskStatus
+from bridge.core.containerd_model import ContainerKey, ContainerUpdated, TaskExited, TaskPaused, TaskStatus
 from bridge.core.errors import TransientError
 from bridge.core.label_rules import LabelRules
+from bridge.watch.audit import EVENT_DELAY_SECONDS
 from bridge.watch.snapshot_requests import SnapshotRequests, SnapshotResult
-from tests.unit.watch.fakes import FakeEngineClient, make_metadata, no_op, settings
-from tests.unit.watch.test_watch import (
+from tests.unit.watch.fakes import (
     DB,
     WEB,
+    FakeEngineClient,
     RunningWatch,
     exit_event,
-    publish_during_audits,
+    make_metadata,
     running_watch,
+    settings,
     start_events,
 )
+from tests.virtual_time import VirtualClock
 
 OTHER = ContainerKey("other", "x")
 
@@ -78,7 +81,7 @@ async def test_event_after_reload_has_no_newly_excluded_label() -> None:
         await running.wait_synced()
         running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
         client.metadata[WEB] = replace(make_metadata(WEB), labels={})  # as the client returns it under the new rules
-        client.before_listing = lambda _: running.eventually(lambda: labels(running, "exited"))
+        client.hooks["containers"] = lambda _: running.eventually(lambda: labels(running, "exited"))
         client.stream.put(exit_event(WEB, 10))
         await running.wait_synced(2)
     assert labels(running, "exited") == [{}]
@@ -91,24 +94,41 @@ async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
         await running.wait_synced()
 
         async def reload(_: str) -> None:
-            client.before_listing = no_op
+            client.hooks.clear()
             running.watch.reload(settings(filter_fingerprint="3", label_rules=NO_TIER))
 
-        client.before_listing = reload  # the listing returns metadata under the previous rules
+        client.hooks["containers"] = reload  # the listing returns metadata under the previous rules
         running.watch.reload(settings(filter_fingerprint="2"))
         await running.wait_synced(3)
     assert labels(running, "present") == [{"tier": "front"}, {}, {}]
 
 
-async def test_filter_change_applies_without_waiting_for_event(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reload_during_synchronization_drops_excluded_label() -> None:
+    client = FakeEngineClient()
+    client.run(WEB, 10)
+    async with running_watch(client) as running:
+        await running.wait_synced()
+
+        async def reload(_: str) -> None:
+            client.hooks.clear()
+            running.watch.reload(settings(filter_fingerprint="3", label_rules=NO_TIER))
+
+        client.stream.end()
+        await running.eventually(lambda: not running.watch.synced)
+        running.watch.reload(settings(filter_fingerprint="2"))
+        client.hooks["containers"] = reload  # the listing returns metadata under the previous rules
+        await running.wait_synced(3)
+    assert labels(running, "present")[1:] == [{}] * (len(labels(running, "present")) - 1)
+
+
+async def test_filter_change_applies_without_waiting_for_event() -> None:
     client = FakeEngineClient()
     client.run(OTHER, 10)
     async with running_watch(client, namespace_filter=lambda name: name != "other") as running:
-        audits = publish_during_audits(running, monkeypatch)
         await running.wait_synced()
         running.watch.reload(settings(filter_fingerprint="2"))
         await running.wait_synced(2)
-    assert audits == []
+    assert EVENT_DELAY_SECONDS not in running.clock.slept
     assert running.transitions == [("present", "snapshot", "other/x")]
 
 
@@ -117,21 +137,20 @@ async def test_transition_missed_before_reload_has_no_excluded_label() -> None:
     client.run(WEB, 10)
     async with running_watch(client) as running:
         await running.wait_synced()
-        reconnecting, reachable, engine = asyncio.Event(), asyncio.Event(), client.engine
+        reconnecting, reachable = asyncio.Event(), asyncio.Event()
 
-        async def hang() -> Engine:
+        async def hang() -> None:
             reconnecting.set()
             await reachable.wait()
-            return await engine()
 
         async def disconnect(_: str) -> None:
-            client.before_listing, client.engine = no_op, hang  # type: ignore[method-assign]
+            client.hooks = {"engine": hang}
             client.stream.put(exit_event(WEB, 10))
-            client.stream.end(TransientError("containerd is down"))
+            client.stream.end()
             await asyncio.Event().wait()
 
-        client.before_listing = disconnect
-        client.stream.end(TransientError("containerd is down"))
+        client.hooks["containers"] = disconnect
+        client.stream.end()
         await reconnecting.wait()
         running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
         client.running.clear()
@@ -170,7 +189,7 @@ async def test_query_result_ignored_when_namespace_is_excluded() -> None:
             querying.set()
             await released.wait()
 
-        client.before_task = hang
+        client.hooks["task"] = hang
         client.stream.put(TaskPaused(DB, 5))
         await querying.wait()
         running.watch.reload(settings(filter_fingerprint="2", namespace_filter=lambda name: name != "shop"))
@@ -186,7 +205,7 @@ async def test_filter_change_applies_on_reconnect() -> None:
     async with running_watch(client) as running:
         await running.wait_synced()
         client.metadata[WEB] = replace(make_metadata(WEB), in_scope=False)
-        client.stream.end(TransientError("containerd is down"))
+        client.stream.end()
         await running.eventually(lambda: not running.watch.synced)
         running.watch.reload(settings(filter_fingerprint="other"))
         await running.wait_synced(3)
@@ -212,7 +231,7 @@ async def test_reload_takes_no_snapshot_when_filters_are_unchanged() -> None:
     async with running_watch(FakeEngineClient()) as running:
         await running.wait_synced()
         running.watch.reload(settings(snapshot_interval=60))
-        running.watch.requests.request("on_demand")
+        running.watch.request_snapshot("on_demand")
         await running.wait_synced(2)
     assert [each["reason"] for each in running.snapshots()] == ["start", "on_demand"]
 
@@ -252,16 +271,15 @@ async def test_requested_snapshot_is_taken_after_reconnect() -> None:
     async with running_watch(client) as running:
         await running.wait_synced()
 
-        async def disconnect(_: object = None) -> list[str]:
-            client.stream.end(TransientError("containerd is down"))
+        async def disconnect() -> None:
+            client.stream.end()
             await asyncio.Event().wait()
-            return []
 
-        namespaces, client.namespaces = client.namespaces, disconnect  # type: ignore[method-assign]
-        future = running.watch.requests.request("on_demand")
+        client.hooks["namespaces"] = disconnect
+        snapshot = asyncio.create_task(running.watch.take_snapshot())
         await running.eventually(lambda: not running.watch.synced)
-        client.namespaces = namespaces  # type: ignore[method-assign]
-        result = await future
+        client.hooks.clear()
+        result = await snapshot
     assert [each["reason"] for each in running.snapshots()] == ["start", "reconnect", "on_demand"]
     assert result.id == running.snapshots()[-1]["id"]
 
@@ -275,7 +293,7 @@ async def test_requested_snapshot_fails_when_containerd_is_down() -> None:
 
 
 async def test_snapshot_request_keeps_most_important_reason() -> None:
-    requests = SnapshotRequests()
+    requests = SnapshotRequests(VirtualClock())
     requests.request("on_demand").cancel()
     future = requests.request("filters_changed")
     requests.request("overflow")
@@ -283,7 +301,8 @@ async def test_snapshot_request_keeps_most_important_reason() -> None:
     assert request is not None
     assert request.reason == "filters_changed"
     assert await requests.wait(0) is None
-    requests.complete(request, SnapshotResult("1-1", 3))
+    request.result = SnapshotResult("1-1", 3)
+    requests.complete_published()
     assert future.result().containers == 3
 
 
@@ -301,9 +320,8 @@ async def test_watermark_advances_only_after_append() -> None:
         assert first.epoch == running.documents[0]["epoch"]
         await running.eventually(lambda: running.watch.watermark != first)
         client.markers_return = False
-        client.stream.end(TransientError("containerd is down"))
+        client.stream.end()
         await running.eventually(lambda: not running.watch.synced)
         last = running.watch.watermark
-        for _ in range(100):
-            await asyncio.sleep(0)
+        await asyncio.sleep(60)
         assert running.watch.watermark == last

@@ -1,0 +1,317 @@
+"""One connection to containerd: receive events, process them in order, run the queries that the tracker schedules.
+
+One task, ``_process``, applies everything to the tracked state, in the order of the event queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import structlog
+
+from bridge.core.container_state import DueExit, TaskQuery, Transition
+from bridge.core.containerd_model import (
+    ContainerEvent,
+    ContainerKey,
+    Event,
+    ExitStatus,
+    Ignored,
+    Instant,
+    Marker,
+    Metadata,
+    Task,
+    TaskCreated,
+    TaskStarted,
+    Undecodable,
+)
+from bridge.core.errors import BridgeError
+from bridge.core.ports import EventStream
+from bridge.core.time import MILLISECOND, SECOND, to_seconds
+from bridge.retry import Backoff, retry_until_success
+from bridge.stream_markers import StreamMarkers
+from bridge.watch.event_queue import QueuedEvent
+from bridge.watch.journal import Journal
+from bridge.watch.listing import find_tasks, query_tasks
+from bridge.watch.state import WatchState
+
+SHUTDOWN_FETCH_SECONDS = 1.0  # for fetches that are running when the bridge stops
+CLOCK_TOLERANCE_NS = 60 * SECOND  # of a clock that is adjusted
+MAX_WAITS = 2000  # concurrent calls of about 30 KiB each; an exit without one and without an event is left to the audit
+WAIT_RETRIES = Backoff(initial=2.0, maximum=300.0, reset_after=300.0)  # seconds; the audit interval is the maximum
+_NON_CONTAINER_EVENTS = (Marker, Ignored, Undecodable)
+_log = structlog.get_logger(__name__)
+
+
+class Connection:
+    """Follow one containerd from the start of a subscription to its end.
+
+    Args:
+        state: What is left by earlier connections; the connection changes it.
+        journal: The destination of transitions.
+        stream: The new subscription.
+    """
+
+    def __init__(self, state: WatchState, journal: Journal, stream: EventStream) -> None:
+        self.state = state
+        self.journal = journal
+        self.query_semaphore = asyncio.Semaphore(state.settings.max_queries)
+        self._stream = stream
+        self._tasks: asyncio.TaskGroup  # of this connection
+        self._markers = StreamMarkers(
+            state.client,
+            state.clock,
+            state.settings.marker_timeout,
+            lambda: state.event_queue.full,
+            lambda: state.other_bridges.announcement(journal.encoder.epoch),
+        )
+        self._exit_waits: set[tuple[ContainerKey, int]] = set()
+        self._closed = False  # items that are processed afterwards must not start calls
+        self._checking_starts = False
+        self._warned_of_clock = False
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Receive, process and verify the stream in ``tasks``, whose end is the end of the connection."""
+        self._tasks = tasks
+        self.state.event_queue.reconnect()
+        self.state.other_bridges.restart_silence()
+        for loop in (self._receive, self._process, self._verify):
+            tasks.create_task(loop())
+
+    async def pass_marker(self) -> Instant:
+        """Process all events that containerd sent before this call; return the time of the call, the watermark.
+
+        Raises:
+            TransientError: The stream has stalled.
+        """
+        sent = await self._round_trip()
+        await self.state.event_queue.wait_processed()
+        return sent
+
+    def begin_following(self) -> None:
+        """Publish transitions as they occur from now on: the first snapshot is complete."""
+        self.state.synced = True
+        self.wait_for_exits()
+        self.state.event_queue.wake()
+
+    def close(self) -> None:
+        """End the subscription; the events that were received stay in the queue."""
+        self._closed = True
+        self._stream.close()
+        self.state.event_queue.put_nowait(self._split_batch(self._stream.drain())[0])
+
+    def process_received(self) -> None:
+        """Process the received items whose metadata has been fetched; held exits wait no longer."""
+        self._process_ready()
+        self.journal.release_held_exits()
+
+    async def shut_down(self) -> None:
+        """Process all received events before the bridge stops, with the metadata that arrives within a short time."""
+        await self.state.event_queue.drain_fetches(SHUTDOWN_FETCH_SECONDS)
+        now = self.state.clock.now()
+        for item in self.state.event_queue.abandon():
+            self._process_event(item, now)
+        self.journal.release_held_exits()
+        self.journal.publish_pending()
+
+    # --- the stream ---
+
+    async def _receive(self) -> None:
+        """Receive from the stream without pause, and queue the events."""
+        state = self.state
+        while True:
+            events, markers = self._split_batch(await self._stream.batch())
+            for event in events:
+                if isinstance(event, TaskCreated):
+                    self._wait_for_exit_of(event.key, event.pid)
+            self._markers.on_event_received()
+            await state.event_queue.put(events)
+            for marker in markers:
+                if not self._markers.receive(marker):
+                    state.other_bridges.receive(marker)
+                    state.ignored_events.record(marker)
+
+    def _split_batch(self, batch: Sequence[Event]) -> tuple[list[ContainerEvent], list[Marker]]:
+        """Split a batch into events of watched containers and markers; record the rest as ignored."""
+        events: list[ContainerEvent] = []
+        markers: list[Marker] = []
+        state, is_watched = self.state, self.state.is_watched
+        for event in batch:
+            if not isinstance(event, _NON_CONTAINER_EVENTS):
+                if is_watched(event.key.namespace):
+                    events.append(event)
+            elif isinstance(event, Marker):
+                markers.append(event)
+            else:
+                state.ignored_events.record(event)
+        if events:
+            state.excluded_namespaces = []
+        return events, markers
+
+    async def _verify(self) -> None:
+        """Verify the stream at intervals: only a marker distinguishes a hung containerd from an idle one."""
+        state = self.state
+        while True:
+            await state.clock.sleep(state.settings.marker_interval)
+            synced = state.synced
+            watermark = await self._round_trip()
+            if synced:
+                state.event_queue.put_call(partial(state.advance_watermark, watermark))
+                if state.other_bridges.probe_returned():
+                    state.requests.request("second_bridge")
+                self._warn_if_clock_is_behind_epoch()
+
+    async def _round_trip(self) -> Instant:
+        sent = await self._markers.round_trip()
+        self.state.verified_at = sent.monotonic
+        return sent
+
+    def _warn_if_clock_is_behind_epoch(self) -> None:
+        """Warn, once for each connection, if a restart would begin a lower epoch: consumers would skip its records."""
+        epoch = self.journal.encoder.epoch
+        behind = epoch * MILLISECOND - self.state.clock.now().wall
+        if behind > CLOCK_TOLERANCE_NS and not self.state.settings.keeps_epoch and not self._warned_of_clock:
+            self._warned_of_clock = True
+            _log.warning(
+                "clock_behind_epoch",
+                epoch=epoch,
+                seconds=behind // SECOND,
+                hint="do not restart whalebridge within this time, and set state_dir for the restart after it",
+            )
+
+    # --- processing ---
+
+    async def _process(self) -> None:
+        """Process the queue without pause; once synced, run what is due, and persist the records."""
+        state = self.state
+        while True:
+            await state.event_queue.wait(self._seconds_until_due() if state.synced else None)
+            if state.synced and (due := state.tracker.take_due_exits(state.clock.now())):
+                # An OOM event that has been received by now is processed first.
+                state.event_queue.put_call(partial(self._release_exits, due))
+            self._process_ready()
+            if state.synced:
+                self.journal.publish(state.tracker.expire_pending_exits(state.clock.now()))
+                self._run_due_calls()
+                await self.journal.write()
+                state.requests.complete_published()
+
+    def _release_exits(self, due: list[DueExit]) -> None:
+        self.journal.publish(self.state.tracker.release_exits(due))
+
+    def _seconds_until_due(self) -> float | None:
+        due = self.state.tracker.next_due(start_checks=not self._checking_starts)
+        return None if due is None else to_seconds(max(0, due - self.state.clock.now().monotonic))
+
+    def _process_ready(self) -> None:
+        now = self.state.clock.now()
+        for item in self.state.event_queue.pop_ready():
+            if isinstance(item, QueuedEvent):
+                self._process_event(item, now)
+            else:
+                item.call()
+
+    def _process_event(self, item: QueuedEvent, now: Instant) -> None:
+        event, tracker = item.event, self.state.tracker
+        if item.metadata is not None:
+            tracker.update_metadata(item.metadata)
+        self.journal.publish(tracker.process_event(event, now))
+        if isinstance(event, TaskStarted):
+            entry = tracker.find(event.key)
+            if entry is not None and event.pid not in entry.created_pids:  # no event has reported the creation
+                self._wait_for_exit(event.key)
+
+    # --- calls to containerd, whose results are processed after the events received before them ---
+
+    def _run_due_calls(self) -> None:
+        now = self.state.clock.now()
+        if queries := self.state.tracker.due_queries(now):
+            self._tasks.create_task(self.query(queries))
+        if not self._checking_starts and (checks := self.state.tracker.due_start_checks(now)):
+            self._checking_starts = True  # one round at a time: a listing may take long
+            self._tasks.create_task(self._check_starts(checks))
+
+    async def query(self, queries: Sequence[TaskQuery]) -> None:
+        """Query tasks, and wait until the results are processed."""
+        results = await query_tasks(self.state.client, [query.key for query in queries], self.query_semaphore)
+        paired = list(zip(queries, results, strict=True))
+        self.state.event_queue.put_call(lambda: self.journal.publish(self.apply_results(paired)))
+        await self.state.event_queue.wait_processed()
+
+    def apply_results(
+        self, results: Iterable[tuple[TaskQuery, Task | BridgeError | None]], metadata: Iterable[Metadata] = ()
+    ) -> list[Transition]:
+        """Apply the results of queries, and the metadata of unknown containers; return the transitions that follow."""
+        state, now = self.state, self.state.clock.now()
+        for each in metadata:
+            state.tracker.update_metadata(each)
+        transitions: list[Transition] = []
+        for query, result in results:
+            if not state.is_watched(query.key.namespace):
+                continue  # not watched any more since the query was made
+            if isinstance(result, BridgeError):
+                state.ignored_events.query_failed(query.key, result)
+                state.tracker.query_failed(query)
+            else:
+                transitions += state.tracker.apply_query_result(query, result, now)
+                self._wait_for_exit(query.key)
+        if state.synced:
+            state.ignored_events.starts_inferred(transitions)
+        return transitions
+
+    async def _check_starts(self, checks: Sequence[TaskQuery]) -> None:
+        state = self.state
+        task_counts = Counter(entry.key.namespace for entry, _ in state.tracker.incarnations())
+        results = await find_tasks(state.client, [check.key for check in checks], task_counts, self.query_semaphore)
+        state.event_queue.put_call(lambda: self._apply_start_checks(zip(checks, results, strict=True)))
+
+    def _apply_start_checks(self, results: Iterable[tuple[TaskQuery, Task | BridgeError | None]]) -> None:
+        self._checking_starts = False
+        state, now = self.state, self.state.clock.now()
+        for check, result in results:
+            if isinstance(result, BridgeError):
+                state.ignored_events.query_failed(check.key, result)
+            task = None if isinstance(result, BridgeError) else result
+            if state.tracker.apply_start_check(check, task, now) and task is not None:
+                self._wait_for_exit_of(check.key, task.pid)
+
+    # --- exits: a fallback for lost events ---
+    #
+    # One Tasks.Wait call is kept open per task, from the creation of the task. containerd 2.4 loses the exit event of a
+    # container that is removed as soon as it exits: the shim is shut down before it publishes the event. Some shims
+    # send no events at all. A pending Tasks.Wait returns the exit status nevertheless; a call that comes too late
+    # reports at least that the task is gone.
+
+    def wait_for_exits(self) -> None:
+        """Wait for the exits of all current tasks."""
+        for entry in self.state.tracker.entries():
+            self._wait_for_exit(entry.key)
+
+    def _wait_for_exit(self, key: ContainerKey) -> None:
+        """Wait for the exit of a container's current task, unless that is known or waited for already."""
+        entry = self.state.tracker.find(key)
+        if entry is not None and (pid := entry.current_pid) and not entry.has_waited_exit(pid):
+            self._wait_for_exit_of(key, pid)
+
+    def _wait_for_exit_of(self, key: ContainerKey, pid: int) -> None:
+        """Wait for a task's exit in the background, unless a wait is pending already or the limit is reached."""
+        if not self._closed and (key, pid) not in self._exit_waits and len(self._exit_waits) < MAX_WAITS:
+            self._exit_waits.add((key, pid))
+            self._tasks.create_task(self._await_exit(key, pid))
+
+    async def _await_exit(self, key: ContainerKey, pid: int) -> None:
+        state = self.state
+        try:
+            exit_status = await retry_until_success(
+                lambda: state.client.wait_for_exit(key), clock=state.clock, backoff=WAIT_RETRIES
+            )
+        except BridgeError:
+            return  # the exit event, the delete event or the audit reports the exit as well
+        finally:
+            self._exit_waits.discard((key, pid))
+        result = ExitStatus(None, None) if exit_status is None else exit_status
+        state.event_queue.put_call(
+            lambda: state.tracker.apply_wait_result(key, pid, result, state.clock.now()), keep=True
+        )
