@@ -6,7 +6,6 @@ connection, whose errors can be reported. No result is cached: each (re)connect 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
@@ -29,8 +28,8 @@ from bridge.core.errors import FatalError, TransientError
 from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
 from sinks.kafka import auth
-from sinks.kafka.error_messages import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
-from sinks.kafka.topic_metadata import TopicMetadataRequest, topic_id
+from sinks.kafka.aiokafka_patches import TopicMetadataRequest, abort, topic_id
+from sinks.kafka.errors import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -274,14 +273,6 @@ async def describe_partition(topic: str, partition: int, settings: KafkaSettings
 async def connect(host: str, port: int, options: dict[str, Any], seconds: float) -> AIOKafkaConnection:
     """Connect to one server."""
     return await create_conn(host, port, request_timeout_ms=int(seconds * 1000), **options)
-
-
-async def abort(connection: AIOKafkaConnection) -> None:
-    """Close a connection without waiting for the server, which may hang."""
-    if connection._writer is not None:
-        connection._writer.transport.abort()
-    if ended := connection.close():
-        await asyncio.wait({ended}, timeout=1.0)
 
 
 def _connect_timeout(settings: KafkaSettings) -> float:

@@ -31,8 +31,8 @@ from bridge.core.errors import TransientError
 from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
 from sinks.nats import auth
-from sinks.nats.error_messages import ErrorMessages, is_permission_error
-from sinks.nats.patched_client import TlsEnforcingClient
+from sinks.nats.errors import ErrorMessages, is_permission_error
+from sinks.nats.nats_patches import TlsEnforcingClient
 from sinks.tls import tls_context
 
 if TYPE_CHECKING:

@@ -254,8 +254,8 @@ async def test_kafka_sink_recreates_broken_producer_immediately(kafka: Kafka, er
 
 def desynchronize_producer(sink: KafkaSink, *, epoch: int = 1, skipped: int = 0) -> None:
     """Make the producer's sequence numbers differ from the broker's, as after a failed batch."""
-    assert sink._connection
-    manager = sink._connection.producer._txn_manager
+    assert sink._connector._connection
+    manager = sink._connector._connection.producer._txn_manager
     manager._pid_and_epoch = manager._pid_and_epoch._replace(epoch=epoch)
     for partition in manager._sequence_numbers:
         manager.increment_sequence_number(partition, skipped)

@@ -12,7 +12,7 @@ from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
 
 from bridge.core.records import Record, RecordType
-from sinks.nats.error_messages import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from tests.integration.nats_reading import (
     ENGINE,
     EPOCH,

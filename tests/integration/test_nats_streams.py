@@ -9,7 +9,7 @@ import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamSource
 
 from bridge.core.errors import RejectedRecordError, TransientError
-from sinks.nats.error_messages import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
     NatsFactory,

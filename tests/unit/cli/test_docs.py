@@ -28,8 +28,7 @@ from config.sources.cli import FLAGS
 from config.sources.env import variable
 from sinks import cloudevents, whalewatcher_encoding
 from sinks.kafka.messages import event_messages
-from sinks.nats.messages import message_id
-from sinks.nats.subjects import SubjectBuilder
+from sinks.nats.messages import SubjectBuilder, message_id
 from sinks.state_table import StateKey
 from tests.documentation import PAGES, ROOT, ProjectionFunction, code_blocks, documented_fold, page_commands
 

@@ -10,9 +10,10 @@ import pytest
 from nats.aio.msg import Msg
 
 from bridge.core.errors import TransientError
-from sinks.nats import publish_window
+from sinks.nats import publisher
 from sinks.nats.connection import ServerAddress
-from sinks.nats.publish_window import PublishRequest, PublishWindow, always_continue, continue_unless_rejected
+from sinks.nats.messages import PublishRequest
+from sinks.nats.publisher import PublishWindow, always_continue, continue_unless_rejected
 from tests.golden import Golden
 
 STORED = b'{"stream":"S","seq":1}'
@@ -119,13 +120,13 @@ async def test_publish_window_ends_at_first_rejection_unless_continued() -> None
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "window"), [(10, 1, 3), (10, publish_window.MAX_IN_FLIGHT_BYTES // 3, 3), (3, 10**8, 1)]
+    ("count", "size", "window"), [(10, 1, 3), (10, publisher.MAX_IN_FLIGHT_BYTES // 3, 3), (3, 10**8, 1)]
 )
 async def test_publish_window_limits_messages_in_flight(
     count: int, size: int, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if size == 1:
-        monkeypatch.setattr(publish_window, "MAX_IN_FLIGHT", window)
+        monkeypatch.setattr(publisher, "MAX_IN_FLIGHT", window)
     connection = FakeConnection()
     running = start_window(connection, messages(count, size))
     for done in range(count):

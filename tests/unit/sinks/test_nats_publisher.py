@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.nats.connection import ServerAddress
-from sinks.nats.error_messages import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import OutgoingMessage
 from sinks.nats.publisher import JetStreamPublisher, PublishProgress
 from sinks.nats.streams import Stream

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bridge.core.records import Record
 from sinks.nats.connection import parse_address
-from sinks.nats.subjects import (
+from sinks.nats.messages import (
     MAX_TOKEN_LENGTH,
     SubjectBuilder,
     decode_token,

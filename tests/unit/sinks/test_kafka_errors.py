@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from bridge.core.errors import TransientError
 from config.sinks.kafka import KafkaSettings
-from sinks.kafka import error_messages
+from sinks.kafka import errors
 from sinks.kafka.admin import AdminClient, CompactionError, Partition, Topic
 from tests.clocks import ManualClock
 from tests.golden import Golden
@@ -81,7 +81,7 @@ def alert(reason: str) -> ssl.SSLError:
 def test_kafka_connect_error_names_server_and_setting(
     case: str, error: Exception, options: dict[str, Any], named: list[str], golden: Golden
 ) -> None:
-    text = error_messages.describe_connect_error(error, SERVER, settings(**options))
+    text = errors.describe_connect_error(error, SERVER, settings(**options))
     assert text.startswith(f"{SERVER}: ")
     assert [name for name in named if name not in text] == []
     assert "s3cret" not in text
@@ -96,10 +96,10 @@ def test_kafka_connect_error_names_server_and_setting(
     ],
 )
 def test_kafka_permission_error_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
-    text = error_messages.describe_denial(error, "events", settings(auth=SASL)) or ""
+    text = errors.describe_denial(error, "events", settings(auth=SASL)) or ""
     assert [name for name in ["user bridge", *named] if name not in text] == []
     golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
-    assert error_messages.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
+    assert errors.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_kafka_permission_error_names_user_and_operation(error: Exception, named
 def test_kafka_principal_names_user_or_credential(
     case: str, options: dict[str, Any], named: str, golden: Golden
 ) -> None:
-    assert named in error_messages.principal(settings(**options))
-    golden.entry("kafka_errors", f"identity, {case}", error_messages.principal(settings(**options)))
+    assert named in errors.principal(settings(**options))
+    golden.entry("kafka_errors", f"identity, {case}", errors.principal(settings(**options)))
 
 
 class Response(NamedTuple):

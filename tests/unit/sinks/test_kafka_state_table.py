@@ -6,7 +6,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from sinks.kafka.state_topic_reader import _read
+from sinks.kafka.state_table import _read
 from sinks.state_table import StateKey
 
 PARTITION = TopicPartition("state", 0)
