@@ -1,4 +1,4 @@
-"""Shared helpers of the NATS sink tests: sample records, and a plain reader of stored messages."""
+"""Shared helpers of the NATS sink tests: a plain reader of stored messages."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
-from bridge.core.container_metadata import display_id
-from bridge.core.containerd_model import ContainerKey
-from bridge.core.errors import TransientError
-from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
+from bridge.core.records import Record
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
 from tests.testbed.nats import Nats
@@ -26,9 +23,6 @@ from tests.testbed.server import HOST
 NatsFactory = Callable[..., Nats]
 _T = TypeVar("_T")
 _NO_LEADER = (nats.errors.TimeoutError, NoStreamResponseError, ServiceUnavailableError)
-ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
-EPOCH = 1795447267123
-_TIME = "2026-11-23T15:21:08.256344486Z"
 
 
 class StoredMessage(NamedTuple):
@@ -43,64 +37,6 @@ class StoredMessage(NamedTuple):
         """The epoch and sequence of its record."""
         document = msgspec.json.decode(self.data)
         return document["epoch"], document["sequence"]
-
-
-def record(
-    sequence: int,
-    type_: RecordType = "started",
-    *,
-    namespace: str = "shop",
-    id_: str = "web-1",
-    host: str = "node-1",
-    project: str = "web-shop",
-    epoch: int = EPOCH,
-    labels: dict[str, str] | None = None,
-) -> Record:
-    """Create a container record."""
-    container = Container(
-        id=id_,
-        namespace=namespace,
-        name=id_,
-        project=project,
-        service="web",
-        pid=4711,
-        incarnation="boot-4711",
-        paused=type_ == "paused",
-        kind="container",
-        image="busybox",
-        runtime="runc",
-        created_at=_TIME,
-        labels=labels or {"com.docker.compose.project": project, "size": "x" * 200},
-        labels_dropped=False,
-        pod=None,
-    )
-    subject = display_id(ContainerKey(namespace, id_))
-    document = EventRecord(
-        1, type_, _TIME, subject, project, "live", container, None, None, None, ENGINE, host, epoch, sequence
-    )
-    data = msgspec.json.encode(document)
-    return Record(epoch, sequence, type_, _TIME, host, ENGINE.id, namespace, subject, project, data)
-
-
-def control_record(
-    sequence: int, type_: RecordType, snapshot: int = 1, *, failed: Sequence[str] = (), epoch: int = EPOCH
-) -> Record:
-    """Create a control record of a snapshot."""
-    body = Snapshot(f"{epoch}-{snapshot}", "start", None, None, ["shop"], list(failed), False, 1, None)
-    document = EventRecord(
-        1, type_, _TIME, None, None, "snapshot", None, None, body, None, ENGINE, "node-1", epoch, sequence
-    )
-    return Record(epoch, sequence, type_, _TIME, "node-1", ENGINE.id, "", "", "", msgspec.json.encode(document))
-
-
-def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:
-    """Create consecutive records of one source."""
-    return [record(first_sequence + number, id_=f"web-{number}", **options) for number in range(count)]
-
-
-def split_batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:
-    """Split records into batches, as a pump does."""
-    return [all_records[start : start + size] for start in range(0, len(all_records), size)]
 
 
 def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
@@ -189,17 +125,3 @@ class StreamReader:
 
 async def _ignore_error(_: Exception) -> None:
     """Ignore an error; by default the client logs it."""
-
-
-async def publish_until_accepted(sink: NatsSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
-    """Publish like a pump, with retries, and return the errors on the way."""
-    errors = []
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                await sink.publish(batch)
-            except TransientError as error:
-                errors.append(str(error))
-                await asyncio.sleep(0.05)
-            else:
-                return errors

@@ -12,7 +12,8 @@ from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.kafka import sink as kafka_sink
 from sinks.kafka.messages import Message, event_messages
 from tests.certificates import Authority
-from tests.integration.kafka_sinks import distinct_values, open_sink, publish_until_accepted, record_data
+from tests.integration.kafka_sinks import distinct_values, open_sink, record_data
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, record, records
 from tests.testbed.kafka import LONG_SESSION_TIMEOUT, USERS, Kafka

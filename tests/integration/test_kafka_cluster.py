@@ -14,7 +14,8 @@ from bridge.core.errors import TransientError
 from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
 from tests.eventually import eventually
-from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, publish_until_accepted, record_data
+from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, record_data
+from tests.integration.target_checks import publish_until_accepted
 from tests.sample_records import records
 from tests.scale import scaled
 from tests.testbed.kafka import Kafka

@@ -13,14 +13,8 @@ from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
 from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
-from tests.integration.kafka_sinks import (
-    KafkaFactory,
-    distinct_values,
-    open_sink,
-    publish_until_accepted,
-    record_data,
-    settings,
-)
+from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, record_data, settings
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import batches, records
 from tests.testbed.kafka import LONG_SESSION_TIMEOUT, Kafka

@@ -10,8 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from sinks.kafka.sink import KafkaSink
-from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
-from tests.integration.target_checks import check_until_reset
+from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink
+from tests.integration.target_checks import check_until_reset, publish_until_accepted
 from tests.integration.test_kafka_state_topic import SOURCE, state_table
 from tests.sample_records import control_record, record
 from tests.testbed.kafka import Kafka

@@ -8,7 +8,8 @@ import pytest
 
 from bridge.core.errors import TransientError
 from bridge.core.records import EngineInfo
-from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
+from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink
+from tests.integration.target_checks import publish_until_accepted
 from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
 from tests.testbed.kafka import Kafka
 

@@ -11,8 +11,9 @@ import pytest
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.certificates import Authority
-from tests.integration.nats_reading import NatsFactory, record, records, settings, wait_connection_ended
+from tests.integration.nats_reading import NatsFactory, settings, wait_connection_ended
 from tests.naming import assert_names, raises_naming
+from tests.sample_records import record, records
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Key, Operator

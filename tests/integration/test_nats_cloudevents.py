@@ -16,15 +16,8 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from bridge.core.records import Record
-from tests.integration.nats_reading import (
-    ENGINE,
-    EPOCH,
-    StoredMessage,
-    StreamReader,
-    control_record,
-    record,
-    start_sink,
-)
+from tests.integration.nats_reading import StoredMessage, StreamReader, start_sink
+from tests.sample_records import ENGINE, EPOCH, control_record, record
 from tests.testbed.nats import Nats
 
 BATCH = [

@@ -12,15 +12,9 @@ import pytest
 from nats.js.api import StreamConfig
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    publish_until_accepted,
-    record_positions,
-    records,
-    retry_until_available,
-    settings,
-)
+from tests.integration.nats_reading import NatsFactory, StreamReader, record_positions, retry_until_available, settings
+from tests.integration.target_checks import publish_until_accepted
+from tests.sample_records import records
 from tests.scale import scaled
 from tests.testbed.nats import Nats
 from tests.testbed.server import Server

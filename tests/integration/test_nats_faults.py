@@ -13,16 +13,14 @@ from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
     NatsFactory,
     StreamReader,
-    publish_until_accepted,
-    record,
     record_positions,
-    records,
     settings,
-    split_batches,
     start_sink,
     wait_connection_ended,
 )
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import assert_names, raises_naming
+from tests.sample_records import batches, record, records
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
@@ -59,7 +57,7 @@ async def test_nats_sink_loses_nothing_when_server_is_down(nats_factory: NatsFac
         with raises_naming(TransientError, "NATS", f"{HOST}:{peer.nodes[0].port}"):
             await sink.publish(all_records[100:200])
     peer.start()
-    for batch in split_batches(all_records[100:], 100):
+    for batch in batches(all_records[100:], 100):
         await sink.publish(batch)
     await sink.close()
     async with StreamReader(peer) as reader:
@@ -146,7 +144,7 @@ async def test_nats_sink_times_out_and_recovers_when_server_hangs(
         peer.resume()
     else:
         await asyncio.to_thread(peer.proxies[0].restore)
-    for batch in split_batches(all_records[10:], 1000):
+    for batch in batches(all_records[10:], 1000):
         await publish_until_accepted(sink, batch)
     await sink.close()
     async with StreamReader(peer) as reader:

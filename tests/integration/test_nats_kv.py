@@ -13,17 +13,10 @@ from nats.js.kv import KeyValue
 
 from bridge.core.records import Record, RecordType
 from sinks.nats.errors import ApiResponseError
-from tests.integration.nats_reading import (
-    ENGINE,
-    EPOCH,
-    NatsFactory,
-    StreamReader,
-    control_record,
-    publish_until_accepted,
-    record,
-    start_sink,
-)
+from tests.integration.nats_reading import NatsFactory, StreamReader, start_sink
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import raises_naming
+from tests.sample_records import ENGINE, EPOCH, control_record, record
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 

@@ -13,16 +13,9 @@ from nats.js.api import StreamConfig
 from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.record_encoder import heartbeat_record
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    record,
-    record_positions,
-    records,
-    split_batches,
-    start_sink,
-)
+from tests.integration.nats_reading import NatsFactory, StreamReader, record_positions, start_sink
 from tests.naming import raises_naming
+from tests.sample_records import batches, record, records
 from tests.testbed.nats import Nats
 
 ATOMIC = [True, False]
@@ -47,7 +40,7 @@ async def test_nats_sink_stores_records_in_order_unchanged(nats: Nats, atomic: b
     async with StreamReader(nats) as reader:
         await prepare(reader, subject, atomic=atomic)
         sink = await start_sink(nats, subject)
-        for batch in split_batches(all_records, 1700):
+        for batch in batches(all_records, 1700):
             await sink.publish(batch)
         await sink.close()
         stored = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
@@ -179,7 +172,7 @@ async def test_nats_sinks_keep_order_when_publishing_concurrently(nats: Nats) ->
     all_records = {host: records(600, host=host) for host in hosts}
 
     async def publish(sink: NatsSink, host: str) -> None:
-        for batch in split_batches(all_records[host], 50):
+        for batch in batches(all_records[host], 50):
             await sink.publish(batch)
         await sink.close()
 

@@ -9,9 +9,11 @@ import pytest
 
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import NatsFactory, publish_until_accepted, records, settings
+from tests.integration.nats_reading import NatsFactory, settings
+from tests.integration.target_checks import publish_until_accepted
 from tests.integration.test_nats_auth import SECRET, check_publish, publish_error
 from tests.naming import assert_names, raises_naming
+from tests.sample_records import records
 from tests.testbed import nats_auth
 from tests.testbed.nats_auth import Permissions
 

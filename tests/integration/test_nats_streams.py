@@ -11,18 +11,10 @@ from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamSource
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    control_record,
-    publish_until_accepted,
-    record,
-    record_positions,
-    records,
-    settings,
-    start_sink,
-)
+from tests.integration.nats_reading import NatsFactory, StreamReader, record_positions, settings, start_sink
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import assert_names, raises_naming
+from tests.sample_records import control_record, record, records
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Permissions
