@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,12 +11,14 @@ import msgspec
 import nats.aio.client
 import nats.errors
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
 from bridge.core.records import Record
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
+from tests.integration.target_checks import publish_until_accepted
+from tests.sample_records import records
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
@@ -125,3 +127,53 @@ class StreamReader:
 
 async def _ignore_error(_: Exception) -> None:
     """Ignore an error; by default the client logs it."""
+
+
+async def check_streams_under_failures(
+    peer: Nats, prefix: str, failures: Coroutine[None, None, None], *, sink_timeout: str
+) -> None:
+    """Publish to a stream with atomic batches and to one without during failures, and check both.
+
+    The streams are PREFIX_BATCHES and PREFIX_SINGLE.
+    """
+    failing = asyncio.ensure_future(failures)
+    await asyncio.gather(
+        _check_stream_under_failures(peer, f"{prefix}_batches", failing, atomic=True, sink_timeout=sink_timeout),
+        _check_stream_under_failures(peer, f"{prefix}_single", failing, atomic=False, sink_timeout=sink_timeout),
+    )
+
+
+async def add_streams(peer: Nats, prefix: str, *, replicas: int = 1) -> None:
+    """Create the two streams of ``check_streams_under_failures``."""
+    async with StreamReader(peer) as reader:
+        for name, atomic in ((f"{prefix}_batches", True), (f"{prefix}_single", False)):
+            config = StreamConfig(
+                f"WHALEBRIDGE_{name.upper()}",
+                subjects=[f"{name}.>"],
+                num_replicas=replicas,
+                duplicate_window=3600,
+                allow_atomic=atomic,
+            )
+            await retry_until_available(partial(reader.jetstream.add_stream, config))
+
+
+async def _check_stream_under_failures(
+    peer: Nats, subject: str, failing: asyncio.Future[None], *, atomic: bool, sink_timeout: str
+) -> None:
+    sink = NatsSink(settings(peer, subject, timeout=sink_timeout))
+    published = 0
+    errors: list[str] = []
+    while not failing.done() or published < 2000:
+        batch = records(1 + published % 397, first_sequence=published + 1)
+        errors += await publish_until_accepted(sink, batch, seconds=120)
+        published += len(batch)
+    await failing
+    await sink.close()
+    assert errors
+    async with StreamReader(peer) as reader:
+        # A server that was suspended may consider itself the leader for a moment.
+        stored = record_positions(await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}", minimum=published))
+    expected = record_positions(records(published))
+    assert sorted(stored) == expected  # each exactly once
+    if atomic:
+        assert stored == expected

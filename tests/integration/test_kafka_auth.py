@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tests.integration.kafka_sinks import distinct_values, open_sink, record_dat
 from tests.integration.target_checks import publish_until_accepted
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, record, records
-from tests.testbed.kafka import LONG_SESSION_TIMEOUT, USERS, Kafka
+from tests.testbed.kafka import COMPONENTS, LONG_SESSION_TIMEOUT, USERS, Kafka
 from tests.testbed.kafka_config import Listener, unsecured_jwt
 
 MECHANISMS = ["plain", "scram-sha-256", "scram-sha-512"]
@@ -25,12 +25,16 @@ USER = "bridge"
 
 
 @pytest.fixture(scope="module")
-def restricted_kafka(kafka: Kafka) -> Iterator[Kafka]:
-    """Return a Kafka whose users have no permissions unless granted; `kafka` ensures that Kafka is installed."""
-    assert kafka.servers
-    users = {name: f"{name}-password" for name in ("writer", "owner", "least", "reader", "keeper", "stateful")}
+def restricted_kafka(require: Callable[..., None], authority: Authority) -> Iterator[Kafka]:
+    """Return a Kafka with a certificate for other hosts, whose users have no permissions unless granted."""
+    require(*COMPONENTS)
     with Kafka(
-        listeners=("sasl_plaintext",), users=users, acls=True, settings=LONG_SESSION_TIMEOUT
+        listeners=("sasl_plaintext", "ssl"),
+        users={name: f"{name}-password" for name in ("writer", "owner", "least", "reader", "keeper", "stateful")},
+        authority=authority,
+        certificate=authority.issue("broker", hosts=("elsewhere.example", "127.0.0.9")),
+        acls=True,
+        settings=LONG_SESSION_TIMEOUT,
     ) as restricted_kafka:
         yield restricted_kafka
 
@@ -157,10 +161,10 @@ async def test_kafka_sink_distrusts_server_of_unknown_authority(
     assert authority.certificate != other.certificate
 
 
-async def test_kafka_sink_distrusts_server_certificate_for_other_host(kafka_factory: Any, authority: Authority) -> None:
-    certificate = authority.issue("broker", hosts=("elsewhere.example", "127.0.0.9"))
-    kafka = kafka_factory(listeners=("ssl",), authority=authority, certificate=certificate)
-    bootstrap = kafka.bootstrap_for("ssl")
+async def test_kafka_sink_distrusts_server_certificate_for_other_host(
+    restricted_kafka: Kafka, authority: Authority
+) -> None:
+    bootstrap = restricted_kafka.bootstrap_for("ssl")
     assert_names(await publish_error(bootstrap, tls=tls(authority)), bootstrap, "IP address mismatch")
     bootstrap = bootstrap.replace("127.0.0.1", "localhost")
     assert_names(await publish_error(bootstrap, tls=tls(authority)), bootstrap, "Hostname mismatch")

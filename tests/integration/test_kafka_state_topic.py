@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from bridge.core.errors import TransientError
 from bridge.core.records import EngineInfo
-from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink
-from tests.integration.target_checks import publish_until_accepted
+from tests.integration.kafka_sinks import decode_value, open_sink
 from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
 from tests.testbed.kafka import Kafka
 
@@ -99,23 +95,6 @@ async def test_state_topic_keeps_entries_when_snapshot_is_incomplete(kafka: Kafk
             ]
         )
     assert set(state_table(kafka, "partly.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
-
-
-async def test_state_topic_is_complete_after_unacknowledged_publish(kafka_factory: KafkaFactory) -> None:
-    kafka = kafka_factory(proxied=True)
-    (proxy,) = kafka.proxies
-    batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
-    async with open_sink(
-        kafka.bootstrap_for("plaintext"), "stream", state_topic="state", retry_start=True, request_timeout="2s"
-    ) as sink:
-        await publish_until_accepted(sink, [control_record(1, "snapshot_started"), *batch])
-        kafka.suspend()
-        with pytest.raises(TransientError):
-            await sink.publish([control_record(5, "snapshot_completed"), record(6, id_="c")])
-        kafka.resume()
-        proxy.reset()
-        await publish_until_accepted(sink, [control_record(5, "snapshot_completed"), record(6, id_="c")])
-    assert set(state_table(kafka, "state")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
 
 
 async def test_state_topic_entry_drops_labels_when_too_large(kafka: Kafka) -> None:

@@ -65,6 +65,11 @@ def test_nats_message_without_cloudevents_has_only_id_header() -> None:
     assert item.headers == {"Nats-Msg-Id": item.id}
 
 
+@pytest.mark.parametrize("mode", ["binary", "structured", "none"])
+def test_nats_message_of_same_record_is_identical(mode: str) -> None:
+    assert messages(cloudevents=mode).encode(RECORD) == messages(cloudevents=mode).encode(RECORD)
+
+
 def test_nats_heartbeat_ids_are_unique() -> None:
     heartbeats = [msgspec.structs.replace(RECORD, type="heartbeat", heartbeat_number=number) for number in (1, 2)]
     items = [messages(cloudevents="none").encode(item) for item in (RECORD, *heartbeats)]
