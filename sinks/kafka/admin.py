@@ -96,32 +96,23 @@ class AdminClient:
         self._connection = connection
         self._server = server
 
-    async def ensure_event_topic(self, clock: Clock) -> Topic:
-        """Return the topic for the records; create it if it does not exist.
+    async def ensure_topic(self, name: str, clock: Clock, *, is_compacted: bool) -> Topic:
+        """Return a topic: compacted for the current state, not compacted for records; create it if it does not exist.
 
         Raises:
             TransientError: The topic does not exist, or describing or creating it is not authorized.
-            CompactionError: The topic is compacted.
+            CompactionError: The topic has the wrong cleanup policy.
         """
-        topic = await self._ensure_topic(self._settings.topic, "delete", clock)
-        if topic.cleanup_policy is not None and "compact" in topic.cleanup_policy:
+        topic = await self._ensure_topic(name, "compact" if is_compacted else "delete", clock)
+        policy = topic.cleanup_policy
+        if policy is not None and "compact" in policy and not is_compacted:
             raise CompactionError(
-                f"topic {topic.name} is compacted (cleanup.policy={topic.cleanup_policy}) and would keep only the last "
+                f"topic {name} is compacted (cleanup.policy={policy}) and would keep only the last "
                 "record of each source; set its cleanup.policy to delete, or use another topic"
             )
-        return topic
-
-    async def ensure_state_topic(self, name: str, clock: Clock) -> Topic:
-        """Return the topic for the current state; create it if it does not exist.
-
-        Raises:
-            TransientError: The topic does not exist, or describing or creating it is not authorized.
-            CompactionError: The topic is not compacted.
-        """
-        topic = await self._ensure_topic(name, "compact", clock)
-        if topic.cleanup_policy is not None and "compact" not in topic.cleanup_policy:
+        if policy is not None and "compact" not in policy and is_compacted:
             raise CompactionError(
-                f"state_topic {name} is not compacted (cleanup.policy={topic.cleanup_policy}) and would lose entries; "
+                f"state_topic {name} is not compacted (cleanup.policy={policy}) and would lose entries; "
                 "set its cleanup.policy to compact, or use another topic"
             )
         return topic

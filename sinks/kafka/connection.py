@@ -27,28 +27,24 @@ _EARLIEST, _LATEST = -2, -1  # Kafka's numbers for the first offset, and the one
 
 
 class KafkaConnection(NamedTuple):
-    """A connected producer, the topics by name, and aiokafka's options; a batch has at most ``max_batch_bytes``."""
+    """A connected producer, the topics by name, and aiokafka's options."""
 
     producer: Producer
     topics: dict[str, Topic]
     options: dict[str, Any]
-    max_batch_bytes: int
 
 
 class KafkaConnector:
     """Keeps one connection, and replaces it after an error.
 
-    Args:
-        settings: The settings of the sink.
-        clock: The clock.
-        on_connected: Called with each new connection; it may abandon it again.
+    ``on_connected`` is called with each new connection; it may abandon it again. ``max_batch_bytes`` is the maximum
+    size of a batch: at most what the topics accept.
     """
 
     def __init__(
         self, settings: KafkaSettings, clock: Clock, on_connected: Callable[[KafkaConnection], Awaitable[None]]
     ) -> None:
         self.max_batch_bytes = settings.max_request_size
-        """Lower if the brokers accept less."""
         self._settings = settings
         self._clock = clock
         self._on_connected = on_connected
@@ -56,7 +52,7 @@ class KafkaConnector:
         self._abandoned: list[Producer] = []
 
     async def ensure_connected(self) -> KafkaConnection:
-        """Return the connection; connect first if there is none, or if it was abandoned.
+        """Return the connection; without one, connect within ``request_timeout``, and create missing topics.
 
         Raises:
             TransientError: Connecting failed, or a topic does not exist.
@@ -64,8 +60,7 @@ class KafkaConnector:
         """
         while self._connection is None:
             await self._close_abandoned()
-            self._connection = await connect(self._settings, self._clock, self.max_batch_bytes)
-            self.max_batch_bytes = self._connection.max_batch_bytes
+            self._connection = await self._connect_in_time()
             try:
                 await self._on_connected(self._connection)
             except BaseException:  # a timeout of the pump cancels this
@@ -91,49 +86,44 @@ class KafkaConnector:
             with contextlib.suppress(ValueError):  # a concurrent close() may have removed it
                 self._abandoned.remove(producer)
 
+    async def _connect_in_time(self) -> KafkaConnection:
+        settings = self._settings
+        seconds = settings.request_timeout.total_seconds()
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._connect()
+        except TimeoutError as error:
+            text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
+            raise TransientError(await with_diagnosis(text, settings)) from error
+        except KafkaError as error:
+            denied = describe_denial(error, settings.topic, settings)
+            raise TransientError(denied or f"Kafka: {describe(error)}") from error
 
-async def connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
-    """Connect within ``request_timeout``, and create missing topics.
-
-    Raises:
-        TransientError: Connecting failed, or a topic does not exist.
-        CompactionError: A topic has the wrong cleanup policy.
-    """
-    seconds = settings.request_timeout.total_seconds()
-    try:
-        async with asyncio.timeout(seconds):
-            return await _connect(settings, clock, max_batch_bytes)
-    except TimeoutError as error:
-        text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
-        raise TransientError(await with_diagnosis(text, settings)) from error
-    except KafkaError as error:
-        denied = describe_denial(error, settings.topic, settings)
-        raise TransientError(denied or f"Kafka: {describe(error)}") from error
-
-
-async def _connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
-    options = auth.client_options(settings)
-    async with admin.connect_admin(settings, options) as client:
-        topics = [await client.ensure_event_topic(clock)]
-        if settings.state_topic:
-            topics.append(await client.ensure_state_topic(settings.state_topic, clock))
-        for topic in topics:
-            await client.check_writable(topic.name)
-            if topic.max_batch_bytes is not None:
-                max_batch_bytes = min(max_batch_bytes, topic.max_batch_bytes)
-    producer = Producer(
-        list(settings.bootstrap_servers),
-        compression=None if settings.compression == "none" else settings.compression,
-        max_bytes=max_batch_bytes,
-        request_timeout=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
-        **options,
-    )
-    try:
-        await start_client(producer)
-    except BaseException:
-        await producer.abandon()
-        raise
-    return KafkaConnection(producer, {topic.name: topic for topic in topics}, options, max_batch_bytes)
+    async def _connect(self) -> KafkaConnection:
+        settings = self._settings
+        options = auth.client_options(settings)
+        topics = {}
+        async with admin.connect_admin(settings, options) as client:
+            for name in filter(None, (settings.topic, settings.state_topic)):
+                is_compacted = name == settings.state_topic
+                topics[name] = await client.ensure_topic(name, self._clock, is_compacted=is_compacted)
+            for name, topic in topics.items():
+                await client.check_writable(name)
+                if topic.max_batch_bytes is not None:
+                    self.max_batch_bytes = min(self.max_batch_bytes, topic.max_batch_bytes)
+        producer = Producer(
+            list(settings.bootstrap_servers),
+            compression=None if settings.compression == "none" else settings.compression,
+            max_bytes=self.max_batch_bytes,
+            request_timeout=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
+            **options,
+        )
+        try:
+            await start_client(producer)
+        except BaseException:
+            await producer.abandon()
+            raise
+        return KafkaConnection(producer, topics, options)
 
 
 class _ProducerConnection:

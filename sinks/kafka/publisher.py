@@ -7,7 +7,7 @@ producer is abandoned; the messages that are not acknowledged are sent again by 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,7 +17,7 @@ from msgspec import Struct
 from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.time import MILLISECOND
 from bridge.telemetry.rate_limit import RateLimiter
-from sinks.kafka.admin import Partition, Topic
+from sinks.kafka.admin import Topic, TopicMetadata
 from sinks.kafka.connection import (
     KafkaConnection,
     KafkaConnector,
@@ -170,17 +170,16 @@ class TopicPublisher:
             TransientError: The brokers cannot be reached over the producer's connections.
         """
         if self._memories:
-            metadata = await describe_topic(connection, self.name, self._settings)
-            await self.observe(connection, metadata.id, metadata.partitions)
+            await self.observe(connection, await describe_topic(connection, self.name, self._settings))
 
-    async def observe(self, connection: KafkaConnection, identity: str, partitions: Mapping[int, Partition]) -> None:
+    async def observe(self, connection: KafkaConnection, topic: Topic | TopicMetadata) -> None:
         """Compare the topic with what was published to it."""
         for number, memory in self._memories.items():
-            partition = partitions.get(number)
+            partition = topic.partitions.get(number)
             if partition is None:
-                memory.observe(TargetState(identity, 0, -1))
+                memory.observe(TargetState(topic.id, 0, -1))
             elif offsets := await read_offsets(connection, self.name, number, partition.leader_id):
-                memory.observe(TargetState(identity, offsets[0], offsets[1] - 1))
+                memory.observe(TargetState(topic.id, offsets[0], offsets[1] - 1))
 
     def take_loss(self) -> bool:
         """Return whether the topic has lost what was published, once per loss; then forget what it had."""

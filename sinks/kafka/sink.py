@@ -24,8 +24,8 @@ from sinks.kafka.connection import KafkaConnection, KafkaConnector
 from sinks.kafka.messages import event_messages, find_oversized
 from sinks.kafka.publisher import TopicPublisher
 from sinks.kafka.state_table import StateTopic
-from sinks.retention import describe_short_retention
 from sinks.state_table import group_by_source
+from sinks.target_memory import describe_short_retention
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -115,7 +115,7 @@ class KafkaSink:
         for publisher in self._publishers:
             topic = connection.topics[publisher.name]
             self._warn_about(topic)
-            await publisher.observe(connection, topic.id, topic.partitions)
+            await publisher.observe(connection, topic)
         self._count_resets()
 
     def _count_resets(self) -> None:

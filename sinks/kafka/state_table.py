@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from bridge.core.records import Record
     from config.sinks.kafka import KafkaSettings
     from sinks.kafka.connection import KafkaConnector
-
 
 _POLL_MILLISECONDS = 200
 
@@ -65,44 +64,40 @@ class StateTopic(TopicPublisher):
             self.complete_snapshot(source, records)
 
     async def _read_state(self, source: StateKey) -> TableState:
+        """Read the keys of a source's containers.
+
+        Raises:
+            TransientError: The topic cannot be read, or not in time.
+        """
+        settings = self._settings
         connection = await self._connector.ensure_connected()
-        partition = self._partition_for(source, connection.topics[self.name])
-        return TableState(frozenset(await read_keys(source, self.name, partition, self._settings, connection.options)))
+        partition = TopicPartition(self.name, self._partition_for(source, connection.topics[self.name]))
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=list(settings.bootstrap_servers),
+            request_timeout_ms=int(REQUEST_SECONDS * 1000),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=_POLL_MILLISECONDS // 2,
+            **connection.options,
+        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                await start_client(consumer)
+                return TableState(frozenset(await read_keys(consumer, partition, source)))
+        except TimeoutError as error:
+            raise TransientError(f"state_topic {self.name} cannot be read: no response in time") from error
+        except TopicAuthorizationFailedError as error:
+            raise TransientError(
+                f"{principal(settings)} is not authorized to read state_topic {self.name}; allow Read on it"
+            ) from error
+        except KafkaError as error:
+            raise TransientError(f"state_topic {self.name} cannot be read: {describe(error)}") from error
+        finally:
+            await stop_consumer(consumer)
 
 
-async def read_keys(
-    source: StateKey, topic: str, partition: int, settings: KafkaSettings, options: dict[str, Any]
-) -> set[StateKey]:
-    """Return the keys of a source's containers in a partition.
-
-    Raises:
-        TransientError: The topic cannot be read, or not in time.
-    """
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=list(settings.bootstrap_servers),
-        request_timeout_ms=int(REQUEST_SECONDS * 1000),
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        fetch_max_wait_ms=_POLL_MILLISECONDS // 2,
-        **options,
-    )
-    try:
-        async with asyncio.timeout(settings.request_timeout.total_seconds()):
-            await start_client(consumer)
-            return await _read(consumer, TopicPartition(topic, partition), source)
-    except TimeoutError as error:
-        raise TransientError(f"state_topic {topic} cannot be read: no response in time") from error
-    except TopicAuthorizationFailedError as error:
-        raise TransientError(
-            f"{principal(settings)} is not authorized to read state_topic {topic}; allow Read on it"
-        ) from error
-    except KafkaError as error:
-        raise TransientError(f"state_topic {topic} cannot be read: {describe(error)}") from error
-    finally:
-        await stop_consumer(consumer)
-
-
-async def _read(consumer: AIOKafkaConsumer, topic_partition: TopicPartition, source: StateKey) -> set[StateKey]:
+async def read_keys(consumer: AIOKafkaConsumer, topic_partition: TopicPartition, source: StateKey) -> set[StateKey]:
+    """Return the keys of a source's containers in a partition."""
     consumer.assign([topic_partition])
     end = (await consumer.end_offsets([topic_partition]))[topic_partition]
     keys: set[StateKey] = set()

@@ -14,8 +14,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import is_subset, overlaps
-from sinks.retention import describe_short_retention
-from sinks.target_memory import TargetState
+from sinks.target_memory import TargetState, describe_short_retention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

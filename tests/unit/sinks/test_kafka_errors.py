@@ -180,7 +180,7 @@ async def test_unusable_kafka_topic_error_names_topic_and_remedy(
 ) -> None:
     cluster = AdminClient(settings(**options), FakeConnection(*responses), SERVER)
     with golden.error("kafka_errors", f"topic, {case}", TransientError, *named):
-        await cluster.ensure_event_topic(ManualClock())
+        await cluster.ensure_topic("events", ManualClock(), is_compacted=False)
 
 
 @pytest.mark.parametrize(("topic_kind", "policy"), [("event", "compact"), ("state", "delete")])
@@ -195,8 +195,4 @@ async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
     with golden.error(
         "kafka_errors", f"cleanup.policy of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
     ):
-        await (
-            cluster.ensure_event_topic(ManualClock())
-            if topic_kind == "event"
-            else cluster.ensure_state_topic("events", ManualClock())
-        )
+        await cluster.ensure_topic("events", ManualClock(), is_compacted=topic_kind == "state")
