@@ -37,6 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite the texts in tests/golden")
 
 
+# Files with tests of half a minute and more.
+_LONGEST = {
+    f"test_{name}.py"
+    for name in ("backpressure", "delivery", "documented_commands", "history", "install", "restarts", "second_bridge")
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first: one that starts last runs alone, while the other processes have nothing to do."""
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 @pytest.fixture(scope="session")
 def golden(pytestconfig: pytest.Config) -> Golden:
     """Compare texts with the files in tests/golden: `golden(file, text)`, `golden.entry(file, case, text)`."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from tests.eventually import eventually
+from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 
@@ -126,9 +127,7 @@ class ContainerHistory:
 
     def _kill(self, id_: str) -> None:
         self.ctr("task", "kill", "--signal", "SIGKILL", id_)
-        deadline = time.monotonic() + 20
-        while self.engine.tasks(self.namespace).get(id_) != "STOPPED":
-            assert time.monotonic() < deadline, id_
+        eventually(lambda: self.engine.tasks(self.namespace).get(id_) == "STOPPED", f"the exit of {id_}", within=20)
         self.ctr("task", "rm", id_)
 
 
@@ -268,17 +267,18 @@ def compose_project(history: ContainerHistory, number: int) -> None:
     history.nerdctl(*command, "down")
 
 
-# Runs of each scenario per namespace: 70 containers (a compose project has two), 210 in total.
+# Runs of each scenario per namespace. At the full count, these are 70 containers (a compose project has two), 210 in
+# total; at the reduced count, each scenario runs with each of its variants.
 SCENARIOS: dict[Scenario, int] = {
-    plain_run: 8,
-    short_run: 20,
-    exec_processes: 6,
-    pause_and_resume: 6,
-    restarts: 6,
-    relabeled: 5,
-    never_started: 6,
-    nerdctl_lifecycle: 4,
-    nerdctl_self_removing: 5,
+    plain_run: scaled(reduced=2, full=8),
+    short_run: scaled(reduced=10, full=20),
+    exec_processes: scaled(reduced=2, full=6),
+    pause_and_resume: scaled(reduced=3, full=6),
+    restarts: scaled(reduced=2, full=6),
+    relabeled: scaled(reduced=1, full=5),
+    never_started: scaled(reduced=2, full=6),
+    nerdctl_lifecycle: scaled(reduced=2, full=4),
+    nerdctl_self_removing: scaled(reduced=2, full=5),
     compose_project: 2,
 }
 
@@ -286,7 +286,7 @@ SCENARIOS: dict[Scenario, int] = {
 # A subset with every kind of transition, and with the exits whose events containerd 2.4 loses.
 SHORT_SCENARIOS: dict[Scenario, int] = {
     plain_run: 2,
-    short_run: 12,
+    short_run: 6,
     exec_processes: 1,
     pause_and_resume: 2,
     restarts: 2,

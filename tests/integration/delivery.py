@@ -18,9 +18,10 @@ import msgspec
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
 from nats.js.errors import NotFoundError
 
-from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, summary
 from tests.eventually import eventually
 from tests.integration.nats_reading import StoredMessage, StreamReader
+from tests.integration.running import listed_containers, published_containers
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
@@ -121,21 +122,6 @@ def check_gapless(records: Sequence[RecordDict]) -> None:
         last = (epoch, len(in_epoch))
     assert "lost" not in {record["type"] for record in records}
     check_runs(list(records))
-
-
-def listed_containers(engine: Containerd, *namespaces: str) -> dict[str, bool]:
-    """Return the running containers that containerd lists: by display id, whether the container is paused."""
-    return {
-        f"{namespace}/{id_}": status == "PAUSED"
-        for namespace in namespaces
-        for id_, status in engine.tasks(namespace).items()
-        if status in ("RUNNING", "PAUSED", "PAUSING")
-    }
-
-
-def published_containers(records: list[RecordDict]) -> dict[str, bool]:
-    """Return the running containers according to the records: by display id, whether the container is paused."""
-    return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
 def wait_consistent(

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-import pytest
-
 from bridge.cli.preflight import SINK_TIMEOUT_SECONDS
 from bridge.outbox.schema import APPLICATION_ID
 from tests.bridge_process import BridgeProcess
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge
+from tests.integration.engines import one_engine
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import USERS, Kafka
@@ -28,7 +27,6 @@ from tests.testbed.server import HOST
 
 SECRET = "hunter2-swordfish"  # noqa: S105 (a dummy)
 _numbers = itertools.count()
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 def unique_name() -> str:
@@ -96,6 +94,7 @@ def test_doctor_reports_socket_owner_when_permission_is_denied(engine: Container
 
 
 def test_doctor_reports_error_when_socket_is_silent(tmp_path: Path) -> None:
+    """As the socket of a containerd that hangs."""
     path = str(tmp_path / "silent.sock")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -106,26 +105,10 @@ def test_doctor_reports_error_when_socket_is_silent(tmp_path: Path) -> None:
     assert_names(line, "5 s")
 
 
-def test_doctor_reports_error_when_containerd_hangs(engine_factory: Callable[[], Containerd]) -> None:
-    engine = engine_factory()
-    engine.suspend()
-    done = whalebridge("doctor", "--containerd", engine.address)
-    engine.resume()
-    assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"error     {engine.address}: ")]
-    assert_names(line, "5 s")
-
-
 # --- check: settings, containerd, state_dir ---
 
 
-def test_check_reports_every_settings_error() -> None:
-    status, results = check("--sink", "frob:", "--log-level", "loud", SINKS__MAIN__AUTH__PASSWORD=SECRET)
-    assert status == 2
-    assert [result for result, _ in results.pop("settings")] == ["error", "error"]
-    assert results == {}
-
-
+@one_engine
 def test_check_passes_when_every_connection_works(container_factory: ContainerFactory, tmp_path: Path) -> None:
     container_factory.run()
     done = whalebridge("check", "--containerd", container_factory.address, "--sink", f"file:{tmp_path}/events")
@@ -134,13 +117,6 @@ def test_check_passes_when_every_connection_works(container_factory: ContainerFa
     names = (container_factory.address, "file", "state_dir")
     assert_names(done.stdout, *(f"ok        {name}: " for name in names))
     assert (tmp_path / "events").read_bytes() == b""
-
-
-def test_check_exits_3_when_containerd_is_missing(tmp_path: Path) -> None:
-    status, results = check("--containerd", str(tmp_path / "c.sock"))
-    assert status == 3
-    assert [result for result, _ in results[str(tmp_path / "c.sock")]] == ["error"]
-    assert [result for result, _ in results["stdout"]] == ["ok"]
 
 
 @one_engine

@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory
+from tests.integration.engines import one_engine
 
 
 class RunningBridge:
@@ -60,6 +61,7 @@ class RunningBridge:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@one_engine
 def test_run_exits_0_on_signal(container_factory: ContainerFactory, signal_number: signal.Signals) -> None:
     with RunningBridge(container_factory.address) as run:
         run.read_until_synced()
@@ -80,6 +82,7 @@ def test_run_exits_0_on_signal_while_waiting_for_containerd(tmp_path: Path) -> N
     assert "Traceback" not in log
 
 
+@one_engine
 def test_run_logs_and_waits_when_containerd_is_unavailable(container_factory: ContainerFactory, tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     with RunningBridge(str(path), "--log-format", "json") as run:
@@ -95,6 +98,7 @@ def test_run_logs_and_waits_when_containerd_is_unavailable(container_factory: Co
 
 
 @pytest.mark.parametrize("quiet", [True, False])
+@one_engine
 def test_run_exits_1_when_stdout_reader_is_gone(container_factory: ContainerFactory, quiet: bool) -> None:
     with RunningBridge(container_factory.address) as run:
         run.read_until_synced()
@@ -108,7 +112,7 @@ def test_run_exits_1_when_stdout_reader_is_gone(container_factory: ContainerFact
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_run_exits_within_deadline_when_stdout_reader_stalls(container_factory: ContainerFactory) -> None:
     container_factory.run(labels={"long": "x" * 4000})
     reader, writer = os.pipe()
@@ -127,14 +131,7 @@ def test_run_exits_within_deadline_when_stdout_reader_stalls(container_factory: 
     assert "Traceback" not in log
 
 
-def test_run_exits_1_when_stdout_is_closed(tmp_path: Path) -> None:
-    command = ["sh", "-c", '"$@" >&-', "sh", *WHALEBRIDGE, "run", "--containerd", str(tmp_path / "c.sock")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("whalebridge: standard output ")
-    assert "Traceback" not in done.stderr
-
-
+@one_engine
 def test_run_exits_0_on_signal_when_records_and_log_share_pipe(container_factory: ContainerFactory) -> None:
     """As in `whalebridge run 2>&1 | less`: an idle pager blocks neither the log nor the shutdown."""
     container_factory.run()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.eventually import eventually
-from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
+from tests.integration.commands import ENVIRONMENT, HOSTILE, WHALEBRIDGE, ContainerFactory
+from tests.integration.engines import one_engine_factory
 from tests.integration.terminal import ALTERNATE_SCREEN, MAIN_SCREEN, SHOW_CURSOR, Terminal
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
@@ -29,6 +30,7 @@ def lines(page: str, start: str) -> list[list[str]]:
     return [line.split() for line in page.splitlines() if line.startswith(start)]
 
 
+@one_engine_factory
 def test_watch_updates_table_when_containers_change(container_factory: ContainerFactory) -> None:
     first = container_factory.run(labels={"nerdctl/name": "shop-web-1", "com.docker.compose.project": "shop"})
     with start_watch(container_factory.address) as terminal:
@@ -54,6 +56,7 @@ def test_watch_updates_table_when_containers_change(container_factory: Container
         assert SHOW_CURSOR in terminal.text[terminal.text.rindex(first) :]
 
 
+@one_engine_factory
 def test_watch_escapes_hostile_names_on_terminal(container_factory: ContainerFactory) -> None:
     id_ = container_factory.run(labels={"nerdctl/name": HOSTILE, "com.docker.compose.project": HOSTILE})
     with start_watch(container_factory.address, columns=200) as terminal:
@@ -66,6 +69,7 @@ def test_watch_escapes_hostile_names_on_terminal(container_factory: ContainerFac
         assert r"web\x1b]0;title\x07[red]\x9b2J\u202e" in terminal.text
 
 
+@one_engine_factory
 def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Containerd]) -> None:
     engine = engine_factory()
     stays, exits, new = (f"{stem}-{os.getpid()}" for stem in ("stays", "exits", "new"))
@@ -93,8 +97,7 @@ def test_watch_recovers_after_containerd_restart(engine_factory: Callable[[], Co
     engine.ctr("tasks", "resume", stays)
 
 
-def test_watch_prints_one_line_error_when_unable_to_start(container_factory: ContainerFactory) -> None:
-    assert_one_line(whalebridge("watch", "--containerd", container_factory.address), 2, "'list'")
+def test_watch_prints_one_line_error_when_socket_is_missing() -> None:
     with start_watch("/nowhere.sock") as terminal:
         assert terminal.process.wait(30) == 3
         terminal.wait(lambda page: page.endswith("\n"), "line")

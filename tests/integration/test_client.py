@@ -24,6 +24,7 @@ from bridge.core.containerd_model import ContainerKey, Marker
 from bridge.core.errors import FatalError, TransientError, UnreachableError
 from bridge.core.label_rules import LabelRules
 from tests.eventually import eventually
+from tests.integration.engines import one_engine
 from tests.naming import raises_naming
 from tests.simulator.records import create_containers
 from tests.testbed.containerd import Containerd
@@ -46,6 +47,7 @@ async def client(engine: Containerd) -> AsyncIterator[ContainerdClient]:
         yield client
 
 
+@one_engine
 class TestBadInput:
     """Each error that a user can make has a clear message."""
 

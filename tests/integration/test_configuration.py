@@ -8,11 +8,11 @@ from pathlib import Path
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
-from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, assert_one_line, whalebridge
+from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, ContainerFactory, whalebridge
+from tests.integration.engines import one_engine
 
-CANARY = "canary-7f3a"
 
-
+@one_engine
 def test_run_merges_file_environment_and_options(container_factory: ContainerFactory, tmp_path: Path) -> None:
     records, overridden = tmp_path / "records.jsonl", tmp_path / "overridden.jsonl"
     config = tmp_path / "config.yaml"
@@ -34,6 +34,7 @@ def test_run_merges_file_environment_and_options(container_factory: ContainerFac
     assert not overridden.exists()
 
 
+@one_engine
 def test_commands_accept_a_relative_config_path(container_factory: ContainerFactory, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
         f"containerd: {{address: {container_factory.address}}}\nnamespaces: {{include: [shop]}}\n"
@@ -46,18 +47,3 @@ def test_commands_accept_a_relative_config_path(container_factory: ContainerFact
     assert [each["container"]["id"] for each in json.loads(done.stdout)] == [in_shop]
     done = whalebridge("inspect", in_shop, "--config", str(tmp_path / "config.yaml"))
     assert json.loads(done.stdout)["namespace"] == "shop"
-
-
-def test_invalid_file_ends_each_command_with_all_errors(tmp_path: Path) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text(f"hsot: a\nheartbeat:\n  interval: [{CANARY}]\nsinks: {{main: kafka}}\n")
-    for command in (["run"], ["list"], ["inspect", "x"]):
-        done = whalebridge(*command, "--config", str(config))
-        assert (done.returncode, done.stdout) == (2, "")
-        assert CANARY not in done.stderr
-        assert [line.split(": ")[:3] for line in done.stderr.splitlines()] == [
-            ["whalebridge", f"{config}:4", "sinks.main"],
-            ["whalebridge", f"{config}:3", "heartbeat.interval"],
-            ["whalebridge", f"{config}:1", "hsot"],
-        ]
-    assert_one_line(whalebridge("run", "--config", str(tmp_path / "missing")), 2, f"{tmp_path}/missing: ")

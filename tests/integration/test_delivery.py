@@ -22,10 +22,10 @@ from tests.integration.delivery import (
     check_gapless,
     deduplicated_records,
     is_in_order,
-    listed_containers,
-    published_containers,
     wait_consistent,
 )
+from tests.integration.engines import one_engine
+from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 from tests.testbed.flood import COMPONENTS as FLOOD
@@ -34,10 +34,11 @@ from tests.testbed.flood import flood
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
+pytestmark = one_engine
+
 KILLS = scaled(reduced=8, full=100)
-OUTAGE_SECONDS = scaled(reduced=15, full=120)
+OUTAGE_SECONDS = scaled(reduced=8, full=120)
 _numbers = itertools.count()
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 @pytest.fixture
@@ -130,7 +131,6 @@ def test_bridge_loses_nothing_when_killed_at_random_moments(
     assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
 
 
-@one_engine
 def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
     engine: Containerd,
     churn: ContainerChurn,
@@ -172,7 +172,6 @@ def test_sinks_deliver_all_in_order_when_brokers_come_and_go(
     assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
 
 
-@one_engine
 @pytest.mark.parametrize("failing", ["kafka", "nats"])
 def test_sink_keeps_pace_when_other_sink_is_down(
     engine: Containerd,
@@ -214,7 +213,6 @@ def test_sink_keeps_pace_when_other_sink_is_down(
     assert deduplicated_records(targets.kafka_values()) == deduplicated_records(targets.nats_values())
 
 
-@one_engine
 @pytest.mark.parametrize("fault", ["killed", "suspended"])
 def test_bridge_delivers_backlog_after_stop_with_hung_brokers(
     engine: Containerd,

@@ -12,10 +12,13 @@ from sinks.nats.messages import decode_token
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records
+from tests.integration.engines import one_engine
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
+
+pytestmark = one_engine
 
 HOST = "n*.>größe"
 VALUE_BYTES = 4000  # containerd accepts 4096 bytes of key and value

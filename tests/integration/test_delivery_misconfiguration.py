@@ -18,6 +18,7 @@ from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.commands import ENVIRONMENT, WHALEBRIDGE, assert_one_line, whalebridge
 from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records, without_heartbeats
+from tests.integration.engines import one_engine
 from tests.integration.nats_reading import StreamReader
 from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
@@ -25,35 +26,11 @@ from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
 _numbers = itertools.count()
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 def run_without_containerd(directory: Path, state_dir: Path) -> tuple[str, ...]:
     """Return arguments without a containerd: the state directory is checked first."""
     return ("run", "--containerd", str(directory / "no.sock"), "--log-level", "error", "--state-dir", str(state_dir))
-
-
-def test_run_exits_1_when_state_dir_is_unusable(tmp_path: Path) -> None:
-    file_as_directory = tmp_path / "file"
-    file_as_directory.write_text("")
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "letters.txt").write_text("mine")
-    foreign_file = tmp_path / "foreign-file"
-    foreign_file.mkdir()
-    with sqlite3.connect(foreign_file / "outbox.db") as database:
-        database.execute("CREATE TABLE letters (content)")
-    database.close()
-    for path, *message in (
-        (file_as_directory, "Not a directory"),
-        (file_as_directory / "state", "Not a directory"),
-        (Path("/proc/whalebridge"), "state_dir"),
-        (Path("/sys/whalebridge"), "state_dir"),
-        (foreign, "state_dir"),
-        (foreign_file, "outbox.db", "state_dir"),
-    ):
-        assert_one_line(whalebridge(*run_without_containerd(tmp_path, path)), 1, str(path), *message)
-    assert [path.name for path in foreign.iterdir()] == ["letters.txt"]
 
 
 def test_run_leaves_outbox_of_newer_version_untouched(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from bridge.core.errors import StateError
 from bridge.outbox.sqlite import SqliteOutbox
 from tests.bridge_process import BridgeProcess, check_stream, transitions
 from tests.contract.test_outbox import WIDE_LIMITS, read_all
-from tests.eventually import eventually_async
+from tests.eventually import eventually, eventually_async
+from tests.integration.engines import one_engine
+from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
 from tests.naming import assert_names, raises_naming
 from tests.outboxes import ignore_lock, open_sqlite_outbox
 from tests.records import RecordFactory, sequences
@@ -171,23 +173,28 @@ def test_bridge_stops_on_signal_when_disk_is_full_at_start(tmp_path: Path) -> No
             assert bridge.process.wait(10) == 0
 
 
+@one_engine
 def test_bridge_publishes_all_in_order_after_disk_was_full(engine: Containerd, tmp_path: Path) -> None:
-    """The bridge logs the error, buffers the events, and publishes them in order when there is space again."""
+    """The bridge is not ready, buffers the events, and publishes them in order when there is space again."""
     ids = [f"disk{number}-{os.getpid()}" for number in range(6)]
     with small_disk(tmp_path / "disk", "4m") as disk:
-        with BridgeProcess(engine.address, tmp_path, "--state-dir", f"{disk}/state") as bridge:
+        with BridgeProcess(engine.address, tmp_path, state_dir=disk / "state", environment=LOCAL) as bridge:
+            client = HttpClient(bridge)
             bridge.wait_synced()
+            assert client.ready()
             engine.run(ids[0], "sleep", "86400")
             bridge.wait(lambda records: len(own_records(records)) == 1, "the first start")
             filler = fill_up(disk)
             for id_ in ids[1:]:
                 engine.run(id_, "sleep", "86400", labels={"filler": "x" * 2000})
-            bridge.wait(lambda _: "outbox_write_failed" in bridge.log.read_text(), "the error in the log")
+            bridge.wait_logged("outbox_write_failed")
+            assert_not_ready(client, disk / "state" / "outbox.db", "full")
             for id_ in ids:
                 engine.ctr("task", "kill", "--signal", "SIGKILL", id_)
             filler.unlink()
             records = bridge.wait(lambda records: len(own_records(records)) == 12, "all transitions")
-            assert "outbox_recovered" in bridge.log.read_text()
+            bridge.wait_logged("outbox_recovered")
+            eventually(client.ready, "the bridge to be ready")
         check_stream(records)
         assert {each["origin"] for each in own_records(records)} == {"live"}
         for id_ in ids:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream
 from tests.documentation import ROOT, code_blocks
+from tests.integration.engines import one_engine_factory
 from tests.integration.nats_reading import NatsFactory, StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -38,7 +37,7 @@ VARYING_FIELDS = {
 }
 
 
-@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
+@one_engine_factory
 def test_documented_event_examples_match_real_records(
     engine_factory: Callable[[], Containerd], nats_factory: NatsFactory, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from bridge import app
 from config.settings import load
 from tests.bridge_process import BridgeProcess, RecordDict, check_runs, check_stream, transitions
 from tests.integration.commands import ContainerFactory
+from tests.integration.engines import one_engine, one_engine_factory
 from tests.integration.test_records import MEMORY_LIMIT, OUT_OF_MEMORY, unique_id
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -95,6 +96,7 @@ def test_oom_event_precedes_exit(engine: Containerd, tmp_path: Path) -> None:
     }
 
 
+@one_engine
 def test_filter_matches_unpublished_label(engine: Containerd, tmp_path: Path) -> None:
     selected, other = unique_id(engine, "selected"), unique_id(engine, "other")
     environment = {"WHALEBRIDGE_CONTAINERS__LABELS__INCLUDE": "tier=fr*", "WHALEBRIDGE_LABELS__EXCLUDE": "tier"}
@@ -108,7 +110,7 @@ def test_filter_matches_unpublished_label(engine: Containerd, tmp_path: Path) ->
     check_stream(records)
 
 
-@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)  # independent of the version
+@one_engine_factory
 def test_heartbeat_timestamp_stalls_when_containerd_hangs(
     engine_factory: Callable[[], Containerd], tmp_path: Path
 ) -> None:
@@ -162,6 +164,7 @@ def snapshots(records: list[RecordDict]) -> list[RecordDict]:
     return [each["snapshot"] for each in records if each["type"] == "snapshot_completed"]
 
 
+@one_engine
 async def test_sighup_applies_new_filters_and_sink_settings(engine: Containerd, tmp_path: Path) -> None:
     excluded, kept, added = (unique_id(engine, stem) for stem in ("excluded", "kept", "added"))
     for id_ in (excluded, kept, added):
@@ -194,6 +197,7 @@ async def test_sighup_applies_new_filters_and_sink_settings(engine: Containerd, 
     check_stream([each for each in records if each["type"] != "heartbeat"])
 
 
+@one_engine
 def test_sighup_reloads_config_file(engine: Containerd, tmp_path: Path) -> None:
     excluded, kept = unique_id(engine, "file-excluded"), unique_id(engine, "file-kept")
     for id_ in (excluded, kept):
@@ -216,6 +220,7 @@ def test_sighup_reloads_config_file(engine: Containerd, tmp_path: Path) -> None:
     check_runs(records)
 
 
+@one_engine
 async def test_sighup_publishes_snapshot_to_changed_sink_path(engine: Containerd, tmp_path: Path) -> None:
     id_ = unique_id(engine, "elsewhere")
     engine.run(id_, "sleep", "86400")
@@ -236,6 +241,7 @@ async def test_sighup_publishes_snapshot_to_changed_sink_path(engine: Containerd
     assert types[-3:] == ["snapshot_started", "present", "snapshot_completed"]
 
 
+@one_engine
 async def test_sighup_changes_nothing_when_new_settings_are_invalid(
     engine: Containerd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +261,7 @@ async def test_sighup_changes_nothing_when_new_settings_are_invalid(
     assert len(snapshots(program.records())) == 1
 
 
+@one_engine
 def test_bridge_warns_until_a_namespace_matches(
     engine: Containerd, container_factory: ContainerFactory, tmp_path: Path
 ) -> None:

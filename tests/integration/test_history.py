@@ -34,7 +34,7 @@ DETECTION_SLACK = 10.0  # seconds: an exit without an event is detected later, b
 MAX_UNKNOWN = 5  # inferred exits without a status, of about 60 containers that run only briefly
 
 
-def test_history_is_exact_for_210_containers(engine: Containerd, tmp_path: Path) -> None:
+def test_history_of_many_containers_is_exact(engine: Containerd, tmp_path: Path) -> None:
     assert_history_published(engine, engine.address, tmp_path, SCENARIOS)
 
 

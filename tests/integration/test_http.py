@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import itertools
 import json
 import os
 import re
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory, assert_one_line, whalebridge
-from tests.integration.test_disk_faults import fill_up, small_disk
-from tests.naming import assert_names
+from tests.integration.engines import one_engine, one_engine_factory
+from tests.integration.http_client import LOCAL, HttpClient
 from tests.proxy_process import ProxyProcess
 from tests.testbed import browser
 from tests.testbed.containerd import Containerd
@@ -32,44 +27,7 @@ from tests.testbed.install import search_path
 from tests.testbed.process import run
 
 ROOT = Path(__file__).parents[2]
-LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
 HOSTILE = "<script>document.title='owned'</script>\"><img src=x onerror=\"document.title='owned'\">\u202e"
-
-
-class Response(NamedTuple):
-    status: int
-    text: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.text)
-
-
-class HttpClient:
-    """Send requests to a running bridge over TCP."""
-
-    def __init__(self, bridge: BridgeProcess) -> None:
-        (line,) = bridge.wait_logged("http_listening")
-        self.url = f"http://{line['listen'][0]}"
-
-    def get(self, path: str, method: str = "GET", **headers: str) -> Response:
-        request = urllib.request.Request(self.url + path, method=method, headers=headers)  # noqa: S310 (a local URL)
-        try:
-            with urllib.request.urlopen(request, timeout=20) as response:  # noqa: S310
-                return Response(response.status, response.read().decode())
-        except urllib.error.HTTPError as error:
-            with error:
-                return Response(error.code, error.read().decode())
-
-    def ready(self) -> bool:
-        return self.get("/readyz").status == http.client.OK
-
-    def metrics(self) -> dict[str, float]:
-        return {
-            sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
-            for family in text_string_to_metric_families(self.get("/metrics").text)
-            for sample in family.samples
-        }
 
 
 def label(name: str, project: str = "") -> dict[str, str]:
@@ -79,7 +37,7 @@ def label(name: str, project: str = "") -> dict[str, str]:
 # --- status page ---
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_status_page_runs_no_injected_script_in_browser(
     container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
 ) -> None:
@@ -106,7 +64,7 @@ def test_status_page_runs_no_injected_script_in_browser(
 # --- readiness ---
 
 
-@pytest.mark.parametrize("engine_factory", ["2.4"], indirect=True)
+@one_engine_factory
 def test_readiness_follows_containerd_hang_within_30_s(
     engine_factory: Callable[[], Containerd], tmp_path: Path
 ) -> None:
@@ -137,29 +95,7 @@ def test_readiness_is_false_before_first_snapshot(tmp_path: Path) -> None:
         assert client.get("/containers").document["projects"] == {}
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_readiness_is_false_while_disk_is_full(container_factory: ContainerFactory, tmp_path: Path) -> None:
-    with (
-        small_disk(tmp_path / "disk", "4m") as disk,
-        BridgeProcess(container_factory.address, tmp_path, state_dir=disk / "state", environment=LOCAL) as bridge,
-    ):
-        client = HttpClient(bridge)
-        bridge.wait_synced()
-        assert client.ready()
-        filler = fill_up(disk)
-        for _ in range(4):
-            container_factory.run(labels={"filler": "x" * 2000})
-        eventually(lambda: not client.ready(), within=20)
-        readiness = client.get("/readyz").document
-        assert_names(readiness["outbox"]["error"], disk / "state" / "outbox.db", "full")
-        (reason,) = readiness["reasons"]
-        assert_names(reason, readiness["outbox"]["error"])
-        assert client.metrics()["whalebridge_outbox_writable"] == 0
-        filler.unlink()
-        eventually(client.ready, within=40)
-
-
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_readiness_is_degraded_when_sink_is_down(container_factory: ContainerFactory, tmp_path: Path) -> None:
     with socket.socket() as unreachable:
         unreachable.bind(("127.0.0.1", 0))
@@ -183,6 +119,7 @@ def test_readiness_is_degraded_when_sink_is_down(container_factory: ContainerFac
 # --- metrics ---
 
 
+@one_engine_factory
 def test_metrics_match_known_history(engine_factory: Callable[[], Containerd], tmp_path: Path) -> None:
     containerd = engine_factory()
     first, second, third = (f"known{number}-{os.getpid()}" for number in range(3))
@@ -265,7 +202,7 @@ def test_dashboard_queries_allow_two_pods_per_node(tmp_path: Path, require: Call
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_promtool_accepts_exposed_metrics(
     container_factory: ContainerFactory, tmp_path: Path, require: Callable[..., None]
 ) -> None:
@@ -281,6 +218,7 @@ def test_promtool_accepts_exposed_metrics(
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@one_engine
 def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Path) -> None:
     name = "whalebridge_proxy_denied_calls_total"
     with (
@@ -293,36 +231,6 @@ def test_metrics_count_calls_that_proxy_denied(engine: Containerd, tmp_path: Pat
         command = ["ctr", "--address", proxy.address, "namespaces", "create", "new"]
         assert run(command, env=engine.env, check=False).returncode
         eventually(lambda: client.metrics()[name] == 1, "the next marker", within=60)
-
-
-# --- secrets ---
-
-
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
-def test_http_responses_contain_no_secrets(container_factory: ContainerFactory, tmp_path: Path) -> None:
-    numbers = itertools.count()
-
-    def canary() -> str:
-        return f"canary-{next(numbers)}-{os.getpid()}"
-
-    labels = {"db.password": canary(), "api-token": canary(), "nerdctl/extraHosts": canary(), "tier": "published-value"}
-    container_factory.run(labels=labels)
-    environment = {
-        **LOCAL,
-        "WHALEBRIDGE_SINKS__STDOUT__TYPE": "stdout",
-        "WHALEBRIDGE_SINKS__NATS__TYPE": "nats",
-        "WHALEBRIDGE_SINKS__NATS__SERVERS": "127.0.0.1:1",
-        "WHALEBRIDGE_SINKS__NATS__SUBJECT_PREFIX": "bridge",
-        "WHALEBRIDGE_SINKS__NATS__AUTH__USER": "bridge",
-        "WHALEBRIDGE_SINKS__NATS__AUTH__PASSWORD": canary(),
-    }
-    with BridgeProcess(container_factory.address, tmp_path, environment=environment) as bridge:
-        client = HttpClient(bridge)
-        bridge.wait_synced()
-        bridge.wait_logged("sink_publish_failed")
-        pages = [client.get(path).text for path in ("/", "/readyz", "/metrics", "/containers")]
-    assert "published-value" in pages[3]
-    assert [page for page in [*pages, bridge.log.read_text()] if "canary-" in page] == []
 
 
 # --- listen address ---
@@ -389,7 +297,7 @@ def occupy_port(server: socket.socket, port: int) -> bool:
 # --- whalebridge snapshot ---
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_snapshot_command_triggers_snapshot_of_running_bridge(
     container_factory: ContainerFactory, tmp_path: Path
 ) -> None:

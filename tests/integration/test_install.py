@@ -16,6 +16,7 @@ import pytest
 
 from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT, shell_commands
+from tests.integration.engines import one_engine
 from tests.testbed.containerd import Containerd
 
 pytestmark = pytest.mark.timeout(900)
@@ -68,7 +69,7 @@ def _pip_settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith("PIP_") or "CERT" in name}
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_documented_install_upgrade_and_removal_work(engine: Containerd, tmp_path: Path) -> None:
     machine = InstallSandbox(tmp_path)
     machine.run_section("Install")

@@ -16,13 +16,14 @@ from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
-from bridge.containerd.event_stream import FILTERS, ContainerdEventStream
+from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.containerd.protos import containers_pb2
 from bridge.containerd.protos.envelope_pb2 import Envelope
 from bridge.containerd.proxy import policy
 from bridge.containerd.rpc_errors import RpcError
 from bridge.core.containerd_model import Event, Marker
 from tests.integration import api_methods
+from tests.integration.engines import one_engine
 from tests.integration.proxy_calls import (
     DEFAULT,
     KEEP_ALL,
@@ -49,6 +50,7 @@ ALLOWED_METHODS = {rule.method.path for rule in policy.POLICIES} | {
 }
 
 
+@one_engine
 class TestDeniedCalls:
     async def test_proxy_denies_every_method_not_allowed(
         self, engine: Containerd, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
@@ -70,12 +72,6 @@ class TestDeniedCalls:
         lines = proxy.log_lines("call_denied")
         assert len(lines) <= 110
         assert lines[0]["method"] in denied
-
-    async def test_proxy_denies_malformed_method_names(self, proxied: grpc.aio.Channel) -> None:
-        allowed = methods.VERSION.path
-        names = ["/", "/x", allowed.lower(), f"{allowed}/", f"/{allowed}", f"{allowed}x", "/a/../" + allowed, "/" * 999]
-        for name in names:
-            assert await call_outcome(proxied, name) is StatusCode.PERMISSION_DENIED, name
 
     def test_proxy_denies_changes_by_ctr(self, engine: Containerd, proxy: ProxyProcess, container: str) -> None:
         def ctr(*words: str) -> str:
@@ -99,22 +95,10 @@ class TestDeniedCalls:
         direct = ContainerdEventStream(engine.address)
         await events_before_marker(engine.address, direct)
         empty = wire.field(2, wire.field(1, "google.protobuf.Empty"))
-        topic = "/whalebridge/marker/n/1"
-        foreign = [
-            ("whalebridge", wire.field(1, "/tasks/exit") + empty),
-            ("whalebridge", wire.field(1, "/whalebridge/other") + empty),
-            ("whalebridge", wire.field(1, "/whalebridge/marker/n/1/2") + empty),
-            ("whalebridge", wire.field(1, f"/whalebridge/marker/{'n' * 77}/1") + empty),
-            ("default", wire.field(1, topic) + empty),
-            ("", wire.field(1, topic) + empty),
-            ("whalebridge", wire.field(1, topic)),
-            ("whalebridge", wire.field(1, topic) + wire.field(2, wire.any_message("google.protobuf.Empty", b"x"))),
-            ("whalebridge", wire.field(1, topic) + wire.field(2, wire.any_message("containerd.events.TaskExit", b""))),
-            ("whalebridge", wire.field(1, topic) + empty + wire.field(9, b"more")),
-        ]
-        for namespace, request in foreign:
+        for namespace, topic in (("whalebridge", "/tasks/exit"), ("default", "/whalebridge/marker/n/1")):
+            request = wire.field(1, topic) + empty
             code = await call_outcome(proxied, methods.PUBLISH.path, request, namespace=namespace)
-            assert code in (StatusCode.PERMISSION_DENIED, StatusCode.INVALID_ARGUMENT), (namespace, request)
+            assert code is StatusCode.PERMISSION_DENIED, (namespace, topic)
         await asyncio.sleep(0.2)
         async with ContainerdClient(engine.address, KEEP_ALL) as client:
             await client.publish_marker("last", 1)
@@ -138,41 +122,6 @@ class TestDeniedCalls:
         assert {getattr(each, "code", None) for each in denied} == {StatusCode.RESOURCE_EXHAUSTED}
         assert all("20" in str(each) for each in denied)
 
-    @pytest.mark.parametrize(
-        ("method", "request_"),
-        [
-            (methods.CONTAINERS.path, wire.field(1, 'labels."x"==y')),
-            (methods.CONTAINERS_STREAM.path, wire.field(1, "id==x")),
-            (methods.TASKS.path, wire.field(1, "x")),
-            (methods.NAMESPACES.path, wire.field(1, "x")),
-            (methods.TASK.path, wire.field(1, "x") + wire.field(2, "an-exec")),
-            (methods.WAIT.path, wire.field(1, "x") + wire.field(2, "an-exec")),
-            (methods.CONTAINER.path, wire.field(1, "x") + wire.field(99, "new")),
-            (methods.SUBSCRIBE.path, wire.field(1, 'topic~="^/images/"')),
-            (methods.SUBSCRIBE.path, wire.field(1, FILTERS[0]) + wire.field(1, "")),
-            (methods.VERSION.path, b"\xff\xff\xff\xff"),
-            (methods.CONTAINER.path, b"\x0a\x05abc"),
-            (methods.CONTAINER.path, wire.field(1, b"\xff")),
-            (methods.PUBLISH.path, b"\x0a\x7f"),
-            (methods.SUBSCRIBE.path, b"\x0b"),
-        ],
-    )
-    async def test_proxy_denies_unexpected_and_malformed_requests(
-        self, proxied: grpc.aio.Channel, method: str, request_: bytes
-    ) -> None:
-        assert await call_outcome(proxied, method, request_) is StatusCode.INVALID_ARGUMENT
-
-    @pytest.mark.parametrize("namespace", ["-", "a b", "a/b", "n" * 77, "x..y"])
-    async def test_proxy_denies_invalid_namespaces(self, proxied: grpc.aio.Channel, namespace: str) -> None:
-        assert await call_outcome(proxied, methods.TASKS.path, b"", namespace=namespace) is StatusCode.INVALID_ARGUMENT
-
-    async def test_proxy_denies_call_with_two_namespaces(self, proxied: grpc.aio.Channel) -> None:
-        both = ((methods.NAMESPACE_HEADER, "default"), (methods.NAMESPACE_HEADER, "moby"))
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await unary_call(proxied, methods.TASKS.path)(b"", metadata=both)
-        assert caught.value.code() is StatusCode.INVALID_ARGUMENT
-
-    @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # independent of containerd
     async def test_proxy_denies_call_without_exactly_one_request(self, proxied: grpc.aio.Channel) -> None:
         assert await call_outcome(proxied, methods.VERSION.path) is not StatusCode.OK
         assert await call_outcome(proxied, methods.CONTAINER.path, b"", b"") is not StatusCode.OK

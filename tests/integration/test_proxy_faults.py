@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,9 @@ import pytest
 from bridge.containerd.proxy.relay import SUBSCRIBER_BUFFER_BYTES
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
 from tests.eventually import eventually
+from tests.integration.engines import one_engine_factory
 from tests.integration.proxy_calls import MIB, publish_bulk
+from tests.integration.running import exits, init_pid, suspended
 from tests.proxy_process import ProxyProcess
 from tests.testbed.containerd import Containerd
 
@@ -42,10 +43,6 @@ def snapshot_reasons(records: list[RecordDict]) -> list[str]:
     return [each["snapshot"]["reason"] for each in records if each["type"] == "snapshot_started"]
 
 
-def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
-    return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
-
-
 def unique_ids(*prefixes: str) -> list[str]:
     return [f"{prefix}-{os.getpid()}" for prefix in prefixes]
 
@@ -56,20 +53,7 @@ def start_containers(containerd: Containerd, bridge: BridgeProcess, ids: list[st
     bridge.wait(lambda records: set(ids) <= set(running_after(records)), "all starts")
 
 
-def init_pid(containerd: Containerd, id_: str) -> int:
-    lines = containerd.ctr("tasks", "ls").stdout.splitlines()[1:]
-    return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
-
-
-@contextmanager
-def suspended(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
+@one_engine_factory
 def test_exit_is_published_once_when_proxied_containerd_is_down(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
@@ -89,6 +73,7 @@ def test_exit_is_published_once_when_proxied_containerd_is_down(
     assert proxy.process.poll() is None
 
 
+@one_engine_factory
 def test_bridge_reconnects_when_proxy_is_restarted(
     containerd: Containerd, proxy: ProxyProcess, bridge: BridgeProcess
 ) -> None:
@@ -105,6 +90,7 @@ def test_bridge_reconnects_when_proxy_is_restarted(
     assert exited["exit"]["status"] == 137
 
 
+@one_engine_factory
 def test_overflow_snapshot_follows_when_bridge_lags_behind_proxy(containerd: Containerd, bridge: BridgeProcess) -> None:
     start_containers(containerd, bridge, unique_ids("slow"))
     with suspended(bridge.process.pid):

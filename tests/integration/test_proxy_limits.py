@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-import pytest
 from grpc import StatusCode
 
 from bridge.containerd import methods
 from bridge.containerd.client import ContainerdClient
 from bridge.containerd.event_stream import ContainerdEventStream
 from bridge.containerd.proxy import relay, server
-from bridge.core.containerd_model import Event
+from bridge.core.containerd_model import ContainerKey, Event
 from bridge.core.errors import StreamOverflowError
 from tests.integration.commands import whalebridge
+from tests.integration.engines import one_engine
 from tests.integration.proxy_calls import (
     DEFAULT,
     KEEP_ALL,
@@ -34,7 +34,7 @@ from tests.integration.proxy_calls import (
 from tests.naming import assert_names
 from tests.proxy_process import ProxyProcess
 from tests.simulator import wire
-from tests.simulator.records import create_containers
+from tests.simulator.containerd import SimulatedContainerd
 from tests.testbed.containerd import Containerd
 
 # Memory of gRPC and Python on top of the limit; a third of it was measured.
@@ -44,6 +44,7 @@ QUEUED_BYTES = 80 * 1024  # measured: 50 KiB
 
 
 class TestLimits:
+    @one_engine
     async def test_proxy_ends_stream_when_client_stops_reading(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
@@ -61,7 +62,7 @@ class TestLimits:
             assert await count_large_events(stalled) < 3 * relay.SUBSCRIBER_BUFFER_BYTES // MIB
             assert await stalled.code() is StatusCode.RESOURCE_EXHAUSTED
 
-    @pytest.mark.parametrize("engine", ["2.4"], indirect=True)  # independent of containerd
+    @one_engine
     async def test_proxy_frees_subscriptions_of_stalled_clients(
         self, engine: Containerd, proxied: grpc.aio.Channel, proxy: ProxyProcess
     ) -> None:
@@ -79,6 +80,7 @@ class TestLimits:
             assert await count_large_events(call) < NEAR_LIMIT_MIB
             assert await call.code() is StatusCode.RESOURCE_EXHAUSTED
 
+    @one_engine
     async def test_client_raises_overflow_at_subscription_limit(self, proxy: ProxyProcess) -> None:
         async with ContainerdClient(proxy.address, KEEP_ALL) as client:
             streams = [await client.subscribe() for _ in range(relay.MAX_SUBSCRIPTIONS + 1)]
@@ -93,6 +95,7 @@ class TestLimits:
         assert isinstance(error, StreamOverflowError)
         assert_names(error, relay.MAX_SUBSCRIPTIONS)
 
+    @one_engine
     async def test_proxy_limits_open_connections(self, proxy: ProxyProcess) -> None:
         sockets = [socket.socket(socket.AF_UNIX) for _ in range(server.MAX_CONNECTIONS + 40)]
         try:
@@ -107,6 +110,7 @@ class TestLimits:
                 each.close()
         await wait_ready(proxy)
 
+    @one_engine
     async def test_proxy_holds_waiting_calls_in_bounded_memory(
         self, proxy: ProxyProcess, proxied: grpc.aio.Channel, container: str
     ) -> None:
@@ -121,19 +125,18 @@ class TestLimits:
         for call in calls:
             call.cancel()
 
-    async def test_proxy_lists_ten_thousand_containers_in_bounded_memory(
-        self, engine_factory: Callable[[], Containerd], tmp_path: Path
-    ) -> None:
-        engine = engine_factory()
-        with ProxyProcess(engine.address, tmp_path) as proxy:
-            before = proxy.peak_bytes()
-            ids = (f"c{number}" for number in range(10_000))
-            labels = {b"com.docker.compose.project": b"p" * 20, b"nerdctl/name": b"n" * 20}
-            await create_containers(engine.address, "large", ids, labels=labels, spec_bytes=7_000)
-            async with ContainerdClient(proxy.address, KEEP_ALL) as client:
-                containers = [container async for container in client.containers("large")]
-            assert len(containers) == 10_000
-            assert proxy.peak_bytes() - before < 64 * MIB
+    async def test_proxy_lists_ten_thousand_containers_in_bounded_memory(self, tmp_path: Path) -> None:
+        """The simulated containerd sends 68 MiB; test_client.py has listings of real ones."""
+        labels = {"com.docker.compose.project": "p" * 20, "nerdctl/name": "n" * 20}
+        async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+            for number in range(10_000):
+                containerd.state.create(ContainerKey("large", f"c{number}"), labels, spec_bytes=7_000)
+            with ProxyProcess(containerd.address, tmp_path) as proxy:
+                before = proxy.peak_bytes()
+                async with ContainerdClient(proxy.address, KEEP_ALL) as client:
+                    containers = [container async for container in client.containers("large")]
+                assert len(containers) == 10_000
+                assert proxy.peak_bytes() - before < 64 * MIB
 
 
 async def subscribe_when_admitted(client: ContainerdClient, proxy: ProxyProcess) -> ContainerdEventStream:
@@ -160,6 +163,7 @@ async def count_large_events(call: grpc.aio.UnaryStreamCall[bytes, bytes]) -> in
     return count
 
 
+@one_engine
 class TestSocket:
     def test_proxy_socket_has_configured_mode_and_group(self, engine: Containerd, tmp_path: Path) -> None:
         with ProxyProcess(engine.address, tmp_path, "--socket-mode=0640", "--socket-group=65534") as proxy:

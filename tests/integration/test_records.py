@@ -18,6 +18,7 @@ from bridge.core.records import json_schema
 from bridge.core.time import to_seconds
 from bridge.core.tracker import EXIT_GRACE_NS
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions, transitions_of_new_containers
+from tests.integration.engines import one_engine
 from tests.testbed.containerd import Containerd
 from tests.testbed.dockerd import Docker
 from tests.testbed.image import NAME as IMAGE
@@ -60,6 +61,7 @@ def test_records_match_json_schema(engine: Containerd, tmp_path: Path) -> None:
     assert started["container"]["runtime"] == "io.containerd.runc.v2"
 
 
+@one_engine
 def test_record_labels_follow_label_rules(engine: Containerd, tmp_path: Path) -> None:
     id_ = unique_id(engine, "labels")
     hostile = {"tier": "front", "db-password": "canary-1", "API_TOKEN": "canary-2", "esc": "\x1b[31mr\ned", "ü": "日本"}
@@ -121,6 +123,7 @@ def test_exit_record_denies_oom_kill_only_when_known(engine: Containerd, tmp_pat
     assert ooms == [False, None, None]
 
 
+@one_engine
 def test_pod_metadata_comes_from_labels_and_sandboxes_are_opt_in(engine: Containerd, tmp_path: Path) -> None:
     sandbox, container = unique_id(engine, "sandbox"), unique_id(engine, "app")
     engine.import_image("k8s.io")
@@ -176,6 +179,7 @@ def test_bridge_ignores_foreign_events_and_markers(engine: Containerd, tmp_path:
     assert 1 <= log.count("event_decode_failed") <= 2
 
 
+@one_engine
 def test_bridge_watches_namespace_created_while_running(engine: Containerd, tmp_path: Path) -> None:
     with BridgeProcess(engine.address, tmp_path, "--namespace", "new.*", "--exclude-namespace", "*.excluded") as bridge:
         bridge.wait_synced()
@@ -188,6 +192,7 @@ def test_bridge_watches_namespace_created_while_running(engine: Containerd, tmp_
 
 
 @pytest.mark.parametrize("watched", [False, True])
+@one_engine
 def test_docker_containers_are_published_only_on_request(
     engine: Containerd, docker: Docker, tmp_path: Path, watched: bool
 ) -> None:

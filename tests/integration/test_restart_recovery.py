@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, RecordDict, check_runs, running_after, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_runs, summary, transitions
 from tests.eventually import eventually
+from tests.integration.engines import one_engine
 from tests.integration.line_reader import read_file
+from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
@@ -31,16 +33,6 @@ EXITS, STOPS, RESTARTED, STAYS, PAUSES, CREATED = IDS = [
 @pytest.fixture
 def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
     return engine_factory()
-
-
-def listed_containers(containerd: Containerd) -> dict[str, bool]:
-    """Return the running containers that containerd lists in namespace default, and whether each is paused."""
-    tasks = containerd.tasks()
-    return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
-
-
-def published_containers(records: list[RecordDict]) -> dict[str, bool]:
-    return {id_: container["paused"] for id_, container in running_after(records).items()}
 
 
 def bridge(containerd: Containerd, directory: Path) -> BridgeProcess:
@@ -156,6 +148,7 @@ def test_bridge_agrees_with_containerd_after_kills_under_churn(containerd: Conta
     assert published_containers(reader.records) == listed_containers(containerd), list(map(summary, reader.records))
 
 
+@one_engine
 def test_bridge_stops_in_time_without_loss_when_broker_hangs(engine: Containerd, tmp_path: Path) -> None:
     """The server accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -6,18 +6,17 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from tests.bridge_process import BridgeProcess, RecordDict, check_stream, running_after, summary, transitions
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, summary, transitions
 from tests.eventually import eventually
+from tests.integration.running import exits, init_pid, listed_containers, published_containers, suspended
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
-from tests.testbed.process import suspend_process
 
 ROUNDS = scaled(reduced=3, full=20)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
@@ -31,20 +30,6 @@ def containerd(engine_factory: Callable[[], Containerd]) -> Containerd:
     return engine_factory()
 
 
-def listed_containers(containerd: Containerd) -> dict[str, bool]:
-    """Return the running containers that containerd lists in namespace default, and whether each is paused."""
-    tasks = containerd.tasks()
-    return {id_: status == "PAUSED" for id_, status in tasks.items() if status in ("RUNNING", "PAUSED", "PAUSING")}
-
-
-def published_containers(records: list[RecordDict]) -> dict[str, bool]:
-    return {id_: container["paused"] for id_, container in running_after(records).items()}
-
-
-def exits(records: list[RecordDict], id_: str) -> list[RecordDict]:
-    return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
-
-
 def is_running(pid: int) -> bool:
     """Return whether a process exists and is not a zombie; a hung shim does not reap its children."""
     try:
@@ -55,23 +40,6 @@ def is_running(pid: int) -> bool:
 
 def last_control_record(records: list[RecordDict]) -> RecordDict:
     return next(each for each in reversed(records) if each["snapshot"])
-
-
-def init_pid(containerd: Containerd, id_: str) -> int:
-    """Return the init process of a container, to end the container without a call to containerd."""
-    lines = containerd.ctr("tasks", "ls").stdout.splitlines()[1:]
-    return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
-
-
-@contextmanager
-def suspended(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        suspend_process(pid)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
@@ -112,10 +80,9 @@ def test_restart_during_outage_creates_second_incarnation(containerd: Containerd
         for id_ in (RESTARTED, STAYS):
             containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
-        with suspended([bridge.process.pid]):
+        with suspended(bridge.process.pid):
             containerd.ctr("task", "kill", "--signal", "SIGKILL", RESTARTED)
-            while containerd.tasks()[RESTARTED] != "STOPPED":
-                time.sleep(0.02)
+            eventually(lambda: containerd.tasks()[RESTARTED] == "STOPPED", "the exit")
             containerd.ctr("task", "rm", RESTARTED)
             containerd.kill()  # its queue of events for the bridge is lost
             containerd.start()
@@ -142,12 +109,9 @@ def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tm
         pid = init_pid(containerd, HUNG)
         shims = containerd.shim_pids("default", HUNG)
         assert shims
-        with suspended(shims):
+        with suspended(*shims):
             containerd.suspend()
-            deadline = time.monotonic() + 30
-            while "containerd_unavailable" not in bridge.log.read_text():
-                assert time.monotonic() < deadline, "a hung containerd was not detected within 30 s"
-                time.sleep(0.1)
+            eventually(lambda: bridge.log_lines("containerd_unavailable"), "detection of the hang", within=30)
             containerd.resume()
             records = bridge.wait_synced(2, seconds=60)
             assert last_control_record(records)["snapshot"]["partial"]
@@ -163,7 +127,7 @@ def test_hung_containerd_and_shim_cause_no_false_exit(containerd: Containerd, tm
 def test_snapshot_is_partial_when_shim_hangs_at_bridge_start(containerd: Containerd, tmp_path: Path) -> None:
     """The state of the container is unknown: the snapshot omits it and is partial; an audit finds it."""
     containerd.run(HUNG, "sleep", "86400")
-    with suspended(containerd.shim_pids("default", HUNG)), BridgeProcess(containerd.address, tmp_path) as bridge:
+    with suspended(*containerd.shim_pids("default", HUNG)), BridgeProcess(containerd.address, tmp_path) as bridge:
         records = bridge.wait_synced(seconds=60)
         assert last_control_record(records)["snapshot"]["partial"]
         assert published_containers(records) == {}
@@ -185,7 +149,7 @@ def test_exit_is_published_once_when_shim_hangs_during_restart(containerd: Conta
             containerd.run(id_, "sleep", "86400")
         bridge.wait(lambda records: len(transitions(records)) == 2, "both starts")
         pid = init_pid(containerd, HUNG)
-        with suspended(containerd.shim_pids("default", HUNG)):
+        with suspended(*containerd.shim_pids("default", HUNG)):
             containerd.kill()
             containerd.start()
             bridge.wait_synced(2, seconds=60)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import shutil
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -19,11 +16,14 @@ from tests.bridge_process import BridgeProcess, RecordDict
 from tests.documentation import documented_fold
 from tests.eventually import eventually
 from tests.integration.commands import ContainerFactory
+from tests.integration.engines import one_engine
+from tests.integration.http_client import LOCAL, HttpClient
 from tests.integration.nats_reading import StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.nats import Nats
 
-LOCAL = {"WHALEBRIDGE_HTTP__LISTEN": "127.0.0.1:0"}
+pytestmark = one_engine
+
 TAKEOVER_SECONDS = 180.0  # three probes of 10 s, then a snapshot; longer on a machine that is busy
 _numbers = itertools.count()
 
@@ -83,17 +83,6 @@ def bridge(
     )
 
 
-def get(process: BridgeProcess, path: str) -> str:
-    (line,) = process.wait_logged("http_listening")
-    with urllib.request.urlopen(f"http://{line['listen'][0]}{path}", timeout=20) as response:
-        return str(response.read().decode())
-
-
-def readiness(process: BridgeProcess) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(get(process, "/readyz"))
-    return document
-
-
 def stop_container(engine: Containerd, namespace: str, id_: str) -> None:
     engine.ctr("tasks", "kill", "--signal", "SIGKILL", id_, namespace=namespace)
 
@@ -110,16 +99,16 @@ def test_bridge_continues_after_second_bridge(
             for process in (service, second):
                 (line, *_) = process.wait_logged("other_bridge_detected")
                 assert (line["level"], line["host"]) == ("warning", host)
-                document = readiness(process)
+                document = HttpClient(process).get("/readyz").document
                 assert (document["ready"], document["degraded"], document["other_bridges"]) == (True, True, 1)
                 assert f"another whalebridge publishes for host {host}" in document["reasons"][0]
-            assert "\nwhalebridge_other_bridges 1.0\n" in get(service, "/metrics")
+            assert HttpClient(service).metrics()["whalebridge_other_bridges"] == 1
         stop_container(engine, consumer.namespace, exits)
         container_factory.run(consumer.namespace)
         consumer.wait_right(host, TAKEOVER_SECONDS)
         assert service.wait_logged("other_bridge_gone")
-        eventually(lambda: not readiness(service)["degraded"], "full readiness")
-        assert "\nwhalebridge_other_bridges 0.0\n" in get(service, "/metrics")
+        eventually(lambda: not HttpClient(service).get("/readyz").document["degraded"], "full readiness")
+        assert HttpClient(service).metrics()["whalebridge_other_bridges"] == 0
         last = container_factory.run(consumer.namespace)
         consumer.wait_right(host)
     records = consumer.records()
@@ -140,8 +129,11 @@ def test_bridges_with_different_hosts_do_not_disturb_each_other(
     with bridge(engine, consumer, tmp_path / "a", hosts[0]) as one, bridge(engine, consumer, tmp_path / "b", hosts[1]):
         for host in hosts:
             consumer.wait_right(host)
-        eventually(lambda: 'reason="foreign_marker"} 0.0' not in get(one, "/metrics"), "a marker of the other bridge")
-        assert readiness(one)["other_bridges"] == 0
+        eventually(
+            lambda: HttpClient(one).metrics()["whalebridge_ignored_events_total foreign_marker"],
+            "a marker of the other bridge",
+        )
+        assert HttpClient(one).get("/readyz").document["other_bridges"] == 0
     assert len({each["epoch"] for each in consumer.records()}) == 2
 
 
@@ -162,30 +154,3 @@ def test_copied_state_directory_says_nothing_about_other_host(
         consumer.wait_right(original)
     epochs = {(each["host"], each["epoch"]) for each in consumer.records()}
     assert sorted(host for host, _ in epochs) == [original, clone]
-
-
-@pytest.mark.parametrize("restored", [True, False], ids=["restored", "deleted"])
-def test_restored_or_deleted_state_directory_repeats_nothing(
-    engine: Containerd, consumer: Consumer, container_factory: ContainerFactory, tmp_path: Path, *, restored: bool
-) -> None:
-    host, state, backup = consumer.namespace, tmp_path / "state", tmp_path / "backup"
-    before = container_factory.run(consumer.namespace)
-    with bridge(engine, consumer, tmp_path / "bridge", host, state):
-        consumer.wait_right(host)
-    shutil.copytree(state, backup)
-    with bridge(engine, consumer, tmp_path / "bridge", host, state):
-        stop_container(engine, consumer.namespace, before)
-        born = container_factory.run(consumer.namespace)
-        consumer.wait_right(host)
-    stop_container(engine, consumer.namespace, born)
-    container_factory.run(consumer.namespace)
-    shutil.rmtree(state)
-    if restored:
-        shutil.copytree(backup, state)
-    known = len(consumer.records())
-    with bridge(engine, consumer, tmp_path / "bridge", host, state):
-        consumer.wait_right(host)
-    started, *others, completed = consumer.records()[known:]
-    assert started["snapshot"]["reason"] == ("outbox_reset" if restored else "start")
-    assert started["snapshot"]["previous"] is None
-    assert [each["type"] for each in (*others, completed)] == ["present", "snapshot_completed"]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import signal
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,13 +12,11 @@ import pytest
 from tests.bridge_process import BridgeProcess, check_stream
 from tests.eventually import eventually
 from tests.integration.commands import assert_one_line, whalebridge
+from tests.integration.engines import one_engine
+from tests.integration.http_client import LOCAL, HttpClient, assert_not_ready
 from tests.integration.test_disk_faults import fill_up, small_disk
-from tests.integration.test_http import LOCAL, HttpClient
 from tests.integration.test_systemd import NotifySocket
-from tests.naming import assert_names
 from tests.testbed.containerd import Containerd
-
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 @pytest.fixture
@@ -37,17 +32,7 @@ def subdirectory(parent: Path, name: str) -> Path:
     return path
 
 
-def assert_not_ready(client: HttpClient, *named: object) -> None:
-    """Assert that the bridge responds, is not ready, and names the cause."""
-    assert client.get("/livez").status == http.client.OK
-    response = client.get("/readyz")
-    assert response.status == http.client.SERVICE_UNAVAILABLE
-    assert_names(response.document["reasons"][0], "the outbox", *named)
-    metrics = client.metrics()
-    assert (metrics["whalebridge_ready"], metrics["whalebridge_outbox_writable"]) == (0, 0)
-    assert client.get("/").status == client.get("/containers").status == http.client.OK
-
-
+@one_engine
 def test_bridge_responds_while_disk_is_full_at_start(
     engine: Containerd, notify_socket: NotifySocket, tmp_path: Path
 ) -> None:
@@ -172,14 +157,3 @@ def test_second_bridge_waits_until_first_releases_state_dir(engine: Containerd, 
             second.wait_synced(2)
     check_stream(first.records())
     check_stream(second.records())
-
-
-def test_bridge_ends_when_outbox_cannot_be_used(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    with BridgeProcess("/nowhere.sock", tmp_path, state_dir=state) as bridge:
-        bridge.wait_logged("containerd_unavailable")
-    with closing(sqlite3.connect(state / "outbox.db")) as newer:
-        newer.execute("PRAGMA user_version = 99")
-    done = whalebridge("run", "--containerd", "/nowhere.sock", "--state-dir", str(state))
-    assert done.returncode == 1
-    assert_names(done.stderr.splitlines()[-1], "whalebridge: ", state / "outbox.db", "newer")

@@ -20,6 +20,7 @@ import pytest
 
 from tests.bridge_process import BridgeProcess
 from tests.documentation import ROOT, code_blocks
+from tests.integration.engines import one_engine
 from tests.proxy_process import ProxyProcess
 from tests.testbed import systemd
 from tests.testbed.containerd import Containerd
@@ -29,7 +30,6 @@ DIRECTORY = ROOT / "deploy" / "systemd"
 UNIT = DIRECTORY / "whalebridge.service"
 UNITS = (UNIT, DIRECTORY / "whalebridge-proxy.service")
 EXPOSURE = 20  # tenths; systemd rates up to 30 as good for a service with external communication
-one_engine = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
 
 
 @pytest.fixture

@@ -17,12 +17,13 @@ from nats.js.errors import NoKeysError, NotFoundError
 
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
+from tests.integration.engines import one_engine
 from tests.integration.nats_reading import StreamReader
 from tests.testbed.containerd import Containerd
 from tests.testbed.kafka import Kafka
 from tests.testbed.nats import Nats
 
-pytestmark = pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+pytestmark = one_engine
 _numbers = itertools.count()
 
 

@@ -24,6 +24,7 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 from tests.bridge_process import BridgeProcess, transitions
 from tests.eventually import eventually
 from tests.integration.delivery import check_gapless, deduplicated_records, without_heartbeats
+from tests.integration.engines import one_engine
 from tests.testbed.broker_images import Image, kafka_image, nats_image
 from tests.testbed.containerd import Containerd
 from tests.testbed.image import NAME as IMAGE
@@ -73,7 +74,7 @@ def import_image(make: Callable[[Path], Image], directory: Path) -> str:
     return image.name
 
 
-@pytest.mark.parametrize("engine", ["2.4"], indirect=True)
+@one_engine
 def test_bridge_publishes_same_records_to_testcontainers_brokers(
     engine: Containerd, nats_url: str, kafka_bootstrap: str, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from bridge.containerd.whalewatcher_api import Container, ContainerdWatcher, ContainerEventType
 from bridge.core.errors import AmbiguousError, NotFoundError, TransientError
+from tests.integration.engines import one_engine, one_engine_factory
 from tests.naming import raises_naming
 from tests.simulator.state import IMAGE
 from tests.testbed.containerd import Containerd
@@ -99,6 +100,7 @@ async def test_watcher_reports_lifecycle_and_lists_container(
         await watcher.inspect("web")
 
 
+@one_engine
 async def test_watcher_names_candidates_when_id_is_ambiguous(
     namespace: NamespaceDriver, watcher: ContainerdWatcher
 ) -> None:
@@ -112,6 +114,7 @@ async def test_watcher_names_candidates_when_id_is_ambiguous(
         await watcher.inspect("unknown")
 
 
+@one_engine
 async def test_watcher_excludes_docker_unless_included(engine: Containerd) -> None:
     moby = NamespaceDriver(engine)
     moby.name = "moby"
@@ -128,6 +131,7 @@ async def test_watcher_excludes_docker_unless_included(engine: Containerd) -> No
     await moby.ctr("containers", "delete", id_)
 
 
+@one_engine_factory
 async def test_watcher_raises_transient_error_when_stream_is_lost(engine_factory: Callable[[], Containerd]) -> None:
     engine = engine_factory()
     async with ContainerdWatcher.at(engine.address) as watcher, watcher.lifecycle_events() as events:
@@ -136,6 +140,7 @@ async def test_watcher_raises_transient_error_when_stream_is_lost(engine_factory
             await anext(events)
 
 
+@one_engine
 async def test_documented_watcher_example_runs(
     engine: Containerd, namespace: NamespaceDriver, capsys: pytest.CaptureFixture[str]
 ) -> None:

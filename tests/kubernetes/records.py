@@ -94,15 +94,3 @@ def find_gaps(records: Iterable[RecordDict]) -> list[str]:
             gaps.append(f"epoch {epoch} follows {first['snapshot']['previous']}, not {last}")
         last = {"epoch": epoch, "sequence": sequences[-1]}
     return gaps
-
-
-def running_containers(records: Iterable[RecordDict]) -> set[str]:
-    """Return the ids of the running containers, by folding the records."""
-    running: set[str] = set()
-    for each in records:
-        match each["type"]:
-            case "started" | "present" | "paused" | "unpaused":
-                running.add(each["id"])
-            case "exited":
-                running.discard(each["id"])
-    return running

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from bridge import __version__
+from tests.bridge_process import running_after
 from tests.eventually import eventually
 from tests.kubernetes.manifests import container, pod
-from tests.kubernetes.records import StreamReader, find_gaps, pod_of, running_containers, transitions
+from tests.kubernetes.records import StreamReader, find_gaps, pod_of, transitions
 from tests.kubernetes.rendering import CHART
+from tests.scale import scaled
 from tests.testbed.bridge_image import NAME as IMAGE
 from tests.testbed.kubernetes import NODE_NAME, POD_CIDR, Node
 
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.timeout(900)
 
 NAMESPACE = "whales"
 DOCS = CHART.parents[2] / "docs"
-CONCURRENT_PODS = 100
+CONCURRENT_PODS = scaled(reduced=30, full=100)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +204,7 @@ def test_bridge_pod_loses_nothing_across_update_and_deletion(node: Node, stream_
     assert all(snapshot["since"] is not None for snapshot in snapshots if snapshot["previous"])
 
     def agrees() -> bool:
-        return running_containers(stream_reader.all()) == running_tasks(node)
+        return set(running_after(stream_reader.all())) == running_tasks(node)
 
     eventually(agrees, "the records to match the running containers", within=60)
 
@@ -317,8 +319,7 @@ def older_chart(directory: Path) -> Path:
     [
         ("proxy.enabled=false",),
         ("proxy.enabled=false", "containerd.runAsRoot=true"),
-        ("containerd.runAsRoot=true",),
-        ("persistence.type=emptyDir",),
+        ("containerd.runAsRoot=true", "persistence.type=emptyDir"),
         (),
     ],
     ids=lambda flags: "-".join(flags) or "default",

@@ -326,31 +326,6 @@ async def test_restart_skips_excluded_namespace_until_included_again(node: Node)
     assert web != restarted
 
 
-async def test_restart_skips_excluded_containers_until_included_again(node: Node) -> None:
-    web, db = await two_containers(node)
-    async with node.bridge(filter_fingerprint="less", in_scope=lambda *, id, **_: id != WEB.id):
-        pass
-    assert node.published() == [("present", "shop/db", incarnation_of(db))]
-    async with node.bridge():
-        pass
-    assert sorted(node.published()) == [
-        ("present", "shop/db", incarnation_of(db)),
-        ("present", "shop/web", incarnation_of(web)),
-    ]
-
-
-async def test_restart_applies_stricter_label_rules(node: Node) -> None:
-    await two_containers(node)
-    node.containerd.state.exit(WEB)
-    node.containerd.state.delete_task(WEB)
-    node.containerd.state.delete(WEB)
-    strict = LabelRules(include=["*"], exclude=[], redact=["pass*"])
-    async with node.bridge(filter_fingerprint="strict", rules=strict):
-        pass
-    (exited,) = (each for each in node.epochs()[-1] if each["type"] == "exited")
-    assert exited["container"]["labels"] == {"password": "[redacted]", "tier": "front"}
-
-
 async def test_restart_reports_outbox_reset_when_database_is_corrupt(node: Node) -> None:
     web, db = await two_containers(node)
     (node.state_dir / "outbox.db").write_bytes(b"\x13" * 100_000)

@@ -37,10 +37,10 @@ async def serve(containerd: str, listen: str, *, mode: int, group: int | None) -
     relay = Relay(source, SystemClock())
     server = create_server(relay)
     try:
-        bind(server, path, mode=mode, group=group)
-        await server.start()
-        _log.info("proxy_started", containerd=source, listen=path)
         async with event_loop_watchdog(HANG_SECONDS):
+            bind(server, path, mode=mode, group=group)
+            await server.start()
+            _log.info("proxy_started", containerd=source, listen=path)
             await stopping.wait()
         _log.info("proxy_shutdown_started", denied_total=relay.denied_calls.count)
     finally:

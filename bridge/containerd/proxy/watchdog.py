@@ -22,6 +22,7 @@ async def event_loop_watchdog(seconds: float) -> AsyncIterator[None]:
 
     Before the exit, the tracebacks of all threads are written to standard error.
     """
+    _start_timer(seconds)
     restarts = asyncio.create_task(_restart_timer(seconds))
     try:
         yield
@@ -30,7 +31,12 @@ async def event_loop_watchdog(seconds: float) -> AsyncIterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def _start_timer(seconds: float) -> None:
+    """Start the timer, in place of an earlier one."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)
+
+
 async def _restart_timer(seconds: float) -> None:
     while True:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=_STDERR)  # replaces the earlier timer
         await asyncio.sleep(seconds / _RESTARTS_PER_TIMEOUT)
+        _start_timer(seconds)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,9 +11,10 @@ from hypothesis import strategies as st
 
 from bridge.consumer.projection import Projection
 from bridge.consumer.record_decoder import Source, decode
+from tests.documentation import documented_fold
 from tests.scale import scaled
 
-EVENTS = (Path(__file__).parents[3] / "docs" / "events.md").read_text()
+FOLD = documented_fold()
 SOURCE = Source("node-1", "engine")
 
 RecordFields = dict[str, Any]
@@ -88,12 +87,9 @@ def project(records: Sequence[RecordFields]) -> RunningBySource:
 
 def reference_projection(records: Sequence[RecordFields]) -> RunningBySource:
     """Apply the projection function of docs/events.md."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", EVENTS, re.MULTILINE | re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 (the project's own code)
     return {
         Source(*source): {id_: container["incarnation"] for id_, container in running.items()}
-        for source, running in names["fold"](records).items()
+        for source, running in FOLD(records).items()
     }
 
 

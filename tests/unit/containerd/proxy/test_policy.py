@@ -68,8 +68,8 @@ def test_proxy_forwards_request_unchanged() -> None:
 
 
 @pytest.mark.parametrize("rule", POLICIES, ids=lambda rule: rule.method.path.rpartition(".")[2])
-def test_proxy_denies_request_with_unknown_fields(rule: policy.Policy) -> None:
-    for unknown in (wire.field(2, "exec"), wire.field(99, b"new"), b"\x98\x06\x01"):
+def test_proxy_denies_unknown_fields_and_unreadable_requests(rule: policy.Policy) -> None:
+    for unknown in (wire.field(2, "exec"), wire.field(99, b"new"), b"\x98\x06\x01", b"\xff\xff\xff\xff", b"\x0a\x7f"):
         with pytest.raises(CallDenied) as caught:
             rule.rebuild_request(unknown)
         assert denied_code(caught) is StatusCode.INVALID_ARGUMENT
@@ -78,7 +78,7 @@ def test_proxy_denies_request_with_unknown_fields(rule: policy.Policy) -> None:
 def test_proxy_allows_only_known_subscription_filters() -> None:
     policy.check_subscription(b"")
     policy.check_subscription(wire.field(1, FILTERS[0]))
-    for filters in ((FILTERS[0], FILTERS[0]), ("",), ("x" * len(FILTERS[0]),)):
+    for filters in ((FILTERS[0], FILTERS[0]), (FILTERS[0], ""), ("",), ('topic~="^/images/"',)):
         with pytest.raises(CallDenied):
             policy.check_subscription(b"".join(wire.field(1, text) for text in filters))
 
@@ -86,22 +86,25 @@ def test_proxy_allows_only_known_subscription_filters() -> None:
 def test_proxy_allows_only_well_formed_markers() -> None:
     request = wire.field(1, "/whalebridge/marker/n0nce/17") + EMPTY
     assert policy.rebuild_marker(request, "whalebridge") == request
-    for invalid in (
-        request.replace(b"marker", b"mArker"),
-        request.replace(b"/17", b"/1x"),
-        request.replace(b"/17", b"/1\n"),
-    ):
+    topic = wire.field(1, "/whalebridge/marker/n0nce/17")
+    foreign = (
+        *(wire.field(1, f"/{path}") + EMPTY for path in ("tasks/exit", "whalebridge/other", "whalebridge/mArker/n/1")),
+        *(wire.field(1, f"/whalebridge/marker/{end}") + EMPTY for end in ("n/1/2", "n/1x", "n/1\n", f"{'n' * 77}/1")),
+        topic,
+        topic + wire.field(2, wire.any_message("google.protobuf.Empty", b"x")),
+        topic + wire.field(2, wire.any_message("containerd.events.TaskExit", b"")),
+        request + wire.field(9, b"more"),
+    )
+    for namespace, invalid in (*(("whalebridge", each) for each in foreign), ("default", request), ("", request)):
         with pytest.raises(CallDenied) as caught:
-            policy.rebuild_marker(invalid, "whalebridge")
-        assert denied_code(caught) is StatusCode.PERMISSION_DENIED
-    with pytest.raises(CallDenied):
-        policy.rebuild_marker(request, "default")
+            policy.rebuild_marker(invalid, namespace)
+        assert denied_code(caught) is StatusCode.PERMISSION_DENIED, invalid
 
 
 def test_proxy_takes_only_valid_namespace_from_metadata() -> None:
     assert policy.get_namespace([]) == ""
     assert policy.get_namespace([("x", "y"), ("containerd-namespace", "k8s.io")]) == "k8s.io"
-    for values in (["a", "a"], [""], ["a/b"], ["x" * 77], [b"bytes"]):
+    for values in (["a", "a"], [""], ["-"], ["a b"], ["a/b"], ["x..y"], ["x" * 77], [b"bytes"]):
         with pytest.raises(CallDenied) as caught:
             policy.get_namespace([("containerd-namespace", value) for value in values])
         assert denied_code(caught) is StatusCode.INVALID_ARGUMENT

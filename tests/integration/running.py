@@ -1,0 +1,51 @@
+"""Compare the running containers of containerd with those of the records, and reach processes without containerd."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.bridge_process import RecordDict, running_after
+from tests.testbed.containerd import Containerd
+from tests.testbed.process import suspend_process
+
+
+def listed_containers(engine: Containerd, *namespaces: str) -> dict[str, bool]:
+    """Return the running containers that containerd lists: by display id, whether the container is paused."""
+    return {
+        id_ if namespace == "default" else f"{namespace}/{id_}": status == "PAUSED"
+        for namespace in namespaces or ("default",)
+        for id_, status in engine.tasks(namespace).items()
+        if status in ("RUNNING", "PAUSED", "PAUSING")
+    }
+
+
+def published_containers(records: list[RecordDict]) -> dict[str, bool]:
+    """Return the running containers according to the records: by display id, whether the container is paused."""
+    return {id_: container["paused"] for id_, container in running_after(records).items()}
+
+
+def exits(records: list[RecordDict], id_: str) -> list[dict[str, Any]]:
+    """Return the exit records of a container."""
+    return [each for each in records if each["id"] == id_ and each["type"] == "exited"]
+
+
+def init_pid(engine: Containerd, id_: str) -> int:
+    """Return the init process of a container, to end the container without a call to containerd."""
+    lines = engine.ctr("tasks", "ls").stdout.splitlines()[1:]
+    return next(int(pid) for container, pid, _ in map(str.split, lines) if container == id_)
+
+
+@contextmanager
+def suspended(*pids: int) -> Iterator[None]:
+    """Suspend processes (SIGSTOP)."""
+    for pid in pids:
+        suspend_process(pid)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
