@@ -168,9 +168,6 @@ async def test_nats_sink_verifies_server_certificate(
     assert_names(await publish_error(peer, tls={"enabled": True}), "certificate", "tls.ca_file")
     # The server requires TLS; the sink uses the system certificates.
     assert_names(await publish_error(peer), "certificate", "tls.ca_file")
-    for useless in (tmp_path / "none.pem", tmp_path, file(tmp_path, "nonsense")):
-        text = await publish_error(peer, tls=trusted | {"ca_file": str(useless)})
-        assert_names(text, f"tls.ca_file {useless}")
 
 
 @pytest.mark.parametrize(
@@ -198,10 +195,6 @@ async def test_nats_sink_authenticates_with_client_certificate(
     own_locked = {"cert_file": str(locked.certificate), "key_file": str(locked.key)}
     await check_publish(peer, tls=trusted | own_locked | {"key_password": SECRET})
     await check_publish(peer, tls=trusted | own_locked | {"key_password_file": file(tmp_path, SECRET)})
-    for password in ({"key_password": WRONG}, {}):
-        assert_names(await publish_error(peer, tls=trusted | own_locked | password), locked.key, "tls.key_password")
-    mixed = own | {"key_file": str(locked.key), "key_password": SECRET}
-    assert_names(await publish_error(peer, tls=trusted | mixed), f"tls.key_file {locked.key}", client.certificate)
     assert_names(await publish_error(peer, tls=trusted), "tls.cert_file")
     untrusted = Authority(tmp_path / "stranger").issue("bridge")
     own_untrusted = {"cert_file": str(untrusted.certificate), "key_file": str(untrusted.key)}

@@ -68,18 +68,6 @@ async def test_kv_bucket_follows_records(nats: Nats) -> None:
     await sink.close()
 
 
-async def test_kv_bucket_drops_entries_missing_from_snapshot(nats: Nats) -> None:
-    sink = await start_sink(nats, "b_removed", kv_bucket={"name": "removed"})
-    async with StreamReader(nats) as reader:
-        await sink.publish(snapshot("a", "b", "c"))
-        await sink.publish(snapshot("b", first=6, number=2, failed=["shop"]))
-        assert await running_ids(reader, "removed") == {"a", "b", "c"}  # unknown: the namespace failed
-        await sink.publish(snapshot("b", first=9, number=3))
-        assert await running_ids(reader, "removed") == {"b"}
-        assert (await bucket_entries(reader, "removed"))[f"{SOURCE}.shop.b"]["snapshot_id"] == f"{EPOCH}-3"
-    await sink.close()
-
-
 async def test_kv_bucket_drops_stale_entries_after_first_snapshot(nats: Nats) -> None:
     """The sink keeps the entries of other sources."""
     async with StreamReader(nats) as reader:

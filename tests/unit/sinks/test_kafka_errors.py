@@ -183,7 +183,9 @@ async def test_unusable_kafka_topic_error_names_topic_and_remedy(
         await cluster.ensure_topic("events", ManualClock(), is_compacted=False)
 
 
-@pytest.mark.parametrize(("topic_kind", "policy"), [("event", "compact"), ("state", "delete")])
+@pytest.mark.parametrize(
+    ("topic_kind", "policy"), [("event", "compact"), ("event", "compact,delete"), ("state", "delete")]
+)
 async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
     topic_kind: str, policy: str, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +195,6 @@ async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
     cluster = AdminClient(settings(), FakeConnection(), SERVER)
     monkeypatch.setattr(cluster, "_ensure_topic", fake_topic)
     with golden.error(
-        "kafka_errors", f"cleanup.policy of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
+        "kafka_errors", f"cleanup.policy {policy} of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
     ):
         await cluster.ensure_topic("events", ManualClock(), is_compacted=topic_kind == "state")
