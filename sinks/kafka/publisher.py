@@ -1,7 +1,7 @@
-"""Publishes messages to a topic, in order: published means that all in-sync replicas have them.
+"""Publishes messages to a topic.
 
-One batch is in flight at a time, and the next is sent only when the previous one is acknowledged. After any error the
-producer is abandoned; the messages that are not acknowledged are sent again by another producer.
+Invariant: one batch is in flight at a time, and the next is sent only when all in-sync replicas have the previous one.
+Therefore the first occurrences of records are in order after any failure (P5 in docs/reliability.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """The Kafka sink: the records of a source go in order to one partition; published means that all replicas have them.
 
 Invariants:
-- At any time one batch is in flight, and the next is sent only when all in-sync replicas have it. Therefore the first
-  occurrences of records are in order after any failure (P5 in docs/reliability.md).
 - After any error the producer is abandoned and all its tasks end: the next producer starts with new sequence numbers
   and new connections, and files are read again.
 - Every wait is bounded: connecting and each acknowledgment by the setting ``request_timeout``, closing by a few
