@@ -1,6 +1,6 @@
 """What nats-py lacks; all uses of its internals are here.
 
-There is no issue of github.com/nats-io/nats.py for any of it. pyproject.toml bounds nats-py to the versions that this
+No issue of github.com/nats-io/nats.py was found for any of it. pyproject.toml bounds nats-py to the versions that this
 module was tested with, and tests/unit/sinks/test_nats_patches.py fails when a name that is used here has disappeared.
 """
 
@@ -22,7 +22,7 @@ class TlsEnforcingClient(Client):
         self.requests_certificate = False
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        """Send nothing before TLS if it is required; nats-core, the successor, does so since pull request 912."""
+        """Send nothing before TLS if it is required; nats-core, of the same authors, does since pull request 912."""
         if self._require_tls and initial_connection:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise nats.errors.SecureConnWantedError
