@@ -153,6 +153,7 @@ class ServerTarget(Target):
             yield sink, self._server.resume
         finally:
             self._server.resume()
+            await sink.close()
 
 
 class KafkaTarget(ServerTarget):

@@ -122,7 +122,6 @@ async def test_publish_raises_transient_error_while_peer_hangs(target: ServerTar
         resume()
         for batch in batches(published, 1000):
             await publish_until_accepted(sink, batch)
-        await sink.close()
     assert first_occurrences(await target.stored()) == documents(published)
 
 
