@@ -102,7 +102,7 @@ def docker(engine: Containerd) -> Iterator[Docker]:
         yield docker
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def require() -> Callable[..., None]:
     """Function that skips the test, or fails in CI, if one of the named components is not installed."""
     return _require_installed

@@ -15,8 +15,8 @@ from bridge.core.errors import NotFoundError, TransientError
 from bridge.core.time import SECOND
 from sinks.kafka import auth
 from sinks.kafka.admin import REQUEST_SECONDS, connect_admin
-from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.error_messages import describe, principal
+from sinks.kafka.aiokafka_patches import start_client, stop_consumer
+from sinks.kafka.errors import describe, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock

@@ -20,7 +20,7 @@ from bridge.core.time import from_seconds
 from bridge.task_groups import first_of
 from bridge.telemetry.safe_text import one_line
 from sinks.nats.connection import ServerConnector
-from sinks.nats.error_messages import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.streams import NOT_FOUND
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ connection, whose errors can be reported. No result is cached: each (re)connect 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
@@ -29,8 +28,8 @@ from bridge.core.errors import FatalError, TransientError
 from config.sinks.common import host_and_port
 from config.sinks.kafka import PORT
 from sinks.kafka import auth
-from sinks.kafka.error_messages import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
-from sinks.kafka.topic_metadata import TopicMetadataRequest, topic_id
+from sinks.kafka.aiokafka_patches import TopicMetadataRequest, abort, topic_id
+from sinks.kafka.errors import CONNECT_ERRORS, describe, describe_connect_error, describe_denial, principal
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -97,32 +96,23 @@ class AdminClient:
         self._connection = connection
         self._server = server
 
-    async def ensure_event_topic(self, clock: Clock) -> Topic:
-        """Return the topic for the records; create it if it does not exist.
+    async def ensure_topic(self, name: str, clock: Clock, *, is_compacted: bool) -> Topic:
+        """Return a topic: compacted for the current state, not compacted for records; create it if it does not exist.
 
         Raises:
             TransientError: The topic does not exist, or describing or creating it is not authorized.
-            CompactionError: The topic is compacted.
+            CompactionError: The topic has the wrong cleanup policy.
         """
-        topic = await self._ensure_topic(self._settings.topic, "delete", clock)
-        if topic.cleanup_policy is not None and "compact" in topic.cleanup_policy:
+        topic = await self._ensure_topic(name, "compact" if is_compacted else "delete", clock)
+        policy = topic.cleanup_policy
+        if policy is not None and "compact" in policy and not is_compacted:
             raise CompactionError(
-                f"topic {topic.name} is compacted (cleanup.policy={topic.cleanup_policy}) and would keep only the last "
+                f"topic {name} is compacted (cleanup.policy={policy}) and would keep only the last "
                 "record of each source; set its cleanup.policy to delete, or use another topic"
             )
-        return topic
-
-    async def ensure_state_topic(self, name: str, clock: Clock) -> Topic:
-        """Return the topic for the current state; create it if it does not exist.
-
-        Raises:
-            TransientError: The topic does not exist, or describing or creating it is not authorized.
-            CompactionError: The topic is not compacted.
-        """
-        topic = await self._ensure_topic(name, "compact", clock)
-        if topic.cleanup_policy is not None and "compact" not in topic.cleanup_policy:
+        if policy is not None and "compact" not in policy and is_compacted:
             raise CompactionError(
-                f"state_topic {name} is not compacted (cleanup.policy={topic.cleanup_policy}) and would lose entries; "
+                f"state_topic {name} is not compacted (cleanup.policy={policy}) and would lose entries; "
                 "set its cleanup.policy to compact, or use another topic"
             )
         return topic
@@ -274,14 +264,6 @@ async def describe_partition(topic: str, partition: int, settings: KafkaSettings
 async def connect(host: str, port: int, options: dict[str, Any], seconds: float) -> AIOKafkaConnection:
     """Connect to one server."""
     return await create_conn(host, port, request_timeout_ms=int(seconds * 1000), **options)
-
-
-async def abort(connection: AIOKafkaConnection) -> None:
-    """Close a connection without waiting for the server, which may hang."""
-    if connection._writer is not None:
-        connection._writer.transport.abort()
-    if ended := connection.close():
-        await asyncio.wait({ended}, timeout=1.0)
 
 
 def _connect_timeout(settings: KafkaSettings) -> float:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from aiokafka.abc import AbstractTokenProvider
 
 from bridge.core.errors import TransientError
-from sinks.secret_files import read_setting_file, resolve_secret
-from sinks.tls import tls_context
+from sinks.credentials import read_setting_file, resolve_secret, tls_context
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaAuthSettings, KafkaSettings

@@ -1,85 +1,129 @@
-"""Connects to Kafka: checks the topics, and starts and stops aiokafka's clients without leaks."""
+"""The connection to Kafka: a producer, and the topics as they were when it connected."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import traceback
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.offset import OffsetRequest
 
 from bridge.core.errors import TransientError
 from sinks.kafka import admin, auth
-from sinks.kafka.admin import REQUEST_SECONDS, Topic, TopicMetadata, abort
-from sinks.kafka.error_messages import describe, describe_denial
-from sinks.kafka.patched_producer import Producer
+from sinks.kafka.admin import REQUEST_SECONDS, Topic, TopicMetadata
+from sinks.kafka.aiokafka_patches import Producer, start_client
+from sinks.kafka.errors import describe, describe_denial
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
     from config.sinks.kafka import KafkaSettings
 
-STOP_SECONDS = 1.0  # for each of the two steps in which a consumer is stopped
 _DIAGNOSIS_SECONDS = 5.0
 _EARLIEST, _LATEST = -2, -1  # Kafka's numbers for the first offset, and the one after the last
 
 
 class KafkaConnection(NamedTuple):
-    """A connected producer, its topics, and aiokafka's options; ``max_batch_bytes`` is the maximum size of a batch."""
+    """A connected producer, the topics by name, and aiokafka's options."""
 
     producer: Producer
-    event_topic: Topic
-    state_topic: Topic | None
+    topics: dict[str, Topic]
     options: dict[str, Any]
-    max_batch_bytes: int
 
 
-async def connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
-    """Connect within ``request_timeout``, and create missing topics.
+class KafkaConnector:
+    """Keeps one connection, and replaces it after an error.
 
-    Raises:
-        TransientError: Connecting failed, or a topic does not exist.
-        CompactionError: A topic has the wrong cleanup policy.
+    ``on_connected`` is called with each new connection; it may abandon it again. ``max_batch_bytes`` is the maximum
+    size of a batch: at most what the topics accept.
     """
-    seconds = settings.request_timeout.total_seconds()
-    try:
-        async with asyncio.timeout(seconds):
-            return await _connect(settings, clock, max_batch_bytes)
-    except TimeoutError as error:
-        text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
-        raise TransientError(await with_diagnosis(text, settings)) from error
-    except KafkaError as error:
-        denied = describe_denial(error, settings.topic, settings)
-        raise TransientError(denied or f"Kafka: {describe(error)}") from error
 
+    def __init__(
+        self, settings: KafkaSettings, clock: Clock, on_connected: Callable[[KafkaConnection], Awaitable[None]]
+    ) -> None:
+        self.max_batch_bytes = settings.max_request_size
+        self._settings = settings
+        self._clock = clock
+        self._on_connected = on_connected
+        self._connection: KafkaConnection | None = None
+        self._abandoned: list[Producer] = []
 
-async def _connect(settings: KafkaSettings, clock: Clock, max_batch_bytes: int) -> KafkaConnection:
-    options = auth.client_options(settings)
-    async with admin.connect_admin(settings, options) as client:
-        events = await client.ensure_event_topic(clock)
-        state = await client.ensure_state_topic(settings.state_topic, clock) if settings.state_topic else None
-        await client.check_writable(events.name)
-        if state:
-            await client.check_writable(state.name)
-    for topic in (events, state):
-        if topic and topic.max_batch_bytes is not None:
-            max_batch_bytes = min(max_batch_bytes, topic.max_batch_bytes)
-    producer = Producer(
-        list(settings.bootstrap_servers),
-        compression=None if settings.compression == "none" else settings.compression,
-        max_bytes=max_batch_bytes,
-        request_timeout=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
-        **options,
-    )
-    try:
-        await start_client(producer)
-    except BaseException:
-        await producer.abandon()
-        raise
-    return KafkaConnection(producer, events, state, options, max_batch_bytes)
+    async def ensure_connected(self) -> KafkaConnection:
+        """Return the connection; without one, connect within ``request_timeout``, and create missing topics.
+
+        Raises:
+            TransientError: Connecting failed, or a topic does not exist.
+            CompactionError: A topic has the wrong cleanup policy.
+        """
+        while self._connection is None:
+            await self._close_abandoned()
+            self._connection = await self._connect_in_time()
+            try:
+                await self._on_connected(self._connection)
+            except BaseException:  # a timeout of the pump cancels this
+                self.abandon()
+                raise
+        return self._connection
+
+    def abandon(self) -> None:
+        """Do not use the connection again, for example after an error."""
+        if self._connection is not None:
+            self._abandoned.append(self._connection.producer)
+            self._connection = None
+
+    async def close(self) -> None:
+        """Abandon the connection, and end all its tasks in a bounded time. Idempotent."""
+        self.abandon()
+        await self._close_abandoned()
+
+    async def _close_abandoned(self) -> None:
+        while self._abandoned:
+            producer = self._abandoned[0]
+            await producer.abandon()
+            with contextlib.suppress(ValueError):  # a concurrent close() may have removed it
+                self._abandoned.remove(producer)
+
+    async def _connect_in_time(self) -> KafkaConnection:
+        settings = self._settings
+        seconds = settings.request_timeout.total_seconds()
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._connect()
+        except TimeoutError as error:
+            text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
+            raise TransientError(await with_diagnosis(text, settings)) from error
+        except KafkaError as error:
+            denied = describe_denial(error, settings.topic, settings)
+            raise TransientError(denied or f"Kafka: {describe(error)}") from error
+
+    async def _connect(self) -> KafkaConnection:
+        settings = self._settings
+        options = auth.client_options(settings)
+        topics = {}
+        async with admin.connect_admin(settings, options) as client:
+            for name in filter(None, (settings.topic, settings.state_topic)):
+                is_compacted = name == settings.state_topic
+                topics[name] = await client.ensure_topic(name, self._clock, is_compacted=is_compacted)
+            for name, topic in topics.items():
+                await client.check_writable(name)
+                if topic.max_batch_bytes is not None:
+                    self.max_batch_bytes = min(self.max_batch_bytes, topic.max_batch_bytes)
+        producer = Producer(
+            list(settings.bootstrap_servers),
+            compression=None if settings.compression == "none" else settings.compression,
+            max_bytes=self.max_batch_bytes,
+            request_timeout=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
+            **options,
+        )
+        try:
+            await start_client(producer)
+        except BaseException:
+            await producer.abandon()
+            raise
+        return KafkaConnection(producer, topics, options)
 
 
 class _ProducerConnection:
@@ -155,34 +199,3 @@ async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", pa
         return f"{text}; {error}"
     except TimeoutError:
         return text
-
-
-async def start_client(client: AIOKafkaProducer | AIOKafkaConsumer) -> None:
-    """Start a client; after an error, the caller must still close the client.
-
-    A client sends its first request on a separate connection. If this request is interrupted, aiokafka leaves that
-    connection open, with a task that reads from it; the only reference to it is in the traceback.
-    """
-    try:
-        await client.start()
-    except BaseException as error:
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if connection := frame.f_locals.get("bootstrap_conn"):
-                await abort(connection)
-        raise
-
-
-async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Close a consumer in a bounded time, in any state."""
-    await _wait_bounded(consumer.stop())
-    # If a fetch is in flight, aiokafka fails on its own cancellation and does not close the client.
-    await _wait_bounded(consumer._client.close())
-
-
-async def _wait_bounded(closing: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.ensure_future(closing)
-    await asyncio.wait({task}, timeout=STOP_SECONDS)
-    if not task.done():
-        task.cancel()
-    elif not task.cancelled():
-        task.exception()  # retrieved, so that asyncio does not report it

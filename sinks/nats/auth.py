@@ -12,7 +12,7 @@ import nkeys  # type: ignore[import-untyped] # has no types of its own
 from nats.aio.client import RawCredentials
 
 from bridge.core.errors import TransientError
-from sinks.secret_files import read_setting_file, resolve_secret
+from sinks.credentials import read_setting_file, resolve_secret
 
 if TYPE_CHECKING:
     from config.sinks.nats import NatsAuthSettings

@@ -30,10 +30,10 @@ from nats.js.errors import APIError
 from bridge.core.errors import TransientError
 from config.sinks.common import host_and_port
 from config.sinks.nats import PORT
+from sinks.credentials import tls_context
 from sinks.nats import auth
-from sinks.nats.error_messages import ErrorMessages, is_permission_error
-from sinks.nats.patched_client import TlsEnforcingClient
-from sinks.tls import tls_context
+from sinks.nats.errors import ErrorMessages, is_permission_error
+from sinks.nats.nats_patches import TlsEnforcingClient
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

@@ -1,4 +1,6 @@
-"""Publishes records to a stream, in order and without duplicates.
+"""Publishes messages in order, with a bounded number in flight, and records to a stream without duplicates.
+
+Only an acknowledgment shows that a message is stored; that nats-py has accepted or sent the message does not.
 
 If the stream allows it, records are published in atomic batches: the server stores a batch completely and in order, or
 not at all. Otherwise records are published individually, many in flight at once, and a record that is sent again
@@ -12,35 +14,39 @@ batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import structlog
 
-from bridge.core.errors import RejectedRecordError
+from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.telemetry.safe_text import one_line
-from sinks.nats.error_messages import ApiResponseError
-from sinks.nats.messages import MESSAGE_ID, OutgoingMessage
-from sinks.nats.publish_window import (
+from sinks.nats.errors import ApiResponseError
+from sinks.nats.messages import (
+    MESSAGE_ID,
     TOO_LARGE,
     ApiError,
+    OutgoingMessage,
     PubAck,
     PublishRequest,
-    PublishWindow,
-    always_continue,
-    continue_unless_rejected,
+    build_atomic_batch,
+    decode_ack,
 )
 
 if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
     from sinks.nats.connection import NatsConnection
     from sinks.nats.streams import Stream
     from sinks.target_memory import TargetMemory
 
+MAX_IN_FLIGHT = 1000  # messages without an acknowledgment
+MAX_IN_FLIGHT_BYTES = 8 * 1024 * 1024
 MAX_BATCH_MESSAGES = 1000  # the servers' default limit
 MAX_BATCH_BYTES = 4 * 1024 * 1024
-ACK_INTERVAL_BYTES = 128 * 1024
 MAX_HEADER_BYTES = 65_535
 
 _BATCH_TOO_LARGE = 10199
@@ -49,6 +55,120 @@ _BATCHES_DISABLED = 10174
 _IDS_IN_BATCH_UNSUPPORTED = 10177  # server 2.12.0
 _WRONG_LAST_ID = 10070
 _log = structlog.get_logger(__name__)
+
+
+def always_continue(_: PubAck) -> bool:
+    """Continue after any acknowledgment."""
+    return True
+
+
+def continue_unless_rejected(ack: PubAck) -> bool:
+    """Continue until a message is rejected."""
+    return ack.error is None
+
+
+class PublishWindow:
+    """Publishes messages over a connection. For a single use; only one at a time per connection.
+
+    Args:
+        connection: The connection.
+        requests: The messages, in this order.
+        should_continue: Called with each acknowledgment; if it returns False, the remaining messages are not sent.
+    """
+
+    def __init__(
+        self, connection: NatsConnection, requests: Sequence[PublishRequest], should_continue: Callable[[PubAck], bool]
+    ) -> None:
+        self.acks: dict[int, PubAck] = {}
+        """By position in ``requests``."""
+        self._connection = connection
+        self._requests = requests
+        self._should_continue = should_continue
+        self._expected_acks = sum(message.wants_ack for message in requests)
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._has_room = asyncio.Event()
+        self._in_flight: dict[int, int] = {}  # bytes by position
+        self._in_flight_bytes = 0
+        self._progress = 0
+        self._first_reply_id = 0
+
+    async def run(self) -> dict[int, PubAck]:
+        """Publish, and return the acknowledgments: all, or those up to the first that stops the window.
+
+        Raises:
+            TransientError: The connection failed, or made no progress within its timeout. It must be closed.
+        """
+        self._first_reply_id = self._connection.allocate_reply_ids(len(self._requests), self._receive_ack)
+        sending = asyncio.ensure_future(self._send())
+        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the exception
+        try:
+            await self._wait_finished(sending)
+        finally:
+            # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
+            self._set_finished()
+            sending.cancel()
+        return self.acks
+
+    async def _wait_finished(self, sending: asyncio.Future[None]) -> None:
+        while not self._finished.done():
+            before = self._progress
+            waiting: set[asyncio.Future[Any]] = {self._finished, self._connection.failed}
+            if not sending.done():
+                waiting.add(sending)
+            await asyncio.wait(waiting, timeout=self._connection.timeout, return_when=asyncio.FIRST_COMPLETED)
+            self._raise_on_failure(sending)
+            if self._progress == before and not self._finished.done():
+                raise TransientError(
+                    f"NATS at {self._connection.address.server}: "
+                    f"no acknowledgment within {self._connection.timeout:g} s"
+                )
+
+    def _raise_on_failure(self, sending: asyncio.Future[None]) -> None:
+        if self._finished.done():
+            return
+        if sending.done() and (error := sending.exception()):
+            self._connection.raise_if_failed()
+            text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
+            raise TransientError(text) from error
+        self._connection.raise_if_failed()
+
+    async def _send(self) -> None:
+        for position, message in enumerate(self._requests):
+            await self._wait_for_room(len(message.data))
+            if self._finished.done():
+                return
+            reply_id = self._first_reply_id + position if message.wants_ack else None
+            if message.wants_ack:
+                self._in_flight[position] = len(message.data)
+                self._in_flight_bytes += len(message.data)
+            await self._connection.publish(message.subject, message.data, message.headers, reply_id)
+            self._progress += 1
+        if not self._expected_acks:
+            self._set_finished()
+
+    async def _wait_for_room(self, size: int) -> None:
+        while self._in_flight and (
+            len(self._in_flight) >= MAX_IN_FLIGHT or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES
+        ):
+            if self._finished.done():
+                return
+            self._has_room.clear()
+            await self._has_room.wait()
+
+    def _receive_ack(self, reply_id: int, message: Msg) -> None:
+        position = reply_id - self._first_reply_id
+        if self._finished.done() or position not in self._in_flight:  # late, or for an earlier window
+            return
+        ack = self.acks[position] = decode_ack(message)
+        self._in_flight_bytes -= self._in_flight.pop(position)
+        self._progress += 1
+        self._has_room.set()
+        if len(self.acks) == self._expected_acks or not self._should_continue(ack):
+            self._set_finished()
+
+    def _set_finished(self) -> None:
+        if not self._finished.done():
+            self._finished.set_result(None)
 
 
 @dataclass
@@ -159,7 +279,7 @@ class JetStreamPublisher:
     async def _publish_atomic(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Publish an atomic batch; return the messages to publish again."""
         last = len(outgoing) - 1
-        acks = await PublishWindow(self._connection, _build_atomic_batch(outgoing), continue_unless_rejected).run()
+        acks = await PublishWindow(self._connection, build_atomic_batch(outgoing), continue_unless_rejected).run()
         error = next((ack.error for ack in acks.values() if ack.error), None)
         if error is None:
             self._check_stream(acks[last])
@@ -244,23 +364,6 @@ class JetStreamPublisher:
                 "check that the stream exists, has the subject and a leader"
             )
         return ApiResponseError(f"{where} did not store the records: {description} ({error.err_code})", error.err_code)
-
-
-def _build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishRequest]:
-    """Build an atomic batch. Acknowledgments of some messages before the last show progress on a slow network."""
-    batch = uuid4().hex
-    last = len(outgoing) - 1
-    messages = []
-    unacknowledged = ACK_INTERVAL_BYTES  # bytes since the last message with an acknowledgment
-    for index, item in enumerate(outgoing):
-        headers = {**item.headers, "Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(index + 1)}
-        if index == last:
-            headers["Nats-Batch-Commit"] = "1"
-        unacknowledged += len(item.data)
-        wants_ack = index == last or unacknowledged >= ACK_INTERVAL_BYTES
-        unacknowledged = 0 if wants_ack else unacknowledged
-        messages.append(PublishRequest(item.subject, item.data, headers, wants_ack))
-    return messages
 
 
 class CorePublisher:

@@ -18,10 +18,10 @@ import structlog
 
 from bridge.core.errors import RejectedRecordError
 from sinks.nats.connection import ServerConnector
-from sinks.nats.error_messages import ApiResponseError
-from sinks.nats.kv_bucket import KvBucket
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import MessageEncoder
 from sinks.nats.publisher import CorePublisher, JetStreamPublisher, PublishProgress
+from sinks.nats.state_table import StateBucket
 from sinks.nats.streams import ensure_stream
 from sinks.target_memory import TargetMemory
 
@@ -42,7 +42,7 @@ class NatsSink:
         self._core_mode = settings.mode == "core"
         self._encoder = MessageEncoder(settings)
         self._connector = ServerConnector(settings)
-        self._bucket = KvBucket(settings, settings.kv_bucket.name) if settings.kv_bucket.name else None
+        self._bucket = StateBucket(settings, settings.kv_bucket.name) if settings.kv_bucket.name else None
         self._connection: NatsConnection | None = None
         self._closing: NatsConnection | None = None  # aborted, not closed yet
         self._publisher: JetStreamPublisher | CorePublisher | None = None  # None: check the stream first

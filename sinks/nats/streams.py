@@ -12,10 +12,9 @@ import structlog
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig, StreamInfo
 
 from config.sinks.nats import BUCKET_PREFIX
-from sinks.nats import subjects
-from sinks.nats.error_messages import ApiResponseError
-from sinks.retention import describe_short_retention
-from sinks.target_memory import TargetState
+from sinks.nats.errors import ApiResponseError
+from sinks.nats.messages import is_subset, overlaps
+from sinks.target_memory import TargetState, describe_short_retention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +76,7 @@ async def ensure_bucket(connection: NatsConnection, settings: NatsSettings, buck
         connection, settings, bucket_config(settings, bucket), create=settings.kv_bucket.auto_create
     )
     config = info.config
-    if not subjects.is_subset(f"$KV.{bucket}.>", config.subjects or []):
+    if not is_subset(f"$KV.{bucket}.>", config.subjects or []):
         raise ApiResponseError(
             f"stream {config.name} at NATS {connection.address.server} is not a bucket; "
             "set kv_bucket.name to another one"
@@ -203,7 +202,7 @@ def config_errors(config: StreamConfig, pattern: str) -> Iterator[str]:
     stream_subjects = config.subjects or []
     if config.mirror:
         yield "it mirrors another stream and accepts no messages"
-    elif not any(subjects.overlaps(each, pattern) for each in stream_subjects):
+    elif not any(overlaps(each, pattern) for each in stream_subjects):
         yield f"its subjects ({', '.join(stream_subjects)}) do not match {pattern}"
     if config.sealed:
         yield "it is sealed"
@@ -219,7 +218,7 @@ def config_warnings(config: StreamConfig, pattern: str, snapshot_interval: timed
     """Yield the properties of a stream that weaken the guarantees."""
     if 0 < (config.max_age or 0) < snapshot_interval.total_seconds():
         yield describe_short_retention("max_age", timedelta(seconds=config.max_age or 0), snapshot_interval)
-    if not subjects.is_subset(pattern, config.subjects or []):
+    if not is_subset(pattern, config.subjects or []):
         yield f"the stream accepts only a part of {pattern}"
     if config.storage == StorageType.MEMORY:
         yield "storage is memory: acknowledged records are lost when the servers stop"

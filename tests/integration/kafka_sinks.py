@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from bridge.clock import SystemClock
-from bridge.core.errors import TransientError
 from bridge.core.ports import Clock
 from bridge.core.records import Record
 from config.sinks.kafka import KafkaSettings
 from sinks.kafka.sink import KafkaSink
+from tests.integration.target_checks import retry_until_done
 from tests.testbed.kafka import Kafka
 from tests.testbed.kafka_admin import Record as Stored
 from tests.testbed.kcat import environment
@@ -58,25 +57,6 @@ async def open_sink(
                 await asyncio.wait(left)
         gc.collect()
         assert not unhandled, unhandled
-
-
-async def publish_until_accepted(sink: KafkaSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
-    """Publish like a pump, with retries, and return the errors on the way."""
-    return await retry_until_done(partial(sink.publish, batch), seconds=seconds)
-
-
-async def retry_until_done(attempt: Callable[[], Awaitable[None]], *, seconds: float = 60) -> list[str]:
-    """Retry until the attempt succeeds, and return the errors on the way."""
-    errors = []
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                await attempt()
-            except TransientError as error:
-                errors.append(str(error))
-                await asyncio.sleep(0.1)
-            else:
-                return errors
 
 
 def kcat(*arguments: str) -> str:

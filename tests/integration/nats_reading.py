@@ -1,9 +1,9 @@
-"""Shared helpers of the NATS sink tests: sample records, and a plain reader of stored messages."""
+"""Shared helpers of the NATS sink tests: a plain reader of stored messages."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,24 +11,20 @@ import msgspec
 import nats.aio.client
 import nats.errors
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig
+from nats.js.api import AckPolicy, ConsumerConfig, StreamConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
-from bridge.core.container_metadata import display_id
-from bridge.core.containerd_model import ContainerKey
-from bridge.core.errors import TransientError
-from bridge.core.records import Container, EngineInfo, EventRecord, Record, RecordType, Snapshot
+from bridge.core.records import Record
 from config.sinks.nats import NatsSettings
 from sinks.nats.sink import NatsSink
+from tests.integration.target_checks import publish_until_accepted
+from tests.sample_records import records
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
 NatsFactory = Callable[..., Nats]
 _T = TypeVar("_T")
 _NO_LEADER = (nats.errors.TimeoutError, NoStreamResponseError, ServiceUnavailableError)
-ENGINE = EngineInfo("c79d280c-f53d-4d5e", "containerd.io", "2.4.2", "/run/containerd/containerd.sock", 812)
-EPOCH = 1795447267123
-_TIME = "2026-11-23T15:21:08.256344486Z"
 
 
 class StoredMessage(NamedTuple):
@@ -43,64 +39,6 @@ class StoredMessage(NamedTuple):
         """The epoch and sequence of its record."""
         document = msgspec.json.decode(self.data)
         return document["epoch"], document["sequence"]
-
-
-def record(
-    sequence: int,
-    type_: RecordType = "started",
-    *,
-    namespace: str = "shop",
-    id_: str = "web-1",
-    host: str = "node-1",
-    project: str = "web-shop",
-    epoch: int = EPOCH,
-    labels: dict[str, str] | None = None,
-) -> Record:
-    """Create a container record."""
-    container = Container(
-        id=id_,
-        namespace=namespace,
-        name=id_,
-        project=project,
-        service="web",
-        pid=4711,
-        incarnation="boot-4711",
-        paused=type_ == "paused",
-        kind="container",
-        image="busybox",
-        runtime="runc",
-        created_at=_TIME,
-        labels=labels or {"com.docker.compose.project": project, "size": "x" * 200},
-        labels_dropped=False,
-        pod=None,
-    )
-    subject = display_id(ContainerKey(namespace, id_))
-    document = EventRecord(
-        1, type_, _TIME, subject, project, "live", container, None, None, None, ENGINE, host, epoch, sequence
-    )
-    data = msgspec.json.encode(document)
-    return Record(epoch, sequence, type_, _TIME, host, ENGINE.id, namespace, subject, project, data)
-
-
-def control_record(
-    sequence: int, type_: RecordType, snapshot: int = 1, *, failed: Sequence[str] = (), epoch: int = EPOCH
-) -> Record:
-    """Create a control record of a snapshot."""
-    body = Snapshot(f"{epoch}-{snapshot}", "start", None, None, ["shop"], list(failed), False, 1, None)
-    document = EventRecord(
-        1, type_, _TIME, None, None, "snapshot", None, None, body, None, ENGINE, "node-1", epoch, sequence
-    )
-    return Record(epoch, sequence, type_, _TIME, "node-1", ENGINE.id, "", "", "", msgspec.json.encode(document))
-
-
-def records(count: int, first_sequence: int = 1, **options: Any) -> list[Record]:
-    """Create consecutive records of one source."""
-    return [record(first_sequence + number, id_=f"web-{number}", **options) for number in range(count)]
-
-
-def split_batches(all_records: Sequence[Record], size: int) -> list[Sequence[Record]]:
-    """Split records into batches, as a pump does."""
-    return [all_records[start : start + size] for start in range(0, len(all_records), size)]
 
 
 def settings(peer: Nats, subject: str = "events", **options: Any) -> NatsSettings:
@@ -191,15 +129,51 @@ async def _ignore_error(_: Exception) -> None:
     """Ignore an error; by default the client logs it."""
 
 
-async def publish_until_accepted(sink: NatsSink, batch: Sequence[Record], *, seconds: float = 60) -> list[str]:
-    """Publish like a pump, with retries, and return the errors on the way."""
-    errors = []
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                await sink.publish(batch)
-            except TransientError as error:
-                errors.append(str(error))
-                await asyncio.sleep(0.05)
-            else:
-                return errors
+async def check_streams_under_failures(
+    peer: Nats, prefix: str, failures: Coroutine[None, None, None], *, sink_timeout: str
+) -> None:
+    """Publish to a stream with atomic batches and to one without during failures, and check both.
+
+    The streams are PREFIX_BATCHES and PREFIX_SINGLE.
+    """
+    failing = asyncio.ensure_future(failures)
+    await asyncio.gather(
+        _check_stream_under_failures(peer, f"{prefix}_batches", failing, atomic=True, sink_timeout=sink_timeout),
+        _check_stream_under_failures(peer, f"{prefix}_single", failing, atomic=False, sink_timeout=sink_timeout),
+    )
+
+
+async def add_streams(peer: Nats, prefix: str, *, replicas: int = 1) -> None:
+    """Create the two streams of ``check_streams_under_failures``."""
+    async with StreamReader(peer) as reader:
+        for name, atomic in ((f"{prefix}_batches", True), (f"{prefix}_single", False)):
+            config = StreamConfig(
+                f"WHALEBRIDGE_{name.upper()}",
+                subjects=[f"{name}.>"],
+                num_replicas=replicas,
+                duplicate_window=3600,
+                allow_atomic=atomic,
+            )
+            await retry_until_available(partial(reader.jetstream.add_stream, config))
+
+
+async def _check_stream_under_failures(
+    peer: Nats, subject: str, failing: asyncio.Future[None], *, atomic: bool, sink_timeout: str
+) -> None:
+    sink = NatsSink(settings(peer, subject, timeout=sink_timeout))
+    published = 0
+    errors: list[str] = []
+    while not failing.done() or published < 2000:
+        batch = records(1 + published % 397, first_sequence=published + 1)
+        errors += await publish_until_accepted(sink, batch, seconds=120)
+        published += len(batch)
+    await failing
+    await sink.close()
+    assert errors
+    async with StreamReader(peer) as reader:
+        # A server that was suspended may consider itself the leader for a moment.
+        stored = record_positions(await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}", minimum=published))
+    expected = record_positions(records(published))
+    assert sorted(stored) == expected  # each exactly once
+    if atomic:
+        assert stored == expected

@@ -18,7 +18,8 @@ from sinks.kafka.sink import KafkaSink
 from tests.certificates import Authority
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import follow, read_to_end, record_data
-from tests.integration.kafka_sinks import KafkaFactory, retry_until_done, settings
+from tests.integration.kafka_sinks import KafkaFactory, settings
+from tests.integration.target_checks import retry_until_done
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import records
 from tests.testbed.kafka import USERS, Kafka

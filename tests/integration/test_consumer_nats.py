@@ -13,10 +13,11 @@ from bridge.consumer.record_reader import StartPosition
 from bridge.core.errors import NotFoundError, TransientError
 from tests.eventually import eventually_async
 from tests.integration.consumer_reading import follow, read_to_end, record_data
-from tests.integration.nats_reading import NatsFactory, StreamReader, record, records, settings, start_sink
+from tests.integration.nats_reading import NatsFactory, StreamReader, settings, start_sink
 from tests.integration.test_nats_auth import SECRET
 from tests.integration.test_nats_docs import PERMISSIONS
 from tests.naming import assert_names, raises_naming
+from tests.sample_records import record, records
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import Permissions

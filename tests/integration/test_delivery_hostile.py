@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sinks.nats.subjects import decode_token
+from sinks.nats.messages import decode_token
 from tests.bridge_process import BridgeProcess
 from tests.eventually import eventually
 from tests.integration.delivery import BrokerTargets, check_gapless, deduplicated_records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from aiokafka.errors import KafkaError
@@ -14,19 +14,23 @@ from bridge.core.errors import TransientError
 from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
 from tests.eventually import eventually
-from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, publish_until_accepted, record_data
+from tests.integration.kafka_sinks import distinct_values, open_sink, record_data
+from tests.integration.target_checks import publish_until_accepted
 from tests.sample_records import records
 from tests.scale import scaled
-from tests.testbed.kafka import Kafka
+from tests.testbed.kafka import COMPONENTS, Kafka
 from tests.testbed.kafka_admin import KafkaAdmin
 from tests.testbed.server import Server
 
 ROUNDS = scaled(reduced=1, full=3)
 
 
-@pytest.fixture
-def cluster(kafka_factory: KafkaFactory) -> Kafka:
-    return kafka_factory(3)
+@pytest.fixture(scope="module")
+def cluster(require: Callable[..., None]) -> Iterator[Kafka]:
+    """Three brokers, which all run before and after each test; use unique topics."""
+    require(*COMPONENTS)
+    with Kafka(3) as kafka:
+        yield kafka
 
 
 @pytest.mark.timeout(400)

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from structlog.testing import capture_logs
 
-from bridge.clock import SystemClock
 from bridge.core.errors import TransientError
 from bridge.core.records import Record
 from sinks.kafka.sink import KafkaSink
-from tests.integration.kafka_sinks import (
-    KafkaFactory,
-    distinct_values,
-    open_sink,
-    publish_until_accepted,
-    record_data,
-    settings,
-)
+from tests.integration.kafka_sinks import KafkaFactory, distinct_values, open_sink, record_data
+from tests.integration.target_checks import publish_until_accepted
+from tests.integration.test_kafka_state_topic import SOURCE, state_table
 from tests.naming import assert_names, raises_naming
-from tests.sample_records import batches, records
-from tests.testbed.kafka import LONG_SESSION_TIMEOUT, Kafka
+from tests.sample_records import batches, control_record, record, records
+from tests.testbed.kafka import COMPONENTS, Kafka
 from tests.testbed.server import HOST
 from tests.testbed.tcp_proxy import TcpProxy
 
-CLOCK = SystemClock()
+
+@pytest.fixture(scope="module")
+def shared_broker(require: Callable[..., None]) -> Iterator[Kafka]:
+    require(*COMPONENTS)
+    with Kafka(proxied=True) as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def broker(shared_broker: Kafka) -> Iterator[Kafka]:
+    """A broker behind a proxy, which tests may kill, suspend and restart; use unique topics."""
+    yield shared_broker
+    shared_broker.proxies[0].restore()
 
 
 async def publish_all(
@@ -57,62 +63,39 @@ def assert_complete(kafka: Kafka, topic: str, all_records: Sequence[Record]) -> 
 # --- brokers that stop ---
 
 
-async def test_kafka_sink_connects_after_broker_was_down_at_start(kafka_factory: KafkaFactory) -> None:
-    kafka = kafka_factory()
-    kafka.kill()
-    sink = KafkaSink(settings(kafka, "late"), CLOCK)
-    with raises_naming(TransientError, kafka.bootstrap, "connection refused"):
-        await sink.start()
-    with raises_naming(TransientError, kafka.bootstrap, "connection refused"):
-        await sink.publish(records(1))
-    await asyncio.to_thread(kafka.start)
-    await sink.start()
-    await sink.publish(records(10))
-    await sink.close()
-    await sink.close()
-    assert_complete(kafka, "late", records(10))
+async def test_kafka_sink_delivers_in_order_when_broker_restarts(broker: Kafka) -> None:
+    all_records = records(3000, size=800)
+    steps = (broker.kill, lambda: time.sleep(6), broker.start, broker.stop, broker.start)
+    async with open_sink(broker, "restarted", retry_start=True, request_timeout="3s") as sink:
+        await publish_during(sink, all_records, *steps)
+    assert_complete(broker, "restarted", all_records)
 
 
-async def test_kafka_sink_delivers_in_order_when_broker_restarts(kafka_factory: KafkaFactory) -> None:
-    kafka, all_records = kafka_factory(), records(3000, size=800)
-    async with open_sink(kafka, "restarted", retry_start=True, request_timeout="3s") as sink:
-        await publish_during(sink, all_records, kafka.kill, lambda: time.sleep(6), kafka.start, kafka.stop, kafka.start)
-    assert_complete(kafka, "restarted", all_records)
-
-
-@pytest.mark.parametrize("compression", ["none", "zstd"])
-async def test_kafka_sink_delivers_in_order_when_connection_flaps(
-    kafka_factory: KafkaFactory, compression: str
-) -> None:
-    kafka, all_records = kafka_factory(proxied=True), records(3000, size=800)
-    (proxy,) = kafka.proxies
+async def test_kafka_sink_delivers_in_order_when_connection_flaps(broker: Kafka) -> None:
+    (proxy,), all_records = broker.proxies, records(3000, size=800)
     async with open_sink(
-        kafka.bootstrap_for("plaintext"), "flaps", retry_start=True, request_timeout="3s", compression=compression
+        broker.bootstrap_for("plaintext"), "flaps", retry_start=True, request_timeout="3s", compression="none"
     ) as sink:
         await publish_during(
             sink, all_records, *(step for _ in range(8) for step in (proxy.refuse, proxy.restore, proxy.reset))
         )
-    assert_complete(kafka, "flaps", all_records)
+    assert_complete(broker, "flaps", all_records)
 
 
-async def test_kafka_sink_stores_whole_records_when_connection_resets(
-    kafka_factory: KafkaFactory,
-) -> None:
-    kafka, all_records = kafka_factory(proxied=True), records(2000, size=800)
-    (proxy,) = kafka.proxies
+async def test_kafka_sink_stores_whole_records_when_connection_resets(broker: Kafka) -> None:
+    (proxy,), all_records = broker.proxies, records(2000, size=800)
     steps = [lambda count=count: proxy.reset_after(count) for count in (1, 100, 5000, 50_001, 70_003)]
-    async with open_sink(kafka.bootstrap_for("plaintext"), "halves", retry_start=True, request_timeout="3s") as sink:
+    async with open_sink(broker.bootstrap_for("plaintext"), "halves", retry_start=True, request_timeout="3s") as sink:
         await publish_during(sink, all_records, *steps)
-    assert_complete(kafka, "halves", all_records)
+    assert_complete(broker, "halves", all_records)
 
 
-async def test_kafka_sink_resends_same_bytes_when_acknowledgment_lost(kafka_factory: KafkaFactory) -> None:
-    kafka, all_records = kafka_factory(proxied=True), records(100)
-    (proxy,) = kafka.proxies
-    async with open_sink(kafka.bootstrap_for("plaintext"), "again") as sink:
+async def test_kafka_sink_resends_same_bytes_when_acknowledgment_lost(broker: Kafka) -> None:
+    (proxy,), all_records = broker.proxies, records(100)
+    async with open_sink(broker.bootstrap_for("plaintext"), "again") as sink:
         await sink.publish(all_records[:50])
         await asyncio.to_thread(proxy.delay, 1)
-        log = kafka.nodes[0].directory / "data" / "again-0" / f"{0:020}.log"  # a client would be delayed as well
+        log = broker.nodes[0].directory / "data" / "again-0" / f"{0:020}.log"  # a client would be delayed as well
         before = log.stat().st_size
         publishing = asyncio.create_task(sink.publish(all_records[50:]))
         while log.stat().st_size == before:  # noqa: ASYNC110 (the test does nothing else meanwhile)
@@ -121,21 +104,12 @@ async def test_kafka_sink_resends_same_bytes_when_acknowledgment_lost(kafka_fact
         await asyncio.to_thread(proxy.reset)
         await asyncio.to_thread(proxy.restore)
         await publishing
-        assert [each.value for each in kafka.admin.records("again")] == record_data(
+        assert [each.value for each in broker.admin.records("again")] == record_data(
             all_records
         )  # the broker detects the duplicates
         await sink.close()  # as after a restart: duplicates are not detected
         await sink.publish(all_records[50:])
-    assert [each.value for each in kafka.admin.records("again")] == record_data([*all_records, *all_records[50:]])
-
-
-async def test_kafka_sink_recreates_deleted_topic(kafka_factory: KafkaFactory) -> None:
-    kafka, all_records = kafka_factory(), records(200)
-    async with open_sink(kafka, "deleted", retry_start=True, request_timeout="2s") as sink:
-        await publish_until_accepted(sink, all_records[:100])
-        kafka.admin.delete_topic("deleted")
-        await publish_until_accepted(sink, all_records[100:])
-    assert_complete(kafka, "deleted", all_records[100:])
+    assert [each.value for each in broker.admin.records("again")] == record_data([*all_records, *all_records[50:]])
 
 
 async def test_kafka_sink_follows_broker_to_another_address(kafka_factory: KafkaFactory) -> None:
@@ -158,78 +132,54 @@ async def test_kafka_sink_follows_broker_to_another_address(kafka_factory: Kafka
 # --- brokers that hang ---
 
 
-async def test_kafka_sink_times_out_and_recovers_when_broker_hangs(kafka_factory: KafkaFactory) -> None:
-    kafka, all_records = kafka_factory(settings=LONG_SESSION_TIMEOUT), records(300)
-    async with open_sink(kafka, "hangs", retry_start=True, request_timeout="2s") as sink:
-        await publish_until_accepted(sink, all_records[:100])
-        kafka.suspend()
-        began = time.monotonic()
-        with pytest.raises(TransientError) as caught:
-            await sink.publish(all_records[100:200])
-        assert_names(caught.value, "topic hangs", "2 s", kafka.bootstrap)
-        with raises_naming(TransientError, kafka.bootstrap):
-            await sink.publish(all_records[100:200])
-        assert time.monotonic() - began < 25
-        kafka.resume()
-        # A loaded machine may need several attempts within this timeout.
-        errors = await publish_until_accepted(sink, all_records[100:])
-        assert [each for each in errors if kafka.bootstrap not in each and "2 s" not in each] == []
-    assert_complete(kafka, "hangs", all_records)
-
-
-async def test_kafka_sink_closes_in_time_when_broker_hangs(kafka_factory: KafkaFactory) -> None:
-    """`open_sink` checks that close() is fast and leaves no task."""
-    kafka, all_records = kafka_factory(settings=LONG_SESSION_TIMEOUT), records(300)
-    async with open_sink(kafka, "closed") as sink:
-        await sink.publish(all_records[:100])
-        kafka.suspend()
-        publishing = asyncio.create_task(sink.publish(all_records[100:200]))
-        await asyncio.sleep(0.5)
-        publishing.cancel()
-        began = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await publishing
-        await sink.close()
-        assert time.monotonic() - began < 8
-    kafka.resume()
-    async with open_sink(kafka, "closed") as sink:
-        await sink.publish(all_records[100:])
-    assert_complete(kafka, "closed", all_records)
-
-
-async def test_kafka_sink_detects_half_open_connection(kafka_factory: KafkaFactory) -> None:
-    kafka, all_records = kafka_factory(proxied=True), records(300)
-    (proxy,) = kafka.proxies
-    async with open_sink(kafka.bootstrap_for("plaintext"), "open", retry_start=True, request_timeout="2s") as sink:
+async def test_kafka_sink_detects_half_open_connection(broker: Kafka) -> None:
+    (proxy,), all_records = broker.proxies, records(300)
+    async with open_sink(broker.bootstrap_for("plaintext"), "open", retry_start=True, request_timeout="2s") as sink:
         await publish_until_accepted(sink, all_records[:100])
         await asyncio.to_thread(proxy.drop_traffic)
         with raises_naming(TransientError, "topic open", "2 s"):
             await sink.publish(all_records[100:200])
         await asyncio.to_thread(proxy.restore)
         await publish_until_accepted(sink, all_records[100:])
-    assert_complete(kafka, "open", all_records)
+    assert_complete(broker, "open", all_records)
 
 
-async def test_kafka_sink_tolerates_slow_network(kafka_factory: KafkaFactory) -> None:
-    kafka, all_records = kafka_factory(proxied=True), records(500)
-    (proxy,) = kafka.proxies
+async def test_kafka_sink_tolerates_slow_network(broker: Kafka) -> None:
+    (proxy,), all_records = broker.proxies, records(500)
     proxy.delay(0.05)
-    async with open_sink(kafka.bootstrap_for("plaintext"), "slow") as sink:
+    async with open_sink(broker.bootstrap_for("plaintext"), "slow") as sink:
         for batch in batches(all_records, 100):
             await sink.publish(batch)
-    assert [each.value for each in kafka.admin.records("slow")] == record_data(all_records)
+    assert [each.value for each in broker.admin.records("slow")] == record_data(all_records)
 
 
-async def test_kafka_sink_reports_unreachable_leader(kafka_factory: KafkaFactory) -> None:
+async def test_kafka_sink_reports_unreachable_leader(broker: Kafka) -> None:
     """A common misconfiguration: brokers advertise an address that clients cannot reach."""
-    kafka = kafka_factory(proxied=True)
-    (proxy,) = kafka.proxies
-    kafka.admin.create_topic("advertised")
+    (proxy,) = broker.proxies
+    broker.admin.create_topic("advertised")
     proxy.refuse()
     with pytest.raises(TransientError) as caught:
-        async with open_sink(kafka, "advertised", request_timeout="12s"):
+        async with open_sink(broker, "advertised", request_timeout="12s"):
             pass
-    assert_names(caught.value, kafka.bootstrap, "12 s", "leader of partition 0", f"{proxy.address}: connection refused")
+    assert_names(
+        caught.value, broker.bootstrap, "12 s", "leader of partition 0", f"{proxy.address}: connection refused"
+    )
+
+
+async def test_state_topic_is_complete_after_unacknowledged_publish(broker: Kafka) -> None:
+    (proxy,) = broker.proxies
+    batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
+    async with open_sink(
+        broker.bootstrap_for("plaintext"), "stream", state_topic="state", retry_start=True, request_timeout="2s"
+    ) as sink:
+        await publish_until_accepted(sink, [control_record(1, "snapshot_started"), *batch])
+        broker.suspend()
+        with pytest.raises(TransientError):
+            await sink.publish([control_record(5, "snapshot_completed"), record(6, id_="c")])
+        broker.resume()
+        proxy.reset()
+        await publish_until_accepted(sink, [control_record(5, "snapshot_completed"), record(6, id_="c")])
+    assert set(state_table(broker, "state")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
 
 
 # --- producers out of sync with the broker ---
@@ -254,8 +204,8 @@ async def test_kafka_sink_recreates_broken_producer_immediately(kafka: Kafka, er
 
 def desynchronize_producer(sink: KafkaSink, *, epoch: int = 1, skipped: int = 0) -> None:
     """Make the producer's sequence numbers differ from the broker's, as after a failed batch."""
-    assert sink._connection
-    manager = sink._connection.producer._txn_manager
+    assert sink._connector._connection
+    manager = sink._connector._connection.producer._txn_manager
     manager._pid_and_epoch = manager._pid_and_epoch._replace(epoch=epoch)
     for partition in manager._sequence_numbers:
         manager.increment_sequence_number(partition, skipped)

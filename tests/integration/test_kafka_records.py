@@ -16,7 +16,6 @@ from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.records import EngineInfo
 from bridge.core.time import SECOND
 from sinks import cloudevents
-from sinks.kafka.admin import CompactionError
 from tests.integration.kafka_sinks import KafkaFactory, decode_value, kcat, open_sink, record_data
 from tests.naming import assert_names, raises_naming
 from tests.sample_records import EPOCH, TIME, batches, control_record, loss_record, record, records
@@ -35,8 +34,10 @@ def parse_cloudevent(stored: Stored) -> KafkaMessage:
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_kafka_sink_stores_records_in_order_unchanged(kafka: Kafka, compression: str) -> None:
+async def test_kafka_sink_stores_records_in_order_with_any_compression(kafka: Kafka, compression: str) -> None:
+    """The broker reads all batches, as it compresses them in another way; kcat uses librdkafka."""
     topic = f"order-{compression}"
+    kafka.admin.create_topic(topic, settings={"compression.type": "gzip" if compression == "zstd" else "zstd"})
     all_records = records(4500, size=800)
     async with open_sink(kafka, topic, compression=compression) as sink:
         for batch in batches(all_records, 1700):
@@ -46,16 +47,6 @@ async def test_kafka_sink_stores_records_in_order_unchanged(kafka: Kafka, compre
     assert {each.key for each in stored} == {b"node-1/c79d280c-f53d-4d5e"}
     now = time.time() * 1000
     assert all(now - 60_000 < each.timestamp <= now for each in stored)
-
-
-@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
-async def test_kafka_records_are_readable_by_kcat_with_any_compression(kafka: Kafka, compression: str) -> None:
-    """kcat uses librdkafka; the broker recompresses gzip as zstd and zstd as gzip."""
-    topic = f"others-{compression}"
-    kafka.admin.create_topic(topic, settings={"compression.type": "gzip" if compression == "zstd" else "zstd"})
-    all_records = records(1000, size=800)
-    async with open_sink(kafka, topic, compression=compression) as sink:
-        await sink.publish(all_records)
     assert kcat("-C", "-e", "-q", "-b", kafka.bootstrap, "-t", topic).encode().splitlines() == record_data(all_records)
 
 
@@ -97,7 +88,8 @@ async def test_kafka_sink_partitions_keys_like_other_clients(kafka: Kafka, tmp_p
 
 
 async def test_kafka_sink_creates_missing_topics_as_configured(kafka_factory: KafkaFactory) -> None:
-    kafka = kafka_factory(settings={"num.partitions": "3"})
+    """The brokers' own defaults do not apply, and the brokers create no topic by themselves."""
+    kafka = kafka_factory(settings={"num.partitions": "3", "auto.create.topics.enable": "true"})
     async with open_sink(kafka, "plain"):
         pass
     async with open_sink(kafka, "wide", partitions=5, replication_factor=1, state_topic="wide.state"):
@@ -106,43 +98,15 @@ async def test_kafka_sink_creates_missing_topics_as_configured(kafka_factory: Ka
     assert kafka.admin.describe("plain")["settings"]["cleanup.policy"] == "delete"
     assert len(kafka.admin.describe("wide")["partitions"]) == 5
     assert kafka.admin.describe("wide.state")["settings"]["cleanup.policy"] == "compact"
-
-
-async def test_kafka_sink_reports_missing_topic_without_auto_create(
-    kafka_factory: KafkaFactory,
-) -> None:
-    kafka = kafka_factory(settings={"auto.create.topics.enable": "true"})
     with pytest.raises(TransientError) as caught:
         async with open_sink(kafka, "missing", auto_create=False, partitions=4):
             pass
     command = "kafka-topics.sh --create --topic missing --partitions 4 --config cleanup.policy=delete"
     assert_names(caught.value, "topic missing", command)
-    assert kafka.admin.topics() == []
+    assert "missing" not in kafka.admin.topics()
     kafka.admin.create_topic("missing")
     async with open_sink(kafka, "missing", auto_create=False):
         pass
-
-
-async def test_kafka_sink_reports_excessive_replication_factor(kafka: Kafka) -> None:
-    with raises_naming(TransientError, "topic replicated", "replication factor"):
-        async with open_sink(kafka, "replicated", replication_factor=3):
-            pass
-
-
-@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
-async def test_kafka_sink_fails_when_event_topic_is_compacted(kafka: Kafka, policy: str) -> None:
-    topic = f"compacted-{len(policy)}"
-    kafka.admin.create_topic(topic, settings={"cleanup.policy": policy})
-    with raises_naming(CompactionError, f"topic {topic}", f"cleanup.policy={policy}"):
-        async with open_sink(kafka, topic):
-            pass
-
-
-async def test_kafka_sink_fails_when_state_topic_is_not_compacted(kafka: Kafka) -> None:
-    kafka.admin.create_topic("uncompacted")
-    with raises_naming(CompactionError, "state_topic uncompacted", "cleanup.policy=delete"):
-        async with open_sink(kafka, "events", state_topic="uncompacted"):
-            pass
 
 
 # --- oversized records ---
@@ -236,12 +200,6 @@ async def test_kafka_structured_cloudevents_are_readable_by_sdk(kafka: Kafka) ->
             assert event.get_extension("sequence") == f"{EPOCH}-{sent.sequence:020}"
 
 
-async def test_kafka_messages_have_no_headers_without_cloudevents(kafka: Kafka) -> None:
-    async with open_sink(kafka, "bare", cloudevents="none") as sink:
-        await sink.publish([record(1)])
-    assert kafka.admin.records("bare")[0].headers == ()
-
-
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 async def test_kafka_sink_escapes_hostile_names_in_keys_and_headers(kafka: Kafka, mode: str) -> None:
     all_records = [
@@ -258,21 +216,6 @@ async def test_kafka_sink_escapes_hostile_names_in_keys_and_headers(kafka: Kafka
         assert not set(subject) & {chr(code) for code in (*range(32), *range(127, 160))}
         assert len(dict(stored.headers)) == len(stored.headers)
         assert event.get_type() == "io.whalebridge.container.started"
-
-
-async def test_kafka_whalewatcher_encoding_omits_control_records(kafka: Kafka) -> None:
-    all_records = [
-        control_record(1, "snapshot_started"),
-        record(2, "present"),
-        record(3, "exited"),
-        control_record(4, "snapshot_completed"),
-    ]
-    async with open_sink(kafka, "whales", encoding="whalewatcher") as sink:
-        await sink.publish(all_records)
-        await sink.publish(all_records[:1])
-    stored = kafka.admin.records("whales")
-    assert [decode_value(each)["Type"] for each in stored] == [0, 1]
-    assert dict(stored[0].headers)["ce_dataschema"] == b"urn:whalebridge:whalewatcher:1"
 
 
 # --- clocks ---

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from structlog.testing import capture_logs
 
 from sinks.kafka.sink import KafkaSink
-from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
-from tests.integration.target_checks import check_until_reset
+from tests.integration.kafka_sinks import decode_value, open_sink
+from tests.integration.target_checks import check_until_reset, publish_until_accepted
 from tests.integration.test_kafka_state_topic import SOURCE, state_table
 from tests.sample_records import control_record, record
-from tests.testbed.kafka import Kafka
+from tests.testbed.kafka import COMPONENTS, Kafka
 
 COMPACT = {"cleanup.policy": "compact"}
 FAST_RETENTION = {"log.retention.check.interval.ms": "200", "log.initial.task.delay.ms": "100"}
@@ -46,6 +46,14 @@ def replace_state_topic(kafka: Kafka, topic: str) -> None:
 
 
 LOSSES: list[Loss] = [delete_topic, replace_topic, delete_records, delete_state_topic, replace_state_topic]
+
+
+@pytest.fixture(scope="module")
+def broker(require: Callable[..., None]) -> Iterator[Kafka]:
+    """A broker that the tests may kill and erase, and which removes expired records at once."""
+    require(*COMPONENTS)
+    with Kafka(settings=FAST_RETENTION) as kafka:
+        yield kafka
 
 
 @pytest.fixture
@@ -102,39 +110,36 @@ async def test_kafka_sink_detects_loss_while_publishing(kafka: Kafka, topic: str
     assert_complete(kafka, topic, 52)
 
 
-async def test_kafka_sink_detects_expired_records(kafka_factory: KafkaFactory, topic: str) -> None:
-    kafka = kafka_factory(settings=FAST_RETENTION)
-    async with open_sink(kafka, topic, state_topic=f"{topic}.state") as sink:
+async def test_kafka_sink_detects_expired_records(broker: Kafka, topic: str) -> None:
+    async with open_sink(broker, topic, state_topic=f"{topic}.state") as sink:
         await publish_snapshot(sink, 1)
-        kafka.admin.alter_topic(topic, {"retention.ms": "1"})
-        await asyncio.to_thread(kafka.admin.wait_empty, topic)
-        kafka.admin.alter_topic(topic, {"retention.ms": "3600000"})
+        broker.admin.alter_topic(topic, {"retention.ms": "1"})
+        await asyncio.to_thread(broker.admin.wait_empty, topic)
+        broker.admin.alter_topic(topic, {"retention.ms": "3600000"})
         await sink.check_target()
         assert sink.resets == 1
         await publish_snapshot(sink, 6, 2)
-    assert_complete(kafka, topic, 6)
+    assert_complete(broker, topic, 6)
 
 
-async def test_kafka_sink_detects_cluster_on_empty_disks(kafka_factory: KafkaFactory, topic: str) -> None:
-    kafka = kafka_factory()
-    async with open_sink(kafka, topic, state_topic=f"{topic}.state") as sink:
+async def test_kafka_sink_detects_cluster_on_empty_disks(broker: Kafka, topic: str) -> None:
+    async with open_sink(broker, topic, state_topic=f"{topic}.state") as sink:
         await publish_snapshot(sink, 1)
-        kafka.kill()
-        kafka.erase()
-        await asyncio.to_thread(kafka.start)
+        broker.kill()
+        broker.erase()
+        await asyncio.to_thread(broker.start)
         await publish_until_accepted(sink, [record(6, id_="d")])
         assert sink.resets == 2  # both topics
         await publish_snapshot(sink, 7, 2)
-    assert_complete(kafka, topic, 7)
+    assert_complete(broker, topic, 7)
 
 
-async def test_kafka_sink_counts_no_reset_for_first_creation(kafka_factory: KafkaFactory, topic: str) -> None:
-    kafka = kafka_factory()
-    async with open_sink(kafka, topic, state_topic=f"{topic}.state") as sink:
-        delete_topic(kafka, topic)
+async def test_kafka_sink_counts_no_reset_for_first_creation(broker: Kafka, topic: str) -> None:
+    async with open_sink(broker, topic, state_topic=f"{topic}.state") as sink:
+        delete_topic(broker, topic)
         await publish_snapshot(sink, 1)
-        await asyncio.to_thread(kafka.stop)
-        await asyncio.to_thread(kafka.start)
+        await asyncio.to_thread(broker.stop)
+        await asyncio.to_thread(broker.start)
         await publish_until_accepted(sink, [record(6, "exited", id_="a")])
         await sink.check_target()
         assert sink.resets == 0

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from bridge.core.errors import TransientError
 from bridge.core.records import EngineInfo
-from tests.integration.kafka_sinks import KafkaFactory, decode_value, open_sink, publish_until_accepted
-from tests.sample_records import ENGINE, EPOCH, control_record, loss_record, record
+from tests.integration.kafka_sinks import decode_value, open_sink
+from tests.sample_records import ENGINE, EPOCH, control_record, record
 from tests.testbed.kafka import Kafka
 
 SOURCE = f"node-1/{ENGINE.id}"
@@ -67,54 +64,6 @@ async def test_state_topic_drops_stale_entries_after_first_snapshot(kafka: Kafka
         f"node-2/{ENGINE.id}/shop/foreign",
     }
     assert tombstones(kafka, "stale.state") == [f"{SOURCE}/shop/c", f"{SOURCE}/shop/b"]
-
-
-async def test_state_topic_entries_are_rewritten_by_each_snapshot(kafka: Kafka) -> None:
-    async with open_sink(kafka, "again", state_topic="again.state") as sink:
-        for number in (1, 2):
-            first = 10 * number
-            entries = [record(first + 1 + each, "present", id_=f"web-{each}") for each in range(3)]
-            await sink.publish(
-                [
-                    control_record(first, "snapshot_started", number),
-                    *entries,
-                    control_record(first + 9, "snapshot_completed", number),
-                ]
-            )
-    assert {entry["snapshot_id"] for entry in state_table(kafka, "again.state").values()} == {f"{EPOCH}-2"}
-    assert len(kafka.admin.records("again.state")) == 8
-
-
-async def test_state_topic_keeps_entries_when_snapshot_is_incomplete(kafka: Kafka) -> None:
-    async with open_sink(kafka, "partly", state_topic="partly.state") as sink:
-        await sink.publish([record(1, id_="a"), record(2, id_="b")])
-    async with open_sink(kafka, "partly", state_topic="partly.state") as sink:
-        await sink.publish([record(4, "present", id_="a"), control_record(5, "snapshot_completed")])
-        await sink.publish(
-            [
-                control_record(6, "snapshot_started", 2),
-                loss_record(record(8), 7),
-                control_record(9, "snapshot_completed", 2),
-            ]
-        )
-    assert set(state_table(kafka, "partly.state")) == {f"{SOURCE}/shop/a", f"{SOURCE}/shop/b"}
-
-
-async def test_state_topic_is_complete_after_unacknowledged_publish(kafka_factory: KafkaFactory) -> None:
-    kafka = kafka_factory(proxied=True)
-    (proxy,) = kafka.proxies
-    batch = [record(1, id_="a"), record(2, id_="b"), record(3, "exited", id_="a"), record(4, "paused", id_="b")]
-    async with open_sink(
-        kafka.bootstrap_for("plaintext"), "stream", state_topic="state", retry_start=True, request_timeout="2s"
-    ) as sink:
-        await publish_until_accepted(sink, [control_record(1, "snapshot_started"), *batch])
-        kafka.suspend()
-        with pytest.raises(TransientError):
-            await sink.publish([control_record(5, "snapshot_completed"), record(6, id_="c")])
-        kafka.resume()
-        proxy.reset()
-        await publish_until_accepted(sink, [control_record(5, "snapshot_completed"), record(6, id_="c")])
-    assert set(state_table(kafka, "state")) == {SOURCE, f"{SOURCE}/shop/b", f"{SOURCE}/shop/c"}
 
 
 async def test_state_topic_entry_drops_labels_when_too_large(kafka: Kafka) -> None:

@@ -11,20 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
-import pytest
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from bridge.core.records import Record
-from tests.integration.nats_reading import (
-    ENGINE,
-    EPOCH,
-    StoredMessage,
-    StreamReader,
-    control_record,
-    record,
-    start_sink,
-)
+from tests.integration.nats_reading import StoredMessage, StreamReader, start_sink
+from tests.sample_records import ENGINE, EPOCH, control_record, record
 from tests.testbed.nats import Nats
 
 BATCH = [
@@ -80,28 +72,3 @@ async def test_nats_messages_are_valid_structured_cloudevents(nats: Nats) -> Non
         assert stored.headers["Content-Type"] == "application/cloudevents+json"
         assert not [name for name in stored.headers if name.lower().startswith("ce-")]
         check_event(JSONFormat().read(None, stored.data), record_, type_)
-
-
-async def test_nats_messages_have_no_headers_without_cloudevents(nats: Nats) -> None:
-    for stored, record_ in zip(await publish_and_read(nats, "none"), BATCH, strict=True):
-        assert stored.data == record_.data
-        assert {name for name in stored.headers if not name.startswith("Nats-")} == set()
-
-
-@pytest.mark.parametrize("mode", ["binary", "structured"])
-async def test_nats_sinks_encode_same_record_identically(nats: Nats, mode: str) -> None:
-    """Two sinks with two streams publish the same record as the same message."""
-    contents = []
-    for number in (1, 2):
-        subject = f"ce_same_{mode}_{number}"
-        sink = await start_sink(nats, subject, cloudevents=mode)
-        await sink.publish(BATCH)
-        await sink.close()
-        async with StreamReader(nats) as reader:
-            stored = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
-        contents.append([(each.data, without_publish_headers(each.headers)) for each in stored])
-    assert contents[0] == contents[1]
-
-
-def without_publish_headers(headers: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in headers.items() if not name.startswith("Nats-Batch")}

@@ -1,87 +1,91 @@
-"""NATS with three servers and one replicated stream, whose leader fails repeatedly under load: no record is lost."""
+"""NATS with three servers and replicated streams, whose leaders fail repeatedly under load: no record is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
-from functools import partial
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from itertools import product
 
 import nats.errors
 import pytest
-from nats.js.api import StreamConfig
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    publish_until_accepted,
-    record_positions,
-    records,
-    retry_until_available,
-    settings,
-)
+from tests.integration.nats_reading import StreamReader, add_streams, check_streams_under_failures, settings
+from tests.integration.target_checks import publish_until_accepted
+from tests.sample_records import record
 from tests.scale import scaled
-from tests.testbed.nats import Nats
+from tests.testbed.nats import COMPONENTS, Nats
 from tests.testbed.server import Server
 
-STREAM = "WHALEBRIDGE_EVENTS"
-ROUNDS = scaled(reduced=3, full=12)
+ROUNDS = scaled(reduced=1, full=6)
 
 
-async def leader(peer: Nats) -> Server:
-    return await asyncio.to_thread(peer.leader, STREAM)
+@pytest.fixture(scope="module")
+def cluster(require: Callable[..., None]) -> Iterator[Nats]:
+    """Three servers, which all run before and after each test; use unique streams."""
+    require(*COMPONENTS)
+    with Nats(3) as cluster:
+        yield cluster
 
 
-async def kill_leaders(peer: Nats) -> None:
-    for round_ in range(ROUNDS):
-        await asyncio.sleep(0.5)
-        server = await leader(peer)
-        if round_ % 3 == 2:  # a suspended server still accepts connections and records
-            await asyncio.to_thread(server.suspend)
-            await asyncio.sleep(6)
-            await asyncio.to_thread(server.resume)
-        else:
-            await asyncio.to_thread(server.kill)
-            await leader(peer)
-            await asyncio.sleep(0.5)
-            await asyncio.to_thread(peer.start)
+def streams(prefix: str) -> list[str]:
+    return [f"WHALEBRIDGE_{prefix}_BATCHES", f"WHALEBRIDGE_{prefix}_SINGLE"]
 
 
-async def retire_leaders(peer: Nats) -> None:
-    """Make the leader step down repeatedly, while all servers run."""
-    async with StreamReader(peer) as reader:
-        for _ in range(20 * ROUNDS):
-            await asyncio.sleep(0.1)
+async def common_leader(cluster: Nats) -> Server:
+    """Move the leadership of the second stream to the server that leads the first."""
+    first, second = streams("KILL_LEADERS")
+    async with asyncio.timeout(60), StreamReader(cluster) as reader:
+        while True:
+            server = await asyncio.to_thread(cluster.leader, first)
+            if await asyncio.to_thread(cluster.leader, second) is server:
+                return server
             with contextlib.suppress(nats.errors.Error):  # the stream has no leader at the moment
-                await reader.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{STREAM}", b"", timeout=2)
+                placement = json.dumps({"placement": {"preferred": server.name}}).encode()
+                await reader.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{second}", placement, timeout=2)
+            await asyncio.sleep(0.2)
+
+
+async def kill_leaders(cluster: Nats) -> None:
+    for _ in range(ROUNDS):
+        server = await common_leader(cluster)
+        await asyncio.to_thread(server.kill)
+        for stream in streams("KILL_LEADERS"):
+            await asyncio.to_thread(cluster.leader, stream)
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(cluster.start)
+        server = await common_leader(cluster)
+        await asyncio.to_thread(server.suspend)  # it still accepts connections and records
+        await asyncio.sleep(6)
+        await asyncio.to_thread(server.resume)
+
+
+async def retire_leaders(cluster: Nats) -> None:
+    """Make the leaders step down repeatedly, while all servers run."""
+    async with StreamReader(cluster) as reader:
+        for _, stream in product(range(60 * ROUNDS), streams("RETIRE_LEADERS")):
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(nats.errors.Error):  # the stream has no leader at the moment
+                await reader.client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", b"", timeout=2)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("fail", [kill_leaders, retire_leaders])
-@pytest.mark.parametrize("atomic", [True, False])
 async def test_nats_sink_stores_each_record_once_when_leaders_change(
-    nats_factory: NatsFactory, fail: Callable[[Nats], Coroutine[None, None, None]], atomic: bool
+    cluster: Nats, fail: Callable[[Nats], Coroutine[None, None, None]]
 ) -> None:
-    peer = nats_factory(3)
-    async with StreamReader(peer) as reader:
-        config = StreamConfig(STREAM, subjects=["events.>"], num_replicas=3, duplicate_window=3600, allow_atomic=atomic)
-        await retry_until_available(partial(reader.jetstream.add_stream, config))
-    sink = NatsSink(settings(peer, timeout="3s"))
-    failing = asyncio.ensure_future(fail(peer))
-    published = 0
-    errors: list[str] = []
-    while not failing.done() or published < 2000:
-        batch = records(1 + published % 317, first_sequence=published + 1)
-        errors += await publish_until_accepted(sink, batch, seconds=120)
-        published += len(batch)
-    await failing
+    await add_streams(cluster, fail.__name__, replicas=3)
+    await check_streams_under_failures(cluster, fail.__name__, fail(cluster), sink_timeout="3s")
+
+
+async def test_nats_sink_switches_server_when_first_server_stops(cluster: Nats) -> None:
+    """The settings name one server; the sink discovers the others and uses them when the first server stops."""
+    all_servers = settings(cluster, "switches", timeout="5s", stream={"replicas": 3})
+    sink = NatsSink(all_servers.model_copy(update={"servers": all_servers.servers[:1]}))
+    await publish_until_accepted(sink, [record(1)])
+    await asyncio.to_thread(cluster.servers[0].stop)
+    await publish_until_accepted(sink, [record(2)])
     await sink.close()
-    assert errors
-    async with StreamReader(peer) as reader:
-        # A server that was suspended may consider itself the leader for a moment.
-        stored = record_positions(await reader.read_stored(minimum=published))
-    expected = record_positions(records(published))
-    assert sorted(stored) == expected  # each exactly once
-    if atomic:
-        assert stored == expected
+    await asyncio.to_thread(cluster.start)

@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    control_record,
-    publish_until_accepted,
-    records,
-    settings,
-)
+from tests.integration.nats_reading import NatsFactory, StreamReader, settings
+from tests.integration.target_checks import publish_until_accepted
+from tests.sample_records import control_record, records
 from tests.testbed.install import search_path
 from tests.testbed.nats_auth import AUTH_TIMEOUT
 from tests.testbed.process import run

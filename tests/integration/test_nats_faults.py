@@ -4,49 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-
-import pytest
 
 from bridge.core.errors import TransientError
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
     NatsFactory,
     StreamReader,
-    publish_until_accepted,
-    record,
+    add_streams,
+    check_streams_under_failures,
     record_positions,
-    records,
     settings,
-    split_batches,
     start_sink,
     wait_connection_ended,
 )
-from tests.naming import assert_names, raises_naming
-from tests.testbed.nats import Nats
+from tests.integration.target_checks import publish_until_accepted
+from tests.naming import raises_naming
+from tests.sample_records import batches, records
 from tests.testbed.server import HOST
 
-FailureAction = Callable[[Nats], None]
 BOUND = 15.0  # seconds; above the timeouts of the sink, for a slow machine
-
-
-async def timed_failure(attempt: asyncio.Future[None]) -> tuple[str, float]:
-    began = time.monotonic()
-    with pytest.raises(TransientError) as caught:
-        await attempt
-    return str(caught.value), time.monotonic() - began
-
-
-async def test_nats_sink_connects_after_server_was_down_at_start(nats_factory: NatsFactory) -> None:
-    peer = nats_factory()
-    peer.kill()
-    sink = NatsSink(settings(peer))
-    with raises_naming(TransientError, f"{HOST}:{peer.nodes[0].port}"):
-        await sink.start()
-    peer.start()
-    await sink.start()
-    await sink.publish(records(5))
-    await sink.close()
 
 
 async def test_nats_sink_loses_nothing_when_server_is_down(nats_factory: NatsFactory) -> None:
@@ -59,7 +35,7 @@ async def test_nats_sink_loses_nothing_when_server_is_down(nats_factory: NatsFac
         with raises_naming(TransientError, "NATS", f"{HOST}:{peer.nodes[0].port}"):
             await sink.publish(all_records[100:200])
     peer.start()
-    for batch in split_batches(all_records[100:], 100):
+    for batch in batches(all_records[100:], 100):
         await sink.publish(batch)
     await sink.close()
     async with StreamReader(peer) as reader:
@@ -76,18 +52,13 @@ async def test_nats_sink_reconnects_when_server_restarts_while_idle(nats_factory
     await sink.close()
 
 
-@pytest.mark.parametrize("atomic", [True, False])
-async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory: NatsFactory, atomic: bool) -> None:
+async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory: NatsFactory) -> None:
     """The proxy resets connections ten times a second, within messages; the server is killed at every eighth reset."""
     peer = nats_factory(proxied=True)
     proxy = peer.proxies[0]
-    async with StreamReader(peer) as reader:
-        await reader.jetstream.add_stream(
-            name="WHALEBRIDGE_EVENTS", subjects=["events.>"], duplicate_window=3600, allow_atomic=atomic
-        )
 
     async def flap() -> None:
-        """Reset the connection 64 times; on a slow machine few records pass within 0.1 s."""
+        """Reset the connections 64 times; on a slow machine few records pass within 0.1 s."""
         budget = 0
         for turn in range(64):
             budget = (budget + 77_777) % 500_000
@@ -98,86 +69,27 @@ async def test_nats_sink_stores_each_record_once_when_server_flaps(nats_factory:
                 await asyncio.to_thread(peer.kill)
                 await asyncio.to_thread(peer.start)
 
-    flapping = asyncio.ensure_future(flap())
-    sink = NatsSink(settings(peer, timeout="5s"))
-    published = 0
-    errors: list[str] = []
-    while not flapping.done() or published < 2000:
-        batch = records(400, first_sequence=published + 1)
-        errors += await publish_until_accepted(sink, batch, seconds=120)
-        published += len(batch)
-    await flapping
-    await sink.close()
-    assert errors
-    async with StreamReader(peer) as reader:
-        stored = record_positions(await reader.read_stored())
-    expected = record_positions(records(published))
-    assert sorted(stored) == expected  # each exactly once
-    if atomic:
-        assert stored == expected
+    await add_streams(peer, "flaps")
+    await check_streams_under_failures(peer, "flaps", flap(), sink_timeout="5s")
 
 
-def suspend(peer: Nats) -> None:
-    peer.suspend()
-
-
-def silence(peer: Nats) -> None:
-    peer.proxies[0].drop_traffic()
-
-
-@pytest.mark.parametrize("fail", [suspend, silence])
-async def test_nats_sink_times_out_and_recovers_when_server_hangs(
-    nats_factory: NatsFactory, fail: FailureAction
-) -> None:
+async def test_nats_sink_times_out_and_recovers_when_network_drops_data(nats_factory: NatsFactory) -> None:
     peer = nats_factory(proxied=True)
-    all_records = records(
-        3000, labels={"size": "x" * 5000}
-    )  # more than the kernel buffers for a server that does not read
+    all_records = records(3000, size=5000)  # more than the kernel buffers for a server that does not read
     sink = NatsSink(settings(peer, timeout="2s"))
     await publish_until_accepted(sink, all_records[:10])  # even without failures, 2 s may be too short
-    fail(peer)
-    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_records[10:1000])))
-    assert_names(text, HOST, "2 s")
-    assert lasted < BOUND
-    text, lasted = await timed_failure(asyncio.ensure_future(sink.publish(all_records[10:1000])))
-    assert_names(text, HOST, "2 s")
-    assert lasted < BOUND
-    if fail is suspend:
-        peer.resume()
-    else:
-        await asyncio.to_thread(peer.proxies[0].restore)
-    for batch in split_batches(all_records[10:], 1000):
+    peer.proxies[0].drop_traffic()
+    for _ in range(2):
+        began = time.monotonic()
+        with raises_naming(TransientError, HOST, "2 s"):
+            await sink.publish(all_records[10:1000])
+        assert time.monotonic() - began < BOUND
+    await asyncio.to_thread(peer.proxies[0].restore)
+    for batch in batches(all_records[10:], 1000):
         await publish_until_accepted(sink, batch)
     await sink.close()
     async with StreamReader(peer) as reader:
         assert record_positions(await reader.read_stored()) == record_positions(all_records)
-
-
-@pytest.mark.parametrize("size", [10, 500_000])
-async def test_nats_sink_cancels_and_closes_in_time_when_server_hangs(nats_factory: NatsFactory, size: int) -> None:
-    peer = nats_factory()
-    sink = await start_sink(peer, timeout="60s")
-    peer.suspend()
-    publishing = asyncio.ensure_future(sink.publish(records(100, labels={"size": "x" * size})))
-    await asyncio.sleep(0.5)
-    began = time.monotonic()
-    publishing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await publishing
-    await sink.close()
-    await sink.close()
-    assert time.monotonic() - began < BOUND
-    peer.resume()
-
-
-async def test_nats_sink_closes_idle_connection_when_server_hangs(nats_factory: NatsFactory) -> None:
-    peer = nats_factory()
-    sink = await start_sink(peer)
-    peer.suspend()
-    began = time.monotonic()
-    await sink.close()
-    assert time.monotonic() - began < BOUND
-    peer.resume()
 
 
 async def test_nats_sink_replaces_closed_client(nats_factory: NatsFactory) -> None:
@@ -204,17 +116,6 @@ async def test_nats_sink_tolerates_slow_network(nats_factory: NatsFactory) -> No
     await asyncio.to_thread(peer.proxies[0].restore)
     async with StreamReader(peer) as reader:
         assert record_positions(await reader.read_stored()) == record_positions(all_records)
-
-
-async def test_nats_sink_switches_server_when_first_server_stops(nats_factory: NatsFactory) -> None:
-    """The settings name one server; the sink discovers the others and uses them when the first server stops."""
-    peer = nats_factory(3)
-    first = settings(peer, timeout="5s").model_copy(update={"servers": settings(peer).servers[:1]})
-    sink = NatsSink(first.model_copy(update={"stream": first.stream.model_copy(update={"replicas": 3})}))
-    await publish_until_accepted(sink, [record(1)])
-    await asyncio.to_thread(peer.servers[0].stop)
-    await publish_until_accepted(sink, [record(2)])
-    await sink.close()
 
 
 async def test_nats_sink_retries_when_server_batch_limit_is_reached(

@@ -12,18 +12,11 @@ from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
 
 from bridge.core.records import Record, RecordType
-from sinks.nats.error_messages import ApiResponseError
-from tests.integration.nats_reading import (
-    ENGINE,
-    EPOCH,
-    NatsFactory,
-    StreamReader,
-    control_record,
-    publish_until_accepted,
-    record,
-    start_sink,
-)
+from sinks.nats.errors import ApiResponseError
+from tests.integration.nats_reading import NatsFactory, StreamReader, start_sink
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import raises_naming
+from tests.sample_records import ENGINE, EPOCH, control_record, record
 from tests.testbed.nats import Nats
 from tests.testbed.server import HOST
 
@@ -72,18 +65,6 @@ async def test_kv_bucket_follows_records(nats: Nats) -> None:
         assert await running_ids(reader, "state") == {"a", "b", "c=2Ed"}
         await sink.publish(started_records(("exited", "a"), ("exited", "b"), ("exited", "c.d"), first=11))
         assert await running_ids(reader, "state") == set()
-    await sink.close()
-
-
-async def test_kv_bucket_drops_entries_missing_from_snapshot(nats: Nats) -> None:
-    sink = await start_sink(nats, "b_removed", kv_bucket={"name": "removed"})
-    async with StreamReader(nats) as reader:
-        await sink.publish(snapshot("a", "b", "c"))
-        await sink.publish(snapshot("b", first=6, number=2, failed=["shop"]))
-        assert await running_ids(reader, "removed") == {"a", "b", "c"}  # unknown: the namespace failed
-        await sink.publish(snapshot("b", first=9, number=3))
-        assert await running_ids(reader, "removed") == {"b"}
-        assert (await bucket_entries(reader, "removed"))[f"{SOURCE}.shop.b"]["snapshot_id"] == f"{EPOCH}-3"
     await sink.close()
 
 

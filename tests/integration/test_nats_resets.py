@@ -11,14 +11,8 @@ from structlog.testing import capture_logs
 
 from bridge.core.records import Record
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    publish_until_accepted,
-    record_positions,
-    start_sink,
-)
-from tests.integration.target_checks import check_until_reset
+from tests.integration.nats_reading import NatsFactory, StreamReader, record_positions, start_sink
+from tests.integration.target_checks import check_until_reset, publish_until_accepted
 from tests.integration.test_nats_kv import running_ids, snapshot, started_records
 from tests.testbed.nats import Nats
 

@@ -9,20 +9,12 @@ import pytest
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamSource
 
 from bridge.core.errors import RejectedRecordError, TransientError
-from sinks.nats.error_messages import ApiResponseError
+from sinks.nats.errors import ApiResponseError
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import (
-    NatsFactory,
-    StreamReader,
-    control_record,
-    publish_until_accepted,
-    record,
-    record_positions,
-    records,
-    settings,
-    start_sink,
-)
+from tests.integration.nats_reading import NatsFactory, StreamReader, record_positions, settings, start_sink
+from tests.integration.target_checks import publish_until_accepted
 from tests.naming import assert_names, raises_naming
+from tests.sample_records import record, records
 from tests.testbed import nats_auth
 from tests.testbed.nats import Nats
 from tests.testbed.nats_auth import AUTH_TIMEOUT, Permissions
@@ -199,21 +191,27 @@ async def test_nats_sink_publishes_in_jetstream_domain(nats_factory: NatsFactory
 # --- subjects ---
 
 
-@pytest.mark.parametrize("value", HOSTILE)
-async def test_nats_sink_keeps_hostile_name_in_one_subject_token(nats: Nats, value: str) -> None:
-    subject = f"hostile{HOSTILE.index(value)}"
-    sink = await start_sink(nats, subject, subject_template="{host}.{namespace}.{project}.{type}")
-    hostile = record(
-        1, host="node-1" if value in ("", "\x00") else value, namespace=value or "x", project=value, id_=value or "x"
-    )
-    await sink.publish([hostile, record(2)])
+async def test_nats_sink_keeps_hostile_names_in_one_subject_token(nats: Nats) -> None:
+    sink = await start_sink(nats, "hostile", subject_template="{host}.{namespace}.{project}.{type}")
+    published = [
+        record(
+            number,
+            host="node-1" if value in ("", "\x00") else value,
+            namespace=value or "x",
+            project=value,
+            id_=value or "x",
+        )
+        for number, value in enumerate(HOSTILE, 1)
+    ]
+    await sink.publish(published)
     await sink.close()
     async with StreamReader(nats) as reader:
-        stored, _ = await reader.read_stored(f"WHALEBRIDGE_{subject.upper()}")
-    assert stored.data == hostile.data
-    assert len(stored.subject.split(".")) == 5
-    assert all(character.isalnum() or character in "_=-." for character in stored.subject)
-    assert set(stored.headers) >= {"Nats-Msg-Id", "ce-id", "ce-source", "ce-subject"}
+        stored = await reader.read_stored("WHALEBRIDGE_HOSTILE")
+    assert [each.data for each in stored] == [each.data for each in published]
+    for message in stored:
+        assert len(message.subject.split(".")) == 5
+        assert all(character.isalnum() or character in "_=-." for character in message.subject)
+        assert set(message.headers) >= {"Nats-Msg-Id", "ce-id", "ce-source", "ce-subject"}
 
 
 async def test_nats_sink_publishes_records_with_4_kib_project(nats: Nats) -> None:
@@ -225,29 +223,6 @@ async def test_nats_sink_publishes_records_with_4_kib_project(nats: Nats) -> Non
         stored = await reader.read_stored("WHALEBRIDGE_LONG")
     assert record_positions(stored) == record_positions(records(3))
     assert len({each.subject for each in stored}) == 3
-
-
-async def test_nats_control_record_subject_has_no_namespace(nats: Nats) -> None:
-    sink = await start_sink(nats, "control")
-    await sink.publish([control_record(1, "snapshot_started"), control_record(2, "snapshot_completed")])
-    await sink.close()
-    async with StreamReader(nats) as reader:
-        stored = await reader.read_stored("WHALEBRIDGE_CONTROL")
-    assert [each.subject for each in stored] == [
-        "control.node-1._.snapshot_started",
-        "control.node-1._.snapshot_completed",
-    ]
-
-
-async def test_nats_whalewatcher_encoding_omits_control_records(nats: Nats) -> None:
-    sink = await start_sink(nats, "go", encoding="whalewatcher")
-    await sink.publish([control_record(1, "snapshot_started")])
-    await sink.publish([record(2, "present"), control_record(3, "snapshot_completed"), record(4, "exited")])
-    await sink.close()
-    async with StreamReader(nats) as reader:
-        stored = await reader.read_stored("WHALEBRIDGE_GO")
-    assert [each.headers["ce-id"].rpartition("-")[2] for each in stored] == ["2", "4"]
-    assert b'"Type":0' in stored[0].data
 
 
 # --- core mode ---

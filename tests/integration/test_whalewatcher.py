@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.core.records import Record, RecordType
-from sinks.whalewatcher_encoding import encode
+from sinks.encoding import encode_whalewatcher
 from tests.sample_records import record
 
 READER = Path(__file__).parents[1] / "whalewatcher_reader"
@@ -31,7 +31,7 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[Record]
     subprocess.run(["go", "build", "-o", program, "."], cwd=READER, env=environment, check=True, timeout=200)
 
     def decode(records: Sequence[Record]) -> list[dict[str, Any]]:
-        encoded = [data for each in records if (data := encode(each))]
+        encoded = [data for each in records if (data := encode_whalewatcher(each))]
         result = subprocess.run([program], input=b"\n".join(encoded), capture_output=True, timeout=60, check=False)
         assert result.returncode == 0, result.stderr.decode()
         return [json.loads(line) for line in result.stdout.splitlines()]

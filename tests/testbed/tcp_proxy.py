@@ -73,11 +73,8 @@ class TcpProxy(Closing):
         self._set(bytes_until_reset=count)
 
     def restore(self) -> None:
-        """End the failure; reset the connections from which data was dropped."""
-        dropped_data = self._drop_all or self._drop_responses
-        self._set()
-        if dropped_data:
-            self.reset()
+        """End the failure; reset the connections from which data was dropped, before they forward anything else."""
+        self._set(reset=self._drop_all or self._drop_responses)
         self._call(self._listen())
 
     def close(self) -> None:
@@ -96,6 +93,7 @@ class TcpProxy(Closing):
         drop_responses: bool = False,
         delay: float = 0.0,
         bytes_until_reset: int | None = None,
+        reset: bool = False,
     ) -> None:
         async def change() -> None:
             self._drop_all, self._drop_responses, self._delay, self._bytes_until_reset = (
@@ -104,6 +102,8 @@ class TcpProxy(Closing):
                 delay,
                 bytes_until_reset,
             )
+            if reset:
+                await self._reset_all()
 
         self._call(change())
 

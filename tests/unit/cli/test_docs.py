@@ -26,10 +26,10 @@ from config.settings import Settings, SettingsError, load
 from config.sources import yaml as config_file
 from config.sources.cli import FLAGS
 from config.sources.env import variable
-from sinks import cloudevents, whalewatcher_encoding
+from sinks import cloudevents
+from sinks.encoding import encode_whalewatcher
 from sinks.kafka.messages import event_messages
-from sinks.nats.messages import message_id
-from sinks.nats.subjects import SubjectBuilder
+from sinks.nats.messages import SubjectBuilder, message_id
 from sinks.state_table import StateKey
 from tests.documentation import PAGES, ROOT, ProjectionFunction, code_blocks, documented_fold, page_commands
 
@@ -242,7 +242,7 @@ def test_documented_nats_message_is_encoded_record(readme_record: records.Record
 
 def test_documented_whalewatcher_document_is_encoded_record(readme_record: records.Record) -> None:
     (block,) = code_blocks(EVENTS, "text")
-    assert json.loads(block) == json.loads(whalewatcher_encoding.encode(readme_record) or b"")
+    assert json.loads(block) == json.loads(encode_whalewatcher(readme_record) or b"")
 
 
 def test_documented_pod_has_all_fields() -> None:

@@ -17,8 +17,8 @@ from nats.js.errors import APIError, BadRequestError, ServiceUnavailableError
 from bridge.core.errors import TransientError
 from config.sinks.nats import NatsAuthSettings, NatsSettings
 from sinks.nats import auth, streams
-from sinks.nats.error_messages import ApiResponseError, ErrorMessages, is_permission_error
-from sinks.nats.publish_window import ApiError, PubAck, decode_ack
+from sinks.nats.errors import ApiResponseError, ErrorMessages, is_permission_error
+from sinks.nats.messages import ApiError, PubAck, decode_ack
 from tests.golden import Golden
 
 MESSAGES = ErrorMessages("n1:4222", 5.0, "auth.token_file /run/token", "tls.cert_file /run/cert")

@@ -16,11 +16,10 @@ from bridge.clock import SystemClock
 from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.safe_text import one_line
 from config.sinks.nats import BUCKET_PREFIX
-from sinks.nats.error_messages import ApiResponseError
-from sinks.nats.messages import MESSAGE_ID
-from sinks.nats.publish_window import TOO_LARGE, PubAck, PublishRequest, PublishWindow
+from sinks.nats.errors import ApiResponseError
+from sinks.nats.messages import MESSAGE_ID, TOO_LARGE, PubAck, PublishRequest, decode_token, state_key
+from sinks.nats.publisher import PublishWindow
 from sinks.nats.streams import ensure_bucket, list_subjects
-from sinks.nats.subjects import decode_token, state_key
 from sinks.state_table import StateChange, StateKey, TableState, apply_records, group_by_source
 from sinks.target_memory import TargetMemory
 
@@ -35,7 +34,7 @@ HEADER_RESERVE_BYTES = 2048  # upper limit for the headers of an entry
 _KEY_PARTS = 4  # of a container's key: host, engine, namespace, id
 
 
-class KvBucket:
+class StateBucket:
     """Keeps a bucket up to date. Not for concurrent use."""
 
     def __init__(self, settings: NatsSettings, name: str) -> None:

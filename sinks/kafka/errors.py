@@ -26,8 +26,9 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
     UnknownProducerId,
     UnsupportedSaslMechanismError,
-    kafka_errors,
 )
+
+from sinks.kafka.aiokafka_patches import InvalidRecordError
 
 if TYPE_CHECKING:
     from config.sinks.kafka import KafkaSettings
@@ -35,16 +36,6 @@ if TYPE_CHECKING:
 CONNECT_ERRORS = (OSError, KafkaError, TimeoutError, ValueError, AssertionError)
 """Errors of aiokafka when it cannot connect; the last two if the peer violates the protocol."""
 
-
-class InvalidRecordError(BrokerResponseError):  # type: ignore[misc] # aiokafka has no types
-    """A broker's validation (of schemas, of compacted topics) rejects a record."""
-
-    errno = 87
-    message = "INVALID_RECORD"
-    description = "This record has failed the validation on the broker."
-
-
-kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)  # aiokafka 0.14 reports an unknown error
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 REJECTED = (*TOO_LARGE, InvalidRecordError, PolicyViolationError)

@@ -1,6 +1,7 @@
-"""nats-py's client, extended by features that it lacks.
+"""What nats-py lacks; all uses of its internals are here.
 
-The overridden methods are private to nats-py: check them on upgrades.
+No issue of github.com/nats-io/nats.py was found for any of it. pyproject.toml bounds nats-py to the versions that this
+module was tested with, and tests/unit/sinks/test_nats_patches.py fails when a name that is used here has disappeared.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class TlsEnforcingClient(Client):
         self.requests_certificate = False
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        """Send nothing before TLS if it is required; nats-core, of the same authors, does since pull request 912."""
         if self._require_tls and initial_connection:
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise nats.errors.SecureConnWantedError
@@ -43,7 +45,7 @@ class TlsEnforcingClient(Client):
         return None
 
     def abort(self) -> None:
-        """Drop the connection, which ends all pending reads and writes."""
+        """Drop the connection, which ends all pending reads and writes; ``close()`` waits until unsent data is sent."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()

@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from bridge.core.records import RecordType
-from sinks.whalewatcher_encoding import encode
+from sinks.encoding import encode_whalewatcher
 from tests.sample_records import TIME, control_record, loss_record, record
 
 
 def test_whalewatcher_encoding_has_event_and_container_fields() -> None:
-    encoded = encode(record(1, "paused", id_="abc", name="web", labels={"a": "b"}))
+    encoded = encode_whalewatcher(record(1, "paused", id_="abc", name="web", labels={"a": "b"}))
     assert encoded
     assert msgspec.json.decode(encoded) == {
         "Timestamp": TIME,
@@ -28,7 +28,7 @@ def test_whalewatcher_encoding_has_event_and_container_fields() -> None:
 
 
 def test_whalewatcher_names_are_bare_in_default_namespace() -> None:
-    encoded = encode(record(1, namespace="default", id_="abc", name="web"))
+    encoded = encode_whalewatcher(record(1, namespace="default", id_="abc", name="web"))
     assert encoded
     container = msgspec.json.decode(encoded)["Container"]
     assert (container["ID"], container["Name"]) == ("abc", "web")
@@ -38,16 +38,16 @@ def test_whalewatcher_names_are_bare_in_default_namespace() -> None:
     ("type_", "number"), [("started", 0), ("present", 0), ("exited", 1), ("paused", 2), ("unpaused", 3)]
 )
 def test_whalewatcher_event_type_maps_record_type(type_: RecordType, number: int) -> None:
-    encoded = encode(record(1, type_))
+    encoded = encode_whalewatcher(record(1, type_))
     assert encoded
     assert msgspec.json.decode(encoded)["Type"] == number
 
 
 def test_whalewatcher_encoding_omits_unsupported_types() -> None:
     for type_ in ("created", "deleted", "oom", "renamed"):
-        assert encode(record(1, type_)) is None
-    assert encode(control_record(1, "snapshot_started")) is None
-    assert encode(loss_record(record(2), 1)) is None
+        assert encode_whalewatcher(record(1, type_)) is None
+    assert encode_whalewatcher(control_record(1, "snapshot_started")) is None
+    assert encode_whalewatcher(loss_record(record(2), 1)) is None
 
 
 def test_whalewatcher_labels_are_empty_when_unknown() -> None:
@@ -56,6 +56,6 @@ def test_whalewatcher_labels_are_empty_when_unknown() -> None:
         unknown, data=unknown.data.replace(b'"labels":{"com.docker.compose.project":"web-shop"}', b'"labels":null')
     )
     assert b'"labels":null' in unlabeled.data
-    encoded = encode(unlabeled)
+    encoded = encode_whalewatcher(unlabeled)
     assert encoded
     assert msgspec.json.decode(encoded)["Container"]["Labels"] == {}

@@ -1,3 +1,5 @@
+"""Test that the patches of aiokafka work, and that the internals that they use still exist."""
+
 from __future__ import annotations
 
 import asyncio
@@ -7,10 +9,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import for_code
+from aiokafka.producer.message_accumulator import MessageBatch
+from aiokafka.producer.sender import Sender
 
-from sinks.kafka.connection import start_client, stop_consumer
-from sinks.kafka.patched_producer import Producer
+from sinks.kafka import aiokafka_patches
+from sinks.kafka.aiokafka_patches import InvalidRecordError, Producer, start_client, stop_consumer
+from tests.unit.sinks.library_internals import check_internals
 
 pytestmark = pytest.mark.real_time
 
@@ -72,3 +80,29 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     gc.collect()
     assert errors == []
     await broker.disconnected.wait()
+
+
+async def test_aiokafka_has_internals_that_patches_use() -> None:
+    producer = Producer(["k1:9092"], compression=None, max_bytes=1000, request_timeout=1)
+    consumer = AIOKafkaConsumer(bootstrap_servers=["k1:9092"])
+    accumulator = producer._message_accumulator
+    owners = {
+        "_conns": producer.client,
+        "_sender": producer,
+        "_message_accumulator": producer,
+        "_pending_batches": accumulator,
+        "_batches": accumulator,
+        "_drain_waiter": MessageBatch(TopicPartition("t", 0), producer.create_batch(), 1, 0),
+        "_client": consumer,
+        "_writer": AIOKafkaConnection("k1", 9092),
+    }
+    check_internals(aiokafka_patches, {"_fail_batches", "_topic"}, owners)
+    assert hasattr(Sender, "sender_task")
+    assert hasattr(accumulator, "fail_all")
+    assert "bootstrap_conn" in AIOKafkaClient.bootstrap.__code__.co_varnames, "see start_client()"
+    await producer.abandon()
+    await stop_consumer(consumer)
+
+
+def test_aiokafka_reports_records_that_brokers_reject() -> None:
+    assert for_code(87) is InvalidRecordError, "see InvalidRecordError: aiokafka has an error of its own"

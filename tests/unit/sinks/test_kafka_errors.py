@@ -19,7 +19,7 @@ from aiokafka.errors import (
 
 from bridge.core.errors import TransientError
 from config.sinks.kafka import KafkaSettings
-from sinks.kafka import error_messages
+from sinks.kafka import errors
 from sinks.kafka.admin import AdminClient, CompactionError, Partition, Topic
 from tests.golden import Golden
 from tests.virtual_time import VirtualClock
@@ -81,7 +81,7 @@ def alert(reason: str) -> ssl.SSLError:
 def test_kafka_connect_error_names_server_and_setting(
     case: str, error: Exception, options: dict[str, Any], named: list[str], golden: Golden
 ) -> None:
-    text = error_messages.describe_connect_error(error, SERVER, settings(**options))
+    text = errors.describe_connect_error(error, SERVER, settings(**options))
     assert text.startswith(f"{SERVER}: ")
     assert [name for name in named if name not in text] == []
     assert "s3cret" not in text
@@ -96,10 +96,10 @@ def test_kafka_connect_error_names_server_and_setting(
     ],
 )
 def test_kafka_permission_error_names_user_and_operation(error: Exception, named: list[str], golden: Golden) -> None:
-    text = error_messages.describe_denial(error, "events", settings(auth=SASL)) or ""
+    text = errors.describe_denial(error, "events", settings(auth=SASL)) or ""
     assert [name for name in ["user bridge", *named] if name not in text] == []
     golden.entry("kafka_errors", f"not allowed, {type(error).__name__}", text)
-    assert error_messages.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
+    assert errors.describe_denial(UnknownTopicOrPartitionError(), "events", settings()) is None
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_kafka_permission_error_names_user_and_operation(error: Exception, named
 def test_kafka_principal_names_user_or_credential(
     case: str, options: dict[str, Any], named: str, golden: Golden
 ) -> None:
-    assert named in error_messages.principal(settings(**options))
-    golden.entry("kafka_errors", f"identity, {case}", error_messages.principal(settings(**options)))
+    assert named in errors.principal(settings(**options))
+    golden.entry("kafka_errors", f"identity, {case}", errors.principal(settings(**options)))
 
 
 class Response(NamedTuple):
@@ -180,10 +180,12 @@ async def test_unusable_kafka_topic_error_names_topic_and_remedy(
 ) -> None:
     cluster = AdminClient(settings(**options), FakeConnection(*responses), SERVER)
     with golden.error("kafka_errors", f"topic, {case}", TransientError, *named):
-        await cluster.ensure_event_topic(VirtualClock())
+        await cluster.ensure_topic("events", VirtualClock(), is_compacted=False)
 
 
-@pytest.mark.parametrize(("topic_kind", "policy"), [("event", "compact"), ("state", "delete")])
+@pytest.mark.parametrize(
+    ("topic_kind", "policy"), [("event", "compact"), ("event", "compact,delete"), ("state", "delete")]
+)
 async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
     topic_kind: str, policy: str, golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,10 +195,6 @@ async def test_wrong_kafka_cleanup_policy_raises_compaction_error(
     cluster = AdminClient(settings(), FakeConnection(), SERVER)
     monkeypatch.setattr(cluster, "_ensure_topic", fake_topic)
     with golden.error(
-        "kafka_errors", f"cleanup.policy of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
+        "kafka_errors", f"cleanup.policy {policy} of the {topic_kind} topic", CompactionError, "cleanup.policy", policy
     ):
-        await (
-            cluster.ensure_event_topic(VirtualClock())
-            if topic_kind == "event"
-            else cluster.ensure_state_topic("events", VirtualClock())
-        )
+        await cluster.ensure_topic("events", VirtualClock(), is_compacted=topic_kind == "state")

@@ -9,7 +9,7 @@ import pytest
 
 from bridge.core.errors import TransientError
 from config.sinks.common import TlsSettings
-from sinks import secret_files, tls
+from sinks import credentials
 from tests.certificates import Authority
 from tests.golden import Golden
 
@@ -27,7 +27,7 @@ def test_unusable_secret_file_is_named(
     with golden.error(
         "credential_errors", f"secret file, {case}", TransientError, "auth.password_file", path, TMP=tmp_path
     ):
-        secret_files.resolve_secret("auth.password", None, str(path))
+        credentials.resolve_secret("auth.password", None, str(path))
 
 
 @pytest.mark.parametrize(
@@ -67,5 +67,5 @@ def test_unusable_tls_file_is_named(
     placeholders = {name.upper(): path for name, path in files.items()}
     expected = [text.format(**files) for text in named]
     with golden.error("credential_errors", f"tls, {case}", TransientError, *expected, **placeholders) as caught:
-        tls.tls_context(TlsSettings.model_validate({"enabled": True} | tls_options))
+        credentials.tls_context(TlsSettings.model_validate({"enabled": True} | tls_options))
     assert SECRET not in str(caught.value)

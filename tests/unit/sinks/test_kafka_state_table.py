@@ -6,7 +6,7 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from sinks.kafka.state_topic_reader import _read
+from sinks.kafka.state_table import read_keys
 from sinks.state_table import StateKey
 
 PARTITION = TopicPartition("state", 0)
@@ -41,7 +41,7 @@ class SlowConsumer:
 
 async def test_state_topic_read_waits_for_response_when_topic_is_empty() -> None:
     with pytest.raises(TopicAuthorizationFailedError):
-        await _read(SlowConsumer(allowed=False), PARTITION, StateKey("node-1", "engine"))
+        await read_keys(SlowConsumer(allowed=False), PARTITION, StateKey("node-1", "engine"))
     consumer = SlowConsumer(allowed=True)
-    assert await _read(consumer, PARTITION, StateKey("node-1", "engine")) == set()
+    assert await read_keys(consumer, PARTITION, StateKey("node-1", "engine")) == set()
     assert consumer.fetch_count == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import string
 
 import nats.errors
@@ -9,8 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 
-from sinks.nats.patched_client import TlsEnforcingClient
+from sinks.nats import nats_patches
+from sinks.nats.nats_patches import TlsEnforcingClient
+from tests.unit.sinks.library_internals import check_internals
 
 NAMES = st.text(string.ascii_letters + string.digits + "-", min_size=1)
 VALUES = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E))
@@ -59,3 +63,18 @@ async def test_patched_client_sends_nothing_without_required_tls(tls: dict[str, 
 
 def test_patched_client_abort_before_connect_is_harmless() -> None:
     TlsEnforcingClient(require_tls=False).abort()
+
+
+def test_nats_py_has_internals_that_patches_use() -> None:
+    client = Client()
+    names = ("_process_info", "_send_publish", "_send_command", "_flush_queue", "_flush_pending", "_transport")
+    owners = {**dict.fromkeys(names, client), "_io_writer": TcpTransport()}  # type: ignore[no-untyped-call] # nats-py lacks this type
+    check_internals(nats_patches, {"_require_tls"}, owners)
+
+
+@pytest.mark.parametrize("method", ["_process_info", "_send_publish"])
+def test_nats_py_has_methods_with_parameters_of_patches(method: str) -> None:
+    patched, original = (
+        list(inspect.signature(getattr(each, method)).parameters) for each in (TlsEnforcingClient, Client)
+    )
+    assert patched == original, f"see {method}() in {nats_patches.__file__}"
