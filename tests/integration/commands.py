@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import IO, Self
+from typing import IO, ClassVar, Self
 
 from tests.testbed.containerd import Containerd
 
@@ -67,6 +67,8 @@ class ContainerFactory:
     """Create containers with unique names on a shared containerd, and remove them."""
 
     _numbers = itertools.count()
+    _with_image: ClassVar[set[tuple[str, str]]] = set()
+    """Addresses of containerds and namespaces that have the image."""
 
     def __init__(self, engine: Containerd) -> None:
         self.engine = engine
@@ -76,7 +78,9 @@ class ContainerFactory:
     def run(self, namespace: str = "default", labels: dict[str, str] | None = None, prefix: str = "cli") -> str:
         """Run an idle container and return its id."""
         id_ = f"{prefix}-{os.getpid()}-{self.engine.version.replace('.', '')}-{next(self._numbers)}"
-        self.engine.import_image(namespace)
+        if (self.address, namespace) not in self._with_image:
+            self.engine.import_image(namespace)
+            self._with_image.add((self.address, namespace))
         self.engine.run(id_, "sleep", "86400", namespace=namespace, labels=labels)
         self._created.append((namespace, id_))
         return id_
