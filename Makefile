@@ -72,11 +72,13 @@ protos: setup ## regenerate the Python code of the .proto files
 protos-check: setup
 	$(BIN)/python $(PROTOS) --check
 
-docs: setup ## regenerate the settings reference in docs/configuration.md
+docs: setup ## regenerate the settings reference in docs/configuration.md and the table of the state machine
 	$(BIN)/python -m config.reference_docs docs/configuration.md
+	$(BIN)/python -m tests.state_machine_table
 
 docs-check: setup
 	$(BIN)/python -m config.reference_docs docs/configuration.md --check
+	$(BIN)/python -m tests.state_machine_table --check
 
 lock: setup ## regenerate requirements.lock from pyproject.toml, and the image's lock files
 	$(BIN)/pip-compile --quiet --allow-unsafe --all-extras --generate-hashes --strip-extras --no-emit-index-url \

@@ -6,24 +6,29 @@ Invariants:
   known, a pending exit keeps waiting for its start, and a held exit is published. State that only an open connection
   confirms is not stored.
 - Labels are stored as they may be published; stricter rules are applied before the next record is published
-  (``ContainerStore.apply_filters``).
+  (``Tracker.apply_filters``).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bridge.core.container_state import (
-    MAX_EXITED_PIDS,
     NO_INCARNATION,
     ContainerState,
+    Evidence,
     HeldExit,
     Incarnation,
+    OOMKill,
+    PendingExit,
+    Running,
+    TaskState,
     Transition,
+    WaitedExit,
 )
 from bridge.core.container_store import StateChange
 from bridge.core.containerd_model import ContainerKey, Engine, ExitStatus, Metadata, TaskExited
@@ -43,7 +48,7 @@ class CheckpointHeader(Struct, frozen=True):
     """Header of the checkpoint: the source, boot and filters under which its containers were watched.
 
     ``filter_fingerprint`` identifies the filters of namespaces, containers and labels. ``unsynced_namespaces``: see
-    ``ContainerStore.unsynced_namespaces``.
+    ``Tracker.unsynced_namespaces``.
     """
 
     host: str
@@ -123,27 +128,29 @@ def encode_changes(changes: Iterable[StateChange]) -> Iterator[tuple[str, bytes 
 
 
 def _encode_state(entry: ContainerState | None) -> bytes | None:
-    if entry is None or not (
-        entry.incarnation or entry.exited_pids or entry.pending_exit or entry.state_unknown or entry.deleted
-    ):
+    if entry is None:
         return None
-    incarnation = entry.incarnation or NO_INCARNATION
+    state, incarnation = entry.state, entry.incarnation or NO_INCARNATION
+    pending, waited = state.find(PendingExit), state.find(WaitedExit)
+    if not (entry.incarnation or state.exited_pids or pending or state.unknown or entry.deleted):
+        return None
+    run_pid = incarnation.pid or (0 if pending is None else pending.pid)
     return _ENCODER.encode(
         _StoredState(
             entry.key.namespace,
             entry.key.id,
-            tuple(entry.exited_pids),
+            state.exited_pids,
             incarnation.pid,
             incarnation.id,
             incarnation.paused,
             incarnation.in_scope,
             incarnation.preexisting,
-            entry.run_pid() in entry.oom_pids,
+            state.find(OOMKill, run_pid) is not None,
             entry.deleted,
-            entry.state_unknown,
-            entry.created_pids if entry.pending_exit is not None else (),
-            entry.pending_exit,
-            entry.waited_exit,
+            state.unknown,
+            state.created_pids if pending is not None else (),
+            None if pending is None else pending.event,
+            None if waited is None else (waited.pid, waited.exit_status),
             () if entry.held_exit is None else entry.held_exit.transitions,
         )
     )
@@ -193,24 +200,29 @@ def position_key(source: SourceId) -> str:
 
 
 def _restore_state(entry: ContainerState, stored: _StoredState) -> None:
-    entry.exited_pids = deque(stored.exited_pids, maxlen=MAX_EXITED_PIDS)
-    entry.deleted, entry.state_unknown = stored.deleted, stored.state_unknown
-    entry.created_pids, entry.pending_exit, entry.waited_exit = (
-        stored.created_pids,
-        stored.pending_exit,
-        stored.waited_exit,
+    entry.deleted = stored.deleted
+    evidence: list[Evidence] = []
+    if (event := stored.pending_exit) is not None:
+        evidence.append(PendingExit(event.pid, event, deadline=0))
+    if stored.waited_exit is not None:
+        evidence.append(WaitedExit(*stored.waited_exit))
+    if stored.oom:
+        evidence.append(OOMKill(stored.pid or (0 if event is None else event.pid)))
+    state = TaskState(
+        evidence=tuple(evidence),
+        confirmed=not stored.state_unknown,
+        created_pids=stored.created_pids,
+        exited_pids=stored.exited_pids,
     )
+    entry.state = replace(state, task=Running(stored.pid, stored.paused) if stored.pid else state.newest_created())
     if stored.pid:
         entry.incarnation = Incarnation(
             pid=stored.pid,
             id=stored.incarnation,
             paused=stored.paused,
-            confirmed=False,
             in_scope=stored.in_scope,
             preexisting=stored.preexisting,
         )
-    if stored.oom:
-        entry.add_oom_pid(entry.run_pid())
     if stored.held:
         entry.held_exit = HeldExit(stored.held, deadline=0, oom=None, paused=False)
 

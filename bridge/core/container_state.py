@@ -1,14 +1,17 @@
-"""State of containers in the tracker, and the transitions that it emits."""
+"""What the tracker knows of a container: the state of its task, and what consumers know of it.
+
+``TaskState`` is the state of the state machine (``task_machine.py``): immutable, and without a container's metadata.
+``ContainerState`` is the entry of one container id in the container store.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from msgspec import Struct, field
+from msgspec import Struct
 from msgspec.structs import replace
 
-from bridge.core.containerd_model import ContainerKey, ExitStatus, Instant, Labels, Metadata, TaskExited, TaskStarted
+from bridge.core.containerd_model import ContainerKey, ExitStatus, Labels, Metadata, TaskExited, TaskStarted
 from bridge.core.label_rules import LabelRules, filter_labels
 from bridge.core.records import AdditionalEventType, Origin, SnapshotRecordType, TransitionType
 
@@ -16,28 +19,170 @@ MAX_EXITED_PIDS = 16  # pids of exited tasks kept per container id, to recognize
 MAX_CREATED_PIDS = 4  # pids of created tasks kept per id, to recognize exits of tasks that were never started
 
 
-class Incarnation(Struct):
-    """One incarnation of a container: a single run of its task.
+# --- the task ---
 
-    ``confirmed``: an event or a query has confirmed the run since the stream was last connected. ``in_scope``: the
-    container filter matches, decided once per incarnation. ``preexisting``: the run began before the bridge watched,
-    and its first ``present`` record is not published yet. ``watched_from``: the time (wall clock) of the start event if
-    it arrived on the present connection, so that no event of the run was missed; otherwise 0.
+
+class NoTask(Struct, frozen=True):
+    """No task is known to exist."""
+
+
+class Created(Struct, frozen=True):
+    """A task exists that has not started, as far as is known."""
+
+    pid: int
+
+
+class Running(Struct, frozen=True):
+    """A task is running or paused.
+
+    ``watched_from``: the time (wall clock) of the start event if it arrived on the present connection, so that no event
+    of the run was missed; otherwise 0.
+    """
+
+    pid: int
+    paused: bool = False
+    watched_from: int = 0
+
+
+KnownTask: TypeAlias = NoTask | Created | Running
+
+
+# --- evidence about tasks that the known task does not explain ---
+
+
+class PendingExit(Struct, frozen=True):
+    """An exit whose start has not been seen; the start may still arrive until ``deadline`` (monotonic)."""
+
+    pid: int
+    event: TaskExited
+    deadline: int
+
+
+class UnconfirmedStart(Struct, frozen=True):
+    """A start that arrived late or during another run, to be confirmed by a task query."""
+
+    pid: int
+    event: TaskStarted
+
+
+class FoundTask(Struct, frozen=True):
+    """A running task that a start check has found and no event has reported."""
+
+    pid: int
+
+
+class StoppedTask(Struct, frozen=True):
+    """A created task that has stopped according to a query, and has not started as far as is known.
+
+    Until ``deadline`` (monotonic) its exit event may still arrive.
+    """
+
+    pid: int
+    deadline: int
+
+
+class WaitedExit(Struct, frozen=True):
+    """A task whose Tasks.Wait has returned ``exit_status``, which counts if the exit event is lost."""
+
+    pid: int
+    exit_status: ExitStatus
+
+
+class OOMKill(Struct, frozen=True):
+    """A task for which an OOM event has arrived."""
+
+    pid: int
+
+
+Evidence: TypeAlias = PendingExit | UnconfirmedStart | FoundTask | StoppedTask | WaitedExit | OOMKill
+_E = TypeVar("_E", PendingExit, UnconfirmedStart, FoundTask, StoppedTask, WaitedExit, OOMKill)
+
+
+class TaskState(Struct, frozen=True):
+    """State of the task of one container id.
+
+    ``evidence`` is in the order of arrival. ``confirmed``: while a task is running, that an event or a query has
+    confirmed it since the stream was last connected; otherwise, that no task query has failed. ``created_pids`` and
+    ``exited_pids``: pids of the tasks that were created and that have exited, the newest last. ``last_change``: the
+    moment (monotonic) of the newest known change; an earlier event is late.
+    """
+
+    task: KnownTask = NoTask()
+    evidence: tuple[Evidence, ...] = ()
+    confirmed: bool = True
+    created_pids: tuple[int, ...] = ()
+    exited_pids: tuple[int, ...] = ()
+    last_change: int = 0
+
+    @property
+    def running(self) -> Running | None:
+        """Return the running task, if any."""
+        return self.task if isinstance(self.task, Running) else None
+
+    @property
+    def unknown(self) -> bool:
+        """Return whether a task query has failed while no task was running."""
+        return not self.confirmed and not isinstance(self.task, Running)
+
+    def find(self, kind: type[_E], pid: int | None = None) -> _E | None:
+        """Return the first evidence of a kind, about the task ``pid`` if given."""
+        for each in self.evidence:
+            if isinstance(each, kind) and pid in (None, each.pid):
+                return each
+        return None
+
+    def is_known(self, pid: int) -> bool:
+        """Return whether a task is the running one or has already exited."""
+        return pid in self.exited_pids or (isinstance(self.task, Running) and self.task.pid == pid)
+
+    def has_exited(self, pid: int) -> bool:
+        """Return whether the exit of a task is known, be it published or pending."""
+        return pid in self.exited_pids or self.find(PendingExit, pid) is not None
+
+    def expects_start(self, pid: int) -> bool:
+        """Return whether the start of this task is still to come."""
+        return (
+            pid in self.created_pids[-1:]
+            or self.find(FoundTask, pid) is not None
+            or self.find(PendingExit, pid) is not None
+        )
+
+    def is_unstarted(self, pid: int) -> bool:
+        """Return whether the creation of this task was seen, but not its start."""
+        return pid in self.created_pids and self.find(UnconfirmedStart, pid) is None
+
+    def newest_created(self) -> NoTask | Created:
+        """Return the task created last, unless it has exited."""
+        if self.created_pids and self.created_pids[-1] not in self.exited_pids:
+            return Created(self.created_pids[-1])
+        return NO_TASK
+
+
+NO_TASK = NoTask()
+NEW_TASK_STATE = TaskState()
+
+
+# --- what is published ---
+
+
+class Incarnation(Struct):
+    """The run of a container as consumers know it; the task is running.
+
+    ``in_scope``: the container filter matches, decided once per incarnation. ``preexisting``: the run began before the
+    bridge watched, and its first ``present`` record is not published yet.
     """
 
     pid: int
     id: str
     paused: bool
-    confirmed: bool
     in_scope: bool
     preexisting: bool = False
-    watched_from: int = 0
 
 
-NO_INCARNATION = Incarnation(pid=0, id="", paused=False, confirmed=False, in_scope=False)
+NO_INCARNATION = Incarnation(pid=0, id="", paused=False, in_scope=False)
 
 
-class ExitInfo(NamedTuple):
+class ExitInfo(Struct, frozen=True, array_like=True):
     """How a task exited, as far as known; ``oom`` is None if it is unknown whether the kernel killed for memory."""
 
     status: int | None = None
@@ -99,113 +244,34 @@ class TaskQuery(NamedTuple):
 class ContainerState(Struct):
     """Everything known about one container id.
 
-    ``created_pids``: pids of the tasks created last. ``unconfirmed_start``: a start that arrived late or during
-    another incarnation, to be confirmed by a query. ``pending_exit``: an exit without a start, which may still arrive
-    until ``pending_exit_deadline`` (monotonic). ``waited_exit``: pid and exit status of a task from Tasks.Wait, in
-    case the exit event is lost. ``start_check_delay`` (ns): time before the next start check, after the current run if
-    there is one; 0: there is none, because the shim's events arrive.
-    ``found_pid``: a running task that a start check has found and no event has reported; 0 if there is none.
-    ``stopped_deadline`` (monotonic): until then, the exit event of a stopped task that has not started, as far as is
-    known, may still arrive. ``oom_pids``: pids of the tasks for which an OOM event has arrived. ``held_exit``: the last
-    exit, while it waits for an OOM event. ``deleted_at`` (wall clock): time of the last event that deleted the
-    container.
-    ``state_unknown``: a task query failed while nothing was known about the container.
-    ``generation`` counts the inputs. ``last_change``: the moment (monotonic) of the newest known change; an earlier
-    event is late. ``published_metadata``: the metadata last published to consumers of additional events; None if
-    none was.
+    ``incarnation`` is set while ``state.task`` is running. ``generation`` counts the inputs about the task since the
+    stream was connected. ``held_exit``: the last exit, while it waits for an OOM event. ``deleted_at`` (wall clock):
+    time of the last event that deleted the container. ``published_metadata``: the metadata last published to consumers
+    of additional events; None if none was. ``check_delay`` (ns): time before the next start check, after the current
+    run if there is one; 0: there is none, because the shim's events arrive.
     """
 
     key: ContainerKey
     metadata: Metadata | None = None
+    state: TaskState = NEW_TASK_STATE
+    generation: int = 0
     incarnation: Incarnation | None = None
-    created_pids: tuple[int, ...] = ()
-    unconfirmed_start: TaskStarted | None = None
-    pending_exit: TaskExited | None = None
-    pending_exit_deadline: int = 0
-    waited_exit: tuple[int, ExitStatus] | None = None
-    start_check_delay: int = 0
-    found_pid: int = 0
-    stopped_deadline: int = 0
-    oom_pids: tuple[int, ...] = ()
     held_exit: HeldExit | None = None
     deleted: bool = False
     deleted_at: int = 0
-    state_unknown: bool = False
-    generation: int = 0
-    last_change: int = 0
     published_metadata: Metadata | None = None
-    exited_pids: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_EXITED_PIDS))
-
-    def is_known(self, pid: int) -> bool:
-        """Return whether a task is the current incarnation or has already exited."""
-        return pid in self.exited_pids or (self.incarnation is not None and self.incarnation.pid == pid)
-
-    def has_exited(self, pid: int) -> bool:
-        """Return whether the exit of a task is known, be it published or pending."""
-        return pid in self.exited_pids or (self.pending_exit is not None and self.pending_exit.pid == pid)
-
-    def has_waited_exit(self, pid: int) -> bool:
-        """Return whether Tasks.Wait has returned for a task."""
-        return self.waited_exit is not None and self.waited_exit[0] == pid
+    check_delay: int = 0
 
     @property
     def current_pid(self) -> int:
         """Return the pid of the task that runs, or that was created and has not exited; 0 if there is none."""
-        if self.incarnation is not None:
-            return self.incarnation.pid
-        return self.created_pids[-1] if self.has_created_task() else 0
+        return 0 if isinstance(self.state.task, NoTask) else self.state.task.pid
 
-    def is_late(self, at: int, now: Instant) -> bool:
-        """Return whether an event may be older than the known state; the timestamp only triggers a query.
+    @property
+    def created_pids(self) -> tuple[int, ...]:
+        """Return the pids of the tasks created last."""
+        return self.state.created_pids
 
-        The wall clock may be set at any time, so the event's moment on the monotonic clock is compared.
-        """
-        moment = now.monotonic - (now.wall - at)
-        if not self.last_change <= moment <= now.monotonic:
-            return True
-        self.last_change = moment
-        return False
-
-    def add_created_pid(self, pid: int) -> None:
-        """Add the pid of a created task; earlier pids are kept for a while because their exits may arrive late."""
-        if pid not in self.created_pids:
-            self.created_pids = (*self.created_pids[1 - MAX_CREATED_PIDS :], pid)
-
-    def has_created_task(self) -> bool:
-        """Return whether a task was created and has not exited."""
-        return bool(self.created_pids) and self.created_pids[-1] not in self.exited_pids
-
-    def run_pid(self) -> int:
-        """Return the pid of the incarnation, or else of the pending exit; 0 if there is neither."""
-        run = self.incarnation or self.pending_exit
-        return 0 if run is None else run.pid
-
-    def newest_pid(self) -> int:
-        """Return the pid of the newest task whose exit is not published; 0 if there is none."""
-        return self.created_pids[-1] if self.has_created_task() else self.run_pid() or self.found_pid
-
-    def add_oom_pid(self, pid: int) -> None:
-        """Note that an OOM event has arrived for a task; there are at most as many as created tasks."""
-        if pid not in self.oom_pids:
-            self.oom_pids = (*self.oom_pids[1 - MAX_CREATED_PIDS :], pid)
-
-    def remove_oom_pid(self, pid: int) -> bool:
-        """Forget a task's OOM event; return whether there was one."""
-        known = pid in self.oom_pids
-        if known:
-            self.oom_pids = tuple(each for each in self.oom_pids if each != pid)
-        return known
-
-    def expects_start(self, pid: int) -> bool:
-        """Return whether the tracker is still waiting for the start of this task."""
-        return pid in (*self.created_pids[-1:], self.found_pid) or (
-            self.pending_exit is not None and self.pending_exit.pid == pid
-        )
-
-    def is_unconfirmed(self, pid: int) -> bool:
-        """Return whether the start of this task is still unconfirmed."""
-        return self.unconfirmed_start is not None and self.unconfirmed_start.pid == pid
-
-    def is_unstarted(self, pid: int) -> bool:
-        """Return whether the creation of this task was seen, but not its start."""
-        return pid in self.created_pids and not self.is_unconfirmed(pid)
+    def has_waited_exit(self, pid: int) -> bool:
+        """Return whether Tasks.Wait has returned for a task."""
+        return self.state.find(WaitedExit, pid) is not None

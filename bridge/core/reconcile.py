@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 from msgspec import Struct, field
 
-from bridge.core.container_state import ContainerState, Transition
-from bridge.core.container_store import START_CHECKED_NS
+from bridge.core.container_state import ContainerState, PendingExit, Transition
 from bridge.core.containerd_model import ContainerKey, Instant, Metadata, Task, TaskStatus
+from bridge.core.start_checks import START_CHECKED_NS
 from bridge.core.tracker import Tracker
 
 
@@ -101,7 +101,7 @@ def has_unconfirmed(tracker: Tracker) -> bool:
 
 
 def _is_unconfirmed(entry: ContainerState) -> bool:
-    return entry.state_unknown or (entry.incarnation is not None and not entry.incarnation.confirmed)
+    return not entry.state.confirmed
 
 
 def _merge_metadata(tracker: Tracker, metadata: Metadata) -> None:
@@ -158,9 +158,9 @@ def _agrees(entry: ContainerState | None, task: Task) -> bool:
         return False
     incarnation = entry.incarnation
     if incarnation is None:
-        return task.pid in entry.exited_pids
+        return task.pid in entry.state.exited_pids
     return (
-        entry.pending_exit is None
+        entry.state.find(PendingExit) is None
         and task.running
         and incarnation.pid == task.pid
         and incarnation.paused is task.paused
@@ -177,7 +177,7 @@ def _is_unknown_exit(entry: ContainerState | None, task: Task) -> bool:
     """Return whether a listed task has stopped that the tracker has never heard of, or not since its creation."""
     if task.status is not TaskStatus.STOPPED or not task.pid:
         return False
-    return entry is None or not (entry.is_known(task.pid) or entry.has_exited(task.pid))
+    return entry is None or not (entry.state.is_known(task.pid) or entry.state.has_exited(task.pid))
 
 
 def _is_young(metadata: Metadata, now: Instant) -> bool:
@@ -195,7 +195,7 @@ def _handle_absent(tracker: Tracker, listing: Listing, now: Instant) -> list[Tra
         if entry.incarnation is not None:
             tracker.schedule_query(entry.key)
         if not entry.generation and (entry.incarnation is None or entry.metadata is not None):
-            tracker.remove(entry.key)
+            tracker.remove(entry)
             transitions += tracker.emit_metadata_change(entry.key, now)
     return transitions
 

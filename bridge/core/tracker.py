@@ -1,29 +1,31 @@
-"""State machine of incarnations: turns containerd's events and query results into well-formed transitions.
+"""Tracker: turns containerd's events and the results of calls into well-formed transitions.
 
-Invariants, for any input in any order:
+It drives three parts that know nothing of each other: the store keeps the state of each container
+(``container_store.py``), the state machine decides (``task_machine.py``), and the emitter turns the machine's effects
+into transitions (``transition_emitter.py``). The tracker carries out the other effects: it schedules task queries
+(``due_queries``), start checks (``due_start_checks``) and the end of the wait for late starts.
 
-- An incarnation (one run of a container) begins with one ``started`` (or is preexisting), continues with ``paused``
-  and ``unpaused`` in turn, and finishes with at most one ``exited``. No transition follows the exit.
-- STOPPED overrides RUNNING of the same pid: a pid that has exited under an id does not return.
-- If an event alone is inconclusive, the tracker schedules a task query (``due_queries``), and its result decides
-  (``apply_query_result``), unless more events arrived in the meantime: then the tracker schedules another query.
-- A container whose start is not known is checked at growing intervals (``due_start_checks``), because its shim may send
-  no events. A check only finds a task; a query decides, when the task's events have had time to arrive.
-
-The tracker does no I/O and takes the time only from its arguments. Sources of the rules: containerd's shims, which
-publish after they change state, late and repeatedly, and whalewatcher, which defines the tasks that count as running.
+The tracker does no I/O and takes the time only from its arguments.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 from msgspec.structs import replace
 
-from bridge.core.container_metadata import incarnation_id
-from bridge.core.container_state import ContainerState, ExitInfo, HeldExit, Incarnation, TaskQuery, Transition
-from bridge.core.container_store import FIRST_START_CHECK_NS, PENDING_EXIT_NS
+from bridge.core.container_state import (
+    ContainerState,
+    DueExit,
+    Incarnation,
+    PendingExit,
+    TaskQuery,
+    TaskState,
+    Transition,
+)
+from bridge.core.container_store import ContainerStore, StateChange
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -32,6 +34,7 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     ExitStatus,
     Instant,
+    Metadata,
     Task,
     TaskCreated,
     TaskDeleted,
@@ -42,114 +45,194 @@ from bridge.core.containerd_model import (
     TaskStarted,
     TaskStatus,
 )
-from bridge.core.records import AdditionalEventType, Origin
-from bridge.core.time import MILLISECOND, SECOND
-from bridge.core.transition_builder import TransitionBuilder, in_scope
+from bridge.core.label_rules import LabelRules
+from bridge.core.records import AdditionalEventType
+from bridge.core.schedule import Schedule
+from bridge.core.start_checks import FIRST_START_CHECK_NS, StartChecks
+from bridge.core.task_machine import (
+    PENDING_EXIT_NS,
+    AwaitStart,
+    BeginChecks,
+    CancelQuery,
+    Count,
+    CreatedReported,
+    Disconnected,
+    Effects,
+    EndChecks,
+    Exited,
+    NoTaskReported,
+    PauseChanged,
+    QueryFailed,
+    QueryTask,
+    ReleaseExit,
+    ResumeChecks,
+    RunningReported,
+    Started,
+    StartOverdue,
+    StoppedReported,
+    TaskFound,
+    TaskWaited,
+    step,
+)
+from bridge.core.transition_emitter import TransitionEmitter, in_scope
 
-EXIT_GRACE_NS = 5 * SECOND  # wait for the exit event of a task that must have exited, before the task is queried
-WAITED_EXIT_GRACE_NS = 2 * SECOND  # the same if Tasks.Wait has returned the exit status
-START_GRACE_NS = 2 * SECOND  # wait for the events of a task that a start check has found, before it is queried
 
-# The shim publishes the OOM event and the exit from different threads, so the OOM event may come second. An OOM kill of
-# the initial process looks like any SIGKILL, and few consumers need to know of one at once; other exits are held only
-# because an OOM kill of a child process may have caused them. The grace times are ten times the longest delays seen.
-OOM_GRACE_NS = 30 * MILLISECOND
-KILLED_OOM_GRACE_NS = 250 * MILLISECOND
-SIGKILL_STATUS = 128 + 9
-# containerd before 2.2 starts to watch for OOM kills only after it has started the container.
-OOM_BLIND_NS = SECOND
-# Runtimes whose shim, as far as known, publishes each OOM kill in the container's cgroup.
-OOM_REPORTING_RUNTIMES = frozenset({"io.containerd.runc.v2", "io.containerd.runc.v1"})
-
-
-class Tracker(TransitionBuilder):
+class Tracker:
     """Track the incarnations of all containers of one containerd.
 
     Args:
         boot_id: The boot id of the host, part of each incarnation id.
-        additional_events: The optional event types to emit; may be replaced at any time.
+        additional_events: The optional event types to emit.
     """
 
     def __init__(self, boot_id: str, additional_events: Collection[AdditionalEventType] = ()) -> None:
-        super().__init__(additional_events)
         self.counts: Counter[str] = Counter()
-        self._boot_id = boot_id
+        self._store = ContainerStore()
+        self._emitter = TransitionEmitter(self._store, boot_id, additional_events)
+        self._scheduled_queries = Schedule()
+        self._start_checks = StartChecks()
+        self._pending_exits = Schedule()
+        self._handlers: dict[type, Callable[[ContainerState, Any, Instant], object]] = {
+            ContainerCreated: self._on_container_created,
+            ContainerUpdated: self._on_container_updated,
+            ContainerDeleted: self._on_container_deleted,
+            TaskCreated: self._advance,
+            TaskStarted: self._advance,
+            TaskExited: self._on_process_ended,
+            TaskDeleted: self._on_process_ended,
+            TaskPaused: self._advance,
+            TaskResumed: self._advance,
+            TaskOOM: self._on_oom,
+        }
+        self._effects: dict[type, Callable[[ContainerState, Any, Instant], None]] = {
+            Started: self._emitter.started,
+            PauseChanged: self._emitter.pause_changed,
+            Exited: self._emitter.exited,
+            ReleaseExit: self._emitter.exit_released,
+            AwaitStart: self._await_start,
+            QueryTask: lambda entry, effect, _now: self._scheduled_queries.add(entry.key, effect.due),
+            CancelQuery: lambda entry, _effect, _now: self._scheduled_queries.discard(entry.key),
+            BeginChecks: lambda entry, _effect, now: self._start_checks.begin(entry, now),
+            EndChecks: lambda entry, effect, _now: self._start_checks.end(entry, resume=effect.resume),
+            ResumeChecks: lambda entry, _effect, now: self._start_checks.resume(entry, now),
+            Count: self._count,
+        }
 
-    # --- inputs ---
+    # --- events ---
 
     def process_event(self, event: ContainerEvent, now: Instant) -> list[Transition]:
         """Process one event; return the resulting transitions in order, often none."""
-        entry = self._get_or_create(event.key)
-        if not isinstance(event, TaskOOM):
-            entry.generation += 1
-        _HANDLERS[type(event)](self, entry, event, now)
-        return self._finish_step(entry)
+        entry = self._store.get_or_create(event.key)
+        self._handlers[type(event)](entry, event, now)
+        return self._finish(entry)
+
+    def _advance(self, entry: ContainerState, event: ContainerEvent, now: Instant) -> None:
+        """Pass an event to the machine; results of calls that are in flight are older."""
+        entry.generation += 1
+        self._step(entry, event, now)
+
+    def _on_process_ended(self, entry: ContainerState, event: TaskExited | TaskDeleted, now: Instant) -> None:
+        if not event.exec_id:
+            self._advance(entry, event, now)
+        elif isinstance(event, TaskExited):
+            self.counts["exec_exit"] += 1  # an exec process does not affect the container
+
+    def _on_oom(self, entry: ContainerState, event: TaskOOM, now: Instant) -> None:
+        held = entry.held_exit is not None
+        self._emitter.oom(entry, event.at)
+        if not held:
+            self._step(entry, event, now)
+
+    def _on_container_created(self, entry: ContainerState, event: ContainerCreated, now: Instant) -> None:
+        self._advance(entry, event, now)
+        self._emitter.metadata_changed(entry, event.at, "created")
+
+    def _on_container_updated(self, entry: ContainerState, event: ContainerUpdated, now: Instant) -> None:
+        """Emit a new name; the metadata is current already, because it is fetched for each such event."""
+        self._advance(entry, event, now)
+        self._emitter.metadata_changed(entry, event.at, "renamed")
+
+    def _on_container_deleted(self, entry: ContainerState, event: ContainerDeleted, now: Instant) -> None:
+        if not entry.deleted:
+            entry.published_metadata = entry.published_metadata or entry.metadata
+        entry.deleted_at = event.at
+        self._store.set_deleted(entry)
+        self._emitter.metadata_changed(entry, event.at, "deleted")
+        self._advance(entry, event, now)
+
+    def update_metadata(self, metadata: Metadata) -> None:
+        """Store the current metadata of a container."""
+        self._store.update_metadata(metadata)
 
     def expire_pending_exits(self, now: Instant) -> list[Transition]:
         """Resolve the pending exits whose deadline has passed."""
         transitions: list[Transition] = []
-        for key in [key for key in self._pending_exits if self._entries[key].pending_exit_deadline <= now.monotonic]:
-            entry = self._entries[key]
-            self._resolve_pending_exit(entry, now)
-            transitions += self._finish_step(entry)
+        for key in self._pending_exits.pop_due(now.monotonic):
+            entry = self._store.get_or_create(key)
+            self._step(entry, StartOverdue(), now)
+            transitions += self._finish(entry)
         return transitions
+
+    # --- task queries ---
+
+    def schedule_query(self, key: ContainerKey, due: int = 0) -> None:
+        """Schedule a query of a container's task, immediately or at ``due`` (monotonic)."""
+        self._scheduled_queries.add(key, due)
+
+    def due_queries(self, now: Instant) -> list[TaskQuery]:
+        """Return the due queries; each must be completed with ``apply_query_result`` or ``query_failed``."""
+        return [self.make_query(key) for key in self._scheduled_queries.pop_due(now.monotonic)]
+
+    def make_query(self, key: ContainerKey) -> TaskQuery:
+        """Return a query of a container's task."""
+        entry = self._store.find(key)
+        return TaskQuery(key, entry.generation if entry is not None else 0)
 
     def apply_query_result(self, query: TaskQuery, task: Task | None, now: Instant) -> list[Transition]:
         """Apply the result of a task query; None: there is no such task.
 
         If events arrived after the query was made, the order of event and result is unknown, so the query is repeated.
         """
-        entry = self._get_or_create(query.key)
         if task is not None and task.status is TaskStatus.UNKNOWN:
             self.query_failed(query)
             return []
+        entry = self._store.get_or_create(query.key)
         if entry.generation != query.generation:
             self.schedule_query(query.key)
-            return self._finish_step(entry)
+            return self._finish(entry)
         entry.generation += 1  # other results in flight are older
         was_running = entry.incarnation is not None
-        transitions = self.apply_task_state(query.key, task, now)
-        if was_running and entry.incarnation is None and not entry.start_check_delay:
-            entry.start_check_delay = FIRST_START_CHECK_NS  # no event has reported the exit
-        self._resume_start_checks(entry, now)
-        return transitions
+        self._step(entry, self._report(query.key, task), now)
+        if entry.incarnation is None:
+            if was_running and not entry.check_delay:
+                entry.check_delay = FIRST_START_CHECK_NS  # no event has reported the exit
+            self._start_checks.resume(entry, now)
+        return self._finish(entry)
 
     def query_failed(self, query: TaskQuery) -> None:
         """Handle a failed task query: the state is kept as unconfirmed, and the audit repeats the query."""
-        entry = self._get_or_create(query.key)
+        entry = self._store.get_or_create(query.key)
         if entry.generation != query.generation:
             self.schedule_query(query.key)
-        elif entry.incarnation is None:
-            entry.state_unknown = True
         else:
-            entry.incarnation.confirmed = False
-        self._finish_step(entry)
+            entry.state, _ = step(entry.state, QueryFailed(), _NO_TIME)
+        self._store.note_change(entry)
 
-    def apply_start_check(self, check: TaskQuery, task: Task | None, now: Instant) -> bool:
-        """Apply the result of a start check; None: no task was found, or its state is unknown.
+    def apply_task_state(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
+        """Apply the state of a container's task as reported by containerd; None: there is no task."""
+        entry = self._store.get_or_create(key)
+        self._step(entry, self._report(key, task), now)
+        return self._finish(entry)
 
-        Returns:
-            Whether the container has a task that no event has reported so far.
-        """
-        entry = self.find(check.key)
-        if entry is None or entry.incarnation is not None or not entry.start_check_delay:
-            return False  # an event or a query was faster
-        found = (
-            task is not None
-            and task.pid != 0
-            and entry.generation == check.generation
-            and not entry.is_known(task.pid)
-            and not (task.status is TaskStatus.CREATED and entry.expects_start(task.pid))
-        )
-        if task is not None and found:
-            entry.generation += 1  # query results in flight are older
-            if task.status is TaskStatus.CREATED:
-                self.schedule_query(check.key)
-            else:
-                entry.found_pid = task.pid if task.running else 0
-                self.schedule_query(check.key, now.monotonic + START_GRACE_NS)
-        self._continue_start_checks(entry, now)
-        return found
+    def _report(
+        self, key: ContainerKey, task: Task | None
+    ) -> NoTaskReported | CreatedReported | RunningReported | StoppedReported:
+        if task is None:
+            return NoTaskReported()
+        if task.status is TaskStatus.CREATED:
+            return CreatedReported(task.pid)
+        report = RunningReported if task.running else StoppedReported
+        return report(task, self._store.has_synced(key.namespace))
 
     def apply_wait_result(self, key: ContainerKey, pid: int, exit_status: ExitStatus, now: Instant) -> None:
         """Process the result of Tasks.Wait: the exit event is in flight, or lost.
@@ -157,384 +240,250 @@ class Tracker(TransitionBuilder):
         The exit event takes precedence, because it has the time of publication and arrives in order. If it does not
         arrive, the exit status is known nevertheless.
         """
-        entry = self._get_or_create(key)
-        running = entry.incarnation is not None and entry.incarnation.pid == pid
-        if running or (entry.expects_start(pid) and not entry.has_exited(pid)):
-            if exit_status.exit_status is not None or not entry.has_waited_exit(pid):
-                entry.waited_exit = (pid, exit_status)
-            entry.generation += 1
-            self.schedule_query(key, now.monotonic + WAITED_EXIT_GRACE_NS)
-        self._finish_step(entry)
+        entry = self._store.get_or_create(key)
+        entry.generation += bool(self._step(entry, TaskWaited(pid, exit_status), now))
+        self._store.note_change(entry)
 
-    def apply_task_state(self, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
-        """Apply the state of a container's task as reported by containerd; None: there is no task."""
-        entry = self._get_or_create(key)
-        if task is not None and not task.pid:  # the shim is gone: the task can only be the known one
-            if entry.incarnation is None:
-                entry.state_unknown = False
-                return self._finish_step(entry)
-            task = replace(task, pid=entry.incarnation.pid)
-        if task is None or task.status is TaskStatus.CREATED:
-            self._sync_no_task(entry, task, now)
-        else:
-            self._sync_task(entry, task, now)
-        entry.state_unknown = False
-        entry.last_change = now.monotonic
-        return self._finish_step(entry)
+    # --- start checks ---
+
+    def begin_start_checks(self, key: ContainerKey, now: Instant) -> None:
+        """Check soon, and then at growing intervals, whether a container has a task whose events do not arrive."""
+        self._start_checks.begin(self._store.get_or_create(key), now)
+
+    def due_start_checks(self, now: Instant) -> list[TaskQuery]:
+        """Return the due start checks; each must be completed with ``apply_start_check``."""
+        return [self.make_query(key) for key in self._start_checks.schedule.pop_due(now.monotonic)]
+
+    def apply_start_check(self, check: TaskQuery, task: Task | None, now: Instant) -> bool:
+        """Apply the result of a start check; None: no task was found, or its state is unknown.
+
+        Returns:
+            Whether the container has a task that no event has reported so far.
+        """
+        entry = self._store.find(check.key)
+        if entry is None or entry.incarnation is not None or not entry.check_delay:
+            return False  # an event or a query was faster
+        if task is not None and (entry.generation != check.generation or not _is_news(entry.state, task)):
+            task = None
+        if task is not None:
+            entry.generation += 1  # query results in flight are older
+            self._step(entry, TaskFound(task), now)
+        self._start_checks.continue_(entry, now)
+        return task is not None
+
+    # --- snapshots ---
+
+    @property
+    def preexisting_count(self) -> int:
+        """Return the number of incarnations that began before the bridge watched."""
+        return self._emitter.preexisting_count
+
+    def snapshot_records(self, now: Instant) -> list[Transition]:
+        """Return a ``present`` transition for every running container in scope; the caller must publish them."""
+        for entry, incarnation in self._store.incarnations():
+            if incarnation.preexisting:
+                incarnation.preexisting = False
+                self._store.note_change(entry)
+        return self._emitter.present(now)
+
+    def running_containers(self, now: Instant) -> list[Transition]:
+        """Return a ``present`` record for every running container in scope, without counting it as published."""
+        return self._emitter.present(now)
+
+    @property
+    def unsynced_namespaces(self) -> set[str] | None:
+        """Return the namespaces that are not synced; None if no namespace is synced."""
+        return self._store.unsynced_namespaces
+
+    def has_synced(self, namespace: str) -> bool:
+        """Return whether a namespace is synced, so that an unknown container in it is new (client-go's HasSynced)."""
+        return self._store.has_synced(namespace)
+
+    def mark_synced(self, failed: set[str]) -> None:
+        """Set all namespaces but the failed ones to synced: a snapshot is complete, so unknown containers are new."""
+        self._store.mark_synced(failed)
+
+    def emit_metadata_change(self, key: ContainerKey, now: Instant) -> list[Transition]:
+        """Emit a change of a container's metadata that a listing has shown, as an additional event."""
+        entry = self._store.get_or_create(key)
+        self._emitter.metadata_changed(entry, now.wall)
+        return self._finish(entry)
+
+    def remove(self, entry: ContainerState) -> None:
+        """Remove a container that a listing does not contain any more."""
+        self._store.set_deleted(entry)
+        self._start_checks.end(entry)
+        self._store.note_change(entry)
+
+    # --- held exits ---
+
+    def take_due_exits(self, now: Instant) -> list[DueExit]:
+        """Return the held exits whose time has passed.
+
+        Pass them to ``release_exits`` after all events received so far: an OOM event may be among these.
+        """
+        return self._emitter.take_due_exits(now)
+
+    def release_exits(self, due: Collection[DueExit]) -> list[Transition]:
+        """Emit due exits that are still held; without an OOM event, ``oom`` is False where that is known."""
+        transitions: list[Transition] = []
+        for each in due:
+            if (entry := self._emitter.release_due_exit(each)) is not None:
+                transitions += self._finish(entry)
+        return transitions
+
+    def release_all_exits(self) -> list[Transition]:
+        """Emit all held exits at once, before a snapshot or the end of the connection; ``oom`` is unknown."""
+        transitions: list[Transition] = []
+        for entry in [entry for entry in self._store.entries() if entry.held_exit is not None]:
+            self._emitter.release_exit(entry)
+            transitions += self._finish(entry)
+        return transitions
+
+    # --- connections and settings ---
+
+    @property
+    def additional_events(self) -> Collection[AdditionalEventType]:
+        """Return the optional event types to emit; may be replaced at any time."""
+        return self._emitter.additional_events
+
+    @additional_events.setter
+    def additional_events(self, value: Collection[AdditionalEventType]) -> None:
+        self._emitter.additional_events = value
+
+    def disconnect(self) -> None:
+        """Handle the end of the stream: from now on containers may change unseen."""
+        self._scheduled_queries.clear()
+        self._start_checks.clear(self._store.all_entries())
+        for entry in self._store.all_entries():
+            entry.generation = 0
+            entry.state, _ = step(entry.state, Disconnected(), _NO_TIME)
+            entry.deleted &= entry.metadata is not None  # an unknown container may be recreated unseen
 
     def exit_all(self, now: Instant) -> list[Transition]:
         """Emit the exit of every incarnation, after a reboot or a replacement of the engine, and clear all state."""
-        released = self.release_all_exits()
-        for key in list(self._pending_exits):
-            self._resolve_pending_exit(self._entries[key], now)
-        for entry, _incarnation in list(self.incarnations()):
-            self._exit(entry, "inferred", now.wall, ExitInfo())
-        self._changed.update(dict.fromkeys([*self._entries, *self._tombstones], True))
-        for collection in (self._entries, self._tombstones, self._sandboxes):
-            collection.clear()
-        self._scheduled_queries.clear()
-        self._start_checks.clear()
-        self._unsynced_namespaces = set()
-        return released + self._take_transitions()
+        transitions = self.release_all_exits()
+        for entry in [entry for entry in self._store.entries() if entry.state.find(PendingExit) is not None]:
+            self._step(entry, StartOverdue(), now)
+        for entry, _incarnation in list(self._store.incarnations()):
+            self._step(entry, NoTaskReported(), now)
+        transitions += self._emitter.take()
+        self._remove_all(lambda _: True)
+        self._store.unsynced_namespaces = set()
+        return transitions
 
-    # --- one handler per event type ---
+    def apply_filters(self, is_watched: Callable[[str], bool], rules: LabelRules) -> None:
+        """Apply other filters of namespaces and labels from now on.
 
-    def _on_container_created(self, entry: ContainerState, event: ContainerCreated, now: Instant) -> None:
-        entry.state_unknown = False
-        self.begin_start_checks(entry.key, now)
-        self._emit_metadata_change(entry, event.at, "created")
-
-    def _on_container_updated(self, entry: ContainerState, event: ContainerUpdated, now: Instant) -> None:
-        """Emit a new name; the metadata is current already, because it is fetched for each such event."""
-        if entry.incarnation is None:
-            self.begin_start_checks(entry.key, now)  # clients also update a container when they start it again
-        self._emit_metadata_change(entry, event.at, "renamed")
-
-    def _on_container_deleted(self, entry: ContainerState, event: ContainerDeleted, now: Instant) -> None:
-        if not entry.deleted:
-            entry.published_metadata = entry.published_metadata or entry.metadata
-        entry.deleted_at = event.at
-        self._mark_deleted(entry)
-        self._emit_metadata_change(entry, event.at, "deleted")
-        if entry.incarnation is not None:
-            self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
-
-    def _on_task_created(self, entry: ContainerState, event: TaskCreated, now: Instant) -> None:
-        if entry.is_known(event.pid):
-            self.counts["late"] += 1
-            return
-        self._release_exit(entry)  # from now on, an OOM event may be the new task's
-        entry.add_created_pid(event.pid)
-        entry.remove_oom_pid(event.pid)
-        entry.stopped_deadline = 0
-        self.begin_start_checks(entry.key, now)
-        if entry.incarnation is not None:
-            entry.incarnation.watched_from = 0  # from now on, an OOM event may be the other task's
-            self.schedule_query(entry.key, now.monotonic + EXIT_GRACE_NS)
-
-    def _on_task_started(self, entry: ContainerState, event: TaskStarted, now: Instant) -> None:
-        if entry.is_known(event.pid):
-            self.counts["duplicate"] += 1
-            if entry.incarnation is not None and entry.incarnation.pid == event.pid:
-                entry.incarnation.confirmed = True
-                entry.start_check_delay = 0
-            return
-        late = entry.is_late(event.at, now)
-        if late or entry.incarnation is not None:
-            self.schedule_query(entry.key)
-        if entry.incarnation is not None or (late and not entry.expects_start(event.pid)):
-            self.counts["unconfirmed_start"] += 1
-            entry.unconfirmed_start = event
-            return
-        if entry.pending_exit is not None and entry.pending_exit.pid != event.pid:
-            self._resolve_pending_exit(entry, now)
-        self._start(entry, event.pid, "live", event.at, watched_from=event.at)  # a task found by a check may be newer
-        if entry.has_waited_exit(event.pid):
-            self.schedule_query(entry.key, now.monotonic + WAITED_EXIT_GRACE_NS)
-        self._apply_pending_exit(entry, received=now)
-
-    def _on_task_exited(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
-        if event.exec_id:
-            entry.generation -= 1  # an exec process does not affect the container
-            self.counts["exec_exit"] += 1
-        elif entry.incarnation is not None and entry.incarnation.pid == event.pid:
-            self._exit(entry, "live", event.at, ExitInfo(event.status, event.exited_at), received=now)
-            self._resume_start_checks(entry, now)
-        elif event.pid == 0:
-            if entry.incarnation is not None:
-                self.schedule_query(entry.key)
-        elif entry.has_exited(event.pid):
-            self.counts["duplicate"] += 1
-        else:
-            self._defer_exit(entry, event, now)
-
-    def _on_task_deleted(self, entry: ContainerState, event: TaskDeleted, now: Instant) -> None:
-        if event.exec_id:
-            entry.generation -= 1
-        elif entry.incarnation is None:  # the exit was emitted already or is pending, or the task was never known
-            self._end_start_checks_of(entry, event.pid)
-        elif event.pid == entry.incarnation.pid:
-            self._exit(entry, "inferred", now.wall, ExitInfo(event.status, event.exited_at), received=now)
-            self._resume_start_checks(entry, now)
-        elif event.pid == 0:
-            self.schedule_query(entry.key)
-
-    def _on_task_paused(self, entry: ContainerState, event: TaskPaused, now: Instant) -> None:
-        self._apply_pause(entry, event.at, now, paused=True)
-
-    def _on_task_resumed(self, entry: ContainerState, event: TaskResumed, now: Instant) -> None:
-        self._apply_pause(entry, event.at, now, paused=False)
-
-    def _on_task_oom(self, entry: ContainerState, event: TaskOOM, _now: Instant) -> None:
-        self._emit_additional(entry, "oom", "live", event.at, entry.metadata)
-        if entry.held_exit is not None:
-            self._release_exit(entry, oom=True)
-        elif pid := entry.newest_pid():
-            entry.add_oom_pid(pid)
-        elif entry.exited_pids:
-            self.counts["late"] += 1
-
-    # --- building blocks ---
-
-    def _apply_pause(self, entry: ContainerState, at: int, now: Instant, *, paused: bool) -> None:
-        """Emit a pause or resume that fits a confirmed incarnation; otherwise query, because the event has no pid."""
-        incarnation, late = entry.incarnation, entry.is_late(at, now)
-        if incarnation is not None and incarnation.confirmed and incarnation.paused is not paused and not late:
-            self._set_paused(entry, incarnation, "live", at, paused=paused)
-        else:
-            self.counts["unexpected_pause"] += 1
-            self.schedule_query(entry.key)
-
-    def _defer_exit(self, entry: ContainerState, event: TaskExited, now: Instant) -> None:
-        """Defer an exit whose start has not been seen; if another task is believed to be running, query it."""
-        if entry.pending_exit is not None:
-            self._resolve_pending_exit(entry, now)
-        entry.pending_exit, entry.pending_exit_deadline = event, now.monotonic + PENDING_EXIT_NS
-        self._pending_exits.add(entry.key)
-        self._end_start_checks_of(entry, event.pid)
-        if entry.incarnation is not None:
-            self.schedule_query(entry.key)
-
-    def _end_start_checks_of(self, entry: ContainerState, pid: int) -> None:
-        """End the start checks if a task is gone whose shim has reported it from the creation on."""
-        if pid in entry.created_pids[-1:]:
-            self._end_start_checks(entry)
-
-    def _resolve_pending_exit(self, entry: ContainerState, now: Instant) -> None:
-        """Resolve a pending exit: its start fell into a gap, or its task was never started.
-
-        During another incarnation, the exit can only be a late event of an earlier one, and is ignored.
+        Containers in namespaces that are not watched any more are removed, and only labels that the rules keep remain.
+        No namespace is synced afterwards: an unknown container may be new, or the old filters may have excluded it.
         """
-        pending = entry.pending_exit
-        assert pending is not None  # noqa: S101 (callers check that an exit is pending)
-        if entry.is_unstarted(pending.pid) or entry.incarnation is not None:
-            self.counts["never_started" if entry.incarnation is None else "late"] += 1
-            entry.exited_pids.append(pending.pid)
-            self._clear_pending_exit(entry)
-        else:
-            self._start(entry, pending.pid, "inferred", now.wall)
-            self._apply_pending_exit(entry)
+        self._remove_all(lambda key: not is_watched(key.namespace))
+        self._store.apply_label_rules(rules)
+        self._store.unsynced_namespaces = None
 
-    def _apply_pending_exit(self, entry: ContainerState, received: Instant | None = None) -> None:
-        """Emit the exit of an incarnation that has just started if its exit arrived before."""
-        pending = entry.pending_exit
-        if pending is not None:
-            self._exit(entry, "live", pending.at, ExitInfo(pending.status, pending.exited_at), received=received)
-            self._clear_pending_exit(entry)
+    def apply_label_rules(self, rules: LabelRules) -> None:
+        """Keep only labels that the rules keep, also in metadata that is still being fetched."""
+        self._store.apply_label_rules(rules)
 
-    def _clear_pending_exit(self, entry: ContainerState) -> None:
-        entry.pending_exit = None
+    def reevaluate_scope(self, key: ContainerKey) -> None:
+        """Reevaluate from the current metadata whether a container's incarnation is in scope.
+
+        A container that enters the scope is first published in the next snapshot; one that leaves it is omitted there.
+        """
+        entry = self._store.get_or_create(key)
+        if (incarnation := entry.incarnation) is not None:
+            matches = in_scope(entry.metadata)
+            incarnation.preexisting = matches and (incarnation.preexisting or not incarnation.in_scope)
+            incarnation.in_scope = matches
+        self._store.note_change(entry)
+
+    # --- state and checkpoint ---
+
+    def entries(self) -> Iterator[ContainerState]:
+        """Return the state of every container with metadata or an incarnation."""
+        return self._store.entries()
+
+    def find(self, key: ContainerKey) -> ContainerState | None:
+        """Return the state of a container id, if any."""
+        return self._store.find(key)
+
+    def incarnations(self) -> Iterator[tuple[ContainerState, Incarnation]]:
+        """Return every incarnation, in scope or not."""
+        return self._store.incarnations()
+
+    def next_due(self, *, start_checks: bool = True) -> int | None:
+        """Return when (monotonic) the next pending or held exit, query or start check is due; None if there is none."""
+        dues = [
+            self._scheduled_queries.next_due(),
+            self._start_checks.schedule.next_due() if start_checks else None,
+            self._pending_exits.next_due(),
+            self._emitter.next_release(),
+        ]
+        return min((due for due in dues if due is not None), default=None)
+
+    @property
+    def changed(self) -> bool:
+        """Return whether anything has changed since the last call of ``changes``."""
+        return self._store.changed
+
+    def changes(self) -> Iterator[StateChange]:
+        """Yield the changes since the last call."""
+        return self._store.changes()
+
+    def restore(self, entries: Iterable[ContainerState], unsynced_namespaces: set[str] | None, now: Instant) -> None:
+        """Restore the state of an earlier moment; containers may have changed unseen since then."""
+        deadline = now.monotonic + PENDING_EXIT_NS
+        for entry in entries:
+            entry.state = _with_deadline(entry.state, deadline)
+            if entry.state.find(PendingExit) is not None:
+                self._pending_exits.add(entry.key, deadline)
+            self._store.add(entry)
+            self._emitter.restore(entry, now)
+        self._store.unsynced_namespaces = unsynced_namespaces
+        self.disconnect()
+
+    # --- effects ---
+
+    def _step(self, entry: ContainerState, input_: object, now: Instant) -> Effects:
+        """Pass an input to the machine, and carry out the effects."""
+        entry.state, effects = step(entry.state, input_, now)
+        for effect in effects:
+            self._effects[type(effect)](entry, effect, now)
+        return effects
+
+    def _finish(self, entry: ContainerState) -> list[Transition]:
+        """Note the change of a state; return the emitted transitions."""
+        self._store.note_change(entry)
+        return self._emitter.take()
+
+    def _await_start(self, entry: ContainerState, effect: AwaitStart, _now: Instant) -> None:
         self._pending_exits.discard(entry.key)
+        if effect.deadline is not None:
+            self._pending_exits.add(entry.key, effect.deadline)
 
-    def _sync_no_task(self, entry: ContainerState, task: Task | None, now: Instant) -> None:
-        """Apply a reported state without a task, or with a task that has not started yet."""
-        incarnation = entry.incarnation
-        if task is not None and entry.is_known(task.pid):
-            return  # the result is older than the state
-        if incarnation is not None:
-            self._exit(entry, "inferred", now.wall, ExitInfo())
-        else:
-            self._emit_found_run(entry, None if task is None else task.pid, now)
-        if task is not None:
-            if task.pid not in entry.created_pids:
-                entry.add_created_pid(task.pid)
-                self.begin_start_checks(entry.key, now)
-        elif entry.pending_exit is not None and entry.is_unconfirmed(entry.pending_exit.pid):
-            self._resolve_pending_exit(entry, now)
+    def _count(self, _entry: ContainerState, effect: Count, _now: Instant) -> None:
+        self.counts[effect.name] += 1
 
-    def _emit_found_run(self, entry: ContainerState, pid: int | None, now: Instant) -> None:
-        """Emit a run that only a start check has found, and that is over: now there is another task, or none."""
-        if entry.found_pid not in (0, pid) and not entry.has_exited(entry.found_pid):
-            self._start(entry, entry.found_pid, "inferred", now.wall)
-            self._exit(entry, "inferred", now.wall, ExitInfo())
-
-    def _sync_task(self, entry: ContainerState, task: Task, now: Instant) -> None:
-        """Apply a task that is running or stopped."""
-        preexisting = entry.state_unknown or not self.has_synced(entry.key.namespace)
-        if entry.incarnation is not None and entry.incarnation.pid != task.pid:
-            self._exit(entry, "inferred", now.wall, ExitInfo())
-        if task.pid in entry.exited_pids:
-            return
-        if entry.incarnation is None:
-            self._emit_found_run(entry, task.pid, now)
-        if entry.pending_exit is not None and entry.pending_exit.pid != task.pid:
-            self._resolve_pending_exit(entry, now)
-        if entry.pending_exit is not None:
-            if task.running or not entry.is_unstarted(task.pid):
-                self._start(entry, task.pid, "inferred", now.wall)
-                self._apply_pending_exit(entry)
-        elif task.running:
-            self._sync_running(entry, task, now, preexisting=preexisting)
-        else:
-            self._sync_stopped(entry, task, now, preexisting=preexisting)
-
-    def _sync_running(self, entry: ContainerState, task: Task, now: Instant, *, preexisting: bool) -> None:
-        if entry.incarnation is None:
-            self._start(entry, task.pid, "inferred", now.wall, preexisting=preexisting, paused=task.paused)
-        incarnation = entry.incarnation
-        assert incarnation is not None  # noqa: S101 (started above, or earlier)
-        incarnation.confirmed = True
-        if incarnation.paused is not task.paused:
-            self._set_paused(entry, incarnation, "inferred", now.wall, paused=task.paused)
-
-    def _sync_stopped(self, entry: ContainerState, task: Task, now: Instant, *, preexisting: bool) -> None:
-        if entry.incarnation is None:
-            if entry.is_unstarted(task.pid) and self._awaits_exit_event(entry, now):
-                return
-            if preexisting:
-                entry.exited_pids.append(task.pid)  # it exited before the bridge watched
-                return
-            self._start(entry, task.pid, "inferred", now.wall)
-        self._exit(entry, "inferred", now.wall, ExitInfo(task.exit_status, task.exited_at))
-
-    def _awaits_exit_event(self, entry: ContainerState, now: Instant) -> bool:
-        """Return whether the exit event of a stopped task without a start may still arrive.
-
-        The event shows that the task was killed before its start. If it does not arrive, the shim has become silent,
-        and the start has been missed as well.
-        """
-        entry.stopped_deadline = entry.stopped_deadline or now.monotonic + PENDING_EXIT_NS
-        if now.monotonic < entry.stopped_deadline:
-            self.schedule_query(entry.key, entry.stopped_deadline)
-            return True
-        return False
-
-    def _start(
-        self,
-        entry: ContainerState,
-        pid: int,
-        origin: Origin,
-        at: int,
-        *,
-        preexisting: bool = False,
-        paused: bool = False,
-        watched_from: int = 0,
-    ) -> None:
-        """Start an incarnation; a preexisting one is first published as ``present`` instead of ``started``."""
-        if entry.unconfirmed_start is not None and entry.unconfirmed_start.pid == pid:
-            origin, at, preexisting = "live", entry.unconfirmed_start.at, False
-        entry.state_unknown, entry.found_pid = False, 0
-        self._end_start_checks(entry, resume=origin == "inferred" and not preexisting)
-        self._release_exit(entry)
-        entry.incarnation = Incarnation(
-            pid=pid,
-            id=incarnation_id(self._boot_id, pid),
-            paused=preexisting and paused,
-            confirmed=True,
-            in_scope=in_scope(entry.metadata),
-            preexisting=preexisting,
-            watched_from=watched_from,
-        )
-        if preexisting:
-            self.preexisting_count += entry.incarnation.in_scope
-        else:
-            self._emit(entry, entry.incarnation, "started", origin, at)
-
-    def _set_paused(
-        self, entry: ContainerState, incarnation: Incarnation, origin: Origin, at: int, *, paused: bool
-    ) -> None:
-        incarnation.paused = paused
-        if not incarnation.preexisting:
-            self._emit(entry, incarnation, "paused" if paused else "unpaused", origin, at)
-
-    def _exit(
-        self,
-        entry: ContainerState,
-        origin: Origin,
-        at: int,
-        exit_info: ExitInfo,
-        *,
-        received: Instant | None = None,
-    ) -> None:
-        """End the incarnation.
-
-        ``received``: when the event arrived that shows the exit; it is then held if no OOM event came before. An exit
-        that a query shows is not held: it comes seconds after the exit.
-        """
-        incarnation = entry.incarnation
-        assert incarnation is not None  # noqa: S101 (only a started incarnation can exit)
-        if exit_info.status is None and entry.waited_exit is not None and entry.waited_exit[0] == incarnation.pid:
-            waited = entry.waited_exit[1]
-            exit_info = ExitInfo(waited.exit_status, waited.exited_at)
-        self._discard_stale_exit(entry, incarnation, exit_info)
-        oom = True if entry.remove_oom_pid(incarnation.pid) else None
-        entry.incarnation, entry.waited_exit, entry.stopped_deadline = None, None, 0
-        entry.exited_pids.append(incarnation.pid)
-        if entry.unconfirmed_start is None:
-            self._scheduled_queries.discard(entry.key)
-        was_paused, incarnation.paused = incarnation.paused and not incarnation.preexisting, False
-        if incarnation.preexisting:
-            self._emit(entry, incarnation, "started", "inferred", at)
-        exit_info = exit_info._replace(oom=oom)
-        if received is None or oom or not incarnation.in_scope:
-            self._emit(entry, incarnation, "exited", origin, at, exit_info)
-        else:
-            exited = self._make_transition(entry, incarnation, "exited", origin, at, exit_info)
-            grace = KILLED_OOM_GRACE_NS if exit_info.status == SIGKILL_STATUS else OOM_GRACE_NS
-            known = origin == "live" and _reports_oom(entry, incarnation, exit_info)
-            held = HeldExit((exited,), received.monotonic + grace, False if known else None, was_paused)
-            self._hold_exit(entry, held)
-        if entry.deleted:
-            self._emit_metadata_change(entry, at)
-
-    def _discard_stale_exit(self, entry: ContainerState, incarnation: Incarnation, exit_info: ExitInfo) -> None:
-        """Discard a pending exit that is older than this exit: it belongs to an earlier incarnation."""
-        pending = entry.pending_exit
-        if (
-            pending is None
-            or pending.pid == incarnation.pid
-            or pending.exited_at is None
-            or exit_info.exited_at is None
-        ):
-            return
-        if pending.exited_at <= exit_info.exited_at:
-            self.counts["late"] += 1
-            entry.exited_pids.append(pending.pid)
-            self._clear_pending_exit(entry)
+    def _remove_all(self, matches: Callable[[ContainerKey], bool]) -> None:
+        for key in self._store.remove_all(matches):
+            for schedule in (self._scheduled_queries, self._start_checks.schedule, self._pending_exits):
+                schedule.discard(key)
+            self._emitter.forget(key)
 
 
-def _reports_oom(entry: ContainerState, incarnation: Incarnation, exit_info: ExitInfo) -> bool:
-    """Return whether containerd would have sent an OOM event if an OOM kill had led to this exit.
-
-    SIGKILL proves nothing: there is no OOM event if the whole machine is out of memory on cgroup v1, or if the shim is
-    too late to read the counters of a removed cgroup.
-    """
-    if entry.metadata is None or entry.metadata.runtime not in OOM_REPORTING_RUNTIMES:
-        return False
-    if not incarnation.watched_from or exit_info.exited_at is None or exit_info.status == SIGKILL_STATUS:
-        return False
-    return exit_info.exited_at - incarnation.watched_from >= OOM_BLIND_NS
+_NO_TIME = Instant(0, 0)  # for inputs whose handling does not depend on the time
 
 
-_HANDLERS: dict[type, Callable[..., None]] = {
-    ContainerCreated: Tracker._on_container_created,
-    ContainerUpdated: Tracker._on_container_updated,
-    ContainerDeleted: Tracker._on_container_deleted,
-    TaskCreated: Tracker._on_task_created,
-    TaskStarted: Tracker._on_task_started,
-    TaskExited: Tracker._on_task_exited,
-    TaskDeleted: Tracker._on_task_deleted,
-    TaskPaused: Tracker._on_task_paused,
-    TaskResumed: Tracker._on_task_resumed,
-    TaskOOM: Tracker._on_task_oom,
-}
+def _is_news(state: TaskState, task: Task) -> bool:
+    """Return whether a start check has found a task that is not known yet."""
+    expected = task.status is TaskStatus.CREATED and state.expects_start(task.pid)
+    return task.pid != 0 and not state.is_known(task.pid) and not expected
+
+
+def _with_deadline(state: TaskState, deadline: int) -> TaskState:
+    """Return the state with another deadline of its pending exit."""
+    evidence = tuple(
+        replace(each, deadline=deadline) if isinstance(each, PendingExit) else each for each in state.evidence
+    )
+    return replace(state, evidence=evidence)

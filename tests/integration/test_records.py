@@ -15,8 +15,8 @@ import pytest
 from bridge.containerd.methods import PUBLISH
 from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.core.records import json_schema
+from bridge.core.task_machine import EXIT_GRACE_NS
 from bridge.core.time import to_seconds
-from bridge.core.tracker import EXIT_GRACE_NS
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions, transitions_of_new_containers
 from tests.integration.engines import one_engine
 from tests.testbed.containerd import Containerd

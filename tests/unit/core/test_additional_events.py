@@ -73,6 +73,8 @@ def test_additional_events_are_emitted_only_when_enabled() -> None:
     assert summarize(step(tracker, CREATED, OOM, RENAMED, DELETED)) == []
     assert summarize(step(tracker, CREATED)) == []
     assert summarize(step(tracker, RENAMED, name="other")) == [("renamed", "live", 0)]
+    tracker.additional_events = [*tracker.additional_events, "deleted"]
+    assert summarize(tracker.process_event(DELETED, moment(11))) == [("deleted", "live", 0)]
 
 
 def test_renamed_is_not_emitted_when_name_is_unchanged() -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from bridge.core import checkpoint
 from bridge.core.checkpoint import Checkpoint, CheckpointHeader, SourceId, StoredPosition
-from bridge.core.container_state import ContainerState, ExitInfo, Incarnation, Transition
-from bridge.core.container_store import MAX_TOMBSTONES, PENDING_EXIT_NS
+from bridge.core.container_state import (
+    ContainerState,
+    ExitInfo,
+    Incarnation,
+    PendingExit,
+    Running,
+    TaskState,
+    Transition,
+)
+from bridge.core.container_store import MAX_TOMBSTONES
 from bridge.core.containerd_model import (
     ContainerDeleted,
     ContainerKey,
@@ -31,12 +42,14 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import Listing, reconcile
+from bridge.core.task_machine import PENDING_EXIT_NS
 from bridge.core.tracker import Tracker
 from tests.scale import scaled
 from tests.unit.core.containerd_model import ContainerdModel, Faults
 from tests.unit.core.factories import ImmediateTracker
 from tests.unit.core.harness import BOOT_ID, Harness
 
+STORED_CHECKPOINT = Path(__file__).with_name("stored_checkpoint.json")
 WEB = ContainerKey("shop", "web")
 NOW = Instant(1_795_447_267_000_000_000, 1_000_000_000_000)
 LATER = Instant(NOW.wall + PENDING_EXIT_NS + 1, NOW.monotonic + PENDING_EXIT_NS + 1)
@@ -156,11 +169,12 @@ def test_checkpoint_restores_container_state() -> None:
     assert entry is not None
     assert entry.incarnation is not None
     assert restored is not None
-    entry.incarnation.confirmed, entry.generation, entry.last_change, entry.created_pids = False, 0, 0, ()
-    entry.incarnation.watched_from = 0
+    entry.generation = 0
+    run = Running(9)  # not confirmed, and not watched from the start
+    entry.state = replace(entry.state, task=run, confirmed=False, last_change=0, created_pids=())
     entry.published_metadata = entry.metadata  # the checkpoint does not distinguish them
     assert restored == entry
-    assert list(restored.exited_pids) == [7, 8]
+    assert restored.state.exited_pids == (7, 8)
 
 
 def test_checkpoint_restores_pending_exit() -> None:
@@ -316,13 +330,43 @@ def test_checkpoint_and_listing_emit_missed_transitions() -> None:
     assert transitions[0].exit_info.status == 3
 
 
+STORED_EXITS = {
+    "running": ["exited 7 3"],
+    "paused": ["exited 8 None"],
+    "held": ["exited 9 137"],
+    "pending": ["started 10", "exited 10 3"],
+    "preexisting": ["started 13", "exited 13 None"],
+}
+
+
+def test_checkpoint_of_previous_version_is_readable() -> None:
+    """The file was written before the state of a task became a union; its format has no version of its own."""
+    values = {key: bytes.fromhex(value) for key, value in json.loads(STORED_CHECKPOINT.read_text()).items()}
+    tracker = restore_tracker(values)
+    states = {entry.key.id: entry for entry in checkpoint.decode(values).entries}
+    running = {id_ for id_, entry in states.items() if entry.incarnation is not None}
+    assert running == {"running", "paused", "preexisting"}
+    assert [id_ for id_, entry in states.items() if entry.state.unknown] == ["unknown"]
+    assert (states["paused"].state.task, states["deleted"].state.exited_pids) == (Running(8, paused=True), (12,))
+    transitions = tracker.exit_all(LATER)
+    exits: dict[str, list[str]] = {}
+    for each in transitions:
+        status = f" {each.exit_info.status}" if each.exit_info is not None else ""
+        exits.setdefault(each.key.id, []).append(f"{each.type} {each.pid}{status}")
+    assert exits == STORED_EXITS
+    (exited,) = [each for each in transitions if each.key.id == "running"]
+    assert exited.exit_info == ExitInfo(3, NOW.wall, oom=True)
+    assert exited.metadata == make_metadata(ContainerKey("shop", "running"), runtime="io.containerd.runc.v2")
+
+
 # --- changed settings ---
 
 
 def running_container(namespace: str, *, in_scope: bool = True, **changed: Any) -> ContainerState:
     key = ContainerKey(namespace, "c")
-    incarnation = Incarnation(pid=7, id="x-7", paused=False, confirmed=True, in_scope=in_scope)
-    return ContainerState(key, metadata=make_metadata(key, **changed), incarnation=incarnation)
+    incarnation = Incarnation(pid=7, id="x-7", paused=False, in_scope=in_scope)
+    state = TaskState(task=Running(7))
+    return ContainerState(key, make_metadata(key, **changed), state, incarnation=incarnation)
 
 
 RULES = LabelRules(include=["*"], exclude=["secret"], redact=["pass*"])
@@ -338,10 +382,9 @@ def filtered_tracker(*entries: ContainerState, is_watched: Callable[[str], bool]
 
 def test_apply_filters_removes_containers_outside_new_filter() -> None:
     pod = PodReference("p", "n", "u", "")
-    pending = ContainerState(
-        ContainerKey("a", "pending"),
-        pending_exit=TaskExited(ContainerKey("a", "pending"), NOW.wall, "", 9, 0, NOW.wall),
-    )
+    key = ContainerKey("a", "pending")
+    exit_event = TaskExited(key, NOW.wall, "", 9, 0, NOW.wall)
+    pending = ContainerState(key, state=TaskState(evidence=(PendingExit(9, exit_event, 0),)))
     tombstone = ContainerState(ContainerKey("a", "tombstone"), deleted=True)
     tracker = filtered_tracker(
         running_container("a", kind="sandbox", pod=pod),

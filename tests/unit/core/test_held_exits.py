@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from bridge.core.container_state import ExitInfo, Transition
-from bridge.core.container_store import RELEASE_SLACK_NS
 from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, ExitStatus, TaskOOM, TaskStatus
+from bridge.core.task_machine import WAITED_EXIT_GRACE_NS
 from bridge.core.time import from_seconds, to_seconds
-from bridge.core.tracker import KILLED_OOM_GRACE_NS, OOM_GRACE_NS, WAITED_EXIT_GRACE_NS, Tracker
+from bridge.core.tracker import Tracker
+from bridge.core.transition_emitter import KILLED_OOM_GRACE_NS, OOM_GRACE_NS, RELEASE_SLACK_NS
 from tests.unit.core.factories import (
     BOOT_ID,
     DB,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.container_state import ExitInfo
-from bridge.core.container_store import LAST_START_CHECK_NS, PENDING_EXIT_NS
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -18,6 +17,8 @@ from bridge.core.containerd_model import (
     TaskStatus,
 )
 from bridge.core.reconcile import Listing, find_mismatches, reconcile
+from bridge.core.start_checks import LAST_START_CHECK_NS
+from bridge.core.task_machine import PENDING_EXIT_NS
 from bridge.core.time import SECOND
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import (
