@@ -36,7 +36,7 @@ class WatchState:
         pending: Transitions that are decided, and not published yet: they go into the next snapshot.
         watermark_at: The moment (wall clock) up to which all events are processed; None if unknown.
         verified_at: The moment (monotonic) up to which the event stream is known to work; None before the first marker.
-        synced: Whether the first snapshot of the current connection is complete.
+        synced: Whether the first snapshot of the current connection is complete; until then, transitions are pending.
         snapshot_reason: The reason of the next connection's snapshot.
         previous_positions: The last position of each source that was published before.
         excluded_namespaces: If no namespace is watched: those that exist.

@@ -183,7 +183,7 @@ class ContainerWatch:
                 state.snapshot_reason = "reconnect"
             raise
         finally:
-            connection.process_received()
+            connection.process_received()  # while its results count: after disconnect() no run is confirmed
             self.counters.reconnects += state.synced
             state.disconnect()
             await journal.write(force=True)
