@@ -144,4 +144,5 @@ class IgnoredEvents:
             if each.type == "started" and each.origin == "inferred":
                 runtime = each.metadata.runtime if each.metadata is not None else ""
                 fields = {"namespace": each.key.namespace, "id": each.key.id, "runtime": runtime}
-                self._rate_limiter.log(_log.warning, ("start", runtime), "start_event_missing", **fields)
+                hint = "if this repeats for a runtime, check whether its shim reaches containerd's ttrpc socket"
+                self._rate_limiter.log(_log.warning, ("start", runtime), "start_event_missing", **fields, hint=hint)
