@@ -24,18 +24,7 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.task_machine import TABLE, step
 from bridge.core.time import SECOND, to_seconds
-from tests.unit.core.factories import (
-    WEB,
-    created,
-    deleted,
-    exited,
-    moment,
-    paused,
-    resumed,
-    started,
-    task,
-    wall,
-)
+from tests.unit.core.factories import WEB, created, deleted, exited, moment, paused, resumed, started, task, wall
 
 CREATED, RUNNING, STOPPED, PAUSED = TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.STOPPED, TaskStatus.PAUSED
 

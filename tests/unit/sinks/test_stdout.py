@@ -111,9 +111,7 @@ async def test_stdout_sink_keeps_event_loop_running_for_slow_reader(pipe: tuple[
     await sink.close()
 
 
-async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(
-    pipe: tuple[int, int],
-) -> None:
+async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(pipe: tuple[int, int]) -> None:
     sink = await start_sink(pipe[1])
     for _ in range(20):
         publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
