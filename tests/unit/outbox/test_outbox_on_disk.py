@@ -31,7 +31,7 @@ from bridge.outbox.database import Database
 from bridge.outbox.outbox import StoredOutbox
 from bridge.outbox.state_directory import creation_time
 from tests.clocks import ManualClock
-from tests.contract.test_outbox import append_in_batches, covered_sequences, loss_range, read_all
+from tests.contract.test_outbox import append_in_batches, loss_range, read_all
 from tests.eventually import eventually_async
 from tests.golden import Golden
 from tests.naming import assert_names, raises_naming
@@ -82,19 +82,6 @@ async def test_database_is_no_copy_without_creation_time(path: Path, monkeypatch
 
 def test_creation_time_is_unknown_without_file(tmp_path: Path) -> None:
     assert creation_time(tmp_path / "missing") is None
-
-
-async def test_outbox_restores_records_cursors_and_checkpoint(path: Path) -> None:
-    factory = RecordFactory()
-    async with open_outbox(path) as outbox:
-        await outbox.append(factory.started_records(5), {"a": b"1", "b": b"2"})
-        await outbox.append([], {"a": None, "c": b"3"})
-        await outbox.acknowledge("s", await outbox.read("s", 2))
-        batch = await outbox.read("s", 10)
-    async with open_outbox(path) as outbox:
-        assert dict(outbox.load_checkpoint().values) == {"b": b"2", "c": b"3"}
-        assert await outbox.read("s", 10) == batch, "documents and routing fields are unchanged"
-        assert sequences(list(batch)) == [3, 4, 5]
 
 
 async def test_oldest_age_counts_only_uptime_after_restart(path: Path) -> None:
@@ -169,21 +156,6 @@ async def test_outbox_stores_many_checkpoint_changes_at_once(path: Path) -> None
         await outbox.append([], {key: None for number, key in enumerate(changes) if number % 2})
     async with open_outbox(path) as outbox:
         assert dict(outbox.load_checkpoint().values) == dict(list(changes.items())[::2])
-
-
-async def test_loss_record_is_unchanged_after_reopening(path: Path) -> None:
-    factory = RecordFactory()
-    async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
-        await append_in_batches(outbox, factory.started_records(200))
-        batch = await outbox.read("s", 3)
-        await outbox.reject("s", {(batch[2].epoch, batch[2].sequence)}, "too large")
-        before = await outbox.read("s", 1000)
-    async with open_outbox(path, limits=TIGHT_LIMITS) as outbox:
-        assert await outbox.read("s", 1000) == before
-        await append_in_batches(outbox, factory.started_records(200))
-        records = await read_all(outbox)
-    assert (loss_range(records[0])[3], loss_range(records[2])[3]) == ("overflow", "rejected")
-    assert covered_sequences(records) == list(range(1, 401))
 
 
 async def test_loss_record_is_delivered_when_disk_dropped_the_records(path: Path) -> None:
