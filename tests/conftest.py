@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import hypothesis
@@ -49,10 +50,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
-@pytest.fixture(scope="session")
-def golden(pytestconfig: pytest.Config) -> Golden:
+@pytest.fixture
+def golden(pytestconfig: pytest.Config, tmp_path: Path) -> Golden:
     """Compare texts with the files in tests/golden: `golden(file, text)`, `golden.entry(file, case, text)`."""
-    return Golden(pytestconfig.getoption("--update-golden"))
+    return Golden(pytestconfig.getoption("--update-golden"), tmp_path=tmp_path)
 
 
 def _require(*names: str) -> None:

@@ -25,11 +25,12 @@ _HEADING: Final = re.compile(r"^## (.*)\n", re.MULTILINE)
 
 
 class Golden:
-    """Compare texts with golden files, or write the files."""
+    """Compare texts with golden files, or write the files; in an entry, TMP stands for the test's directory."""
 
-    def __init__(self, update: bool, directory: Path = DIRECTORY) -> None:
+    def __init__(self, update: bool, directory: Path = DIRECTORY, tmp_path: Path | None = None) -> None:
         self._update = update
         self._directory = directory
+        self._hidden = {} if tmp_path is None else {"TMP": tmp_path}
 
     def __call__(self, name: str, text: str) -> None:
         """Compare the text with the file `<name>.txt`; the caller normalizes paths, pids, ports and times."""
@@ -43,10 +44,10 @@ class Golden:
     def entry(self, name: str, case: str, text: str, **hidden: object) -> None:
         """Compare the text with the entry `## case` of `<name>.txt`; an update keeps the file's other entries.
 
-        Each name in `hidden` replaces its value, or the matches of its pattern: `TMP=tmp_path`.
+        Each name in `hidden` replaces its value, or the matches of its pattern: `PID=os.getpid()`.
         """
         path = self._path(name)
-        for placeholder, value in hidden.items():
+        for placeholder, value in (hidden | self._hidden).items():
             pattern = value if isinstance(value, re.Pattern) else re.escape(str(value))
             text = re.sub(pattern, placeholder, text)
         text = _with_newline(text)

@@ -208,14 +208,6 @@ async def test_acknowledge_reports_dropped_records_once(make_outbox: OutboxFacto
     assert reported == [True, False]
 
 
-async def test_growing_loss_range_is_delivered_as_single_loss_record(make_outbox: OutboxFactory) -> None:
-    outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
-    await append_in_batches(outbox, factory.started_records(1000))
-    records = await read_all(outbox)
-    assert [record.type for record in records].count("lost") == 1
-    assert loss_range(records[0])[1:3] == (1, 1000 - len(records) + 1)
-
-
 async def test_batch_in_flight_is_not_dropped_on_overflow(make_outbox: OutboxFactory) -> None:
     outbox, factory = await make_outbox(limits=TIGHT_LIMITS), RecordFactory()
     await append_in_batches(outbox, factory.started_records(50))

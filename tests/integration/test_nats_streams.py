@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from nats.js.api import RetentionPolicy, StorageType, StreamConfig, StreamSource
+from nats.js.api import StorageType
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from sinks.nats.errors import ApiResponseError
@@ -97,25 +97,6 @@ async def test_nats_sink_publishes_after_missing_stream_is_created(nats: Nats) -
         await sink.publish(records(2))
         assert record_positions(await reader.read_stored("WHALEBRIDGE_BY_HAND")) == record_positions(records(2))
     await sink.close()
-
-
-UNSUITABLE_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
-    "other_subjects": ({"subjects": ["something.else.>"]}, "something.else.>"),
-    "unfit_1": ({"no_ack": True}, "no_ack"),
-    "unfit_2": ({"max_msgs_per_subject": 5}, "max_msgs_per_subject"),
-    "unfit_3": ({"retention": RetentionPolicy.INTEREST}, "retention interest"),
-    "unfit_4": ({"subjects": None, "mirror": StreamSource(name="NOWHERE")}, "mirror"),
-}
-
-
-@pytest.mark.parametrize("name", UNSUITABLE_CONFIGS)
-async def test_nats_sink_fails_when_stream_config_is_unsuitable(nats: Nats, name: str) -> None:
-    config, expected = UNSUITABLE_CONFIGS[name]
-    async with StreamReader(nats) as reader:
-        await reader.jetstream.add_stream(StreamConfig(**{"name": name, "subjects": ["unfit.>"], **config}))
-        text = await start_error(nats, "unfit", stream={"name": name})
-        await reader.jetstream.delete_stream(name)
-    assert_names(text, f"stream {name}", HOST, expected, f"nats stream edit {name}", "stream.name")
 
 
 async def test_nats_sink_fails_when_stream_is_sealed(nats: Nats) -> None:

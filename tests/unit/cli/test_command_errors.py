@@ -117,9 +117,7 @@ def test_run_exits_0_when_signaled_during_imports(
     assert b"Traceback" not in log
 
 
-def test_ctrl_c_during_imports_exits_130_without_traceback(
-    started: Callable[..., subprocess.Popen[bytes]],
-) -> None:
+def test_ctrl_c_during_imports_exits_130_without_traceback(started: Callable[..., subprocess.Popen[bytes]]) -> None:
     with started("doctor") as process:
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=30)

@@ -129,9 +129,7 @@ async def test_list_takes_pod_labels_from_sandbox(monkeypatch: pytest.MonkeyPatc
 
 async def test_missing_containerd_exits_3(tmp_path: Path, golden: Golden) -> None:
     settings = load({"containerd": {"address": str(tmp_path / "c.sock")}})
-    with golden.error(
-        "containerd_errors", "command, no socket", CommandError, tmp_path / "c.sock", TMP=tmp_path
-    ) as caught:
+    with golden.error("containerd_errors", "command, no socket", CommandError, tmp_path / "c.sock") as caught:
         async with open_client(settings):
             pass
     assert caught.value.exit_status == 3
@@ -146,7 +144,7 @@ async def test_other_server_on_socket_exits_3(tmp_path: Path, golden: Golden) ->
 
     server = await asyncio.start_unix_server(respond, path)
     async with server:
-        with golden.error("containerd_errors", "command, HTTP/1", CommandError, path, SOCKET=path) as caught:
+        with golden.error("containerd_errors", "command, HTTP/1", CommandError, path) as caught:
             async with open_client(load({"containerd": {"address": str(path)}})):
                 pass
     assert caught.value.exit_status == 3

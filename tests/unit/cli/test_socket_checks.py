@@ -54,17 +54,13 @@ def test_accessible_socket_is_ok_and_world_writable_is_warning(listening: str, g
     assert result.status == "ok"
     assert "0660 " in result.message
     golden.entry(
-        "socket_checks",
-        "accessible socket",
-        result.to_line(colors=False),
-        SOCKET=listening,
-        OWNER=re.compile("(?<=0660 )[^,]*"),
+        "socket_checks", "accessible socket", result.to_line(colors=False), OWNER=re.compile("(?<=0660 )[^,]*")
     )
     assert inspection.identity is not None
     os.chmod(listening, 0o666)  # noqa: S103 (the check warns about this mode)
     results = inspect_socket(listening, required=False).results
     assert [result.status for result in results] == ["ok", "warning"]
-    golden.entry("socket_checks", "world-writable socket", results[1].to_line(colors=False), SOCKET=listening)
+    golden.entry("socket_checks", "world-writable socket", results[1].to_line(colors=False))
 
 
 def test_socket_without_listener_is_identified(tmp_path: Path) -> None:

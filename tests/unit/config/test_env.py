@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import pytest
-
 from config.settings import Settings
 from config.sources.env import source, variable
 
@@ -39,30 +37,6 @@ def test_environment_variable_nests_names_by_double_underscores() -> None:
 def test_kubernetes_service_variables_are_ignored() -> None:
     read = source(Settings, KUBERNETES)
     assert (read(), read.errors) == ({}, ())
-
-
-@pytest.mark.parametrize(
-    ("name", "suggestion"),
-    [
-        ("WHALEBRIDGE_LOG_LEVEL", "WHALEBRIDGE_LOG__LEVEL"),
-        ("WHALEBRIDGE_STATE_DR", "WHALEBRIDGE_STATE_DIR"),
-        ("WHALEBRIDGE_STATEDIR", "WHALEBRIDGE_STATE_DIR"),
-        ("WHALEBRIDGE_SINK", "WHALEBRIDGE_SINKS"),
-        ("WHALEBRIDGE_SINKS_MAIN_TOPIC", "WHALEBRIDGE_SINKS__ID__TOPIC"),
-        ("WHALEBRIDGE_SINKS_MAIN_AUTH_PASSWORD_FILE", "WHALEBRIDGE_SINKS__ID__TOPIC"),
-    ],
-)
-def test_variable_like_a_setting_is_error_with_suggestion(name: str, suggestion: str) -> None:
-    read = source(Settings, {name: "canary"})
-    (error,) = read.errors
-    assert read() == {}
-    assert error.startswith(f"{name}: ")
-    assert suggestion in error
-    assert "canary" not in error
-
-
-def test_unknown_settings_group_is_kept_for_validation() -> None:
-    assert source(Settings, {"WHALEBRIDGE_LGO__LEVEL": "debug"})() == {"lgo": {"level": "debug"}}
 
 
 def test_settings_group_value_overrides_values_of_members() -> None:

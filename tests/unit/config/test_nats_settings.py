@@ -24,18 +24,6 @@ def error(**settings: Any) -> str:
     return text
 
 
-def test_nats_settings_have_defaults() -> None:
-    sink = nats()
-    assert (sink.mode, sink.encoding, sink.cloudevents) == ("jetstream", "json", "binary")
-    assert sink.subject_template == "{host}.{namespace}.{type}"
-    assert sink.stream_name == "WHALEBRIDGE_EVENTS"
-    assert (sink.stream.auto_create, sink.stream.replicas) == (True, 1)
-    assert (sink.stream.max_age, sink.stream.duplicate_window) == (timedelta(days=7), timedelta(hours=1))
-    assert sink.kv_bucket.name is None
-    assert not sink.tls.enabled
-    assert sink.auth.methods == []
-
-
 @pytest.mark.parametrize(
     ("max_age", "window"), [("5m", timedelta(minutes=5)), ("7d", timedelta(hours=1)), (None, timedelta(hours=1))]
 )

@@ -114,14 +114,6 @@ def test_kafka_url_sets_servers_topic_and_tls(url: str, servers: tuple[str, ...]
     settings = sink(url)
     assert isinstance(settings, KafkaSettings)
     assert (settings.bootstrap_servers, settings.topic, settings.tls.enabled) == (servers, "events", tls)
-    assert (settings.auto_create, settings.partitions, settings.replication_factor, settings.state_topic) == (
-        True,
-        1,
-        None,
-        None,
-    )
-    assert (settings.encoding, settings.cloudevents, settings.compression) == ("json", "binary", "none")
-    assert settings.request_timeout == timedelta(seconds=30)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +160,7 @@ def test_invalid_sink_url_is_rejected_without_showing_url(url: str) -> None:
 def test_file_url_sets_absolute_path(url: str, path: str) -> None:
     settings = sink(url)
     assert isinstance(settings, FileSettings)
-    assert (settings.path, settings.max_bytes, settings.max_files) == (path, 104_857_600, 5)
+    assert settings.path == path
 
 
 @given(st.text())

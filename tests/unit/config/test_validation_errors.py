@@ -134,8 +134,10 @@ INVALID_FLAGS: list[tuple[dict[str, Any], str]] = [
 INVALID_ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"WHALEBRIDGE_LOG_LEVEL": CANARY}, "WHALEBRIDGE_LOG_LEVEL"),
     ({"WHALEBRIDGE_STATE_DR": CANARY}, "WHALEBRIDGE_STATE_DR"),
+    ({"WHALEBRIDGE_STATEDIR": CANARY}, "WHALEBRIDGE_STATEDIR"),
     ({"WHALEBRIDGE_SINK": CANARY}, "WHALEBRIDGE_SINK"),
     ({"WHALEBRIDGE_SINKS_MAIN_TOPIC": CANARY}, "WHALEBRIDGE_SINKS_MAIN_TOPIC"),
+    ({"WHALEBRIDGE_SINKS_MAIN_AUTH_PASSWORD_FILE": CANARY}, "WHALEBRIDGE_SINKS_MAIN_AUTH_PASSWORD_FILE"),
     ({"WHALEBRIDGE_LGO__LEVEL": CANARY}, "WHALEBRIDGE_LGO__LEVEL: lgo"),
     ({"WHALEBRIDGE_LOG": "debug", "WHALEBRIDGE_LOG__LEVEL": "info"}, "WHALEBRIDGE_LOG__LEVEL"),
     ({"WHALEBRIDGE_SINKS": "stdout:", "WHALEBRIDGE_SINKS__MAIN__TYPE": "file"}, "WHALEBRIDGE_SINKS__MAIN__TYPE"),
@@ -233,15 +235,10 @@ INVALID_NATS_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"stream": {"create": False}}, "stream.create"),
 ]
 
-INVALID_SINKS = [
-    ({"sinks": {"main": KAFKA | settings}}, f"sinks.main.{path}".rstrip("."))
-    for settings, path in INVALID_KAFKA_SETTINGS
-]
-INVALID_SINKS += [
-    ({"sinks": {"main": NATS | settings}}, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_NATS_SETTINGS
-]
-INVALID_SINKS += [
-    ({"sinks": {"main": {"type": "file", "path": path}}}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")
+INVALID_SINKS: list[tuple[dict[str, Any], str]] = [
+    *((KAFKA | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_KAFKA_SETTINGS),
+    *((NATS | settings, f"sinks.main.{path}".rstrip(".")) for settings, path in INVALID_NATS_SETTINGS),
+    *(({"type": "file", "path": path}, "sinks.main.path") for path in ("x", "", "/v/", "/a\nb")),
 ]
 
 
@@ -258,48 +255,24 @@ def starts_with(message: str, prefix: str) -> bool:
     return message.startswith(f"{prefix}: ") or (prefix.endswith("aaa") and message.startswith(prefix))
 
 
-@pytest.mark.parametrize(("text", "location"), INVALID_FILES, ids=lambda value: str(value)[:40])
-def test_error_in_file_starts_with_line_and_path(text: str | bytes, location: str, config_file: ConfigFile) -> None:
-    assert starts_with(errors(path=config_file(text))[0], location)
-
-
-@pytest.mark.parametrize(("given", "location"), INVALID_FLAGS, ids=str)
-def test_error_in_option_starts_with_option_and_path(given: dict[str, Any], location: str) -> None:
-    (error,) = errors(given)
-    assert starts_with(error, location)
-
-
-@pytest.mark.parametrize(("environment", "location"), INVALID_ENVIRONMENTS, ids=str)
-def test_error_in_environment_starts_with_variable(
-    environment: dict[str, str], location: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert starts_with(errors()[0], location)
-
-
-@pytest.mark.parametrize(("given", "path"), INVALID_SINKS, ids=str)
-def test_error_in_sink_starts_with_path(given: dict[str, Any], path: str) -> None:
-    assert starts_with(errors(given)[-1].removeprefix("--sink: "), path)
-
-
-def test_settings_errors_match_golden_file(
+def test_errors_start_with_location_and_match_golden_file(
     config_file: ConfigFile, monkeypatch: pytest.MonkeyPatch, golden: Golden
 ) -> None:
-    blocks = [(str(text)[:120], errors(path=config_file(text))) for text, _ in INVALID_FILES]
-    blocks += [(str(flags), errors(flags)) for flags, _ in INVALID_FLAGS]
-    for environment, _ in INVALID_ENVIRONMENTS:
+    blocks = [(str(text)[:120], location, errors(path=config_file(text))) for text, location in INVALID_FILES]
+    blocks += [(str(flags), location, errors(flags)) for flags, location in INVALID_FLAGS]
+    for environment, location in INVALID_ENVIRONMENTS:
         with monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            blocks.append((" ".join(f"{name}={value!r}" for name, value in environment.items()), errors()))
-    for flags, _ in INVALID_SINKS:
-        (sink,) = flags["sinks"].values()
-        blocks.append((str(sink), [error.removeprefix("--sink: ") for error in errors(flags)]))
-    golden(
-        "settings_errors",
-        "\n".join(f"> {title!r}\n" + "".join(f"{e}\n" for e in messages) for title, messages in blocks),
-    )
+            title = " ".join(f"{name}={value!r}" for name, value in environment.items())
+            blocks.append((title, location, errors()))
+    for sink, path in INVALID_SINKS:
+        messages = [error.removeprefix("--sink: ") for error in errors({"sinks": {"main": sink}})]
+        blocks.append((str(sink), path, messages))
+    for _, location, messages in blocks:
+        first = messages[0].removeprefix(location)
+        assert first.startswith(": ") or location.endswith("aaa"), (messages, location)
+    golden("settings_errors", "\n".join("\n".join([f"> {title!r}", *texts, ""]) for title, _, texts in blocks))
 
 
 def test_all_settings_errors_are_reported_with_locations(

@@ -143,14 +143,14 @@ async def test_file_reader_restarts_when_file_is_truncated(path: Path) -> None:
 async def test_file_reader_raises_when_path_is_missing_or_not_a_file(
     tmp_path: Path, begin: StartPosition, golden: Golden
 ) -> None:
-    with golden.error("tail_errors", "missing file", NotFoundError, tmp_path / "nothing", TMP=tmp_path):
+    with golden.error("tail_errors", "missing file", NotFoundError, tmp_path / "nothing"):
         await read_all(tmp_path / "nothing", begin)
-    with golden.error("tail_errors", "missing directory", NotFoundError, tmp_path / "nowhere", TMP=tmp_path):
+    with golden.error("tail_errors", "missing directory", NotFoundError, tmp_path / "nowhere"):
         await read_all(tmp_path / "nowhere" / "nothing", begin)
-    with golden.error("tail_errors", "a directory", FatalError, tmp_path, TMP=tmp_path):
+    with golden.error("tail_errors", "a directory", FatalError, tmp_path):
         await read_all(tmp_path, begin)
     os.mkfifo(tmp_path / "pipe")
-    with golden.error("tail_errors", "a pipe", FatalError, tmp_path / "pipe", TMP=tmp_path):
+    with golden.error("tail_errors", "a pipe", FatalError, tmp_path / "pipe"):
         await read_all(tmp_path / "pipe", begin)
 
 

@@ -13,20 +13,20 @@ from tests.simulator.containerd import SimulatedContainerd
 
 
 @pytest.fixture
-async def simulated_containerd(tmp_path: Path) -> AsyncIterator[SimulatedContainerd]:
-    async with SimulatedContainerd(tmp_path / "c.sock") as simulated_containerd:
-        yield simulated_containerd
+async def containerd(tmp_path: Path) -> AsyncIterator[SimulatedContainerd]:
+    async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+        yield containerd
 
 
 @pytest.fixture
-async def client(simulated_containerd: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
-    async with ContainerdClient(simulated_containerd.address, LabelRules.keep_all()) as client:
+async def client(containerd: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
+    async with ContainerdClient(containerd.address, LabelRules.keep_all()) as client:
         yield client
 
 
 @pytest.fixture
-async def short_timeout_client(simulated_containerd: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
+async def short_timeout_client(containerd: SimulatedContainerd) -> AsyncIterator[ContainerdClient]:
     """Provide a client with short timeouts."""
     timeouts = Timeouts(connect=10, call=0.3, listing=0.3)
-    async with ContainerdClient(simulated_containerd.address, LabelRules.keep_all(), timeouts=timeouts) as client:
+    async with ContainerdClient(containerd.address, LabelRules.keep_all(), timeouts=timeouts) as client:
         yield client

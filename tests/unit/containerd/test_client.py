@@ -34,36 +34,35 @@ CONNECTING = re.compile("failed to connect.*")
 DEADLINE = re.compile(r"\([^()]*\)$")
 
 
-def fail_with(simulated_containerd: SimulatedContainerd, method: str, code: StatusCode, namespace: str = ALL) -> None:
-    simulated_containerd.faults.errors[method, namespace] = SimulatedRpcError(code, "for a reason")
+def fail_with(containerd: SimulatedContainerd, method: str, code: StatusCode, namespace: str = ALL) -> None:
+    containerd.faults.errors[method, namespace] = SimulatedRpcError(code, "for a reason")
 
 
 class TestEngine:
     async def test_engine_returns_id_version_address_and_pid(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+        self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
         engine = await client.engine()
-        assert (engine.id, engine.version, engine.type) == (simulated_containerd.id, "2.4.2+unknown", "containerd.io")
-        assert (engine.api, engine.pid) == (simulated_containerd.address, os.getpid())
+        assert (engine.id, engine.version, engine.type) == (containerd.id, "2.4.2+unknown", "containerd.io")
+        assert (engine.api, engine.pid) == (containerd.address, os.getpid())
         assert await client.health()
 
     async def test_engine_has_no_id_when_introspection_is_unimplemented(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+        self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        fail_with(simulated_containerd, "Introspection.Server", StatusCode.UNIMPLEMENTED)
+        fail_with(containerd, "Introspection.Server", StatusCode.UNIMPLEMENTED)
         assert (await client.engine()).id == ""
 
     async def test_engine_raises_transient_error_when_id_is_unavailable(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        fail_with(simulated_containerd, "Introspection.Server", StatusCode.INTERNAL)
+        fail_with(containerd, "Introspection.Server", StatusCode.INTERNAL)
         with golden.error(
             "containerd_errors",
             "Introspection.Server fails",
             TransientError,
-            simulated_containerd.address,
+            containerd.address,
             "INTERNAL: for a reason",
-            SOCKET=simulated_containerd.address,
         ):
             await client.engine()
 
@@ -76,48 +75,29 @@ class TestEngine:
         server.add_insecure_port(f"unix:{tmp_path}/other.sock")
         await server.start()
         async with ContainerdClient(f"{tmp_path}/other.sock", LabelRules.keep_all()) as client:
-            with golden.error(
-                "containerd_errors", "another gRPC server", FatalError, tmp_path / "other.sock", TMP=tmp_path
-            ):
+            with golden.error("containerd_errors", "another gRPC server", FatalError, tmp_path / "other.sock"):
                 await client.engine()
         await server.stop(None)
 
     async def test_engine_error_is_transient_after_first_success(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         await client.engine()
-        await simulated_containerd.stop()
+        await containerd.stop()
+        with golden.error("containerd_errors", "socket removed", TransientError, containerd.address):
+            await client.engine()
+        os.mkdir(containerd.address)
+        with golden.error("containerd_errors", "socket replaced by a directory", TransientError, containerd.address):
+            await client.engine()
+        os.rmdir(containerd.address)
+        await containerd.start()
+        fail_with(containerd, "Version.Version", StatusCode.UNIMPLEMENTED)
         with golden.error(
-            "containerd_errors",
-            "socket removed",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
+            "containerd_errors", "Version.Version not implemented", TransientError, containerd.address, "UNIMPLEMENTED"
         ):
             await client.engine()
-        os.mkdir(simulated_containerd.address)
-        with golden.error(
-            "containerd_errors",
-            "socket replaced by a directory",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
-        ):
-            await client.engine()
-        os.rmdir(simulated_containerd.address)
-        await simulated_containerd.start()
-        fail_with(simulated_containerd, "Version.Version", StatusCode.UNIMPLEMENTED)
-        with golden.error(
-            "containerd_errors",
-            "Version.Version not implemented",
-            TransientError,
-            simulated_containerd.address,
-            "UNIMPLEMENTED",
-            SOCKET=simulated_containerd.address,
-        ):
-            await client.engine()
-        simulated_containerd.faults.errors.clear()
-        assert (await client.engine()).id == simulated_containerd.id
+        containerd.faults.errors.clear()
+        assert (await client.engine()).id == containerd.id
 
     async def test_client_follows_replaced_socket(self, client: ContainerdClient) -> None:
         old = await client.engine()
@@ -129,20 +109,20 @@ class TestEngine:
             assert await client.namespaces() == ["shop"]
 
     async def test_client_reconnects_after_containerd_restart(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+        self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
         await client.engine()
-        await simulated_containerd.restart()
+        await containerd.restart()
         async with asyncio.timeout(15):
             while await _is_disconnected(client):  # noqa: ASYNC110 - polls, because gRPC reconnects by itself
                 await asyncio.sleep(0.05)
 
     @pytest.mark.parametrize("name", ["with space", "100%41", "#?&", "ümlaut"])
     async def test_client_accepts_special_characters_in_path(self, tmp_path: Path, name: str) -> None:
-        async with SimulatedContainerd(tmp_path / "c.sock") as simulated_containerd:
-            os.symlink(simulated_containerd.address, tmp_path / name)
+        async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+            os.symlink(containerd.address, tmp_path / name)
             async with ContainerdClient(f"unix://{tmp_path}/{name}", LabelRules.keep_all()) as client:
-                assert (await client.engine()).id == simulated_containerd.id
+                assert (await client.engine()).id == containerd.id
                 (await client.subscribe()).close()
 
 
@@ -182,59 +162,39 @@ def failure(method: str) -> type[BridgeError]:
 class TestFailures:
     @pytest.mark.parametrize("method", CALLS)
     async def test_call_times_out_when_containerd_hangs(
-        self,
-        simulated_containerd: SimulatedContainerd,
-        short_timeout_client: ContainerdClient,
-        method: str,
-        golden: Golden,
+        self, containerd: SimulatedContainerd, short_timeout_client: ContainerdClient, method: str, golden: Golden
     ) -> None:
-        simulated_containerd.faults.hang(method)
+        containerd.faults.hang(method)
         async with asyncio.timeout(30):
             with golden.error(
-                "containerd_errors",
-                f"{method} hangs",
-                TransientError,
-                simulated_containerd.address,
-                SOCKET=simulated_containerd.address,
-                GRPC=DEADLINE,
+                "containerd_errors", f"{method} hangs", TransientError, containerd.address, GRPC=DEADLINE
             ):
                 await CALLS[method](short_timeout_client)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Version.Version"])
     async def test_call_error_names_address_call_and_reason(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
-        fail_with(simulated_containerd, method, StatusCode.INTERNAL)
+        fail_with(containerd, method, StatusCode.INTERNAL)
         with golden.error(
-            "containerd_errors",
-            f"{method} fails",
-            failure(method),
-            simulated_containerd.address,
-            "INTERNAL: for a reason",
-            SOCKET=simulated_containerd.address,
+            "containerd_errors", f"{method} fails", failure(method), containerd.address, "INTERNAL: for a reason"
         ):
             await CALLS[method](client)
 
     @pytest.mark.parametrize("method", [method for method in CALLS if method != "Events.Publish"])
     async def test_call_raises_when_response_is_unreadable(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, method: str, golden: Golden
     ) -> None:
-        simulated_containerd.state.run(KEY)
-        simulated_containerd.faults.unreadable_responses.add(method)
-        with golden.error(
-            "containerd_errors",
-            f"{method} unreadable",
-            failure(method),
-            method.replace(".", "/"),
-            SOCKET=simulated_containerd.address,
-        ):
+        containerd.state.run(KEY)
+        containerd.faults.unreadable_responses.add(method)
+        with golden.error("containerd_errors", f"{method} unreadable", failure(method), method.replace(".", "/")):
             await CALLS[method](client)
 
     async def test_rpc_error_text_is_single_printable_line(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+        self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
         error = SimulatedRpcError(StatusCode.INTERNAL, "a\n\tb \x1b[31mred" + "x" * 2000)
-        simulated_containerd.faults.errors["Namespaces.List", ALL] = error
+        containerd.faults.errors["Namespaces.List", ALL] = error
         with pytest.raises(TransientError) as caught:
             await client.namespaces()
         message = str(caught.value)
@@ -246,58 +206,33 @@ class TestFailures:
         "code", [StatusCode.PERMISSION_DENIED, StatusCode.UNAUTHENTICATED, StatusCode.UNIMPLEMENTED]
     )
     async def test_marker_error_explains_required_permission(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, code: StatusCode, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, code: StatusCode, golden: Golden
     ) -> None:
-        fail_with(simulated_containerd, "Events.Publish", code)
-        with golden.error(
-            "containerd_errors",
-            f"Events.Publish {code.name}",
-            TransientError,
-            "Events.Publish",
-            SOCKET=simulated_containerd.address,
-        ):
+        fail_with(containerd, "Events.Publish", code)
+        with golden.error("containerd_errors", f"Events.Publish {code.name}", TransientError, "Events.Publish"):
             await client.publish_marker("n", 1)
 
     async def test_call_raises_transient_error_when_socket_is_missing(self, tmp_path: Path, golden: Golden) -> None:
         async with ContainerdClient(f"{tmp_path}/c.sock", LabelRules.keep_all()) as client:
             with golden.error(
-                "containerd_errors",
-                "call without a socket",
-                TransientError,
-                tmp_path / "c.sock",
-                TMP=tmp_path,
-                GRPC=CONNECTING,
+                "containerd_errors", "call without a socket", TransientError, tmp_path / "c.sock", GRPC=CONNECTING
             ):
                 await client.namespaces()
 
     async def test_call_raises_transient_error_when_connection_is_closed(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        simulated_containerd.faults.hang("Tasks.Wait")
+        containerd.faults.hang("Tasks.Wait")
         waiting = asyncio.create_task(client.wait_for_exit(KEY))
-        await eventually_async(lambda: "Tasks.Wait" in simulated_containerd.calls)
+        await eventually_async(lambda: "Tasks.Wait" in containerd.calls)
         await client.close()
-        with golden.error(
-            "containerd_errors",
-            "closed during Tasks.Wait",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
-        ):
+        with golden.error("containerd_errors", "closed during Tasks.Wait", TransientError, containerd.address):
             await waiting
 
-    async def test_closed_connection_rejects_calls(
-        self, simulated_containerd: SimulatedContainerd, golden: Golden
-    ) -> None:
-        connection = Connection(simulated_containerd.address)
+    async def test_closed_connection_rejects_calls(self, containerd: SimulatedContainerd, golden: Golden) -> None:
+        connection = Connection(containerd.address)
         await connection.close()
-        with golden.error(
-            "containerd_errors",
-            "call after close",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
-        ):
+        with golden.error("containerd_errors", "call after close", TransientError, containerd.address):
             await connection.call(VERSION, Empty(), "", 1)
 
     def test_grpc_error_without_status_is_reported_as_unknown(self, golden: Golden) -> None:
@@ -305,108 +240,83 @@ class TestFailures:
         assert error.code is StatusCode.UNKNOWN
         golden.entry("containerd_errors", "error without status", str(error))
 
-    async def test_call_is_cancelable(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
-    ) -> None:
-        simulated_containerd.faults.hang()
+    async def test_call_is_cancelable(self, containerd: SimulatedContainerd, client: ContainerdClient) -> None:
+        containerd.faults.hang()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await client.namespaces()
 
     async def test_client_close_is_repeatable_and_allows_reconnect(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
         stream = await client.subscribe()
         for _ in range(2):
             await client.close()
-        with golden.error(
-            "containerd_errors",
-            "stream after close",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
-        ):
+        with golden.error("containerd_errors", "stream after close", TransientError, containerd.address):
             await stream.batch()
-        assert (await client.engine()).id == simulated_containerd.id
+        assert (await client.engine()).id == containerd.id
 
 
 class TestListings:
     async def test_listing_raises_when_namespace_fails(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        simulated_containerd.state.run(KEY)
-        fail_with(simulated_containerd, "Tasks.List", StatusCode.UNAVAILABLE, "shop")
-        fail_with(simulated_containerd, "Containers.List", StatusCode.UNAVAILABLE, "shop")
+        containerd.state.run(KEY)
+        fail_with(containerd, "Tasks.List", StatusCode.UNAVAILABLE, "shop")
+        fail_with(containerd, "Containers.List", StatusCode.UNAVAILABLE, "shop")
         assert await client.tasks("other") == []
-        with golden.error(
-            "containerd_errors",
-            "Tasks.List unavailable",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
-        ):
+        with golden.error("containerd_errors", "Tasks.List unavailable", TransientError, containerd.address):
             await client.tasks("shop")
-        with golden.error(
-            "containerd_errors",
-            "Containers.List unavailable",
-            TransientError,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
-        ):
+        with golden.error("containerd_errors", "Containers.List unavailable", TransientError, containerd.address):
             await _list_containers(client)
 
     async def test_listing_raises_when_container_stream_breaks(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
+        self, containerd: SimulatedContainerd, client: ContainerdClient, golden: Golden
     ) -> None:
-        simulated_containerd.state.run(KEY)
-        fail_with(simulated_containerd, "Containers.List", StatusCode.RESOURCE_EXHAUSTED)
-        fail_with(simulated_containerd, "Containers.ListStream", StatusCode.INTERNAL)
+        containerd.state.run(KEY)
+        fail_with(containerd, "Containers.List", StatusCode.RESOURCE_EXHAUSTED)
+        fail_with(containerd, "Containers.ListStream", StatusCode.INTERNAL)
         with golden.error(
-            "containerd_errors",
-            "Containers.ListStream fails",
-            TransientError,
-            simulated_containerd.address,
-            "INTERNAL",
-            SOCKET=simulated_containerd.address,
+            "containerd_errors", "Containers.ListStream fails", TransientError, containerd.address, "INTERNAL"
         ):
             await _list_containers(client)
 
     @pytest.mark.parametrize("spec_bytes", [0, 2 * MAX_MESSAGE_BYTES // 100])
     async def test_listing_can_be_abandoned_early(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, spec_bytes: int
+        self, containerd: SimulatedContainerd, client: ContainerdClient, spec_bytes: int
     ) -> None:
         for number in range(100):
-            simulated_containerd.state.create(ContainerKey("shop", f"c{number}"), spec_bytes=spec_bytes)
+            containerd.state.create(ContainerKey("shop", f"c{number}"), spec_bytes=spec_bytes)
         async for metadata in client.containers("shop"):
             assert metadata.key.id == "c0"
             break
-        assert (await client.engine()).id == simulated_containerd.id
+        assert (await client.engine()).id == containerd.id
 
     async def test_listing_returns_ten_thousand_running_tasks(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+        self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
         keys = [ContainerKey("shop", f"c{number}") for number in range(10_000)]
-        pids = {key: simulated_containerd.state.run(key, {"a": "b"}) for key in keys}
+        pids = {key: containerd.state.run(key, {"a": "b"}) for key in keys}
         tasks = await client.tasks("shop")
         assert {task.key: task.pid for task in tasks} == pids
         assert {task.status for task in tasks} == {TaskStatus.RUNNING}
         assert [metadata.key async for metadata in client.containers("shop")] == keys
 
     async def test_container_is_none_when_deleted_meanwhile(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient
+        self, containerd: SimulatedContainerd, client: ContainerdClient
     ) -> None:
-        simulated_containerd.state.run(KEY)
-        simulated_containerd.faults.hooks["Tasks.List"] = lambda: simulated_containerd.state.delete(KEY)
+        containerd.state.run(KEY)
+        containerd.faults.hooks["Tasks.List"] = lambda: containerd.state.delete(KEY)
         (task,) = await client.tasks("shop")
         assert await client.container(task.key) is None
 
     @pytest.mark.parametrize("key", [ContainerKey("shop", ""), ContainerKey("", "web"), ContainerKey("a b", "c")])
     async def test_container_and_task_are_none_for_invalid_key(
-        self, simulated_containerd: SimulatedContainerd, client: ContainerdClient, key: ContainerKey
+        self, containerd: SimulatedContainerd, client: ContainerdClient, key: ContainerKey
     ) -> None:
         assert await client.container(key) is None
         assert await client.task(key) is None
-        assert simulated_containerd.calls == []
+        assert containerd.calls == []
 
 
 def test_client_rejects_address_other_than_unix_socket(golden: Golden) -> None:

@@ -44,26 +44,24 @@ async def wait_queued(stream: ContainerdEventStream, events: int) -> None:
 
 
 @pytest.fixture
-async def stream(simulated_containerd: SimulatedContainerd) -> AsyncIterator[ContainerdEventStream]:
-    stream = ContainerdEventStream(simulated_containerd.address)
-    await wait_subscribed(simulated_containerd, 1)
+async def stream(containerd: SimulatedContainerd) -> AsyncIterator[ContainerdEventStream]:
+    stream = ContainerdEventStream(containerd.address)
+    await wait_subscribed(containerd, 1)
     yield stream
     stream.close()
     wait_for_threads()
 
 
-async def wait_subscribed(simulated_containerd: SimulatedContainerd, streams: int) -> None:
+async def wait_subscribed(containerd: SimulatedContainerd, streams: int) -> None:
     """Wait until the simulator has this number of subscribers."""
-    await eventually_async(lambda: len(simulated_containerd.state.listeners) == streams)
+    await eventually_async(lambda: len(containerd.state.listeners) == streams)
 
 
-def publish_markers(simulated_containerd: SimulatedContainerd, events: int) -> list[Event]:
+def publish_markers(containerd: SimulatedContainerd, events: int) -> list[Event]:
     """Publish this number of markers, and return the expected events."""
     markers: list[Event] = []
     for number in range(events):
-        simulated_containerd.state.publish_any(
-            "whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b""
-        )
+        containerd.state.publish_any("whalebridge", f"/whalebridge/marker/n/{number}", "google.protobuf.Empty", b"")
         markers.append(Marker("n", number))
     return markers
 
@@ -78,59 +76,59 @@ async def received(stream: ContainerdEventStream, events: int) -> list[Event]:
 
 
 async def test_event_stream_returns_events_in_order_and_batches(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    published = publish_markers(simulated_containerd, 20_000)
+    published = publish_markers(containerd, 20_000)
     assert await received(stream, 20_000) == published
 
 
 async def test_event_stream_buffers_events_between_reads(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    published = publish_markers(simulated_containerd, 10)
+    published = publish_markers(containerd, 10)
     await wait_queued(stream, 10)
     assert await stream.batch() == published
 
 
 async def test_event_stream_delivers_single_event_without_delay(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
     waits = [1.0]
     while min(waits) >= LINGER_SECONDS and len(waits) < 200:  # delays on a busy machine do not count
         await asyncio.sleep(2 * LINGER_SECONDS)
         began = time.perf_counter()
-        publish_markers(simulated_containerd, 1)
+        publish_markers(containerd, 1)
         await stream.batch()
         waits.append(time.perf_counter() - began)
     assert min(waits) < LINGER_SECONDS
 
 
 async def test_event_stream_continues_after_undecodable_event(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    simulated_containerd.state.publish_any("shop", "/tasks/oom", "containerd.events.TaskOOM", b"\xff")
-    simulated_containerd.state.oom(KEY)
+    containerd.state.publish_any("shop", "/tasks/oom", "containerd.events.TaskOOM", b"\xff")
+    containerd.state.oom(KEY)
     undecodable, oom = await received(stream, 2)
     assert isinstance(undecodable, Undecodable)
     assert isinstance(oom, TaskOOM)
 
 
 async def test_event_stream_omits_events_of_other_topics(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    simulated_containerd.state.publish_any("shop", "/images/create", "containerd.events.ImageCreate", b"")
-    published = publish_markers(simulated_containerd, 1)
+    containerd.state.publish_any("shop", "/images/create", "containerd.events.ImageCreate", b"")
+    published = publish_markers(containerd, 1)
     assert await stream.batch() == published
 
 
 async def test_event_stream_loses_nothing_when_read_is_canceled(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
     published = []
     events: list[Event] = []
     for _ in range(50):
         waiting = asyncio.create_task(stream.batch())
-        published += publish_markers(simulated_containerd, 1)
+        published += publish_markers(containerd, 1)
         await asyncio.sleep(0.001)
         waiting.cancel()
         with suppress(asyncio.CancelledError):
@@ -139,30 +137,24 @@ async def test_event_stream_loses_nothing_when_read_is_canceled(
 
 
 async def test_event_stream_raises_after_buffered_events_on_disconnect(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream
+    containerd: SimulatedContainerd, stream: ContainerdEventStream
 ) -> None:
-    published = publish_markers(simulated_containerd, 5)
+    published = publish_markers(containerd, 5)
     await wait_queued(stream, 5)
-    await simulated_containerd.stop()
+    await containerd.stop()
     await asyncio.sleep(0.1)
     assert await stream.batch() == published
     for _ in range(2):
-        with pytest.raises(TransientError, match=re.escape(simulated_containerd.address)):
+        with pytest.raises(TransientError, match=re.escape(containerd.address)):
             await stream.batch()
     wait_for_threads()
 
 
 async def test_event_stream_raises_when_server_ends_stream(
-    simulated_containerd: SimulatedContainerd, stream: ContainerdEventStream, golden: Golden
+    containerd: SimulatedContainerd, stream: ContainerdEventStream, golden: Golden
 ) -> None:
-    simulated_containerd.end_streams()
-    with golden.error(
-        "containerd_errors",
-        "event stream, orderly end",
-        TransientError,
-        simulated_containerd.address,
-        SOCKET=simulated_containerd.address,
-    ):
+    containerd.end_streams()
+    with golden.error("containerd_errors", "event stream, orderly end", TransientError, containerd.address):
         await stream.batch()
 
 
@@ -170,36 +162,29 @@ async def test_event_stream_raises_when_containerd_is_missing(tmp_path: Path, go
     stream = ContainerdEventStream(f"{tmp_path}/c.sock")
     async with asyncio.timeout(30):
         with golden.error(
-            "containerd_errors",
-            "event stream, no socket",
-            TransientError,
-            tmp_path / "c.sock",
-            TMP=tmp_path,
-            GRPC=CONNECTING,
+            "containerd_errors", "event stream, no socket", TransientError, tmp_path / "c.sock", GRPC=CONNECTING
         ):
             await stream.batch()
     stream.close()
 
 
-async def test_event_stream_close_wakes_pending_read(
-    stream: ContainerdEventStream, tmp_path: Path, golden: Golden
-) -> None:
+async def test_event_stream_close_wakes_pending_read(stream: ContainerdEventStream, golden: Golden) -> None:
     waiting = asyncio.create_task(stream.batch())
     await asyncio.sleep(0)
     stream.close()
     wait_for_threads()
-    with golden.error("containerd_errors", "event stream closed", TransientError, "c.sock", TMP=tmp_path):
+    with golden.error("containerd_errors", "event stream closed", TransientError, "c.sock"):
         await waiting
     stream.close()
 
 
-async def test_event_stream_close_is_prompt_when_containerd_hangs(simulated_containerd: SimulatedContainerd) -> None:
-    simulated_containerd.faults.hang()
+async def test_event_stream_close_is_prompt_when_containerd_hangs(containerd: SimulatedContainerd) -> None:
+    containerd.faults.hang()
     took: list[float] = []
     while not took or (min(took) > 0.5 and len(took) < 10):  # delays on a busy machine do not count
-        simulated_containerd.calls.clear()
-        stream = ContainerdEventStream(simulated_containerd.address)
-        await eventually_async(lambda: "Events.Subscribe" in simulated_containerd.calls)
+        containerd.calls.clear()
+        stream = ContainerdEventStream(containerd.address)
+        await eventually_async(lambda: "Events.Subscribe" in containerd.calls)
         began = time.perf_counter()
         stream.close()
         took.append(time.perf_counter() - began)
@@ -207,47 +192,42 @@ async def test_event_stream_close_is_prompt_when_containerd_hangs(simulated_cont
     assert min(took) < 0.5
 
 
-async def test_event_stream_close_is_prompt_before_subscription(simulated_containerd: SimulatedContainerd) -> None:
+async def test_event_stream_close_is_prompt_before_subscription(containerd: SimulatedContainerd) -> None:
     for _ in range(20):
-        ContainerdEventStream(simulated_containerd.address).close()
+        ContainerdEventStream(containerd.address).close()
     wait_for_threads()
 
 
 async def test_event_stream_raises_overflow_when_buffer_is_full(
-    simulated_containerd: SimulatedContainerd, golden: Golden
+    containerd: SimulatedContainerd, golden: Golden
 ) -> None:
-    stream = ContainerdEventStream(simulated_containerd.address, buffer_bytes=100_000)
-    await wait_subscribed(simulated_containerd, 1)
-    publish_markers(simulated_containerd, 10_000)
-    await wait_subscribed(simulated_containerd, 0)  # closed, because unread events would fill containerd's memory
+    stream = ContainerdEventStream(containerd.address, buffer_bytes=100_000)
+    await wait_subscribed(containerd, 1)
+    publish_markers(containerd, 10_000)
+    await wait_subscribed(containerd, 0)  # closed, because unread events would fill containerd's memory
     for _ in range(2):
         with golden.error(
-            "containerd_errors",
-            "event stream, overflow",
-            StreamOverflowError,
-            100000,
-            simulated_containerd.address,
-            SOCKET=simulated_containerd.address,
+            "containerd_errors", "event stream, overflow", StreamOverflowError, 100000, containerd.address
         ):
             await stream.batch()
     stream.close()
     wait_for_threads()
 
 
-async def test_event_stream_frees_buffer_on_read(simulated_containerd: SimulatedContainerd) -> None:
-    stream = ContainerdEventStream(simulated_containerd.address, buffer_bytes=100_000)
-    await wait_subscribed(simulated_containerd, 1)
+async def test_event_stream_frees_buffer_on_read(containerd: SimulatedContainerd) -> None:
+    stream = ContainerdEventStream(containerd.address, buffer_bytes=100_000)
+    await wait_subscribed(containerd, 1)
     for _ in range(50):
-        published = publish_markers(simulated_containerd, 100)
+        published = publish_markers(containerd, 100)
         assert await received(stream, 100) == published
     stream.close()
 
 
 def test_event_stream_closes_after_event_loop_ended(tmp_path: Path) -> None:
     async def open_stream() -> ContainerdEventStream:
-        async with SimulatedContainerd(tmp_path / "c.sock") as simulated_containerd:
-            stream = ContainerdEventStream(simulated_containerd.address)
-            await wait_subscribed(simulated_containerd, 1)
+        async with SimulatedContainerd(tmp_path / "c.sock") as containerd:
+            stream = ContainerdEventStream(containerd.address)
+            await wait_subscribed(containerd, 1)
             return stream
 
     stream = asyncio.run(open_stream())
@@ -255,9 +235,9 @@ def test_event_stream_closes_after_event_loop_ended(tmp_path: Path) -> None:
     wait_for_threads()
 
 
-async def test_client_close_closes_event_streams(simulated_containerd: SimulatedContainerd) -> None:
+async def test_client_close_closes_event_streams(containerd: SimulatedContainerd) -> None:
     wait_for_threads()  # threads of previous tests
-    async with ContainerdClient(simulated_containerd.address, LabelRules.keep_all()) as client:
+    async with ContainerdClient(containerd.address, LabelRules.keep_all()) as client:
         await client.subscribe()
         stream = await client.subscribe()
         assert len(readers()) == 2

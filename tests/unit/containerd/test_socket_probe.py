@@ -73,15 +73,13 @@ class TestProbe:
         assert peer == (status.st_dev, status.st_ino, os.getpid())
 
     async def test_probe_raises_transient_error_when_socket_is_missing(self, tmp_path: Path, golden: Golden) -> None:
-        with golden.error("containerd_errors", "no socket", TransientError, tmp_path / "s", TMP=tmp_path):
+        with golden.error("containerd_errors", "no socket", TransientError, tmp_path / "s"):
             await probe(str(tmp_path / "s"), 5)
 
     async def test_probe_raises_transient_error_when_nothing_listens(self, tmp_path: Path, golden: Golden) -> None:
         with socket.socket(socket.AF_UNIX) as unused:
             unused.bind(str(tmp_path / "s"))
-        with golden.error(
-            "containerd_errors", "a socket without a listener", TransientError, tmp_path / "s", TMP=tmp_path
-        ):
+        with golden.error("containerd_errors", "a socket without a listener", TransientError, tmp_path / "s"):
             await probe(str(tmp_path / "s"), 5)
 
     async def test_probe_raises_fatal_error_when_path_is_not_a_socket(self, tmp_path: Path, golden: Golden) -> None:
@@ -92,9 +90,7 @@ class TestProbe:
 
     async def test_probe_raises_fatal_error_when_parent_is_a_file(self, tmp_path: Path, golden: Golden) -> None:
         (tmp_path / "f").touch()
-        with golden.error(
-            "containerd_errors", "below a file", FatalError, tmp_path / "f" / "s", "Not a directory", TMP=tmp_path
-        ):
+        with golden.error("containerd_errors", "below a file", FatalError, tmp_path / "f" / "s", "Not a directory"):
             await probe(str(tmp_path / "f" / "s"), 5)
 
     async def test_probe_raises_fatal_error_when_path_is_too_long(self, tmp_path: Path, golden: Golden) -> None:
@@ -103,9 +99,7 @@ class TestProbe:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(tmp_path / "s"))
         (tmp_path / "s").rename(directory / "s")
-        with golden.error(
-            "containerd_errors", "path too long", FatalError, directory / "s", "AF_UNIX path too long", TMP=tmp_path
-        ):
+        with golden.error("containerd_errors", "path too long", FatalError, directory / "s", "AF_UNIX path too long"):
             await probe(str(directory / "s"), 5)
 
     @pytest.mark.parametrize("forbidden", ["directory", "directory/s"])
@@ -135,7 +129,7 @@ class TestProbe:
         self, tmp_path: Path, response: bytes | None, error: type[BridgeError], golden: Golden
     ) -> None:
         async with listen(tmp_path / "s", response):
-            with golden.error("containerd_errors", f"response {response!r}", error, tmp_path / "s", TMP=tmp_path):
+            with golden.error("containerd_errors", f"response {response!r}", error, tmp_path / "s"):
                 await probe(str(tmp_path / "s"), 0.05 if response is None else 5)
 
     async def test_probe_raises_transient_error_when_backlog_is_full(self, tmp_path: Path) -> None:

@@ -10,13 +10,7 @@ from bridge.core.label_rules import LabelRules
 from bridge.core.reconcile import find_mismatches, reconcile, reevaluate_scope
 from bridge.core.records import AdditionalEventType
 from bridge.core.tracker import Tracker
-from tests.unit.core.containerd_model import (
-    KEYS,
-    ContainerdModel,
-    DueExits,
-    TaskWaitResult,
-    TrueTransition,
-)
+from tests.unit.core.containerd_model import KEYS, ContainerdModel, DueExits, TaskWaitResult, TrueTransition
 
 BOOT_ID = "5f3c9a1e-2c1d-4b0e-8c5e-0d6b8c1f2a3b"
 ADDITIONAL_EVENTS: tuple[AdditionalEventType, ...] = ("created", "deleted", "oom", "renamed")

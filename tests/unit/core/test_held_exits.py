@@ -7,8 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from bridge.core.container_state import ExitInfo, Transition
-from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, ExitStatus, TaskOOM, TaskStatus
-from bridge.core.task_machine import WAITED_EXIT_GRACE_NS
+from bridge.core.containerd_model import ContainerCreated, ContainerDeleted, TaskOOM
 from bridge.core.time import from_seconds, to_seconds
 from bridge.core.tracker import Tracker
 from bridge.core.transition_emitter import KILLED_OOM_GRACE_NS, OOM_GRACE_NS, RELEASE_SLACK_NS
@@ -198,27 +197,6 @@ def test_oom_is_unknown_when_run_was_not_watched(interrupt: Callable[[Tracker], 
 # --- inferred exits ---
 
 
-def test_inferred_exit_after_oom_event_has_oom_true() -> None:
-    """containerd 2.4 may lose the exit event, but sends the OOM event."""
-    tracker = running_tracker()
-    tracker.process_event(OOM, moment(1))
-    tracker.apply_wait_result(WEB, 5, ExitStatus(137, wall(1.1)), moment(1.1))
-    (query,) = tracker.due_queries(moment(1.1 + to_seconds(WAITED_EXIT_GRACE_NS)))
-    (exit_,) = tracker.apply_query_result(query, None, moment(4))
-    assert (exit_.origin, exit_.exit_info) == ("inferred", ExitInfo(137, wall(1.1), oom=True))
-
-
-@pytest.mark.parametrize(
-    ("oom_first", "expected"), [pytest.param(True, True, id="OOM event"), pytest.param(False, None, id="none")]
-)
-@pytest.mark.parametrize("state", [None, task(5, TaskStatus.STOPPED), task(6)], ids=["gone", "stopped", "replaced"])
-def test_exit_found_by_query_knows_oom_event(state: object, oom_first: bool, expected: bool | None) -> None:
-    tracker = running_tracker()
-    if oom_first:
-        tracker.process_event(OOM, moment(1))
-    assert oom(tracker.apply_task_state(WEB, state, moment(2))) is expected  # type: ignore[arg-type]
-
-
 def test_delete_event_waits_for_oom_event() -> None:
     tracker = running_tracker()
     assert tracker.process_event(deleted(5, 3, 137), moment(3)) == []
@@ -228,23 +206,3 @@ def test_delete_event_waits_for_oom_event() -> None:
     tracker = running_tracker()
     tracker.process_event(deleted(5, 3), moment(3))
     assert oom(release(tracker)) is None
-
-
-def test_oom_event_survives_creation_of_next_task() -> None:
-    """The exit event of the first run is lost; the OOM event belongs to that run, not to the next one."""
-    tracker = running_tracker()
-    tracker.process_event(OOM, moment(1))
-    tracker.process_event(created(6, 1.5), moment(1.5))
-    transitions = tracker.apply_task_state(WEB, task(6), moment(2))
-    assert summarize(transitions) == [("exited", "inferred", 5), ("started", "inferred", 6)]
-    assert oom(transitions) is True
-    tracker.process_event(exited(6, 4), moment(4))
-    assert oom(release(tracker)) is None
-
-
-def test_oom_event_long_after_exit_is_counted_as_late() -> None:
-    tracker = running_tracker()
-    exit_web(tracker, 137)
-    release(tracker)
-    assert summarize(tracker.process_event(OOM, moment(1001))) == [("oom", "live", 0)]
-    assert tracker.counts["late"] == 1

@@ -163,10 +163,7 @@ def test_reconcile_skips_namespace_when_listing_failed() -> None:
         pytest.param([created(6, 2), started(6, 3)], task(6), [], id="previous exit is missing"),
         pytest.param([created(6, 3)], task(6, TaskStatus.CREATED), [], id="task created while another is running"),
         pytest.param(
-            [exited(5, 2), created(6, 2), started(6, 3)],
-            task(5, TaskStatus.STOPPED),
-            [],
-            id="previous task is listed",
+            [exited(5, 2), created(6, 2), started(6, 3)], task(5, TaskStatus.STOPPED), [], id="previous task is listed"
         ),
     ],
 )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.core.container_state import ExitInfo
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
-    ContainerEvent,
     ContainerKey,
     ContainerUpdated,
     ExitStatus,
@@ -18,15 +16,12 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.reconcile import Listing, find_mismatches, reconcile
 from bridge.core.start_checks import LAST_START_CHECK_NS
-from bridge.core.task_machine import PENDING_EXIT_NS
 from bridge.core.time import SECOND
 from bridge.core.tracker import Tracker
 from tests.unit.core.factories import (
     BOOT_ID,
     WEB,
     TransitionSummary,
-    created,
-    deleted,
     exited,
     make_metadata,
     moment,
@@ -99,17 +94,6 @@ def test_silent_start_and_exit_are_published_within_15_seconds(start_at: float) 
     assert containerd.run(42) == [SILENT_EXIT]
 
 
-@pytest.mark.parametrize(
-    "events", [[created(5, 0.5), started(5, 0.6)], [created(5, 0.5), exited(5, 0.6)], [created(5, 0.5), deleted(5, 1)]]
-)
-def test_events_of_task_end_start_checks(events: list[ContainerEvent]) -> None:
-    tracker = tracker_with_new_container()
-    for event in events:
-        tracker.process_event(event, moment(1))
-    tracker.expire_pending_exits(moment(40))
-    assert tracker.next_due() is None
-
-
 def test_deletion_of_container_ends_start_checks() -> None:
     tracker = tracker_with_new_container()
     (check,) = tracker.due_start_checks(moment(2))
@@ -126,33 +110,6 @@ def test_event_during_start_check_decides() -> None:
     assert tracker.next_due() is None
 
 
-def test_start_event_in_flight_precedes_query_after_start_check() -> None:
-    tracker = tracker_with_new_container()
-    (check,) = tracker.due_start_checks(moment(2))
-    assert tracker.apply_start_check(check, task(5), moment(2))
-    assert summarize(tracker.process_event(started(5, 2), moment(3))) == [("started", "live", 5)]
-
-
-def test_created_task_found_by_check_is_checked_until_it_runs() -> None:
-    tracker = tracker_with_new_container()
-    containerd = Containerd(tracker, task(5, CREATED))
-    assert containerd.run(60) == []
-    containerd.task = task(5)
-    assert containerd.run(150) == [SILENT_START]
-
-
-def test_run_found_by_check_is_published_when_task_is_deleted_before_query() -> None:
-    tracker = tracker_with_new_container()
-    containerd = Containerd(tracker, task(5))
-    containerd.run(2)
-    containerd.task = None
-    tracker.apply_wait_result(WEB, 5, ExitStatus(7, 123), moment(3))
-    (query,) = tracker.due_queries(moment(4))
-    start, end = tracker.apply_query_result(query, None, moment(4))
-    assert summarize([start, end]) == [SILENT_START, SILENT_EXIT]
-    assert end.exit_info == ExitInfo(7, 123)
-
-
 def test_query_result_from_before_start_check_does_not_end_found_run() -> None:
     tracker = tracker_with_new_container()
     older = tracker.make_query(WEB)
@@ -161,22 +118,6 @@ def test_query_result_from_before_start_check_does_not_end_found_run() -> None:
     assert tracker.apply_query_result(older, None, moment(2)) == []
     (query,) = tracker.due_queries(moment(2))
     assert summarize(tracker.apply_query_result(query, task(5), moment(3))) == [SILENT_START]
-
-
-@pytest.mark.parametrize("other", [task(6), task(6, CREATED)], ids=["running", "created"])
-def test_run_found_by_check_is_published_when_next_task_comes(other: Task) -> None:
-    tracker = tracker_with_new_container()
-    Containerd(tracker, task(5)).run(2)
-    transitions = tracker.apply_query_result(tracker.make_query(WEB), other, moment(4))
-    assert summarize(transitions)[:2] == [SILENT_START, SILENT_EXIT]
-
-
-def test_late_start_event_does_not_end_task_found_by_check() -> None:
-    tracker = tracker_with_new_container()
-    containerd = Containerd(tracker, task(6))
-    containerd.run(2)
-    assert summarize(tracker.process_event(started(5, 1), moment(3))) == [("started", "live", 5)]
-    assert containerd.run(10) == [("exited", "inferred", 5), ("started", "inferred", 6)]
 
 
 def test_silent_restart_is_published() -> None:
@@ -213,24 +154,6 @@ def test_update_begins_start_checks_unless_container_is_running() -> None:
     assert containerd.run(1_010) == [SILENT_START]
     tracker.process_event(update, moment(1_011))
     assert tracker.next_due() is None
-
-
-def test_task_stopped_since_creation_is_published_when_exit_event_is_missing() -> None:
-    """The shim has become silent between creation and start; an exit event would show that it was never started."""
-    tracker = tracker_with_new_container()
-    tracker.process_event(created(5, 1), moment(1))
-    containerd = Containerd(tracker, task(5, STOPPED))
-    assert containerd.run(3 + PENDING_EXIT_NS / SECOND) == []
-    assert containerd.run(20 + PENDING_EXIT_NS / SECOND) == [SILENT_START, SILENT_EXIT]
-
-
-def test_task_stopped_since_creation_is_not_published_when_exit_event_arrives() -> None:
-    tracker = tracker_with_new_container()
-    tracker.process_event(created(5, 1), moment(1))
-    containerd = Containerd(tracker, task(5, STOPPED))
-    containerd.run(20)
-    tracker.process_event(exited(5, 1, 137), moment(20))
-    assert containerd.run(1_000) == []
 
 
 @pytest.mark.parametrize(

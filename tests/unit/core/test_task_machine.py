@@ -24,18 +24,7 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.task_machine import TABLE, step
 from bridge.core.time import SECOND, to_seconds
-from tests.unit.core.factories import (
-    WEB,
-    created,
-    deleted,
-    exited,
-    moment,
-    paused,
-    resumed,
-    started,
-    task,
-    wall,
-)
+from tests.unit.core.factories import WEB, created, deleted, exited, moment, paused, resumed, started, task, wall
 
 CREATED, RUNNING, STOPPED, PAUSED = TaskStatus.CREATED, TaskStatus.RUNNING, TaskStatus.STOPPED, TaskStatus.PAUSED
 
@@ -400,7 +389,10 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
          "started inferred 5 @4, exited inferred None @4, started inferred 6 @4, exited inferred 3 @4 -> NoTask"),
         ("running, then its exit", [found(2, 5), exited(5, 3)], "wait 30 -> NoTask"),
         ("running, then its exit and none", [found(2, 5), exited(5, 3), reported(4)], "-> NoTask"),
+        ("running, then its start", [found(2, 5), At(3, started(5, 2))], "started live 5 @2 -> Running"),
         ("running, then another start", [found(2, 6), At(3, started(5, 1))], "started live 5 @1 -> Running"),
+        ("running, then another start, then reported", [found(2, 6), At(3, started(5, 1)), reported(4, 6)],
+         "exited inferred None @4, started inferred 6 @4 -> Running"),
         ("running, an event was faster", [*RUN, found(2, 6)], "-> Running"),
     ],
     "gap": [

@@ -13,7 +13,6 @@ from bridge.core.containerd_model import (
     ContainerUpdated,
     ExitStatus,
     Instant,
-    PodReference,
     TaskStatus,
 )
 from bridge.core.task_machine import PENDING_EXIT_NS
@@ -106,9 +105,6 @@ def test_pending_exit_emitted_with_start_when_deadline_expires() -> None:
     assert step(tracker, started(5, 0.5), moment(40)) == []
 
 
-EXIT_STATUS = ExitStatus(9, 123)
-
-
 # --- task queries ---
 
 
@@ -163,7 +159,7 @@ def test_task_query_repeated_when_event_precedes_result(event: ContainerEvent) -
 def test_task_query_repeated_when_task_wait_precedes_result() -> None:
     tracker = tracker_with_container()
     (query,) = query_task(tracker)
-    tracker.apply_wait_result(WEB, 5, EXIT_STATUS, moment(2))
+    tracker.apply_wait_result(WEB, 5, ExitStatus(9, 123), moment(2))
     assert summarize(tracker.apply_query_result(query, task(5), moment(2))) == []
     assert due_query_keys(tracker, 2) == [WEB]
 
@@ -214,18 +210,6 @@ def test_unknown_task_is_preexisting_when_namespace_not_synced(
 # --- failed queries ---
 
 
-def test_failed_query_leaves_incarnation_unconfirmed() -> None:
-    tracker = tracker_with_container()
-    (query,) = query_task(tracker)
-    tracker.query_failed(query)
-
-    assert not next(tracker.entries()).state.confirmed
-    assert tracker.next_due() is None
-    (query,) = query_task(tracker)
-    tracker.apply_query_result(query, task(5), moment(1))
-    assert next(tracker.entries()).state.confirmed
-
-
 @pytest.mark.parametrize("has_metadata", [True, False])
 def test_failed_query_leaves_state_unknown(has_metadata: bool) -> None:
     tracker = synced_tracker()
@@ -247,17 +231,6 @@ def test_failed_query_repeated_when_events_changed_state() -> None:
     tracker.query_failed(query)
     assert due_query_keys(tracker) == [WEB]
     assert not any(entry.state.unknown for entry in tracker.entries())
-
-
-def test_created_container_and_start_need_no_query_result() -> None:
-    tracker = synced_tracker()
-    for event in (ContainerCreated(WEB, wall(1), "busybox", "runc"), started(5, 2)):
-        (query,) = query_task(tracker)
-        tracker.query_failed(query)
-        tracker.update_metadata(make_metadata())
-        step(tracker, event)
-        (entry,) = tracker.entries()
-        assert not entry.state.unknown
 
 
 # --- preexisting containers, scope, snapshot records ---
@@ -320,11 +293,6 @@ def test_transition_carries_latest_metadata() -> None:
     tracker.update_metadata(make_metadata(labels={"tier": "back"}, updated_at=2))
     (pause,) = tracker.process_event(paused(1), moment(1))
     assert pause.metadata == make_metadata(labels={"tier": "back"}, updated_at=2)
-
-
-POD = PodReference("web-1", "prod", "uid-1", "app")
-PAUSE = ContainerKey("k8s.io", "pause")
-APP = ContainerKey("k8s.io", "app")
 
 
 def test_container_becomes_tombstone_when_deleted_and_exited() -> None:

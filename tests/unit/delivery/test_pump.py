@@ -16,13 +16,7 @@ from bridge.core.errors import DisconnectedError, FatalError, RejectedRecordErro
 from bridge.core.records import Record, SnapshotReason, Watermark
 from bridge.core.time import SECOND
 from bridge.delivery.heartbeats import HeartbeatFactory
-from bridge.delivery.pump import (
-    BATCH_BYTES,
-    FATAL_RETRY_SECONDS,
-    QUIESCE_SECONDS,
-    TARGET_CHECK_SECONDS,
-    Pump,
-)
+from bridge.delivery.pump import BATCH_BYTES, FATAL_RETRY_SECONDS, QUIESCE_SECONDS, TARGET_CHECK_SECONDS, Pump
 from bridge.outbox.outbox import StoredOutbox
 from bridge.task_groups import CANCEL_GRACE_SECONDS
 from tests.contract.test_outbox import loss_range

@@ -24,9 +24,7 @@ def test_unusable_secret_file_is_named(
     if content is not None:
         path.write_bytes(content)
     case = request.node.callspec.id
-    with golden.error(
-        "credential_errors", f"secret file, {case}", TransientError, "auth.password_file", path, TMP=tmp_path
-    ):
+    with golden.error("credential_errors", f"secret file, {case}", TransientError, "auth.password_file", path):
         credentials.resolve_secret("auth.password", None, str(path))
 
 

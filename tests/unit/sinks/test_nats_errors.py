@@ -197,17 +197,13 @@ def test_nats_creds_file_is_parsed_and_validated(tmp_path: Path, golden: Golden)
     assert str(options["user_credentials"]).splitlines()[1] == "ey.J0"
     assert str(options["user_credentials"]).splitlines()[3] == seed
     path.write_text("no creds")
-    with golden.error(
-        "nats_errors", "creds file without credentials", TransientError, "auth.creds_file", path, TMP=tmp_path
-    ):
+    with golden.error("nats_errors", "creds file without credentials", TransientError, "auth.creds_file", path):
         auth.connect_options(NatsAuthSettings(creds_file=str(path)))
 
 
 def test_empty_nats_token_file_is_rejected(tmp_path: Path, golden: Golden) -> None:
     (tmp_path / "token").write_text("\n")
-    with golden.error(
-        "nats_errors", "empty token file", TransientError, "auth.token_file", tmp_path / "token", TMP=tmp_path
-    ):
+    with golden.error("nats_errors", "empty token file", TransientError, "auth.token_file", tmp_path / "token"):
         auth.connect_options(NatsAuthSettings(token_file=str(tmp_path / "token")))
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from bridge.core.errors import FatalError, TransientError
 from bridge.core.records import Record
-from sinks import stdout
 from sinks.stdout import LineWriter, StdoutSink, chunks, unwritten_rest
 from tests.golden import Golden
 
@@ -64,16 +63,6 @@ async def start_sink(descriptor: int) -> StdoutSink:
 # --- output ---
 
 
-async def test_stdout_sink_writes_records_as_lines_in_order(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("wb") as file:
-        sink = await start_sink(file.fileno())
-        await sink.publish(numbered(1000))
-        await sink.publish([])
-        await sink.publish([record(b'{"last": true}')])
-        await sink.close()
-    assert (tmp_path / "out").read_bytes() == joined_lines(numbered(1000)) + b'{"last": true}\n'
-
-
 async def test_stdout_sink_writes_bytes_unchanged_to_pipe(pipe: tuple[int, int]) -> None:
     sink = await start_sink(pipe[1])
     data = '"größe \x7f\u009b"'.encode()
@@ -111,9 +100,7 @@ async def test_stdout_sink_keeps_event_loop_running_for_slow_reader(pipe: tuple[
     await sink.close()
 
 
-async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(
-    pipe: tuple[int, int],
-) -> None:
+async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(pipe: tuple[int, int]) -> None:
     sink = await start_sink(pipe[1])
     for _ in range(20):
         publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
@@ -125,20 +112,6 @@ async def test_stdout_sink_writes_batch_once_when_publish_is_canceled(
     assert await read(pipe[0], len(LONG_LINE) + 1 + 5) == LONG_LINE + b"\nlast\n"
     await last
     await sink.close()
-
-
-async def test_stdout_sink_close_returns_when_reader_hangs(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stdout, "CLOSE_SECONDS", 0.01)
-    sink = await start_sink(pipe[1])
-    publishing = asyncio.create_task(sink.publish([record(LONG_LINE)]))
-    await asyncio.sleep(0)
-    await sink.close()
-    await sink.close()
-    assert not publishing.done()
-    await read(pipe[0], len(LONG_LINE) + 1)  # unblocks the thread before the descriptor is closed
-    await publishing
 
 
 async def test_stdout_sink_waits_for_nonblocking_descriptor(pipe: tuple[int, int]) -> None:

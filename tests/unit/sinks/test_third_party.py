@@ -45,7 +45,7 @@ async def test_third_party_sink_is_configured_and_publishes(form: str, tmp_path:
 
 async def test_third_party_sink_raises_fatal_error(tmp_path: Path, golden: Golden) -> None:
     made = create_sink(load({"sinks": [f"directory:{tmp_path}/nowhere"]}).sinks["directory"])
-    with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere", TMP=tmp_path):
+    with golden.error("sink_errors", "example sink", FatalError, tmp_path / "nowhere"):
         await made.start()
 
 

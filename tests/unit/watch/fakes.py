@@ -79,7 +79,8 @@ class FakeEngineClient:
 
     path = "/run/c.sock"
 
-    def __init__(self) -> None:
+    def __init__(self, running: Mapping[ContainerKey, int] | None = None) -> None:
+        """Create containerd with running containers, given by the pids of their tasks."""
         self.id = "engine-1"
         self.metadata: dict[ContainerKey, Metadata] = {}
         self.running: dict[ContainerKey, Task] = {}
@@ -88,6 +89,8 @@ class FakeEngineClient:
         self.calls: Counter[str] = Counter()
         self.hooks: dict[str, Callable[..., Awaitable[object]]] = {}
         self.markers_return = True
+        for key, pid in (running or {}).items():
+            self.run(key, pid)
 
     async def _called(self, method: str, *args: object) -> None:
         self.calls[method] += 1
@@ -228,9 +231,7 @@ async def running_watch(
 ) -> AsyncIterator[RunningWatch]:
     """Run a watch that audits only on request, and does not verify its stream."""
     running = RunningWatch(
-        client,
-        checkpoint,
-        **{"first_audit_delay": NEVER, "audit_interval": NEVER, "marker_interval": NEVER, **changed},
+        client, checkpoint, **{"first_audit_delay": NEVER, "audit_interval": NEVER, "marker_interval": NEVER, **changed}
     )
     try:
         yield running
@@ -238,6 +239,14 @@ async def running_watch(
         running.task.cancel()
         with contextlib.suppress(asyncio.CancelledError, FatalError, TransientError):
             await running.task
+
+
+@contextlib.asynccontextmanager
+async def synced_watch(client: FakeEngineClient, **changed: object) -> AsyncIterator[RunningWatch]:
+    """Run a watch whose first snapshot is published."""
+    async with running_watch(client, None, **changed) as running:
+        await running.wait_synced()
+        yield running
 
 
 def make_metadata(key: ContainerKey, name: str = "") -> Metadata:

@@ -25,7 +25,16 @@ from bridge.core.containerd_model import (
 from bridge.core.errors import TransientError, UnreadableError
 from bridge.core.time import SECOND, to_seconds
 from bridge.watch.event_queue import CAPACITY
-from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, exit_event, make_metadata, running_watch, start_events
+from tests.unit.watch.fakes import (
+    DB,
+    WEB,
+    FakeEngineClient,
+    exit_event,
+    make_metadata,
+    running_watch,
+    start_events,
+    synced_watch,
+)
 
 MANY = [ContainerKey("default", f"c{number}") for number in range(CAPACITY + 808)]
 
@@ -47,9 +56,7 @@ async def test_watch_synchronizes_when_event_flood_delays_first_marker() -> None
 
 async def test_buffered_events_are_published_after_failed_fetch() -> None:
     client, down = FakeEngineClient(), True
-    async with running_watch(client) as running:
-        await running.wait_synced()
-
+    async with synced_watch(client) as running:
         first = client.stream
 
         async def fail(_: ContainerKey) -> None:
@@ -74,8 +81,7 @@ async def test_buffered_events_are_published_after_failed_fetch() -> None:
 @pytest.mark.parametrize("engine", ["engine-1", "engine-2"])
 async def test_fetched_metadata_is_kept_when_connection_is_lost(engine: str) -> None:
     client, down, lost = FakeEngineClient(), True, asyncio.Event()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.metadata[DB] = make_metadata(DB, "the-name")
 
         async def fail(key: ContainerKey) -> None:
@@ -101,8 +107,7 @@ async def test_exit_status_is_kept_when_connection_is_lost() -> None:
     """The result of Tasks.Wait waits behind an event whose metadata is not fetched yet."""
     client, released = FakeEngineClient(), asyncio.Event()
     client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.hooks["container"] = lambda _: released.wait()
         client.stream.put(*start_events(DB, 11))
         await running.eventually(lambda: client.calls["container"])
@@ -125,8 +130,7 @@ async def test_audit_publishes_preexisting_container_found_by_query() -> None:
             raise TransientError("busy")
 
     client.hooks["containers"] = fail
-    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
-        await running.wait_synced()
+    async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
         busy = False
         client.stream.put(TaskPaused(DB, running.clock.now().wall))
         await running.eventually(lambda: client.calls["task"] >= 1)
@@ -136,16 +140,14 @@ async def test_audit_publishes_preexisting_container_found_by_query() -> None:
 
 
 async def test_unreadable_metadata_does_not_stop_watch() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
+    client = FakeEngineClient({WEB: 10})
 
     async def fail_to_decode(key: ContainerKey) -> None:
         if key == DB:
             raise UnreadableError("containerd failed to get a container: UNKNOWN: unmarshal")
 
     client.hooks["container"] = fail_to_decode
-    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
-        await running.wait_synced()
+    async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
         client.stream.put(*start_events(DB, 11), exit_event(WEB, 10, 3))
         client.run(DB, 11)
         await running.eventually(lambda: len(running.transitions) == 3)
@@ -171,8 +173,7 @@ async def test_task_queries_are_limited_to_maximum() -> None:
         await released.wait()
         concurrent -= 1
 
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.hooks["task"] = hang
         for key in keys:
             client.stream.put(TaskResumed(key, 1))
@@ -185,8 +186,7 @@ async def test_task_queries_are_limited_to_maximum() -> None:
 
 async def test_short_run_is_published_without_name_of_next_container() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         released = asyncio.Event()
 
         async def hang(_: ContainerKey) -> None:
@@ -214,8 +214,7 @@ async def test_short_run_is_published_without_name_of_next_container() -> None:
 
 async def test_received_events_are_published_on_shutdown() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
 
         async def delay(key: ContainerKey) -> None:
             if key == WEB:
@@ -251,8 +250,7 @@ async def test_start_between_listing_and_marker_has_name_and_kind() -> None:
 
 
 async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
-    async with running_watch(FakeEngineClient()) as running:
-        await running.wait_synced()
+    async with synced_watch(FakeEngineClient()) as running:
 
         async def pause_after_losses(count: int) -> list[int]:
             """Return the seconds between snapshots when each is followed by another loss at once."""
@@ -271,8 +269,7 @@ async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
 @pytest.mark.parametrize("seconds", [0, 1])
 async def test_snapshot_on_demand_does_not_wait_for_pause_after_losses(seconds: float) -> None:
     """The snapshot is requested together with one after another loss, or later."""
-    async with running_watch(FakeEngineClient()) as running:
-        await running.wait_synced()
+    async with synced_watch(FakeEngineClient()) as running:
         for number in range(4):
             running.watch.request_snapshot("overflow")
             await running.wait_synced(2 + number)

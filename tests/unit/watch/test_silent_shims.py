@@ -18,13 +18,12 @@ from bridge.core.containerd_model import (
 )
 from bridge.core.errors import BridgeError, TransientError
 from bridge.watch.listing import find_tasks
-from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, make_metadata, running_watch, start_events
+from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, make_metadata, start_events, synced_watch
 
 
 async def test_silent_run_is_published_with_exit_status() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.put(ContainerCreated(WEB, running.clock.now().wall, "busybox", "silent"))
         client.run(WEB, 10)
         with capture_logs() as logs:
@@ -43,16 +42,14 @@ async def test_silent_run_is_published_with_exit_status() -> None:
 async def test_exit_is_waited_for_when_creation_is_not_reported() -> None:
     client = FakeEngineClient()
     client.metadata[WEB] = make_metadata(WEB)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: running.transitions and client.calls["wait_for_exit"] == 1)
 
 
 async def test_reported_containers_cause_no_start_checks() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         calls = dict(client.calls)
         keys = [ContainerKey("default", f"c{number}") for number in range(100)]
         for key in keys:
@@ -68,8 +65,7 @@ async def test_reported_containers_cause_no_start_checks() -> None:
 async def test_unstarted_containers_are_checked_with_few_listings() -> None:
     client = FakeEngineClient()
     events: list[Event] = []
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         for number in range(1_000):
             key = ContainerKey("default", f"c{number}")
             client.metadata[key] = make_metadata(key)
@@ -117,8 +113,7 @@ async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
 
     client.hooks["wait_for_exit"] = fail
     client.set_exit(WEB, ExitStatus(3, 8))
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: len(running.transitions) == 2)
     assert running.documents[-1]["exit"]["status"] == 3
@@ -129,8 +124,7 @@ async def test_failed_exit_wait_is_repeated_with_growing_delay() -> None:
 async def test_event_processed_after_disconnect_starts_no_call() -> None:
     client = FakeEngineClient()
     client.metadata[WEB] = make_metadata(WEB)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.put(TaskStarted(WEB, running.clock.now().wall, 10))
         client.stream.end()
         await running.wait_synced(2)

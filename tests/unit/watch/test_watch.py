@@ -25,12 +25,20 @@ from bridge.core.containerd_model import (
 from bridge.core.errors import FatalError, StreamOverflowError, TransientError
 from bridge.core.time import SECOND
 from bridge.watch.audit import EVENT_DELAY_SECONDS
-from tests.unit.watch.fakes import DB, WEB, FakeEngineClient, exit_event, make_metadata, running_watch, start_events
+from tests.unit.watch.fakes import (
+    DB,
+    WEB,
+    FakeEngineClient,
+    exit_event,
+    make_metadata,
+    running_watch,
+    start_events,
+    synced_watch,
+)
 
 
 async def test_first_snapshot_contains_running_containers() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
+    client = FakeEngineClient({WEB: 10})
     client.run(DB, 11, TaskStatus.PAUSED)
     client.run(ContainerKey("moby", "x"), 12)
     client.run(ContainerKey("default", "stopped"), 13, TaskStatus.STOPPED)
@@ -44,8 +52,7 @@ async def test_first_snapshot_contains_running_containers() -> None:
 
 
 async def test_exit_between_subscribe_and_listing_is_published() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
+    client = FakeEngineClient({WEB: 10})
 
     async def exit_web(_: str) -> None:
         client.stream.put(exit_event(WEB, 10, 3))
@@ -59,8 +66,7 @@ async def test_exit_between_subscribe_and_listing_is_published() -> None:
 
 
 async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
+    client = FakeEngineClient({WEB: 10})
 
     async def publish_pause(_: str) -> None:
         client.stream.put(TaskPaused(WEB, 5))
@@ -77,10 +83,8 @@ async def test_stale_pause_in_listing_is_resolved_by_task_query() -> None:
 
 async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
     """An exit event that arrives during the query takes precedence, because it has the exit status."""
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
 
         async def exit_web(_: ContainerKey) -> None:
             if client.calls["task"] == 1:
@@ -99,10 +103,8 @@ async def test_stale_query_result_is_repeated_when_exit_arrives() -> None:
 
 async def test_held_exit_is_published_once_after_crash() -> None:
     """The exit waits for an OOM event while the start of another container is persisted; then the process is killed."""
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         client.running.clear()  # the task is deleted: its status is known only from the event
         client.run(DB, 11)
         client.stream.put(exit_event(WEB, 10, 137), *start_events(DB, 11))
@@ -119,11 +121,8 @@ async def test_held_exit_is_published_once_after_crash() -> None:
 
 
 async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    client.run(DB, 11)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10, DB: 11})
+    async with synced_watch(client) as running:
         client.run(WEB, 20)
         del client.running[DB]
         client.stream.end()
@@ -140,11 +139,8 @@ async def test_restart_in_gap_is_published_as_two_incarnations() -> None:
 
 
 async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    client.run(DB, 11)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10, DB: 11})
+    async with synced_watch(client) as running:
 
         async def fail(namespace: str) -> None:
             if namespace == "shop":
@@ -161,10 +157,8 @@ async def test_failed_namespace_is_reported_and_left_unchanged() -> None:
 
 
 async def test_audit_publishes_lost_events() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
         client.run(WEB, 20)
         client.run(DB, 30)
         await running.wait_synced(2)
@@ -184,15 +178,13 @@ async def test_watch_reconnects_within_two_seconds_of_containerd_start() -> None
             raise TransientError("containerd is down")
 
     client.hooks["engine"] = fail_first
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         assert 1 < max(running.clock.slept[:50]) <= 2
 
 
 async def test_audit_waits_for_events_still_in_flight() -> None:
     client = FakeEngineClient()
-    async with running_watch(client, first_audit_delay=30, audit_interval=300) as running:
-        await running.wait_synced()
+    async with synced_watch(client, first_audit_delay=30, audit_interval=300) as running:
         client.run(DB, 30)
         await asyncio.sleep(31)
         client.stream.put(*start_events(DB, 30))
@@ -206,10 +198,8 @@ async def test_audit_waits_for_events_still_in_flight() -> None:
 
 @pytest.mark.parametrize("lost", ["start", "exit"])
 async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str) -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client, first_audit_delay=30) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client, first_audit_delay=30) as running:
         if lost == "start":
             client.run(DB, 30)
         else:
@@ -225,8 +215,7 @@ async def test_audit_publishes_lost_events_despite_unrelated_event(lost: str) ->
 async def test_metadata_is_fetched_before_container_is_deleted() -> None:
     """A container that is deleted before its events are processed is published with its name and labels."""
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.metadata[WEB] = make_metadata(WEB, "shop-web")
         client.stream.put(*start_events(WEB, 10), exit_event(WEB, 10), ContainerDeleted(WEB, 10))
 
@@ -237,8 +226,7 @@ async def test_metadata_is_fetched_before_container_is_deleted() -> None:
 
 async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.put(*start_events(WEB, 10), exit_event(WEB, 10))
         await running.eventually(lambda: len(running.transitions) == 2)
     container = running.documents[-1]["container"]
@@ -247,8 +235,7 @@ async def test_start_uses_event_fields_when_metadata_is_gone() -> None:
 
 async def test_failed_metadata_fetch_is_repeated_on_same_connection() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.run(WEB, 10)
 
         async def fail_once(_: ContainerKey) -> None:
@@ -266,8 +253,7 @@ async def test_failed_metadata_fetch_is_repeated_on_same_connection() -> None:
 
 async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.metadata[WEB] = make_metadata(WEB, "late")
 
         async def fail(_: ContainerKey) -> None:
@@ -283,10 +269,8 @@ async def test_failed_metadata_fetch_is_repeated_on_next_connection() -> None:
 
 
 async def test_engine_change_ends_containers_of_previous_engine() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         client.id = "engine-2"
         client.running = {DB: Task(DB, 5, TaskStatus.RUNNING)}
         client.metadata = {DB: make_metadata(DB)}
@@ -302,13 +286,10 @@ async def test_engine_change_ends_containers_of_previous_engine() -> None:
 
 
 @pytest.mark.parametrize("wait_result", [ExitStatus(42, 8), None])
-async def test_lost_exit_is_published_soon_with_task_wait_status(
-    wait_result: ExitStatus | None,
-) -> None:
+async def test_lost_exit_is_published_soon_with_task_wait_status(wait_result: ExitStatus | None) -> None:
     client = FakeEngineClient()
     client.set_exit(WEB, wait_result)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.metadata[WEB] = make_metadata(WEB)
         client.stream.put(TaskCreated(WEB, 2, 10), TaskStarted(WEB, running.clock.now().wall, 10))
         await running.eventually(lambda: len(running.transitions) == 1)
@@ -320,18 +301,15 @@ async def test_lost_exit_is_published_soon_with_task_wait_status(
 
 async def test_stream_overflow_is_reported_in_next_snapshot() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.end(StreamOverflowError("too much"))
         await running.wait_synced(2)
     assert running.snapshots()[1]["reason"] == "overflow"
 
 
 async def test_requested_snapshot_is_published() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         running.watch.request_snapshot("on_demand")
         await running.wait_synced(2)
     assert running.snapshots()[1]["reason"] == "on_demand"
@@ -367,8 +345,7 @@ async def test_stalled_stream_is_noticed_during_long_listing() -> None:
 
 async def test_ignored_events_are_counted_by_kind() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         client.stream.put(
             Ignored("/tasks/new-topic", known=False),
             Ignored("/tasks/exec-added", known=True),
@@ -382,8 +359,7 @@ async def test_ignored_events_are_counted_by_kind() -> None:
 async def test_watch_warns_until_a_namespace_matches() -> None:
     client = FakeEngineClient()
     with capture_logs() as lines:
-        async with running_watch(client, namespace_filter=lambda name: name == "shop") as running:
-            await running.wait_synced()
+        async with synced_watch(client, namespace_filter=lambda name: name == "shop") as running:
             assert running.watch.excluded_namespaces == ["default"]
             client.run(DB, 11)
             client.stream.put(*start_events(DB, 11))
@@ -401,8 +377,7 @@ async def test_watch_does_not_warn_without_any_namespace(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(client, "namespaces", none)
     with capture_logs() as lines:
-        async with running_watch(client) as running:
-            await running.wait_synced()
+        async with synced_watch(client) as running:
             assert running.watch.excluded_namespaces == []
     assert "no_namespace_matches" not in [line["event"] for line in lines]
 
@@ -410,8 +385,7 @@ async def test_watch_does_not_warn_without_any_namespace(monkeypatch: pytest.Mon
 async def test_watch_stops_on_fatal_error_of_containerd() -> None:
     client = FakeEngineClient()
 
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
 
         async def fail() -> Any:
             raise FatalError("another program uses the socket")
@@ -426,8 +400,7 @@ async def test_watch_stops_on_fatal_error_of_containerd() -> None:
 async def test_clock_behind_epoch_is_logged_without_kept_epoch(*, keeps_epoch: bool) -> None:
     client = FakeEngineClient()
     with capture_logs() as lines:
-        async with running_watch(client, marker_interval=10, keeps_epoch=keeps_epoch) as running:
-            await running.wait_synced()
+        async with synced_watch(client, marker_interval=10, keeps_epoch=keeps_epoch) as running:
             running.clock.set_wall(running.clock.now().wall - 10**18)
             await asyncio.sleep(35)
     levels = [line["log_level"] for line in lines if line["event"] == "clock_behind_epoch"]

@@ -22,6 +22,7 @@ from tests.unit.watch.fakes import (
     running_watch,
     settings,
     start_events,
+    synced_watch,
 )
 from tests.virtual_time import VirtualClock
 
@@ -36,12 +37,9 @@ def ids(running: RunningWatch, type_: str = "present", snapshot: int = 0) -> lis
 
 
 async def test_filter_change_takes_snapshot_of_included_containers() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    client.run(DB, 11)
+    client = FakeEngineClient({WEB: 10, DB: 11})
     client.metadata[DB] = replace(make_metadata(DB), in_scope=False)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         assert ids(running) == ["web"]
         client.metadata = {WEB: replace(make_metadata(WEB), in_scope=False), DB: make_metadata(DB)}
         running.watch.reload(settings(filter_fingerprint="other"))
@@ -55,10 +53,8 @@ async def test_filter_change_takes_snapshot_of_included_containers() -> None:
 
 
 async def test_filter_change_keeps_incarnations() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         running.watch.reload(
             settings(filter_fingerprint="other", label_rules=LabelRules(include=["*"], exclude=["tier"], redact=[]))
         )
@@ -75,10 +71,8 @@ def labels(running: RunningWatch, type_: str) -> list[dict[str, str]]:
 
 
 async def test_event_after_reload_has_no_newly_excluded_label() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         running.watch.reload(settings(filter_fingerprint="other", label_rules=NO_TIER))
         client.metadata[WEB] = replace(make_metadata(WEB), labels={})  # as the client returns it under the new rules
         client.hooks["containers"] = lambda _: running.eventually(lambda: labels(running, "exited"))
@@ -88,10 +82,8 @@ async def test_event_after_reload_has_no_newly_excluded_label() -> None:
 
 
 async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
 
         async def reload(_: str) -> None:
             client.hooks.clear()
@@ -104,10 +96,8 @@ async def test_metadata_read_before_reload_has_no_excluded_label() -> None:
 
 
 async def test_reload_during_synchronization_drops_excluded_label() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
 
         async def reload(_: str) -> None:
             client.hooks.clear()
@@ -122,10 +112,8 @@ async def test_reload_during_synchronization_drops_excluded_label() -> None:
 
 
 async def test_filter_change_applies_without_waiting_for_event() -> None:
-    client = FakeEngineClient()
-    client.run(OTHER, 10)
-    async with running_watch(client, namespace_filter=lambda name: name != "other") as running:
-        await running.wait_synced()
+    client = FakeEngineClient({OTHER: 10})
+    async with synced_watch(client, namespace_filter=lambda name: name != "other") as running:
         running.watch.reload(settings(filter_fingerprint="2"))
         await running.wait_synced(2)
     assert EVENT_DELAY_SECONDS not in running.clock.slept
@@ -133,10 +121,8 @@ async def test_filter_change_applies_without_waiting_for_event() -> None:
 
 
 async def test_transition_missed_before_reload_has_no_excluded_label() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         reconnecting, reachable = asyncio.Event(), asyncio.Event()
 
         async def hang() -> None:
@@ -163,8 +149,7 @@ async def test_namespace_filter_change_adds_and_removes_namespaces() -> None:
     client = FakeEngineClient()
     for pid, key in enumerate((WEB, DB, OTHER), 10):
         client.run(key, pid)
-    async with running_watch(client, namespace_filter=lambda name: name != "other") as running:
-        await running.wait_synced()
+    async with synced_watch(client, namespace_filter=lambda name: name != "other") as running:
         assert ids(running) == ["shop/db", "web"]
         running.watch.reload(settings(filter_fingerprint="2", namespace_filter=lambda name: name != "shop"))
         await running.wait_synced(2)
@@ -179,10 +164,8 @@ async def test_namespace_filter_change_adds_and_removes_namespaces() -> None:
 
 
 async def test_query_result_ignored_when_namespace_is_excluded() -> None:
-    client = FakeEngineClient()
-    client.run(DB, 11)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({DB: 11})
+    async with synced_watch(client) as running:
         querying, released = asyncio.Event(), asyncio.Event()
 
         async def hang(_: ContainerKey) -> None:
@@ -200,10 +183,8 @@ async def test_query_result_ignored_when_namespace_is_excluded() -> None:
 
 
 async def test_filter_change_applies_on_reconnect() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         client.metadata[WEB] = replace(make_metadata(WEB), in_scope=False)
         client.stream.end()
         await running.eventually(lambda: not running.watch.synced)
@@ -228,8 +209,7 @@ async def test_filter_change_before_first_connection_adds_no_snapshot() -> None:
 
 
 async def test_reload_takes_no_snapshot_when_filters_are_unchanged() -> None:
-    async with running_watch(FakeEngineClient()) as running:
-        await running.wait_synced()
+    async with synced_watch(FakeEngineClient()) as running:
         running.watch.reload(settings(snapshot_interval=60))
         running.watch.request_snapshot("on_demand")
         await running.wait_synced(2)
@@ -238,8 +218,7 @@ async def test_reload_takes_no_snapshot_when_filters_are_unchanged() -> None:
 
 async def test_additional_events_are_published_after_reload() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
         running.watch.reload(settings(filter_fingerprint="other", additional_events=["renamed"]))
         await running.wait_synced(2)
         client.run(WEB, 10)
@@ -256,10 +235,8 @@ async def test_additional_events_are_published_after_reload() -> None:
 
 
 async def test_requested_snapshot_returns_after_append() -> None:
-    client = FakeEngineClient()
-    client.run(WEB, 10)
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    client = FakeEngineClient({WEB: 10})
+    async with synced_watch(client) as running:
         results = await asyncio.gather(running.watch.take_snapshot(), running.watch.take_snapshot())
         (snapshot,) = running.snapshots()[1:]
     assert snapshot["reason"] == "on_demand"
@@ -268,8 +245,7 @@ async def test_requested_snapshot_returns_after_append() -> None:
 
 async def test_requested_snapshot_is_taken_after_reconnect() -> None:
     client = FakeEngineClient()
-    async with running_watch(client) as running:
-        await running.wait_synced()
+    async with synced_watch(client) as running:
 
         async def disconnect() -> None:
             client.stream.end()
