@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,13 +21,40 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """Run tasks in a group; if tasks fail, raise the most severe error instead of a group.
 
     A programming error is more severe than a fatal error, and a fatal error more than a transient one, because a retry
-    helps only against transient errors.
+    helps only against transient errors. If the caller has been canceled, it must not retry either, so the cancellation
+    replaces a transient error; ``asyncio.TaskGroup`` would raise the error.
     """
+    before, failed_in_body = _cancellations(), False
     try:
         async with asyncio.TaskGroup() as tasks:
-            yield tasks
+            try:
+                yield tasks
+            finally:
+                failed_in_body = _has_canceled_caller(tasks)
     except BaseExceptionGroup as group:
-        raise min(_leaves(group), key=_rank) from None
+        error = min(_leaves(group), key=_rank)
+        if sys.version_info < (3, 13):  # later versions deliver the cancellation again
+            if _has_canceled_caller(tasks) and not failed_in_body:
+                _revoke_cancellation()  # of the group, which it revokes only if a task fails in the body
+            if isinstance(error, TransientError) and _cancellations() > before:
+                raise asyncio.CancelledError from error
+        raise error from None
+
+
+def _has_canceled_caller(group: asyncio.TaskGroup) -> bool:
+    """Return whether a group has canceled its caller, because a task failed."""
+    return bool(getattr(group, "_parent_cancel_requested", False))
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
+def _revoke_cancellation() -> None:
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -301,6 +301,8 @@ def _start_task(state: TaskState, event: TaskStarted, now: Instant, effects: Eff
     pending = state.find(PendingExit)
     if pending is not None and pending.pid != pid:
         state = _resolve_pending_exit(state, pending, now, effects)
+        if moment is None:  # the exit of the other run has canceled the query
+            effects.append(_QUERY_NOW)
     state = _start(state, pid, "live", event.at, effects, watched_from=event.at, moment=moment)
     if state.find(WaitedExit, pid) is not None:
         effects.append(QueryTask(now.monotonic + WAITED_EXIT_GRACE_NS))

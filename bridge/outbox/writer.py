@@ -192,6 +192,7 @@ class Writer:
         for queue in self._queues.values():
             if not queue.depth(self._cache.end):
                 queue.oldest_since = now
+                queue.offset = self._cache.end_offset  # a migrated one is inexact
         self._cache.extend(records, size)
         for queue in self._queues.values():
             queue.not_empty.set()

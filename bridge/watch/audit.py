@@ -54,6 +54,8 @@ class Auditor:
                 reason = "interval"
             if request is not None and reason == "overflow":
                 await self._throttle_overflows(request, until_snapshot)
+                state.requests.add_pending(request)  # above all a change of filters: the listing is made under them
+                reason = request.reason
             now = self._clock.now().wall
             await self._audit(Gap(reason, last, now), request)
             last, delay = now, state.settings.audit_interval

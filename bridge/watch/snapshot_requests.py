@@ -74,6 +74,13 @@ class SnapshotRequests:
         self._in_progress.append(request)
         return request
 
+    def add_pending(self, request: SnapshotRequest) -> None:
+        """Let a snapshot that has not started yet fulfill also the requests made since ``wait`` has returned."""
+        request.reasons |= self._pending.reasons
+        request.waiters += self._pending.waiters
+        self._pending = SnapshotRequest()
+        self._changed.clear()
+
     def complete_published(self) -> None:
         """Complete the requests whose snapshots are published: they are persisted now."""
         for request in [each for each in self._in_progress if each.result is not None]:

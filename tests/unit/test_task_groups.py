@@ -46,6 +46,62 @@ async def test_task_group_unwraps_nested_groups() -> None:
         await outer()
 
 
+@pytest.mark.parametrize("failing", ["after", "before"])
+@pytest.mark.parametrize("in_body", [False, True])
+@pytest.mark.parametrize(
+    ("error", "expected"), [(TransientError("t"), asyncio.CancelledError), (FatalError("f"), FatalError)]
+)
+async def test_task_group_is_cancelable_while_its_tasks_fail(
+    *, error: Exception, expected: type[BaseException], in_body: bool, failing: str
+) -> None:
+    """A transient error would make the caller retry, although it was canceled. A task fails after it, or before."""
+    started = asyncio.Event()
+
+    async def fail_when_canceled() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise error
+
+    async def retry() -> None:
+        while True:
+            with contextlib.suppress(TransientError):
+                async with task_group() as tasks:
+                    tasks.create_task(fail_when_canceled())
+                    if failing == "before":
+                        tasks.create_task(fail(error))
+                    started.set()
+                    if in_body:
+                        await asyncio.Event().wait()
+            await asyncio.sleep(0)
+            return
+
+    task = asyncio.create_task(retry())
+    await started.wait()
+    if failing == "before":
+        await asyncio.sleep(0)  # the task fails, and the group begins to cancel the others
+    task.cancel()
+    with pytest.raises(expected):
+        await task
+
+
+@pytest.mark.parametrize("in_body", [False, True])
+async def test_failed_task_group_leaves_no_cancellation(*, in_body: bool) -> None:
+    """Otherwise, a group around it would take it for a cancellation of its caller."""
+
+    async def run() -> None:
+        async with task_group() as tasks:
+            tasks.create_task(fail(TransientError("t")))
+            if in_body:
+                await asyncio.Event().wait()
+
+    with pytest.raises(TransientError):
+        await run()
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
 async def test_task_group_is_cancelable() -> None:
     async def run() -> None:
         async with task_group() as tasks:

@@ -273,6 +273,8 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("exit is pending", [paused(2), exited(5, 3), At(4, started(5, 1))],
          "query, started live 5 @1, exited live 0 @3 hold -> NoTask"),
         ("expected", [created(5, 1), paused(3), At(4, started(5, 2))], "query, started live 5 @2 -> Running"),
+        ("expected, another exit is pending", [exited(4, 1, 9), created(5, 1), paused(3), At(4, started(5, 2))],
+         "query, started inferred 4 @4, exited live 9 @1, query, started live 5 @2 -> Running"),
         ("expected, then paused", [created(5, 1), paused(3), At(4, started(5, 2)), reported(4, 5, PAUSED)],
          "paused inferred @4 -> Running"),
     ],

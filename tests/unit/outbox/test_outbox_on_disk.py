@@ -457,6 +457,10 @@ async def test_database_of_format_1_is_migrated(path: Path) -> None:
         lost, *kept_records = await read_all(outbox, "slow")
         assert (kept_records[:-1], loss_range(lost)[1:]) == (records[6:], (1, 6, "overflow"))
         assert (await read_all(outbox))[-1] == kept_records[-1]
+        (new,) = factory.started_records(1)
+        await outbox.append([new])
+        assert (outbox.lag("s").size, outbox.lag("slow").size) == (len(new.data), len(new.data))
+        assert await read_all(outbox) == await read_all(outbox, "slow") == [new]
     async with open_outbox(path, "s", "slow") as outbox:
         assert (outbox.lag("s").size, outbox.lag("slow").size) == (0, 0)
 

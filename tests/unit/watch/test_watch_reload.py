@@ -52,6 +52,20 @@ async def test_filter_change_takes_snapshot_of_included_containers() -> None:
     assert running.transitions[1:] == [("present", "snapshot", "shop/db"), ("paused", "inferred", "shop/db")]
 
 
+async def test_filter_change_during_pause_after_losses_publishes_no_start() -> None:
+    """The pause ends with the change, and the snapshot is one of the new filters."""
+    client = FakeEngineClient()
+    client.run(OTHER, 12)
+    async with running_watch(client, namespace_filter=lambda name: name == "default") as running:
+        await running.wait_synced()
+        for number in range(2):
+            running.watch.request_snapshot("overflow")
+            await running.clock.sleep(3 * number + 1)
+        running.watch.reload(settings(filter_fingerprint="other"))
+        await running.eventually(lambda: running.snapshots()[-1]["reason"] == "filters_changed")
+    assert running.transitions == [("present", "snapshot", "other/x")]
+
+
 async def test_filter_change_keeps_incarnations() -> None:
     client = FakeEngineClient({WEB: 10})
     async with synced_watch(client) as running:
