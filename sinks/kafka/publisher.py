@@ -174,7 +174,7 @@ class TopicPublisher:
 
     async def observe(self, connection: KafkaConnection, topic: Topic | TopicMetadata) -> None:
         """Compare the topic with what was published to it."""
-        for number, memory in self._memories.items():
+        for number, memory in list(self._memories.items()):  # publishing may add some meanwhile
             partition = topic.partitions.get(number)
             if partition is None:
                 memory.observe(TargetState(topic.id, 0, -1))
