@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import NamedTuple
 
+RESET_DETAIL = "created again or emptied; a snapshot follows"
+RESET_HINT = "if this was not intended, check the disks of the broker and the retention"
+
 
 class TargetState(NamedTuple):
     """A stream or partition: its identity, which changes when it is created again, and its first and last position.

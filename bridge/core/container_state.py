@@ -244,11 +244,12 @@ class TaskQuery(NamedTuple):
 class ContainerState(Struct):
     """Everything known about one container id.
 
-    ``incarnation`` is set while ``state.task`` is running. ``generation`` counts the inputs about the task since the
-    stream was connected. ``held_exit``: the last exit, while it waits for an OOM event. ``deleted_at`` (wall clock):
-    time of the last event that deleted the container. ``published_metadata``: the metadata last published to consumers
-    of additional events; None if none was. ``check_delay`` (ns): time before the next start check, after the current
-    run if there is one; 0: there is none, because the shim's events arrive.
+    ``incarnation`` is set while ``state.task`` is running. ``generation`` counts the events and results since the
+    stream ended, so that the result of a call made before one of them is recognized as older. ``held_exit``: the last
+    exit, while it waits for an OOM event. ``deleted_at`` (wall clock): time of the last event that deleted the
+    container. ``published_metadata``: the metadata last published to consumers of additional events; None if none was.
+    ``check_delay`` (ns): time before the next start check, after the current run if there is one; 0: there is none,
+    because the shim's events arrive.
     """
 
     key: ContainerKey
@@ -261,6 +262,11 @@ class ContainerState(Struct):
     deleted_at: int = 0
     published_metadata: Metadata | None = None
     check_delay: int = 0
+
+    @property
+    def touched(self) -> bool:
+        """Return whether an event or a result has arrived since the stream ended, so that a listing may be older."""
+        return self.generation > 0
 
     @property
     def current_pid(self) -> int:

@@ -1,9 +1,9 @@
 """Reconcile the tracked state with containerd's listing and the window of events around the listing.
 
 containerd is listed between two markers, the low and the high watermark, while events keep arriving (see Debezium's
-incremental snapshots). Shims publish after they change state, so either the listed task or the event may be
-older, and the order of arrival does not show which: tasks and events are merged by incarnation, and queries resolve the
-remaining conflicts.
+incremental snapshots). Shims publish after they change state, so either the listed task or the event may be older, and
+the order of arrival does not show which: tasks and events are merged by incarnation, and queries resolve the remaining
+conflicts.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _is_unconfirmed(entry: ContainerState) -> bool:
 def _merge_metadata(tracker: Tracker, metadata: Metadata) -> None:
     """Store listed metadata unless the window's events brought newer metadata or a deletion."""
     entry = tracker.find(metadata.key)
-    if entry is None or not entry.generation or not _is_stale(entry, metadata):
+    if entry is None or not entry.touched or not _is_stale(entry, metadata):
         tracker.update_metadata(metadata)
 
 
@@ -118,7 +118,7 @@ def _was_recreated(entry: ContainerState | None, metadata: Metadata, task: Task 
     """
     if (
         entry is None
-        or entry.generation
+        or entry.touched
         or entry.incarnation is None
         or entry.metadata is None
         or task is None
@@ -140,13 +140,15 @@ def _revision(metadata: Metadata | None) -> tuple[int, int]:
 
 
 def _merge_task(tracker: Tracker, key: ContainerKey, task: Task | None, now: Instant) -> list[Transition]:
-    """Apply a listed task that nothing contradicts; query a task that is missing or has status UNKNOWN."""
+    """Apply a listed task that nothing contradicts; query a task that is missing or has status UNKNOWN.
+
+    If the window has an event of the container, the event may be newer: only an exit of the tracked run is certain.
+    """
     entry = tracker.find(key)
     if task is None or task.status is TaskStatus.UNKNOWN:
         tracker.schedule_query(key)
         return []
-    touched = entry is not None and entry.generation > 0
-    if not touched or _agrees(entry, task) or _is_exit_of(entry, task):
+    if entry is None or not entry.touched or _agrees(entry, task) or _is_exit_of(entry, task):
         return tracker.apply_task_state(key, task, now)
     tracker.schedule_query(key)
     return []
@@ -186,7 +188,7 @@ def _is_young(metadata: Metadata, now: Instant) -> bool:
 
 
 def _handle_absent(tracker: Tracker, listing: Listing, now: Instant) -> list[Transition]:
-    """Query running containers that are missing from the listing; remove containers that are gone."""
+    """Query running containers that are missing from the listing; note which containers are gone."""
     transitions: list[Transition] = []
     failed = set(listing.failed)
     for entry in _unlisted(tracker, listing):
@@ -194,8 +196,8 @@ def _handle_absent(tracker: Tracker, listing: Listing, now: Instant) -> list[Tra
             continue
         if entry.incarnation is not None:
             tracker.schedule_query(entry.key)
-        if not entry.generation and (entry.incarnation is None or entry.metadata is not None):
-            tracker.remove(entry)
+        if not entry.touched and (entry.incarnation is None or entry.metadata is not None):
+            tracker.set_deleted(entry)
             transitions += tracker.emit_metadata_change(entry.key, now)
     return transitions
 

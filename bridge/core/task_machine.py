@@ -250,8 +250,11 @@ def _create(state: TaskState, event: TaskCreated, _now: Instant, effects: Effect
     created_pids = _remember(created_pids, pid, MAX_CREATED_PIDS) if created_pids else (pid,)
     if evidence:
         evidence = tuple(each for each in evidence if not _is_outdated_by_creation(each, pid))
+    newest = created_pids[-1]
+    if not isinstance(task, Running):
+        task = NO_TASK if newest in state.exited_pids else Created(newest)
     return TaskState(
-        task if isinstance(task, Running) else Created(created_pids[-1]),
+        task,
         evidence,
         state.confirmed,
         created_pids,

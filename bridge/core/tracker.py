@@ -1,9 +1,9 @@
 """Tracker: turns containerd's events and the results of calls into well-formed transitions.
 
-It drives three parts that know nothing of each other: the store keeps the state of each container
-(``container_store.py``), the state machine decides (``task_machine.py``), and the emitter turns the machine's effects
-into transitions (``transition_emitter.py``). The tracker carries out the other effects: it schedules task queries
-(``due_queries``), start checks (``due_start_checks``) and the end of the wait for late starts.
+It drives three parts: the store keeps the state of each container (``container_store.py``), the state machine decides
+(``task_machine.py``), and the emitter turns the machine's effects into transitions (``transition_emitter.py``). The
+tracker carries out the other effects: it schedules task queries (``due_queries``), start checks (``due_start_checks``)
+and the end of the wait for late starts.
 
 The tracker does no I/O and takes the time only from its arguments.
 """
@@ -136,6 +136,7 @@ class Tracker:
             self.counts["exec_exit"] += 1  # an exec process does not affect the container
 
     def _on_oom(self, entry: ContainerState, event: TaskOOM, now: Instant) -> None:
+        """Emit an OOM event. If an exit is held, the event is of that run, which is over for the machine."""
         held = entry.held_exit is not None
         self._emitter.oom(entry, event.at)
         if not held:
@@ -190,6 +191,7 @@ class Tracker:
         """Apply the result of a task query; None: there is no such task.
 
         If events arrived after the query was made, the order of event and result is unknown, so the query is repeated.
+        The query must have been made since the last call of ``disconnect``.
         """
         if task is not None and task.status is TaskStatus.UNKNOWN:
             self.query_failed(query)
@@ -307,8 +309,8 @@ class Tracker:
         self._emitter.metadata_changed(entry, now.wall)
         return self._finish(entry)
 
-    def remove(self, entry: ContainerState) -> None:
-        """Remove a container that a listing does not contain any more."""
+    def set_deleted(self, entry: ContainerState) -> None:
+        """Note that a listing does not contain a container any more; whether its task still runs is up to a query."""
         self._store.set_deleted(entry)
         self._start_checks.end(entry)
         self._store.note_change(entry)

@@ -161,10 +161,9 @@ class Pump:
         """
         seconds = 0 if self.state in ("failing", "failed") else QUIESCE_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with self._clock.timeout(seconds), self._publish_lock:
-                running.cancel()
-                await asyncio.wait([running])
-        running.cancel()
+            async with self._clock.timeout(seconds):
+                await self._publish_lock.acquire()  # not released: from now on nothing is sent
+        running.cancel()  # once, because a second time would interrupt the cleanup of an attempt
         await asyncio.wait([running])
 
     async def close(self) -> None:

@@ -186,7 +186,8 @@ class DatabaseWorker:
                 raise
             self._close_database()
             path, quarantined = self._directory.database, self._directory.quarantine()
-            _log.critical("outbox_corrupt", path=str(path), error=str(error), quarantined_as=str(quarantined))
+            fields = {"path": str(path), "error": str(error), "quarantined_as": str(quarantined)}
+            _log.critical("outbox_corrupt", **fields, hint="check the disk")
             return self._load()
 
     def _load(self) -> LoadedState:

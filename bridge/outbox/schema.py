@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 APPLICATION_ID = 0x7768_6272  # "whbr"; SQLite stores it in the file's header, like the format's number
 
-# Chunks: see store.py.
+# Chunks: see chunks.py.
 # `uptime` is the bridge's total uptime in seconds at the time of writing, so that setting a clock does not age records.
 _FORMAT_1 = """
 CREATE TABLE chunks (

@@ -52,8 +52,8 @@ class Auditor:
             reason: SnapshotReason = "audit" if request is None else request.reason
             if request is None and self._seconds_until_snapshot(snapshot_at) <= 0:
                 reason = "interval"
-            if reason == "overflow":
-                await self._throttle_overflows(until_snapshot)
+            if request is not None and reason == "overflow":
+                await self._throttle_overflows(request, until_snapshot)
             now = self._clock.now().wall
             await self._audit(Gap(reason, last, now), request)
             last, delay = now, state.settings.audit_interval
@@ -126,17 +126,17 @@ class Auditor:
                     fetched.append(await self._state.client.container(key))
         return [metadata for metadata in fetched if metadata is not None]
 
-    async def _throttle_overflows(self, until_snapshot: float) -> None:
+    async def _throttle_overflows(self, request: SnapshotRequest, until_snapshot: float) -> None:
         """Wait between snapshots after overflows, so that a sink that keeps overflowing does not cause them nonstop.
 
         The pause is doubled after each snapshot, until there was no overflow for a while. The wait ends early if a
         snapshot is due, or requested for another reason.
         """
-        now = self._clock.now().monotonic
+        requests, now = self._state.requests, self._clock.now().monotonic
         if now - self._next_overflow_at > MAX_OVERFLOW_PAUSE_NS:
             self._overflow_pause = MIN_OVERFLOW_PAUSE_NS
         end = min(self._next_overflow_at, now + from_seconds(until_snapshot))
-        while self._clock.now().monotonic < end and self._state.requests.pending_reasons <= {"overflow"}:
+        while self._clock.now().monotonic < end and request.reasons | requests.pending_reasons == {"overflow"}:
             await self._clock.sleep(1)
         self._next_overflow_at = self._clock.now().monotonic + self._overflow_pause
         self._overflow_pause = min(2 * self._overflow_pause, MAX_OVERFLOW_PAUSE_NS)

@@ -91,7 +91,7 @@ class Connection:
         return sent
 
     def begin_following(self) -> None:
-        """Publish transitions as they occur from now on: the first snapshot is complete."""
+        """Publish transitions as they occur from now on: the first snapshot is complete, and is persisted next."""
         self.state.synced = True
         self.wait_for_exits()
         self.state.event_queue.wake()
@@ -155,11 +155,11 @@ class Connection:
         state = self.state
         while True:
             await state.clock.sleep(state.settings.marker_interval)
-            synced = state.synced
+            synced = state.synced  # a marker sent earlier is older than the watermark of the snapshot
             watermark = await self._round_trip()
             if synced:
                 state.event_queue.put_call(partial(state.advance_watermark, watermark))
-                if state.other_bridges.probe_returned():
+                if state.other_bridges.marker_returned():
                     state.requests.request("second_bridge")
                 self._warn_if_clock_is_behind_epoch()
 
@@ -312,6 +312,6 @@ class Connection:
         finally:
             self._exit_waits.discard((key, pid))
         result = ExitStatus(None, None) if exit_status is None else exit_status
-        state.event_queue.put_call(
+        state.event_queue.put_call(  # kept, because an exit is final
             lambda: state.tracker.apply_wait_result(key, pid, result, state.clock.now()), keep=True
         )

@@ -17,7 +17,7 @@ from bridge.core.containerd_model import Marker
 from bridge.core.ports import Clock
 from bridge.telemetry.rate_limit import RateLimiter
 
-SILENT_PROBES = 3  # probes of this bridge without a marker of the other one, which sends one in the same interval
+SILENT_MARKERS = 3  # own markers that return without one of the other bridge, which sends them at the same interval
 MAX_BRIDGES = 16  # that are tracked, because clients of the proxy can publish markers of any content
 _ANNOUNCEMENT = re.compile(r"[0-9a-f]{16}([0-9a-f]{16})([0-9a-f]{16})([0-9a-f]{12})")
 _log = structlog.get_logger(__name__)
@@ -45,14 +45,14 @@ class OtherBridges:
         self._host = host
         self._source = hashlib.sha256(host.encode()).hexdigest()[:16]
         self._bridge = f"{int(clock.random() * 2**64):016x}"
-        self._silent_probes: dict[str, int] = {}  # by the id of the other bridge
+        self._silent_markers: dict[str, int] = {}  # by the id of the other bridge
         self._overlap: Overlap | None = None
         self._rate_limiter = RateLimiter(clock)
 
     @property
     def count(self) -> int:
         """Return the number of other bridges that publish for the same source."""
-        return len(self._silent_probes)
+        return len(self._silent_markers)
 
     def announcement(self, epoch: int) -> str:
         """Return the second part of the nonce of this bridge's markers."""
@@ -63,9 +63,9 @@ class OtherBridges:
         match = _ANNOUNCEMENT.fullmatch(marker.nonce)
         if not self._publishes or match is None or match[1] != self._source or match[2] == self._bridge:
             return
-        if match[2] not in self._silent_probes and self.count >= MAX_BRIDGES:
+        if match[2] not in self._silent_markers and self.count >= MAX_BRIDGES:
             return
-        self._silent_probes[match[2]] = 0
+        self._silent_markers[match[2]] = 0
         epoch = int(match[3], 16)
         if self._overlap is None:
             self._overlap = Overlap(self._clock.now().wall, epoch)
@@ -81,13 +81,13 @@ class OtherBridges:
 
     def restart_silence(self) -> None:
         """Count the silence of all bridges from 0, because a new connection has not received their last markers."""
-        self._silent_probes = dict.fromkeys(self._silent_probes, 0)
+        self._silent_markers = dict.fromkeys(self._silent_markers, 0)
 
-    def probe_returned(self) -> bool:
-        """Record that the stream works, with all events up to now; return whether the last other bridge has ended."""
+    def marker_returned(self) -> bool:
+        """Record that an own marker has returned; return whether the last other bridge has ended."""
         before = self.count
-        self._silent_probes = {
-            bridge: probes + 1 for bridge, probes in self._silent_probes.items() if probes + 1 < SILENT_PROBES
+        self._silent_markers = {
+            bridge: count + 1 for bridge, count in self._silent_markers.items() if count + 1 < SILENT_MARKERS
         }
         return before > 0 and not self.count
 

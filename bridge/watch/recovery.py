@@ -152,7 +152,8 @@ def recover(stored: StoredCheckpoint) -> RecoveredState:
     if stored.copied and restored.header is not None:
         # Repeating what the original published since, or ending its containers, would be wrong for consumers.
         host, engine = restored.header.source.host, restored.header.engine.id
-        _log.warning("state_dir_copied", host=host, engine=engine, hint="do not restore or copy state_dir; delete it")
+        hint = "nothing now; the next time, delete state_dir instead of copying or restoring it"
+        _log.warning("state_dir_copied", host=host, engine=engine, hint=hint)
         return RecoveredState(
             reason="outbox_reset",
             min_epoch=_min_epoch(stored, positions),

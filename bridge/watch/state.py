@@ -36,7 +36,7 @@ class WatchState:
         pending: Transitions that are decided, and not published yet: they go into the next snapshot.
         watermark_at: The moment (wall clock) up to which all events are processed; None if unknown.
         verified_at: The moment (monotonic) up to which the event stream is known to work; None before the first marker.
-        synced: Whether the first snapshot of the current connection is complete.
+        synced: Whether the first snapshot of the current connection is complete; until then, transitions are pending.
         snapshot_reason: The reason of the next connection's snapshot.
         previous_positions: The last position of each source that was published before.
         excluded_namespaces: If no namespace is watched: those that exist.
@@ -144,4 +144,5 @@ class IgnoredEvents:
             if each.type == "started" and each.origin == "inferred":
                 runtime = each.metadata.runtime if each.metadata is not None else ""
                 fields = {"namespace": each.key.namespace, "id": each.key.id, "runtime": runtime}
-                self._rate_limiter.log(_log.warning, ("start", runtime), "start_event_missing", **fields)
+                hint = "if this repeats for a runtime, check whether its shim reaches containerd's ttrpc socket"
+                self._rate_limiter.log(_log.warning, ("start", runtime), "start_event_missing", **fields, hint=hint)

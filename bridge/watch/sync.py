@@ -24,14 +24,16 @@ async def synchronize(connection: Connection, reason: SnapshotReason) -> None:
     - Low watermark: its return shows that the subscription works. A change before it is in the listing, which is taken
       afterwards; the event of a change after it arrives. So there is no interval that neither of the two covers.
     - High watermark: its return shows that all events from before the end of the listing are processed. The events
-      since ``state.disconnect()`` are the window, in which listing and events may contradict each other, because shims
-      publish after they change state.
+      processed since ``state.disconnect()`` are the window, in which listing and events may contradict each other,
+      because shims publish after they change state.
     - Reconcile: for a container without an event in the window, the difference between the tracked state and the
-      listing is what was missed. With events, the listing counts only if it agrees with them; if it does not, or if a
-      running container is missing from it, the task is queried.
+      listing is what was missed. With events, the listing counts only if it agrees with them, or shows the exit of the
+      same task. Otherwise, and if the listing has no task of the container, the task is queried.
 
     Nothing is lost if this fails halfway: until the snapshot is published, ``state.pending`` collects the transitions,
     the watermark stays, and events that are not processed stay in the queue. The next connection continues with them.
+    A published snapshot is persisted by the task that processes the queue or, if the connection ends before, at its
+    end.
 
     Raises:
         TransientError: containerd or the connection failed.

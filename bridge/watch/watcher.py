@@ -88,13 +88,13 @@ class ContainerWatch:
 
     @property
     def watermark_age(self) -> float | None:
-        """Return the age of the watermark in seconds; None before the first watermark."""
+        """Return the age of the last marker that has returned, in seconds; None before the first one."""
         verified_at = self._state.verified_at
         return None if verified_at is None else to_seconds(self._state.clock.now().monotonic - verified_at)
 
     @property
     def max_watermark_age(self) -> float:
-        """Return the maximum age of the watermark in seconds while the stream works and processing keeps up."""
+        """Return the maximum of ``watermark_age`` while the stream works and processing keeps up."""
         return self._state.settings.marker_interval + self._state.settings.marker_timeout
 
     @property
@@ -183,7 +183,7 @@ class ContainerWatch:
                 state.snapshot_reason = "reconnect"
             raise
         finally:
-            connection.process_received()
+            connection.process_received()  # while its results count: after disconnect() no run is confirmed
             self.counters.reconnects += state.synced
             state.disconnect()
             await journal.write(force=True)

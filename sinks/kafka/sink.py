@@ -23,7 +23,7 @@ from sinks.kafka.messages import event_messages, find_oversized
 from sinks.kafka.publisher import TopicPublisher
 from sinks.kafka.state_table import StateTopic
 from sinks.state_table import group_by_source
-from sinks.target_memory import describe_short_retention
+from sinks.target_memory import RESET_DETAIL, RESET_HINT, describe_short_retention
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -123,8 +123,7 @@ class KafkaSink:
                 self._connector.max_batch_bytes = self._settings.max_request_size
                 self._connector.abandon()
                 self.resets += 1
-                detail = "created again or emptied; a snapshot follows"
-                _log.warning("target_reset", target=f"topic {publisher.name}", detail=detail)
+                _log.warning("target_reset", target=f"topic {publisher.name}", detail=RESET_DETAIL, hint=RESET_HINT)
 
     def _warn_about(self, topic: Topic) -> None:
         if topic.cleanup_policy is None:

@@ -23,7 +23,7 @@ from sinks.nats.messages import MessageEncoder
 from sinks.nats.publisher import CorePublisher, JetStreamPublisher, PublishProgress
 from sinks.nats.state_table import StateBucket
 from sinks.nats.streams import ensure_stream
-from sinks.target_memory import TargetMemory
+from sinks.target_memory import RESET_DETAIL, RESET_HINT, TargetMemory
 
 if TYPE_CHECKING:
     from bridge.core.records import Record
@@ -159,7 +159,7 @@ class NatsSink:
         for target in lost:
             self._publisher = None
             self.resets += 1
-            _log.warning("target_reset", target=target, detail="created again or emptied; a snapshot follows")
+            _log.warning("target_reset", target=target, detail=RESET_DETAIL, hint=RESET_HINT)
 
     def _warn_once(self, event: str, detail: str) -> None:
         if detail not in self._warned:

@@ -167,7 +167,9 @@ def _stream_metrics(status: Status) -> Iterator[Metric]:
     yield _counter("reconnects", "Established connections to containerd that were lost.", reconnects)
     age = [] if status.watermark_age is None else [((), status.watermark_age)]
     yield _gauge(
-        "stream_watermark_age_seconds", "Age of the event stream's watermark: events up to it have been processed.", age
+        "stream_watermark_age_seconds",
+        "Age of the last marker that has returned: events before it have been received.",
+        age,
     )
     denied = [] if status.proxy_denied_calls is None else [((), status.proxy_denied_calls)]
     yield _counter("proxy_denied_calls", "Calls that whalebridge proxy has denied since its start.", denied)

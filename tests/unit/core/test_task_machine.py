@@ -157,6 +157,8 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("exit of the previous run", [*ENDED, created(6, 2), started(6, 3), At(4, exited(5, 1))],
          "count duplicate -> Running"),
         ("task of the previous run deleted", [*RUN, At(4, deleted(4, 0.1))], "-> Running"),
+        ("creation of an older task", [*NEW, created(6, 1), exited(6, 2), OVERDUE, At(41, created(5, 0.1))],
+         "begin checks -> NoTask"),
     ],
     "exit before start": [
         ("exit", [exited(5, 1, 9)], "wait 30 -> NoTask"),

@@ -317,7 +317,7 @@ def test_remove_keeps_container_while_running() -> None:
     tracker = tracker_with_container()
     tracker.update_metadata(make_metadata(DB))
     for entry in list(tracker.entries()):
-        tracker.remove(entry)
+        tracker.set_deleted(entry)
     assert [entry.key for entry in tracker.entries()] == [WEB]
     step(tracker, exited(5, 1))
     assert list(tracker.entries()) == []

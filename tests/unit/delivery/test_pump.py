@@ -18,6 +18,7 @@ from bridge.core.time import SECOND
 from bridge.delivery.heartbeats import HeartbeatFactory
 from bridge.delivery.pump import BATCH_BYTES, FATAL_RETRY_SECONDS, QUIESCE_SECONDS, TARGET_CHECK_SECONDS, Pump
 from bridge.outbox.outbox import StoredOutbox
+from bridge.task_groups import CANCEL_GRACE_SECONDS
 from tests.contract.test_outbox import loss_range
 from tests.eventually import eventually_async
 from tests.outboxes import TIGHT_LIMITS, open_outbox
@@ -294,6 +295,27 @@ async def test_pump_stop_is_bounded_when_sink_does_not_acknowledge(
     await pump.stop(running)
     assert clock.now().monotonic - before == seconds * SECOND
     assert (pump.backlog, running.cancelled()) == (3, True)
+
+
+async def test_pump_stop_waits_for_the_end_of_a_canceled_start(outbox: StoredOutbox, clock: VirtualClock) -> None:
+    """The next sink may use the same file."""
+    ended = asyncio.Event()
+
+    async def hang_and_clean_up() -> None:
+        try:
+            await hang()
+        finally:
+            await clock.sleep(CANCEL_GRACE_SECONDS / 2)
+            ended.set()
+
+    sink = FakeSink()
+    sink.starts = [fail, hang_and_clean_up]
+    pump = Pump("s", sink, outbox, clock)
+    running = asyncio.create_task(pump.run())
+    await eventually_async(lambda: not sink.starts)
+    assert pump.state == "failing"
+    await pump.stop(running)
+    assert ended.is_set()
 
 
 async def test_pump_abandons_close_when_sink_hangs(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bridge.core.containerd_model import Marker
-from bridge.watch.other_bridges import MAX_BRIDGES, SILENT_PROBES, OtherBridges
+from bridge.watch.other_bridges import MAX_BRIDGES, SILENT_MARKERS, OtherBridges
 from tests.unit.watch.fakes import WEB, FakeEngineClient, exit_event, synced_watch
 from tests.virtual_time import VirtualClock
 
 EPOCH = 1_900_000_000_000  # newer than the time of VirtualClock
-PROBE_SECONDS = 10
+MARKER_SECONDS = 10
 
 
 def marker_of(number: int = 1, *, host: str = "node-1", epoch: int = EPOCH) -> Marker:
@@ -23,13 +23,13 @@ def bridges() -> OtherBridges:
     return OtherBridges(VirtualClock(), "node-1")
 
 
-def probe(others: OtherBridges, times: int) -> list[bool]:
-    return [others.probe_returned() for _ in range(times)]
+def return_markers(others: OtherBridges, times: int) -> list[bool]:
+    return [others.marker_returned() for _ in range(times)]
 
 
 async def test_newer_epoch_begins_when_other_bridge_is_silent() -> None:
     client = FakeEngineClient({WEB: 10})
-    async with synced_watch(client, marker_interval=PROBE_SECONDS) as running:
+    async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of())
         await running.wait_synced(2)
         client.stream.put(exit_event(WEB, 10))
@@ -49,7 +49,7 @@ async def test_newer_epoch_begins_when_other_bridge_is_silent() -> None:
 
 async def test_newest_epoch_stays_and_snapshot_follows_other_bridge() -> None:
     client = FakeEngineClient()
-    async with synced_watch(client, marker_interval=PROBE_SECONDS) as running:
+    async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of(epoch=1))
         await running.wait_synced(2)
     assert running.snapshots()[1]["reason"] == "second_bridge"
@@ -58,11 +58,11 @@ async def test_newest_epoch_stays_and_snapshot_follows_other_bridge() -> None:
 
 async def test_epoch_stays_when_others_are_not_of_this_source() -> None:
     client = FakeEngineClient()
-    async with synced_watch(client, marker_interval=PROBE_SECONDS) as running:
+    async with synced_watch(client, marker_interval=MARKER_SECONDS) as running:
         client.stream.put(marker_of(host="node-2"), Marker("f" * 16, 1))
         await running.eventually(lambda: running.watch.event_counts["foreign_marker"] == 2)
         sent = client.calls["publish_marker"]
-        await running.eventually(lambda: client.calls["publish_marker"] > sent + SILENT_PROBES + 1)
+        await running.eventually(lambda: client.calls["publish_marker"] > sent + SILENT_MARKERS + 1)
         assert running.watch.other_bridges.count == 0
     assert len({each["epoch"] for each in running.documents}) == 1
 
@@ -72,11 +72,11 @@ def test_bridge_counts_until_all_others_are_silent() -> None:
     others.receive(marker_of(1, epoch=EPOCH + 5))
     others.receive(marker_of(2))
     assert others.count == 2
-    assert probe(others, SILENT_PROBES - 1) == [False] * (SILENT_PROBES - 1)
+    assert return_markers(others, SILENT_MARKERS - 1) == [False] * (SILENT_MARKERS - 1)
     others.receive(marker_of(1))
-    assert probe(others, 1) == [False]
+    assert return_markers(others, 1) == [False]
     assert others.count == 1
-    assert probe(others, SILENT_PROBES) == [False, True, False]
+    assert return_markers(others, SILENT_MARKERS) == [False, True, False]
     assert others.count == 0
     overlap = others.take_overlap()
     assert overlap is not None
@@ -87,10 +87,10 @@ def test_bridge_counts_until_all_others_are_silent() -> None:
 def test_silence_counts_from_zero_on_next_connection() -> None:
     others = bridges()
     others.receive(marker_of())
-    probe(others, SILENT_PROBES - 1)
+    return_markers(others, SILENT_MARKERS - 1)
     others.restart_silence()
-    assert not any(probe(others, SILENT_PROBES - 1))
-    assert probe(others, 1) == [True]
+    assert not any(return_markers(others, SILENT_MARKERS - 1))
+    assert return_markers(others, 1) == [True]
 
 
 @pytest.mark.parametrize("nonce", ["", "f" * 16, "f" * 59, "f" * 61, "F" * 60, "g" * 60])

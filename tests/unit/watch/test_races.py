@@ -266,14 +266,17 @@ async def test_pause_between_snapshots_grows_when_losses_are_repeated() -> None:
         assert await pause_after_losses(2) == [0, 30]
 
 
-async def test_snapshot_on_demand_does_not_wait_for_pause_after_losses() -> None:
+@pytest.mark.parametrize("seconds", [0, 1])
+async def test_snapshot_on_demand_does_not_wait_for_pause_after_losses(seconds: float) -> None:
+    """The snapshot is requested together with one after another loss, or later."""
     async with synced_watch(FakeEngineClient()) as running:
         for number in range(4):
             running.watch.request_snapshot("overflow")
             await running.wait_synced(2 + number)
         before = running.clock.now().monotonic
         running.watch.request_snapshot("overflow")
-        await running.clock.sleep(1)
-        taking = asyncio.create_task(running.watch.take_snapshot())
-        await running.eventually(taking.done)
+        if seconds:
+            await running.clock.sleep(seconds)
+        running.watch.request_snapshot("on_demand")
+        await running.wait_synced(7 if seconds else 6)
         assert running.clock.now().monotonic - before < 60 * SECOND
