@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+_T = TypeVar("_T")
 DURATION = "duration: a whole number and s, m, h or d"
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -155,10 +156,15 @@ def check_namespace_glob(value: str) -> str:
     return value
 
 
-def _check_non_empty(globs: tuple[str, ...]) -> tuple[str, ...]:
-    if not globs:
-        raise ValueError("must not be empty; list at least one glob, or remove the setting to match everything")
-    return globs
+def non_empty(advice: str) -> AfterValidator:
+    """Return a validator that rejects an empty list or mapping; ``advice`` says what to write instead."""
+
+    def check(items: _T) -> _T:
+        if not items:
+            raise ValueError(f"must not be empty; {advice}")
+        return items
+
+    return AfterValidator(check)
 
 
 def _check_selector(value: str) -> str:
@@ -205,11 +211,13 @@ Duration = Annotated[timedelta, BeforeValidator(_parse_duration), WithJsonSchema
 OffAllowed = (BeforeValidator(_parse_duration_or_off), WithJsonSchema(_OFF_SCHEMA))
 CommaSeparated = BeforeValidator(_split_items)
 GlobList = Annotated[tuple[Annotated[str, AfterValidator(_check_glob)], ...], CommaSeparated]
-NonEmptyGlobList = Annotated[GlobList, AfterValidator(_check_non_empty), Field(json_schema_extra={"minItems": 1})]
+_AT_LEAST_ONE = (
+    non_empty("list at least one glob, or remove the setting to match everything"),
+    Field(json_schema_extra={"minItems": 1}),
+)
+NonEmptyGlobList = Annotated[GlobList, *_AT_LEAST_ONE]
 NamespaceGlobs = Annotated[tuple[Annotated[str, AfterValidator(check_namespace_glob)], ...], CommaSeparated]
-NonEmptyNamespaceGlobs = Annotated[
-    NamespaceGlobs, AfterValidator(_check_non_empty), Field(json_schema_extra={"minItems": 1})
-]
+NonEmptyNamespaceGlobs = Annotated[NamespaceGlobs, *_AT_LEAST_ONE]
 LabelSelectors = Annotated[tuple[Annotated[str, AfterValidator(_check_selector)], ...], CommaSeparated]
 FilePath = Annotated[str, AfterValidator(_check_file)]
 """A file with a secret or a certificate. Messages show the path, never the content."""

@@ -23,6 +23,7 @@ from config.fields import (
     SocketPath,
     between,
     field,
+    non_empty,
 )
 
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+):(\d{1,5})")
@@ -83,19 +84,16 @@ class LabelSelectorsSettings(SettingsModel):
 
 
 Kind = Literal["container", "sandbox"]
+Kinds = Annotated[
+    tuple[Annotated[Kind, LowercaseStr], ...], CommaSeparated, non_empty("list container, sandbox or both")
+]
 AdditionalEvent = Literal["created", "deleted", "oom", "renamed"]
-
-
-def _check_kinds(kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
-    if not kinds:
-        raise ValueError("must not be empty; list container, sandbox or both")
-    return kinds
 
 
 class ContainersSettings(SettingsModel):
     """The containers to publish: those that match all filters. Decided at each start, and when the filters change."""
 
-    kinds: Annotated[tuple[Annotated[Kind, LowercaseStr], ...], CommaSeparated, AfterValidator(_check_kinds)] = field(
+    kinds: Kinds = field(
         ("container",),
         "container, sandbox (the pause containers of Kubernetes pods), or both.",
         reason="A sandbox runs no user code. Sandboxes are tracked anyway, for the labels of their pods.",

@@ -151,12 +151,6 @@ class ReleaseExit(Struct, frozen=True):
     """An exit that is held must be published: from now on, an OOM event may be another task's."""
 
 
-class AwaitStart(Struct, frozen=True):
-    """Wait for the start of a pending exit until ``deadline`` (monotonic); None: do not wait any more."""
-
-    deadline: int | None
-
-
 class QueryTask(Struct, frozen=True):
     """Query the task at ``due`` (monotonic); 0: immediately."""
 
@@ -192,7 +186,6 @@ Effect: TypeAlias = (
     | PauseChanged
     | Exited
     | ReleaseExit
-    | AwaitStart
     | QueryTask
     | CancelQuery
     | BeginChecks
@@ -203,7 +196,7 @@ Effect: TypeAlias = (
 Effects: TypeAlias = list[Effect]
 Handler: TypeAlias = Callable[[TaskState, Any, Instant, Effects], TaskState]
 
-_QUERY_NOW, _CANCEL_QUERY, _RELEASE_EXIT, _STOP_WAITING = QueryTask(), CancelQuery(), ReleaseExit(), AwaitStart(None)
+_QUERY_NOW, _CANCEL_QUERY, _RELEASE_EXIT = QueryTask(), CancelQuery(), ReleaseExit()
 _BEGIN_CHECKS, _END_CHECKS, _END_CHECKS_OF_RUN = BeginChecks(), EndChecks(), EndChecks(resume=True)
 _RESUME_CHECKS = ResumeChecks()
 _LATE, _DUPLICATE = Count("late"), Count("duplicate")
@@ -336,9 +329,8 @@ def _exit_without_start(state: TaskState, event: TaskExited, now: Instant, effec
         return state
     if (pending := state.find(PendingExit)) is not None:
         state = _resolve_pending_exit(state, pending, now, effects)
-    deadline = now.monotonic + PENDING_EXIT_NS
-    effects.append(AwaitStart(deadline))
-    return _end_checks_of(_add_evidence(state, PendingExit(event.pid, event, deadline)), event, now, effects)
+    pending = PendingExit(event.pid, event, now.monotonic + PENDING_EXIT_NS)
+    return _end_checks_of(_add_evidence(state, pending), event, now, effects)
 
 
 def _exit_while_running(state: TaskState, event: TaskExited, now: Instant, effects: Effects) -> TaskState:
@@ -412,22 +404,13 @@ def _add_oom_kill(state: TaskState, pid: int) -> TaskState:
 # --- results of calls ---
 
 
-def _wait_without_run(state: TaskState, input_: TaskWaited, now: Instant, effects: Effects) -> TaskState:
-    """If the start is expected, remember the exit status, and query the task if the exit event does not arrive."""
+def _remember_wait(state: TaskState, input_: TaskWaited, now: Instant, effects: Effects) -> TaskState:
+    """Remember the exit status, and query the task if the exit event does not arrive. Ignore other tasks than the
+    running one and those whose start is expected."""
     pid, exit_status = input_.pid, input_.exit_status
-    if not state.expects_start(pid) or state.has_exited(pid):
+    is_running = state.running is not None and state.running.pid == pid
+    if not is_running and (state.has_exited(pid) or not state.expects_start(pid)):
         return state
-    return _add_waited_exit(state, pid, exit_status, now, effects)
-
-
-def _wait_while_running(state: TaskState, input_: TaskWaited, now: Instant, effects: Effects) -> TaskState:
-    """Remember the exit status, and query the task if the exit event does not arrive."""
-    if input_.pid != _run_of(state).pid:
-        return _wait_without_run(state, input_, now, effects)
-    return _add_waited_exit(state, input_.pid, input_.exit_status, now, effects)
-
-
-def _add_waited_exit(state: TaskState, pid: int, exit_status: ExitStatus, now: Instant, effects: Effects) -> TaskState:
     effects.append(QueryTask(now.monotonic + WAITED_EXIT_GRACE_NS))
     if exit_status.exit_status is None and state.find(WaitedExit, pid) is not None:
         return state
@@ -621,13 +604,12 @@ def _resolve_pending_exit(state: TaskState, pending: PendingExit, now: Instant, 
 
 
 def _drop_pending_exit(state: TaskState, pending: PendingExit, count: Count, effects: Effects) -> TaskState:
-    effects += (count, _STOP_WAITING)
+    effects.append(count)
     return _remember_exit(_without(state, PendingExit), pending.pid)
 
 
 def _apply_pending_exit(state: TaskState, pending: PendingExit, effects: Effects, *, hold: bool = False) -> TaskState:
     """End a run that has just started, because its exit arrived before."""
-    effects.append(_STOP_WAITING)
     event = pending.event
     exit_info = ExitInfo(event.status, event.exited_at)
     return _exit(_without(state, PendingExit), "live", event.at, exit_info, effects, hold=hold)
@@ -793,7 +775,7 @@ TABLE = _table(
     (StoppedReported,  _report_stopped,       _report_stopped_while_running),
     (QueryFailed,      _unconfirm,            _unconfirm),
     (TaskFound,        _query_found,          _ignore),
-    (TaskWaited,       _wait_without_run,     _wait_while_running),
+    (TaskWaited,       _remember_wait,        _remember_wait),
     (StartOverdue,     _resolve_overdue_exit, _resolve_overdue_exit),
     (Disconnected,     _disconnect,           _disconnect_run),
 )

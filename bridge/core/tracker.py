@@ -51,7 +51,6 @@ from bridge.core.schedule import Schedule
 from bridge.core.start_checks import FIRST_START_CHECK_NS, StartChecks
 from bridge.core.task_machine import (
     PENDING_EXIT_NS,
-    AwaitStart,
     BeginChecks,
     CancelQuery,
     Count,
@@ -109,7 +108,6 @@ class Tracker:
             PauseChanged: self._emitter.pause_changed,
             Exited: self._emitter.exited,
             ReleaseExit: self._emitter.exit_released,
-            AwaitStart: self._await_start,
             QueryTask: lambda entry, effect, _now: self._scheduled_queries.add(entry.key, effect.due),
             CancelQuery: lambda entry, _effect, _now: self._scheduled_queries.discard(entry.key),
             BeginChecks: lambda entry, _effect, now: self._start_checks.begin(entry, now),
@@ -438,8 +436,7 @@ class Tracker:
         deadline = now.monotonic + PENDING_EXIT_NS
         for entry in entries:
             entry.state = _with_deadline(entry.state, deadline)
-            if entry.state.find(PendingExit) is not None:
-                self._pending_exits.add(entry.key, deadline)
+            self._await_start(entry)
             self._store.add(entry)
             self._emitter.restore(entry, now)
         self._store.unsynced_namespaces = unsynced_namespaces
@@ -448,10 +445,13 @@ class Tracker:
     # --- effects ---
 
     def _step(self, entry: ContainerState, input_: object, now: Instant) -> Effects:
-        """Pass an input to the machine, and carry out the effects."""
-        entry.state, effects = step(entry.state, input_, now)
+        """Pass an input to the machine, carry out the effects, and wait for the start of a pending exit."""
+        before = entry.state
+        entry.state, effects = step(before, input_, now)
         for effect in effects:
             self._effects[type(effect)](entry, effect, now)
+        if entry.state.evidence is not before.evidence:
+            self._await_start(entry)
         return effects
 
     def _finish(self, entry: ContainerState) -> list[Transition]:
@@ -459,10 +459,10 @@ class Tracker:
         self._store.note_change(entry)
         return self._emitter.take()
 
-    def _await_start(self, entry: ContainerState, effect: AwaitStart, _now: Instant) -> None:
+    def _await_start(self, entry: ContainerState) -> None:
         self._pending_exits.discard(entry.key)
-        if effect.deadline is not None:
-            self._pending_exits.add(entry.key, effect.deadline)
+        if (pending := entry.state.find(PendingExit)) is not None:
+            self._pending_exits.add(entry.key, pending.deadline)
 
     def _count(self, _entry: ContainerState, effect: Count, _now: Instant) -> None:
         self.counts[effect.name] += 1

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, ValidationError, WrapValidator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from config.fields import non_empty
 from config.sinks import file, kafka, nats, plugins, stdout
 from config.sinks.common import BaseSinkSettings
 from config.sinks.file import FileSettings
@@ -179,12 +180,6 @@ def model_of(type_: object) -> type[BaseSinkSettings]:
     raise ValidationError.from_exception_data("sink", [InitErrorDetails(type=error, loc=("type",), input=None)])
 
 
-def _check_non_empty(sinks: dict[str, SinkSettings]) -> dict[str, SinkSettings]:
-    if not sinks:
-        raise ValueError("must not be empty; configure at least one sink, such as 'main: kafka://HOST:PORT/TOPIC'")
-    return sinks
-
-
 def _check_files_differ(sinks: dict[str, SinkSettings]) -> dict[str, SinkSettings]:
     used: dict[str, str] = {}
     for id_, sink in sinks.items():
@@ -197,6 +192,6 @@ SinkId = Annotated[str, AfterValidator(_check_id)]
 Sinks = Annotated[
     dict[SinkId, Annotated[SinkSettings, WrapValidator(_parse_sink)]],
     BeforeValidator(_parse_sinks),
-    AfterValidator(_check_non_empty),
+    non_empty("configure at least one sink, such as 'main: kafka://HOST:PORT/TOPIC'"),
     AfterValidator(_check_files_differ),
 ]

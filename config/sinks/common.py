@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, SecretStr, model_validator
 
-from config.fields import CommaSeparated, FilePath, LowercaseStr, SettingsModel, field, mutually_exclusive
+from config.fields import CommaSeparated, FilePath, LowercaseStr, SettingsModel, field, mutually_exclusive, non_empty
 
 _SERVER = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::(?P<port>\d{1,5}))?")
 _MAX_PORT = 65535
@@ -106,14 +106,10 @@ def _check_server(value: str) -> str:
     return value
 
 
-def _check_non_empty(servers: tuple[str, ...]) -> tuple[str, ...]:
-    if not servers:
-        raise ValueError("must not be empty; list at least one server, as HOST:PORT")
-    return servers
-
-
 Servers = Annotated[
-    tuple[Annotated[str, AfterValidator(_check_server)], ...], CommaSeparated, AfterValidator(_check_non_empty)
+    tuple[Annotated[str, AfterValidator(_check_server)], ...],
+    CommaSeparated,
+    non_empty("list at least one server, as HOST:PORT"),
 ]
 
 

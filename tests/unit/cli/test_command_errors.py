@@ -34,7 +34,9 @@ def test_closed_descriptors_cause_no_traceback(command: str, closed: str) -> Non
     assert "Traceback" not in process.stderr + process.stdout
 
 
-@pytest.mark.parametrize("command", ["doctor", "doctor --json", f"check --containerd {NO_SOCKET}", "--help"])
+@pytest.mark.parametrize(
+    "command", ["doctor", "doctor --json", f"check --containerd {NO_SOCKET}", "--help", "version", "schema event"]
+)
 def test_closed_pipe_exits_1_without_output(command: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)

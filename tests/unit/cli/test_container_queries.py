@@ -127,14 +127,6 @@ async def test_list_takes_pod_labels_from_sandbox(monkeypatch: pytest.MonkeyPatc
 # --- connecting ---
 
 
-async def test_missing_containerd_exits_3(tmp_path: Path, golden: Golden) -> None:
-    settings = load({"containerd": {"address": str(tmp_path / "c.sock")}})
-    with golden.error("containerd_errors", "command, no socket", CommandError, tmp_path / "c.sock") as caught:
-        async with open_client(settings):
-            pass
-    assert caught.value.exit_status == 3
-
-
 async def test_other_server_on_socket_exits_3(tmp_path: Path, golden: Golden) -> None:
     path = tmp_path / "s"
 

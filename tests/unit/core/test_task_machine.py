@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from bridge.core import task_machine as machine
-from bridge.core.container_state import MAX_CREATED_PIDS, MAX_EXITED_PIDS, TaskState
+from bridge.core.container_state import MAX_CREATED_PIDS, MAX_EXITED_PIDS, PendingExit, TaskState
 from bridge.core.containerd_model import (
     ContainerCreated,
     ContainerDeleted,
@@ -61,21 +61,24 @@ def oom(seconds: float) -> TaskOOM:
     return TaskOOM(WEB, wall(seconds))
 
 
-def process(*steps: Step) -> tuple[TaskState, machine.Effects, Instant]:
-    """Process all steps; return the state after the last one, its effects and its moment."""
-    state, now = TaskState(), moment(0)
+def process(*steps: Step) -> tuple[TaskState, TaskState, machine.Effects, Instant]:
+    """Process all steps; return the states before and after the last one, its effects and its moment."""
+    before = state = TaskState()
+    now = moment(0)
     effects: machine.Effects = []
     for each in steps:
         seconds, input_ = _input_of(each)
-        now = moment(seconds)
+        before, now = state, moment(seconds)
         state, effects = step(state, input_, now)
-    return state, effects, now
+    return before, state, effects, now
 
 
 def run(*steps: Step) -> str:
     """Process all steps; return the effects of the last one, and the state after it ("?": unconfirmed), as text."""
-    state, effects, now = process(*steps)
-    texts = filter(None, (describe(effect, now) for effect in effects))
+    before, state, effects, now = process(*steps)
+    texts = [text for effect in effects if (text := describe(effect, now))]
+    if (pending := state.find(PendingExit)) not in (None, before.find(PendingExit)):
+        texts.append(f"wait {to_seconds(pending.deadline - now.monotonic):g}")
     return f"{', '.join(texts)} -> {type(state.task).__name__}{'' if state.confirmed else '?'}".strip()
 
 
@@ -95,8 +98,6 @@ def describe(effect: machine.Effect, now: Instant) -> str:
             text = f"exited {origin} {exit_info.status} @{_seconds(at)}{' oom' * bool(exit_info.oom)}{' hold' * hold}"
         case machine.QueryTask(due):
             text = f"query in {to_seconds(due - now.monotonic):g}" if due else "query"
-        case machine.AwaitStart(deadline) if deadline is not None:
-            text = f"wait {to_seconds(deadline - now.monotonic):g}"
         case machine.Count(name):
             text = f"count {name}"
         case machine.BeginChecks():
@@ -225,7 +226,7 @@ CASES: dict[str, list[tuple[str, list[Step], str]]] = {
         ("next task started, then the exit", [*NEXT, At(3, exited(5, 0.9))], "exited live 0 @0.9 hold -> Created"),
         ("next task started, then the exit and running", [*NEXT, At(3, exited(5, 0.9)), reported(3, 6)],
          "started live 6 @2 -> Running"),
-        ("next task exited", [*NEXT, exited(6, 3)], "wait 30, query -> Running"),
+        ("next task exited", [*NEXT, exited(6, 3)], "query, wait 30 -> Running"),
         ("next task exited, then none", [*NEXT, exited(6, 3), reported(3)],
          "exited inferred None @3, started live 6 @2, exited live 0 @3 -> NoTask"),
         ("next task exited, then stopped", [*NEXT, exited(6, 3), reported(3, 6, STOPPED)],
@@ -447,7 +448,7 @@ def test_exited_pids_are_remembered_across_many_restarts() -> None:
 
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_events_are_on_time_when_wall_clock_steps(hours: int) -> None:
-    state, _, _ = process(*RUN, paused(2))
+    _, state, _, _ = process(*RUN, paused(2))
     at = 3 + hours * 3600
     _, effects = step(state, resumed(at), Instant(wall(at), 3 * SECOND))
     assert effects == [machine.PauseChanged(False, "live", wall(at))]
@@ -463,14 +464,12 @@ def test_events_are_on_time_when_wall_clock_steps(hours: int) -> None:
         pytest.param([*NEW, deleted(5, 1)], machine.EndChecks(), id="checks ended by the deletion of the task"),
         pytest.param([ContainerDeleted(WEB, wall(1))], machine.EndChecks(), id="checks ended by the deletion"),
         pytest.param([reported(1, 5)], machine.EndChecks(resume=True), id="checks suspended by a missed start"),
-        pytest.param([exited(5, 1), At(2, started(5, 0.5))], machine.AwaitStart(None), id="wait ended by the start"),
-        pytest.param([*NEW, exited(5, 1), OVERDUE], machine.AwaitStart(None), id="wait ended by the deadline"),
         pytest.param([*ENDED, created(6, 2)], machine.ReleaseExit(), id="exit released by the next task"),
     ],
 )
 def test_machine_cancels_what_is_not_needed(steps: list[Step], expected: machine.Effect) -> None:
-    assert expected in process(*steps)[1]
+    assert expected in process(*steps)[2]
 
 
 def test_query_is_kept_when_exit_precedes_unconfirmed_start() -> None:
-    assert machine.CancelQuery() not in process(*NEXT, At(3, exited(5, 0.9)))[1]
+    assert machine.CancelQuery() not in process(*NEXT, At(3, exited(5, 0.9)))[2]

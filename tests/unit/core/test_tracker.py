@@ -134,6 +134,8 @@ def test_next_due_is_earliest_of_queries_and_pending_exits() -> None:
     assert tracker.next_due() == 2 * SECOND
     tracker.due_queries(moment(2))
     assert tracker.next_due() == 31 * SECOND
+    step(tracker, started(5, 0.5), moment(3))
+    assert tracker.next_due() is None
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,6 @@ def joined_lines(batch: Sequence[Record]) -> bytes:
     return b"".join(item.data + b"\n" for item in batch)
 
 
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 async def read(descriptor: int, size: int) -> bytes:
     """Read exactly ``size`` bytes, off the event loop."""
 

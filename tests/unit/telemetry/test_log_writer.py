@@ -3,22 +3,11 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from bridge.telemetry.log_writer import NonBlockingWriter
 
 LONG_LINE = "x" * 100_000  # more than a pipe holds
-
-
-@pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
 
 
 def read_all_lines(descriptor: int, count: int) -> list[str]:

@@ -20,14 +20,6 @@ Configure = Callable[..., NonBlockingWriter]
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
-@pytest.fixture
 def configure() -> Iterator[Configure]:
     writers: list[NonBlockingWriter] = []
     handlers, level = logging.root.handlers[:], logging.root.level
