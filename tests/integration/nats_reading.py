@@ -144,14 +144,17 @@ async def check_streams_under_failures(
 
 
 async def add_streams(peer: Nats, prefix: str, *, replicas: int = 1) -> None:
-    """Create the two streams of ``check_streams_under_failures``."""
+    """Create the two streams of ``check_streams_under_failures``.
+
+    A leader that has dropped a message rejects its id for as long as ``duplicate_window`` (error 10158).
+    """
     async with StreamReader(peer) as reader:
         for name, atomic in ((f"{prefix}_batches", True), (f"{prefix}_single", False)):
             config = StreamConfig(
                 f"WHALEBRIDGE_{name.upper()}",
                 subjects=[f"{name}.>"],
                 num_replicas=replicas,
-                duplicate_window=3600,
+                duplicate_window=60,
                 allow_atomic=atomic,
             )
             await retry_until_available(partial(reader.jetstream.add_stream, config))
@@ -165,7 +168,7 @@ async def _check_stream_under_failures(
     errors: list[str] = []
     while not failing.done() or published < 2000:
         batch = records(1 + published % 397, first_sequence=published + 1)
-        errors += await publish_until_accepted(sink, batch, seconds=120)
+        errors += await publish_until_accepted(sink, batch, seconds=240)
         published += len(batch)
     await failing
     await sink.close()
