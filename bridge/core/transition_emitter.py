@@ -71,10 +71,8 @@ class TransitionEmitter:
 
     def started(self, entry: ContainerState, effect: Started, _now: Instant) -> None:
         """Emit a start, unless the run is preexisting."""
-        if entry.held_exit is not None:
-            self.release_exit(entry)
-        pid, preexisting, metadata = effect.pid, effect.preexisting, entry.metadata
-        matches = metadata is None or metadata.in_scope
+        self.release_exit(entry)
+        pid, preexisting, matches = effect.pid, effect.preexisting, in_scope(entry.metadata)
         incarnation = Incarnation(pid, incarnation_id(self._boot_id, pid), False, matches, preexisting)
         entry.incarnation = incarnation
         if preexisting:
@@ -109,8 +107,7 @@ class TransitionEmitter:
 
     def exit_released(self, entry: ContainerState, _effect: ReleaseExit, _now: Instant) -> None:
         """Emit the held exit, if any."""
-        if entry.held_exit is not None:
-            self.release_exit(entry)
+        self.release_exit(entry)
 
     def _hold_exit(self, entry: ContainerState, held: HeldExit) -> None:
         entry.held_exit = held
