@@ -98,19 +98,19 @@ class ContainerStore:
     def note_change(self, entry: ContainerState) -> None:
         """Note that a state has changed; turn an id without metadata and incarnation into a tombstone."""
         self._changed.setdefault(entry.key, False)
-        if entry.incarnation is None and (entry.deleted or entry.metadata is None):
-            self._bury_if_idle(entry)
+        self._bury_if_idle(entry)
 
     def add(self, entry: ContainerState) -> None:
         """Add a restored state, which is not a change."""
         self._entries[entry.key] = entry
         if entry.metadata is not None:
             self._index_sandbox(entry.metadata)
-        if entry.incarnation is None and (entry.deleted or entry.metadata is None):
-            self._bury_if_idle(entry)
+        self._bury_if_idle(entry)
 
     def _bury_if_idle(self, entry: ContainerState) -> None:
         """Turn the state of a container that does not exist into a tombstone, unless it waits for something."""
+        if entry.incarnation is not None or (entry.metadata is not None and not entry.deleted):
+            return
         state = entry.state
         if entry.held_exit is not None or not state.confirmed or (state.evidence and state.find(PendingExit)):
             return
