@@ -29,6 +29,7 @@ def components(version: Version) -> tuple[str, ...]:
 
 
 # CRI (one plugin in 1.6, several in 2.4) would set up networking; nri and opt write outside of our directory.
+# The restart monitor would kill a container with `--restart=always` that is just being started, as if it had stopped.
 _CONFIG_TEMPLATE = """\
 version = 2
 root = "{directory}/root"
@@ -46,6 +47,8 @@ disabled_plugins = [
   address = "{directory}/c.ttrpc"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{directory}/opt"
+[plugins."io.containerd.internal.v1.restart"]
+  interval = "1h"
 """
 
 
