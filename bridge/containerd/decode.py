@@ -55,7 +55,7 @@ IGNORED_TOPICS = frozenset(
     }
 )
 
-_MAX_SECONDS = 253_402_300_799  # of the year 9999, where RFC 3339 ends
+_MAX_SECONDS = (1 << 63) // SECOND - 1  # of the year 2262: the checkpoint holds 64-bit nanoseconds, as Go does
 _MAX_MARKER_DIGITS = 18
 
 _Payload = TypeVar("_Payload", bound=Message)

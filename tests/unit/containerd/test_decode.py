@@ -128,13 +128,21 @@ class TestEvents:
         assert isinstance(event, TaskExited)
         assert event.exec_id == exec_id
 
-    @pytest.mark.parametrize("invalid", [None, GO_ZERO, {"seconds": 1 << 50}, {"seconds": 1, "nanos": -1}])
+    @pytest.mark.parametrize(
+        "invalid", [None, GO_ZERO, {"seconds": 1 << 50}, {"seconds": 1 << 34}, {"seconds": 1, "nanos": -1}]
+    )
     def test_exit_time_is_none_when_invalid(self, invalid: dict[str, int] | None) -> None:
         event = decode.event(exited(exited_at=invalid))
         assert isinstance(event, TaskExited)
         assert event.exited_at is None
 
-    @pytest.mark.parametrize("invalid", [None, GO_ZERO, {"seconds": -1}, {"seconds": 253_402_300_800}])
+    def test_latest_timestamp_has_64_bits_of_nanoseconds(self) -> None:
+        raw = envelope("/tasks/oom", payloads_pb2.TaskOOM(container_id="web"), timestamp={"seconds": 9_223_372_035})
+        event = decode.event(raw)
+        assert isinstance(event, TaskOOM)
+        assert msgspec.msgpack.encode(event)  # as in the checkpoint
+
+    @pytest.mark.parametrize("invalid", [None, GO_ZERO, {"seconds": -1}, {"seconds": 9_223_372_036}])
     def test_event_is_undecodable_when_timestamp_is_invalid(
         self, invalid: dict[str, int] | None, golden: Golden
     ) -> None:
