@@ -29,9 +29,7 @@ class Deduplicator:
             return True
         if record.position <= self._evicted_up_to or self._contains(record.position):
             return False
-        lost = record.lost
-        first = (lost.epoch, lost.first) if lost and lost.last == record.sequence else record.position
-        self._add(first, record.position)
+        self._add(_first_position(record), record.position)
         return True
 
     def covers(self, first: Position, last: Position) -> bool:
@@ -53,3 +51,11 @@ class Deduplicator:
         if len(self._starts) > self._max_gaps + 1:
             self._evicted_up_to = self._ends[0]
             del self._starts[0], self._ends[0]
+
+
+def _first_position(record: DecodedRecord) -> Position:
+    """Return the first position that a record stands for; a loss with an invalid range stands for its own only."""
+    lost = record.lost
+    if lost and lost.epoch == record.epoch and lost.first <= lost.last == record.sequence:
+        return (lost.epoch, lost.first)
+    return record.position

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +35,14 @@ def test_deduplicator_treats_loss_range_as_received(chance: Random) -> None:
         other = chance.randint(1, 20)
         assert deduplicator.accept(record_at(1, other)) is (other not in accepted)
         accepted.add(other)
+
+
+@pytest.mark.parametrize("lost", [Lost(9, 1, 5), Lost(1, 1, 5), Lost(2, 9, 5), Lost(2, 1, 4), Lost(2, 1, 6)])
+def test_loss_with_invalid_range_counts_as_its_own_position(lost: Lost) -> None:
+    deduplicator = Deduplicator()
+    invalid = DecodedRecord(1, "lost", "", Engine("engine"), "node-1", 2, 5, lost=lost)
+    assert [deduplicator.accept(invalid) for _ in range(2)] == [True, False]
+    assert all(deduplicator.accept(record_at(epoch, 4)) for epoch in (1, 2, 9))
 
 
 def test_deduplicator_always_accepts_heartbeats() -> None:
