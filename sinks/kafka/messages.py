@@ -103,8 +103,11 @@ def encode_key(key: StateKey) -> bytes:
 
 
 def decode_key(key: bytes) -> StateKey | None:
-    """Decode a message key; None if it has another format."""
-    parts = [unquote(part, errors="surrogatepass") for part in key.decode(errors="replace").split("/")]
+    """Decode a message key; None if it has another format, as the keys of other programs may have."""
+    try:
+        parts = [unquote(part, errors="surrogatepass") for part in key.decode(errors="replace").split("/")]
+    except UnicodeDecodeError:
+        return None
     return StateKey(*parts) if len(parts) in (2, _KEY_PARTS) else None
 
 

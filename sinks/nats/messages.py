@@ -154,7 +154,7 @@ def decode_ack(message: Msg) -> PubAck:
         return _NO_RESPONDERS_ACK if message.headers else _EMPTY_ACK
     try:
         return _DECODER.decode(message.data)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested too deep
         return _INVALID_ACK
 
 
@@ -178,10 +178,14 @@ def encode_token(value: str) -> str:
 
 
 def decode_token(token: str) -> str:
-    """Decode a token; of a truncated one, return the beginning and the digest."""
+    """Decode a token; of a truncated one, return the beginning and the digest. Bytes that are not text are replaced."""
     if token == "_":  # noqa: S105 (a token of a subject, no secret)
         return ""
-    return _ESCAPED_BYTE.sub(lambda found: bytes([int(found[1], 16)]), token.encode()).decode(errors="surrogatepass")
+    decoded = _ESCAPED_BYTE.sub(lambda found: bytes([int(found[1], 16)]), token.encode())
+    try:
+        return decoded.decode(errors="surrogatepass")
+    except UnicodeDecodeError:  # truncated within a character, or written by another program
+        return decoded.decode(errors="replace")
 
 
 class SubjectBuilder:

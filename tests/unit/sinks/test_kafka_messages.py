@@ -36,7 +36,7 @@ def test_kafka_key_is_plain_for_plain_names() -> None:
     assert encode_key(StateKey("node-1", "c79d", "k8s.io", "web_1")) == b"node-1/c79d/k8s.io/web_1"
 
 
-@pytest.mark.parametrize("key", [b"", b"a", b"a/b/c", b"a/b/c/d/e"])
+@pytest.mark.parametrize("key", [b"", b"a", b"a/b/c", b"a/b/c/d/e", b"a/%FF", b"a/b/%C3/d"])
 def test_kafka_key_of_other_format_is_ignored(key: bytes) -> None:
     assert decode_key(key) is None
 

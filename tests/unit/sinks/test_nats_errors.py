@@ -130,6 +130,7 @@ def test_jetstream_errors_are_described(golden: Golden) -> None:
         (b"", {"Status": "503"}, PubAck(ApiError(503, 0, ANY))),
         (b"hello", None, PubAck(ApiError(0, 0, ANY))),
         (b"[1]", None, PubAck(ApiError(0, 0, ANY))),
+        (b'{"stream":"\xff"}', None, PubAck(ApiError(0, 0, ANY))),
     ],
 )
 def test_nats_publish_acknowledgment_is_parsed(
@@ -139,6 +140,11 @@ def test_nats_publish_acknowledgment_is_parsed(
     assert ack == expected
     if ack.error:
         golden.entry("nats_errors", f"acknowledgment {data!r}", ack.error.description)
+
+
+def test_nats_acknowledgment_nested_too_deep_is_invalid() -> None:
+    ack = decode_ack(Msg(_client=None, data=b'{"x":' + b"[" * 100_000))  # type: ignore[arg-type]
+    assert ack == PubAck(ApiError(0, 0, ANY))
 
 
 # --- streams ---

@@ -153,6 +153,11 @@ def test_subject_token_can_be_decoded(value: str) -> None:
         assert decode_token(encode_token(value)) == ("" if value == "_" else value)
 
 
+@pytest.mark.parametrize("token", ["web=FF", encode_token("aaa" + "é" * 300)])
+def test_token_that_is_not_utf8_is_decoded_with_replacements(token: str) -> None:
+    assert "\ufffd" in decode_token(token)
+
+
 @given(st.text(min_size=1), st.text(min_size=1))
 def test_subject_tokens_of_different_values_differ(first: str, second: str) -> None:
     if first != second:
