@@ -5,12 +5,13 @@ A chunk holds many records, because an SQL row costs about as much as a record.
 
 from __future__ import annotations
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from bridge.core.record_encoder import parse_record
 from bridge.core.records import Record
@@ -18,6 +19,12 @@ from bridge.outbox.sink_queue import LossRange, PositionRange
 
 MAX_CHUNK_RECORDS = 512
 MAX_CHUNK_BYTES = 512 * 1024
+_MAX_NUMBER = 1 << 53  # beyond any number of records, bytes, seconds or milliseconds; sums of two fit into SQLite
+
+Number: TypeAlias = Annotated[int, Meta(ge=0, le=_MAX_NUMBER)]
+"""A number in a row, to be checked when the row is read."""
+Offset: TypeAlias = Annotated[int, Meta(ge=-_MAX_NUMBER, le=_MAX_NUMBER)]
+"""An offset or a difference of offsets, which can be negative after a migration."""
 
 
 class CorruptDatabaseError(Exception):
@@ -27,26 +34,28 @@ class CorruptDatabaseError(Exception):
 class Chunk(NamedTuple):
     """The documents of consecutive records of one epoch, one per line; ``sequence`` is the first one's.
 
-    ``uptime`` is the bridge's total uptime in seconds at the time of writing.
+    ``uptime`` is the bridge's total uptime in seconds at the time of writing. ``checksum`` is None in chunks that were
+    written by format 2 and earlier.
     """
 
-    position: int
-    record_count: int
-    epoch: int
-    sequence: int
-    uptime: int
+    position: Number
+    record_count: Number
+    epoch: Number
+    sequence: Number
+    uptime: Number
     documents: bytes
+    checksum: Number | None
 
 
 class ChunkHeader(NamedTuple):
     """Consecutive records of one epoch, as in a chunk; ``size`` is the bytes of their documents."""
 
-    position: int
-    record_count: int
-    epoch: int
-    sequence: int
-    uptime: int
-    size: int
+    position: Number
+    record_count: Number
+    epoch: Number
+    sequence: Number
+    uptime: Number
+    size: Number
 
 
 class WriteBatch(Struct):
@@ -127,7 +136,7 @@ class ChunkReader(ABC):
                 size += len(document)
                 if records and (len(records) == limit or size > max_bytes):
                     return records
-                records.append(_parse_record(document))
+                records.append(parse_stored_record(document))
             position = chunk.position + chunk.record_count
         if not records:
             raise CorruptDatabaseError(f"record at position {first} is missing")
@@ -159,18 +168,31 @@ def split_into_chunks(records: Sequence[Record], position: int, uptime: int) -> 
 def _build_chunk(records: Sequence[Record], position: int, uptime: int) -> Chunk:
     first = records[0]
     documents = b"\n".join([record.data for record in records])
-    return Chunk(position, len(records), first.epoch, first.sequence, uptime, documents)
+    chunk = Chunk(position, len(records), first.epoch, first.sequence, uptime, documents, None)
+    return chunk._replace(checksum=_checksum(chunk))
+
+
+def _checksum(chunk: Chunk) -> int:
+    """Return a checksum of the documents and of what identifies them."""
+    return zlib.crc32(chunk.documents, zlib.crc32(b"%d %d %d" % (chunk.position, chunk.epoch, chunk.sequence)))
 
 
 def _documents(chunk: Chunk) -> list[bytes]:
     documents = chunk.documents.split(b"\n")
     if len(documents) != chunk.record_count:
         raise CorruptDatabaseError(f"chunk at position {chunk.position} is incomplete")
+    if chunk.checksum not in (None, _checksum(chunk)):
+        raise CorruptDatabaseError(f"chunk at position {chunk.position} has another checksum")
     return documents
 
 
-def _parse_record(document: bytes) -> Record:
+def parse_stored_record(document: bytes) -> Record:
+    """Restore a record.
+
+    Raises:
+        CorruptDatabaseError: The document is not a record.
+    """
     try:
         return parse_record(document)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptDatabaseError(f"record cannot be decoded: {error}") from error

@@ -15,17 +15,23 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
-from bridge.core.record_encoder import parse_record
+import msgspec
+from msgspec import Struct
+
+from bridge.core.records import LossReason
 from bridge.outbox.chunks import (
     Chunk,
     ChunkHeader,
     ChunkReader,
     CorruptDatabaseError,
     LoadedState,
+    Number,
+    Offset,
     StoredQueue,
     WriteBatch,
+    parse_stored_record,
 )
 from bridge.outbox.memory_store import MemoryStore
 from bridge.outbox.schema import detect_format, migrate
@@ -46,6 +52,30 @@ _PRAGMAS = (
     f"wal_autocheckpoint = {_WAL_CHECKPOINT_PAGES}",
     f"journal_size_limit = {_MAX_WAL_BYTES}",
 )
+
+
+class _StateValues(Struct):
+    """The table ``state``; see ``LoadedState``."""
+
+    end_offset: Offset
+    uptime: Number = 0
+    reset: int | None = None
+    created: int | None = None
+
+
+class _SinkRow(NamedTuple):
+    name: str
+    cursor: Number
+    offset: Offset
+
+
+class _LossRow(NamedTuple):
+    first: Number
+    end: Number
+    sequence: Number
+    size: Offset
+    reason: LossReason
+    document: bytes
 
 
 class DatabaseRemovedError(Exception):
@@ -134,22 +164,26 @@ class Database(ChunkReader):
     # --- loading at the start ---
 
     def load(self) -> LoadedState:
-        """Read everything except the records."""
-        state: dict[str, int] = dict(self._execute("SELECT name, value FROM state"))
-        sinks = self._execute("SELECT name, cursor, offset FROM sinks").fetchall()
+        """Read everything except the records.
+
+        Raises:
+            CorruptDatabaseError: A value is missing or invalid.
+        """
+        state = _convert(dict(self._execute("SELECT name, value FROM state")), _StateValues)
+        sinks = [_convert(row, _SinkRow) for row in self._execute("SELECT name, cursor, offset FROM sinks").fetchall()]
         queues = {name: self._load_queue(name, cursor, offset) for name, cursor, offset in sinks}
         last = self._execute("SELECT position + record_count FROM chunks ORDER BY position DESC LIMIT 1").fetchone()
         # After a power failure, a disk that ignores fsync may have kept cursors and losses but not the records.
         cursors = [queue.cursor for queue in queues.values()]
         loss_ends = [loss.end for queue in queues.values() for loss in queue.losses]
         return LoadedState(
-            end=max([last[0] if last else 0, *cursors, *loss_ends]),
-            end_offset=state["end_offset"],
-            uptime=state.get("uptime", 0),
+            end=max([_convert(last[0], int) if last else 0, *cursors, *loss_ends]),
+            end_offset=state.end_offset,
+            uptime=state.uptime,
             queues=queues,
-            checkpoint=dict(self._execute("SELECT key, value FROM checkpoint")),
-            quarantined_written_at=state.get("reset"),
-            copied="created" in state and state["created"] != self._created,
+            checkpoint=_convert(dict(self._execute("SELECT key, value FROM checkpoint")), dict[str, bytes]),
+            quarantined_written_at=state.reset,
+            copied=state.created is not None and state.created != self._created,
         )
 
     def _load_queue(self, name: str, cursor: int, offset: int) -> StoredQueue:
@@ -158,10 +192,12 @@ class Database(ChunkReader):
             "ORDER BY first_position",
             (name,),
         )
-        losses = [
-            LossRange(first, end, sequence, size, reason, parse_record(document))
-            for first, end, sequence, size, reason, document in rows
-        ]
+        losses: list[LossRange] = []
+        for each in rows:
+            row = _convert(each, _LossRow)
+            if not (losses[-1].end if losses else 0) <= row.first < row.end:
+                raise CorruptDatabaseError(f"loss at position {row.first} overlaps another one")
+            losses.append(LossRange(*row[:-1], parse_stored_record(row.document)))
         return StoredQueue(cursor, offset, losses, self.oldest_uptime(cursor) or 0)
 
     # --- sinks ---
@@ -211,7 +247,7 @@ class Database(ChunkReader):
         """
         with self._transaction():
             for chunk in batch.chunks:
-                self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", chunk)
+                self._execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?, ?)", chunk)
             if batch.chunks:
                 self._execute("INSERT OR REPLACE INTO state VALUES ('end_offset', ?)", (batch.end_offset,))
             if batch.checkpoint:
@@ -292,7 +328,7 @@ class Database(ChunkReader):
             "AND position + record_count > ? ORDER BY position",
             (first, first),
         )
-        return (ChunkHeader(*row) for row in rows)
+        return (_convert(row, ChunkHeader) for row in rows)
 
     def chunks(self, first: int, end: int) -> Iterator[Chunk]:
         """Iterate over the chunks with records from position ``first`` to before ``end``."""
@@ -301,7 +337,19 @@ class Database(ChunkReader):
             "(SELECT coalesce(max(position), 0) FROM chunks WHERE position <= ?) AND position < ? ORDER BY position",
             (first, end),
         )
-        return (Chunk(*row) for row in rows)
+        return (_convert(row, Chunk) for row in rows)
+
+
+def _convert(values: object, type_: type[T]) -> T:
+    """Return values that were read, as a type.
+
+    Raises:
+        CorruptDatabaseError: A value is missing, or has another type or range: SQLite columns accept any value.
+    """
+    try:
+        return msgspec.convert(values, type_, builtin_types=(bytes,))  # else text would be decoded as Base64
+    except msgspec.ValidationError as error:
+        raise CorruptDatabaseError(f"invalid value: {error}") from error
 
 
 def _split(rows: Sequence[T]) -> Iterator[Sequence[T]]:

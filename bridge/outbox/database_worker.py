@@ -32,7 +32,18 @@ BACKOFF = Backoff(initial=0.1, maximum=5.0)
 OPEN_BACKOFF = Backoff(initial=0.1, maximum=1.0)  # the process before this one can release the directory at any time
 CHECK_SECONDS = 5.0  # of a start, for the check of the file's integrity; large files on slow disks would take minutes
 _PRIMARY_CODE_MASK = 0xFF
-_CORRUPTION_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_CORRUPTION_CODES = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        # All statements are constant, so if one of these fails, the schema or a value has changed.
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_MISMATCH,
+    }
+)
+# The last one is sqlite3's own, for text in a damaged file, also in the message of another error.
+_DATABASE_ERRORS = (sqlite3.Error, CorruptDatabaseError, UnicodeDecodeError)
 _TRANSIENT_ERROR_HINTS = {
     sqlite3.SQLITE_FULL: "free space on its disk",
     sqlite3.SQLITE_IOERR: "check the disk",
@@ -181,7 +192,7 @@ class DatabaseWorker:
     def _load_or_replace(self) -> LoadedState:
         try:
             return self._load()
-        except (sqlite3.Error, CorruptDatabaseError) as error:
+        except _DATABASE_ERRORS as error:
             if not _is_corruption(error):
                 raise
             self._close_database()
@@ -195,14 +206,11 @@ class DatabaseWorker:
         self._database = database = Database(self._directory.database)
         if not database.check_integrity(CHECK_SECONDS):
             _log.warning("outbox_check_incomplete", path=str(self._directory.database), seconds=CHECK_SECONDS)
-        try:
+        state = database.load()
+        # A new file replaces the last quarantined one. An attempt that was interrupted may have created it.
+        if not state.queues and (quarantined := self._directory.last_quarantined()) is not None:
+            database.save_reset(quarantined.stat().st_mtime_ns)
             state = database.load()
-            # A new file replaces the last quarantined one. An attempt that was interrupted may have created it.
-            if not state.queues and (quarantined := self._directory.last_quarantined()) is not None:
-                database.save_reset(quarantined.stat().st_mtime_ns)
-                state = database.load()
-        except ValueError as error:
-            raise CorruptDatabaseError(str(error)) from error
         return state
 
     def _run_job(self, job: Callable[[Database], T]) -> T:
@@ -217,7 +225,7 @@ class DatabaseWorker:
             path = self._directory.database
             self._fatal_error = StateError(f"{path}: removed while in use; restart whalebridge")
             raise self._fatal_error from error
-        except (sqlite3.Error, OSError, CorruptDatabaseError) as error:
+        except (*_DATABASE_ERRORS, OSError) as error:
             self._close_database()
             if not _is_corruption(error):
                 raise _transient_error(error, self._directory) from error
@@ -280,7 +288,7 @@ def _open_error(error: BaseException, directory: StateDirectory) -> BridgeError 
 
 
 def _is_corruption(error: Exception) -> bool:
-    return isinstance(error, CorruptDatabaseError) or _sqlite_code(error) in _CORRUPTION_CODES
+    return isinstance(error, CorruptDatabaseError | UnicodeDecodeError) or _sqlite_code(error) in _CORRUPTION_CODES
 
 
 def _sqlite_code(error: Exception) -> int | None:

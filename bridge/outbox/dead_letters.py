@@ -27,6 +27,8 @@ def write(path: Path, sink: str, records: Iterable[Record], reason: str, now: in
         os.replace(path, path.with_name(f"{path.name}.1"))
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
+            lines = b"\n" + lines  # after a power failure, the file can end within a line
         try:
             while lines:
                 lines = lines[os.write(file.fileno(), lines) :]
@@ -37,8 +39,8 @@ def write(path: Path, sink: str, records: Iterable[Record], reason: str, now: in
 
 
 def _open(path: Path) -> FileIO:
-    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    return FileIO(os.open(path, flags, 0o600), "a")
+    flags = os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    return FileIO(os.open(path, flags, 0o600), "a+")
 
 
 def _line(sink: str, record: Record, reason: str, now: int) -> bytes:

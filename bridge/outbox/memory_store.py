@@ -73,7 +73,8 @@ class MemoryStore(ChunkReader):
         """Iterate over the chunks without their documents, from the chunk that contains position ``first`` on."""
         for index in range(bisect_right(self._chunks, first, key=_end), len(self._chunks)):
             chunk = self._chunks[index]
-            yield ChunkHeader(*chunk[:-1], size=len(chunk.documents) - chunk.record_count + 1)  # without line feeds
+            size = len(chunk.documents) - chunk.record_count + 1  # without line feeds
+            yield ChunkHeader(chunk.position, chunk.record_count, chunk.epoch, chunk.sequence, chunk.uptime, size)
 
     def chunks(self, first: int, end: int) -> Iterator[Chunk]:
         """Iterate over the chunks with records from position ``first`` to before ``end``."""

@@ -55,7 +55,10 @@ UPDATE sinks SET offset = (SELECT value FROM state WHERE name = 'end_offset')
             WHERE sink = name AND first_position <= position AND end_position >= position + record_count));
 """
 
-MIGRATIONS = (_FORMAT_1, _FORMAT_2)
+# SQLite notices damage to its own structures only, not to the values in them.
+_FORMAT_3 = "ALTER TABLE chunks ADD COLUMN checksum INTEGER;"
+
+MIGRATIONS = (_FORMAT_1, _FORMAT_2, _FORMAT_3)
 """Migration scripts: script n migrates format n to n + 1; format 0 is an empty file.
 
 A released script is never changed.

@@ -501,7 +501,36 @@ def insert_invalid_loss(database: Path) -> None:
     execute(database.parent, "INSERT INTO losses VALUES ('s', 1, 2, 3, 4, 'overflow', x'00')")
 
 
-@pytest.mark.parametrize("corrupt", [fill_with_garbage, truncate, overwrite, insert_invalid_loss])
+def remove_state(database: Path) -> None:
+    execute(database.parent, "DELETE FROM state")
+
+
+def set_to_text(column: str) -> Callable[[Path], None]:
+    """Return a function that sets all values of TABLE.COLUMN to text: SQLite has types of values, not of columns."""
+    table, _, name = column.partition(".")
+
+    def change(database: Path) -> None:
+        execute(database.parent, f"UPDATE {table} SET {name} = 'text'")  # noqa: S608 (constants)
+
+    return change
+
+
+def overwrite_schema(database: Path) -> None:
+    database.write_bytes(database.read_bytes().replace(b"cursor INTEGER", b"\xff\xffrsor INTEGER"))
+
+
+@pytest.mark.parametrize(
+    "corrupt",
+    [
+        fill_with_garbage,
+        truncate,
+        overwrite,
+        overwrite_schema,
+        insert_invalid_loss,
+        remove_state,
+        *map(set_to_text, ("chunks.uptime", "sinks.cursor", "sinks.offset", "state.value", "checkpoint.value")),
+    ],
+)
 async def test_corrupt_database_is_quarantined_and_logged(path: Path, corrupt: Callable[[Path], None]) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(100, size=500), {"key": b"value"})
@@ -520,6 +549,21 @@ async def test_corrupt_database_is_quarantined_and_logged(path: Path, corrupt: C
         await outbox.append(RecordFactory().started_records(1))
     async with open_outbox(path) as outbox:
         assert not outbox.load_checkpoint().reset
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["documents = CAST(replace(documents, 'c3', 'c4') AS BLOB)", "sequence = sequence + 1", "epoch = epoch - 1"],
+)
+async def test_changed_chunk_is_never_read(path: Path, change: str) -> None:
+    """SQLite does not notice that a value has changed."""
+    async with open_outbox(path) as outbox:
+        await outbox.append(RecordFactory().started_records(5))
+    execute(path, f"UPDATE chunks SET {change}")  # noqa: S608 (constants)
+    assert execute(path, "PRAGMA quick_check(1)") == [("ok",)]
+    async with open_outbox(path) as outbox:
+        with raises_naming(StateError, path / "outbox.db", "checksum"):
+            await outbox.read("s", 10)
 
 
 async def test_integrity_check_ends_at_time_limit(path: Path) -> None:
@@ -579,7 +623,7 @@ async def test_reset_is_reported_when_replacing_corrupt_file_failed(path: Path, 
 async def test_corruption_while_running_fails_and_resets_next_start(path: Path, golden: Golden) -> None:
     async with open_outbox(path) as outbox:
         await outbox.append(RecordFactory().started_records(5), {"key": b"value"})
-    execute(path, "UPDATE chunks SET documents = x'7b7d'")
+    execute(path, "UPDATE chunks SET documents = zeroblob(length(documents))")
     async with open_outbox(path) as outbox:
         with pytest.raises(StateError) as caught:
             await outbox.read("s", 10)
@@ -738,3 +782,16 @@ async def test_rejected_records_are_written_to_dead_letters(path: Path) -> None:
         ("s", "no", 1),
     ]
     assert entries[0]["record"] == msgspec.json.decode(appended[2].data)
+
+
+async def test_dead_letter_starts_new_line_after_truncated_one(path: Path) -> None:
+    """As a power failure can leave it."""
+    (record,) = RecordFactory().started_records(1)
+    async with open_outbox(path) as outbox:
+        (path / "dead-letters.jsonl").write_bytes(b'{"time":"2026-11')
+        await outbox.append([record])
+        await outbox.read("s", 10)
+        await outbox.reject("s", {(record.epoch, record.sequence)}, "no")
+    truncated, complete = (path / "dead-letters.jsonl").read_bytes().splitlines()
+    assert truncated == b'{"time":"2026-11'
+    assert msgspec.json.decode(complete)["record"] == msgspec.json.decode(record.data)
