@@ -8,7 +8,7 @@ PROTOS := bridge/containerd/protos/generate.py
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long bench lint testbed protos protos-check docs docs-check lock
+.PHONY: help setup run test test-long fuzz bench lint testbed protos protos-check docs docs-check lock
 
 help: ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ test: setup testbed ## run all tests, with real containerd, Kafka and NATS (repe
 
 test-long: export WHALEBRIDGE_TEST_SCALE = full
 test-long: test ## run all tests at the full count: hundreds of kills, brokers down for minutes
+
+SECONDS ?= 600
+fuzz: setup ## fuzz everything that parses bytes of other programs, on all cores for SECONDS=N (default: 600)
+	@$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 test-kubernetes: setup testbed-kubernetes ## test the image and the Helm chart on a real Kubernetes node
 	$(BIN)/pytest tests/kubernetes $(ARGS)

@@ -1,0 +1,1 @@
+"""Fuzz tests of everything that parses bytes of other programs: see CONTRIBUTING.md."""
