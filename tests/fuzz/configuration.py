@@ -76,6 +76,10 @@ _TOKENS = (
     99999999999999999999
     00 1.5 0s 15m 999999999d kafka:// kafkas://h/t nats://h/s tls: file:/x file: stdout: stdout:// u:p@h [::1]:1 h:65536
     *a &a !a x=y a,b [!a] [[] \x85 \xef\xbb\xbf \xff \x00 \xf3\xa0\x81\xa1 \u0661""".split(),
+    b"\xff",
+    b"\x00",
+    b"\xc2\x85",
+    b"\xef\xbb\xbf",
     b"\n",
     b"\n  ",
     b"\n%%\n",
@@ -103,7 +107,11 @@ def _others() -> bytes:
 def _load_settings(data: bytes) -> None:
     file, _, rest = data.partition(SEPARATOR)
     environment, _, options = rest.partition(SEPARATOR)
-    with _file(file) as path, _environment(environment), patch.object(plugins, "names", _plugin_names):
+    with (
+        _file(file) as path,
+        patch.object(os, "environ", _environment(environment)),  # a dict, because os.environ itself is slow
+        patch.object(plugins, "names", _plugin_names),
+    ):
         try:
             load(_options(options), path)
         except SettingsError as error:
@@ -135,18 +143,12 @@ def _file(content: bytes) -> Iterator[str | None]:
         yield file.name
 
 
-@contextmanager
-def _environment(lines: bytes) -> Iterator[None]:
-    before = dict(os.environ)
-    for line in lines.replace(b"\0", b"").split(b"\n"):
+def _environment(lines: bytes) -> dict[str, str]:
+    variables = {"PATH": "/usr/bin"}
+    for line in lines.split(b"\n"):
         name, _, value = os.fsdecode(line).partition("=")
-        if name.startswith(env.PREFIX):
-            os.environ[name] = value
-    try:
-        yield
-    finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
+        variables[name] = value
+    return variables
 
 
 def _options(lines: bytes) -> dict[str, Any]:

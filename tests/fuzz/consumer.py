@@ -29,6 +29,10 @@ _TOKENS = (
     "lost" "heartbeat" "snapshot_started" "snapshot_completed" "exited" "paused" "present" "default"
     "k8s.io" "node-2" "epoch"
     \u001b[31m \x1b \x9b \xff \xed\xa0\x80 \xe2\x80\xae {"version":1, specversion data %FF =FF == _ . / * >""".split(),
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"\xe2\x80\xae",
+    b"\xc2\x9b",
     b"[" * 2000,
     b'{"version":1,"type":"sta',
     b"\n",

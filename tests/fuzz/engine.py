@@ -15,7 +15,8 @@ from typing import NamedTuple
 from tests.fuzz.mutation import Mutate, Mutator, mutate_bytes
 
 CORPUS = Path(__file__).parent / "corpus"
-HANG_SECONDS = 10  # per input
+_INPUTS_PER_CHECK = 64  # of the time
+_HANG_SECONDS = 20  # of CPU time, for that many inputs
 MAX_FINDINGS = 20  # of one run; a target that fails for most inputs says nothing new after that
 
 
@@ -30,6 +31,10 @@ class Target(NamedTuple):
     samples: Callable[[], Sequence[bytes]]
     tokens: Sequence[bytes] = ()
     mutate: Mutate = mutate_bytes
+
+
+class HangError(BaseException):
+    """An input takes too long; no code under test catches this error."""
 
 
 class Finding(NamedTuple):
@@ -68,10 +73,10 @@ def fuzz(
     generated = Mutator(seed, samples, target.tokens, target.mutate).inputs()
     started, cpu_started = time.monotonic(), time.process_time()
     count, findings = 0, dict[str, Finding]()
-    with _raise_on_hang() as still_alive:
+    with _raise_on_hang() as restart_timer:
         for count, data in enumerate(_limited(generated, samples, inputs), 1):
-            if count % 64 == 0:
-                still_alive()
+            if count % _INPUTS_PER_CHECK == 0:
+                restart_timer()
                 if time.monotonic() - started > seconds:
                     break
             if (finding := check(target, data)) is not None:
@@ -87,7 +92,7 @@ def check(target: Target, data: bytes) -> Finding | None:
     """Run a target with one input; return the finding, if it is one."""
     try:
         target.run(data)
-    except Exception as error:  # noqa: BLE001 (any error is a finding)
+    except (Exception, HangError) as error:  # noqa: BLE001 (any error is a finding)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
         return Finding(data, traceback.format_exc(), place)
@@ -110,18 +115,18 @@ def _limited(generated: Iterator[bytes], samples: Iterable[bytes], limit: int) -
 
 @contextmanager
 def _raise_on_hang() -> Iterator[Callable[[], None]]:
-    """Raise an error in a target that takes too long; the function that is yielded starts the time again."""
+    """Raise an error in a target that takes too much CPU time; the function that is yielded restarts the timer."""
 
     def raise_error(_: int, __: FrameType | None) -> None:
-        raise TimeoutError(f"no end within {HANG_SECONDS} s")
+        raise HangError(f"no end within {_HANG_SECONDS} s")
 
     def start() -> None:
-        signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, _HANG_SECONDS)
 
-    before = signal.signal(signal.SIGALRM, raise_error)
+    before = signal.signal(signal.SIGPROF, raise_error)  # SIGALRM is pytest-timeout's
     start()
     try:
         yield start
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

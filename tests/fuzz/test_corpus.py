@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bridge.core import checkpoint
 from bridge.outbox import chunks
 from config import settings
 from sinks.nats import messages
-from tests.fuzz import output
+from tests.fuzz import engine, output
 from tests.fuzz.__main__ import replay
 from tests.fuzz.engine import CORPUS, check, corpus, fuzz, save
 from tests.fuzz.targets import TARGETS
@@ -45,6 +46,19 @@ def test_fuzz_inputs_depend_only_on_seed() -> None:
         return inputs
 
     assert run(1) == run(1) != run(2)
+
+
+def test_fuzz_finds_endless_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_HANG_SECONDS", 0.05)
+
+    def run(data: bytes) -> None:
+        while len(data) > 100:
+            with suppress(Exception):
+                pass
+
+    target = TARGETS["events"]._replace(run=run)
+    (finding,) = fuzz("events", target, seed=1, inputs=1000, max_findings=1).findings
+    assert "HangError" in finding.place
 
 
 def test_stored_inputs_are_small_and_have_targets() -> None:
