@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from tests.fuzz.mutation import Mutate, Mutator, mutate_bytes
@@ -23,8 +22,8 @@ MAX_FINDINGS = 20  # of one run; a target that fails for most inputs says nothin
 class Target(NamedTuple):
     """What to fuzz.
 
-    ``run`` raises an error if its input is a finding. Errors that are the right answer to an invalid input are caught
-    in it. ``samples`` returns valid inputs, made by the encoders of the program itself where there are any.
+    ``run`` raises an error if its input is a finding; it catches errors that are the right response to an invalid
+    input. ``samples`` returns valid inputs, made by the encoders of the program itself where there are any.
     """
 
     run: Callable[[bytes], None]
@@ -93,8 +92,8 @@ def check(target: Target, data: bytes) -> Finding | None:
     try:
         target.run(data)
     except (Exception, HangError) as error:  # noqa: BLE001 (any error is a finding)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}"
+        innermost = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{type(error).__name__} in {Path(innermost.filename).name}:{innermost.lineno}"
         return Finding(data, traceback.format_exc(), place)
     return None
 
@@ -117,7 +116,7 @@ def _limited(generated: Iterator[bytes], samples: Iterable[bytes], limit: int) -
 def _raise_on_hang() -> Iterator[Callable[[], None]]:
     """Raise an error in a target that takes too much CPU time; the function that is yielded restarts the timer."""
 
-    def raise_error(_: int, __: FrameType | None) -> None:
+    def raise_error(_: int, __: object) -> None:
         raise HangError(f"no end within {_HANG_SECONDS} s")
 
     def start() -> None:
