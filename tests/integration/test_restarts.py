@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -43,6 +43,18 @@ def last_control_record(records: list[RecordDict]) -> RecordDict:
 
 
 def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
+    check_kill_while_containerd_is_down(containerd, tmp_path, lambda id_: [init_pid(containerd, id_)])
+
+
+def test_fault_03_shims_are_killed_while_containerd_is_down(containerd: Containerd, tmp_path: Path) -> None:
+    """containerd kills the containers of these shims as soon as it starts."""
+    check_kill_while_containerd_is_down(containerd, tmp_path, lambda id_: containerd.shim_pids("default", id_))
+
+
+def check_kill_while_containerd_is_down(
+    containerd: Containerd, tmp_path: Path, find_pids: Callable[[str], Sequence[int]]
+) -> None:
+    """Kill the processes that `find_pids` returns for a container while containerd is down; three containers stay."""
     ids = [f"gap{number}-{os.getpid()}" for number in range(6)]
     with BridgeProcess(containerd.address, tmp_path) as bridge:
         bridge.wait_synced()
@@ -50,10 +62,10 @@ def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd
             containerd.run(id_, "sleep", "86400")
         containerd.ctr("task", "pause", ids[5])
         bridge.wait(lambda records: len(transitions(records)) == 7, "all starts and the pause")
-        killed_ids = {id_: init_pid(containerd, id_) for id_ in ids[:3]}
+        killed = [pid for id_ in ids[:3] for pid in find_pids(id_)]
         down = time.time()
         containerd.kill()
-        for pid in killed_ids.values():
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
         containerd.start()
         restarted = time.time()
@@ -63,7 +75,7 @@ def test_exits_are_published_once_when_containerd_is_down(containerd: Containerd
             lambda records: published_containers(records) == listed_containers(containerd), "the state of containerd"
         )
     check_stream(records)
-    for id_ in killed_ids:
+    for id_ in ids[:3]:
         assert len(exits(records, id_)) == 1, list(map(summary, records))
     for id_ in ids[3:]:
         assert exits(records, id_) == []
