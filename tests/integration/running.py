@@ -1,4 +1,4 @@
-"""Compare the running containers of containerd with those of the records, and reach processes without containerd."""
+"""Compare the running containers of containerd with those of the records, reach processes, and publish events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
+
+from bridge.containerd.methods import PUBLISH
+from bridge.containerd.protos.events_pb2 import PublishRequest
 from tests.bridge_process import RecordDict, running_after
 from tests.testbed.containerd import Containerd
 from tests.testbed.process import suspend_process
@@ -49,3 +53,13 @@ def suspended(*pids: int) -> Iterator[None]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+
+
+def publish_event(engine: Containerd, topic: str, type_name: str, value: bytes) -> None:
+    """Publish an event through containerd, as another program would."""
+    request = PublishRequest(topic=topic, event={"type_url": type_name, "value": value})
+    with grpc.insecure_channel(
+        f"unix://{engine.address}", options=[("grpc.default_authority", "localhost")]
+    ) as channel:
+        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUBLISH.path)
+        call(request.SerializeToString(), metadata=(("containerd-namespace", "default"),), timeout=10)

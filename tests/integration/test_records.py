@@ -12,13 +12,12 @@ import grpc
 import jsonschema
 import pytest
 
-from bridge.containerd.methods import PUBLISH
-from bridge.containerd.protos.events_pb2 import PublishRequest
 from bridge.core.records import json_schema
 from bridge.core.task_machine import EXIT_GRACE_NS
 from bridge.core.time import to_seconds
 from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions, transitions_of_new_containers
 from tests.integration.engines import one_engine
+from tests.integration.running import publish_event
 from tests.testbed.containerd import Containerd
 from tests.testbed.dockerd import Docker
 from tests.testbed.image import NAME as IMAGE
@@ -165,9 +164,9 @@ def test_bridge_ignores_foreign_events_and_markers(engine: Containerd, tmp_path:
     with BridgeProcess(engine.address, tmp_path) as bridge, BridgeProcess(engine.address, tmp_path / "other") as other:
         bridge.wait_synced()
         other.wait_synced()
-        publish(engine, "/tasks/dances", b"")
+        publish_event(engine, "/tasks/dances", "containerd.events.TaskExit", b"")
         for _ in range(50):
-            publish(engine, "/tasks/exit", b"\xff\xff\xff garbage")
+            publish_event(engine, "/tasks/exit", "containerd.events.TaskExit", b"\xff\xff\xff garbage")
         engine.ctr("run", "--rm", "--null-io", IMAGE, id_, "true")
         records = bridge.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
         other.wait(lambda records: len(published_about(records, id_)) == 2, "start and exit")
@@ -210,17 +209,6 @@ def test_docker_containers_are_published_only_on_request(
     assert {each["container"]["id"] for each in transitions_of_new_containers(records)} == set(expected)
     if watched:
         assert published_about(records, id_)[0]["id"] == f"moby/{id_}"
-
-
-def publish(engine: Containerd, topic: str, value: bytes) -> None:
-    """Publish an event as another program would."""
-    event = {"type_url": "containerd.events.TaskExit", "value": value}
-    request = PublishRequest(topic=topic, event=event)
-    with grpc.insecure_channel(
-        f"unix://{engine.address}", options=[("grpc.default_authority", "localhost")]
-    ) as channel:
-        call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PUBLISH.path)
-        call(request.SerializeToString(), metadata=(("containerd-namespace", "default"),), timeout=10)
 
 
 def test_exit_is_not_inferred_when_metadata_of_task_is_deleted(engine: Containerd, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.integration.running import listed_containers, published_containers
 from tests.scale import scaled
 from tests.testbed.containerd import Containerd
 
-KILLS = scaled(reduced=8, full=100)
+KILLS = scaled(reduced=8, full=500)
 # runc names cgroups NAMESPACE/ID, whichever containerd it serves: ids are unique on the machine.
 EXITS, STOPS, RESTARTED, STAYS, PAUSES, CREATED = IDS = [
     f"{prefix}-{os.getpid()}" for prefix in ("exits", "stops", "restarts", "stays", "pauses", "created")

@@ -1,0 +1,123 @@
+"""Events that are repeated, in the wrong order or misleading, published through containerd as other programs do."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from google.protobuf.message import Message
+
+from bridge.containerd.protos.payloads_pb2 import TaskCreate, TaskDelete, TaskExit, TaskStart
+from tests.bridge_process import BridgeProcess, RecordDict, check_stream, transitions
+from tests.eventually import eventually
+from tests.integration.running import init_pid, listed_containers, publish_event, published_containers
+from tests.testbed.containerd import Containerd
+from tests.testbed.image import NAME as IMAGE
+
+NO_PID = 4_194_304  # above the kernel's limit, so that no real task has these pids
+
+
+def unique_id(engine: Containerd, prefix: str) -> str:
+    return f"{prefix}-{os.getpid()}-{engine.version.replace('.', '')}"
+
+
+def changes(records: list[RecordDict], id_: str) -> list[tuple[str, int | None]]:
+    """Return the transitions of a container, with exit status."""
+    return [
+        (each["type"], each["exit"] and each["exit"]["status"]) for each in transitions(records) if each["id"] == id_
+    ]
+
+
+def publish(engine: Containerd, *events: Message) -> None:
+    topics = {TaskCreate: "create", TaskStart: "start", TaskExit: "exit", TaskDelete: "delete"}
+    for event in events:
+        publish_event(engine, f"/tasks/{topics[type(event)]}", event.DESCRIPTOR.full_name, event.SerializeToString())
+
+
+def exit_of(id_: str, pid: int, status: int, *, process: str = "") -> TaskExit:
+    event = TaskExit(container_id=id_, id=process or id_, pid=pid, exit_status=status)
+    event.exited_at.FromNanoseconds(time.time_ns())
+    return event
+
+
+@pytest.mark.parametrize("stopped_task", ["kept", "deleted"])
+def test_fault_10_repeated_exit_events_change_nothing(engine: Containerd, tmp_path: Path, stopped_task: str) -> None:
+    """containerd repeats an exit event, also with a made-up status and time, and repeats the events before it."""
+    id_, last = unique_id(engine, f"twice-{stopped_task}"), unique_id(engine, f"last-{stopped_task}")
+    with BridgeProcess(engine.address, tmp_path) as bridge:
+        bridge.wait_synced()
+        engine.run(id_, "sh", "-c", "trap 'exit 3' TERM; sleep 86400 & wait")
+        bridge.wait(lambda records: changes(records, id_), "its start")
+        pid = init_pid(engine, id_)
+        time.sleep(0.2)  # until the shell has set the trap
+        engine.ctr("task", "kill", "--signal", "SIGTERM", id_)
+        bridge.wait(lambda records: len(changes(records, id_)) == 2, "its exit")
+        if stopped_task == "deleted":
+            engine.ctr("task", "delete", id_)
+        start = TaskStart(container_id=id_, pid=pid)
+        publish(engine, exit_of(id_, pid, 3), exit_of(id_, pid, 137), start, exit_of(id_, pid, 137))
+        engine.ctr("run", "--rm", "--null-io", IMAGE, last, "true")
+        records = bridge.wait(lambda records: len(changes(records, last)) == 2, "the last exit")
+    check_stream(records)
+    assert changes(records, id_) == [("started", None), ("exited", 3)]
+
+
+def test_fault_11_events_in_wrong_order_give_well_formed_runs(engine: Containerd, tmp_path: Path) -> None:
+    early, deleted, unstarted = (unique_id(engine, prefix) for prefix in ("early", "deleted", "unstarted"))
+    first, second = NO_PID + 1, NO_PID + 2
+    with BridgeProcess(engine.address, tmp_path) as bridge:
+        bridge.wait_synced()
+        publish(engine, exit_of(early, first, 5), TaskStart(container_id=early, pid=first))
+        delete = TaskDelete(container_id=deleted, id=deleted, pid=first, exit_status=6)
+        publish(engine, TaskStart(container_id=deleted, pid=first), delete, exit_of(deleted, first, 6))
+        publish(engine, TaskCreate(container_id=unstarted, pid=first), exit_of(unstarted, first, 7))
+        publish(engine, TaskDelete(container_id=unstarted, id=unstarted, pid=first, exit_status=7))
+        publish(engine, TaskCreate(container_id=unstarted, pid=second), TaskStart(container_id=unstarted, pid=second))
+        publish(engine, exit_of(unstarted, second, 8))
+        records = bridge.wait(
+            lambda records: all(len(changes(records, id_)) == 2 for id_ in (early, deleted, unstarted)), "all runs"
+        )
+    check_stream(records)
+    assert changes(records, early) == [("started", None), ("exited", 5)]
+    assert changes(records, deleted) == [("started", None), ("exited", 6)]
+    assert changes(records, unstarted) == [("started", None), ("exited", 8)]
+
+
+def test_fault_12_exits_of_exec_processes_publish_nothing(engine: Containerd, tmp_path: Path) -> None:
+    """Exec processes succeed, fail, cannot be started, and exit after the container's init process."""
+    id_, last = unique_id(engine, "execs"), unique_id(engine, "last-exec")
+    with BridgeProcess(engine.address, tmp_path) as bridge:
+        bridge.wait_synced()
+        engine.run(id_, "sleep", "86400")
+        for number, command in enumerate(("true", "false", "/nonexistent")):
+            engine.ctr("task", "exec", "--exec-id", f"e{number}", id_, command, check=False)
+        engine.ctr("task", "kill", "--signal", "SIGKILL", id_)
+        bridge.wait(lambda records: len(changes(records, id_)) == 2, "its exit")
+        publish(engine, exit_of(id_, NO_PID + 3, 9, process="late-exec"))
+        engine.ctr("run", "--rm", "--null-io", IMAGE, last, "true")
+        records = bridge.wait(lambda records: len(changes(records, last)) == 2, "the last exit")
+    check_stream(records)
+    assert changes(records, id_) == [("started", None), ("exited", 137)]
+
+
+def test_fault_04_gap_is_announced_when_run_within_is_unknown(engine: Containerd, tmp_path: Path) -> None:
+    """A container is created, runs and is removed while the bridge is stopped: only the interval can be known."""
+    id_ = unique_id(engine, "unseen")
+    with BridgeProcess(engine.address, tmp_path, state_dir=tmp_path / "state") as bridge:
+        bridge.wait_synced()
+        bridge.stop()
+        before = time.time()
+        engine.ctr("run", "--rm", "--null-io", IMAGE, id_, "true")
+        after = time.time()
+        bridge.start()
+        bridge.wait_synced(2)
+        records = bridge.records()
+        eventually(lambda: published_containers(bridge.records()) == listed_containers(engine), "containerd's state")
+    snapshot = [each["snapshot"] for each in records if each["type"] == "snapshot_started"][-1]
+    assert snapshot["reason"] == "start"
+    assert datetime.fromisoformat(snapshot["since"]).timestamp() < before
+    assert after < datetime.fromisoformat(snapshot["until"]).timestamp()
+    assert changes(records, id_) == []
