@@ -9,7 +9,8 @@ after a failure may be stored after later ones.
 JetStream recognizes a record that is sent again by its message id. A batch with a known id is rejected as a whole: then
 the publisher probes which records are stored, with messages to which the server can only reply "duplicate" or an error,
 and sends the others as a batch. This keeps the order even if an acknowledgment was lost, or if a restart changes the
-batches.
+batches. A probe must be rejected before it is replicated: when the replicas reject a message, its id stays in process,
+and nats-server 2.15.2 stops the stream.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import structlog
 
@@ -53,7 +53,7 @@ _BATCH_TOO_LARGE = 10199
 _DUPLICATE_IN_BATCH = 10201
 _BATCHES_DISABLED = 10174
 _IDS_IN_BATCH_UNSUPPORTED = 10177  # server 2.12.0
-_WRONG_LAST_ID = 10070
+_INVALID_ROLLUP = 10111
 _log = structlog.get_logger(__name__)
 
 
@@ -306,7 +306,8 @@ class JetStreamPublisher:
     async def _not_stored(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
         """Probe which messages the stream has; return the others."""
         messages = [
-            PublishRequest(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Expected-Last-Msg-Id": uuid4().hex})
+            # The leader looks for the id first, then rejects the rollup, which is invalid.
+            PublishRequest(item.subject, b"", {MESSAGE_ID: item.id, "Nats-Rollup": "none"})
             for item in outgoing
         ]
         acks = await PublishWindow(self._connection, messages, always_continue).run()
@@ -320,7 +321,7 @@ class JetStreamPublisher:
     def _is_stored(self, ack: PubAck, message: OutgoingMessage) -> bool:
         if ack.error is None:
             return ack.duplicate
-        if ack.error.err_code == _WRONG_LAST_ID:
+        if ack.error.err_code == _INVALID_ROLLUP:
             return False
         raise self._rejection(ack.error, message)
 

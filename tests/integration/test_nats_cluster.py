@@ -12,9 +12,16 @@ import nats.errors
 import pytest
 
 from sinks.nats.sink import NatsSink
-from tests.integration.nats_reading import StreamReader, add_streams, check_streams_under_failures, settings
+from tests.integration.nats_reading import (
+    StreamReader,
+    add_streams,
+    check_streams_under_failures,
+    record_positions,
+    settings,
+    start_sink,
+)
 from tests.integration.target_checks import publish_until_accepted
-from tests.sample_records import record
+from tests.sample_records import record, records
 from tests.scale import scaled
 from tests.testbed.nats import COMPONENTS, Nats
 from tests.testbed.server import Server
@@ -78,6 +85,18 @@ async def test_nats_sink_stores_each_record_once_when_leaders_change(
 ) -> None:
     await add_streams(cluster, fail.__name__, replicas=3)
     await check_streams_under_failures(cluster, fail.__name__, fail(cluster), sink_timeout="3s")
+
+
+async def test_nats_sink_stores_resent_records_once_with_replicas(cluster: Nats) -> None:
+    """Later batches are partly stored, as after a restart without acknowledgments."""
+    all_records = records(900)
+    for start, end in [(0, 400), (200, 600), (0, 900)]:
+        sink = await start_sink(cluster, "resent", timeout="5s", stream={"replicas": 3})
+        await sink.publish(all_records[start:end])
+        await sink.close()
+    async with StreamReader(cluster) as reader:
+        stored = await reader.read_stored("WHALEBRIDGE_RESENT", minimum=900)
+    assert record_positions(stored) == record_positions(all_records)
 
 
 async def test_nats_sink_switches_server_when_first_server_stops(cluster: Nats) -> None:

@@ -59,8 +59,9 @@ class FakeJetStream:
             return self._take_batch(headers)
         if headers["Nats-Msg-Id"] in self.stored_ids:
             return {"stream": self.name, "seq": 1, "duplicate": True}
-        if "Nats-Expected-Last-Msg-Id" in headers:
-            return self._error(10070)
+        assert "Nats-Expected-Last-Msg-Id" not in headers, "a mismatch stops a replicated stream"
+        if "Nats-Rollup" in headers:
+            return self._error(10111)
         return self._store([headers["Nats-Msg-Id"]])
 
     def _take_batch(self, headers: dict[str, str]) -> AckDict | None:
