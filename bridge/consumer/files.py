@@ -5,7 +5,6 @@ A dedicated thread reads, because disks can hang and a terminal blocks until the
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -102,7 +101,7 @@ class FileReader:
                     return
         finally:
             with suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
+                async with self._clock.timeout(CLOSE_TIMEOUT_SECONDS):
                     await worker.run(files.close)
             await worker.close()
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,11 +25,12 @@ _EARLIEST, _LATEST = -2, -1  # Kafka's numbers for the first offset, and the one
 
 
 class KafkaConnection(NamedTuple):
-    """A connected producer, the topics by name, and aiokafka's options."""
+    """A connected producer, the topics by name, aiokafka's options, and the clock for time limits."""
 
     producer: Producer
     topics: dict[str, Topic]
     options: dict[str, Any]
+    clock: Clock
 
 
 class KafkaConnector:
@@ -90,11 +89,11 @@ class KafkaConnector:
         settings = self._settings
         seconds = settings.request_timeout.total_seconds()
         try:
-            async with asyncio.timeout(seconds):
+            async with self._clock.timeout(seconds):
                 return await self._connect()
         except TimeoutError as error:
             text = f"Kafka at {', '.join(settings.bootstrap_servers)}: not connected within {seconds:g} s"
-            raise TransientError(await with_diagnosis(text, settings)) from error
+            raise TransientError(await with_diagnosis(text, settings, self._clock)) from error
         except KafkaError as error:
             denied = describe_denial(error, settings.topic, settings)
             raise TransientError(denied or f"Kafka: {describe(error)}") from error
@@ -116,6 +115,7 @@ class KafkaConnector:
             compression=None if settings.compression == "none" else settings.compression,
             max_bytes=self.max_batch_bytes,
             request_timeout=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
+            clock=self._clock,
             **options,
         )
         try:
@@ -123,19 +123,20 @@ class KafkaConnector:
         except BaseException:
             await producer.abandon()
             raise
-        return KafkaConnection(producer, topics, options)
+        return KafkaConnection(producer, topics, options, self._clock)
 
 
 class _ProducerConnection:
     """The producer's own connections, for requests of an ``AdminClient``."""
 
-    def __init__(self, producer: Producer) -> None:
-        self._client = producer.client
+    def __init__(self, connection: KafkaConnection) -> None:
+        self._client = connection.producer.client
+        self._clock = connection.clock
 
     async def send(self, request: Any) -> Any:
         """Send a request to any broker that is connected."""
         brokers = [broker.nodeId for broker in self._client.cluster.brokers()]
-        for broker in random.sample(brokers, len(brokers)):
+        for broker in sorted(brokers, key=lambda _: self._clock.random()):
             if await self._client.ready(broker):
                 return await self._client.send(broker, request)
         raise KafkaConnectionError("no broker is reachable at a known address")
@@ -147,7 +148,7 @@ async def describe_topic(connection: KafkaConnection, topic: str, settings: Kafk
     Raises:
         TransientError: The brokers cannot be reached over them, or describing the topic is not authorized.
     """
-    client = admin.AdminClient(settings, _ProducerConnection(connection.producer), "the connected broker")
+    client = admin.AdminClient(settings, _ProducerConnection(connection), "the connected broker")
     return await client.describe(topic)
 
 
@@ -158,7 +159,7 @@ async def read_offsets(connection: KafkaConnection, topic: str, partition: int, 
     """
     offsets = []
     try:
-        async with asyncio.timeout(_DIAGNOSIS_SECONDS):
+        async with connection.clock.timeout(_DIAGNOSIS_SECONDS):
             for time in (_EARLIEST, _LATEST):
                 request = OffsetRequest(-1, 0, [(topic, [(partition, time)])])
                 response = await connection.producer.client.send(leader, request)
@@ -177,8 +178,9 @@ async def has_moved(connection: KafkaConnection, topic: Topic, partition: int, s
 
     The producer fetches metadata only from the addresses that it knows; this uses the bootstrap servers.
     """
+    limit = connection.clock.timeout(_DIAGNOSIS_SECONDS)
     try:
-        async with asyncio.timeout(_DIAGNOSIS_SECONDS), admin.connect_admin(settings, connection.options) as client:
+        async with limit, admin.connect_admin(settings, connection.options) as client:
             current = await client.describe(topic.name)
     except (TransientError, TimeoutError):
         return False
@@ -190,10 +192,10 @@ async def has_moved(connection: KafkaConnection, topic: Topic, partition: int, s
     return leader is not None and (known is None or leader != f"{known.host}:{known.port}")
 
 
-async def with_diagnosis(text: str, settings: KafkaSettings, topic: str = "", partition: int = 0) -> str:
+async def with_diagnosis(text: str, settings: KafkaSettings, clock: Clock, topic: str = "", partition: int = 0) -> str:
     """Add the state of a partition to an error message, if it can be determined within a few seconds."""
     try:
-        async with asyncio.timeout(_DIAGNOSIS_SECONDS):
+        async with clock.timeout(_DIAGNOSIS_SECONDS):
             return f"{text}; {await admin.describe_partition(topic or settings.topic, partition, settings)}"
     except TransientError as error:
         return f"{text}; {error}"

@@ -16,13 +16,15 @@ and nats-server 2.15.2 stops the stream.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 
 from bridge.core.errors import RejectedRecordError, TransientError
+from bridge.task_groups import first_of, task_group
 from bridge.telemetry.safe_text import one_line
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import (
@@ -99,40 +101,41 @@ class PublishWindow:
             TransientError: The connection failed, or made no progress within its timeout. It must be closed.
         """
         self._first_reply_id = self._connection.allocate_reply_ids(len(self._requests), self._receive_ack)
-        sending = asyncio.ensure_future(self._send())
-        sending.add_done_callback(lambda done: done.cancelled() or done.exception())  # retrieves the exception
-        try:
-            await self._wait_finished(sending)
-        finally:
-            # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
-            self._set_finished()
-            sending.cancel()
+        async with task_group() as tasks:
+            sending = tasks.create_task(self._send())
+            try:
+                await self._wait_finished()
+            finally:
+                # nats-py swallows a cancellation while it waits for the network; then _send() checks whether to end.
+                self._set_finished()
+                sending.cancel()
         return self.acks
 
-    async def _wait_finished(self, sending: asyncio.Future[None]) -> None:
+    async def _wait_finished(self) -> None:
         while not self._finished.done():
             before = self._progress
-            waiting: set[asyncio.Future[Any]] = {self._finished, self._connection.failed}
-            if not sending.done():
-                waiting.add(sending)
-            await asyncio.wait(waiting, timeout=self._connection.timeout, return_when=asyncio.FIRST_COMPLETED)
-            self._raise_on_failure(sending)
-            if self._progress == before and not self._finished.done():
+            with contextlib.suppress(TimeoutError):
+                async with self._connection.clock.timeout(self._connection.timeout):
+                    await first_of(self._finished, self._connection.failed)
+            if self._finished.done():
+                return
+            self._connection.raise_if_failed()
+            if self._progress == before:
                 raise TransientError(
                     f"NATS at {self._connection.address.server}: "
                     f"no acknowledgment within {self._connection.timeout:g} s"
                 )
 
-    def _raise_on_failure(self, sending: asyncio.Future[None]) -> None:
-        if self._finished.done():
-            return
-        if sending.done() and (error := sending.exception()):
-            self._connection.raise_if_failed()
-            text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
-            raise TransientError(text) from error
-        self._connection.raise_if_failed()
-
     async def _send(self) -> None:
+        try:
+            await self._send_all()
+        except Exception as error:
+            if not self._finished.done():
+                self._connection.raise_if_failed()
+                text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
+                raise TransientError(text) from error
+
+    async def _send_all(self) -> None:
         for position, message in enumerate(self._requests):
             await self._wait_for_room(len(message.data))
             if self._finished.done():

@@ -11,6 +11,7 @@ from itertools import product
 import nats.errors
 import pytest
 
+from bridge.clock import SystemClock
 from sinks.nats.sink import NatsSink
 from tests.integration.nats_reading import (
     StreamReader,
@@ -102,7 +103,7 @@ async def test_nats_sink_stores_resent_records_once_with_replicas(cluster: Nats)
 async def test_nats_sink_switches_server_when_first_server_stops(cluster: Nats) -> None:
     """The settings name one server; the sink discovers the others and uses them when the first server stops."""
     all_servers = settings(cluster, "switches", timeout="5s", stream={"replicas": 3})
-    sink = NatsSink(all_servers.model_copy(update={"servers": all_servers.servers[:1]}))
+    sink = NatsSink(all_servers.model_copy(update={"servers": all_servers.servers[:1]}), SystemClock())
     await publish_until_accepted(sink, [record(1)])
     await asyncio.to_thread(cluster.servers[0].stop)
     await publish_until_accepted(sink, [record(2)])

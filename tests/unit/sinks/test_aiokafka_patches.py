@@ -16,12 +16,14 @@ from aiokafka.errors import for_code
 from aiokafka.producer.message_accumulator import MessageBatch
 from aiokafka.producer.sender import Sender
 
+from bridge.clock import SystemClock
 from sinks.kafka import aiokafka_patches
 from sinks.kafka.aiokafka_patches import InvalidRecordError, Producer, start_client, stop_consumer
 from tests.unit.sinks.library_internals import check_internals
 
 pytestmark = pytest.mark.real_time
 
+CLOCK = SystemClock()
 VERSIONS = {18: (0, 0), 3: (0, 4)}  # API versions of the first requests of a client: ApiVersions and Metadata
 
 
@@ -67,7 +69,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context)))
     client: Any
     if kind == "producer":
-        client = Producer([broker.address], compression=None, max_bytes=1000, request_timeout=60)
+        client = Producer([broker.address], compression=None, max_bytes=1000, request_timeout=60, clock=CLOCK)
     else:
         client = AIOKafkaConsumer(bootstrap_servers=[broker.address])
     starting = asyncio.ensure_future(start_client(client))
@@ -75,7 +77,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await (client.abandon() if kind == "producer" else stop_consumer(client))
+    await (client.abandon() if kind == "producer" else stop_consumer(client, CLOCK))
     del starting, client
     gc.collect()
     assert errors == []
@@ -83,7 +85,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
 
 
 async def test_aiokafka_has_internals_that_patches_use() -> None:
-    producer = Producer(["k1:9092"], compression=None, max_bytes=1000, request_timeout=1)
+    producer = Producer(["k1:9092"], compression=None, max_bytes=1000, request_timeout=1, clock=CLOCK)
     consumer = AIOKafkaConsumer(bootstrap_servers=["k1:9092"])
     accumulator = producer._message_accumulator
     owners = {
@@ -96,12 +98,12 @@ async def test_aiokafka_has_internals_that_patches_use() -> None:
         "_client": consumer,
         "_writer": AIOKafkaConnection("k1", 9092),
     }
-    check_internals(aiokafka_patches, {"_fail_batches", "_topic"}, owners)
+    check_internals(aiokafka_patches, {"_clock", "_fail_batches", "_topic"}, owners)
     assert hasattr(Sender, "sender_task")
     assert hasattr(accumulator, "fail_all")
     assert "bootstrap_conn" in AIOKafkaClient.bootstrap.__code__.co_varnames, "see start_client()"
     await producer.abandon()
-    await stop_consumer(consumer)
+    await stop_consumer(consumer, CLOCK)
 
 
 def test_aiokafka_reports_records_that_brokers_reject() -> None:

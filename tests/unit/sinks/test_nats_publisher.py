@@ -31,6 +31,7 @@ from sinks.nats.publisher import (
 from sinks.nats.streams import Stream
 from sinks.target_memory import TargetMemory, TargetState
 from tests.golden import Golden
+from tests.virtual_time import VirtualClock
 
 AckDict = dict[str, Any]
 
@@ -90,6 +91,7 @@ class FakeConnection:
     """Fail after ``delivered`` messages, and withhold the acknowledgments of the last ``unacknowledged``."""
 
     address = ServerAddress("n1:4222", "n1")
+    clock = VirtualClock()
     timeout = 60.0  # no test depends on a timeout
     max_payload = 1_000_000
 
@@ -271,6 +273,7 @@ class AcknowledgingConnection:
     """Record sent messages; tests call ``acknowledge``."""
 
     address = ServerAddress("n1:4222", "n1")
+    clock = VirtualClock()
 
     def __init__(self, timeout: float = 60) -> None:
         self.timeout = timeout
