@@ -33,6 +33,7 @@ from config.sinks.nats import PORT
 from sinks.credentials import tls_context
 from sinks.nats import auth
 from sinks.nats.errors import ErrorMessages, is_permission_error
+from sinks.nats.messages import MessageIds
 from sinks.nats.nats_patches import TlsEnforcingClient
 
 if TYPE_CHECKING:
@@ -60,10 +61,16 @@ class NatsConnection:
     """A connection that is usable until ``failed`` is done; its result is the reason."""
 
     def __init__(
-        self, client: TlsEnforcingClient, address: ServerAddress, error_messages: ErrorMessages, clock: Clock
+        self,
+        client: TlsEnforcingClient,
+        address: ServerAddress,
+        error_messages: ErrorMessages,
+        clock: Clock,
+        message_ids: MessageIds,
     ) -> None:
         self.address = address
         self.clock = clock
+        self.message_ids = message_ids
         self.timeout = error_messages.timeout
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
@@ -73,7 +80,9 @@ class NatsConnection:
         self._inbox = ""
 
     @classmethod
-    async def open(cls, settings: NatsSettings, address: ServerAddress, clock: Clock) -> NatsConnection:
+    async def open(
+        cls, settings: NatsSettings, address: ServerAddress, clock: Clock, message_ids: MessageIds
+    ) -> NatsConnection:
         """Connect; read the files of the settings again.
 
         Raises:
@@ -83,7 +92,7 @@ class NatsConnection:
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
         messages = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
-        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, clock)
+        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, clock, message_ids)
         options = {**auth.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
         if require_tls:
             options["tls"] = tls_context(settings.tls)
@@ -269,6 +278,7 @@ class ServerConnector:
     def __init__(self, settings: NatsSettings, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
+        self.message_ids = MessageIds()
         self._configured = [parse_address(server) for server in settings.servers]
         self._discovered_servers: list[ServerAddress] = []
 
@@ -281,7 +291,7 @@ class ServerConnector:
         reasons: dict[str, None] = {}
         for address in self._candidates():
             try:
-                return await NatsConnection.open(self._settings, address, self._clock)
+                return await NatsConnection.open(self._settings, address, self._clock, self.message_ids)
             except TransientError as error:
                 reasons[str(error)] = None
         raise TransientError("; ".join(reasons))

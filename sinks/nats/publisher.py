@@ -28,6 +28,8 @@ from bridge.task_groups import first_of, task_group
 from bridge.telemetry.safe_text import one_line
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import (
+    BATCH_ID,
+    IN_PROCESS,
     MESSAGE_ID,
     TOO_LARGE,
     ApiError,
@@ -65,8 +67,8 @@ def always_continue(_: PubAck) -> bool:
 
 
 def continue_unless_rejected(ack: PubAck) -> bool:
-    """Continue until a message is rejected."""
-    return ack.error is None
+    """Continue until a message is rejected for another reason than an id in process, which may apply to many."""
+    return ack.error is None or ack.error.err_code == IN_PROCESS
 
 
 class PublishWindow:
@@ -144,7 +146,8 @@ class PublishWindow:
             if message.wants_ack:
                 self._in_flight[position] = len(message.data)
                 self._in_flight_bytes += len(message.data)
-            await self._connection.publish(message.subject, message.data, message.headers, reply_id)
+            headers = message.headers and self._connection.message_ids.replace(message.headers)
+            await self._connection.publish(message.subject, message.data, headers, reply_id)
             self._progress += 1
         if not self._expected_acks:
             self._set_finished()
@@ -166,6 +169,9 @@ class PublishWindow:
         self._in_flight_bytes -= self._in_flight.pop(position)
         self._progress += 1
         self._has_room.set()
+        headers = self._requests[position].headers
+        if ack.error and ack.error.err_code == IN_PROCESS and headers and BATCH_ID not in headers:
+            self._connection.message_ids.reject(headers, self._connection.clock.now().monotonic)
         if len(self.acks) == self._expected_acks or not self._should_continue(ack):
             self._set_finished()
 
@@ -289,7 +295,7 @@ class JetStreamPublisher:
             self._memory.acknowledge(acks[last].seq)
             self._progress.add_stored(outgoing)
             return []
-        if error.err_code == _DUPLICATE_IN_BATCH:
+        if error.err_code in (_DUPLICATE_IN_BATCH, IN_PROCESS):
             return await self._not_stored(outgoing)
         if error.err_code == _BATCH_TOO_LARGE and self._progress.batch_size > 1:
             self._progress.lower_max_batch()
@@ -316,7 +322,7 @@ class JetStreamPublisher:
         acks = await PublishWindow(self._connection, messages, always_continue).run()
         stored = {item.id for index, item in enumerate(outgoing) if self._is_stored(acks[index], item)}
         if not stored:
-            # The cluster is still replicating a batch with the same records.
+            # The cluster is still replicating a batch with the same records, or has dropped it.
             raise ApiResponseError(f"NATS at {self._connection.address.server} is still processing the same records")
         self._progress.stored |= stored
         return [item for item in outgoing if item.id not in stored]
@@ -324,7 +330,7 @@ class JetStreamPublisher:
     def _is_stored(self, ack: PubAck, message: OutgoingMessage) -> bool:
         if ack.error is None:
             return ack.duplicate
-        if ack.error.err_code == _INVALID_ROLLUP:
+        if ack.error.err_code in (_INVALID_ROLLUP, IN_PROCESS):
             return False
         raise self._rejection(ack.error, message)
 

@@ -93,6 +93,7 @@ class NatsSink:
         finally:
             self._count_resets()
         self._progress.stored.clear()
+        self._connector.message_ids.clear()
 
     async def check_target(self) -> None:
         """Compare the stream and the bucket with what was published, and create them again if they are gone.

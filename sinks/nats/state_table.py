@@ -16,7 +16,7 @@ from bridge.telemetry.rate_limit import RateLimiter
 from bridge.telemetry.safe_text import one_line
 from config.sinks.nats import BUCKET_PREFIX
 from sinks.nats.errors import ApiResponseError
-from sinks.nats.messages import MESSAGE_ID, TOO_LARGE, PubAck, PublishRequest, decode_token, state_key
+from sinks.nats.messages import IN_PROCESS, MESSAGE_ID, TOO_LARGE, PubAck, PublishRequest, decode_token, state_key
 from sinks.nats.publisher import PublishWindow
 from sinks.nats.streams import ensure_bucket, list_subjects
 from sinks.state_table import StateChange, StateKey, TableState, apply_records, group_by_source
@@ -129,4 +129,4 @@ class StateBucket:
 
 
 def _should_continue(ack: PubAck) -> bool:
-    return ack.error is None or ack.error.err_code in TOO_LARGE
+    return ack.error is None or ack.error.err_code in (IN_PROCESS, *TOO_LARGE)

@@ -145,17 +145,14 @@ async def check_streams_under_failures(
 
 
 async def add_streams(peer: Nats, prefix: str, *, replicas: int = 1) -> None:
-    """Create the two streams of ``check_streams_under_failures``.
-
-    A leader that has dropped a message rejects its id for as long as ``duplicate_window`` (error 10158).
-    """
+    """Create the two streams of ``check_streams_under_failures``."""
     async with StreamReader(peer) as reader:
         for name, atomic in ((f"{prefix}_batches", True), (f"{prefix}_single", False)):
             config = StreamConfig(
                 f"WHALEBRIDGE_{name.upper()}",
                 subjects=[f"{name}.>"],
                 num_replicas=replicas,
-                duplicate_window=60,
+                duplicate_window=3600,
                 allow_atomic=atomic,
             )
             await retry_until_available(partial(reader.jetstream.add_stream, config))
