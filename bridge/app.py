@@ -94,27 +94,29 @@ async def run(
         if replaced:
             watch.request_snapshot("on_demand")
 
-    try:
-        async with http_endpoint(settings, status_provider) as open_control_socket, task_group() as tasks:
-            notifying = tasks.create_task(
-                service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
-            )
-            if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
-                service_manager.started()  # before containerd is connected, so that the boot does not wait for it
-                sink_manager.start(tasks, settings, sink_instances)
-                watching = tasks.create_task(watch.run())
-                reloader = SettingsReloader(settings, load, apply)
-                reloading = tasks.create_task(_reload_on_request(reloader, shutdown.reload_requested, service_manager))
-                await shutdown.wait_for_shutdown()
-                service_manager.stopping()
-                await _cancel(watching)
-                await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
-                reloading.cancel()  # only now, because a reload in progress may be replacing a pump
-            notifying.cancel()
-    finally:
-        await sink_manager.close()
-        await client.close()
-        await outbox.close()
+    async with outbox:
+        try:
+            async with http_endpoint(settings, status_provider) as open_control_socket, task_group() as tasks:
+                notifying = tasks.create_task(
+                    service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
+                )
+                if await completes_before_shutdown(shutdown, lambda: outbox.open(open_control_socket), clock):
+                    service_manager.started()  # before containerd is connected, so that the boot does not wait for it
+                    sink_manager.start(tasks, settings, sink_instances)
+                    watching = tasks.create_task(watch.run())
+                    reloader = SettingsReloader(settings, load, apply)
+                    reloading = tasks.create_task(
+                        _reload_on_request(reloader, shutdown.reload_requested, service_manager)
+                    )
+                    await shutdown.wait_for_shutdown()
+                    service_manager.stopping()
+                    await _cancel(watching)
+                    await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
+                    reloading.cancel()  # only now, because a reload in progress may be replacing a pump
+                notifying.cancel()
+        finally:
+            await sink_manager.close()
+            await client.close()
 
 
 @contextlib.asynccontextmanager
@@ -130,16 +132,16 @@ async def run_watch(settings: Settings, sink: Sink) -> AsyncIterator[ContainerWa
     outbox = StoredOutbox(None, [_SINK_ID], clock, _limits(settings.outbox, None))
     watch = ContainerWatch(client, outbox, clock, client_settings, boot_id(), publishes=False)
     pump = Pump(_SINK_ID, sink, outbox, clock, request_snapshot=watch.request_snapshot)
-    try:
-        await outbox.open()
-        async with task_group() as tasks:
-            running = [tasks.create_task(work) for work in (watch.run(), pump.run())]
-            yield watch
-            for task in running:
-                task.cancel()
-    finally:
-        await client.close()
-        await outbox.close()
+    async with outbox:
+        try:
+            await outbox.open()
+            async with task_group() as tasks:
+                running = [tasks.create_task(work) for work in (watch.run(), pump.run())]
+                yield watch
+                for task in running:
+                    task.cancel()
+        finally:
+            await client.close()
 
 
 def _create_client(settings: Settings, for_watch: WatchSettings) -> ContainerdClient:
