@@ -40,7 +40,7 @@ from bridge.telemetry.systemd import SystemdNotifier
 from bridge.watch import ContainerWatch, WatchSettings
 
 if TYPE_CHECKING:
-    from bridge.core.ports import Outbox, Sink
+    from bridge.core.ports import Clock, Outbox, Sink
     from config.setting_groups import OutboxSettings
     from config.settings import Settings
 
@@ -96,7 +96,7 @@ async def run(
 
     async with outbox:
         try:
-            async with http_endpoint(settings, status_provider) as open_control_socket, task_group() as tasks:
+            async with http_endpoint(settings, status_provider, clock) as open_control_socket, task_group() as tasks:
                 notifying = tasks.create_task(
                     service_manager.run(lambda: _describe_state(watch, outbox, sink_manager.pumps))
                 )
@@ -110,7 +110,7 @@ async def run(
                     )
                     await shutdown.wait_for_shutdown()
                     service_manager.stopping()
-                    await _cancel(watching)
+                    await _cancel(watching, clock)
                     await sink_manager.drain(shutdown.seconds_left() - CLOSE_SECONDS)
                     reloading.cancel()  # only now, because a reload in progress may be replacing a pump
                 notifying.cancel()
@@ -232,10 +232,11 @@ async def _reload_on_request(reloader: SettingsReloader, requested: asyncio.Even
         manager.reloaded()
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
+async def _cancel(task: asyncio.Task[None], clock: Clock) -> None:
     """Cancel a task; cancel it again if its cleanup is blocked by a disk that fails."""
     for _ in range(2):
         task.cancel()
-        done, _ = await asyncio.wait([task], timeout=WATCH_STOP_SECONDS)
-        if done:
+        with contextlib.suppress(TimeoutError):
+            async with clock.timeout(WATCH_STOP_SECONDS):
+                await asyncio.wait([task])
             return

@@ -77,7 +77,7 @@ async def first_of(*awaitables: Awaitable[Any]) -> tuple[int, Any]:
     If several are done, the first of them counts. Coroutines become tasks, which are canceled and have ended when this
     function returns; futures and tasks are left alone. For a time limit, use ``Clock.timeout`` around the call.
     """
-    waited = [asyncio.ensure_future(each) for each in awaitables]
+    waited = [asyncio.ensure_future(each) for each in awaitables]  # noqa: TID251 (they end in this function)
     own = [future for future, each in zip(waited, awaitables, strict=True) if future is not each]
     try:
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -95,7 +95,7 @@ async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None, 
     Raises:
         TransientError: The call took longer than ``seconds``.
     """
-    task = asyncio.ensure_future(call())
+    task = asyncio.ensure_future(call())  # noqa: TID251 (a group would wait for a call that ignores cancellation)
     try:
         with contextlib.suppress(TimeoutError):
             async with clock.timeout(seconds):
