@@ -38,6 +38,8 @@ from tests.naming import assert_names, raises_naming
 from tests.outboxes import TIGHT_LIMITS, WIDE_LIMITS, open_outbox
 from tests.records import RecordFactory, sequences
 
+pytestmark = pytest.mark.real_time  # the thread of the database
+
 DAY = 24 * 3600
 PAGE_SIZE = 4096
 
