@@ -192,7 +192,7 @@ def watch_settings(settings: Settings) -> WatchSettings:
         label_rules=_label_rules(settings),
         filter_fingerprint=_filter_fingerprint(settings),
         additional_events=containers.additional_events,
-        keeps_epoch=settings.state_dir is not None,
+        keeps_checkpoint=settings.state_dir is not None,
         snapshot_interval=settings.snapshot.interval.total_seconds(),
     )
 
