@@ -34,7 +34,7 @@ from bridge.outbox.sink_queue import Limits
 from bridge.settings_reload import SettingsReloader
 from bridge.signal_handlers import completes_before_shutdown, install_handlers
 from bridge.status_provider import StatusProvider
-from bridge.task_groups import task_group
+from bridge.task_groups import completes_within, task_group
 from bridge.telemetry import logs
 from bridge.telemetry.systemd import SystemdNotifier
 from bridge.watch import ContainerWatch, WatchSettings
@@ -236,7 +236,5 @@ async def _cancel(task: asyncio.Task[None], clock: Clock) -> None:
     """Cancel a task; cancel it again if its cleanup is blocked by a disk that fails."""
     for _ in range(2):
         task.cancel()
-        with contextlib.suppress(TimeoutError):
-            async with clock.timeout(WATCH_STOP_SECONDS):
-                await asyncio.wait([task])
+        if await completes_within(WATCH_STOP_SECONDS, clock, asyncio.wait([task])):
             return

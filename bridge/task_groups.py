@@ -89,6 +89,15 @@ async def first_of(*awaitables: Awaitable[Any]) -> tuple[int, Any]:
         await asyncio.gather(*own, return_exceptions=True)
 
 
+async def completes_within(seconds: float | None, clock: Clock, call: Awaitable[object]) -> bool:
+    """Return whether a call completes within ``seconds``; otherwise, cancel it."""
+    with contextlib.suppress(TimeoutError):
+        async with clock.timeout(seconds):
+            await call
+        return True
+    return False
+
+
 async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None, clock: Clock) -> T:
     """Return the result of a call; abandon the call after ``seconds`` (None: never), even if it ignores cancellation.
 
@@ -97,9 +106,7 @@ async def with_timeout(call: Callable[[], Awaitable[T]], seconds: float | None, 
     """
     task = asyncio.ensure_future(call())  # noqa: TID251 (a group would wait for a call that ignores cancellation)
     try:
-        with contextlib.suppress(TimeoutError):
-            async with clock.timeout(seconds):
-                await asyncio.wait([task])
+        await completes_within(seconds, clock, asyncio.wait([task]))
     except asyncio.CancelledError:
         await _abandon(task, clock)
         raise
@@ -113,6 +120,4 @@ async def _abandon(task: asyncio.Future[T], clock: Clock) -> None:
     """Cancel a task and wait briefly for its end; its result is ignored."""
     task.cancel()
     task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    with contextlib.suppress(TimeoutError):
-        async with clock.timeout(CANCEL_GRACE_SECONDS):
-            await asyncio.wait([task])
+    await completes_within(CANCEL_GRACE_SECONDS, clock, asyncio.wait([task]))

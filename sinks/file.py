@@ -26,6 +26,7 @@ import structlog
 
 from bridge.blocking_worker import BlockingWorker
 from bridge.core.errors import BridgeError, FatalError, TransientError
+from bridge.task_groups import completes_within
 from sinks.encoding import get_encoding
 
 if TYPE_CHECKING:
@@ -83,9 +84,7 @@ class FileSink:
 
     async def close(self) -> None:
         """Close the file and stop the thread; a thread that hangs is abandoned."""
-        with contextlib.suppress(TimeoutError):
-            async with self._clock.timeout(CLOSE_SECONDS):
-                await self._worker.run(self._file.close)
+        await completes_within(CLOSE_SECONDS, self._clock, self._worker.run(self._file.close))
         await self._worker.close()
 
 

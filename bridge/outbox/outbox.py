@@ -17,7 +17,6 @@ keeps its cursor for a day of uptime, or until its space is needed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -36,6 +35,7 @@ from bridge.outbox.memory_store import MemoryStore
 from bridge.outbox.sink_queue import Batch, Limits, LossRange, PositionRange, SinkQueue, rejection_losses
 from bridge.outbox.state_directory import StateDirectory
 from bridge.outbox.writer import REMOVED_SINK_RETENTION_SECONDS, ReadCache, Writer
+from bridge.task_groups import completes_within
 from bridge.telemetry.rate_limit import RateLimiter
 
 READ_BYTES = 1024 * 1024
@@ -88,9 +88,8 @@ class StoredOutbox:
             self._writer_task.cancel()
             await asyncio.wait([self._writer_task])
             await self._finish_writing()
-        with contextlib.suppress(TimeoutError):  # a slow disk, or opening in progress: the end of the process unlocks
-            async with self._clock.timeout(RELEASE_SECONDS):
-                await self._worker.close()
+        # It may be slow, or opening may be in progress: then the end of the process unlocks.
+        await completes_within(RELEASE_SECONDS, self._clock, self._worker.close())
         await self._tasks.__aexit__(None, None, None)
 
     async def open(self, on_locked: Callable[[Path], Awaitable[None]] | None = None) -> None:

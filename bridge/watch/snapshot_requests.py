@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from bridge.core.ports import Clock
 from bridge.core.records import SnapshotReason
+from bridge.task_groups import completes_within
 
 _PRIORITY: tuple[SnapshotReason, ...] = ("filters_changed", "overflow", "second_bridge", "on_demand")
 
@@ -59,9 +60,7 @@ class SnapshotRequests:
 
     async def wait(self, seconds: float) -> SnapshotRequest | None:
         """Wait for requests and return them, now in progress; return None after ``seconds`` without any."""
-        with contextlib.suppress(TimeoutError):
-            async with self._clock.timeout(seconds):
-                await self._changed.wait()
+        await completes_within(seconds, self._clock, self._changed.wait())
         self._changed.clear()
         if not self._pending.reasons:
             return None

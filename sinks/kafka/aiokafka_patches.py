@@ -23,7 +23,7 @@ from aiokafka.protocol.metadata import MetadataRequest_v4, MetadataRequest_v5
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 
 from bridge.core.errors import TransientError
-from bridge.task_groups import with_timeout
+from bridge.task_groups import completes_within, with_timeout
 
 if TYPE_CHECKING:
     from bridge.core.ports import Clock
@@ -40,16 +40,8 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
     """An idempotent producer with ``acks=all``, whose batches may be as large as a request."""
 
     def __init__(
-        self,
-        servers: list[str],
-        *,
-        compression: str | None,
-        max_bytes: int,
-        request_timeout: float,
-        clock: Clock,
-        **options: Any,
+        self, servers: list[str], *, compression: str | None, max_bytes: int, request_timeout: float, **options: Any
     ) -> None:
-        self._clock = clock
         super().__init__(
             bootstrap_servers=servers,
             enable_idempotence=True,
@@ -61,7 +53,7 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             **options,
         )
 
-    async def abandon(self) -> None:
+    async def abandon(self, clock: Clock) -> None:
         """Stop in a bounded time, without waiting for deliveries in flight (issue 1101).
 
         ``stop()`` waits until everything is delivered, which with a dead broker is never; an interrupted stop leaves
@@ -74,13 +66,10 @@ class Producer(AIOKafkaProducer):  # type: ignore[misc] # aiokafka has no types
             if sender is None or sender.done():
                 break
             sender.cancel()
-            with contextlib.suppress(TimeoutError):
-                async with self._clock.timeout(STOP_STEP_SECONDS / _MAX_CANCELS):
-                    await asyncio.wait([sender])
+            await completes_within(STOP_STEP_SECONDS / _MAX_CANCELS, clock, asyncio.wait([sender]))
         self._fail_batches()
         with contextlib.suppress(Exception):  # errors of abandoned deliveries
-            async with self._clock.timeout(STOP_STEP_SECONDS):
-                await self.stop()
+            await completes_within(STOP_STEP_SECONDS, clock, self.stop())
 
     def _fail_batches(self) -> None:
         accumulator = self._message_accumulator
@@ -119,15 +108,14 @@ async def stop_consumer(consumer: AIOKafkaConsumer, clock: Clock) -> None:
 
 async def abort(connection: AIOKafkaConnection) -> None:
     """Close a connection without waiting for the server, which may hang (no issue)."""
-    if _abort_transport(connection):
+    if connection._writer is not None:  # otherwise it is closed
+        _abort_transport(connection)
         await asyncio.wait([connection.close()])
 
 
-def _abort_transport(connection: AIOKafkaConnection) -> bool:
-    if connection._writer is None:  # closed already
-        return False
-    connection._writer.transport.abort()
-    return True
+def _abort_transport(connection: AIOKafkaConnection) -> None:
+    if connection._writer is not None:
+        connection._writer.transport.abort()
 
 
 # --- an error that aiokafka does not know (no issue) ---

@@ -10,6 +10,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.offset import OffsetRequest
 
+from bridge.clock import shuffled
 from bridge.core.errors import TransientError
 from sinks.kafka import admin, auth
 from sinks.kafka.admin import REQUEST_SECONDS, Topic, TopicMetadata
@@ -81,7 +82,7 @@ class KafkaConnector:
     async def _close_abandoned(self) -> None:
         while self._abandoned:
             producer = self._abandoned[0]
-            await producer.abandon()
+            await producer.abandon(self._clock)
             with contextlib.suppress(ValueError):  # a concurrent close() may have removed it
                 self._abandoned.remove(producer)
 
@@ -115,13 +116,12 @@ class KafkaConnector:
             compression=None if settings.compression == "none" else settings.compression,
             max_bytes=self.max_batch_bytes,
             request_timeout=min(REQUEST_SECONDS, settings.request_timeout.total_seconds()),
-            clock=self._clock,
             **options,
         )
         try:
             await start_client(producer)
         except BaseException:
-            await producer.abandon()
+            await producer.abandon(self._clock)
             raise
         return KafkaConnection(producer, topics, options, self._clock)
 
@@ -136,7 +136,7 @@ class _ProducerConnection:
     async def send(self, request: Any) -> Any:
         """Send a request to any broker that is connected."""
         brokers = [broker.nodeId for broker in self._client.cluster.brokers()]
-        for broker in sorted(brokers, key=lambda _: self._clock.random()):
+        for broker in shuffled(brokers, self._clock):
             if await self._client.ready(broker):
                 return await self._client.send(broker, request)
         raise KafkaConnectionError("no broker is reachable at a known address")

@@ -7,7 +7,6 @@ Therefore the first occurrences of records are in order after any failure (P5 in
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from msgspec import Struct
 
 from bridge.core.errors import RejectedRecordError, TransientError
 from bridge.core.time import MILLISECOND
-from bridge.task_groups import first_of
+from bridge.task_groups import completes_within, first_of
 from bridge.telemetry.rate_limit import RateLimiter
 from sinks.kafka.admin import Topic, TopicMetadata
 from sinks.kafka.connection import (
@@ -115,11 +114,7 @@ class TopicPublisher:
         """
         delay = FIRST_LOOKUP_SECONDS
         try:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with self._clock.timeout(delay):
-                        await first_of(delivery)
-                    return
+            while not await completes_within(delay, self._clock, first_of(delivery)):
                 if await has_moved(connection, topic, partition, self._settings) and not delivery.done():
                     raise KafkaConnectionError(f"partition {partition} has moved to another broker or address")
                 delay = LOOKUP_SECONDS

@@ -26,6 +26,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
+from bridge.clock import shuffled
 from bridge.core.errors import TransientError
 from bridge.task_groups import first_of, with_timeout
 from config.sinks.common import host_and_port
@@ -61,16 +62,11 @@ class NatsConnection:
     """A connection that is usable until ``failed`` is done; its result is the reason."""
 
     def __init__(
-        self,
-        client: TlsEnforcingClient,
-        address: ServerAddress,
-        error_messages: ErrorMessages,
-        clock: Clock,
-        message_ids: MessageIds,
+        self, client: TlsEnforcingClient, address: ServerAddress, error_messages: ErrorMessages, owner: ServerConnector
     ) -> None:
         self.address = address
-        self.clock = clock
-        self.message_ids = message_ids
+        self.clock = owner.clock
+        self.message_ids = owner.message_ids
         self.timeout = error_messages.timeout
         self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._client = client
@@ -80,9 +76,7 @@ class NatsConnection:
         self._inbox = ""
 
     @classmethod
-    async def open(
-        cls, settings: NatsSettings, address: ServerAddress, clock: Clock, message_ids: MessageIds
-    ) -> NatsConnection:
+    async def open(cls, settings: NatsSettings, address: ServerAddress, owner: ServerConnector) -> NatsConnection:
         """Connect; read the files of the settings again.
 
         Raises:
@@ -92,7 +86,7 @@ class NatsConnection:
         certificate = f"tls.cert_file {settings.tls.cert_file}" if settings.tls.cert_file else ""
         seconds = settings.timeout.total_seconds()
         messages = ErrorMessages(address.server, seconds, auth.configured_credentials(settings.auth), certificate)
-        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, clock, message_ids)
+        connection = cls(TlsEnforcingClient(require_tls=require_tls), address, messages, owner)
         options = {**auth.connect_options(settings.auth), "tls_handshake_first": settings.tls.handshake_first}
         if require_tls:
             options["tls"] = tls_context(settings.tls)
@@ -277,7 +271,7 @@ class ServerConnector:
 
     def __init__(self, settings: NatsSettings, clock: Clock) -> None:
         self._settings = settings
-        self._clock = clock
+        self.clock = clock
         self.message_ids = MessageIds()
         self._configured = [parse_address(server) for server in settings.servers]
         self._discovered_servers: list[ServerAddress] = []
@@ -291,7 +285,7 @@ class ServerConnector:
         reasons: dict[str, None] = {}
         for address in self._candidates():
             try:
-                return await NatsConnection.open(self._settings, address, self._clock, self.message_ids)
+                return await NatsConnection.open(self._settings, address, self)
             except TransientError as error:
                 reasons[str(error)] = None
         raise TransientError("; ".join(reasons))
@@ -303,8 +297,5 @@ class ServerConnector:
     def _candidates(self) -> list[ServerAddress]:
         known = {each.server for each in self._configured}
         others = [each for each in self._discovered_servers if each.server not in known]
-
-        def by_chance(_: ServerAddress) -> float:  # so that bridges spread over the cluster
-            return self._clock.random()
-
-        return [*sorted(self._configured, key=by_chance), *sorted(others, key=by_chance)]
+        # Random order, so that bridges spread over the cluster.
+        return [*shuffled(self._configured, self.clock), *shuffled(others, self.clock)]

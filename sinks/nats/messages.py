@@ -110,33 +110,30 @@ class PublishRequest(NamedTuple):
 
 
 class MessageIds:
-    """Gives messages another id whose own ids the servers keep rejecting as in process.
+    """Other ids for messages whose own ids the servers keep rejecting as in process.
 
     A leader that steps down can drop a message, and still reject its id until the duplicate window is over, an hour by
-    default. Consumers recognize repetitions by the record, so a message that is stored after all does no harm. The
-    message with the other id is stored after it, so the order remains.
+    default. If the first message is stored after all, it is stored before the other one, and consumers skip the latter.
     """
 
     def __init__(self) -> None:
-        self._replacements: dict[str, str] = {}
-        self._rejected_since: dict[str, int] = {}
+        self._rejected: dict[str, tuple[str, int]] = {}  # the id to send, and since when it is rejected
 
     def replace(self, headers: dict[str, str]) -> dict[str, str]:
         """Return the headers to send."""
-        replacement = self._replacements.get(headers.get(MESSAGE_ID, "")) if self._replacements else None
-        return headers if replacement is None else {**headers, MESSAGE_ID: replacement}
+        rejected = self._rejected.get(headers.get(MESSAGE_ID, "")) if self._rejected else None
+        return headers if rejected is None else {**headers, MESSAGE_ID: rejected[0]}
 
     def reject(self, headers: dict[str, str], now: int) -> None:
         """Remember a rejection at a time of the monotonic clock; after ``IN_PROCESS_SECONDS``, replace the id."""
         id_ = headers[MESSAGE_ID]
-        sent = self._replacements.get(id_, id_)
-        if now - self._rejected_since.setdefault(sent, now) >= IN_PROCESS_SECONDS * SECOND:
-            self._replacements[id_] = f"{sent}~"
+        sent, since = self._rejected.setdefault(id_, (id_, now))
+        if now - since >= IN_PROCESS_SECONDS * SECOND:
+            self._rejected[id_] = (f"{sent}~", now)
 
     def clear(self) -> None:
         """Forget all messages: they are stored."""
-        self._replacements.clear()
-        self._rejected_since.clear()
+        self._rejected.clear()
 
 
 def build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishRequest]:

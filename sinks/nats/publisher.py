@@ -16,7 +16,6 @@ and nats-server 2.15.2 stops the stream.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bridge.core.errors import RejectedRecordError, TransientError
-from bridge.task_groups import first_of, task_group
+from bridge.task_groups import completes_within, first_of, task_group
 from bridge.telemetry.safe_text import one_line
 from sinks.nats.errors import ApiResponseError
 from sinks.nats.messages import (
@@ -114,30 +113,17 @@ class PublishWindow:
         return self.acks
 
     async def _wait_finished(self) -> None:
+        connection, seconds = self._connection, self._connection.timeout
         while not self._finished.done():
             before = self._progress
-            with contextlib.suppress(TimeoutError):
-                async with self._connection.clock.timeout(self._connection.timeout):
-                    await first_of(self._finished, self._connection.failed)
+            await completes_within(seconds, connection.clock, first_of(self._finished, connection.failed))
             if self._finished.done():
                 return
-            self._connection.raise_if_failed()
+            connection.raise_if_failed()
             if self._progress == before:
-                raise TransientError(
-                    f"NATS at {self._connection.address.server}: "
-                    f"no acknowledgment within {self._connection.timeout:g} s"
-                )
+                raise TransientError(f"NATS at {connection.address.server}: no acknowledgment within {seconds:g} s")
 
     async def _send(self) -> None:
-        try:
-            await self._send_all()
-        except Exception as error:
-            if not self._finished.done():
-                self._connection.raise_if_failed()
-                text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
-                raise TransientError(text) from error
-
-    async def _send_all(self) -> None:
         for position, message in enumerate(self._requests):
             await self._wait_for_room(len(message.data))
             if self._finished.done():
@@ -147,7 +133,14 @@ class PublishWindow:
                 self._in_flight[position] = len(message.data)
                 self._in_flight_bytes += len(message.data)
             headers = message.headers and self._connection.message_ids.replace(message.headers)
-            await self._connection.publish(message.subject, message.data, headers, reply_id)
+            try:
+                await self._connection.publish(message.subject, message.data, headers, reply_id)
+            except Exception as error:
+                if self._finished.done():
+                    return
+                self._connection.raise_if_failed()
+                text = f"sending to NATS at {self._connection.address.server} failed: {one_line(error)}"
+                raise TransientError(text) from error
             self._progress += 1
         if not self._expected_acks:
             self._set_finished()

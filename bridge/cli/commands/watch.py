@@ -68,7 +68,6 @@ async def _watch(settings: Settings) -> None:
 async def _draw(settings: Settings) -> None:
     import asyncio
     import signal
-    from contextlib import suppress
 
     from rich.console import Console
     from rich.live import Live
@@ -76,6 +75,7 @@ async def _draw(settings: Settings) -> None:
     from bridge import app
     from bridge.cli.watch_screen import Screen
     from bridge.clock import SystemClock
+    from bridge.task_groups import completes_within
 
     screen, console, clock = Screen(settings.containerd.address), Console(highlight=False), SystemClock()
     asyncio.get_running_loop().add_signal_handler(signal.SIGWINCH, screen.changed.set)
@@ -87,7 +87,5 @@ async def _draw(settings: Settings) -> None:
                 width, height = console.size
                 live.update(screen.page(width=width, height=height, last_error=last_error), refresh=True)
                 await clock.sleep(MIN_REDRAW_SECONDS)
-                with suppress(TimeoutError):
-                    async with clock.timeout(MAX_REDRAW_SECONDS):
-                        await screen.changed.wait()
+                await completes_within(MAX_REDRAW_SECONDS, clock, screen.changed.wait())
                 screen.changed.clear()

@@ -69,7 +69,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(str(context)))
     client: Any
     if kind == "producer":
-        client = Producer([broker.address], compression=None, max_bytes=1000, request_timeout=60, clock=CLOCK)
+        client = Producer([broker.address], compression=None, max_bytes=1000, request_timeout=60)
     else:
         client = AIOKafkaConsumer(bootstrap_servers=[broker.address])
     starting = asyncio.ensure_future(start_client(client))
@@ -77,7 +77,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await (client.abandon() if kind == "producer" else stop_consumer(client, CLOCK))
+    await (client.abandon(CLOCK) if kind == "producer" else stop_consumer(client, CLOCK))
     del starting, client
     gc.collect()
     assert errors == []
@@ -85,7 +85,7 @@ async def test_kafka_client_leaves_nothing_when_start_is_canceled(broker: Unresp
 
 
 async def test_aiokafka_has_internals_that_patches_use() -> None:
-    producer = Producer(["k1:9092"], compression=None, max_bytes=1000, request_timeout=1, clock=CLOCK)
+    producer = Producer(["k1:9092"], compression=None, max_bytes=1000, request_timeout=1)
     consumer = AIOKafkaConsumer(bootstrap_servers=["k1:9092"])
     accumulator = producer._message_accumulator
     owners = {
@@ -98,11 +98,11 @@ async def test_aiokafka_has_internals_that_patches_use() -> None:
         "_client": consumer,
         "_writer": AIOKafkaConnection("k1", 9092),
     }
-    check_internals(aiokafka_patches, {"_clock", "_fail_batches", "_topic"}, owners)
+    check_internals(aiokafka_patches, {"_fail_batches", "_topic"}, owners)
     assert hasattr(Sender, "sender_task")
     assert hasattr(accumulator, "fail_all")
     assert "bootstrap_conn" in AIOKafkaClient.bootstrap.__code__.co_varnames, "see start_client()"
-    await producer.abandon()
+    await producer.abandon(CLOCK)
     await stop_consumer(consumer, CLOCK)
 
 
