@@ -119,9 +119,12 @@ class MessageIds:
     def __init__(self) -> None:
         self._rejected: dict[str, tuple[str, int]] = {}  # the id to send, and since when it is rejected
 
+    def __bool__(self) -> bool:
+        return bool(self._rejected)
+
     def replace(self, headers: dict[str, str]) -> dict[str, str]:
         """Return the headers to send."""
-        rejected = self._rejected.get(headers.get(MESSAGE_ID, "")) if self._rejected else None
+        rejected = self._rejected.get(headers.get(MESSAGE_ID, ""))
         return headers if rejected is None else {**headers, MESSAGE_ID: rejected[0]}
 
     def reject(self, headers: dict[str, str], now: int) -> None:

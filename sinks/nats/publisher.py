@@ -124,6 +124,8 @@ class PublishWindow:
                 raise TransientError(f"NATS at {connection.address.server}: no acknowledgment within {seconds:g} s")
 
     async def _send(self) -> None:
+        message_ids = self._connection.message_ids
+        any_rejected = bool(message_ids)
         for position, message in enumerate(self._requests):
             await self._wait_for_room(len(message.data))
             if self._finished.done():
@@ -132,7 +134,7 @@ class PublishWindow:
             if message.wants_ack:
                 self._in_flight[position] = len(message.data)
                 self._in_flight_bytes += len(message.data)
-            headers = message.headers and self._connection.message_ids.replace(message.headers)
+            headers = message_ids.replace(message.headers) if any_rejected and message.headers else message.headers
             try:
                 await self._connection.publish(message.subject, message.data, headers, reply_id)
             except Exception as error:
@@ -162,9 +164,10 @@ class PublishWindow:
         self._in_flight_bytes -= self._in_flight.pop(position)
         self._progress += 1
         self._has_room.set()
-        headers = self._requests[position].headers
-        if ack.error and ack.error.err_code == IN_PROCESS and headers and BATCH_ID not in headers:
-            self._connection.message_ids.reject(headers, self._connection.clock.now().monotonic)
+        if ack.error is not None and ack.error.err_code == IN_PROCESS:
+            headers = self._requests[position].headers
+            if headers and BATCH_ID not in headers:  # of a batch, any message may be the one
+                self._connection.message_ids.reject(headers, self._connection.clock.now().monotonic)
         if len(self.acks) == self._expected_acks or not self._should_continue(ack):
             self._set_finished()
 
