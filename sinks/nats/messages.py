@@ -109,34 +109,24 @@ class PublishRequest(NamedTuple):
     wants_ack: bool = True
 
 
-class MessageIds:
-    """Other ids for messages whose own ids the servers keep rejecting as in process.
+class MessageIds(dict[str, tuple[str, int]]):
+    """Ids that the servers reject as in process: the id to send instead, and since when that is rejected.
 
     A leader that steps down can drop a message, and still reject its id until the duplicate window is over, an hour by
     default. If the first message is stored after all, it is stored before the other one, and consumers skip the latter.
     """
 
-    def __init__(self) -> None:
-        self._rejected: dict[str, tuple[str, int]] = {}  # the id to send, and since when it is rejected
-
-    def __bool__(self) -> bool:
-        return bool(self._rejected)
-
     def replace(self, headers: dict[str, str]) -> dict[str, str]:
         """Return the headers to send."""
-        rejected = self._rejected.get(headers.get(MESSAGE_ID, ""))
-        return headers if rejected is None else {**headers, MESSAGE_ID: rejected[0]}
+        id_ = headers.get(MESSAGE_ID, "")
+        return {**headers, MESSAGE_ID: self[id_][0]} if id_ in self else headers
 
     def reject(self, headers: dict[str, str], now: int) -> None:
         """Remember a rejection at a time of the monotonic clock; after ``IN_PROCESS_SECONDS``, replace the id."""
         id_ = headers[MESSAGE_ID]
-        sent, since = self._rejected.setdefault(id_, (id_, now))
+        sent, since = self.setdefault(id_, (id_, now))
         if now - since >= IN_PROCESS_SECONDS * SECOND:
-            self._rejected[id_] = (f"{sent}~", now)
-
-    def clear(self) -> None:
-        """Forget all messages: they are stored."""
-        self._rejected.clear()
+            self[id_] = (f"{sent}~", now)
 
 
 def build_atomic_batch(outgoing: Sequence[OutgoingMessage]) -> list[PublishRequest]:

@@ -124,8 +124,7 @@ class PublishWindow:
                 raise TransientError(f"NATS at {connection.address.server}: no acknowledgment within {seconds:g} s")
 
     async def _send(self) -> None:
-        message_ids = self._connection.message_ids
-        any_rejected = bool(message_ids)
+        replace_ids = self._connection.message_ids.replace if self._connection.message_ids else None
         for position, message in enumerate(self._requests):
             await self._wait_for_room(len(message.data))
             if self._finished.done():
@@ -134,7 +133,7 @@ class PublishWindow:
             if message.wants_ack:
                 self._in_flight[position] = len(message.data)
                 self._in_flight_bytes += len(message.data)
-            headers = message_ids.replace(message.headers) if any_rejected and message.headers else message.headers
+            headers = replace_ids(message.headers) if replace_ids and message.headers else message.headers
             try:
                 await self._connection.publish(message.subject, message.data, headers, reply_id)
             except Exception as error:
@@ -230,7 +229,10 @@ class JetStreamPublisher:
             while remaining:
                 size = self._next_batch_size(remaining)
                 chunk, remaining = remaining[:size], remaining[size:]
-                remaining = await self._publish_batch(chunk) + remaining
+                if self._atomic and len(chunk) > 1:
+                    remaining = await self._publish_atomic(chunk) + remaining
+                else:
+                    await self._publish_individually(chunk)
         except (ApiResponseError, RejectedRecordError):
             raise
         except BaseException:  # a timeout of the pump cancels this
@@ -274,15 +276,8 @@ class JetStreamPublisher:
                 return count
         return min(len(outgoing), limit)
 
-    async def _publish_batch(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Publish messages together; return those to publish again, after the method has been adapted to the server."""
-        if self._atomic and len(outgoing) > 1:
-            return await self._publish_atomic(outgoing)
-        await self._publish_individually(outgoing)
-        return []
-
     async def _publish_atomic(self, outgoing: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        """Publish an atomic batch; return the messages to publish again."""
+        """Publish an atomic batch; return those to publish again, after the method has been adapted to the server."""
         last = len(outgoing) - 1
         acks = await PublishWindow(self._connection, build_atomic_batch(outgoing), continue_unless_rejected).run()
         error = next((ack.error for ack in acks.values() if ack.error), None)
